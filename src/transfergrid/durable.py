@@ -1,0 +1,186 @@
+"""The one writer of files that must survive: temporary name in the same folder, fsync, rename, fsync of the folder.
+
+A final name that exists is a whole file. A reader never needs a lock; a writer that is killed leaves only a temporary
+file, which sweep() removes once its owner is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transfergrid.errors import MachineError, StoreFull
+
+
+def temporary_beside(final: Path) -> Path:
+    """A name in the same folder that no other process or attempt uses; starts with a dot, ends with `.tmp`."""
+    return final.with_name(f".{final.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def publish(temporary: Path, final: Path) -> None:
+    """Make a written file durable under its final name, replacing what was there."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, final)
+    fsync_folder(final.parent)
+
+
+def write_with(final: Path, write: Callable[[Path], None]) -> None:
+    """Call write(temporary) and publish the result as `final`; on any error nothing is left and `final` is untouched."""
+    make_folder(final.parent)
+    temporary = temporary_beside(final)
+    try:
+        with explained(final):
+            write(temporary)
+            publish(temporary, final)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+
+
+def write_bytes(final: Path, content: bytes) -> None:
+    write_with(final, lambda temporary: _write_all(temporary, content))
+
+
+def write_json(final: Path, value: Any) -> None:
+    """Readable JSON: sorted keys, two spaces, NaN refused."""
+    write_bytes(final, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def claim(final: Path, content: bytes) -> bool:
+    """Create `final` with this content if and only if it does not exist yet; True for the one caller who did.
+
+    The content is whole as soon as the name is visible: a temporary file is hard-linked to its final name.
+    """
+    make_folder(final.parent)
+    temporary = temporary_beside(final)
+    with explained(final):
+        try:
+            _write_all(temporary, content)
+            try:
+                os.link(temporary, final)
+            except FileExistsError:
+                return False
+            fsync_folder(final.parent)
+            return True
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+@contextlib.contextmanager
+def lock(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the kernel lock on a file that is there for nothing else; yields whether it was obtained.
+
+    The kernel releases it when its holder ends, however it ends. Correctness never depends on it: on a shared file
+    system it may be local to a node, so what it guards is fenced by attempt numbers or content-addressed as well.
+    """
+    make_folder(path.parent)
+    with explained(path):
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a live process holds lock(path)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents with the parent's group permissions (setgid), as a shared store needs."""
+    if folder.is_dir():
+        return
+    with explained(folder):
+        make_folder(folder.parent)
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
+            mode = folder.parent.stat().st_mode
+            with contextlib.suppress(PermissionError):
+                folder.chmod((folder.stat().st_mode | (mode & 0o2070)) & 0o7777)
+
+
+def sweep(folder: Path) -> None:
+    """Remove temporary files of ended processes of this machine; those of other machines are left alone."""
+    here = f".{socket.gethostname()}"
+    if not folder.is_dir():
+        return
+    for path in folder.glob(".*.tmp"):
+        owner, pid, *_ = [*path.name.rsplit(".", 3), ""]
+        if owner.endswith(here) and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            with contextlib.suppress(FileNotFoundError):
+                path.unlink()
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals to write into errors that name the path and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreFull(f"no space left for {path} ({_free(path)} free); free some space and launch again") from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise MachineError(f"{path} is not writable; give another store.dir= or cache.dir=") from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST) and not isinstance(error, FileExistsError):
+            raise MachineError(f"{path} cannot be made: a file stands where a folder is needed") from error
+        raise
+
+
+def _free(path: Path) -> str:
+    for folder in (path, *path.parents):
+        with contextlib.suppress(OSError):
+            stat = os.statvfs(folder)
+            return f"{stat.f_bavail * stat.f_frsize / 1e6:.0f} MB"
+    return "unknown"
+
+
+def _write_all(path: Path, content: bytes) -> None:
+    with open(path, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

@@ -1,0 +1,120 @@
+"""Every file and folder name of the store and the cache, spelled once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transfergrid.specs import FeatureKey, Runtime, safe_name
+
+
+@dataclass(frozen=True, slots=True)
+class CachePaths:
+    """What can be computed again: features, data sets, downloaded weights, compiled kernels, timm's catalog entries."""
+
+    root: Path
+
+    def features(self, key: FeatureKey) -> Path:
+        """cache/features/<dataset>/<split>/<backbone>-<key>.h5"""
+        folder = self.root / "features" / safe_name(key.dataset.name) / key.split
+        return folder / f"{safe_name(key.backbone.name)[:60]}-{key.digest}.h5"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "weights"
+
+    @property
+    def catalog(self) -> Path:
+        return self.root / "catalog"
+
+    @property
+    def folder_hashes(self) -> Path:
+        """Kept content hashes of image folders, one JSON file each."""
+        return self.root / "catalog" / "folders"
+
+
+@dataclass(frozen=True, slots=True)
+class StorePaths:
+    """What must be kept: runs, grids, reports, launches, W&B files."""
+
+    root: Path
+
+    def run(self, run_id: str) -> RunPaths:
+        return RunPaths(self.root / "runs" / run_id)
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    def grid(self, name: str) -> Path:
+        return self.root / "grids" / f"{safe_name(name)}.json"
+
+    def report(self, name: str) -> Path:
+        return self.root / "reports" / safe_name(name)
+
+    @property
+    def launches(self) -> Path:
+        return self.root / "launches"
+
+    @property
+    def wandb(self) -> Path:
+        return self.root / "wandb"
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """results/runs/<run_id>/: at most 12 files once the run has finished."""
+
+    root: Path
+
+    @property
+    def spec(self) -> Path:
+        return self.root / "spec.json"
+
+    @property
+    def lock(self) -> Path:
+        """The kernel lock that a running attempt holds; the file itself means nothing."""
+        return self.root / ".lock"
+
+    @property
+    def attempts(self) -> Path:
+        return self.root / "attempts"
+
+    def attempt(self, number: int) -> Path:
+        return self.attempts / f"{number:03d}.json"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        return self.root / "weights.pt"
+
+    @property
+    def predictions(self) -> Path:
+        return self.root / "predictions.npz"
+
+    @property
+    def record(self) -> Path:
+        return self.root / "record.json"
+
+    @property
+    def log(self) -> Path:
+        return self.root / "log.txt"
+
+
+def store_paths(runtime: Runtime) -> StorePaths:
+    return StorePaths(Path(runtime.store_dir))
+
+
+def cache_paths(runtime: Runtime) -> CachePaths:
+    return CachePaths(Path(runtime.cache_dir))

@@ -1,0 +1,398 @@
+"""The nouns of a grid, frozen, and their identities.
+
+A field stands in RunSpec if and only if it changes the numbers beyond rounding; where and how a run is carried out
+(device, workers, folders, partition, W&B mode) stands in Runtime. So an identity is a hash over *all* fields, never
+over a difference from some default, and there is no list of fields to leave out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import lru_cache
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+Phase = Literal["extract", "probe", "finetune", "scratch", "evaluate"]
+PHASES: tuple[Phase, ...] = ("extract", "probe", "finetune", "scratch", "evaluate")
+Protocol = Literal["fair", "published"]
+Split = Literal["train", "val", "test"]
+
+RANDOM_RULE_VERSION = 1  # of weights=random: constructor under a seed, then BatchNorm statistics from seeded noise
+FEATURE_FORMAT_VERSION = 1  # of the HDF5 layout and of everything else a FeatureKey does not name
+VAL_FRACTION = 0.1
+
+
+# ---------------------------------------------------------------------------------------------------- what is used
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsSpec:
+    """What a backbone starts from.
+
+    label: what tables show (`IMAGENET1K_V1`, `random`, a file's name, `builtin`).
+    identity: what makes it what it is: `tag:<file name with torchvision's own hash>`, `random:v<rule>:<seed>`,
+    `file:<sha256>`, `builtin:<sha256>`. Where the bytes lie is the Runtime's business.
+    """
+
+    label: str
+    identity: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreprocessSpec:
+    """uint8 RGB image of any size -> normalised float32 (3, crop_px, crop_px).
+
+    mode `direct`: resize to crop_px x crop_px whatever the aspect ratio; `recipe`: resize the shorter edge to
+    resize_px, then centre-crop crop_px (the weights' own published transform). Interpolation on uint8 with antialias,
+    bit-equal to PIL on the CPU; grey images are repeated to three channels. mean and std are in units of [0, 1].
+    """
+
+    mode: Literal["direct", "recipe"]
+    resize_px: int
+    crop_px: int
+    interpolation: Literal["bilinear", "bicubic"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    antialias: bool = True
+    channels: Literal["rgb"] = "rgb"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackboneSpec:
+    """A feature extractor f(x) -> (N, D): name in the catalog, where it is tapped, its weights, what it is fed."""
+
+    name: str
+    tap: str
+    weights: WeightsSpec
+    preprocess: PreprocessSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetSpec:
+    """name: as paths and tables show it. kind: the module in `data/`. fingerprint: published checksums or content hash.
+
+    max_images: at most so many per split, class shares kept; None = all.
+    """
+
+    name: str
+    kind: str
+    fingerprint: str
+    num_classes: int
+    max_images: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureKey:
+    """Identity of one cached feature file: one backbone over one split. Any change is a miss, never a warning."""
+
+    backbone: BackboneSpec
+    dataset: DatasetSpec
+    split: Split
+    bn_statistics: Literal["imagenet", "target"]
+    precision: Literal["fp32", "bf16"]
+    storage: Literal["float16", "float32"]
+    version: int = FEATURE_FORMAT_VERSION
+
+    @property
+    def digest(self) -> str:
+        """16 hex digits of sha256 over all fields."""
+        return digest(self, 16)
+
+
+# --------------------------------------------------------------------------------------------------- how it is run
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExtractSettings:
+    """bn_statistics `target`: BatchNorm re-estimated in one pass over the training images, without labels, then fixed."""
+
+    bn_statistics: Literal["imagenet", "target"] = "imagenet"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    storage: Literal["float16", "float32"] = "float16"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """What every trained phase has. Sizes are in pixels of the image's own size unless augment_at says `input`.
+
+    micro_batch: forward passes over so many images at a time within one step, so BatchNorm sees only those.
+    selection: `last` epoch, or `best_on_test` (only under protocol `published`).
+    test_bn: `batch` evaluates with the statistics of the batch at hand, as code that forgets `eval()` does.
+    """
+
+    epochs: int
+    batch_size: int
+    drop_last: bool
+    micro_batch: int | None
+    precision: Literal["fp32", "bf16"]
+    optimizer: Literal["sgd", "adam", "adamw"]
+    momentum: float
+    nesterov: bool
+    decay_norm_and_bias: bool
+    lookahead: bool
+    lookahead_k: int
+    lookahead_alpha: float
+    schedule: Literal["constant", "step", "cosine", "onecycle"]
+    warmup_fraction: float
+    step_epochs: tuple[int, ...]
+    step_gamma: float
+    final_lr_fraction: float
+    label_smoothing: float
+    ema_decay: float | None
+    flip: bool
+    shift_px: int
+    rotation_deg: float
+    cutout_px: int
+    augment_at: Literal["native", "input"]
+    test_bn: Literal["running", "batch"]
+    selection: Literal["last", "best_on_test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSettings(TrainSettings):
+    """The head alone. One (learning rate, weight decay) of `lrs` x `weight_decays` is chosen on val.
+
+    source `features`: on cached features; `images`: forward pass, augmentation and `bn=train` as some studies did.
+    """
+
+    lrs: tuple[float, ...]
+    weight_decays: tuple[float, ...]
+    source: Literal["features", "images"]
+    bn: Literal["train", "eval"]
+    aux_loss_weight: float
+    lbfgs: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinetuneSettings(TrainSettings):
+    """All layers. Learning rates fall geometrically from `lr` (last trunk group) to `stem_lr`; the head has its own."""
+
+    lr: float
+    head_lr: float
+    stem_lr: float
+    weight_decay: float
+    head: Literal["probe", "random"]
+    bn: Literal["train", "eval"]
+    frozen_groups: tuple[str, ...]
+    aux_loss_weight: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScratchSettings(TrainSettings):
+    """Everything from the constructor's weights, at the images' own size unless image_size_px says otherwise."""
+
+    lr: float
+    weight_decay: float
+    image_size_px: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluateSettings:
+    """A finished run (`run:<run_id>`), a checkpoint file (`file:<sha256>`), or a backbone's own head (`own_head`)."""
+
+    source: str
+    split: Split
+    precision: Literal["fp32", "bf16"]
+    image_size_px: int | None = None
+
+
+Settings = ExtractSettings | ProbeSettings | FinetuneSettings | ScratchSettings | EvaluateSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """One configuration, without the names (grid, variant) that a grid gives it.
+
+    backbones: in the order written in `model`; empty for an architecture. extract: how the backbones' features are
+    made; None where no backbone is used. needs: run_ids of the runs it is made from, other than extractions (whose
+    identity its own fields hold). seed, val_seed and protocol are None for `extract`, which has none of them.
+    """
+
+    phase: Phase
+    model: str
+    backbones: tuple[BackboneSpec, ...]
+    dataset: DatasetSpec
+    extract: ExtractSettings | None
+    settings: Settings
+    protocol: Protocol | None
+    seed: int | None
+    val_seed: int | None
+    needs: tuple[str, ...] = ()
+
+    @property
+    def weights_label(self) -> str:
+        """What the table's `weights` column shows: the labels, joined by `+` where they differ."""
+        return "+".join(dict.fromkeys(b.weights.label for b in self.backbones))
+
+    @property
+    def slug(self) -> str:
+        """dataset-model-phase-s<seed>, from [a-z0-9._+-], at most 67 characters; the model's part is cut first."""
+        tail = f"-{self.phase}" + ("" if self.seed is None else f"-s{self.seed}")
+        dataset = safe_name(self.dataset.name)[:24]
+        room = 67 - len(dataset) - len(tail) - 1
+        return f"{dataset}-{safe_name(self.model)[:room].rstrip('-.+')}{tail}"
+
+    @property
+    def run_id(self) -> str:
+        """slug + `-` + 12 hex of sha256 over all fields: at most 80 characters, safe as a path and a W&B id."""
+        return _run_id(self)
+
+    def feature_key(self, backbone: BackboneSpec, split: Split) -> FeatureKey:
+        """The cached features of one of this run's backbones over one split."""
+        assert self.extract is not None
+        return FeatureKey(
+            backbone=backbone,
+            dataset=self.dataset,
+            split=split,
+            bn_statistics=self.extract.bn_statistics,
+            precision=self.extract.precision,
+            storage=self.extract.storage,
+        )
+
+    @property
+    def extractions(self) -> tuple[RunSpec, ...]:
+        """The extract runs whose features this run reads: one per backbone, in the model's order."""
+        reads = isinstance(self.settings, ProbeSettings) and self.settings.source == "features"
+        if not reads or self.extract is None:
+            return ()
+        return tuple(extraction(b, self.dataset, self.extract) for b in self.backbones)
+
+
+@lru_cache(maxsize=4096)
+def extraction(backbone: BackboneSpec, dataset: DatasetSpec, settings: ExtractSettings) -> RunSpec:
+    """The extract run of one backbone over all splits of a dataset; without variant, seed or protocol."""
+    return RunSpec(
+        phase="extract",
+        model=backbone.name,
+        backbones=(backbone,),
+        dataset=dataset,
+        extract=settings,
+        settings=settings,
+        protocol=None,
+        seed=None,
+        val_seed=None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configuration:
+    """A run as a grid names it: the same RunSpec may stand in several grids, or under several variant names."""
+
+    grid: str
+    variant: str
+    run: RunSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """Where and how runs are carried out: nothing in here changes their numbers beyond rounding.
+
+    data_folders: dataset name -> its folder, for image folders. weights_files: weights identity -> file.
+    """
+
+    store_dir: str
+    cache_dir: str
+    data_dir: str
+    weights_dir: str
+    data_folders: dict[str, str] = field(default_factory=dict)
+    weights_files: dict[str, str] = field(default_factory=dict)
+    cache_also_read: tuple[str, ...] = ()
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: int = 0
+    tracking: Literal["offline", "online", "disabled"] = "offline"
+    wandb_project: str = "transfergrid"
+    grid: str = "adhoc"
+    checkpoint_min_interval_s: float = 60.0
+    keep_weights: Literal["final", "none"] = "final"
+    resident_gb: float = 8.0
+
+
+# -------------------------------------------------------------------------------------------------------- identities
+def safe_name(text: str) -> str:
+    """Lower case, anything outside [a-z0-9._+-] becomes `-`, no leading dot or dash: safe in paths, jobs and shells."""
+    return re.sub(r"[^a-z0-9._+-]", "-", text.lower()).lstrip(".-") or "x"
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling per value: sorted keys, no spaces, tuples as lists, dataclasses as objects; NaN is refused."""
+    return json.dumps(to_dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def digest(value: Any, length: int) -> str:
+    """The first `length` hex digits of sha256 over canonical_json(value)."""
+    return hashlib.sha256(_canonical(value).encode()).hexdigest()[:length]
+
+
+def _canonical(value: Any) -> str:
+    """canonical_json, with the parts that many runs share (backbones, data sets, settings) spelled only once."""
+    if isinstance(value, RunSpec):
+        parts = {f.name: _canonical_part(getattr(value, f.name)) for f in fields(value)}
+        return "{" + ",".join(f'"{name}":{parts[name]}' for name in sorted(parts)) + "}"
+    return canonical_json(value)
+
+
+@lru_cache(maxsize=65536)
+def _canonical_part(value: Any) -> str:
+    return canonical_json(value)
+
+
+@lru_cache(maxsize=65536)
+def _run_id(spec: RunSpec) -> str:
+    return f"{spec.slug}-{digest(spec, 12)}"
+
+
+def to_dict(value: Any) -> Any:
+    """Dataclasses, tuples and dicts as plain JSON values."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_dict(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, (list, tuple)):
+        return [to_dict(v) for v in value]
+    if isinstance(value, dict):
+        return {str(k): to_dict(v) for k, v in value.items()}
+    return value
+
+
+T = TypeVar("T")
+_SETTINGS_OF_PHASE: dict[str, type[Any]] = {
+    "extract": ExtractSettings,
+    "probe": ProbeSettings,
+    "finetune": FinetuneSettings,
+    "scratch": ScratchSettings,
+    "evaluate": EvaluateSettings,
+}
+
+
+def from_dict(kind: type[T], data: dict[str, Any]) -> T:
+    """The inverse of to_dict for the dataclasses of this module. Raises ValueError on unknown or missing fields."""
+    hints = _hints(kind)
+    unknown = set(data) - set(hints)
+    if unknown:
+        raise ValueError(f"{kind.__name__}: unknown field {sorted(unknown)[0]!r}")
+    values: dict[str, Any] = {}
+    for f in fields(cast(Any, kind)):
+        if f.name not in data:
+            if f.default is MISSING and f.default_factory is MISSING:
+                raise ValueError(f"{kind.__name__}: field {f.name!r} is missing")
+            continue
+        hint = _SETTINGS_OF_PHASE[data["phase"]] if kind is RunSpec and f.name == "settings" else hints[f.name]
+        values[f.name] = _decode(hint, data[f.name])
+    return kind(**values)
+
+
+@lru_cache(maxsize=64)
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _decode(hint: Any, value: Any) -> Any:
+    origin = get_origin(hint)
+    if origin in (Union, UnionType):
+        if value is None:
+            return None
+        return _decode(next(a for a in get_args(hint) if a is not type(None)), value)
+    if origin is tuple:
+        return tuple(_decode(get_args(hint)[0], v) for v in value)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return from_dict(hint, value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value
