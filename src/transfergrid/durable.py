@@ -163,7 +163,9 @@ def explained(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreFull(f"no space left for {path} ({_free(path)} free); free some space and launch again") from error
+            raise StoreFull(
+                f"no space left for {path} ({_free(path)} free); free some space and launch again"
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise MachineError(f"{path} is not writable; give another store.dir= or cache.dir=") from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST) and not isinstance(error, FileExistsError):

@@ -103,7 +103,7 @@ class FeatureKey:
 # --------------------------------------------------------------------------------------------------- how it is run
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExtractSettings:
-    """bn_statistics `target`: BatchNorm re-estimated in one pass over the training images, without labels, then fixed."""
+    """bn_statistics `target`: BatchNorm re-estimated in one pass over the unlabelled training images, then fixed."""
 
     bn_statistics: Literal["imagenet", "target"] = "imagenet"
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -363,7 +363,7 @@ _SETTINGS_OF_PHASE: dict[str, type[Any]] = {
 
 def from_dict(kind: type[T], data: dict[str, Any]) -> T:
     """The inverse of to_dict for the dataclasses of this module. Raises ValueError on unknown or missing fields."""
-    hints = _hints(kind)
+    hints = _hints(cast(Any, kind))
     unknown = set(data) - set(hints)
     if unknown:
         raise ValueError(f"{kind.__name__}: unknown field {sorted(unknown)[0]!r}")

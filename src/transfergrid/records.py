@@ -1,0 +1,421 @@
+"""What a run leaves behind: its directory, its attempts, its numbered metrics lines, its predictions, its record.
+
+results/runs/<run_id>/
+    spec.json           the RunSpec
+    attempts/NNN.json   one per start; the newest attempt is the only one that may write (fencing)
+    metrics.jsonl       numbered lines {"line": 1, "kind": "step"|"epoch", ...}; a relaunch truncates to its checkpoint
+    checkpoints/        while running: step-<steps>-line-<lines>-<sha256[:16]>.pt, the newest two
+    weights.pt  predictions.npz  log.txt
+    record.json         written last: with status `completed` the run is done
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from transfergrid import durable
+from transfergrid.errors import AlreadyRunning, DataError, Superseded
+from transfergrid.paths import RunPaths
+from transfergrid.specs import RunSpec, from_dict, to_dict
+
+RECORD_FORMAT = 1
+TOP_CLASSES_KEPT = 20  # of the logits, above MANY_CLASSES
+MANY_CLASSES = 100
+TIMING_FIELDS = frozenset({"time", "elapsed_s", "images_per_s"})  # of a metrics line: never equal between two runs
+
+
+# ------------------------------------------------------------------------------------------------------------- record
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRecord:
+    """record.json. Accuracies and macro scores in [0, 1], losses in nats, size in 1e6 bytes of float32, times in s.
+
+    metrics: `<split>_accuracy`, `<split>_loss`, `<split>_macro_{precision,recall,f1}`, `lbfgs_test_accuracy`, ...
+    details: what a reader may want beside the table: the chosen learning rate, the parity gate, both epochs of a
+    published rule. gflops_per_image counts 2 x MAC of one forward pass. n_train: images trained on.
+    """
+
+    run_id: str
+    spec: RunSpec
+    status: Literal["completed", "failed"]
+    failure_class: str | None = None
+    error: str | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+    size_mb: float | None = None
+    gflops_per_image: float | None = None
+    images_per_s: float | None = None
+    wall_s: float = 0.0
+    gpu_s: float = 0.0
+    peak_memory_mb: float | None = None
+    epochs: int | None = None
+    n_train: int | None = None
+    attempt: int = 0
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+def write_record(paths: RunPaths, record: RunRecord) -> None:
+    content = {f.name: getattr(record, f.name) for f in fields(record)} | {"spec": to_dict(record.spec)}
+    durable.write_json(paths.record, {"format": RECORD_FORMAT, **content})
+
+
+def read_record(paths: RunPaths) -> RunRecord | None:
+    """The run's record, or None if it has none yet. Raises DataError where the file is not a record."""
+    try:
+        content = durable.read_json(paths.record)
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{paths.record} is damaged ({error}); delete it and launch again") from error
+    try:
+        content.pop("format")
+        return RunRecord(**content | {"spec": from_dict(RunSpec, content["spec"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{paths.record} is not a record of this version ({error}); launch again") from error
+
+
+@dataclass(frozen=True, slots=True)
+class RecordHead:
+    """The part of a record that a plan needs, read without building the rest."""
+
+    status: str
+    failure_class: str | None
+    error: str | None
+    code_hash: str | None
+
+
+def record_head(paths: RunPaths) -> RecordHead | None:
+    """None where there is no readable record: such a run is simply not done."""
+    try:
+        content = durable.read_json(paths.record)
+        if content["format"] != RECORD_FORMAT:
+            return None
+        return RecordHead(
+            content["status"], content["failure_class"], content["error"], content["provenance"].get("code_hash")
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# ----------------------------------------------------------------------------------------------------------- attempts
+@dataclass(slots=True)
+class Attempt:
+    """The right to write one run's files, until a newer attempt exists. Obtained from begin_attempt only."""
+
+    paths: RunPaths
+    number: int
+    started: datetime
+
+    def assert_newest(self) -> None:
+        """Raises Superseded if a newer attempt has begun: two copies of one job can be alive after a node failure."""
+        newest = newest_attempt(self.paths)
+        if newest != self.number:
+            raise Superseded(f"{self.paths.root.name}: attempt {self.number} is superseded by attempt {newest}")
+
+
+@contextlib.contextmanager
+def begin_attempt(paths: RunPaths, spec: RunSpec) -> Iterator[Attempt]:
+    """Claim a run: its kernel lock while the block lasts, and the next attempt number for good.
+
+    Raises AlreadyRunning if a live process of this machine (or of a file system with shared locks) holds the run.
+    """
+    with durable.lock(paths.lock, wait=False) as obtained:
+        if not obtained:
+            raise AlreadyRunning(f"{paths.root.name} is running already ({describe_owner(paths)})")
+        durable.sweep(paths.root)
+        durable.sweep(paths.checkpoints)
+        if not paths.spec.exists():
+            durable.write_json(paths.spec, to_dict(spec))
+        started = datetime.now(UTC)
+        number = newest_attempt(paths) + 1
+        owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": started.isoformat(timespec="seconds"),
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "slurm_restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            "code_hash": code_hash(),
+        }
+        while not durable.claim(paths.attempt(number), json.dumps(owner | {"attempt": number}, indent=2).encode()):
+            number += 1
+        yield Attempt(paths, number, started)
+
+
+def newest_attempt(paths: RunPaths) -> int:
+    """The highest attempt number, 0 before the first."""
+    try:
+        names = os.listdir(paths.attempts)
+    except FileNotFoundError:
+        return 0
+    return max((int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name)), default=0)
+
+
+def describe_owner(paths: RunPaths) -> str:
+    try:
+        owner = durable.read_json(paths.attempt(newest_attempt(paths)))
+        return f"attempt {owner['attempt']}, process {owner['pid']} on {owner['host']} since {owner['started']}"
+    except (FileNotFoundError, ValueError, KeyError):
+        return "owner unknown"
+
+
+# ------------------------------------------------------------------------------------------------------------ metrics
+class MetricsLog:
+    """Appends numbered lines to metrics.jsonl. `lines_kept`: a resumed run truncates to what its checkpoint covers.
+
+    A line: {"line": n, "kind": "step"|"epoch", "epoch": 1.., "step": 1.., "time": ISO UTC, "train/loss": ..., ...}.
+    """
+
+    def __init__(self, path: Path, *, lines_kept: int) -> None:
+        durable.make_folder(path.parent)
+        with durable.explained(path):
+            self._file: io.BufferedRandom | Any = open(path, "ab+")  # noqa: SIM115  (closed by close())
+        self._file.seek(0)
+        for number in range(1, lines_kept + 1):
+            if not self._file.readline().endswith(b"\n"):
+                raise DataError(f"{path} has {number - 1} whole lines, its checkpoint covers {lines_kept}")
+        self._file.truncate(self._file.tell())
+        self._file.seek(0, os.SEEK_END)
+        self.lines = lines_kept
+
+    def write(self, kind: Literal["step", "epoch"], **values: Any) -> None:
+        self.lines += 1
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = {"line": self.lines, "kind": kind, **values, "time": now}
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+
+    def flush(self) -> None:
+        with durable.explained(Path(self._file.name)):
+            self._file.flush()
+
+    def fsync(self) -> None:
+        self.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.fsync()
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, value: object, trace: object) -> None:
+        self.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics file, in order; a torn last line is left out; a missing file has none."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+@dataclass(frozen=True, slots=True)
+class CheckpointFile:
+    """A checkpoint as its name tells: steps done, metrics lines it covers, first 16 hex of the content's sha256."""
+
+    path: Path
+    step: int
+    lines: int
+    sha256_16: str
+
+
+def checkpoint_files(paths: RunPaths) -> list[CheckpointFile]:
+    """Newest first, without reading them."""
+    found = []
+    if paths.checkpoints.is_dir():
+        for path in paths.checkpoints.iterdir():
+            match = re.fullmatch(r"step-(\d+)-line-(\d+)-([0-9a-f]{16})\.pt", path.name)
+            if match:
+                found.append(CheckpointFile(path, int(match[1]), int(match[2]), match[3]))
+    return sorted(found, key=lambda c: c.step, reverse=True)
+
+
+def write_checkpoint(attempt: Attempt, content: bytes, *, step: int, lines: int, keep: int = 2) -> None:
+    """Publish a checkpoint and drop all but the newest `keep`. The metrics lines it covers must be fsynced before."""
+    attempt.assert_newest()
+    name = f"step-{step:09d}-line-{lines:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
+    durable.write_bytes(attempt.paths.checkpoints / name, content)
+    for old in checkpoint_files(attempt.paths)[keep:]:
+        old.path.unlink(missing_ok=True)
+
+
+def read_newest_checkpoint(paths: RunPaths) -> tuple[CheckpointFile, bytes] | None:
+    """The newest checkpoint whose content matches its checksum; damaged ones are removed; None if there is none."""
+    for file in checkpoint_files(paths):
+        content = file.path.read_bytes()
+        if hashlib.sha256(content).hexdigest()[:16] == file.sha256_16:
+            return file, content
+        file.path.unlink(missing_ok=True)
+    return None
+
+
+def remove_checkpoints(paths: RunPaths) -> None:
+    for file in checkpoint_files(paths):
+        file.path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        paths.checkpoints.rmdir()
+
+
+def lines_covered(paths: RunPaths) -> int | None:
+    """How many metrics lines can no longer be taken back; None means all (the run has its record)."""
+    head = record_head(paths)
+    if head is not None and head.status == "completed":
+        return None
+    return max((c.lines for c in checkpoint_files(paths)), default=0)
+
+
+# --------------------------------------------------------------------------------------------------------- predictions
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """One index set's predictions: index and label (N,) int64, predicted (N,) int64, logits (N, C) float16.
+
+    Above 100 classes only the 20 largest logits of each row are kept, with their classes, and the log-sum-exp of all.
+    """
+
+    index_N: np.ndarray[Any, Any]
+    label_N: np.ndarray[Any, Any]
+    logits_NC: np.ndarray[Any, Any]
+    classes_NC: np.ndarray[Any, Any] | None = None
+    logsumexp_N: np.ndarray[Any, Any] | None = None
+
+    @property
+    def predicted_N(self) -> np.ndarray[Any, Any]:
+        best_N: np.ndarray[Any, Any] = self.logits_NC.astype(np.float32).argmax(axis=1)
+        if self.classes_NC is None:
+            return best_N
+        chosen: np.ndarray[Any, Any] = np.take_along_axis(self.classes_NC, best_N[:, None], axis=1)[:, 0]
+        return chosen
+
+
+def make_predictions(
+    index_N: np.ndarray[Any, Any], label_N: np.ndarray[Any, Any], logits_NC: np.ndarray[Any, Any]
+) -> Predictions:
+    """From full logits (N, C) in float32. Values beyond float16 are clipped to its largest."""
+    clipped_NC = np.clip(logits_NC.astype(np.float32), -65504, 65504)
+    if logits_NC.shape[1] <= MANY_CLASSES:
+        return Predictions(index_N.astype(np.int64), label_N.astype(np.int64), clipped_NC.astype(np.float16))
+    top_NC = np.argsort(-clipped_NC, axis=1, kind="stable")[:, :TOP_CLASSES_KEPT]
+    largest_N1 = clipped_NC.max(axis=1, keepdims=True)
+    logsumexp_N = largest_N1[:, 0] + np.log(np.exp(clipped_NC - largest_N1).sum(axis=1))
+    kept_NC = np.take_along_axis(clipped_NC, top_NC, axis=1).astype(np.float16)
+    return Predictions(index_N.astype(np.int64), label_N.astype(np.int64), kept_NC, top_NC, logsumexp_N)
+
+
+def write_predictions(paths: RunPaths, sets: Mapping[str, Predictions]) -> None:
+    """predictions.npz: arrays `<set>_index`, `<set>_label`, `<set>_logits`, ... for the sets gate, val, test."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    for name, predictions in sets.items():
+        for f in fields(predictions):
+            value = getattr(predictions, f.name)
+            if value is not None:
+                arrays[f"{name}_{f.name.split('_')[0]}"] = value
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "xb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy types the keywords as its flags
+
+    durable.write_with(paths.predictions, write)
+
+
+def read_predictions(paths: RunPaths) -> dict[str, Predictions]:
+    """All sets of a run's predictions. Raises DataError where the file is missing or damaged."""
+    try:
+        with np.load(paths.predictions, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"{paths.predictions} cannot be read ({error}); launch the run again") from error
+    sets = {name.rsplit("_", 1)[0] for name in arrays}
+    return {
+        name: Predictions(
+            arrays[f"{name}_index"],
+            arrays[f"{name}_label"],
+            arrays[f"{name}_logits"],
+            arrays.get(f"{name}_classes"),
+            arrays.get(f"{name}_logsumexp"),
+        )
+        for name in sorted(sets)
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- provenance
+@functools.cache
+def code_hash() -> str:
+    """16 hex of sha256 over the package's own Python and JSON files."""
+    root = Path(__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".json")):
+        total.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()[:16]
+
+
+@functools.cache
+def git_state() -> tuple[str | None, bool]:
+    """(commit, dirty) of the checkout this package is imported from; (None, False) outside one."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=30, check=True)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return None, False
+
+
+def provenance() -> dict[str, Any]:
+    """What produced a record, as far as it is known without torch; phases add torch, CUDA and feature keys."""
+    commit, dirty = git_state()
+    return {
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "code_hash": code_hash(),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------- grids
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GridEntry:
+    """One configuration of a grid as results/grids/<grid>.json lists it, enough for its row in the table."""
+
+    run_id: str
+    dataset: str
+    model: str
+    phase: str
+    variant: str
+    weights: str
+    protocol: str
+    seed: int | None
+
+
+def write_grid(path: Path, *, grid: str, entries: list[GridEntry]) -> None:
+    """The grid as it was last launched; what an earlier launch of the same name held is replaced, its runs stay."""
+    durable.write_json(path, {"grid": grid, "configurations": [asdict(e) for e in entries]})
+
+
+def read_grid(path: Path) -> list[GridEntry]:
+    """Raises FileNotFoundError where no such grid was launched."""
+    return [GridEntry(**e) for e in durable.read_json(path)["configurations"]]
