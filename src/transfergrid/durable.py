@@ -35,7 +35,7 @@ def publish(temporary: Path, final: Path) -> None:
 
 
 def write_with(final: Path, write: Callable[[Path], None]) -> None:
-    """Call write(temporary) and publish the result as `final`; on any error nothing is left and `final` is untouched."""
+    """Call write(temporary), then publish it as `final`; on any error nothing is left and `final` is untouched."""
     make_folder(final.parent)
     temporary = temporary_beside(final)
     try:
