@@ -1,0 +1,84 @@
+"""Data sets, one file per kind, found by its name.
+
+A published kind is a module with FACTS, load(split=, data_dir=, download=) and find(data_dir=, download=). A kind that
+lives in a folder of the user's has facts(folder=, ...), load(split=, folder=) and find(folder=) instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import cast
+
+from transfergrid.data._images import ArrayImages, DatasetFacts, LabeledImages
+from transfergrid.errors import ConfigError
+from transfergrid.specs import Split
+
+__all__ = ["ArrayImages", "DatasetFacts", "LabeledImages", "facts", "find", "kinds", "load"]
+
+_NOT_KINDS = ("geometry", "splits")
+
+
+def kinds() -> tuple[str, ...]:
+    """Every kind there is a module for, sorted."""
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in names if not name.startswith("_") and name not in _NOT_KINDS))
+
+
+def facts(
+    kind: str,
+    *,
+    folder: Path | None = None,
+    kept_hashes: Path | None = None,
+    keep: bool = True,
+    progress: Callable[[int, int], None] | None = None,
+) -> DatasetFacts:
+    """What the plan needs to know; reads images only where a folder must be hashed, and imports nothing heavy.
+
+    kept_hashes: the folder where content hashes are kept; keep=False reads what is kept and writes nothing.
+    progress(done, total) is called now and then while files are hashed.
+    """
+    module = _module(kind, folder)
+    if folder is None:
+        return cast(DatasetFacts, module.FACTS)
+    return cast(DatasetFacts, module.facts(folder=folder, kept_hashes=kept_hashes, keep=keep, progress=progress))
+
+
+def load(
+    kind: str, *, split: Split, data_dir: Path, folder: Path | None = None, download: bool = True
+) -> LabeledImages:
+    """One split. Published files are verified first, and fetched where they are missing and download is True.
+
+    Raises DataError for files that are missing or damaged, ConfigError for a split the data set does not have.
+    """
+    module = _module(kind, folder)
+    if folder is None:
+        splits = tuple(cast(DatasetFacts, module.FACTS).num_images)
+        if split not in splits:
+            raise ConfigError(f"{kind} has no split {split!r}; it has: {', '.join(splits)}")
+        return cast(LabeledImages, module.load(split=split, data_dir=data_dir, download=download))
+    return cast(LabeledImages, module.load(split=split, folder=folder))
+
+
+def find(kind: str, *, data_dir: Path, folder: Path | None = None, download: bool = True) -> None:
+    """Make sure that all files of all splits are there and verified; fetch what is missing where download is True."""
+    module = _module(kind, folder)
+    if folder is None:
+        module.find(data_dir=data_dir, download=download)
+    else:
+        module.find(folder=folder)
+
+
+def _module(kind: str, folder: Path | None) -> ModuleType:
+    if kind not in kinds():
+        raise ConfigError(f"unknown kind of data set {kind!r}; known: {', '.join(kinds())}")
+    module = importlib.import_module(f"{__name__}.{kind}")
+    published = hasattr(module, "FACTS")
+    if published and folder is not None:
+        raise ConfigError(f"data set {kind!r} does not take a folder (got {folder}); give data.dir= instead")
+    if not published and folder is None:
+        raise ConfigError(f"data set kind {kind!r} needs dataset.folder= with train/<class>/ and test/<class>/")
+    return module

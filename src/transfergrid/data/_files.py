@@ -1,0 +1,137 @@
+"""Files of published data sets: where they lie, whether they are what was published, and how they get there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import socket
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from transfergrid import durable
+from transfergrid.errors import DataError, one_line
+from transfergrid.specs import digest
+
+NETWORK_TIMEOUT_S = 4.0
+STALL_TIMEOUT_S = 30.0
+
+
+def published_fingerprint(kind: str, checksums: Mapping[str, str]) -> str:
+    """Identity of a published data set: 32 hex digits over its checksums."""
+    return f"published:{digest({'kind': kind, 'checksums': dict(checksums)}, 32)}"
+
+
+def verified(path: Path, *, wanted: str) -> bytes:
+    """The file's bytes. Raises DataError unless their md5 (32 hex digits) or sha256 (64) is `wanted`."""
+    content = path.read_bytes()
+    method = "md5" if len(wanted) == 32 else "sha256"
+    got = hashlib.new(method, content, usedforsecurity=False).hexdigest()
+    if got != wanted:
+        raise DataError(
+            f"{path} is not the published file: {method} {got}, wanted {wanted}; remove it and fetch it again"
+        )
+    return content
+
+
+def locate(
+    kind: str,
+    *,
+    folder: Path,
+    wanted: Sequence[tuple[str, ...]],
+    data_dir: Path,
+    fetch: Callable[[Path], None],
+    url: str,
+    download: bool,
+) -> list[Path]:
+    """One existing file per entry of `wanted` (names that serve equally, best first), fetched where one is missing.
+
+    fetch(data_dir) is torchvision's own download. Without network the answer comes within seconds: DataError.
+    """
+    found, missing = _look(folder, wanted)
+    reason = "download is off"
+    if missing and download:
+        reason = _fetched(kind, folder=folder, wanted=wanted, data_dir=data_dir, fetch=fetch, url=url)
+        found, missing = _look(folder, wanted)
+    if missing:
+        names = ", ".join(" or ".join(alternatives) for alternatives in missing)
+        raise DataError(
+            f"{kind}: {names} not found in {folder} ({reason}); put the published files there, or give the folder they "
+            f"lie under as data.dir= or in the environment variable TRANSFERGRID_DATA_DIR (now {data_dir})"
+        )
+    return found
+
+
+def _look(folder: Path, wanted: Sequence[tuple[str, ...]]) -> tuple[list[Path], list[tuple[str, ...]]]:
+    found: list[Path] = []
+    missing: list[tuple[str, ...]] = []
+    for alternatives in wanted:
+        present = [folder / name for name in alternatives if (folder / name).is_file()]
+        found.extend(present[:1])
+        missing.extend([] if present else [alternatives])
+    return found, missing
+
+
+def _fetched(
+    kind: str,
+    *,
+    folder: Path,
+    wanted: Sequence[tuple[str, ...]],
+    data_dir: Path,
+    fetch: Callable[[Path], None],
+    url: str,
+) -> str:
+    """Fetch, and say in a few words how that went."""
+    if not reachable(url, timeout_s=NETWORK_TIMEOUT_S):
+        return f"{url} is not reachable from here"
+    try:
+        durable.make_folder(data_dir)
+        # One process fetches; others that wanted the same find it there when the lock is theirs.
+        with durable.lock(data_dir / f".{kind}.lock", wait=True):
+            if _look(folder, wanted)[1]:
+                with _quiet(), _bounded():
+                    fetch(data_dir)
+    except Exception as error:  # whatever torchvision or the network raises, the user's next step is the same
+        return f"the download failed: {one_line(error)}"
+    return "the download did not bring it"
+
+
+def reachable(url: str, *, timeout_s: float) -> bool:
+    """Whether the server answers at all, through the proxy the environment names, within the time given."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout_s).close()
+        except urllib.error.HTTPError as error:
+            error.close()  # an error page is an answer too
+        except (OSError, ValueError):
+            return
+        answers.append(True)
+
+    # In a thread, because looking up a name takes no timeout.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return bool(answers)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without torchvision's progress bars."""
+    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
+        yield
+
+
+@contextlib.contextmanager
+def _bounded() -> Iterator[None]:
+    """With an end to every wait on a connection that has gone silent; torchvision sets none."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_TIMEOUT_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,81 @@
+"""Content of a folder of images: what each file holds, remembered together with its size and time of change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transfergrid import durable
+from transfergrid.data._image_size import HEAD_BYTES, size_px
+from transfergrid.data._threads import in_threads
+from transfergrid.specs import digest, safe_name
+
+VERSION = 1
+
+
+def content_of(
+    folder: Path,
+    relative_paths: Sequence[str],
+    *,
+    kept_hashes: Path | None,
+    keep: bool,
+    progress: Callable[[int, int], None] | None,
+) -> tuple[str, int | None]:
+    """Fingerprint over sorted names and bytes, and the side of the images where all are squares of one size.
+
+    Only files whose size or time of change differs from what is kept are read. Raises DataError for a file that no
+    image format recognises.
+    """
+    kept_file = None if kept_hashes is None else _kept_file(kept_hashes, folder)
+    kept = _kept(kept_file)
+    # The time is read before the content, so a file that changes meanwhile is read again next time.
+    states = in_threads(lambda relative: _state(folder / relative), relative_paths)
+    known = {
+        relative: kept[relative]
+        for relative, state in zip(relative_paths, states, strict=True)
+        if kept.get(relative, "").startswith(state)
+    }
+    changed = zip(relative_paths, states, strict=True)
+    unknown = [(relative, state) for relative, state in changed if relative not in known]
+    if unknown:
+        lines = in_threads(lambda entry: entry[1] + _content(folder / entry[0]), unknown, progress=progress)
+        known |= dict(zip((relative for relative, _ in unknown), lines, strict=True))
+    if keep and kept_file is not None and known != kept:
+        durable.write_json(kept_file, {"version": VERSION, "folder": str(folder.resolve()), "files": known})
+
+    whole = hashlib.sha256()
+    sizes_px: set[str] = set()
+    for relative in sorted(known):
+        _, _, sha256, size = known[relative].split()
+        whole.update(os.fsencode(relative) + f"\0{sha256}\n".encode())
+        sizes_px.add(size)
+    width, height = sizes_px.pop().split("x") if len(sizes_px) == 1 else ("0", "1")
+    return f"content:{whole.hexdigest()[:32]}", int(width) if width == height else None
+
+
+def _state(path: Path) -> str:
+    stat = path.stat()
+    return f"{stat.st_size} {stat.st_mtime_ns} "
+
+
+def _content(path: Path) -> str:
+    content = path.read_bytes()
+    width_px, height_px = size_px(path, content[:HEAD_BYTES])
+    return f"{hashlib.sha256(content).hexdigest()} {width_px}x{height_px}"
+
+
+def _kept_file(kept_hashes: Path, folder: Path) -> Path:
+    return kept_hashes / f"{safe_name(folder.name)[:60]}-{digest(str(folder.resolve()), 12)}.json"
+
+
+def _kept(kept_file: Path | None) -> dict[str, str]:
+    """Relative path -> `size mtime_ns sha256 WxH`; empty where nothing of this version is kept."""
+    try:
+        kept: Any = durable.read_json(kept_file) if kept_file is not None else {}
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return dict(kept["files"]) if kept.get("version") == VERSION else {}

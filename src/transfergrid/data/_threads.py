@@ -1,0 +1,36 @@
+"""Many small files at once: chunks of a list over a few threads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+CHUNK = 64
+MAX_THREADS = 16
+
+
+def in_threads(
+    function: Callable[[T], R], items: Sequence[T], *, progress: Callable[[int, int], None] | None = None
+) -> list[R]:
+    """[function(item) for item in items], in order; the first error ends it. progress(done, total) per chunk."""
+    if len(items) <= CHUNK and progress is None:
+        return [function(item) for item in items]
+
+    def run(start: int) -> list[R]:
+        return [function(item) for item in items[start : start + CHUNK]]
+
+    results: list[R] = []
+    pool = ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)) * 2))
+    try:
+        for chunk in pool.map(run, range(0, len(items), CHUNK)):
+            results.extend(chunk)
+            if progress is not None:
+                progress(len(results), len(items))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return results

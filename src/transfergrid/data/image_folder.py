@@ -1,0 +1,164 @@
+"""A folder of the user's: train/<class>/*, and test/<class>/* or val/<class>/*; with both, val/ is the val split.
+
+Images of any size and mode become RGB as they are read; their EXIF orientation is ignored, as torchvision does. Hidden
+files, and files that are no images by their name, do not count.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transfergrid.data._folder_hash import content_of
+from transfergrid.data._image_size import HEAD_BYTES, size_px, unreadable
+from transfergrid.data._images import DatasetFacts
+from transfergrid.data._threads import in_threads
+from transfergrid.errors import ConfigError, DataError
+from transfergrid.specs import Split
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+
+
+def facts(
+    *, folder: Path, kept_hashes: Path | None, keep: bool, progress: Callable[[int, int], None] | None
+) -> DatasetFacts:
+    listing = _listing(folder)
+    relative_paths = [path for classes in listing.values() for paths in classes.values() for path in paths]
+    fingerprint, image_size_px = content_of(
+        folder, relative_paths, kept_hashes=kept_hashes, keep=keep, progress=progress
+    )
+    class_names = tuple(listing["train"])
+    return DatasetFacts(
+        kind="image_folder",
+        fingerprint=fingerprint,
+        num_classes=len(class_names),
+        class_names=class_names,
+        image_size_px=image_size_px,
+        mirror_ok=True,
+        num_images={split: sum(map(len, classes.values())) for split, classes in listing.items()},
+    )
+
+
+def load(*, split: Split, folder: Path) -> FolderImages:
+    listing = _listing(folder)
+    if split not in listing:
+        raise ConfigError(f"{folder} has no split {split!r}; it has: {', '.join(listing)}")
+    classes = listing[split]
+    return FolderImages(
+        [folder / path for paths in classes.values() for path in paths],
+        np.repeat(np.arange(len(classes)), [len(paths) for paths in classes.values()]).astype(np.int64),
+        class_names=tuple(classes),
+    )
+
+
+def find(*, folder: Path) -> None:
+    _listing(folder)
+
+
+class FolderImages:
+    """Images decoded when they are read, by a few threads."""
+
+    def __init__(self, paths: list[Path], labels_N: NDArray[np.int64], *, class_names: tuple[str, ...]) -> None:
+        self.paths = paths
+        self.labels_N = labels_N
+        self.class_names = class_names
+
+    @cached_property
+    def image_size_px(self) -> int | None:
+        """From the headers, which costs a second or two for 60,000 files, once."""
+        sizes_px = set(in_threads(_header_size_px, self.paths))
+        width_px, height_px = sizes_px.pop() if len(sizes_px) == 1 else (0, 1)
+        return width_px if width_px == height_px else None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, indices: Sequence[int] | NDArray[np.integer]) -> Sequence[NDArray[np.uint8]] | NDArray[np.uint8]:
+        paths = [self.paths[int(index)] for index in indices]
+        side_px = self.image_size_px
+        if side_px is None:
+            return in_threads(decode, paths)
+        images_NHWC = np.empty((len(paths), side_px, side_px, 3), dtype=np.uint8)
+
+        def fill(row: int) -> None:
+            images_NHWC[row] = decode(paths[row])
+
+        in_threads(fill, range(len(paths)))
+        return images_NHWC
+
+    def array(self) -> NDArray[np.uint8]:
+        if self.image_size_px is None:
+            raise ValueError("images of mixed sizes are no array; read() them and bring them to one size")
+        return cast(NDArray[np.uint8], self.read(range(len(self))))
+
+
+def decode(path: Path) -> NDArray[np.uint8]:
+    """One file as (H, W, 3) RGB. Raises DataError naming the file."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.array(image.convert("RGB"))
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow's decoders raise errors of every kind on damaged files
+        raise unreadable(path, error) from error
+
+
+def _header_size_px(path: Path) -> tuple[int, int]:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return size_px(path, file.read(HEAD_BYTES))
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+def _listing(folder: Path) -> dict[str, dict[str, list[str]]]:
+    """split -> class -> paths relative to the folder, classes and paths sorted. Checks the layout."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder; dataset.folder= wants one with train/<class>/ and test/<class>/")
+    present = [name for name in ("train", "val", "test") if (folder / name).is_dir()]
+    if "train" not in present:
+        raise DataError(f"{folder} has no train/; wanted train/<class>/* and test/<class>/* (or val/<class>/*)")
+    if len(present) == 1:
+        raise DataError(f"{folder} has neither test/ nor val/; wanted one of them, with the classes of train/")
+    source_of = {name: name for name in present} if "test" in present else {"train": "train", "test": "val"}
+    listing = {split: _classes(folder, source) for split, source in source_of.items()}
+    for split, source in source_of.items():
+        if listing[split].keys() != listing["train"].keys():
+            odd = sorted(listing[split].keys() ^ listing["train"].keys())[0]
+            where = source if odd in listing[split] else "train"
+            raise DataError(f"{folder}: class {odd!r} is in {where}/ only; {source}/ and train/ need the same classes")
+    return listing
+
+
+def _classes(folder: Path, split_folder: str) -> dict[str, list[str]]:
+    names = sorted(e.name for e in os.scandir(folder / split_folder) if e.is_dir() and not e.name.startswith("."))
+    if not names:
+        raise DataError(f"{folder / split_folder} has no class folders; wanted {split_folder}/<class>/*")
+    classes = {name: sorted(_images_below(folder, f"{split_folder}/{name}")) for name in names}
+    for name, paths in classes.items():
+        if not paths:
+            raise DataError(
+                f"{folder / split_folder / name} has no images; wanted files ending in {' '.join(SUFFIXES)}"
+            )
+    return classes
+
+
+def _images_below(folder: Path, relative: str) -> list[str]:
+    found: list[str] = []
+    with os.scandir(folder / relative) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                found += _images_below(folder, f"{relative}/{entry.name}")
+            elif entry.name.lower().endswith(SUFFIXES):
+                found.append(f"{relative}/{entry.name}")
+    return found

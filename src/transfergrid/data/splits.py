@@ -1,0 +1,61 @@
+"""Stratified choices of rows: the same rows on every platform for the same labels and seed."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transfergrid.specs import VAL_FRACTION
+
+
+def stratified_subset(labels_N: NDArray[np.int64], *, max_images: int, seed: int = 0) -> NDArray[np.int64]:
+    """Sorted indices of min(max_images, N) rows with the class shares kept, at least one per class where that fits."""
+    assert max_images > 0, max_images
+    counts_C = np.bincount(labels_N)
+    total = min(max_images, len(labels_N))
+    minimum_C = np.minimum(counts_C, 1)
+    if minimum_C.sum() > total:
+        minimum_C = np.zeros_like(counts_C)
+    return _take(labels_N, _quotas(counts_C, total, minimum_C=minimum_C, maximum_C=counts_C), seed=seed)
+
+
+def val_indices(labels_N: NDArray[np.int64], *, val_seed: int, fraction: float = VAL_FRACTION) -> NDArray[np.int64]:
+    """Sorted indices of round(fraction * N) rows with the class shares kept.
+
+    A class keeps at least one row outside, so that nothing is validated that was never seen in training.
+    """
+    counts_C = np.bincount(labels_N)
+    total = round(fraction * len(labels_N))
+    maximum_C = np.maximum(counts_C - 1, 0)
+    if maximum_C.sum() < total:
+        maximum_C = counts_C
+    quotas_C = _quotas(counts_C, total, minimum_C=np.zeros_like(counts_C), maximum_C=maximum_C)
+    return _take(labels_N, quotas_C, seed=val_seed)
+
+
+def _quotas(
+    counts_C: NDArray[np.int64], total: int, *, minimum_C: NDArray[np.int64], maximum_C: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Rows per class: within one of its exact share where the bounds allow, `total` in all; in integers throughout."""
+    num_images = int(counts_C.sum())
+    exact_C = counts_C * total  # in units of 1 / num_images
+    quotas_C = np.clip(exact_C // max(num_images, 1), minimum_C, maximum_C)
+    while (missing := total - int(quotas_C.sum())) != 0:
+        owed_C = exact_C - quotas_C * num_images
+        if missing > 0:
+            open_C = quotas_C < maximum_C
+            quotas_C[np.argmax(np.where(open_C, owed_C, np.iinfo(np.int64).min))] += 1
+        else:
+            open_C = quotas_C > minimum_C
+            quotas_C[np.argmin(np.where(open_C, owed_C, np.iinfo(np.int64).max))] -= 1
+    return quotas_C
+
+
+def _take(labels_N: NDArray[np.int64], quotas_C: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
+    # Random keys and a stable sort rather than permutation(): numpy keeps the stream of random() for good.
+    keys_N = np.random.Generator(np.random.PCG64(seed)).random(len(labels_N))
+    order_N = np.lexsort((keys_N, labels_N))
+    sorted_labels_N = labels_N[order_N]
+    first_C = np.searchsorted(sorted_labels_N, np.arange(len(quotas_C)))
+    rank_N = np.arange(len(labels_N)) - first_C[sorted_labels_N]
+    return np.sort(order_N[rank_N < quotas_C[sorted_labels_N]]).astype(np.int64)

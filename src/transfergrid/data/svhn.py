@@ -1,0 +1,81 @@
+"""SVHN, cropped digits (Netzer et al.): 32 x 32 RGB house numbers, train_32x32.mat and test_32x32.mat."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transfergrid.data import _files
+from transfergrid.data._images import ArrayImages, DatasetFacts
+from transfergrid.errors import DataError
+from transfergrid.specs import Split
+
+URL = "http://ufldl.stanford.edu/housenumbers/"
+CHECKSUMS = {  # md5, as in torchvision
+    "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+    "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+}
+FACTS = DatasetFacts(
+    kind="svhn",
+    fingerprint=_files.published_fingerprint("svhn", CHECKSUMS),
+    num_classes=10,
+    class_names=tuple("0123456789"),
+    image_size_px=32,
+    mirror_ok=False,
+    num_images={"train": 73_257, "test": 26_032},
+)
+
+
+def load(*, split: Split, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> ArrayImages:
+    [(path, content)] = _find((f"{split}_32x32.mat",), data_dir, download, checksums)
+    try:
+        images_NHWC, labels_N = parse(content)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from error
+    return ArrayImages(images_NHWC, labels_N, class_names=FACTS.class_names)
+
+
+def find(*, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> None:
+    _find(tuple(CHECKSUMS), data_dir, download, checksums)
+
+
+def parse(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Images (N, 32, 32, 3) and labels; the file's class 10 is the digit 0. Raises ValueError for anything else."""
+    from scipy.io import loadmat  # half a second, and only this data set needs it
+
+    try:
+        variables = loadmat(io.BytesIO(content), variable_names=("X", "y"))
+        images_HWCN, labels_N = variables["X"], variables["y"].astype(np.int64).reshape(-1)
+    except (KeyError, TypeError, NotImplementedError, OSError) as error:
+        raise ValueError(f"not an SVHN file: {type(error).__name__}: {error}") from error
+    if images_HWCN.dtype != np.uint8 or images_HWCN.shape != (32, 32, 3, len(labels_N)):
+        raise ValueError(f"X is {images_HWCN.dtype} {images_HWCN.shape}, wanted uint8 (32, 32, 3, {len(labels_N)})")
+    if labels_N.size and not 1 <= labels_N.min() <= labels_N.max() <= 10:
+        raise ValueError(f"labels from {labels_N.min()} to {labels_N.max()}, wanted 1 to 10")
+    return np.ascontiguousarray(images_HWCN.transpose(3, 0, 1, 2)), labels_N % 10
+
+
+def _find(
+    names: tuple[str, ...], data_dir: Path, download: bool, checksums: Mapping[str, str]
+) -> list[tuple[Path, bytes]]:
+    paths = _files.locate(
+        "svhn",
+        folder=data_dir,
+        wanted=[(name,) for name in names],
+        data_dir=data_dir,
+        fetch=_fetch,
+        url=URL,
+        download=download,
+    )
+    return [(path, _files.verified(path, wanted=checksums[path.name])) for path in paths]
+
+
+def _fetch(data_dir: Path) -> None:
+    from torchvision.datasets import SVHN
+
+    for split in ("train", "test"):
+        SVHN(str(data_dir), split=split, download=True)
