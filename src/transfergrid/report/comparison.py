@@ -1,0 +1,306 @@
+"""The records of a grid -> one row per dataset x model x phase x variant x weights x protocol, over its seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from statistics import fmean, stdev
+from typing import Any
+
+from transfergrid import records
+from transfergrid.errors import ConfigError, DataError, one_line
+from transfergrid.paths import StorePaths
+from transfergrid.records import GridEntry, RunRecord
+from transfergrid.report import published, statistics
+from transfergrid.specs import RunSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparisonRow:
+    """One line of comparison.csv; the fields are its columns, in order. None is an empty cell.
+
+    Numbers are means over the completed seeds, `n_seeds` of them; that includes wall_s and gpu_s, which therefore say
+    what one seed costs. Accuracies and deltas in [0, 1], test_loss in nats, size_mb in 1e6 bytes. The interval is
+    Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]. published_differs and
+    failure_class join several names by `; `. status: `completed`, `failed`, `missing`, or `2/3 completed`.
+    """
+
+    grid: str
+    dataset: str
+    model: str
+    phase: str
+    variant: str
+    weights: str
+    protocol: str
+    n_seeds: int
+    n_train: int | None = None
+    test_accuracy: float | None = None
+    test_accuracy_std: float | None = None
+    ci95_low: float | None = None
+    ci95_high: float | None = None
+    val_accuracy: float | None = None
+    train_accuracy: float | None = None
+    test_loss: float | None = None
+    macro_precision: float | None = None
+    macro_recall: float | None = None
+    macro_f1: float | None = None
+    lbfgs_test_accuracy: float | None = None
+    published_accuracy: float | None = None
+    published_rule: str | None = None
+    published_differs: str | None = None
+    delta_to_published: float | None = None
+    best_single_model: str | None = None
+    delta_to_best_single: float | None = None
+    p_value_vs_best_single: float | None = None
+    verdict: str | None = None
+    epochs: int | None = None
+    parameters: int | None = None
+    trainable_parameters: int | None = None
+    size_mb: float | None = None
+    gflops_per_image: float | None = None
+    images_per_s: float | None = None
+    wall_s: float | None = None
+    gpu_s: float | None = None
+    status: str
+    failure_class: str | None = None
+
+
+COLUMNS = tuple(f.name for f in fields(ComparisonRow))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A run that has no result, with the reason its record gives."""
+
+    run_id: str
+    failure_class: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A grid's rows, its failed runs (extractions included), and what feature extraction cost once for all rows."""
+
+    grid: str
+    rows: tuple[ComparisonRow, ...]
+    failures: tuple[Failure, ...]
+    extractions: int
+    extraction_wall_s: float
+    extraction_gpu_s: float
+
+
+def comparison_rows(grid: str, store: StorePaths) -> list[ComparisonRow]:
+    """The rows of a grid in the order it was launched. Raises as read_comparison does."""
+    return list(read_comparison(grid, store).rows)
+
+
+def read_comparison(grid: str, store: StorePaths) -> Comparison:
+    """Raises ConfigError if the grid was never launched, DataError if one row would mix runs of different settings."""
+    entries = _entries(grid, store)
+    found: dict[str, RunRecord] = {}
+    failures: dict[str, Failure] = {}
+
+    def read(run_id: str) -> None:
+        if run_id in found or run_id in failures:
+            return
+        try:
+            record = records.read_record(store.run(run_id))
+        except DataError as error:
+            failures[run_id] = Failure(run_id=run_id, failure_class=error.failure_class, error=one_line(error))
+            return
+        if record is not None and record.status == "completed":
+            found[run_id] = record
+        elif record is not None:
+            failures[run_id] = Failure(
+                run_id=run_id, failure_class=record.failure_class or "code", error=record.error or "no reason recorded"
+            )
+
+    for entry in entries:
+        read(entry.run_id)
+    shared = {e.run_id for e in entries if e.phase == "extract"}
+    shared |= {needed.run_id for r in list(found.values()) for needed in r.spec.extractions}
+    for run_id in sorted(shared):
+        read(run_id)
+    rows = [_row(grid, group, found, failures, store) for group in _groups(grid, entries, found)]
+    extracted = [found[run_id] for run_id in sorted(shared) if run_id in found]
+    return Comparison(
+        grid=grid,
+        rows=tuple(_beside_best_single(row, rows) for row in rows),
+        failures=tuple(failures.values()),
+        extractions=len(extracted),
+        extraction_wall_s=sum(r.wall_s for r in extracted),
+        extraction_gpu_s=sum(r.gpu_s for r in extracted),
+    )
+
+
+def _entries(grid: str, store: StorePaths) -> list[GridEntry]:
+    try:
+        return records.read_grid(store.grid(grid))
+    except FileNotFoundError:
+        folder = store.grid(grid).parent
+        launched = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none"
+        raise ConfigError(
+            f"grid {grid!r} was never launched into {store.root}; launched there: {launched}; "
+            f"next: python jobs/launch_grid.py grid={grid}"
+        ) from None
+
+
+# --------------------------------------------------------------------------------------------------------------- rows
+def _groups(grid: str, entries: Sequence[GridEntry], found: Mapping[str, RunRecord]) -> list[list[GridEntry]]:
+    """The entries of each row, without extractions. Raises DataError where one row would mix settings."""
+    groups: dict[tuple[str, ...], list[GridEntry]] = {}
+    for e in dict.fromkeys(entries):
+        if e.phase != "extract":
+            groups.setdefault((e.dataset, e.model, e.phase, e.variant, e.weights, e.protocol), []).append(e)
+    for key, group in groups.items():
+        specs = {_without_seed(found[e.run_id].spec) for e in group if e.run_id in found}
+        if len(specs) > 1 or len({e.seed for e in group}) < len(group):
+            raise DataError(
+                f"grid {grid!r}: the row {' '.join(part for part in key if part)} holds runs of different settings "
+                f"({', '.join(e.run_id for e in group)}); next: python jobs/launch_grid.py grid={grid}"
+            )
+    return list(groups.values())
+
+
+def _without_seed(spec: RunSpec) -> RunSpec:
+    # What a run is made from has the run's seed in its id, so ids of needs differ where settings do not.
+    return replace(spec, seed=None, needs=())
+
+
+def _row(
+    grid: str,
+    group: Sequence[GridEntry],
+    found: Mapping[str, RunRecord],
+    failures: Mapping[str, Failure],
+    store: StorePaths,
+) -> ComparisonRow:
+    first = group[0]
+    done = [found[e.run_id] for e in group if e.run_id in found]
+    failed = [failures[e.run_id] for e in group if e.run_id in failures]
+    row = ComparisonRow(
+        grid=grid,
+        dataset=first.dataset,
+        model=first.model,
+        phase=first.phase,
+        variant=first.variant,
+        weights=first.weights,
+        protocol=first.protocol,
+        n_seeds=len(done),
+        status=_status(total=len(group), completed=len(done), failed=len(failed)),
+        failure_class="; ".join(dict.fromkeys(f.failure_class for f in failed)) or None,
+    )
+    return _beside_published(_with_numbers(row, done, store), done)
+
+
+def _status(*, total: int, completed: int, failed: int) -> str:
+    if completed == total:
+        return "completed"
+    if completed:
+        return f"{completed}/{total} completed"
+    return "failed" if failed else "missing"
+
+
+def _with_numbers(row: ComparisonRow, done: Sequence[RunRecord], store: StorePaths) -> ComparisonRow:
+    if not done:
+        return row
+
+    def metric(name: str) -> float | None:
+        return _mean([r.metrics.get(name) for r in done])
+
+    def field(read: Callable[[RunRecord], float | None]) -> float | None:
+        return _mean([read(r) for r in done])
+
+    low, high = _interval(done, store)
+    accuracies = [r.metrics["test_accuracy"] for r in done if "test_accuracy" in r.metrics]
+    return replace(
+        row,
+        n_train=done[0].n_train,
+        test_accuracy=metric("test_accuracy"),
+        test_accuracy_std=stdev(accuracies) if len(accuracies) > 1 else None,
+        ci95_low=low,
+        ci95_high=high,
+        # Under `published` nothing is chosen on val, so a number there would only mislead.
+        val_accuracy=None if row.protocol == "published" else metric("val_accuracy"),
+        train_accuracy=metric("train_accuracy"),
+        test_loss=metric("test_loss"),
+        macro_precision=metric("test_macro_precision"),
+        macro_recall=metric("test_macro_recall"),
+        macro_f1=metric("test_macro_f1"),
+        lbfgs_test_accuracy=metric("lbfgs_test_accuracy"),
+        epochs=done[0].epochs,
+        parameters=done[0].parameters,
+        trainable_parameters=done[0].trainable_parameters,
+        size_mb=done[0].size_mb,
+        gflops_per_image=done[0].gflops_per_image,
+        images_per_s=field(lambda r: r.images_per_s),
+        wall_s=field(lambda r: r.wall_s),
+        gpu_s=field(lambda r: r.gpu_s),
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None unless every completed seed has the value: a mean over some of them would not say which."""
+    known = [v for v in values if v is not None]
+    return fmean(known) if known and len(known) == len(values) else None
+
+
+def _interval(done: Sequence[RunRecord], store: StorePaths) -> tuple[float | None, float | None]:
+    accuracies = [r.metrics["test_accuracy"] for r in done if "test_accuracy" in r.metrics]
+    if len(accuracies) > 1:
+        low, high = statistics.t_interval(accuracies)
+        return max(0.0, low), min(1.0, high)
+    n_test = _n_test(done[0], store) if accuracies else None
+    return statistics.wilson(round(accuracies[0] * n_test), n_test) if n_test else (None, None)
+
+
+def _n_test(record: RunRecord, store: StorePaths) -> int | None:
+    """How many test images an accuracy rests on: the record's `n_test`, else the length of the stored predictions."""
+    stated: Any = record.details.get("n_test")
+    if stated is not None:
+        return int(stated)
+    try:
+        test = records.read_predictions(store.run(record.run_id)).get("test")
+    except DataError:
+        return None
+    return None if test is None else len(test.index_N)
+
+
+# ------------------------------------------------------------------------------------------------- beside other figures
+def _beside_published(row: ComparisonRow, done: Sequence[RunRecord]) -> ComparisonRow:
+    figure = published.lookup(grid=row.grid, dataset=row.dataset, model=row.model, phase=row.phase, variant=row.variant)
+    if figure is None:
+        return row
+    row = replace(row, published_accuracy=figure.value, published_rule=figure.rule)
+    if not done:
+        return row
+    names = published.differs(figure, done[0].spec)
+    comparable = row.test_accuracy is not None and published.NO_MATTER.issuperset(names)
+    return replace(
+        row,
+        published_differs="; ".join(names) or None,
+        delta_to_published=row.test_accuracy - figure.value if comparable and row.test_accuracy is not None else None,
+    )
+
+
+def _beside_best_single(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> ComparisonRow:
+    """For a join: the best of its own parts by val accuracy, if each part has a row with one; else unchanged."""
+    parts = set(row.model.split("+"))
+    if len(parts) < 2 or row.protocol == "published" or row.test_accuracy is None:
+        return row
+    # A join's weights are its parts' labels joined by `+` where they differ.
+    labels = {row.weights, *row.weights.split("+")}
+    singles = {
+        single.model: single
+        for single in rows
+        if single.model in parts
+        and single.weights in labels
+        and (single.dataset, single.phase, single.variant, single.protocol)
+        == (row.dataset, row.phase, row.variant, row.protocol)
+        and single.val_accuracy is not None
+        and single.test_accuracy is not None
+    }
+    if set(singles) != parts:
+        return row
+    best = max(singles.values(), key=lambda s: s.val_accuracy or 0.0)
+    assert best.test_accuracy is not None
+    return replace(row, best_single_model=best.model, delta_to_best_single=row.test_accuracy - best.test_accuracy)
