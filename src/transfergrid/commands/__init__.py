@@ -1,0 +1,1 @@
+"""One module per script in jobs/: what the user types, and what the terminal shows."""

@@ -1,0 +1,210 @@
+"""comparison.csv and comparison.md of a grid, written under results/reports/<grid>/."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from transfergrid import durable
+from transfergrid.errors import NEXT_STEP
+from transfergrid.paths import StorePaths
+from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow, read_comparison
+
+HOW_TO_READ = """\
+- Accuracies are percent of the test images; val, train and test are evaluated without augmentation.
+- The brackets are a 95 % interval: for one seed Wilson's, over test images; for several seeds Student's t, over seeds,
+  and the number before it is their mean. Neither covers the other source of chance.
+- Protocol `fair`: 10 % of the training images are held out as val, every choice is made there, the last epoch is the
+  result and the test set is read once. Protocol `published`: the whole training set and the study's own checkpoint
+  rule; nothing is chosen on val, so val and the best single model are empty.
+- Seconds are means per completed seed. GPU seconds are 0 where no GPU was used.
+"""
+
+
+def write_report(grid: str, store: StorePaths) -> Path:
+    """Write comparison.csv and comparison.md from the grid's records; returns the path of comparison.md.
+
+    Raises as comparison.read_comparison does, and then writes nothing.
+    """
+    comparison = read_comparison(grid, store)
+    folder = store.report(grid)
+    durable.write_bytes(folder / "comparison.csv", as_csv(comparison.rows).encode())
+    durable.write_bytes(folder / "comparison.md", as_markdown(comparison).encode())
+    return folder / "comparison.md"
+
+
+def as_csv(rows: Sequence[ComparisonRow]) -> str:
+    """RFC 4180 with `\\n` line ends, numbers at full precision, empty cells for None."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue()
+
+
+# ------------------------------------------------------------------------------------------------------------ cells
+def percent(value: float | None, *, digits: int = 2) -> str:
+    return "" if value is None else f"{100 * value:.{digits}f}"
+
+
+def points(delta: float | None) -> str:
+    """A difference of accuracies in percentage points, signed."""
+    return "" if delta is None else f"{100 * delta:+.2f}"
+
+
+def accuracy_with_interval(row: ComparisonRow) -> str:
+    """`97.2 [95.0, 98.5]`; a second decimal only where the interval is narrower than one percentage point."""
+    if row.ci95_low is None or row.ci95_high is None:
+        return percent(row.test_accuracy)
+    digits = 2 if row.ci95_high - row.ci95_low < 0.01 else 1
+    low, high = percent(row.ci95_low, digits=digits), percent(row.ci95_high, digits=digits)
+    return f"{percent(row.test_accuracy, digits=digits)} [{low}, {high}]"
+
+
+def number(value: float | None, *, digits: int = 0) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+# --------------------------------------------------------------------------------------------------------- markdown
+def as_markdown(comparison: Comparison) -> str:
+    rows = comparison.rows
+    parts = [
+        f"# Comparison: {comparison.grid}\n",
+        f"{_counts(rows)}\n",
+        _accuracy_table(rows),
+        "## How to read this\n",
+        HOW_TO_READ,
+        _published_table(rows),
+        _join_table(rows),
+        _cost_table(comparison),
+        _failures(comparison),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _counts(rows: Sequence[ComparisonRow]) -> str:
+    kinds = ("completed", "failed", "missing")
+    counted = [(sum(r.status == kind for r in rows), kind) for kind in kinds]
+    counted.append((sum(r.status not in kinds for r in rows), "completed in part"))
+    return f"{len(rows)} rows: " + ", ".join(f"{n} {kind}" for n, kind in counted if n) + "."
+
+
+NAMES = ("dataset", "model", "phase", "variant", "weights", "protocol")
+
+
+def _names(row: ComparisonRow) -> list[str]:
+    return [getattr(row, name) for name in NAMES]
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]], *, left: int) -> str:
+    """A Markdown table; the first `left` columns are text, the others numbers, to the right."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    cells = [header, rule, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
+
+
+def _accuracy_table(rows: Sequence[ComparisonRow]) -> str:
+    header = [*NAMES, "status", "seeds", "trained on", "test [95 %]", "std", "val", "train", "test loss"]
+    header += ["precision", "recall", "F1 (macro)", "L-BFGS test"]
+    lines = [
+        [
+            *_names(row),
+            row.status + (f" ({row.failure_class})" if row.failure_class else ""),
+            str(row.n_seeds),
+            number(row.n_train),
+            accuracy_with_interval(row),
+            percent(row.test_accuracy_std),
+            percent(row.val_accuracy),
+            percent(row.train_accuracy),
+            number(row.test_loss, digits=4),
+            percent(row.macro_precision),
+            percent(row.macro_recall),
+            percent(row.macro_f1),
+            percent(row.lbfgs_test_accuracy),
+        ]
+        for row in rows
+    ]
+    return _table(header, lines, left=len(NAMES) + 1)
+
+
+def _published_table(rows: Sequence[ComparisonRow]) -> str:
+    header = [
+        *NAMES,
+        "published by rule",
+        "what differs from the study",
+        "ours [95 %]",
+        "published",
+        "ours - published",
+    ]
+    lines = [
+        [
+            *_names(row),
+            row.published_rule or "",
+            row.published_differs or "",
+            accuracy_with_interval(row),
+            percent(row.published_accuracy),
+            points(row.delta_to_published),
+        ]
+        for row in rows
+        if row.published_accuracy is not None
+    ]
+    if not lines:
+        return ""
+    about = "The difference stands only where nothing differs from the study but the weights file and the hardware.\n"
+    return f"## Beside the published figures\n\n{about}\n" + _table(header, lines, left=len(NAMES) + 2)
+
+
+def _join_table(rows: Sequence[ComparisonRow]) -> str:
+    header = [*NAMES, "best single model", "test [95 %]", "difference"]
+    lines = [
+        [*_names(row), row.best_single_model, accuracy_with_interval(row), points(row.delta_to_best_single)]
+        for row in rows
+        if row.best_single_model is not None
+    ]
+    if not lines:
+        return ""
+    about = "The best single model is chosen on val among the join's own parts; the difference is on test, in points.\n"
+    return f"## Joined models beside their best part\n\n{about}\n" + _table(header, lines, left=len(NAMES) + 1)
+
+
+def _cost_table(comparison: Comparison) -> str:
+    header = [*NAMES, "epochs", "parameters", "trainable", "MB", "GFLOPs/image", "images/s", "wall s", "GPU s"]
+    lines = [
+        [
+            *_names(row),
+            number(row.epochs),
+            number(row.parameters),
+            number(row.trainable_parameters),
+            number(row.size_mb, digits=2),
+            number(row.gflops_per_image, digits=3),
+            number(row.images_per_s),
+            number(row.wall_s, digits=1),
+            number(row.gpu_s, digits=1),
+        ]
+        for row in comparison.rows
+        if row.n_seeds
+    ]
+    if not lines:
+        return ""
+    text = "## Cost\n\n" + _table(header, lines, left=len(NAMES))
+    if comparison.extractions:
+        runs = "1 run" if comparison.extractions == 1 else f"{comparison.extractions} runs"
+        text += (
+            f"\nFeature extraction, shared by all rows and counted in none: {runs}, "
+            f"{comparison.extraction_wall_s:,.1f} s wall, {comparison.extraction_gpu_s:,.1f} s GPU.\n"
+        )
+    return text
+
+
+def _failures(comparison: Comparison) -> str:
+    if not comparison.failures:
+        return ""
+    lines = [
+        f"- `{f.run_id}`: {f.failure_class}: {' '.join(f.error.split())}. "
+        f"Next: {NEXT_STEP.get(f.failure_class, 'read its log.txt')}.\n"
+        for f in comparison.failures
+    ]
+    return "## Failed runs\n\n" + "".join(lines)
