@@ -10,7 +10,7 @@ from typing import TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
-CHUNK = 64
+MAX_CHUNK = 64
 MAX_THREADS = 16
 
 
@@ -18,17 +18,18 @@ def in_threads(
     function: Callable[[T], R], items: Sequence[T], *, progress: Callable[[int, int], None] | None = None
 ) -> list[R]:
     """[function(item) for item in items], in order; the first error ends it. progress(done, total) per chunk."""
-    if len(items) <= CHUNK and progress is None:
-        return [function(item) for item in items]
+    num_threads = min(MAX_THREADS, len(os.sched_getaffinity(0)) * 2)
+    # Large enough to make little of a thread's turn, small enough that each thread gets several.
+    chunk = max(1, min(MAX_CHUNK, len(items) // (4 * num_threads)))
 
     def run(start: int) -> list[R]:
-        return [function(item) for item in items[start : start + CHUNK]]
+        return [function(item) for item in items[start : start + chunk]]
 
     results: list[R] = []
-    pool = ThreadPoolExecutor(min(MAX_THREADS, len(os.sched_getaffinity(0)) * 2))
+    pool = ThreadPoolExecutor(num_threads)
     try:
-        for chunk in pool.map(run, range(0, len(items), CHUNK)):
-            results.extend(chunk)
+        for part in pool.map(run, range(0, len(items), chunk)):
+            results.extend(part)
             if progress is not None:
                 progress(len(results), len(items))
     finally:

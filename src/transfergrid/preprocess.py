@@ -1,0 +1,221 @@
+"""uint8 images of any size -> network input, in two stages.
+
+Host: images of mixed sizes are brought to one size by Pillow. Device: square images of one size are resized, cropped
+and normalised. The device's resize does Pillow's own fixed-point arithmetic, so it gives Pillow's pixels to the last
+bit on every device; torchvision's tensor kernel is off by one level (bilinear) or two (bicubic) on a CPU, and rounds
+differently again on a GPU, where an eval transform must not depend on where it ran.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from transfergrid.data import LabeledImages
+from transfergrid.data._threads import in_threads
+from transfergrid.errors import ConfigError
+from transfergrid.specs import PreprocessSpec
+
+# N images, H W pixels, C channels (1 grey, 3 RGB)
+
+_WEIGHT_BITS = 22  # of Pillow's fixed-point weights for 8-bit channels
+_READ_AHEAD = 2
+_HOST_CHUNK = 512
+_MIXED_CHUNK = 32
+
+
+def normalise(images_NHWC: Tensor, spec: PreprocessSpec, *, prepared: bool = False) -> Tensor:
+    """uint8 (N, H, W, 1 or 3) -> float32 (N, 3, crop_px, crop_px) channels_last, on the images' device.
+
+    prepared: the images already are what resize() or prepare_images() made of them, and are not resized again.
+    """
+    if not prepared:
+        images_NHWC = resize(images_NHWC, spec)
+    assert images_NHWC.shape[1:3] == (spec.crop_px, spec.crop_px), (tuple(images_NHWC.shape), spec.crop_px)
+    mean_3, std_3 = (torch.tensor(values, device=images_NHWC.device) for values in (spec.mean, spec.std))
+    # Grey images get their three channels here, from broadcasting: each channel has its own mean and std.
+    inputs_NHWC = images_NHWC.float().div_(255).sub(mean_3).div_(std_3)
+    return inputs_NHWC.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def resize(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
+    """Square uint8 images of one size -> uint8 (N, crop_px, crop_px, C), Pillow's pixels to the last bit."""
+    assert images_NHWC.dtype == torch.uint8 and spec.antialias, (images_NHWC.dtype, spec.antialias)
+    num_images, height_px, width_px, _ = images_NHWC.shape
+    assert height_px == width_px, f"images of {height_px} x {width_px} are for prepare_images()"
+    full_px = spec.resize_px if spec.mode == "recipe" else spec.crop_px
+    first_px = _crop_start_px(full_px, spec.crop_px)
+    if full_px == height_px:
+        last_px = first_px + spec.crop_px
+        return images_NHWC[:, first_px:last_px, first_px:last_px]
+    weights_oi = _weights(height_px, full_px, spec.interpolation, first_px, spec.crop_px, images_NHWC.device)
+    images_NCHW = images_NHWC.permute(0, 3, 1, 2)
+    # Doubles are large: a chunk that fits a CPU's cache is three times as fast there.
+    chunk_bytes = 2**28 if images_NHWC.is_cuda else 2**22
+    bytes_per_image = 8 * images_NHWC.shape[3] * max(height_px, spec.crop_px) ** 2
+    chunks = torch.split(images_NCHW, max(1, chunk_bytes // bytes_per_image))
+    resized = [_resized(chunk_NCHW, weights_oi) for chunk_NCHW in chunks]
+    return torch.cat(resized).permute(0, 2, 3, 1) if num_images else images_NHWC.new_empty((0, *resized[0].shape[1:]))
+
+
+def prepare_images(
+    images: LabeledImages, indices: Sequence[int] | NDArray[np.integer], spec: PreprocessSpec | None
+) -> Tensor:
+    """uint8 (N, H, W, C) on the host: of native size where all images share one, else brought to crop_px by Pillow.
+
+    Raises ConfigError where sizes are mixed and spec is None.
+    """
+    if images.image_size_px is not None:
+        return torch.from_numpy(np.ascontiguousarray(images.read(indices)))
+    if spec is None:
+        raise ConfigError("the images have mixed sizes; give dataset.image_size_px=N to bring them to N x N")
+    prepared_NHWC = np.empty((len(indices), spec.crop_px, spec.crop_px, 3), dtype=np.uint8)
+    # A few at a time: photographs of full size are large.
+    for start in range(0, len(indices), _MIXED_CHUNK):
+        read = images.read(indices[start : start + _MIXED_CHUNK])
+        for row, prepared_HWC in enumerate(
+            in_threads(lambda image_HWC: prepare_one(image_HWC, spec), list(read)), start
+        ):
+            prepared_NHWC[row] = prepared_HWC  # grey is repeated to three channels
+    return torch.from_numpy(prepared_NHWC)
+
+
+def prepare_one(image_HWC: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uint8]:
+    """One image of any size, by Pillow: shorter edge to resize_px and a centre crop, or straight to the crop size."""
+    from PIL import Image
+
+    image = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC)
+    resample = Image.Resampling.BILINEAR if spec.interpolation == "bilinear" else Image.Resampling.BICUBIC
+    if spec.mode == "direct":
+        resized = image.resize((spec.crop_px, spec.crop_px), resample)
+    else:
+        shorter_px = min(image.size)
+        # The longer edge is rounded down, and the crop's corner to even, as torchvision does.
+        image = image.resize(
+            (spec.resize_px * image.width // shorter_px, spec.resize_px * image.height // shorter_px), resample
+        )
+        left_px, top_px = _crop_start_px(image.width, spec.crop_px), _crop_start_px(image.height, spec.crop_px)
+        resized = image.crop((left_px, top_px, left_px + spec.crop_px, top_px + spec.crop_px))
+    return np.array(resized).reshape(spec.crop_px, spec.crop_px, -1)
+
+
+class ImageSource:
+    """Images of one split for one preprocessing: resident on the device where they fit, else read when asked for.
+
+    budget_bytes: how much the resident copy may take. rows: the only indices that will be asked for (None: all).
+    Indices are always the data set's own. `prepared` goes to normalise(): the images are of their final size already.
+    """
+
+    def __init__(
+        self,
+        images: LabeledImages,
+        spec: PreprocessSpec | None,
+        *,
+        device: torch.device,
+        budget_bytes: int,
+        rows: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._images = images
+        self._spec = spec
+        self._device = device
+        self.prepared = images.image_size_px is None
+        rows = np.arange(len(images)) if rows is None else rows
+        self._resident_NHWC: Tensor | None = None
+        first_NHWC = self._host(rows[:1])
+        if len(rows) * first_NHWC.nbytes <= budget_bytes:
+            resident_NHWC = torch.empty((len(rows), *first_NHWC.shape[1:]), dtype=torch.uint8, device=device)
+            for start in range(0, len(rows), _HOST_CHUNK):
+                resident_NHWC[start : start + _HOST_CHUNK] = self._host(rows[start : start + _HOST_CHUNK]).to(device)
+            self._resident_NHWC = resident_NHWC
+            position_N = np.full(len(images), -1, dtype=np.int64)
+            position_N[rows] = np.arange(len(rows))
+            self._position_N = torch.from_numpy(position_N).to(device)
+
+    @property
+    def resident(self) -> bool:
+        return self._resident_NHWC is not None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        """uint8 (N, H, W, C) on the device, in the order of `indices` (on any device)."""
+        if self._resident_NHWC is not None:
+            return self._resident_NHWC[self._position_N[indices.to(self._device)]]
+        images_NHWC = self._host(indices.cpu().numpy())
+        if self._device.type != "cuda":
+            return images_NHWC.to(self._device)
+        return images_NHWC.pin_memory().to(self._device, non_blocking=True)
+
+    def batches(self, index_batches: Iterable[Tensor]) -> Iterator[Tensor]:
+        """batch() of each, in order; what is not resident is read two batches ahead of its use."""
+        if self.resident:
+            yield from map(self.batch, index_batches)
+            return
+        with ThreadPoolExecutor(1) as reader:
+            ahead: list[Future[Tensor]] = []
+            for indices in index_batches:
+                ahead.append(reader.submit(self.batch, indices))
+                if len(ahead) > _READ_AHEAD:
+                    yield ahead.pop(0).result()
+            for future in ahead:
+                yield future.result()
+
+    def _host(self, indices: NDArray[np.int64]) -> Tensor:
+        return prepare_images(self._images, indices, self._spec)
+
+
+def _crop_start_px(full_px: int, crop_px: int) -> int:
+    assert crop_px <= full_px, f"a crop of {crop_px} pixels does not fit into {full_px}"
+    return round((full_px - crop_px) / 2)
+
+
+def _resized(images_NCHW: Tensor, weights_oi: Tensor) -> Tensor:
+    """Both axes, columns first, each rounded to whole levels, as Pillow does. Exact: products stay below 2**53."""
+    columns_NCHo = (images_NCHW.double() @ weights_oi.T).mul_(2.0**-_WEIGHT_BITS).add_(0.5).floor_().clamp_(0, 255)
+    both_NCoo = (weights_oi @ columns_NCHo).mul_(2.0**-_WEIGHT_BITS).add_(0.5).clamp_(0, 255)
+    return both_NCoo.to(torch.uint8)
+
+
+@lru_cache(maxsize=64)
+def _weights(in_px: int, out_px: int, interpolation: str, first_px: int, count_px: int, device: torch.device) -> Tensor:
+    """Rows first_px .. first_px + count_px of Pillow's resampling matrix (out_px, in_px), in units of 2**-22."""
+    kernel, radius_px = (_triangle, 1.0) if interpolation == "bilinear" else (_cubic, 2.0)
+    matrix = [_weights_of_pixel(out, in_px, out_px, kernel, radius_px) for out in range(first_px, first_px + count_px)]
+    return torch.tensor(matrix, dtype=torch.float64, device=device)
+
+
+def _weights_of_pixel(
+    out: int, in_px: int, out_px: int, kernel: Callable[[float], float], radius_px: float
+) -> list[float]:
+    scale = in_px / out_px
+    stretch = max(scale, 1.0)  # antialias: the kernel grows with the shrinking
+    centre = (out + 0.5) * scale
+    first = max(math.floor(centre - radius_px * stretch + 0.5), 0)
+    last = min(math.floor(centre + radius_px * stretch + 0.5), in_px)
+    taps = [kernel((i + first - centre + 0.5) * (1.0 / stretch)) for i in range(last - first)]
+    total = 0.0
+    for tap in taps:  # not math.fsum or sum(): the order of rounding is Pillow's
+        total += tap
+    row = [0.0] * in_px
+    for i, tap in enumerate(taps):
+        row[first + i] = float(int(tap / total * 2**_WEIGHT_BITS + math.copysign(0.5, tap)))
+    return row
+
+
+def _triangle(x: float) -> float:
+    return max(1.0 - abs(x), 0.0)
+
+
+def _cubic(x: float) -> float:
+    x = abs(x)
+    if x < 1.0:
+        return (1.5 * x - 2.5) * x * x + 1.0
+    return (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5 if x < 2.0 else 0.0
