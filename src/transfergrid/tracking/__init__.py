@@ -1,0 +1,104 @@
+"""Mirror of metrics files to W&B: training writes its own files only, W&B is fed from them by a process of its own.
+
+start_mirror() once per launch or job, before the first of its runs starts; wait_for_mirror() when the last has ended.
+Whatever becomes of the mirror changes nothing for training, and a later mirror takes up where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from transfergrid import records
+from transfergrid.errors import ConfigError
+from transfergrid.paths import store_paths
+from transfergrid.specs import Configuration, Runtime
+
+logger = logging.getLogger(__name__)
+
+
+def validate(runtime: Runtime) -> None:
+    """Raises ConfigError where this version cannot track as asked."""
+    if runtime.tracking not in ("offline", "disabled"):
+        raise ConfigError(
+            f"tracking={runtime.tracking} is not built yet; allowed: offline, disabled; use tracking=offline and bring "
+            f"W&B up to date with `wandb sync {Path(runtime.store_dir) / 'wandb' / 'wandb'}/offline-run-*`"
+        )
+    if not 1 <= len(runtime.wandb_project) <= 128 or set(runtime.wandb_project) & set("/\\#?%:"):
+        raise ConfigError(
+            f"W&B project {runtime.wandb_project!r} is not a name W&B takes; "
+            "give 1 to 128 characters without any of / \\ # ? % :"
+        )
+
+
+def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> subprocess.Popen[bytes] | None:
+    """One process for all runs of a launch or a job; None where tracking is disabled or there is nothing to follow.
+
+    Call it before the first of the runs starts: a failed record that stands already is an earlier attempt's. The
+    process ends by itself once all runs have their records; or, for those that have none, when this process is gone
+    or calls wait_for_mirror. One process and not one per run, because W&B costs 1.5 s of CPU to load and start, and
+    5 ms for each further run. It has a session of its own, so Ctrl-C does not reach it.
+    """
+    validate(runtime)
+    if runtime.tracking == "disabled" or not configurations:
+        return None
+    store = store_paths(runtime)
+    followed = [
+        Followed(c.run.run_id, c.variant, records.newest_attempt(store.run(c.run.run_id))) for c in configurations
+    ]
+    arguments = ["--store", runtime.store_dir, "--grid", configurations[0].grid, "--project", runtime.wandb_project]
+    # The code of this very process, even where it is a snapshot that only sys.path knows.
+    import_path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "transfergrid.tracking.mirror", *arguments, "--stdin"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": import_path},
+        )
+    except OSError as error:
+        logger.warning("no W&B mirror: %s", error)
+        return None
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(json.dumps([asdict(f) for f in followed]).encode() + b"\n")
+        process.stdin.flush()
+    return process
+
+
+def wait_for_mirror(process: subprocess.Popen[bytes] | None, timeout_s: float) -> bool:
+    """Tell the mirror that no more runs will start, and wait for its end; whether it ended well within the time.
+
+    One that is late is left alone: it ends by itself, soon after the last of its runs.
+    """
+    if process is None:
+        return True
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    try:
+        code = process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        logger.warning("the W&B mirror (process %d) is still at work after %.0f s; not waiting", process.pid, timeout_s)
+        return False
+    if code != 0:
+        logger.warning("the W&B mirror ended with code %d; the runs are not touched by it, only W&B lacks rows", code)
+    return code == 0
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A run for the mirror to follow. after_attempt: a failed record up to this attempt was there before the launch."""
+
+    run_id: str
+    variant: str
+    after_attempt: int
