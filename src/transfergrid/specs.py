@@ -312,6 +312,11 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^a-z0-9._+-]", "-", text.lower()).lstrip(".-") or "x"
 
 
+def seed_for(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part: how order, augmentation and dropout are keyed by (seed, epoch, ...)."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
+
+
 def canonical_json(value: Any) -> str:
     """One spelling per value: sorted keys, no spaces, tuples as lists, dataclasses as objects; NaN is refused."""
     return json.dumps(to_dict(value), sort_keys=True, separators=(",", ":"), allow_nan=False)

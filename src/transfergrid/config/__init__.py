@@ -1,0 +1,436 @@
+"""Command line and conf/ -> validated, frozen specs. The only reader of configuration: what leaves here is final."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from omegaconf import DictConfig, OmegaConf
+
+from transfergrid import durable
+from transfergrid.config.compose import GROUPS, choices, compose_config, nearest, parse_overrides, set_value
+from transfergrid.config.resolve import (
+    Scope,
+    check_models,
+    check_phases,
+    choice,
+    in_range,
+    is_architecture,
+    looks_like_file,
+    make_evaluation,
+    make_run,
+    resolve_dataset,
+    split_model,
+    takes,
+)
+from transfergrid.errors import ConfigError
+from transfergrid.paths import CachePaths, StorePaths
+from transfergrid.records import GridEntry
+from transfergrid.specs import (
+    PHASES,
+    Configuration,
+    FinetuneSettings,
+    Phase,
+    Protocol,
+    RunSpec,
+    Runtime,
+    extraction,
+    from_dict,
+    safe_name,
+)
+
+FolderProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a command line asks for.
+
+    configurations: the rows of the grid. runs: these and the runs they need, by run_id, needed ones first
+    (extractions are the plan's business). replaces_grid: a launch redefines its grid, a run by hand adds to it.
+    """
+
+    grid: str
+    configurations: tuple[Configuration, ...]
+    runs: dict[str, RunSpec]
+    runtime: Runtime
+    cluster: str
+    dry_run: bool
+    wait: bool | None
+    replaces_grid: bool
+    needs_only_checked: bool = False
+
+    @property
+    def store(self) -> StorePaths:
+        return StorePaths(Path(self.runtime.store_dir))
+
+    def entries(self) -> list[GridEntry]:
+        return [
+            GridEntry(
+                run_id=c.run.run_id,
+                dataset=c.run.dataset.name,
+                model=c.run.model,
+                phase=c.run.phase,
+                variant=c.variant,
+                weights=c.run.weights_label,
+                protocol=c.run.protocol or "",
+                seed=c.run.seed,
+            )
+            for c in self.configurations
+        ]
+
+
+def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
+    """The grid of a launch; `grid=quickstart` unless another is named. Raises ConfigError or DataError, in one line."""
+    arguments = list(arguments)
+    overrides = {str(o.key_or_group): o for o in parse_overrides(arguments)}
+    if "grid" not in overrides:
+        arguments.append("grid=quickstart")
+    config = compose_config(arguments)
+    for key in ("model", "seed", "run", "needs"):
+        if key in overrides:
+            raise ConfigError(
+                f"{key}= belongs to jobs/run_phase.py; a grid takes grid.models=[...] and grid.seeds=[...]"
+            )
+    if "phase" in overrides:
+        raise ConfigError("phase= belongs to jobs/run_phase.py; a grid takes grid.phases=[...]")
+    if "dataset" in overrides:
+        if "grid.datasets" in overrides:
+            raise ConfigError("dataset= and grid.datasets= are both given; give one")
+        config.grid.datasets = [overrides["dataset"].value()]
+    builder = _GridBuilder(arguments, config, progress)
+    configurations = builder.build()
+    return Request(
+        grid=builder.name,
+        configurations=configurations,
+        runs=builder.runs,
+        runtime=builder.runtime(),
+        cluster=config.cluster.name,
+        dry_run=config.dry_run,
+        wait=config.wait,
+        replaces_grid=True,
+    )
+
+
+def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
+    """One configuration by hand; it joins the grid `grid_name=` (default adhoc), what it overrides is its variant."""
+    overrides = {str(o.key_or_group): o for o in parse_overrides(arguments)}
+    config = compose_config(arguments)
+    for key in overrides:
+        if key.startswith("grid.") and "grid" not in overrides:
+            raise ConfigError(f"{key}= belongs to jobs/launch_grid.py; one run takes model=, dataset=, phase=, seed=")
+    choice("needs", config.needs, ("run", "check"))
+    builder = _GridBuilder(list(arguments), config, progress)
+    builder.name = _grid_name(config.grid_name or "adhoc")
+    variant = _hand_variant(overrides)
+    if config.run is not None:
+        if config.phase.name != "evaluate" or config.model:
+            raise ConfigError("run= goes with phase=evaluate and without model=, which the run itself tells")
+        configuration = builder.evaluation_of(config.run, config.seed, variant)
+    elif not config.model:
+        raise ConfigError("model= is needed, as model=resnet18 or model=resnet18+googlenet")
+    else:
+        configuration = builder.one_run(config.model, config.phase.name, config.seed, variant)
+    return Request(
+        grid=builder.name,
+        configurations=(configuration,),
+        runs=builder.runs,
+        runtime=builder.runtime(),
+        cluster=config.cluster.name,
+        dry_run=config.dry_run,
+        wait=config.wait,
+        replaces_grid=False,
+        needs_only_checked=config.needs == "check",
+    )
+
+
+def load_report(arguments: Sequence[str]) -> tuple[str, StorePaths]:
+    """(grid, store) of `jobs/report.py grid=NAME`; any name that was launched, with or without a grid file."""
+    values = dict(a.split("=", 1) for a in arguments if "=" in a)
+    unknown = [a for a in arguments if a.split("=", 1)[0] not in ("grid", "store.dir") or "=" not in a]
+    if unknown:
+        raise ConfigError(f"{unknown[0]!r}: report takes grid=NAME and store.dir=DIR")
+    return _grid_name(values.get("grid", "quickstart")), StorePaths(Path(values.get("store.dir", "results")))
+
+
+def _grid_name(name: str) -> str:
+    if safe_name(name) != name or len(name) > 64:
+        raise ConfigError(f"grid name {name!r} may hold only a-z 0-9 . _ + - and at most 64 characters")
+    return name
+
+
+def _hand_variant(overrides: dict[str, Any]) -> str:
+    """What a run by hand changes from the defaults, spelled as its variant."""
+    named = ("phase.", "dataset.max_images", "dataset.image_size_px", "dataset.val_seed", "weights_seed")
+    changed = [f"{key}={o.value()}" for key, o in sorted(overrides.items()) if key.startswith(named)]
+    return safe_name(",".join(c.removeprefix("phase.") for c in changed))[:120] if changed else ""
+
+
+class _GridBuilder:
+    """Turns one composed configuration into runs. Lives for one command line; gathers runs and files on the way."""
+
+    def __init__(self, arguments: list[str], config: DictConfig, progress: FolderProgress | None) -> None:
+        self.arguments = arguments
+        self.config = config
+        self.progress = progress
+        self.name = _grid_name(config.grid_name or config.grid.name or "adhoc")
+        self.cache = CachePaths(Path(config.cache.dir))
+        self.runs: dict[str, RunSpec] = {}
+        self.folders: dict[str, str] = {}
+        self.weights_files: dict[str, str] = {}
+        self.protocol = cast(Protocol, choice("protocol", config.protocol, ("fair", "published")))
+        if self.protocol == "published" and config.grid.study is None:
+            raise ConfigError(
+                "protocol=published belongs to a published study; use a grid file that names one (grid.study)"
+            )
+        self._by_dataset: dict[str, Scope] = {}
+        self._scopes: dict[tuple[Any, ...], Scope] = {}
+        # What the command line sets wins over a grid file's rules, too.
+        self._typed = [
+            str(o.key_or_group)
+            for o in parse_overrides(arguments)
+            if str(o.key_or_group).startswith(("phase.", "dataset.", "weights"))
+        ]
+        _check_plain_values(config)
+
+    def build(self) -> tuple[Configuration, ...]:
+        grid = self.config.grid
+        models = list(grid.models)
+        check_models(models)
+        phases = check_phases(list(grid.phases))
+        seeds, datasets = list(grid.seeds), list(grid.datasets)
+        for key, values in (("grid.seeds", seeds), ("grid.datasets", datasets)):
+            if not values:
+                raise ConfigError(f"{key} is empty; give at least one")
+            if len(set(values)) != len(values):
+                raise ConfigError(f"{key}={values} holds a value twice")
+        variants: dict[str, dict[str, Any]] = {"": {}} | _plain_dict(grid.variants, "grid.variants")
+        rules = [_check_rule(rule) for rule in OmegaConf.to_container(grid.rules)]  # type: ignore[union-attr]
+        self._check_weights(models)
+        found: dict[str, Configuration] = {}
+        phases_met: set[Phase] = set()
+        for variant, changes in variants.items():
+            if variant and safe_name(variant) != variant:
+                raise ConfigError(f"grid.variants: {variant!r} may hold only a-z 0-9 . _ + -")
+            of_models = list(changes.get("models", models))
+            check_models(of_models)
+            of_phases = check_phases(list(changes.get("phases", phases)))
+            for dataset, model, phase in product(datasets, of_models, of_phases):
+                if phase not in phases or not takes(model, phase):
+                    continue
+                if any(r.get("skip") and _applies(r, model, dataset, phase) for r in rules):
+                    continue
+                phases_met.add(phase)
+                for seed in seeds:
+                    run = self._run(dataset, model, phase, variant, changes, rules, seed)
+                    # A variant that changes nothing in this phase is the same run, and the same row.
+                    found.setdefault(run.run_id, Configuration(grid=self.name, variant=variant, run=run))
+        for phase in phases:
+            if phase not in phases_met:
+                raise ConfigError(
+                    f"grid.phases: no model of the grid takes phase {phase!r}; models: {', '.join(models)}"
+                )
+        return tuple(found.values())
+
+    def one_run(self, model: str, phase: str, seed: int, variant: str) -> Configuration:
+        choice("phase", phase, PHASES)
+        dataset = next((a.split("=", 1)[1] for a in self.arguments if a.startswith("dataset=")), "digits")
+        self._check_weights([model])
+        if phase == "extract":
+            run = self._extraction(model, dataset)
+        elif not takes(model, cast(Phase, phase)) and not (
+            phase == "evaluate" and self.config.phase.evaluate.checkpoint
+        ):
+            kind = "trained by phase=scratch" if is_architecture(model) else "made of backbones"
+            raise ConfigError(f"phase={phase} does not take {model!r}, which is {kind}; choose another phase or model")
+        else:
+            run = self._run(dataset, model, cast(Phase, phase), variant, {}, [], seed)
+        return Configuration(grid=self.name, variant=variant, run=run)
+
+    def evaluation_of(self, run_id: str, seed: int, variant: str) -> Configuration:
+        """The evaluation of a finished run, on whatever data set and split are named."""
+        paths = StorePaths(Path(self.config.store.dir)).run(run_id)
+        if safe_name(run_id) != run_id or not paths.spec.is_file():
+            raise ConfigError(f"run={run_id!r} is not in {paths.root.parent}; its folders are the run ids")
+        trained = from_dict(RunSpec, durable.read_json(paths.spec))
+        if trained.phase not in ("probe", "finetune", "scratch"):
+            raise ConfigError(
+                f"run={run_id!r} is of phase {trained.phase}; only probe, finetune and scratch are evaluated"
+            )
+        dataset = next((a.split("=", 1)[1] for a in self.arguments if a.startswith("dataset=")), "digits")
+        scope = self._dataset_scope(dataset)
+        if scope.dataset.spec.num_classes != trained.dataset.num_classes:
+            raise ConfigError(
+                f"run={run_id!r} tells {trained.dataset.num_classes} classes apart, {scope.dataset.spec.name} has"
+                f" {scope.dataset.spec.num_classes}; give a data set with the same classes"
+            )
+        run = make_evaluation(scope, trained, seed=seed)
+        self.runs |= {trained.run_id: trained, run.run_id: run}
+        return Configuration(grid=self.name, variant=variant, run=run)
+
+    def _extraction(self, model: str, dataset: str) -> RunSpec:
+        if len(split_model(model)) > 1 or is_architecture(model):
+            raise ConfigError(f"phase=extract takes one backbone; {model!r} is not one")
+        scope = self._dataset_scope(dataset)
+        run = extraction(scope.backbone(model), scope.dataset.spec, scope.extract)
+        self.runs[run.run_id] = run
+        self.weights_files |= scope.weights_files
+        return run
+
+    def _run(
+        self,
+        dataset: str,
+        model: str,
+        phase: Phase,
+        variant: str,
+        changes: dict[str, Any],
+        rules: list[dict[str, Any]],
+        seed: int,
+    ) -> RunSpec:
+        scope = self._scope(dataset, model, phase, variant, changes, rules)
+        needs: tuple[RunSpec, ...] = ()
+        settings = scope.settings(phase)
+        if isinstance(settings, FinetuneSettings) and settings.head == "probe":
+            needs = (self._run(dataset, model, "probe", variant, changes, rules, seed),)
+        if phase == "evaluate" and is_architecture(model) and scope.config.phase.evaluate.checkpoint is None:
+            needs = (self._run(dataset, model, "scratch", variant, changes, rules, seed),)
+        run = make_run(scope, model=model, phase=phase, seed=seed, needs=needs)
+        self.runs[run.run_id] = run
+        self.weights_files |= scope.weights_files
+        return run
+
+    def _scope(
+        self,
+        dataset: str,
+        model: str,
+        phase: Phase,
+        variant: str,
+        changes: dict[str, Any],
+        rules: list[dict[str, Any]],
+    ) -> Scope:
+        applying = tuple(i for i, r in enumerate(rules) if not r.get("skip") and _applies(r, model, dataset, phase))
+        key = (dataset, variant, applying)
+        if key not in self._scopes:
+            self._scopes[key] = self._make_scope(dataset, variant, changes, [rules[i] for i in applying])
+        return self._scopes[key]
+
+    def _make_scope(self, dataset: str, variant: str, changes: dict[str, Any], rules: list[dict[str, Any]]) -> Scope:
+        base = self._dataset_scope(dataset)
+        settings = {k: v for k, v in changes.items() if k not in ("models", "phases")}
+        if not rules and not settings:
+            return base
+        config = copy.deepcopy(base.config)
+        for rule in rules:
+            for name, value in rule["set"].items():
+                set_value(config, name, value, where="grid.rules")
+        if rules:
+            for name in self._typed:
+                set_value(config, name, OmegaConf.select(base.config, name), where="command line")
+        for name, value in settings.items():
+            set_value(config, name, value, where=f"grid.variants.{variant}")
+        _check_plain_values(config)
+        choice_ = base.dataset
+        if config.dataset != base.config.dataset:
+            choice_ = resolve_dataset(config, self.cache, keep=not self.config.dry_run, progress=self.progress)
+        return Scope(config, choice_, self.protocol, self.cache.catalog)
+
+    def _dataset_scope(self, dataset: str) -> Scope:
+        """The grid's defaults over one data set: composed once per name."""
+        if dataset not in self._by_dataset:
+            if dataset not in choices("dataset"):
+                raise ConfigError(f"unknown dataset {dataset!r}{nearest(dataset, choices('dataset'))}")
+            arguments = [a for a in self.arguments if not a.startswith("dataset=")]
+            config = compose_config([*arguments, f"dataset={dataset}"])
+            found = resolve_dataset(config, self.cache, keep=not self.config.dry_run, progress=self.progress)
+            if found.folder is not None:
+                if self.folders.get(found.spec.name, found.folder) != found.folder:
+                    raise ConfigError(f"two folders are both named {found.spec.name!r}; give one a dataset.name")
+                self.folders[found.spec.name] = found.folder
+            self._by_dataset[dataset] = Scope(config, found, self.protocol, self.cache.catalog)
+        return self._by_dataset[dataset]
+
+    def _check_weights(self, models: list[str]) -> None:
+        parts = {part for model in models if not is_architecture(model) for part in split_model(model)}
+        weights = self.config.weights
+        if weights is not None and looks_like_file(weights) and len(parts) > 1:
+            raise ConfigError(
+                f"weights={weights!r} is one file, the backbones are {len(parts)}; give each weights_files.<backbone>=FILE"
+            )
+        for name in self.config.weights_files:
+            if name not in parts:
+                raise ConfigError(f"weights_files.{name}: no model uses it{nearest(name, sorted(parts))}")
+
+    def runtime(self) -> Runtime:
+        config = self.config
+        data_dir = config.data.dir or os.environ.get("TRANSFERGRID_DATA_DIR") or str(self.cache.data)
+        return Runtime(
+            store_dir=config.store.dir,
+            cache_dir=config.cache.dir,
+            data_dir=data_dir,
+            weights_dir=config.weights_dir or str(self.cache.weights),
+            data_folders=self.folders,
+            weights_files=self.weights_files,
+            cache_also_read=tuple(config.cache.also_read),
+            device=config.device,
+            num_threads=config.cluster.num_threads,
+            tracking=config.tracking.mode,
+            wandb_project=config.tracking.project,
+            grid=self.name,
+            checkpoint_min_interval_s=config.checkpoint.min_interval_s,
+            keep_weights=config.keep_weights,
+            resident_gb=config.data.resident_gb,
+        )
+
+
+def _check_plain_values(config: DictConfig) -> None:
+    choice("device", config.device, ("auto", "cpu", "cuda"))
+    choice("keep_weights", config.keep_weights, ("final", "none"))
+    choice("tracking.mode", config.tracking.mode, choices("tracking"))
+    in_range("checkpoint.min_interval_s", config.checkpoint.min_interval_s, 0, 86400)
+    in_range("data.resident_gb", config.data.resident_gb, 0, 1_000_000)
+    in_range("cluster.num_threads", config.cluster.num_threads, 0, 1024)
+    for key in ("store.dir", "cache.dir", "data.dir", "weights_dir"):
+        value = OmegaConf.select(config, key)
+        if value is not None and (not value.strip() or "\0" in value):
+            raise ConfigError(f"{key}={value!r} is not the name of a folder")
+
+
+def _plain_dict(node: DictConfig, where: str) -> dict[str, dict[str, Any]]:
+    values = cast(dict[str, Any], OmegaConf.to_container(node))
+    for name, changes in values.items():
+        if not isinstance(changes, dict):
+            raise ConfigError(f"{where}.{name}={changes!r} must hold key: value pairs, as {{phase.finetune.lr: 0.1}}")
+    return {name: _flatten(changes) for name, changes in values.items()}
+
+
+def _flatten(changes: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested and dotted spellings alike, as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in changes.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+_RULE_KEYS = ("models", "datasets", "phases", "set", "skip")
+
+
+def _check_rule(rule: Any) -> dict[str, Any]:
+    if not isinstance(rule, dict) or ("set" in rule) == ("skip" in rule):
+        raise ConfigError(f"grid.rules: {rule!r} must hold either set: {{key: value}} or skip: true")
+    for key in rule:
+        if key not in _RULE_KEYS:
+            raise ConfigError(f"grid.rules: unknown key {key!r}{nearest(str(key), _RULE_KEYS)}")
+    return rule | {"set": _flatten(rule.get("set", {}))}
+
+
+def _applies(rule: dict[str, Any], model: str, dataset: str, phase: Literal[Phase]) -> bool:
+    wanted = (("models", model), ("datasets", dataset), ("phases", phase))
+    return all(key not in rule or value in rule[key] for key, value in wanted)
+
+
+__all__ = ["GROUPS", "Request", "load_grid", "load_report", "load_run"]

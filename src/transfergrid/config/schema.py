@@ -1,0 +1,231 @@
+"""What can be configured, with every default: mutable dataclasses, because Hydra cannot merge a group into frozen ones.
+
+The settings of the phases are not spelled again: their fields come from specs.py, their defaults from the tables here.
+A default is changed only for a measured reason, written beside it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from functools import partial
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from transfergrid.specs import ExtractSettings, FinetuneSettings, ProbeSettings, ScratchSettings
+
+_COMMON: dict[str, Any] = {
+    "drop_last": True,
+    "micro_batch": None,
+    "precision": "bf16",
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "nesterov": True,
+    "decay_norm_and_bias": False,
+    "lookahead": False,
+    "lookahead_k": 5,
+    "lookahead_alpha": 0.5,
+    "warmup_fraction": 0.0,
+    "step_epochs": (),
+    "step_gamma": 0.1,
+    "final_lr_fraction": 0.0,
+    "label_smoothing": 0.0,
+    "ema_decay": None,
+    "flip": False,
+    "shift_px": 0,
+    "rotation_deg": 0.0,
+    "cutout_px": 0,
+    "augment_at": "native",
+    "test_bn": "running",
+    "selection": "last",
+}
+PROBE_DEFAULTS: dict[str, Any] = _COMMON | {
+    "epochs": 5,
+    "batch_size": 256,
+    "drop_last": False,  # there is no BatchNorm that a short last batch could disturb
+    "precision": "fp32",  # of the head; the features have phase.extract.precision
+    "optimizer": "adamw",
+    "lrs": (3e-4, 1e-3, 3e-3, 1e-2),
+    "weight_decays": (0.0, 1e-4),
+    "schedule": "cosine",
+    "source": "features",
+    "bn": "eval",
+    "aux_loss_weight": 0.0,
+    "lbfgs": True,
+}
+FINETUNE_DEFAULTS: dict[str, Any] = _COMMON | {
+    "epochs": 10,
+    "batch_size": 128,
+    "lr": 1e-2,
+    "head_lr": 2e-2,
+    "stem_lr": 1e-3,
+    "weight_decay": 5e-4,
+    "schedule": "onecycle",
+    "warmup_fraction": 0.2,
+    "label_smoothing": 0.1,
+    "flip": None,  # by the data set: not for digits
+    "shift_px": 4,
+    "head": "probe",
+    "bn": "train",
+    "frozen_groups": (),
+    "aux_loss_weight": 0.0,
+}
+SCRATCH_DEFAULTS: dict[str, Any] = _COMMON | {
+    "epochs": 30,
+    "batch_size": 128,
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "schedule": "cosine",
+    "warmup_fraction": 0.05,
+    "label_smoothing": 0.1,
+    "flip": None,
+    "shift_px": 4,
+    "cutout_px": 8,
+}
+_NOT_CONFIGURED = {"image_size_px"}  # of the scratch settings: it comes from dataset.image_size_px
+
+
+def _plain(hint: Any) -> Any:
+    """A spec's type as OmegaConf knows it: Literal -> str, tuple -> list, X | None -> Optional."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return str
+    if origin is tuple:
+        return list[_plain(get_args(hint)[0])]  # type: ignore[misc]
+    if origin in (Union, UnionType):
+        return _plain(next(a for a in get_args(hint) if a is not type(None))) | None
+    return hint
+
+
+def _schema_of(
+    name: str, spec: type[Any], defaults: dict[str, Any], optional: frozenset[str] = frozenset()
+) -> type[Any]:
+    """A mutable dataclass with the spec's fields and these defaults; `optional` fields may be left to the data set."""
+    hints = get_type_hints(spec)
+    members: list[Any] = []
+    for f in fields(spec):
+        if f.name in _NOT_CONFIGURED:
+            continue
+        default = defaults[f.name] if f.default is MISSING else f.default
+        hint = _plain(hints[f.name]) | None if f.name in optional else _plain(hints[f.name])
+        value = field(default_factory=partial(list, default)) if isinstance(default, tuple) else field(default=default)
+        members.append((f.name, hint, value))
+    return make_dataclass(name, members)
+
+
+_BY_DATASET = frozenset({"flip"})
+ExtractConfig = _schema_of("ExtractConfig", ExtractSettings, {})
+ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, PROBE_DEFAULTS)
+FinetuneConfig = _schema_of("FinetuneConfig", FinetuneSettings, FINETUNE_DEFAULTS, _BY_DATASET)
+ScratchConfig = _schema_of("ScratchConfig", ScratchSettings, SCRATCH_DEFAULTS, _BY_DATASET)
+
+
+@dataclass
+class EvaluateConfig:
+    """checkpoint: a state-dict file of the model, head included; without it and without run=, the published head."""
+
+    split: str = "test"
+    checkpoint: str | None = None
+    precision: str = "fp32"
+
+
+@dataclass
+class PhaseConfig:
+    name: str = ""
+    extract: Any = field(default_factory=ExtractConfig)
+    probe: Any = field(default_factory=ProbeConfig)
+    finetune: Any = field(default_factory=FinetuneConfig)
+    scratch: Any = field(default_factory=ScratchConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+
+
+@dataclass
+class DatasetConfig:
+    """name: as paths and tables show it; for an image folder the folder's own name unless given."""
+
+    name: str | None = None
+    kind: str = ""
+    folder: str | None = None
+    max_images: int | None = None
+    image_size_px: int | None = None
+    val_seed: int = 0
+
+
+@dataclass
+class GridConfig:
+    """study: the published study whose settings the grid holds, or null. variants, rules: docs/grids.md."""
+
+    name: str = ""
+    study: str | None = None
+    models: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    phases: list[str] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=lambda: [0])
+    variants: dict[str, Any] = field(default_factory=dict)
+    rules: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class ClusterConfig:
+    """num_threads: CPU threads per run; 0 = the cores this process may use."""
+
+    name: str = "auto"
+    num_threads: int = 0
+
+
+@dataclass
+class TrackingConfig:
+    mode: str = "offline"
+    project: str = "transfergrid"
+
+
+@dataclass
+class StoreConfig:
+    dir: str = "results"
+
+
+@dataclass
+class CacheConfig:
+    dir: str = "cache"
+    also_read: list[str] = field(default_factory=list)
+
+
+@dataclass
+class DataConfig:
+    """dir: where data sets lie; null = TRANSFERGRID_DATA_DIR, else <cache>/data. resident_gb: kept in memory up to."""
+
+    dir: str | None = None
+    resident_gb: float = 8.0
+
+
+@dataclass
+class CheckpointConfig:
+    """min_interval_s: at least so long between two checkpoints, and 50 times the last one's cost; 0 = at every step."""
+
+    min_interval_s: float = 60.0
+
+
+@dataclass
+class Config:
+    grid: GridConfig = field(default_factory=GridConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    phase: PhaseConfig = field(default_factory=PhaseConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    protocol: str = "fair"
+    model: str | None = None
+    seed: int = 0
+    run: str | None = None
+    grid_name: str | None = None
+    needs: str = "run"
+    weights: str | None = None
+    weights_seed: int = 0
+    weights_dir: str | None = None
+    weights_files: dict[str, str] = field(default_factory=dict)
+    device: str = "auto"
+    keep_weights: str = "final"
+    dry_run: bool = False
+    wait: bool | None = None

@@ -1,0 +1,56 @@
+"""Scores of predictions: accuracy, loss, macro precision, recall and F1, confusion matrix. NumPy only.
+
+N images, C classes. Accuracies and macro scores are in [0, 1], losses in nats.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+def confusion_matrix(label_N: Array, predicted_N: Array, *, num_classes: int) -> Array:
+    """Counts (C, C): rows are true classes, columns predicted ones."""
+    flat = np.bincount(label_N * num_classes + predicted_N, minlength=num_classes * num_classes)
+    counts: Array = flat.reshape(num_classes, num_classes)
+    return counts
+
+
+def cross_entropy(logits_NC: Array, label_N: Array) -> float:
+    """Mean negative log-likelihood in nats, in float64."""
+    shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True)
+    log_sum_N = np.log(np.exp(shifted_NC).sum(axis=1))
+    return float((log_sum_N - shifted_NC[np.arange(len(label_N)), label_N]).mean())
+
+
+def top_k_accuracy(logits_NC: Array, label_N: Array, *, k: int) -> float:
+    """Share of images whose label is among the k largest logits."""
+    own_N1 = logits_NC[np.arange(len(label_N)), label_N][:, None]
+    return float(((logits_NC > own_N1).sum(axis=1) < k).mean())
+
+
+def scores(logits_NC: Array, label_N: Array, *, split: str) -> dict[str, float]:
+    """`<split>_accuracy`, `_loss`, `_macro_precision`, `_macro_recall`, `_macro_f1`.
+
+    Macro means run over the classes that occur in the labels; a class never predicted has precision 0, as in
+    scikit-learn with zero_division=0.
+    """
+    num_classes = logits_NC.shape[1]
+    predicted_N = logits_NC.argmax(axis=1)
+    counts_CC = confusion_matrix(label_N, predicted_N, num_classes=num_classes)
+    correct_C = counts_CC.diagonal().astype(np.float64)
+    true_C, guessed_C = counts_CC.sum(axis=1), counts_CC.sum(axis=0)
+    precision_C = correct_C / np.maximum(guessed_C, 1)
+    recall_C = correct_C / np.maximum(true_C, 1)
+    f1_C = 2 * precision_C * recall_C / np.maximum(precision_C + recall_C, 1e-300)
+    present_C = true_C > 0
+    return {
+        f"{split}_accuracy": float(correct_C.sum() / len(label_N)),
+        f"{split}_loss": cross_entropy(logits_NC, label_N),
+        f"{split}_macro_precision": float(precision_C[present_C].mean()),
+        f"{split}_macro_recall": float(recall_C[present_C].mean()),
+        f"{split}_macro_f1": float(f1_C[present_C].mean()),
+    }

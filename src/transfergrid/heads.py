@@ -1,0 +1,132 @@
+"""The classification layer: many of them trained side by side on cached features, and the L-BFGS optimum as reference.
+
+N rows, B rows of a batch, D feature dimensions of all blocks together, C classes, H heads side by side.
+A block is one backbone's stretch of D; a model's features are its blocks in the order written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+LBFGS_GRADIENT_NORM = 1e-5
+LBFGS_MAX_ITERATIONS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Standardiser:
+    """mean_D and scale_D of the rows trained on; a constant dimension has scale 1."""
+
+    mean_D: Tensor
+    scale_D: Tensor
+
+    def apply(self, features_ND: Tensor) -> Tensor:
+        return (features_ND.float() - self.mean_D) / self.scale_D
+
+    def fold(self, weight_CD: Tensor, bias_C: Tensor) -> tuple[Tensor, Tensor]:
+        """The head on raw features that equals this head on standardised ones: W/s, b - W m/s, in float64 inside."""
+        weight_CD64 = weight_CD.double() / self.scale_D.double()
+        bias_C64 = bias_C.double() - weight_CD64 @ self.mean_D.double()
+        return weight_CD64.float(), bias_C64.float()
+
+
+def fit_standardiser(features_ND: Tensor) -> Standardiser:
+    """Per dimension over the rows trained on, accumulated in float64; memory for one slab of rows at a time."""
+    num_rows = len(features_ND)
+    mean_D = torch.stack([slab.double().sum(0) for slab in torch.split(features_ND, 16384)]).sum(0) / num_rows
+    squares = [((slab.double() - mean_D) ** 2).sum(0) for slab in torch.split(features_ND, 16384)]
+    scale_D = (torch.stack(squares).sum(0) / num_rows).sqrt()
+    # What float16 storage leaves of a constant is not information: treat it as constant too.
+    constant_D = scale_D <= 1e-6 * mean_D.abs().clamp(min=1e-30)
+    return Standardiser(mean_D.float(), torch.where(constant_D, 1.0, scale_D).float())
+
+
+class Heads(nn.Module):
+    """H linear layers (D -> C) with equal starting weights, multiplied one by one (bmm): none depends on the others.
+
+    Every head is a pair of parameters of its own, so an optimizer treats it exactly as if it were alone.
+    """
+
+    def __init__(self, feature_dim: int, num_classes: int, *, num_heads: int, generator: torch.Generator) -> None:
+        super().__init__()
+        bound = feature_dim**-0.5  # nn.Linear's own rule
+        weight_DC = (torch.rand(feature_dim, num_classes, generator=generator) * 2 - 1) * bound
+        bias_C = (torch.rand(num_classes, generator=generator) * 2 - 1) * bound
+        self.weights = nn.ParameterList([nn.Parameter(weight_DC.clone()) for _ in range(num_heads)])
+        self.biases = nn.ParameterList([nn.Parameter(bias_C.clone()) for _ in range(num_heads)])
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        """(B, D) float32 -> logits (H, B, C)."""
+        weight_HDC = torch.stack(list(self.weights))
+        bias_HC = torch.stack(list(self.biases))
+        features_HBD = features_BD.unsqueeze(0).expand(len(weight_HDC), -1, -1)
+        return torch.bmm(features_HBD, weight_HDC) + bias_HC.unsqueeze(1)
+
+    def linear(self, head: int) -> tuple[Tensor, Tensor]:
+        """weight (C, D) and bias (C,) of one head."""
+        return self.weights[head].detach().T.contiguous(), self.biases[head].detach().clone()
+
+
+def losses_and_correct(logits_HBC: Tensor, labels_B: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Mean cross entropy per head (H,) in nats, and correct predictions per head (H,)."""
+    num_heads = len(logits_HBC)
+    loss_H = torch.stack(
+        [functional.cross_entropy(logits_HBC[h], labels_B, label_smoothing=label_smoothing) for h in range(num_heads)]
+    )
+    correct_H = (logits_HBC.detach().argmax(-1) == labels_B).sum(-1)
+    return loss_H, correct_H
+
+
+@dataclass(frozen=True, slots=True)
+class LogisticRegression:
+    """The optimum of mean cross entropy + ||W||^2 / (2 C n), no penalty on the bias, on standardised features.
+
+    The objective is scikit-learn's LogisticRegression(C=c) divided by n. `gradient_norm` is Euclidean, over W and b.
+    """
+
+    weight_CD: Tensor
+    bias_C: Tensor
+    iterations: int
+    gradient_norm: float
+
+    @property
+    def converged(self) -> bool:
+        return self.gradient_norm < LBFGS_GRADIENT_NORM
+
+
+def fit_lbfgs(features_ND: Tensor, labels_N: Tensor, *, num_classes: int, c: float = 1.0) -> LogisticRegression:
+    """Deterministic, float64, from zero, until the gradient norm is below 1e-5 (or 2000 iterations)."""
+    features_ND = features_ND.double()
+    penalty = 1.0 / (2.0 * c * len(features_ND))
+    weight_CD = torch.zeros(num_classes, features_ND.shape[1], dtype=torch.float64, device=features_ND.device)
+    bias_C = torch.zeros(num_classes, dtype=torch.float64, device=features_ND.device)
+    weight_CD.requires_grad_(True)
+    bias_C.requires_grad_(True)
+    optimizer = torch.optim.LBFGS(
+        [weight_CD, bias_C],
+        max_iter=100,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(features_ND @ weight_CD.T + bias_C, labels_N)
+        loss = loss + penalty * weight_CD.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    iterations, norm = 0, float("inf")
+    while iterations < LBFGS_MAX_ITERATIONS and norm >= LBFGS_GRADIENT_NORM:
+        optimizer.param_groups[0]["max_iter"] = min(10, LBFGS_MAX_ITERATIONS - iterations)
+        optimizer.step(objective)  # type: ignore[no-untyped-call]
+        objective()
+        assert weight_CD.grad is not None and bias_C.grad is not None
+        norm = float(torch.cat([weight_CD.grad.flatten(), bias_C.grad]).norm())
+        iterations += 10
+    return LogisticRegression(weight_CD.detach(), bias_C.detach(), iterations, norm)

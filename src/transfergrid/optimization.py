@@ -1,0 +1,112 @@
+"""Optimizers, learning-rate schedules and averaged weights, built from a phase's settings."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from transfergrid.specs import TrainSettings
+
+ONE_CYCLE_START = 1 / 25  # of the peak learning rate, as in Smith & Topin 2018 (arXiv 1708.07120) and torch's default
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """Parameters that share a peak learning rate and a weight decay; `name` labels the learning rate in the metrics."""
+
+    name: str
+    lr: float
+    weight_decay: float
+    parameters: list[nn.Parameter]
+
+
+def split_decay(
+    name: str, parameters: Iterable[nn.Parameter], *, lr: float, weight_decay: float, decay_norm_and_bias: bool
+) -> list[ParameterGroup]:
+    """One or two groups: weight decay spares vectors (BatchNorm scales and all biases) unless asked not to."""
+    parameters = [p for p in parameters if p.requires_grad]
+    spared = [] if decay_norm_and_bias else [p for p in parameters if p.ndim <= 1]
+    decayed = parameters if decay_norm_and_bias else [p for p in parameters if p.ndim > 1]
+    groups = [ParameterGroup(name, lr, weight_decay, decayed), ParameterGroup(name, lr, 0.0, spared)]
+    return [g for g in groups if g.parameters]
+
+
+def make_optimizer(settings: TrainSettings, groups: list[ParameterGroup]) -> torch.optim.Optimizer:
+    """SGD, Adam (weight decay as L2 penalty) or AdamW (decoupled), inside Lookahead (arXiv 1907.08610) on request.
+
+    Each of torch's groups keeps `peak_lr` and `name`.
+    """
+    described: list[dict[str, Any]] = [
+        {"params": g.parameters, "lr": g.lr, "peak_lr": g.lr, "weight_decay": g.weight_decay, "name": g.name}
+        for g in groups
+    ]
+    optimizer: torch.optim.Optimizer
+    if settings.optimizer == "sgd":
+        nesterov = settings.nesterov and settings.momentum > 0
+        optimizer = torch.optim.SGD(described, momentum=settings.momentum, nesterov=nesterov)
+    elif settings.optimizer == "adam":
+        optimizer = torch.optim.Adam(described)
+    else:
+        optimizer = torch.optim.AdamW(described)
+    if settings.lookahead:
+        from timm.optim.lookahead import Lookahead  # 4 s of imports, only for those who ask for it
+
+        optimizer = Lookahead(optimizer, alpha=settings.lookahead_alpha, k=settings.lookahead_k)  # type: ignore[no-untyped-call]
+    return optimizer
+
+
+def lr_factor(settings: TrainSettings, *, step: int, steps_per_epoch: int) -> float:
+    """The share of the peak learning rate in force during optimizer step `step` (0-based over the whole run)."""
+    total = max(settings.epochs * steps_per_epoch, 1)
+    warmup = settings.warmup_fraction * total
+    if step < warmup:
+        start = ONE_CYCLE_START if settings.schedule == "onecycle" else 0.0
+        return start + (1 - start) * (step + 1) / (math.floor(warmup) + 1)
+    if settings.schedule == "constant":
+        return 1.0
+    if settings.schedule == "step":
+        epoch = step // steps_per_epoch
+        return float(settings.step_gamma ** sum(epoch >= boundary for boundary in settings.step_epochs))
+    progress = (step - warmup) / max(total - warmup, 1)
+    final = settings.final_lr_fraction
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """`lr/<group name>` -> learning rate now."""
+    return {f"lr/{group['name']}": float(group["lr"]) for group in optimizer.param_groups}
+
+
+def make_ema(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of weights and buffers, updated by `update_parameters(module)` after each step."""
+    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
+@contextlib.contextmanager
+def lookahead_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Inside the block the parameters hold Lookahead's slow weights; afterwards the fast ones again, bit for bit."""
+    state = getattr(optimizer, "_base_optimizer", optimizer).state  # timm keeps the slow weights in the inner state
+    slow = "lookahead_slow_buff"
+    moved = [p for group in optimizer.param_groups for p in group["params"] if slow in state.get(p, {})]
+    fast = [p.detach().clone() for p in moved]
+    with torch.no_grad():
+        for p in moved:
+            p.copy_(state[p][slow])
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, kept in zip(moved, fast, strict=True):
+                p.copy_(kept)
