@@ -48,7 +48,7 @@ def normalise(images_NHWC: Tensor, spec: PreprocessSpec, *, prepared: bool = Fal
 def resize(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
     """Square uint8 images of one size -> uint8 (N, crop_px, crop_px, C), Pillow's pixels to the last bit."""
     assert images_NHWC.dtype == torch.uint8 and spec.antialias, (images_NHWC.dtype, spec.antialias)
-    num_images, height_px, width_px, _ = images_NHWC.shape
+    height_px, width_px = images_NHWC.shape[1:3]
     assert height_px == width_px, f"images of {height_px} x {width_px} are for prepare_images()"
     full_px = spec.resize_px if spec.mode == "recipe" else spec.crop_px
     first_px = _crop_start_px(full_px, spec.crop_px)
@@ -62,7 +62,7 @@ def resize(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
     bytes_per_image = 8 * images_NHWC.shape[3] * max(height_px, spec.crop_px) ** 2
     chunks = torch.split(images_NCHW, max(1, chunk_bytes // bytes_per_image))
     resized = [_resized(chunk_NCHW, weights_oi) for chunk_NCHW in chunks]
-    return torch.cat(resized).permute(0, 2, 3, 1) if num_images else images_NHWC.new_empty((0, *resized[0].shape[1:]))
+    return torch.cat(resized).permute(0, 2, 3, 1)
 
 
 def prepare_images(

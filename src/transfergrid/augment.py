@@ -1,0 +1,129 @@
+"""Augmentation of uint8 batches on their device, at the size they come in.
+
+What happens to an image depends on (seed, epoch, its index in the data set) alone: not on batch size, order, device or
+the step a run was resumed at. Each kind of change has its own stream of random numbers, so switching one on or off
+leaves the draws of the others as they were.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+# N images of the data set, B images of a batch, H W pixels, C channels
+
+CUTOUT_FILL = 128  # mid grey: near the mean of photographs, and seen by the network as about zero
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentPlan:
+    """Applied in this order; a field at False or 0 changes nothing.
+
+    flip: left to right, every second image. shift_px: moved by up to so many pixels along each axis, the border filled
+    by reflection. rotation_deg: about the centre by up to so many degrees either way, bilinear, filled with 0.
+    cutout_px: a square of this side, its centre anywhere in the image, filled with CUTOUT_FILL.
+    """
+
+    flip: bool = False
+    shift_px: int = 0
+    rotation_deg: float = 0.0
+    cutout_px: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AugmentDraws:
+    """The random numbers of one epoch. shift_N2: pixels (down, right); angle_N: degrees; centre_N2: in [0, 1)."""
+
+    plan: AugmentPlan
+    flip_N: Tensor
+    shift_N2: Tensor
+    angle_N: Tensor
+    centre_N2: Tensor
+
+
+def draw(
+    plan: AugmentPlan, *, num_images: int, seed: int, epoch: int, device: torch.device | None = None
+) -> AugmentDraws:
+    """Draw for every image of the data set, always on the CPU; `device` is where the numbers are kept."""
+    shift_px = plan.shift_px
+    flip_N = torch.rand(num_images, generator=_stream(seed, epoch, "flip")) < 0.5
+    shift_N2 = torch.randint(-shift_px, shift_px + 1, (num_images, 2), generator=_stream(seed, epoch, "shift"))
+    turn_N = torch.rand(num_images, generator=_stream(seed, epoch, "rotation")) * 2 - 1
+    # In doubles, because a float just below 1 times a height can round up to the height.
+    centre_N2 = torch.rand(num_images, 2, dtype=torch.float64, generator=_stream(seed, epoch, "cutout"))
+    return AugmentDraws(
+        plan=plan,
+        flip_N=flip_N.to(device),
+        shift_N2=shift_N2.to(device),
+        angle_N=(turn_N * plan.rotation_deg).to(device),
+        centre_N2=centre_N2.to(device),
+    )
+
+
+def apply(images_BHWC: Tensor, draws: AugmentDraws, indices_B: Tensor) -> Tensor:
+    """The batch, changed as drawn for the images with these indices; images and draws lie on one device."""
+    plan = draws.plan
+    indices_B = indices_B.to(draws.flip_N.device)
+    if plan.flip or plan.shift_px:
+        flip_B = draws.flip_N[indices_B] if plan.flip else torch.zeros_like(indices_B, dtype=torch.bool)
+        images_BHWC = _flipped_and_shifted(images_BHWC, flip_B, draws.shift_N2[indices_B])
+    if plan.rotation_deg:
+        images_BHWC = _rotated(images_BHWC, draws.angle_N[indices_B])
+    if plan.cutout_px:
+        images_BHWC = _cut_out(images_BHWC, draws.centre_N2[indices_B], plan.cutout_px)
+    return images_BHWC
+
+
+def _stream(seed: int, epoch: int, kind: str) -> torch.Generator:
+    content = hashlib.sha256(f"augment:{kind}:{seed}:{epoch}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(content[:8], "big") >> 1)
+
+
+def _flipped_and_shifted(images_BHWC: Tensor, flip_B: Tensor, shift_B2: Tensor) -> Tensor:
+    num_images, height_px, width_px, _ = images_BHWC.shape
+    device = images_BHWC.device
+    # Where each pixel of the result comes from: a shift down by 3 reads 3 rows further up.
+    rows_BH = _reflected(torch.arange(height_px, device=device) - shift_B2[:, :1], height_px)
+    columns_BW = _reflected(torch.arange(width_px, device=device) - shift_B2[:, 1:], width_px)
+    columns_BW = torch.where(flip_B[:, None], width_px - 1 - columns_BW, columns_BW)
+    batch_B = torch.arange(num_images, device=device)
+    return images_BHWC[batch_B[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]]
+
+
+def _reflected(position: Tensor, size_px: int) -> Tensor:
+    """Positions outside [0, size_px) mirrored at the border pixels, as often as it takes: any shift fits any image."""
+    period_px = max(2 * (size_px - 1), 1)
+    position = position.remainder(period_px)
+    return torch.minimum(position, period_px - position) if size_px > 1 else torch.zeros_like(position)
+
+
+def _rotated(images_BHWC: Tensor, angle_B: Tensor) -> Tensor:
+    """Counter-clockwise for positive degrees."""
+    num_images, height_px, width_px, num_channels = images_BHWC.shape
+    radians_B = angle_B * (math.pi / 180)
+    cos_B, sin_B, zero_B = radians_B.cos(), radians_B.sin(), torch.zeros_like(radians_B)
+    # Grid coordinates run from -1 to 1 along either axis, whatever its length in pixels.
+    aspect = height_px / width_px
+    theta_B23 = torch.stack(
+        [torch.stack([cos_B, -sin_B * aspect, zero_B], 1), torch.stack([sin_B / aspect, cos_B, zero_B], 1)], 1
+    )
+    grid_BHW2 = functional.affine_grid(theta_B23, [num_images, num_channels, height_px, width_px], align_corners=False)
+    images_BCHW = images_BHWC.permute(0, 3, 1, 2).float()
+    turned_BCHW = functional.grid_sample(images_BCHW, grid_BHW2, mode="bilinear", align_corners=False)
+    return turned_BCHW.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def _cut_out(images_BHWC: Tensor, centre_B2: Tensor, cutout_px: int) -> Tensor:
+    height_px, width_px = images_BHWC.shape[1:3]
+    device = images_BHWC.device
+    top_B = (centre_B2[:, :1] * height_px).long() - cutout_px // 2
+    left_B = (centre_B2[:, 1:] * width_px).long() - cutout_px // 2
+    rows_H, columns_W = torch.arange(height_px, device=device), torch.arange(width_px, device=device)
+    inside_BH = (rows_H >= top_B) & (rows_H < top_B + cutout_px)
+    inside_BW = (columns_W >= left_B) & (columns_W < left_B + cutout_px)
+    return images_BHWC.masked_fill((inside_BH[:, :, None] & inside_BW[:, None, :])[..., None], CUTOUT_FILL)
