@@ -1,0 +1,66 @@
+"""Networks trained from scratch, one file each, found by its name.
+
+Such a file has MIN_SIZE_PX (the smallest square image it takes, a plain number on a line of its own) and
+build(num_classes), which draws its weights from torch's global generator. Nothing here imports torch before build().
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transfergrid.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchitectureEntry:
+    """What is known of an architecture without building it."""
+
+    name: str
+    min_size_px: int
+
+
+def names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")))
+
+
+@lru_cache(maxsize=64)
+def entry(name: str) -> ArchitectureEntry:
+    """Raises ConfigError, with the nearest right name, for a name that is no architecture."""
+    if name not in names():
+        near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5) or names()
+        raise ConfigError(f"unknown architecture {name!r}; nearest: {', '.join(near)}")
+    # From the text, not from the module: importing it would load torch.
+    match = re.search(r"^MIN_SIZE_PX = (\d+)$", (FOLDER / f"{name}.py").read_text(), re.MULTILINE)
+    assert match is not None, f"{name}.py has no line MIN_SIZE_PX = <number>"
+    return ArchitectureEntry(name=name, min_size_px=int(match.group(1)))
+
+
+def check_image_size(name: str, size_px: int) -> None:
+    """Raise ConfigError if the architecture does not take square images of this size."""
+    smallest_px = entry(name).min_size_px
+    if size_px < smallest_px:
+        raise ConfigError(
+            f"{name} takes images of at least {smallest_px} px, not {size_px}; set dataset.image_size_px={smallest_px}"
+        )
+
+
+def build(name: str, num_classes: int, seed: int) -> nn.Module:
+    """The network with its constructor's weights: the same seed gives the same weights, and no one else's are moved."""
+    import torch
+
+    known = entry(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module: nn.Module = importlib.import_module(f"{__name__}.{known.name}").build(num_classes)
+    return module
