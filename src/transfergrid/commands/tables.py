@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def terminal_table(rows: Sequence[ComparisonRow], *, width: int = 100) -> Table:
-    """Eight columns. Where they do not fit `width` columns, joins are broken after `+`, and variants get a line.
+    """Eight columns. Where they do not fit `width`, joins break after `+`, variants and failure classes get a line.
 
     A published figure that was obtained with other settings is marked `*`. Failed rows are red.
     """
@@ -21,18 +21,20 @@ def terminal_table(rows: Sequence[ComparisonRow], *, width: int = 100) -> Table:
     from rich.measure import Measurement
 
     console = Console(width=10_000)
-    table = _table(rows, on_one_line=True)
-    if Measurement.get(console, console.options, table).maximum > width:
-        table = _table(rows, on_one_line=False)
+    table = _table(rows, joint=" ", gap=2)
+    for gap in (2, 1):
+        if Measurement.get(console, console.options, table).maximum > width:
+            table = _table(rows, joint="\n", gap=gap)
     return table
 
 
-def _table(rows: Sequence[ComparisonRow], *, on_one_line: bool) -> Table:
+def _table(rows: Sequence[ComparisonRow], *, joint: str, gap: int) -> Table:
+    """joint: what stands between phase and variant, status and failure class. gap: spaces between columns."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     has_gpu = any(row.gpu_s for row in rows)
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    table = Table(box=SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
     for name in ("dataset", "model", "phase"):
         table.add_column(name, overflow="fold")
     table.add_column("test accuracy", justify="right", no_wrap=True)
@@ -41,13 +43,12 @@ def _table(rows: Sequence[ComparisonRow], *, on_one_line: bool) -> Table:
     table.add_column("GPU s" if has_gpu else "wall s", justify="right", no_wrap=True)
     table.add_column("status", overflow="fold")
     for row in rows:
-        phase = [row.phase, row.variant] if row.variant else [row.phase]
-        status = [row.status, f"({row.failure_class})"] if row.failure_class else [row.status]
+        model = row.model if joint == " " else row.model.replace("+", "+\n")
+        phase = joint.join(part for part in (row.phase, row.variant) if part)
+        status = joint.join(part for part in (row.status, row.failure_class) if part)
         table.add_row(
-            *_plain(row.dataset, row.model if on_one_line else row.model.replace("+", "+\n")),
-            *_plain((" " if on_one_line else "\n").join(phase), accuracy_with_interval(row)),
-            *_plain(_published(row), row.verdict or "", _seconds(row, has_gpu=has_gpu)),
-            *_plain((" " if on_one_line else "\n").join(status)),
+            *_plain(row.dataset, model, phase, accuracy_with_interval(row), _published(row), row.verdict or ""),
+            *_plain(_seconds(row, has_gpu=has_gpu), status),
             style="red" if row.failure_class else None,
         )
     if any(_published(row).endswith("*") for row in rows):
