@@ -20,6 +20,7 @@ from transfergrid.specs import RunSpec, TrainSettings
 
 Rule = Literal["best_on_test", "last", "study_choice", "as_stated", "corrected"]
 NO_MATTER = frozenset({"weights file"})  # the only listed difference that leaves a delta meaningful
+_CONDITIONAL = frozenset({"momentum", "decay_norm_and_bias"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +108,10 @@ def differs(figure: PublishedFigure, spec: RunSpec) -> tuple[str, ...]:
             names.append("selection")
             theirs = replace(theirs, selection=spec.settings.selection)
         ours_named, theirs_named = _effective(spec.settings), _effective(replace(theirs, epochs=figure.epochs or 0))
-        names += [name for name, value in theirs_named.items() if ours_named[name] != value]
+        for name, value in theirs_named.items():
+            # Momentum matters between two SGDs only; where one is Adam, `optimizer` has said it.
+            matters = name not in _CONDITIONAL or (value is not None and ours_named[name] is not None)
+            names += [name] if matters and ours_named[name] != value else []
     elif isinstance(spec.settings, TrainSettings) and spec.settings.epochs != figure.epochs:
         names.append("epochs")
     names += _input_differs(figure.study, spec)
