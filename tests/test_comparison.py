@@ -348,6 +348,8 @@ def test_every_markdown_table_has_as_many_cells_in_each_line_as_in_its_header(st
     for lines in tables:
         assert len({line.count(" |") for line in lines}) == 1
     assert "| last | protocol; batch_size; drop_last;" in text
+    assert text.count("- source: saha2023/Individual-and-Parallel-Deep-Learning-Models@b169cd2.\n") == 1
+    assert "- mnist resnet18+googlenet finetune: no phase 1: 10 epochs from a random head.\n" in text
 
 
 def test_a_report_written_twice_is_the_same(store: StorePaths) -> None:

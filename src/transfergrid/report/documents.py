@@ -12,6 +12,7 @@ from transfergrid import durable
 from transfergrid.errors import NEXT_STEP
 from transfergrid.paths import StorePaths
 from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow, read_comparison
+from transfergrid.report.published import lookup
 
 HOW_TO_READ = """\
 - Accuracies are percent of the test images; val, train and test are evaluated without augmentation.
@@ -154,7 +155,23 @@ def _published_table(rows: Sequence[ComparisonRow]) -> str:
     if not lines:
         return ""
     about = "The difference stands only where nothing differs from the study but the weights file and the hardware.\n"
-    return f"## Beside the published figures\n\n{about}\n" + _table(header, lines, left=len(NAMES) + 2)
+    table = _table(header, lines, left=len(NAMES) + 2)
+    return f"## Beside the published figures\n\n{about}\n{table}\n" + _published_notes(rows)
+
+
+def _published_notes(rows: Sequence[ComparisonRow]) -> str:
+    """Where the figures come from, what is known about single ones, and what no comparison with them can settle."""
+    found = [
+        (row, figure)
+        for row in rows
+        if (figure := lookup(**{name: getattr(row, name) for name in ("grid", "dataset", "model", "phase", "variant")}))
+    ]
+    notes = [f"source: {figure.source}." for _, figure in found]
+    notes += [f"{note}." for _, figure in found if figure.study for note in figure.study.notes]
+    for row, figure in found:
+        if figure.note:
+            notes.append(f"{' '.join(filter(None, (row.dataset, row.model, row.phase, row.variant)))}: {figure.note}.")
+    return "".join(f"- {note}\n" for note in dict.fromkeys(notes))
 
 
 def _join_table(rows: Sequence[ComparisonRow]) -> str:
