@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from transfergrid.data.splits import stratified_subset, val_indices
+
+
+def labels_of(*counts: int, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    labels_N = np.repeat(np.arange(len(counts)), counts).astype(np.int64)
+    return np.random.default_rng(seed).permutation(labels_N)
+
+
+def test_a_subset_keeps_the_class_shares_and_has_exactly_the_size_asked_for() -> None:
+    labels_N = labels_of(600, 300, 100)
+    rows = stratified_subset(labels_N, max_images=50)
+    assert np.bincount(labels_N[rows]).tolist() == [30, 15, 5]
+    assert np.array_equal(rows, np.unique(rows))
+
+
+def test_a_subset_has_every_class_even_where_its_share_is_less_than_one() -> None:
+    labels_N = labels_of(985, 10, 5)
+    assert np.bincount(labels_N[stratified_subset(labels_N, max_images=20)]).tolist() == [18, 1, 1]
+    assert len(stratified_subset(labels_N, max_images=2)) == 2
+
+
+@pytest.mark.parametrize("max_images", [1, 7, 33, 99, 100, 101, 1000])
+def test_a_subset_never_exceeds_what_there_is(max_images: int) -> None:
+    labels_N = labels_of(40, 0, 35, 24, 1)
+    rows = stratified_subset(labels_N, max_images=max_images)
+    assert len(rows) == min(max_images, 100)
+    assert (np.bincount(labels_N[rows], minlength=5) <= [40, 0, 35, 24, 1]).all()
+
+
+def test_val_is_a_tenth_of_every_class() -> None:
+    labels_N = labels_of(500, 300, 200)
+    rows = val_indices(labels_N, val_seed=0)
+    assert np.bincount(labels_N[rows]).tolist() == [50, 30, 20]
+
+
+def test_val_has_the_rounded_total_where_no_class_divides_by_ten() -> None:
+    labels_N = labels_of(*range(141, 151))
+    rows = val_indices(labels_N, val_seed=0)
+    assert len(rows) == round(0.1 * len(labels_N)) == 146
+    assert set(np.bincount(labels_N[rows]).tolist()) == {14, 15}
+
+
+def test_val_leaves_a_row_of_every_class_to_train_on() -> None:
+    labels_N = labels_of(8, 1, 1)
+    assert np.bincount(labels_N[val_indices(labels_N, val_seed=0)], minlength=3).tolist() == [1, 0, 0]
+    assert len(val_indices(labels_of(*[1] * 10), val_seed=0)) == 1
+
+
+def test_the_choice_depends_on_the_seed_alone_and_is_the_same_everywhere() -> None:
+    labels_N = np.arange(40, dtype=np.int64) % 4
+    # Written down once: cached features and stored predictions rest on these rows.
+    assert val_indices(labels_N, val_seed=0).tolist() == GOLDEN_VAL
+    assert stratified_subset(labels_N, max_images=8).tolist() == GOLDEN_SUBSET
+    assert val_indices(labels_N, val_seed=1).tolist() != GOLDEN_VAL
+
+
+GOLDEN_VAL = [2, 11, 13, 20]
+GOLDEN_SUBSET = [2, 3, 11, 13, 18, 20, 21, 32]
