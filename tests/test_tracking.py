@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -205,7 +207,25 @@ def test_a_second_launch_sends_what_is_new_and_repeats_nothing(launch: Launch) -
 
 
 # ------------------------------------------------------------------------------------------------------ interruptions
-def test_a_killed_mirror_is_continued_with_every_line_sent_once(tmp_path: Path) -> None:
+def wandb_process_of(mirror_pid: int) -> int:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if re.search(rf"\(wandb-core\) \w {mirror_pid} ", stat.read_text()):
+                found.append(int(stat.parent.name))
+    (pid,) = found
+    return pid
+
+
+def rows_so_far(store: StorePaths, run_id: str) -> int:
+    with contextlib.suppress(FileNotFoundError):  # the mirror may be removing what it had written
+        return len(offline.rows_of_run(store, run_id))
+    return 0
+
+
+def test_every_line_is_sent_once_though_the_mirror_is_killed_and_the_next_one_loses_wandb_to_a_signal(
+    tmp_path: Path,
+) -> None:
     store = StorePaths(tmp_path / "results")
     one = configuration(0)
     paths = store.run(one.run.run_id)
@@ -213,19 +233,23 @@ def test_a_killed_mirror_is_continued_with_every_line_sent_once(tmp_path: Path) 
     with records.begin_attempt(paths, one.run) as attempt:
         write_lines(paths, kept=0, upto=300)
         checkpoint(attempt, lines=200)
-        wait_until(lambda: len(offline.rows_of_run(store, one.run.run_id)) > 0)
+        wait_until(lambda: rows_so_far(store, one.run.run_id) > 0)
         checkpoint(attempt, lines=250)
         time.sleep(mirror.POLL_S)  # the next 50 may be with W&B and not yet on the disk
         first.send_signal(signal.SIGKILL)
         assert not tracking.wait_for_mirror(first, PATIENCE_S)
         second = start(store, one)
         write_lines(paths, kept=300, upto=310)
+        checkpoint(attempt, lines=305)
+        wait_until(lambda: rows_so_far(store, one.run.run_id) == 305)
+        for pid in (second.pid, wandb_process_of(second.pid)):  # as SLURM does: W&B dies of it, the mirror does not
+            os.kill(pid, signal.SIGTERM)
         finish(paths, one.run, attempt.number)
     assert tracking.wait_for_mirror(second, PATIENCE_S)
     sent = [line for lines in lines_sent(store, one.run.run_id) for line in lines]
     assert sent == list(range(1, 311))
     assert offline.rows_of_run(store, one.run.run_id) == records.read_metrics(paths.metrics)
-    assert [fragment.exit_code for fragment in fragments_of(store, one.run.run_id)] == [None, 0]
+    assert [fragment.exit_code for fragment in fragments_of(store, one.run.run_id)] == [None, None, 0]
 
 
 def test_a_run_made_again_from_its_beginning_is_mirrored_anew_and_the_mirror_outlives_its_launcher(
@@ -238,14 +262,14 @@ def test_a_run_made_again_from_its_beginning_is_mirrored_anew_and_the_mirror_out
     with records.begin_attempt(paths, one.run) as attempt:
         write_lines(paths, kept=0, upto=6)
         checkpoint(attempt, lines=4)
-        wait_until(lambda: len(offline.rows_of_run(store, one.run.run_id)) == 4)
+        wait_until(lambda: rows_so_far(store, one.run.run_id) == 4)
         records.remove_checkpoints(paths)
         write_lines(paths, kept=0, upto=6)
         checkpoint(attempt, lines=3)
         # The launcher is gone (its end of the pipe is closed), training is not: the mirror stays for it.
         assert process.stdin is not None
         process.stdin.close()
-        wait_until(lambda: len(offline.rows_of_run(store, one.run.run_id)) == 3)
+        wait_until(lambda: rows_so_far(store, one.run.run_id) == 3)
         assert process.poll() is None
         checkpoint(attempt, lines=6)
     assert tracking.wait_for_mirror(process, PATIENCE_S)

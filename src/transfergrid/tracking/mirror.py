@@ -4,14 +4,14 @@
 
 By hand like this it catches up: it sends what is there and ends (without --run-id: all runs of the grid's last launch),
 staying only for runs that are being trained. A launcher starts it with --stdin (see start_mirror): one JSON line says
-which runs to follow, and the end of stdin, which is also the launcher's death, says that no more will start. SIGTERM
-says the same. SIGKILL at any time is harmless.
+which runs to follow, and the end of stdin, which is also the launcher's death, says that no more will start. It ignores
+SIGTERM and SIGINT then; SIGKILL at any time is harmless.
 
 A line is sent once, in order, with its number, and only when a checkpoint or the record covers it: a server cannot take
 a line back, and a relaunch truncates metrics.jsonl to its checkpoint. How many lines earlier mirrors sent is read from
 the `.wandb` files themselves, never from a state file: the file is flushed once a second, so any other count would be
 wrong whenever a mirror is killed between the two writes. Where the mirrored lines are not the file's (a run was made
-again from its beginning), the fragments are deleted and the run is mirrored anew.
+again from an older state), the fragments are deleted and the run is mirrored anew.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from transfergrid.tracking.description import describe, summarise
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.5
+MAX_RESTARTS = 3
 NOT_FINISHED = 75  # W&B's exit code of a run that was interrupted or lost: the next attempt continues it
 # Lean, because the mirror shares its cores with training: no console capture, no system statistics, no code, no git.
 # Without the flush interval W&B would hold rows back for 15 s, and lose them with the process.
@@ -66,9 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mode", choices=["offline"], default="offline")
     parser.add_argument("--stdin", action="store_true", help="follow the runs that a launcher names on stdin")
     given = parser.parse_args(arguments)
-    store = StorePaths(given.store.absolute())
+    store = StorePaths(given.store.resolve())  # as /proc spells the files that a process has open
     os.nice(10)
-    stopping = _on_sigterm()
+    if given.stdin:
+        # SLURM signals every process of a job at once; the mirror has the last lines of training still to send. It
+        # ends with its launcher, whatever ends that.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     log_to(store.wandb / "logs" / f"mirror-{socket.gethostname()}-{os.getpid()}.log")
     try:
         set_environment(store)
@@ -77,22 +82,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             followed = runs_of_grid(store, given.grid, given.run_id)
         runs = [RunMirror(store, f, grid=given.grid, project=given.project) for f in followed]
-        follow(runs, launched=given.stdin, stopping=stopping)
+        follow(runs, launched=given.stdin)
     except Exception:
         logger.exception("the mirror ends")
         return 1
     return int(any(run.broken for run in runs))
 
 
-def follow(runs: list[RunMirror], *, launched: bool, stopping: list[int]) -> None:
+def follow(runs: list[RunMirror], *, launched: bool) -> None:
     """Look at the runs twice a second until none has anything more to come. `launched`: the end of stdin matters."""
     over = not launched
-    while runs := [run for run in runs if not run.step(over=over)]:
+    restarts = 0
+    while True:
+        try:
+            runs = [run for run in runs if not run.step(over=over)]
+        except ConnectionError:
+            # W&B's own process has died: of a signal to the whole job, or of its own faults.
+            restarts += 1
+            if restarts > MAX_RESTARTS:
+                raise
+            _restart_wandb(runs)
+        if not runs:
+            return
         if over:
             time.sleep(POLL_S)
         else:
             readable, _, _ = select.select([sys.stdin], [], [], POLL_S)
-            over = bool(stopping) or (bool(readable) and os.read(sys.stdin.fileno(), 4096) == b"")
+            over = bool(readable) and os.read(sys.stdin.fileno(), 4096) == b""
+
+
+def _restart_wandb(runs: list[RunMirror]) -> None:
+    """The next line to send starts W&B's process again; what had not reached the disk is sent again."""
+    import wandb
+
+    for run in runs:
+        run.abandon()
+    with contextlib.suppress(Exception):
+        wandb.teardown()
 
 
 def set_environment(store: StorePaths) -> None:
@@ -113,11 +139,10 @@ def set_environment(store: StorePaths) -> None:
 
 
 def log_to(path: Path) -> None:
-    """Warnings go to a file that is made with the first of them."""
+    """Warnings go to stderr and to a file that is made with the first of them."""
     durable.make_folder(path.parent)
-    handler = logging.FileHandler(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.getLogger().addHandler(handler)
+    handlers = [logging.StreamHandler(), logging.FileHandler(path, delay=True)]
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
 
 
 def runs_of_grid(store: StorePaths, grid: str, run_ids: Sequence[str]) -> list[Followed]:
@@ -127,13 +152,6 @@ def runs_of_grid(store: StorePaths, grid: str, run_ids: Sequence[str]) -> list[F
     except FileNotFoundError:
         variants = {}
     return [Followed(run_id, variants.get(run_id, ""), 0) for run_id in run_ids or variants]
-
-
-def _on_sigterm() -> list[int]:
-    received: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return received
 
 
 # --------------------------------------------------------------------------------------------------------- one run
@@ -157,12 +175,19 @@ class RunMirror:
         """Send what can be sent; whether nothing more will come. `over`: no run of this launch will start any more."""
         try:
             return self._step(over=over)
+        except ConnectionError:
+            raise
         except Exception:  # one run that cannot be mirrored must not cost W&B the others
             logger.exception("%s is not mirrored any further", self.followed.run_id)
             self.broken = True
-            with contextlib.suppress(Exception):
-                self._close(NOT_FINISHED)
+            self.abandon()
             return True
+
+    def abandon(self) -> None:
+        """Forget how far the run is; its fragment ends as not finished where that can still be written."""
+        self._seen = None
+        with contextlib.suppress(Exception):
+            self._close(NOT_FINISHED)
 
     def _step(self, *, over: bool) -> bool:
         # The order matters: what a run writes before it lets go of its lock is seen by what is read after.
@@ -172,7 +197,7 @@ class RunMirror:
             return False
         record = self._final_record(over=over)
         covered = records.lines_covered(self.paths)
-        if not covered and covered is not None and record is None:
+        if covered == 0 and record is None and self._sent is None:
             self._seen = seen
             return over
         lines = records.read_metrics(self.paths.metrics)
@@ -184,7 +209,7 @@ class RunMirror:
                 return False
             self._sent = self._read_back(lines)
         if self._sent != _identities(lines[: len(self._sent)]):  # begun again from an older checkpoint
-            self._close(NOT_FINISHED)
+            self.abandon()
             return False
         self._seen = seen
         new = lines[len(self._sent) : covered]
