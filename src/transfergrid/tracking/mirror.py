@@ -141,7 +141,7 @@ def set_environment(store: StorePaths) -> None:
 def log_to(path: Path) -> None:
     """Warnings go to stderr and to a file that is made with the first of them."""
     durable.make_folder(path.parent)
-    handlers = [logging.StreamHandler(), logging.FileHandler(path, delay=True)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, delay=True)]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
 
 
