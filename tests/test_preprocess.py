@@ -9,10 +9,10 @@ import tiny_data
 import torch
 from PIL import Image
 
-from transfergrid import data
+from transfergrid import data, preprocess
 from transfergrid.data import ArrayImages, LabeledImages
 from transfergrid.errors import ConfigError, DataError
-from transfergrid.preprocess import ImageSource, normalise, prepare_images, prepare_one, resize
+from transfergrid.preprocess import ImageSource, normalise, prepare_images, prepare_one, resize, resize_by_matrix
 from transfergrid.specs import PreprocessSpec
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -44,13 +44,14 @@ def mixed(folder: Path) -> LabeledImages:
 @pytest.mark.parametrize(
     ("native_px", "size_px"), [(8, 64), (28, 224), (32, 224), (33, 299), (97, 32), (256, 224), (300, 64), (64, 64)]
 )
-def test_the_device_resizes_to_pillows_pixels_to_the_last_bit(
+def test_matrices_resize_to_pillows_pixels_to_the_last_bit(
     native_px: int, size_px: int, interpolation: Literal["bilinear", "bicubic"]
 ) -> None:
     # Besides noise a checkerboard: its overshoot is what bicubic clipping, and its order, shows in.
     checkerboard = (np.indices((native_px, native_px)).sum(0) % 2 * 255).astype(np.uint8)
     images_NHWC = np.stack([tiny_data.random_images(native_px, native_px, 3), np.stack([checkerboard] * 3, 2)])
-    resized = resize(torch.from_numpy(images_NHWC), spec_of("direct", size_px, size_px, interpolation)).numpy()
+    spec = spec_of("direct", size_px, size_px, interpolation)
+    resized = resize_by_matrix(torch.from_numpy(images_NHWC), spec).numpy()
     for image_HWC, resized_HWC in zip(images_NHWC, resized, strict=True):
         pillow = np.asarray(Image.fromarray(image_HWC).resize((size_px, size_px), RESAMPLING[interpolation]))
         assert np.abs(resized_HWC.astype(int) - pillow).max() == 0
@@ -77,16 +78,29 @@ def test_the_recipe_on_the_device_is_torchvisions_transform_of_a_pillow_image(
         ]
     )
     expected = torch.stack([theirs(Image.fromarray(image)) for image in images.array()])
-    ours = normalise(prepare_images(images, [0, 1], spec), spec)
-    assert torch.allclose(ours, expected, rtol=0, atol=1e-6)
+    images_NHWC = prepare_images(images, [0, 1], spec)
+    assert torch.allclose(normalise(images_NHWC, spec), expected, rtol=0, atol=1e-6)
+    assert torch.equal(resize_by_matrix(images_NHWC, spec), resize(images_NHWC, spec))
 
 
-def test_a_batch_larger_than_a_chunk_gives_the_same_pixels_as_its_images_one_by_one() -> None:
-    images_NHWC = torch.from_numpy(tiny_data.random_images(40, 16, 16, 3))
+def test_a_batch_larger_than_a_chunk_gives_the_same_pixels_as_its_images_one_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(preprocess, "_MATRIX_BYTES", 3 * 8 * 100 * 100)
+    images_NHWC = torch.from_numpy(tiny_data.random_images(40, 16, 16, 1))
     spec = spec_of("direct", 100, 100, "bilinear")
-    one_by_one = torch.cat([resize(images_NHWC[i : i + 1], spec) for i in range(40)])
-    assert torch.equal(resize(images_NHWC, spec), one_by_one)
-    assert resize(images_NHWC[:0], spec).shape == (0, 100, 100, 3)
+    for function in (resize, resize_by_matrix):
+        one_by_one = torch.cat([function(images_NHWC[i : i + 1], spec) for i in range(40)])
+        assert torch.equal(function(images_NHWC, spec), one_by_one)
+        assert function(images_NHWC[:0], spec).shape == (0, 100, 100, 1)
+    assert torch.equal(resize(images_NHWC, spec), resize_by_matrix(images_NHWC, spec))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+def test_a_gpu_gives_pillows_pixels_too() -> None:
+    images_NHWC = torch.from_numpy(tiny_data.random_images(300, 32, 32, 3))
+    spec = spec_of("recipe", 256, 224, "bicubic")
+    assert torch.equal(resize(images_NHWC.cuda(), spec).cpu(), resize(images_NHWC, spec))
 
 
 # --------------------------------------------------------------------------------------------------------- normalise

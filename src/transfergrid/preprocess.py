@@ -1,9 +1,9 @@
 """uint8 images of any size -> network input, in two stages.
 
 Host: images of mixed sizes are brought to one size by Pillow. Device: square images of one size are resized, cropped
-and normalised. The device's resize does Pillow's own fixed-point arithmetic, so it gives Pillow's pixels to the last
-bit on every device; torchvision's tensor kernel is off by one level (bilinear) or two (bicubic) on a CPU, and rounds
-differently again on a GPU, where an eval transform must not depend on where it ran.
+and normalised; by Pillow where the device is the CPU, in Pillow's own fixed-point arithmetic on a GPU, so the pixels
+are the same to the last bit. (torchvision's kernel for uint8 tensors is off by one level bilinear and two bicubic on a
+CPU, and takes another way, through floats, on a GPU.)
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _WEIGHT_BITS = 22  # of Pillow's fixed-point weights for 8-bit channels
 _READ_AHEAD = 2
 _HOST_CHUNK = 512
 _MIXED_CHUNK = 32
+_MATRIX_BYTES = 2**28
 
 
 def normalise(images_NHWC: Tensor, spec: PreprocessSpec, *, prepared: bool = False) -> Tensor:
@@ -39,30 +40,44 @@ def normalise(images_NHWC: Tensor, spec: PreprocessSpec, *, prepared: bool = Fal
     if not prepared:
         images_NHWC = resize(images_NHWC, spec)
     assert images_NHWC.shape[1:3] == (spec.crop_px, spec.crop_px), (tuple(images_NHWC.shape), spec.crop_px)
-    mean_3, std_3 = (torch.tensor(values, device=images_NHWC.device) for values in (spec.mean, spec.std))
-    # Grey images get their three channels here, from broadcasting: each channel has its own mean and std.
-    inputs_NHWC = images_NHWC.float().div_(255).sub(mean_3).div_(std_3)
-    return inputs_NHWC.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+    images_N3HW = images_NHWC.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)  # grey is repeated to three channels
+    inputs_N3HW = images_N3HW.to(torch.float32, memory_format=torch.channels_last)
+    mean_311, std_311 = (_per_channel(values, images_NHWC.device) for values in (spec.mean, spec.std))
+    return inputs_N3HW.div_(255).sub_(mean_311).div_(std_311)
 
 
 def resize(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
     """Square uint8 images of one size -> uint8 (N, crop_px, crop_px, C), Pillow's pixels to the last bit."""
     assert images_NHWC.dtype == torch.uint8 and spec.antialias, (images_NHWC.dtype, spec.antialias)
-    height_px, width_px = images_NHWC.shape[1:3]
+    num_images, height_px, width_px, num_channels = images_NHWC.shape
     assert height_px == width_px, f"images of {height_px} x {width_px} are for prepare_images()"
     full_px = spec.resize_px if spec.mode == "recipe" else spec.crop_px
-    first_px = _crop_start_px(full_px, spec.crop_px)
     if full_px == height_px:
+        first_px = _crop_start_px(full_px, spec.crop_px)
         last_px = first_px + spec.crop_px
         return images_NHWC[:, first_px:last_px, first_px:last_px]
-    weights_oi = _weights(height_px, full_px, spec.interpolation, first_px, spec.crop_px, images_NHWC.device)
-    images_NCHW = images_NHWC.permute(0, 3, 1, 2)
-    # Doubles are large: a chunk that fits a CPU's cache is three times as fast there.
-    chunk_bytes = 2**28 if images_NHWC.is_cuda else 2**22
-    bytes_per_image = 8 * images_NHWC.shape[3] * max(height_px, spec.crop_px) ** 2
-    chunks = torch.split(images_NCHW, max(1, chunk_bytes // bytes_per_image))
-    resized = [_resized(chunk_NCHW, weights_oi) for chunk_NCHW in chunks]
-    return torch.cat(resized).permute(0, 2, 3, 1)
+    if images_NHWC.is_cuda:
+        return resize_by_matrix(images_NHWC, spec)
+    resized_NHWC = np.empty((num_images, spec.crop_px, spec.crop_px, num_channels), dtype=np.uint8)
+    pillow_input_NHWC = images_NHWC.numpy()
+
+    def fill(row: int) -> None:
+        resized_NHWC[row] = prepare_one(pillow_input_NHWC[row], spec)
+
+    in_threads(fill, range(num_images))
+    return torch.from_numpy(resized_NHWC)
+
+
+def resize_by_matrix(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
+    """resize() in Pillow's fixed-point arithmetic, for a GPU; on a CPU it gives the same, slower than Pillow."""
+    side_px = images_NHWC.shape[1]
+    full_px = spec.resize_px if spec.mode == "recipe" else spec.crop_px
+    first_px = _crop_start_px(full_px, spec.crop_px)
+    weights_oi = _weights(side_px, full_px, spec.interpolation, first_px, spec.crop_px, images_NHWC.device)
+    # Doubles are large, so a few images at a time.
+    bytes_per_image = 8 * images_NHWC.shape[3] * max(side_px, spec.crop_px) ** 2
+    chunks = torch.split(images_NHWC.permute(0, 3, 1, 2), max(1, _MATRIX_BYTES // bytes_per_image))
+    return torch.cat([_resized(chunk_NCHW, weights_oi) for chunk_NCHW in chunks]).permute(0, 2, 3, 1)
 
 
 def prepare_images(
@@ -182,6 +197,11 @@ def _resized(images_NCHW: Tensor, weights_oi: Tensor) -> Tensor:
     columns_NCHo = (images_NCHW.double() @ weights_oi.T).mul_(2.0**-_WEIGHT_BITS).add_(0.5).floor_().clamp_(0, 255)
     both_NCoo = (weights_oi @ columns_NCHo).mul_(2.0**-_WEIGHT_BITS).add_(0.5).clamp_(0, 255)
     return both_NCoo.to(torch.uint8)
+
+
+@lru_cache(maxsize=64)
+def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
+    return torch.tensor(values, device=device).reshape(3, 1, 1)
 
 
 @lru_cache(maxsize=64)
