@@ -104,6 +104,11 @@ class RunPaths:
         return self.root / "predictions.npz"
 
     @property
+    def predictions_csv(self) -> Path:
+        """Written by `evaluate` only."""
+        return self.root / "predictions.csv"
+
+    @property
     def record(self) -> Path:
         return self.root / "record.json"
 

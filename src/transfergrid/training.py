@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +31,7 @@ from transfergrid.optimization import (
 )
 from transfergrid.records import Attempt, MetricsLog, read_newest_checkpoint, write_checkpoint
 from transfergrid.specs import TrainSettings, seed_for
+from transfergrid.stopping import StopFlag
 
 LOG_EVERY_STEPS = 50  # the device is asked for its numbers once per so many steps
 SAVE_COST_SHARE = 50  # a checkpoint is due when this many times the last one's cost has passed
@@ -41,9 +40,12 @@ SAVE_COST_SHARE = 50  # a checkpoint is due when this many times the last one's 
 class Trainee(Protocol):
     """What fit() trains: a module, and how a batch of training rows becomes losses."""
 
-    module: nn.Module
-    num_rows: int
-    num_heads: int
+    @property
+    def module(self) -> nn.Module: ...
+    @property
+    def num_rows(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
 
     def train_mode(self) -> None:
         """Put the module into the mode its settings ask for (BatchNorm, dropout)."""
@@ -75,38 +77,17 @@ class Progress:
 class FitResult:
     """first_step: the first optimizer step (from 1) that this attempt did; above 1 where it resumed.
 
+    elapsed_before_s: what earlier attempts took, up to the checkpoint that this one went on from.
     best_state: the weights of the epoch with the best test accuracy, only under selection `best_on_test`.
     """
 
     first_step: int
     last_epoch: dict[str, Any]
     images_per_s: float
-    elapsed_s: float
+    elapsed_before_s: float
     best_epoch: int
     best_accuracy: float
     best_state: dict[str, Tensor] | None
-
-
-class StopFlag:
-    """Set by SIGTERM, SIGUSR2 or SIGINT, in the main process only; read at step boundaries, never acted on between."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    @contextmanager
-    def installed(self) -> Iterator[StopFlag]:
-        if threading.current_thread() is not threading.main_thread():
-            yield self
-            return
-        before = {s: signal.signal(s, self._set) for s in (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _set(self, number: int, frame: object) -> None:
-        self.signal = number
 
 
 def fit(
@@ -242,7 +223,7 @@ def fit(
         first_step=first_step,
         last_epoch=figures,
         images_per_s=seen / max(progress.train_s, 1e-9),
-        elapsed_s=elapsed_before + time.monotonic() - began,
+        elapsed_before_s=elapsed_before,
         best_epoch=progress.best_epoch,
         best_accuracy=progress.best_accuracy,
         best_state=best_state,

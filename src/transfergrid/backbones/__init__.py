@@ -112,7 +112,7 @@ def weights_spec(name: str, weights: str, *, weights_seed: int = 0, catalog_dir:
     if weights == "random":
         return WeightsSpec(label="random", identity=f"random:v{RANDOM_RULE_VERSION}:{weights_seed}")
     if weights in known.weights:
-        if known.name in _builtins(BUILTIN_FOLDER):
+        if is_builtin(name):
             return WeightsSpec(label=weights, identity=f"builtin:{_builtins(BUILTIN_FOLDER)[known.name]['sha256']}")
         prefix = "timm/" if name.startswith("timm/") else ""
         return WeightsSpec(label=weights, identity=f"tag:{prefix}{known.weights[weights].file}")
@@ -143,6 +143,10 @@ def check_image_size(name: str, size_px: int, *, catalog_dir: Path | None = None
 
 
 # ------------------------------------------------------------------------------------------------- reading the files
+def is_builtin(name: str) -> bool:
+    return name in _builtins(BUILTIN_FOLDER)
+
+
 def builtin_file(name: str) -> Path:
     """The state dict of a backbone that ships with the package."""
     return BUILTIN_FOLDER / str(_builtins(BUILTIN_FOLDER)[name]["file"])

@@ -12,23 +12,28 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.models.googlenet import GoogLeNet
 
-AUXILIARY = {"googlenet": ("aux1", "aux2"), "inception_v3": ("AuxLogits",)}
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # parameters of heads beside the trunk, in GoogLeNet and Inception v3
 
 
-def construct(architecture: str, *, num_classes: int, auxiliary: bool = False) -> nn.Module:
+def construct(architecture: str, *, num_classes: int) -> nn.Module:
     """A whole classification network with its constructor's weights, from torch's global generator.
 
-    architecture: a torchvision builder's name, or `tinynet`. GoogLeNet and Inception v3 always keep
+    architecture: a torchvision builder's name, `tinynet`, or `timm/<name>`. GoogLeNet and Inception v3 always keep
     `transform_input`, whatever weights follow: it belongs to the input they are fed (ImageNet mean and std), and
-    torchvision's builders switch it on only for downloaded weights. auxiliary: GoogLeNet's two extra heads.
+    torchvision's builders switch it on only for downloaded weights. Their auxiliary heads are never constructed.
     """
+    if architecture.startswith("timm/"):
+        import timm  # here, because it takes seconds
+
+        network: nn.Module = timm.create_model(architecture.removeprefix("timm/"), num_classes=num_classes)
+        return network
     if architecture == "tinynet":
         # Here, not above: of all backbones only the built-in ones share an architecture.
         from transfergrid.architectures import tinynet
 
         return tinynet.build(num_classes)
     if architecture == "googlenet":
-        return GoogLeNetWithHeads(num_classes, aux_logits=auxiliary, transform_input=True, init_weights=True)
+        return GoogLeNetWithHeads(num_classes, aux_logits=False, transform_input=True, init_weights=True)
     if architecture == "inception_v3":
         kept = {"transform_input": True, "aux_logits": False, "init_weights": True}
         return cast(nn.Module, models.inception_v3(num_classes=num_classes, **kept))
@@ -82,6 +87,7 @@ def behead(network: nn.Module, name: str, head: str) -> nn.Module:
     `vgg16_gap` loses the whole classifier: its features are the global average over the last pooling layer's output.
     """
     if name == "vgg16_gap":
+        # flatten follows: the whole width of the maps, whatever the image's size
         network.avgpool = nn.AdaptiveAvgPool2d(1)
         network.classifier = nn.Identity()
     else:

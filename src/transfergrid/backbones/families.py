@@ -1,6 +1,6 @@
 """Rules by which a torchvision network is described: where it is tapped, and its groups in depth order.
 
-Only the generator and the description of timm networks use this; what they find stands in JSON.
+The generator and the description of timm networks write what these find into JSON; builders read that, not this.
 """
 
 from __future__ import annotations
@@ -108,9 +108,14 @@ def merged(units: Sequence[Sequence[str]]) -> Groups:
     return groups
 
 
-def parameter_groups(trunk: nn.Module, groups: Sequence[tuple[str, Sequence[str]]]) -> list[list[str]]:
-    """The parameter names of each group. Asserts that the groups part the trunk's parameters and that none is empty."""
-    names = [name for name, _ in trunk.named_parameters()]
+def parameter_groups(
+    trunk: nn.Module, groups: Sequence[tuple[str, Sequence[str]]], *, ignored: tuple[str, ...] = ()
+) -> list[list[str]]:
+    """The parameter names of each group. Asserts that the groups part the trunk's parameters and that none is empty.
+
+    ignored: the beginnings of names that are not the trunk's.
+    """
+    names = [name for name, _ in trunk.named_parameters() if not name.startswith(ignored)]
     found: list[list[str]] = []
     for _, prefixes in groups:
         ends = tuple(prefix + "." for prefix in prefixes)

@@ -359,7 +359,7 @@ class _GridBuilder:
         weights = self.config.weights
         if weights is not None and looks_like_file(weights) and len(parts) > 1:
             raise ConfigError(
-                f"weights={weights!r} is one file, the backbones are {len(parts)}; give each weights_files.<backbone>=FILE"
+                f"weights={weights!r} is one file for {len(parts)} backbones; give weights_files.<backbone>=FILE"
             )
         for name in self.config.weights_files:
             if name not in parts:

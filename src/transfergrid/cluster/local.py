@@ -1,0 +1,247 @@
+"""A plan on this machine: a bounded pool of children of a forkserver that has imported torch once.
+
+One run at a time per GPU, one on a machine without. A failed run does not stop the others; what needs it is blocked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Literal
+
+from transfergrid import job
+from transfergrid.errors import GridError
+from transfergrid.paths import store_paths
+from transfergrid.plan import Plan, PlannedRun
+from transfergrid.records import record_head
+from transfergrid.specs import RunSpec, Runtime
+
+POLL_S = 0.1
+GRACE_S = 60.0  # for a child to reach its next step boundary and save, after Ctrl-C
+PRELOADED = ("transfergrid.job", "transfergrid.training", "transfergrid.network", "transfergrid.images", "torchvision")
+
+Ending = Literal["completed", "reused", "failed", "interrupted", "in flight", "superseded", "blocked", "lost"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How one planned run ended here; `reason` is one line, empty where it completed."""
+
+    run: RunSpec
+    ending: Ending
+    reason: str = ""
+    failure_class: str | None = None
+
+
+class Watcher:
+    """What a person is shown. The pool calls these; a terminal and a log draw them differently."""
+
+    def started(self, planned: PlannedRun) -> None: ...
+    def running(self, planned: Iterable[PlannedRun]) -> None: ...
+    def ended(self, ended: Ended) -> None: ...
+
+
+@dataclass(slots=True)
+class _Child:
+    planned: PlannedRun
+    process: ForkServerProcess
+    slot: int
+
+
+@dataclass(slots=True)
+class _Pool:
+    """The state of one run_plan: what waits, what runs, how things ended."""
+
+    waiting: list[tuple[int, PlannedRun]]
+    children: list[_Child] = field(default_factory=list)
+    endings: dict[str, Ended] = field(default_factory=dict)
+
+
+def preflight(check: Callable[..., None], arguments: tuple[object, ...]) -> str | None:
+    """Call a checking function in a child of the forkserver; returns its GridError's message, None if all is well.
+
+    It runs there because it needs torch, which this process must not import.
+    """
+    context = _context()
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report_error, args=(check, arguments, sender))
+    process.start()
+    sender.close()
+    try:
+        message: str | None = receiver.recv()
+    except EOFError:
+        message = f"a check ended without a word (exit code {process.exitcode})"
+    process.join()
+    return message
+
+
+def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
+    """Carry out what the plan says is to be run. Raises KeyboardInterrupt after Ctrl-C, once children have saved."""
+    todo = plan.to_run
+    if not todo:
+        return []
+    payload = job.write_payload([p.run for p in todo], runtime)
+    slots = count_slots(runtime)
+    pool = _Pool(waiting=list(enumerate(todo)))
+    try:
+        while pool.waiting or pool.children:
+            _drop_blocked(pool, watcher)
+            _start_ready(pool, payload, slots, watcher)
+            watcher.running([c.planned for c in pool.children])
+            time.sleep(POLL_S)
+            _collect(pool, runtime, watcher)
+    except KeyboardInterrupt:
+        _stop(pool)
+        raise
+    finally:
+        _forget(payload)
+    return list(pool.endings.values())
+
+
+def count_slots(runtime: Runtime) -> int:
+    """Runs at a time: one per GPU this process may use, one on a machine without."""
+    if runtime.device == "cpu":
+        return 1
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return max(1, len([v for v in visible.split(",") if v.strip()]))
+    with contextlib.suppress(OSError):
+        return max(1, len(os.listdir("/proc/driver/nvidia/gpus")))
+    return 1
+
+
+def _context() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
+
+
+def _start_ready(pool: _Pool, payload: Path, slots: int, watcher: Watcher) -> None:
+    free = sorted(set(range(slots)) - {c.slot for c in pool.children})
+    pending = {p.run.run_id for _, p in pool.waiting} | {c.planned.run.run_id for c in pool.children}
+    for item in list(pool.waiting):
+        if not free:
+            return
+        index, planned = item
+        if any(need in pending for need in planned.needs):
+            continue
+        pool.waiting.remove(item)
+        slot = free.pop(0)
+        process = _context().Process(target=_child, args=(str(payload), index, slot, slots))
+        process.start()
+        pool.children.append(_Child(planned, process, slot))
+        watcher.started(planned)
+
+
+def _drop_blocked(pool: _Pool, watcher: Watcher) -> None:
+    """Whatever needs a run that did not complete here cannot run either."""
+    for item in list(pool.waiting):
+        planned = item[1]
+        for need in planned.needs:
+            other = pool.endings.get(need)
+            if other is not None and other.ending not in ("completed", "reused"):
+                pool.waiting.remove(item)
+                _end(pool, watcher, Ended(planned.run, "blocked", f"needs {need}, which {other.ending}", "blocked"))
+                break
+
+
+def _collect(pool: _Pool, runtime: Runtime, watcher: Watcher) -> None:
+    for child in list(pool.children):
+        if child.process.is_alive():
+            continue
+        child.process.join()
+        pool.children.remove(child)
+        _end(pool, watcher, _judge(child, runtime))
+
+
+def _judge(child: _Child, runtime: Runtime) -> Ended:
+    """The record decides; the exit code only where there is none."""
+    run, code = child.planned.run, child.process.exitcode
+    if code == _EXIT["completed"]:
+        return Ended(run, "completed")
+    if code == _EXIT["failed"]:
+        head = record_head(store_paths(runtime).run(run.run_id))
+        if head is not None and head.failure_class is not None:
+            return Ended(run, "failed", head.error or "", head.failure_class)
+    quiet: tuple[Ending, ...] = ("reused", "interrupted", "in flight", "superseded")
+    for ending in quiet:
+        if code == _EXIT[ending]:
+            reason = {"in flight": "another process is running it", "superseded": "a newer attempt has taken over"}
+            return Ended(run, ending, reason.get(ending, ""))
+    what = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+    loss = _Lost(f"its process ended with {what}; the end of its log.txt may say why")
+    job.record_loss(run, runtime, loss)
+    return Ended(run, "lost", str(loss), loss.failure_class)
+
+
+def _end(pool: _Pool, watcher: Watcher, ended: Ended) -> None:
+    pool.endings[ended.run.run_id] = ended
+    watcher.ended(ended)
+
+
+def _stop(pool: _Pool) -> None:
+    """Ask every child to save and end at its next step boundary; what does not end in time is killed."""
+    for child in pool.children:
+        child.process.terminate()
+    deadline = time.monotonic() + GRACE_S
+    for child in pool.children:
+        child.process.join(max(0.0, deadline - time.monotonic()))
+        if child.process.is_alive():
+            child.process.kill()
+            child.process.join()
+
+
+def _forget(payload: Path) -> None:
+    payload.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        payload.parent.rmdir()
+
+
+class _Lost(GridError):
+    """A process that died without a word."""
+
+    failure_class = "lost"
+
+
+# ------------------------------------------------------------------------------------------------- inside the children
+_EXIT: dict[str, int] = {
+    "completed": 0,
+    "failed": 10,
+    "reused": 11,
+    "interrupted": 12,
+    "in flight": 13,
+    "superseded": 14,
+}
+
+
+def _child(payload: str, index: int, slot: int, slots: int) -> None:
+    """One run in a process of its own; its output goes to the run's log, its outcome into the exit code."""
+    if slots > 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(slots)))).split(",")
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible[slot]
+    runs, runtime = job.read_payload(Path(payload))
+    log = store_paths(runtime).run(runs[index].run_id).log
+    with contextlib.suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o664)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+    sys.exit(_EXIT[job.carry_out(runs[index], runtime)])
+
+
+def _report_error(check: Callable[..., None], arguments: tuple[object, ...], sender: object) -> None:
+    message = None
+    try:
+        check(*arguments)
+    except GridError as error:
+        message = str(error)
+    sender.send(message)  # type: ignore[attr-defined]

@@ -1,0 +1,27 @@
+"""The device, threads and arithmetic of a run's process."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from transfergrid.errors import MachineError
+from transfergrid.specs import Runtime
+
+
+def prepare_process(runtime: Runtime) -> None:
+    """Threads and arithmetic of this process. Raises MachineError where device=cuda was asked for and is not there."""
+    torch.set_num_threads(runtime.num_threads or len(os.sched_getaffinity(0)))
+    # fp32 means fp32: TensorFloat-32 keeps 10 bits of mantissa.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = False
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise MachineError("device=cuda, but torch sees no usable GPU; check the driver or use device=cpu")
+
+
+def device_of(runtime: Runtime) -> torch.device:
+    """Where runs of this runtime compute."""
+    use_cuda = runtime.device == "cuda" or (runtime.device == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")

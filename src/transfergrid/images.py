@@ -1,0 +1,83 @@
+"""Batches of network input from a run's images. N rows, B rows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from transfergrid import augment
+from transfergrid.data import LabeledImages
+from transfergrid.preprocess import ImageSource, normalise, resize
+from transfergrid.specs import PreprocessSpec, Split, TrainSettings
+
+
+class NetworkInputs:
+    """Batches of network input for one or several backbones at once, from images held (where they fit) on the device.
+
+    Backbones that want the same preprocessing share their input tensor.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[Split, LabeledImages],
+        preprocess: tuple[PreprocessSpec, ...],
+        *,
+        device: torch.device,
+        resident_gb: float,
+        rows: Mapping[Split, NDArray[np.int64]],
+    ) -> None:
+        self.device = device
+        self.preprocess = preprocess
+        self._num_images = {split: len(images) for split, images in splits.items()}
+        self._sources: dict[tuple[Split, PreprocessSpec | None], ImageSource] = {}
+        budget = int(resident_gb * 1e9)
+        for split, index_N in rows.items():
+            images = splits[split]
+            # Uniform images are kept as they are, once for all; images of mixed sizes once per preprocessing.
+            wanted = {None} if images.image_size_px is not None else set(preprocess)
+            for spec in wanted:
+                self._sources[split, spec] = ImageSource(
+                    images, spec, device=device, budget_bytes=budget // (len(rows) * len(wanted)), rows=index_N
+                )
+
+    def draw(self, plan: augment.AugmentPlan, split: Split, *, seed: int, epoch: int) -> augment.AugmentDraws:
+        """One epoch's random numbers, for every image of the split."""
+        return augment.draw(plan, num_images=self._num_images[split], seed=seed, epoch=epoch, device=self.device)
+
+    def batch(
+        self, split: Split, index_B: Tensor, *, draws: augment.AugmentDraws | None = None, augment_at: str = "native"
+    ) -> list[Tensor]:
+        """One normalised float32 input (B, 3, H, W) per backbone."""
+        made: dict[PreprocessSpec, Tensor] = {}
+        raw: dict[PreprocessSpec | None, Tensor] = {}
+        for spec in self.preprocess:
+            if spec in made:
+                continue
+            key = None if (split, None) in self._sources else spec
+            source = self._sources[split, key]
+            if key not in raw:
+                raw[key] = source.batch(index_B)
+                if draws is not None and augment_at == "native":
+                    raw[key] = augment.apply(raw[key], draws, index_B)
+            images_BHWC, prepared = raw[key], source.prepared
+            if draws is not None and augment_at == "input":
+                images_BHWC = images_BHWC if prepared else resize(images_BHWC, spec)
+                images_BHWC, prepared = augment.apply(images_BHWC, draws, index_B), True
+            made[spec] = normalise(images_BHWC, spec, prepared=prepared)
+        return [made[spec] for spec in self.preprocess]
+
+
+def augment_plan(settings: TrainSettings) -> augment.AugmentPlan | None:
+    """None where the settings ask for no augmentation."""
+    if not (settings.flip or settings.shift_px or settings.rotation_deg or settings.cutout_px):
+        return None
+    return augment.AugmentPlan(
+        flip=settings.flip,
+        shift_px=settings.shift_px,
+        rotation_deg=settings.rotation_deg,
+        cutout_px=settings.cutout_px,
+    )

@@ -1,0 +1,169 @@
+"""What runs on a node: one RunSpec, claimed, carried out, recorded. Its payload is the path of a JSON list of specs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from transfergrid import durable
+from transfergrid.errors import AlreadyRunning, Interrupted, MissingInput, Superseded, classify, one_line
+from transfergrid.paths import RunPaths, store_paths
+from transfergrid.phases import RunContext, phase_module
+from transfergrid.records import (
+    Attempt,
+    RunRecord,
+    begin_attempt,
+    newest_attempt,
+    provenance,
+    record_head,
+    remove_checkpoints,
+    write_record,
+)
+from transfergrid.specs import RunSpec, Runtime, digest, from_dict, to_dict
+from transfergrid.stopping import StopFlag
+
+logger = logging.getLogger(__name__)
+Outcome = Literal["completed", "reused", "failed", "interrupted", "in flight", "superseded"]
+
+
+# ------------------------------------------------------------------------------------------------------------- payload
+def write_payload(runs: Sequence[RunSpec], runtime: Runtime) -> Path:
+    """results/launches/<time>-<hash>/specs.json: what is to be run and how; all that a job is given."""
+    content = {"runtime": to_dict(runtime), "runs": [to_dict(run) for run in runs]}
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
+    path = store_paths(runtime).launches / f"{stamp}-{digest(content, 8)}" / "specs.json"
+    durable.write_json(path, content)
+    return path
+
+
+def read_payload(path: Path) -> tuple[list[RunSpec], Runtime]:
+    content = durable.read_json(path)
+    return [from_dict(RunSpec, run) for run in content["runs"]], from_dict(Runtime, content["runtime"])
+
+
+# ------------------------------------------------------------------------------------------------------------- one run
+def carry_out(spec: RunSpec, runtime: Runtime) -> Outcome:
+    """Run one spec to its record, unless it is done or another process has it. Never raises but for programming errors
+    in the bookkeeping itself: what goes wrong in a phase is written into the record, with its class."""
+    paths = store_paths(runtime).run(spec.run_id)
+    if phase_module(spec.phase).is_done(spec, runtime):
+        return "reused"
+    try:
+        with begin_attempt(paths, spec) as attempt, _logging_to(paths.log, attempt):
+            if phase_module(spec.phase).is_done(spec, runtime):  # it ended while this process was starting
+                return "reused"
+            return _attempt(spec, runtime, attempt)
+    except AlreadyRunning as error:
+        logger.info("%s", error)
+        return "in flight"
+    except Superseded as error:
+        logger.warning("%s", error)
+        return "superseded"
+
+
+def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt) -> Outcome:
+    began = time.monotonic()
+    stop = StopFlag()
+    try:
+        from transfergrid.device import prepare_process  # torch
+
+        assert_ready(spec, runtime)
+        prepare_process(runtime)
+        with stop.installed():
+            record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop))
+        attempt.assert_newest()
+        write_record(attempt.paths, record)
+        remove_checkpoints(attempt.paths)
+        return "completed"
+    except (Interrupted, KeyboardInterrupt) as error:
+        logger.warning("interrupted: %s", one_line(error))
+        return "interrupted"
+    except Superseded:
+        raise
+    except BaseException as error:
+        logger.error("%s\n%s", one_line(error), traceback.format_exc())
+        attempt.assert_newest()
+        write_failure(attempt.paths, spec, error, attempt=attempt.number, wall_s=time.monotonic() - began)
+        return "failed"
+
+
+def write_failure(
+    paths: RunPaths, spec: RunSpec, error: BaseException, *, attempt: int, wall_s: float = 0.0
+) -> RunRecord:
+    """The record of a run that failed, with its class and one line of reason."""
+    record = RunRecord(
+        run_id=spec.run_id,
+        spec=spec,
+        status="failed",
+        failure_class=classify(error),
+        error=one_line(error),
+        wall_s=wall_s,
+        attempt=attempt,
+        provenance=provenance() | {"ended": datetime.now(UTC).isoformat(timespec="seconds")},
+    )
+    write_record(paths, record)
+    return record
+
+
+def record_loss(spec: RunSpec, runtime: Runtime, error: BaseException) -> None:
+    """For a process that died without a word: record its failure, unless somebody else has the run by now."""
+    paths = store_paths(runtime).run(spec.run_id)
+    with durable.lock(paths.lock, wait=False) as obtained:
+        head = record_head(paths)
+        if obtained and (head is None or head.status != "completed"):
+            write_failure(paths, spec, error, attempt=newest_attempt(paths))
+
+
+def assert_ready(spec: RunSpec, runtime: Runtime) -> None:
+    """The second lock: a job checks what it needs itself, because a scheduler's word for it can be wrong.
+
+    Raises MissingInput naming the run to repeat.
+    """
+    for extraction in spec.extractions:
+        if not phase_module("extract").is_done(extraction, runtime):
+            raise MissingInput(f"features of {extraction.model} are missing; run {extraction.run_id} first")
+    for run_id in spec.needs:
+        head = record_head(store_paths(runtime).run(run_id))
+        if head is None or head.status != "completed":
+            raise MissingInput(f"{run_id} has not completed; run it first")
+
+
+@contextlib.contextmanager
+def _logging_to(path: Path, attempt: Attempt) -> Iterator[None]:
+    """Everything this process logs also goes to the run's log.txt, one section per attempt."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root = logging.getLogger("transfergrid")
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    root.info("attempt %d begins", attempt.number)
+    try:
+        yield
+    finally:
+        root.info("attempt %d ends", attempt.number)
+        root.removeHandler(handler)
+        handler.close()
+
+
+# --------------------------------------------------------------------------------------------------------- entry point
+def run_from_payload(path: str, index: int) -> Outcome:
+    """The function a scheduler or a pool calls: run number `index` of a payload."""
+    runs, runtime = read_payload(Path(path))
+    return carry_out(runs[index], runtime)
+
+
+def main() -> int:
+    """`python -m transfergrid.job PAYLOAD INDEX`: exit code 0 where the run is done afterwards, else 1."""
+    outcome = run_from_payload(sys.argv[1], int(sys.argv[2]))
+    return 0 if outcome in ("completed", "reused") else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""Backbones joined under one head, how such a network is fed, trained and evaluated.
+
+B images of a batch, D feature dimensions of all backbones together, C classes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from transfergrid.evaluation import scores
+from transfergrid.folds import Fold, Folds
+from transfergrid.images import NetworkInputs, augment_plan
+from transfergrid.specs import TrainSettings
+
+EVALUATION_BATCH = 256
+
+
+class JoinedNetwork(nn.Module):
+    """f(x) = [f1(x), f2(x), ...] under one linear head. State-dict names: `backbones.<i>.`, `head.`"""
+
+    def __init__(
+        self, backbones: list[nn.Module], *, feature_dim: int, num_classes: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.backbones = nn.ModuleList(backbones)
+        self.head = nn.Linear(feature_dim, num_classes)
+        reset_head(self.head, generator=generator)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """One input (B, 3, H, W) per backbone -> logits (B, C) and, in training, those of auxiliary heads."""
+        blocks, auxiliary = [], []
+        for backbone, images in zip(self.backbones, inputs, strict=True):
+            made = backbone(images)
+            if isinstance(made, tuple):
+                made, *heads = made
+                auxiliary += heads
+            blocks.append(made)
+        return self.head(torch.cat(blocks, dim=1)), auxiliary
+
+
+class Plain(nn.Module):
+    """An architecture, called as a JoinedNetwork is; `network` alone is what is saved."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return self.network(images), []
+
+
+def reset_head(head: nn.Linear, *, generator: torch.Generator) -> None:
+    """nn.Linear's own rule, uniform in +-1/sqrt(D), from a generator that is handed in."""
+    bound = head.in_features**-0.5
+    with torch.no_grad():
+        head.weight.copy_((torch.rand(head.weight.shape, generator=generator) * 2 - 1) * bound)
+        head.bias.copy_((torch.rand(head.bias.shape, generator=generator) * 2 - 1) * bound)
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 where the settings ask for it; weights, BatchNorm statistics and the loss stay float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def predict(
+    network: nn.Module,
+    inputs: NetworkInputs,
+    fold: Fold,
+    *,
+    precision: str,
+    test_bn: str = "running",
+    batch_size: int = EVALUATION_BATCH,
+) -> NDArray[np.float32]:
+    """Logits (N, C) float32 of a fold's images, unaugmented, in eval mode (or with `test_bn=batch`)."""
+    was_training = {name: module.training for name, module in network.named_modules()}
+    network.eval()
+    made = []
+    with torch.inference_mode(), autocast(inputs.device, precision), _batch_statistics(network, test_bn == "batch"):
+        for first in range(0, len(fold), batch_size):
+            index_B = torch.from_numpy(fold.index_N[first : first + batch_size])
+            logits_BC, _ = network(*inputs.batch(fold.split, index_B))
+            made.append(logits_BC.float().cpu())
+    for name, module in network.named_modules():
+        module.training = was_training[name]
+    logits_NC: NDArray[np.float32] = torch.cat(made).numpy()
+    return logits_NC
+
+
+@contextlib.contextmanager
+def _batch_statistics(network: nn.Module, enabled: bool) -> Iterator[None]:
+    """BatchNorm by the batch at hand, its running statistics left as they are: code that never calls eval()."""
+    layers = [m for m in network.modules() if isinstance(m, _BatchNorm)] if enabled else []
+    kept = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in layers]
+    for layer in layers:
+        layer.training = True
+        layer.momentum = 0.0
+    yield
+    for layer, (momentum, tracked) in zip(layers, kept, strict=True):
+        layer.training = False
+        layer.momentum = momentum
+        if tracked is not None and layer.num_batches_tracked is not None:
+            layer.num_batches_tracked.copy_(tracked)
+
+
+class ImageTrainee:
+    """What fit() trains on images: a network, its inputs, its folds. Rows are positions in the train fold."""
+
+    num_heads = 1
+
+    def __init__(
+        self,
+        network: nn.Module,
+        inputs: NetworkInputs,
+        folds: Folds,
+        settings: TrainSettings,
+        *,
+        seed: int,
+        kept_in_eval: frozenset[str],
+        aux_loss_weight: float = 0.0,
+        watch_test: bool,
+    ) -> None:
+        """kept_in_eval: names of modules kept in eval mode during training. watch_test: evaluate test every epoch."""
+        self.module = network
+        self.num_rows = len(folds.train)
+        self._inputs = inputs
+        self._folds = folds
+        self._settings = settings
+        self._seed = seed
+        self._kept_in_eval = kept_in_eval
+        self._aux_loss_weight = aux_loss_weight
+        self._watch_test = watch_test
+        self._plan = augment_plan(settings)
+        self._drawn: tuple[int, Any] = (-1, None)
+        self._index_N = torch.from_numpy(folds.train.index_N)
+        self._labels_N = torch.from_numpy(folds.train.labels_N).to(inputs.device)
+
+    def train_mode(self) -> None:
+        self.module.train()
+        for name, module in self.module.named_modules():
+            if name in self._kept_in_eval:
+                module.eval()
+
+    def losses(self, rows_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        settings = self._settings
+        draws = self._draws(epoch)
+        index_B = self._index_N[rows_B]
+        inputs = self._inputs.batch(self._folds.train.split, index_B, draws=draws, augment_at=settings.augment_at)
+        labels_B = self._labels_N[rows_B.to(self._labels_N.device)]
+        with autocast(self._inputs.device, settings.precision):
+            logits_BC, auxiliary = self.module(*inputs)
+        loss = functional.cross_entropy(logits_BC.float(), labels_B, label_smoothing=settings.label_smoothing)
+        for aux_BC in auxiliary:
+            loss = loss + self._aux_loss_weight * functional.cross_entropy(
+                aux_BC.float(), labels_B, label_smoothing=settings.label_smoothing
+            )
+        correct = (logits_BC.detach().argmax(1) == labels_B).sum()
+        return loss.unsqueeze(0), correct.unsqueeze(0)
+
+    def evaluate(self, module: nn.Module) -> dict[str, Any]:
+        figures: dict[str, Any] = {}
+        folds = {"val": self._folds.val, "test": self._folds.test if self._watch_test else None}
+        for name, fold in folds.items():
+            if fold is not None:
+                found = scores(self.predict(module, fold), fold.labels_N, split=name)
+                figures |= {f"{name}/accuracy": found[f"{name}_accuracy"], f"{name}/loss": found[f"{name}_loss"]}
+        return figures
+
+    def predict(self, module: nn.Module, fold: Fold, *, precision: str | None = None) -> NDArray[np.float32]:
+        """Logits (N, C); in the precision of the training unless another is asked for."""
+        settings = self._settings
+        precision = precision or settings.precision
+        batch = (settings.micro_batch or settings.batch_size) if settings.test_bn == "batch" else EVALUATION_BATCH
+        return predict(module, self._inputs, fold, precision=precision, test_bn=settings.test_bn, batch_size=batch)
+
+    def _draws(self, epoch: int) -> Any:
+        if self._plan is None:
+            return None
+        if self._drawn[0] != epoch:
+            self._drawn = epoch, self._inputs.draw(self._plan, self._folds.train.split, seed=self._seed, epoch=epoch)
+        return self._drawn[1]

@@ -1,0 +1,48 @@
+"""The phases, one file each, found by their names.
+
+A phase module has
+    is_done(spec, runtime) -> bool      whether its result is there and looks whole; cheap, without torch
+    run(context) -> RunRecord           carries it out; torch is imported inside
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Protocol, cast
+
+from transfergrid.paths import RunPaths, store_paths
+from transfergrid.records import Attempt, RunRecord, record_head
+from transfergrid.specs import Phase, RunSpec, Runtime
+from transfergrid.stopping import StopFlag
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """All that a phase gets: what to do, where, by which right, and whether to stop."""
+
+    spec: RunSpec
+    runtime: Runtime
+    attempt: Attempt
+    stop: StopFlag
+
+    @property
+    def paths(self) -> RunPaths:
+        return self.attempt.paths
+
+
+class PhaseModule(Protocol):
+    @staticmethod
+    def is_done(spec: RunSpec, runtime: Runtime) -> bool: ...
+    @staticmethod
+    def run(context: RunContext) -> RunRecord: ...
+
+
+def phase_module(phase: Phase) -> PhaseModule:
+    return cast(PhaseModule, import_module(f"transfergrid.phases.{phase}"))
+
+
+def has_completed(spec: RunSpec, runtime: Runtime) -> bool:
+    """Whether the run's record says so: the rule of every phase but `extract`, whose result lies in the cache."""
+    head = record_head(store_paths(runtime).run(spec.run_id))
+    return head is not None and head.status == "completed"

@@ -1,0 +1,223 @@
+"""What the phases that train on images share: the network, its inputs, and the way from fit() to the record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from transfergrid import backbones
+from transfergrid.backbones.build import attach_auxiliary_heads, bn_statistics, build, group_parameters
+from transfergrid.device import device_of
+from transfergrid.folds import Folds, make_folds, open_splits
+from transfergrid.images import NetworkInputs
+from transfergrid.network import ImageTrainee, JoinedNetwork
+from transfergrid.network_size import describe
+from transfergrid.optimization import ParameterGroup, split_decay
+from transfergrid.paths import cache_paths
+from transfergrid.phases import RunContext
+from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
+from transfergrid.records import RunRecord
+from transfergrid.results import Stopwatch, make_record, save_predictions, save_weights, score_folds
+from transfergrid.specs import (
+    FinetuneSettings,
+    PreprocessSpec,
+    ProbeSettings,
+    RunSpec,
+    Runtime,
+    ScratchSettings,
+    seed_for,
+)
+from transfergrid.training import FitResult, fit
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A run's device, folds and inputs, opened once."""
+
+    device: torch.device
+    folds: Folds
+    inputs: NetworkInputs
+    watch: Stopwatch
+
+
+def open_setting(context: RunContext, preprocess: tuple[PreprocessSpec, ...]) -> Setting:
+    """Images on the device where they fit; every row of every split that the run sees."""
+    spec, runtime = context.spec, context.runtime
+    watch = Stopwatch()
+    device = device_of(runtime)
+    splits = open_splits(spec.dataset, runtime)
+    folds = make_folds(spec, {split: images.labels_N for split, images in splits.items()})
+    rows: dict[Any, Any] = {}
+    for fold in (folds.train, folds.gate, folds.test):
+        rows[fold.split] = sorted({*rows.get(fold.split, ()), *fold.index_N.tolist()})
+    as_arrays = {split: torch.tensor(index).numpy() for split, index in rows.items()}
+    inputs = NetworkInputs(splits, preprocess, device=device, resident_gb=runtime.resident_gb, rows=as_arrays)
+    return Setting(device, folds, inputs, watch)
+
+
+def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary: bool) -> JoinedNetwork:
+    """The run's backbones with their starting weights, under a head drawn from the run's seed, on the device."""
+    assert spec.seed is not None
+    trunks, feature_dim = [], 0
+    for backbone in spec.backbones:
+        trunk = build(
+            backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, auxiliary=auxiliary
+        )
+        if auxiliary:
+            generator = torch.Generator().manual_seed(seed_for("auxiliary", spec.seed))
+            attach_auxiliary_heads(trunk, spec.dataset.num_classes, generator)
+        trunks.append(trunk)
+        feature_dim += backbones.entry(backbone.name, catalog_dir=cache_paths(runtime).catalog).feature_dim
+    generator = torch.Generator().manual_seed(seed_for("head", spec.seed))
+    network = JoinedNetwork(
+        trunks, feature_dim=feature_dim, num_classes=spec.dataset.num_classes, generator=generator
+    ).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if spec.extract is not None and spec.extract.bn_statistics == "target":
+        _use_target_statistics(spec, network, setting)
+    joined: JoinedNetwork = network
+    return joined
+
+
+def _use_target_statistics(spec: RunSpec, network: JoinedNetwork, setting: Setting) -> None:
+    """As the extraction did: one pass over all training images, in the same order and batches."""
+    folds = setting.folds
+    index_N = torch.from_numpy(folds.train.index_N)
+    if folds.gate.split == "train":
+        index_N = torch.unique(torch.cat([index_N, torch.from_numpy(folds.gate.index_N)]))
+    for position, trunk in enumerate(network.backbones):
+        batches = torch.split(index_N, EXTRACTION_BATCH)
+        bn_statistics(trunk, (setting.inputs.batch("train", index_B)[position] for index_B in batches))
+
+
+def depth_groups(
+    spec: RunSpec, runtime: Runtime, network: JoinedNetwork, settings: FinetuneSettings
+) -> list[ParameterGroup]:
+    """Learning rates rise geometrically from stem_lr at a trunk's stem to lr at its last group; the head has its own.
+
+    Parameters of frozen groups stop requiring gradients and belong to no group. Auxiliary heads learn as the head does.
+    """
+    groups: list[ParameterGroup] = []
+    own = set()
+    for backbone, trunk in zip(spec.backbones, network.backbones, strict=True):
+        entry = backbones.entry(backbone.name, catalog_dir=cache_paths(runtime).catalog)
+        found = group_parameters(trunk, entry)
+        for position, (name, parameters) in enumerate(found):
+            own |= {id(p) for _, p in parameters}
+            if name in settings.frozen_groups:
+                for _, p in parameters:
+                    p.requires_grad_(False)
+                continue
+            share = 1.0 if len(found) == 1 else position / (len(found) - 1)
+            lr = settings.stem_lr * (settings.lr / settings.stem_lr) ** share
+            label = name if len(spec.backbones) == 1 else f"{backbone.name}.{name}"
+            groups += split_decay(
+                label,
+                [p for _, p in parameters],
+                lr=lr,
+                weight_decay=settings.weight_decay,
+                decay_norm_and_bias=settings.decay_norm_and_bias,
+            )
+    rest = [p for p in network.parameters() if id(p) not in own]
+    return groups + split_decay(
+        "head",
+        rest,
+        lr=settings.head_lr,
+        weight_decay=settings.weight_decay,
+        decay_norm_and_bias=settings.decay_norm_and_bias,
+    )
+
+
+def modules_kept_in_eval(network: nn.Module, *, all_batch_norm: bool) -> frozenset[str]:
+    """BatchNorm layers whose statistics stay: all of them, or those whose parameters are frozen."""
+    return frozenset(
+        name
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm)
+        and (all_batch_norm or not any(p.requires_grad for p in module.parameters(recurse=False)))
+    )
+
+
+def train_and_record(
+    context: RunContext,
+    setting: Setting,
+    network: nn.Module,
+    groups: list[ParameterGroup],
+    *,
+    kept_in_eval: frozenset[str],
+    details: Mapping[str, Any],
+    saved: Any,
+    gate_precision: str | None = None,
+) -> RunRecord:
+    """fit(), the study's checkpoint rule, predictions, weights, record.
+
+    saved(network) gives the state to publish as weights.pt, or None. gate_precision: also store the gate's logits,
+    computed in this precision.
+    """
+    spec, runtime, settings = context.spec, context.runtime, context.spec.settings
+    assert isinstance(settings, (ProbeSettings, FinetuneSettings, ScratchSettings)) and spec.seed is not None
+    folds = setting.folds
+    trainee = ImageTrainee(
+        network,
+        setting.inputs,
+        folds,
+        settings,
+        seed=spec.seed,
+        kept_in_eval=kept_in_eval,
+        aux_loss_weight=getattr(settings, "aux_loss_weight", 0.0),
+        watch_test=spec.protocol == "published",
+    )
+    result = fit(
+        trainee,
+        settings,
+        groups,
+        attempt=context.attempt,
+        seed=spec.seed,
+        device=setting.device,
+        checkpoint_min_interval_s=runtime.checkpoint_min_interval_s,
+        stop=context.stop,
+    )
+    if result.best_state is not None:
+        network.load_state_dict(result.best_state)
+    reported = {"train": folds.train, "val": folds.val, "test": folds.test}
+    made = {name: (fold, trainee.predict(network, fold)) for name, fold in reported.items() if fold is not None}
+    metrics = score_folds(made)
+    kept = {name: made[name] for name in ("val", "test") if name in made}
+    if gate_precision is not None:
+        kept["gate"] = (folds.gate, trainee.predict(network, folds.gate, precision=gate_precision))
+    save_predictions(context.attempt, kept)
+    state: dict[str, Tensor] | None = saved(network)
+    if state is not None:
+        save_weights(context.attempt, state)
+    sizes = [(3, p.crop_px, p.crop_px) for p in setting.inputs.preprocess]
+    cost = describe(network, sizes)
+    return make_record(
+        spec,
+        context.attempt,
+        setting.device,
+        metrics=metrics,
+        details={"first_step": result.first_step, "n_test": len(folds.test)} | _rule(result, settings) | dict(details),
+        wall_s=setting.watch.seconds + result.elapsed_before_s,
+        n_train=len(folds.train),
+        parameters=cost.parameters,
+        trainable_parameters=sum(p.numel() for g in groups for p in g.parameters),
+        size_mb=cost.size_mb,
+        gflops_per_image=cost.gflops_per_image,
+        images_per_s=result.images_per_s,
+        epochs=settings.epochs,
+    )
+
+
+def _rule(result: FitResult, settings: Any) -> dict[str, Any]:
+    """Under a published protocol: what both rules give, each with its epoch."""
+    if "test/accuracy" not in result.last_epoch:
+        return {}
+    rule = {"last_test_accuracy": result.last_epoch["test/accuracy"], "last_epoch": settings.epochs}
+    if result.best_state is not None:
+        rule |= {"best_test_accuracy": result.best_accuracy, "best_epoch": result.best_epoch}
+    return {"rule": rule}

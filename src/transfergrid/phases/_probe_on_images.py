@@ -1,0 +1,55 @@
+"""Phase 1 as some studies ran it: images through the network at every step, with augmentation, or with BatchNorm and
+dropout in training mode while only the classification layer learns. Nothing is cached."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from transfergrid.network import JoinedNetwork
+from transfergrid.optimization import split_decay
+from transfergrid.phases import RunContext
+from transfergrid.phases._on_images import build_joined, open_setting, train_and_record
+from transfergrid.records import RunRecord
+from transfergrid.specs import ProbeSettings
+
+
+def run_probe(context: RunContext, settings: ProbeSettings) -> RunRecord:
+    """weights.pt: the head, the auxiliary heads if any, and with bn=train the trunk's buffers, which have moved."""
+    spec = context.spec
+    setting = open_setting(context, tuple(b.preprocess for b in spec.backbones))
+    network = build_joined(spec, context.runtime, setting, auxiliary=settings.aux_loss_weight > 0)
+    learns = [(name, p) for name, p in network.named_parameters() if _learns(name)]
+    for p in network.parameters():
+        p.requires_grad_(False)
+    for _, p in learns:
+        p.requires_grad_(True)
+    groups = split_decay(
+        "head",
+        [p for _, p in learns],
+        lr=settings.lrs[0],
+        weight_decay=settings.weight_decays[0],
+        decay_norm_and_bias=settings.decay_norm_and_bias,
+    )
+    trunk = {name for name, _ in network.named_modules() if name.startswith("backbones.")}
+    auxiliary = {name for name in trunk if _learns(name)}
+
+    def saved(trained: nn.Module) -> dict[str, Tensor]:
+        assert isinstance(trained, JoinedNetwork)
+        buffers = dict(trained.named_buffers()) if settings.bn == "train" else {}
+        return {name: p for name, p in trained.named_parameters() if _learns(name)} | buffers
+
+    assert spec.extract is not None
+    return train_and_record(
+        context,
+        setting,
+        network,
+        groups,
+        kept_in_eval=frozenset() if settings.bn == "train" else frozenset(trunk - auxiliary),
+        details={"chosen": {"lr": settings.lrs[0], "weight_decay": settings.weight_decays[0]}},
+        saved=saved,
+        gate_precision=spec.extract.precision,
+    )
+
+
+def _learns(name: str) -> bool:
+    return name.startswith("head.") or ".aux1." in f"{name}." or ".aux2." in f"{name}."

@@ -1,0 +1,104 @@
+"""Images -> cached features: one backbone over all splits of a data set, rows in data-set order, computed once.
+
+The backbone is frozen for good (eval mode, no dropout, fixed BatchNorm statistics). The last batch is padded to full
+size and the padding dropped, so a row does not depend on how many rows there are. With `bn_statistics=target` BatchNorm
+is first re-estimated in one pass over the training images, without their labels, then fixed (AdaBN, arXiv 1603.04779):
+what studies that left their frozen network in training mode compared, in a form that can be cached.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transfergrid import backbones, feature_store
+from transfergrid.folds import dataset_facts, open_splits, splits_of, subset
+from transfergrid.paths import cache_paths
+from transfergrid.specs import RunSpec, Runtime, to_dict
+
+if TYPE_CHECKING:
+    from transfergrid.phases import RunContext
+    from transfergrid.records import RunRecord
+
+BATCH = 64  # fixed: part of the numbers in the last bits on some GPUs, and recorded nowhere else
+
+
+def is_done(spec: RunSpec, runtime: Runtime) -> bool:
+    """Whether the features of every split lie in this cache or in a shared one."""
+    cache, backbone = cache_paths(runtime), spec.backbones[0]
+    splits = splits_of(dataset_facts(spec.dataset, runtime))
+    found = (
+        feature_store.find(cache, spec.feature_key(backbone, s), also_read=runtime.cache_also_read) for s in splits
+    )
+    return all(path is not None for path in found)
+
+
+def run(context: RunContext) -> RunRecord:
+    """Write one feature file per split."""
+    import torch
+
+    from transfergrid.backbones.build import Frozen, bn_statistics, build
+    from transfergrid.device import device_of
+    from transfergrid.images import NetworkInputs
+    from transfergrid.network import autocast
+    from transfergrid.network_size import describe
+    from transfergrid.results import Stopwatch, make_record
+
+    spec, runtime = context.spec, context.runtime
+    watch = Stopwatch()
+    device = device_of(runtime)
+    cache, backbone = cache_paths(runtime), spec.backbones[0]
+    splits = open_splits(spec.dataset, runtime)
+    rows = {split: subset(spec.dataset, images.labels_N) for split, images in splits.items()}
+    module = build(backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files).to(device)
+    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs = NetworkInputs(splits, (backbone.preprocess,), device=device, resident_gb=runtime.resident_gb, rows=rows)
+    if spec.extract is not None and spec.extract.bn_statistics == "target":
+        index_N = torch.from_numpy(rows["train"])
+        bn_statistics(module, (inputs.batch("train", index_B)[0] for index_B in torch.split(index_N, BATCH)))
+    network = Frozen(module)
+    size_px = backbone.preprocess.crop_px
+    cost = describe(network, [(3, size_px, size_px)])
+    feature_dim = backbones.entry(backbone.name, catalog_dir=cache.catalog).feature_dim
+    keys = {}
+    num_images, forward_s = 0, 0.0
+    for split, images in splits.items():
+        key = spec.feature_key(backbone, split)
+        keys[split] = key.digest
+        if feature_store.find(cache, key, also_read=runtime.cache_also_read) is not None:
+            continue
+        index_N = torch.from_numpy(rows[split])
+        made = Stopwatch()
+        with (
+            feature_store.writing(
+                cache,
+                key,
+                feature_dim=feature_dim,
+                labels_N=images.labels_N[rows[split]],
+                index_N=rows[split],
+                provenance={"run_id": spec.run_id, "spec": to_dict(spec)},
+            ) as writer,
+            torch.inference_mode(),
+            autocast(device, key.precision),
+        ):
+            for first in range(0, len(index_N), BATCH):
+                index_B = index_N[first : first + BATCH]
+                padding = index_B[-1:].expand(BATCH - len(index_B))
+                features_BD = network(inputs.batch(split, torch.cat([index_B, padding]))[0])
+                writer.write(first, features_BD[: len(index_B)].float().cpu().numpy())
+        num_images += len(index_N)
+        forward_s += made.seconds
+    return make_record(
+        spec,
+        context.attempt,
+        device,
+        metrics={},
+        details={"feature_keys": keys, "feature_dim": feature_dim, "images": num_images},
+        wall_s=watch.seconds,
+        n_train=None,
+        parameters=cost.parameters,
+        trainable_parameters=0,
+        size_mb=cost.size_mb,
+        gflops_per_image=cost.gflops_per_image,
+        images_per_s=num_images / forward_s if num_images else None,
+    )

@@ -1,0 +1,57 @@
+"""Phase 2: every layer, from the probe's head (LP-FT, Kumar et al. 2022, arXiv 2202.10054) or from a random one.
+
+A random head's first gradients distort the features; a probed one's do not, which is why the probe comes first. Before
+the first step the assembled network must pass the parity gate: in eval mode it reproduces the logits that the probe
+stored for a fixed index set. That one comparison fails if the transform, a weight, a BatchNorm buffer, the order of the
+features or the labels of the cache differ from what is about to be trained.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transfergrid.phases import has_completed
+from transfergrid.specs import FinetuneSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from transfergrid.phases import RunContext
+    from transfergrid.records import RunRecord
+
+is_done = has_completed
+
+
+def run(context: RunContext) -> RunRecord:
+    """weights.pt: the JoinedNetwork's state dict, of the epoch the rule chose. Raises ParityError at the gate."""
+    from transfergrid.phases._on_images import (
+        build_joined,
+        depth_groups,
+        modules_kept_in_eval,
+        open_setting,
+        train_and_record,
+    )
+    from transfergrid.phases._parity import assert_parity, load_probe
+
+    spec, runtime, settings = context.spec, context.runtime, context.spec.settings
+    assert isinstance(settings, FinetuneSettings) and spec.extract is not None
+    setting = open_setting(context, tuple(b.preprocess for b in spec.backbones))
+    network = build_joined(spec, runtime, setting, auxiliary=settings.aux_loss_weight > 0)
+    gate: dict[str, object] = {"gate": "none: the head is random"}
+    if settings.head == "probe":
+        stored = load_probe(network, spec.needs[0], runtime)
+        gate = {"gate": assert_parity(network, setting, stored, precision=spec.extract.precision)}
+    groups = depth_groups(spec, runtime, network, settings)
+
+    def saved(trained: nn.Module) -> dict[str, Tensor] | None:
+        return trained.state_dict() if runtime.keep_weights == "final" else None
+
+    return train_and_record(
+        context,
+        setting,
+        network,
+        groups,
+        kept_in_eval=modules_kept_in_eval(network, all_batch_norm=settings.bn == "eval"),
+        details=gate,
+        saved=saved,
+    )

@@ -1,0 +1,214 @@
+"""Phase 1: the classification layer alone, on cached features; or, as some studies did, on images through the network.
+
+On features: each backbone's block is standardised with the statistics of the rows trained on (so a block with large
+values cannot drown another, whatever the optimizer), the learning rates and weight decays to choose from are trained
+side by side, one is chosen on val, and the standardisation is folded back into the head, which then acts on raw
+features. Beside it stands the L-BFGS optimum of the same head, so an under-trained probe shows (Kornblith et al. 2019,
+arXiv 1805.08974). The logits of a fixed index set are kept for the parity gate of fine-tuning.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from transfergrid import feature_store
+from transfergrid.errors import CorruptFeatures, MissingInput
+from transfergrid.folds import Fold, Folds, make_folds, open_splits
+from transfergrid.paths import cache_paths
+from transfergrid.phases import has_completed
+from transfergrid.specs import ProbeSettings, RunSpec, Runtime, Split
+
+if TYPE_CHECKING:
+    import torch
+
+    from transfergrid.phases import RunContext
+    from transfergrid.records import RunRecord
+
+is_done = has_completed
+
+
+def run(context: RunContext) -> RunRecord:
+    """Train and publish the head: weights.pt holds `head.weight` (C, D) and `head.bias` (C,), on raw features."""
+    settings = context.spec.settings
+    assert isinstance(settings, ProbeSettings)
+    if settings.source == "images":
+        from transfergrid.phases._probe_on_images import run_probe
+
+        return run_probe(context, settings)
+    return _run_on_features(context, settings)
+
+
+def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
+    import torch
+
+    from transfergrid.device import device_of
+    from transfergrid.heads import fit_lbfgs, fit_standardiser
+    from transfergrid.optimization import split_decay
+    from transfergrid.phases._feature_trainee import FeatureTrainee
+    from transfergrid.results import Stopwatch, make_record, save_predictions, save_weights, score_folds
+    from transfergrid.training import fit
+
+    spec, runtime = context.spec, context.runtime
+    watch = Stopwatch()
+    device = device_of(runtime)
+    assert spec.seed is not None
+    features, folds = load_features(spec, runtime)
+    rows = {name: torch.from_numpy(_positions(features[fold.split].index_N, fold)) for name, fold in _named(folds)}
+    stacked = {split: torch.from_numpy(found.features_ND).to(device) for split, found in features.items()}
+    train_ND = stacked[folds.train.split][rows["train"].to(device)]
+    standardiser = fit_standardiser(train_ND)
+
+    choices = list(product(settings.lrs, settings.weight_decays))
+    trainee = FeatureTrainee(
+        {name: standardiser.apply(stacked[fold.split][rows[name].to(device)]) for name, fold in _named(folds)},
+        folds,
+        settings,
+        num_classes=spec.dataset.num_classes,
+        num_heads=len(choices),
+        seed=spec.seed,
+        device=device,
+        watch_test=spec.protocol == "published",
+    )
+    groups = [
+        group
+        for head, (lr, decay) in enumerate(choices)
+        for group in split_decay(
+            f"head_{head}" if len(choices) > 1 else "head",
+            [trainee.module.weights[head], trainee.module.biases[head]],
+            lr=lr,
+            weight_decay=decay,
+            decay_norm_and_bias=settings.decay_norm_and_bias,
+        )
+    ]
+    result = fit(
+        trainee,
+        settings,
+        groups,
+        attempt=context.attempt,
+        seed=spec.seed,
+        device=device,
+        checkpoint_min_interval_s=runtime.checkpoint_min_interval_s,
+        stop=context.stop,
+    )
+    if result.best_state is not None:
+        trainee.module.load_state_dict(result.best_state)
+    head = trainee.choose_head(trainee.module)
+    weight_CD, bias_C = standardiser.fold(*trainee.module.linear(head))
+    # What is published is what is scored: the folded head on the features as stored.
+    made = {
+        name: (fold, _logits(stacked[fold.split][rows[name].to(device)], weight_CD, bias_C))
+        for name, fold in _named(folds)
+    }
+    metrics = score_folds(made)
+    details: dict[str, Any] = {
+        "first_step": result.first_step,
+        "chosen": {"head": head, "lr": choices[head][0], "weight_decay": choices[head][1]},
+        "choices": [{"lr": lr, "weight_decay": decay} for lr, decay in choices],
+        "head_norm": float(weight_CD.norm()),
+        "n_test": len(folds.test),
+        "feature_keys": [spec.feature_key(b, "train").digest for b in spec.backbones],
+    }
+    if settings.lbfgs:
+        labels_N = torch.from_numpy(folds.train.labels_N).to(device)
+        optimum = fit_lbfgs(standardiser.apply(train_ND), labels_N, num_classes=spec.dataset.num_classes)
+        weights = standardiser.fold(optimum.weight_CD, optimum.bias_C)
+        test_NC = _logits(stacked["test"][rows["test"].to(device)], *weights)
+        metrics["lbfgs_test_accuracy"] = float((test_NC.argmax(1) == folds.test.labels_N).mean())
+        details["lbfgs"] = {"iterations": optimum.iterations, "gradient_norm": optimum.gradient_norm}
+    if settings.selection == "best_on_test":
+        details["rule"] = {"best_epoch": result.best_epoch, "best_test_accuracy": result.best_accuracy}
+        details["rule"] |= {"last_test_accuracy": result.last_epoch["test/accuracy"], "last_epoch": settings.epochs}
+    save_predictions(context.attempt, {name: made[name] for name in ("gate", "val", "test") if name in made})
+    save_weights(context.attempt, {"head.weight": weight_CD, "head.bias": bias_C})
+    num_parameters = weight_CD.numel() + bias_C.numel()
+    return make_record(
+        spec,
+        context.attempt,
+        device,
+        metrics=metrics,
+        details=details,
+        wall_s=watch.seconds + result.elapsed_before_s,
+        n_train=len(folds.train),
+        trainable_parameters=num_parameters,
+        images_per_s=result.images_per_s,
+        epochs=settings.epochs,
+        **backbone_cost(spec, runtime, num_parameters),
+    )
+
+
+def load_features(spec: RunSpec, runtime: Runtime) -> tuple[dict[Split, feature_store.Features], Folds]:
+    """The run's features per split, backbones side by side (N, D1 + D2 + ...), and the folds.
+
+    Rows and labels of all backbones must agree with one another and with the data set itself. Raises MissingInput
+    where a file is missing, or was damaged and has been removed.
+    """
+    import numpy as np
+
+    cache = cache_paths(runtime)
+    splits = open_splits(spec.dataset, runtime)
+    joined: dict[Split, feature_store.Features] = {}
+    for split, images in splits.items():
+        blocks: list[feature_store.Features] = []
+        for backbone in spec.backbones:
+            key = spec.feature_key(backbone, split)
+            path = feature_store.find(cache, key, also_read=runtime.cache_also_read)
+            again = f"extract the features of {backbone.name} again (launch the grid)"
+            if path is None:
+                raise MissingInput(f"features of {backbone.name} on {split} are missing; {again}")
+            try:
+                found = feature_store.read(path, key)
+                labels_N = images.labels_N[found.index_N]
+                if not np.array_equal(labels_N, found.labels_N):
+                    raise CorruptFeatures(f"{path}: labels are not those of the data set")
+            except CorruptFeatures as error:
+                path.unlink(missing_ok=True)
+                raise MissingInput(f"{error}; the file has been removed: {again}") from error
+            if blocks and not np.array_equal(blocks[0].index_N, found.index_N):
+                raise CorruptFeatures(f"{path}: rows are not those of {spec.backbones[0].name}")
+            blocks.append(found)
+        features_ND = blocks[0].features_ND
+        if len(blocks) > 1:
+            features_ND = np.concatenate([b.features_ND for b in blocks], axis=1)
+        joined[split] = feature_store.Features(features_ND, blocks[0].labels_N, blocks[0].index_N)
+    return joined, make_folds(spec, {split: images.labels_N for split, images in splits.items()})
+
+
+def backbone_cost(spec: RunSpec, runtime: Runtime, head_parameters: int) -> dict[str, Any]:
+    """Parameters, size and FLOPs of the assembled network: the extractions' records know the backbones'."""
+    from transfergrid.paths import store_paths
+    from transfergrid.records import read_record
+
+    found = [read_record(store_paths(runtime).run(e.run_id)) for e in spec.extractions]
+    if any(record is None or record.parameters is None for record in found):
+        return {}  # features from a shared cache: whoever made them has the figures
+    known = [record for record in found if record is not None]
+    return {
+        "parameters": sum(r.parameters or 0 for r in known) + head_parameters,
+        "size_mb": sum(r.size_mb or 0.0 for r in known) + 4 * head_parameters / 1e6,
+        "gflops_per_image": sum(r.gflops_per_image or 0.0 for r in known) + 2 * head_parameters / 1e9,
+    }
+
+
+def _named(folds: Folds) -> list[tuple[str, Fold]]:
+    named: list[tuple[str, Fold | None]] = [
+        ("train", folds.train),
+        ("gate", folds.gate),
+        ("val", folds.val),
+        ("test", folds.test),
+    ]
+    return [(name, fold) for name, fold in named if fold is not None]
+
+
+def _positions(stored_index_N: Any, fold: Fold) -> Any:
+    """Where a fold's rows stand in a feature file."""
+    import numpy as np
+
+    positions_N = np.searchsorted(stored_index_N, fold.index_N)
+    assert np.array_equal(stored_index_N[positions_N], fold.index_N), "the features do not hold the fold's rows"
+    return positions_N
+
+
+def _logits(features_ND: torch.Tensor, weight_CD: torch.Tensor, bias_C: torch.Tensor) -> Any:
+    """(N, C) float32 on the CPU."""
+    return (features_ND.float() @ weight_CD.T.to(features_ND.device) + bias_C.to(features_ND.device)).cpu().numpy()

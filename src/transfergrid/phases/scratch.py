@@ -1,0 +1,53 @@
+"""Training from the constructor's weights, at the images' own size.
+
+Defaults as in widely used CIFAR recipes: SGD with Nesterov momentum, cosine after a short warm-up, label smoothing,
+shift-crop, flip where the class survives it, cutout (DeVries & Taylor 2017, arXiv 1708.04552). The last epoch counts.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from transfergrid.phases import has_completed
+from transfergrid.specs import ScratchSettings
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from transfergrid.phases import RunContext
+    from transfergrid.records import RunRecord
+
+is_done = has_completed
+
+
+def run(context: RunContext) -> RunRecord:
+    """weights.pt: the architecture's own state dict, of the epoch the rule chose."""
+    import torch
+
+    from transfergrid import architectures
+    from transfergrid.data.geometry import scratch_preprocess
+    from transfergrid.folds import dataset_facts
+    from transfergrid.network import Plain
+    from transfergrid.optimization import split_decay
+    from transfergrid.phases._on_images import open_setting, train_and_record
+
+    spec, runtime, settings = context.spec, context.runtime, context.spec.settings
+    assert isinstance(settings, ScratchSettings) and spec.seed is not None
+    native_size_px = dataset_facts(spec.dataset, runtime).image_size_px
+    preprocess = scratch_preprocess(image_size_px=settings.image_size_px, native_size_px=native_size_px)
+    setting = open_setting(context, (preprocess,))
+    built = architectures.build(spec.model, spec.dataset.num_classes, spec.seed)
+    network = Plain(built).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    groups = split_decay(
+        "network",
+        network.parameters(),
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
+        decay_norm_and_bias=settings.decay_norm_and_bias,
+    )
+
+    def saved(trained: nn.Module) -> dict[str, Tensor] | None:
+        assert isinstance(trained, Plain)
+        return trained.network.state_dict() if runtime.keep_weights == "final" else None
+
+    return train_and_record(context, setting, network, groups, kept_in_eval=frozenset(), details={}, saved=saved)

@@ -1,0 +1,100 @@
+"""Which configurations remain, in which order, and on what each waits. Imports no torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from transfergrid import durable
+from transfergrid.errors import NEXT_STEP
+from transfergrid.paths import store_paths
+from transfergrid.phases import phase_module
+from transfergrid.records import code_hash, describe_owner, record_head
+from transfergrid.specs import PHASES, RunSpec, Runtime
+
+State = Literal["run", "reuse", "in flight", "blocked"]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedRun:
+    """needs: run_ids of planned runs that must complete first. why: what decided the state, for people."""
+
+    run: RunSpec
+    state: State
+    why: str
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every run of a grid and every run those need, needed ones first."""
+
+    runs: tuple[PlannedRun, ...]
+
+    @property
+    def to_run(self) -> tuple[PlannedRun, ...]:
+        return tuple(p for p in self.runs if p.state == "run")
+
+    def counts(self) -> Counter[State]:
+        return Counter(p.state for p in self.runs)
+
+
+def make_plan(rows: Iterable[str], runs: Mapping[str, RunSpec], runtime: Runtime) -> Plan:
+    """rows: run_ids of the grid's configurations; runs: these and what they need. Reads the store and the cache only.
+
+    A run that is only needed by others is left out where nothing that needs it remains to be done.
+    """
+    planner = _Planner(runs, runtime)
+    planned = {run_id: planner.decide(run_id) for run_id in rows}
+    wanted = dict.fromkeys(planned)
+    frontier = [p for p in planned.values() if p.state in ("run", "blocked")]
+    while frontier:
+        needed = [planner.decide(run_id) for p in frontier for run_id in p.needs if run_id not in wanted]
+        wanted |= dict.fromkeys(p.run.run_id for p in needed)
+        frontier = [p for p in needed if p.state in ("run", "blocked")]
+    decided = [planner.decide(run_id) for run_id in wanted]
+    return Plan(tuple(sorted(decided, key=lambda p: PHASES.index(p.run.phase))))
+
+
+class _Planner:
+    """Decides each run once. Lives for one make_plan."""
+
+    def __init__(self, runs: Mapping[str, RunSpec], runtime: Runtime) -> None:
+        self.runs = dict(runs)
+        self.runtime = runtime
+        self.store = store_paths(runtime)
+        self.decided: dict[str, PlannedRun] = {}
+
+    def decide(self, run_id: str) -> PlannedRun:
+        if run_id not in self.decided:
+            self.decided[run_id] = self._decide(self.runs[run_id])
+        return self.decided[run_id]
+
+    def _decide(self, run: RunSpec) -> PlannedRun:
+        paths = self.store.run(run.run_id)
+        if phase_module(run.phase).is_done(run, self.runtime):
+            return PlannedRun(run, "reuse", "features are cached" if run.phase == "extract" else "completed before")
+        if durable.is_locked(paths.lock):
+            return PlannedRun(run, "in flight", describe_owner(paths))
+        needs = self._needs(run)
+        head = record_head(paths)
+        if head is not None and head.failure_class in ("code", "data") and head.code_hash == code_hash():
+            return PlannedRun(run, "blocked", f"failed before, nothing has changed: {head.error}", needs)
+        for need in needs:
+            other = self.decide(need)
+            if other.state in ("blocked", "in flight"):
+                return PlannedRun(run, "blocked", f"waits for {need}, which is {other.state}", needs)
+        why = "not done yet"
+        if head is not None and head.failure_class is not None:
+            why = f"failed before ({head.failure_class}): {NEXT_STEP[head.failure_class]}"
+        elif paths.checkpoints.is_dir() and any(paths.checkpoints.iterdir()):
+            why = "continues from its checkpoint"
+        pending = tuple(n for n in needs if self.decide(n).state == "run")
+        return PlannedRun(run, "run", why, pending)
+
+    def _needs(self, run: RunSpec) -> tuple[str, ...]:
+        extractions = run.extractions
+        self.runs |= {e.run_id: e for e in extractions}
+        return tuple(e.run_id for e in extractions) + tuple(n for n in run.needs if n in self.runs)

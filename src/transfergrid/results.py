@@ -1,0 +1,130 @@
+"""From a trained network's logits to what a run leaves behind: weights, predictions, the record."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from transfergrid import durable
+from transfergrid.errors import DataError
+from transfergrid.evaluation import scores, top_k_accuracy
+from transfergrid.folds import Fold
+from transfergrid.paths import RunPaths
+from transfergrid.records import Attempt, Predictions, RunRecord, make_predictions, provenance, write_predictions
+from transfergrid.specs import RunSpec
+
+Logits = NDArray[np.float32]
+
+
+def save_weights(attempt: Attempt, state: Mapping[str, Tensor]) -> None:
+    """weights.pt: a plain state dict on the CPU, published only by the newest attempt."""
+    attempt.assert_newest()
+    on_cpu = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    durable.write_with(attempt.paths.weights, lambda path: torch.save(on_cpu, path))
+
+
+def load_weights(paths: RunPaths) -> dict[str, Tensor]:
+    """A finished run's weights. Raises DataError with the remedy where they were not kept or cannot be read."""
+    run_id = paths.root.name
+    if not paths.weights.exists():
+        raise DataError(
+            f"the weights of {run_id} were not kept; delete {paths.record} and launch with keep_weights=final"
+        )
+    return read_state(paths.weights)
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    try:
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises half a dozen kinds for damaged files
+        raise DataError(f"{path} is not a readable state dict ({type(error).__name__})") from error
+    return state
+
+
+def save_predictions(attempt: Attempt, made: Mapping[str, tuple[Fold, Logits]]) -> None:
+    """predictions.npz of the folds gate, val and test."""
+    attempt.assert_newest()
+    sets: dict[str, Predictions] = {
+        name: make_predictions(fold.index_N, fold.labels_N, logits_NC) for name, (fold, logits_NC) in made.items()
+    }
+    write_predictions(attempt.paths, sets)
+
+
+def score_folds(made: Mapping[str, tuple[Fold, Logits]]) -> dict[str, float]:
+    """All scores of all folds; top-5 accuracy of test where there are more than five classes."""
+    found: dict[str, float] = {}
+    for name, (fold, logits_NC) in made.items():
+        found |= scores(logits_NC, fold.labels_N, split=name)
+        if name == "test" and logits_NC.shape[1] > 5:
+            found["test_top5_accuracy"] = top_k_accuracy(logits_NC, fold.labels_N, k=5)
+    return found
+
+
+def make_record(
+    spec: RunSpec,
+    attempt: Attempt,
+    device: torch.device,
+    *,
+    metrics: Mapping[str, float],
+    details: Mapping[str, Any],
+    wall_s: float,
+    n_train: int | None,
+    **cost: Any,
+) -> RunRecord:
+    """The record of a run that completed. `cost`: parameters, size_mb, gflops_per_image, images_per_s, epochs, ..."""
+    facts = {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "started": attempt.started.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return RunRecord(
+        run_id=spec.run_id,
+        spec=spec,
+        status="completed",
+        metrics=dict(metrics),
+        details=dict(details),
+        wall_s=round(wall_s, 3),
+        gpu_s=round(wall_s, 3) if device.type == "cuda" else 0.0,
+        peak_memory_mb=round(peak_memory_mb(device), 1),
+        n_train=n_train,
+        attempt=attempt.number,
+        provenance=provenance() | facts,
+        **cost,
+    )
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """1e6 bytes: the GPU's allocations at their highest, or this process's resident memory on a machine without."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+class Stopwatch:
+    """Seconds since it was made, plus what earlier attempts of the run took."""
+
+    def __init__(self, before_s: float = 0.0) -> None:
+        self._began = time.monotonic() - before_s
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+
+def synchronise(device: torch.device) -> None:
+    with contextlib.suppress(RuntimeError):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
