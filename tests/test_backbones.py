@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -350,7 +351,7 @@ def test_auxiliary_heads_follow_the_generator_and_belong_to_googlenet_alone(tmp_
         build(spec, weights_dir=tmp_path, weights_files={}, auxiliary=True)
 
 
-def test_a_timm_network_is_described_once_and_built(tmp_path: Path) -> None:
+def test_a_timm_network_is_described_once_and_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = backbones.entry("timm/test_resnet", catalog_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["timm-test_resnet.json"]
     label = known.default_weights
@@ -372,6 +373,11 @@ def test_a_timm_network_is_described_once_and_built(tmp_path: Path) -> None:
     assert torch.equal(same(images(2, 64)), whole(images(2, 64)))
     with pytest.raises(DataError, match=rf"put test_resnet\.{label}\.safetensors into"):
         build(published, weights_dir=tmp_path / "empty", weights_files={}, download=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    started_s = time.monotonic()
+    with pytest.raises(DataError, match="could not be downloaded"):
+        build(published, weights_dir=tmp_path / "empty", weights_files={})
+    assert time.monotonic() - started_s < 20
 
 
 def test_an_unknown_timm_network_is_answered_with_the_nearest_name() -> None:

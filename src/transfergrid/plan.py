@@ -15,6 +15,7 @@ from transfergrid.records import code_hash, describe_owner, record_head
 from transfergrid.specs import PHASES, RunSpec, Runtime
 
 State = Literal["run", "reuse", "in flight", "blocked"]
+STATES: tuple[State, ...] = ("run", "reuse", "in flight", "blocked")
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,21 +178,24 @@ class FinetuneSettings(TrainSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScratchSettings(TrainSettings):
-    """Everything from the constructor's weights, at the images' own size unless image_size_px says otherwise."""
+    """Everything from the constructor's weights. image_size_px: of the input, the images' own unless asked for."""
 
     lr: float
     weight_decay: float
-    image_size_px: int | None
+    image_size_px: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings:
-    """A finished run (`run:<run_id>`), a checkpoint file (`file:<sha256>`), or a backbone's own head (`own_head`)."""
+    """source: a finished run (`run:<run_id>`), a checkpoint file (`file:<sha256>`) or the backbone's `own_head`.
+
+    image_size_px: the input of an architecture's checkpoint; None where a run or a backbone's weights tell.
+    """
 
     source: str
     split: Split
     precision: Literal["fp32", "bf16"]
-    image_size_px: int | None = None
+    image_size_px: int | None
 
 
 Settings = ExtractSettings | ProbeSettings | FinetuneSettings | ScratchSettings | EvaluateSettings

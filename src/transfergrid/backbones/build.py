@@ -19,7 +19,7 @@ from transfergrid import backbones
 from transfergrid.backbones import CatalogEntry
 from transfergrid.backbones.construct import AUXILIARY, behead, construct, without_memory
 from transfergrid.backbones.families import parameter_groups
-from transfergrid.backbones.state_dicts import State, assign_weights, read_state_dict, stalls_end, weights_file
+from transfergrid.backbones.state_dicts import State, assign_weights, hub_fails_fast, read_state_dict, weights_file
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.specs import RANDOM_RULE_VERSION, BackboneSpec
 
@@ -250,7 +250,7 @@ def _timm_downloaded(
         raise DataError(f"weights {spec.weights.label} of {spec.name} are not there; {remedy}")
     extra: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
-        with stalls_end():
+        with hub_fails_fast():
             network: nn.Module = timm.create_model(name, pretrained=True, cache_dir=weights_dir, **extra)
     except (OSError, RuntimeError) as error:
         raise DataError(

@@ -9,6 +9,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import torch
 from torch import Tensor, nn
@@ -171,3 +173,22 @@ def stalls_end() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+@contextlib.contextmanager
+def hub_fails_fast() -> Iterator[None]:
+    """If timm's hub cannot be reached, only its cached files are used inside; it would be asked again for 48 s."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    with stalls_end():
+        try:
+            urlopen(constants.ENDPOINT).close()
+        except HTTPError:
+            pass  # an answer, if not a kind one
+        except OSError:
+            constants.HF_HUB_OFFLINE = True
+        try:
+            yield
+        finally:
+            constants.HF_HUB_OFFLINE = before

@@ -268,8 +268,7 @@ class Scope:
         if phase == "extract":
             return settings_of(ExtractSettings, node, where=where)
         if phase == "evaluate":
-            size = self.dataset.image_size_px
-            return settings_of(EvaluateSettings, node, where=where, source="own_head", image_size_px=size)
+            return settings_of(EvaluateSettings, node, where=where, source="own_head", image_size_px=None)
         flip = node.flip if node.flip is not None else self.dataset.facts.mirror_ok
         if phase == "probe":
             probe = settings_of(ProbeSettings, node, where=where, flip=flip)
@@ -280,7 +279,10 @@ class Scope:
             finetune = settings_of(FinetuneSettings, node, where=where, flip=flip)
             self._check_training(finetune, where)
             return finetune
-        size = self.dataset.image_size_px
+        size = self.dataset.image_size_px or self.dataset.facts.image_size_px
+        if size is None:
+            name = self.dataset.spec.name
+            raise ConfigError(f"{name} has images of mixed sizes; training from scratch needs dataset.image_size_px=N")
         scratch = settings_of(ScratchSettings, node, where=where, flip=flip, image_size_px=size)
         self._check_training(scratch, where)
         return scratch
@@ -333,11 +335,8 @@ def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[
     dataset = scope.dataset
     specs = () if is_architecture(model) else tuple(scope.backbone(part) for part in split_model(model))
     settings = scope.settings(phase)
-    if is_architecture(model):
-        size = dataset.image_size_px or dataset.facts.image_size_px
-        if size is None:
-            raise ConfigError(f"{dataset.spec.name} has images of mixed sizes; {model} needs dataset.image_size_px=N")
-        architectures.check_image_size(model, size)
+    if isinstance(settings, ScratchSettings):
+        architectures.check_image_size(model, settings.image_size_px)
     _check_against_models(settings, phase, specs, scope.catalog_dir)
     if isinstance(settings, EvaluateSettings):
         settings = _evaluate_settings(scope, settings, model, needs)
@@ -379,6 +378,9 @@ def _evaluate_settings(
             raise ConfigError(f"phase.evaluate.checkpoint={checkpoint!r} is not a file")
         source = f"file:{durable.sha256_of(file)}"
         scope.weights_files[source] = str(file.resolve())
+        if is_architecture(model):
+            size_px = cast(ScratchSettings, scope.settings("scratch")).image_size_px
+            settings = replace(settings, image_size_px=size_px)
     else:
         source = "own_head"
         head_classes = backbones.entry(model, catalog_dir=scope.catalog_dir).head_classes

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from transfergrid import durable
-from transfergrid.errors import ConfigError, DataError
-from transfergrid.folds import Fold, Folds, dataset_facts, make_folds, open_splits, subset
+from transfergrid.data.geometry import scratch_preprocess
+from transfergrid.errors import DataError
+from transfergrid.folds import Fold, make_folds, open_splits, subset
 from transfergrid.paths import store_paths
 from transfergrid.phases import has_completed
-from transfergrid.specs import EvaluateSettings, PreprocessSpec, RunSpec, Runtime, ScratchSettings, from_dict
+from transfergrid.specs import EvaluateSettings, PreprocessSpec, RunSpec, Runtime, ScratchSettings, Split, from_dict
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +59,7 @@ def run(context: RunContext) -> RunRecord:
         raise DataError(
             f"{spec.model} tells {logits_NC.shape[1]} classes apart, {spec.dataset.name} has {spec.dataset.num_classes}"
         )
-    made = {settings.split: (fold, logits_NC)}
+    made: dict[str, tuple[Fold, Logits]] = {settings.split: (fold, logits_NC)}
     save_predictions(context.attempt, made)
     class_names = next(iter(splits.values())).class_names
     _write_csv(context.paths.predictions_csv, fold, logits_NC, class_names)
@@ -75,18 +80,15 @@ def run(context: RunContext) -> RunRecord:
     )
 
 
-def _fold(spec: RunSpec, labels: dict[object, object]) -> Fold:
+def _fold(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:
     """The rows evaluated. `val` of a data set without its own is the 10 % that training under `fair` held out."""
     settings = spec.settings
     assert isinstance(settings, EvaluateSettings)
-    if settings.split in labels:
-        labels_N = labels[settings.split]
-        index_N = subset(spec.dataset, labels_N)  # type: ignore[arg-type]
-        return Fold(settings.split, index_N, labels_N[index_N])  # type: ignore[index]
-    if settings.split == "val":
-        folds: Folds = make_folds(spec, labels)  # type: ignore[arg-type]
-        return folds.gate
-    raise ConfigError(f"phase.evaluate.split={settings.split}: {spec.dataset.name} has {', '.join(map(str, labels))}")
+    if settings.split == "val" and "val" not in labels:
+        return make_folds(spec, labels).gate
+    labels_N = labels[settings.split]
+    index_N = subset(spec.dataset, labels_N)
+    return Fold(settings.split, index_N, labels_N[index_N])
 
 
 def _network(spec: RunSpec, runtime: Runtime, device: torch.device) -> tuple[nn.Module, tuple[PreprocessSpec, ...]]:
@@ -107,7 +109,10 @@ def _network(spec: RunSpec, runtime: Runtime, device: torch.device) -> tuple[nn.
         path = Path(runtime.weights_files[settings.source])
         network = architectures.build(spec.model, spec.dataset.num_classes, 0)
         assign_weights(network, read_state_dict(path), path=path, ignored=())
-        network, preprocess = Plain(network), (_scratch_input(spec, settings.image_size_px, runtime),)
+        network, preprocess = (
+            Plain(network),
+            (scratch_preprocess(image_size_px=settings.image_size_px, native_size_px=None),),
+        )
     else:
         from dataclasses import replace
 
@@ -140,7 +145,8 @@ def _of_run(run_id: str, spec: RunSpec, runtime: Runtime) -> tuple[nn.Module, tu
     if isinstance(trained.settings, ScratchSettings):
         network = architectures.build(trained.model, num_classes, 0)
         network.load_state_dict(state)
-        return Plain(network), (_scratch_input(trained, trained.settings.image_size_px, runtime),)
+        size_px = trained.settings.image_size_px
+        return Plain(network), (scratch_preprocess(image_size_px=size_px, native_size_px=None),)
     trunks = [
         build(b, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files) for b in trained.backbones
     ]
@@ -156,17 +162,8 @@ def _of_run(run_id: str, spec: RunSpec, runtime: Runtime) -> tuple[nn.Module, tu
     return joined, tuple(b.preprocess for b in trained.backbones)
 
 
-def _scratch_input(spec: RunSpec, image_size_px: int | None, runtime: Runtime) -> PreprocessSpec:
-    from transfergrid.data.geometry import scratch_preprocess
-
-    native_size_px = dataset_facts(spec.dataset, runtime).image_size_px
-    return scratch_preprocess(image_size_px=image_size_px, native_size_px=native_size_px)
-
-
 def _write_csv(path: Path, fold: Fold, logits_NC: Logits, class_names: tuple[str, ...]) -> None:
     """index, label, predicted, probability of the predicted class; classes by name."""
-    import numpy as np
-
     shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True)
     probability_N = 1.0 / np.exp(shifted_NC).sum(axis=1)
     text = io.StringIO()

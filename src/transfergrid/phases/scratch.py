@@ -26,15 +26,13 @@ def run(context: RunContext) -> RunRecord:
 
     from transfergrid import architectures
     from transfergrid.data.geometry import scratch_preprocess
-    from transfergrid.folds import dataset_facts
     from transfergrid.network import Plain
     from transfergrid.optimization import split_decay
     from transfergrid.phases._on_images import open_setting, train_and_record
 
     spec, runtime, settings = context.spec, context.runtime, context.spec.settings
     assert isinstance(settings, ScratchSettings) and spec.seed is not None
-    native_size_px = dataset_facts(spec.dataset, runtime).image_size_px
-    preprocess = scratch_preprocess(image_size_px=settings.image_size_px, native_size_px=native_size_px)
+    preprocess = scratch_preprocess(image_size_px=settings.image_size_px, native_size_px=None)
     setting = open_setting(context, (preprocess,))
     built = architectures.build(spec.model, spec.dataset.num_classes, spec.seed)
     network = Plain(built).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -111,7 +111,7 @@ _SCRATCH_CIFAR10 = ScratchSettings(
     optimizer="sgd",
     lr=1e-3,
     weight_decay=5e-4,
-    image_size_px=None,
+    image_size_px=32,
     selection="last",
 )
 
@@ -137,7 +137,7 @@ def _small(batch_size: int, *, lr: float = 1e-2, epochs: int = 51, **changes: An
         optimizer="adam",
         lr=lr,
         weight_decay=0.0,
-        image_size_px=None,
+        image_size_px=32,
         selection="best_on_test",
     )
     beyond = ("shape of the cosine",) if settings.schedule == "cosine" else ()

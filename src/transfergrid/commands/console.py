@@ -1,0 +1,48 @@
+"""What every script does alike: help, one line per error, exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+
+from transfergrid.errors import ConfigError, GridError, one_line
+
+OK, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+
+
+def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
+    """main(arguments) with its errors told in one line each: 2 for a request that makes no sense, 1 for the rest."""
+    arguments = sys.argv[1:]
+    if any(a in ("--help", "-h", "help") for a in arguments):
+        print(help_text.strip())
+        return OK
+    try:
+        return main(arguments)
+    except ConfigError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return BAD_ARGUMENTS
+    except GridError as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("interrupted; launch again to continue", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of a pipe has gone, as `| head` does
+        return OK
+
+
+def hashing_progress() -> Callable[[int, int], None]:
+    """A line that grows while a folder's images are hashed: on a terminal rewritten in place, in a log every tenth."""
+    on_terminal = sys.stderr.isatty()
+    told = [-1]
+
+    def show(done: int, total: int) -> None:
+        tenth = 10 * done // max(total, 1)
+        if on_terminal:
+            print(f"\rhashing images {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        elif tenth > told[0]:
+            told[0] = tenth
+            print(f"hashing images {done}/{total}", file=sys.stderr, flush=True)
+
+    return show

@@ -1,0 +1,169 @@
+"""jobs/launch_grid.py: plan the grid, show the plan, carry it out, show the comparison table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transfergrid import durable, tracking
+from transfergrid.cluster import local
+from transfergrid.commands.console import FAILED, OK, hashing_progress, run_script
+from transfergrid.commands.progress import watching
+from transfergrid.config import Request, load_grid
+from transfergrid.config.help import help_for
+from transfergrid.errors import NEXT_STEP, ConfigError, DataError, MachineError, StoreFull
+from transfergrid.plan import STATES, Plan, PlannedRun, make_plan
+from transfergrid.records import read_grid, write_grid
+from transfergrid.specs import RunSpec, Runtime
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FOLD_ABOVE = 40  # rows of the plan
+MIRROR_WAIT_S = 60.0
+TABLE_WIDTH = 100
+
+HELP = help_for(
+    "launch_grid.py",
+    "Plan a grid of models x datasets x phases x variants x seeds, show the plan, carry it out, show the table.",
+    (
+        "python jobs/launch_grid.py                                    the quickstart, minutes on a laptop",
+        "python jobs/launch_grid.py dry_run=true                       show the plan, write nothing",
+        "python jobs/launch_grid.py grid=individual_vs_parallel grid.datasets=[mnist] weights=random",
+        "python jobs/launch_grid.py 'grid.models=[resnet18,vgg16+resnet18]' dataset=image_folder dataset.folder=DIR",
+    ),
+)
+
+
+def main() -> int:
+    return run_script(launch, HELP)
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Exit code 0 when every configuration of the grid has completed, 1 when some failed."""
+    request = load_grid(arguments, progress=hashing_progress())
+    return carry_out(request)
+
+
+def carry_out(request: Request) -> int:
+    """Plan, show, run, report: what launch_grid and run_phase share."""
+    from rich.console import Console
+
+    console = Console()
+    tracking.validate(request.runtime)
+    plan = make_plan([c.run.run_id for c in request.configurations], request.runs, request.runtime)
+    _show_plan(console, plan, request)
+    if request.dry_run:
+        console.print("dry run: nothing was started or written")
+        return OK
+    if request.cluster != "local":
+        console.print(f"cluster={request.cluster}: submission to SLURM is not built yet, running on this machine")
+    _prepare_folders(request.runtime)
+    _preflight(plan, request.runtime)
+    _write_grid(request)
+    mirror = tracking.start_mirror(request.runtime, request.configurations)
+    try:
+        with watching(console, request.store, len(plan.to_run)) as watcher:
+            endings = local.run_plan(plan, request.runtime, watcher)
+    finally:
+        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S)
+    _show_results(console, request)
+    return _show_failures(console, plan, endings)
+
+
+# ---------------------------------------------------------------------------------------------------------------- plan
+def _show_plan(console: Console, plan: Plan, request: Request) -> None:
+    counts = plan.counts()
+    told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"
+    console.print(f"grid {request.grid}: {rows}; with what they need: {told or 'nothing to do'}", highlight=False)
+    if len(plan.runs) <= FOLD_ABOVE:
+        for planned in plan.runs:
+            console.print(f"  {planned.state:<9} {planned.run.run_id}  {planned.why}", highlight=False, soft_wrap=True)
+        return
+    groups: dict[tuple[str, str, str], list[PlannedRun]] = {}
+    for planned in plan.runs:
+        groups.setdefault((planned.state, planned.run.phase, planned.run.dataset.name), []).append(planned)
+    for (state, phase, dataset), members in groups.items():
+        models = list(dict.fromkeys(p.run.model for p in members))
+        shown = ", ".join(models[:6]) + (f" and {len(models) - 6} more" if len(models) > 6 else "")
+        console.print(
+            f"  {state:<9} {len(members):>5} x {phase} on {dataset}: {shown}", highlight=False, soft_wrap=True
+        )
+        for planned in members[:3] if state in ("blocked", "in flight") else ():
+            console.print(f"            {planned.run.run_id}  {planned.why}", highlight=False, soft_wrap=True)
+
+
+# -------------------------------------------------------------------------------------------------------- before a run
+def _prepare_folders(runtime: Runtime) -> None:
+    """Make store and cache, and write to each once. A folder that cannot be written is a bad argument."""
+    for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
+        try:
+            durable.make_folder(folder)
+            probe = durable.temporary_beside(folder / "writable")
+            with durable.explained(folder):
+                probe.write_bytes(b"?")
+                probe.unlink()
+        except StoreFull:
+            raise
+        except MachineError as error:
+            raise ConfigError(str(error)) from error
+
+
+def _preflight(plan: Plan, runtime: Runtime) -> None:
+    """Data and weights of what is about to run, fetched where there is a network, and verified."""
+    runs = [p.run for p in plan.to_run]
+    if not runs:
+        return
+    message = local.preflight(check_inputs, (runs, runtime))
+    if message is not None:
+        raise DataError(message)
+
+
+def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> None:
+    """Raises DataError for the first data set or weights that cannot be used. Loads torch: call it in a child."""
+    from transfergrid import data
+    from transfergrid.backbones.build import build
+    from transfergrid.specs import ProbeSettings
+
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        folder = runtime.data_folders.get(dataset.name)
+        data.find(dataset.kind, data_dir=Path(runtime.data_dir), folder=None if folder is None else Path(folder))
+    on_features = (run for run in runs if isinstance(run.settings, ProbeSettings) and run.settings.source == "features")
+    reading = set(on_features)
+    for backbone in dict.fromkeys(b for run in runs if run not in reading for b in run.backbones):
+        if not backbone.weights.identity.startswith("random:"):
+            build(backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files)
+
+
+def _write_grid(request: Request) -> None:
+    path = request.store.grid(request.grid)
+    entries = request.entries()
+    if not request.replaces_grid and path.exists():
+        own = {e.run_id for e in entries}
+        entries = [e for e in read_grid(path) if e.run_id not in own] + entries
+    write_grid(path, grid=request.grid, entries=entries)
+
+
+# --------------------------------------------------------------------------------------------------------------- after
+def _show_results(console: Console, request: Request) -> None:
+    from transfergrid.commands.report import show_report
+
+    console.print()
+    show_report(console, request.grid, request.store)
+
+
+def _show_failures(console: Console, plan: Plan, endings: Sequence[local.Ended]) -> int:
+    """Each run that did not complete, with class, reason and next step."""
+    failed = [e for e in endings if e.ending not in ("completed", "reused")]
+    waiting = [p for p in plan.runs if p.state in ("blocked", "in flight")]
+    for ended in failed:
+        step = f"; {NEXT_STEP[ended.failure_class]}" if ended.failure_class in NEXT_STEP else ""
+        name = ended.failure_class or ended.ending
+        console.print(f"{name}: {ended.run.run_id}: {ended.reason}{step}", style="red", highlight=False, soft_wrap=True)
+    for planned in waiting:
+        style = "red" if planned.state == "blocked" else "yellow"
+        text = f"{planned.state}: {planned.run.run_id}: {planned.why}"
+        console.print(text, style=style, highlight=False, soft_wrap=True)
+    return FAILED if failed or any(p.state == "blocked" for p in waiting) else OK
