@@ -303,30 +303,24 @@ def test_a_download_that_fails_says_why_on_the_line_that_names_the_files(answeri
 
 
 # --------------------------------------------------------------------------------------------------------- real data
-def real_data_dir() -> Path:
-    folder = os.environ.get("TRANSFERGRID_DATA_DIR")
-    if not folder:
-        pytest.skip("TRANSFERGRID_DATA_DIR is not set")
-    return Path(folder)
-
-
 @pytest.mark.realdata
-def test_the_real_mnist_verifies_and_has_the_published_counts() -> None:
-    data_dir = real_data_dir()
-    data.find("mnist", data_dir=data_dir, download=False)
+def test_the_real_mnist_verifies_and_has_the_published_counts(real_data_dir: Path) -> None:
+    data.find("mnist", data_dir=real_data_dir, download=False)
     published_counts = (
         [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
         [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009],
     )
     for split, counts in zip(PUBLISHED_SPLITS, published_counts, strict=True):
-        images = mnist.load(split=split, data_dir=data_dir, download=False)
+        images = mnist.load(split=split, data_dir=real_data_dir, download=False)
         assert np.bincount(images.labels_N).tolist() == counts
         assert images.array().shape == (sum(counts), 28, 28, 1)
 
 
 @pytest.mark.realdata
-def test_the_cifar10_jpeg_folder_is_hashed_in_seconds_once_and_only_looked_at_afterwards(tmp_path: Path) -> None:
-    folder = real_data_dir() / "cifar10-jpeg"
+def test_the_cifar10_jpeg_folder_is_hashed_in_seconds_once_and_only_looked_at_afterwards(
+    real_data_dir: Path, tmp_path: Path
+) -> None:
+    folder = real_data_dir / "cifar10-jpeg"
     calls: list[tuple[int, int]] = []
     facts = data.facts("image_folder", folder=folder, kept_hashes=tmp_path, progress=lambda *c: calls.append(c))
     assert facts.class_names == cifar10.FACTS.class_names

@@ -96,7 +96,7 @@ def test_a_batch_larger_than_a_chunk_gives_the_same_pixels_as_its_images_one_by_
     assert torch.equal(resize(images_NHWC, spec), resize_by_matrix(images_NHWC, spec))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU that torch can use")
+@pytest.mark.gpu
 def test_a_gpu_gives_pillows_pixels_too() -> None:
     images_NHWC = torch.from_numpy(tiny_data.random_images(300, 32, 32, 3))
     spec = spec_of("recipe", 256, 224, "bicubic")
