@@ -102,6 +102,12 @@ def entry(name: str, *, catalog_dir: Path | None = None) -> CatalogEntry:
     return _entry(name, BUILTIN_FOLDER)
 
 
+def refusal(name: str) -> str | None:
+    """Why a network of torchvision that is known cannot be a backbone; None for any other name."""
+    reason: str | None = _catalog()["refused"].get(name)
+    return reason
+
+
 def weights_spec(name: str, weights: str, *, weights_seed: int = 0, catalog_dir: Path | None = None) -> WeightsSpec:
     """The identity of what a backbone starts from: `weights` is a tag, `random`, or the path of a state-dict file.
 

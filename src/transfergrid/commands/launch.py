@@ -107,8 +107,9 @@ def _prepare_folders(runtime: Runtime) -> None:
                 probe.unlink()
         except StoreFull:
             raise
-        except MachineError as error:
-            raise ConfigError(str(error)) from error
+        except (MachineError, OSError) as error:
+            reason = error.strerror or type(error).__name__ if isinstance(error, OSError) else error
+            raise ConfigError(f"{folder} cannot be used ({reason}); give another store.dir= or cache.dir=") from error
 
 
 def _preflight(plan: Plan, runtime: Runtime) -> None:

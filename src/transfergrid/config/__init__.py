@@ -13,11 +13,21 @@ from typing import Any, Literal, cast
 from omegaconf import DictConfig, OmegaConf
 
 from transfergrid import durable
-from transfergrid.config.compose import GROUPS, choices, compose_config, nearest, parse_overrides, set_value
+from transfergrid.config.compose import (
+    GROUPS,
+    check_setting,
+    choices,
+    compose_config,
+    is_setting,
+    nearest,
+    parse_overrides,
+    set_value,
+)
 from transfergrid.config.resolve import (
     Scope,
     check_models,
     check_phases,
+    check_settings,
     choice,
     in_range,
     is_architecture,
@@ -151,10 +161,16 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
 
 def load_report(arguments: Sequence[str]) -> tuple[str, StorePaths]:
     """(grid, store) of `jobs/report.py grid=NAME`; any name that was launched, with or without a grid file."""
-    values = dict(a.split("=", 1) for a in arguments if "=" in a)
-    unknown = [a for a in arguments if a.split("=", 1)[0] not in ("grid", "store.dir") or "=" not in a]
-    if unknown:
-        raise ConfigError(f"{unknown[0]!r}: report takes grid=NAME and store.dir=DIR")
+    values: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in ("grid", "store.dir"):
+            raise ConfigError(f"{argument!r}: report takes grid=NAME and store.dir=DIR")
+        if key in values:
+            raise ConfigError(f"{key!r} is given twice; give it once")
+        if not value.strip() or "\0" in value:
+            raise ConfigError(f"{argument!r} names nothing; report takes grid=NAME and store.dir=DIR")
+        values[key] = value
     return _grid_name(values.get("grid", "quickstart")), StorePaths(Path(values.get("store.dir", "results")))
 
 
@@ -162,6 +178,15 @@ def _grid_name(name: str) -> str:
     if safe_name(name) != name or len(name) > 64:
         raise ConfigError(f"grid name {name!r} may hold only a-z 0-9 . _ + - and at most 64 characters")
     return name
+
+
+def _why_not(model: str, phase: str) -> str:
+    """Why a model does not take a phase, and what it takes."""
+    if is_architecture(model):
+        return "which is trained from scratch; choose phase=scratch or phase=evaluate"
+    if phase == "evaluate":
+        return "a join; its finished run can be evaluated: phase=evaluate run=ID"
+    return "which is made of pretrained backbones; choose phase=probe or phase=finetune"
 
 
 def _hand_variant(overrides: dict[str, Any]) -> str:
@@ -191,11 +216,7 @@ class _GridBuilder:
         self._by_dataset: dict[str, Scope] = {}
         self._scopes: dict[tuple[Any, ...], Scope] = {}
         # What the command line sets wins over a grid file's rules, too.
-        self._typed = [
-            str(o.key_or_group)
-            for o in parse_overrides(arguments)
-            if str(o.key_or_group).startswith(("phase.", "dataset.", "weights"))
-        ]
+        self._typed = [str(o.key_or_group) for o in parse_overrides(arguments) if is_setting(str(o.key_or_group))]
         _check_plain_values(config)
 
     def build(self) -> tuple[Configuration, ...]:
@@ -217,6 +238,7 @@ class _GridBuilder:
         for variant, changes in variants.items():
             if variant and safe_name(variant) != variant:
                 raise ConfigError(f"grid.variants: {variant!r} may hold only a-z 0-9 . _ + -")
+            _check_names(changes, f"grid.variants.{variant}")
             of_models = list(changes.get("models", models))
             check_models(of_models)
             of_phases = check_phases(list(changes.get("phases", phases)))
@@ -246,8 +268,7 @@ class _GridBuilder:
         elif not takes(model, cast(Phase, phase)) and not (
             phase == "evaluate" and self.config.phase.evaluate.checkpoint
         ):
-            kind = "trained by phase=scratch" if is_architecture(model) else "made of backbones"
-            raise ConfigError(f"phase={phase} does not take {model!r}, which is {kind}; choose another phase or model")
+            raise ConfigError(f"phase={phase} does not take {model!r}, {_why_not(model, phase)}")
         else:
             run = self._run(dataset, model, cast(Phase, phase), variant, {}, [], seed)
         return Configuration(grid=self.name, variant=variant, run=run)
@@ -256,7 +277,8 @@ class _GridBuilder:
         """The evaluation of a finished run, on whatever data set and split are named."""
         paths = StorePaths(Path(self.config.store.dir)).run(run_id)
         if safe_name(run_id) != run_id or not paths.spec.is_file():
-            raise ConfigError(f"run={run_id!r} is not in {paths.root.parent}; its folders are the run ids")
+            runs = StorePaths(Path(self.config.store.dir)).runs
+            raise ConfigError(f"run={run_id!r} is not in {runs}; its folders are the run ids")
         trained = from_dict(RunSpec, durable.read_json(paths.spec))
         if trained.phase not in ("probe", "finetune", "scratch"):
             raise ConfigError(
@@ -394,10 +416,24 @@ def _check_plain_values(config: DictConfig) -> None:
     in_range("checkpoint.min_interval_s", config.checkpoint.min_interval_s, 0, 86400)
     in_range("data.resident_gb", config.data.resident_gb, 0, 1_000_000)
     in_range("cluster.num_threads", config.cluster.num_threads, 0, 1024)
+    check_settings(config)
     for key in ("store.dir", "cache.dir", "data.dir", "weights_dir"):
         value = OmegaConf.select(config, key)
-        if value is not None and (not value.strip() or "\0" in value):
-            raise ConfigError(f"{key}={value!r} is not the name of a folder")
+        if value is not None:
+            _check_folder_name(key, value)
+
+
+def _check_folder_name(key: str, value: str) -> None:
+    """A folder that is there or can be made; whether it can be written is seen when it is."""
+    if not value.strip() or "\0" in value:
+        raise ConfigError(f"{key}={value!r} is not the name of a folder")
+    path = Path(value)
+    try:
+        there = next((p for p in (path, *path.parents) if p.exists()), path)
+    except OSError as error:
+        raise ConfigError(f"{key}={value!r} cannot be a folder: {error.strerror}") from error
+    if there.exists() and not there.is_dir():
+        raise ConfigError(f"{key}={value!r} cannot be a folder: {there} is a file")
 
 
 def _plain_dict(node: DictConfig, where: str) -> dict[str, dict[str, Any]]:
@@ -425,7 +461,27 @@ def _check_rule(rule: Any) -> dict[str, Any]:
     for key in rule:
         if key not in _RULE_KEYS:
             raise ConfigError(f"grid.rules: unknown key {key!r}{nearest(str(key), _RULE_KEYS)}")
-    return rule | {"set": _flatten(rule.get("set", {}))}
+    if rule.get("skip", True) is not True or not isinstance(rule.get("set", {}), dict):
+        raise ConfigError(f"grid.rules: {rule!r} must hold either set: {{key: value}} or skip: true")
+    _check_names(rule, "grid.rules")
+    changes = _flatten(rule.get("set", {}))
+    for key in changes:
+        check_setting(key, where="grid.rules")
+    return rule | {"set": changes}
+
+
+def _check_names(selection: dict[str, Any], where: str) -> None:
+    """What a variant or a rule is limited to: lists of names that exist, whether or not the grid holds them now."""
+    for key in ("models", "datasets", "phases"):
+        names = selection.get(key, [])
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{where}: {key}={names!r} is not a list of names; a list is written {key}: [a, b]")
+    for model in selection.get("models", []):
+        split_model(model)
+    for key, known in (("datasets", choices("dataset")), ("phases", PHASES)):
+        for name in selection.get(key, []):
+            if name not in known:
+                raise ConfigError(f"{where}: unknown {key[:-1]} {name!r}{nearest(name, known)}")
 
 
 def _applies(rule: dict[str, Any], model: str, dataset: str, phase: Literal[Phase]) -> bool:

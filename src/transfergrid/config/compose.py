@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
@@ -21,7 +22,13 @@ from transfergrid.config.schema import Config
 from transfergrid.errors import ConfigError
 
 GROUPS = ("grid", "dataset", "phase", "cluster", "tracking")
-_OPEN_NODES = ("grid.variants", "grid.rules", "weights_files")  # dictionaries whose keys are the user's
+_OPEN_NODES = ("grid.variants", "weights_files")  # dictionaries whose keys are the user's
+_SET_OTHERWISE = {
+    "phase.name": "choose it as phase=NAME",
+    "cluster.name": "choose it as cluster=NAME",
+    "dataset.kind": "choose it as dataset=NAME",
+    "grid.study": "it is told by a grid file, whose settings go with it",
+}
 
 
 def conf_dir() -> Path:
@@ -61,6 +68,8 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
         seen.add(key)
         if key in GROUPS:
             _check_choice(key, override.value())
+        elif key in _SET_OTHERWISE:
+            raise ConfigError(f"{key}= cannot be set on its own; {_SET_OTHERWISE[key]}")
         elif not _is_known(key):
             raise ConfigError(f"unknown key {key!r}{_nearest_key(key)}")
         parsed.append(override)
@@ -68,23 +77,49 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
 
 
 def compose_config(arguments: Sequence[str]) -> DictConfig:
-    """Merge conf/config.yaml, the groups and the overrides over the schema. Raises ConfigError in one line."""
+    """Merge conf/config.yaml, the groups and the overrides over the schema. Raises ConfigError in one line.
+
+    A dictionary whose keys are the user's replaces the grid file's whole, as a list does; `grid.variants.mine={...}`
+    adds one entry. Hydra would refuse the one and merge the other, so these are set after it has composed.
+    """
+    parsed = parse_overrides(arguments)
+    ours = [o for o in parsed if str(o.key_or_group).startswith(_OPEN_NODES)]
     ConfigStore.instance().store(name="schema", node=Config)
     try:
         with initialize_config_dir(str(conf_dir()), version_base=None):
-            return compose("config", list(arguments))
+            config = compose("config", [str(o.input_line) for o in parsed if o not in ours])
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(_explain(error, {str(o.key_or_group): o.value() for o in parsed})) from error
+    for override in ours:
+        key, value = str(override.key_or_group), override.value()
+        try:
+            OmegaConf.update(config, key, value, merge=False, force_add=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(_explain(error, {key: value})) from error
+    return config
 
 
 def set_value(config: DictConfig, key: str, value: Any, *, where: str) -> None:
     """Set one dotted key of a merged configuration, with the checks of the command line; `where` opens the message."""
-    if not _is_known(key) or key in GROUPS:
-        raise ConfigError(f"{where}: unknown key {key!r}{_nearest_key(key)}")
+    check_setting(key, where=where)
     try:
-        OmegaConf.update(config, key, value, merge=False)
+        OmegaConf.update(config, key, value, merge=False, force_add=key.startswith(_OPEN_NODES))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}: {_explain(error)}") from error
+        raise ConfigError(f"{where}: {_explain(error, {key: value})}") from error
+
+
+def check_setting(key: str, *, where: str) -> None:
+    """A variant or a rule may set only what is about the numbers of a run. Raises ConfigError, opened by `where`."""
+    if not _is_known(key):
+        raise ConfigError(f"{where}: unknown key {key!r}{_nearest_key(key)}")
+    if not is_setting(key):
+        raise ConfigError(f"{where}: {key!r} is not a setting of a run; phase.*, dataset.* and weights are")
+
+
+def is_setting(key: str) -> bool:
+    """Whether a key is about the numbers of a run, so that variants, rules and a hand run's variant may hold it."""
+    dotted = key.startswith(("phase.", "dataset.", "weights_files.")) and key not in _SET_OTHERWISE
+    return dotted or key in ("weights", "weights_seed")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -99,41 +134,64 @@ def _check_choice(group: str, value: Any) -> None:
         raise ConfigError(f"unknown {group} {str(value)!r}{nearest(str(value), choices(group))}")
 
 
-def _explain(error: Exception) -> str:
-    """The first telling line of Hydra's or OmegaConf's message, with the key it is about."""
+def _explain(error: Exception, given: Mapping[str, Any]) -> str:
+    """Which key of those given has a value of the wrong type, and what it takes; else the library's first line."""
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    key = getattr(cause, "full_key", None)
     line = next((text.strip() for text in str(cause).splitlines() if text.strip()), type(cause).__name__)
-    if isinstance(cause, OmegaConfBaseException) and "not in" in line and key:
-        return f"unknown key {key!r}{_nearest_key(str(key))}"
+    key = str(getattr(cause, "full_key", None) or "")
+    for name, value in given.items():
+        if name in _types() and (key == name or key.startswith((f"{name}[", f"{name}.")) or f"'{name}'" in line):
+            got = "null" if value is None else value
+            return f"{name}={got} is not {_wanted(_types()[name], name)}"
     return f"{key}: {line}" if key and key not in line else line
 
 
-@cache
-def _known_keys() -> tuple[str, ...]:
-    def walk(prefix: str, node: Any) -> list[str]:
-        keys = []
-        for f in fields(node):
-            value = getattr(node, f.name)
-            keys.append(prefix + f.name)
-            if is_dataclass(value):
-                keys += walk(f"{prefix}{f.name}.", value)
-        return keys
+def _wanted(hint: Any, key: str) -> str:
+    """What a key takes, in words."""
+    if get_origin(hint) is UnionType:
+        return " or null".join([_wanted(next(a for a in get_args(hint) if a is not type(None)), key), ""])
+    if get_origin(hint) is list:
+        return f"a list of {_PLURAL.get(get_args(hint)[0], 'values')}; a list is written {key}=[a,b]"
+    if get_origin(hint) is dict:
+        return f"a dictionary; it is written {key}={{a:value}}"
+    return _SINGULAR.get(hint, "a value of its type; a group is chosen by name")
 
-    return tuple(walk("", Config()))
+
+_SINGULAR = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_PLURAL = {int: "whole numbers", float: "numbers", str: "names"}
+
+
+@cache
+def _types() -> dict[str, Any]:
+    """Every key of the schema, dotted, in its order, with its type."""
+
+    def walk(prefix: str, node: Any) -> dict[str, Any]:
+        hints = get_type_hints(type(node))
+        found: dict[str, Any] = {}
+        for f in fields(node):
+            found[prefix + f.name] = hints[f.name]
+            if is_dataclass(value := getattr(node, f.name)):
+                found |= walk(f"{prefix}{f.name}.", value)
+        return found
+
+    return walk("", Config())
 
 
 def _is_known(key: str) -> bool:
-    return key in _known_keys() or any(key.startswith(f"{node}.") for node in _OPEN_NODES)
+    return key in _types() or any(key.startswith(f"{node}.") for node in _OPEN_NODES)
 
 
 def _nearest_key(key: str) -> str:
-    leaves = {k.rsplit(".", 1)[-1]: k for k in _known_keys()}
-    close = difflib.get_close_matches(key, _known_keys(), n=1, cutoff=0.75)
+    known = list(_types())
+    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1] and "." in k]
+    if same_leaf and "." not in key:
+        return f"; did you mean {' or '.join(map(repr, same_leaf))}?"
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if not close:
         prefix = key.rsplit(".", 1)[0] + "."
-        siblings = [k for k in _known_keys() if k.startswith(prefix)] if "." in key else []
+        siblings = [k for k in known if k.startswith(prefix)] if "." in key else []
         close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.6)
     if not close:
+        leaves = {k.rsplit(".", 1)[-1]: k for k in known}
         close = [leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.75)]
     return f"; did you mean {close[0]!r}?" if close else "; --help lists the keys"

@@ -5,6 +5,7 @@ The only code that interprets `+`, and the last that knows OmegaConf.
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 from omegaconf import DictConfig
 
 from transfergrid import architectures, backbones, data, durable
+from transfergrid.backbones.timm_names import timm_names
 from transfergrid.config.compose import nearest
 from transfergrid.data.geometry import preprocess_for
 from transfergrid.errors import ConfigError
@@ -104,24 +106,25 @@ def _hint(value: Any, allowed: tuple[Any, ...]) -> str:
 def in_range(key: str, value: Any, low: float, high: float) -> Any:
     if not math.isfinite(value) or not low <= value <= high:
         lowest = "above 0" if low == _TINY else f"at least {low:g}"
-        raise ConfigError(f"{key}={value} is out of range; it must be {lowest} and at most {high:g}")
+        raise ConfigError(f"{key}={value} is out of range; it must be {lowest} and at most {high:.10g}")
     return value
+
+
+def check_settings(config: DictConfig) -> None:
+    """Types, choices and ranges of every phase's settings, also of phases that this request does not take."""
+    settings_of(ExtractSettings, config.phase.extract, where="phase.extract")
+    settings_of(ProbeSettings, config.phase.probe, where="phase.probe")
+    settings_of(FinetuneSettings, config.phase.finetune, where="phase.finetune")
+    settings_of(ScratchSettings, config.phase.scratch, where="phase.scratch", image_size_px=None)
+    settings_of(EvaluateSettings, config.phase.evaluate, where="phase.evaluate", source="", image_size_px=None)
 
 
 # ------------------------------------------------------------------------------------------------------------- models
 def split_model(model: str) -> tuple[str, ...]:
     """`resnet18+googlenet` -> ("resnet18", "googlenet"). Raises ConfigError for parts that are unknown or twice."""
     parts = tuple(model.split("+"))
-    known = (*backbones.names(), *architectures.names())
     for part in parts:
-        if part not in known and not part.startswith("timm/"):
-            if not part:
-                raise ConfigError(f"model {model!r} has an empty part; write backbones joined by +")
-            what = f"unknown model {part!r}" if len(parts) == 1 else f"unknown backbone {part!r} in model {model!r}"
-            hint = nearest(part, known)
-            if not hint.startswith("; did you mean"):
-                backbones.entry(part)  # says why a network of torchvision is no backbone, or lists what is near
-            raise ConfigError(what + hint)
+        _check_part(part, "" if len(parts) == 1 else f" in model {model!r}")
     if len(parts) > 1:
         for part in parts:
             if is_architecture(part):
@@ -131,6 +134,30 @@ def split_model(model: str) -> tuple[str, ...]:
         if len(set(parts)) != len(parts):
             raise ConfigError(f"model {model!r} holds {max(parts, key=parts.count)} twice; a backbone is joined once")
     return parts
+
+
+def _check_part(part: str, where: str) -> None:
+    """One part of a model, known by name alone: nothing is imported or built."""
+    known = (*backbones.names(), *architectures.names())
+    if part in known:
+        return
+    if part.startswith("timm/"):
+        architecture = part.removeprefix("timm/").partition(".")[0]
+        if architecture not in timm_names():
+            close = difflib.get_close_matches(architecture, timm_names(), n=1, cutoff=0.5)
+            hint = f"; did you mean {f'timm/{close[0]}'!r}?" if close else "; timm.list_models() lists them"
+            raise ConfigError(f"unknown timm network {part!r}{where}{hint}")
+        return
+    if not part:
+        raise ConfigError(f"a part of the model is empty{where}; write backbones joined by +")
+    reason = backbones.refusal(part)
+    if reason is not None:
+        raise ConfigError(f"{part!r}{where} cannot be a backbone: it {reason}; choose another, as resnet18")
+    what = "model" if not where else "backbone"
+    hint = nearest(part, known)
+    if not hint.startswith("; did you mean"):
+        hint = "; known are torchvision's names, as resnet18, timm/<name>, and " + ", ".join(architectures.names())
+    raise ConfigError(f"unknown {what} {part!r}{where}{hint}")
 
 
 def is_architecture(model: str) -> bool:
