@@ -43,7 +43,7 @@ def write_with(final: Path, write: Callable[[Path], None]) -> None:
             write(temporary)
             publish(temporary, final)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             temporary.unlink()
         raise
 
@@ -168,7 +168,7 @@ def explained(path: Path) -> Iterator[None]:
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise MachineError(f"{path} is not writable; give another store.dir= or cache.dir=") from error
-        if error.errno in (errno.ENOTDIR, errno.EEXIST) and not isinstance(error, FileExistsError):
+        if error.errno == errno.ENOTDIR:
             raise MachineError(f"{path} cannot be made: a file stands where a folder is needed") from error
         raise
 

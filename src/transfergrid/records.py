@@ -2,7 +2,7 @@
 
 results/runs/<run_id>/
     spec.json           the RunSpec
-    attempts/NNN.json   one per start; the newest attempt is the only one that may write (fencing)
+    attempts/NNN.json   one per start, the newest four; the newest attempt is the only one that may write (fencing)
     metrics.jsonl       numbered lines {"line": 1, "kind": "step"|"epoch", ...}; a relaunch truncates to its checkpoint
     checkpoints/        while running: step-<steps>-line-<lines>-<sha256[:16]>.pt, the newest two
     weights.pt  predictions.npz  log.txt
@@ -30,13 +30,14 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from transfergrid import durable
-from transfergrid.errors import AlreadyRunning, DataError, Superseded
+from transfergrid.errors import AlreadyRunning, DataError, Superseded, one_line
 from transfergrid.paths import RunPaths
 from transfergrid.specs import RunSpec, from_dict, to_dict
 
 RECORD_FORMAT = 1
 TOP_CLASSES_KEPT = 20  # of the logits, above MANY_CLASSES
 MANY_CLASSES = 100
+ATTEMPTS_KEPT = 4  # of the files in attempts/: a run that is requeued often still leaves at most 12 files
 TIMING_FIELDS = frozenset({"time", "elapsed_s", "images_per_s"})  # of a metrics line: never equal between two runs
 
 
@@ -155,16 +156,23 @@ def begin_attempt(paths: RunPaths, spec: RunSpec) -> Iterator[Attempt]:
         }
         while not durable.claim(paths.attempt(number), json.dumps(owner | {"attempt": number}, indent=2).encode()):
             number += 1
+        for old in _attempt_numbers(paths):
+            if old <= number - ATTEMPTS_KEPT:
+                paths.attempt(old).unlink(missing_ok=True)
         yield Attempt(paths, number, started)
 
 
 def newest_attempt(paths: RunPaths) -> int:
     """The highest attempt number, 0 before the first."""
+    return max(_attempt_numbers(paths), default=0)
+
+
+def _attempt_numbers(paths: RunPaths) -> list[int]:
     try:
         names = os.listdir(paths.attempts)
     except FileNotFoundError:
-        return 0
-    return max((int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name)), default=0)
+        return []
+    return [int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name)]
 
 
 def describe_owner(paths: RunPaths) -> str:
@@ -189,6 +197,7 @@ class MetricsLog:
         self._file.seek(0)
         for number in range(1, lines_kept + 1):
             if not self._file.readline().endswith(b"\n"):
+                self._file.close()
                 raise DataError(f"{path} has {number - 1} whole lines, its checkpoint covers {lines_kept}")
         self._file.truncate(self._file.tell())
         self._file.seek(0, os.SEEK_END)
@@ -340,21 +349,20 @@ def write_predictions(paths: RunPaths, sets: Mapping[str, Predictions]) -> None:
 def read_predictions(paths: RunPaths) -> dict[str, Predictions]:
     """All sets of a run's predictions. Raises DataError where the file is missing or damaged."""
     try:
-        with np.load(paths.predictions, allow_pickle=False) as archive:
+        with open(paths.predictions, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"{paths.predictions} cannot be read ({error}); launch the run again") from error
-    sets = {name.rsplit("_", 1)[0] for name in arrays}
-    return {
-        name: Predictions(
-            arrays[f"{name}_index"],
-            arrays[f"{name}_label"],
-            arrays[f"{name}_logits"],
-            arrays.get(f"{name}_classes"),
-            arrays.get(f"{name}_logsumexp"),
-        )
-        for name in sorted(sets)
-    }
+        return {
+            name: Predictions(
+                arrays[f"{name}_index"],
+                arrays[f"{name}_label"],
+                arrays[f"{name}_logits"],
+                arrays.get(f"{name}_classes"),
+                arrays.get(f"{name}_logsumexp"),
+            )
+            for name in sorted({name.rsplit("_", 1)[0] for name in arrays})
+        }
+    except Exception as error:  # zipfile and numpy raise a dozen kinds for damaged files
+        raise DataError(f"{paths.predictions} cannot be read ({one_line(error)}); launch the run again") from error
 
 
 # ---------------------------------------------------------------------------------------------------------- provenance
