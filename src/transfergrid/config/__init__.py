@@ -213,6 +213,7 @@ class _GridBuilder:
             raise ConfigError(
                 "protocol=published belongs to a published study; use a grid file that names one (grid.study)"
             )
+        self.named_dataset = next((a.split("=", 1)[1] for a in arguments if a.startswith("dataset=")), "digits")
         self._by_dataset: dict[str, Scope] = {}
         self._scopes: dict[tuple[Any, ...], Scope] = {}
         # What the command line sets wins over a grid file's rules, too.
@@ -261,7 +262,7 @@ class _GridBuilder:
 
     def one_run(self, model: str, phase: str, seed: int, variant: str) -> Configuration:
         choice("phase", phase, PHASES)
-        dataset = next((a.split("=", 1)[1] for a in self.arguments if a.startswith("dataset=")), "digits")
+        dataset = self.named_dataset
         self._check_weights([model])
         if phase == "extract":
             run = self._extraction(model, dataset)
@@ -284,7 +285,7 @@ class _GridBuilder:
             raise ConfigError(
                 f"run={run_id!r} is of phase {trained.phase}; only probe, finetune and scratch are evaluated"
             )
-        dataset = next((a.split("=", 1)[1] for a in self.arguments if a.startswith("dataset=")), "digits")
+        dataset = self.named_dataset
         scope = self._dataset_scope(dataset)
         if scope.dataset.spec.num_classes != trained.dataset.num_classes:
             raise ConfigError(
@@ -366,8 +367,10 @@ class _GridBuilder:
         if dataset not in self._by_dataset:
             if dataset not in choices("dataset"):
                 raise ConfigError(f"unknown dataset {dataset!r}{nearest(dataset, choices('dataset'))}")
-            arguments = [a for a in self.arguments if not a.startswith("dataset=")]
-            config = compose_config([*arguments, f"dataset={dataset}"])
+            config = self.config
+            if dataset != self.named_dataset:
+                arguments = [a for a in self.arguments if not a.startswith("dataset=")]
+                config = compose_config([*arguments, f"dataset={dataset}"])
             found = resolve_dataset(config, self.cache, keep=not self.config.dry_run, progress=self.progress)
             if found.folder is not None:
                 if self.folders.get(found.spec.name, found.folder) != found.folder:

@@ -84,7 +84,7 @@ def compose_config(arguments: Sequence[str]) -> DictConfig:
     """
     parsed = parse_overrides(arguments)
     ours = [o for o in parsed if str(o.key_or_group).startswith(_OPEN_NODES)]
-    ConfigStore.instance().store(name="schema", node=Config)
+    _store_schema()
     try:
         with initialize_config_dir(str(conf_dir()), version_base=None):
             config = compose("config", [str(o.input_line) for o in parsed if o not in ours])
@@ -97,6 +97,11 @@ def compose_config(arguments: Sequence[str]) -> DictConfig:
         except OmegaConfBaseException as error:
             raise ConfigError(_explain(error, {key: value})) from error
     return config
+
+
+@cache
+def _store_schema() -> None:
+    ConfigStore.instance().store(name="schema", node=Config)
 
 
 def set_value(config: DictConfig, key: str, value: Any, *, where: str) -> None:
