@@ -42,7 +42,7 @@ class StopAfter:
 
 
 def request(folder: Path, *arguments: str, cache: Path | None = None) -> Request:
-    """A run by hand on 100 digits; `arguments` come last and win. Its store is in `folder`, its cache too by default."""
+    """A run by hand on 100 digits; `arguments` win. Its store is in `folder`, and its cache unless one is given."""
     places = [f"store.dir={folder / 'store'}", f"cache.dir={cache or folder / 'cache'}"]
     given = {a.split("=", 1)[0] for a in arguments}
     defaults = [a for a in (*DATASET, *MACHINE, *TWO_EPOCHS, *places) if a.split("=", 1)[0] not in given]

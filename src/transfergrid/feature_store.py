@@ -2,11 +2,11 @@
 
 Layout: `features` (N, D) contiguous, float16 or float32, rows in data-set order; `labels` (N,) int64; `index` (N,)
 int64 (the images' positions in the published split); `block_crc32` uint32, one over each 4096 rows, then one over
-labels and index. Attributes: `key` (canonical JSON), `provenance` (canonical JSON), `complete` (written last).
+labels and index. Attributes: `key` (canonical JSON), `provenance` (canonical JSON), `complete` (set to 1 last).
 
-The file is a self-describing container: its space is allocated early, so rows are written with pwrite at a known offset
-and read at raw file speed. It is written under a unique temporary name, fsynced and renamed, so a final name is a whole
-file; two writers of one key end in one valid file. Readers take no locks.
+The file is a self-describing container: all its space is allocated before the first row, so rows are written with
+pwrite at a known offset and read at raw file speed. It is written under a unique temporary name, fsynced and renamed,
+so a final name is a whole file; two writers of one key end in one valid file. Readers take no locks.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ import h5py
 import numpy as np
 
 from transfergrid import durable
-from transfergrid.errors import CorruptFeatures, DataError
+from transfergrid.errors import CorruptFeatures, DataError, one_line
 from transfergrid.paths import CachePaths
 from transfergrid.specs import FeatureKey, canonical_json
 
 BLOCK_ROWS = 4096
+CONTAINER_BYTES = 128 * 1024  # more than HDF5 writes of its own accord: headers, attributes, alignment
 FLOAT16_MAX = 65504.0
 FLOAT16_TINY = 2.0**-24  # the smallest positive float16: what is smaller than half of it becomes zero
 FLOAT16_COARSE = 2.0**-10  # below this even the largest values keep fewer than 11 significant bits
@@ -116,6 +117,7 @@ def writing(
     shape = (len(labels_N), feature_dim)
     try:
         with durable.explained(final):
+            _assert_room(temporary, CONTAINER_BYTES + labels_N.size * 16)
             offset = _create(temporary, key, shape, labels_N, index_N, canonical_json(provenance))
             descriptor = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
             try:
@@ -132,22 +134,26 @@ def writing(
         temporary.unlink(missing_ok=True)
 
 
+def _assert_room(path: Path, num_bytes: int) -> None:
+    """Raise OSError unless so much can be reserved: HDF5 crashes the interpreter where its own writes fail."""
+    with open(path, "xb") as file:
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
+    path.unlink()
+
+
 def _create(
     path: Path, key: FeatureKey, shape: tuple[int, int], labels_N: Array, index_N: Array, provenance: str
 ) -> int:
-    """Write the container around the rows to come; returns the byte offset of row 0."""
+    """Write the container around the rows and checksums to come; returns the byte offset of row 0."""
     with h5py.File(
         path, "x", libver=("v110", "v114"), rdcc_nbytes=0, alignment_threshold=4096, alignment_interval=4096
     ) as file:
-        file.attrs["key"] = canonical_json(key)
-        file.attrs["provenance"] = provenance
-        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        creation.set_layout(h5py.h5d.CONTIGUOUS)
-        creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-        creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        space = h5py.h5s.create_simple(shape)
-        kind = h5py.h5t.py_create(np.dtype(key.storage))
-        rows = h5py.h5d.create(file.id, b"features", kind, space, dcpl=creation)
+        # Of fixed length: these lie in checksummed headers; in the heap of other strings a flipped bit can hang HDF5.
+        file.attrs["key"] = np.bytes_(canonical_json(key).encode())
+        file.attrs["provenance"] = np.bytes_(provenance.encode())
+        file.attrs["complete"] = np.uint8(0)
+        rows = _allocate(file, "features", shape, key.storage)
+        _allocate(file, "block_crc32", (_num_checksums(shape[0]),), "uint32")
         file.create_dataset("labels", data=labels_N.astype(np.int64))
         file.create_dataset("index", data=index_N.astype(np.int64))
         offset = rows.get_offset()
@@ -155,13 +161,27 @@ def _create(
         return int(offset)
 
 
+def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], kind: str) -> h5py.h5d.DatasetID:
+    """A data set whose place in the file is fixed now and whose values come later."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.CONTIGUOUS)
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    space = h5py.h5s.create_simple(shape)
+    return h5py.h5d.create(file.id, name.encode(), h5py.h5t.py_create(np.dtype(kind)), space, dcpl=creation)
+
+
 def _finish(path: Path) -> None:
-    """Add checksums, then the mark of completeness."""
+    """Fill in the checksums, then set the mark of completeness; needs no more room than the file has."""
     with h5py.File(path, "r+", locking=False) as file:
         features = _rows(path, file)
-        file.create_dataset("block_crc32", data=_checksums(features, file["labels"][...], file["index"][...]))
+        file["block_crc32"][...] = _checksums(features, file["labels"][...], file["index"][...])
         file.flush()
-        file.attrs["complete"] = np.uint8(1)
+        file.attrs.modify("complete", np.uint8(1))
+
+
+def _num_checksums(num_rows: int) -> int:
+    return math.ceil(num_rows / BLOCK_ROWS) + 1
 
 
 def _checksums(features_ND: Array, labels_N: Array, index_N: Array) -> Array:
@@ -197,31 +217,33 @@ def _looks_whole(path: Path, key: FeatureKey) -> bool:
     try:
         with h5py.File(path, "r", locking=False) as file:
             _assert_whole(path, file, key)
-    except (OSError, KeyError, CorruptFeatures):
+    except Exception:  # h5py raises half a dozen kinds for damaged files
         return False
     return True
 
 
 def _assert_whole(path: Path, file: h5py.File, key: FeatureKey) -> None:
-    """Raises CorruptFeatures unless the file is complete, of this key, and as long as its shape says."""
+    """Raises CorruptFeatures unless the file is complete, of this key, and as long as its shapes say."""
     if file.attrs.get("complete", 0) != 1:
         raise CorruptFeatures(f"{path} is not complete")
-    if file.attrs.get("key") != canonical_json(key):
+    if file.attrs.get("key") != canonical_json(key).encode():
         raise CorruptFeatures(f"{path} holds the features of another key")
+    size = os.path.getsize(path)
     for name in ("features", "labels", "index", "block_crc32"):
         if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
             raise CorruptFeatures(f"{path}: {name} is not a data set of this file")
         if file[name].external or file[name].is_virtual:
             raise CorruptFeatures(f"{path}: {name} lies outside this file")
+        offset = file[name].id.get_offset()
+        if offset is None or size < offset + file[name].nbytes:
+            raise CorruptFeatures(f"{path} is truncated")
     features = file["features"]
-    num_rows, feature_dim = features.shape
-    if features.dtype != np.dtype(key.storage) or len(file["labels"]) != num_rows or len(file["index"]) != num_rows:
+    num_rows = len(features)
+    whole = features.ndim == 2 and features.dtype == np.dtype(key.storage)
+    if not whole or file["labels"].shape != (num_rows,) or file["index"].shape != (num_rows,):
         raise CorruptFeatures(f"{path}: shapes or types do not belong together")
-    if len(file["block_crc32"]) != math.ceil(num_rows / BLOCK_ROWS) + 1:
+    if file["block_crc32"].shape != (_num_checksums(num_rows),):
         raise CorruptFeatures(f"{path}: checksums are missing")
-    offset = features.id.get_offset()
-    if offset is None or os.path.getsize(path) < offset + num_rows * feature_dim * features.dtype.itemsize:
-        raise CorruptFeatures(f"{path} is truncated")
 
 
 def read(path: Path, key: FeatureKey) -> Features:
@@ -232,8 +254,10 @@ def read(path: Path, key: FeatureKey) -> Features:
             features_ND = _rows(path, file)
             labels_N, index_N = file["labels"][...], file["index"][...]
             expected = file["block_crc32"][...]
-    except (OSError, KeyError, ValueError) as error:
-        raise CorruptFeatures(f"{path} cannot be read ({error})") from error
+    except CorruptFeatures:
+        raise
+    except Exception as error:  # h5py raises half a dozen kinds for damaged files
+        raise CorruptFeatures(f"{path} cannot be read ({one_line(error)})") from error
     wrong = np.flatnonzero(_checksums(features_ND, labels_N, index_N) != expected)
     if len(wrong):
         raise CorruptFeatures(f"{path}: block {wrong[0]} does not match its checksum")
@@ -243,4 +267,4 @@ def read(path: Path, key: FeatureKey) -> Features:
 def provenance_of(path: Path) -> str:
     """The canonical JSON text that its writer gave."""
     with h5py.File(path, "r", locking=False) as file:
-        return str(file.attrs["provenance"])
+        return str(file.attrs["provenance"].decode())

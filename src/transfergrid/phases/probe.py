@@ -162,6 +162,8 @@ def load_features(spec: RunSpec, runtime: Runtime) -> tuple[dict[Split, feature_
                 if not np.array_equal(labels_N, found.labels_N):
                     raise CorruptFeatures(f"{path}: labels are not those of the data set")
             except CorruptFeatures as error:
+                if not path.is_relative_to(cache.root):
+                    raise CorruptFeatures(f"{error}; it is another's cache: take it out of cache.also_read") from error
                 path.unlink(missing_ok=True)
                 raise MissingInput(f"{error}; the file has been removed: {again}") from error
             if blocks and not np.array_equal(blocks[0].index_N, found.index_N):
