@@ -23,6 +23,7 @@ from transfergrid.specs import (
 COMMON: dict[str, Any] = {
     "drop_last": True,
     "micro_batch": None,
+    "clip_norm": None,
     "precision": "bf16",
     "optimizer": "sgd",
     "momentum": 0.9,

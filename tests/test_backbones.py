@@ -46,7 +46,7 @@ FAMILIES = (
     "swin_t",
 )
 # Not here: maxvit_t, which also takes the three sizes below its own (see generate.sizes_px), and networks of more than
-# 300 million parameters, which would need 10 GB of memory for nothing that the smaller ones of their families do not say.
+# 300 million parameters: 10 GB of memory for what the smaller ones of their families say as well.
 OTHERS = tuple(
     name
     for name in backbones.names()

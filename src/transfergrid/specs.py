@@ -115,6 +115,7 @@ class TrainSettings:
     """What every trained phase has. Sizes are in pixels of the image's own size unless augment_at says `input`.
 
     micro_batch: forward passes over so many images at a time within one step, so BatchNorm sees only those.
+    clip_norm: gradients are scaled down to at most this Euclidean norm, over all parameters together.
     selection: `last` epoch, or `best_on_test` (only under protocol `published`).
     test_bn: `batch` evaluates with the statistics of the batch at hand, as code that forgets `eval()` does.
     """
@@ -123,6 +124,7 @@ class TrainSettings:
     batch_size: int
     drop_last: bool
     micro_batch: int | None
+    clip_norm: float | None
     precision: Literal["fp32", "bf16"]
     optimizer: Literal["sgd", "adam", "adamw"]
     momentum: float

@@ -110,6 +110,7 @@ def fit(
     began = time.monotonic()
     module = trainee.module
     optimizer = make_optimizer(settings, groups)
+    parameters = [p for g in groups for p in g.parameters]
     ema = make_ema(module, settings.ema_decay) if settings.ema_decay else None
     progress = Progress(loss_sum_H=[0.0] * trainee.num_heads, correct_sum_H=[0.0] * trainee.num_heads)
     best_state: dict[str, Tensor] | None = None
@@ -166,6 +167,8 @@ def fit(
                 torch.manual_seed(seed_for("dropout", seed, progress.step))
 
                 loss_H, correct_H = _forward_backward(trainee, rows_B, settings.micro_batch, progress.epoch)
+                if settings.clip_norm is not None:
+                    nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 if ema is not None:

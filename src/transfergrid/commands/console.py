@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from transfergrid.errors import ConfigError, GridError, one_line
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 OK, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
@@ -30,6 +34,14 @@ def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of a pipe has gone, as `| head` does
         return OK
+
+
+def make_console() -> Console:
+    """The terminal as it is; where the output goes to a file or a pipe, 100 columns."""
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=100)
 
 
 def hashing_progress() -> Callable[[int, int], None]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from transfergrid import durable, tracking
 from transfergrid.cluster import local
-from transfergrid.commands.console import FAILED, OK, hashing_progress, run_script
+from transfergrid.commands.console import FAILED, OK, hashing_progress, make_console, run_script
 from transfergrid.commands.progress import watching
 from transfergrid.config import Request, load_grid
 from transfergrid.config.help import help_for
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 FOLD_ABOVE = 40  # rows of the plan
 MIRROR_WAIT_S = 60.0
-TABLE_WIDTH = 100
 
 HELP = help_for(
     "launch_grid.py",
@@ -48,9 +47,7 @@ def launch(arguments: Sequence[str]) -> int:
 
 def carry_out(request: Request) -> int:
     """Plan, show, run, report: what launch_grid and run_phase share."""
-    from rich.console import Console
-
-    console = Console()
+    console = make_console()
     tracking.validate(request.runtime)
     plan = make_plan([c.run.run_id for c in request.configurations], request.runs, request.runtime)
     _show_plan(console, plan, request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from transfergrid.commands.console import FAILED, OK, run_script
+from transfergrid.commands.console import FAILED, OK, make_console, run_script
 from transfergrid.config import load_report
 from transfergrid.config.help import help_for
 from transfergrid.errors import ConfigError
@@ -14,8 +14,6 @@ from transfergrid.records import read_grid
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-WIDTH = 100
 
 HELP = help_for(
     "report.py",
@@ -31,15 +29,13 @@ def main() -> int:
 
 def report(arguments: Sequence[str]) -> int:
     """Exit code 0 when every row has completed, 1 when some have failed or are missing."""
-    from rich.console import Console
-
     grid, store = load_report(arguments)
     try:
         read_grid(store.grid(grid))
     except FileNotFoundError:
         launched = ", ".join(sorted(p.stem for p in store.grid(grid).parent.glob("*.json"))) or "none"
         raise ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {launched}") from None
-    return OK if show_report(Console(), grid, store) else FAILED
+    return OK if show_report(make_console(), grid, store) else FAILED
 
 
 def show_report(console: Console, grid: str, store: StorePaths) -> bool:
@@ -49,8 +45,7 @@ def show_report(console: Console, grid: str, store: StorePaths) -> bool:
     from transfergrid.report.documents import write_report
 
     rows = comparison_rows(grid, store)
-    width = console.width if console.is_terminal else max(console.width, WIDTH)
-    console.print(terminal_table(rows, width=width), width=width)
+    console.print(terminal_table(rows, width=console.width))
     path = write_report(grid, store)
     console.print(
         f"\nreport: {path} and {path.with_name('comparison.csv').name} beside it", highlight=False, soft_wrap=True

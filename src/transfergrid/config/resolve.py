@@ -44,6 +44,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 100_000),
     "batch_size": (1, 1_000_000),
     "micro_batch": (1, 1_000_000),
+    "clip_norm": (_TINY, 1e6),
     "momentum": (0, 0.9999),
     "lookahead_k": (1, 1_000),
     "lookahead_alpha": (0, 1),

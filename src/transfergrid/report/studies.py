@@ -33,6 +33,7 @@ class StudySettings:
 _PLAIN: dict[str, Any] = {
     "drop_last": False,
     "micro_batch": None,
+    "clip_norm": None,
     "precision": "fp32",
     "momentum": 0.9,
     "nesterov": False,
