@@ -48,7 +48,7 @@ def write_with(final: Path, write: Callable[[Path], None]) -> None:
         raise
 
 
-def write_bytes(final: Path, content: bytes) -> None:
+def write_bytes(final: Path, content: bytes | memoryview) -> None:
     write_with(final, lambda temporary: _write_all(temporary, content))
 
 
@@ -181,7 +181,7 @@ def _free(path: Path) -> str:
     return "unknown"
 
 
-def _write_all(path: Path, content: bytes) -> None:
+def _write_all(path: Path, content: bytes | memoryview) -> None:
     with open(path, "xb") as file:
         file.write(content)
         file.flush()

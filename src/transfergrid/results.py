@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import resource
 import time
 from collections.abc import Mapping
@@ -30,7 +31,9 @@ def save_weights(attempt: Attempt, state: Mapping[str, Tensor]) -> None:
     """weights.pt: a plain state dict on the CPU, published only by the newest attempt."""
     attempt.assert_newest()
     on_cpu = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    durable.write_with(attempt.paths.weights, lambda path: torch.save(on_cpu, path))
+    content = io.BytesIO()  # torch's own writer would call a full disk a RuntimeError about positions
+    torch.save(on_cpu, content)
+    durable.write_bytes(attempt.paths.weights, content.getbuffer())
 
 
 def load_weights(paths: RunPaths) -> dict[str, Tensor]:

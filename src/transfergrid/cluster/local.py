@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from transfergrid import job
-from transfergrid.errors import GridError
+from transfergrid.errors import GridError, StoreFull, classify
 from transfergrid.paths import store_paths
 from transfergrid.plan import Plan, PlannedRun
 from transfergrid.records import record_head
@@ -176,10 +176,15 @@ def _judge(child: _Child, runtime: Runtime) -> Ended:
         if code == _EXIT[ending]:
             reason = {"in flight": "another process is running it", "superseded": "a newer attempt has taken over"}
             return Ended(run, ending, reason.get(ending, ""))
-    what = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-    loss = _Lost(f"its process ended with {what}; the end of its log.txt may say why")
-    job.record_loss(run, runtime, loss)
-    return Ended(run, "lost", str(loss), loss.failure_class)
+    loss: GridError
+    if code == _EXIT["disk full"]:
+        loss = StoreFull(f"no space left for the record of {run.run_id}; free some space and launch again")
+    else:
+        what = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
+        loss = _Lost(f"its process ended with {what}; the end of its log.txt may say why")
+    with contextlib.suppress(StoreFull):  # then it is told here, and nowhere else
+        job.record_loss(run, runtime, loss)
+    return Ended(run, "failed" if isinstance(loss, StoreFull) else "lost", str(loss), loss.failure_class)
 
 
 def _end(pool: _Pool, watcher: Watcher, ended: Ended) -> None:
@@ -219,6 +224,7 @@ _EXIT: dict[str, int] = {
     "interrupted": 12,
     "in flight": 13,
     "superseded": 14,
+    "disk full": 15,
 }
 
 
@@ -235,7 +241,13 @@ def _child(payload: str, index: int, slot: int, slots: int) -> None:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         os.close(descriptor)
-    sys.exit(_EXIT[job.carry_out(runs[index], runtime)])
+    try:
+        outcome: str = job.carry_out(runs[index], runtime)
+    except Exception as error:
+        if classify(error) != "disk_full":
+            raise
+        outcome = "disk full"  # so full that not even the failure could be recorded
+    sys.exit(_EXIT[outcome])
 
 
 def _report_error(check: Callable[..., None], arguments: tuple[object, ...], sender: object) -> None:
