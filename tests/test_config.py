@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import tiny_data
+from omegaconf import OmegaConf
 
 from transfergrid import architectures
 from transfergrid.backbones import names as backbone_names
 from transfergrid.backbones.timm_names import timm_names
 from transfergrid.commands import launch, report, run_phase
 from transfergrid.config import Request, load_grid, load_run
-from transfergrid.config.compose import choices, compose_config
+from transfergrid.config.compose import choices, compose_config, conf_dir
 from transfergrid.errors import ConfigError
 from transfergrid.specs import (
     EvaluateSettings,
@@ -195,10 +196,12 @@ def test_the_command_line_wins_over_rules_and_a_variant_over_the_command_line() 
 
 def test_the_grid_file_wins_over_defaults_and_the_command_line_over_the_grid_file() -> None:
     from_grid = only_run(*SCRATCH).settings
-    typed = only_run(*SCRATCH, "phase.scratch.batch_size=32").settings
+    typed = only_run(*SCRATCH, "phase.scratch.batch_size=48").settings
     by_hand = runs_of(load_run(["model=baseline_cnn", "phase=scratch"]))[0].settings
     sizes = [s.batch_size for s in (by_hand, from_grid, typed) if isinstance(s, ScratchSettings)]
-    assert sizes == [128, 64, 32]
+    quickstart = OmegaConf.load(conf_dir() / "grid" / "quickstart.yaml")
+    assert sizes == [128, quickstart.phase.scratch.batch_size, 48]
+    assert len(set(sizes)) == 3
 
 
 def test_a_rule_that_skips_takes_rows_out() -> None:
@@ -232,9 +235,7 @@ def test_a_run_by_hand_joins_the_grid_adhoc_and_what_it_overrides_is_its_variant
 
 def test_one_run_is_the_same_run_as_in_a_grid() -> None:
     by_hand = runs_of(load_run(["model=baseline_cnn", "phase=scratch"]))[0]
-    grid = ["grid.models=[baseline_cnn]", "grid.phases=[scratch]", "grid.seeds=[0]"]
-    as_by_hand = ["phase.scratch.epochs=30", "phase.scratch.batch_size=128", "phase.scratch.lr=0.1"]
-    in_grid = only_run(*grid, *as_by_hand, "phase.scratch.precision=bf16")
+    in_grid = only_run("grid=individual_vs_parallel", "grid.datasets=[digits]", *SCRATCH)
     assert by_hand.run_id == in_grid.run_id
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -47,15 +47,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
     seen: set[str] = set()
     parsed = []
     for argument in arguments:
-        if "=" not in argument:
-            raise ConfigError(f"{argument!r} is not of the form key=value; see --help")
-        try:
-            override = OverridesParser.create().parse_override(argument)
-        except HydraException as error:
-            reason = str(error).splitlines()[0].strip()
-            raise ConfigError(
-                f"{argument!r} cannot be read ({reason}); quote a value that holds = , ( or ~ as key='\"value\"'"
-            ) from error
+        override = _parse(argument)
         key = str(override.key_or_group)
         if override.is_add() or override.is_force_add() or override.is_delete():
             raise ConfigError(
@@ -76,26 +68,37 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
     return parsed
 
 
+@lru_cache(maxsize=1024)
+def _parse(argument: str) -> Override:
+    if "=" not in argument:
+        raise ConfigError(f"{argument!r} is not of the form key=value; see --help")
+    try:
+        return OverridesParser.create().parse_override(argument)
+    except HydraException as error:
+        reason = str(error).splitlines()[0].strip()
+        raise ConfigError(
+            f"{argument!r} cannot be read ({reason}); quote a value that holds = , ( or ~ as key='\"value\"'"
+        ) from error
+
+
 def compose_config(arguments: Sequence[str]) -> DictConfig:
     """Merge conf/config.yaml, the groups and the overrides over the schema. Raises ConfigError in one line.
 
-    A dictionary whose keys are the user's replaces the grid file's whole, as a list does; `grid.variants.mine={...}`
-    adds one entry. Hydra would refuse the one and merge the other, so these are set after it has composed.
+    Hydra composes the groups; values are set here, each with its own check. So a dictionary whose keys are the user's
+    replaces the grid file's whole, as a list does, and `grid.variants.mine={...}` adds one entry.
     """
     parsed = parse_overrides(arguments)
-    ours = [o for o in parsed if str(o.key_or_group).startswith(_OPEN_NODES)]
+    groups = [str(o.input_line) for o in parsed if str(o.key_or_group) in GROUPS]
     _store_schema()
     try:
         with initialize_config_dir(str(conf_dir()), version_base=None):
-            config = compose("config", [str(o.input_line) for o in parsed if o not in ours])
+            config = compose("config", groups)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error, {str(o.key_or_group): o.value() for o in parsed})) from error
-    for override in ours:
-        key, value = str(override.key_or_group), override.value()
-        try:
-            OmegaConf.update(config, key, value, merge=False, force_add=True)
-        except OmegaConfBaseException as error:
-            raise ConfigError(_explain(error, {key: value})) from error
+        raise ConfigError(_first_line(error.__cause__ or error)) from error
+    for override in parsed:
+        key = str(override.key_or_group)
+        if key not in GROUPS:
+            _assign(config, key, override.value(), where="")
     return config
 
 
@@ -104,13 +107,18 @@ def _store_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
+def _assign(config: DictConfig, key: str, value: Any, *, where: str) -> None:
+    is_open = key.startswith(_OPEN_NODES)
+    try:
+        OmegaConf.update(config, key, value, merge=not is_open, force_add=is_open)
+    except (OmegaConfBaseException, TypeError) as error:
+        raise ConfigError(f"{where}{_explain(error, key, value)}") from error
+
+
 def set_value(config: DictConfig, key: str, value: Any, *, where: str) -> None:
     """Set one dotted key of a merged configuration, with the checks of the command line; `where` opens the message."""
     check_setting(key, where=where)
-    try:
-        OmegaConf.update(config, key, value, merge=False, force_add=key.startswith(_OPEN_NODES))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{where}: {_explain(error, {key: value})}") from error
+    _assign(config, key, value, where=f"{where}: ")
 
 
 def check_setting(key: str, *, where: str) -> None:
@@ -139,16 +147,19 @@ def _check_choice(group: str, value: Any) -> None:
         raise ConfigError(f"unknown {group} {str(value)!r}{nearest(str(value), choices(group))}")
 
 
-def _explain(error: Exception, given: Mapping[str, Any]) -> str:
-    """Which key of those given has a value of the wrong type, and what it takes; else the library's first line."""
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    line = next((text.strip() for text in str(cause).splitlines() if text.strip()), type(cause).__name__)
-    key = str(getattr(cause, "full_key", None) or "")
-    for name, value in given.items():
-        if name in _types() and (key == name or key.startswith((f"{name}[", f"{name}.")) or f"'{name}'" in line):
-            got = "null" if value is None else value
-            return f"{name}={got} is not {_wanted(_types()[name], name)}"
-    return f"{key}: {line}" if key and key not in line else line
+def _explain(error: Exception, key: str, value: Any) -> str:
+    """What the key takes instead of this value; for one inside a dictionary, the library's own words."""
+    full_key = str(getattr(error, "full_key", None) or key)
+    if key in _types() and (isinstance(value, (str, int, float, list)) or value is None or full_key == key):
+        return f"{key}={'null' if value is None else value} is not {_wanted(_types()[key], key)}"
+    if full_key != key and not _is_known(full_key):
+        return f"{key}: unknown key {full_key!r}{_nearest_key(full_key)}"
+    line = _first_line(error)
+    return line if full_key in line else f"{full_key}: {line}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
 
 
 def _wanted(hint: Any, key: str) -> str:

@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -121,6 +121,7 @@ def check_settings(config: DictConfig) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- models
+@lru_cache(maxsize=4096)
 def split_model(model: str) -> tuple[str, ...]:
     """`resnet18+googlenet` -> ("resnet18", "googlenet"). Raises ConfigError for parts that are unknown or twice."""
     parts = tuple(model.split("+"))
@@ -161,6 +162,7 @@ def _check_part(part: str, where: str) -> None:
     raise ConfigError(f"unknown {what} {part!r}{where}{hint}")
 
 
+@lru_cache(maxsize=4096)
 def is_architecture(model: str) -> bool:
     return model in architectures.names()
 
