@@ -134,6 +134,7 @@ def fit(
         def write_pending() -> None:
             """The one synchronisation: bring the pending steps' numbers over, check them, log them."""
             if pending:
+                attempt.assert_newest()  # lines of a superseded attempt would mix with the newer one's
                 losses_SH = torch.stack([p[2] for p in pending]).double().tolist()
                 correct_SH = torch.stack([p[3] for p in pending]).double().tolist()
                 for (line, count, _, _), loss_H, correct_H in zip(pending, losses_SH, correct_SH, strict=True):
