@@ -45,16 +45,15 @@ class Plan:
 def make_plan(rows: Iterable[str], runs: Mapping[str, RunSpec], runtime: Runtime) -> Plan:
     """rows: run_ids of the grid's configurations; runs: these and what they need. Reads the store and the cache only.
 
-    A run that is only needed by others is left out where nothing that needs it remains to be done.
+    A run that is only needed by others is left out where nothing that needs it remains to be run.
     """
     planner = _Planner(runs, runtime)
-    planned = {run_id: planner.decide(run_id) for run_id in rows}
-    wanted = dict.fromkeys(planned)
-    frontier = [p for p in planned.values() if p.state in ("run", "blocked")]
+    wanted = dict.fromkeys(rows)
+    frontier = list(wanted)
     while frontier:
-        needed = [planner.decide(run_id) for p in frontier for run_id in p.needs if run_id not in wanted]
-        wanted |= dict.fromkeys(p.run.run_id for p in needed)
-        frontier = [p for p in needed if p.state in ("run", "blocked")]
+        needed = dict.fromkeys(need for run_id in frontier for need in planner.worth_showing(run_id))
+        frontier = [run_id for run_id in needed if run_id not in wanted]
+        wanted |= needed
     decided = [planner.decide(run_id) for run_id in wanted]
     return Plan(tuple(sorted(decided, key=lambda p: PHASES.index(p.run.phase))))
 
@@ -73,6 +72,14 @@ class _Planner:
             self.decided[run_id] = self._decide(self.runs[run_id])
         return self.decided[run_id]
 
+    def worth_showing(self, run_id: str) -> list[str]:
+        """Of what a run needs: all if it is to run; only what holds it up if it is blocked, so nothing runs in vain."""
+        planned = self.decide(run_id)
+        if planned.state not in ("run", "blocked"):
+            return []
+        needs = self._needs(planned.run)
+        return [n for n in needs if planned.state == "run" or self.decide(n).state in ("blocked", "in flight")]
+
     def _decide(self, run: RunSpec) -> PlannedRun:
         paths = self.store.run(run.run_id)
         if phase_module(run.phase).is_done(run, self.runtime):
@@ -82,11 +89,11 @@ class _Planner:
         needs = self._needs(run)
         head = record_head(paths)
         if head is not None and head.failure_class in ("code", "data") and head.code_hash == code_hash():
-            return PlannedRun(run, "blocked", f"failed before, nothing has changed: {head.error}", needs)
+            return PlannedRun(run, "blocked", f"failed before, nothing has changed: {head.error}")
         for need in needs:
             other = self.decide(need)
             if other.state in ("blocked", "in flight"):
-                return PlannedRun(run, "blocked", f"waits for {need}, which is {other.state}", needs)
+                return PlannedRun(run, "blocked", f"waits for {need}, which is {other.state}")
         why = "not done yet"
         if head is not None and head.failure_class is not None:
             why = f"failed before ({head.failure_class}): {NEXT_STEP[head.failure_class]}"
