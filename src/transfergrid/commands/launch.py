@@ -157,8 +157,8 @@ def _show_failures(console: Console, plan: Plan, endings: Sequence[local.Ended])
     failed = [e for e in endings if e.ending not in ("completed", "reused")]
     waiting = [p for p in plan.runs if p.state in ("blocked", "in flight")]
     for ended in failed:
-        step = f"; {NEXT_STEP[ended.failure_class]}" if ended.failure_class in NEXT_STEP else ""
         name = ended.failure_class or ended.ending
+        step = f"; {NEXT_STEP[name]}" if name in NEXT_STEP and "launch again" not in ended.reason else ""
         console.print(f"{name}: {ended.run.run_id}: {ended.reason}{step}", style="red", highlight=False, soft_wrap=True)
     for planned in waiting:
         style = "red" if planned.state == "blocked" else "yellow"
