@@ -34,7 +34,7 @@ from transfergrid.optimization import ParameterGroup
 from transfergrid.paths import RunPaths
 from transfergrid.phases import phase_module
 from transfergrid.records import begin_attempt, checkpoint_files, read_metrics
-from transfergrid.specs import PreprocessSpec, RunSpec, ScratchSettings
+from transfergrid.specs import RunSpec, ScratchSettings
 from transfergrid.stopping import StopFlag
 from transfergrid.training import FitResult, count_steps, epoch_order, fit
 
@@ -378,7 +378,7 @@ def test_the_same_spec_gives_the_same_numbers_twice_and_another_seed_others(tmp_
     assert losses[0] != losses[1]
 
 
-# ------------------------------------------------------------------------------------------------------ killed processes
+# ------------------------------------------------------------------------------------------------------ killed runs
 KILLED = {
     "probe": [*RESUMED["probe"], "phase.probe.epochs=20"],
     "finetune": [*RESUMED["finetune"], "phase.finetune.epochs=6"],

@@ -45,9 +45,10 @@ def fit_standardiser(features_ND: Tensor) -> Standardiser:
 
 
 class Heads(nn.Module):
-    """H linear layers (D -> C) with equal starting weights, multiplied one by one (bmm): none depends on the others.
+    """H linear layers (D -> C) with equal starting weights, multiplied one by one: none depends on the others.
 
-    Every head is a pair of parameters of its own, so an optimizer treats it exactly as if it were alone.
+    Every head is a pair of parameters of its own, so an optimizer treats it exactly as if it were alone. One batched
+    product (bmm) of all would not do: which kernel computes it, and so the last bit, depends on how many there are.
     """
 
     def __init__(self, feature_dim: int, num_classes: int, *, num_heads: int, generator: torch.Generator) -> None:
@@ -60,10 +61,8 @@ class Heads(nn.Module):
 
     def forward(self, features_BD: Tensor) -> Tensor:
         """(B, D) float32 -> logits (H, B, C)."""
-        weight_HDC = torch.stack(list(self.weights))
-        bias_HC = torch.stack(list(self.biases))
-        features_HBD = features_BD.unsqueeze(0).expand(len(weight_HDC), -1, -1)
-        return torch.bmm(features_HBD, weight_HDC) + bias_HC.unsqueeze(1)
+        each = zip(self.weights, self.biases, strict=True)
+        return torch.stack([torch.addmm(bias_C, features_BD, weight_DC) for weight_DC, bias_C in each])
 
     def linear(self, head: int) -> tuple[Tensor, Tensor]:
         """weight (C, D) and bias (C,) of one head."""

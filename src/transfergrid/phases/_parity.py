@@ -18,9 +18,9 @@ from transfergrid.paths import store_paths
 from transfergrid.phases._on_images import Setting
 from transfergrid.records import Predictions, read_predictions
 from transfergrid.results import load_weights
-from transfergrid.specs import Runtime
+from transfergrid.specs import ExtractSettings, Runtime
 
-UNIT_ROUNDOFF = {"fp32": 2.0**-11, "bf16": 2.0**-7}  # float16 storage; bfloat16 arithmetic
+LOGITS_ROUNDOFF = 2.0**-11  # the probe's logits are stored as float16
 ABSOLUTE_SLACK = 1e-4
 COUNTING_SHARE = 0.9
 
@@ -52,28 +52,42 @@ def load_probe(network: JoinedNetwork, run_id: str, runtime: Runtime) -> Predict
     return read_predictions(paths)["gate"]
 
 
-def assert_parity(network: JoinedNetwork, setting: Setting, stored: Predictions, *, precision: str) -> dict[str, Any]:
-    """Compare on the gate's rows in eval mode; returns what was measured.
+def feature_roundoff(made: ExtractSettings) -> tuple[float, str]:
+    """Relative error of a feature by bfloat16 arithmetic, float16 storage or float32 alone; what would lessen it."""
+    if made.precision == "bf16":
+        return 2.0**-7, "use phase.extract.precision=fp32"
+    if made.storage == "float16":
+        return 2.0**-11, "use phase.extract.storage=float32"
+    return 2.0**-14, "train the probe for more epochs"
 
-    Raises ParityError if any logit differs by more than its bound, sum |W| |x| u + 1e-4, if any prediction changes
+
+def assert_parity(
+    network: JoinedNetwork, setting: Setting, stored: Predictions, *, made: ExtractSettings
+) -> dict[str, Any]:
+    """Compare on the gate's rows in eval mode; returns what was measured. `made`: how the probe's features were.
+
+    Raises ParityError if any logit differs by more than its bound, sum |W| |x| u + 1e-4 where u is the features'
+    relative error (and |logit| 2^-11 where that is more), if any prediction changes
     whose margin exceeds twice the bound, if fewer than 90 % of the rows have such a margin, or if a backbone's
     features are the same for all rows.
     """
     fold = setting.folds.gate
     if not (np.array_equal(stored.index_N, fold.index_N) and np.array_equal(stored.label_N, fold.labels_N)):
         raise ParityError("the gate's rows or labels are not those the probe stored")
-    blocks = gate_features(network, setting, precision=precision)
+    blocks = gate_features(network, setting, precision=made.precision)
     for position, block_ND in enumerate(blocks):
         if float((block_ND - block_ND[:1]).abs().max()) == 0.0:
             raise ParityError(f"backbone {position + 1} gives the same features for every image")
     features_ND = torch.cat(blocks, dim=1)
     weight_CD, bias_C = network.head.weight.detach().double().cpu(), network.head.bias.detach().double().cpu()
     logits_NC = features_ND @ weight_CD.T + bias_C
-    bound_NC = (features_ND.abs() @ weight_CD.abs().T) * UNIT_ROUNDOFF[precision] + ABSOLUTE_SLACK
-    return asdict(_judge(logits_NC, bound_NC, stored))
+    roundoff, remedy = feature_roundoff(made)
+    of_features_NC = (features_ND.abs() @ weight_CD.abs().T) * roundoff
+    bound_NC = torch.maximum(of_features_NC, logits_NC.abs() * LOGITS_ROUNDOFF) + ABSOLUTE_SLACK
+    return asdict(_judge(logits_NC, bound_NC, stored, remedy=remedy))
 
 
-def _judge(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions) -> Parity:
+def _judge(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions, *, remedy: str) -> Parity:
     assert stored.classes_NC is None or stored.logsumexp_N is not None
     expected_NC = torch.from_numpy(stored.logits_NC.astype(np.float64))
     if stored.classes_NC is not None:  # above 100 classes only the largest logits are stored
@@ -99,7 +113,7 @@ def _judge(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions) -> Parity:
         raise ParityError(f"{found.changed_predictions} of {found.rows} predictions differ from the probe's")
     if found.counting_share < COUNTING_SHARE:
         raise ParityError(
-            f"only {found.counting_share:.0%} of the rows tell rounding from error; use phase.extract.storage=float32"
+            f"only {found.counting_share:.0%} of the rows tell rounding from error, {COUNTING_SHARE:.0%} must; {remedy}"
         )
     return found
 

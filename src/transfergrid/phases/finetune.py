@@ -40,7 +40,7 @@ def run(context: RunContext) -> RunRecord:
     gate: dict[str, object] = {"gate": "none: the head is random"}
     if settings.head == "probe":
         stored = load_probe(network, spec.needs[0], runtime)
-        gate = {"gate": assert_parity(network, setting, stored, precision=spec.extract.precision)}
+        gate = {"gate": assert_parity(network, setting, stored, made=spec.extract)}
     groups = depth_groups(spec, runtime, network, settings)
 
     def saved(trained: nn.Module) -> dict[str, Tensor] | None:
