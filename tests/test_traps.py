@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from backbone_files import from_file, images, random_trunk, reference, spec_of
+from PIL import Image
 from torch import Tensor, nn
 
 from transfergrid import backbones
 from transfergrid.backbones.build import Frozen, build
+from transfergrid.data.geometry import preprocess_for
 from transfergrid.errors import ConfigError
+from transfergrid.preprocess import normalise, resize, resize_by_matrix
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +105,49 @@ def test_T06_preprocessing_is_the_tags_own_and_the_default_tag_never_moves() -> 
         backbones.weights_spec("resnet50", "DEFAULT")
 
 
+def test_T07_images_are_resized_with_antialias_to_pillows_own_pixels() -> None:
+    noise_HWC = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
+    spec = replace(spec_of("resnet18", "random", size_px=64).preprocess, resize_px=64, crop_px=64)
+    assert spec.antialias
+    pillow = np.asarray(Image.fromarray(noise_HWC).resize((64, 64), Image.Resampling.BILINEAR))
+    images_1HWC = torch.from_numpy(noise_HWC)[None]
+    assert np.array_equal(resize(images_1HWC, spec)[0].numpy(), pillow)
+    assert np.array_equal(resize_by_matrix(images_1HWC, spec)[0].numpy(), pillow)
+    aliased = nn.functional.interpolate(images_1HWC.permute(0, 3, 1, 2).float(), size=(64, 64), mode="bilinear")
+    assert float((aliased[0].permute(1, 2, 0) - torch.from_numpy(pillow.copy())).abs().max()) > 100  # the trap
+
+
+def test_T08_grey_images_become_rgb_and_take_the_weights_own_mean_and_std() -> None:
+    grey_1HW1 = torch.arange(0, 256, dtype=torch.uint8).reshape(1, 16, 16, 1)
+    backbone = spec_of("resnet18", "IMAGENET1K_V1", size_px=16)
+    assert backbone.preprocess.mean == (0.485, 0.456, 0.406) and backbone.preprocess.std == (0.229, 0.224, 0.225)
+    made_3HW = normalise(grey_1HW1, backbone.preprocess)[0]
+    as_rgb = np.asarray(Image.fromarray(grey_1HW1[0, :, :, 0].numpy()).convert("RGB"))
+    assert np.array_equal(as_rgb, grey_1HW1[0].expand(-1, -1, 3).numpy())
+    for channel, (mean, std) in enumerate(zip(backbone.preprocess.mean, backbone.preprocess.std, strict=True)):
+        expected = (torch.from_numpy(as_rgb[:, :, channel].copy()) / 255 - mean) / std
+        torch.testing.assert_close(made_3HW[channel], expected, rtol=0, atol=1e-6)
+    assert float((made_3HW[0] - made_3HW[1]).abs().min()) > 0.05  # one channel normalised thrice would be equal
+
+
+def test_T09_small_images_are_resized_whole_so_their_border_is_seen() -> None:
+    images_1HWC = torch.zeros(1, 32, 32, 3, dtype=torch.uint8)
+    images_1HWC[:, :2] = 255  # two rows at the border
+    known = backbones.entry("resnet18").weights["IMAGENET1K_V1"]
+    published = {
+        "resize_px": known.resize_px,
+        "crop_px": known.crop_px,
+        "interpolation": known.interpolation,
+        "mean": known.mean,
+        "std": known.std,
+    }
+    chosen = preprocess_for(image_size_px=None, native_size_px=32, **published)  # type: ignore[arg-type]
+    recipe = preprocess_for(image_size_px=None, native_size_px=500, **published)  # type: ignore[arg-type]
+    assert (chosen.mode, chosen.crop_px, recipe.mode, recipe.resize_px) == ("direct", 224, "recipe", 256)
+    assert int(resize(images_1HWC, chosen)[0, 0].min()) == 255
+    assert int(resize(images_1HWC, recipe)[0].max()) < 255  # the trap: the crop has cut it off
+
+
 def test_T10_storage_and_compute_precision_drift_within_their_bounds() -> None:
     frozen = Frozen(random_trunk("resnet18", size_px=64))
     features_ND = frozen(images(8, 64))
@@ -120,7 +168,7 @@ def test_T11_a_row_does_not_depend_on_the_images_beside_it_when_the_last_batch_i
     assert torch.equal(torch.cat([rotated_ND[5:], rotated_ND[:5]]), full_ND)
 
 
-def test_T04_weights_from_a_tag_and_from_a_file_go_through_one_loader(
+def test_weights_from_a_tag_and_from_a_file_go_through_one_loader(
     googlenet_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of("googlenet", "IMAGENET1K_V1", size_px=32)
