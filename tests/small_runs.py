@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from transfergrid import job
@@ -35,9 +36,7 @@ class StopAfter:
         self._remaining -= 1
         return 15 if self._remaining <= 0 else None
 
-    def installed(self) -> Any:
-        import contextlib
-
+    def installed(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
 
@@ -90,15 +89,9 @@ def assert_same_result(run: RunSpec, first: Runtime, second: Runtime) -> None:
     assert metrics_without_times(one) == metrics_without_times(other)
     assert [line["line"] for line in read_metrics(one.metrics)] == list(range(1, len(read_metrics(one.metrics)) + 1))
     assert record_of(run, first).metrics == record_of(run, second).metrics
-    import numpy as np
-
     with np.load(one.predictions) as a, np.load(other.predictions) as b:
         assert sorted(a.files) == sorted(b.files) and all(np.array_equal(a[n], b[n]) for n in a.files)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
     monkeypatch.setattr(job, "StopFlag", lambda: StopAfter(steps))
-
-
-def write_spec(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content))

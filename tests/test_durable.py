@@ -57,7 +57,7 @@ def test_a_reader_never_sees_half_a_file_while_it_is_replaced(tmp_path: Path) ->
 
     writer = FORK.Process(target=replace_for_ever)
     writer.start()
-    seen = set()
+    seen: set[bytes] = set()
     until = time.monotonic() + 0.5
     while time.monotonic() < until or len(seen) < 2:
         seen.add(final.read_bytes())

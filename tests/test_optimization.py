@@ -105,7 +105,7 @@ def test_decayed_weights_shrink_and_spared_ones_stay_where_there_is_no_gradient(
 
 
 # -------------------------------------------------------------------------------------------------------------- steps
-def quadratic(optimizer: str, settings: ScratchSettings, *, steps: int, **changes: Any) -> list[Tensor]:
+def quadratic(optimizer: Any, settings: ScratchSettings, *, steps: int, **changes: Any) -> list[Tensor]:
     """The weights after each step down (w - 3)^2 / 2 from 0."""
     weight = nn.Parameter(torch.zeros(4))
     made = make_optimizer(
@@ -114,7 +114,7 @@ def quadratic(optimizer: str, settings: ScratchSettings, *, steps: int, **change
     path = []
     for _ in range(steps):
         made.zero_grad()
-        ((weight - 3).square() / 2).sum().backward()
+        ((weight - 3).square() / 2).sum().backward()  # type: ignore[no-untyped-call]
         made.step()
         path.append(weight.detach().clone())
     return path
@@ -185,13 +185,15 @@ def test_lookaheads_slow_weights_are_evaluated_and_training_goes_on_from_the_fas
 
 
 def test_an_ema_is_the_decayed_mean_of_weights_and_buffers_and_leaves_the_trained_ones_alone() -> None:
-    network = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
+    linear, norm = nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1)
+    network = nn.Sequential(linear, norm)
+    assert norm.running_mean is not None
     ema = make_ema(network, 0.9)
     values = [1.0, 2.0, 4.0]
     for value in values:
         with torch.no_grad():
-            network[0].weight.fill_(value)
-            network[1].running_mean.fill_(10 * value)  # type: ignore[union-attr,operator]
+            linear.weight.fill_(value)
+            norm.running_mean.fill_(10 * value)
         ema.update_parameters(network)
     expected = (1.0 * 0.9 + 2.0 * 0.1) * 0.9 + 4.0 * 0.1
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
@@ -199,7 +201,7 @@ def test_an_ema_is_the_decayed_mean_of_weights_and_buffers_and_leaves_the_traine
         state = averaged.state_dict()
         assert float(state["0.weight"]) == pytest.approx(expected)
         assert float(state["1.running_mean"]) == pytest.approx(10 * expected)
-    assert float(network[0].weight.detach()) == 4.0
+    assert float(linear.weight.detach()) == 4.0
 
 
 def test_a_run_with_lookahead_publishes_the_slow_weights_and_resumes_exactly(

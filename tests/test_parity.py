@@ -12,7 +12,7 @@ import pytest
 import torch
 from small_runs import carry_out, final_run, paths_of, record_of, request
 
-from transfergrid import feature_store, job
+from transfergrid import feature_store, job, records, results
 from transfergrid.backbones.build import build as real_build
 from transfergrid.config import Request
 from transfergrid.network import JoinedNetwork
@@ -141,7 +141,7 @@ def test_a_constant_block_of_features_is_refused(
 def test_columns_of_the_probes_head_in_another_order_are_refused(
     probed: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = _parity.load_weights
+    real = results.load_weights
 
     def swapped(*arguments: Any) -> dict[str, torch.Tensor]:
         state = real(*arguments)
@@ -155,7 +155,7 @@ def test_columns_of_the_probes_head_in_another_order_are_refused(
 def rewrite_features(run: RunSpec, runtime: Runtime, change: Callable[[Any], Any]) -> None:
     """The cache as a faulty writer would have left it: valid, and wrong."""
     for split in ("train", "test"):
-        key = run.feature_key(run.backbones[0], split)  # type: ignore[arg-type]
+        key = run.feature_key(run.backbones[0], split)
         found = feature_store.read(cache_paths(runtime).features(key), key)
         changed_ND = change(found.features_ND.astype(np.float32))
         made: dict[str, Any] = {"labels_N": found.labels_N, "index_N": found.index_N, "provenance": {}}
@@ -175,7 +175,7 @@ def test_features_in_another_order_in_the_cache_are_refused(tmp_path: Path, what
 
 
 def test_shuffled_labels_are_refused(probed: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = _parity.read_predictions
+    real = records.read_predictions
 
     def shuffled(*arguments: Any) -> Any:
         found = real(*arguments)

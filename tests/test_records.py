@@ -17,6 +17,7 @@ from small_runs import carry_out, final_run, paths_of, record_of, request
 from transfergrid import job
 from transfergrid.errors import AlreadyRunning, DataError, Superseded
 from transfergrid.paths import RunPaths
+from transfergrid.phases import phase_module
 from transfergrid.records import (
     Attempt,
     MetricsLog,
@@ -106,7 +107,7 @@ def test_a_phase_that_lost_its_run_meanwhile_leaves_the_newer_attempts_record(
     asked = request(tmp_path, "model=tinynet", "phase=scratch", "dataset.max_images=40")
     run = final_run(asked)
     paths = paths_of(run, asked.runtime)
-    real_run = job.phase_module("scratch").run
+    real_run = phase_module("scratch").run
 
     def overtaken(context: object) -> RunRecord:
         record = real_run(context)  # type: ignore[arg-type]
@@ -115,7 +116,7 @@ def test_a_phase_that_lost_its_run_meanwhile_leaves_the_newer_attempts_record(
             pass
         return record
 
-    monkeypatch.setattr(job.phase_module("scratch"), "run", overtaken)
+    monkeypatch.setattr(phase_module("scratch"), "run", overtaken)
     assert job.carry_out(run, asked.runtime) == "superseded"
     assert read_record(paths) is None
 

@@ -25,7 +25,7 @@ from small_runs import (
 )
 from torch import Tensor, nn
 
-from transfergrid import job, network, training
+from transfergrid import job, network, records, training
 from transfergrid.config import Request
 from transfergrid.errors import Superseded, TrainingDiverged
 from transfergrid.folds import Fold
@@ -209,7 +209,7 @@ def test_the_statistics_of_the_batch_are_used_for_testing_and_leave_no_trace() -
     inputs: NetworkInputs = Inputs()  # type: ignore[assignment]
     fold = Fold("test", np.arange(40), np.zeros(40, np.int64))
     with torch.no_grad():
-        expected_NC = torch.cat([model.train()(part)[0] for part in images_BCHW.split(16)])
+        expected_NC = torch.cat([model.train()(part)[0] for part in torch.split(images_BCHW, 16)])
     model.load_state_dict(before)
     by_batch_NC = network.predict(model, inputs, fold, precision="fp32", test_bn="batch", batch_size=16)
     torch.testing.assert_close(torch.from_numpy(by_batch_NC), expected_NC)
@@ -222,16 +222,24 @@ def test_checkpoints_are_as_frequent_as_asked_for(
     spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    real = training.write_checkpoint
-    monkeypatch.setattr(
-        training, "write_checkpoint", lambda *a, step, **k: (saved.append(step), real(*a, step=step, **k))
-    )
+    real = records.write_checkpoint
+
+    def watched(*arguments: Any, step: int, **options: Any) -> None:
+        saved.append(step)
+        real(*arguments, step=step, **options)
+
+    monkeypatch.setattr(training, "write_checkpoint", watched)
     fit_points(Points(20), spec, tmp_path / "never", epochs=3)
     assert saved == []
     fit_points(Points(20), spec, tmp_path / "always", epochs=3, interval_s=0)
     assert saved == [1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9]  # after every step, and after every epoch's figures
     saved.clear()
-    slow = Points(20, spoil=lambda step, loss: (time.sleep(0.02), loss)[1])
+
+    def slowly(step: int, loss: Tensor) -> Tensor:
+        time.sleep(0.02)
+        return loss
+
+    slow = Points(20, spoil=slowly)
     monkeypatch.setattr(training, "SAVE_COST_SHARE", 0)
     fit_points(slow, spec, tmp_path / "some", epochs=5, interval_s=0.1)
     assert 1 <= len(saved) <= 4
@@ -279,7 +287,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def num_steps(asked: Request) -> int:
-    return max(line["step"] for line in read_metrics(paths_of(final_run(asked), asked.runtime).metrics))
+    return max(int(line["step"]) for line in read_metrics(paths_of(final_run(asked), asked.runtime).metrics))
 
 
 @pytest.mark.parametrize("case", RESUMED)
@@ -290,7 +298,7 @@ def test_interrupted_at_a_step_a_run_ends_bit_for_bit_the_same(
     assert carry_out(whole) == "completed"
     run, total = final_run(whole), num_steps(whole)
     assert total in (4, 6) and record_of(run, whole.runtime).details["first_step"] == 1
-    steps = range(1, total + 1) if case in EVERY_STEP else (1, total // 2, total - 1)
+    steps = range(1, total + 1) if case in EVERY_STEP else (1, total - 1)
     for step in steps:
         asked = request(tmp_path / f"step_{step}", *RESUMED[case], cache=cache)
         for needed in asked.runs.values():
@@ -357,11 +365,14 @@ def test_a_run_that_had_ended_training_when_it_was_killed_does_not_train_again(
 ) -> None:
     asked = request(tmp_path, *RESUMED["scratch"], "checkpoint.min_interval_s=0")
     run = final_run(asked)
-    real = job.write_record
-    monkeypatch.setattr(job, "write_record", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(job, "write_record", killed)
     assert carry_out(asked) == "interrupted"
     before = metrics_without_times(paths_of(run, asked.runtime))
-    monkeypatch.setattr(job, "write_record", real)
+    monkeypatch.setattr(job, "write_record", records.write_record)
     assert carry_out(asked) == "completed"
     assert record_of(run, asked.runtime).details["first_step"] == num_steps(asked) + 1
     assert metrics_without_times(paths_of(run, asked.runtime)) == before
@@ -380,9 +391,9 @@ def test_the_same_spec_gives_the_same_numbers_twice_and_another_seed_others(tmp_
 
 # ------------------------------------------------------------------------------------------------------ killed runs
 KILLED = {
-    "probe": [*RESUMED["probe"], "phase.probe.epochs=20"],
-    "finetune": [*RESUMED["finetune"], "phase.finetune.epochs=6"],
-    "scratch": [*RESUMED["scratch"], "phase.scratch.epochs=12"],
+    "probe": [*RESUMED["probe"], "phase.probe.epochs=10"],
+    "finetune": [*RESUMED["finetune"], "phase.finetune.epochs=4"],
+    "scratch": [*RESUMED["scratch"], "phase.scratch.epochs=8"],
 }
 
 
