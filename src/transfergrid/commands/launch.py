@@ -30,7 +30,7 @@ HELP = help_for(
         "python jobs/launch_grid.py                                    the quickstart, minutes on a laptop",
         "python jobs/launch_grid.py dry_run=true                       show the plan, write nothing",
         "python jobs/launch_grid.py grid=individual_vs_parallel grid.datasets=[mnist] weights=random",
-        "python jobs/launch_grid.py 'grid.models=[resnet18,vgg16+resnet18]' dataset=image_folder dataset.folder=DIR",
+        "python jobs/launch_grid.py grid=compare dataset=image_folder dataset.folder=DIR 'grid.models=[resnet18]'",
     ),
 )
 
