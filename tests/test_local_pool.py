@@ -67,6 +67,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_named_with_class_reason_an
     assert "failed" in printed and "completed" in printed
 
     code, printed = finish(start(tmp_path, *arguments))
+    # Nothing has changed, so it is not tried again.
     assert code == 1 and "1 reuse, 1 blocked" in printed and "started" not in printed, (
         "nothing has changed: not tried again"
     )
