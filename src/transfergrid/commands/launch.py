@@ -57,7 +57,7 @@ def carry_out(request: Request) -> int:
     if request.cluster != "local":
         console.print(f"cluster={request.cluster}: submission to SLURM is not built yet, running on this machine")
     _prepare_folders(request.runtime)
-    _preflight(plan, request.runtime)
+    _preflight(console, plan, request.runtime)
     _write_grid(request)
     mirror = tracking.start_mirror(request.runtime, request.configurations)
     try:
@@ -109,12 +109,14 @@ def _prepare_folders(runtime: Runtime) -> None:
             raise ConfigError(f"{folder} cannot be used ({reason}); give another store.dir= or cache.dir=") from error
 
 
-def _preflight(plan: Plan, runtime: Runtime) -> None:
+def _preflight(console: Console, plan: Plan, runtime: Runtime) -> None:
     """Data and weights of what is about to run, fetched where there is a network, and verified."""
     runs = [p.run for p in plan.to_run]
     if not runs:
         return
-    message = local.preflight(check_inputs, (runs, runtime))
+    # The first use of torch, some seconds: say what the silence is.
+    with console.status("checking data and weights"):
+        message = local.preflight(check_inputs, (runs, runtime))
     if message is not None:
         raise DataError(message)
 
