@@ -203,4 +203,4 @@ def test_a_run_without_its_weights_says_how_to_make_them_again(tmp_path: Path) -
     asked = request(tmp_path, "phase=evaluate", f"run={final_run(scratch).run_id}")
     assert carry_out(asked) == "failed"
     record = record_of(final_run(asked), asked.runtime)
-    assert record.failure_class == "data" and "were not kept; delete" in str(record.error)
+    assert record.failure_class == "blocked" and "were not kept; delete" in str(record.error)

@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,23 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
     with explained(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        if wait:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield wait or _obtained(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _obtained(descriptor: int) -> bool:
+    """Whether the lock is free now; asked a few times, because is_locked() holds it for the blink of an eye."""
+    for pause_s in (0.01, 0.01, 0.02, 0.04, 0.0):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(pause_s)
+        else:
+            return True
+    return False
 
 
 def is_locked(path: Path) -> bool:

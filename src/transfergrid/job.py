@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import sys
 import time
 import traceback
@@ -38,7 +39,9 @@ def write_payload(runs: Sequence[RunSpec], runtime: Runtime) -> Path:
     """results/launches/<time>-<hash>/specs.json: what is to be run and how; all that a job is given."""
     content = {"runtime": to_dict(runtime), "runs": [to_dict(run) for run in runs]}
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
-    path = store_paths(runtime).launches / f"{stamp}-{digest(content, 8)}" / "specs.json"
+    # Never two launches' folder: the first to end removes it.
+    folder = f"{stamp}-{digest([content, secrets.token_hex(8)], 8)}"
+    path = store_paths(runtime).launches / folder / "specs.json"
     durable.write_json(path, content)
     return path
 

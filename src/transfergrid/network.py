@@ -174,10 +174,9 @@ class ImageTrainee:
                 figures |= {f"{name}/accuracy": found[f"{name}_accuracy"], f"{name}/loss": found[f"{name}_loss"]}
         return figures
 
-    def predict(self, module: nn.Module, fold: Fold, *, precision: str | None = None) -> NDArray[np.float32]:
-        """Logits (N, C); in the precision of the training unless another is asked for."""
-        settings = self._settings
-        precision = precision or settings.precision
+    def predict(self, module: nn.Module, fold: Fold) -> NDArray[np.float32]:
+        """Logits (N, C), in the precision of the training."""
+        settings, precision = self._settings, self._settings.precision
         batch = (settings.micro_batch or settings.batch_size) if settings.test_bn == "batch" else EVALUATION_BATCH
         return predict(module, self._inputs, fold, precision=precision, test_bn=settings.test_bn, batch_size=batch)
 

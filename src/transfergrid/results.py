@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import resource
 import time
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfergrid import durable
-from transfergrid.errors import DataError
+from transfergrid.errors import DataError, MissingInput
 from transfergrid.evaluation import scores, top_k_accuracy
 from transfergrid.folds import Fold
 from transfergrid.paths import RunPaths
@@ -37,10 +36,10 @@ def save_weights(attempt: Attempt, state: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(paths: RunPaths) -> dict[str, Tensor]:
-    """A finished run's weights. Raises DataError with the remedy where they were not kept or cannot be read."""
+    """A finished run's weights. Raises MissingInput with the remedy where they were not kept, DataError if damaged."""
     run_id = paths.root.name
     if not paths.weights.exists():
-        raise DataError(
+        raise MissingInput(
             f"the weights of {run_id} were not kept; delete {paths.record} and launch with keep_weights=final"
         )
     return read_state(paths.weights)
@@ -117,17 +116,11 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 class Stopwatch:
-    """Seconds since it was made, plus what earlier attempts of the run took."""
+    """Seconds since it was made."""
 
-    def __init__(self, before_s: float = 0.0) -> None:
-        self._began = time.monotonic() - before_s
+    def __init__(self) -> None:
+        self._began = time.monotonic()
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
-
-
-def synchronise(device: torch.device) -> None:
-    with contextlib.suppress(RuntimeError):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)

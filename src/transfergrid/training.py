@@ -78,7 +78,8 @@ class FitResult:
     """first_step: the first optimizer step (from 1) that this attempt did; above 1 where it resumed.
 
     elapsed_before_s: what earlier attempts took, up to the checkpoint that this one went on from.
-    best_state: the weights of the epoch with the best test accuracy, only under selection `best_on_test`.
+    best_epoch, best_accuracy: on test, where the trainee watches it. best_state: the weights of that epoch, only under
+    selection `best_on_test`.
     """
 
     first_step: int
@@ -88,6 +89,13 @@ class FitResult:
     best_epoch: int
     best_accuracy: float
     best_state: dict[str, Tensor] | None
+
+    def rules(self, epochs: int) -> dict[str, Any]:
+        """Where test was watched: what either checkpoint rule gives, each with its epoch; else empty."""
+        if "test/accuracy" not in self.last_epoch:
+            return {}
+        last = {"last_test_accuracy": self.last_epoch["test/accuracy"], "last_epoch": epochs}
+        return {"rule": last | {"best_test_accuracy": self.best_accuracy, "best_epoch": self.best_epoch}}
 
 
 def fit(
@@ -110,7 +118,7 @@ def fit(
     began = time.monotonic()
     module = trainee.module
     optimizer = make_optimizer(settings, groups)
-    parameters = [p for g in groups for p in g.parameters]
+    clipped = _parameters_by_head(groups, trainee.num_heads)
     ema = make_ema(module, settings.ema_decay) if settings.ema_decay else None
     progress = Progress(loss_sum_H=[0.0] * trainee.num_heads, correct_sum_H=[0.0] * trainee.num_heads)
     best_state: dict[str, Tensor] | None = None
@@ -124,10 +132,12 @@ def fit(
     elapsed_before = progress.elapsed_s
     steps_per_epoch = count_steps(trainee.num_rows, settings)
     batch_size = min(settings.batch_size, trainee.num_rows)
+    images_per_epoch = min(steps_per_epoch * batch_size, trainee.num_rows)
     last_saved, save_cost_s = time.monotonic(), 0.0
     training_since: float | None = None
     figures: dict[str, Any] = {}
 
+    attempt.assert_newest()  # opening the metrics truncates them
     with MetricsLog(attempt.paths.metrics, lines_kept=lines_kept) as log, torch.random.fork_rng(_cuda_devices(device)):
         pending: list[tuple[dict[str, Any], int, Tensor, Tensor]] = []
 
@@ -169,7 +179,8 @@ def fit(
 
                 loss_H, correct_H = _forward_backward(trainee, rows_B, settings.micro_batch, progress.epoch)
                 if settings.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
+                    for parameters in clipped:
+                        nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 if ema is not None:
@@ -195,18 +206,22 @@ def fit(
             with averaged_weights(module, ema, optimizer) as averaged:
                 figures = trainee.evaluate(averaged)
                 accuracy = figures.get("test/accuracy", -1.0)
-                if settings.selection == "best_on_test" and accuracy > progress.best_accuracy:
+                if accuracy > progress.best_accuracy:
                     progress.best_accuracy, progress.best_epoch = accuracy, progress.epoch
-                    best_state = {k: v.detach().clone() for k, v in averaged.state_dict().items()}
+                    if settings.selection == "best_on_test":
+                        best_state = {k: v.detach().clone() for k, v in averaged.state_dict().items()}
+            _assert_finite(figures, progress.step)
             figures = _train_figures(progress, figures) | figures
+            attempt.assert_newest()
             log.write(
                 "epoch",
                 epoch=progress.epoch,
                 step=progress.step,
                 **figures,
-                images_per_s=round(progress.step * batch_size / max(progress.train_s, 1e-9), 1),
+                images_per_s=round(progress.epoch * images_per_epoch / max(progress.train_s, 1e-9), 1),
                 elapsed_s=round(elapsed_before + time.monotonic() - began, 3),
             )
+            log.flush()  # at once: left in the buffer it could reach the file after a newer attempt's lines
             progress.epoch += 1
             progress.step_in_epoch = 0
             progress.images = 0
@@ -214,7 +229,6 @@ def fit(
             progress.correct_sum_H = [0.0] * trainee.num_heads
             if _is_due(last_saved, save_cost_s, checkpoint_min_interval_s):
                 save()
-        log.flush()
 
         if not figures:  # resumed after the last epoch: the figures stand in the metrics, the weights are the result
             with averaged_weights(module, ema, optimizer) as averaged:
@@ -222,11 +236,10 @@ def fit(
     with averaged_weights(module, ema, optimizer) as averaged:
         result_state = {k: v.detach().clone() for k, v in averaged.state_dict().items()}
     module.load_state_dict(result_state)
-    seen = steps_per_epoch * batch_size * settings.epochs
     return FitResult(
         first_step=first_step,
         last_epoch=figures,
-        images_per_s=seen / max(progress.train_s, 1e-9),
+        images_per_s=settings.epochs * images_per_epoch / max(progress.train_s, 1e-9),
         elapsed_before_s=elapsed_before,
         best_epoch=progress.best_epoch,
         best_accuracy=progress.best_accuracy,
@@ -293,6 +306,20 @@ def _train_figures(progress: Progress, figures: dict[str, Any]) -> dict[str, flo
         "train/loss": progress.loss_sum_H[head] / max(progress.images, 1),
         "train/accuracy": progress.correct_sum_H[head] / max(progress.images, 1),
     }
+
+
+def _assert_finite(figures: dict[str, Any], step: int) -> None:
+    for name, value in figures.items():
+        if name.endswith("/loss") and not math.isfinite(value):
+            raise TrainingDiverged(step=step, loss=value)
+
+
+def _parameters_by_head(groups: list[ParameterGroup], num_heads: int) -> list[list[nn.Parameter]]:
+    """What is clipped together: everything, or each of several heads by itself, as if it were alone."""
+    found: dict[str, list[nn.Parameter]] = {}
+    for group in groups:
+        found.setdefault(group.name if num_heads > 1 else "", []).extend(group.parameters)
+    return list(found.values())
 
 
 def _is_due(last_saved: float, save_cost_s: float, min_interval_s: float) -> bool:

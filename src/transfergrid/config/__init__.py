@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfergrid import durable
+from transfergrid import backbones, durable
 from transfergrid.config.compose import (
     GROUPS,
     check_setting,
@@ -232,7 +232,7 @@ class _GridBuilder:
             if len(set(values)) != len(values):
                 raise ConfigError(f"{key}={values} holds a value twice")
         variants: dict[str, dict[str, Any]] = {"": {}} | _plain_dict(grid.variants, "grid.variants")
-        rules = [_check_rule(rule) for rule in OmegaConf.to_container(grid.rules)]  # type: ignore[union-attr]
+        rules = self._rules()
         self._check_weights(models)
         found: dict[str, Configuration] = {}
         phases_met: set[Phase] = set()
@@ -260,18 +260,19 @@ class _GridBuilder:
                 )
         return tuple(found.values())
 
+    def _rules(self) -> list[dict[str, Any]]:
+        return [_check_rule(rule) for rule in OmegaConf.to_container(self.config.grid.rules)]  # type: ignore[union-attr]
+
     def one_run(self, model: str, phase: str, seed: int, variant: str) -> Configuration:
         choice("phase", phase, PHASES)
         dataset = self.named_dataset
         self._check_weights([model])
         if phase == "extract":
             run = self._extraction(model, dataset)
-        elif not takes(model, cast(Phase, phase)) and not (
-            phase == "evaluate" and self.config.phase.evaluate.checkpoint
-        ):
+        elif not takes(model, cast(Phase, phase)):
             raise ConfigError(f"phase={phase} does not take {model!r}, {_why_not(model, phase)}")
         else:
-            run = self._run(dataset, model, cast(Phase, phase), variant, {}, [], seed)
+            run = self._run(dataset, model, cast(Phase, phase), variant, {}, self._rules(), seed)
         return Configuration(grid=self.name, variant=variant, run=run)
 
     def evaluation_of(self, run_id: str, seed: int, variant: str) -> Configuration:
@@ -292,9 +293,24 @@ class _GridBuilder:
                 f"run={run_id!r} tells {trained.dataset.num_classes} classes apart, {scope.dataset.spec.name} has"
                 f" {scope.dataset.spec.num_classes}; give a data set with the same classes"
             )
+        self._check_weights([trained.model])
+        self._find_files_of(trained)
         run = make_evaluation(scope, trained, seed=seed)
         self.runs |= {trained.run_id: trained, run.run_id: run}
         return Configuration(grid=self.name, variant=variant, run=run)
+
+    def _find_files_of(self, trained: RunSpec) -> None:
+        """The files of the weights that a finished run started from, as far as the command line names them."""
+        for backbone in trained.backbones:
+            file = self.config.weights_files.get(backbone.name) or self.config.weights
+            if file is None or not backbone.weights.identity.startswith("file:"):
+                continue
+            given = backbones.weights_spec(backbone.name, file, catalog_dir=self.cache.catalog)
+            if given.identity != backbone.weights.identity:
+                raise ConfigError(
+                    f"{file!r} is not the file of {backbone.name} that run={trained.run_id!r} started from"
+                )
+            self.weights_files[given.identity] = str(Path(file).expanduser().resolve())
 
     def _extraction(self, model: str, dataset: str) -> RunSpec:
         if len(split_model(model)) > 1 or is_architecture(model):

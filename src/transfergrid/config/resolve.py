@@ -36,6 +36,7 @@ from transfergrid.specs import (
     ScratchSettings,
     Settings,
     TrainSettings,
+    WeightsSpec,
 )
 
 # Lowest and highest value; a lowest of `above 0` is written as the smallest positive float.
@@ -336,6 +337,11 @@ class Scope:
             raise ConfigError(
                 "protocol=published holds out no val to choose on; give one phase.probe.lrs and weight_decays"
             )
+        if settings.source == "images" and len(settings.lrs) * len(settings.weight_decays) > 1:
+            raise ConfigError(
+                "phase.probe.source=images trains one head; give one value each, as phase.probe.lrs=[1e-3] and"
+                " phase.probe.weight_decays=[0]"
+            )
         if settings.source == "features":
             needs_images = {
                 "flip": settings.flip,
@@ -346,6 +352,7 @@ class Scope:
                 "aux_loss_weight": settings.aux_loss_weight,
                 "bn": settings.bn == "train",
                 "test_bn": settings.test_bn == "batch",
+                "precision": settings.precision == "bf16",
             }
             for name, value in needs_images.items():
                 if value:
@@ -370,6 +377,9 @@ def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[
     _check_against_models(settings, phase, specs, scope.catalog_dir)
     if isinstance(settings, EvaluateSettings):
         settings = _evaluate_settings(scope, settings, model, needs)
+        if settings.source.startswith("file:"):  # then the weights are the checkpoint's, and no other file is read
+            label = Path(scope.config.phase.evaluate.checkpoint).name
+            specs = tuple(replace(b, weights=WeightsSpec(label=label, identity=settings.source)) for b in specs)
     return RunSpec(
         phase=phase,
         model=model,

@@ -20,12 +20,12 @@ def stratified_subset(labels_N: NDArray[np.int64], *, max_images: int, seed: int
 
 
 def val_indices(labels_N: NDArray[np.int64], *, val_seed: int, fraction: float = VAL_FRACTION) -> NDArray[np.int64]:
-    """Sorted indices of round(fraction * N) rows with the class shares kept.
+    """Sorted indices of round(fraction * N) rows, at least one, with the class shares kept.
 
     A class keeps at least one row outside, so that nothing is validated that was never seen in training.
     """
     counts_C = np.bincount(labels_N)
-    total = round(fraction * len(labels_N))
+    total = max(1, round(fraction * len(labels_N)))
     maximum_C = np.maximum(counts_C - 1, 0)
     if maximum_C.sum() < total:
         maximum_C = counts_C

@@ -16,7 +16,7 @@ from transfergrid.backbones.build import attach_auxiliary_heads, bn_statistics, 
 from transfergrid.device import device_of
 from transfergrid.folds import Folds, make_folds, open_splits
 from transfergrid.images import NetworkInputs
-from transfergrid.network import ImageTrainee, JoinedNetwork
+from transfergrid.network import ImageTrainee, JoinedNetwork, predict
 from transfergrid.network_size import describe
 from transfergrid.optimization import ParameterGroup, split_decay
 from transfergrid.paths import cache_paths
@@ -33,7 +33,7 @@ from transfergrid.specs import (
     ScratchSettings,
     seed_for,
 )
-from transfergrid.training import FitResult, fit
+from transfergrid.training import fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,8 @@ def train_and_record(
     metrics = score_folds(made)
     kept = {name: made[name] for name in ("val", "test") if name in made}
     if gate_precision is not None:
-        kept["gate"] = (folds.gate, trainee.predict(network, folds.gate, precision=gate_precision))
+        # As fine-tuning will compute them: in eval mode, whatever test_bn the study's own figures were read with.
+        kept["gate"] = (folds.gate, predict(network, setting.inputs, folds.gate, precision=gate_precision))
     save_predictions(context.attempt, kept)
     state: dict[str, Tensor] | None = saved(network)
     if state is not None:
@@ -201,7 +202,9 @@ def train_and_record(
         context.attempt,
         setting.device,
         metrics=metrics,
-        details={"first_step": result.first_step, "n_test": len(folds.test)} | _rule(result, settings) | dict(details),
+        details={"first_step": result.first_step, "n_test": len(folds.test)}
+        | result.rules(settings.epochs)
+        | dict(details),
         wall_s=setting.watch.seconds + result.elapsed_before_s,
         n_train=len(folds.train),
         parameters=cost.parameters,
@@ -211,13 +214,3 @@ def train_and_record(
         images_per_s=result.images_per_s,
         epochs=settings.epochs,
     )
-
-
-def _rule(result: FitResult, settings: Any) -> dict[str, Any]:
-    """Under a published protocol: what both rules give, each with its epoch."""
-    if "test/accuracy" not in result.last_epoch:
-        return {}
-    rule = {"last_test_accuracy": result.last_epoch["test/accuracy"], "last_epoch": settings.epochs}
-    if result.best_state is not None:
-        rule |= {"best_test_accuracy": result.best_accuracy, "best_epoch": result.best_epoch}
-    return {"rule": rule}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid import backbones, feature_store
+from transfergrid.errors import Interrupted
 from transfergrid.folds import dataset_facts, open_splits, splits_of, subset
 from transfergrid.paths import cache_paths
 from transfergrid.specs import RunSpec, Runtime, to_dict
@@ -82,6 +83,8 @@ def run(context: RunContext) -> RunRecord:
             autocast(device, key.precision),
         ):
             for first in range(0, len(index_N), BATCH):
+                if context.stop.signal is not None:
+                    raise Interrupted(f"stopped by signal {context.stop.signal}; launch again to start this split anew")
                 index_B = index_N[first : first + BATCH]
                 padding = index_B[-1:].expand(BATCH - len(index_B))
                 features_BD = network(inputs.batch(split, torch.cat([index_B, padding]))[0])

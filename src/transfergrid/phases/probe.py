@@ -108,7 +108,7 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
         "head_norm": float(weight_CD.norm()),
         "n_test": len(folds.test),
         "feature_keys": [spec.feature_key(b, "train").digest for b in spec.backbones],
-    }
+    } | result.rules(settings.epochs)
     if settings.lbfgs:
         labels_N = torch.from_numpy(folds.train.labels_N).to(device)
         optimum = fit_lbfgs(standardiser.apply(train_ND), labels_N, num_classes=spec.dataset.num_classes)
@@ -116,9 +116,6 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
         test_NC = _logits(stacked["test"][rows["test"].to(device)], *weights)
         metrics["lbfgs_test_accuracy"] = float((test_NC.argmax(1) == folds.test.labels_N).mean())
         details["lbfgs"] = {"iterations": optimum.iterations, "gradient_norm": optimum.gradient_norm}
-    if settings.selection == "best_on_test":
-        details["rule"] = {"best_epoch": result.best_epoch, "best_test_accuracy": result.best_accuracy}
-        details["rule"] |= {"last_test_accuracy": result.last_epoch["test/accuracy"], "last_epoch": settings.epochs}
     save_predictions(context.attempt, {name: made[name] for name in ("gate", "val", "test") if name in made})
     save_weights(context.attempt, {"head.weight": weight_CD, "head.bias": bias_C})
     num_parameters = weight_CD.numel() + bias_C.numel()
