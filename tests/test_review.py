@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from transfergrid import backbones, durable, job
-from transfergrid.commands.launch import check_inputs
-from transfergrid.config import load_run
+from transfergrid.commands.launch import _write_grid, check_inputs
+from transfergrid.config import Request, load_run
 from transfergrid.data.splits import val_indices
 from transfergrid.errors import ConfigError, MissingInput, Superseded, TrainingDiverged
 from transfergrid.optimization import split_decay
 from transfergrid.paths import RunPaths
 from transfergrid.plan import make_plan
-from transfergrid.records import begin_attempt, read_metrics
-from transfergrid.specs import FinetuneSettings, RunSpec
+from transfergrid.records import begin_attempt, read_grid, read_metrics
+from transfergrid.specs import EvaluateSettings, FinetuneSettings, ProbeSettings, RunSpec, to_dict
 from transfergrid.stopping import StopFlag
 from transfergrid.training import fit
 
@@ -64,7 +65,7 @@ def fit_linear(trainee: LinearTrainee, folder: Path, **changes: Any) -> Any:
     spec = load_run([TINY, "phase=finetune", "device=cpu"]).configurations[0].run
     assert isinstance(spec.settings, FinetuneSettings)
     plain = {"epochs": 3, "batch_size": 4, "drop_last": True, "schedule": "constant", "warmup_fraction": 0.0}
-    settings = replace_settings(spec.settings, plain | changes)
+    settings = replace(spec.settings, **plain | changes)
     groups = [
         g
         for h, head in enumerate(trainee.module)
@@ -81,12 +82,6 @@ def fit_linear(trainee: LinearTrainee, folder: Path, **changes: Any) -> Any:
             checkpoint_min_interval_s=60,
             stop=StopFlag(),
         )
-
-
-def replace_settings(settings: FinetuneSettings, changes: dict[str, Any]) -> FinetuneSettings:
-    from dataclasses import replace
-
-    return replace(settings, **changes)
 
 
 @pytest.mark.parametrize(("drop_last", "images", "steps"), [(True, 24, 6), (False, 30, 9)])
@@ -233,6 +228,37 @@ def test_a_precision_that_cached_features_do_not_have_is_refused() -> None:
 
 def test_val_holds_an_image_however_few_there_are() -> None:
     assert len(val_indices(torch.tensor([0, 0, 1, 1]).numpy(), val_seed=0)) == 1
+
+
+# ------------------------------------------------------------------------------------------------ runs by hand
+def entries_after(folder: Path, *arguments: str) -> list[tuple[str, str]]:
+    """(phase, variant) of what the grid of runs by hand holds once this one has joined it."""
+    asked = small_runs.request(folder, *arguments)
+    (run,) = [c.run for c in asked.configurations]
+    durable.write_json(small_runs.paths_of(run, asked.runtime).spec, to_dict(run))
+    _write_grid(asked)
+    return [(e.phase, e.variant) for e in read_grid(asked.store.grid("adhoc"))]
+
+
+def test_runs_by_hand_of_other_settings_never_share_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The report refuses such a row, and with it the whole grid, from then on."""
+    assert len(entries_after(tmp_path, TINY, "phase=probe")) == 1
+    assert len(entries_after(tmp_path, TINY, "phase=probe", "seed=1")) == 2
+    run_ids = [p.name for p in (tmp_path / "store" / "runs").iterdir()]
+    evaluations = [entries_after(tmp_path, "phase=evaluate", f"run={run_id}") for run_id in run_ids][-1]
+    variants = [variant for phase, variant in evaluations if phase == "evaluate"]
+    assert len(evaluations) == 4 and sorted(v[:16] for v in variants) == sorted(f"run-{r[-12:]}" for r in run_ids)
+    # A default that has changed meanwhile: the same row and seed, another run; it takes the place of both seeds.
+    monkeypatch.setattr(small_runs, "load_run", lambda arguments: _with_other_default(load_run(arguments)))
+    assert [e for e in entries_after(tmp_path, TINY, "phase=probe") if e[0] == "probe"] == [("probe", variants[0][17:])]
+
+
+def _with_other_default(asked: Request) -> Request:
+    (configuration,) = asked.configurations
+    assert isinstance(configuration.run.settings, ProbeSettings | EvaluateSettings)
+    settings = replace(configuration.run.settings, precision="bf16")
+    changed = replace(configuration, run=replace(configuration.run, settings=settings))
+    return replace(asked, configurations=(changed,))
 
 
 # ----------------------------------------------------------------------------------------------- several at once

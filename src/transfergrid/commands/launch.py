@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,8 +15,8 @@ from transfergrid.config import Request, load_grid
 from transfergrid.config.help import help_for
 from transfergrid.errors import NEXT_STEP, ConfigError, DataError, MachineError, StoreFull
 from transfergrid.plan import STATES, Plan, PlannedRun, make_plan
-from transfergrid.records import read_grid, write_grid
-from transfergrid.specs import RunSpec, Runtime
+from transfergrid.records import GridEntry, read_grid, write_grid
+from transfergrid.specs import RunSpec, Runtime, from_dict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -138,12 +139,28 @@ def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> None:
 
 
 def _write_grid(request: Request) -> None:
+    """A launch defines its grid anew; a run by hand joins it, in place of what its row held under other settings."""
     path = request.store.grid(request.grid)
     entries = request.entries()
-    if not request.replaces_grid and path.exists():
-        own = {e.run_id for e in entries}
-        entries = [e for e in read_grid(path) if e.run_id not in own] + entries
-    write_grid(path, grid=request.grid, entries=entries)
+    if request.replaces_grid:
+        write_grid(path, grid=request.grid, entries=entries)
+        return
+    with durable.lock(path.with_name(f".{path.stem}.lock"), wait=True):  # runs by hand are started side by side
+        before = read_grid(path) if path.exists() else []
+        kept = [e for e in before if all(_stand_together(e, new, request) for new in entries)]
+        write_grid(path, grid=request.grid, entries=kept + entries)
+
+
+def _stand_together(old: GridEntry, new: GridEntry, request: Request) -> bool:
+    """Whether two runs may stand in one grid: in different rows, or as two seeds of one."""
+    if replace(old, run_id="", seed=0) != replace(new, run_id="", seed=0):
+        return True
+    try:
+        found = from_dict(RunSpec, durable.read_json(request.store.run(old.run_id).spec))
+    except (OSError, ValueError):
+        return False
+    asked = next(c.run for c in request.configurations if c.run.run_id == new.run_id)
+    return found.seed != asked.seed and replace(found, seed=asked.seed, needs=asked.needs) == asked
 
 
 # --------------------------------------------------------------------------------------------------------------- after

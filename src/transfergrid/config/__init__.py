@@ -141,7 +141,9 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
     if config.run is not None:
         if config.phase.name != "evaluate" or config.model:
             raise ConfigError("run= goes with phase=evaluate and without model=, which the run itself tells")
-        configuration = builder.evaluation_of(config.run, config.seed, variant)
+        # Which run is evaluated stands in no other column; its last 12 digits are its identity.
+        of = f"run-{config.run[-12:]}"
+        configuration = builder.evaluation_of(config.run, config.seed, safe_name(",".join(filter(None, (of, variant)))))
     elif not config.model:
         raise ConfigError("model= is needed, as model=resnet18 or model=resnet18+googlenet")
     else:
