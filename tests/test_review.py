@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import shutil
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +26,7 @@ from transfergrid.errors import ConfigError, MissingInput, Superseded, TrainingD
 from transfergrid.optimization import split_decay
 from transfergrid.paths import RunPaths
 from transfergrid.plan import make_plan
-from transfergrid.records import begin_attempt, read_grid, read_metrics
+from transfergrid.records import begin_attempt, checkpoint_files, read_grid, read_metrics
 from transfergrid.specs import EvaluateSettings, FinetuneSettings, ProbeSettings, RunSpec, to_dict
 from transfergrid.stopping import StopFlag
 from transfergrid.training import fit
@@ -64,7 +67,13 @@ class LinearTrainee:
 def fit_linear(trainee: LinearTrainee, folder: Path, **changes: Any) -> Any:
     spec = load_run([TINY, "phase=finetune", "device=cpu"]).configurations[0].run
     assert isinstance(spec.settings, FinetuneSettings)
-    plain = {"epochs": 3, "batch_size": 4, "drop_last": True, "schedule": "constant", "warmup_fraction": 0.0}
+    plain: dict[str, Any] = {
+        "epochs": 3,
+        "batch_size": 4,
+        "drop_last": True,
+        "schedule": "constant",
+        "warmup_fraction": 0.0,
+    }
     settings = replace(spec.settings, **plain | changes)
     groups = [
         g
@@ -278,3 +287,22 @@ def test_looking_at_a_lock_does_not_keep_its_owner_from_taking_it(tmp_path: Path
         fcntl.flock(looking, fcntl.LOCK_EX)  # as another owner holds it
         with durable.lock(path, wait=False) as obtained:
             assert not obtained
+
+
+@pytest.mark.slow
+def test_a_launch_that_is_terminated_ends_its_runs_too(tmp_path: Path) -> None:
+    places = [f"store.dir={tmp_path / 'store'}", f"cache.dir={tmp_path / 'cache'}"]
+    one_run = ["model=baseline_cnn", "phase=scratch", "phase.scratch.epochs=2000", "cluster=local"]
+    script = Path(__file__).parents[1] / "jobs" / "run_phase.py"
+    arguments = [*one_run, *small_runs.DATASET, *small_runs.MACHINE, *places]
+    launch = subprocess.Popen([sys.executable, script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wanted = small_runs.request(tmp_path, *one_run, "phase.scratch.batch_size=128", "phase.scratch.precision=bf16")
+    run = small_runs.paths_of(small_runs.final_run(wanted), wanted.runtime)
+    while not read_metrics(run.metrics):
+        assert launch.poll() is None
+        time.sleep(0.05)
+    launch.terminate()
+    printed, _ = launch.communicate(timeout=30)
+    assert launch.returncode == 130 and b"launch again to continue" in printed
+    assert not durable.is_locked(run.lock) and not run.record.exists()
+    assert len(checkpoint_files(run)) == 1 and not list((tmp_path / "store" / "launches").iterdir())

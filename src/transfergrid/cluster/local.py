@@ -10,8 +10,9 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -84,7 +85,8 @@ def preflight(check: Callable[..., None], arguments: tuple[object, ...]) -> str 
 
 
 def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
-    """Carry out what the plan says is to be run. Raises KeyboardInterrupt after Ctrl-C, once children have saved."""
+    """Carry out what the plan says is to be run. Raises KeyboardInterrupt after Ctrl-C or SIGTERM, once children have
+    saved."""
     todo = plan.to_run
     if not todo:
         return []
@@ -92,12 +94,13 @@ def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
     slots = count_slots(runtime)
     pool = _Pool(waiting=list(enumerate(todo)))
     try:
-        while pool.waiting or pool.children:
-            _drop_blocked(pool, watcher)
-            _start_ready(pool, payload, slots, watcher)
-            watcher.running([c.planned for c in pool.children])
-            time.sleep(POLL_S)
-            _collect(pool, runtime, watcher)
+        with _terminated_as_interrupted():
+            while pool.waiting or pool.children:
+                _drop_blocked(pool, watcher)
+                _start_ready(pool, payload, slots, watcher)
+                watcher.running([c.planned for c in pool.children])
+                time.sleep(POLL_S)
+                _collect(pool, runtime, watcher)
     except KeyboardInterrupt:
         _stop(pool)
         raise
@@ -116,6 +119,23 @@ def count_slots(runtime: Runtime) -> int:
     with contextlib.suppress(OSError):
         return max(1, len(os.listdir("/proc/driver/nvidia/gpus")))
     return 1
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Inside, SIGTERM is Ctrl-C: runs whose launcher just ended would go on unseen."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _context() -> multiprocessing.context.ForkServerContext:
