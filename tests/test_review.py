@@ -207,6 +207,18 @@ def test_an_evaluation_that_lacked_weights_is_tried_again_once_they_are_there(tm
     assert job.carry_out(evaluation, asked.runtime) == "completed"
 
 
+def test_what_a_network_costs_is_known_from_its_features_alone_and_is_the_same_in_both_phases(tmp_path: Path) -> None:
+    """In a new store over an old cache there is no record of the extraction."""
+    pair = ["model=tinynet_mnist+tinynet_cifar", "phase=finetune", *ONE_EPOCH]
+    for store in ("first", "second"):
+        asked = small_runs.request(tmp_path / store, *pair, cache=tmp_path / "cache")
+        assert small_runs.carry_out(asked) == "completed"
+    probe, finetune = (small_runs.record_of(run, asked.runtime) for run in asked.runs.values())
+    assert probe.parameters == finetune.parameters == 2 * (61_338 - 650) + 128 * 10 + 10
+    assert probe.gflops_per_image == pytest.approx(finetune.gflops_per_image, rel=1e-9)
+    assert probe.size_mb == pytest.approx(finetune.size_mb, rel=1e-9)
+
+
 def test_an_extraction_stops_when_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = small_runs.request(tmp_path, TINY, "phase=extract")
     small_runs.stop_after(monkeypatch, 2)
@@ -228,6 +240,13 @@ def test_a_probe_on_images_does_not_silently_take_the_first_of_several_learning_
     with pytest.raises(ConfigError, match="source=images trains one head; give one value each"):
         load_run([TINY, "phase=probe", "phase.probe.source=images"])
     load_run([TINY, "phase=probe", *ON_IMAGES])
+
+
+def test_auxiliary_heads_are_not_silently_without_effect() -> None:
+    frozen = ["model=googlenet", "weights=random", "phase=probe", *ON_IMAGES, "phase.probe.aux_loss_weight=0.3"]
+    with pytest.raises(ConfigError, match="auxiliary heads give no output in eval mode; set bn=train"):
+        load_run(frozen)
+    load_run([*frozen, "phase.probe.bn=train"])
 
 
 def test_a_precision_that_cached_features_do_not_have_is_refused() -> None:

@@ -342,6 +342,8 @@ class Scope:
                 "phase.probe.source=images trains one head; give one value each, as phase.probe.lrs=[1e-3] and"
                 " phase.probe.weight_decays=[0]"
             )
+        if settings.aux_loss_weight and settings.bn == "eval":
+            raise ConfigError("phase.probe.aux_loss_weight: auxiliary heads give no output in eval mode; set bn=train")
         if settings.source == "features":
             needs_images = {
                 "flip": settings.flip,

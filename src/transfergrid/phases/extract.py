@@ -61,6 +61,7 @@ def run(context: RunContext) -> RunRecord:
     size_px = backbone.preprocess.crop_px
     cost = describe(network, [(3, size_px, size_px)])
     feature_dim = backbones.entry(backbone.name, catalog_dir=cache.catalog).feature_dim
+    costs = {"parameters": cost.parameters, "size_mb": cost.size_mb, "gflops_per_image": cost.gflops_per_image}
     keys = {}
     num_images, forward_s = 0, 0.0
     for split, images in splits.items():
@@ -77,7 +78,7 @@ def run(context: RunContext) -> RunRecord:
                 feature_dim=feature_dim,
                 labels_N=images.labels_N[rows[split]],
                 index_N=rows[split],
-                provenance={"run_id": spec.run_id, "spec": to_dict(spec)},
+                provenance={"run_id": spec.run_id, "spec": to_dict(spec)} | costs,
             ) as writer,
             torch.inference_mode(),
             autocast(device, key.precision),
@@ -99,9 +100,7 @@ def run(context: RunContext) -> RunRecord:
         details={"feature_keys": keys, "feature_dim": feature_dim, "images": num_images},
         wall_s=watch.seconds,
         n_train=None,
-        parameters=cost.parameters,
         trainable_parameters=0,
-        size_mb=cost.size_mb,
-        gflops_per_image=cost.gflops_per_image,
+        **costs,
         images_per_s=num_images / forward_s if num_images else None,
     )

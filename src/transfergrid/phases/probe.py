@@ -9,6 +9,7 @@ arXiv 1805.08974). The logits of a fixed index set are kept for the parity gate 
 
 from __future__ import annotations
 
+import json
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transfergrid.records import RunRecord
 
 is_done = has_completed
+COST = ("parameters", "size_mb", "gflops_per_image")  # of a backbone, in its feature files' provenance
 
 
 def run(context: RunContext) -> RunRecord:
@@ -118,7 +120,6 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
         details["lbfgs"] = {"iterations": optimum.iterations, "gradient_norm": optimum.gradient_norm}
     save_predictions(context.attempt, {name: made[name] for name in ("gate", "val", "test") if name in made})
     save_weights(context.attempt, {"head.weight": weight_CD, "head.bias": bias_C})
-    num_parameters = weight_CD.numel() + bias_C.numel()
     return make_record(
         spec,
         context.attempt,
@@ -127,10 +128,10 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
         details=details,
         wall_s=watch.seconds + result.elapsed_before_s,
         n_train=len(folds.train),
-        trainable_parameters=num_parameters,
+        trainable_parameters=weight_CD.numel() + bias_C.numel(),
         images_per_s=result.images_per_s,
         epochs=settings.epochs,
-        **backbone_cost(spec, runtime, num_parameters),
+        **network_cost(spec, runtime, num_weights=weight_CD.numel(), num_biases=bias_C.numel()),
     )
 
 
@@ -173,19 +174,19 @@ def load_features(spec: RunSpec, runtime: Runtime) -> tuple[dict[Split, feature_
     return joined, make_folds(spec, {split: images.labels_N for split, images in splits.items()})
 
 
-def backbone_cost(spec: RunSpec, runtime: Runtime, head_parameters: int) -> dict[str, Any]:
-    """Parameters, size and FLOPs of the assembled network: the extractions' records know the backbones'."""
-    from transfergrid.paths import store_paths
-    from transfergrid.records import read_record
-
-    found = [read_record(store_paths(runtime).run(e.run_id)) for e in spec.extractions]
-    if any(record is None or record.parameters is None for record in found):
-        return {}  # features from a shared cache: whoever made them has the figures
-    known = [record for record in found if record is not None]
+def network_cost(spec: RunSpec, runtime: Runtime, *, num_weights: int, num_biases: int) -> dict[str, Any]:
+    """Parameters, size and FLOPs of backbones and head together; each feature file says what its backbone costs."""
+    cache, total = cache_paths(runtime), dict.fromkeys(COST, 0.0)
+    for backbone in spec.backbones:
+        path = feature_store.find(cache, spec.feature_key(backbone, "train"), also_read=runtime.cache_also_read)
+        facts = {} if path is None else json.loads(feature_store.provenance_of(path))
+        if not facts.keys() >= total.keys():
+            return {}  # written before feature files said so
+        total = {name: value + facts[name] for name, value in total.items()}
     return {
-        "parameters": sum(r.parameters or 0 for r in known) + head_parameters,
-        "size_mb": sum(r.size_mb or 0.0 for r in known) + 4 * head_parameters / 1e6,
-        "gflops_per_image": sum(r.gflops_per_image or 0.0 for r in known) + 2 * head_parameters / 1e9,
+        "parameters": int(total["parameters"]) + num_weights + num_biases,
+        "size_mb": total["size_mb"] + 4 * (num_weights + num_biases) / 1e6,
+        "gflops_per_image": total["gflops_per_image"] + 2 * num_weights / 1e9,
     }
 
 
