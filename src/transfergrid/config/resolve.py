@@ -390,7 +390,7 @@ def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[
         extract=scope.extract if specs else None,
         settings=settings,
         protocol=scope.protocol,
-        seed=seed,
+        seed=None if phase == "evaluate" else seed,  # an evaluation draws nothing: three seeds would be one number
         val_seed=dataset.val_seed,
         needs=tuple(run.run_id for run in needs),
     )
@@ -434,7 +434,7 @@ def _evaluate_settings(
     return replace(settings, source=source)
 
 
-def make_evaluation(scope: Scope, trained: RunSpec, *, seed: int) -> RunSpec:
+def make_evaluation(scope: Scope, trained: RunSpec) -> RunSpec:
     """The evaluation of a finished run over the scope's data set: the run's own backbones and what they are fed."""
     settings = replace(cast(EvaluateSettings, scope.settings("evaluate")), source=f"run:{trained.run_id}")
     return RunSpec(
@@ -445,7 +445,7 @@ def make_evaluation(scope: Scope, trained: RunSpec, *, seed: int) -> RunSpec:
         extract=trained.extract,
         settings=settings,
         protocol=scope.protocol,
-        seed=seed,
+        seed=None,
         val_seed=scope.dataset.val_seed,
         needs=(trained.run_id,),
     )
