@@ -15,18 +15,20 @@ from typing import Any
 
 import pytest
 import small_runs
+import tiny_data
 import torch
 from torch import Tensor, nn
 
 from transfergrid import backbones, durable, job
 from transfergrid.commands.launch import _write_grid, check_inputs
-from transfergrid.config import Request, load_run
+from transfergrid.config import Request, load_grid, load_run
 from transfergrid.data.splits import val_indices
-from transfergrid.errors import ConfigError, MissingInput, Superseded, TrainingDiverged
+from transfergrid.errors import ConfigError, DataError, MissingInput, Superseded, TrainingDiverged
 from transfergrid.optimization import split_decay
 from transfergrid.paths import RunPaths
 from transfergrid.plan import make_plan
 from transfergrid.records import begin_attempt, checkpoint_files, read_grid, read_metrics
+from transfergrid.report.comparison import comparison_rows
 from transfergrid.specs import EvaluateSettings, FinetuneSettings, ProbeSettings, RunSpec, to_dict
 from transfergrid.stopping import StopFlag
 from transfergrid.training import fit
@@ -219,6 +221,18 @@ def test_what_a_network_costs_is_known_from_its_features_alone_and_is_the_same_i
     assert probe.size_mb == pytest.approx(finetune.size_mb, rel=1e-9)
 
 
+def test_evaluations_of_several_seeds_are_one_row(tmp_path: Path) -> None:
+    places = [f"store.dir={tmp_path / 'store'}", f"cache.dir={tmp_path / 'cache'}"]
+    models = ["grid.models=[baseline_cnn]", "grid.phases=[scratch,evaluate]", "grid.seeds=[0,1]", "grid.variants={}"]
+    asked = load_grid([*models, *small_runs.MACHINE, *places, "dataset.max_images=100", "phase.scratch.epochs=1"])
+    for run in asked.runs.values():
+        assert job.carry_out(run, asked.runtime) == "completed"
+    _write_grid(asked)
+    trained, evaluated = comparison_rows("quickstart", asked.store)
+    assert (trained.phase, evaluated.phase) == ("scratch", "evaluate") and evaluated.n_seeds == 2
+    assert evaluated.test_accuracy == trained.test_accuracy
+
+
 def test_an_extraction_stops_when_it_is_asked_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = small_runs.request(tmp_path, TINY, "phase=extract")
     small_runs.stop_after(monkeypatch, 2)
@@ -252,6 +266,14 @@ def test_auxiliary_heads_are_not_silently_without_effect() -> None:
 def test_a_precision_that_cached_features_do_not_have_is_refused() -> None:
     with pytest.raises(ConfigError, match="phase.probe.precision cannot act on cached features"):
         load_run([TINY, "phase=probe", "phase.probe.precision=bf16"])
+
+
+def test_a_folder_of_one_class_is_refused(tmp_path: Path) -> None:
+    folder = tiny_data.write_folder(tmp_path / "pets", sizes_px=(16,))
+    for split in ("train", "test"):
+        shutil.rmtree(folder / split / "dog")
+    with pytest.raises(DataError, match="train/ has one class, .*; wanted two or more"):
+        load_run([TINY, "phase=probe", "dataset=image_folder", f"dataset.folder={folder}"])
 
 
 def test_val_holds_an_image_however_few_there_are() -> None:

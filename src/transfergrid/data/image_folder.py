@@ -130,6 +130,10 @@ def _listing(folder: Path) -> dict[str, dict[str, list[str]]]:
         raise DataError(f"{folder} has neither test/ nor val/; wanted one of them, with the classes of train/")
     source_of = {name: name for name in present} if "test" in present else {"train": "train", "test": "val"}
     listing = {split: _classes(folder, source) for split, source in source_of.items()}
+    if len(listing["train"]) < 2:
+        raise DataError(
+            f"{folder}: train/ has one class, {next(iter(listing['train']))!r}; wanted two or more to tell apart"
+        )
     for split, source in source_of.items():
         if listing[split].keys() != listing["train"].keys():
             odd = sorted(listing[split].keys() ^ listing["train"].keys())[0]

@@ -12,7 +12,7 @@ from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
 from transfergrid.report import published, statistics
-from transfergrid.specs import RunSpec
+from transfergrid.specs import EvaluateSettings, RunSpec
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +154,8 @@ def _groups(grid: str, entries: Sequence[GridEntry], found: Mapping[str, RunReco
             groups.setdefault((e.dataset, e.model, e.phase, e.variant, e.weights, e.protocol), []).append(e)
     for key, group in groups.items():
         specs = {_without_seed(found[e.run_id].spec) for e in group if e.run_id in found}
-        if len(specs) > 1 or len({e.seed for e in group}) < len(group):
+        # An evaluation has no seed of its own: those of a row differ in the run that each evaluates.
+        if len(specs) > 1 or len({e.run_id if e.seed is None else e.seed for e in group}) < len(group):
             raise DataError(
                 f"grid {grid!r}: the row {' '.join(part for part in key if part)} holds runs of different settings "
                 f"({', '.join(e.run_id for e in group)}); next: python jobs/launch_grid.py grid={grid}"
@@ -164,7 +165,10 @@ def _groups(grid: str, entries: Sequence[GridEntry], found: Mapping[str, RunReco
 
 def _without_seed(spec: RunSpec) -> RunSpec:
     # What a run is made from has the run's seed in its id, so ids of needs differ where settings do not.
-    return replace(spec, seed=None, needs=())
+    settings = spec.settings
+    if isinstance(settings, EvaluateSettings) and spec.needs:
+        settings = replace(settings, source="run")
+    return replace(spec, seed=None, needs=(), settings=settings)
 
 
 def _row(
