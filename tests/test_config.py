@@ -75,8 +75,8 @@ def test_quickstart_probes_finetunes_and_trains_from_scratch_on_digits() -> None
     assert {r.dataset.name for r in runs_of(request)} == {"digits"}
 
 
-def test_quickstart_rule_enlarges_digits_for_backbones_and_leaves_them_to_the_small_cnn() -> None:
-    request = load_grid(["grid.models=[resnet18,baseline_cnn]", "grid.seeds=[0]", "weights=random", "dry_run=true"])
+def test_quickstart_enlarges_digits_to_its_backbones_own_size_and_leaves_them_to_the_small_cnn() -> None:
+    request = load_grid(["grid.models=[tinynet_mnist,baseline_cnn]", "grid.seeds=[0]", "dry_run=true"])
     by_phase = {r.phase: r for r in runs_of(request)}
     assert by_phase["probe"].backbones[0].preprocess.crop_px == 32
     assert by_phase["probe"].backbones[0].preprocess.mode == "direct"

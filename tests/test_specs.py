@@ -186,7 +186,8 @@ def test_extractions_are_shared_by_singles_joins_seeds_and_protocols() -> None:
 
 
 def test_a_probe_on_images_extracts_nothing() -> None:
-    assert run_of("probe", "phase.probe.source=images").extractions == ()
+    one_head = ("phase.probe.lrs=[0.001]", "phase.probe.weight_decays=[0]")
+    assert run_of("probe", "phase.probe.source=images", *one_head).extractions == ()
     assert len(run_of("probe").extractions) == 1
 
 
