@@ -307,7 +307,7 @@ def test_weights_are_a_pinned_tag_random_or_a_file_known_by_its_content(tmp_path
     assert (drawn.label, drawn.identity) == ("random", "random:v1:7")
     request = load_run([run, f"weights={file}"])
     given = runs_of(request)[0].backbones[0].weights
-    assert (given.label, given.identity) == ("mine.pth", content)
+    assert (given.label, given.identity) == (f"file-{content[5:17]}", content)
     assert request.runtime.weights_files == {content: str(file)}
 
 
@@ -317,8 +317,8 @@ def test_one_weights_file_serves_one_backbone_and_each_backbone_may_have_its_own
     with pytest.raises(ConfigError, match="one file for 2 backbones"):
         load_run(["model=resnet18+googlenet", f"weights={file}"])
     run = runs_of(load_run(["model=resnet18+googlenet", f"weights_files.googlenet={file}", "weights=random"]))[0]
-    assert [b.weights.label for b in run.backbones] == ["random", "mine.pth"]
-    assert run.weights_label == "random+mine.pth"
+    assert [b.weights.label for b in run.backbones] == ["random", f"file-{run.backbones[1].weights.identity[5:17]}"]
+    assert run.weights_label == f"random+file-{run.backbones[1].weights.identity[5:17]}"
     same = runs_of(load_run(["model=googlenet", f"weights_files={{googlenet:{file}}}"]))[0]
     assert same.backbones[0] == run.backbones[1]
 
@@ -327,7 +327,7 @@ def test_a_weights_file_is_quoted_where_its_name_holds_an_equals_sign(tmp_path: 
     file = tmp_path / "lr=0.1,best.pth"
     file.write_bytes(b"state")
     run = runs_of(load_run(["model=resnet18", f'weights="{file}"']))[0]
-    assert run.backbones[0].weights.label == "lr=0.1,best.pth"
+    assert run.backbones[0].weights.label.startswith("file-")
 
 
 @pytest.mark.slow
@@ -350,3 +350,20 @@ def test_help_lists_examples_exit_codes_and_every_key(
         for key in ("grid.models=", "phase.finetune.lr=0.01", "store.dir=results", "device=auto", "dry_run=false"):
             assert f"  {key}" in text
         assert len(text.splitlines()) > 120
+
+
+@pytest.mark.parametrize(("batch_size", "lr"), [(128, 0.1), (32, 0.025), (512, 0.4)])
+def test_scratch_learns_at_a_tenth_per_batch_of_128_unless_told_otherwise(batch_size: int, lr: float) -> None:
+    arguments = ["model=baseline_cnn", "phase=scratch", f"phase.scratch.batch_size={batch_size}"]
+    settings = runs_of(load_run(arguments))[0].settings
+    assert isinstance(settings, ScratchSettings) and settings.lr == pytest.approx(lr)
+    told = runs_of(load_run([*arguments, "phase.scratch.lr=0.3"]))[0].settings
+    assert isinstance(told, ScratchSettings) and told.lr == 0.3
+
+
+@pytest.mark.slow
+def test_a_dry_run_with_a_network_of_timm_writes_nothing(tmp_path: Path) -> None:
+    places = [f"cache.dir={tmp_path / 'cache'}", f"store.dir={tmp_path / 'store'}"]
+    run = runs_of(load_run(["model=timm/test_resnet", "weights=random", "dry_run=true", *places]))[0]
+    assert run.backbones[0].name == "timm/test_resnet"
+    assert list(tmp_path.iterdir()) == []

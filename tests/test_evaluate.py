@@ -204,3 +204,32 @@ def test_a_run_without_its_weights_says_how_to_make_them_again(tmp_path: Path) -
     assert carry_out(asked) == "failed"
     record = record_of(final_run(asked), asked.runtime)
     assert record.failure_class == "blocked" and "were not kept; delete" in str(record.error)
+
+
+def test_a_run_read_with_batch_statistics_is_evaluated_with_them_too(tmp_path: Path) -> None:
+    trained = request(tmp_path, "phase=scratch", "model=tinynet", "phase.scratch.test_bn=batch")
+    assert carry_out(trained) == "completed"
+    run_id = final_run(trained).run_id
+    again = request(tmp_path, "phase=evaluate", f"run={run_id}")
+    assert carry_out(again) == "completed"
+    own, found = (record_of(final_run(asked), asked.runtime).metrics for asked in (trained, again))
+    assert found["test_accuracy"] == own["test_accuracy"] and found["test_loss"] == own["test_loss"]
+
+
+def test_auxiliary_heads_of_a_probe_may_be_dropped_by_its_finetuning_and_count_in_no_size(tmp_path: Path) -> None:
+    arguments = [
+        "model=googlenet",
+        "weights=random",
+        "phase.probe.source=images",
+        "phase.probe.bn=train",
+        "phase.probe.lrs=[0.001]",
+        "phase.probe.weight_decays=[0]",
+        "phase.probe.aux_loss_weight=0.3",
+        "phase.probe.epochs=1",
+        "phase.finetune.epochs=1",
+        "dataset.max_images=60",
+    ]
+    asked = request(tmp_path, "phase=finetune", *arguments)
+    assert carry_out(asked) == "completed"
+    probe, finetune = (record_of(run, asked.runtime) for run in asked.runs.values())
+    assert probe.parameters == finetune.parameters == 5_599_904 + 1024 * 10 + 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import h5py
 import numpy as np
@@ -55,7 +56,8 @@ def write_random_state(name: str, path: Path) -> nn.Module:
             module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
             module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
     torch.save(network.state_dict(), path)
-    return network.eval()
+    network.eval()
+    return cast(nn.Module, network)
 
 
 def headless(name: str, network: nn.Module) -> nn.Module:
@@ -68,7 +70,7 @@ def headless(name: str, network: nn.Module) -> nn.Module:
     else:
         network.fc = nn.Identity()
     if name == "googlenet":
-        network.transform_input = True  # what torchvision sets for its published weights
+        network.__dict__["transform_input"] = True  # what torchvision sets for its published weights
         network.aux1 = network.aux2 = None  # type: ignore[assignment]
     return network.eval()
 

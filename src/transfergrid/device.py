@@ -17,6 +17,7 @@ def prepare_process(runtime: Runtime) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise MachineError("device=cuda, but torch sees no usable GPU; check the driver or use device=cpu")
 

@@ -58,6 +58,11 @@ class Plain(nn.Module):
         return self.network(images), []
 
 
+def is_auxiliary(name: str) -> bool:
+    """Whether a parameter, buffer or module belongs to an auxiliary head, which f(x) does without."""
+    return ".aux1." in f"{name}." or ".aux2." in f"{name}."
+
+
 def reset_head(head: nn.Linear, *, generator: torch.Generator) -> None:
     """nn.Linear's own rule, uniform in +-1/sqrt(D), from a generator that is handed in."""
     bound = head.in_features**-0.5

@@ -30,7 +30,7 @@ VAL_FRACTION = 0.1
 class WeightsSpec:
     """What a backbone starts from.
 
-    label: what tables show (`IMAGENET1K_V1`, `random`, a file's name, `builtin`).
+    label: what tables show (`IMAGENET1K_V1`, `random`, `file-<12 hex of its sha256>`, `builtin`).
     identity: what makes it what it is: `tag:<file name with torchvision's own hash>`, `random:v<rule>:<seed>`,
     `file:<sha256>`, `builtin:<sha256>`. Where the bytes lie is the Runtime's business.
     """

@@ -127,7 +127,9 @@ def weights_spec(name: str, weights: str, *, weights_seed: int = 0, catalog_dir:
     path = Path(weights).expanduser()
     if path.is_file():
         stat = path.stat()
-        return WeightsSpec(label=path.name, identity=f"file:{_sha256(str(path), stat.st_size, stat.st_mtime_ns)}")
+        # Not the file's name: under another name it is still the same weights, and two of one name are not.
+        sha256 = _sha256(str(path), stat.st_size, stat.st_mtime_ns)
+        return WeightsSpec(label=f"file-{sha256[:12]}", identity=f"file:{sha256}")
     if "/" in weights or weights.endswith(STATE_DICT_SUFFIXES):
         raise ConfigError(f"weights file {weights!r} of {name!r} is not there; give a path, 'random', or a tag: {tags}")
     raise ConfigError(f"unknown weights {weights!r} of {name!r}; known: {tags}; or 'random', or the path of a file")

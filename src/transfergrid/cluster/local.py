@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from transfergrid import job
-from transfergrid.errors import GridError, StoreFull, classify
+from transfergrid.errors import GridError, StoreFull, classify, one_line
 from transfergrid.paths import store_paths
 from transfergrid.plan import Plan, PlannedRun
 from transfergrid.records import record_head
@@ -79,7 +79,8 @@ def preflight(check: Callable[..., None], arguments: tuple[object, ...]) -> str 
     try:
         message: str | None = receiver.recv()
     except EOFError:
-        message = f"a check ended without a word (exit code {process.exitcode})"
+        process.join()
+        message = f"checking data and weights ended without a word (exit code {process.exitcode})"
     process.join()
     return message
 
@@ -277,6 +278,6 @@ def _report_error(check: Callable[..., None], arguments: tuple[object, ...], sen
     message = None
     try:
         check(*arguments)
-    except GridError as error:
-        message = str(error)
+    except Exception as error:  # whatever it is, the launcher must hear of it
+        message = one_line(error)
     sender.send(message)  # type: ignore[attr-defined]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -63,6 +66,9 @@ class GridBuilder:
         self.progress = progress
         self.name = grid_name_of(config.grid_name or config.grid.name or "adhoc")
         self.cache = CachePaths(Path(config.cache.dir))
+        self.catalog_dir = self.cache.catalog
+        if config.dry_run and any("timm/" in argument for argument in arguments):
+            self.catalog_dir = _forgotten_copy(self.cache.catalog)
         self.runs: dict[str, RunSpec] = {}
         self.folders: dict[str, str] = {}
         self.weights_files: dict[str, str] = {}
@@ -163,7 +169,7 @@ class GridBuilder:
             file = self.config.weights_files.get(backbone.name) or self.config.weights
             if file is None or not backbone.weights.identity.startswith("file:"):
                 continue
-            given = backbones.weights_spec(backbone.name, file, catalog_dir=self.cache.catalog)
+            given = backbones.weights_spec(backbone.name, file, catalog_dir=self.catalog_dir)
             if given.identity != backbone.weights.identity:
                 raise ConfigError(
                     f"{file!r} is not the file of {backbone.name} that run={trained.run_id!r} started from"
@@ -234,7 +240,7 @@ class GridBuilder:
         choice_ = base.dataset
         if config.dataset != base.config.dataset:
             choice_ = resolve_dataset(config, self.cache, keep=not self.config.dry_run, progress=self.progress)
-        return Scope(config, choice_, self.protocol, self.cache.catalog)
+        return Scope(config, choice_, self.protocol, self.catalog_dir)
 
     def _dataset_scope(self, dataset: str) -> Scope:
         """The grid's defaults over one data set: composed once per name."""
@@ -250,7 +256,7 @@ class GridBuilder:
                 if self.folders.get(found.spec.name, found.folder) != found.folder:
                     raise ConfigError(f"two folders are both named {found.spec.name!r}; give one a dataset.name")
                 self.folders[found.spec.name] = found.folder
-            self._by_dataset[dataset] = Scope(config, found, self.protocol, self.cache.catalog)
+            self._by_dataset[dataset] = Scope(config, found, self.protocol, self.catalog_dir)
         return self._by_dataset[dataset]
 
     def _check_weights(self, models: list[str]) -> None:
@@ -284,6 +290,15 @@ class GridBuilder:
             keep_weights=config.keep_weights,
             resident_gb=config.data.resident_gb,
         )
+
+
+def _forgotten_copy(catalog_dir: Path) -> Path:
+    """A dry run writes nothing: what it must have described of timm's networks goes when this process ends."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for kept in catalog_dir.glob("timm-*.json"):
+        shutil.copy(kept, folder)
+    return folder
 
 
 def grid_name_of(name: str) -> str:

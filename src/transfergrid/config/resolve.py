@@ -41,6 +41,7 @@ from transfergrid.specs import (
 
 # Lowest and highest value; a lowest of `above 0` is written as the smallest positive float.
 _TINY = 5e-324
+SCRATCH_LR_PER_IMAGE = 0.1 / 128  # linear scaling with the batch, Goyal et al. 2017 (arXiv 1706.02677)
 RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 100_000),
     "batch_size": (1, 1_000_000),
@@ -314,7 +315,8 @@ class Scope:
         if size is None:
             name = self.dataset.spec.name
             raise ConfigError(f"{name} has images of mixed sizes; training from scratch needs dataset.image_size_px=N")
-        scratch = settings_of(ScratchSettings, node, where=where, flip=flip, image_size_px=size)
+        lr = SCRATCH_LR_PER_IMAGE * node.batch_size if node.lr is None else node.lr
+        scratch = settings_of(ScratchSettings, node, where=where, flip=flip, lr=lr, image_size_px=size)
         self._check_training(scratch, where)
         return scratch
 

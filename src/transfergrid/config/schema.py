@@ -77,7 +77,7 @@ FINETUNE_DEFAULTS: dict[str, Any] = _COMMON | {
 SCRATCH_DEFAULTS: dict[str, Any] = _COMMON | {
     "epochs": 30,
     "batch_size": 128,
-    "lr": 0.1,
+    "lr": None,  # 0.1 at batch 128, scaled with the batch
     "weight_decay": 5e-4,
     "schedule": "cosine",
     "warmup_fraction": 0.05,
@@ -121,7 +121,7 @@ _BY_DATASET = frozenset({"flip"})
 ExtractConfig = _schema_of("ExtractConfig", ExtractSettings, {})
 ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, PROBE_DEFAULTS)
 FinetuneConfig = _schema_of("FinetuneConfig", FinetuneSettings, FINETUNE_DEFAULTS, _BY_DATASET)
-ScratchConfig = _schema_of("ScratchConfig", ScratchSettings, SCRATCH_DEFAULTS, _BY_DATASET)
+ScratchConfig = _schema_of("ScratchConfig", ScratchSettings, SCRATCH_DEFAULTS, _BY_DATASET | {"lr"})
 
 
 @dataclass

@@ -16,7 +16,7 @@ from transfergrid.backbones.build import attach_auxiliary_heads, bn_statistics, 
 from transfergrid.device import device_of
 from transfergrid.folds import Folds, make_folds, open_splits
 from transfergrid.images import NetworkInputs
-from transfergrid.network import ImageTrainee, JoinedNetwork, predict
+from transfergrid.network import ImageTrainee, JoinedNetwork, is_auxiliary, predict
 from transfergrid.network_size import describe
 from transfergrid.optimization import ParameterGroup, split_decay
 from transfergrid.paths import cache_paths
@@ -197,6 +197,10 @@ def train_and_record(
         save_weights(context.attempt, state)
     sizes = [(3, p.crop_px, p.crop_px) for p in setting.inputs.preprocess]
     cost = describe(network, sizes)
+    # What f(x) consists of: auxiliary heads are there for training only.
+    extra = sum(p.numel() for name, p in network.named_parameters() if is_auxiliary(name))
+    buffers = (b for name, b in network.named_buffers() if is_auxiliary(name) and b.is_floating_point())
+    extra_mb = 4 * (extra + sum(b.numel() for b in buffers)) / 1e6
     return make_record(
         spec,
         context.attempt,
@@ -207,9 +211,9 @@ def train_and_record(
         | dict(details),
         wall_s=setting.watch.seconds + result.elapsed_before_s,
         n_train=len(folds.train),
-        parameters=cost.parameters,
+        parameters=cost.parameters - extra,
         trainable_parameters=sum(p.numel() for g in groups for p in g.parameters),
-        size_mb=cost.size_mb,
+        size_mb=cost.size_mb - extra_mb,
         gflops_per_image=cost.gflops_per_image,
         images_per_s=result.images_per_s,
         epochs=settings.epochs,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from transfergrid.errors import ParityError
-from transfergrid.network import EVALUATION_BATCH, JoinedNetwork, autocast
+from transfergrid.network import EVALUATION_BATCH, JoinedNetwork, autocast, is_auxiliary
 from transfergrid.paths import store_paths
 from transfergrid.phases._on_images import Setting
 from transfergrid.records import Predictions, read_predictions
@@ -43,8 +43,9 @@ def load_probe(network: JoinedNetwork, run_id: str, runtime: Runtime) -> Predict
     Raises DataError where the probe's files are missing or damaged, ParityError where the head is of another shape.
     """
     paths = store_paths(runtime).run(run_id)
-    state = load_weights(paths)
     own = network.state_dict()
+    # Auxiliary heads serve training only: a fine-tuning without them starts from the rest.
+    state = {name: value for name, value in load_weights(paths).items() if name in own or not is_auxiliary(name)}
     for name, value in state.items():
         if name not in own or own[name].shape != value.shape:
             raise ParityError(f"{paths.weights}: {name} {tuple(value.shape)} has no place in this network")

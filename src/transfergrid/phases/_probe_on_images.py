@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from transfergrid.network import JoinedNetwork
+from transfergrid.network import JoinedNetwork, is_auxiliary
 from transfergrid.optimization import split_decay
 from transfergrid.phases import RunContext
 from transfergrid.phases._on_images import build_joined, open_setting, train_and_record
@@ -52,4 +52,4 @@ def run_probe(context: RunContext, settings: ProbeSettings) -> RunRecord:
 
 
 def _learns(name: str) -> bool:
-    return name.startswith("head.") or ".aux1." in f"{name}." or ".aux2." in f"{name}."
+    return name.startswith("head.") or is_auxiliary(name)

@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,16 @@ from transfergrid.errors import DataError
 from transfergrid.folds import Fold, make_folds, open_splits, subset
 from transfergrid.paths import store_paths
 from transfergrid.phases import has_completed
-from transfergrid.specs import EvaluateSettings, PreprocessSpec, RunSpec, Runtime, ScratchSettings, Split, from_dict
+from transfergrid.specs import (
+    EvaluateSettings,
+    PreprocessSpec,
+    RunSpec,
+    Runtime,
+    ScratchSettings,
+    Split,
+    TrainSettings,
+    from_dict,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +62,7 @@ def run(context: RunContext) -> RunRecord:
         splits, preprocess, device=device, resident_gb=runtime.resident_gb, rows={fold.split: fold.index_N}
     )
     forward = Stopwatch()
-    logits_NC = predict(network, inputs, fold, precision=settings.precision)
+    logits_NC = predict(network, inputs, fold, precision=settings.precision, **_reading(settings.source, runtime))
     images_per_s = len(fold) / forward.seconds
     if logits_NC.shape[1] != spec.dataset.num_classes:
         raise DataError(
@@ -126,6 +135,17 @@ def _network(spec: RunSpec, runtime: Runtime, device: torch.device) -> tuple[nn.
             build_classifier(backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files)
         )
     return network.to(device, memory_format=torch.channels_last), preprocess  # type: ignore[call-overload]
+
+
+def _reading(source: str, runtime: Runtime) -> dict[str, Any]:
+    """BatchNorm as the run itself was read with: a study that never calls eval() is not given its statistics here."""
+    if not source.startswith("run:"):
+        return {}
+    trained = from_dict(RunSpec, durable.read_json(store_paths(runtime).run(source.removeprefix("run:")).spec))
+    settings = trained.settings
+    if not isinstance(settings, TrainSettings) or settings.test_bn == "running":
+        return {}
+    return {"test_bn": settings.test_bn, "batch_size": settings.micro_batch or settings.batch_size}
 
 
 def _of_run(run_id: str, spec: RunSpec, runtime: Runtime) -> tuple[nn.Module, tuple[PreprocessSpec, ...]]:
