@@ -40,8 +40,9 @@ def make_console() -> Console:
     """The terminal as it is; where the output goes to a file or a pipe, 100 columns."""
     from rich.console import Console
 
-    console = Console()
-    return console if console.is_terminal else Console(width=100)
+    # No markup: a message may well hold brackets, as [Errno 28] does.
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(markup=False, width=100)
 
 
 def hashing_progress() -> Callable[[int, int], None]:

@@ -10,6 +10,7 @@ from transfergrid.report.documents import accuracy_with_interval, number, percen
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 
 def terminal_table(rows: Sequence[ComparisonRow], *, width: int = 100) -> Table:
@@ -57,11 +58,11 @@ def _table(rows: Sequence[ComparisonRow], *, joint: str, gap: int) -> Table:
     return table
 
 
-def _plain(*cells: str) -> list[str]:
+def _plain(*cells: str) -> list[Text]:
     """Cells in which square brackets are brackets, not rich's markup."""
-    from rich.markup import escape
+    from rich.text import Text
 
-    return [escape(cell) for cell in cells]
+    return [Text(cell) for cell in cells]
 
 
 def _published(row: ComparisonRow) -> str:

@@ -32,9 +32,8 @@ _SET_OTHERWISE = {
 
 
 def conf_dir() -> Path:
-    """The folder of the configuration files: the checkout's `conf/`, else the copy inside the installed package."""
-    checkout = Path(__file__).resolve().parents[3] / "conf"
-    return checkout if (checkout / "config.yaml").is_file() else Path(__file__).resolve().parents[1] / "conf"
+    """The folder of the configuration files: `conf/` of the checkout that this code is in."""
+    return Path(__file__).resolve().parents[3] / "conf"
 
 
 @cache
