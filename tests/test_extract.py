@@ -159,3 +159,23 @@ def test_target_statistics_are_another_feature_file_and_do_not_depend_on_labels(
     assert carry_out(usual) == carry_out(target) == "completed"
     usual_ND, target_ND = (stored(final_run(a), a.runtime, "test").astype(np.float32) for a in (usual, target))
     assert np.linalg.norm(usual_ND - target_ND) > 0.05 * np.linalg.norm(usual_ND)
+
+
+def test_images_that_do_not_fit_are_read_ahead_and_give_the_same_features(pictures: Path, tmp_path: Path) -> None:
+    """A budget of nothing streams every batch from the folder; the features stay bit-equal."""
+    features = []
+    splits: tuple[Split, ...] = ("train", "test")
+    for name, budget in (("resident", "8"), ("streamed", "0")):
+        asked = request(
+            tmp_path / name,
+            "phase=probe",
+            "model=tinynet_mnist+tinynet_cifar",
+            "dataset=image_folder",
+            f"dataset.folder={pictures}",
+            "dataset.max_images=null",
+            "dataset.image_size_px=null",
+            f"data.resident_gb={budget}",
+        )
+        assert carry_out(asked) == "completed"
+        features.append([stored(e, asked.runtime, s) for e in final_run(asked).extractions for s in splits])
+    assert all(np.array_equal(one, other) for one, other in zip(*features, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -34,15 +34,14 @@ class NetworkInputs:
         self.preprocess = preprocess
         self._num_images = {split: len(images) for split, images in splits.items()}
         self._sources: dict[tuple[Split, PreprocessSpec | None], ImageSource] = {}
-        budget = int(resident_gb * 1e9)
+        budget_per_row = resident_gb * 1e9 / max(sum(len(index_N) for index_N in rows.values()), 1)
         for split, index_N in rows.items():
             images = splits[split]
             # Uniform images are kept as they are, once for all; images of mixed sizes once per preprocessing.
             wanted = {None} if images.image_size_px is not None else set(preprocess)
             for spec in wanted:
-                self._sources[split, spec] = ImageSource(
-                    images, spec, device=device, budget_bytes=budget // (len(rows) * len(wanted)), rows=index_N
-                )
+                budget = int(budget_per_row * len(index_N) / len(wanted))
+                self._sources[split, spec] = ImageSource(images, spec, device=device, budget_bytes=budget, rows=index_N)
 
     def draw(self, plan: augment.AugmentPlan, split: Split, *, seed: int, epoch: int) -> augment.AugmentDraws:
         """One epoch's random numbers, for every image of the split."""
@@ -69,6 +68,18 @@ class NetworkInputs:
                 images_BHWC, prepared = augment.apply(images_BHWC, draws, index_B), True
             made[spec] = normalise(images_BHWC, spec, prepared=prepared)
         return [made[spec] for spec in self.preprocess]
+
+    def batches(self, split: Split, index_batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """batch() of each, unaugmented, in order; images that are not resident are read ahead of their use."""
+        key_of = {spec: None if (split, None) in self._sources else spec for spec in self.preprocess}
+        readers = {key: self._sources[split, key].batches(index_batches) for key in set(key_of.values())}
+        for _ in index_batches:
+            raw = {key: next(reader) for key, reader in readers.items()}
+            made = {
+                spec: normalise(raw[key], spec, prepared=self._sources[split, key].prepared)
+                for spec, key in key_of.items()
+            }
+            yield [made[spec] for spec in self.preprocess]
 
 
 def augment_plan(settings: TrainSettings) -> augment.AugmentPlan | None:

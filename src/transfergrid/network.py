@@ -90,9 +90,8 @@ def predict(
     network.eval()
     made = []
     with torch.inference_mode(), autocast(inputs.device, precision), _batch_statistics(network, test_bn == "batch"):
-        for first in range(0, len(fold), batch_size):
-            index_B = torch.from_numpy(fold.index_N[first : first + batch_size])
-            logits_BC, _ = network(*inputs.batch(fold.split, index_B))
+        for batch in inputs.batches(fold.split, torch.split(torch.from_numpy(fold.index_N), batch_size)):
+            logits_BC, _ = network(*batch)
             made.append(logits_BC.float().cpu())
     for name, module in network.named_modules():
         module.training = was_training[name]

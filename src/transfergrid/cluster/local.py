@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Literal
@@ -73,7 +74,7 @@ def preflight(check: Callable[..., None], arguments: tuple[object, ...]) -> str 
     """
     context = _context()
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report_error, args=(check, arguments, sender))
+    process = context.Process(target=_report_error, args=(check, arguments, sender), daemon=True)
     process.start()
     sender.close()
     try:
@@ -145,6 +146,13 @@ def _context() -> multiprocessing.context.ForkServerContext:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
+    if threading.current_thread() is threading.main_thread():
+        # The server imports torch for seconds; Ctrl-C is this process's to hear, which then ends its children itself.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.signal(signal.SIGINT, before)
     return context
 
 
@@ -280,4 +288,5 @@ def _report_error(check: Callable[..., None], arguments: tuple[object, ...], sen
         check(*arguments)
     except Exception as error:  # whatever it is, the launcher must hear of it
         message = one_line(error)
-    sender.send(message)  # type: ignore[attr-defined]
+    with contextlib.suppress(BrokenPipeError):  # the launcher was interrupted meanwhile
+        sender.send(message)  # type: ignore[attr-defined]

@@ -92,7 +92,7 @@ def _use_target_statistics(spec: RunSpec, network: JoinedNetwork, setting: Setti
         index_N = torch.unique(torch.cat([index_N, torch.from_numpy(folds.gate.index_N)]))
     for position, trunk in enumerate(network.backbones):
         batches = torch.split(index_N, EXTRACTION_BATCH)
-        bn_statistics(trunk, (setting.inputs.batch("train", index_B)[position] for index_B in batches))
+        bn_statistics(trunk, (inputs[position] for inputs in setting.inputs.batches("train", batches)))
 
 
 def depth_groups(

@@ -126,9 +126,8 @@ def gate_features(network: JoinedNetwork, setting: Setting, *, precision: str) -
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     with torch.inference_mode(), autocast(setting.device, precision):
-        for first in range(0, len(fold), EVALUATION_BATCH):
-            index_B = torch.from_numpy(fold.index_N[first : first + EVALUATION_BATCH])
-            inputs = setting.inputs.batch(fold.split, index_B)
+        index_batches = torch.split(torch.from_numpy(fold.index_N), EVALUATION_BATCH)
+        for inputs in setting.inputs.batches(fold.split, index_batches):
             for position, (trunk, images) in enumerate(zip(network.backbones, inputs, strict=True)):
                 made[position].append(trunk(images).double().cpu())
     for module, mode in modes:

@@ -56,7 +56,7 @@ def run(context: RunContext) -> RunRecord:
     inputs = NetworkInputs(splits, (backbone.preprocess,), device=device, resident_gb=runtime.resident_gb, rows=rows)
     if spec.extract is not None and spec.extract.bn_statistics == "target":
         index_N = torch.from_numpy(rows["train"])
-        bn_statistics(module, (inputs.batch("train", index_B)[0] for index_B in torch.split(index_N, BATCH)))
+        bn_statistics(module, (images for [images] in inputs.batches("train", torch.split(index_N, BATCH))))
     network = Frozen(module)
     size_px = backbone.preprocess.crop_px
     cost = describe(network, [(3, size_px, size_px)])
@@ -83,13 +83,13 @@ def run(context: RunContext) -> RunRecord:
             torch.inference_mode(),
             autocast(device, key.precision),
         ):
-            for first in range(0, len(index_N), BATCH):
+            padding = index_N[-1:].expand(-len(index_N) % BATCH)
+            padded = torch.split(torch.cat([index_N, padding]), BATCH)
+            for number, [images_BCHW] in enumerate(inputs.batches(split, padded)):
                 if context.stop.signal is not None:
                     raise Interrupted(f"stopped by signal {context.stop.signal}; launch again to start this split anew")
-                index_B = index_N[first : first + BATCH]
-                padding = index_B[-1:].expand(BATCH - len(index_B))
-                features_BD = network(inputs.batch(split, torch.cat([index_B, padding]))[0])
-                writer.write(first, features_BD[: len(index_B)].float().cpu().numpy())
+                features_BD = network(images_BCHW)[: len(index_N) - number * BATCH]
+                writer.write(number * BATCH, features_BD.float().cpu().numpy())
         num_images += len(index_N)
         forward_s += made.seconds
     return make_record(
