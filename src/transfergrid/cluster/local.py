@@ -19,7 +19,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Literal
 
-from transfergrid import job
+from transfergrid import durable, job
 from transfergrid.errors import GridError, StoreFull, classify, one_line
 from transfergrid.paths import store_paths
 from transfergrid.plan import Plan, PlannedRun
@@ -27,6 +27,7 @@ from transfergrid.records import record_head
 from transfergrid.specs import RunSpec, Runtime
 
 POLL_S = 0.1
+ELSEWHERE_POLL_S = 1.0
 GRACE_S = 60.0  # for a child to reach its next step boundary and save, after Ctrl-C
 PRELOADED = ("transfergrid.job", "transfergrid.training", "transfergrid.network", "transfergrid.images", "torchvision")
 
@@ -48,11 +49,13 @@ class Watcher:
 
     def started(self, planned: PlannedRun) -> None: ...
     def running(self, planned: Iterable[PlannedRun]) -> None: ...
+    def waiting(self, planned: PlannedRun) -> None: ...
     def ended(self, ended: Ended) -> None: ...
 
 
 @dataclass(slots=True)
 class _Child:
+    index: int
     planned: PlannedRun
     process: ForkServerProcess
     slot: int
@@ -60,11 +63,15 @@ class _Child:
 
 @dataclass(slots=True)
 class _Pool:
-    """The state of one run_plan: what waits, what runs, how things ended."""
+    """The state of one run_plan: what waits, what runs, how things ended.
+
+    elsewhere: runs that another process holds -> when to look again. Once it lets go they are found done, or are run.
+    """
 
     waiting: list[tuple[int, PlannedRun]]
     children: list[_Child] = field(default_factory=list)
     endings: dict[str, Ended] = field(default_factory=dict)
+    elsewhere: dict[str, float] = field(default_factory=dict)
 
 
 def preflight(check: Callable[..., None], arguments: tuple[object, ...]) -> str | None:
@@ -99,7 +106,7 @@ def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
         with _terminated_as_interrupted():
             while pool.waiting or pool.children:
                 _drop_blocked(pool, watcher)
-                _start_ready(pool, payload, slots, watcher)
+                _start_ready(pool, payload, slots, runtime, watcher)
                 watcher.running([c.planned for c in pool.children])
                 time.sleep(POLL_S)
                 _collect(pool, runtime, watcher)
@@ -156,21 +163,32 @@ def _context() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _start_ready(pool: _Pool, payload: Path, slots: int, watcher: Watcher) -> None:
+def _start_ready(pool: _Pool, payload: Path, slots: int, runtime: Runtime, watcher: Watcher) -> None:
     free = sorted(set(range(slots)) - {c.slot for c in pool.children})
     pending = {p.run.run_id for _, p in pool.waiting} | {c.planned.run.run_id for c in pool.children}
     for item in list(pool.waiting):
         if not free:
             return
         index, planned = item
-        if any(need in pending for need in planned.needs):
+        if any(need in pending for need in planned.needs) or _is_elsewhere(pool, planned.run, runtime):
             continue
         pool.waiting.remove(item)
         slot = free.pop(0)
         process = _context().Process(target=_child, args=(str(payload), index, slot, slots))
         process.start()
-        pool.children.append(_Child(planned, process, slot))
+        pool.children.append(_Child(index, planned, process, slot))
         watcher.started(planned)
+
+
+def _is_elsewhere(pool: _Pool, run: RunSpec, runtime: Runtime) -> bool:
+    """Whether another process still holds a run that was found held; asked once a second."""
+    look_again = pool.elsewhere.get(run.run_id)
+    if look_again is None:
+        return False
+    if time.monotonic() >= look_again:
+        pool.elsewhere[run.run_id] = time.monotonic() + ELSEWHERE_POLL_S
+        return durable.is_locked(store_paths(runtime).run(run.run_id).lock)
+    return True
 
 
 def _drop_blocked(pool: _Pool, watcher: Watcher) -> None:
@@ -191,7 +209,13 @@ def _collect(pool: _Pool, runtime: Runtime, watcher: Watcher) -> None:
             continue
         child.process.join()
         pool.children.remove(child)
-        _end(pool, watcher, _judge(child, runtime))
+        ended = _judge(child, runtime)
+        if ended.ending != "in flight":
+            _end(pool, watcher, ended)
+            continue
+        pool.waiting.append((child.index, child.planned))
+        pool.elsewhere[child.planned.run.run_id] = time.monotonic() + ELSEWHERE_POLL_S
+        watcher.waiting(child.planned)
 
 
 def _judge(child: _Child, runtime: Runtime) -> Ended:
@@ -206,8 +230,7 @@ def _judge(child: _Child, runtime: Runtime) -> Ended:
     quiet: tuple[Ending, ...] = ("reused", "interrupted", "in flight", "superseded")
     for ending in quiet:
         if code == _EXIT[ending]:
-            reason = {"in flight": "another process is running it", "superseded": "a newer attempt has taken over"}
-            return Ended(run, ending, reason.get(ending, ""))
+            return Ended(run, ending, "a newer attempt has taken over" if ending == "superseded" else "")
     loss: GridError
     if code == _EXIT["disk full"]:
         loss = StoreFull(f"no space left for the record of {run.run_id}; free some space and launch again")

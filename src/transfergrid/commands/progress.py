@@ -61,6 +61,9 @@ class LineWatcher(Watcher):
     def started(self, planned: PlannedRun) -> None:
         self._print(f"started     {planned.run.run_id}")
 
+    def waiting(self, planned: PlannedRun) -> None:
+        self._print(f"waiting     {planned.run.run_id}  another process is running it")
+
     def ended(self, ended: Ended) -> None:
         self._done += 1
         self._print(ended_line(ended, self._store))
@@ -82,6 +85,8 @@ class BarWatcher(Watcher):
 
     def started(self, planned: PlannedRun) -> None:
         run = planned.run
+        if run.run_id in self._tasks:  # it was found held by another process, and is looked at again
+            return
         self._tasks[run.run_id] = self._progress.add_task(run.slug, total=_epochs(run), figures="")
 
     def running(self, planned: Iterable[PlannedRun]) -> None:
@@ -94,6 +99,9 @@ class BarWatcher(Watcher):
             if line is not None:
                 done = line["epoch"] if line["kind"] == "epoch" else line["epoch"] - 1
                 self._progress.update(self._tasks[p.run.run_id], completed=done, figures=_figures(line))
+
+    def waiting(self, planned: PlannedRun) -> None:
+        self._progress.update(self._tasks[planned.run.run_id], figures="another process is running it")
 
     def ended(self, ended: Ended) -> None:
         task = self._tasks.pop(ended.run.run_id, None)
