@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,8 +203,8 @@ def test_the_statistics_of_the_batch_are_used_for_testing_and_leave_no_trace() -
     class Inputs:
         device = CPU
 
-        def batch(self, split: str, index_B: Tensor) -> list[Tensor]:
-            return [images_BCHW[index_B]]
+        def batches(self, split: str, index_batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+            return ([images_BCHW[index_B]] for index_B in index_batches)
 
     inputs: NetworkInputs = Inputs()  # type: ignore[assignment]
     fold = Fold("test", np.arange(40), np.zeros(40, np.int64))
