@@ -55,8 +55,8 @@ def carry_out(request: Request) -> int:
     if request.dry_run:
         console.print("dry run: nothing was started or written")
         return OK
-    if request.cluster != "local":
-        console.print(f"cluster={request.cluster}: submission to SLURM is not built yet, running on this machine")
+    if request.cluster.kind != "local":
+        console.print(f"cluster={request.cluster.name}: submission to SLURM is not built yet, running on this machine")
     _prepare_folders(request.runtime)
     _preflight(console, plan, request.runtime)
     _write_grid(request)

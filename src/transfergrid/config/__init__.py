@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid.config.builder import FolderProgress, GridBuilder, grid_name_of
+from transfergrid.config.cluster import cluster_settings
 from transfergrid.config.compose import GROUPS, compose_config, parse_overrides
 from transfergrid.config.resolve import choice
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry
+from transfergrid.resources import ClusterSettings
 from transfergrid.specs import Configuration, RunSpec, Runtime, safe_name
 
 
@@ -28,10 +30,12 @@ class Request:
     configurations: tuple[Configuration, ...]
     runs: dict[str, RunSpec]
     runtime: Runtime
-    cluster: str
+    cluster: ClusterSettings
     dry_run: bool
     wait: bool | None
     replaces_grid: bool
+    emit: str | None = None
+    notify: str | None = None
     needs_only_checked: bool = False
 
     @property
@@ -79,9 +83,11 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
         configurations=configurations,
         runs=builder.runs,
         runtime=builder.runtime(),
-        cluster=config.cluster.name,
+        cluster=cluster_settings(config.cluster),
         dry_run=config.dry_run,
         wait=config.wait,
+        emit=config.emit,
+        notify=config.notify.command,
         replaces_grid=True,
     )
 
@@ -112,9 +118,11 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
         configurations=(configuration,),
         runs=builder.runs,
         runtime=builder.runtime(),
-        cluster=config.cluster.name,
+        cluster=cluster_settings(config.cluster),
         dry_run=config.dry_run,
         wait=config.wait,
+        emit=config.emit,
+        notify=config.notify.command,
         replaces_grid=False,
         needs_only_checked=config.needs == "check",
     )

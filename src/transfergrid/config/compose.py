@@ -22,10 +22,16 @@ from transfergrid.config.schema import Config
 from transfergrid.errors import ConfigError
 
 GROUPS = ("grid", "dataset", "phase", "cluster", "tracking")
-_OPEN_NODES = ("grid.variants", "weights_files")  # dictionaries whose keys are the user's
+_OPEN_NODES = (
+    "grid.variants",
+    "weights_files",
+    "cluster.by_phase",
+    "cluster.sbatch",
+)  # dictionaries whose keys are the user's
 _SET_OTHERWISE = {
     "phase.name": "choose it as phase=NAME",
     "cluster.name": "choose it as cluster=NAME",
+    "cluster.kind": "it is told by a file conf/cluster/NAME.yaml, chosen as cluster=NAME",
     "dataset.kind": "choose it as dataset=NAME",
     "grid.study": "it is told by a grid file, whose settings go with it",
 }

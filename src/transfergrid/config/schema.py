@@ -171,10 +171,43 @@ class GridConfig:
 
 @dataclass
 class ClusterConfig:
-    """num_threads: CPU threads per run; 0 = the cores this process may use."""
+    """docs/slurm.md. num_threads: CPU threads per run; 0 = the cores its process may use. by_phase: {phase: {key: value}}
+    for phases that ask for other resources. sbatch: further options of sbatch. max_requeues: how often a job goes on.
+    """
 
     name: str = "auto"
+    kind: str = "auto"
     num_threads: int = 0
+    partition: str | None = None
+    finish_partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    gpus: int = 1
+    gpu_type: str | None = None
+    cpus: int = 4
+    mem_gb: float = 16.0
+    timeout_min: int = 240
+    by_phase: dict[str, Any] = field(default_factory=dict)
+    array_parallelism: int = 0
+    runs_per_job: int = 1
+    signal_delay_s: int = 120
+    max_requeues: int = 50
+    wckey: str | None = None
+    exclude: str | None = None
+    setup: list[str] = field(default_factory=list)
+    python: str | None = None
+    sbatch: dict[str, Any] = field(default_factory=dict)
+    stage_folders: bool = False
+    scratch_dir: str = "/tmp"
+    poll_s: float = 10.0
+
+
+@dataclass
+class NotifyConfig:
+    """command: run once by the finish job, in a shell, with what there is to say on its standard input."""
+
+    command: str | None = None
 
 
 @dataclass
@@ -220,6 +253,7 @@ class Config:
     cache: CacheConfig = field(default_factory=CacheConfig)
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
     protocol: str = "fair"
     model: str | None = None
     seed: int = 0
@@ -234,3 +268,4 @@ class Config:
     keep_weights: str = "final"
     dry_run: bool = False
     wait: bool | None = None
+    emit: str | None = None

@@ -1,0 +1,275 @@
+"""SLURM's own commands, each with a time limit, and what they print as values. Nothing here decides anything.
+
+squeue tells what lives and, for some minutes, what has just ended; sacct tells what ended, where there is accounting.
+Each is called once for any number of jobs. A job id is `123`, or `123_4` for task 4 of an array.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from transfergrid.errors import MachineError
+
+TIMEOUT_S = 30.0
+PROBE_S = 2.0  # auto: a controller that takes longer is not there
+SEPARATOR = "|"
+NO_ACCOUNTING = ("disabled", "Slurm accounting storage", "connection refused", "unable to contact", "Problem talking")
+
+
+class SlurmDown(MachineError):
+    """SLURM's controller (or its database, for sacct) does not answer."""
+
+
+class SlurmRefused(MachineError):
+    """SLURM answered, and said no; the message is its own."""
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without what SLURM set in it: inside a job, inherited SLURM_* variables would become
+    options of the new one. SLURM_CONF stays, since it names the cluster, and times are told in UTC."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI"))}
+    if "SLURM_CONF" in os.environ:
+        kept["SLURM_CONF"] = os.environ["SLURM_CONF"]
+    # An array's waiting tasks would be cut short to `5_[0-3,5,7,...]`.
+    return kept | {"TZ": "UTC", "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C"}
+
+
+def run(command: Sequence[str], *, timeout_s: float = TIMEOUT_S, environ: Mapping[str, str] | None = None) -> str:
+    """The command's output. Raises SlurmDown where nothing answers within the time, SlurmRefused for any other no."""
+    try:
+        done = subprocess.run(
+            list(command),
+            env=dict(environ if environ is not None else environment()),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+    except FileNotFoundError:
+        raise SlurmDown(f"{command[0]} is not on the PATH; run this where SLURM's commands are") from None
+    except subprocess.TimeoutExpired:
+        raise SlurmDown(f"{command[0]} got no answer from SLURM within {timeout_s:.0f} s; try again later") from None
+    if done.returncode == 0:
+        return done.stdout
+    said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
+    if re.search(r"unable to contact|socket timed out|connection refused|controller.*(down|not respond)", said, re.I):
+        raise SlurmDown(f"{command[0]}: {said[:300]}")
+    raise SlurmRefused(f"{command[0]}: {said[:300]}")
+
+
+def inside_job() -> bool:
+    return "SLURM_JOB_ID" in os.environ
+
+
+def answers(timeout_s: float = PROBE_S) -> bool:
+    """Whether this machine has SLURM's commands and its controller answers at once."""
+    if shutil.which("sbatch") is None:
+        return False
+    try:
+        run(["sinfo", "-h", "-o", "%P"], timeout_s=timeout_s)
+    except MachineError:
+        return False
+    return True
+
+
+# -------------------------------------------------------------------------------------------------------------- squeue
+@dataclass(frozen=True, slots=True)
+class QueueEntry:
+    """One job, or one task of an array, as squeue shows it.
+
+    state: SLURM's word (PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, ...). reason: why it waits or how it ended.
+    starts: expected or true start. elapsed_s, left_s: None where SLURM does not say. comment: the group it came from.
+    """
+
+    job_id: str
+    state: str
+    reason: str
+    starts: datetime | None
+    elapsed_s: float | None
+    left_s: float | None
+    restarts: int
+    nodes: str
+    name: str
+    comment: str
+    exit_code: int | None
+
+
+_QUEUE = ("JobArrayID", "State", "Reason", "StartTime", "TimeUsed", "TimeLeft", "RestartCnt", "NodeList", "Name")
+_WIDTH = 256
+
+
+def squeue(job_ids: Iterable[str] = (), *, names: Iterable[str] = (), timeout_s: float = TIMEOUT_S) -> list[QueueEntry]:
+    """These jobs (array ids cover their tasks), or those of these names; unknown ones are left out."""
+    of_ids, of_names = sorted(set(job_ids)), sorted(set(names))
+    if not of_ids and not of_names:
+        return []
+    fields = ",".join(f"{name}:{_WIDTH}" for name in (*_QUEUE, "Comment", "exit_code"))
+    which = ["-j", ",".join(of_ids)] if of_ids else ["--name", ",".join(of_names)]
+    try:
+        text = run(["squeue", "-h", "-r", "-t", "all", *which, "-O", fields], timeout_s=timeout_s)
+    except SlurmRefused as error:
+        if "Invalid job id" in str(error):  # all of them were forgotten
+            return []
+        raise
+    return [_queue_entry(line) for line in text.splitlines() if line.strip()]
+
+
+def _queue_entry(line: str) -> QueueEntry:
+    cells = [line[i * _WIDTH : (i + 1) * _WIDTH].strip() for i in range(len(_QUEUE) + 2)]
+    job_id, state, reason, starts, used, left, restarts, nodes, name, comment, exit_code = cells
+    return QueueEntry(
+        job_id=job_id,
+        state=state,
+        reason="" if reason == "None" else reason,
+        starts=when(starts),
+        elapsed_s=duration_s(used),
+        left_s=duration_s(left),
+        restarts=int(restarts) if restarts.isdigit() else 0,
+        nodes=nodes,
+        name=name,
+        comment="" if comment == "(null)" else comment,
+        exit_code=int(exit_code) if exit_code.isdigit() else None,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------- sacct
+@dataclass(frozen=True, slots=True)
+class AccountEntry:
+    """One job or task of an array as the accounting knows it, its steps folded in.
+
+    state: a step's OUT_OF_MEMORY stands for the job's, which says only FAILED. exit_code, signal: of the job.
+    max_rss_mb: the largest of its steps. cpu_s: CPU time used, cpus: allocated. gpus: allocated, 0 where not counted.
+    """
+
+    job_id: str
+    state: str
+    exit_code: int
+    signal: int
+    nodes: str
+    submitted: datetime | None
+    started: datetime | None
+    ended: datetime | None
+    elapsed_s: float
+    cpu_s: float
+    cpus: int
+    memory_mb: float | None
+    max_rss_mb: float | None
+    gpus: int
+
+
+_ACCOUNT = (
+    *("JobID", "State", "ExitCode", "NodeList", "Submit", "Start", "End", "ElapsedRaw", "TotalCPU", "AllocCPUS"),
+    *("ReqMem", "MaxRSS", "AllocTRES"),
+)
+
+
+def sacct(job_ids: Iterable[str], *, since: datetime, timeout_s: float = TIMEOUT_S) -> list[AccountEntry] | None:
+    """These jobs, newest record of each; None where there is no accounting or its database does not answer."""
+    ids = sorted(set(job_ids))
+    if not ids:
+        return []
+    start = (since.astimezone(UTC) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S")  # else it begins at midnight
+    command = ["sacct", "-n", "-P", "--array", "-S", start, "-j", ",".join(ids), "-o", ",".join(_ACCOUNT)]
+    try:
+        text = run(command, timeout_s=timeout_s)
+    except MachineError:
+        return None
+    return parse_sacct(text)
+
+
+def parse_sacct(text: str) -> list[AccountEntry]:
+    jobs: dict[str, dict[str, str]] = {}
+    steps: dict[str, list[dict[str, str]]] = {}
+    for line in text.splitlines():
+        cells = dict(zip(_ACCOUNT, line.split(SEPARATOR), strict=False))
+        job_id, _, step = cells["JobID"].partition(".")
+        if step:
+            steps.setdefault(job_id, []).append(cells)
+        elif "[" not in job_id:  # `5_[3-9]`: waiting tasks, of which squeue tells more
+            jobs[job_id] = cells  # of a requeued job the last line is the newest
+    return [_account_entry(cells, steps.get(job_id, [])) for job_id, cells in jobs.items()]
+
+
+def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> AccountEntry:
+    state = cells["State"].split()[0] if cells["State"] else "UNKNOWN"  # `CANCELLED by 0`
+    if state not in ("PENDING", "RUNNING", "REQUEUED", "COMPLETED"):
+        if any(s["State"].startswith("OUT_OF_ME") for s in steps):
+            state = "OUT_OF_MEMORY"
+    code, _, number = cells["ExitCode"].partition(":")
+    rss = [mb for mb in (megabytes(s["MaxRSS"]) for s in steps) if mb is not None]
+    gpus = re.search(r"gres/gpu=(\d+)", cells["AllocTRES"])
+    return AccountEntry(
+        job_id=cells["JobID"],
+        state=state,
+        exit_code=int(code) if code.isdigit() else 0,
+        signal=int(number) if number.isdigit() else 0,
+        nodes="" if cells["NodeList"] == "None assigned" else cells["NodeList"],
+        submitted=when(cells["Submit"]),
+        started=when(cells["Start"]),
+        ended=when(cells["End"]),
+        elapsed_s=float(cells["ElapsedRaw"] or 0),
+        cpu_s=duration_s(cells["TotalCPU"]) or 0.0,
+        cpus=int(cells["AllocCPUS"] or 0),
+        memory_mb=megabytes(cells["ReqMem"]),
+        max_rss_mb=max(rss) if rss else None,
+        gpus=int(gpus[1]) if gpus else 0,
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- values
+def when(text: str) -> datetime | None:
+    """`2026-11-20T13:00:00`, in UTC since environment() says so; None for N/A, Unknown or nothing."""
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def duration_s(text: str) -> float | None:
+    """`1-02:03:04`, `02:03:04`, `03:04`, `03:04.567` in seconds; None for UNLIMITED, INVALID or nothing."""
+    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text.strip())
+    if match is None:
+        return None
+    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def megabytes(text: str) -> float | None:
+    """`1024K`, `16G`, `8Gn` in MiB; None for nothing."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)[nc]?", text.strip())
+    if match is None:
+        return None
+    return float(match[1]) * {"": 1 / 1024 / 1024, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0 * 1024}[match[2]]
+
+
+def base_id(job_id: str) -> str:
+    """`123` of `123_4`: the id that covers all tasks of an array."""
+    return job_id.partition("_")[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- control
+def scancel(job_ids: Iterable[str], *, pending_only: bool = False) -> None:
+    """Cancel these; what has ended already is no error. Raises SlurmDown, SlurmRefused."""
+    ids = sorted(set(job_ids))
+    for first in range(0, len(ids), 500):
+        try:
+            run(["scancel", *(["-t", "PENDING"] if pending_only else []), *ids[first : first + 500]])
+        except SlurmRefused as error:
+            if "Invalid job id" not in str(error):
+                raise
+
+
+def show(what: str, name: str | None = None) -> list[dict[str, str]]:
+    """`scontrol show config|partition|node|job` as dictionaries, one per entry."""
+    command = ["scontrol", "show", what, *([name] if name is not None else [])]
+    if what == "config":
+        pairs = (line.partition("=") for line in run(command).splitlines() if "=" in line)
+        return [{key.strip(): value.strip() for key, _, value in pairs}]
+    lines = run([*command[:1], "-o", *command[1:]]).splitlines()
+    return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines if line.strip()]

@@ -1,0 +1,103 @@
+"""The `cluster` node of a merged configuration -> frozen ClusterSettings, each value checked."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields, replace
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from transfergrid.config.compose import nearest
+from transfergrid.config.resolve import choice, in_range
+from transfergrid.errors import ConfigError
+from transfergrid.resources import MAX_PACKED, ClusterSettings, Resources
+from transfergrid.specs import PHASES
+
+STARTUP_S = 60  # until a job's first step: python, torch, the first batch
+SIGNAL_EARLY_S = 60  # SLURM may send the signal so much earlier than asked (sbatch --signal)
+RESOURCES = tuple(f.name for f in fields(Resources))
+RANGES: dict[str, tuple[float, float]] = {
+    "gpus": (0, 64),
+    "cpus": (1, 1024),
+    "mem_gb": (0.1, 16384),
+    "timeout_min": (1, 60 * 24 * 365),
+    "num_threads": (0, 1024),
+    "array_parallelism": (0, 1_000_000),
+    "runs_per_job": (1, MAX_PACKED),
+    "signal_delay_s": (10, 86_400),
+    "max_requeues": (0, 100_000),
+    "poll_s": (0.5, 3600),
+}
+_TEXT = ("partition", "finish_partition", "account", "qos", "constraint", "gpu_type", "wckey", "exclude")
+
+
+def cluster_settings(node: DictConfig) -> ClusterSettings:
+    """Raises ConfigError, naming the key, for a value that no SLURM could take."""
+    values = {str(key): value for key, value in OmegaConf.to_container(node).items()}  # type: ignore[union-attr]
+    choice("cluster.kind", values["kind"], ("auto", "local", "slurm"))
+    for key, (low, high) in RANGES.items():
+        in_range(f"cluster.{key}", values[key], low, high)
+    for key in _TEXT:
+        _check_text(f"cluster.{key}", values[key])
+    for key, value in values["sbatch"].items():
+        if not re.fullmatch(r"[a-z][a-z-]*", str(key)):
+            raise ConfigError(f"cluster.sbatch: {key!r} is not an option of sbatch; write it as {{mail-type: END}}")
+        _check_text(f"cluster.sbatch.{key}", str(value))
+    for line in values["setup"]:
+        if "\n" in line or "\0" in line:
+            raise ConfigError("cluster.setup: one line of shell each; give a list")
+    resources = Resources(**{key: values[key] for key in RESOURCES})
+    settings = ClusterSettings(
+        name=values["name"],
+        kind=values["kind"],
+        resources=resources,
+        by_phase={str(p): _of_phase(str(p), given, resources) for p, given in values["by_phase"].items()},
+        setup=tuple(values["setup"]),
+        sbatch={str(k): str(v) for k, v in values["sbatch"].items()},
+        **{
+            key: values[key]
+            for key in (
+                *("finish_partition", "array_parallelism", "runs_per_job", "signal_delay_s", "max_requeues", "wckey"),
+                *("exclude", "python", "stage_folders", "scratch_dir", "poll_s"),
+            )
+        },
+    )
+    for asked in (resources, *settings.by_phase.values()):
+        _check_time(asked.timeout_min, settings.signal_delay_s)
+    return settings
+
+
+def _of_phase(phase: str, given: Any, resources: Resources) -> Resources:
+    where = f"cluster.by_phase.{phase}"
+    if phase not in PHASES:
+        raise ConfigError(f"cluster.by_phase: unknown phase {phase!r}{nearest(phase, PHASES)}")
+    if not isinstance(given, dict):
+        raise ConfigError(f"{where}={given!r} is not a dictionary; it is written {{{phase}: {{mem_gb: 32}}}}")
+    wanted = {"gpus": int, "cpus": int, "timeout_min": int, "mem_gb": (int, float)}
+    for key, value in given.items():
+        if key not in RESOURCES:
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest(str(key), RESOURCES)}")
+        if key in wanted:
+            if isinstance(value, bool) or not isinstance(value, wanted[key]):  # type: ignore[arg-type]
+                raise ConfigError(f"{where}.{key}={value!r} is not a number")
+            in_range(f"{where}.{key}", value, *RANGES[key])
+        else:
+            _check_text(f"{where}.{key}", value)
+    return replace(resources, **given)
+
+
+def _check_text(key: str, value: Any) -> None:
+    """What goes into a job script's #SBATCH line: one word, nothing a shell or sbatch would read as more."""
+    if value is not None and (not isinstance(value, str) or not re.fullmatch(r"[\w.,:@+*/&|\[\]()=%-]{1,256}", value)):
+        raise ConfigError(f"{key}={value!r} is not a name that SLURM takes; one word, without spaces or quotes")
+
+
+def _check_time(timeout_min: int, signal_delay_s: int) -> None:
+    needed_s = signal_delay_s + SIGNAL_EARLY_S + STARTUP_S
+    if timeout_min * 60 < needed_s:
+        raise ConfigError(
+            f"cluster.timeout_min={timeout_min} leaves a job no time: cluster.signal_delay_s={signal_delay_s} before the"
+            f" end it is told to save, up to {SIGNAL_EARLY_S} s earlier, and it needs {STARTUP_S} s to start; give"
+            f" cluster.timeout_min={-(-needed_s // 60)} or more"
+        )
