@@ -58,6 +58,18 @@ def write_json(final: Path, value: Any) -> None:
     write_bytes(final, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
 
 
+def append_line(path: Path, line: bytes) -> None:
+    """Add one whole line, durable before this returns; appends of several processes do not mix."""
+    make_folder(path.parent)
+    with explained(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o664)
+        try:
+            os.write(descriptor, line + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def read_json(path: Path) -> Any:
     return json.loads(path.read_bytes())
 

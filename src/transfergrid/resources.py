@@ -35,8 +35,8 @@ class ClusterSettings:
     by_phase: resources of the phases that ask for others. array_parallelism: jobs of one array at a time, 0 = no limit.
     runs_per_job: so many runs share a job, one after the other. signal_delay_s: before the time limit a job is told to
     save. max_requeues: how often a job may go on after its time limit or a preemption. setup: shell lines before
-    python. python: the command that starts python on the node, container prefix included; None = this very interpreter.
-    stage_folders: image folders are copied to scratch_dir on the node first. sbatch: further options of sbatch, by name.
+    python. python: the command that starts python on the node, container prefix included; None = this interpreter.
+    stage_folders: image folders are copied to scratch_dir on the node first. sbatch: further options of sbatch.
     poll_s: seconds between two looks at the queue while waiting.
     """
 

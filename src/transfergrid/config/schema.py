@@ -171,8 +171,9 @@ class GridConfig:
 
 @dataclass
 class ClusterConfig:
-    """docs/slurm.md. num_threads: CPU threads per run; 0 = the cores its process may use. by_phase: {phase: {key: value}}
-    for phases that ask for other resources. sbatch: further options of sbatch. max_requeues: how often a job goes on.
+    """docs/slurm.md. num_threads: CPU threads per run; 0 = the cores its process may use.
+
+    by_phase: {phase: {key: value}} for phases that ask for other resources. sbatch: further options of sbatch.
     """
 
     name: str = "auto"
