@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sandbox import Sandbox
+from slurm_conf import Options
+from slurm_sandbox import started
 
 # Before torch is imported anywhere: waiting threads that spin slow everything else on the machine down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -33,3 +38,26 @@ def real_data_dir() -> Path:
     if found is None:
         pytest.skip("TRANSFERGRID_DATA_DIR is not set: no real data")
     return Path(found)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+    """A real SLURM with the sandbox's defaults, one for the session. Tests that ask for it are marked `slurm`."""
+    sandbox = started(tmp_path_factory.mktemp("slurm"), Options())
+    yield sandbox
+    sandbox.stop()
+
+
+@pytest.fixture(scope="module")
+def slurm_variant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Sandbox]]:
+    """`slurm_variant(preempt="signal", gpus=0)`: a sandbox with these options (slurm_conf.Options), until the module
+    ends; `.stop()` ends it earlier."""
+    sandboxes: list[Sandbox] = []
+
+    def start(**options: Any) -> Sandbox:
+        sandboxes.append(started(tmp_path_factory.mktemp("slurm"), Options(**options)))
+        return sandboxes[-1]
+
+    yield start
+    for sandbox in sandboxes:
+        sandbox.stop()

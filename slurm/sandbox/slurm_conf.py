@@ -1,0 +1,166 @@
+"""The configuration files of a sandbox SLURM (22.05), as text: what each option of the sandbox means to SLURM."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+# The whole environment of the daemons: jobs get their submitter's on top of it, never that of whoever ran `start`.
+DAEMON_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+MEMORY_MB = 8000  # per node; as its CPUs, declared, not measured
+
+
+@dataclass(frozen=True)
+class Options:
+    nodes: int = 2
+    gpus: int = 2  # per node, fake: device nodes that no driver answers
+    cpus: int = 4  # per node, declared: may be more than the machine has
+    accounting: bool = True
+    max_array_size: int = 1001
+    cgroup_memory: bool = False
+    preempt: Literal["signal", "no-signal"] | None = None
+    max_time_min: int = 60  # of the partition `short`
+    kill_wait_s: int = 5
+    slurmd_timeout_s: int = 60
+    min_job_age_s: int = 300
+    requeue_wait_s: int = 120  # SLURM's own default: the life of a job credential
+    max_submit_jobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Ports:
+    """TCP ports on the loopback interface; `slurmd` has one per node."""
+
+    slurmctld: int
+    slurmdbd: int
+    slurmd: tuple[int, ...]
+
+
+def node_names(options: Options) -> tuple[str, ...]:
+    return tuple(f"n{number}" for number in range(1, options.nodes + 1))
+
+
+def slurm_conf(options: Options, ports: Ports, folder: Path) -> str:
+    hostname = socket.gethostname().split(".")[0]
+    lines = [
+        "ClusterName=sandbox",
+        f"SlurmctldHost={hostname}(127.0.0.1)",
+        f"SlurmctldPort={ports.slurmctld}",
+        "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny",  # loopback only
+        "SlurmUser=root",
+        "SlurmdUser=root",
+        "AuthType=auth/munge",
+        f"AuthInfo=socket={folder}/run/munge.socket,cred_expire={options.requeue_wait_s}",
+        f"StateSaveLocation={folder}/state",
+        f"SlurmdSpoolDir={folder}/spool/%n",
+        f"SlurmctldPidFile={folder}/run/slurmctld.own.pid",
+        f"SlurmdPidFile={folder}/run/slurmd-%n.own.pid",
+        f"SlurmdLogFile={folder}/log/steps-%n.log",  # slurmstepd writes here, slurmd also to its own output
+        "SlurmdParameters=config_overrides",  # believe the nodes' declared sizes
+        "ProctrackType=proctrack/linuxproc",
+        f"TaskPlugin={'task/cgroup' if options.cgroup_memory else 'task/none'}",
+        "SelectType=select/cons_tres",
+        "SelectTypeParameters=CR_Core_Memory",
+        "DefMemPerCPU=1000",
+        "GresTypes=gpu",
+        "ReturnToService=2",
+        "JobRequeue=1",
+        "MailProg=/bin/true",
+        "MpiDefault=none",
+        f"MaxArraySize={options.max_array_size}",
+        f"MinJobAge={options.min_job_age_s}",
+        f"KillWait={options.kill_wait_s}",
+        f"SlurmdTimeout={options.slurmd_timeout_s}",
+        "SlurmctldTimeout=30",
+        "MessageTimeout=10",
+        "SchedulerType=sched/backfill",
+        "SchedulerParameters=batch_sched_delay=0,sched_min_interval=0,sched_interval=2,bf_interval=1",
+        "JobAcctGatherType=jobacct_gather/linux",
+        "JobAcctGatherFrequency=task=1",
+        *_accounting_lines(options, ports, folder),
+        *_preemption_lines(options),
+    ]
+    if options.cgroup_memory:
+        # Nodes of two sandboxes share the machine's cgroups, where a job is its number: numbers of our own.
+        lines.append(f"FirstJobId={ports.slurmctld % 20000 * 1000 + 1}")
+    gres = f" Gres=gpu:fake:{options.gpus}" if options.gpus else ""
+    size = f"CPUs={options.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={options.cpus} ThreadsPerCore=1"
+    for name, port in zip(node_names(options), ports.slurmd, strict=True):
+        lines.append(
+            f"NodeName={name} NodeHostname={hostname} NodeAddr=127.0.0.1 Port={port} {size} "
+            f"RealMemory={MEMORY_MB}{gres} State=UNKNOWN"
+        )
+    return "\n".join([*lines, *_partition_lines(options)]) + "\n"
+
+
+def _accounting_lines(options: Options, ports: Ports, folder: Path) -> list[str]:
+    if not options.accounting:
+        return ["AccountingStorageType=accounting_storage/none"]
+    lines = [
+        "AccountingStorageType=accounting_storage/slurmdbd",
+        "AccountingStorageHost=127.0.0.1",
+        f"AccountingStoragePort={ports.slurmdbd}",
+        f"AccountingStoragePass={folder}/run/munge.socket",  # AuthInfo does not hold for this connection
+        "AccountingStorageTRES=gres/gpu",
+    ]
+    if options.max_submit_jobs is not None:
+        lines.append("AccountingStorageEnforce=associations,limits,qos")
+    return lines
+
+
+def _preemption_lines(options: Options) -> list[str]:
+    if options.preempt is None:
+        return []
+    lines = ["PreemptType=preempt/partition_prio", "PreemptMode=REQUEUE"]
+    if options.preempt == "signal":
+        lines.append("SlurmctldParameters=preempt_send_user_signal")
+    return lines
+
+
+def _partition_lines(options: Options) -> list[str]:
+    off = " PreemptMode=OFF" if options.preempt else ""
+    lines = [
+        f"PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP{off}",
+        f"PartitionName=short Nodes=ALL MaxTime={options.max_time_min} State=UP{off}",
+    ]
+    if options.preempt:
+        grace_s = 15 if options.preempt == "signal" else 0
+        lines += [
+            f"PartitionName=low Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime={grace_s} State=UP",
+            "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF State=UP",
+        ]
+    return lines
+
+
+def slurmdbd_conf(ports: Ports, folder: Path) -> str:
+    return f"""\
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={ports.slurmdbd}
+CommunicationParameters=NoInAddrAny
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/run/munge.socket
+PidFile={folder}/run/slurmdbd.own.pid
+StorageType=accounting_storage/mysql
+StorageHost=localhost
+StorageUser=root
+StorageLoc=slurm
+"""
+
+
+def gres_conf(options: Options, folder: Path) -> str:
+    """A count alone would leave the node INVAL: each GPU is a device file."""
+    if not options.gpus:
+        return ""
+    return f"NodeName=n[1-{options.nodes}] Name=gpu Type=fake File={folder}/nvidia[0-{options.gpus - 1}]\n"
+
+
+def cgroup_conf(options: Options, mountpoint: str) -> str:
+    """Needed in any case: without it slurmd looks for a plugin that fits the machine, and may find none."""
+    lines = ["CgroupPlugin=cgroup/v1", "CgroupAutomount=no", f"CgroupMountpoint={mountpoint}"]
+    if options.cgroup_memory:
+        lines.append("ConstrainRAMSpace=yes")
+    return "\n".join(lines) + "\n"
