@@ -265,11 +265,11 @@ def scancel(job_ids: Iterable[str], *, pending_only: bool = False) -> None:
                 raise
 
 
-def show(what: str, name: str | None = None) -> list[dict[str, str]]:
+def show(what: str, name: str | None = None, *, timeout_s: float = TIMEOUT_S) -> list[dict[str, str]]:
     """`scontrol show config|partition|node|job` as dictionaries, one per entry."""
     command = ["scontrol", "show", what, *([name] if name is not None else [])]
     if what == "config":
-        pairs = (line.partition("=") for line in run(command).splitlines() if "=" in line)
+        pairs = (line.partition("=") for line in run(command, timeout_s=timeout_s).splitlines() if "=" in line)
         return [{key.strip(): value.strip() for key, _, value in pairs}]
-    lines = run([*command[:1], "-o", *command[1:]]).splitlines()
+    lines = run([*command[:1], "-o", *command[1:]], timeout_s=timeout_s).splitlines()
     return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines if line.strip()]

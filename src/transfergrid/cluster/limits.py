@@ -1,0 +1,341 @@
+"""What a SLURM cluster allows, and whether a job can ever start there.
+
+SLURM itself takes jobs that can never start (more time than any partition gives, a QOS nobody has) and lets them wait
+for good. So a request is held against the cluster before anything is sent.
+"""
+
+from __future__ import annotations
+
+import getpass
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from transfergrid.cluster import slurm
+from transfergrid.config.compose import nearest
+from transfergrid.errors import ConfigError
+from transfergrid.resources import Resources
+
+# How a node's state begins, as sinfo spells it; `powered_down` is none of them, such a node is woken when needed.
+UNUSABLE = ("down", "drain", "error", "fail", "future", "inval", "maint", "unknown")
+ANY_TYPE = ""  # GPUs that SLURM counts without a type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeShape:
+    """Nodes of one kind: how many, how many of them take jobs, and what one of them has."""
+
+    count: int
+    usable: int
+    cpus: int
+    mem_mb: int
+    gpus_by_type: Mapping[str, int]
+
+    @property
+    def gpus(self) -> int:
+        return sum(self.gpus_by_type.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Partition:
+    """max_time_min: None = no limit. state: UP, DOWN, DRAIN or INACTIVE. allow_*: None = all.
+
+    preempt_mode: what becomes of its jobs when they are preempted. grace_s: between warning and end of such a job.
+    """
+
+    name: str
+    shapes: tuple[NodeShape, ...]
+    max_time_min: int | None = None
+    state: str = "UP"
+    is_default: bool = False
+    allow_qos: frozenset[str] | None = None
+    allow_accounts: frozenset[str] | None = None
+    preempt_mode: str = "OFF"
+    grace_s: int = 0
+
+    @property
+    def max_mem_mb(self) -> int:
+        """Of its largest node."""
+        return max((s.mem_mb for s in self.shapes), default=0)
+
+    @property
+    def max_cpus(self) -> int:
+        return max((s.cpus for s in self.shapes), default=0)
+
+    @property
+    def gpus_by_type(self) -> dict[str, int]:
+        """GPU type -> the most of it that one node has."""
+        types = {t for shape in self.shapes for t in shape.gpus_by_type}
+        return {t: max(shape.gpus_by_type.get(t, 0) for shape in self.shapes) for t in sorted(types)}
+
+    @property
+    def nodes(self) -> int:
+        return sum(s.count for s in self.shapes)
+
+    @property
+    def usable_nodes(self) -> int:
+        """Those that are neither down nor drained."""
+        return sum(s.usable for s in self.shapes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """max_array_size: the largest index of an array, plus one. max_jobs: what this user may have in the queue at once,
+    None = no limit known. accounts, qos: what this user may name, None where SLURM does not know. qos_max_time_min: of
+    those QOS that limit it. accounting: whether states are kept in a database. requeue: whether jobs may be requeued
+    unless they say otherwise. preemption: by what (`none`, `partition_prio`, `qos`). user_signal: whether a preempted
+    job gets the signal it asked for. kill_wait_s: between SIGTERM and SIGKILL at the time limit. min_job_age_s: so long
+    squeue knows of a job that has ended.
+    """
+
+    max_array_size: int
+    max_jobs: int | None
+    partitions: Mapping[str, Partition]
+    accounts: frozenset[str] | None = None
+    qos: frozenset[str] | None = None
+    qos_max_time_min: Mapping[str, int] = field(default_factory=dict)
+    accounting: bool = False
+    requeue: bool = True
+    preemption: str = "none"
+    user_signal: bool = False
+    kill_wait_s: int = 30
+    min_job_age_s: int = 300
+
+    @property
+    def default_partition(self) -> str | None:
+        return next((p.name for p in self.partitions.values() if p.is_default), None)
+
+
+# ------------------------------------------------------------------------------------------------------------- reading
+def read_limits(*, account: str | None = None, qos: str | None = None, timeout_s: float = slurm.TIMEOUT_S) -> Limits:
+    """Ask the cluster, in five commands. account, qos: whose limit of jobs counts; None = the user's defaults.
+
+    Raises SlurmDown where the controller does not answer. A silent database is no error: its answers are then None.
+    """
+    config = slurm.show("config", timeout_s=timeout_s)[0]
+    partitions = _partitions(slurm.show("partition", timeout_s=timeout_s), _shapes(timeout_s))
+    accounting = config.get("AccountingStorageType", "").endswith("/slurmdbd")
+    known = _read_accounting(config, account, qos, timeout_s) if accounting else _Known()
+    max_jobs = [n for n in (_number(config.get("MaxJobCount", "")), known.max_jobs) if n is not None]
+    return Limits(
+        max_array_size=_number(config.get("MaxArraySize", "")) or 1001,
+        max_jobs=min(max_jobs, default=None),
+        partitions=partitions,
+        accounts=known.accounts,
+        qos=known.qos,
+        qos_max_time_min=known.qos_max_time_min,
+        accounting=accounting,
+        requeue=config.get("JobRequeue", "1") == "1",
+        preemption=config.get("PreemptType", "preempt/none").removeprefix("preempt/"),
+        user_signal="send_user_signal" in config.get("SlurmctldParameters", "") + config.get("PreemptParameters", ""),
+        kill_wait_s=_number(config.get("KillWait", "")) or 0,
+        min_job_age_s=_number(config.get("MinJobAge", "")) or 0,
+    )
+
+
+def _partitions(entries: Iterable[Mapping[str, str]], shapes: Mapping[str, list[NodeShape]]) -> dict[str, Partition]:
+    found = {}
+    for entry in entries:
+        name = entry["PartitionName"]
+        max_mem_mb, max_cpus = _number(entry.get("MaxMemPerNode", "")), _number(entry.get("MaxCPUsPerNode", ""))
+        found[name] = Partition(
+            name=name,
+            shapes=tuple(_capped(shape, max_mem_mb, max_cpus) for shape in shapes.get(name, [])),
+            max_time_min=_minutes(entry.get("MaxTime", "")),
+            state=entry.get("State", "UP"),
+            is_default=entry.get("Default") == "YES",
+            allow_qos=_names(entry.get("AllowQos", "ALL")),
+            allow_accounts=_names(entry.get("AllowAccounts", "ALL")),
+            preempt_mode=entry.get("PreemptMode", "OFF"),
+            grace_s=_number(entry.get("GraceTime", "")) or 0,
+        )
+    return found
+
+
+def _shapes(timeout_s: float) -> dict[str, list[NodeShape]]:
+    """Partition -> its kinds of nodes. One line per kind, not per node: a cluster may have thousands."""
+    found: dict[str, list[NodeShape]] = {}
+    for line in slurm.run(["sinfo", "-a", "-h", "-e", "-o", "%R|%T|%D|%c|%m|%G"], timeout_s=timeout_s).splitlines():
+        name, state, count, cpus, mem_mb, gres = line.strip().split("|", 5)
+        usable = 0 if state.endswith("*") or state.startswith(UNUSABLE) else int(count)
+        shape = NodeShape(
+            count=int(count),
+            usable=usable,
+            cpus=_number(cpus) or 0,
+            mem_mb=_number(mem_mb) or 0,
+            gpus_by_type=gpus_of(gres),
+        )
+        found.setdefault(name, []).append(shape)
+    return found
+
+
+def gpus_of(gres: str) -> dict[str, int]:
+    """`gpu:a100:4(S:0-1),gpu:2` -> {"a100": 4, "": 2}."""
+    found: dict[str, int] = {}
+    for kind, count in re.findall(r"(?:^|,)gpu(?::([^:,()]*[^:,()\d][^:,()]*))?:(\d+)", gres):
+        found[kind or ANY_TYPE] = found.get(kind or ANY_TYPE, 0) + int(count)
+    return found
+
+
+def _capped(shape: NodeShape, max_mem_mb: int | None, max_cpus: int | None) -> NodeShape:
+    """A node as the partition hands it out."""
+    return NodeShape(
+        count=shape.count,
+        usable=shape.usable,
+        cpus=min(shape.cpus, max_cpus if max_cpus is not None else shape.cpus),
+        mem_mb=min(shape.mem_mb, max_mem_mb if max_mem_mb is not None else shape.mem_mb),
+        gpus_by_type=shape.gpus_by_type,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Known:
+    """What the accounting database says of this user."""
+
+    accounts: frozenset[str] | None = None
+    qos: frozenset[str] | None = None
+    qos_max_time_min: Mapping[str, int] = field(default_factory=dict)
+    max_jobs: int | None = None
+
+
+def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | None, timeout_s: float) -> _Known:
+    show = ["sacctmgr", "-nP", "show"]
+    columns = "DefaultAccount,Account,QOS,DefaultQOS,MaxSubmitJobs,GrpSubmitJobs"
+    of_user = [*show, "user", user_name(), "withassoc", f"cluster={config['ClusterName']}", f"format={columns}"]
+    of_qos = [*show, "qos", "format=Name,MaxSubmitJobsPerUser,GrpSubmitJobs,MaxWall"]
+    try:
+        associations = [line.split("|") for line in slurm.run(of_user, timeout_s=timeout_s).splitlines() if line]
+        qos_lines = [line.split("|") for line in slurm.run(of_qos, timeout_s=timeout_s).splitlines() if line]
+    except (slurm.SlurmDown, slurm.SlurmRefused):
+        return _Known()
+    enforced = config.get("AccountingStorageEnforce", "none").lower()
+    all_qos = {line[0] for line in qos_lines}
+    if not associations:  # SLURM asks nobody who he is; where it does, sbatch itself refuses him
+        return _Known(qos=frozenset(all_qos) or None)
+    mine = [a for a in associations if a[1] == (account or a[0])] or associations
+    named = {name for a in associations for name in a[2].split(",") if name}
+    # Without enforcement any QOS there is will do.
+    allowed = named if "qos" in enforced and named else all_qos
+    if "limits" not in enforced and "safe" not in enforced and "qos" not in enforced:
+        return _Known(accounts=frozenset(a[1] for a in associations), qos=frozenset(allowed))
+    used_qos = qos or mine[0][3] or "normal"
+    submit = [cell for a in mine for cell in a[4:6]]
+    submit += [cell for line in qos_lines if line[0] == used_qos for cell in line[1:3]]
+    times = {line[0]: _minutes(line[3]) for line in qos_lines}
+    return _Known(
+        accounts=frozenset(a[1] for a in associations),
+        qos=frozenset(allowed),
+        qos_max_time_min={name: time for name, time in times.items() if time is not None},
+        max_jobs=min((n for n in map(_number, submit) if n is not None), default=None),
+    )
+
+
+def user_name() -> str:
+    return getpass.getuser()
+
+
+def _number(text: str) -> int | None:
+    """`30 sec`, `1001`, `8000+` as a number; None for UNLIMITED, (null) or nothing."""
+    match = re.match(r"\d+", text.strip())
+    return int(match[0]) if match is not None else None
+
+
+def _minutes(text: str) -> int | None:
+    seconds = slurm.duration_s(text)
+    return None if seconds is None else int(seconds // 60)
+
+
+def _names(text: str) -> frozenset[str] | None:
+    return None if text in ("ALL", "(null)", "") else frozenset(text.split(","))
+
+
+# ------------------------------------------------------------------------------------------------------------ deciding
+def assert_possible(resources: Resources, limits: Limits, *, what: str) -> None:
+    """Raises ConfigError, opened by `what`, where no partition that is named could ever start such a job."""
+    for key, name, known in (
+        ("account", resources.account, limits.accounts),
+        ("qos", resources.qos, limits.qos),
+    ):
+        if name is not None and known is not None and name not in known:
+            raise ConfigError(f"{what}: cluster.{key}={name!r} is none that you may use{nearest(name, sorted(known))}")
+    max_time_min = limits.qos_max_time_min.get(resources.qos or "")
+    if max_time_min is not None and resources.timeout_min > max_time_min:
+        raise ConfigError(
+            f"{what}: cluster.timeout_min={resources.timeout_min} is more than QOS {resources.qos} ever gives;"
+            f" give cluster.timeout_min={max_time_min} or less"
+        )
+    reasons = [_against(resources, partition) for partition in named_partitions(resources, limits, what=what)]
+    if None not in reasons:
+        raise ConfigError(f"{what}: {'; '.join(map(str, reasons))}")
+
+
+def named_partitions(resources: Resources, limits: Limits, *, what: str) -> list[Partition]:
+    """Those that the job may start in, SLURM's default where none is named. Raises ConfigError for an unknown one."""
+    names = resources.partition.split(",") if resources.partition is not None else [limits.default_partition]
+    for name in names:
+        if name is None:
+            known = ", ".join(sorted(limits.partitions))
+            raise ConfigError(
+                f"{what}: this cluster has no default partition; give cluster.partition=, one of: {known}"
+            )
+        if name not in limits.partitions:
+            raise ConfigError(
+                f"{what}: cluster.partition={name!r} is unknown here{nearest(name, sorted(limits.partitions))}"
+            )
+    return [limits.partitions[name] for name in names if name is not None]
+
+
+def queue_room(limits: Limits, jobs_live_of_user: int) -> int | None:
+    """How many more jobs (each task of an array is one) this user may submit now; None = no limit known."""
+    return None if limits.max_jobs is None else max(0, limits.max_jobs - jobs_live_of_user)
+
+
+def _against(asked: Resources, partition: Partition) -> str | None:
+    """Why such a job can never start in this partition, and what to give instead; None where it can."""
+    where = f"partition {partition.name}"
+    if partition.state != "UP":
+        return f"{where} is {partition.state.lower()} and starts nothing; name another in cluster.partition="
+    if partition.allow_accounts is not None and asked.account is not None:
+        if asked.account not in partition.allow_accounts:
+            allowed = ", ".join(sorted(partition.allow_accounts))
+            return f"{where} does not take cluster.account={asked.account}; it takes: {allowed}"
+    if partition.allow_qos is not None and asked.qos is not None and asked.qos not in partition.allow_qos:
+        return f"{where} does not take cluster.qos={asked.qos}; it takes: {', '.join(sorted(partition.allow_qos))}"
+    if partition.max_time_min is not None and asked.timeout_min > partition.max_time_min:
+        return (
+            f"cluster.timeout_min={asked.timeout_min} is more than {where} ever gives;"
+            f" give cluster.timeout_min={partition.max_time_min} or less"
+        )
+    return _against_nodes(asked, partition)
+
+
+def _against_nodes(asked: Resources, partition: Partition) -> str | None:
+    where = f"partition {partition.name}"
+    if not partition.shapes:
+        return f"{where} has no nodes; name another in cluster.partition="
+    types = partition.gpus_by_type
+    if asked.gpus and not types:
+        return f"cluster.gpus={asked.gpus}, but {where} has no GPUs; name another partition, or give cluster.gpus=0"
+    if asked.gpus and asked.gpu_type is not None and asked.gpu_type not in types:
+        known = ", ".join(t for t in types if t) or "none, so leave cluster.gpu_type unset"
+        return f"cluster.gpu_type={asked.gpu_type!r} is unknown in {where}; known: {known}"
+    most_gpus = types[asked.gpu_type] if asked.gpus and asked.gpu_type else max(s.gpus for s in partition.shapes)
+    for key, value, most in (
+        ("gpus", asked.gpus, most_gpus),
+        ("cpus", asked.cpus, partition.max_cpus),
+        ("mem_gb", asked.mem_gb, partition.max_mem_mb // 102.4 / 10),
+    ):
+        if value > most:
+            return f"cluster.{key}={value:g} is more than any node of {where} has; give cluster.{key}={most:g} or less"
+    if not any(_fits(asked, shape) for shape in partition.shapes):
+        shapes = ", ".join(f"{s.cpus} CPUs {s.mem_mb / 1024:.1f} GB {s.gpus} GPUs" for s in partition.shapes[:4])
+        return (
+            f"no node of {where} has cluster.cpus={asked.cpus}, cluster.mem_gb={asked.mem_gb:g} and"
+            f" cluster.gpus={asked.gpus} at once; its nodes: {shapes}"
+        )
+    return None
+
+
+def _fits(asked: Resources, shape: NodeShape) -> bool:
+    gpus = shape.gpus_by_type.get(asked.gpu_type, 0) if asked.gpu_type is not None else shape.gpus
+    return asked.cpus <= shape.cpus and asked.mem_gb * 1024 <= shape.mem_mb and asked.gpus <= gpus
