@@ -18,7 +18,17 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "transfergrid"
 # see each other only as WITHIN_LAYER lists.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "specs", "resources", "paths", "durable", "stopping"),
-    ("data", "backbones", "architectures", "feature_store", "records", "network_size", "evaluation"),
+    (
+        "data",
+        "backbones",
+        "architectures",
+        "feature_store",
+        "attempts",
+        "provenance",
+        "records",
+        "network_size",
+        "evaluation",
+    ),
     (
         *("tracking", "config", "preprocess", "augment", "training", "optimization", "heads", "folds", "images"),
         *("network", "results", "device"),
@@ -31,6 +41,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 WITHIN_LAYER = {
     ("durable", "errors"),
     ("paths", "specs"),
+    ("attempts", "provenance"),
+    ("records", "attempts"),
+    ("backbones", "network_size"),  # the catalog states what a forward pass costs
     ("backbones", "architectures"),  # a backbone that this project trained is one of its architectures
     ("images", "augment"),
     ("images", "preprocess"),

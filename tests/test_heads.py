@@ -14,6 +14,7 @@ from small_runs import carry_out, final_run, paths_of, record_of, request
 from torch import Tensor
 
 from transfergrid import feature_store, job
+from transfergrid.attempts import begin_attempt
 from transfergrid.config import Request
 from transfergrid.errors import CorruptFeatures, MissingInput
 from transfergrid.folds import Fold, Folds, open_splits
@@ -22,7 +23,7 @@ from transfergrid.optimization import split_decay
 from transfergrid.paths import RunPaths, cache_paths
 from transfergrid.phases._feature_trainee import FeatureTrainee
 from transfergrid.phases.probe import load_features
-from transfergrid.records import begin_attempt, read_predictions
+from transfergrid.records import read_predictions
 from transfergrid.specs import ProbeSettings, RunSpec
 from transfergrid.stopping import StopFlag
 from transfergrid.training import fit

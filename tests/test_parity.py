@@ -220,8 +220,8 @@ def test_finer_features_have_a_tighter_bound_and_the_remedy_is_one_that_helps(pr
 
 
 def test_the_gate_leaves_the_network_as_it_was(probed: Request) -> None:
+    from transfergrid.attempts import Attempt
     from transfergrid.phases import RunContext
-    from transfergrid.records import Attempt
     from transfergrid.stopping import StopFlag
 
     run = final_run(probed)

@@ -14,7 +14,8 @@ from transfergrid import durable, feature_store
 from transfergrid.config import Request, load_grid
 from transfergrid.paths import cache_paths
 from transfergrid.plan import Plan, PlannedRun, make_plan
-from transfergrid.records import RunRecord, code_hash, write_record
+from transfergrid.provenance import code_hash
+from transfergrid.records import RunRecord, write_record
 from transfergrid.specs import PHASES, RunSpec, Split
 
 

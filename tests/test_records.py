@@ -15,18 +15,16 @@ import pytest
 from small_runs import carry_out, final_run, paths_of, record_of, request
 
 from transfergrid import job
+from transfergrid.attempts import Attempt, begin_attempt, newest_attempt
 from transfergrid.errors import AlreadyRunning, DataError, Superseded
 from transfergrid.paths import RunPaths
 from transfergrid.phases import phase_module
 from transfergrid.records import (
-    Attempt,
     MetricsLog,
     RunRecord,
-    begin_attempt,
     checkpoint_files,
     lines_covered,
     make_predictions,
-    newest_attempt,
     read_metrics,
     read_newest_checkpoint,
     read_predictions,

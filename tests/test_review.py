@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from transfergrid import backbones, durable, job
+from transfergrid.attempts import begin_attempt
 from transfergrid.commands.launch import _write_grid, check_inputs
 from transfergrid.config import Request, load_grid, load_run
 from transfergrid.data.splits import val_indices
@@ -27,7 +28,7 @@ from transfergrid.errors import ConfigError, DataError, MissingInput, Superseded
 from transfergrid.optimization import split_decay
 from transfergrid.paths import RunPaths
 from transfergrid.plan import make_plan
-from transfergrid.records import begin_attempt, checkpoint_files, read_grid, read_metrics
+from transfergrid.records import checkpoint_files, read_grid, read_metrics
 from transfergrid.report.comparison import comparison_rows
 from transfergrid.specs import EvaluateSettings, FinetuneSettings, ProbeSettings, RunSpec, to_dict
 from transfergrid.stopping import StopFlag

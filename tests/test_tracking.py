@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from transfergrid import durable, records, tracking
+from transfergrid import attempts, durable, provenance, records, tracking
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.specs import (
@@ -77,7 +77,7 @@ def write_lines(paths: RunPaths, *, kept: int, upto: int) -> None:
                 log.write("epoch", epoch=n // 3, step=n, **{"val/accuracy": n / 7, "test/accuracy": None, "note": "ä"})
 
 
-def checkpoint(attempt: records.Attempt, *, lines: int) -> None:
+def checkpoint(attempt: attempts.Attempt, *, lines: int) -> None:
     records.write_checkpoint(attempt, b"state", step=lines, lines=lines)
 
 
@@ -129,7 +129,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
     process = start(store, *configurations)
     for spec, covered in ((completed, 0), (failed, 4), (lost, 5)):
         paths = store.run(spec.run_id)
-        with records.begin_attempt(paths, spec) as attempt:
+        with attempts.begin_attempt(paths, spec) as attempt:
             write_lines(paths, kept=0, upto=7)
             if covered:
                 checkpoint(attempt, lines=covered)
@@ -158,7 +158,7 @@ def test_a_completed_run_is_described_in_the_words_of_the_grid(launch: Launch) -
     expected |= {"variant": "small_batch", "weights": "random", "protocol": "fair", "precision": "fp32"}
     assert {name: run.config[name] for name in expected} == expected
     assert run.config["seed"] == 0 and run.config["split"] == "test"
-    assert run.config["git_commit"] == records.git_state()[0]
+    assert run.config["git_commit"] == provenance.git_state()[0]
     told = {name: run.summary[name] for name in ("test_accuracy", "status", "attempt", "wall_s", "epochs")}
     assert told == {"test_accuracy": 0.75, "status": "completed", "attempt": 1, "wall_s": 2.5, "epochs": 2}
 
@@ -191,7 +191,7 @@ def test_a_second_launch_sends_what_is_new_and_repeats_nothing(launch: Launch) -
     before = offline.fragment_files(store, launch.completed.run_id)
     for spec, kept in ((launch.failed, 4), (launch.lost, 5)):  # relaunched: truncated to the checkpoint, then on to 9
         paths = store.run(spec.run_id)
-        with records.begin_attempt(paths, spec) as attempt:
+        with attempts.begin_attempt(paths, spec) as attempt:
             write_lines(paths, kept=kept, upto=9)
             finish(paths, spec, attempt.number)
     specs = (launch.completed, launch.failed, launch.lost)
@@ -230,7 +230,7 @@ def test_every_line_is_sent_once_though_the_mirror_is_killed_and_the_next_one_lo
     one = configuration(0)
     paths = store.run(one.run.run_id)
     first = start(store, one)
-    with records.begin_attempt(paths, one.run) as attempt:
+    with attempts.begin_attempt(paths, one.run) as attempt:
         write_lines(paths, kept=0, upto=300)
         checkpoint(attempt, lines=200)
         wait_until(lambda: rows_so_far(store, one.run.run_id) > 0)
@@ -259,7 +259,7 @@ def test_a_run_made_again_from_its_beginning_is_mirrored_anew_and_the_mirror_out
     one = configuration(0)
     paths = store.run(one.run.run_id)
     process = start(store, one)
-    with records.begin_attempt(paths, one.run) as attempt:
+    with attempts.begin_attempt(paths, one.run) as attempt:
         write_lines(paths, kept=0, upto=6)
         checkpoint(attempt, lines=4)
         wait_until(lambda: rows_so_far(store, one.run.run_id) == 4)
@@ -297,7 +297,7 @@ def test_an_unreadable_run_does_not_keep_the_others_from_wandb(tmp_path: Path) -
     good, bad = configuration(0), configuration(1)
     for one in (good, bad):
         paths = store.run(one.run.run_id)
-        with records.begin_attempt(paths, one.run) as attempt:
+        with attempts.begin_attempt(paths, one.run) as attempt:
             write_lines(paths, kept=0, upto=2)
             finish(paths, one.run, attempt.number)
     durable.write_bytes(store.run(bad.run.run_id).record, b"{")

@@ -26,6 +26,7 @@ from small_runs import (
 from torch import Tensor, nn
 
 from transfergrid import job, network, records, training
+from transfergrid.attempts import begin_attempt
 from transfergrid.config import Request
 from transfergrid.errors import Superseded, TrainingDiverged
 from transfergrid.folds import Fold
@@ -33,7 +34,7 @@ from transfergrid.images import NetworkInputs
 from transfergrid.optimization import ParameterGroup
 from transfergrid.paths import RunPaths
 from transfergrid.phases import phase_module
-from transfergrid.records import begin_attempt, checkpoint_files, read_metrics
+from transfergrid.records import checkpoint_files, read_metrics
 from transfergrid.specs import RunSpec, ScratchSettings
 from transfergrid.stopping import StopFlag
 from transfergrid.training import FitResult, count_steps, epoch_order, fit

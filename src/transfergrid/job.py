@@ -14,19 +14,12 @@ from pathlib import Path
 from typing import Literal
 
 from transfergrid import durable
+from transfergrid.attempts import Attempt, begin_attempt, newest_attempt
 from transfergrid.errors import AlreadyRunning, Interrupted, MissingInput, Superseded, classify, one_line
 from transfergrid.paths import RunPaths, store_paths
 from transfergrid.phases import RunContext, phase_module
-from transfergrid.records import (
-    Attempt,
-    RunRecord,
-    begin_attempt,
-    newest_attempt,
-    provenance,
-    record_head,
-    remove_checkpoints,
-    write_record,
-)
+from transfergrid.provenance import provenance
+from transfergrid.records import RunRecord, record_head, remove_checkpoints, write_record
 from transfergrid.specs import RunSpec, Runtime, digest, from_dict, to_dict
 from transfergrid.stopping import StopFlag
 

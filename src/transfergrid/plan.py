@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from transfergrid import durable
+from transfergrid.attempts import describe_owner
 from transfergrid.errors import NEXT_STEP
 from transfergrid.paths import store_paths
 from transfergrid.phases import phase_module
-from transfergrid.records import code_hash, describe_owner, record_head
+from transfergrid.provenance import code_hash
+from transfergrid.records import record_head
 from transfergrid.specs import PHASES, RunSpec, Runtime
 
 State = Literal["run", "reuse", "in flight", "blocked"]

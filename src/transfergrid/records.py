@@ -12,16 +12,12 @@ results/runs/<run_id>/
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import io
 import json
 import os
-import platform
 import re
-import socket
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,14 +26,14 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from transfergrid import durable
-from transfergrid.errors import AlreadyRunning, DataError, Superseded, one_line
+from transfergrid.attempts import Attempt
+from transfergrid.errors import DataError, one_line
 from transfergrid.paths import RunPaths
 from transfergrid.specs import RunSpec, from_dict, to_dict
 
 RECORD_FORMAT = 1
 TOP_CLASSES_KEPT = 20  # of the logits, above MANY_CLASSES
 MANY_CLASSES = 100
-ATTEMPTS_KEPT = 4  # of the files in attempts/: a run that is requeued often still leaves at most 12 files
 TIMING_FIELDS = frozenset({"time", "elapsed_s", "images_per_s"})  # of a metrics line: never equal between two runs
 
 
@@ -113,74 +109,6 @@ def record_head(paths: RunPaths) -> RecordHead | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-# ----------------------------------------------------------------------------------------------------------- attempts
-@dataclass(slots=True)
-class Attempt:
-    """The right to write one run's files, until a newer attempt exists. Obtained from begin_attempt only."""
-
-    paths: RunPaths
-    number: int
-    started: datetime
-
-    def assert_newest(self) -> None:
-        """Raises Superseded if a newer attempt has begun: two copies of one job can be alive after a node failure."""
-        newest = newest_attempt(self.paths)
-        if newest != self.number:
-            raise Superseded(f"{self.paths.root.name}: attempt {self.number} is superseded by attempt {newest}")
-
-
-@contextlib.contextmanager
-def begin_attempt(paths: RunPaths, spec: RunSpec) -> Iterator[Attempt]:
-    """Claim a run: its kernel lock while the block lasts, and the next attempt number for good.
-
-    Raises AlreadyRunning if a live process of this machine (or of a file system with shared locks) holds the run.
-    """
-    with durable.lock(paths.lock, wait=False) as obtained:
-        if not obtained:
-            raise AlreadyRunning(f"{paths.root.name} is running already ({describe_owner(paths)})")
-        durable.sweep(paths.root)
-        durable.sweep(paths.checkpoints)
-        if not paths.spec.exists():
-            durable.write_json(paths.spec, to_dict(spec))
-        started = datetime.now(UTC)
-        number = newest_attempt(paths) + 1
-        owner = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": started.isoformat(timespec="seconds"),
-            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-            "slurm_restart_count": int(os.environ.get("SLURM_RESTART_COUNT", "0")),
-            "code_hash": code_hash(),
-        }
-        while not durable.claim(paths.attempt(number), json.dumps(owner | {"attempt": number}, indent=2).encode()):
-            number += 1
-        for old in _attempt_numbers(paths):
-            if old <= number - ATTEMPTS_KEPT:
-                paths.attempt(old).unlink(missing_ok=True)
-        yield Attempt(paths, number, started)
-
-
-def newest_attempt(paths: RunPaths) -> int:
-    """The highest attempt number, 0 before the first."""
-    return max(_attempt_numbers(paths), default=0)
-
-
-def _attempt_numbers(paths: RunPaths) -> list[int]:
-    try:
-        names = os.listdir(paths.attempts)
-    except FileNotFoundError:
-        return []
-    return [int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name)]
-
-
-def describe_owner(paths: RunPaths) -> str:
-    try:
-        owner = durable.read_json(paths.attempt(newest_attempt(paths)))
-        return f"attempt {owner['attempt']}, process {owner['pid']} on {owner['host']} since {owner['started']}"
-    except (FileNotFoundError, ValueError, KeyError):
-        return "owner unknown"
 
 
 # ------------------------------------------------------------------------------------------------------------ metrics
@@ -363,45 +291,6 @@ def read_predictions(paths: RunPaths) -> dict[str, Predictions]:
         }
     except Exception as error:  # zipfile and numpy raise a dozen kinds for damaged files
         raise DataError(f"{paths.predictions} cannot be read ({one_line(error)}); launch the run again") from error
-
-
-# ---------------------------------------------------------------------------------------------------------- provenance
-@functools.cache
-def code_hash() -> str:
-    """16 hex of sha256 over the package's own Python and JSON files."""
-    root = Path(__file__).parent
-    total = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.suffix in (".py", ".json")):
-        total.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return total.hexdigest()[:16]
-
-
-@functools.cache
-def git_state() -> tuple[str | None, bool]:
-    """(commit, dirty) of the checkout this package is imported from; (None, False) outside one."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, timeout=30, check=True)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        return None, False
-
-
-def provenance() -> dict[str, Any]:
-    """What produced a record, as far as it is known without torch; phases add torch, CUDA and feature keys."""
-    commit, dirty = git_state()
-    return {
-        "git_commit": commit,
-        "git_dirty": dirty,
-        "code_hash": code_hash(),
-        "host": socket.gethostname(),
-        "python": platform.python_version(),
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
-    }
 
 
 # --------------------------------------------------------------------------------------------------------------- grids

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfergrid import durable
+from transfergrid.attempts import Attempt
 from transfergrid.errors import DataError, MissingInput
 from transfergrid.evaluation import scores, top_k_accuracy
 from transfergrid.folds import Fold
 from transfergrid.paths import RunPaths
-from transfergrid.records import Attempt, Predictions, RunRecord, make_predictions, provenance, write_predictions
+from transfergrid.provenance import provenance
+from transfergrid.records import Predictions, RunRecord, make_predictions, write_predictions
 from transfergrid.specs import RunSpec
 
 Logits = NDArray[np.float32]

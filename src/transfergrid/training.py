@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from transfergrid.attempts import Attempt
 from transfergrid.errors import Interrupted, TrainingDiverged
 from transfergrid.optimization import (
     ParameterGroup,
@@ -29,7 +30,7 @@ from transfergrid.optimization import (
     make_optimizer,
     set_learning_rates,
 )
-from transfergrid.records import Attempt, MetricsLog, read_newest_checkpoint, write_checkpoint
+from transfergrid.records import MetricsLog, read_newest_checkpoint, write_checkpoint
 from transfergrid.specs import TrainSettings, seed_for
 from transfergrid.stopping import StopFlag
 

@@ -97,7 +97,7 @@ def _check_time(timeout_min: int, signal_delay_s: int) -> None:
     needed_s = signal_delay_s + SIGNAL_EARLY_S + STARTUP_S
     if timeout_min * 60 < needed_s:
         raise ConfigError(
-            f"cluster.timeout_min={timeout_min} leaves a job no time: cluster.signal_delay_s={signal_delay_s} before its"
-            f" end it is told to save, up to {SIGNAL_EARLY_S} s earlier, and it needs {STARTUP_S} s to start; give"
+            f"cluster.timeout_min={timeout_min} leaves a job no time: cluster.signal_delay_s={signal_delay_s} before"
+            f" its end it is told to save, up to {SIGNAL_EARLY_S} s earlier, and it needs {STARTUP_S} s to start; give"
             f" cluster.timeout_min={-(-needed_s // 60)} or more"
         )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transfergrid import records
+from transfergrid import attempts
 from transfergrid.errors import ConfigError
 from transfergrid.paths import store_paths
 from transfergrid.specs import Configuration, Runtime
@@ -51,7 +51,7 @@ def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> s
         return None
     store = store_paths(runtime)
     followed = [
-        Followed(c.run.run_id, c.variant, records.newest_attempt(store.run(c.run.run_id))) for c in configurations
+        Followed(c.run.run_id, c.variant, attempts.newest_attempt(store.run(c.run.run_id))) for c in configurations
     ]
     arguments = ["--store", runtime.store_dir, "--grid", configurations[0].grid, "--project", runtime.wandb_project]
     # The code of this very process, even where it is a snapshot that only sys.path knows.

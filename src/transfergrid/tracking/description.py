@@ -6,7 +6,7 @@ import re
 from dataclasses import fields
 from typing import Any
 
-from transfergrid import records
+from transfergrid import provenance, records
 from transfergrid.specs import RunSpec, to_dict
 
 SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
@@ -19,7 +19,7 @@ def describe(spec: RunSpec, *, grid: str, variant: str) -> dict[str, Any]:
         config["variant"] = variant
     tags = [tag[:64] for tag in config.values()]
     config |= {"seed": spec.seed, "weights": spec.weights_label, "protocol": spec.protocol, "val_seed": spec.val_seed}
-    config |= {"run_id": spec.run_id, "max_images": spec.dataset.max_images, "git_commit": records.git_state()[0]}
+    config |= {"run_id": spec.run_id, "max_images": spec.dataset.max_images, "git_commit": provenance.git_state()[0]}
     if spec.extract is not None and spec.phase != "extract":
         config |= {f"extract_{name}": value for name, value in to_dict(spec.extract).items()}
     return {

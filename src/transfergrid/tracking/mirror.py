@@ -31,7 +31,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transfergrid import durable, records
+from transfergrid import attempts, durable, records
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec, from_dict
@@ -228,7 +228,7 @@ class RunMirror:
         record = records.read_record(self.paths)
         if record is None or record.status == "completed":
             return record
-        newest = record.attempt == records.newest_attempt(self.paths)
+        newest = record.attempt == attempts.newest_attempt(self.paths)
         return record if newest and (over or record.attempt > self.followed.after_attempt) else None
 
     def _claim(self) -> bool:

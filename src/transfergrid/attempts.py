@@ -1,0 +1,147 @@
+"""The right to carry out a run: attempts/NNN.json, one per start, of which only the newest may write (fencing).
+
+Who holds a run is told by its kernel lock where that reaches, and by SLURM where it does not: two nodes may not see
+each other's locks, and after a node failure two copies of one job can be alive at once. Being wrong about that costs
+time, never a result: an attempt checks before it publishes that it is still the newest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from transfergrid import durable
+from transfergrid.errors import AlreadyRunning, Superseded
+from transfergrid.paths import RunPaths
+from transfergrid.provenance import code_hash
+from transfergrid.specs import RunSpec, to_dict
+
+ATTEMPTS_KEPT = 4  # of the files in attempts/: a run that is requeued often still leaves at most 12 files
+
+# Of these SLURM tasks, the restart count of those that are alive; None where SLURM does not answer.
+LiveJobs = Callable[[list[str]], Mapping[str, int] | None]
+
+
+@dataclass(slots=True)
+class Attempt:
+    """The right to write one run's files, until a newer attempt exists. Obtained from begin_attempt only."""
+
+    paths: RunPaths
+    number: int
+    started: datetime
+    owner: dict[str, Any] = field(default_factory=dict)
+
+    def assert_newest(self) -> None:
+        """Raises Superseded if a newer attempt has begun: two copies of one job can be alive after a node failure."""
+        newest = newest_attempt(self.paths)
+        if newest != self.number:
+            raise Superseded(f"{self.paths.root.name}: attempt {self.number} is superseded by attempt {newest}")
+
+
+@contextlib.contextmanager
+def begin_attempt(paths: RunPaths, spec: RunSpec, *, live_jobs: LiveJobs | None = None) -> Iterator[Attempt]:
+    """Claim a run: its kernel lock while the block lasts, and the next attempt number for good.
+
+    Raises AlreadyRunning if another process holds the run and is alive, as far as locks and SLURM can tell.
+    """
+    with contextlib.ExitStack() as held:
+        obtained = held.enter_context(durable.lock(paths.lock, wait=False))
+        if not _may_begin(read_owner(paths), obtained, live_jobs):
+            raise AlreadyRunning(f"{paths.root.name} is running already ({describe_owner(paths)})")
+        if not obtained:
+            # A copy that SLURM has given up still holds the lock. A new file is a new lock; the old one guards nothing.
+            paths.lock.unlink(missing_ok=True)
+            held.enter_context(durable.lock(paths.lock, wait=False))
+        durable.sweep(paths.root)
+        durable.sweep(paths.checkpoints)
+        if not paths.spec.exists():
+            durable.write_json(paths.spec, to_dict(spec))
+        started = datetime.now(UTC)
+        number = newest_attempt(paths) + 1
+        owner = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": started.isoformat(timespec="seconds"),
+            "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+            "slurm_task": slurm_task(),
+            "slurm_restart_count": restart_count(),
+            "node": os.environ.get("SLURMD_NODENAME"),
+            "code_hash": code_hash(),
+        }
+        while not durable.claim(paths.attempt(number), json.dumps(owner | {"attempt": number}, indent=2).encode()):
+            number += 1
+        for old in _attempt_numbers(paths):
+            if old <= number - ATTEMPTS_KEPT:
+                paths.attempt(old).unlink(missing_ok=True)
+        attempt = Attempt(paths, number, started, owner | {"attempt": number})
+        try:
+            yield attempt
+        finally:
+            ended = datetime.now(UTC).isoformat(timespec="seconds")
+            with contextlib.suppress(Exception):  # that it has ended is told by lock and SLURM as well
+                if paths.attempt(number).exists():
+                    durable.write_json(paths.attempt(number), attempt.owner | {"ended": ended})
+
+
+def _may_begin(owner: Mapping[str, Any] | None, obtained: bool, live_jobs: LiveJobs | None) -> bool:
+    """Whether the newest attempt's process is gone, or is an older copy of this very job."""
+    if owner is None or owner.get("ended") or not owner.get("slurm_task"):
+        return obtained
+    if owner["slurm_task"] == slurm_task():
+        return obtained or owner["slurm_restart_count"] < restart_count()
+    if obtained and owner["host"] == socket.gethostname():
+        return True  # on one machine the lock tells for certain
+    alive = None if live_jobs is None else live_jobs([owner["slurm_task"]])
+    if alive is None:
+        return obtained
+    return owner["slurm_task"] not in alive
+
+
+def slurm_task() -> str | None:
+    """`123`, or `123_4` for a task of an array: as squeue shows the job this process is in; None outside SLURM."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def restart_count() -> int:
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def newest_attempt(paths: RunPaths) -> int:
+    """The highest attempt number, 0 before the first."""
+    return max(_attempt_numbers(paths), default=0)
+
+
+def _attempt_numbers(paths: RunPaths) -> list[int]:
+    try:
+        names = os.listdir(paths.attempts)
+    except FileNotFoundError:
+        return []
+    return [int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name)]
+
+
+def read_owner(paths: RunPaths) -> dict[str, Any] | None:
+    """The newest attempt as it was claimed; None before the first, or where it cannot be read."""
+    try:
+        owner: dict[str, Any] = durable.read_json(paths.attempt(newest_attempt(paths)))
+    except (FileNotFoundError, ValueError):
+        return None
+    return owner
+
+
+def describe_owner(paths: RunPaths) -> str:
+    owner = read_owner(paths)
+    try:
+        assert owner is not None
+        who = f"job {owner['slurm_task']}" if owner.get("slurm_task") else f"process {owner['pid']}"
+        where = owner.get("node") or owner["host"]
+        return f"attempt {owner['attempt']}, {who} on {where} since {owner['started']}"
+    except (AssertionError, KeyError):
+        return "owner unknown"
