@@ -175,7 +175,7 @@ def sacct(job_ids: Iterable[str], *, since: datetime, timeout_s: float = TIMEOUT
     if not ids:
         return []
     start = (since.astimezone(UTC) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S")  # else it begins at midnight
-    command = ["sacct", "-n", "-P", "--array", "-S", start, "-j", ",".join(ids), "-o", ",".join(_ACCOUNT)]
+    command = ["sacct", "-n", "-P", "-S", start, "-j", ",".join(ids), "-o", ",".join(_ACCOUNT)]
     try:
         text = run(command, timeout_s=timeout_s)
     except MachineError:
