@@ -1,0 +1,236 @@
+"""What is known of runs: what the store records, what squeue tells of their jobs, what the accounting keeps of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from transfergrid import durable
+from transfergrid.attempts import newest_attempt
+from transfergrid.cluster import slurm, slurm_words
+from transfergrid.cluster.ledger import Ledger, Submission
+from transfergrid.errors import MachineError
+from transfergrid.paths import StorePaths
+from transfergrid.records import RECORD_FORMAT
+
+LOG_TAIL_BYTES = 65536
+
+
+# ------------------------------------------------------------------------------------------------ what the store knows
+@dataclass(frozen=True, slots=True)
+class Own:
+    """record: the run's, whatever attempt it is of. owner: the newest attempt. attempts: its number."""
+
+    record: dict[str, Any] | None
+    owner: dict[str, Any]
+    attempts: int
+    is_locked: bool
+
+    @property
+    def is_done(self) -> bool:
+        return self.record is not None and self.record.get("status") == "completed"
+
+    @property
+    def started(self) -> datetime | None:
+        return _time(self.owner.get("started"))
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One run: what the store knows, and the task that was to carry it out, if any."""
+
+    run_id: str
+    own: Own
+    submission: Submission | None
+    index: int
+    job_id: str | None
+
+    @property
+    def submitted(self) -> datetime | None:
+        return self.submission.submitted if self.submission is not None else self.own.started
+
+    @property
+    def began(self) -> bool:
+        """Whether the newest attempt is of this task, in whatever restart of it."""
+        if self.own.owner.get("slurm_task"):
+            return bool(self.own.owner["slurm_task"] == self.job_id)
+        started, submitted = self.own.started, self.submitted
+        return self.own.owner.get("slurm_job_id") is not None and _not_before(started, submitted)
+
+    def began_since(self, restarts: int) -> bool:
+        return self.began and int(self.own.owner.get("slurm_restart_count") or 0) >= restarts
+
+    @property
+    def has_current_record(self) -> bool:
+        """Whether the record is of the newest attempt, and no later submission has opened the matter again."""
+        record = self.own.record
+        if record is None or record.get("attempt", 0) < self.own.attempts:
+            return False
+        if self.submission is None or self.began:
+            return True
+        ended = _time((record.get("provenance") or {}).get("ended")) or self.own.started
+        return _not_before(ended, self.submission.submitted)
+
+
+@dataclass(slots=True)
+class Look:
+    """One look at everything: what it has read and been told. Lives for one take_snapshot."""
+
+    store: StorePaths
+    ledger: Ledger
+    now: datetime
+    read: dict[str, Own] = field(default_factory=dict)
+    queue: dict[str, slurm.QueueEntry] = field(default_factory=dict)
+    account: dict[str, slurm.AccountEntry] = field(default_factory=dict)
+    error: str | None = None
+    accounting: bool = True
+    commands: int = 0
+
+    def own(self, run_id: str) -> Own:
+        if run_id not in self.read:
+            self.read[run_id] = _read_own(self.store, run_id)
+        return self.read[run_id]
+
+    def age_s(self, moment: datetime | None) -> float:
+        return float("inf") if moment is None else (self.now - moment).total_seconds()
+
+
+def _read_own(store: StorePaths, run_id: str) -> Own:
+    paths = store.run(run_id)
+    record = _read(paths.record)
+    if record is not None and record.get("format") != RECORD_FORMAT:
+        record = None
+    if record is not None and record.get("status") == "completed":
+        return Own(record, {}, int(record.get("attempt") or 0), False)
+    number = newest_attempt(paths)
+    owner = _read(paths.attempt(number)) if number else None
+    return Own(record, owner or {}, number, bool(number) and durable.is_locked(paths.lock))
+
+
+def case_of(look: Look, run_id: str) -> Case:
+    own, newest = look.own(run_id), look.ledger.newest(run_id)
+    if newest is not None:
+        return Case(run_id, own, *newest, job_id=newest[0].task_id(newest[1]))
+    # A job that somebody wrote by hand stands in no ledger; its attempt names it.
+    return Case(run_id, own, None, 0, own.owner.get("slurm_task") or own.owner.get("slurm_job_id"))
+
+
+# ----------------------------------------------------------------------------------------------------- what SLURM knows
+def ask_slurm(look: Look, cases: Sequence[Case], timeout_s: float) -> None:
+    """One squeue for all jobs of runs that are not done, and one sacct for those it leaves open."""
+    asked = [c for c in cases if c.job_id is not None and not c.own.is_done and not _ended_by_record(c)]
+    if not asked:
+        return
+    look.commands += 1
+    try:
+        entries = slurm.squeue({slurm.base_id(str(c.job_id)) for c in asked}, timeout_s=timeout_s)
+    except MachineError as error:
+        look.error = str(error)
+        entries = []
+    look.queue = {e.job_id: e for e in entries}
+    unexplained = [c for c in asked if not _explained(look, c)]
+    since = [c.submitted for c in unexplained if c.submitted is not None]
+    if not unexplained or not since:
+        return
+    look.commands += 1
+    ids = {slurm.base_id(str(c.job_id)) for c in unexplained}
+    account = slurm.sacct(ids, since=min(since), timeout_s=timeout_s)
+    look.accounting = account is not None
+    look.account = {a.job_id: a for a in account or ()}
+
+
+def _ended_by_record(case: Case) -> bool:
+    """A failed record of an attempt that wrote its end: no newer job can have taken the run up."""
+    return case.has_current_record and case.submission is None and bool(case.own.owner.get("ended"))
+
+
+def _explained(look: Look, case: Case) -> bool:
+    """FAILED needs the accounting's steps: only they tell of memory, and it has the exit code."""
+    entry = look.queue.get(str(case.job_id))
+    if entry is None:
+        return case.has_current_record
+    return entry.state != "FAILED" or case.has_current_record
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """What SLURM says of a job that left its queue. state: of accounting that lags behind, it may be a live one."""
+
+    state: str
+    code: int
+    signal: int
+    node: str
+    elapsed_s: float
+    ended: datetime | None
+    is_known_code: bool
+
+
+def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> Ending | None:
+    account = look.account.get(str(case.job_id))
+    if account is not None and (entry is None or slurm_words.meaning(account.state).kind == "ended"):
+        state = account.state if entry is None or account.state == "OUT_OF_MEMORY" else entry.state
+        where = (account.nodes, account.elapsed_s, account.ended)
+        return Ending(state, account.exit_code, account.signal, *where, is_known_code=True)
+    if entry is None:
+        return None
+    status = entry.exit_code or 0  # as wait() gives it
+    elapsed_s = entry.elapsed_s or 0.0
+    ended = None if entry.starts is None else entry.starts + timedelta(seconds=elapsed_s)
+    known = entry.exit_code is not None
+    return Ending(entry.state, status >> 8, status & 0x7F, entry.nodes, elapsed_s, ended, is_known_code=known)
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+def trace_of(case: Case) -> tuple[str, str] | None:
+    """What the job's own logs tell of its end."""
+    if case.submission is None:
+        return None
+    output, errors = case.submission.logs(case.index)
+    return slurm_words.trace(log_tail(output) + "\n" + log_tail(errors))
+
+
+def log_tail(path: Path, size: int = LOG_TAIL_BYTES) -> str:
+    """The end of a log as text; nothing where there is no log."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - size))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def last_sign(store: StorePaths, case: Case) -> datetime | None:
+    """When a run was last known to be alive: its newest metrics line, its start, or its submission."""
+    with contextlib.suppress(OSError):
+        if case.began:
+            return datetime.fromtimestamp(store.run(case.run_id).metrics.stat().st_mtime, UTC)
+    return case.own.started if case.began else case.submitted
+
+
+def node_of(own: Own) -> str:
+    return str(own.owner.get("node") or own.owner.get("host") or "")
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _time(text: object) -> datetime | None:
+    try:
+        return datetime.fromisoformat(str(text)).astimezone(UTC)
+    except ValueError:
+        return None
+
+
+def _not_before(moment: datetime | None, other: datetime | None) -> bool:
+    return moment is not None and (other is None or moment >= other)
