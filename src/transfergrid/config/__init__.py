@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transfergrid.config.builder import FolderProgress, GridBuilder, grid_name_of
-from transfergrid.config.cluster import cluster_settings
-from transfergrid.config.compose import GROUPS, compose_config, parse_overrides
-from transfergrid.config.resolve import choice
+from transfergrid.config.names import grid_name_of
+from transfergrid.config.status import StatusRequest, parse_status
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import Configuration, RunSpec, Runtime, safe_name
+
+if TYPE_CHECKING:
+    from transfergrid.config.builder import FolderProgress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,11 @@ class Request:
 
 def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
     """The grid of a launch; `grid=quickstart` unless another is named. Raises ConfigError or DataError, in one line."""
+    # Hydra takes half a second to import, which those who only read the store need not wait for.
+    from transfergrid.config.builder import GridBuilder
+    from transfergrid.config.cluster import cluster_settings
+    from transfergrid.config.compose import compose_config, parse_overrides
+
     arguments = list(arguments)
     overrides = {str(o.key_or_group): o for o in parse_overrides(arguments)}
     if "grid" not in overrides:
@@ -94,6 +100,11 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
 
 def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
     """One configuration by hand; it joins the grid `grid_name=` (default adhoc), what it overrides is its variant."""
+    from transfergrid.config.builder import GridBuilder
+    from transfergrid.config.cluster import cluster_settings
+    from transfergrid.config.compose import compose_config, parse_overrides
+    from transfergrid.config.resolve import choice
+
     overrides = {str(o.key_or_group): o for o in parse_overrides(arguments)}
     config = compose_config(arguments)
     for key in overrides:
@@ -143,6 +154,46 @@ def load_report(arguments: Sequence[str]) -> tuple[str, StorePaths]:
     return grid_name_of(values.get("grid", "quickstart")), StorePaths(Path(values.get("store.dir", "results")))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorRequest:
+    """What jobs/doctor.py is asked. wait_s: how long its jobs may wait in the queue."""
+
+    runtime: Runtime
+    cluster: ClusterSettings
+    weights_named: bool
+    wait_s: float
+
+
+def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
+    """The settings of a launch, without its grid; and `wait_s=`, which no other script has."""
+    from transfergrid.config.builder import GridBuilder
+    from transfergrid.config.cluster import cluster_settings
+    from transfergrid.config.compose import compose_config
+    from transfergrid.config.resolve import in_range
+
+    waits = [a.removeprefix("wait_s=") for a in arguments if a.startswith("wait_s=")]
+    wait_s = 120.0
+    if waits:
+        try:
+            wait_s = float(waits[-1])
+        except ValueError:
+            raise ConfigError(f"wait_s={waits[-1]} is not a number of seconds") from None
+        in_range("wait_s", wait_s, 0, 86_400)
+    others = [a for a in arguments if not a.startswith("wait_s=")]
+    config = compose_config(others)
+    return DoctorRequest(
+        runtime=GridBuilder(others, config, None).runtime(),
+        cluster=cluster_settings(config.cluster),
+        weights_named=config.weights_dir is not None,
+        wait_s=wait_s,
+    )
+
+
+def load_status(arguments: Sequence[str]) -> StatusRequest:
+    """What `jobs/status.py` is asked; read without Hydra. Raises ConfigError."""
+    return parse_status(arguments)
+
+
 def _hand_variant(overrides: dict[str, Any]) -> str:
     """What a run by hand changes from the defaults, spelled as its variant."""
     named = ("phase.", "dataset.max_images", "dataset.image_size_px", "dataset.val_seed", "weights_seed")
@@ -150,4 +201,7 @@ def _hand_variant(overrides: dict[str, Any]) -> str:
     return safe_name(",".join(c.removeprefix("phase.") for c in changed))[:120] if changed else ""
 
 
-__all__ = ["GROUPS", "Request", "load_grid", "load_report", "load_run"]
+__all__ = [
+    *("DoctorRequest", "Request", "StatusRequest"),
+    *("load_doctor", "load_grid", "load_report", "load_run", "load_status"),
+]

@@ -1,0 +1,72 @@
+"""jobs/doctor.py: is this machine or cluster fit; each line passes or names its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from transfergrid.cluster.checks import Check
+from transfergrid.cluster.fitness import is_on_slurm, local_checks, machine_checks, slurm_checks
+from transfergrid.commands.console import FAILED, OK, make_console, run_script
+from transfergrid.config import load_doctor
+from transfergrid.config.help import help_for
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+VISIBLE_S = 60.0  # NFS may keep the listing of a folder for so long (acdirmax)
+_MARKS = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("--", "yellow")}
+
+HELP = help_for(
+    "doctor.py",
+    "Is this machine or cluster fit? Each line passes, or names its remedy. On SLURM two jobs of seconds are sent to\n"
+    "look at a node; wait_s=120 is how long they may wait in the queue.",
+    (
+        "python jobs/doctor.py                                 SLURM where there is one, else this machine",
+        "python jobs/doctor.py cluster=slurm cluster.partition=gpu cluster.gpu_type=a100 store.dir=/shared/results",
+        "python jobs/doctor.py cluster=local device=cpu",
+    ),
+)
+
+
+def main() -> int:
+    return run_script(doctor, HELP)
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """Exit code 0 when every line passes or could not be checked, 1 when some failed."""
+    request = load_doctor(arguments)
+    console = make_console()
+    on_slurm = is_on_slurm(request.cluster)
+    found: Iterator[Check] = machine_checks(request.runtime, weights_named=request.weights_named)
+    if on_slurm:
+        nodes = slurm_checks(
+            request.runtime,
+            request.cluster,
+            queue_s=request.wait_s,
+            visible_s=VISIBLE_S,
+            waiting=lambda text: console.print(f"        {text}", highlight=False),
+        )
+        found = chain(found, nodes)
+    else:
+        found = chain(found, local_checks(request.runtime))
+    where = "SLURM" if on_slurm else "this machine"
+    console.print(f"cluster={request.cluster.name}: runs go to {where}", highlight=False)
+    failed = [check for check in found if not _show(console, check)]
+    if failed:
+        names = ", ".join(check.name for check in failed)
+        console.print(f"not fit: {names}", style="red", highlight=False, soft_wrap=True)
+        return FAILED
+    console.print("fit", style="green")
+    return OK
+
+
+def _show(console: Console, check: Check) -> bool:
+    """Print the line as soon as it is known; whether it did not fail."""
+    mark, style = _MARKS[check.ok]
+    line = f"{mark:<7} {check.name:<16} {check.said}"
+    console.print(line, style=style if check.ok is not True else None, highlight=False, soft_wrap=True)
+    if check.ok is False:
+        console.print(f"{'':<7} {'':<16} -> {check.remedy}", highlight=False, soft_wrap=True)
+    return check.ok is not False
