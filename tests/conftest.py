@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sandbox import Sandbox
-from slurm_conf import Options
+from sandbox import Options, Sandbox
 from slurm_sandbox import started
 
 # Before torch is imported anywhere: waiting threads that spin slow everything else on the machine down.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import machine
 import pytest
-from sandbox import Sandbox, Unsupported, check_machine
-from slurm_conf import Options
+from sandbox import Options, Sandbox, Unsupported
 
 
 def started(folder: Path, options: Options) -> Sandbox:
     """A sandbox with idle nodes. Skips the test where this machine cannot run one."""
     try:
-        check_machine(options)
+        machine.check(memory_limits=options.cgroup_memory)
     except Unsupported as reason:
         pytest.skip(str(reason))
     sandbox = Sandbox(folder)

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-# The whole environment of the daemons: jobs get their submitter's on top of it, never that of whoever ran `start`.
-DAEMON_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 MEMORY_MB = 8000  # per node; as its CPUs, declared, not measured
+JOB_IDS = 1000  # of each sandbox whose job numbers must be its own
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,17 @@ def node_names(options: Options) -> tuple[str, ...]:
     return tuple(f"n{number}" for number in range(1, options.nodes + 1))
 
 
-def slurm_conf(options: Options, ports: Ports, folder: Path) -> str:
+def files(options: Options, ports: Ports, folder: Path, memory_cgroups: Path | None) -> dict[str, str]:
+    """Name -> text. `memory_cgroups` is the root of the machine's cgroup v1 hierarchy `memory`, where it has one."""
+    return {
+        "slurm.conf": _slurm_conf(options, ports, folder),
+        "slurmdbd.conf": _slurmdbd_conf(ports, folder),
+        "gres.conf": _gres_conf(options, folder),
+        "cgroup.conf": _cgroup_conf(options, memory_cgroups),
+    }
+
+
+def _slurm_conf(options: Options, ports: Ports, folder: Path) -> str:
     hostname = socket.gethostname().split(".")[0]
     lines = [
         "ClusterName=sandbox",
@@ -84,7 +93,7 @@ def slurm_conf(options: Options, ports: Ports, folder: Path) -> str:
     ]
     if options.cgroup_memory:
         # Nodes of two sandboxes share the machine's cgroups, where a job is its number: numbers of our own.
-        lines.append(f"FirstJobId={ports.slurmctld % 20000 * 1000 + 1}")
+        lines.append(f"FirstJobId={ports.slurmctld * JOB_IDS}")
     gres = f" Gres=gpu:fake:{options.gpus}" if options.gpus else ""
     size = f"CPUs={options.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={options.cpus} ThreadsPerCore=1"
     for name, port in zip(node_names(options), ports.slurmd, strict=True):
@@ -134,33 +143,38 @@ def _partition_lines(options: Options) -> list[str]:
     return lines
 
 
-def slurmdbd_conf(ports: Ports, folder: Path) -> str:
-    return f"""\
-DbdHost=localhost
-DbdAddr=127.0.0.1
-DbdPort={ports.slurmdbd}
-CommunicationParameters=NoInAddrAny
-SlurmUser=root
-AuthType=auth/munge
-AuthInfo=socket={folder}/run/munge.socket
-PidFile={folder}/run/slurmdbd.own.pid
-StorageType=accounting_storage/mysql
-StorageHost=localhost
-StorageUser=root
-StorageLoc=slurm
-"""
+def _slurmdbd_conf(ports: Ports, folder: Path) -> str:
+    """MariaDB is met at its socket, which MYSQL_UNIX_PORT names to slurmdbd."""
+    lines = [
+        "DbdHost=localhost",
+        "DbdAddr=127.0.0.1",
+        f"DbdPort={ports.slurmdbd}",
+        "CommunicationParameters=NoInAddrAny",
+        "SlurmUser=root",
+        "AuthType=auth/munge",
+        f"AuthInfo=socket={folder}/run/munge.socket",
+        f"PidFile={folder}/run/slurmdbd.own.pid",
+        "StorageType=accounting_storage/mysql",
+        "StorageHost=localhost",
+        "StorageUser=root",
+        "StorageLoc=slurm",
+    ]
+    return "\n".join(lines) + "\n"
 
 
-def gres_conf(options: Options, folder: Path) -> str:
+def _gres_conf(options: Options, folder: Path) -> str:
     """A count alone would leave the node INVAL: each GPU is a device file."""
     if not options.gpus:
         return ""
     return f"NodeName=n[1-{options.nodes}] Name=gpu Type=fake File={folder}/nvidia[0-{options.gpus - 1}]\n"
 
 
-def cgroup_conf(options: Options, mountpoint: str) -> str:
+def _cgroup_conf(options: Options, memory_cgroups: Path | None) -> str:
     """Needed in any case: without it slurmd looks for a plugin that fits the machine, and may find none."""
+    mountpoint = memory_cgroups.parent if memory_cgroups else "/sys/fs/cgroup"
     lines = ["CgroupPlugin=cgroup/v1", "CgroupAutomount=no", f"CgroupMountpoint={mountpoint}"]
     if options.cgroup_memory:
         lines.append("ConstrainRAMSpace=yes")
+        if memory_cgroups and (memory_cgroups / "memory.memsw.limit_in_bytes").exists():
+            lines += ["ConstrainSwapSpace=yes", "AllowedSwapSpace=0"]  # or the job would swap instead
     return "\n".join(lines) + "\n"
