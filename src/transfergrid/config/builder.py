@@ -23,6 +23,7 @@ from transfergrid.config.compose import (
     parse_overrides,
     set_value,
 )
+from transfergrid.config.names import grid_name_of
 from transfergrid.config.resolve import (
     Scope,
     check_models,
@@ -299,12 +300,6 @@ def _forgotten_copy(catalog_dir: Path) -> Path:
     for kept in catalog_dir.glob("timm-*.json"):
         shutil.copy(kept, folder)
     return folder
-
-
-def grid_name_of(name: str) -> str:
-    if safe_name(name) != name or len(name) > 64:
-        raise ConfigError(f"grid name {name!r} may hold only a-z 0-9 . _ + - and at most 64 characters")
-    return name
 
 
 def _why_not(model: str, phase: str) -> str:

@@ -1,0 +1,12 @@
+"""Names that a command line gives and that reach a path."""
+
+from __future__ import annotations
+
+from transfergrid.errors import ConfigError
+from transfergrid.specs import safe_name
+
+
+def grid_name_of(name: str) -> str:
+    if safe_name(name) != name or len(name) > 64:
+        raise ConfigError(f"grid name {name!r} may hold only a-z 0-9 . _ + - and at most 64 characters")
+    return name
