@@ -188,6 +188,7 @@ def test_a_kept_timm_description_is_read_without_timm(tmp_path: Path) -> None:
         "fixed_size_px": None,
         "groups": [["stem", ["conv1"]], ["stage1", ["layer1"]]],
         "parameters": 4,
+        "gmacs": 0.002,
         "default_weights": "random",
         "weights": {},
     }

@@ -1,7 +1,8 @@
 """Networks trained from scratch, one file each, found by its name.
 
-Such a file has MIN_SIZE_PX (the smallest square image it takes, a plain number on a line of its own) and
-build(num_classes), which draws its weights from torch's global generator. Nothing here imports torch before build().
+Such a file has MIN_SIZE_PX (the smallest square image it takes) and GFLOPS_AT_32_PX (1e9 x 2 x multiply-accumulate of
+its forward pass of one image of 32 px, for 10 classes), plain numbers on lines of their own, and build(num_classes),
+which draws its weights from torch's global generator. Nothing here imports torch before build().
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class ArchitectureEntry:
 
     name: str
     min_size_px: int
+    gflops_at_32_px: float
 
 
 def names() -> tuple[str, ...]:
@@ -41,9 +43,12 @@ def entry(name: str) -> ArchitectureEntry:
         near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5) or names()
         raise ConfigError(f"unknown architecture {name!r}; nearest: {', '.join(near)}")
     # From the text, not from the module: importing it would load torch.
-    match = re.search(r"^MIN_SIZE_PX = (\d+)$", (FOLDER / f"{name}.py").read_text(), re.MULTILINE)
-    assert match is not None, f"{name}.py has no line MIN_SIZE_PX = <number>"
-    return ArchitectureEntry(name=name, min_size_px=int(match.group(1)))
+    text = (FOLDER / f"{name}.py").read_text()
+    return ArchitectureEntry(
+        name=name,
+        min_size_px=int(_stated("MIN_SIZE_PX", text, name=name)),
+        gflops_at_32_px=_stated("GFLOPS_AT_32_PX", text, name=name),
+    )
 
 
 def check_image_size(name: str, size_px: int) -> None:
@@ -64,3 +69,9 @@ def build(name: str, num_classes: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         module: nn.Module = importlib.import_module(f"{__name__}.{known.name}").build(num_classes)
     return module
+
+
+def _stated(constant: str, text: str, *, name: str) -> float:
+    match = re.search(rf"^{constant} = ([\d.]+)$", text, re.MULTILINE)
+    assert match is not None, f"{name}.py has no line {constant} = <number>"
+    return float(match.group(1))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 MIN_SIZE_PX = 8
+GFLOPS_AT_32_PX = 0.02536
 
 
 def build(num_classes: int) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 MIN_SIZE_PX = 8
+GFLOPS_AT_32_PX = 0.8799
 WIDTHS = (64, 128, 232, 268)
 BLOCKS = (2, 2, 2, 2)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 MIN_SIZE_PX = 16
+GFLOPS_AT_32_PX = 0.006784
 FEATURE_DIM = 64
 
 

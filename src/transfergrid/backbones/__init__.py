@@ -22,7 +22,7 @@ from transfergrid.specs import RANDOM_RULE_VERSION, WeightsSpec, safe_name
 
 CATALOG = Path(__file__).with_name("catalog.json")
 BUILTIN_FOLDER = Path(__file__).with_name("weights")
-TIMM_FORMAT_VERSION = 1  # of the kept descriptions of timm networks: another version is described anew
+TIMM_FORMAT_VERSION = 2  # of the kept descriptions of timm networks: another version is described anew
 DESCRIBE_TIMEOUT_S = 600
 STATE_DICT_SUFFIXES = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt", ".tar", ".safetensors")
 
@@ -53,6 +53,7 @@ class CatalogEntry:
     min_size_px: the smallest square input it takes; fixed_size_px: the only one, where there is only one.
     groups: (name, parameter-name prefixes) from the stem to the last stage; they part all the trunk's parameters.
     parameters: of the trunk, without the head. default_weights: a key of `weights`, or `random` where there are none.
+    gmacs: 1e9 multiply-accumulates of the trunk's forward pass of one image of the default weights' crop_px.
     """
 
     name: str
@@ -65,6 +66,7 @@ class CatalogEntry:
     fixed_size_px: int | None
     groups: tuple[tuple[str, tuple[str, ...]], ...]
     parameters: int
+    gmacs: float
     default_weights: str
     weights: Mapping[str, WeightsEntry]
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from transfergrid.backbones.construct import without_memory
 from transfergrid.backbones.families import Groups, merged, parameter_groups
-from transfergrid.backbones.generate import sizes_px, takes
+from transfergrid.backbones.generate import gmacs, sizes_px, takes
 from transfergrid.errors import ConfigError
 
 
@@ -56,6 +56,7 @@ def describe(name: str) -> dict[str, Any]:
         "fixed_size_px": fixed_px,
         "groups": groups,
         "parameters": sum(p.numel() for p in trunk.parameters()),
+        "gmacs": gmacs(trunk, usual_px),
         "default_weights": default,
         "weights": weights,
     }

@@ -20,6 +20,7 @@ from transfergrid.architectures import tinynet
 from transfergrid.backbones import CATALOG
 from transfergrid.backbones.construct import behead, construct, last_linear, without_memory
 from transfergrid.backbones.families import groups_of, parameter_groups, tap_of
+from transfergrid.network_size import describe as network_size
 
 DEFAULT_TAG = "IMAGENET1K_V1"
 NO_LINEAR_LAYER = "ends in no linear layer"
@@ -62,6 +63,7 @@ def describe(name: str, architecture: str, *, num_classes: int = 1000) -> dict[s
     if not has_head:
         groups = [group for group in groups if group[0] not in ("fc6", "fc7")]
     parameter_groups(trunk, groups)
+    default = DEFAULT_TAG if DEFAULT_TAG in weights else next(iter(weights), "builtin")
     return {
         "architecture": architecture,
         "tap": "global_average" if name == "vgg16_gap" else tap_of(architecture),
@@ -72,7 +74,8 @@ def describe(name: str, architecture: str, *, num_classes: int = 1000) -> dict[s
         "fixed_size_px": fixed_px,
         "groups": groups,
         "parameters": sum(p.numel() for p in trunk.parameters()),
-        "default_weights": DEFAULT_TAG if DEFAULT_TAG in weights else next(iter(weights), "builtin"),
+        "gmacs": gmacs(trunk, weights[default]["crop_px"] if default in weights else usual_px),
+        "default_weights": default,
         "weights": weights,
     }
 
@@ -97,6 +100,11 @@ def published_weights(name: str, architecture: str) -> dict[str, Any]:
             "std": list(transforms.std),
         }
     return found
+
+
+def gmacs(trunk: nn.Module, size_px: int) -> float:
+    """1e9 multiply-accumulates of one image's forward pass, to 1e3."""
+    return round(network_size(trunk, [(3, size_px, size_px)]).gflops_per_image / 2, 6)
 
 
 def sizes_px(trunk: nn.Module, usual_px: int) -> tuple[int, int | None]:
