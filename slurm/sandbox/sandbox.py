@@ -104,10 +104,11 @@ def _start(sandbox: Sandbox, options: Options) -> int:
     if sandbox.is_running():
         print(f"# already running in {sandbox.dir}")
         return _env(sandbox)
-    if sandbox.exists():
-        print(f"# {sandbox.dir} holds a sandbox with dead daemons; starting anew")
+    was_dead = sandbox.exists()
     begun = time.monotonic()
     sandbox.start(options)
+    if was_dead:
+        print(f"# daemons of the sandbox in {sandbox.dir} were dead; it is a new one now")
     print(f"# {len(sandbox.nodes)} nodes idle after {time.monotonic() - begun:.1f} s; to use them:")
     where = "" if sandbox.dir == default_folder() else f" --dir {sandbox.dir}"
     print(f'#   eval "$(python {sys.argv[0]} env{where})"')
