@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_slurm import FakeSlurm, account_line, ago, attempt, completed, failed, queue_line, submit
+from replayed_slurm import ReplayedSlurm, account_line, ago, attempt, completed, failed, queue_line, submit
 
 from transfergrid import durable
 from transfergrid.cluster import slurm_words
@@ -22,8 +22,8 @@ def store(tmp_path: Path) -> StorePaths:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    return FakeSlurm(tmp_path / "bin", monkeypatch)
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
+    return ReplayedSlurm(tmp_path / "bin", monkeypatch)
 
 
 def look(store: StorePaths, *run_ids: str, **needs: tuple[str, ...]) -> Snapshot:
@@ -35,7 +35,7 @@ def state_of(store: StorePaths, run_id: str = "a") -> RunState:
 
 
 # ---------------------------------------------------------------------------------------------------------- own record
-def test_a_completed_record_is_done_and_asks_nobody(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_completed_record_is_done_and_asks_nobody(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a",))
     completed(store, "a", attempt=3)
     snapshot = look(store, "a")
@@ -43,7 +43,7 @@ def test_a_completed_record_is_done_and_asks_nobody(store: StorePaths, slurm: Fa
     assert snapshot.commands == 0 and slurm.calls == []
 
 
-def test_slurm_says_failed_and_the_record_completed_it_is_done(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_slurm_says_failed_and_the_record_completed_it_is_done(store: StorePaths, slurm: ReplayedSlurm) -> None:
     """A child of the job was killed for its memory after the result had been written."""
     submit(store, ("a",))
     slurm.answers("squeue", queue_line("7", "FAILED", "OutOfMemory", status=256))
@@ -55,7 +55,7 @@ def test_slurm_says_failed_and_the_record_completed_it_is_done(store: StorePaths
     ("failure_class", "state"),
     [("code", "failed"), ("cuda_oom", "failed"), ("blocked", "blocked"), ("cancelled", "cancelled"), ("lost", "lost")],
 )
-def test_a_failed_record_tells_how(store: StorePaths, slurm: FakeSlurm, failure_class: str, state: str) -> None:
+def test_a_failed_record_tells_how(store: StorePaths, slurm: ReplayedSlurm, failure_class: str, state: str) -> None:
     submit(store, ("a",))
     attempt(store, "a")
     failed(store, "a", failure_class)
@@ -63,7 +63,7 @@ def test_a_failed_record_tells_how(store: StorePaths, slurm: FakeSlurm, failure_
     assert (found.state, found.failure_class, found.reason, found.job_id) == (state, failure_class, "it broke", "7")
 
 
-def test_a_failed_record_is_past_once_a_newer_job_lives(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_failed_record_is_past_once_a_newer_job_lives(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a",), job_id="6", seconds_ago=7200)
     attempt(store, "a", seconds_ago=7000, slurm_task="6", slurm_job_id="6")
     failed(store, "a", seconds_ago=6900)
@@ -73,7 +73,7 @@ def test_a_failed_record_is_past_once_a_newer_job_lives(store: StorePaths, slurm
     assert found.state == "pending" and found.job_id == "7" and found.attempts == 1
 
 
-def test_a_failed_record_counts_though_its_job_is_still_ending(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_failed_record_counts_though_its_job_is_still_ending(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a",))
     attempt(store, "a")
     failed(store, "a")
@@ -81,7 +81,7 @@ def test_a_failed_record_counts_though_its_job_is_still_ending(store: StorePaths
     assert state_of(store).state == "failed"
 
 
-def test_a_record_of_the_time_before_a_requeue_is_past(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_record_of_the_time_before_a_requeue_is_past(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a",))
     attempt(store, "a")
     failed(store, "a")
@@ -89,7 +89,7 @@ def test_a_record_of_the_time_before_a_requeue_is_past(store: StorePaths, slurm:
     assert state_of(store).state == "pending"
 
 
-def test_an_attempt_after_the_record_counts_more_than_the_record(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_an_attempt_after_the_record_counts_more_than_the_record(store: StorePaths, slurm: ReplayedSlurm) -> None:
     """Requeued after a failure, then killed for good: what SLURM says of the second start."""
     submit(store, ("a",))
     attempt(store, "a", 2, slurm_restart_count=1)
@@ -99,7 +99,7 @@ def test_an_attempt_after_the_record_counts_more_than_the_record(store: StorePat
     assert (found.state, found.failure_class) == ("failed", "timeout")
 
 
-def test_an_old_failure_stands_where_nothing_is_known_of_the_new_job(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_an_old_failure_stands_where_nothing_is_known_of_the_new_job(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a",), job_id="6", seconds_ago=7200)
     attempt(store, "a", seconds_ago=7000, slurm_task="6", slurm_job_id="6")
     failed(store, "a", seconds_ago=6900)
@@ -109,7 +109,7 @@ def test_an_old_failure_stands_where_nothing_is_known_of_the_new_job(store: Stor
 
 
 # ------------------------------------------------------------------------------------------------ local, unsubmitted
-def test_a_lock_held_without_a_job_is_a_run_on_this_machine(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_lock_held_without_a_job_is_a_run_on_this_machine(store: StorePaths, slurm: ReplayedSlurm) -> None:
     attempt(store, "a", slurm_job_id=None, slurm_task=None, node=None, host="laptop", seconds_ago=90)
     with durable.lock(store.run("a").lock, wait=False):
         found = state_of(store)
@@ -120,17 +120,17 @@ def test_a_lock_held_without_a_job_is_a_run_on_this_machine(store: StorePaths, s
     assert (ended.state, ended.reason) == ("not submitted", "its last attempt was interrupted")
 
 
-def test_what_was_never_sent_is_not_submitted(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_what_was_never_sent_is_not_submitted(store: StorePaths, slurm: ReplayedSlurm) -> None:
     assert state_of(store) == RunState(run_id="a", state="not submitted")
     assert not state_of(store).is_live
 
 
-def test_an_intent_without_a_job_is_unknown(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_an_intent_without_a_job_is_unknown(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a",), job_id=None, seconds_ago=1)
     assert (state_of(store).state, state_of(store).reason) == ("unknown", "is being submitted")
 
 
-def test_a_job_that_no_ledger_knows_is_followed_by_its_attempt(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_job_that_no_ledger_knows_is_followed_by_its_attempt(store: StorePaths, slurm: ReplayedSlurm) -> None:
     attempt(store, "a", slurm_task="9_2", slurm_job_id="11")
     slurm.answers("squeue", queue_line("9_2", "RUNNING", used="5:00", node="n2"))
     found = state_of(store)
@@ -188,7 +188,7 @@ LIVE = [
 
 @pytest.mark.parametrize(("word", "reason", "state", "never"), LIVE)
 def test_what_lives_in_the_queue(
-    store: StorePaths, slurm: FakeSlurm, word: str, reason: str, state: str, never: bool
+    store: StorePaths, slurm: ReplayedSlurm, word: str, reason: str, state: str, never: bool
 ) -> None:
     submit(store, ("a",))
     slurm.answers("squeue", queue_line("7", word, reason))
@@ -198,7 +198,7 @@ def test_what_lives_in_the_queue(
     assert [call.split()[0] for call in slurm.calls] == ["squeue"]
 
 
-def test_a_pending_job_tells_when_it_is_to_start(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_pending_job_tells_when_it_is_to_start(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a",), ("b",))
     lines = queue_line("7_0", "PENDING", "Priority", started=ago(-600)) + queue_line("7_1", "RUNNING", used="0:42")
     slurm.answers("squeue", lines)
@@ -208,7 +208,7 @@ def test_a_pending_job_tells_when_it_is_to_start(store: StorePaths, slurm: FakeS
     assert (states["b"].elapsed_s, states["b"].left_s, states["b"].reason) == (42.0, 3600.0, "is starting")
 
 
-def test_runs_that_share_a_job_take_turns(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_runs_that_share_a_job_take_turns(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a", "b", "c", "d"))
     completed(store, "a")
     attempt(store, "b", seconds_ago=500)
@@ -221,13 +221,13 @@ def test_runs_that_share_a_job_take_turns(store: StorePaths, slurm: FakeSlurm) -
     assert look(store, "d").states["d"].state == "pending", "its companions count though nobody asks for them"
 
 
-def test_the_first_of_a_pack_runs_before_it_has_an_attempt(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_the_first_of_a_pack_runs_before_it_has_an_attempt(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a", "b"))
     slurm.answers("squeue", queue_line("7", "RUNNING"))
     assert [s.state for s in look(store, "a", "b").states.values()] == ["running", "pending"]
 
 
-def test_a_requeued_job_whose_old_copy_is_still_alive_waits(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_requeued_job_whose_old_copy_is_still_alive_waits(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a",))
     attempt(store, "a")
     slurm.answers("squeue", queue_line("7", "PENDING", "BeginTime", restarts=1))
@@ -265,7 +265,7 @@ ENDINGS = [
 
 @pytest.mark.parametrize(("word", "code", "log", "state", "failure_class"), ENDINGS)
 def test_how_a_job_ended_by_the_accounting(
-    store: StorePaths, slurm: FakeSlurm, word: str, code: str, log: str, state: str, failure_class: str
+    store: StorePaths, slurm: ReplayedSlurm, word: str, code: str, log: str, state: str, failure_class: str
 ) -> None:
     errors = submit(store, ("a",)).logs(0)[1]
     errors.parent.mkdir(parents=True)
@@ -292,7 +292,7 @@ def test_how_a_job_ended_by_the_accounting(
     ],
 )
 def test_how_a_job_ended_by_the_queue_alone(
-    store: StorePaths, slurm: FakeSlurm, word: str, status: int, log: str, failure_class: str, reason: str
+    store: StorePaths, slurm: ReplayedSlurm, word: str, status: int, log: str, failure_class: str, reason: str
 ) -> None:
     slurm.has_no_accounting()
     errors = submit(store, ("a",)).logs(0)[1]
@@ -303,7 +303,7 @@ def test_how_a_job_ended_by_the_queue_alone(
     assert found.failure_class == failure_class and reason in found.reason and found.node == "n1"
 
 
-def test_a_step_out_of_memory_stands_for_a_job_that_says_only_failed(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_step_out_of_memory_stands_for_a_job_that_says_only_failed(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a",))
     slurm.answers("squeue", queue_line("7", "FAILED", "NonZeroExitCode", started=ago(900), used="1:00", status=256))
     steps = account_line("7", "FAILED", exit_code="1:0") + account_line("7.0", "OUT_OF_MEMORY", exit_code="0:125")
@@ -313,7 +313,7 @@ def test_a_step_out_of_memory_stands_for_a_job_that_says_only_failed(store: Stor
 
 
 @pytest.mark.parametrize("word", ["NODE_FAIL", "PREEMPTED", "BOOT_FAIL"])
-def test_what_slurm_may_start_again_is_not_final_yet(store: StorePaths, slurm: FakeSlurm, word: str) -> None:
+def test_what_slurm_may_start_again_is_not_final_yet(store: StorePaths, slurm: ReplayedSlurm, word: str) -> None:
     submit(store, ("a",))
     slurm.answers("sacct", account_line("7", word, ended=ago(100)))
     assert state_of(store).state == "unknown" and state_of(store).is_live
@@ -323,7 +323,7 @@ def test_what_slurm_may_start_again_is_not_final_yet(store: StorePaths, slurm: F
     assert state_of(store).state == "pending"
 
 
-def test_a_job_that_completed_a_moment_ago_may_still_show_its_record(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_job_that_completed_a_moment_ago_may_still_show_its_record(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a",))
     slurm.answers("squeue", queue_line("7", "COMPLETED", started=ago(110), used="1:40"))
     assert state_of(store).state == "unknown" and "record" in state_of(store).reason
@@ -331,7 +331,7 @@ def test_a_job_that_completed_a_moment_ago_may_still_show_its_record(store: Stor
     assert (state_of(store).state, state_of(store).reason) == ("lost", "job 7 ended without a record")
 
 
-def test_absent_everywhere_is_just_submitted_and_later_lost(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_absent_everywhere_is_just_submitted_and_later_lost(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a",), seconds_ago=100)
     assert (state_of(store).state, state_of(store).reason) == ("pending", "just submitted")
     submit(store, ("b",), job_id="8", seconds_ago=200)
@@ -341,7 +341,7 @@ def test_absent_everywhere_is_just_submitted_and_later_lost(store: StorePaths, s
     assert state_of(store, "b").state == "lost"
 
 
-def test_a_log_tells_the_ending_that_slurm_has_forgotten(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_log_tells_the_ending_that_slurm_has_forgotten(store: StorePaths, slurm: ReplayedSlurm) -> None:
     slurm.has_no_accounting()
     errors = submit(store, ("a",), seconds_ago=90000).logs(0)[1]
     errors.parent.mkdir(parents=True)
@@ -351,7 +351,9 @@ def test_a_log_tells_the_ending_that_slurm_has_forgotten(store: StorePaths, slur
     assert (state_of(store).state, state_of(store).failure_class) == ("failed", "timeout")
 
 
-def test_a_waiting_task_that_is_cancelled_leaves_no_trace_but_its_siblings(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_waiting_task_that_is_cancelled_leaves_no_trace_but_its_siblings(
+    store: StorePaths, slurm: ReplayedSlurm
+) -> None:
     submit(store, ("a",), ("b",), seconds_ago=20)
     slurm.answers("squeue", queue_line("7_0", "RUNNING"))
     states = look(store, "a", "b").states
@@ -360,7 +362,7 @@ def test_a_waiting_task_that_is_cancelled_leaves_no_trace_but_its_siblings(store
 
 
 # --------------------------------------------------------------------------------------------------------------- needs
-def test_what_needs_a_failed_run_is_blocked_by_it_and_so_on_down(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_what_needs_a_failed_run_is_blocked_by_it_and_so_on_down(store: StorePaths, slurm: ReplayedSlurm) -> None:
     """kill-on-invalid-dep cancels the probe; the fine-tuning then waits with the reason Dependency for ever."""
     submit(store, ("extract",), job_id="6")
     submit(store, ("probe",), job_id="7")
@@ -377,12 +379,12 @@ def test_what_needs_a_failed_run_is_blocked_by_it_and_so_on_down(store: StorePat
     assert states["probe"].failure_class == "blocked"
 
 
-def test_a_run_that_was_never_sent_is_blocked_by_what_failed(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_run_that_was_never_sent_is_blocked_by_what_failed(store: StorePaths, slurm: ReplayedSlurm) -> None:
     failed(store, "extract")
     assert look(store, "a", a=("extract",)).states["a"].state == "blocked"
 
 
-def test_a_run_that_had_started_was_cancelled_itself(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_run_that_had_started_was_cancelled_itself(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("extract",), job_id="6")
     failed(store, "extract", seconds_ago=60)
     submit(store, ("a",))
@@ -391,7 +393,7 @@ def test_a_run_that_had_started_was_cancelled_itself(store: StorePaths, slurm: F
     assert look(store, "a", a=("extract",)).states["a"].state == "cancelled"
 
 
-def test_a_dependency_names_what_it_waits_for(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_dependency_names_what_it_waits_for(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("extract",), job_id="6")
     submit(store, ("a",))
     lines = queue_line("6", "RUNNING") + queue_line("7", "PENDING", "Dependency")
@@ -405,7 +407,7 @@ def test_a_dependency_names_what_it_waits_for(store: StorePaths, slurm: FakeSlur
 
 
 # ------------------------------------------------------------------------------------------------------ SLURM is away
-def test_without_the_controller_the_store_speaks(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_without_the_controller_the_store_speaks(store: StorePaths, slurm: ReplayedSlurm) -> None:
     slurm.controller_is_down()
     slurm.has_no_accounting()
     for number, run_id in enumerate(("a", "b", "c")):
@@ -421,7 +423,7 @@ def test_without_the_controller_the_store_speaks(store: StorePaths, slurm: FakeS
 
 
 def test_without_the_controller_the_accounting_is_believed_but_for_what_may_return(
-    store: StorePaths, slurm: FakeSlurm
+    store: StorePaths, slurm: ReplayedSlurm
 ) -> None:
     slurm.controller_is_down()
     for number in range(4):
@@ -432,7 +434,7 @@ def test_without_the_controller_the_accounting_is_believed_but_for_what_may_retu
     assert [s.state for s in states.values()] == ["running", "pending", "failed", "unknown"]
 
 
-def test_live_jobs_are_those_that_slurm_has_not_ended(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_live_jobs_are_those_that_slurm_has_not_ended(store: StorePaths, slurm: ReplayedSlurm) -> None:
     words = ("PENDING", "RUNNING", "COMPLETING", "COMPLETED", "FAILED", "NODE_FAIL", "A_STATE_TO_COME")
     lines = [queue_line(f"7_{i}", word, restarts=i) for i, word in enumerate(words)]
     slurm.answers("squeue", "".join(lines))
@@ -444,7 +446,7 @@ def test_live_jobs_are_those_that_slurm_has_not_ended(store: StorePaths, slurm: 
 
 
 # ---------------------------------------------------------------------------------------------------------------- scale
-def test_a_thousand_runs_take_two_commands(store: StorePaths, slurm: FakeSlurm) -> None:
+def test_a_thousand_runs_take_two_commands(store: StorePaths, slurm: ReplayedSlurm) -> None:
     words = ("RUNNING", "PENDING", "FAILED", "TIMEOUT")
     lines, accounts = [], []
     for array in range(4):

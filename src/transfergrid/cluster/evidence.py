@@ -8,16 +8,19 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transfergrid import durable
+from transfergrid import durable, job
 from transfergrid.attempts import newest_attempt
 from transfergrid.cluster import slurm, slurm_words
 from transfergrid.cluster.ledger import Ledger, Submission
-from transfergrid.errors import MachineError
+from transfergrid.errors import GridError, MachineError
 from transfergrid.paths import StorePaths
+from transfergrid.phases import phase_module
 from transfergrid.records import RECORD_FORMAT
+from transfergrid.specs import RunSpec
 
 LOG_TAIL_BYTES = 65536
 
@@ -203,6 +206,37 @@ def log_tail(path: Path, size: int = LOG_TAIL_BYTES) -> str:
             return file.read().decode(errors="replace")
     except OSError:
         return ""
+
+
+def payload_runs(launch: Path) -> tuple[RunSpec, ...]:
+    """What a launch was to run; nothing where its payload is gone, as another process may be clearing up."""
+    payload = _payload(launch)
+    return () if payload is None else payload.runs
+
+
+def has_artifacts(case: Case) -> bool:
+    """Whether what the run makes is there, whoever made it."""
+    payload = None if case.submission is None else _payload(case.submission.launch)
+    spec = next((s for s in payload.runs if s.run_id == case.run_id), None) if payload is not None else None
+    if payload is None or spec is None:
+        return False
+    try:
+        return phase_module(spec.phase).is_done(spec, payload.runtime)
+    except (GridError, OSError):
+        return False
+
+
+def _payload(launch: Path) -> job.Payload | None:
+    path = launch / "specs.json"
+    try:
+        return _read_payload(path, path.stat().st_mtime_ns)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+@lru_cache(maxsize=64)
+def _read_payload(path: Path, changed_ns: int) -> job.Payload:
+    return job.read_payload(path)
 
 
 def last_sign(store: StorePaths, case: Case) -> datetime | None:

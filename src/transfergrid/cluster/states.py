@@ -6,13 +6,11 @@ neither explains is `unknown` while it may still appear, and `lost` afterwards, 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal
 
-from transfergrid import job
 from transfergrid.cluster import slurm, slurm_words
 from transfergrid.cluster.evidence import (
     Case,
@@ -21,13 +19,16 @@ from transfergrid.cluster.evidence import (
     ask_slurm,
     case_of,
     ending_of,
+    has_artifacts,
     last_sign,
     node_of,
+    payload_runs,
     trace_of,
 )
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths
+from transfergrid.specs import RunSpec
 
 State = Literal["done", "failed", "running", "pending", "blocked", "cancelled", "lost", "unknown", "not submitted"]
 
@@ -90,7 +91,7 @@ def take_snapshot(
     look = Look(store=store, ledger=ledger, now=datetime.now(UTC))
     cases = {run_id: case_of(look, run_id) for run_id in _with_ancestors(asked, needs)}
     ask_slurm(look, list(cases.values()), timeout_s)
-    states = {run_id: _judge(look, case) for run_id, case in cases.items()}
+    states = {run_id: _with_artifacts(case, _judge(look, case)) for run_id, case in cases.items()}
     for run_id in asked:
         _follow_needs(run_id, states, cases, needs)
     return Snapshot({run_id: states[run_id] for run_id in asked}, look.error, look.accounting, look.commands)
@@ -110,17 +111,24 @@ def live_jobs(job_ids: Iterable[str]) -> dict[str, int] | None:
 
 def needs_of(store: StorePaths, ledger: Ledger, run_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """What each run is made from, extractions included, as the launches that sent it say; unknown runs are left out."""
+    return {run_id: needs_of_spec(spec) for run_id, spec in specs_of(ledger, run_ids).items()}
+
+
+def needs_of_spec(spec: RunSpec) -> tuple[str, ...]:
+    return tuple(extraction.run_id for extraction in spec.extractions) + spec.needs
+
+
+def specs_of(ledger: Ledger, run_ids: Iterable[str]) -> dict[str, RunSpec]:
+    """The specs of those of these runs that were sent to SLURM by launches still on file."""
     wanted = set(run_ids)
-    found: dict[str, tuple[str, ...]] = {}
-    for launch in dict.fromkeys(s.launch for s in reversed(ledger.submissions)):
-        if not wanted - set(found):
+    launches = {s.launch: None for s in reversed(ledger.submissions) if any(wanted.intersection(t) for t in s.tasks)}
+    found: dict[str, RunSpec] = {}
+    for launch in launches:
+        for spec in payload_runs(launch):
+            if spec.run_id in wanted:
+                found.setdefault(spec.run_id, spec)
+        if len(found) == len(wanted):
             break
-        if not any(run_id in wanted for s in ledger.submissions if s.launch == launch for t in s.tasks for run_id in t):
-            continue
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # another process may be clearing up
-            for spec in job.read_payload(launch / "specs.json").runs:
-                if spec.run_id in wanted and spec.run_id not in found:
-                    found[spec.run_id] = tuple(e.run_id for e in spec.extractions) + spec.needs
     return found
 
 
@@ -156,6 +164,13 @@ def _judge(look: Look, case: Case) -> RunState:
     if ending is not None:
         return _ended(look, case, ending)
     return _absent(look, case)
+
+
+def _with_artifacts(case: Case, state: RunState) -> RunState:
+    """A job that found its work done by another leaves no record; whether it is done, what it makes tells."""
+    if state.state == "lost" and case.own.record is None and has_artifacts(case):
+        return RunState(run_id=case.run_id, state="done", attempts=case.own.attempts, reason="made by another run")
+    return state
 
 
 def _recorded(case: Case) -> RunState:
