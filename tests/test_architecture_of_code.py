@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "transfergrid"
 # A module or package may import those of lower layers and, inside a package, its own siblings; members of one layer
 # see each other only as WITHIN_LAYER lists.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "specs", "resources", "paths", "durable", "stopping"),
+    ("errors", "specs", "resources", "paths", "durable", "stopping", "usage"),
     (
         "data",
         "backbones",

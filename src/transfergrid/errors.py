@@ -10,6 +10,7 @@ GridError
 ├─ ParityError                       the assembled network does not reproduce what the probe stored
 ├─ TrainingDiverged                  the loss is not finite; carries the step
 ├─ AlreadyRunning                    another process holds this run's claim
+├─ Lost                              its process or its job ended without a word; carries what is known of how
 ├─ Superseded                        a newer attempt of this run exists; this one must not publish
 └─ Interrupted                       a signal asked the run to stop; the checkpoint stands
 
@@ -106,6 +107,14 @@ class TrainingDiverged(GridError):
 
 class AlreadyRunning(GridError):
     """Another process holds the claim on this run."""
+
+
+class Lost(GridError):
+    """A run's process or job ended without a record. `failure_class`: what the system or SLURM tells of how."""
+
+    def __init__(self, message: str, failure_class: str = "lost") -> None:
+        super().__init__(message)
+        self.failure_class = failure_class
 
 
 class Superseded(GridError):

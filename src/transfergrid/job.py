@@ -8,29 +8,67 @@ import secrets
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from transfergrid import durable
-from transfergrid.attempts import Attempt, begin_attempt, newest_attempt
-from transfergrid.errors import AlreadyRunning, Interrupted, MissingInput, Superseded, classify, one_line
+from transfergrid.attempts import Attempt, LiveJobs, begin_attempt, newest_attempt
+from transfergrid.errors import (
+    AlreadyRunning,
+    Interrupted,
+    MachineError,
+    MissingInput,
+    Superseded,
+    classify,
+    one_line,
+)
 from transfergrid.paths import RunPaths, store_paths
 from transfergrid.phases import RunContext, phase_module
-from transfergrid.provenance import provenance
+from transfergrid.provenance import PACKAGE, code_hash, provenance
 from transfergrid.records import RunRecord, record_head, remove_checkpoints, write_record
-from transfergrid.specs import RunSpec, Runtime, digest, from_dict, to_dict
+from transfergrid.specs import Configuration, RunSpec, Runtime, digest, from_dict, to_dict
 from transfergrid.stopping import StopFlag
+from transfergrid.usage import UsageMeter
 
 logger = logging.getLogger(__name__)
 Outcome = Literal["completed", "reused", "failed", "interrupted", "in flight", "superseded"]
 
 
 # ------------------------------------------------------------------------------------------------------------- payload
-def write_payload(runs: Sequence[RunSpec], runtime: Runtime) -> Path:
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """Runs, how they are run, and the variant names under which the grid shows those that are rows of its table."""
+
+    runs: tuple[RunSpec, ...]
+    runtime: Runtime
+    variants: Mapping[str, str]
+    code_hash: str
+
+    def assert_same_code(self) -> None:
+        """Raises MachineError where other code is running than that of the launch."""
+        if self.code_hash != code_hash():
+            raise MachineError(
+                f"{PACKAGE} is code {code_hash()}, the launch was made with {self.code_hash}; launch again"
+            )
+
+    def configuration(self, run: RunSpec) -> Configuration | None:
+        """The run as the grid names it; None for one that is only needed by others."""
+        if run.run_id not in self.variants:
+            return None
+        return Configuration(grid=self.runtime.grid, variant=self.variants[run.run_id], run=run)
+
+
+def write_payload(runs: Sequence[RunSpec], runtime: Runtime, variants: Mapping[str, str] | None = None) -> Path:
     """results/launches/<time>-<hash>/specs.json: what is to be run and how; all that a job is given."""
-    content = {"runtime": to_dict(runtime), "runs": [to_dict(run) for run in runs]}
+    content = {
+        "runtime": to_dict(runtime),
+        "runs": [to_dict(run) for run in runs],
+        "variants": dict(variants or {}),
+        "code_hash": code_hash(),
+    }
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     # Never two launches' folder: the first to end removes it.
     folder = f"{stamp}-{digest([content, secrets.token_hex(8)], 8)}"
@@ -39,23 +77,33 @@ def write_payload(runs: Sequence[RunSpec], runtime: Runtime) -> Path:
     return path
 
 
-def read_payload(path: Path) -> tuple[list[RunSpec], Runtime]:
+def read_payload(path: Path) -> Payload:
     content = durable.read_json(path)
-    return [from_dict(RunSpec, run) for run in content["runs"]], from_dict(Runtime, content["runtime"])
+    return Payload(
+        tuple(from_dict(RunSpec, run) for run in content["runs"]),
+        from_dict(Runtime, content["runtime"]),
+        content["variants"],
+        content["code_hash"],
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- one run
-def carry_out(spec: RunSpec, runtime: Runtime) -> Outcome:
+def carry_out(
+    spec: RunSpec, runtime: Runtime, *, stop: StopFlag | None = None, live_jobs: LiveJobs | None = None
+) -> Outcome:
     """Run one spec to its record, unless it is done or another process has it. Never raises but for programming errors
-    in the bookkeeping itself: what goes wrong in a phase is written into the record, with its class."""
+    in the bookkeeping itself: what goes wrong in a phase is written into the record, with its class.
+
+    stop: a flag that is installed already. live_jobs: how to ask SLURM whether an earlier attempt's job is alive.
+    """
     paths = store_paths(runtime).run(spec.run_id)
     if phase_module(spec.phase).is_done(spec, runtime):
         return "reused"
     try:
-        with begin_attempt(paths, spec) as attempt, _logging_to(paths.log, attempt):
+        with begin_attempt(paths, spec, live_jobs=live_jobs) as attempt, _logging_to(paths.log, attempt):
             if phase_module(spec.phase).is_done(spec, runtime):  # it ended while this process was starting
                 return "reused"
-            return _attempt(spec, runtime, attempt)
+            return _attempt(spec, runtime, attempt, stop or StopFlag())
     except AlreadyRunning as error:
         logger.info("%s", error)
         return "in flight"
@@ -64,18 +112,19 @@ def carry_out(spec: RunSpec, runtime: Runtime) -> Outcome:
         return "superseded"
 
 
-def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt) -> Outcome:
+def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, stop: StopFlag) -> Outcome:
     began = time.monotonic()
-    stop = StopFlag()
     try:
-        from transfergrid.device import prepare_process  # torch
+        from transfergrid.device import device_of, prepare_process  # torch
 
         assert_ready(spec, runtime)
         prepare_process(runtime)
-        with stop.installed():
+        with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
+            if stop.signal is not None:
+                raise Interrupted(f"stopped by signal {stop.signal} before it began; launch again")
             record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop))
         attempt.assert_newest()
-        write_record(attempt.paths, record)
+        write_record(attempt.paths, replace(record, details={**record.details, "usage": usage.summary()}))
         remove_checkpoints(attempt.paths)
         return "completed"
     except (Interrupted, KeyboardInterrupt) as error:
@@ -149,15 +198,10 @@ def _logging_to(path: Path, attempt: Attempt) -> Iterator[None]:
 
 
 # --------------------------------------------------------------------------------------------------------- entry point
-def run_from_payload(path: str, index: int) -> Outcome:
-    """The function a scheduler or a pool calls: run number `index` of a payload."""
-    runs, runtime = read_payload(Path(path))
-    return carry_out(runs[index], runtime)
-
-
 def main() -> int:
     """`python -m transfergrid.job PAYLOAD INDEX`: exit code 0 where the run is done afterwards, else 1."""
-    outcome = run_from_payload(sys.argv[1], int(sys.argv[2]))
+    payload = read_payload(Path(sys.argv[1]))
+    outcome = carry_out(payload.runs[int(sys.argv[2])], payload.runtime)
     return 0 if outcome in ("completed", "reused") else 1
 
 

@@ -22,7 +22,7 @@ STATES: tuple[State, ...] = ("run", "reuse", "in flight", "blocked")
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """needs: run_ids of planned runs that must complete first. why: what decided the state, for people."""
+    """needs: run_ids of runs that must complete first, to be run or in SLURM's queue. why: for people."""
 
     run: RunSpec
     state: State
@@ -44,12 +44,20 @@ class Plan:
         return Counter(p.state for p in self.runs)
 
 
-def make_plan(rows: Iterable[str], runs: Mapping[str, RunSpec], runtime: Runtime) -> Plan:
+def make_plan(
+    rows: Iterable[str],
+    runs: Mapping[str, RunSpec],
+    runtime: Runtime,
+    *,
+    queued: Mapping[str, str] | None = None,
+    can_wait: bool = False,
+) -> Plan:
     """rows: run_ids of the grid's configurations; runs: these and what they need. Reads the store and the cache only.
 
+    queued: runs that SLURM has, with a word on each. can_wait: what needs one of those can be sent now and wait for it.
     A run that is only needed by others is left out where nothing that needs it remains to be run.
     """
-    planner = _Planner(runs, runtime)
+    planner = _Planner(runs, runtime, queued or {}, can_wait=can_wait)
     wanted = dict.fromkeys(rows)
     frontier = list(wanted)
     while frontier:
@@ -63,9 +71,13 @@ def make_plan(rows: Iterable[str], runs: Mapping[str, RunSpec], runtime: Runtime
 class _Planner:
     """Decides each run once. Lives for one make_plan."""
 
-    def __init__(self, runs: Mapping[str, RunSpec], runtime: Runtime) -> None:
+    def __init__(
+        self, runs: Mapping[str, RunSpec], runtime: Runtime, queued: Mapping[str, str], *, can_wait: bool
+    ) -> None:
         self.runs = dict(runs)
         self.runtime = runtime
+        self.queued = queued
+        self.can_wait = can_wait
         self.store = store_paths(runtime)
         self.decided: dict[str, PlannedRun] = {}
 
@@ -86,6 +98,8 @@ class _Planner:
         paths = self.store.run(run.run_id)
         if phase_module(run.phase).is_done(run, self.runtime):
             return PlannedRun(run, "reuse", "features are cached" if run.phase == "extract" else "completed before")
+        if run.run_id in self.queued:
+            return PlannedRun(run, "in flight", self.queued[run.run_id])
         if durable.is_locked(paths.lock):
             return PlannedRun(run, "in flight", describe_owner(paths))
         needs = self._needs(run)
@@ -95,15 +109,18 @@ class _Planner:
             return PlannedRun(run, "blocked", f"failed before, nothing has changed: {head.error}; {again}")
         for need in needs:
             other = self.decide(need)
-            if other.state in ("blocked", "in flight"):
+            if other.state in ("blocked", "in flight") and not self._can_wait_for(other):
                 return PlannedRun(run, "blocked", f"waits for {need}, which is {other.state}")
         why = "not done yet"
         if head is not None and head.failure_class is not None:
             why = f"failed before ({head.failure_class}): {NEXT_STEP[head.failure_class]}"
         elif paths.checkpoints.is_dir() and any(paths.checkpoints.iterdir()):
             why = "continues from its checkpoint"
-        pending = tuple(n for n in needs if self.decide(n).state == "run")
+        pending = tuple(n for n in needs if self.decide(n).state == "run" or self._can_wait_for(self.decide(n)))
         return PlannedRun(run, "run", why, pending)
+
+    def _can_wait_for(self, other: PlannedRun) -> bool:
+        return self.can_wait and other.state == "in flight" and other.run.run_id in self.queued
 
     def _needs(self, run: RunSpec) -> tuple[str, ...]:
         extractions = run.extractions

@@ -20,10 +20,15 @@ ORIGIN = PACKAGE.parents[1] / "origin.json"  # beside a launch's snapshot of the
 
 @functools.cache
 def code_hash() -> str:
-    """16 hex of sha256 over the package's own Python and JSON files."""
+    """hash_of this package, as it was when first asked."""
+    return hash_of(PACKAGE)
+
+
+def hash_of(package: Path) -> str:
+    """16 hex of sha256 over a package's Python and JSON files."""
     total = hashlib.sha256()
-    for path in sorted(p for p in PACKAGE.rglob("*") if p.suffix in (".py", ".json")):
-        total.update(str(path.relative_to(PACKAGE)).encode() + b"\0" + path.read_bytes() + b"\0")
+    for path in sorted(p for p in package.rglob("*") if p.suffix in (".py", ".json")):
+        total.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:16]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transfergrid import durable
 from transfergrid.paths import StorePaths
@@ -57,7 +57,12 @@ class Submission:
 
 def record(submission: Submission) -> None:
     """Append a submission, or what is now known of it, to its launch's file."""
-    line = {
+    path = submission.launch / "slurm" / "submissions.jsonl"
+    durable.append_line(path, json.dumps(as_line(submission)).encode())
+
+
+def as_line(submission: Submission) -> dict[str, Any]:
+    return {
         "name": submission.name,
         "grid": submission.grid,
         "tasks": [list(task) for task in submission.tasks],
@@ -66,7 +71,6 @@ def record(submission: Submission) -> None:
         "submitted": submission.submitted.isoformat(timespec="seconds"),
         "gpus": submission.gpus,
     }
-    durable.append_line(submission.launch / "slurm" / "submissions.jsonl", json.dumps(line).encode())
 
 
 def forget(submission: Submission) -> None:

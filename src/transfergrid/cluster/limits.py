@@ -323,9 +323,10 @@ def _against_nodes(asked: Resources, partition: Partition) -> str | None:
     for key, value, most in (
         ("gpus", asked.gpus, most_gpus),
         ("cpus", asked.cpus, partition.max_cpus),
-        ("mem_gb", asked.mem_gb, partition.max_mem_mb // 102.4 / 10),
+        ("mem_gb", asked.mem_gb, partition.max_mem_mb / 1024),
     ):
         if value > most:
+            most = int(most * 10) / 10  # never more than there is
             return f"cluster.{key}={value:g} is more than any node of {where} has; give cluster.{key}={most:g} or less"
     if not any(_fits(asked, shape) for shape in partition.shapes):
         shapes = ", ".join(f"{s.cpus} CPUs {s.mem_mb / 1024:.1f} GB {s.gpus} GPUs" for s in partition.shapes[:4])

@@ -20,11 +20,13 @@ from pathlib import Path
 from typing import Literal
 
 from transfergrid import durable, job
-from transfergrid.errors import GridError, StoreFull, classify, one_line
+from transfergrid.cluster.states import live_jobs
+from transfergrid.errors import GridError, Lost, StoreFull, classify, one_line
 from transfergrid.paths import store_paths
 from transfergrid.plan import Plan, PlannedRun
 from transfergrid.records import record_head
 from transfergrid.specs import RunSpec, Runtime
+from transfergrid.stopping import StopFlag
 
 POLL_S = 0.1
 ELSEWHERE_POLL_S = 1.0
@@ -132,7 +134,7 @@ def count_slots(runtime: Runtime) -> int:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Inside, SIGTERM is Ctrl-C: runs whose launcher just ended would go on unseen."""
+    """Inside, SIGTERM and SIGUSR2 are Ctrl-C: runs whose launcher just ended would go on unseen."""
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
@@ -140,11 +142,12 @@ def _terminated_as_interrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGUSR2)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _context() -> multiprocessing.context.ForkServerContext:
@@ -154,12 +157,14 @@ def _context() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(PRELOADED))
     if threading.current_thread() is threading.main_thread():
-        # The server imports torch for seconds; Ctrl-C is this process's to hear, which then ends its children itself.
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # The server imports torch for seconds, and its children begin as it is: Ctrl-C, and what SLURM sends to every
+        # process of a job, is this process's to hear, which then ends its children itself.
+        before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGUSR2)}
         try:
             forkserver.ensure_running()
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
     return context
 
 
@@ -236,7 +241,7 @@ def _judge(child: _Child, runtime: Runtime) -> Ended:
         loss = StoreFull(f"no space left for the record of {run.run_id}; free some space and launch again")
     else:
         what = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        loss = _Lost(f"its process ended with {what}; the end of its log.txt may say why")
+        loss = Lost(f"its process ended with {what}; the end of its log.txt may say why")
     with contextlib.suppress(StoreFull):  # then it is told here, and nowhere else
         job.record_loss(run, runtime, loss)
     return Ended(run, "failed" if isinstance(loss, StoreFull) else "lost", str(loss), loss.failure_class)
@@ -265,12 +270,6 @@ def _forget(payload: Path) -> None:
         payload.parent.rmdir()
 
 
-class _Lost(GridError):
-    """A process that died without a word."""
-
-    failure_class = "lost"
-
-
 # ------------------------------------------------------------------------------------------------- inside the children
 _EXIT: dict[str, int] = {
     "completed": 0,
@@ -285,11 +284,18 @@ _EXIT: dict[str, int] = {
 
 def _child(payload: str, index: int, slot: int, slots: int) -> None:
     """One run in a process of its own; its output goes to the run's log, its outcome into the exit code."""
+    stop = StopFlag()
+    with stop.installed():
+        sys.exit(_EXIT[_outcome(payload, index, slot, slots, stop)])
+
+
+def _outcome(payload: str, index: int, slot: int, slots: int, stop: StopFlag) -> str:
     if slots > 1:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(slots)))).split(",")
         os.environ["CUDA_VISIBLE_DEVICES"] = visible[slot]
-    runs, runtime = job.read_payload(Path(payload))
-    log = store_paths(runtime).run(runs[index].run_id).log
+    asked = job.read_payload(Path(payload))
+    run, runtime = asked.runs[index], asked.runtime
+    log = store_paths(runtime).run(run.run_id).log
     with contextlib.suppress(OSError):
         log.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o664)
@@ -297,12 +303,11 @@ def _child(payload: str, index: int, slot: int, slots: int) -> None:
         os.dup2(descriptor, 2)
         os.close(descriptor)
     try:
-        outcome: str = job.carry_out(runs[index], runtime)
+        return job.carry_out(run, runtime, stop=stop, live_jobs=live_jobs)
     except Exception as error:
         if classify(error) != "disk_full":
             raise
-        outcome = "disk full"  # so full that not even the failure could be recorded
-    sys.exit(_EXIT[outcome])
+        return "disk full"  # so full that not even the failure could be recorded
 
 
 def _report_error(check: Callable[..., None], arguments: tuple[object, ...], sender: object) -> None:

@@ -58,9 +58,15 @@ def run(command: Sequence[str], *, timeout_s: float = TIMEOUT_S, environ: Mappin
     if done.returncode == 0:
         return done.stdout
     said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
-    if re.search(r"unable to contact|socket timed out|connection refused|controller.*(down|not respond)", said, re.I):
+    if is_silence(said):
         raise SlurmDown(f"{command[0]}: {said[:300]}")
     raise SlurmRefused(f"{command[0]}: {said[:300]}")
+
+
+def is_silence(said: str) -> bool:
+    """Whether a command's words mean that SLURM did not answer, so that what was asked may have happened or not."""
+    silence = r"unable to contact|socket timed out|timed out|connection refused|controller.*(down|not respond)"
+    return re.search(silence, said, re.IGNORECASE) is not None
 
 
 def inside_job() -> bool:
@@ -76,6 +82,28 @@ def answers(timeout_s: float = PROBE_S) -> bool:
     except MachineError:
         return False
     return True
+
+
+def test_only(options: Sequence[str]) -> str | None:
+    """`to start at 2026-11-20 13:00 UTC on n1`: SLURM's own estimate for such a job; None where it gives none."""
+    try:
+        done = subprocess.run(
+            ["sbatch", "--test-only", *options, "--wrap=true"],
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.search(r"to start at (\S+?)T(\d\d:\d\d):\d\d .*?on nodes? (\S+)", done.stderr)
+    return None if found is None else f"to start at {found[1]} {found[2]} UTC on {found[3]}"
+
+
+def count_own_jobs() -> int:
+    """How many jobs of this user are in the queue, each task of an array counted."""
+    return len(run(["squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i"]).split())
 
 
 # -------------------------------------------------------------------------------------------------------------- squeue

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid import durable, tracking
-from transfergrid.cluster import local
+from transfergrid.cluster import local, slurm
+from transfergrid.cluster.ledger import Ledger, read_ledger
+from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.commands.console import FAILED, OK, hashing_progress, make_console, run_script
 from transfergrid.commands.progress import watching
 from transfergrid.config import Request, load_grid
@@ -16,6 +18,7 @@ from transfergrid.config.help import help_for
 from transfergrid.errors import NEXT_STEP, ConfigError, DataError, MachineError, StoreFull
 from transfergrid.plan import STATES, Plan, PlannedRun, make_plan
 from transfergrid.records import GridEntry, read_grid, write_grid
+from transfergrid.resources import ClusterSettings
 from transfergrid.specs import RunSpec, Runtime, from_dict
 
 if TYPE_CHECKING:
@@ -47,31 +50,64 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def carry_out(request: Request) -> int:
-    """Plan, show, run, report: what launch_grid and run_phase share."""
+    """Plan, show, run or submit, report: what launch_grid and run_phase share."""
     console = make_console()
     tracking.validate(request.runtime)
-    plan = make_plan([c.run.run_id for c in request.configurations], request.runs, request.runtime)
-    _show_plan(console, plan, request)
+    if runs_on_slurm(console, request.cluster):
+        from transfergrid.commands import on_slurm
+
+        return on_slurm.carry_out(console, request)
+    if request.emit is not None:
+        raise ConfigError("emit=DIR writes SLURM job scripts; it needs cluster=slurm")
+    plan = make_plan(
+        [c.run.run_id for c in request.configurations], request.runs, request.runtime, queued=queued(request)
+    )
+    show_plan(console, plan, request)
     if request.dry_run:
         console.print("dry run: nothing was started or written")
         return OK
-    if request.cluster.kind != "local":
-        console.print(f"cluster={request.cluster.name}: submission to SLURM is not built yet, running on this machine")
-    _prepare_folders(request.runtime)
-    _preflight(console, plan, request.runtime)
-    _write_grid(request)
+    prepare_folders(request.runtime)
+    preflight(console, plan, request.runtime)
+    write_grid_of(request)
     mirror = tracking.start_mirror(request.runtime, request.configurations)
     try:
         with watching(console, request.store, len(plan.to_run)) as watcher:
             endings = local.run_plan(plan, request.runtime, watcher)
     finally:
         tracking.wait_for_mirror(mirror, MIRROR_WAIT_S)
-    _show_results(console, request)
+    show_results(console, request)
     return _show_failures(console, plan, endings)
 
 
+def runs_on_slurm(console: Console, cluster: ClusterSettings) -> bool:
+    """`auto` is SLURM where its controller answers at once and this is not inside a job already; it says what it is."""
+    if cluster.kind != "auto":
+        return cluster.kind == "slurm"
+    if not slurm.answers():
+        return False
+    if slurm.inside_job():
+        console.print("inside a SLURM job: running here; cluster=slurm submits")
+        return False
+    console.print("SLURM answers: submitting to it; cluster=local runs here")
+    return True
+
+
+def queued(request: Request, ledger: Ledger | None = None, snapshot: Snapshot | None = None) -> dict[str, str]:
+    """Runs of this store that SLURM has, with a word on each."""
+    ledger = ledger or read_ledger(request.store)
+    sent = [r for s in ledger.submissions for task in s.tasks for r in task]
+    if not sent:
+        return {}
+    snapshot = snapshot or take_snapshot(dict.fromkeys(sent), request.store, ledger)
+    return {
+        run_id: f"job {state.job_id or '?'} {state.state}" + (f": {state.reason}" if state.reason else "")
+        for run_id, state in snapshot.states.items()
+        if state.is_live and state.job_id is not None
+    }
+
+
 # ---------------------------------------------------------------------------------------------------------------- plan
-def _show_plan(console: Console, plan: Plan, request: Request) -> None:
+def show_plan(console: Console, plan: Plan, request: Request) -> None:
     counts = plan.counts()
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"
@@ -94,7 +130,7 @@ def _show_plan(console: Console, plan: Plan, request: Request) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- before a run
-def _prepare_folders(runtime: Runtime) -> None:
+def prepare_folders(runtime: Runtime) -> None:
     """Make store and cache, and write to each once. A folder that cannot be written is a bad argument."""
     for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
         try:
@@ -110,7 +146,7 @@ def _prepare_folders(runtime: Runtime) -> None:
             raise ConfigError(f"{folder} cannot be used ({reason}); give another store.dir= or cache.dir=") from error
 
 
-def _preflight(console: Console, plan: Plan, runtime: Runtime) -> None:
+def preflight(console: Console, plan: Plan, runtime: Runtime) -> None:
     """Data and weights of what is about to run, fetched where there is a network, and verified."""
     runs = [p.run for p in plan.to_run]
     if not runs:
@@ -138,7 +174,7 @@ def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> None:
             build(backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files)
 
 
-def _write_grid(request: Request) -> None:
+def write_grid_of(request: Request) -> None:
     """A launch defines its grid anew; a run by hand joins it, in place of what its row held under other settings."""
     path = request.store.grid(request.grid)
     entries = request.entries()
@@ -164,7 +200,7 @@ def _stand_together(old: GridEntry, new: GridEntry, request: Request) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------------------- after
-def _show_results(console: Console, request: Request) -> None:
+def show_results(console: Console, request: Request) -> None:
     from transfergrid.commands.report import show_report
 
     console.print()

@@ -9,10 +9,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import netrc
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from transfergrid.paths import store_paths
 from transfergrid.specs import Configuration, Runtime
 
 logger = logging.getLogger(__name__)
+SYNC_TIMEOUT_S = 900.0
 
 
 def validate(runtime: Runtime) -> None:
@@ -102,3 +107,44 @@ class Followed:
     run_id: str
     variant: str
     after_attempt: int
+
+
+def sync_if_possible(runtime: Runtime, say: Callable[[str], None]) -> None:
+    """Send what lies offline to W&B, where there is a key and its server answers; `say` gets one line on what was done.
+
+    Never raises: a report does not fail for W&B's sake, and what was not sent now can be sent at any time.
+    """
+    folder = store_paths(runtime).wandb / "wandb"
+    offline = sorted(folder.glob("offline-run-*"))
+    if runtime.tracking == "disabled" or not offline:
+        return
+    by_hand = f"`wandb sync {folder}/offline-run-*` sends them"
+    if not _has_key():
+        say(f"W&B: {len(offline)} offline runs, no key on this machine; {by_hand}")
+        return
+    url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
+    try:
+        urllib.request.urlopen(f"{url}/healthz", timeout=5).close()
+    except urllib.error.HTTPError:
+        pass  # it answered
+    except (OSError, ValueError) as error:
+        say(f"W&B: {len(offline)} offline runs, {url} does not answer ({error}); {by_hand}")
+        return
+    command = [sys.executable, "-m", "wandb", "sync", *map(str, offline)]
+    try:
+        subprocess.run(command, capture_output=True, text=True, timeout=SYNC_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+        say(f"W&B: sync did not end well ({said[-1] if said else error}); {by_hand}")
+        return
+    say(f"W&B: {len(offline)} runs sent to {url}")
+
+
+def _has_key() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    try:
+        return netrc.netrc().authenticators(host or "") is not None
+    except (OSError, netrc.NetrcParseError):
+        return False

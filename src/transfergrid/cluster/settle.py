@@ -1,0 +1,36 @@
+"""Runs whose jobs ended without a word get the record that they could not write: how they ended, as SLURM tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from transfergrid import durable, job
+from transfergrid.cluster.ledger import Ledger
+from transfergrid.cluster.states import RunState
+from transfergrid.errors import Lost
+from transfergrid.paths import StorePaths
+from transfergrid.records import record_head
+
+ENDED = ("failed", "blocked", "cancelled", "lost")
+
+
+def settle(states: Mapping[str, RunState], store: StorePaths, ledger: Ledger) -> list[str]:
+    """Record what has ended without a record of that attempt, so that tables show its class. Returns the run_ids."""
+    payloads: dict[Path, job.Payload] = {}
+    recorded = []
+    for run_id, state in states.items():
+        known = ledger.newest(run_id)
+        if state.state not in ENDED or state.failure_class is None or known is None:
+            continue
+        head = record_head(store.run(run_id))
+        if head is not None and (head.status == "completed" or head.failure_class == state.failure_class):
+            continue
+        path = known[0].launch / "specs.json"
+        if path not in payloads:
+            payloads[path] = job.read_payload(path)
+        run = next(r for r in payloads[path].runs if r.run_id == run_id)
+        if not durable.is_locked(store.run(run_id).lock):
+            job.record_loss(run, payloads[path].runtime, Lost(state.reason, state.failure_class))
+            recorded.append(run_id)
+    return recorded

@@ -1,0 +1,201 @@
+"""What runs on a node: one task of a group's array. Its argument is the group's folder.
+
+A signal sets a flag, the run checkpoints at its next step boundary, and the job goes back into the queue, unless SLURM
+is ending it for good. A job that had finished when it was requeued ends within seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transfergrid import durable, job, tracking
+from transfergrid.attempts import newest_attempt, restart_count, slurm_task
+from transfergrid.cluster import local, slurm
+from transfergrid.cluster.staging import staged
+from transfergrid.cluster.states import live_jobs
+from transfergrid.errors import GridError, MachineError
+from transfergrid.paths import store_paths
+from transfergrid.phases import phase_module
+from transfergrid.plan import Plan, PlannedRun
+from transfergrid.records import checkpoint_files
+from transfergrid.specs import RunSpec, Runtime, Split
+from transfergrid.stopping import StopFlag
+
+logger = logging.getLogger(__name__)
+MIRROR_WAIT_S = 60.0
+REQUEUE_RETRY_S = 5.0
+REQUEUE_TRIES = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSettings:
+    """What a task must know of its group, beside the payload. tasks: indices into the payload's runs."""
+
+    payload: str
+    tasks: tuple[tuple[int, ...], ...]
+    signal_delay_s: int
+    max_requeues: int
+    stage_to: str | None
+
+    def write(self, folder: Path) -> None:
+        content = {name: getattr(self, name) for name in self.__slots__}
+        durable.write_json(folder / "tasks.json", content)
+
+    @staticmethod
+    def read(folder: Path) -> TaskSettings:
+        content: dict[str, Any] = durable.read_json(folder / "tasks.json")
+        return TaskSettings(**content | {"tasks": tuple(tuple(task) for task in content["tasks"])})
+
+
+class _TimedOut(GridError):
+    failure_class = "timeout"
+
+
+def run_task(folder: str) -> dict[str, str]:
+    """Carry out this task's runs. Returns their outcomes where all are done; else exits with code 1, so that whatever
+    waits for this task by `afterok` does not start."""
+    stop = StopFlag()
+    with stop.installed():
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+        settings = TaskSettings.read(Path(folder))
+        payload = job.read_payload(Path(settings.payload))
+        payload.assert_same_code()
+        index = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)
+        runs = [payload.runs[i] for i in settings.tasks[index]]
+        remaining = [run for run in runs if not phase_module(run.phase).is_done(run, payload.runtime)]
+        if not remaining:  # it had finished when it was requeued
+            print(f"{', '.join(run.run_id for run in runs)}: completed before", flush=True)
+            return {run.run_id: "reused" for run in runs}
+        _rename(runs)
+        outcomes = _carry_out(remaining, payload, settings, stop)
+        print(*(f"{run_id}: {outcome}" for run_id, outcome in outcomes.items()), sep="\n", flush=True)
+        if "interrupted" in outcomes.values():
+            _go_on_later([r for r in remaining if outcomes[r.run_id] == "interrupted"], payload, settings, stop)
+        if any(outcome not in ("completed", "reused") for outcome in outcomes.values()):
+            sys.exit(1)
+    return outcomes
+
+
+def _carry_out(runs: Sequence[RunSpec], payload: job.Payload, settings: TaskSettings, stop: StopFlag) -> dict[str, str]:
+    rows = [c for c in (payload.configuration(run) for run in runs) if c is not None]
+    mirror = tracking.start_mirror(payload.runtime, rows) if rows else None
+    try:
+        with staged(payload.runtime, [run.dataset.name for run in runs], settings.stage_to) as runtime:
+            if len(runs) > 1:
+                return _one_after_the_other(runs, runtime)
+            marks = progress_mark(runs[0], runtime)
+            outcome = job.carry_out(runs[0], runtime, stop=stop, live_jobs=live_jobs)
+            if outcome == "interrupted" and progress_mark(runs[0], runtime) == marks and time_is_up(settings):
+                _record_no_progress(runs[0], runtime)
+                outcome = "failed"
+            return {runs[0].run_id: outcome}
+    finally:
+        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S)
+
+
+def _one_after_the_other(runs: Sequence[RunSpec], runtime: Runtime) -> dict[str, str]:
+    """Runs that share a job, each in a process of its own: one that dies takes no other with it."""
+    outcomes = {run.run_id: "interrupted" for run in runs}
+    watcher = _Outcomes(outcomes)
+    try:
+        local.run_plan(Plan(tuple(PlannedRun(run, "run", "") for run in runs)), runtime, watcher)
+    except KeyboardInterrupt:  # how the pool is told of SIGTERM and SIGUSR2; its children have saved
+        pass
+    return outcomes
+
+
+class _Outcomes(local.Watcher):
+    def __init__(self, outcomes: dict[str, str]) -> None:
+        self._outcomes = outcomes
+
+    def ended(self, ended: local.Ended) -> None:
+        self._outcomes[ended.run.run_id] = ended.ending
+
+
+# ---------------------------------------------------------------------------------------------------------- going on
+def _go_on_later(runs: Sequence[RunSpec], payload: job.Payload, settings: TaskSettings, stop: StopFlag) -> None:
+    """Put this job back into the queue, where SLURM is not already doing so or ending it for good."""
+    me = slurm_task()
+    if me is None:
+        return
+    if restart_count() >= settings.max_requeues:
+        for run in runs:
+            error = _TimedOut(f"went on {restart_count()} times and is not done; give cluster.timeout_min more")
+            job.record_loss(run, payload.runtime, error)
+        return
+    for _ in range(REQUEUE_TRIES):  # the controller may be away for a while; giving up would lose the job
+        try:
+            state = next((e.state for e in slurm.squeue([me]) if e.job_id == me), "")
+            if state != "RUNNING":
+                print(f"job {me} is {state or 'not in the queue'}: SLURM is ending it itself", flush=True)
+                return
+            slurm.run(["scontrol", "requeue", me])
+            print(f"job {me} goes on later: it saved, and is back in the queue", flush=True)
+            time.sleep(REQUEUE_RETRY_S)  # SLURM ends it now
+            return
+        except MachineError as error:
+            print(f"requeue of job {me}: {error}", flush=True)
+            time.sleep(REQUEUE_RETRY_S)
+
+
+def progress_mark(run: RunSpec, runtime: Runtime) -> tuple[str, ...]:
+    """What tells whether a run got anywhere: its checkpoints, or the splits it has extracted."""
+    if run.phase == "extract":
+        from transfergrid import feature_store
+        from transfergrid.paths import cache_paths
+
+        cache, backbone = cache_paths(runtime), run.backbones[0]
+        splits: tuple[Split, ...] = ("train", "val", "test")
+        return tuple(s for s in splits if feature_store.find(cache, run.feature_key(backbone, s)) is not None)
+    return tuple(c.path.name for c in checkpoint_files(store_paths(runtime).run(run.run_id)))
+
+
+def time_is_up(settings: TaskSettings) -> bool:
+    """Whether this job's time limit is why it was told to stop, not a preemption."""
+    me = slurm_task()
+    try:
+        entry = next((e for e in slurm.squeue([me]) if e.job_id == me), None) if me else None
+    except MachineError:
+        return False
+    return entry is not None and entry.left_s is not None and entry.left_s < settings.signal_delay_s + 90
+
+
+def _record_no_progress(run: RunSpec, runtime: Runtime) -> None:
+    paths = store_paths(runtime).run(run.run_id)
+    error = _TimedOut(
+        "not one step (or split) was done within the time limit, so it would never end; give a larger"
+        " cluster.timeout_min, or a smaller batch"
+    )
+    job.write_failure(paths, run, error, attempt=newest_attempt(paths))
+
+
+def _rename(runs: Sequence[RunSpec]) -> None:
+    """squeue then shows what this task does; by its comment it is still found as one of its group."""
+    me = slurm_task()
+    if me is None:
+        return
+    name = runs[0].slug + (f"+{len(runs) - 1}" if len(runs) > 1 else "")
+    try:
+        slurm.run(["scontrol", "update", f"jobid={me}", f"name={name}"], timeout_s=5)
+    except MachineError as error:
+        logger.info("the job keeps its name: %s", error)
+
+
+def main() -> int:
+    """`python -m transfergrid.cluster.task FOLDER`: for job scripts that are written out."""
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # until run_task listens
+    run_task(sys.argv[1])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

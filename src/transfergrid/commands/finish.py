@@ -1,0 +1,113 @@
+"""SLURM's finish job: when all has ended, whatever its outcome, the report is made and somebody is told, once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transfergrid import durable, job, tracking
+from transfergrid.cluster.ledger import Ledger, read_ledger
+from transfergrid.cluster.settle import ENDED, settle
+from transfergrid.cluster.states import RunState, Snapshot, needs_of, take_snapshot
+from transfergrid.commands.console import make_console
+from transfergrid.commands.report import show_report
+from transfergrid.commands.usage import show_usage
+from transfergrid.paths import StorePaths, store_paths
+from transfergrid.records import read_grid
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SETTLE_S = 180.0  # for SLURM to say how the last jobs ended
+POLL_S = 5.0
+NOTIFY_TIMEOUT_S = 120.0
+
+
+def finish(folder: str) -> dict[str, int]:
+    """`folder`: of this job, with finish.json. Returns how many runs are in which state."""
+    asked = durable.read_json(Path(folder) / "finish.json")
+    payload = job.read_payload(Path(asked["payload"]))
+    grid, store = str(asked["grid"]), store_paths(payload.runtime)
+    console = make_console()
+    states = _wait_until_all_is_told(grid, store)
+    recorded = settle(states, store, read_ledger(store))
+    for run_id in recorded:
+        state = states[run_id]
+        console.print(f"{state.failure_class}: {run_id}: {state.reason}", highlight=False, soft_wrap=True)
+    show_report(console, grid, store)
+    show_usage(console, list(states), store)
+    tracking.sync_if_possible(payload.runtime, console.print)
+    if asked["notify"]:
+        _notify(console, asked["notify"], Path(folder), grid, store, states)
+    return {str(state): n for state, n in Counter(s.state for s in states.values()).items()}
+
+
+def runs_of(grid: str, store: StorePaths, ledger: Ledger) -> list[str]:
+    """The grid's configurations, and what was sent to SLURM for them."""
+    rows = [entry.run_id for entry in read_grid(store.grid(grid))]
+    sent = [r for s in ledger.of_grid(grid, "runs") for task in s.tasks for r in task]
+    needed = set(rows)
+    needs = needs_of(store, ledger, sent)
+    for run_id in rows:
+        needed.update(needs.get(run_id, ()))
+    return list(dict.fromkeys([r for r in sent if r in needed] + rows))
+
+
+def _wait_until_all_is_told(grid: str, store: StorePaths) -> dict[str, RunState]:
+    """States once nothing is undecided; what a later launch added and still waits is that launch's to finish."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        ledger = read_ledger(store)
+        run_ids = runs_of(grid, store, ledger)
+        snapshot: Snapshot = take_snapshot(run_ids, store, ledger, needs=needs_of(store, ledger, run_ids))
+        undecided = [s for s in snapshot.states.values() if s.state == "unknown"]
+        if not undecided or time.monotonic() > deadline:
+            return dict(snapshot.states)
+        time.sleep(POLL_S)
+
+
+def _notify(
+    console: Console, command: str, folder: Path, grid: str, store: StorePaths, states: dict[str, RunState]
+) -> None:
+    """Once, also when this job is requeued: the claim stands before the command runs."""
+    if not durable.claim(folder / "notified", b"claimed\n"):
+        return
+    failed = [s for s in states.values() if s.state in ENDED]
+    done = sum(s.state == "done" for s in states.values())
+    lines = [
+        f"grid {grid}: {done} of {len(states)} runs done, {len(failed)} not",
+        *(f"{s.failure_class or s.state}: {s.run_id}: {s.reason}" for s in failed[:20]),
+        f"report: {store.report(grid) / 'comparison.md'}",
+    ]
+    told = {
+        "TRANSFERGRID_GRID": grid,
+        "TRANSFERGRID_DONE": str(done),
+        "TRANSFERGRID_FAILED": str(len(failed)),
+        "TRANSFERGRID_REPORT": str(store.report(grid)),
+    }
+    try:
+        subprocess.run(
+            ["sh", "-c", command],
+            input="\n".join(lines) + "\n",
+            text=True,
+            env=os.environ | told,
+            timeout=NOTIFY_TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        console.print(f"notify.command failed: {error}")
+
+
+def main() -> int:
+    """`python -m transfergrid.commands.finish FOLDER`: for job scripts that are written out."""
+    finish(sys.argv[1])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""What runs used of what they were given, for the next launch's cluster settings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean
+from typing import TYPE_CHECKING, Any
+
+from transfergrid.paths import StorePaths
+from transfergrid.records import RunRecord, read_record
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def show_usage(console: Console, run_ids: Sequence[str], store: StorePaths) -> None:
+    """One row per kind of run (phase, model, data set): wall time, CPU, memory and GPU in use."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    kinds: dict[tuple[str, str, str], list[RunRecord]] = {}
+    for run_id in run_ids:
+        record = read_record(store.run(run_id))
+        if record is not None and record.status == "completed" and "usage" in record.details:
+            kind = (record.spec.phase, record.spec.model, record.spec.dataset.name)
+            kinds.setdefault(kind, []).append(record)
+    if not kinds:
+        return
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, title_justify="left")
+    for name in ("phase", "model", "dataset", "runs", "mean wall s", "CPU", "memory", "GPU busy", "GPU memory"):
+        table.add_column(name, justify="left" if name in ("phase", "model", "dataset") else "right")
+    for (phase, model, dataset), records in kinds.items():
+        used = [record.details["usage"] for record in records]
+        table.add_row(phase, model, dataset, str(len(records)), *_figures(used))
+    total_s = sum(record.gpu_s for records in kinds.values() for record in records)
+    console.print()
+    console.print(table)
+    if total_s:
+        console.print(f"GPU time used: {total_s / 3600:.2f} h")
+
+
+def _figures(used: Sequence[dict[str, Any]]) -> list[str]:
+    """Wall seconds, cores busy of those given, memory of that given, GPU busy, GPU memory."""
+    cores = mean(u["cpu_s"] / u["wall_s"] if u["wall_s"] else 0.0 for u in used)
+    peak_gb = max(u["max_rss_mb"] for u in used) / 1024
+    given_mb = used[0]["memory_mb"]
+    busy = [u["gpu_utilisation"] for u in used if u["gpu_utilisation"] is not None]
+    gpu_mb = [u["gpu_memory_mb"] for u in used if u["gpu_memory_mb"] is not None]
+    return [
+        f"{mean(u['wall_s'] for u in used):.1f}",
+        f"{cores:.1f} of {used[0]['cpus']}",
+        f"{peak_gb:.1f}" + (f" of {given_mb / 1024:.1f} GB" if given_mb else " GB"),
+        f"{mean(busy):.0%}" if busy else "-",
+        f"{max(gpu_mb) / 1024:.1f} GB" if gpu_mb else "-",
+    ]

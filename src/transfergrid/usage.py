@@ -1,0 +1,75 @@
+"""What a run used of what it was given: CPU time, memory, and how busy its GPU was, sampled while it runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import shutil
+import subprocess
+import threading
+import time
+from typing import Any
+
+SAMPLE_S = 5.0
+
+
+class UsageMeter:
+    """Measures from entry to exit; the GPU by nvidia-smi, in a thread that costs nothing to the training."""
+
+    def __init__(self, *, gpu: bool) -> None:
+        self._gpu = gpu and shutil.which("nvidia-smi") is not None
+        self._samples: list[tuple[float, float]] = []  # (percent of the time busy, MiB in use)
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+
+    def __enter__(self) -> UsageMeter:
+        self._began, self._cpu_began = time.monotonic(), _cpu_s()
+        if self._gpu:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+
+    def summary(self) -> dict[str, Any]:
+        """wall_s, cpu_s; cpus and memory_mb (MiB) that SLURM gave, else None; max_rss_mb (MiB); gpu_utilisation in
+        [0, 1] and gpu_memory_mb, both None without a sample."""
+        memory = os.environ.get("SLURM_MEM_PER_NODE")
+        return {
+            "wall_s": round(time.monotonic() - self._began, 3),
+            "cpu_s": round(_cpu_s() - self._cpu_began, 3),
+            "cpus": slurm_cpus() or len(os.sched_getaffinity(0)),
+            "max_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "memory_mb": int(memory) if memory and memory.isdigit() else None,
+            "gpu_utilisation": _mean([busy / 100 for busy, _ in self._samples]),
+            "gpu_memory_mb": max((used for _, used in self._samples), default=None),
+        }
+
+    def _sample(self) -> None:
+        command = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        command += ["-i", visible.split(",")[0]] if visible else []
+        while not self._ended.wait(SAMPLE_S):
+            try:
+                said = subprocess.run(command, capture_output=True, text=True, timeout=SAMPLE_S, check=True).stdout
+            except (OSError, subprocess.SubprocessError):
+                continue
+            figures = re.match(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)", said)
+            if figures:
+                self._samples.append((float(figures[1]), float(figures[2])))
+
+
+def slurm_cpus() -> int | None:
+    """CPUs that SLURM gave this task; a cluster without task affinity lets it see all of the node's."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(given) if given.isdigit() and int(given) > 0 else None
+
+
+def _cpu_s() -> float:
+    used = os.times()
+    return used.user + used.system
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(sum(values) / len(values), 3) if values else None
