@@ -1,143 +1,122 @@
-"""Commands of SLURM that print what a test has recorded: executables in a folder that is put before the PATH."""
+"""SLURM's commands as executables of a folder of their own that print what a test wrote down: for faults a real
+cluster does not have on demand. Nothing of it decides anything."""
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+import stat
+import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from transfergrid.cluster.ledger import Submission, record
-from transfergrid.paths import StorePaths
-
-NOW = datetime.now(UTC)
-
-
-def ago(seconds: float) -> datetime:
-    return NOW - timedelta(seconds=seconds)
-
-
-def stamp(moment: datetime | None) -> str:
-    return "N/A" if moment is None else moment.strftime("%Y-%m-%dT%H:%M:%S")
+CONFIG = {
+    "AccountingStorageType": "accounting_storage/slurmdbd",
+    "AccountingStorageEnforce": "associations,limits,qos",
+    "ClusterName": "fake",
+    "JobRequeue": "1",
+    "KillWait": "30 sec",
+    "MaxArraySize": "1001",
+    "MaxJobCount": "10000",
+    "MinJobAge": "300 sec",
+    "PreemptType": "preempt/none",
+}
+PARTITIONS = """\
+PartitionName=gpu AllowAccounts=ALL AllowQos=ALL Default=YES GraceTime=0 MaxTime=1-00:00:00 PreemptMode=OFF State=UP \
+MaxCPUsPerNode=UNLIMITED MaxMemPerNode=UNLIMITED
+PartitionName=cpu AllowAccounts=lab AllowQos=normal Default=NO GraceTime=0 MaxTime=UNLIMITED PreemptMode=OFF State=UP \
+MaxCPUsPerNode=16 MaxMemPerNode=32768
+PartitionName=old AllowAccounts=ALL AllowQos=ALL Default=NO GraceTime=0 MaxTime=UNLIMITED PreemptMode=OFF State=DRAIN \
+MaxCPUsPerNode=UNLIMITED MaxMemPerNode=UNLIMITED
+"""
+SINFO = """\
+gpu|mixed|3|32|256000|gpu:a100:4(S:0-1)
+gpu|idle|2|64|512000|gpu:v100:2,gpu:h100.80gb:1
+gpu|down*|1|32|256000|gpu:a100:4(S:0-1)
+cpu|allocated|10|48|192000|(null)
+old|drained|4|8|32000|gpu:2
+"""
+# DefaultAccount, Account, QOS, DefaultQOS, MaxSubmitJobs, GrpSubmitJobs
+USER = "lab|lab|long,normal|normal|200|\nlab|other|normal|normal|5|\n"
+# Name, MaxSubmitJobsPerUser, GrpSubmitJobs, MaxWall
+QOS = "normal|150||\nlong|||2-00:00:00\nsecret|||\n"
 
 
 class FakeSlurm:
-    """squeue and sacct answer with these lines; every call is counted. Nothing else of SLURM is there."""
+    """says: `command word word` -> what the command prints where its arguments hold these words; `!text`: it fails."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.mkdir()
-        for name in ("squeue", "sacct", "scancel", "sbatch"):
-            self.answers(name, "")
-        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+        self.state = folder / "says.json"
+        self.calls = folder / "calls"
+        self.says: dict[str, str] = {
+            "scontrol config": "".join(f"{key} = {value}\n" for key, value in CONFIG.items()),
+            "scontrol partition": PARTITIONS,
+            "sinfo": SINFO,
+            "sacctmgr user": USER,
+            "sacctmgr qos": QOS,
+            "sacct": "",
+            "squeue -u": "",
+            "scancel": "",
+        }
+        self.states: dict[str, str] = {"71": "COMPLETED", "72": "COMPLETED"}
+        self.outputs: dict[str, str | None] = {"node": "", "pair": ""}
+        for name in ("scontrol", "sinfo", "sacctmgr", "sacct", "scancel", "squeue", "sbatch"):
+            path = folder / name
+            path.write_text(_script(name, self.state, self.calls))
+            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        self.save()
 
-    def answers(self, command: str, text: str, *, error: str = "", code: int = 0, sleep_s: float = 0) -> None:
-        for suffix, content in (("out", text), ("err", error)):
-            (self.folder / f"{command}.{suffix}").write_text(content)
-        script = self.folder / command
-        script.write_text(
-            f'#!/bin/sh\necho "{command} $*" >> {self.folder}/calls\nsleep {sleep_s}\n'
-            f"cat {self.folder}/{command}.err >&2\ncat {self.folder}/{command}.out\nexit {code}\n"
-        )
-        script.chmod(0o755)
+    def save(self) -> None:
+        says: dict[str, Any] = self.says | {"states": self.states, "outputs": self.outputs}
+        self.state.write_text(json.dumps(says))
 
-    def controller_is_down(self) -> None:
-        said = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"
-        self.answers("squeue", "", error=said, code=1)
+    def config(self, **changed: str) -> None:
+        self.says["scontrol config"] = "".join(f"{k} = {v}\n" for k, v in (CONFIG | changed).items())
+        self.save()
 
-    def has_no_accounting(self) -> None:
-        self.answers("sacct", "", error="Slurm accounting storage is disabled\n", code=1)
+    def say(self, command: str, text: str) -> None:
+        self.says[command] = text
+        self.save()
 
-    @property
-    def calls(self) -> list[str]:
-        path = self.folder / "calls"
-        return path.read_text().splitlines() if path.exists() else []
-
-
-def queue_line(
-    job_id: str,
-    state: str,
-    reason: str = "None",
-    *,
-    started: datetime | None = None,
-    used: str = "0:00",
-    left: str = "1:00:00",
-    restarts: int = 0,
-    node: str = "",
-    status: int = 0,
-) -> str:
-    """One line of squeue -O in columns of 256 characters. status: of wait(), as squeue prints it."""
-    cells = (job_id, state, reason, stamp(started), used, left, restarts, node, "name", "comment", status)
-    return "".join(f"{cell!s:<256}" for cell in cells) + "\n"
+    def called(self, name: str) -> list[list[str]]:
+        calls = [json.loads(line) for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
+        return [call[1:] for call in calls if call[0] == name]
 
 
-def account_line(
-    job_id: str,
-    state: str,
-    *,
-    exit_code: str = "0:0",
-    node: str = "n1",
-    ended: datetime | None = None,
-    elapsed_s: int = 0,
-    submitted: datetime | None = None,
-) -> str:
-    """One line of sacct -P."""
-    ended = ended or ago(600)
-    times = (stamp(submitted or ago(3600)), stamp(ended - timedelta(seconds=elapsed_s)), stamp(ended))
-    cells = (job_id, state, exit_code, node, *times, elapsed_s, "00:01", 1, "1G", "", "cpu=1")
-    return "|".join(map(str, cells)) + "\n"
-
-
-def submit(
-    store: StorePaths,
-    *tasks: tuple[str, ...],
-    job_id: str | None = "7",
-    seconds_ago: float = 3600,
-    grid: str = "g",
-    launch: str = "20261120T120000-aaaaaaaa",
-    name: str | None = None,
-) -> Submission:
-    """A line of the ledger; `tasks` are the run_ids of each task."""
-    submission = Submission(
-        name=name or f"sub-{job_id}",
-        grid=grid,
-        launch=store.launches / launch,
-        tasks=tasks,
-        job_id=job_id,
-        submitted=ago(seconds_ago),
+def _script(name: str, state: Path, calls: Path) -> str:
+    head = (
+        f"#!{sys.executable} -IS\n"
+        "import json, os, pathlib, sys\n"
+        f"says, name, args = json.loads(pathlib.Path({str(state)!r}).read_text()), {name!r}, sys.argv[1:]\n"
+        f"with open({str(calls)!r}, 'a') as file: file.write(json.dumps([name, *args]) + '\\n')\n"
     )
-    record(submission)
-    return submission
+    return head + (_SPECIAL.get(name, "") + _PLAIN)
 
 
-def attempt(store: StorePaths, run_id: str, number: int = 1, *, seconds_ago: float = 1800, **owner: Any) -> None:
-    """attempts/NNN.json as a job of SLURM's leaves it; `owner` wins."""
-    content = {
-        **{"host": "n1", "pid": 1, "node": "n1", "started": ago(seconds_ago).isoformat(), "attempt": number},
-        **{"slurm_job_id": "7", "slurm_task": "7", "slurm_restart_count": 0, **owner},
-    }
-    write(store.run(run_id).attempt(number), content)
-
-
-def completed(store: StorePaths, run_id: str, **values: Any) -> None:
-    _record(store, run_id, {"status": "completed", "failure_class": None, "error": None, **values})
-
-
-def failed(store: StorePaths, run_id: str, failure_class: str = "code", error: str = "it broke", **values: Any) -> None:
-    _record(store, run_id, {"status": "failed", "failure_class": failure_class, "error": error, **values})
-
-
-def _record(store: StorePaths, run_id: str, values: Mapping[str, Any]) -> None:
-    common = {"format": 1, "run_id": run_id, "wall_s": 12.5, "attempt": 1, "metrics": {}}
-    seconds_ago = values.get("seconds_ago", 1700)
-    provenance = {"ended": ago(seconds_ago).isoformat(), "code_hash": "c0de"}
-    write(store.run(run_id).record, {**common, "provenance": provenance, **values})
-
-
-def write(path: Path, content: Any) -> None:
-    os.makedirs(path.parent, exist_ok=True)
-    path.write_text(json.dumps(content))
+_PLAIN = """\
+key = next((k for k in says if k.split()[0] == name and all(w in args for w in k.split()[1:])), None)
+text = says[key]
+if text.startswith('!'):
+    sys.exit(text[1:])
+sys.stdout.write(text)
+"""
+_SPECIAL = {
+    "squeue": """\
+if '-u' not in args:
+    fields = [f.partition(':') for f in args[args.index('-O') + 1].split(',')]
+    for job, state in says['states'].items():
+        values = {'JobArrayID': job, 'State': state, 'Reason': 'Priority' if state == 'PENDING' else 'None'}
+        print(''.join(values.get(f, '').ljust(int(width)) for f, _, width in fields))
+    sys.exit(0)
+""",
+    "sbatch": """\
+if 'sbatch' in says:
+    sys.exit(says['sbatch'][1:])
+kind = 'pair' if 'pair-job' in args[-1] else 'node'
+out = next(a for a in args if a.startswith('--output=')).partition('=')[2]
+if says['outputs'][kind] is not None:
+    pathlib.Path(out).write_text(says['outputs'][kind])
+print({'node': 71, 'pair': 72}[kind])
+sys.exit(0)
+""",
+}
