@@ -351,7 +351,7 @@ def test_a_log_tells_the_ending_that_slurm_has_forgotten(store: StorePaths, slur
     assert (state_of(store).state, state_of(store).failure_class) == ("failed", "timeout")
 
 
-def test_a_waiting_task_that_is_cancelled_leaves_no_trace_but_its_siblings(
+def test_a_waiting_task_that_is_cancelled_leaves_a_trace_in_its_siblings(
     store: StorePaths, slurm: ReplayedSlurm
 ) -> None:
     submit(store, ("a",), ("b",), seconds_ago=20)

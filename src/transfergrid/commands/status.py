@@ -1,0 +1,114 @@
+"""jobs/status.py: a grid's configurations as they are now, by the grid's name; logs, cancel, retry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from transfergrid.commands.console import FAILED, OK, make_console, run_script
+from transfergrid.commands.status_view import View, changes, read_view
+from transfergrid.config import load_status
+from transfergrid.config.help import help_for
+from transfergrid.config.status import StatusRequest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+WATCH_S = 5.0
+
+HELP = help_for(
+    "status.py",
+    "A grid's configurations as they are now: state and reason, epoch, accuracy, times, and why what failed failed.\n"
+    "Works from a fresh shell, by the grid's name; while SLURM does not answer, from the store alone.",
+    (
+        "python jobs/status.py grid=quickstart",
+        "python jobs/status.py grid=quickstart watch=true                    redrawn until nothing is live any more",
+        "python jobs/status.py run=ID                                        one run: its attempts, jobs and logs",
+        "python jobs/status.py run=ID logs=true                              follow its logs; a part of the ID will do",
+        "python jobs/status.py grid=quickstart cancel=true                   with run=ID: that run alone",
+        "python jobs/status.py grid=quickstart retry=oom cluster.mem_gb=64   or failed, timeout, lost, cancelled, ...",
+    ),
+    keys=False,
+)
+
+
+def main() -> int:
+    return run_script(status, HELP)
+
+
+def status(arguments: Sequence[str]) -> int:
+    """Exit code 1 when some run has failed, is blocked, was cancelled or lost."""
+    request = load_status(arguments)
+    console = make_console()
+    if request.cancel:
+        from transfergrid.commands.status_actions import cancel
+
+        return cancel(console, read_view(request))
+    if request.retry:
+        from transfergrid.commands.status_actions import retry
+
+        return retry(console, read_view(request), request)
+    if request.logs:
+        from transfergrid.commands.status_logs import follow
+
+        return follow(console, request)
+    view = watch(console, request) if request.watch else read_view(request)
+    if request.run is not None:
+        from transfergrid.commands.status_logs import show_run
+
+        show_run(console, view)
+    else:
+        show(console, view)
+    return FAILED if view.has_failures else OK
+
+
+def show(console: Console, view: View) -> None:
+    from transfergrid.commands.status_table import failure_lines, status_table
+
+    table = status_table(view, width=console.width)
+    if table.row_count:
+        console.print(table)
+    for line, style in failure_lines(view):
+        console.print(line, style=style, highlight=False, soft_wrap=True)
+    console.print(view.summary, highlight=False, soft_wrap=True)
+
+
+def watch(console: Console, request: StatusRequest) -> View:
+    """Redraw until nothing is live; Ctrl-C ends it. In a log: a line per change. Returns the last look."""
+    view = read_view(request)
+    try:
+        if console.is_terminal:
+            return _watch_terminal(console, request, view)
+        console.print(view.summary, highlight=False, soft_wrap=True)
+        while view.is_live:
+            time.sleep(WATCH_S)
+            before, view = view, read_view(request)
+            for line in changes(before, view):
+                console.print(line, highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        pass
+    return view
+
+
+def _watch_terminal(console: Console, request: StatusRequest, view: View) -> View:
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    from transfergrid.commands.status_table import status_table
+
+    def drawn(view: View) -> Group:
+        # What does not fit the screen would be cut off at its end, where the summary stands.
+        rows = max(5, console.height - 8)
+        return Group(status_table(view, width=console.width, fold_above=rows), Text(view.summary))
+
+    try:
+        with Live(drawn(view), console=console, transient=True, auto_refresh=False) as live:
+            while view.is_live:
+                time.sleep(WATCH_S)
+                view = read_view(request)
+                live.update(drawn(view), refresh=True)
+    except KeyboardInterrupt:
+        pass
+    return view

@@ -1,0 +1,177 @@
+"""What jobs/status.py does to a grid: end its live jobs, or send again what did not complete."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from transfergrid.cluster import slurm, slurm_words
+from transfergrid.cluster.ledger import Submission
+from transfergrid.cluster.states import needs_of
+from transfergrid.commands.console import FAILED, OK
+from transfergrid.commands.status_view import View
+from transfergrid.config.status import StatusRequest
+from transfergrid.errors import ConfigError, MachineError
+from transfergrid.paths import StorePaths
+from transfergrid.records import read_grid, record_head
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+VERIFY_S = 30.0
+VERIFY_POLL_S = 1.0
+SET_ASIDE = ("code", "data")  # a plan does not try these again while nothing has changed
+
+
+# -------------------------------------------------------------------------------------------------------------- cancel
+def cancel(console: Console, view: View) -> int:
+    """End every live job of the grid, or of the one run; what has been done is looked up, not believed."""
+    _assert_slurm_answers(view, "cancel")
+    live = [row.run_id for row in view.rows if view.state(row).is_live]
+    jobs, elsewhere = _own_jobs(view, live)
+    for run_id in elsewhere:
+        state = view.snapshot.states[run_id]
+        where = f"job {state.job_id} of another grid" if state.job_id else f"a launcher on {state.node or 'a machine'}"
+        console.print(f"left alone: {run_id}: belongs to {where}", highlight=False, soft_wrap=True)
+    if not jobs:
+        console.print("nothing to cancel: no job of it is pending or running")
+        return OK
+    runs = {run_id for task in jobs for run_id in _runs_of(view, task)}
+    dependents = _dependents(view, runs)
+    with contextlib.suppress(MachineError):  # it may say no, or nothing for minutes, and do it all the same
+        slurm.scancel(_shortened(view, jobs))
+    left = _wait_until_gone(jobs)
+    console.print(
+        f"cancelled {_count(len(jobs) - len(left), 'job')} of {_count(len(runs), 'run')}"
+        + (f"; {len(dependents)} that wait for them are cancelled by SLURM" if dependents else ""),
+        highlight=False,
+    )
+    if left:
+        told = f"still there after {VERIFY_S:.0f} s: {', '.join(sorted(left)[:20])}; give the command again"
+        console.print(told, style="red", highlight=False, soft_wrap=True)
+        return FAILED
+    return OK
+
+
+def _own_jobs(view: View, live: Sequence[str]) -> tuple[set[str], list[str]]:
+    """(tasks to cancel, runs that are alive in somebody else's hands)."""
+    jobs, elsewhere = set(), []
+    for run_id in live:
+        newest, state = view.ledger.newest(run_id), view.snapshot.states[run_id]
+        if newest is not None and state.job_id is not None and view.grid in (None, newest[0].grid):
+            jobs.add(state.job_id)
+        elif state.state == "running":
+            elsewhere.append(run_id)
+    return jobs, elsewhere
+
+
+def _runs_of(view: View, task_id: str) -> list[str]:
+    for submission in view.ledger.submissions:
+        for index, task in enumerate(submission.tasks):
+            if submission.task_id(index) == task_id:
+                return list(task)
+    return []
+
+
+def _shortened(view: View, jobs: set[str]) -> list[str]:
+    """An array's own id where all of its tasks that are not done are to go: one order instead of hundreds."""
+    given: set[str] = set()
+    for submission in view.ledger.submissions:
+        tasks = {str(submission.task_id(i)) for i in range(len(submission.tasks)) if _may_live(view, submission, i)}
+        if submission.job_id is not None and tasks and tasks <= jobs:
+            given.add(submission.job_id)
+            jobs = jobs - tasks
+    return sorted(given | jobs)
+
+
+def _may_live(view: View, submission: Submission, index: int) -> bool:
+    states = (view.snapshot.states.get(run_id) for run_id in submission.tasks[index])
+    return any(state is None or state.is_live for state in states)
+
+
+def _dependents(view: View, cancelled: set[str]) -> list[str]:
+    """Runs that were sent to SLURM, are not done, and need one of these, in however many steps."""
+    every = [run_id for s in view.ledger.submissions for task in s.tasks for run_id in task]
+    needs = needs_of(view.store, view.ledger, every)
+    reached = set(cancelled)
+    while more := {r for r, needed in needs.items() if r not in reached and reached.intersection(needed)}:
+        reached |= more
+    heads = {run_id: record_head(view.store.run(run_id)) for run_id in reached - cancelled}
+    return sorted(run_id for run_id, head in heads.items() if head is None)
+
+
+def _wait_until_gone(jobs: set[str]) -> set[str]:
+    """Those of these tasks that are neither ended nor ending when the time is up."""
+    deadline = time.monotonic() + VERIFY_S
+    while True:
+        try:
+            entries = slurm.squeue({slurm.base_id(job_id) for job_id in jobs})
+            kinds = {e.job_id: slurm_words.meaning(e.state).kind for e in entries if e.state != "COMPLETING"}
+            left = {job_id for job_id in jobs if kinds.get(job_id) in ("waits", "runs")}
+        except MachineError:
+            left = set(jobs)
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(VERIFY_POLL_S)
+
+
+# --------------------------------------------------------------------------------------------------------------- retry
+def retry(console: Console, view: View, request: StatusRequest) -> int:
+    """Send again the runs of these failure classes, and what needs them."""
+    _assert_slurm_answers(view, "retry")
+    states = (view.state(row) for row in view.rows)
+    picked = [s.run_id for s in states if not s.is_live and s.failure_class in request.retry]
+    if not picked:
+        classes = sorted({s.failure_class for s in map(view.state, view.rows) if s.failure_class is not None})
+        console.print(f"nothing to retry: no run of that class; there is {', '.join(classes) or 'no failed run'}")
+        return OK
+    grid = view.grid or _grid_of(view, picked[0])
+    console.print(f"retrying {_count(len(picked), 'run')} of grid {grid}", highlight=False)
+    from transfergrid.commands.launch import relaunch  # Hydra, which only those who launch need to wait for
+
+    with _set_aside(view.store, picked):
+        return relaunch(grid, view.store, picked, request.overrides)
+
+
+@contextlib.contextmanager
+def _set_aside(store: StorePaths, run_ids: Iterable[str]) -> Iterator[None]:
+    """Without the records that stop a plan from trying these again; they come back where nothing could be sent."""
+    moved = []
+    for run_id in run_ids:
+        paths = store.run(run_id)
+        head = record_head(paths)
+        if head is not None and head.status == "failed" and head.failure_class in SET_ASIDE:
+            aside = paths.record.with_name(f".{paths.record.name}.retried")
+            os.replace(paths.record, aside)
+            moved.append((aside, paths.record))
+    try:
+        yield
+    except BaseException:
+        for aside, record in moved:
+            if not record.exists():
+                os.replace(aside, record)
+        raise
+    for aside, _ in moved:
+        aside.unlink(missing_ok=True)
+
+
+def _grid_of(view: View, run_id: str) -> str:
+    newest = view.ledger.newest(run_id)
+    if newest is not None:
+        return newest[0].grid
+    for path in sorted(view.store.grid("x").parent.glob("*.json")):
+        if any(entry.run_id == run_id for entry in read_grid(path)):
+            return path.stem
+    raise ConfigError(f"{run_id} stands in no grid of {view.store.root}; run it again with jobs/run_phase.py")
+
+
+def _assert_slurm_answers(view: View, what: str) -> None:
+    if view.snapshot.slurm_error is not None:
+        raise MachineError(f"SLURM does not answer, so what lives is not known and {what} did nothing; try again later")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

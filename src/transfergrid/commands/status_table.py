@@ -1,0 +1,215 @@
+"""A grid's state as a table, and what is to be said of runs that did not complete."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from transfergrid import durable
+from transfergrid.cluster.evidence import log_tail
+from transfergrid.cluster.states import RunState
+from transfergrid.commands.progress import last_line
+from transfergrid.commands.status_view import BAD, ORDER, Row, View
+from transfergrid.errors import NEXT_STEP
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+FOLD_ABOVE = 40
+FAILURES_WITH_LOG = 5
+LOG_LINES = 6
+METRICS_TAIL_BYTES = 2_000_000
+STYLES = {"failed": "red", "lost": "red", "blocked": "red", "cancelled": "yellow", "unknown": "yellow"}
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+def status_table(view: View, *, width: int, fold_above: int = FOLD_ABOVE) -> Table:
+    """One line per run; of more than `fold_above` those that live or failed, the rest counted."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    shown, folded = _shown(view, fold_above)
+    lines = [_cells(view, row) for row in shown]
+    names = ("run", "state", "epoch", "val", "elapsed", "to go", "node", "tries")
+    used = [i for i, name in enumerate(names) if i < 2 or any(line[i] for line in lines)]
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, width=min(width, 160))
+    for i in used:
+        if names[i] == "run":
+            table.add_column(names[i], overflow="fold", max_width=min(44, width // 2))
+        elif names[i] == "state":
+            table.add_column(names[i], overflow="fold", ratio=1, min_width=20)
+        else:
+            table.add_column(names[i], justify="right" if names[i] != "node" else "left", no_wrap=True)
+    for row, line in zip(shown, lines, strict=True):
+        table.add_row(*(Text(printable(line[i])) for i in used), style=STYLES.get(view.state(row).state))
+    for text, state in folded:
+        table.add_row(Text(text), Text(state))
+    return table
+
+
+def _shown(view: View, fold_above: int) -> tuple[Sequence[Row], list[tuple[str, str]]]:
+    if len(view.rows) <= fold_above:
+        return view.rows, []
+    by_weight = sorted(view.rows, key=lambda row: ORDER.index(view.state(row).state))
+    of_interest = [row for row in by_weight if view.state(row).state not in ("done", "not submitted")]
+    shown = of_interest[:fold_above]
+    rest = sorted(
+        set(view.rows) - set(shown), key=lambda row: (ORDER.index(view.state(row).state), row.phase, row.dataset)
+    )
+    folded = []
+    for (state, phase, dataset), group in groupby(rest, key=lambda r: (view.state(r).state, r.phase, r.dataset)):
+        members = list(group)
+        models = sorted({row.model for row in members})
+        told = ", ".join(models[:4]) + (f" and {len(models) - 4} more models" if len(models) > 4 else "")
+        folded.append((f"{len(members)} x {phase} on {dataset}", f"{state}: {told}"))
+    return shown, folded
+
+
+def _cells(view: View, row: Row) -> tuple[str, ...]:
+    state = view.state(row)
+    progress = read_progress(view, row) if state.attempts else _Progress()
+    to_go = progress.to_go_s if state.state == "running" else None
+    left = f"< {clock(state.left_s)}" if to_go is None and state.state == "running" and state.left_s else clock(to_go)
+    return (
+        row.label,
+        state_text(state),
+        progress.epochs,
+        "" if progress.best_val is None else f"{progress.best_val:.2%}",
+        clock(state.elapsed_s),
+        left,
+        state.node,
+        str(state.attempts) if state.attempts > 1 else "",
+    )
+
+
+def state_text(state: RunState) -> str:
+    """`pending: waits for ..., never starts`; of failures the class, since the reason stands below the table."""
+    if state.state == "failed":
+        return f"failed ({state.failure_class})"
+    text = f"{state.state}: {state.reason}" if state.reason else state.state
+    if state.never_starts and "never" not in text:
+        text += "; never starts"
+    if state.starts is not None:
+        text += f"; to start {state.starts.astimezone():%a %H:%M}"
+    return text
+
+
+# ------------------------------------------------------------------------------------------------------------ progress
+@dataclass(frozen=True, slots=True)
+class _Progress:
+    """epochs: `3/10`. to_go_s: estimated from the epochs so far."""
+
+    epochs: str = ""
+    best_val: float | None = None
+    to_go_s: float | None = None
+
+
+def read_progress(view: View, row: Row) -> _Progress:
+    total = _total_epochs(view, row.run_id)
+    if view.state(row).state == "done":
+        metrics = (_json(view, row.run_id, "record") or {}).get("metrics") or {}
+        return _Progress(f"{total}/{total}" if total else "", metrics.get("val_accuracy"))
+    newest = last_line(view.store, row.run_id)
+    if newest is None:
+        return _Progress()
+    lines = epoch_lines(view, row.run_id)
+    values = [line["val/accuracy"] for line in lines if line.get("val/accuracy") is not None]
+    to_go_s = None
+    if total and len(lines) > 1:
+        first, last = (datetime.fromisoformat(lines[i]["time"]) for i in (0, -1))
+        per_epoch_s = (last - first).total_seconds() / max(1, lines[-1]["epoch"] - lines[0]["epoch"])
+        since_s = (datetime.now(UTC) - last).total_seconds()
+        to_go_s = max(0.0, (total - lines[-1]["epoch"]) * per_epoch_s - since_s)
+    epochs = f"{newest['epoch']}/{total}" if total else str(newest["epoch"])
+    return _Progress(epochs, max(values, default=None), to_go_s)
+
+
+def epoch_lines(view: View, run_id: str) -> list[dict[str, Any]]:
+    """The newest epochs' lines of a run's metrics."""
+    import json
+
+    text = log_tail(view.store.run(run_id).metrics, METRICS_TAIL_BYTES)
+    found = []
+    for line in text.splitlines():
+        if '"kind": "epoch"' in line and line.endswith("}"):
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                continue
+    return found
+
+
+def _total_epochs(view: View, run_id: str) -> int | None:
+    if run_id in view.specs:
+        return getattr(view.specs[run_id].settings, "epochs", None)
+    spec = _json(view, run_id, "spec") or {}
+    total = (spec.get("settings") or {}).get("epochs")
+    return total if isinstance(total, int) else None
+
+
+def _json(view: View, run_id: str, name: str) -> dict[str, Any] | None:
+    try:
+        found = durable.read_json(getattr(view.store.run(run_id), name))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+# ------------------------------------------------------------------------------------------------------------ failures
+def failure_lines(view: View) -> Iterator[tuple[str, str | None]]:
+    """(line, style): each run that failed with its reason, some with the end of their log; then what to do."""
+    failed = [row for row in view.rows if view.state(row).state in ("failed", "lost")]
+    for number, row in enumerate(failed[:FOLD_ABOVE]):
+        state = view.state(row)
+        yield f"{state.failure_class}: {row.run_id}: {printable(state.reason)}", "red"
+        if number < FAILURES_WITH_LOG:
+            yield from ((f"    {line}", "dim") for line in last_words(view, row.run_id, LOG_LINES))
+    if len(failed) > FOLD_ABOVE:
+        yield f"... and {len(failed) - FOLD_ABOVE} more that failed; jobs/status.py run=ID shows one", "red"
+    yield from ((line, None) for line in next_steps(view))
+
+
+def next_steps(view: View) -> Iterator[str]:
+    """One line per failure class that is there."""
+    states = [view.state(row) for row in view.rows if view.state(row).state in BAD]
+    classes = [state.failure_class or "lost" for state in states]
+    for name in dict.fromkeys(classes):
+        command = f"python jobs/status.py grid={view.grid} retry={name}" if view.grid else ""
+        if name == "host_oom":
+            command += " cluster.mem_gb=..." if command else ""
+        step = NEXT_STEP[name] + (f" ({command})" if command and name != "blocked" else "")
+        yield f"next, {classes.count(name)} x {name}: {step}"
+
+
+def last_words(view: View, run_id: str, count: int) -> list[str]:
+    """The last lines of the run's own log where it recorded its failure itself; else of what SLURM kept."""
+    record, state = _json(view, run_id, "record") or {}, view.snapshot.states[run_id]
+    own = log_tail(view.store.run(run_id).log)
+    newest = view.ledger.newest(run_id)
+    slurm = "" if newest is None else log_tail(newest[0].logs(newest[1])[1])
+    recorded = record.get("status") == "failed" and record.get("attempt") == state.attempts
+    text = own if (recorded and own.strip()) or not slurm.strip() else slurm
+    lines = [printable(line.rstrip()) for line in text.splitlines() if line.strip()]
+    return [line if len(line) <= 200 else line[:197] + "..." for line in lines[-count:]]
+
+
+def printable(text: str) -> str:
+    """Without what would move the cursor, colour the terminal or break the line."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]", "", text).replace("\n", " ")
+
+
+def clock(seconds: float | None) -> str:
+    """`1-02:03:04`, `2:03:04`, `3:04`."""
+    if seconds is None:
+        return ""
+    minutes, second = divmod(int(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    days, hour = divmod(hours, 24)
+    if days:
+        return f"{days}-{hour:02}:{minute:02}:{second:02}"
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
