@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         *("network", "results", "device"),
     ),
     ("phases",),
-    ("plan", "job"),
+    ("plan", "job", "cost"),
     ("cluster", "report"),
     ("commands",),
 )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -33,8 +34,12 @@ def describe(module: nn.Module, input_shapes: Sequence[tuple[int, ...]]) -> Netw
     modes = [(m, m.training) for m in module.modules()]
     for m, _ in modes:
         m.training = False
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # Torch's fused attention hides its products from the counter.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         module(*inputs)
+    torch.backends.mha.set_fastpath_enabled(fused)
     for m, mode in modes:
         m.training = mode
     return NetworkSize(
