@@ -103,7 +103,7 @@ def carry_out(
         with begin_attempt(paths, spec, live_jobs=live_jobs) as attempt, _logging_to(paths.log, attempt):
             if phase_module(spec.phase).is_done(spec, runtime):  # it ended while this process was starting
                 return "reused"
-            return _attempt(spec, runtime, attempt, stop or StopFlag())
+            return _attempt(spec, runtime, attempt, stop)
     except AlreadyRunning as error:
         logger.info("%s", error)
         return "in flight"
@@ -112,16 +112,17 @@ def carry_out(
         return "superseded"
 
 
-def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, stop: StopFlag) -> Outcome:
+def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag | None) -> Outcome:
     began = time.monotonic()
     try:
         from transfergrid.device import device_of, prepare_process  # torch
 
         assert_ready(spec, runtime)
         prepare_process(runtime)
+        if given is not None and given.signal is not None:
+            raise Interrupted(f"stopped by signal {given.signal} before it began; launch again")
+        stop = given or StopFlag()
         with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
-            if stop.signal is not None:
-                raise Interrupted(f"stopped by signal {stop.signal} before it began; launch again")
             record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop))
         attempt.assert_newest()
         write_record(attempt.paths, replace(record, details={**record.details, "usage": usage.summary()}))
