@@ -7,7 +7,6 @@ import json
 import stat
 import sys
 from pathlib import Path
-from typing import Any
 
 CONFIG = {
     "AccountingStorageType": "accounting_storage/slurmdbd",
@@ -42,81 +41,91 @@ QOS = "normal|150||\nlong|||2-00:00:00\nsecret|||\n"
 
 
 class FakeSlurm:
-    """says: `command word word` -> what the command prints where its arguments hold these words; `!text`: it fails."""
+    """says: `command word` -> what the command prints where `word` is among its arguments; `!text`: it fails so.
+
+    states: job -> state, as squeue tells it. outputs: of the jobs `node` (71) and `pair` (72), None = it leaves none.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.state = folder / "says.json"
+        self.state = folder / "state.json"
         self.calls = folder / "calls"
-        self.says: dict[str, str] = {
-            "scontrol config": "".join(f"{key} = {value}\n" for key, value in CONFIG.items()),
-            "scontrol partition": PARTITIONS,
-            "sinfo": SINFO,
-            "sacctmgr user": USER,
-            "sacctmgr qos": QOS,
-            "sacct": "",
-            "squeue -u": "",
-            "scancel": "",
-        }
         self.states: dict[str, str] = {"71": "COMPLETED", "72": "COMPLETED"}
         self.outputs: dict[str, str | None] = {"node": "", "pair": ""}
-        for name in ("scontrol", "sinfo", "sacctmgr", "sacct", "scancel", "squeue", "sbatch"):
-            path = folder / name
-            path.write_text(_script(name, self.state, self.calls))
-            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        self.say("scontrol partition", PARTITIONS)
+        self.say("sinfo", SINFO)
+        self.say("sacctmgr user", USER)
+        self.say("sacctmgr qos", QOS)
+        self.say("sacct", "")
+        self.say("squeue -u", "")
+        self.config()
         self.save()
+        for name in ("scontrol", "sinfo", "sacctmgr", "sacct"):
+            self._write(name, _PLAIN)
+        for name, code in _JOBS.items():
+            self._write(name, f"#!{sys.executable} -IS\n{_HEAD}{code}")
+
+    def _write(self, name: str, script: str) -> None:
+        path = self.folder / name
+        path.write_text(script.replace("FOLDER", str(self.folder)))
+        path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
     def save(self) -> None:
-        says: dict[str, Any] = self.says | {"states": self.states, "outputs": self.outputs}
-        self.state.write_text(json.dumps(says))
+        self.state.write_text(json.dumps({"states": self.states, "outputs": self.outputs}))
 
     def config(self, **changed: str) -> None:
-        self.says["scontrol config"] = "".join(f"{k} = {v}\n" for k, v in (CONFIG | changed).items())
-        self.save()
+        self.say("scontrol config", "".join(f"{k} = {v}\n" for k, v in (CONFIG | changed).items()))
 
     def say(self, command: str, text: str) -> None:
-        self.says[command] = text
-        self.save()
+        name, _, word = command.partition(" ")
+        path = self.folder / f"{name}.{word}"
+        path.write_text(text.removeprefix("!"))
+        failing = path.with_name(path.name + ".fails")
+        if text.startswith("!"):
+            failing.touch()
+        else:
+            failing.unlink(missing_ok=True)
 
     def called(self, name: str) -> list[list[str]]:
+        """The arguments of each call of sbatch, scancel or squeue."""
         calls = [json.loads(line) for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
         return [call[1:] for call in calls if call[0] == name]
 
 
-def _script(name: str, state: Path, calls: Path) -> str:
-    head = (
-        f"#!{sys.executable} -IS\n"
-        "import json, os, pathlib, sys\n"
-        f"says, name, args = json.loads(pathlib.Path({str(state)!r}).read_text()), {name!r}, sys.argv[1:]\n"
-        f"with open({str(calls)!r}, 'a') as file: file.write(json.dumps([name, *args]) + '\\n')\n"
-    )
-    return head + (_SPECIAL.get(name, "") + _PLAIN)
-
-
 _PLAIN = """\
-key = next((k for k in says if k.split()[0] == name and all(w in args for w in k.split()[1:])), None)
-text = says[key]
-if text.startswith('!'):
-    sys.exit(text[1:])
-sys.stdout.write(text)
+#!/bin/sh
+name=${0##*/}
+echo "[\\"$name\\"]" >> FOLDER/calls
+said=FOLDER/$name.
+for word in "$@"; do [ -f "FOLDER/$name.$word" ] && said=FOLDER/$name.$word; done
+[ -f "$said.fails" ] && cat "$said" >&2 && exit 1
+exec cat "$said"
 """
-_SPECIAL = {
+_HEAD = """\
+import json, pathlib, sys
+folder, name, args = pathlib.Path('FOLDER'), pathlib.Path(sys.argv[0]).name, sys.argv[1:]
+says = json.loads((folder / 'state.json').read_text())
+with open(folder / 'calls', 'a') as file:
+    file.write(json.dumps([name, *args]) + '\\n')
+"""
+_JOBS = {
+    "scancel": "",
     "squeue": """\
-if '-u' not in args:
-    fields = [f.partition(':') for f in args[args.index('-O') + 1].split(',')]
-    for job, state in says['states'].items():
-        values = {'JobArrayID': job, 'State': state, 'Reason': 'Priority' if state == 'PENDING' else 'None'}
-        print(''.join(values.get(f, '').ljust(int(width)) for f, _, width in fields))
+if '-u' in args:
+    sys.stdout.write((folder / 'squeue.-u').read_text())
     sys.exit(0)
+fields = [f.partition(':') for f in args[args.index('-O') + 1].split(',')]
+for job, state in says['states'].items():
+    values = {'JobArrayID': job, 'State': state, 'Reason': 'Priority' if state == 'PENDING' else 'None'}
+    print(''.join(values.get(f, '').ljust(int(width)) for f, _, width in fields))
 """,
     "sbatch": """\
-if 'sbatch' in says:
-    sys.exit(says['sbatch'][1:])
+if (folder / 'sbatch.').exists():
+    sys.exit((folder / 'sbatch.').read_text())
 kind = 'pair' if 'pair-job' in args[-1] else 'node'
 out = next(a for a in args if a.startswith('--output=')).partition('=')[2]
 if says['outputs'][kind] is not None:
     pathlib.Path(out).write_text(says['outputs'][kind])
 print({'node': 71, 'pair': 72}[kind])
-sys.exit(0)
 """,
 }

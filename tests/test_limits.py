@@ -79,6 +79,8 @@ def test_a_silent_controller_is_an_error(fake: FakeSlurm) -> None:
 def test_user_signal_and_preemption_are_read(fake: FakeSlurm) -> None:
     fake.config(PreemptType="preempt/partition_prio", SlurmctldParameters="a,preempt_send_user_signal", JobRequeue="0")
     limits = read_limits()
+    fake.config(MaxArraySize="0")
+    assert read_limits().max_array_size == 0  # no arrays at all
     assert (limits.preemption, limits.user_signal, limits.requeue) == ("partition_prio", True, False)
 
 

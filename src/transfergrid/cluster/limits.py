@@ -118,7 +118,7 @@ def read_limits(*, account: str | None = None, qos: str | None = None, timeout_s
     known = _read_accounting(config, account, qos, timeout_s) if accounting else _Known()
     max_jobs = [n for n in (_number(config.get("MaxJobCount", "")), known.max_jobs) if n is not None]
     return Limits(
-        max_array_size=_number(config.get("MaxArraySize", "")) or 1001,
+        max_array_size=_number(config.get("MaxArraySize", "1001")) or 0,
         max_jobs=min(max_jobs, default=None),
         partitions=partitions,
         accounts=known.accounts,
