@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transfergrid import durable
 from transfergrid.attempts import Attempt, LiveJobs, begin_attempt, newest_attempt
@@ -40,12 +40,17 @@ Outcome = Literal["completed", "reused", "failed", "interrupted", "in flight", "
 # ------------------------------------------------------------------------------------------------------------- payload
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """Runs, how they are run, and the variant names under which the grid shows those that are rows of its table."""
+    """Runs, how they are run, and the variant names under which the grid shows those that are rows of its table.
+
+    cluster: the `cluster` settings of the launch as they were configured, for a retry; empty for a local launch.
+    """
 
     runs: tuple[RunSpec, ...]
     runtime: Runtime
     variants: Mapping[str, str]
     code_hash: str
+    cluster: Mapping[str, Any]
+    notify: str | None
 
     def assert_same_code(self) -> None:
         """Raises MachineError where other code is running than that of the launch."""
@@ -61,13 +66,22 @@ class Payload:
         return Configuration(grid=self.runtime.grid, variant=self.variants[run.run_id], run=run)
 
 
-def write_payload(runs: Sequence[RunSpec], runtime: Runtime, variants: Mapping[str, str] | None = None) -> Path:
+def write_payload(
+    runs: Sequence[RunSpec],
+    runtime: Runtime,
+    variants: Mapping[str, str] | None = None,
+    *,
+    cluster: Mapping[str, Any] | None = None,
+    notify: str | None = None,
+) -> Path:
     """results/launches/<time>-<hash>/specs.json: what is to be run and how; all that a job is given."""
     content = {
         "runtime": to_dict(runtime),
         "runs": [to_dict(run) for run in runs],
         "variants": dict(variants or {}),
         "code_hash": code_hash(),
+        "cluster": dict(cluster or {}),
+        "notify": notify,
     }
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     # Never two launches' folder: the first to end removes it.
@@ -84,6 +98,8 @@ def read_payload(path: Path) -> Payload:
         from_dict(Runtime, content["runtime"]),
         content["variants"],
         content["code_hash"],
+        content["cluster"],
+        content["notify"],
     )
 
 

@@ -16,6 +16,7 @@ from transfergrid.commands.progress import watching
 from transfergrid.config import Request, load_grid
 from transfergrid.config.help import help_for
 from transfergrid.errors import NEXT_STEP, ConfigError, DataError, MachineError, StoreFull
+from transfergrid.paths import StorePaths
 from transfergrid.plan import STATES, Plan, PlannedRun, make_plan
 from transfergrid.records import GridEntry, read_grid, write_grid
 from transfergrid.resources import ClusterSettings
@@ -77,6 +78,13 @@ def carry_out(request: Request) -> int:
         tracking.wait_for_mirror(mirror, MIRROR_WAIT_S)
     show_results(console, request)
     return _show_failures(console, plan, endings)
+
+
+def relaunch(grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Sequence[str]) -> int:
+    """Submit these runs of a grid to SLURM again, and what needs them; `overrides`: `cluster.*` of a command line."""
+    from transfergrid.commands import on_slurm
+
+    return on_slurm.relaunch(grid, store, run_ids, overrides)
 
 
 def runs_on_slurm(console: Console, cluster: ClusterSettings) -> bool:

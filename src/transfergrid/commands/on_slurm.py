@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from transfergrid.cluster.settle import ENDED
 from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import RunState, needs_of, take_snapshot
 from transfergrid.cluster.submit import Launch, Sender, adopt_intents, start_estimate
-from transfergrid.commands.console import FAILED, OK
+from transfergrid.commands.console import FAILED, OK, make_console
 from transfergrid.commands.finish import finish, runs_of
 from transfergrid.commands.launch import (
     preflight,
@@ -30,9 +30,10 @@ from transfergrid.commands.launch import (
     write_grid_of,
 )
 from transfergrid.commands.usage import show_usage
-from transfergrid.config import Request
+from transfergrid.config import Request, load_retry
 from transfergrid.cost import estimate, gpu_hours, packing_advice
 from transfergrid.errors import NEXT_STEP, ConfigError, MachineError
+from transfergrid.paths import StorePaths
 from transfergrid.plan import Plan, make_plan
 from transfergrid.specs import Runtime
 
@@ -102,7 +103,7 @@ def _show_cost(console: Console, plan: Plan, request: Request, limits: Limits) -
     runs = [p.run for p in plan.to_run]
     gpus = request.cluster.resources.gpus
     estimates = estimate(runs, request.runtime, gpus=gpus)
-    hours = gpu_hours(runs, estimates, gpus)
+    hours = gpu_hours(plan.to_run, estimates, gpus)
     known = sum(e.basis != "flops" for e in estimates.values())
     basis = f"{known} of {len(runs)} from records, the rest from FLOPs" if known else "from FLOPs, no records yet"
     wall_h = sum(e.seconds for e in estimates.values()) / 3600
@@ -329,3 +330,32 @@ def _show_endings(console: Console, states: Mapping[str, RunState]) -> int:
         step = f"; {NEXT_STEP[name]}" if name in NEXT_STEP and "launch again" not in state.reason else ""
         console.print(f"{name}: {state.run_id}: {state.reason}{step}", style="red", highlight=False, soft_wrap=True)
     return FAILED if failed or any(s.state != "done" for s in states.values()) else OK
+
+
+# --------------------------------------------------------------------------------------------------------------- retry
+def relaunch(grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Sequence[str]) -> int:
+    """Submit these runs of a grid again, and what needs them, as they were launched; `overrides`: of cluster.*.
+
+    Raises ConfigError where one of them was never sent to SLURM from this store.
+    """
+    launches = dict.fromkeys(s.launch for s in read_ledger(store).submissions if s.grid == grid)
+    payloads = [job.read_payload(launch / "specs.json") for launch in launches]
+    runs = {run.run_id: run for payload in payloads for run in payload.runs}
+    unknown = [run_id for run_id in run_ids if run_id not in runs]
+    if unknown or not payloads:
+        raise ConfigError(f"{(unknown or [grid])[0]} was not sent to SLURM from {store.root}; use jobs/launch_grid.py")
+    wanted = set(run_ids)
+    for run in runs.values():  # needed ones come first in every payload
+        if wanted.intersection((*run.needs, *(e.run_id for e in run.extractions))):
+            wanted.add(run.run_id)
+    found = (payload.configuration(run) for payload in payloads for run in payload.runs if run.run_id in wanted)
+    newest = payloads[-1]
+    request = load_retry(
+        list({c.run.run_id: c for c in found if c is not None}.values()),
+        list(runs.values()),
+        newest.runtime,
+        cluster_config=newest.cluster,
+        notify=newest.notify,
+        overrides=overrides,
+    )
+    return carry_out(make_console(), request)

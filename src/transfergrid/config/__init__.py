@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry
 from transfergrid.resources import ClusterSettings
-from transfergrid.specs import Configuration, RunSpec, Runtime, safe_name
+from transfergrid.specs import Configuration, RunSpec, Runtime, digest, safe_name
 
 if TYPE_CHECKING:
     from transfergrid.config.builder import FolderProgress
@@ -35,6 +35,7 @@ class Request:
     dry_run: bool
     wait: bool | None
     replaces_grid: bool
+    cluster_config: dict[str, Any]
     emit: str | None = None
     notify: str | None = None
     needs_only_checked: bool = False
@@ -63,7 +64,7 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
     """The grid of a launch; `grid=quickstart` unless another is named. Raises ConfigError or DataError, in one line."""
     # Hydra takes half a second to import, which those who only read the store need not wait for.
     from transfergrid.config.builder import GridBuilder
-    from transfergrid.config.cluster import cluster_settings
+    from transfergrid.config.cluster import cluster_settings, plain
     from transfergrid.config.compose import compose_config, parse_overrides
 
     arguments = list(arguments)
@@ -90,6 +91,7 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
         runs=builder.runs,
         runtime=builder.runtime(),
         cluster=cluster_settings(config.cluster),
+        cluster_config=plain(config.cluster),
         dry_run=config.dry_run,
         wait=config.wait,
         emit=config.emit,
@@ -101,7 +103,7 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
 def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
     """One configuration by hand; it joins the grid `grid_name=` (default adhoc), what it overrides is its variant."""
     from transfergrid.config.builder import GridBuilder
-    from transfergrid.config.cluster import cluster_settings
+    from transfergrid.config.cluster import cluster_settings, plain
     from transfergrid.config.compose import compose_config, parse_overrides
     from transfergrid.config.resolve import choice
 
@@ -130,6 +132,7 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
         runs=builder.runs,
         runtime=builder.runtime(),
         cluster=cluster_settings(config.cluster),
+        cluster_config=plain(config.cluster),
         dry_run=config.dry_run,
         wait=config.wait,
         emit=config.emit,
@@ -198,10 +201,45 @@ def _hand_variant(overrides: dict[str, Any]) -> str:
     """What a run by hand changes from the defaults, spelled as its variant."""
     named = ("phase.", "dataset.max_images", "dataset.image_size_px", "dataset.val_seed", "weights_seed")
     changed = [f"{key}={o.value()}" for key, o in sorted(overrides.items()) if key.startswith(named)]
-    return safe_name(",".join(c.removeprefix("phase.") for c in changed))[:120] if changed else ""
+    name = safe_name(",".join(c.removeprefix("phase.") for c in changed)) if changed else ""
+    return name if len(name) <= 120 else f"{name[:107]}-{digest(name, 12)}"  # cut, but no other's
+
+
+def load_retry(
+    configurations: Sequence[Configuration],
+    runs: Sequence[RunSpec],
+    runtime: Runtime,
+    *,
+    cluster_config: Mapping[str, Any],
+    notify: str | None,
+    overrides: Sequence[str],
+) -> Request:
+    """The request of a launch that was made before, for these of its configurations, with `cluster.*` changed."""
+    from transfergrid.config.cluster import changed_cluster, cluster_settings, plain
+
+    config = changed_cluster(cluster_config, overrides)
+    return Request(
+        grid=runtime.grid,
+        configurations=tuple(configurations),
+        runs={run.run_id: run for run in runs},
+        runtime=runtime,
+        cluster=cluster_settings(config),
+        cluster_config=plain(config),
+        dry_run=False,
+        wait=None,
+        replaces_grid=False,
+        notify=notify,
+    )
 
 
 __all__ = [
-    *("DoctorRequest", "Request", "StatusRequest"),
-    *("load_doctor", "load_grid", "load_report", "load_run", "load_status"),
+    "DoctorRequest",
+    "Request",
+    "StatusRequest",
+    "load_doctor",
+    "load_grid",
+    "load_report",
+    "load_retry",
+    "load_run",
+    "load_status",
 ]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfergrid.config.compose import nearest
+from transfergrid.config.compose import assign, nearest, parse_overrides
 from transfergrid.config.resolve import choice, in_range
+from transfergrid.config.schema import Config
 from transfergrid.errors import ConfigError
 from transfergrid.resources import MAX_PACKED, ClusterSettings, Resources
 from transfergrid.specs import PHASES
@@ -34,7 +36,7 @@ _TEXT = ("partition", "finish_partition", "account", "qos", "constraint", "gpu_t
 
 def cluster_settings(node: DictConfig) -> ClusterSettings:
     """Raises ConfigError, naming the key, for a value that no SLURM could take."""
-    values = {str(key): value for key, value in OmegaConf.to_container(node).items()}  # type: ignore[union-attr]
+    values = plain(node)
     choice("cluster.kind", values["kind"], ("auto", "local", "slurm"))
     for key, (low, high) in RANGES.items():
         in_range(f"cluster.{key}", values[key], low, high)
@@ -66,6 +68,28 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
     for asked in (resources, *settings.by_phase.values()):
         _check_time(asked.timeout_min, settings.signal_delay_s)
     return settings
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """The node as JSON can hold it; changed_cluster() reads it back."""
+    content = OmegaConf.to_container(node)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def changed_cluster(stored: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
+    """What plain() gave, with `cluster.<key>=<value>` of a command line applied. Raises ConfigError for other keys."""
+    config = OmegaConf.structured(Config)
+    for key, value in stored.items():
+        OmegaConf.update(config, f"cluster.{key}", value, merge=False, force_add=True)
+    for override in parse_overrides(overrides):
+        key = str(override.key_or_group)
+        if not key.startswith("cluster."):
+            raise ConfigError(f"{key}= cannot be changed for a retry; cluster.* can, the rest needs a launch")
+        assign(config, key, override.value(), where="")
+    node = config.cluster
+    assert isinstance(node, DictConfig)
+    return node
 
 
 def _of_phase(phase: str, given: Any, resources: Resources) -> Resources:

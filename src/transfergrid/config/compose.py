@@ -103,7 +103,7 @@ def compose_config(arguments: Sequence[str]) -> DictConfig:
     for override in parsed:
         key = str(override.key_or_group)
         if key not in GROUPS:
-            _assign(config, key, override.value(), where="")
+            assign(config, key, override.value(), where="")
     return config
 
 
@@ -112,7 +112,8 @@ def _store_schema() -> None:
     ConfigStore.instance().store(name="schema", node=Config)
 
 
-def _assign(config: DictConfig, key: str, value: Any, *, where: str) -> None:
+def assign(config: DictConfig, key: str, value: Any, *, where: str) -> None:
+    """Set one dotted key. Raises ConfigError, opened by `where`, that says what the key takes."""
     is_open = key.startswith(_OPEN_NODES)
     try:
         OmegaConf.update(config, key, value, merge=not is_open, force_add=is_open)
@@ -123,7 +124,7 @@ def _assign(config: DictConfig, key: str, value: Any, *, where: str) -> None:
 def set_value(config: DictConfig, key: str, value: Any, *, where: str) -> None:
     """Set one dotted key of a merged configuration, with the checks of the command line; `where` opens the message."""
     check_setting(key, where=where)
-    _assign(config, key, value, where=f"{where}: ")
+    assign(config, key, value, where=f"{where}: ")
 
 
 def check_setting(key: str, *, where: str) -> None:
