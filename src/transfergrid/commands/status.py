@@ -64,11 +64,13 @@ def status(arguments: Sequence[str]) -> int:
 
 
 def show(console: Console, view: View) -> None:
-    from transfergrid.commands.status_table import failure_lines, status_table
+    from transfergrid.commands.status_table import WIDE, failure_lines, reason_lines, status_table
 
     table = status_table(view, width=console.width)
     if table.row_count:
         console.print(table)
+    for reason in reason_lines(view) if console.width < WIDE else ():
+        console.print(reason, highlight=False, soft_wrap=True)
     for line, style in failure_lines(view):
         console.print(line, style=style, highlight=False, soft_wrap=True)
     console.print(view.summary, highlight=False, soft_wrap=True)

@@ -27,7 +27,6 @@ LAST_LINES = 15
 def show_run(console: Console, view: View) -> None:
     for line in _run_lines(view):
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(view.summary, highlight=False, soft_wrap=True)
 
 
 def _run_lines(view: View) -> Iterator[str]:
@@ -35,7 +34,9 @@ def _run_lines(view: View) -> Iterator[str]:
     state, run_id = view.state(row), row.run_id
     yield f"run       {run_id}"
     yield f"what      {row.label}" + _settings(view.specs.get(run_id))
-    yield f"state     {state_text(state)}" + (f": {printable(state.reason)}" if state.state == "failed" else "")
+    yield f"state     {state_text(state)}" + (
+        f": {printable(state.reason)}" if state.state in ("failed", "lost") else ""
+    )
     progress = read_progress(view, row)
     if progress.epochs or state.elapsed_s is not None:
         val = "" if progress.best_val is None else f", best val accuracy {progress.best_val:.2%}"
@@ -56,6 +57,7 @@ def _run_lines(view: View) -> Iterator[str]:
     lines = last_words(view, run_id, LAST_LINES)
     yield from (["last lines", *(f"    {line}" for line in lines)] if lines else [])
     yield from next_steps(view)
+    yield from [view.silence] if view.silence else []
 
 
 def _settings(spec: RunSpec | None) -> str:
@@ -101,7 +103,7 @@ def follow(console: Console, request: StatusRequest) -> int:
     except KeyboardInterrupt:
         return OK
     state = view.state(row)
-    text = state_text(state) + (f": {printable(state.reason)}" if state.state == "failed" else "")
+    text = state_text(state) + (f": {printable(state.reason)}" if state.state in ("failed", "lost") else "")
     console.print(f"{row.run_id}: {text}", highlight=False, soft_wrap=True)
     return FAILED if state.state in BAD else OK
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,18 +12,24 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid import durable
 from transfergrid.cluster.evidence import log_tail
-from transfergrid.cluster.states import RunState
+from transfergrid.cluster.states import RunState, State
 from transfergrid.commands.progress import last_line
-from transfergrid.commands.status_view import BAD, ORDER, Row, View
+from transfergrid.commands.status_view import BAD, Row, View
 from transfergrid.errors import NEXT_STEP
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FOLD_ABOVE = 40
+WIDE = 120  # columns from which the reasons stand in the table
+FAILURES_SHOWN = 20
 FAILURES_WITH_LOG = 5
 LOG_LINES = 6
 METRICS_TAIL_BYTES = 2_000_000
+SHOWN_FIRST: tuple[State, ...] = (
+    *("running", "unknown", "failed", "lost", "blocked", "pending", "cancelled"),
+    *("not submitted", "done"),
+)
 STYLES = {"failed": "red", "lost": "red", "blocked": "red", "cancelled": "yellow", "unknown": "yellow"}
 
 
@@ -34,15 +41,17 @@ def status_table(view: View, *, width: int, fold_above: int = FOLD_ABOVE) -> Tab
     from rich.text import Text
 
     shown, folded = _shown(view, fold_above)
-    lines = [_cells(view, row) for row in shown]
+    lines = [_cells(view, row, with_reason=width >= WIDE) for row in shown]
     names = ("run", "state", "epoch", "val", "elapsed", "to go", "node", "tries")
     used = [i for i, name in enumerate(names) if i < 2 or any(line[i] for line in lines)]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, width=min(width, 160))
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    if width >= WIDE:
+        table.width = min(width, 160)
     for i in used:
         if names[i] == "run":
-            table.add_column(names[i], overflow="fold", max_width=min(44, width // 2))
+            table.add_column(names[i], overflow="fold", max_width=width // 2)
         elif names[i] == "state":
-            table.add_column(names[i], overflow="fold", ratio=1, min_width=20)
+            table.add_column(names[i], overflow="fold", ratio=1 if width >= WIDE else None)
         else:
             table.add_column(names[i], justify="right" if names[i] != "node" else "left", no_wrap=True)
     for row, line in zip(shown, lines, strict=True):
@@ -53,31 +62,46 @@ def status_table(view: View, *, width: int, fold_above: int = FOLD_ABOVE) -> Tab
 
 
 def _shown(view: View, fold_above: int) -> tuple[Sequence[Row], list[tuple[str, str]]]:
+    """(rows with a line of their own, (what, state) of the others)."""
     if len(view.rows) <= fold_above:
         return view.rows, []
-    by_weight = sorted(view.rows, key=lambda row: ORDER.index(view.state(row).state))
-    of_interest = [row for row in by_weight if view.state(row).state not in ("done", "not submitted")]
-    shown = of_interest[:fold_above]
-    rest = sorted(
-        set(view.rows) - set(shown), key=lambda row: (ORDER.index(view.state(row).state), row.phase, row.dataset)
-    )
-    folded = []
-    for (state, phase, dataset), group in groupby(rest, key=lambda r: (view.state(r).state, r.phase, r.dataset)):
+    ranked = sorted(view.rows, key=lambda row: SHOWN_FIRST.index(view.state(row).state))
+    running = [row for row in ranked if view.state(row).state == "running"]
+    # Half of the room at most, so that running ones hide no failure.
+    others = [row for row in ranked[len(running) :] if view.state(row).state not in ("done", "not submitted")]
+    shown = running[: max(fold_above // 2, fold_above - len(others))]
+    shown += others[: fold_above - len(shown)]
+    left = set(view.rows) - set(shown)
+    key = operator.attrgetter("phase", "dataset")
+    rest = sorted(left, key=lambda row: (SHOWN_FIRST.index(view.state(row).state), key(row)))
+    folded: list[tuple[str, str]] = []
+    for (state, (phase, dataset)), group in groupby(rest, key=lambda row: (view.state(row).state, key(row))):
         members = list(group)
         models = sorted({row.model for row in members})
         told = ", ".join(models[:4]) + (f" and {len(models) - 4} more models" if len(models) > 4 else "")
-        folded.append((f"{len(members)} x {phase} on {dataset}", f"{state}: {told}"))
+        folded.append((f"{len(members)} x {phase} on {dataset}: {told}", state))
     return shown, folded
 
 
-def _cells(view: View, row: Row) -> tuple[str, ...]:
+def reason_lines(view: View) -> Iterator[str]:
+    """For a terminal too narrow for them in the table: why runs wait or did not run, equal reasons once."""
+    told: dict[tuple[str, str], list[Row]] = {}
+    for row in view.rows:
+        state = view.state(row)
+        if state.state not in ("done", "failed", "lost") and state_text(state) != state.state:
+            told.setdefault((state.state, state_text(state)), []).append(row)
+    for (_, text), rows in told.items():
+        yield f"{printable(text)}: {_and_more([row.label for row in rows])}"
+
+
+def _cells(view: View, row: Row, *, with_reason: bool) -> tuple[str, ...]:
     state = view.state(row)
     progress = read_progress(view, row) if state.attempts else _Progress()
     to_go = progress.to_go_s if state.state == "running" else None
     left = f"< {clock(state.left_s)}" if to_go is None and state.state == "running" and state.left_s else clock(to_go)
     return (
         row.label,
-        state_text(state),
+        state_text(state) if with_reason else _short(state),
         progress.epochs,
         "" if progress.best_val is None else f"{progress.best_val:.2%}",
         clock(state.elapsed_s),
@@ -87,10 +111,16 @@ def _cells(view: View, row: Row) -> tuple[str, ...]:
     )
 
 
-def state_text(state: RunState) -> str:
-    """`pending: waits for ..., never starts`; of failures the class, since the reason stands below the table."""
+def _short(state: RunState) -> str:
     if state.state == "failed":
         return f"failed ({state.failure_class})"
+    return f"{state.state}, never starts" if state.never_starts else state.state
+
+
+def state_text(state: RunState) -> str:
+    """`pending: waits for ...; never starts`; of failures the class, since the reason stands below the table."""
+    if state.state in ("failed", "lost"):
+        return _short(state)
     text = f"{state.state}: {state.reason}" if state.reason else state.state
     if state.never_starts and "never" not in text:
         text += "; never starts"
@@ -162,16 +192,23 @@ def _json(view: View, run_id: str, name: str) -> dict[str, Any] | None:
 
 # ------------------------------------------------------------------------------------------------------------ failures
 def failure_lines(view: View) -> Iterator[tuple[str, str | None]]:
-    """(line, style): each run that failed with its reason, some with the end of their log; then what to do."""
-    failed = [row for row in view.rows if view.state(row).state in ("failed", "lost")]
-    for number, row in enumerate(failed[:FOLD_ABOVE]):
+    """(line, style): what failed and why, equal reasons once, with the end of a log; then what to do."""
+    told: dict[tuple[str, str], list[str]] = {}
+    for row in view.rows:
         state = view.state(row)
-        yield f"{state.failure_class}: {row.run_id}: {printable(state.reason)}", "red"
+        if state.state in ("failed", "lost"):
+            told.setdefault((state.failure_class or "lost", state.reason), []).append(row.run_id)
+    for number, ((name, reason), run_ids) in enumerate(list(told.items())[:FAILURES_SHOWN]):
+        yield f"{name}: {_and_more(run_ids)}: {printable(reason)}", "red"
         if number < FAILURES_WITH_LOG:
-            yield from ((f"    {line}", "dim") for line in last_words(view, row.run_id, LOG_LINES))
-    if len(failed) > FOLD_ABOVE:
-        yield f"... and {len(failed) - FOLD_ABOVE} more that failed; jobs/status.py run=ID shows one", "red"
+            yield from ((f"    {line}", "dim") for line in last_words(view, run_ids[0], LOG_LINES))
+    if len(told) > FAILURES_SHOWN:
+        yield f"... and {len(told) - FAILURES_SHOWN} more reasons; jobs/status.py run=ID shows one run", "red"
     yield from ((line, None) for line in next_steps(view))
+
+
+def _and_more(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def next_steps(view: View) -> Iterator[str]:

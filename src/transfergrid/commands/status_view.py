@@ -64,15 +64,19 @@ class View:
 
     @property
     def summary(self) -> str:
-        """Counts by state; and whether SLURM answered."""
+        """Counts by state; and that SLURM did not answer, where it did not."""
         counts = Counter(self.state(row).state for row in self.rows)
         told = ", ".join(f"{counts[name]} {name}" for name in reversed(ORDER) if counts[name])
         what = f"grid {self.grid}" if self.grid is not None else self.rows[0].run_id
-        lines = [f"{what}: {told or 'nothing was sent'}"]
-        if self.snapshot.slurm_error is not None:
-            source = "the store and the accounting know" if self.snapshot.accounting else "the store knows"
-            lines.append(f"SLURM does not answer ({self.snapshot.slurm_error}); this is what {source}")
-        return "\n".join(lines)
+        return "\n".join(filter(None, (f"{what}: {told or 'nothing was sent'}", self.silence)))
+
+    @property
+    def silence(self) -> str:
+        """What is to be said where SLURM did not answer."""
+        if self.snapshot.slurm_error is None:
+            return ""
+        source = "the store and the accounting know" if self.snapshot.accounting else "the store knows"
+        return f"SLURM does not answer ({self.snapshot.slurm_error}); this is what {source}"
 
 
 def read_view(request: StatusRequest) -> View:
