@@ -14,14 +14,17 @@ ROOT = Path(__file__).resolve().parents[1]
 pytestmark = pytest.mark.slurm
 
 
+def environment(slurm: Sandbox) -> dict[str, str]:
+    """torchvision takes 8 s to compile and 2 s to import: the second doctor finds what the first has compiled."""
+    kept = {name: value for name, value in slurm.env.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPYCACHEPREFIX": str(slurm.dir / "compiled")}
+
+
 def doctor(slurm: Sandbox, folder: Path, *arguments: str) -> tuple[int, dict[str, str]]:
     """(exit code, the text of each line by its name, mark first)."""
     places = [f"store.dir={folder}/results", f"cache.dir={folder}/cache"]
     command = [sys.executable, "jobs/doctor.py", "cluster=slurm", "cluster.mem_gb=2", *places, *arguments]
-    # torchvision takes 8 s to compile and 2 s to import: the second doctor finds what the first has compiled.
-    environ = {k: v for k, v in slurm.env.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    environ["PYTHONPYCACHEPREFIX"] = str(slurm.dir / "compiled")
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=environment(slurm), capture_output=True, text=True, timeout=240)
     assert done.stderr == ""
     return done.returncode, lines_of(done.stdout)
 
@@ -89,10 +92,7 @@ def test_a_store_that_nodes_do_not_see_is_not_fit(slurm: Sandbox, tmp_path: Path
     )
     mounted = f'mount -t tmpfs none {tmp_path}/private && exec "$0" -c "$1"'
     command = ["unshare", "--mount", "sh", "-c", mounted, sys.executable, script]
-    # torchvision takes 8 s to compile and 2 s to import: the second doctor finds what the first has compiled.
-    environ = {k: v for k, v in slurm.env.items() if k != "PYTHONDONTWRITEBYTECODE"}
-    environ["PYTHONPYCACHEPREFIX"] = str(slurm.dir / "compiled")
-    done = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment(slurm), capture_output=True, text=True, timeout=120)
     lines = lines_of(done.stdout)
     assert done.returncode == 1, done.stderr
     assert "its output does not show in" in lines["probe job"]
