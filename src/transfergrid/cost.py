@@ -69,7 +69,7 @@ LBFGS_ITERATIONS = 150
 LBFGS_EVALUATIONS = 1.25  # of the objective, for each iteration
 
 TRAINING = 3  # forward passes that a forward and a backward pass cost
-RECORDS_READ = 24  # of one kind of run, the newest
+RECORDS_READ = 12  # of one kind of run, the newest
 SHORT_S = 120.0
 ADVISED_RUNS_PER_JOB = 16
 FLOPS = "flops"
@@ -190,37 +190,43 @@ class History:
         """A record of the same kind: of as many images and epochs if there is one, and the newest of those."""
         kind = _kind(run, on_gpu=self.on_gpu)
         if kind not in self._of_kind:
-            self._of_kind[kind] = [r for r in self._records(run) if _kind(r.spec, on_gpu=r.gpu_s > 0) == kind]
+            own, others = self._candidates(run)
+            self._of_kind[kind] = self._records(own, kind) or self._records(others, kind)
         return min(self._of_kind[kind], key=lambda r: _measured(r) != (images, epochs), default=None)
 
-    def _records(self, run: RunSpec) -> list[RunRecord]:
-        """Completed runs whose names may be of this kind, newest first."""
+    def _candidates(self, run: RunSpec) -> tuple[list[str], list[str]]:
+        """run_ids of the same phase and model: on the data set of this name, and on others, maybe of its kind."""
         match = RUN_ID.fullmatch(run.run_id)
         assert match is not None, run.run_id
         parts = run.model.split("+")
         orders = permutations(parts) if len(parts) <= 4 else [tuple(parts)]
         endings = tuple(f"-{safe_name('+'.join(order))}" for order in orders)
-        names = [
-            name
-            for (head, phase), members in self._names.items()
-            if phase == run.phase and (head == match["head"] or head.endswith(endings))
-            for name in members
-        ]
-        ended = sorted(((self._ended(name), name) for name in names), reverse=True)
+        own_heads = {match["head"], *(safe_name(run.dataset.name)[:24] + ending for ending in endings)}
+        own: list[str] = []
+        others: list[str] = []
+        for (head, phase), members in self._names.items():
+            if phase == run.phase and (head in own_heads or head.endswith(endings)):
+                (own if head in own_heads else others).extend(members)
+        return own, others
+
+    def _records(self, run_ids: list[str], kind: Kind) -> list[RunRecord]:
+        """Completed runs of this kind, newest first."""
         found = []
-        for time, name in ended[:RECORDS_READ]:
+        for ended, run_id in sorted(((self._ended(i), i) for i in run_ids), reverse=True)[:RECORDS_READ]:
             try:
-                record = read_record(self._store.run(name)) if time else None
+                record = read_record(self._store.run(run_id)) if ended else None
             except DataError:
-                continue  # damaged, or of another version: jobs/store.py tells
-            if record is not None and record.status == "completed" and _measured(record)[0] > 0:
+                continue  # damaged, or of another version
+            if record is None or record.status != "completed" or _measured(record)[0] == 0:
+                continue
+            if _kind(record.spec, on_gpu=record.gpu_s > 0) == kind:
                 found.append(record)
         return found
 
     def _ended(self, run_id: str) -> int:
         """When its record was written, in ns; 0 where it has none."""
         try:
-            return self._store.run(run_id).record.stat().st_mtime_ns
+            return os.stat(self._store.run(run_id).record).st_mtime_ns
         except OSError:
             return 0
 
