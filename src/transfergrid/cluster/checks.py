@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from transfergrid import data, durable
 from transfergrid.cluster import slurm
-from transfergrid.cluster.limits import Limits, Partition, assert_possible, named_partitions, queue_room, user_name
+from transfergrid.cluster.limits import Limits, Partition, assert_possible, named_partitions, queue_room
 from transfergrid.errors import ConfigError, DataError, GridError, one_line
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import PHASES, Runtime
@@ -100,7 +100,7 @@ def check_arrays(limits: Limits) -> Check:
 def check_queue(limits: Limits) -> Check:
     """How many more jobs this user may submit."""
     try:
-        live = len(slurm.run(["squeue", "-h", "-r", "-u", user_name(), "-o", "%i"]).split())
+        live = slurm.count_own_jobs()
     except (slurm.SlurmDown, slurm.SlurmRefused) as error:
         return Check("queue", None, f"could not be checked: {one_line(error)}")
     room = queue_room(limits, live)

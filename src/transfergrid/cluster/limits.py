@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from transfergrid.cluster import slurm
-from transfergrid.config.compose import nearest
 from transfergrid.errors import ConfigError
 from transfergrid.resources import Resources
 
@@ -257,7 +256,7 @@ def assert_possible(resources: Resources, limits: Limits, *, what: str) -> None:
         ("qos", resources.qos, limits.qos),
     ):
         if name is not None and known is not None and name not in known:
-            raise ConfigError(f"{what}: cluster.{key}={name!r} is none that you may use{nearest(name, sorted(known))}")
+            raise ConfigError(f"{what}: cluster.{key}={name!r} is none that you may use{_nearest(name, sorted(known))}")
     max_time_min = limits.qos_max_time_min.get(resources.qos or "")
     if max_time_min is not None and resources.timeout_min > max_time_min:
         raise ConfigError(
@@ -280,9 +279,15 @@ def named_partitions(resources: Resources, limits: Limits, *, what: str) -> list
             )
         if name not in limits.partitions:
             raise ConfigError(
-                f"{what}: cluster.partition={name!r} is unknown here{nearest(name, sorted(limits.partitions))}"
+                f"{what}: cluster.partition={name!r} is unknown here{_nearest(name, sorted(limits.partitions))}"
             )
     return [limits.partitions[name] for name in names if name is not None]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    from transfergrid.config.compose import nearest  # with Hydra, which those who only read states need not load
+
+    return nearest(name, known)
 
 
 def queue_room(limits: Limits, jobs_live_of_user: int) -> int | None:

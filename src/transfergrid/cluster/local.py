@@ -137,7 +137,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
     """Inside, SIGTERM and SIGUSR2 are Ctrl-C: runs whose launcher just ended would go on unseen."""
 
     def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -284,7 +284,9 @@ def _only_in_accounting(look: Look, case: Case, state: RunState, word: str) -> R
     kind = slurm_words.meaning(word).kind
     if look.error is not None and kind != "unknown":
         told = "as the accounting says; SLURM's controller does not answer"
-        return replace(state, state="running" if kind == "runs" else "pending", reason=told)
+        if kind == "runs" or (case.began and not case.own.owner.get("ended")):  # the accounting hears of it later
+            return replace(state, state="running", reason=told)
+        return replace(state, state="pending", reason=told, elapsed_s=None)
     if kind == "unknown" or look.age_s(case.submitted) < SETTLING_S:
         return replace(state, reason=f"SLURM's accounting says {word}")
     return _with_class(state, "lost", f"SLURM has no live job {case.job_id}, and it left no record")

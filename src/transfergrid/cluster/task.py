@@ -10,7 +10,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any
 from transfergrid import durable, job, tracking
 from transfergrid.attempts import newest_attempt, restart_count, slurm_task
 from transfergrid.cluster import local, slurm
+from transfergrid.cluster.requeue import requeue_this_job, seconds_left
 from transfergrid.cluster.staging import staged
 from transfergrid.cluster.states import live_jobs
-from transfergrid.errors import GridError, MachineError
+from transfergrid.errors import Lost, MachineError
 from transfergrid.paths import store_paths
 from transfergrid.phases import phase_module
 from transfergrid.plan import Plan, PlannedRun
@@ -31,8 +31,7 @@ from transfergrid.stopping import StopFlag
 
 logger = logging.getLogger(__name__)
 MIRROR_WAIT_S = 60.0
-REQUEUE_RETRY_S = 5.0
-REQUEUE_TRIES = 60
+SIGNAL_EARLY_S = 60  # SLURM may send the signal so much earlier than asked (sbatch --signal)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +54,6 @@ class TaskSettings:
         return TaskSettings(**content | {"tasks": tuple(tuple(task) for task in content["tasks"])})
 
 
-class _TimedOut(GridError):
-    failure_class = "timeout"
-
-
 def run_task(folder: str) -> dict[str, str]:
     """Carry out this task's runs. Returns their outcomes where all are done; else exits with code 1, so that whatever
     waits for this task by `afterok` does not start."""
@@ -78,7 +73,7 @@ def run_task(folder: str) -> dict[str, str]:
         outcomes = _carry_out(remaining, payload, settings, stop)
         print(*(f"{run_id}: {outcome}" for run_id, outcome in outcomes.items()), sep="\n", flush=True)
         if "interrupted" in outcomes.values():
-            _go_on_later([r for r in remaining if outcomes[r.run_id] == "interrupted"], payload, settings, stop)
+            _go_on_later([r for r in remaining if outcomes[r.run_id] == "interrupted"], payload, settings)
         if any(outcome not in ("completed", "reused") for outcome in outcomes.values()):
             sys.exit(1)
     return outcomes
@@ -121,29 +116,13 @@ class _Outcomes(local.Watcher):
 
 
 # ---------------------------------------------------------------------------------------------------------- going on
-def _go_on_later(runs: Sequence[RunSpec], payload: job.Payload, settings: TaskSettings, stop: StopFlag) -> None:
-    """Put this job back into the queue, where SLURM is not already doing so or ending it for good."""
-    me = slurm_task()
-    if me is None:
+def _go_on_later(runs: Sequence[RunSpec], payload: job.Payload, settings: TaskSettings) -> None:
+    if restart_count() < settings.max_requeues:
+        requeue_this_job()
         return
-    if restart_count() >= settings.max_requeues:
-        for run in runs:
-            error = _TimedOut(f"went on {restart_count()} times and is not done; give cluster.timeout_min more")
-            job.record_loss(run, payload.runtime, error)
-        return
-    for _ in range(REQUEUE_TRIES):  # the controller may be away for a while; giving up would lose the job
-        try:
-            state = next((e.state for e in slurm.squeue([me]) if e.job_id == me), "")
-            if state != "RUNNING":
-                print(f"job {me} is {state or 'not in the queue'}: SLURM is ending it itself", flush=True)
-                return
-            slurm.run(["scontrol", "requeue", me])
-            print(f"job {me} goes on later: it saved, and is back in the queue", flush=True)
-            time.sleep(REQUEUE_RETRY_S)  # SLURM ends it now
-            return
-        except MachineError as error:
-            print(f"requeue of job {me}: {error}", flush=True)
-            time.sleep(REQUEUE_RETRY_S)
+    for run in runs:
+        error = Lost(f"went on {restart_count()} times and is not done; give cluster.timeout_min more", "timeout")
+        job.record_loss(run, payload.runtime, error)
 
 
 def progress_mark(run: RunSpec, runtime: Runtime) -> tuple[str, ...]:
@@ -160,19 +139,16 @@ def progress_mark(run: RunSpec, runtime: Runtime) -> tuple[str, ...]:
 
 def time_is_up(settings: TaskSettings) -> bool:
     """Whether this job's time limit is why it was told to stop, not a preemption."""
-    me = slurm_task()
-    try:
-        entry = next((e for e in slurm.squeue([me]) if e.job_id == me), None) if me else None
-    except MachineError:
-        return False
-    return entry is not None and entry.left_s is not None and entry.left_s < settings.signal_delay_s + 90
+    left_s = seconds_left()
+    return left_s is not None and left_s < settings.signal_delay_s + SIGNAL_EARLY_S + 30
 
 
 def _record_no_progress(run: RunSpec, runtime: Runtime) -> None:
     paths = store_paths(runtime).run(run.run_id)
-    error = _TimedOut(
+    error = Lost(
         "not one step (or split) was done within the time limit, so it would never end; give a larger"
-        " cluster.timeout_min, or a smaller batch"
+        " cluster.timeout_min, or a smaller batch",
+        "timeout",
     )
     job.write_failure(paths, run, error, attempt=newest_attempt(paths))
 
