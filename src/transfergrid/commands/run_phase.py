@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 
+from transfergrid.cluster import slurm
+from transfergrid.cluster.requeue import requeue_this_job
 from transfergrid.commands.console import hashing_progress, run_script
 from transfergrid.commands.launch import carry_out
 from transfergrid.config import Request, load_run
@@ -19,6 +23,8 @@ HELP = help_for(
         "python jobs/run_phase.py model=baseline_cnn dataset=image_folder dataset.folder=DIR phase=scratch",
         "python jobs/run_phase.py phase=evaluate run=RUN_ID dataset=cifar10",
         "python jobs/run_phase.py phase=evaluate model=resnet50 dataset=image_folder dataset.folder=IMAGENET",
+        "python jobs/run_phase.py -m model=resnet18,googlenet phase=probe seed=range(0,3)   one run after the other",
+        "python jobs/run_phase.py -m cluster=slurm hydra/launcher=slurm model=resnet18,googlenet phase=probe",
     ),
 )
 
@@ -28,10 +34,28 @@ def main() -> int:
 
 
 def run_phase(arguments: Sequence[str]) -> int:
+    if any(flag in arguments for flag in ("-m", "--multirun")):
+        from transfergrid.commands.sweep import sweep
+
+        return sweep([a for a in arguments if a not in ("-m", "--multirun")])
     request = load_run(arguments, progress=hashing_progress())
     if request.needs_only_checked:
         _assert_needs_done(request)
-    return carry_out(request)
+    return _in_this_job(request) if slurm.inside_job() and request.cluster.kind != "local" else carry_out(request)
+
+
+def _in_this_job(request: Request) -> int:
+    """Inside a SLURM job the run is carried out right here, with the job's GPU if it has one; told to stop, the job
+    saves and goes back into the queue."""
+    runtime = request.runtime
+    if runtime.device == "auto" and os.environ.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0"):
+        runtime = replace(runtime, device="cuda")
+    try:
+        return carry_out(replace(request, runtime=runtime, cluster=replace(request.cluster, kind="local")))
+    except KeyboardInterrupt as stopped:
+        if stopped.args:  # by a signal of SLURM's, not by Ctrl-C
+            requeue_this_job()
+        raise
 
 
 def _assert_needs_done(request: Request) -> None:

@@ -1,0 +1,85 @@
+"""Sweeps through hydra-submitit-launcher on a real SLURM: resources, records, and failures that SLURM sees."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import pytest
+from sandbox import Sandbox
+from small_runs import DATASET, TWO_EPOCHS
+
+pytestmark = pytest.mark.slurm
+
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
+MACHINE = ["device=cpu", "cluster.num_threads=1", "tracking=disabled"]
+CLUSTER = ["cluster=slurm", "hydra/launcher=slurm", "cluster.cpus=1", "cluster.mem_gb=1.5", "cluster.poll_s=0.5"]
+MODELS = "model=tinynet_mnist,tinynet_cifar"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder, and the SLURM to send to from it."""
+
+    folder: Path
+    slurm: Sandbox
+
+    def script(self, name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, JOBS / name, *DATASET, *MACHINE, *TWO_EPOCHS, *arguments],
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            timeout=300,
+            env=self.slurm.env | {"OMP_NUM_THREADS": "1"},
+        )
+
+    def jobs(self) -> list[dict[str, str]]:
+        """What the accounting says of the newest sweep's jobs."""
+        (name,) = sorted(p.name for p in (self.folder / "results/sweeps").iterdir())[-1:]
+        columns = ("JobID", "State", "ExitCode", "AllocTRES", "ReqMem", "Timelimit", "Comment")
+        text = self.slurm.run("sacct", "-nXP", f"--name=sweep-{name}", f"--format={','.join(columns)}")
+        return [dict(zip(columns, line.split("|"), strict=True)) for line in text.splitlines()]
+
+    def record(self, model: str, phase: str) -> dict[str, Any]:
+        (path,) = (self.folder / "results/runs").glob(f"digits-{model}-{phase}-*/record.json")
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+
+@pytest.fixture(scope="module")
+def place(slurm: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("sweep"), slurm)
+
+
+def test_each_combination_is_a_job_with_the_clusters_resources(place: Place) -> None:
+    done = place.script("run_phase.py", "-m", *CLUSTER, MODELS, "phase=extract", "cluster.timeout_min=30")
+    assert done.returncode == 0, done.stdout + done.stderr
+    jobs = place.jobs()
+    assert [(j["State"], j["ExitCode"], j["ReqMem"], j["Timelimit"]) for j in jobs] == [
+        ("COMPLETED", "0:0", "2G", "00:30:00")
+    ] * 2
+    assert all("gres/gpu=1" in j["AllocTRES"] and "cpu=1," in j["AllocTRES"] for j in jobs)
+    assert {place.record(m, "extract")["status"] for m in ("tinynet_mnist", "tinynet_cifar")} == {"completed"}
+
+
+def test_a_run_that_fails_makes_its_job_fail_and_leaves_the_other(place: Place) -> None:
+    """Features that were damaged since: the plan trusts their size, the job checks every byte."""
+    (damaged,) = (place.folder / "cache/features/digits/train").glob("tinynet_cifar-*.h5")
+    with h5py.File(damaged, "r+") as file:
+        file["features"][0, 0] += 1
+    done = place.script("run_phase.py", "-m", *CLUSTER, MODELS, "phase=probe")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert sorted((j["State"], j["ExitCode"]) for j in place.jobs()) == [("COMPLETED", "0:0"), ("FAILED", "1:0")]
+    assert place.record("tinynet_mnist", "probe")["provenance"]["slurm_job_id"] is not None
+    assert "does not match its checksum" in place.record("tinynet_cifar", "probe")["error"]
+    assert "does not match its checksum" in done.stdout and "Traceback" not in done.stderr
+    with open(place.folder / "results/reports/adhoc/comparison.csv", newline="") as file:
+        rows = {r["model"]: r["status"] for r in csv.DictReader(file) if r["phase"] == "probe"}
+    assert rows["tinynet_mnist"] == "completed" and rows["tinynet_cifar"] != "completed"
