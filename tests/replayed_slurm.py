@@ -13,6 +13,7 @@ import pytest
 
 from transfergrid.cluster.ledger import Submission, record
 from transfergrid.paths import StorePaths
+from transfergrid.records import GridEntry, write_grid
 
 NOW = datetime.now(UTC)
 
@@ -112,6 +113,23 @@ def submit(
     )
     record(submission)
     return submission
+
+
+def make_grid(store: StorePaths, *run_ids: str, grid: str = "g") -> None:
+    entries = [
+        GridEntry(
+            run_id=run_id,
+            dataset="digits",
+            model=f"model_{run_id}",
+            phase="probe",
+            variant="",
+            weights="random",
+            protocol="fair",
+            seed=0,
+        )
+        for run_id in run_ids
+    ]
+    write_grid(store.grid(grid), grid=grid, entries=entries)
 
 
 def attempt(store: StorePaths, run_id: str, number: int = 1, *, seconds_ago: float = 1800, **owner: Any) -> None:

@@ -11,7 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
-from replayed_slurm import ReplayedSlurm, account_line, ago, attempt, completed, failed, queue_line, submit, write
+from replayed_slurm import (
+    ReplayedSlurm,
+    account_line,
+    ago,
+    attempt,
+    completed,
+    failed,
+    make_grid,
+    queue_line,
+    submit,
+    write,
+)
 
 from transfergrid.commands import status as command
 from transfergrid.commands import status_actions, status_logs
@@ -20,7 +31,6 @@ from transfergrid.commands.status_table import clock, printable
 from transfergrid.config import load_status
 from transfergrid.errors import ConfigError, MachineError
 from transfergrid.paths import StorePaths
-from transfergrid.records import GridEntry, write_grid
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -36,23 +46,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
     monkeypatch.setattr(status_actions, "VERIFY_S", 0.3)
     monkeypatch.setattr(status_actions, "VERIFY_POLL_S", 0.05)
     return ReplayedSlurm(tmp_path / "bin", monkeypatch)
-
-
-def make_grid(store: StorePaths, *run_ids: str, grid: str = "g") -> None:
-    entries = [
-        GridEntry(
-            run_id=run_id,
-            dataset="digits",
-            model=f"model_{run_id}",
-            phase="probe",
-            variant="",
-            weights="random",
-            protocol="fair",
-            seed=0,
-        )
-        for run_id in run_ids
-    ]
-    write_grid(store.grid(grid), grid=grid, entries=entries)
 
 
 def printed(capsys: pytest.CaptureFixture[str]) -> str:
@@ -312,11 +305,11 @@ def test_retry_sends_exactly_the_runs_of_its_class(
         return 0
 
     monkeypatch.setattr("transfergrid.commands.launch.relaunch", relaunch, raising=False)
-    assert status(["grid=g", "retry=oom", "cluster.mem_gb=64", "device=cpu"]) == 0
+    assert status(["grid=g", "retry=oom", "cluster.mem_gb=64"]) == 0
     assert status(["grid=g", "retry=code"]) == 0
     assert status(["run=d", "retry=failed"]) == 0
     assert sent == [
-        ("g", ["b", "c"], ("cluster.mem_gb=64", "device=cpu"), [True, True]),
+        ("g", ["b", "c"], ("cluster.mem_gb=64",), [True, True]),
         ("g", ["a"], (), [False]),  # what failed by code is not tried again while its record stands
         ("g", ["d"], (), [True]),
     ]
@@ -355,7 +348,7 @@ def test_a_retry_that_cannot_be_sent_leaves_the_records_as_they_were(
         (["cancel=true", "retry=failed"], "one at a time"),
         (["retry=everything"], "choose from failed, oom, host_oom"),
         (["cluster.mem_gb=3"], "it goes with retry="),
-        (["device=cpu"], "it goes with retry="),
+        (["device=cpu", "retry=failed"], "and with retry= cluster.*="),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(store: StorePaths, arguments: list[str], told: str) -> None:
@@ -366,9 +359,9 @@ def test_what_makes_no_sense_is_refused_in_one_line(store: StorePaths, arguments
 
 
 def test_arguments_are_read_as_they_stand() -> None:
-    asked = load_status(["run=abc", "retry=oom", "cluster=slurm", "cluster.mem_gb=32", "store.dir=here"])
+    asked = load_status(["run=abc", "retry=oom", "cluster.gpu_type=a100", "cluster.mem_gb=32", "store.dir=here"])
     assert (asked.grid, asked.run, asked.retry) == (None, "abc", ("host_oom", "cuda_oom"))
-    assert asked.overrides == ("cluster=slurm", "cluster.mem_gb=32") and asked.store.root == Path("here")
+    assert asked.overrides == ("cluster.gpu_type=a100", "cluster.mem_gb=32") and asked.store.root == Path("here")
     assert load_status([]).grid == "quickstart"
 
 

@@ -17,7 +17,6 @@ RETRIED: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in FAILURE_CLASSES},
 }
 KEYS = ("grid", "store.dir", "cache.dir", "run", "logs", "watch", "cancel", "retry")
-PASSED_ON = ("cluster", "cluster.", "device", "cache.dir")  # to the launch that retry= makes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,9 +42,9 @@ def parse_status(arguments: Sequence[str]) -> StatusRequest:
     overrides: list[str] = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        passed_on = key in PASSED_ON or key.startswith("cluster.")
+        passed_on = key.startswith("cluster.")  # to the launch that retry= makes
         if not equals or not (key in KEYS or passed_on):
-            raise ConfigError(f"{argument!r}: status takes {'=, '.join(KEYS)}=, and with retry= cluster.*= and device=")
+            raise ConfigError(f"{argument!r}: status takes {'=, '.join(KEYS)}=, and with retry= cluster.*=")
         if key in values:
             raise ConfigError(f"{key!r} is given twice; give it once")
         if not value.strip() or "\0" in value:
@@ -59,8 +58,8 @@ def parse_status(arguments: Sequence[str]) -> StatusRequest:
         raise ConfigError(f"{asked[0]}= and {asked[1]}= are both given; give one at a time")
     if flags["logs"] and "run" not in values:
         raise ConfigError("logs=true follows one run; name it: run=ID, or a part of its name that no other run has")
-    if "retry" not in values and (stray := [o for o in overrides if not o.startswith("cache.dir=")]):
-        raise ConfigError(f"{stray[0]!r} is for a new launch; it goes with retry=failed or retry=<failure class>")
+    if "retry" not in values and overrides:
+        raise ConfigError(f"{overrides[0]!r} is for a new launch; it goes with retry=failed or retry=<failure class>")
     if "retry" in values and values["retry"] not in RETRIED:
         raise ConfigError(f"retry={values['retry']!r}; choose from {', '.join(RETRIED)}")
     grid = None if "run" in values and "grid" not in values else grid_name_of(values.get("grid", "quickstart"))
