@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from replayed_slurm import ReplayedSlurm, account_line, ago, attempt, completed, failed, queue_line, submit
 
-from transfergrid import durable
+from transfergrid import durable, job
 from transfergrid.cluster import slurm_words
 from transfergrid.cluster.ledger import read_ledger
-from transfergrid.cluster.states import RunState, Snapshot, live_jobs, take_snapshot
+from transfergrid.cluster.states import RunState, Snapshot, live_jobs, needs_of, take_snapshot
+from transfergrid.config import load_run
 from transfergrid.errors import FAILURE_CLASSES
 from transfergrid.paths import StorePaths
 
@@ -485,3 +486,33 @@ def test_every_state_that_slurm_has_stands_in_the_table() -> None:
     classes = {m.failure_class for m in slurm_words.STATES.values()} | {name for _, name, _ in slurm_words.TRACES}
     assert classes - {None} <= set(FAILURE_CLASSES)
     assert slurm_words.meaning("").kind == slurm_words.meaning("NEW").kind == "unknown"
+
+
+# ------------------------------------------------------------------------------------------------------------- payloads
+def test_what_a_run_needs_stands_in_the_launch_that_sent_it(
+    tmp_path: Path, store: StorePaths, slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = load_run(
+        ["dataset=digits", "phase=finetune", "model=tinynet_mnist+tinynet_cifar", "cluster=local", "device=cpu"]
+        + [f"store.dir={store.root}", f"cache.dir={tmp_path / 'cache'}"]
+    )
+    probe, finetune = request.runs.values()
+    extractions = probe.extractions
+    launch = job.write_payload([*extractions, probe, finetune], request.runtime).parent.name
+    for number, run in enumerate((*extractions, probe, finetune)):
+        submit(store, (run.run_id,), job_id=str(number), launch=launch)
+    needs = needs_of(store, read_ledger(store), [probe.run_id, finetune.run_id])
+    assert needs == {
+        probe.run_id: tuple(extraction.run_id for extraction in extractions),
+        finetune.run_id: (probe.run_id,),
+    }
+    slurm.answers("sacct", account_line("0", "FAILED", exit_code="1:0") + account_line("1", "COMPLETED"))
+    states = look(store, finetune.run_id, extractions[1].run_id, **needs).states
+    assert states[finetune.run_id].reason.startswith(
+        f"needs {probe.run_id}, which is blocked: needs {extractions[0].run_id}"
+    )
+    assert states[extractions[1].run_id].state == "lost"
+    # Another run had made its features: its job ended at once, without a record of its own.
+    monkeypatch.setattr("transfergrid.phases.extract.is_done", lambda spec, runtime: spec == extractions[1])
+    states = look(store, extractions[0].run_id, extractions[1].run_id).states
+    assert [state.state for state in states.values()] == ["lost", "done"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -20,7 +20,7 @@ from transfergrid.errors import GridError, MachineError
 from transfergrid.paths import StorePaths
 from transfergrid.phases import phase_module
 from transfergrid.records import RECORD_FORMAT
-from transfergrid.specs import RunSpec
+from transfergrid.specs import RunSpec, Runtime
 
 LOG_TAIL_BYTES = 65536
 
@@ -208,35 +208,37 @@ def log_tail(path: Path, size: int = LOG_TAIL_BYTES) -> str:
         return ""
 
 
-def payload_runs(launch: Path) -> tuple[RunSpec, ...]:
-    """What a launch was to run; nothing where its payload is gone, as another process may be clearing up."""
-    payload = _payload(launch)
-    return () if payload is None else payload.runs
+def payload_runs(launch: Path) -> Mapping[str, RunSpec]:
+    """What a launch was to run, by run_id; nothing where its payload is gone: another process may be clearing up."""
+    return _payload(launch)[0]
 
 
 def has_artifacts(case: Case) -> bool:
     """Whether what the run makes is there, whoever made it."""
-    payload = None if case.submission is None else _payload(case.submission.launch)
-    spec = next((s for s in payload.runs if s.run_id == case.run_id), None) if payload is not None else None
-    if payload is None or spec is None:
+    if case.submission is None:
+        return False
+    runs, runtime = _payload(case.submission.launch)
+    spec = runs.get(case.run_id)
+    if spec is None or runtime is None:
         return False
     try:
-        return phase_module(spec.phase).is_done(spec, payload.runtime)
+        return phase_module(spec.phase).is_done(spec, runtime)
     except (GridError, OSError):
         return False
 
 
-def _payload(launch: Path) -> job.Payload | None:
+def _payload(launch: Path) -> tuple[Mapping[str, RunSpec], Runtime | None]:
     path = launch / "specs.json"
     try:
         return _read_payload(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return {}, None
 
 
 @lru_cache(maxsize=64)
-def _read_payload(path: Path, changed_ns: int) -> job.Payload:
-    return job.read_payload(path)
+def _read_payload(path: Path, changed_ns: int) -> tuple[Mapping[str, RunSpec], Runtime | None]:
+    payload = job.read_payload(path)
+    return {run.run_id: run for run in payload.runs}, payload.runtime
 
 
 def last_sign(store: StorePaths, case: Case) -> datetime | None:

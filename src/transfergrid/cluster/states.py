@@ -124,9 +124,7 @@ def specs_of(ledger: Ledger, run_ids: Iterable[str]) -> dict[str, RunSpec]:
     launches = {s.launch: None for s in reversed(ledger.submissions) if any(wanted.intersection(t) for t in s.tasks)}
     found: dict[str, RunSpec] = {}
     for launch in launches:
-        for spec in payload_runs(launch):
-            if spec.run_id in wanted:
-                found.setdefault(spec.run_id, spec)
+        found = {run_id: spec for run_id, spec in payload_runs(launch).items() if run_id in wanted} | found
         if len(found) == len(wanted):
             break
     return found
