@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from transfergrid.cluster import slurm, slurm_words
 from transfergrid.cluster.ledger import Submission
-from transfergrid.cluster.states import needs_of
+from transfergrid.cluster.settle import settle
+from transfergrid.cluster.states import needs_of, take_snapshot
 from transfergrid.commands.console import FAILED, OK
 from transfergrid.commands.status_view import View
 from transfergrid.config.status import StatusRequest
@@ -44,6 +45,10 @@ def cancel(console: Console, view: View) -> int:
     with contextlib.suppress(MachineError):  # it may say no, or nothing for minutes, and do it all the same
         slurm.scancel(_shortened(view, jobs))
     left = _wait_until_gone(jobs)
+    # SLURM forgets within minutes, where it keeps no accounting, that a waiting job was cancelled.
+    ended = take_snapshot(runs, view.store, view.ledger).states
+    with contextlib.suppress(OSError):
+        settle(ended, view.store, view.ledger)
     console.print(
         f"cancelled {_count(len(jobs) - len(left), 'job')} of {_count(len(runs), 'run')}"
         + (f"; {len(dependents)} that wait for them are cancelled by SLURM" if dependents else ""),
