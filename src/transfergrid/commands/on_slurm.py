@@ -171,7 +171,11 @@ def _make_launch(request: Request, plan: Plan, source: Path | None) -> tuple[Lau
     runs = [p.run for p in plan.to_run]
     variants = {c.run.run_id: c.variant for c in request.configurations}
     payload = job.write_payload(
-        runs, on_node(request), {r.run_id: variants[r.run_id] for r in runs if r.run_id in variants}
+        runs,
+        on_node(request),
+        {r.run_id: variants[r.run_id] for r in runs if r.run_id in variants},
+        cluster=request.cluster_config,
+        notify=request.notify,
     )
     source = source or take_snapshot_of_code(payload.parent)
     launch = Launch(
