@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from transfergrid import durable, job, tracking
 from transfergrid.cluster import ledger, local, slurm
 from transfergrid.cluster.limits import assert_possible, read_limits
+from transfergrid.cluster.settle import settle
 from transfergrid.cluster.slurm_words import meaning
 from transfergrid.cluster.snapshot import import_path, take_snapshot_of_code
 from transfergrid.cluster.states import RunState, live_jobs, take_snapshot
@@ -42,6 +43,10 @@ def sweep(arguments: Sequence[str]) -> int:
         asked = _with_its_device(asked)
     request = asked.request
     tracking.validate(request.runtime)
+    if on_slurm and not request.dry_run:
+        from transfergrid.cluster.submit import adopt_intents  # submitit
+
+        adopt_intents(ledger.read_ledger(request.store))  # those of a sweep that still waits have no job's id yet
     rows = [c.run.run_id for c in request.configurations]
     plan = make_plan(rows, request.runs, request.runtime, queued=launch.queued(request))
     if request.needs_only_checked and (missing := _missing(plan, request.runs)):
@@ -125,7 +130,7 @@ def _here(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> list[lo
 # --------------------------------------------------------------------------------------------------------- on SLURM
 def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> list[local.Ended]:
     """By hydra-submitit-launcher: one job array, waited for."""
-    from transfergrid.cluster.submit import adopt, slurm_environment  # submitit
+    from transfergrid.cluster.submit import adopt, slurm_environment
 
     if not todo:
         return []
@@ -146,19 +151,28 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
     run_ids = [p.run.run_id for p in todo]
     try:
         with slurm_environment():
-            run_sweep(on_node, run_ids, sweep=asked, payload=payload, name=submission.name, setup=setup)
+            _launch(run_ids, asked, payload, submission.name, setup)
+        _wait_for(submission.name, asked.request.cluster.poll_s)
     except KeyboardInterrupt:
         print(f"the jobs go on; to end them: scancel --name={submission.name}", file=sys.stderr)
         raise
+    adopt([submission])
+    known = ledger.read_ledger(store)
+    states = take_snapshot(run_ids, store, known).states
+    settle(states, store, known)
+    return [_ended(p.run, states[p.run.run_id]) for p in todo]
+
+
+def _launch(run_ids: Sequence[str], asked: Sweep, payload: Path, name: str, setup: Path) -> None:
+    """Returns when all jobs have left a result, or the first has ended without one. Raises MachineError where SLURM
+    took none."""
+    try:
+        run_sweep(on_node, run_ids, sweep=asked, payload=payload, name=name, setup=setup)
     except Exception as error:
         # By name, since submitit is known to `cluster` alone: a job that ended without a result, as failed runs' do.
         if type(error).__name__ != "UncompletedJobError":
             shutil.rmtree(payload.parent, ignore_errors=True)
             raise MachineError(f"SLURM did not take the sweep: {one_line(error)}") from error
-    _wait_for(submission.name, asked.request.cluster.poll_s)
-    adopt([submission])
-    states = take_snapshot(run_ids, store, ledger.read_ledger(store)).states
-    return [_ended(p.run, states[p.run.run_id]) for p in todo]
 
 
 def _write_setup(folder: Path, asked: Sweep, code: Path) -> Path:
