@@ -20,7 +20,7 @@ SMALL = (
     *("grid=quickstart", "grid.seeds=[0]", "grid.variants={}", "phase.finetune.epochs=1", "phase.scratch.epochs=1"),
     *QUICK,
 )
-HELD = "cluster.sbatch={hold: ''}"
+HELD = "cluster.sbatch={hold: true}"
 
 
 @pytest.fixture(scope="module")

@@ -36,8 +36,8 @@ class ClusterSettings:
     runs_per_job: so many runs share a job, one after the other. signal_delay_s: before the time limit a job is told to
     save. max_requeues: how often a job may go on after its time limit or a preemption. setup: shell lines before
     python. python: the command that starts python on the node, container prefix included; None = this interpreter.
-    stage_folders: image folders are copied to scratch_dir on the node first. sbatch: further options of sbatch.
-    poll_s: seconds between two looks at the queue while waiting.
+    stage_folders: image folders are copied to scratch_dir on the node first. sbatch: further options of sbatch,
+    True for those without a value. poll_s: seconds between two looks at the queue while waiting.
     """
 
     name: str = "local"
@@ -53,7 +53,7 @@ class ClusterSettings:
     exclude: str | None = None
     setup: tuple[str, ...] = ()
     python: str | None = None
-    sbatch: dict[str, str] = field(default_factory=dict)
+    sbatch: dict[str, str | bool] = field(default_factory=dict)
     stage_folders: bool = False
     scratch_dir: str = "/tmp"
     poll_s: float = 10.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from transfergrid.plan import PlannedRun
@@ -55,6 +55,11 @@ def make_groups(
                 edge: Edge = "afterany" if packed else "afterok"
                 groups.append(Group(name, phase, resources, tuple(tasks), tuple(waits_for), edge))
     return groups
+
+
+def first_tasks(group: Group, count: int) -> Group:
+    """A group of its first tasks alone, under a name of its own; what they wait for stays."""
+    return replace(group, name=f"{group.name}-{count}", tasks=group.tasks[:count])
 
 
 def _cut(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

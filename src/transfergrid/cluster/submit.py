@@ -299,7 +299,7 @@ def _common(launch: Launch, name: str, resources: Resources, dependency: str | N
             f"export PYTHONPATH={shlex.quote(import_path(launch.source))}",
             "export PYTHONUNBUFFERED=1",
         ],
-        "additional_parameters": {"requeue": True} | dict(settings.sbatch),
+        "additional_parameters": {"requeue": True, **settings.sbatch},
     } | gpu
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from transfergrid import durable, job
 from transfergrid.cluster import slurm
 from transfergrid.cluster.emit import emit
-from transfergrid.cluster.groups import Group, make_groups
+from transfergrid.cluster.groups import Group, first_tasks, make_groups
 from transfergrid.cluster.ledger import Ledger, Submission, read_ledger
 from transfergrid.cluster.limits import Limits, assert_possible, queue_room, read_limits
 from transfergrid.cluster.settle import ENDED
+from transfergrid.cluster.slurm import SlurmDown
 from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import RunState, needs_of, take_snapshot
 from transfergrid.cluster.submit import Launch, Sender, adopt_intents, start_estimate
@@ -46,10 +47,11 @@ CONTROLLER_AWAY_S = 1800.0  # that waiting outlasts
 
 @dataclass(slots=True)
 class _Wave:
-    """What one submission sent, and how many runs there was no room for."""
+    """What one submission sent, how many runs there was no room for, and all that this launcher has sent so far."""
 
     sent: list[Submission]
     left: int = 0
+    before: frozenset[str] = frozenset()
 
 
 def carry_out(console: Console, request: Request) -> int:
@@ -68,7 +70,7 @@ def carry_out(console: Console, request: Request) -> int:
     if request.emit is not None:
         return _emit(console, request, Path(request.emit), limits)
     source: Path | None = None
-    wave, source = _submit(console, request, limits, source)
+    wave, source = _submit(console, request, limits, source, _Wave([]))
     if not request.wait:
         _say_how_to_watch(console, request)
         return OK
@@ -135,14 +137,19 @@ def _room(limits: Limits) -> int | None:
 
 
 # -------------------------------------------------------------------------------------------------------------- submit
-def _submit(console: Console, request: Request, limits: Limits, source: Path | None) -> tuple[_Wave, Path | None]:
-    """Send what is neither done nor in flight. One launcher at a time: what another has sent meanwhile is seen."""
+def _submit(
+    console: Console, request: Request, limits: Limits, source: Path | None, earlier: _Wave
+) -> tuple[_Wave, Path | None]:
+    """Send what is neither done nor in flight. One launcher at a time: what another has sent meanwhile is seen.
+
+    earlier: this launcher's last wave; what it sent is not sent again by a later one, even if it failed.
+    """
     began = time.monotonic()
     with durable.lock(request.store.launches / ".submitting", wait=True):
         ledger = read_ledger(request.store)
         if adopt_intents(ledger):
             ledger = read_ledger(request.store)
-        plan = _plan(request, ledger)
+        plan = _without(_plan(request, ledger), earlier.before)
         write_grid_of(request)
         if not plan.to_run:
             console.print("nothing to submit")
@@ -155,15 +162,29 @@ def _submit(console: Console, request: Request, limits: Limits, source: Path | N
             for group in fitting:
                 sender.send(group)
         finally:
-            if sender.sent:
+            if sender.sent and not left:  # the last wave's comes after all
                 _replace_finish(sender, ledger, request)
-    jobs = sum(len(s.tasks) for s in sender.sent if s.kind == "runs")
-    console.print(
-        f"submitted {jobs} jobs in {len(fitting)} submissions and a finish job, {time.monotonic() - began:.1f} s"
-        + (f"; {left} runs wait for places in the queue" if left else ""),
-        highlight=False,
-    )
-    return _Wave(sender.sent, left), source
+    if sender.sent:
+        jobs = sum(len(s.tasks) for s in sender.sent if s.kind == "runs")
+        finishing = f"; {left} runs wait for places in the queue" if left else " and a finish job"
+        took = f"{time.monotonic() - began:.1f} s"
+        console.print(
+            f"submitted {jobs} jobs in {len(fitting)} submissions{finishing}, {took}", highlight=False, soft_wrap=True
+        )
+    sent = frozenset(run_id for s in sender.sent for task in s.tasks for run_id in task)
+    return _Wave(sender.sent, left, earlier.before | sent), source
+
+
+def _without(plan: Plan, sent: frozenset[str]) -> Plan:
+    """The plan without what was sent before and would be sent again, and without what needs that."""
+    dropped: set[str] = set()
+    kept = []
+    for planned in plan.runs:  # needed ones come first
+        if planned.state == "run" and (planned.run.run_id in sent or dropped.intersection(planned.needs)):
+            dropped.add(planned.run.run_id)
+        else:
+            kept.append(planned)
+    return Plan(tuple(kept))
 
 
 def _make_launch(request: Request, plan: Plan, source: Path | None) -> tuple[Launch, dict[str, int], Path]:
@@ -220,17 +241,19 @@ def _groups(plan: Plan, request: Request, launch: Launch, limits: Limits) -> lis
 
 
 def _fitting(groups: list[Group], room: int | None) -> tuple[list[Group], int]:
-    """The groups, in order, that fit into the queue with the finish job; and how many runs are in the others."""
+    """The groups, in order and the last one cut, that fit into the queue beside a finish job; and how many
+    runs do not."""
     if room is None:
         return groups, 0
     fitting: list[Group] = []
     places = room - 1
     for group in groups:
-        if len(group.tasks) > places:
+        if places <= 0:
             break
+        fitting.append(group if len(group.tasks) <= places else first_tasks(group, places))
         places -= len(group.tasks)
-        fitting.append(group)
-    return fitting, sum(len(t) for g in groups[len(fitting) :] for t in g.tasks)
+    sent = sum(len(task) for group in fitting for task in group.tasks)
+    return fitting, sum(len(task) for group in groups for task in group.tasks) - sent
 
 
 def _replace_finish(sender: Sender, ledger: Ledger, request: Request) -> None:
@@ -274,7 +297,8 @@ def _say_how_to_watch(console: Console, request: Request) -> None:
 # ---------------------------------------------------------------------------------------------------------------- wait
 def _wait(console: Console, request: Request, limits: Limits, wave: _Wave, source: Path | None) -> int:
     """Until everything of the grid has ended and the finish job has; more is sent as places become free."""
-    left = wave.left
+    if wave.left and not wave.sent:
+        console.print(f"{wave.left} runs wait for places in the queue")
     told: dict[str, str] = {}
     away_since: float | None = None
     ended_since: float | None = None
@@ -283,24 +307,24 @@ def _wait(console: Console, request: Request, limits: Limits, wave: _Wave, sourc
         run_ids = runs_of(request.grid, request.store, ledger)
         snapshot = take_snapshot(run_ids, request.store, ledger, needs=needs_of(request.store, ledger, run_ids))
         states = snapshot.states
+        live = any(state.is_live for state in states.values())
         _tell_changes(console, states, told)
-        if snapshot.slurm_error is not None:
-            away_since = away_since or time.monotonic()
-            if time.monotonic() - away_since > CONTROLLER_AWAY_S:
-                raise MachineError(f"{snapshot.slurm_error}; the jobs go on, jobs/status.py shows them")
-        else:
-            away_since = None
-            if left:
-                wave, source = _submit(console, request, limits, source)
-                left = wave.left
-                if not wave.sent and left and not any(s.is_live for s in states.values()):
-                    raise MachineError(
-                        f"{left} runs find no place in SLURM's queue; scancel something, or ask for more"
-                    )
-            if not left and not any(s.is_live for s in states.values()):
+        try:
+            if snapshot.slurm_error is not None:
+                raise SlurmDown(snapshot.slurm_error)
+            if wave.left:
+                wave, source = _submit(console, request, limits, source, wave)
+                if wave.left and not wave.sent and not live:
+                    raise MachineError(f"{wave.left} runs find no place in SLURM's queue; free some, and launch again")
+            elif not live:
                 ended_since = ended_since or time.monotonic()
                 if _finish_ended(ledger, request) or time.monotonic() - ended_since > FINISH_GRACE_S:
                     break
+            away_since = None
+        except SlurmDown as error:
+            away_since = away_since or time.monotonic()
+            if time.monotonic() - away_since > CONTROLLER_AWAY_S:
+                raise SlurmDown(f"{error}; the jobs go on, jobs/status.py shows them") from error
         time.sleep(request.cluster.poll_s)
     show_results(console, request)
     show_usage(console, list(states), request.store)

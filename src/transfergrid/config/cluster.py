@@ -45,7 +45,8 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
     for key, value in values["sbatch"].items():
         if not re.fullmatch(r"[a-z][a-z-]*", str(key)):
             raise ConfigError(f"cluster.sbatch: {key!r} is not an option of sbatch; write it as {{mail-type: END}}")
-        _check_text(f"cluster.sbatch.{key}", str(value))
+        if value is not True:  # as {hold: true}
+            _check_text(f"cluster.sbatch.{key}", str(value))
     for line in values["setup"]:
         if "\n" in line or "\0" in line:
             raise ConfigError("cluster.setup: one line of shell each; give a list")
@@ -56,7 +57,7 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
         resources=resources,
         by_phase={str(p): _of_phase(str(p), given, resources) for p, given in values["by_phase"].items()},
         setup=tuple(values["setup"]),
-        sbatch={str(k): str(v) for k, v in values["sbatch"].items()},
+        sbatch={str(k): v if v is True else str(v) for k, v in values["sbatch"].items()},
         **{
             key: values[key]
             for key in (
