@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FINISH_GRACE_S = 600.0  # after the last run, for the finish job to start and end
+STARVING_S = 300.0  # with nothing of the grid in the queue and no place for more: others of the user's jobs fill it
 CONTROLLER_AWAY_S = 1800.0  # that waiting outlasts
 
 
@@ -111,7 +112,9 @@ def _show_cost(console: Console, plan: Plan, request: Request, limits: Limits) -
     wall_h = sum(e.seconds for e in estimates.values()) / 3600
     cost = f"{hours:.2f} GPU-hours" if gpus else f"{wall_h:.2f} hours without a GPU"
     console.print(
-        f"{_num_jobs(plan, request)} jobs and a finish job; expected {cost} ({basis})", highlight=False, soft_wrap=True
+        f"{count(_num_jobs(plan, request), 'job')} and a finish job; expected {cost} ({basis})",
+        highlight=False,
+        soft_wrap=True,
     )
     for phase, text in start_estimate(request.cluster, list(dict.fromkeys(r.phase for r in runs))).items():
         console.print(f"SLURM expects {phase} jobs {text}", highlight=False, soft_wrap=True)
@@ -169,7 +172,9 @@ def _submit(
         finishing = f"; {left} runs wait for places in the queue" if left else " and a finish job"
         took = f"{time.monotonic() - began:.1f} s"
         console.print(
-            f"submitted {jobs} jobs in {len(fitting)} submissions{finishing}, {took}", highlight=False, soft_wrap=True
+            f"submitted {count(jobs, 'job')} in {count(len(fitting), 'submission')}{finishing}, {took}",
+            highlight=False,
+            soft_wrap=True,
         )
     sent = frozenset(run_id for s in sender.sent for task in s.tasks for run_id in task)
     return _Wave(sender.sent, left, earlier.before | sent), source
@@ -286,6 +291,10 @@ def _emit(console: Console, request: Request, folder: Path, limits: Limits) -> i
     return OK
 
 
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _say_how_to_watch(console: Console, request: Request) -> None:
     where = "" if request.runtime.store_dir == "results" else f" store.dir={request.runtime.store_dir}"
     console.print(
@@ -301,6 +310,7 @@ def _wait(console: Console, request: Request, limits: Limits, wave: _Wave, sourc
         console.print(f"{wave.left} runs wait for places in the queue")
     told: dict[str, str] = {}
     away_since: float | None = None
+    starving_since: float | None = None
     ended_since: float | None = None
     while True:
         ledger = read_ledger(request.store)
@@ -314,7 +324,8 @@ def _wait(console: Console, request: Request, limits: Limits, wave: _Wave, sourc
                 raise SlurmDown(snapshot.slurm_error)
             if wave.left:
                 wave, source = _submit(console, request, limits, source, wave)
-                if wave.left and not wave.sent and not live:
+                starving_since = None if wave.sent or live else starving_since or time.monotonic()
+                if starving_since is not None and time.monotonic() - starving_since > STARVING_S:
                     raise MachineError(f"{wave.left} runs find no place in SLURM's queue; free some, and launch again")
             elif not live:
                 ended_since = ended_since or time.monotonic()
