@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from transfergrid.cluster import local
 from transfergrid.cluster.checks import Check
 from transfergrid.cluster.fitness import is_on_slurm, local_checks, machine_checks, slurm_checks
 from transfergrid.commands.console import FAILED, OK, make_console, run_script
-from transfergrid.config import load_doctor
+from transfergrid.commands.launch import check_inputs
+from transfergrid.config import Request, load_doctor
 from transfergrid.config.help import help_for
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ HELP = help_for(
         "python jobs/doctor.py                                 SLURM where there is one, else this machine",
         "python jobs/doctor.py cluster=slurm cluster.partition=gpu cluster.gpu_type=a100 store.dir=/shared/results",
         "python jobs/doctor.py cluster=local device=cpu",
+        "python jobs/doctor.py grid=individual_vs_parallel     fetch and verify that grid's data and weights, too",
     ),
 )
 
@@ -40,6 +43,8 @@ def doctor(arguments: Sequence[str]) -> int:
     console = make_console()
     on_slurm = is_on_slurm(request.cluster)
     found: Iterator[Check] = machine_checks(request.runtime, weights_named=request.weights_named)
+    if request.grid is not None:
+        found = chain(found, [_inputs_of(request.grid)])
     if on_slurm:
         nodes = slurm_checks(
             request.runtime,
@@ -60,6 +65,15 @@ def doctor(arguments: Sequence[str]) -> int:
         return FAILED
     console.print("fit", style="green")
     return OK
+
+
+def _inputs_of(grid: Request) -> Check:
+    """What a launch does first: data and weights of the grid, fetched where there is a network, and verified."""
+    runs = [*grid.runs.values(), *(e for run in grid.runs.values() for e in run.extractions)]
+    message = local.preflight(check_inputs, (list(dict.fromkeys(runs)), grid.runtime))
+    if message is None:
+        return Check("inputs", True, f"data and weights of grid {grid.grid} are here, and verified")
+    return Check("inputs", False, message, "put that file where it is looked for, or fetch it where there is a network")
 
 
 def _show(console: Console, check: Check) -> bool:

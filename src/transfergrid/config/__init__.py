@@ -165,10 +165,11 @@ class DoctorRequest:
     cluster: ClusterSettings
     weights_named: bool
     wait_s: float
+    grid: Request | None = None
 
 
 def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
-    """The settings of a launch, without its grid; and `wait_s=`, which no other script has."""
+    """The settings of a launch, its grid where one is named; and `wait_s=`, which no other script has."""
     from transfergrid.config.builder import GridBuilder
     from transfergrid.config.cluster import cluster_settings
     from transfergrid.config.compose import compose_config
@@ -189,6 +190,7 @@ def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
         cluster=cluster_settings(config.cluster),
         weights_named=config.weights_dir is not None,
         wait_s=wait_s,
+        grid=load_grid(others) if any(a.startswith("grid=") for a in others) else None,
     )
 
 
