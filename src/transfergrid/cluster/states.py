@@ -174,12 +174,16 @@ def _with_artifacts(case: Case, state: RunState) -> RunState:
 def _recorded(case: Case) -> RunState:
     record = case.own.record
     assert record is not None
-    name = record.get("failure_class") or "lost"
+    name, reason = record.get("failure_class") or "lost", str(record.get("error") or "")
+    if name == "lost" and case.began and "SIGKILL" in reason:
+        # Of runs that share a job one was killed, and recorded as such; why, SLURM writes when the job has ended.
+        trace = trace_of(case)
+        name, reason = trace if trace is not None and trace[0] == "host_oom" else (name, reason)
     return RunState(
         run_id=case.run_id,
         state=_STATE_OF_CLASS.get(name, "failed"),
         failure_class=name,
-        reason=str(record.get("error") or ""),
+        reason=reason,
         job_id=case.job_id if case.began else None,
         node=node_of(case.own),
         attempts=case.own.attempts,
