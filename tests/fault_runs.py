@@ -44,6 +44,10 @@ CHAIN = (
     *(*_DIGITS, "grid.models=[tinynet_mnist]", "grid.phases=[probe,finetune]", "grid.seeds=[0]"),
     "phase.finetune.epochs=1",
 )
+PAIR = (  # the second needs 1.3 GB of memory, the first a third of that
+    *(*QUICK, "grid=quickstart", "grid.models=[baseline_cnn]", "grid.phases=[scratch]", "grid.seeds=[0]"),
+    *("grid.variants={wide: {phase.scratch.batch_size: 1293}}", "dataset.image_size_px=32", "phase.scratch.epochs=1"),
+)
 HELD = "cluster.sbatch={priority: 0}"  # until `scontrol release`
 
 
@@ -78,8 +82,9 @@ class Grid:
         return said
 
     def status(self, *arguments: str) -> str:
+        """What jobs/status.py prints, on one line."""
         said = jobs("status.py", "grid=quickstart", *arguments, env=self.slurm.env, cwd=self.folder)
-        assert said.code == 0, said.text
+        assert said.code == (0 if arguments else 1), said.text  # 1: not all is well
         return " ".join(said.text.split())
 
     # What is seen of it
@@ -89,6 +94,9 @@ class Grid:
         ledger = read_ledger(store)
         run_ids = runs_of("quickstart", store, ledger)
         return take_snapshot(run_ids, store, ledger, needs=needs_of(store, ledger, run_ids))
+
+    def is_live(self) -> bool:
+        return any(state.is_live for state in self.look().states.values())
 
     def run_id(self, phase: str = "scratch", seed: int | None = None) -> str:
         """The one of this phase, and of this seed where several have it."""
@@ -186,15 +194,6 @@ def frozen(pid: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
-
-
-def is_signalled(pid: int, number: signal.Signals) -> bool:
-    """Whether the signal waits for this process."""
-    with contextlib.suppress(FileNotFoundError):
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-        masks = [int(line.split()[1], 16) for line in lines if line.startswith(("ShdPnd", "SigPnd"))]
-        return any(mask & (1 << (number - 1)) for mask in masks)
-    return False
 
 
 def is_alive(pid: int) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fault_runs import CHAIN, HELD, LONG, THREE, TOLD_WITHIN_S, Grid, frozen, is_alive, is_signalled, with_sbatch
+from fault_runs import CHAIN, HELD, LONG, PAIR, THREE, TOLD_WITHIN_S, Grid, frozen, is_alive, with_sbatch
 from sandbox import Sandbox
 from slurm_runs import ROOT, jobs, submissions, without_slurm
 
@@ -135,16 +135,16 @@ def test_a_job_requeued_after_it_has_finished_ends_within_seconds(
 def test_at_its_time_limit_a_job_continues_until_it_has_done_so_too_often(
     brisk: Sandbox, begin: Begin, long_run: Path
 ) -> None:
-    """SLURM's shortest limit that is allowed here takes minutes: the running job's is set to one."""
+    """The shortest limit that a launch may ask for is minutes: the running job's is set to one. Meanwhile the process
+    is stopped, as slow as it takes to get there; SLURM wakes it with its signal."""
     grid = begin(brisk, *LONG)
     grid.launch("cluster.timeout_min=3", "cluster.signal_delay_s=10", "cluster.max_requeues=1")
     for number in (1, 2):
         owner = grid.working(number)
         assert owner["slurm_restart_count"] == number - 1
-        with frozen(owner["pid"]):  # as slow as it takes to get to the limit
-            brisk.run("scontrol", "update", f"jobid={grid.job_id()}", "TimeLimit=1")
-            grid.wait(lambda pid=owner["pid"]: is_signalled(pid, signal.SIGUSR2), 90)  # type: ignore[misc]
-            assert grid.state().state == "running"
+        os.kill(owner["pid"], signal.SIGSTOP)
+        brisk.run("scontrol", "update", f"jobid={grid.job_id()}", "TimeLimit=1")
+        grid.wait(lambda n=number: grid.log().count("stopped by signal 12") == n, 90)  # type: ignore[misc]
     found = grid.told("failed")
     assert found.failure_class == "timeout" and "went on 1 times" in found.reason
     assert "timeout" in grid.status()
@@ -153,18 +153,30 @@ def test_at_its_time_limit_a_job_continues_until_it_has_done_so_too_often(
     resumed(grid, attempt=3)
 
 
+SLOW_IMPORT = """import os, pathlib, sys, time
+class Slow:
+    def find_spec(self, name, path=None, target=None):
+        while name == "torch" and not pathlib.Path('{ready}').exists():
+            time.sleep(0.1)
+if "SLURM_JOB_ID" in os.environ:
+    sys.meta_path.insert(0, Slow())
+"""
+
+
 @pytest.mark.full
 def test_a_run_without_progress_within_its_time_limit_ends_as_timeout(
-    brisk: Sandbox, begin: Begin, long_run: Path
+    brisk: Sandbox, begin: Begin, long_run: Path, tmp_path: Path
 ) -> None:
-    grid = begin(brisk, *LONG)
+    """A node on which python takes longer to import torch than the job may last."""
+    ready = tmp_path / "ready"
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_IMPORT.format(ready=ready))
+    grid = begin(brisk, *LONG, env={"PYTHONPATH": str(tmp_path / "slow")})
     grid.launch("cluster.timeout_min=3", "cluster.signal_delay_s=10")
-    owner = brisk.wait_for(lambda: list(grid.store.glob("runs/*/attempts/*.json")) and grid.attempt(1), 120)
-    assert owner
-    with frozen(owner["pid"]):
-        assert grid.steps() == 0
-        brisk.run("scontrol", "update", f"jobid={grid.job_id()}", "TimeLimit=1")
-        grid.wait(lambda: is_signalled(owner["pid"], signal.SIGUSR2), 90)
+    grid.wait(lambda: "attempt 1 begins" in grid.log())
+    brisk.run("scontrol", "update", f"jobid={grid.job_id()}", "TimeLimit=1")
+    grid.wait(lambda: "SIGCONT" in grid.log(), 90)  # which SLURM sends with its signal
+    ready.touch()
     found = grid.told("failed")
     assert found.failure_class == "timeout" and "not one step" in found.reason
     grid.wait(lambda: "PENDING" not in brisk.run("squeue", "-h", "-j", grid.job_id(), "-o", "%T"), 5)
@@ -314,20 +326,31 @@ def memory_limited(slurm_variant: Variant) -> Sandbox:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("runs_per_job", [1, 3])
 def test_too_little_memory_is_named_and_a_retry_with_more_completes(
-    runs_per_job: int, memory_limited: Sandbox, begin: Begin, three_runs: Path
+    memory_limited: Sandbox, begin: Begin, three_runs: Path
 ) -> None:
-    """Of runs that share a job it is a child process that the kernel kills, and the job lives on."""
-    grid = begin(memory_limited, *THREE, f"cluster.runs_per_job={runs_per_job}")
+    grid = begin(memory_limited, *THREE)
     grid.launch("cluster.mem_gb=0.2")
     for seed in (0, 1, 2):
-        found = grid.told("failed", seed=seed)
-        assert found.failure_class == "host_oom", found
+        assert grid.told("failed", seed=seed).failure_class == "host_oom"
     said = grid.status()
     assert "host_oom" in said and "cluster.mem_gb" in said
-    assert "submitted" in grid.status("retry=oom", "cluster.mem_gb=1.5")
+    assert "submitted 3 jobs" in grid.status("retry=oom", "cluster.mem_gb=1.5")
     grid.completes(three_runs)
+
+
+@pytest.mark.full
+def test_of_two_runs_in_one_job_the_one_that_took_too_much_memory_is_named(
+    memory_limited: Sandbox, begin: Begin, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A child process is killed, and the job lives on."""
+    grid = begin(memory_limited, *PAIR, "cluster.runs_per_job=2")
+    grid.launch("cluster.mem_gb=1")
+    grid.wait(lambda: not grid.is_live())
+    states = grid.look().states.values()
+    assert sorted((s.state, s.failure_class) for s in states) == [("done", None), ("failed", "host_oom")]
+    assert "submitted 1 job" in grid.status("retry=oom", "cluster.mem_gb=2.5")
+    grid.completes(undisturbed(tmp_path_factory.mktemp("pair"), *PAIR))
 
 
 # ----------------------------------------------------------------------------------------- the controller, the database
@@ -352,7 +375,7 @@ def test_a_controller_that_dies_during_submission_gets_every_configuration_once(
 ) -> None:
     controller = brisk.process("slurmctld")
     assert controller is not None
-    brisk.wait_until_saved()
+    save_state(brisk)
     env = with_sbatch(tmp_path, before=f"kill -KILL {controller.pid}; sleep 1")
     grid = begin(brisk, *THREE, env=dict(env))
     _while_it_submits(brisk, tmp_path, after_s=20)
@@ -360,6 +383,12 @@ def test_a_controller_that_dies_during_submission_gets_every_configuration_once(
     grid.assert_sent_once()
     grid.completes(three_runs)
     grid.assert_sent_once()
+
+
+def save_state(slurm: Sandbox) -> None:
+    """Until the controller has on disk what it knows: it writes when something changes."""
+    slurm.run("sbatch", "--output=/dev/null", "--wrap=true")
+    slurm.wait_until_saved()
 
 
 def _while_it_submits(slurm: Sandbox, folder: Path, *, after_s: float) -> None:
@@ -380,9 +409,10 @@ def test_a_job_told_to_save_while_the_controller_is_away_is_not_lost(
     grid = begin(brisk, *LONG)
     grid.launch()
     owner = grid.working()
-    brisk.wait_until_saved()
-    brisk.kill_daemon("slurmctld")
-    os.kill(owner["pid"], signal.SIGUSR2)
+    with frozen(owner["pid"]):
+        save_state(brisk)
+        brisk.kill_daemon("slurmctld")
+        os.kill(owner["pid"], signal.SIGUSR2)
     grid.wait(lambda: "requeue of job" in grid.log(), TOLD_WITHIN_S)
     assert grid.state().state == "running"
     time.sleep(10)
@@ -407,7 +437,7 @@ def test_without_any_accounting_a_launch_that_waits_ends_with_the_right_states(
     without_accounting: Sandbox, begin: Begin, three_runs: Path
 ) -> None:
     grid = begin(without_accounting, *THREE)
-    said = grid.launch("wait=true", "cluster.setup=[test $SLURM_ARRAY_TASK_ID != 1]", check=False)
+    said = grid.launch("wait=true", "cluster.setup=['test x$SLURM_ARRAY_TASK_ID != x1']", check=False)
     assert said.code == 1
     states = {seed: grid.state(seed=seed) for seed in (0, 1, 2)}
     assert [s.state for s in states.values()] == ["done", "lost", "done"]
