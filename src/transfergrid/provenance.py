@@ -25,10 +25,12 @@ def code_hash() -> str:
 
 
 def hash_of(package: Path) -> str:
-    """16 hex of sha256 over a package's Python and JSON files."""
+    """16 hex of sha256 over a package's Python and JSON files; hidden ones are an editor's, and no snapshot has them."""
     total = hashlib.sha256()
     for path in sorted(p for p in package.rglob("*") if p.suffix in (".py", ".json")):
-        total.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes() + b"\0")
+        name = path.relative_to(package)
+        if not any(part.startswith(".") for part in name.parts):
+            total.update(str(name).encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()[:16]
 
 
