@@ -25,7 +25,7 @@ def code_hash() -> str:
 
 
 def hash_of(package: Path) -> str:
-    """16 hex of sha256 over a package's Python and JSON files; hidden ones are an editor's, and no snapshot has them."""
+    """16 hex of sha256 over a package's Python and JSON files; hidden ones, of editors, are in no snapshot either."""
     total = hashlib.sha256()
     for path in sorted(p for p in package.rglob("*") if p.suffix in (".py", ".json")):
         name = path.relative_to(package)
