@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -202,7 +202,7 @@ def is_alive(pid: int) -> bool:
     return False
 
 
-def with_sbatch(folder: Path, before: str = "", after: str = "") -> Mapping[str, str]:
+def with_sbatch(folder: Path, before: str = "", after: str = "") -> dict[str, str]:
     """PATH with an sbatch that runs these lines of shell around its first real submission."""
     own = folder / "bin"
     own.mkdir()

@@ -361,7 +361,7 @@ def test_a_controller_that_hangs_during_submission_gets_every_configuration_once
     controller = brisk.process("slurmctld")
     assert controller is not None
     env = with_sbatch(tmp_path, before=f"kill -STOP {controller.pid}")
-    grid = begin(brisk, *THREE, env=dict(env))
+    grid = begin(brisk, *THREE, env=env)
     _while_it_submits(brisk, tmp_path, after_s=30)
     grid.launch()
     grid.assert_sent_once()
@@ -377,7 +377,7 @@ def test_a_controller_that_dies_during_submission_gets_every_configuration_once(
     assert controller is not None
     save_state(brisk)
     env = with_sbatch(tmp_path, before=f"kill -KILL {controller.pid}; sleep 1")
-    grid = begin(brisk, *THREE, env=dict(env))
+    grid = begin(brisk, *THREE, env=env)
     _while_it_submits(brisk, tmp_path, after_s=20)
     grid.launch()
     grid.assert_sent_once()
@@ -480,7 +480,7 @@ def test_a_launcher_killed_right_after_sbatch_leaves_a_job_that_the_next_one_ado
     brisk: Sandbox, begin: Begin, request: pytest.FixtureRequest, tmp_path: Path, asked: tuple[str, ...]
 ) -> None:
     env = with_sbatch(tmp_path, after="kill -KILL $PPID")
-    grid = begin(brisk, *asked, env=dict(env))
+    grid = begin(brisk, *asked, env=env)
     assert grid.launch(check=False).code == -signal.SIGKILL
     assert [s["job_id"] for s in submissions(grid.store)] == [None]
     [sent] = brisk.run("squeue", "-h", "-o", "%F %k").splitlines()[:1]
