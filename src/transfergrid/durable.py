@@ -59,12 +59,19 @@ def write_json(final: Path, value: Any) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Add one whole line, durable before this returns; appends of several processes do not mix."""
+    """Add one whole line, durable before this returns; appends of several processes do not mix.
+
+    What a killed writer left of a line is closed first, so that it takes no other with it. Raises StoreFull.
+    """
     make_folder(path.parent)
     with explained(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o664)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o664)
         try:
-            os.write(descriptor, line + b"\n")
+            size = os.fstat(descriptor).st_size
+            is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            content = b"\n" * is_torn + line + b"\n"
+            if os.write(descriptor, content) < len(content):
+                raise OSError(errno.ENOSPC, "only a part of a line was written")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
