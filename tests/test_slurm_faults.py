@@ -171,7 +171,8 @@ def test_a_run_without_progress_within_its_time_limit_ends_as_timeout(
     ready = tmp_path / "ready"
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_IMPORT.format(ready=ready))
-    grid = begin(brisk, *LONG, env={"PYTHONPATH": str(tmp_path / "slow")})
+    path = os.pathsep.join(filter(None, [str(tmp_path / "slow"), os.environ.get("PYTHONPATH")]))
+    grid = begin(brisk, *LONG, env={"PYTHONPATH": path})
     grid.launch("cluster.timeout_min=3", "cluster.signal_delay_s=10")
     grid.wait(lambda: "attempt 1 begins" in grid.log())
     brisk.run("scontrol", "update", f"jobid={grid.job_id()}", "TimeLimit=1")
