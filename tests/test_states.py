@@ -313,6 +313,29 @@ def test_a_step_out_of_memory_stands_for_a_job_that_says_only_failed(store: Stor
     assert (found.state, found.failure_class) == ("failed", "host_oom")
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("its process ended with signal SIGKILL; the end of its log.txt may say why", ("failed", "host_oom")),
+        ("its process ended with signal SIGSEGV; the end of its log.txt may say why", ("lost", "lost")),
+    ],
+)
+def test_of_runs_that_share_a_job_the_one_killed_for_its_memory_is_named(
+    store: StorePaths, slurm: ReplayedSlurm, error: str, told: tuple[str, str]
+) -> None:
+    """The job saw a signal and recorded that; only when it had ended did SLURM write why."""
+    submission = submit(store, ("a", "b"))
+    completed(store, "a")
+    attempt(store, "b")
+    failed(store, "b", "lost", error)
+    _, errors = submission.logs(0)
+    errors.parent.mkdir(parents=True)
+    errors.write_text("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0\n")
+    found = look(store, "a", "b").states
+    assert found["a"].state == "done"
+    assert (found["b"].state, found["b"].failure_class) == told
+
+
 @pytest.mark.parametrize("word", ["NODE_FAIL", "PREEMPTED", "BOOT_FAIL"])
 def test_what_slurm_may_start_again_is_not_final_yet(store: StorePaths, slurm: ReplayedSlurm, word: str) -> None:
     submit(store, ("a",))
