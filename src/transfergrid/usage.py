@@ -33,8 +33,8 @@ class UsageMeter:
         self._ended.set()
 
     def summary(self) -> dict[str, Any]:
-        """wall_s, cpu_s; cpus and memory_mb (MiB) that SLURM gave, else None; max_rss_mb (MiB); gpu_utilisation in
-        [0, 1] and gpu_memory_mb, both None without a sample."""
+        """wall_s, cpu_s; cpus: those SLURM gave, else those it may use; memory_mb (MiB) that SLURM gave, else None;
+        max_rss_mb (MiB); gpu_utilisation in [0, 1] and gpu_memory_mb, both None without a sample."""
         memory = os.environ.get("SLURM_MEM_PER_NODE")
         return {
             "wall_s": round(time.monotonic() - self._began, 3),
