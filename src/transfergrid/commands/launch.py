@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,8 @@ def runs_on_slurm(console: Console, cluster: ClusterSettings) -> bool:
     if cluster.kind != "auto":
         return cluster.kind == "slurm"
     if not slurm.answers():
+        if shutil.which("sbatch") is not None:
+            console.print("SLURM does not answer: running here; cluster=slurm submits once it does")
         return False
     if slurm.inside_job():
         console.print("inside a SLURM job: running here; cluster=slurm submits")

@@ -1,0 +1,80 @@
+"""Where a grid is carried out: `cluster=auto` looks for a SLURM that answers, and for whether this is a job already."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from cluster_cases import as_job, console, executable, said
+
+from transfergrid.commands.launch import runs_on_slurm
+from transfergrid.resources import ClusterSettings
+
+AUTO = ClusterSettings(name="auto", kind="auto")
+
+
+@pytest.fixture
+def commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder on the PATH: empty. No job around it."""
+    as_job(monkeypatch, None)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def slurm(commands: Path, *sinfo: str) -> None:
+    executable(commands / "sbatch", "exit 1")
+    executable(commands / "sinfo", f'echo "$*" >> {commands}/calls', *sinfo)
+
+
+def test_without_sbatch_it_runs_here(commands: Path) -> None:
+    printed = console()
+    assert runs_on_slurm(printed, AUTO) is False
+    assert said(printed) == []
+
+
+def test_a_slurm_that_answers_is_taken_and_it_says_so(commands: Path) -> None:
+    slurm(commands, "echo gpu*")
+    printed = console()
+    assert runs_on_slurm(printed, AUTO) is True
+    assert said(printed) == ["SLURM answers: submitting to it; cluster=local runs here"]
+    assert (commands / "calls").read_text() == "-h -o %P\n"
+
+
+def test_inside_a_job_it_runs_there_and_it_says_so(commands: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher in a job would wait for jobs that wait for its end."""
+    slurm(commands, "echo gpu*")
+    as_job(monkeypatch, "7")
+    printed = console()
+    assert runs_on_slurm(printed, AUTO) is False
+    assert said(printed) == ["inside a SLURM job: running here; cluster=slurm submits"]
+
+
+def test_a_controller_that_hangs_is_given_up_after_two_seconds_and_it_says_so(commands: Path) -> None:
+    slurm(commands, "exec /bin/sleep 60")
+    printed, began = console(), time.monotonic()
+    assert runs_on_slurm(printed, AUTO) is False
+    assert 1.9 <= time.monotonic() - began <= 4
+    assert said(printed) == ["SLURM does not answer: running here; cluster=slurm submits once it does"]
+
+
+def test_a_controller_that_cannot_be_reached_is_told(commands: Path) -> None:
+    slurm(commands, "echo 'slurm_load_partitions: Unable to contact slurm controller' >&2", "exit 1")
+    printed = console()
+    assert runs_on_slurm(printed, AUTO) is False
+    assert said(printed) == ["SLURM does not answer: running here; cluster=slurm submits once it does"]
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("slurm", True), ("local", False)])
+def test_a_cluster_that_was_named_is_taken_without_a_look_also_inside_a_job(
+    commands: Path, monkeypatch: pytest.MonkeyPatch, kind: str, expected: bool
+) -> None:
+    slurm(commands, "echo gpu*")
+    for job_id in (None, "7"):
+        as_job(monkeypatch, job_id)
+        printed = console()
+        assert runs_on_slurm(printed, ClusterSettings(name="mine", kind=kind)) is expected
+        assert said(printed) == []
+    assert not (commands / "calls").exists()
