@@ -7,6 +7,7 @@ Whatever becomes of the mirror changes nothing for training, and a later mirror 
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import logging
 import netrc
@@ -21,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transfergrid import attempts
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, one_line
 from transfergrid.paths import store_paths
 from transfergrid.specs import Configuration, Runtime
 
@@ -127,12 +128,12 @@ def sync_if_possible(runtime: Runtime, say: Callable[[str], None]) -> None:
         urllib.request.urlopen(f"{url}/healthz", timeout=5).close()
     except urllib.error.HTTPError:
         pass  # it answered
-    except (OSError, ValueError) as error:
-        say(f"W&B: {len(offline)} offline runs, {url} does not answer ({error}); {by_hand}")
+    except (OSError, ValueError, http.client.HTTPException) as error:  # nobody, or something that is no web server
+        say(f"W&B: {len(offline)} offline runs, {url} does not answer ({one_line(error)}); {by_hand}")
         return
     command = [sys.executable, "-m", "wandb", "sync", *map(str, offline)]
     try:
-        subprocess.run(command, capture_output=True, text=True, timeout=SYNC_TIMEOUT_S, check=True)
+        subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SYNC_TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError) as error:
         said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
         say(f"W&B: sync did not end well ({said[-1] if said else error}); {by_hand}")
@@ -143,8 +144,8 @@ def sync_if_possible(runtime: Runtime, say: Callable[[str], None]) -> None:
 def _has_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
-    host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
     try:
+        host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
         return netrc.netrc().authenticators(host or "") is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, ValueError, netrc.NetrcParseError):
         return False
