@@ -302,6 +302,8 @@ def test_retry_sends_exactly_the_runs_of_its_class(
 
     def relaunch(grid: str, store: StorePaths, run_ids: list[str], overrides: tuple[str, ...]) -> int:
         sent.append((grid, run_ids, overrides, [store.run(r).record.exists() for r in run_ids]))
+        if run_ids == ["a"]:
+            submit(store, ("a",), seconds_ago=0)
         return 0
 
     monkeypatch.setattr("transfergrid.commands.launch.relaunch", relaunch, raising=False)
@@ -316,6 +318,16 @@ def test_retry_sends_exactly_the_runs_of_its_class(
     assert sorted(os.listdir(store.run("a").root)) == []
     assert status(["grid=g", "retry=timeout"]) == 0
     assert "nothing to retry: no run of that class; there is cuda_oom, host_oom, lost" in printed(capsys)
+
+
+def test_a_retry_that_sent_nothing_leaves_the_records_as_they_were(
+    store: StorePaths, slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_grid(store, "a")
+    failed(store, "a", "code")
+    monkeypatch.setattr("transfergrid.commands.launch.relaunch", lambda *arguments: 0)
+    assert status(["grid=g", "retry=failed"]) == 0
+    assert os.listdir(store.run("a").root) == ["record.json"]
 
 
 def test_a_retry_that_cannot_be_sent_leaves_the_records_as_they_were(

@@ -30,6 +30,7 @@ def temporary_beside(final: Path) -> Path:
 def publish(temporary: Path, final: Path) -> None:
     """Make a written file durable under its final name, replacing what was there."""
     with open(temporary, "rb+") as file:
+        share(file.fileno(), final.parent)
         os.fsync(file.fileno())
     os.replace(temporary, final)
     fsync_folder(final.parent)
@@ -67,6 +68,7 @@ def append_line(path: Path, line: bytes) -> None:
     with explained(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o664)
         try:
+            share(descriptor, path.parent)
             size = os.fstat(descriptor).st_size
             is_torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
             content = b"\n" * is_torn + line + b"\n"
@@ -91,6 +93,8 @@ def claim(final: Path, content: bytes) -> bool:
     with explained(final):
         try:
             _write_all(temporary, content)
+            with open(temporary, "rb") as file:
+                share(file.fileno(), final.parent)
             try:
                 os.link(temporary, final)
             except FileExistsError:
@@ -113,6 +117,7 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
     with explained(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
     try:
+        share(descriptor, path.parent)
         if wait:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield wait or _obtained(descriptor)
@@ -145,6 +150,14 @@ def is_locked(path: Path) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def share(descriptor: int, folder: Path) -> None:
+    """Give an open file its folder's rights for the group, whatever the umask: others of a lab write it, too."""
+    with contextlib.suppress(PermissionError):  # another user's: its owner has done so
+        mode, wanted = os.fstat(descriptor).st_mode, folder.stat().st_mode & 0o060
+        if mode & wanted != wanted:
+            os.fchmod(descriptor, (mode | wanted) & 0o7777)
 
 
 def make_folder(folder: Path) -> None:

@@ -141,7 +141,7 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
         with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
             record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop))
         attempt.assert_newest()
-        write_record(attempt.paths, replace(record, details={**record.details, "usage": usage.summary()}))
+        write_record(attempt.paths, replace(record, usage=usage.summary()))
         remove_checkpoints(attempt.paths)
         return "completed"
     except (Interrupted, KeyboardInterrupt) as error:
@@ -202,6 +202,8 @@ def _logging_to(path: Path, attempt: Attempt) -> Iterator[None]:
     """Everything this process logs also goes to the run's log.txt, one section per attempt."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    assert handler.stream is not None
+    durable.share(handler.stream.fileno(), path.parent)
     root = logging.getLogger("transfergrid")
     root.addHandler(handler)
     root.setLevel(logging.INFO)

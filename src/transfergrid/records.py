@@ -45,6 +45,7 @@ class RunRecord:
     metrics: `<split>_accuracy`, `<split>_loss`, `<split>_macro_{precision,recall,f1}`, `lbfgs_test_accuracy`, ...
     details: what a reader may want beside the table: the chosen learning rate, the parity gate, both epochs of a
     published rule. gflops_per_image counts 2 x MAC of one forward pass. n_train: images trained on.
+    usage: what it used of what it was given, see usage.UsageMeter.
     """
 
     run_id: str
@@ -64,6 +65,7 @@ class RunRecord:
     peak_memory_mb: float | None = None
     epochs: int | None = None
     n_train: int | None = None
+    usage: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -122,6 +124,7 @@ class MetricsLog:
         durable.make_folder(path.parent)
         with durable.explained(path):
             self._file: io.BufferedRandom | Any = open(path, "ab+")  # noqa: SIM115  (closed by close())
+            durable.share(self._file.fileno(), path.parent)
         self._file.seek(0)
         for number in range(1, lines_kept + 1):
             if not self._file.readline().endswith(b"\n"):

@@ -47,7 +47,7 @@ def make_groups(
         for planned in of_phase:
             by_needs.setdefault(() if settings.runs_per_job > 1 else tuple(sorted(planned.needs)), []).append(planned)
         for members in by_needs.values():
-            for tasks in _cut([tuple(t) for t in _cut(members, settings.runs_per_job)], max_array_size):
+            for tasks in _cut([tuple(t) for t in _cut(members, settings.runs_per_job)], max(1, max_array_size)):
                 packed = any(len(task) > 1 for task in tasks)
                 waits_for = sorted({n for task in tasks for p in task for n in p.needs})
                 run_ids = [[p.run.run_id for p in task] for task in tasks]

@@ -19,6 +19,7 @@ from transfergrid.errors import MachineError
 TIMEOUT_S = 30.0
 PROBE_S = 2.0  # auto: a controller that takes longer is not there
 SEPARATOR = "|"
+NAMES_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_RESERVATION")
 NO_ACCOUNTING = ("disabled", "Slurm accounting storage", "connection refused", "unable to contact", "Problem talking")
 
 
@@ -32,10 +33,9 @@ class SlurmRefused(MachineError):
 
 def environment() -> dict[str, str]:
     """This process's environment without what SLURM set in it: inside a job, inherited SLURM_* variables would become
-    options of the new one. SLURM_CONF stays, since it names the cluster, and times are told in UTC."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI"))}
-    if "SLURM_CONF" in os.environ:
-        kept["SLURM_CONF"] = os.environ["SLURM_CONF"]
+    options of the new one. What names the cluster stays, and times are told in UTC."""
+    of_slurm = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(of_slurm) or k in NAMES_THE_CLUSTER}
     # An array's waiting tasks would be cut short to `5_[0-3,5,7,...]`.
     return kept | {"TZ": "UTC", "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C"}
 
@@ -53,6 +53,8 @@ def run(command: Sequence[str], *, timeout_s: float = TIMEOUT_S, environ: Mappin
         )
     except FileNotFoundError:
         raise SlurmDown(f"{command[0]} is not on the PATH; run this where SLURM's commands are") from None
+    except OSError as error:  # as a list of jobs too long for one command
+        raise SlurmRefused(f"{command[0]} cannot be run: {error.strerror}") from error
     except subprocess.TimeoutExpired:
         raise SlurmDown(f"{command[0]} got no answer from SLURM within {timeout_s:.0f} s; try again later") from None
     if done.returncode == 0:

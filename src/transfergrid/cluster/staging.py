@@ -28,7 +28,12 @@ def staged(runtime: Runtime, datasets: Sequence[str], scratch_dir: str | None) -
     if scratch_dir is None or not folders:
         yield runtime
         return
-    scratch = Path(os.path.expandvars(scratch_dir)) / f"transfergrid-{os.getuid()}-{slurm_task() or os.getpid()}"
+    root = os.path.expandvars(scratch_dir)
+    if "$" in root:
+        logger.warning("%s: that variable is not set on this node; nothing is staged", root)
+        yield runtime
+        return
+    scratch = Path(root) / f"transfergrid-{os.getuid()}-{slurm_task() or os.getpid()}"
     try:
         copies = {}
         for name, folder in folders.items():

@@ -247,8 +247,11 @@ def _held(look: Look, case: Case) -> RunState:
 
 def _unsent(look: Look, case: Case) -> RunState:
     if case.submission is not None:  # only the intent of it
-        told = "is being submitted" if look.age_s(case.submitted) < SETTLING_S else "its launcher died; launch again"
-        return RunState(run_id=case.run_id, state="unknown", reason=told, attempts=case.own.attempts)
+        if look.age_s(case.submitted) < SETTLING_S:
+            told = "is being submitted"
+            return RunState(run_id=case.run_id, state="unknown", reason=told, attempts=case.own.attempts)
+        told = "its launcher died while it submitted; launch again"
+        return RunState(run_id=case.run_id, state="not submitted", reason=told, attempts=case.own.attempts)
     told = "its last attempt was interrupted" if case.own.attempts else ""
     return RunState(run_id=case.run_id, state="not submitted", reason=told, attempts=case.own.attempts)
 

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ GIVE_UP_S = 300.0  # for a controller that does not answer
 RETRY_S = 3.0
 LOOKS = 3  # at the queue, before a job of which sbatch said nothing counts as never sent
 FINISH_CPUS, FINISH_MEM_GB, FINISH_MIN = 2, 4.0, 60
+OF_NODES_WITH_GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "nodelist", "nodes", "ntasks", "exclusive")
 _UNENDING = 1_000_000  # submitit's own count of timeouts; ours is max_requeues
 
 
@@ -43,7 +44,7 @@ _UNENDING = 1_000_000  # submitit's own count of timeouts; ours is max_requeues
 class Launch:
     """What all groups of one launch share. folder: results/launches/<launch>. source: goes in front of PYTHONPATH.
 
-    notify: the shell command by which the finish job tells that all has ended.
+    notify: the shell command by which the finish job tells that all has ended. finish: what that job asks for.
     """
 
     grid: str
@@ -52,6 +53,7 @@ class Launch:
     source: Path
     settings: ClusterSettings
     notify: str | None = None
+    finish: Resources = field(default_factory=Resources)
 
 
 # --------------------------------------------------------------------------------------------------------------- send
@@ -116,6 +118,7 @@ def write_tasks(launch: Launch, group: Group, indices: Mapping[str, int]) -> Non
         signal_delay_s=settings.signal_delay_s,
         max_requeues=settings.max_requeues,
         stage_to=settings.scratch_dir if settings.stage_folders else None,
+        asks_for_gpu=group.resources.gpus > 0,
     ).write(launch.folder / "slurm" / group.name)
 
 
@@ -256,17 +259,27 @@ def sbatch_parameters(launch: Launch, group: Group, *, dependency: str | None) -
     return parameters
 
 
-def finish_parameters(launch: Launch, name: str, *, dependency: str | None) -> dict[str, Any]:
-    resources = replace(
-        launch.settings.resources,
+def finish_resources(settings: ClusterSettings, *, max_time_min: int | None) -> Resources:
+    """Of a job that needs no GPU, nor a node that has one. max_time_min: what its partition allows."""
+    own_partition = settings.finish_partition is not None
+    return replace(
+        settings.resources,
         gpus=0,
         gpu_type=None,
-        cpus=FINISH_CPUS,
-        mem_gb=min(FINISH_MEM_GB, launch.settings.resources.mem_gb),
-        timeout_min=FINISH_MIN,
-        partition=launch.settings.finish_partition or launch.settings.resources.partition,
+        constraint=None,
+        qos=None if own_partition else settings.resources.qos,
+        cpus=min(FINISH_CPUS, settings.resources.cpus),
+        mem_gb=min(FINISH_MEM_GB, settings.resources.mem_gb),
+        timeout_min=min(FINISH_MIN, max_time_min or FINISH_MIN),
+        partition=settings.finish_partition or settings.resources.partition,
     )
-    return _common(launch, name, resources, dependency)
+
+
+def finish_parameters(launch: Launch, name: str, *, dependency: str | None) -> dict[str, Any]:
+    parameters = _common(launch, name, launch.finish, dependency)
+    for option in OF_NODES_WITH_GPUS:
+        parameters["additional_parameters"].pop(option, None)
+    return parameters
 
 
 def _common(launch: Launch, name: str, resources: Resources, dependency: str | None) -> dict[str, Any]:
@@ -333,5 +346,6 @@ def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str
         options = [f"--{key}={value}" for key, value in named.items() if value]
         options += [f"--cpus-per-task={resources.cpus}", f"--mem={round(resources.mem_gb * 1024)}M"]
         options += [f"--time={resources.timeout_min}"]
+        options += [f"--{key}" if value is True else f"--{key}={value}" for key, value in settings.sbatch.items()]
         told[", ".join(members)] = slurm.test_only(options)
     return {phase: text for phase, text in told.items() if text is not None}

@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class TaskSettings:
     signal_delay_s: int
     max_requeues: int
     stage_to: str | None
+    asks_for_gpu: bool
 
     def write(self, folder: Path) -> None:
         content = {name: getattr(self, name) for name in self.__slots__}
@@ -62,46 +63,63 @@ def run_task(folder: str) -> dict[str, str]:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         settings = TaskSettings.read(Path(folder))
         payload = job.read_payload(Path(settings.payload))
-        payload.assert_same_code()
         index = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)
         runs = [payload.runs[i] for i in settings.tasks[index]]
-        remaining = [run for run in runs if not phase_module(run.phase).is_done(run, payload.runtime)]
+        runtime = payload.runtime
+        if settings.asks_for_gpu and runtime.device == "auto":
+            runtime = replace(runtime, device="cuda")  # a GPU that torch cannot use is not to stand idle
+        remaining = [run for run in runs if not phase_module(run.phase).is_done(run, runtime)]
         if not remaining:  # it had finished when it was requeued
             print(f"{', '.join(run.run_id for run in runs)}: completed before", flush=True)
             return {run.run_id: "reused" for run in runs}
+        _assert_same_code(payload, remaining)
         _rename(runs)
-        outcomes = _carry_out(remaining, payload, settings, stop)
+        rows = [c for c in (payload.configuration(run) for run in remaining) if c is not None]
+        mirror = tracking.start_mirror(runtime, rows) if rows else None
+        outcomes = _carry_out(remaining, runtime, settings, stop)
         print(*(f"{run_id}: {outcome}" for run_id, outcome in outcomes.items()), sep="\n", flush=True)
-        if "interrupted" in outcomes.values():
-            _go_on_later([r for r in remaining if outcomes[r.run_id] == "interrupted"], payload, settings)
+        interrupted = [run for run in remaining if outcomes[run.run_id] == "interrupted"]
+        if interrupted:  # before anything that may take time: SLURM is about to end this job
+            _go_on_later(interrupted, runtime, settings)
+        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S)
         if any(outcome not in ("completed", "reused") for outcome in outcomes.values()):
             sys.exit(1)
     return outcomes
 
 
-def _carry_out(runs: Sequence[RunSpec], payload: job.Payload, settings: TaskSettings, stop: StopFlag) -> dict[str, str]:
-    rows = [c for c in (payload.configuration(run) for run in runs) if c is not None]
-    mirror = tracking.start_mirror(payload.runtime, rows) if rows else None
+def _assert_same_code(payload: job.Payload, runs: Sequence[RunSpec]) -> None:
+    """Other code than that of the launch is a failure of every run, recorded as such."""
     try:
-        with staged(payload.runtime, [run.dataset.name for run in runs], settings.stage_to) as runtime:
-            if len(runs) > 1:
-                return _one_after_the_other(runs, runtime)
-            marks = progress_mark(runs[0], runtime)
-            outcome = job.carry_out(runs[0], runtime, stop=stop, live_jobs=live_jobs)
-            if outcome == "interrupted" and progress_mark(runs[0], runtime) == marks and time_is_up(settings):
-                _record_no_progress(runs[0], runtime)
-                outcome = "failed"
-            return {runs[0].run_id: outcome}
-    finally:
-        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S)
+        payload.assert_same_code()
+    except MachineError as error:
+        for run in runs:
+            job.record_loss(run, payload.runtime, error)
+        raise
 
 
-def _one_after_the_other(runs: Sequence[RunSpec], runtime: Runtime) -> dict[str, str]:
+def _carry_out(runs: Sequence[RunSpec], runtime: Runtime, settings: TaskSettings, stop: StopFlag) -> dict[str, str]:
+    """How each run ended."""
+    with staged(runtime, [run.dataset.name for run in runs], settings.stage_to) as runtime:
+        marks = {run.run_id: progress_mark(run, runtime) for run in runs}
+        if len(runs) > 1:
+            outcomes = _one_after_the_other(runs, runtime, stop)
+        else:
+            outcomes = {runs[0].run_id: job.carry_out(runs[0], runtime, stop=stop, live_jobs=live_jobs)}
+        interrupted = [run for run in runs if outcomes[run.run_id] == "interrupted"]
+        got_nowhere = all(progress_mark(run, runtime) == marks[run.run_id] for run in runs)
+        if len(interrupted) == len(runs) and got_nowhere and time_is_up(settings):
+            _record_no_progress(runs[0], runtime)
+            outcomes[runs[0].run_id] = "failed"
+        return outcomes
+
+
+def _one_after_the_other(runs: Sequence[RunSpec], runtime: Runtime, stop: StopFlag) -> dict[str, str]:
     """Runs that share a job, each in a process of its own: one that dies takes no other with it."""
     outcomes = {run.run_id: "interrupted" for run in runs}
-    watcher = _Outcomes(outcomes)
+    if stop.signal is not None:  # the pool hears only signals that come while it runs
+        return outcomes
     try:
-        local.run_plan(Plan(tuple(PlannedRun(run, "run", "") for run in runs)), runtime, watcher)
+        local.run_plan(Plan(tuple(PlannedRun(run, "run", "") for run in runs)), runtime, _Outcomes(outcomes))
     except KeyboardInterrupt:  # how the pool is told of SIGTERM and SIGUSR2; its children have saved
         pass
     return outcomes
@@ -116,13 +134,13 @@ class _Outcomes(local.Watcher):
 
 
 # ---------------------------------------------------------------------------------------------------------- going on
-def _go_on_later(runs: Sequence[RunSpec], payload: job.Payload, settings: TaskSettings) -> None:
+def _go_on_later(runs: Sequence[RunSpec], runtime: Runtime, settings: TaskSettings) -> None:
     if restart_count() < settings.max_requeues:
         requeue_this_job()
         return
     for run in runs:
         error = Lost(f"went on {restart_count()} times and is not done; give cluster.timeout_min more", "timeout")
-        job.record_loss(run, payload.runtime, error)
+        job.record_loss(run, runtime, error)
 
 
 def progress_mark(run: RunSpec, runtime: Runtime) -> tuple[str, ...]:

@@ -59,3 +59,8 @@ def hashing_progress() -> Callable[[int, int], None]:
             print(f"hashing images {done}/{total}", file=sys.stderr, flush=True)
 
     return show
+
+
+def count(number: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -35,15 +35,16 @@ def finish(folder: str) -> dict[str, int]:
     grid, store = str(asked["grid"]), store_paths(payload.runtime)
     console = make_console()
     states = _wait_until_all_is_told(grid, store)
-    recorded = settle(states, store, read_ledger(store))
-    for run_id in recorded:
-        state = states[run_id]
-        console.print(f"{state.failure_class}: {run_id}: {state.reason}", highlight=False, soft_wrap=True)
-    show_report(console, grid, store)
-    show_usage(console, list(states), store)
-    tracking.sync_if_possible(payload.runtime, console.print)
-    if asked["notify"]:
-        _notify(console, asked["notify"], Path(folder), grid, store, states)
+    try:
+        for run_id in settle(states, store, read_ledger(store)):
+            state = states[run_id]
+            console.print(f"{state.failure_class}: {run_id}: {state.reason}", highlight=False, soft_wrap=True)
+        show_report(console, grid, store)
+        show_usage(console, list(states), store)
+    finally:  # whatever became of the report, somebody waits to be told
+        if asked["notify"]:
+            _notify(console, asked["notify"], Path(folder), grid, store, states)
+    tracking.sync_if_possible(payload.runtime, lambda text: console.print(text, highlight=False, soft_wrap=True))
     return {str(state): n for state, n in Counter(s.state for s in states.values()).items()}
 
 

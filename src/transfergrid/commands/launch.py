@@ -78,14 +78,14 @@ def carry_out(request: Request) -> int:
     finally:
         tracking.wait_for_mirror(mirror, MIRROR_WAIT_S)
     show_results(console, request)
-    return _show_failures(console, plan, endings)
+    return show_failures(console, plan, endings)
 
 
 def relaunch(grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Sequence[str]) -> int:
     """Submit these runs of a grid to SLURM again, and what needs them; `overrides`: `cluster.*` of a command line."""
-    from transfergrid.commands import on_slurm
+    from transfergrid.commands import retry
 
-    return on_slurm.relaunch(grid, store, run_ids, overrides)
+    return retry.relaunch(grid, store, run_ids, overrides)
 
 
 def runs_on_slurm(console: Console, cluster: ClusterSettings) -> bool:
@@ -218,7 +218,7 @@ def show_results(console: Console, request: Request) -> None:
     show_report(console, request.grid, request.store)
 
 
-def _show_failures(console: Console, plan: Plan, endings: Sequence[local.Ended]) -> int:
+def show_failures(console: Console, plan: Plan, endings: Sequence[local.Ended]) -> int:
     """Each run that did not complete, with class, reason and next step."""
     failed = [e for e in endings if e.ending not in ("completed", "reused")]
     waiting = [p for p in plan.runs if p.state in ("blocked", "in flight")]

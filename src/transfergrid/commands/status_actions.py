@@ -6,13 +6,14 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from transfergrid.cluster import slurm, slurm_words
-from transfergrid.cluster.ledger import Submission
+from transfergrid.cluster.ledger import Submission, read_ledger
 from transfergrid.cluster.settle import settle
 from transfergrid.cluster.states import needs_of, take_snapshot
-from transfergrid.commands.console import FAILED, OK
+from transfergrid.commands.console import FAILED, OK, count
 from transfergrid.commands.status_view import View
 from transfergrid.config.status import StatusRequest
 from transfergrid.errors import ConfigError, MachineError
@@ -50,7 +51,7 @@ def cancel(console: Console, view: View) -> int:
     with contextlib.suppress(OSError):
         settle(ended, view.store, view.ledger)
     console.print(
-        f"cancelled {_count(len(jobs) - len(left), 'job')} of {_count(len(runs), 'run')}"
+        f"cancelled {count(len(jobs) - len(left), 'job')} of {count(len(runs), 'run')}"
         + (f"; {len(dependents)} that wait for them are cancelled by SLURM" if dependents else ""),
         highlight=False,
     )
@@ -134,7 +135,7 @@ def retry(console: Console, view: View, request: StatusRequest) -> int:
         console.print(f"nothing to retry: no run of that class; there is {', '.join(classes) or 'no failed run'}")
         return OK
     grid = view.grid or _grid_of(view, picked[0])
-    console.print(f"retrying {_count(len(picked), 'run')} of grid {grid}", highlight=False)
+    console.print(f"retrying {count(len(picked), 'run')} of grid {grid}", highlight=False)
     from transfergrid.commands.launch import relaunch  # Hydra, which only those who launch need to wait for
 
     with _set_aside(view.store, picked):
@@ -152,15 +153,18 @@ def _set_aside(store: StorePaths, run_ids: Iterable[str]) -> Iterator[None]:
             aside = paths.record.with_name(f".{paths.record.name}.retried")
             os.replace(paths.record, aside)
             moved.append((aside, paths.record))
+    began = datetime.now(UTC) - timedelta(seconds=1)  # the ledger counts whole seconds
     try:
         yield
-    except BaseException:
+    finally:
+        ledger = read_ledger(store)
         for aside, record in moved:
-            if not record.exists():
+            newest = ledger.newest(record.parent.name)
+            was_sent = newest is not None and newest[0].submitted >= began
+            if was_sent or record.exists():
+                aside.unlink(missing_ok=True)
+            else:
                 os.replace(aside, record)
-        raise
-    for aside, _ in moved:
-        aside.unlink(missing_ok=True)
 
 
 def _grid_of(view: View, run_id: str) -> str:
@@ -176,7 +180,3 @@ def _grid_of(view: View, run_id: str) -> str:
 def _assert_slurm_answers(view: View, what: str) -> None:
     if view.snapshot.slurm_error is not None:
         raise MachineError(f"SLURM does not answer, so what lives is not known and {what} did nothing; try again later")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

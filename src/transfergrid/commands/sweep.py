@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from transfergrid import durable, job, tracking
 from transfergrid.cluster import ledger, local, slurm
 from transfergrid.cluster.limits import assert_possible, read_limits
+from transfergrid.cluster.requeue import requeue_this_job
 from transfergrid.cluster.settle import settle
 from transfergrid.cluster.slurm_words import meaning
 from transfergrid.cluster.snapshot import import_path, take_snapshot_of_code
@@ -66,7 +67,7 @@ def sweep(arguments: Sequence[str]) -> int:
     finally:
         tracking.wait_for_mirror(mirror, launch.MIRROR_WAIT_S)
     launch.show_results(console, request)
-    return launch._show_failures(console, plan, endings)
+    return launch.show_failures(console, plan, endings)
 
 
 # ------------------------------------------------------------------------------------------------------------- checking
@@ -135,7 +136,10 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
     if not todo:
         return []
     store = asked.request.store
-    payload = job.write_payload([p.run for p in todo], asked.request.runtime)
+    variants = {c.run.run_id: c.variant for c in asked.request.configurations}
+    payload = job.write_payload(
+        [p.run for p in todo], asked.request.runtime, variants, cluster=asked.request.cluster_config
+    )
     submission = ledger.Submission(
         name=f"sweep-{payload.parent.name}",
         grid=asked.request.grid,
@@ -198,6 +202,8 @@ def on_node(payload: str, run_id: str) -> None:
         run = next(r for r in asked.runs if r.run_id == run_id)
         with stop.installed():
             outcome = job.carry_out(run, asked.runtime, stop=stop, live_jobs=live_jobs)
+            if outcome == "interrupted":
+                requeue_this_job()
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None

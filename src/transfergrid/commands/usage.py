@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ def show_usage(console: Console, run_ids: Sequence[str], store: StorePaths) -> N
     kinds: dict[tuple[str, str, str], list[RunRecord]] = {}
     for run_id in run_ids:
         record = read_record(store.run(run_id))
-        if record is not None and record.status == "completed" and "usage" in record.details:
+        if record is not None and record.status == "completed" and record.usage:
             kind = (record.spec.phase, record.spec.model, record.spec.dataset.name)
             kinds.setdefault(kind, []).append(record)
     if not kinds:
@@ -30,7 +30,7 @@ def show_usage(console: Console, run_ids: Sequence[str], store: StorePaths) -> N
     for name in ("phase", "model", "dataset", "runs", "mean wall s", "CPU", "memory", "GPU busy", "GPU memory"):
         table.add_column(name, justify="left" if name in ("phase", "model", "dataset") else "right")
     for (phase, model, dataset), records in kinds.items():
-        used = [record.details["usage"] for record in records]
+        used = [record.usage for record in records]
         table.add_row(phase, model, dataset, str(len(records)), *_figures(used))
     total_s = sum(record.gpu_s for records in kinds.values() for record in records)
     console.print()
@@ -39,7 +39,7 @@ def show_usage(console: Console, run_ids: Sequence[str], store: StorePaths) -> N
         console.print(f"GPU time used: {total_s / 3600:.2f} h")
 
 
-def _figures(used: Sequence[dict[str, Any]]) -> list[str]:
+def _figures(used: Sequence[Mapping[str, Any]]) -> list[str]:
     """Wall seconds, cores busy of those given, memory of that given, GPU busy, GPU memory."""
     cores = mean(u["cpu_s"] / u["wall_s"] if u["wall_s"] else 0.0 for u in used)
     peak_gb = max(u["max_rss_mb"] for u in used) / 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -224,7 +224,7 @@ def load_retry(
         grid=runtime.grid,
         configurations=tuple(configurations),
         runs={run.run_id: run for run in runs},
-        runtime=runtime,
+        runtime=replace(runtime, num_threads=config.num_threads),
         cluster=cluster_settings(config),
         cluster_config=plain(config),
         dry_run=False,

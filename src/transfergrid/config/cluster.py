@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -31,12 +32,30 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_requeues": (0, 100_000),
     "poll_s": (0.5, 3600),
 }
+# What users of a cluster set for all their jobs.
+SITE_DEFAULTS = {
+    "partition": "SBATCH_PARTITION",
+    "account": "SBATCH_ACCOUNT",
+    "qos": "SBATCH_QOS",
+    "constraint": "SBATCH_CONSTRAINT",
+    "wckey": "SBATCH_WCKEY",
+}
+# Options of sbatch that the launcher sets itself: by them jobs are found, ordered and told to save.
+OWN_OPTIONS = (
+    *("array", "comment", "dependency", "error", "job-name", "kill-on-invalid-dep", "open-mode", "output", "parsable"),
+    *("signal", "test-only", "wait", "wrap"),
+)
+KEY_OF = {"time": "timeout_min", "mem": "mem_gb", "cpus-per-task": "cpus"}
+OWN_KEYS = {"partition", "account", "qos", "constraint", "time", "mem", "cpus-per-task", "exclude", "wckey"}
 _TEXT = ("partition", "finish_partition", "account", "qos", "constraint", "gpu_type", "wckey", "exclude")
 
 
 def cluster_settings(node: DictConfig) -> ClusterSettings:
     """Raises ConfigError, naming the key, for a value that no SLURM could take."""
     values = plain(node)
+    if values["kind"] != "local":
+        for key, variable in SITE_DEFAULTS.items():  # else they would outweigh the job script's own lines
+            values[key] = values[key] if values[key] is not None else os.environ.get(variable)
     choice("cluster.kind", values["kind"], ("auto", "local", "slurm"))
     for key, (low, high) in RANGES.items():
         in_range(f"cluster.{key}", values[key], low, high)
@@ -45,6 +64,10 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
     for key, value in values["sbatch"].items():
         if not re.fullmatch(r"[a-z][a-z-]*", str(key)):
             raise ConfigError(f"cluster.sbatch: {key!r} is not an option of sbatch; write it as {{mail-type: END}}")
+        if key in OWN_OPTIONS:
+            raise ConfigError(f"cluster.sbatch: {key!r} is set by the launcher itself; leave it out")
+        if key in OWN_KEYS:
+            raise ConfigError(f"cluster.sbatch: {key!r} has a key of its own, cluster.{KEY_OF.get(str(key), key)}=")
         if value is not True:  # as {hold: true}
             _check_text(f"cluster.sbatch.{key}", str(value))
     for line in values["setup"]:
