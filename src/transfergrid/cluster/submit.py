@@ -157,6 +157,11 @@ def _send(
         adopted = _look_up(submission, deadline)
         if adopted is not None:
             return adopted
+        if time.monotonic() > deadline:
+            raise SlurmDown(
+                f"sbatch has got no answer for {GIVE_UP_S / 60:.0f} minutes ({said[-200:]}); launch again once it does:"
+                " what was sent is found, what was not is sent"
+            )
         for pickle in folder.glob("*.pkl"):
             pickle.unlink()
 

@@ -1,0 +1,501 @@
+"""Groups -> SLURM: the job script, what is asked of sbatch, and what becomes of a submission without an answer."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import submitit
+from cluster_cases import evaluate_run, executable, names_in, planned, scratch_run
+from replayed_slurm import ReplayedSlurm, queue_line
+
+from transfergrid.cluster import submit
+from transfergrid.cluster.groups import Group, make_groups
+from transfergrid.cluster.ledger import read_ledger
+from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
+from transfergrid.cluster.submit import (
+    Launch,
+    Sender,
+    adopt_intents,
+    dependency,
+    finish_name,
+    finish_parameters,
+    make_executor,
+    sbatch_parameters,
+    slurm_environment,
+)
+from transfergrid.cluster.task import TaskSettings, run_task
+from transfergrid.paths import StorePaths
+from transfergrid.plan import PlannedRun
+from transfergrid.resources import ClusterSettings, Resources
+
+SLURM = ClusterSettings(name="slurm", kind="slurm")
+TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+RUNS = [planned(scratch_run(seed)) for seed in range(3)]
+CHILDREN = [planned(evaluate_run(seed), RUNS[seed].run.run_id) for seed in range(3)]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
+    """Every job that is sent becomes job 41; nothing is in the queue; pauses take no time."""
+    for name in [n for n in os.environ if n.startswith(("SLURM_", "SBATCH_"))]:
+        monkeypatch.delenv(name)
+    replayed = ReplayedSlurm(tmp_path / "bin", monkeypatch)
+    replayed.answers("srun", "")
+    replayed.answers("sbatch", "Submitted batch job 41\n")
+    monkeypatch.setattr(submit, "RETRY_S", 0.0)
+    return replayed
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StorePaths:
+    return StorePaths(tmp_path / "results")
+
+
+def launch_of(store: StorePaths, settings: ClusterSettings = SLURM, **more: Any) -> Launch:
+    folder = store.launches / "20261120T120000-0a1b2c3d"
+    source = folder / "code" / "src"
+    return Launch(grid="g", folder=folder, payload=folder / "specs.json", source=source, settings=settings, **more)
+
+
+def group_of(runs: Sequence[PlannedRun], settings: ClusterSettings = SLURM) -> Group:
+    [group] = make_groups(runs, settings, grid="g", launch="l1", max_array_size=1001)
+    return group
+
+
+def sender_of(store: StorePaths, settings: ClusterSettings = SLURM) -> Sender:
+    indices = {p.run.run_id: i for i, p in enumerate([*RUNS, *CHILDREN])}
+    return Sender(launch_of(store, settings), read_ledger(store), indices)
+
+
+def of(slurm: ReplayedSlurm, command: str) -> list[str]:
+    return [call for call in slurm.calls if call.startswith(f"{command} ")]
+
+
+# ------------------------------------------------------------------------------------------------------ the job script
+def text_of(folder: Path, settings: ClusterSettings, parameters: dict[str, Any], tasks: int) -> list[str]:
+    """The job script's lines, as submitit itself would send them."""
+    executor = make_executor(folder, settings, parameters)
+    if tasks > 1:
+        executor.parameters["map_count"] = tasks
+    return executor._make_submission_file_text(executor._submitit_command_str, "").splitlines()
+
+
+def script(store: StorePaths, settings: ClusterSettings, depends: str | None = None) -> list[str]:
+    group = group_of(RUNS, settings)
+    parameters = sbatch_parameters(launch_of(store, settings), group, dependency=depends)
+    return text_of(store.root / "job", settings, parameters, len(group.tasks))
+
+
+def finish_script(store: StorePaths, settings: ClusterSettings) -> list[str]:
+    asked = submit.finish_resources(settings, max_time_min=None)
+    parameters = finish_parameters(launch_of(store, settings, finish=asked), "tg-g-finish", dependency="afterany:41:42")
+    return text_of(store.root / "finish", settings, parameters, 1)
+
+
+def options(lines: Sequence[str]) -> dict[str, str | None]:
+    """What is asked of sbatch; None for an option without a value."""
+    given = [line.removeprefix("#SBATCH --").partition("=") for line in lines if line.startswith("#SBATCH ")]
+    assert len({name for name, _, _ in given}) == len(given)
+    return {name: shlex.split(value)[0] if equals else None for name, equals, value in given}
+
+
+def with_resources(**asked: Any) -> ClusterSettings:
+    return replace(SLURM, resources=Resources(**asked))
+
+
+def test_of_a_cluster_of_which_nothing_is_said_only_the_defaults_are_asked(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    name, folder = group_of(RUNS).name, store.root / "job"
+    assert options(script(store, SLURM)) == {
+        "job-name": name,
+        "comment": name,
+        "array": "0-2%3",
+        "gpus-per-node": "1",
+        "cpus-per-task": "4",
+        "mem": "16384M",
+        "time": "240",
+        "nodes": "1",
+        "ntasks-per-node": "1",
+        "signal": "USR2@120",
+        "requeue": None,
+        "open-mode": "append",
+        "output": f"{folder}/%A_%a_0_log.out",
+        "error": f"{folder}/%A_%a_0_log.err",
+    }
+
+
+RENDERED: list[tuple[ClusterSettings, dict[str, str | None], set[str]]] = [
+    (with_resources(partition="gpu,long"), {"partition": "gpu,long"}, set()),
+    (with_resources(account="lab"), {"account": "lab"}, set()),
+    (with_resources(qos="high"), {"qos": "high"}, set()),
+    (with_resources(constraint="a100&nvlink"), {"constraint": "a100&nvlink"}, set()),
+    (with_resources(constraint="[rack1|rack2]"), {"constraint": "[rack1|rack2]"}, set()),
+    (with_resources(gpus=2), {"gpus-per-node": "2"}, {"gres"}),
+    (with_resources(gpus=2, gpu_type="a100"), {"gres": "gpu:a100:2"}, {"gpus-per-node"}),
+    (with_resources(gpus=0), {}, {"gres", "gpus-per-node"}),
+    (with_resources(gpus=0, gpu_type="a100"), {}, {"gres", "gpus-per-node"}),
+    (with_resources(cpus=12), {"cpus-per-task": "12"}, set()),
+    (with_resources(mem_gb=1.5), {"mem": "1536M"}, set()),
+    (with_resources(timeout_min=15), {"time": "15"}, set()),
+    (replace(SLURM, array_parallelism=2), {"array": "0-2%2"}, set()),
+    (replace(SLURM, array_parallelism=50), {"array": "0-2%3"}, set()),
+    (replace(SLURM, signal_delay_s=300), {"signal": "USR2@300"}, set()),
+    (replace(SLURM, wckey="project7"), {"wckey": "project7"}, set()),
+    (replace(SLURM, exclude="n[1-3],n7"), {"exclude": "n[1-3],n7"}, set()),
+    (
+        replace(SLURM, sbatch={"mail-type": "END,FAIL", "hold": True}),
+        {"mail-type": "END,FAIL", "hold": None, "requeue": None},
+        set(),
+    ),
+    (replace(SLURM, by_phase={"scratch": Resources(cpus=7)}), {"cpus-per-task": "7"}, set()),
+    (replace(SLURM, by_phase={"evaluate": Resources(cpus=7)}), {"cpus-per-task": "4"}, set()),
+    (replace(SLURM, runs_per_job=3), {}, {"array"}),
+]
+ABSENT = {"partition", "account", "qos", "constraint", "gres", "exclude", "wckey", "dependency", "kill-on-invalid-dep"}
+
+
+@pytest.mark.parametrize(("settings", "expected", "absent"), RENDERED, ids=[str(list(e or a)) for _, e, a in RENDERED])
+def test_each_setting_is_asked_of_sbatch_and_what_is_not_set_is_left_to_the_site(
+    slurm: ReplayedSlurm,
+    store: StorePaths,
+    settings: ClusterSettings,
+    expected: dict[str, str | None],
+    absent: set[str],
+) -> None:
+    asked = options(script(store, settings))
+    assert {name: asked[name] for name in expected} == expected
+    assert not (absent | (ABSENT - set(expected))) & set(asked)
+
+
+def test_every_setting_is_either_in_a_job_script_or_told_to_the_task() -> None:
+    """A new field must be rendered, or be listed here."""
+    changed = {f.name for s, _, _ in RENDERED for f in fields(s) if getattr(s, f.name) != getattr(SLURM, f.name)}
+    asked = {
+        f.name
+        for s, _, _ in RENDERED
+        for f in fields(Resources)
+        if getattr(s.resources, f.name) != getattr(Resources(), f.name)
+    }
+    assert asked == {f.name for f in fields(Resources)}
+    not_options = {"name", "kind", "poll_s"}
+    tested_below = {"finish_partition", "setup", "python", "max_requeues", "stage_folders", "scratch_dir"}
+    assert changed | not_options | tested_below == {f.name for f in fields(ClusterSettings)}
+    assert not changed & (not_options | tested_below)
+
+
+def test_the_finish_job_asks_for_no_gpu_nor_for_a_node_that_has_one(slurm: ReplayedSlurm, store: StorePaths) -> None:
+    asked_for = Resources(
+        partition="gpu", account="lab", qos="high", constraint="a100", gpus=4, gpu_type="a100", cpus=32, mem_gb=256
+    )
+    settings = replace(SLURM, resources=asked_for, wckey="w", sbatch={"mail-type": "END", "gres": "gpu:4"})
+    expected = {"partition": "gpu", "account": "lab", "qos": "high", "cpus-per-task": "2", "mem": "4096M", "time": "60"}
+    expected |= {"wckey": "w", "mail-type": "END", "dependency": "afterany:41:42", "nodes": "1"}
+    asked = options(finish_script(store, settings))
+    assert {name: asked[name] for name in expected} == expected
+    assert not {"gres", "gpus-per-node", "constraint", "array", "kill-on-invalid-dep"} & set(asked)
+    asked = options(finish_script(store, replace(settings, finish_partition="cpu")))
+    assert asked["partition"] == "cpu" and "qos" not in asked  # a QOS is of the partition it was given for
+    small = replace(settings, resources=replace(asked_for, cpus=1, mem_gb=2.0))
+    asked = options(finish_script(store, small))
+    assert (asked["cpus-per-task"], asked["mem"]) == ("1", "2048M")
+    assert submit.finish_resources(settings, max_time_min=30).timeout_min == 30
+
+
+@pytest.mark.parametrize(("runs_per_job", "edge", "kill"), [(1, "afterok", True), (2, "afterany", False)])
+def test_a_job_whose_dependency_can_never_be_met_is_ended_and_one_that_comes_in_any_case_is_not(
+    slurm: ReplayedSlurm, store: StorePaths, runs_per_job: int, edge: str, kill: bool
+) -> None:
+    settings = replace(SLURM, runs_per_job=runs_per_job)
+    assert group_of(RUNS, settings).edge == edge
+    for depends in (None, f"{edge}:7:8_3"):
+        asked = options(script(store, settings, depends))
+        assert asked.get("dependency") == depends
+        assert asked.get("kill-on-invalid-dep") == ("yes" if kill and depends else None)
+
+
+def test_parents_are_named_once_each() -> None:
+    assert dependency("afterok", ["7_1", "7_2", "7_1", "8"]) == "afterok:7_1:7_2:8"
+    assert dependency("afterany", []) is None
+
+
+def test_setup_lines_come_first_and_a_failing_one_ends_the_job(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/home/me/it's mine")
+    settings = replace(SLURM, setup=("module load cuda/12", "export X='a b'"))
+    for lines in (script(store, settings), finish_script(store, settings)):
+        first = lines.index("set -eo pipefail")
+        assert lines[first + 1 : first + 3] == ["module load cuda/12", "export X='a b'"]
+        assert lines[first + 4] == "export PYTHONUNBUFFERED=1"
+        [variable] = shlex.split(lines[first + 3].removeprefix("export "))
+        source = launch_of(store).source
+        assert variable == f"PYTHONPATH={source}:/home/me/it's mine"
+        assert first > max(i for i, line in enumerate(lines) if line.startswith("#SBATCH"))
+
+
+@pytest.mark.parametrize(
+    ("python", "expected"),
+    [
+        (None, [sys.executable]),
+        ("singularity exec --nv tg.sif python3", "singularity exec --nv tg.sif python3".split()),
+    ],
+)
+def test_python_is_this_interpreter_or_the_users_command_and_starts_with_signals_ignored(
+    slurm: ReplayedSlurm, store: StorePaths, python: str | None, expected: list[str]
+) -> None:
+    settings = replace(SLURM, python=python, resources=Resources(cpus=6))
+    [command] = [shlex.split(line) for line in script(store, settings) if line.startswith("srun ")]
+    assert {"--cpus-per-task=6", "--export=ALL"} <= set(command)
+    shell = command.index("sh")
+    assert command[shell : shell + 3] == ["sh", "-c", 'trap "" USR2 TERM; exec "$0" "$@"']
+    assert command[shell + 3 :] == [*expected, "-u", "-m", "submitit.core._submit", str(store.root / "job")]
+
+
+def test_what_a_task_must_know_lies_in_its_groups_folder(slurm: ReplayedSlurm, store: StorePaths) -> None:
+    settings = replace(SLURM, max_requeues=3, signal_delay_s=90, scratch_dir="$TMPDIR", runs_per_job=2)
+    sender = sender_of(store, settings)
+    group = group_of([RUNS[2], RUNS[0], RUNS[1]], settings)
+    sender.send(group)
+    told = TaskSettings.read(sender.launch.folder / "slurm" / group.name)
+    assert (told.payload, told.tasks) == (str(sender.launch.payload), ((2, 0), (1,)))
+    assert (told.signal_delay_s, told.max_requeues, told.stage_to, told.asks_for_gpu) == (90, 3, None, True)
+    staging = replace(settings, stage_folders=True, resources=Resources(gpus=0))
+    submit.write_tasks(launch_of(store, staging), group_of(RUNS, staging), sender.indices)
+    told = TaskSettings.read(sender.launch.folder / "slurm" / group_of(RUNS, staging).name)
+    assert (told.stage_to, told.asks_for_gpu) == ("$TMPDIR", False)
+
+
+# ---------------------------------------------------------------------------------------------------------- one sbatch
+def test_a_group_is_sent_once_and_its_children_wait_for_their_own_parents(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    sender = sender_of(store)
+    sent = sender.send(group_of(RUNS))
+    assert (sent.job_id, sent.tasks, sent.gpus) == ("41", tuple((p.run.run_id,) for p in RUNS), 1)
+    assert read_ledger(store).submissions == [replace(sent, submitted=sent.submitted.replace(microsecond=0))]
+    assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"41_{i}_submitted.pkl" for i in range(3)]
+    slurm.answers("sbatch", "Submitted batch job 42\n")
+    child = sender.send(group_of(CHILDREN[1:2]))
+    lines = (child.folder / "42_submission.sh").read_text().splitlines()
+    assert (options(lines)["dependency"], options(lines)["kill-on-invalid-dep"]) == ("afterok:41_1", "yes")
+    assert len(of(slurm, "sbatch")) == 2 and of(slurm, "squeue") == []
+    assert sender.sent == [sent, child]
+
+
+def test_a_child_waits_for_a_parent_of_an_earlier_launch_and_not_for_one_of_which_nothing_was_sent(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    sender_of(store).send(group_of(RUNS[:2]))
+    slurm.answers("sbatch", "Submitted batch job 50\n")
+    later = sender_of(store)
+    for child, expected in ((CHILDREN[1], "afterok:41_1"), (CHILDREN[2], None)):
+        sent = later.send(group_of([child]))
+        assert options((sent.folder / "50_submission.sh").read_text().splitlines()).get("dependency") == expected
+
+
+def test_each_task_is_the_same_call_so_that_any_pickle_fits_any(slurm: ReplayedSlurm, store: StorePaths) -> None:
+    sent = sender_of(store).send(group_of(RUNS))
+    for i in range(3):
+        call = submitit.core.utils.DelayedSubmission.load(sent.folder / f"41_{i}_submitted.pkl")
+        assert (call.function, call.args, call.kwargs) == (run_task, (str(sent.folder),), {})
+
+
+def test_the_finish_job_comes_after_all_others_and_is_told_what_to_do(slurm: ReplayedSlurm, store: StorePaths) -> None:
+    launch = launch_of(store, notify="mail me")
+    sender = Sender(launch, read_ledger(store), {})
+    sent = sender.send_finish(run_task, ["41", "42", "41"])
+    assert sent.name == finish_name(launch) == "tg-g-finish-0a1b2c3d"
+    assert options((sent.folder / "41_submission.sh").read_text().splitlines())["dependency"] == "afterany:41:42"
+    told = (sent.folder / "finish.json").read_text()
+    assert '"notify": "mail me"' in told and f'"payload": "{launch.payload}"' in told
+    assert read_ledger(store).of_grid("g", "finish")[0].job_id == "41"
+
+
+# ------------------------------------------------------------------------------------------------ refusals and silence
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
+        "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates policy",
+        "",
+    ],
+)
+def test_a_definite_refusal_leaves_neither_folder_nor_intent(
+    slurm: ReplayedSlurm, store: StorePaths, capfd: pytest.CaptureFixture[str], refusal: str
+) -> None:
+    sender, group = sender_of(store), group_of(RUNS)
+    slurm.answers("sbatch", "", error=f"{refusal}\n", code=1)
+    with pytest.raises(SlurmRefused, match=f"^sbatch refused {group.name}: ") as refused:
+        sender.send(group)
+    assert str(refused.value).endswith(" ".join(refusal.split())) and "\n" not in str(refused.value)
+    assert names_in(sender.launch.folder / "slurm") == ["submissions.jsonl"]
+    ledger = read_ledger(store)
+    assert (ledger.unsettled, ledger.newest(RUNS[0].run.run_id), sender.sent) == ([], None, [])
+    assert len(of(slurm, "sbatch")) == 1 and of(slurm, "squeue") == []
+    assert capfd.readouterr().err == ""  # it is told once, by the error
+
+
+def queues_and_times_out(slurm: ReplayedSlurm, name: str, tasks: int) -> None:
+    """sbatch: the job comes into being, its answer does not arrive."""
+    ids = [f"77_{i}" for i in range(tasks)] if tasks > 1 else ["77"]
+    lines = "".join(queue_line(i, "PENDING").replace(f"{'comment':<256}", f"{name:<256}") for i in ids)
+    (slurm.folder / "squeue.later").write_text(lines)
+    executable(
+        slurm.folder / "sbatch",
+        f'echo "sbatch $*" >> {slurm.folder}/calls',
+        f"cp {slurm.folder}/squeue.later {slurm.folder}/squeue.out",
+        f"echo '{TIMED_OUT}' >&2",
+        "exit 1",
+    )
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_job_whose_sbatch_timed_out_is_adopted_and_never_sent_again(
+    slurm: ReplayedSlurm, store: StorePaths, tasks: int
+) -> None:
+    sender, group = sender_of(store), group_of(RUNS[:tasks])
+    queues_and_times_out(slurm, group.name, tasks)
+    sent = sender.send(group)
+    assert sent.job_id == "77" and len(of(slurm, "sbatch")) == 1
+    assert [call.split(" -O")[0] for call in of(slurm, "squeue")] == [f"squeue -h -r -t all --name {group.name}"]
+    ids = [f"77_{i}" for i in range(tasks)] if tasks > 1 else ["77"]
+    assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"{i}_submitted.pkl" for i in ids]
+    for each in ids:
+        call = submitit.core.utils.DelayedSubmission.load(sent.folder / f"{each}_submitted.pkl")
+        assert (call.function, call.args) == (run_task, (str(sent.folder),))
+    ledger = read_ledger(store)
+    assert ledger.unsettled == [] and [s.job_id for s in ledger.submissions] == ["77"]
+    slurm.answers("sbatch", "Submitted batch job 78\n")
+    child = sender.send(group_of(CHILDREN[:1]))
+    parent = "77_0" if tasks > 1 else "77"
+    assert options((child.folder / "78_submission.sh").read_text().splitlines())["dependency"] == f"afterok:{parent}"
+
+
+def test_a_job_that_slurm_does_not_have_after_several_looks_is_sent_again(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    executable(
+        slurm.folder / "sbatch",
+        f'echo "sbatch $*" >> {slurm.folder}/calls',
+        f"[ -e {slurm.folder}/tried ] && echo Submitted batch job 41 && exit 0",
+        f"touch {slurm.folder}/tried; echo '{TIMED_OUT}' >&2; exit 1",
+    )
+    sent = sender_of(store).send(group_of(RUNS))
+    assert sent.job_id == "41"
+    assert [call.split()[0] for call in slurm.calls] == ["sbatch", *["squeue"] * submit.LOOKS, "sbatch"]
+    assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"41_{i}_submitted.pkl" for i in range(3)]
+
+
+def test_a_sbatch_that_never_gets_an_answer_is_given_up_and_found_by_the_next_launch(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "GIVE_UP_S", 0.0)
+    slurm.answers("sbatch", "", error=TIMED_OUT, code=1)
+    group = group_of(RUNS)
+    with pytest.raises(SlurmDown, match="sbatch has got no answer for 0 minutes .*Socket timed out"):
+        sender_of(store).send(group)
+    assert len(of(slurm, "sbatch")) == 1 and len(of(slurm, "squeue")) == submit.LOOKS
+    assert [s.name for s in read_ledger(store).unsettled] == [group.name]
+
+
+def test_a_controller_that_stays_away_leaves_an_intent_which_the_next_launch_adopts(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "GIVE_UP_S", 0.0)
+    group = group_of(RUNS)
+    queues_and_times_out(slurm, group.name, 3)
+    slurm.controller_is_down()
+    with pytest.raises(SlurmDown, match="controller has not answered for 0 minutes .* what was sent is found"):
+        sender_of(store).send(group)
+    [intent] = read_ledger(store).unsettled
+    assert intent.name == group.name
+    slurm.answers("squeue", (slurm.folder / "squeue.later").read_text())
+    assert adopt_intents(read_ledger(store)) is True
+    ledger = read_ledger(store)
+    assert ledger.unsettled == [] and ledger.newest(RUNS[2].run.run_id) == (replace(intent, job_id="77"), 2)
+    assert [n for n in names_in(intent.folder) if n.endswith(".pkl")] == [f"77_{i}_submitted.pkl" for i in range(3)]
+    assert adopt_intents(read_ledger(store)) is False  # once
+
+
+def test_a_controller_that_is_away_for_a_while_is_waited_for(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = group_of(RUNS)
+    queues_and_times_out(slurm, group.name, 3)
+    slurm.controller_is_down()
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 5:
+            slurm.answers("squeue", (slurm.folder / "squeue.later").read_text())
+
+    clock = SimpleNamespace(sleep=sleep, monotonic=lambda: float(len(pauses)))
+    monkeypatch.setattr(submit, "time", clock)
+    assert sender_of(store).send(group).job_id == "77"
+    assert len(pauses) == 5 and len(of(slurm, "sbatch")) == 1
+
+
+def test_a_launcher_that_died_between_sbatch_and_its_answer_is_followed_by_its_pickles(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    """submitit had begun to put them in place, under names with the job's id; SLURM has forgotten the job by now."""
+    sent = sender_of(store).send(group_of(RUNS))
+    ledger_file = sent.launch / "slurm" / "submissions.jsonl"
+    ledger_file.write_text(ledger_file.read_text().splitlines()[0] + "\n")
+    for i in (1, 2):
+        (sent.folder / f"41_{i}_submitted.pkl").rename(sent.folder / f"{i}{i}{i}.pkl")
+    assert adopt_intents(read_ledger(store)) is True
+    assert read_ledger(store).submissions == [replace(sent, submitted=sent.submitted.replace(microsecond=0))]
+    assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"41_{i}_submitted.pkl" for i in range(3)]
+    assert of(slurm, "squeue") == []
+
+
+def test_an_intent_that_never_became_a_job_is_forgotten_after_several_looks(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    sender = sender_of(store)
+    sender._intend("tg-g-scratch-0", tuple((p.run.run_id,) for p in RUNS), "runs", 1)
+    assert adopt_intents(read_ledger(store)) is True
+    assert len(of(slurm, "squeue")) == submit.LOOKS
+    ledger = read_ledger(store)
+    assert ledger.unsettled == [] and ledger.newest(RUNS[0].run.run_id) is None
+
+
+# --------------------------------------------------------------------------------------------------------- environment
+def test_sbatch_does_not_inherit_the_job_it_is_called_from(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_job = {"SLURM_JOB_ID": "5", "SLURM_CPUS_PER_TASK": "64", "SLURM_MEM_PER_NODE": "1", "SBATCH_PARTITION": "old"}
+    of_job |= {"SRUN_CPUS_PER_TASK": "64", "SALLOC_X": "1", "PMI_RANK": "0", "PMIX_RANK": "0"}
+    mine = {"SLURM_CONF": "/etc/other.conf", "TZ": "Asia/Tokyo", "MY_SETTING": "a b", "SLURMISH": "mine"}
+    for name, value in (of_job | mine).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LC_ALL", raising=False)
+    before = dict(os.environ)
+    executable(slurm.folder / "sbatch", f"env > {slurm.folder}/env", "echo Submitted batch job 41")
+    sender_of(store).send(group_of(RUNS))
+    seen = dict(line.partition("=")[::2] for line in (slurm.folder / "env").read_text().splitlines())
+    assert not set(of_job) & set(seen)
+    assert {name: seen[name] for name in mine} == mine
+    assert "LC_ALL" not in seen and seen["PATH"] == before["PATH"]
+    assert dict(os.environ) == before
+
+
+def test_the_environment_is_put_back_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    before = dict(os.environ)
+    with pytest.raises(ZeroDivisionError), slurm_environment():
+        assert "SLURM_JOB_ID" not in os.environ
+        os.environ["LEFT"] = "1"
+        _ = 1 // 0
+    assert dict(os.environ) == before
