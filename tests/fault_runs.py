@@ -147,10 +147,12 @@ class Grid:
         return found
 
     def working(self, number: int = 1, steps: int = 5) -> dict[str, Any]:
-        """Attempt `number`, once it has done so many steps."""
+        """Attempt `number`, once it has done so many steps; until then the run is never said to have ended."""
         before = self.steps()
 
         def begun() -> dict[str, Any] | None:
+            state = self.state()
+            assert state.state not in BAD, state
             owner = self.attempt(number)
             return owner if owner is not None and self.steps() >= before + steps else None
 
