@@ -55,7 +55,7 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
     values = plain(node)
     if values["kind"] != "local":
         for key, variable in SITE_DEFAULTS.items():  # else they would outweigh the job script's own lines
-            values[key] = values[key] if values[key] is not None else os.environ.get(variable)
+            values[key] = values[key] if values[key] is not None else os.environ.get(variable) or None
     choice("cluster.kind", values["kind"], ("auto", "local", "slurm"))
     for key, (low, high) in RANGES.items():
         in_range(f"cluster.{key}", values[key], low, high)
@@ -68,11 +68,21 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
             raise ConfigError(f"cluster.sbatch: {key!r} is set by the launcher itself; leave it out")
         if key in OWN_KEYS:
             raise ConfigError(f"cluster.sbatch: {key!r} has a key of its own, cluster.{KEY_OF.get(str(key), key)}=")
+        if value is None or value is False:
+            raise ConfigError(
+                f"cluster.sbatch.{key}={value} is no value of an option; leave it out, or give true to set it"
+            )
         if value is not True:  # as {hold: true}
             _check_text(f"cluster.sbatch.{key}", str(value))
     for line in values["setup"]:
         if "\n" in line or "\0" in line:
             raise ConfigError("cluster.setup: one line of shell each; give a list")
+    if values["python"] is not None and set("\n\0") & set(values["python"]):
+        raise ConfigError(f"cluster.python={values['python']!r} is not one line of shell")
+    if not values["scratch_dir"].startswith(("/", "$")) or set("\n\0") & set(values["scratch_dir"]):
+        raise ConfigError(
+            f"cluster.scratch_dir={values['scratch_dir']!r} is no folder of a node; give one from its root, or $TMPDIR"
+        )
     resources = Resources(**{key: values[key] for key in RESOURCES})
     settings = ClusterSettings(
         name=values["name"],
@@ -89,8 +99,9 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
             )
         },
     )
-    for asked in (resources, *settings.by_phase.values()):
-        _check_time(asked.timeout_min, settings.signal_delay_s)
+    _check_time("cluster.timeout_min", resources.timeout_min, settings.signal_delay_s)
+    for phase, asked in settings.by_phase.items():
+        _check_time(f"cluster.by_phase.{phase}.timeout_min", asked.timeout_min, settings.signal_delay_s)
     return settings
 
 
@@ -141,11 +152,11 @@ def _check_text(key: str, value: Any) -> None:
         raise ConfigError(f"{key}={value!r} is not a name that SLURM takes; one word, without spaces or quotes")
 
 
-def _check_time(timeout_min: int, signal_delay_s: int) -> None:
+def _check_time(key: str, timeout_min: int, signal_delay_s: int) -> None:
     needed_s = signal_delay_s + SIGNAL_EARLY_S + STARTUP_S
     if timeout_min * 60 < needed_s:
         raise ConfigError(
-            f"cluster.timeout_min={timeout_min} leaves a job no time: cluster.signal_delay_s={signal_delay_s} before"
+            f"{key}={timeout_min} leaves a job no time: cluster.signal_delay_s={signal_delay_s} before"
             f" its end it is told to save, up to {SIGNAL_EARLY_S} s earlier, and it needs {STARTUP_S} s to start; give"
-            f" cluster.timeout_min={-(-needed_s // 60)} or more"
+            f" {key}={-(-needed_s // 60)} or more"
         )
