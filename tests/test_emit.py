@@ -1,0 +1,203 @@
+"""A launch as files: job scripts, and one shell script that sends them in the order of their dependencies."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from cluster_cases import evaluate_run, executable, names_in, planned, scratch_run
+from replayed_slurm import ReplayedSlurm
+
+from transfergrid.cluster.emit import emit
+from transfergrid.cluster.groups import make_groups
+from transfergrid.cluster.ledger import Submission, read_ledger, record
+from transfergrid.cluster.submit import Launch, finish_name
+from transfergrid.cluster.task import TaskSettings
+from transfergrid.paths import StorePaths
+from transfergrid.plan import PlannedRun
+from transfergrid.resources import ClusterSettings, Resources
+
+SLURM = ClusterSettings(
+    name="slurm", kind="slurm", resources=Resources(partition="gpu", gpus=1), python="apptainer exec tg.sif python"
+)
+PARENTS = [planned(scratch_run(seed)) for seed in range(3)]
+CHILDREN = [planned(evaluate_run(seed), PARENTS[seed].run.run_id) for seed in (0, 2)]
+LAUNCH = "20261120T120000-0a1b2c3d"
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
+    """An sbatch that numbers jobs from 101, unless a file `refuses` holds the number it is to refuse."""
+    replayed = ReplayedSlurm(tmp_path / "bin", monkeypatch)
+    replayed.answers("srun", "")
+    folder = replayed.folder
+    executable(
+        folder / "sbatch",
+        f'echo "sbatch $*" >> {folder}/calls',
+        f"number=$(($(cat {folder}/number 2>/dev/null || echo 100) + 1))",
+        f'[ "$number" = "$(cat {folder}/refuses 2>/dev/null)" ] && echo "error: no" >&2 && exit 1',
+        f"echo $number > {folder}/number",
+        'echo "$number;cluster7"',
+    )
+    return replayed
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StorePaths:
+    return StorePaths(tmp_path / "it's results")
+
+
+def emitted(
+    folder: Path,
+    store: StorePaths,
+    runs: list[PlannedRun],
+    settings: ClusterSettings = SLURM,
+    live: tuple[str, ...] = (),
+) -> Path:
+    launch = store.launches / LAUNCH
+    groups = make_groups(runs, settings, grid="g", launch=LAUNCH, max_array_size=1001)
+    indices = {p.run.run_id: i for i, p in enumerate(runs)}
+    asked = Launch(grid="g", folder=launch, payload=launch / "specs.json", source=launch / "src", settings=settings)
+    return emit(folder, asked, groups, read_ledger(store), indices, live)
+
+
+def send(script: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["bash", str(script)], cwd="/", capture_output=True, text=True)
+
+
+def stems(folder: Path) -> list[str]:
+    return [name.removesuffix(".sbatch") for name in names_in(folder) if name.endswith(".sbatch")]
+
+
+def test_there_is_a_script_and_a_line_of_the_ledger_per_group_and_for_the_finish_job(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path
+) -> None:
+    script = emitted(tmp_path / "out", store, [*PARENTS, *CHILDREN])
+    parents, one, other, finish = stems(script.parent)
+    assert [s[:3] for s in (parents, one, other, finish)] == ["01-", "02-", "03-", "04-"]
+    assert finish == f"04-{finish_name_of(store)}"
+    expected = [f"{stem}.{kind}" for stem in (parents, one, other, finish) for kind in ("json", "sbatch")]
+    assert names_in(script.parent) == sorted([*expected, "submit.sh"])
+    assert script == tmp_path / "out" / "submit.sh" and script.stat().st_mode & 0o111
+    assert slurm.calls == [] and read_ledger(store).submissions == []
+    for name in expected:
+        if name.endswith(".sbatch"):
+            assert subprocess.run(["bash", "-n", script.parent / name]).returncode == 0
+
+
+def finish_name_of(store: StorePaths) -> str:
+    folder = store.launches / LAUNCH
+    return finish_name(Launch(grid="g", folder=folder, payload=folder, source=folder, settings=SLURM))
+
+
+def test_each_job_runs_its_task_with_the_users_python_as_a_launched_one_would(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path
+) -> None:
+    script = emitted(tmp_path / "out", store, PARENTS)
+    parents, finish = stems(script.parent)
+    text = (script.parent / f"{parents}.sbatch").read_text()
+    folder = store.launches / LAUNCH / "slurm" / parents[3:]
+    options = [line for line in text.splitlines() if line.startswith("#SBATCH ")]
+    for option in ("partition=gpu", "array=0-2%3", f"comment={parents[3:]}", "gpus-per-node=1", "signal=USR2@120"):
+        assert f"#SBATCH --{option}" in options
+    assert not [line for line in options if "dependency" in line]  # it is given when it is sent
+    [command] = [shlex.split(line) for line in text.splitlines() if line.startswith("srun ")]
+    expected = [*"apptainer exec tg.sif python -m transfergrid.cluster.task".split(), str(folder)]
+    assert command[-len(expected) :] == expected
+    told = TaskSettings.read(folder)
+    assert told.tasks == ((0,), (1,), (2,)) and told.payload == str(store.launches / LAUNCH / "specs.json")
+    text = (script.parent / f"{finish}.sbatch").read_text()
+    assert "-m transfergrid.commands.finish" in text and "--array" not in text and "gpus-per-node" not in text
+    assert (store.launches / LAUNCH / "slurm" / finish[3:] / "finish.json").is_file()
+
+
+def test_sent_from_anywhere_every_job_waits_for_its_own_parents_and_the_ledger_knows_them_all(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path
+) -> None:
+    script = emitted(tmp_path / "out", store, [*PARENTS, *CHILDREN], live=("55",))
+    parents, one, other, finish = stems(script.parent)
+    done = send(script)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        f"101  {parents}",
+        f"102  {one}",
+        f"103  {other}",
+        f"104  {finish}",
+    ]
+    assert slurm.calls == [
+        f"sbatch --parsable {parents}.sbatch",
+        f"sbatch --parsable --dependency=afterok:101_0 --kill-on-invalid-dep=yes {one}.sbatch",
+        f"sbatch --parsable --dependency=afterok:101_2 --kill-on-invalid-dep=yes {other}.sbatch",
+        f"sbatch --parsable --dependency=afterany:55:101:102:103 {finish}.sbatch",
+    ]
+    ledger = read_ledger(store)
+    assert {s.name: (s.job_id, s.kind) for s in ledger.submissions} == {
+        parents[3:]: ("101", "runs"),
+        one[3:]: ("102", "runs"),
+        other[3:]: ("103", "runs"),
+        finish[3:]: ("104", "finish"),
+    }
+    found = ledger.newest(PARENTS[1].run.run_id)
+    assert found is not None and found[0].task_id(found[1]) == "101_1"
+    assert ledger.unsettled == []
+
+
+def test_run_again_it_sends_nothing(slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path) -> None:
+    script = emitted(tmp_path / "out", store, PARENTS)
+    first, second = send(script), send(script)
+    assert first.stdout == second.stdout and len(slurm.calls) == 2
+    assert (second.returncode, len(read_ledger(store).submissions)) == (0, 2)
+
+
+def test_after_a_refusal_it_goes_on_where_it_stopped(slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path) -> None:
+    script = emitted(tmp_path / "out", store, [*PARENTS, *CHILDREN])
+    (slurm.folder / "refuses").write_text("102")
+    refused = send(script)
+    assert refused.returncode != 0 and "error: no" in refused.stderr
+    assert len(slurm.calls) == 2  # what needs the refused one is not sent without it
+    assert [s.job_id for s in read_ledger(store).submissions if s.job_id] == ["101"]
+    (slurm.folder / "refuses").unlink()
+    assert send(script).returncode == 0
+    assert len(slurm.calls) == 5 and [call.split(".sbatch")[0].split()[-1][:2] for call in slurm.calls] == [
+        "01",
+        "02",
+        "02",
+        "03",
+        "04",
+    ]
+    assert sorted(s.job_id or "" for s in read_ledger(store).submissions) == ["101", "102", "103", "104"]
+
+
+def test_parents_of_an_earlier_launch_are_named_by_their_ids(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path
+) -> None:
+    earlier = Submission(
+        name="tg-g-scratch-0",
+        grid="g",
+        launch=store.launches / "20261119T120000-ffffffff",
+        tasks=tuple((p.run.run_id,) for p in PARENTS),
+        job_id="77",
+        submitted=datetime.now(UTC),
+    )
+    record(earlier)
+    assert send(emitted(tmp_path / "out", store, CHILDREN)).returncode == 0
+    assert [call.split()[2] for call in slurm.calls] == [
+        "--dependency=afterok:77_0",
+        "--dependency=afterok:77_2",
+        "--dependency=afterany:101:102",
+    ]
+
+
+def test_runs_that_share_a_job_wait_for_the_end_of_all_they_need(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path
+) -> None:
+    script = emitted(tmp_path / "out", store, [*PARENTS, *CHILDREN], replace(SLURM, runs_per_job=2))
+    assert send(script).returncode == 0
+    waiting = slurm.calls[1].split()
+    ids = waiting[2].removeprefix("--dependency=afterany:").split(":")
+    assert sorted(ids) == ["101_0", "101_1"]  # PARENTS 0 and 1 share task 0, PARENTS 2 is task 1
+    assert not [word for word in waiting if "kill-on-invalid-dep" in word]
