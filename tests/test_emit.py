@@ -15,7 +15,7 @@ from replayed_slurm import ReplayedSlurm
 from transfergrid.cluster.emit import emit
 from transfergrid.cluster.groups import make_groups
 from transfergrid.cluster.ledger import Submission, read_ledger, record
-from transfergrid.cluster.submit import Launch, finish_name
+from transfergrid.cluster.submit import Launch, finish_name, finish_resources
 from transfergrid.cluster.task import TaskSettings
 from transfergrid.paths import StorePaths
 from transfergrid.plan import PlannedRun
@@ -61,7 +61,14 @@ def emitted(
     launch = store.launches / LAUNCH
     groups = make_groups(runs, settings, grid="g", launch=LAUNCH, max_array_size=1001)
     indices = {p.run.run_id: i for i, p in enumerate(runs)}
-    asked = Launch(grid="g", folder=launch, payload=launch / "specs.json", source=launch / "src", settings=settings)
+    asked = Launch(
+        grid="g",
+        folder=launch,
+        payload=launch / "specs.json",
+        source=launch / "src",
+        settings=settings,
+        finish=finish_resources(settings, max_time_min=None),
+    )
     return emit(folder, asked, groups, read_ledger(store), indices, live)
 
 
