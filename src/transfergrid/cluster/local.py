@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
 from typing import Literal
 
@@ -76,14 +76,19 @@ class _Pool:
     elsewhere: dict[str, float] = field(default_factory=dict)
 
 
-def preflight(check: Callable[..., None], arguments: tuple[object, ...]) -> str | None:
-    """Call a checking function in a child of the forkserver; returns its GridError's message, None if all is well.
+def preflight(check: Callable[..., None], arguments: tuple[object, ...], *, runs_follow: bool) -> str | None:
+    """Call a checking function in a child process; returns its GridError's message, None if all is well.
 
-    It runs there because it needs torch, which this process must not import.
+    It runs there because it may need torch, which this process must not import. runs_follow: as a child of the
+    forkserver, which imports torch for the runs anyway; otherwise the child imports only what the check needs.
     """
-    context = _context()
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_report_error, args=(check, arguments, sender), daemon=True)
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    asked = (check, arguments, sender)
+    process: ForkServerProcess | SpawnProcess
+    if runs_follow:
+        process = _context().Process(target=_report_error, args=asked, daemon=True)
+    else:
+        process = multiprocessing.get_context("spawn").Process(target=_report_error, args=asked, daemon=True)
     process.start()
     sender.close()
     try:

@@ -70,7 +70,7 @@ def doctor(arguments: Sequence[str]) -> int:
 def _inputs_of(grid: Request) -> Check:
     """What a launch does first: data and weights of the grid, fetched where there is a network, and verified."""
     runs = [*grid.runs.values(), *(e for run in grid.runs.values() for e in run.extractions)]
-    message = local.preflight(check_inputs, (list(dict.fromkeys(runs)), grid.runtime))
+    message = local.preflight(check_inputs, (list(dict.fromkeys(runs)), grid.runtime), runs_follow=False)
     if message is None:
         return Check("inputs", True, f"data and weights of grid {grid.grid} are here, and verified")
     return Check("inputs", False, message, "put that file where it is looked for, or fetch it where there is a network")

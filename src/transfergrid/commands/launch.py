@@ -69,7 +69,7 @@ def carry_out(request: Request) -> int:
         console.print("dry run: nothing was started or written")
         return OK
     prepare_folders(request.runtime)
-    preflight(console, plan, request.runtime)
+    preflight(console, plan, request.runtime, runs_follow=True)
     write_grid_of(request)
     mirror = tracking.start_mirror(request.runtime, request.configurations)
     try:
@@ -157,22 +157,25 @@ def prepare_folders(runtime: Runtime) -> None:
             raise ConfigError(f"{folder} cannot be used ({reason}); give another store.dir= or cache.dir=") from error
 
 
-def preflight(console: Console, plan: Plan, runtime: Runtime) -> None:
-    """Data and weights of what is about to run, fetched where there is a network, and verified."""
+def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
+    """Data and weights of what is about to run, fetched where there is a network, and verified.
+
+    runs_follow: they are carried out by this process's children.
+    """
     runs = [p.run for p in plan.to_run]
     if not runs:
         return
     # The first use of torch, some seconds: say what the silence is.
     with console.status("checking data and weights"):
-        message = local.preflight(check_inputs, (runs, runtime))
+        message = local.preflight(check_inputs, (runs, runtime), runs_follow=runs_follow)
     if message is not None:
         raise DataError(message)
 
 
 def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> None:
-    """Raises DataError for the first data set or weights that cannot be used. Loads torch: call it in a child."""
+    """Raises DataError for the first data set or weights that cannot be used. Loads torch where there are weights to
+    check: call it in a child."""
     from transfergrid import data
-    from transfergrid.backbones.build import build
     from transfergrid.specs import ProbeSettings
 
     for dataset in dict.fromkeys(run.dataset for run in runs):
@@ -182,6 +185,8 @@ def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> None:
     reading = set(on_features)
     for backbone in dict.fromkeys(b for run in runs if run not in reading for b in run.backbones):
         if not backbone.weights.identity.startswith("random:"):
+            from transfergrid.backbones.build import build
+
             build(backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files)
 
 

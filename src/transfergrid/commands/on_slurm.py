@@ -67,7 +67,7 @@ def carry_out(console: Console, request: Request) -> int:
         return OK
     _assert_room(plan, request, limits)
     prepare_folders(request.runtime)
-    preflight(console, plan, request.runtime)
+    preflight(console, plan, request.runtime, runs_follow=False)
     submitting = Submitting(request, limits, finishing)
     if request.emit is not None:
         return _emit(console, submitting, Path(request.emit))

@@ -59,7 +59,7 @@ def sweep(arguments: Sequence[str]) -> int:
         console.print("dry run: nothing was started or written")
         return OK
     launch.prepare_folders(request.runtime)
-    launch.preflight(console, plan, request.runtime)
+    launch.preflight(console, plan, request.runtime, runs_follow=not on_slurm)
     launch.write_grid_of(request)
     mirror = tracking.start_mirror(request.runtime, request.configurations)
     try:
