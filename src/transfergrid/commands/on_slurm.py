@@ -119,7 +119,8 @@ def _show_cost(console: Console, plan: Plan, request: Request) -> None:
         hours += gpu_hours(members, of_phase, gpus)
         estimates |= of_phase
     known = sum(e.basis != "flops" for e in estimates.values())
-    basis = f"{known} of {len(estimates)} from records, the rest from FLOPs" if known else "from FLOPs, no records yet"
+    some = f"{known} of {len(estimates)} from records, the rest from FLOPs" if known else "from FLOPs, no records yet"
+    basis = "from records" if known == len(estimates) else some
     wall_h = sum(e.seconds for e in estimates.values()) / 3600
     cost = f"{hours:.2f} GPU-hours" if hours else f"{wall_h:.2f} hours without a GPU"
     jobs = count(_num_jobs(plan, request), "job")
