@@ -124,8 +124,8 @@ def executable(path: Path, *lines: str) -> None:
 
 
 def console() -> Console:
-    """As make_console() makes it where the output goes to a file, but wide; said() tells what it printed."""
-    return Console(file=StringIO(), width=200, markup=False)
+    """As make_console() makes it where the output goes to a file; said() tells what it printed."""
+    return Console(file=StringIO(), width=100, markup=False)
 
 
 def said(printed: Console) -> list[str]:

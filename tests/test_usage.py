@@ -139,9 +139,7 @@ def test_what_slurm_gave_is_told_beside_it(
 def recorded(store: StorePaths, run: RunSpec, gpu_s: float = 0.0, **used: Any) -> str:
     figures: dict[str, Any] = {"wall_s": 100.0, "cpu_s": 150.0, "cpus": 4, "max_rss_mb": 1024.0, "memory_mb": 16384}
     figures |= {"gpu_utilisation": None, "gpu_memory_mb": None}
-    record = RunRecord(
-        run_id=run.run_id, spec=run, status="completed", gpu_s=gpu_s, details={"usage": {**figures, **used}}
-    )
+    record = RunRecord(run_id=run.run_id, spec=run, status="completed", gpu_s=gpu_s, usage={**figures, **used})
     write_record(store.run(run.run_id), record)
     return run.run_id
 

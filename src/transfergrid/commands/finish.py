@@ -101,7 +101,7 @@ def _notify(
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        console.print(f"notify.command failed: {error}")
+        console.print(f"notify.command failed: {error}", highlight=False, soft_wrap=True)
 
 
 def main() -> int:
