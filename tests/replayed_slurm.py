@@ -84,12 +84,10 @@ def account_line(
     node: str = "n1",
     ended: datetime | None = None,
     elapsed_s: int = 0,
-    submitted: datetime | None = None,
+    max_rss: str = "",
 ) -> str:
     """One line of sacct -P."""
-    ended = ended or ago(600)
-    times = (stamp(submitted or ago(3600)), stamp(ended - timedelta(seconds=elapsed_s)), stamp(ended))
-    cells = (job_id, state, exit_code, node, *times, elapsed_s, "00:01", 1, "1G", "", "cpu=1")
+    cells = (job_id, state, exit_code, node, stamp(ended or ago(600)), elapsed_s, "1G", max_rss)
     return "|".join(map(str, cells)) + "\n"
 
 

@@ -307,10 +307,11 @@ def test_how_a_job_ended_by_the_queue_alone(
 def test_a_step_out_of_memory_stands_for_a_job_that_says_only_failed(store: StorePaths, slurm: ReplayedSlurm) -> None:
     submit(store, ("a",))
     slurm.answers("squeue", queue_line("7", "FAILED", "NonZeroExitCode", started=ago(900), used="1:00", status=256))
-    steps = account_line("7", "FAILED", exit_code="1:0") + account_line("7.0", "OUT_OF_MEMORY", exit_code="0:125")
-    slurm.answers("sacct", steps)
+    step = account_line("7.0", "OUT_OF_MEMORY", exit_code="0:125", max_rss="1003520K")
+    slurm.answers("sacct", account_line("7", "FAILED", exit_code="1:0") + step)
     found = state_of(store)
     assert (found.state, found.failure_class) == ("failed", "host_oom")
+    assert found.reason.endswith("(seen using 1.0 of 1.0 GB)")
 
 
 @pytest.mark.parametrize(

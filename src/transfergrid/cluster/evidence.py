@@ -163,7 +163,10 @@ def _explained(look: Look, case: Case) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """What SLURM says of a job that left its queue. state: of accounting that lags behind, it may be a live one."""
+    """What SLURM says of a job that left its queue. state: of accounting that lags behind, it may be a live one.
+
+    memory: what it used of what it had asked for, in words; empty where that is not known.
+    """
 
     state: str
     code: int
@@ -172,6 +175,7 @@ class Ending:
     elapsed_s: float
     ended: datetime | None
     is_known_code: bool
+    memory: str = ""
 
 
 def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> Ending | None:
@@ -179,7 +183,9 @@ def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> Ending 
     if account is not None and (entry is None or slurm_words.meaning(account.state).kind == "ended"):
         state = account.state if entry is None or account.state == "OUT_OF_MEMORY" else entry.state
         where = (account.nodes, account.elapsed_s, account.ended)
-        return Ending(state, account.exit_code, account.signal, *where, is_known_code=True)
+        used, asked = account.max_rss_mb, account.memory_mb
+        memory = f"seen using {used / 1024:.1f} of {asked / 1024:.1f} GB" if used and asked else ""
+        return Ending(state, account.exit_code, account.signal, *where, is_known_code=True, memory=memory)
     if entry is None:
         return None
     status = entry.exit_code or 0  # as wait() gives it

@@ -174,7 +174,7 @@ class AccountEntry:
     """One job or task of an array as the accounting knows it, its steps folded in.
 
     state: a step's OUT_OF_MEMORY stands for the job's, which says only FAILED. exit_code, signal: of the job.
-    max_rss_mb: the largest of its steps. cpu_s: CPU time used, cpus: allocated. gpus: allocated, 0 where not counted.
+    memory_mb: of host memory it had asked for. max_rss_mb: the most that one of its steps was seen to use; MiB both.
     """
 
     job_id: str
@@ -182,21 +182,13 @@ class AccountEntry:
     exit_code: int
     signal: int
     nodes: str
-    submitted: datetime | None
-    started: datetime | None
     ended: datetime | None
     elapsed_s: float
-    cpu_s: float
-    cpus: int
     memory_mb: float | None
     max_rss_mb: float | None
-    gpus: int
 
 
-_ACCOUNT = (
-    *("JobID", "State", "ExitCode", "NodeList", "Submit", "Start", "End", "ElapsedRaw", "TotalCPU", "AllocCPUS"),
-    *("ReqMem", "MaxRSS", "AllocTRES"),
-)
+_ACCOUNT = ("JobID", "State", "ExitCode", "NodeList", "End", "ElapsedRaw", "ReqMem", "MaxRSS")
 
 
 def sacct(job_ids: Iterable[str], *, since: datetime, timeout_s: float = TIMEOUT_S) -> list[AccountEntry] | None:
@@ -233,22 +225,16 @@ def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]])
             state = "OUT_OF_MEMORY"
     code, _, number = cells["ExitCode"].partition(":")
     rss = [mb for mb in (megabytes(s["MaxRSS"]) for s in steps) if mb is not None]
-    gpus = re.search(r"gres/gpu=(\d+)", cells["AllocTRES"])
     return AccountEntry(
         job_id=cells["JobID"],
         state=state,
         exit_code=int(code) if code.isdigit() else 0,
         signal=int(number) if number.isdigit() else 0,
         nodes="" if cells["NodeList"] == "None assigned" else cells["NodeList"],
-        submitted=when(cells["Submit"]),
-        started=when(cells["Start"]),
         ended=when(cells["End"]),
         elapsed_s=float(cells["ElapsedRaw"] or 0),
-        cpu_s=duration_s(cells["TotalCPU"]) or 0.0,
-        cpus=int(cells["AllocCPUS"] or 0),
         memory_mb=megabytes(cells["ReqMem"]),
         max_rss_mb=max(rss) if rss else None,
-        gpus=int(gpus[1]) if gpus else 0,
     )
 
 

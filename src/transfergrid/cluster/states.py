@@ -271,7 +271,8 @@ def _ended(look: Look, case: Case, ending: Ending) -> RunState:
     if found.may_return and look.age_s(ending.ended) < SETTLING_S:
         return replace(state, reason=f"{found.words}; SLURM may start it again")
     if found.failure_class is not None:
-        return _with_class(state, found.failure_class, found.words)
+        memory = f" ({ending.memory})" if ending.memory and found.failure_class == "host_oom" else ""
+        return _with_class(state, found.failure_class, found.words + memory)
     if ending.state == "COMPLETED":
         if look.age_s(ending.ended) < RECORD_DELAY_S:
             return replace(state, reason="has ended; its record is not to be seen yet")

@@ -13,6 +13,7 @@ from transfergrid.commands.console import FAILED, OK
 from transfergrid.commands.status_table import clock, last_words, next_steps, printable, read_progress, state_text
 from transfergrid.commands.status_view import BAD, View, read_view
 from transfergrid.config.status import StatusRequest
+from transfergrid.records import read_record
 from transfergrid.specs import RunSpec
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def _run_lines(view: View) -> Iterator[str]:
     if progress.epochs or state.elapsed_s is not None:
         val = "" if progress.best_val is None else f", best val accuracy {progress.best_val:.2%}"
         yield f"progress  epoch {progress.epochs or '-'}{val}, {clock(state.elapsed_s) or '-'} elapsed"
+    yield from _usage_lines(view, run_id)
     for owner in _attempts(view, run_id):
         job = f"job {owner['slurm_task']}" if owner.get("slurm_task") else f"process {owner.get('pid')}"
         restart = f" restart {owner['slurm_restart_count']}" if owner.get("slurm_restart_count") else ""
@@ -58,6 +60,18 @@ def _run_lines(view: View) -> Iterator[str]:
     yield from (["last lines", *(f"    {line}" for line in lines)] if lines else [])
     yield from next_steps(view)
     yield from [view.silence] if view.silence else []
+
+
+def _usage_lines(view: View, run_id: str) -> Iterator[str]:
+    """What it took, of what its job was given."""
+    record = read_record(view.store.run(run_id))
+    if record is None or not record.usage:
+        return
+    used = record.usage
+    of_memory = f" of {used['memory_mb'] / 1024:.1f}" if used["memory_mb"] else ""
+    cores = f"{used['cpu_s'] / max(used['wall_s'], 1e-9):.1f} of {used['cpus']} CPUs"
+    gpu = "" if used["gpu_utilisation"] is None else f", GPU busy {used['gpu_utilisation']:.0%}"
+    yield f"used      {used['wall_s']:.1f} s, {cores}, {used['max_rss_mb'] / 1024:.1f}{of_memory} GB{gpu}"
 
 
 def _settings(spec: RunSpec | None) -> str:
