@@ -151,3 +151,25 @@ def run_all(children: list[ForkProcess], *, exitcode: int = 0) -> None:
     for child in children:
         child.join(60)
         assert child.exitcode == exitcode
+
+
+def test_in_a_shared_folder_every_file_can_be_written_by_the_group(tmp_path: Path) -> None:
+    """A lab's store: group-writable and setgid. What a user with the usual umask makes there, others must go on with."""
+    shared, own = tmp_path / "shared", tmp_path / "own"
+    for folder, mode in ((shared, 0o2775), (own, 0o755)):
+        folder.mkdir()
+        folder.chmod(mode)
+    before = os.umask(0o022)
+    try:
+        for folder in (shared, own):
+            durable.write_json(folder / "deep" / "record.json", {})
+            durable.append_line(folder / "ledger.jsonl", b"{}")
+            durable.claim(folder / "001.json", b"{}")
+            with durable.lock(folder / ".lock", wait=True):
+                pass
+    finally:
+        os.umask(before)
+    for name in ("deep/record.json", "ledger.jsonl", "001.json", ".lock"):
+        assert (shared / name).stat().st_mode & 0o060 == 0o060, name
+        assert (own / name).stat().st_mode & 0o020 == 0, name
+    assert (shared / "deep").stat().st_mode & 0o2070 == 0o2070
