@@ -154,7 +154,7 @@ def run_all(children: list[ForkProcess], *, exitcode: int = 0) -> None:
 
 
 def test_in_a_shared_folder_every_file_can_be_written_by_the_group(tmp_path: Path) -> None:
-    """A lab's store: group-writable and setgid. What a user with the usual umask makes there, others must go on with."""
+    """A lab's store is setgid and group-writable: what one makes there under the usual umask, others go on with."""
     shared, own = tmp_path / "shared", tmp_path / "own"
     for folder, mode in ((shared, 0o2775), (own, 0o755)):
         folder.mkdir()
