@@ -73,8 +73,8 @@ def test_a_later_line_of_a_name_replaces_the_earlier_one(store: StorePaths) -> N
 
 
 def test_the_newest_submission_of_a_run_is_the_one_sent_last_whichever_launch_is_read_last(store: StorePaths) -> None:
-    newer = sent(store, "z", ("r0",), ("r1", "r2"), job_id="20", minutes=5, launch="l1")
-    older = sent(store, "a", ("r2",), ("r3",), job_id="10", minutes=0, launch="l2")
+    newer = sent(store, "a", ("r0",), ("r1", "r2"), job_id="20", minutes=5, launch="l1")
+    older = sent(store, "z", ("r2",), ("r3",), job_id="10", minutes=0, launch="l2")
     ledger = read_ledger(store)
     assert ledger.submissions == [older, newer]
     assert ledger.newest("r2") == (newer, 1)

@@ -93,8 +93,8 @@ def test_what_a_killed_attempt_left_is_replaced(tmp_path: Path, images: Path) ->
     left.parent.mkdir(parents=True)
     left.touch()
     with staged(runtime_in(tmp_path, Flowers=str(images)), ["Flowers"], str(scratch)) as inside:
-        assert not left.exists()
-        assert len(list(Path(inside.data_folders["Flowers"]).rglob("*.png"))) == 12
+        assert inside.data_folders["Flowers"] == str(own_folder(scratch) / "flowers")
+        assert len(list((own_folder(scratch) / "flowers").rglob("*.png"))) == 12 and not left.exists()
 
 
 @pytest.mark.parametrize(("free", "fits"), [(1.0, False), (1.05, False), (1.2, True)])

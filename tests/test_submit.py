@@ -51,6 +51,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
     replayed.answers("srun", "")
     replayed.answers("sbatch", "Submitted batch job 41\n")
     monkeypatch.setattr(submit, "RETRY_S", 0.0)
+    monkeypatch.setattr(submit, "GIVE_UP_S", 10.0)
     return replayed
 
 
@@ -163,7 +164,9 @@ RENDERED: list[tuple[ClusterSettings, dict[str, str | None], set[str]]] = [
 ABSENT = {"partition", "account", "qos", "constraint", "gres", "exclude", "wckey", "dependency", "kill-on-invalid-dep"}
 
 
-@pytest.mark.parametrize(("settings", "expected", "absent"), RENDERED, ids=[str(sorted(e or a)) for _, e, a in RENDERED])
+@pytest.mark.parametrize(
+    ("settings", "expected", "absent"), RENDERED, ids=[str(sorted(e or a)) for _, e, a in RENDERED]
+)
 def test_each_setting_is_asked_of_sbatch_and_what_is_not_set_is_left_to_the_site(
     slurm: ReplayedSlurm,
     store: StorePaths,
