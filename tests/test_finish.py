@@ -30,6 +30,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
     """This process is the finish job 9. Of the array 7 the second task was killed for its memory."""
     as_job(monkeypatch, "9")
     monkeypatch.setenv("OUT", str(tmp_path / "told"))
+    monkeypatch.setattr(finishing, "SETTLE_S", 10.0)
     replayed = ReplayedSlurm(tmp_path / "bin", monkeypatch)
     ended = "".join(queue_line(f"7_{i}", s, started=ago(600)) for i, s in enumerate(("COMPLETED", "OUT_OF_MEMORY")))
     replayed.answers("squeue", ended)
@@ -172,10 +173,10 @@ def test_what_stays_undecided_is_not_waited_for_for_ever(
     slurm.has_no_accounting()
     complete(store, DONE)
     pauses: list[float] = []
-    clock = SimpleNamespace(sleep=pauses.append, monotonic=lambda: 50.0 * len(pauses))
+    clock = SimpleNamespace(sleep=pauses.append, monotonic=lambda: 3.0 * len(pauses))
     monkeypatch.setattr(finishing, "time", clock)
     assert finish(sent(store, RUNS)) == {"done": 1, "unknown": 1}
-    assert len(pauses) == 4  # 200 s of at most 180
+    assert len(pauses) == 4  # 12 s of at most 10
     assert read_record(store.run(LOST.run_id)) is None
 
 
