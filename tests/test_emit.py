@@ -98,7 +98,8 @@ def test_there_is_a_script_and_a_line_of_the_ledger_per_group_and_for_the_finish
 
 def finish_name_of(store: StorePaths) -> str:
     folder = store.launches / LAUNCH
-    return finish_name(Launch(grid="g", folder=folder, payload=folder, source=folder, settings=SLURM))
+    launch = Launch(grid="g", folder=folder, payload=folder, source=folder, settings=SLURM, finish=Resources())
+    return finish_name(launch)
 
 
 def test_each_job_runs_its_task_with_the_users_python_as_a_launched_one_would(

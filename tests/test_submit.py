@@ -63,7 +63,8 @@ def store(tmp_path: Path) -> StorePaths:
 def launch_of(store: StorePaths, settings: ClusterSettings = SLURM, **more: Any) -> Launch:
     folder = store.launches / "20261120T120000-0a1b2c3d"
     source = folder / "code" / "src"
-    return Launch(grid="g", folder=folder, payload=folder / "specs.json", source=source, settings=settings, **more)
+    asked: dict[str, Any] = {"finish": Resources()} | more
+    return Launch(grid="g", folder=folder, payload=folder / "specs.json", source=source, settings=settings, **asked)
 
 
 def group_of(runs: Sequence[PlannedRun], settings: ClusterSettings = SLURM) -> Group:

@@ -95,7 +95,8 @@ def _may_begin(owner: Mapping[str, Any] | None, obtained: bool, live_jobs: LiveJ
     if owner is None or owner.get("ended") or not owner.get("slurm_task"):
         return obtained
     if owner["slurm_task"] == slurm_task():
-        return obtained or owner["slurm_restart_count"] < restart_count()
+        earlier = restart_count() - owner["slurm_restart_count"]
+        return earlier > 0 or (earlier == 0 and obtained)
     if obtained and owner["host"] == socket.gethostname():
         return True  # on one machine the lock tells for certain
     alive = None if live_jobs is None else live_jobs([owner["slurm_task"]])

@@ -28,6 +28,8 @@ def settle(states: Mapping[str, RunState], store: StorePaths, ledger: Ledger) ->
             continue
         path = known[0].launch / "specs.json"
         if path not in payloads:
+            if not path.exists():  # another has cleared that launch away
+                continue
             payloads[path] = job.read_payload(path)
         run = next(r for r in payloads[path].runs if r.run_id == run_id)
         if not durable.is_locked(store.run(run_id).lock):

@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ class Launch:
     payload: Path
     source: Path
     settings: ClusterSettings
+    finish: Resources
     notify: str | None = None
-    finish: Resources = field(default_factory=Resources)
 
 
 # --------------------------------------------------------------------------------------------------------------- send
@@ -148,9 +148,10 @@ def _send(
             submission = replace(submission, job_id=slurm.base_id(jobs[0].job_id))
             ledgers.record(submission)
             return submission
-        except submitit.core.utils.FailedJobError as error:
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             said = " ".join(str(error).split())
-            if not slurm.is_silence(said):
+            has_answered = isinstance(error, submitit.core.utils.FailedJobError) and not slurm.is_silence(said)
+            if has_answered:
                 ledgers.forget(submission)
                 shutil.rmtree(folder, ignore_errors=True)
                 raise SlurmRefused(f"sbatch refused {submission.name}: {said[-300:]}") from error
