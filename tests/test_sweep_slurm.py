@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,31 @@ def test_a_run_that_fails_makes_its_job_fail_and_leaves_the_other(place: Place) 
     with open(place.folder / "results/reports/adhoc/comparison.csv", newline="") as file:
         rows = {r["model"]: r["status"] for r in csv.DictReader(file) if r["phase"] == "probe"}
     assert rows["tinynet_mnist"] == "completed" and rows["tinynet_cifar"] != "completed"
+
+
+@pytest.mark.full
+def test_a_job_told_to_save_goes_back_into_the_queue_and_the_sweep_waits_for_it(
+    slurm_variant: Callable[..., Sandbox], tmp_path: Path
+) -> None:
+    slurm = slurm_variant(requeue_wait_s=5)
+    asked = ["model=baseline_cnn", "phase=scratch", "phase.scratch.epochs=150", "checkpoint.min_interval_s=2"]
+    command = [sys.executable, str(JOBS / "run_phase.py"), "-m", *CLUSTER, *MACHINE, *asked]
+    sweep = subprocess.Popen(command, cwd=tmp_path, env=slurm.env | {"OMP_NUM_THREADS": "1"})
+    try:
+        runs = tmp_path / "results" / "runs"
+        slurm.wait_for(lambda: any(p.stat().st_size for p in runs.glob("*/metrics.jsonl")), timeout_s=90)
+        slurm.run("scancel", "--signal=USR2", "-u", "root")
+
+        def has_ended() -> bool:
+            slurm.hurry()
+            return sweep.poll() is not None
+
+        slurm.wait_for(has_ended, timeout_s=150)
+        assert sweep.returncode == 0
+    finally:
+        sweep.kill()
+    attempts = [json.loads(p.read_text()) for p in sorted(runs.glob("*/attempts/*.json"))]
+    assert [a["slurm_restart_count"] for a in attempts] == [0, 1]
+    assert len({a["slurm_task"] for a in attempts}) == 1
+    (record,) = runs.glob("*/record.json")
+    assert json.loads(record.read_text())["status"] == "completed"
