@@ -17,10 +17,10 @@ OK, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
     """main(arguments) with its errors told in one line each: 2 for a request that makes no sense, 1 for the rest."""
     arguments = sys.argv[1:]
-    if any(a in ("--help", "-h", "help") for a in arguments):
-        print(help_text.strip())
-        return OK
     try:
+        if any(a in ("--help", "-h", "help") for a in arguments):
+            print(help_text.strip(), flush=True)
+            return OK
         return main(arguments)
     except ConfigError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
