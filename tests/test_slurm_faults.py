@@ -376,7 +376,7 @@ def test_a_controller_that_dies_during_submission_gets_every_configuration_once(
 ) -> None:
     controller = brisk.process("slurmctld")
     assert controller is not None
-    save_state(brisk)
+    brisk.wait_until_saved()
     env = with_sbatch(tmp_path, before=f"kill -KILL {controller.pid}; sleep 1")
     grid = begin(brisk, *THREE, env=env)
     _while_it_submits(brisk, tmp_path, after_s=20)
@@ -384,12 +384,6 @@ def test_a_controller_that_dies_during_submission_gets_every_configuration_once(
     grid.assert_sent_once()
     grid.completes(three_runs)
     grid.assert_sent_once()
-
-
-def save_state(slurm: Sandbox) -> None:
-    """Until the controller has on disk what it knows: it writes when something changes."""
-    slurm.run("sbatch", "--output=/dev/null", "--wrap=true")
-    slurm.wait_until_saved()
 
 
 def _while_it_submits(slurm: Sandbox, folder: Path, *, after_s: float) -> None:
@@ -411,7 +405,7 @@ def test_a_job_told_to_save_while_the_controller_is_away_is_not_lost(
     grid.launch()
     owner = grid.working()
     with frozen(owner["pid"]):
-        save_state(brisk)
+        brisk.wait_until_saved()
         brisk.kill_daemon("slurmctld")
         os.kill(owner["pid"], signal.SIGUSR2)
     grid.wait(lambda: "requeue of job" in grid.log(), TOLD_WITHIN_S)

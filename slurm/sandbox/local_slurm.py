@@ -133,6 +133,8 @@ class Sandbox:
 
     def wait_until_saved(self) -> None:
         """Until the controller has written to disk what it knows now. Killed earlier, it forgets the last seconds."""
+        # With nothing new to write it writes nothing, so that one would wait in vain.
+        self.run("scancel", self.run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true").strip())
         now = time.time()
         saved = self.dir / "state" / "job_state"
         self.wait_for(lambda: saved.exists() and saved.stat().st_mtime > now, 30)
