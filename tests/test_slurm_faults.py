@@ -276,7 +276,8 @@ def test_of_an_array_the_cancelled_members_alone_are_sent_again(brisk: Sandbox, 
     job_id = grid.job_id()
     brisk.run("scancel", f"{job_id}_2")
     assert "before it started" in grid.told("cancelled", seed=2).reason
-    grid.wait(lambda: grid.state(seed=0).state == "running")
+    # Until then SIGTERM is not heard, and a run of a second may be done before SLURM kills it.
+    grid.wait(lambda: (grid.run_folder(seed=0) / "attempts" / "001.json").exists())
     brisk.run("scancel", f"{job_id}_0")
     assert grid.told("cancelled", seed=0).failure_class == "cancelled"
     grid.wait(lambda: grid.state(seed=1).state == "done")
