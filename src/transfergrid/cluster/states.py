@@ -152,10 +152,10 @@ def _judge(look: Look, case: Case) -> RunState:
         if case.has_current_record and case.began_since(entry.restarts):
             return _recorded(case)
         return _queued(look, case, entry)
+    if case.has_current_record:  # before the lock, which is held for a moment by whoever corrects a record
+        return _recorded(case)
     if own.is_locked:
         return _held(look, case)
-    if case.has_current_record:
-        return _recorded(case)
     if case.job_id is None:
         return _unsent(look, case)
     ending = ending_of(look, case, entry)
