@@ -133,12 +133,17 @@ def _of_phase(phase: str, given: Any, resources: Resources) -> Resources:
         raise ConfigError(f"cluster.by_phase: unknown phase {phase!r}{nearest(phase, PHASES)}")
     if not isinstance(given, dict):
         raise ConfigError(f"{where}={given!r} is not a dictionary; it is written {{{phase}: {{mem_gb: 32}}}}")
-    wanted = {"gpus": int, "cpus": int, "timeout_min": int, "mem_gb": (int, float)}
+    number: dict[str, tuple[type, ...]] = {
+        "gpus": (int,),
+        "cpus": (int,),
+        "timeout_min": (int,),
+        "mem_gb": (int, float),
+    }
     for key, value in given.items():
         if key not in RESOURCES:
             raise ConfigError(f"{where}: unknown key {key!r}{nearest(str(key), RESOURCES)}")
-        if key in wanted:
-            if isinstance(value, bool) or not isinstance(value, wanted[key]):  # type: ignore[arg-type]
+        if key in number:
+            if isinstance(value, bool) or not isinstance(value, number[key]):
                 raise ConfigError(f"{where}.{key}={value!r} is not a number")
             in_range(f"{where}.{key}", value, *RANGES[key])
         else:
