@@ -112,8 +112,12 @@ def test_a_requeued_job_is_alive_all_the_time(slurm: Sandbox, store: StorePaths)
         assert look(store, "a").states["a"].state in ("running", "pending")
         time.sleep(0.1)
     wait_for(store, "a", "pending")
-    slurm.hurry()
-    wait_for(store, "a", "running")
+
+    def is_back() -> bool:
+        slurm.hurry()
+        return look(store, "a").states["a"].state == "running"
+
+    slurm.wait_for(is_back, 30)
     assert live_jobs([job.job_id]) == {job.job_id: 1}
 
 

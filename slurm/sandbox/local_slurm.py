@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,6 +36,7 @@ DAEMON_ENVIRONMENT = {
 }
 START_TIMEOUT_S = 60
 COMMAND_TIMEOUT_S = 30
+SETTLED_AFTER_S = 2.0  # job credentials are dated by the second
 
 
 def last_line(path: Path) -> str:
@@ -124,10 +126,13 @@ class Sandbox:
 
     def hurry(self) -> None:
         """Requeued jobs wait for two minutes (reason BeginTime): let them start now. Their time is set once more when
-        their last processes have ended, so ask again until they run."""
-        for line in self.run("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i|%r").splitlines():
-            job, reason = line.split("|")
-            if reason == "BeginTime":
+        their last processes have ended, so ask again until they run. One that went back within this second or the last
+        is left: what it was allowed to do has just been taken back, and a start with the same second on it counts as
+        taken back too; the node would refuse it ("Job credential revoked") and the job would end as FAILED."""
+        for line in self.run("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i|%r|%V").splitlines():
+            job, reason, submitted = line.split("|")
+            waited_s = (datetime.now() - datetime.fromisoformat(submitted)).total_seconds()
+            if reason == "BeginTime" and waited_s >= SETTLED_AFTER_S:
                 with contextlib.suppress(SandboxError):  # it may just have started, or gone
                     self.run("scontrol", "update", f"jobid={job}", "StartTime=now")
 
