@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from torch import Tensor
 from transfergrid import durable
 from transfergrid.attempts import Attempt
 from transfergrid.errors import DataError, MissingInput
-from transfergrid.evaluation import scores, top_k_accuracy
+from transfergrid.evaluation import confusion_matrix, scores, top_k_accuracy
 from transfergrid.folds import Fold
 from transfergrid.paths import RunPaths
 from transfergrid.provenance import provenance
-from transfergrid.records import Predictions, RunRecord, make_predictions, write_predictions
+from transfergrid.records import MANY_CLASSES, Predictions, RunRecord, make_predictions, write_predictions
 from transfergrid.specs import RunSpec
 
 Logits = NDArray[np.float32]
@@ -72,6 +72,17 @@ def score_folds(made: Mapping[str, tuple[Fold, Logits]]) -> dict[str, float]:
         if name == "test" and logits_NC.shape[1] > 5:
             found["test_top5_accuracy"] = top_k_accuracy(logits_NC, fold.labels_N, k=5)
     return found
+
+
+def class_details(made: Mapping[str, tuple[Fold, Logits]], class_names: Sequence[str]) -> dict[str, Any]:
+    """What a reader needs to see which classes are taken for which: their names and, since predictions of training
+    images are not stored, the training set's counts (C, C), rows true. Nothing above 100 classes but the names."""
+    details: dict[str, Any] = {"class_names": list(class_names)}
+    if "train" in made and len(class_names) <= MANY_CLASSES:
+        fold, logits_NC = made["train"]
+        counts_CC = confusion_matrix(fold.labels_N, logits_NC.argmax(1), num_classes=len(class_names))
+        details["train_confusion"] = counts_CC.tolist()
+    return details
 
 
 def make_record(

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transfergrid import backbones
 from transfergrid.backbones.build import attach_auxiliary_heads, bn_statistics, build, group_parameters
 from transfergrid.device import device_of
-from transfergrid.folds import Folds, make_folds, open_splits
+from transfergrid.folds import Folds, dataset_facts, make_folds, open_splits
 from transfergrid.images import NetworkInputs
 from transfergrid.network import ImageTrainee, JoinedNetwork, is_auxiliary, predict
 from transfergrid.network_size import describe
@@ -23,7 +23,7 @@ from transfergrid.paths import cache_paths
 from transfergrid.phases import RunContext
 from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
 from transfergrid.records import RunRecord
-from transfergrid.results import Stopwatch, make_record, save_predictions, save_weights, score_folds
+from transfergrid.results import Stopwatch, class_details, make_record, save_predictions, save_weights, score_folds
 from transfergrid.specs import (
     FinetuneSettings,
     PreprocessSpec,
@@ -207,6 +207,7 @@ def train_and_record(
         setting.device,
         metrics=metrics,
         details={"first_step": result.first_step, "n_test": len(folds.test)}
+        | class_details(made, dataset_facts(spec.dataset, runtime).class_names)
         | result.rules(settings.epochs)
         | dict(details),
         wall_s=setting.watch.seconds + result.elapsed_before_s,

@@ -48,7 +48,7 @@ def run(context: RunContext) -> RunRecord:
     from transfergrid.images import NetworkInputs
     from transfergrid.network import predict
     from transfergrid.network_size import describe
-    from transfergrid.results import Stopwatch, make_record, save_predictions, score_folds
+    from transfergrid.results import Stopwatch, class_details, make_record, save_predictions, score_folds
 
     spec, runtime, settings = context.spec, context.runtime, context.spec.settings
     assert isinstance(settings, EvaluateSettings)
@@ -78,7 +78,7 @@ def run(context: RunContext) -> RunRecord:
         context.attempt,
         device,
         metrics=score_folds(made),
-        details={"source": settings.source, "n_test": len(fold)},
+        details={"source": settings.source, "n_test": len(fold)} | class_details(made, class_names),
         wall_s=watch.seconds,
         n_train=None,
         parameters=cost.parameters,

@@ -79,10 +79,15 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A grid's rows, its failed runs (extractions included), and what feature extraction cost once for all rows."""
+    """A grid's rows, its failed runs (extractions included), and what feature extraction cost once for all rows.
+
+    runs: beside each row the records of its completed runs, in the order of their seeds.
+    """
 
     grid: str
+    store: StorePaths
     rows: tuple[ComparisonRow, ...]
+    runs: tuple[tuple[RunRecord, ...], ...]
     failures: tuple[Failure, ...]
     extractions: int
     extraction_wall_s: float
@@ -121,11 +126,14 @@ def read_comparison(grid: str, store: StorePaths) -> Comparison:
     shared |= {needed.run_id for r in list(found.values()) for needed in r.spec.extractions}
     for run_id in sorted(shared):
         read(run_id)
-    rows = [_row(grid, group, found, failures, store) for group in _groups(grid, entries, found)]
+    groups = [_by_seed(group) for group in _groups(grid, entries, found)]
+    rows = [_row(grid, group, found, failures, store) for group in groups]
     extracted = [found[run_id] for run_id in sorted(shared) if run_id in found]
     return Comparison(
         grid=grid,
+        store=store,
         rows=tuple(_beside_best_single(row, rows) for row in rows),
+        runs=tuple(tuple(found[e.run_id] for e in group if e.run_id in found) for group in groups),
         failures=tuple(failures.values()),
         extractions=len(extracted),
         extraction_wall_s=sum(r.wall_s for r in extracted),
@@ -161,6 +169,10 @@ def _groups(grid: str, entries: Sequence[GridEntry], found: Mapping[str, RunReco
                 f"({', '.join(e.run_id for e in group)}); next: python jobs/launch_grid.py grid={grid}"
             )
     return list(groups.values())
+
+
+def _by_seed(group: Sequence[GridEntry]) -> list[GridEntry]:
+    return sorted(group, key=lambda e: -1 if e.seed is None else e.seed)
 
 
 def _without_seed(spec: RunSpec) -> RunSpec:
