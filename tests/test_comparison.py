@@ -13,8 +13,9 @@ from transfergrid import records
 from transfergrid.commands.tables import terminal_table
 from transfergrid.errors import NEXT_STEP, ConfigError, DataError
 from transfergrid.paths import StorePaths
+from transfergrid.report.cells import accuracy_with_interval
 from transfergrid.report.comparison import COLUMNS, ComparisonRow, comparison_rows, read_comparison
-from transfergrid.report.documents import accuracy_with_interval, as_csv, write_report
+from transfergrid.report.documents import as_csv, write_report
 from transfergrid.specs import RunSpec
 
 DESIGNED = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from transfergrid.report.cells import accuracy_with_interval, number, percent
 from transfergrid.report.comparison import ComparisonRow
-from transfergrid.report.documents import accuracy_with_interval, number, percent
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -11,6 +11,7 @@ from pathlib import Path
 from transfergrid import durable
 from transfergrid.errors import NEXT_STEP
 from transfergrid.paths import StorePaths
+from transfergrid.report.cells import accuracy_with_interval, markdown_table, number, percent, points
 from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow, read_comparison
 from transfergrid.report.published import lookup
 
@@ -46,29 +47,6 @@ def as_csv(rows: Sequence[ComparisonRow]) -> str:
     return text.getvalue()
 
 
-# ------------------------------------------------------------------------------------------------------------ cells
-def percent(value: float | None, *, digits: int = 2) -> str:
-    return "" if value is None else f"{100 * value:.{digits}f}"
-
-
-def points(delta: float | None) -> str:
-    """A difference of accuracies in percentage points, signed."""
-    return "" if delta is None else f"{100 * delta:+.2f}"
-
-
-def accuracy_with_interval(row: ComparisonRow) -> str:
-    """`97.2 [95.0, 98.5]`; a second decimal only where the interval is narrower than one percentage point."""
-    if row.ci95_low is None or row.ci95_high is None:
-        return percent(row.test_accuracy)
-    digits = 2 if row.ci95_high - row.ci95_low < 0.01 else 1
-    low, high = percent(row.ci95_low, digits=digits), percent(row.ci95_high, digits=digits)
-    return f"{percent(row.test_accuracy, digits=digits)} [{low}, {high}]"
-
-
-def number(value: float | None, *, digits: int = 0) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"
-
-
 # --------------------------------------------------------------------------------------------------------- markdown
 def as_markdown(comparison: Comparison) -> str:
     rows = comparison.rows
@@ -100,13 +78,6 @@ def _names(row: ComparisonRow) -> list[str]:
     return [getattr(row, name) for name in NAMES]
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]], *, left: int) -> str:
-    """A Markdown table; the first `left` columns are text, the others numbers, to the right."""
-    rule = ["---"] * left + ["---:"] * (len(header) - left)
-    cells = [header, rule, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)
-
-
 def _accuracy_table(rows: Sequence[ComparisonRow]) -> str:
     header = [*NAMES, "status", "seeds", "trained on", "test [95 %]", "std", "val", "train", "test loss"]
     header += ["precision", "recall", "F1 (macro)", "L-BFGS test"]
@@ -128,7 +99,7 @@ def _accuracy_table(rows: Sequence[ComparisonRow]) -> str:
         ]
         for row in rows
     ]
-    return _table(header, lines, left=len(NAMES) + 1)
+    return markdown_table(header, lines, left=len(NAMES) + 1)
 
 
 def _published_table(rows: Sequence[ComparisonRow]) -> str:
@@ -155,7 +126,7 @@ def _published_table(rows: Sequence[ComparisonRow]) -> str:
     if not lines:
         return ""
     about = "The difference stands only where nothing differs from the study but the weights file and the hardware.\n"
-    table = _table(header, lines, left=len(NAMES) + 2)
+    table = markdown_table(header, lines, left=len(NAMES) + 2)
     return f"## Beside the published figures\n\n{about}\n{table}\n" + _published_notes(rows)
 
 
@@ -184,7 +155,7 @@ def _join_table(rows: Sequence[ComparisonRow]) -> str:
     if not lines:
         return ""
     about = "The best single model is chosen on val among the join's own parts; the difference is on test, in points.\n"
-    return f"## Joined models beside their best part\n\n{about}\n" + _table(header, lines, left=len(NAMES) + 1)
+    return f"## Joined models beside their best part\n\n{about}\n" + markdown_table(header, lines, left=len(NAMES) + 1)
 
 
 def _cost_table(comparison: Comparison) -> str:
@@ -206,7 +177,7 @@ def _cost_table(comparison: Comparison) -> str:
     ]
     if not lines:
         return ""
-    text = "## Cost\n\n" + _table(header, lines, left=len(NAMES))
+    text = "## Cost\n\n" + markdown_table(header, lines, left=len(NAMES))
     if comparison.extractions:
         runs = "1 run" if comparison.extractions == 1 else f"{comparison.extractions} runs"
         text += (
