@@ -2,6 +2,8 @@
 
 Four convolution-BatchNorm-ReLU blocks of 16, 32, 64 and 64 channels, the last three with stride 2, then the global
 average; after Springenberg et al., "Striving for Simplicity" (https://arxiv.org/abs/1412.6806): strides, no pooling.
+Shapes at 32 px: block1 (N, 16, 32, 32), block2 (N, 32, 16, 16), block3 (N, 64, 8, 8), block4 (N, 64, 4, 4), the global
+average (N, 64), fc (N, 10).
 Images (N, 3, H, W) of at least 16 px -> features (N, 64) -> logits (N, num_classes). 61,338 parameters for 10 classes.
 """
 
