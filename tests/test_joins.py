@@ -1,0 +1,245 @@
+"""Joined models beside their baselines: the average, the overlap of errors, and what is said where files are missing."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from prediction_cases import finished, predictions_of, right_but
+from report_cases import completed, spec, write_grid
+from sklearn.metrics import cohen_kappa_score
+
+from transfergrid import records
+from transfergrid.paths import StorePaths
+from transfergrid.records import make_predictions
+from transfergrid.report.comparison import read_comparison
+from transfergrid.report.joins import Joins, as_markdown, error_overlap, join_baselines
+from transfergrid.report.predictions import StoredPredictions, averaged_correct_N, probabilities_NC
+from transfergrid.report.statistics import t_interval, wilson
+from transfergrid.specs import RunSpec
+
+PAIR = "resnet18+googlenet"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StorePaths:
+    return StorePaths(tmp_path)
+
+
+def baselines(store: StorePaths, runs: list[RunSpec], variants: dict[str, str] | None = None) -> Joins:
+    write_grid(store, "pairs", [(run, (variants or {}).get(run.model, "")) for run in runs])
+    return join_baselines(read_comparison("pairs", store))
+
+
+def three_runs(seed: int = 0) -> tuple[RunSpec, RunSpec, RunSpec]:
+    return (
+        spec("finetune", "resnet18", seed=seed),
+        spec("finetune", "googlenet", seed=seed),
+        spec("finetune", PAIR, seed=seed),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ probabilities
+def test_the_surer_of_two_parts_wins_the_average() -> None:
+    label_N = np.array([0, 0, 1])
+    index_N = np.arange(3)
+    sure = make_predictions(index_N, label_N, np.log(np.array([[0.9, 0.1], [0.2, 0.8], [0.55, 0.45]])))
+    other = make_predictions(index_N, label_N, np.log(np.array([[0.4, 0.6], [0.7, 0.3], [0.3, 0.7]])))
+    # means of the first class: 0.65, 0.45, 0.425
+    assert averaged_correct_N([sure, other], num_classes=2).tolist() == [True, False, True]
+
+
+def test_logits_on_other_scales_are_averaged_as_probabilities() -> None:
+    loud = make_predictions(np.arange(1), np.array([0]), np.array([[101.0, 100.0]]))  # 0.731 and 0.269
+    sure = make_predictions(np.arange(1), np.array([0]), np.array([[0.0, 2.0]]))  # 0.119 and 0.881
+    assert averaged_correct_N([loud, sure], num_classes=2).tolist() == [False]
+
+
+def test_probabilities_of_many_classes_are_those_of_the_kept_ones_and_zero_elsewhere() -> None:
+    logits_NC = np.random.default_rng(0).normal(0, 3, (5, 200)).astype(np.float32)
+    full_NC = np.exp(logits_NC.astype(np.float64)) / np.exp(logits_NC.astype(np.float64)).sum(axis=1, keepdims=True)
+    stored = make_predictions(np.arange(5), np.zeros(5, dtype=np.int64), logits_NC)
+    ours_NC = probabilities_NC(stored, num_classes=200)
+    assert ours_NC.shape == (5, 200)
+    assert (ours_NC > 0).sum(axis=1).tolist() == [20] * 5
+    assert np.allclose(ours_NC[ours_NC > 0], full_NC[ours_NC > 0], rtol=5e-3)  # the logits are float16
+    assert (ours_NC.sum(axis=1) < 1).all()
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+def test_overlap_of_errors_counted_by_hand() -> None:
+    overlap = error_overlap([right_but(0, 1, 2)[None], right_but(2, 3)[None]])
+    assert overlap.any_wrong == pytest.approx(0.4)
+    assert overlap.all_wrong == pytest.approx(0.1)
+    assert overlap.all_wrong_if_independent == pytest.approx(0.3 * 0.2)
+    assert overlap.disagreement == pytest.approx(0.3)
+    assert overlap.jaccard == pytest.approx(1 / 4)
+    assert overlap.kappa == pytest.approx(cohen_kappa_score(right_but(0, 1, 2), right_but(2, 3)), abs=1e-12)
+
+
+def test_overlap_of_three_parts_is_of_all_and_any_and_kappa_of_pairs() -> None:
+    parts = [right_but(0, 1, 2), right_but(1, 2, 3), right_but(2, 9)]
+    overlap = error_overlap([part[None] for part in parts])
+    assert (overlap.any_wrong, overlap.all_wrong) == (pytest.approx(0.5), pytest.approx(0.1))
+    kappas = [cohen_kappa_score(parts[i], parts[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert overlap.kappa == pytest.approx(sum(kappas) / 3, abs=1e-12)
+
+
+def test_a_part_without_errors_has_no_kappa_and_two_have_no_jaccard() -> None:
+    perfect = right_but()[None]
+    assert error_overlap([perfect, right_but(1)[None]]).kappa is None
+    both = error_overlap([perfect, perfect])
+    assert (both.kappa, both.jaccard, both.any_wrong) == (None, None, 0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------- baselines
+def test_a_pair_stands_beside_its_parts_their_average_and_the_oracle(store: StorePaths) -> None:
+    first, second, pair = three_runs()
+    finished(store, first, right_but(0, 1, 2))
+    finished(store, second, right_but(2, 3))
+    finished(store, pair, right_but(2))
+    joins = baselines(store, [first, second, pair])
+    (found,) = joins.baselines
+    assert joins.notes == ()
+    assert (found.seeds, found.n_test) == ((0,), 10)
+    assert [(part.model, part.mean) for part in found.parts] == [("resnet18", 0.7), ("googlenet", 0.8)]
+    assert found.oracle.mean == pytest.approx(0.9)
+    assert (found.joined.low, found.joined.high) == pytest.approx(wilson(9, 10))
+    # Both are equally sure, so where they disagree the lower class wins: image 3 (class 3 against 4) is right, and so
+    # are 0 and 1; only image 2, where both say class 3, is wrong.
+    assert found.averaged.mean == pytest.approx(0.9)
+    assert found.joined_minus_averaged.difference == 0.0
+    assert found.joined_minus_averaged.test == "mcnemar_exact"
+
+
+def test_several_seeds_give_means_and_a_t_interval(store: StorePaths) -> None:
+    runs = [run for seed in (0, 1, 2) for run in three_runs(seed)]
+    for run in runs:
+        assert run.seed is not None
+        wrong = {"resnet18": (0, 1), "googlenet": (0, 2), PAIR: tuple(range(run.seed))}[run.model]
+        finished(store, run, right_but(*wrong))
+    (found,) = baselines(store, runs).baselines
+    assert found.seeds == (0, 1, 2)
+    assert found.joined.mean == pytest.approx(0.9)
+    low, high = t_interval([1.0, 0.9, 0.8])
+    assert (found.joined.low, found.joined.high) == (pytest.approx(max(0, low)), pytest.approx(min(1, high)))
+    assert found.joined_minus_averaged.seeds == 3
+
+
+def test_images_are_matched_by_their_index_not_by_their_place(store: StorePaths) -> None:
+    first, second, pair = three_runs()
+    finished(store, first, right_but(0))
+    finished(store, pair, right_but(0))
+    finished(store, second, right_but(0))
+    straight = predictions_of(right_but(0))
+    turned = make_predictions(straight.index_N[::-1], straight.label_N[::-1], straight.logits_NC[::-1])
+    records.write_predictions(store.run(second.run_id), {"test": turned})
+    (found,) = baselines(store, [first, second, pair]).baselines
+    assert found.overlap.jaccard == 1.0
+    assert found.joined_minus_averaged.difference == 0.0
+
+
+def test_a_seed_whose_predictions_are_gone_is_left_out_and_named(store: StorePaths) -> None:
+    runs = [run for seed in (0, 1) for run in three_runs(seed)]
+    for run in runs:
+        finished(store, run, right_but(0))
+    gone = runs[4]
+    store.run(gone.run_id).predictions.unlink()
+    joins = baselines(store, runs)
+    assert joins.baselines[0].seeds == (0,)
+    assert len(joins.notes) == 1 and gone.run_id in joins.notes[0] and "launch the run again" in joins.notes[0]
+
+
+@pytest.mark.parametrize("damage", ["cut", "lengths"])
+def test_damaged_predictions_leave_a_note_and_break_nothing(store: StorePaths, damage: str) -> None:
+    runs = three_runs()
+    for run in runs:
+        finished(store, run, right_but(0))
+    path = store.run(runs[0].run_id).predictions
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        np.savez(path, test_index=np.arange(3), test_label=np.arange(4), test_logits=np.zeros((4, 10)))
+    joins = baselines(store, list(runs))
+    assert joins.baselines == ()
+    assert "no seed with stored predictions" in joins.notes[0] and "(without any: resnet18)" in joins.notes[0]
+    assert runs[0].run_id in joins.notes[1] and "cannot be used" in joins.notes[1]
+    assert joins.notes[0] in as_markdown(joins)
+
+
+def test_runs_on_other_images_are_not_paired(store: StorePaths) -> None:
+    runs = three_runs()
+    for run in runs:
+        finished(store, run, right_but(0))
+    records.write_predictions(store.run(runs[1].run_id), {"test": predictions_of(right_but(0), first_index=5)})
+    joins = baselines(store, list(runs))
+    assert joins.baselines == ()
+    assert "googlenet was not tested on the same images as resnet18+googlenet" in joins.notes[0]
+
+
+def test_a_part_under_other_conditions_is_no_baseline(store: StorePaths) -> None:
+    runs = three_runs()
+    for run in runs:
+        finished(store, run, right_but(0))
+    joins = baselines(store, list(runs), variants={"googlenet": "random_head"})
+    assert joins.baselines == ()
+    assert joins.notes == (
+        "mnist resnet18+googlenet finetune: no baselines, because googlenet has no result under the same conditions.",
+    )
+
+
+def test_a_grid_without_joins_has_no_section(store: StorePaths) -> None:
+    run = spec("finetune", "resnet18")
+    finished(store, run, right_but(0))
+    assert as_markdown(baselines(store, [run])) == ""
+
+
+# ---------------------------------------------------------------------------------------------------------- equal FLOPs
+@pytest.mark.parametrize(("gflops", "found"), [(6.0, True), (10.4, True), (4.6, False), (10.7, False)])
+def test_the_single_of_equal_flops_is_within_a_factor_of_one_and_a_half(
+    store: StorePaths, gflops: float, found: bool
+) -> None:
+    first, second, pair = three_runs()
+    bigger = spec("finetune", "resnet34")
+    for run, cost in ((first, 3.6), (second, 3.0), (pair, 7.0), (bigger, gflops)):
+        finished(store, run, right_but(0, 1) if run is bigger else right_but(0), gflops_per_image=cost)
+    (baseline,) = baselines(store, [first, second, pair, bigger]).baselines
+    if not found:
+        assert baseline.equal_flops is None
+        return
+    assert baseline.equal_flops is not None and baseline.equal_flops.difference is not None
+    assert baseline.equal_flops.row.model == "resnet34"
+    assert baseline.equal_flops.flops_ratio == pytest.approx(gflops / 7.0)
+    assert baseline.equal_flops.difference.difference == pytest.approx(0.1)
+
+
+def test_the_closest_of_several_is_taken_and_another_join_never_is(store: StorePaths) -> None:
+    first, second, pair = three_runs()
+    near, nearer, join = (spec("finetune", name) for name in ("resnet34", "resnet50", "resnet18+resnet34"))
+    costs = {first: 3.6, second: 3.0, pair: 7.0, near: 8.0, nearer: 6.5, join: 7.0}
+    for run, cost in costs.items():
+        finished(store, run, right_but(0), gflops_per_image=cost)
+    joins = baselines(store, list(costs))
+    assert [b.equal_flops.row.model for b in joins.baselines if b.equal_flops] == ["resnet50", "resnet50"]
+    assert math.isclose(joins.baselines[0].equal_flops.flops_ratio if joins.baselines[0].equal_flops else 0, 6.5 / 7)
+
+
+# ------------------------------------------------------------------------------------------------------------ documents
+def test_the_section_shows_every_number_once(store: StorePaths) -> None:
+    first, second, pair = three_runs()
+    finished(store, first, right_but(0, 1, 2))
+    finished(store, second, right_but(2, 3))
+    finished(store, pair, right_but(2))
+    text = as_markdown(baselines(store, [first, second, pair]))
+    assert "| mnist | resnet18+googlenet | finetune |  | resnet18 70.00, googlenet 80.00 | 1 | 90.00 [" in text
+    assert "| 90.00 | 10.00 | 6.00 | 0.21 |" in text
+
+
+def test_a_file_is_read_once_for_many_questions(store: StorePaths) -> None:
+    run = spec("finetune", "resnet18")
+    completed(store, run)
+    stored = StoredPredictions(store)
+    assert stored.of(run.run_id) is None and stored.of(run.run_id) is None
+    assert len(stored.notes) == 1
