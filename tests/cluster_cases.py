@@ -35,7 +35,7 @@ def scratch_run(seed: int = 0, *, model: str = "tinynet", dataset: DatasetSpec =
 
 
 def evaluate_run(seed: int = 0, *needs: str) -> RunSpec:
-    settings = EvaluateSettings(source="own_head", split="test", precision="fp32", image_size_px=None)
+    settings = EvaluateSettings(source="own_head", split="test", precision="fp32", preprocess=None)
     return run_of("evaluate", settings, model="resnet18", seed=seed, needs=needs)
 
 

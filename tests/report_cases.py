@@ -22,6 +22,8 @@ from transfergrid.specs import (
 
 COMMON: dict[str, Any] = {
     "drop_last": True,
+    "sampling": "shuffle",
+    "steps_per_epoch": None,
     "micro_batch": None,
     "clip_norm": None,
     "precision": "bf16",
@@ -32,6 +34,8 @@ COMMON: dict[str, Any] = {
     "lookahead": False,
     "lookahead_k": 5,
     "lookahead_alpha": 0.5,
+    "lr_update": "step",
+    "cosine_epochs": None,
     "warmup_fraction": 0.2,
     "step_epochs": (),
     "step_gamma": 0.1,
@@ -39,8 +43,13 @@ COMMON: dict[str, Any] = {
     "label_smoothing": 0.1,
     "ema_decay": None,
     "flip": True,
+    "alternate_flip": False,
     "shift_px": 4,
+    "perspective": 0.0,
+    "perspective_share": 0.5,
     "rotation_deg": 0.0,
+    "rotation_expand": False,
+    "rotation_fill": 0,
     "cutout_px": 0,
     "augment_at": "native",
     "test_bn": "running",
@@ -71,8 +80,18 @@ FAIR_SETTINGS: dict[str, dict[str, Any]] = {
         "bn": "train",
         "frozen_groups": (),
         "aux_loss_weight": 0.0,
+        "l2_sp": 0.0,
     },
-    "scratch": COMMON | {"epochs": 30, "lr": 0.1, "weight_decay": 5e-4, "image_size_px": None},
+    "scratch": COMMON
+    | {
+        "epochs": 30,
+        "lr": 0.1,
+        "weight_decay": 5e-4,
+        "image_size_px": None,
+        "normalise": "constants",
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.5, 0.5, 0.5),
+    },
 }
 KINDS = {"probe": ProbeSettings, "finetune": FinetuneSettings, "scratch": ScratchSettings}
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from transfergrid.augment import CUTOUT_FILL, AugmentDraws, AugmentPlan, apply, draw
 
-EVERYTHING = AugmentPlan(flip=True, shift_px=4, rotation_deg=15.0, cutout_px=8)
+EVERYTHING = AugmentPlan(flip=True, shift_px=4, perspective=0.3, rotation_deg=15.0, cutout_px=8)
 FIRST = torch.tensor([0])
 
 
@@ -120,6 +120,53 @@ def test_an_eighth_turn_fills_the_corners_with_zero_and_keeps_the_centre() -> No
     turned = apply(image, drawn(AugmentPlan(rotation_deg=45.0), angle_N=45.0), FIRST)[0, :, :, 0]
     assert [int(turned[y, x]) for y, x in ((0, 0), (0, 8), (8, 0), (8, 8))] == [0, 0, 0, 0]
     assert torch.equal(turned[2:7, 2:7], image[0, 2:7, 2:7, 0])
+
+
+def test_an_expanded_turn_keeps_the_whole_image_and_fills_the_rest_with_the_grey_asked_for() -> None:
+    image = torch.full((1, 32, 32, 3), 100, dtype=torch.uint8)
+    plan = AugmentPlan(rotation_deg=45.0, rotation_expand=True, rotation_fill=255)
+    turned = apply(image, drawn(plan, angle_N=45.0), FIRST)[0, :, :, 0].int()
+    assert [int(turned[y, x]) for y, x in ((0, 0), (0, 31), (31, 0), (31, 31), (16, 16))] == [255] * 4 + [100]
+    # The square now stands on its corner, its diagonal as long as the side: half of the area.
+    assert int((turned == 100).sum()) == pytest.approx(512, abs=40)
+
+
+def test_perspective_is_torchvisions_of_the_same_corners() -> None:
+    from torchvision.transforms.functional import perspective
+
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    image = torch.stack([rows * 6 + 30, columns * 6 + 30, rows + columns + 100], -1)[None].to(torch.uint8)
+    inwards_42 = torch.tensor([[0.06, 0.03], [0.1, 0.12], [0.02, 0.09], [0.13, 0.05]])
+    moved = apply(image, drawn(AugmentPlan(perspective=0.3), corners_N42=inwards_42.tolist()), FIRST)
+    start = [[0, 0], [32, 0], [32, 32], [0, 32]]  # in pixels, from edge to edge
+    signs = [(1, 1), (-1, 1), (-1, -1), (1, -1)]
+    end = [
+        [x + 32 * sx * float(dx), y + 32 * sy * float(dy)]
+        for (x, y), (sx, sy), (dx, dy) in zip(start, signs, inwards_42, strict=True)
+    ]
+    theirs = perspective(image.permute(0, 3, 1, 2), start, end, fill=[0]).permute(0, 2, 3, 1)
+    # The two blend with the fill in other ways at the border; away from it they agree.
+    white = torch.full((1, 1, 32, 32), 255, dtype=torch.uint8)
+    inside = perspective(white, start, end, fill=[0])[0, 0] == 255
+    assert int((moved.int() - theirs.int()).abs()[0][inside].max()) <= 1
+    assert 0.6 < float(inside.float().mean()) < 0.9 and int(moved[0, 0, 0].sum()) == 0
+
+
+def test_the_share_of_tilted_images_and_how_far_their_corners_move() -> None:
+    plan = AugmentPlan(perspective=0.3, perspective_share=0.2)
+    corners_N42 = draw(plan, num_images=10_000, seed=0, epoch=0).corners_N42
+    tilted_N = (corners_N42 != 0).flatten(1).any(1)
+    assert 0.19 < float(tilted_N.float().mean()) < 0.21
+    assert 0.149 < float(corners_N42.max()) <= 0.15
+    image = images(1, 16, 16, 3)
+    assert torch.equal(apply(image, drawn(plan, corners_N42=torch.zeros(4, 2).tolist()), FIRST), image)
+
+
+def test_an_alternating_flip_turns_every_image_round_in_every_second_epoch() -> None:
+    plan = AugmentPlan(flip=True, alternate_flip=True)
+    flips = [draw(plan, num_images=1000, seed=0, epoch=epoch).flip_N for epoch in (1, 2, 3)]
+    assert torch.equal(flips[0], ~flips[1]) and torch.equal(flips[0], flips[2])
+    assert 0.45 < float(flips[0].float().mean()) < 0.55
 
 
 def test_angles_are_uniform_within_the_limit() -> None:

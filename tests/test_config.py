@@ -246,7 +246,7 @@ def test_evaluation_of_a_checkpoint_is_named_by_the_files_content(tmp_path: Path
     settings = runs_of(request)[0].settings
     assert isinstance(settings, EvaluateSettings)
     assert settings.source == f"file:{hashlib.sha256(b'weights').hexdigest()}"
-    assert (settings.split, settings.image_size_px) == ("test", 8)
+    assert settings.split == "test" and settings.preprocess is not None and settings.preprocess.crop_px == 8
     assert request.runtime.weights_files == {settings.source: str(file)}
 
 

@@ -245,7 +245,7 @@ def test_a_probe_on_images_trains_without_the_way_back(tmp_path: Path) -> None:
 def test_an_evaluation_is_one_pass_and_takes_the_size_its_run_was_trained_at(tmp_path: Path) -> None:
     trained = final_run(request(tmp_path, *SCRATCH, "dataset.image_size_px=64"))
     asked = request(tmp_path, *SCRATCH, "dataset.image_size_px=64")
-    settings = EvaluateSettings(source=f"run:{trained.run_id}", split="test", precision="fp32", image_size_px=None)
+    settings = EvaluateSettings(source=f"run:{trained.run_id}", split="test", precision="fp32", preprocess=None)
     run = replace(trained, phase="evaluate", settings=settings, seed=None, needs=(trained.run_id,))
     native = cost.gflops_per_image(run, asked.runtime)
     assert carry_out(asked) == "completed"

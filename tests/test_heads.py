@@ -59,7 +59,7 @@ def train_heads(
     assert isinstance(settings, ProbeSettings)
     trainee = FeatureTrainee(
         {"train": features_ND, "test": features_ND},
-        Folds(train=fold, val=None, gate=fold, test=fold),
+        Folds(train=fold, val=None, gate=fold, test=fold, unlabelled=fold),
         settings,
         num_classes=10,
         num_heads=len(choices),
@@ -342,7 +342,7 @@ def test_T18_classes_are_counted_by_the_data_set_not_by_the_labels_at_hand(probe
     assert isinstance(settings, ProbeSettings)
     trainee = FeatureTrainee(
         {"train": features_ND, "val": features_ND},
-        Folds(train=fold, val=fold, gate=fold, test=fold),
+        Folds(train=fold, val=fold, gate=fold, test=fold, unlabelled=fold),
         settings,
         num_classes=probe_spec.dataset.num_classes,
         num_heads=2,

@@ -55,6 +55,25 @@ def test_step_multiplies_at_the_end_of_the_named_epochs(settings: ScratchSetting
     assert found[30:70] == pytest.approx([0.1] * 40) and found[70:] == pytest.approx([0.01] * 30)
 
 
+def test_linear_falls_straight_to_the_final_share(settings: ScratchSettings) -> None:
+    found = factors(settings, schedule="linear", final_lr_fraction=0.1)
+    assert found[:3] == pytest.approx([1.0, 0.991, 0.982]) and found[50] == pytest.approx(0.55)
+
+
+def test_a_cosine_longer_than_the_run_moved_once_per_epoch_is_that_of_small_resnet18(settings: ScratchSettings) -> None:
+    for t_max, end in ((391, 0.96), (196, 0.85), (98, 0.48)):
+        study = replace(settings, epochs=51, schedule="cosine", lr_update="epoch", cosine_epochs=t_max)
+        parameter = torch.nn.Parameter(torch.zeros(1))
+        optimizer = torch.optim.Adam([parameter], lr=1.0)
+        theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=t_max)
+        for epoch in range(51):
+            ours = [lr_factor(study, step=epoch * 10 + step, steps_per_epoch=10) for step in range(10)]
+            assert ours == pytest.approx([optimizer.param_groups[0]["lr"]] * 10)
+            optimizer.step()
+            theirs.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(end, abs=0.02)
+
+
 def test_cosine_falls_from_one_to_the_final_share(settings: ScratchSettings) -> None:
     found = factors(settings, schedule="cosine", final_lr_fraction=0.1)
     assert found[0] == 1.0 and found[50] == pytest.approx(0.55)

@@ -120,6 +120,24 @@ def test_black_and_white_become_minus_mean_and_one_minus_mean_over_std_in_each_c
             assert values == pytest.approx([(level - MEAN[channel]) / STD[channel]] * 16)
 
 
+def test_an_image_normalised_by_itself_has_mean_zero_and_standard_deviation_one_in_each_channel() -> None:
+    images_NHWC = torch.randint(40, 200, (3, 8, 8, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    images_NHWC[2] = 7
+    spec = PreprocessSpec(
+        mode="direct",
+        resize_px=8,
+        crop_px=8,
+        interpolation="bilinear",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        normalise="image",
+    )
+    made = normalise(images_NHWC, spec)
+    assert made[:2].mean((2, 3)).abs().max() < 1e-6
+    assert made[:2].std((2, 3)).sub(1).abs().max() < 1e-6
+    assert made[2].abs().max() == 0
+
+
 def test_grey_images_are_repeated_to_three_channels_before_normalising() -> None:
     grey_NHWC = torch.from_numpy(uniform(3, 28, 1).array())
     spec = spec_of("direct", 64, 64, "bicubic")

@@ -236,7 +236,7 @@ def test_the_fair_grid_names_what_it_changed_of_a_pair() -> None:
 def test_what_no_option_can_repeat_is_always_named() -> None:
     densenet = find("scratch_cifar10", "cifar10", "cifar_densenet121", "scratch")
     named = differs(densenet, cases.spec("scratch", "cifar_densenet121", dataset="cifar10", protocol="published"))
-    assert "selection" in named and "perspective" in named and "test_bn" in named
+    assert "selection" in named and "interpolation of the rotation" in named and "test_bn" in named
     resnet50 = find("resnet50_one_epoch", "mnist", "resnet50", "finetune")
     assert differs(resnet50, cases.spec("finetune", "resnet50", epochs=1)) == ("protocol", "settings not stated")
 

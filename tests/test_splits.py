@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from transfergrid.data.splits import stratified_subset, val_indices
+from transfergrid.data.splits import rows_per_class, stratified_subset, val_indices
 
 
 def labels_of(*counts: int, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -30,6 +30,14 @@ def test_a_subset_never_exceeds_what_there_is(max_images: int) -> None:
     rows = stratified_subset(labels_N, max_images=max_images)
     assert len(rows) == min(max_images, 100)
     assert (np.bincount(labels_N[rows], minlength=5) <= [40, 0, 35, 24, 1]).all()
+
+
+def test_so_many_rows_of_each_class_or_all_where_there_are_fewer() -> None:
+    labels_N = np.array([0] * 9 + [1] * 3 + [2] * 5)
+    chosen_N = rows_per_class(labels_N, count=4, seed=1)
+    assert np.bincount(labels_N[chosen_N]).tolist() == [4, 3, 4]
+    assert chosen_N.tolist() == sorted(set(chosen_N.tolist()))
+    assert chosen_N.tolist() != rows_per_class(labels_N, count=4, seed=2).tolist()
 
 
 def test_val_is_a_tenth_of_every_class() -> None:

@@ -53,7 +53,7 @@ def configuration(seed: int, *, variant: str = "") -> Configuration:
         backbones=(backbone("resnet18"), backbone("googlenet")),
         dataset=DatasetSpec(name="digits", kind="digits", fingerprint="x", num_classes=10),
         extract=None,
-        settings=EvaluateSettings(image_size_px=None, source="own_head", split="test", precision="fp32"),
+        settings=EvaluateSettings(preprocess=None, source="own_head", split="test", precision="fp32"),
         protocol="fair",
         seed=seed,
         val_seed=0,

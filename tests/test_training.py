@@ -31,7 +31,7 @@ from transfergrid.config import Request
 from transfergrid.errors import Superseded, TrainingDiverged
 from transfergrid.folds import Fold
 from transfergrid.images import NetworkInputs
-from transfergrid.optimization import ParameterGroup
+from transfergrid.optimization import ParameterGroup, make_anchors, pull_to_start
 from transfergrid.paths import RunPaths
 from transfergrid.phases import phase_module
 from transfergrid.records import checkpoint_files, read_metrics
@@ -107,14 +107,15 @@ def fit_points(
 
 
 # --------------------------------------------------------------------------------------------------------------- order
-def test_the_order_of_an_epoch_follows_seed_and_epoch_alone() -> None:
-    first = epoch_order(100, seed=0, epoch=1)
+def test_the_order_of_an_epoch_follows_seed_and_epoch_alone(spec: RunSpec) -> None:
+    plain = settings_of(spec)
+    first = epoch_order(100, plain, seed=0, epoch=1)
     torch.manual_seed(99)
-    assert torch.equal(first, epoch_order(100, seed=0, epoch=1))
+    assert torch.equal(first, epoch_order(100, plain, seed=0, epoch=1))
     assert sorted(first.tolist()) == list(range(100))
-    for other in (epoch_order(100, seed=1, epoch=1), epoch_order(100, seed=0, epoch=2)):
+    for other in (epoch_order(100, plain, seed=1, epoch=1), epoch_order(100, plain, seed=0, epoch=2)):
         assert int((first == other).sum()) < 10
-    assert epoch_order(8, seed=0, epoch=1).tolist() == [0, 2, 1, 5, 7, 6, 3, 4]  # resumed runs rest on it
+    assert epoch_order(8, plain, seed=0, epoch=1).tolist() == [0, 2, 1, 5, 7, 6, 3, 4]  # resumed runs rest on it
 
 
 @pytest.mark.parametrize(
@@ -132,7 +133,32 @@ def test_every_row_is_visited_once_per_epoch_and_drop_last_leaves_out_the_rest(s
         assert [len(b) for b in points.batches] == sizes * 2
         for epoch in (1, 2):
             rows = sum(points.batches[(epoch - 1) * len(sizes) : epoch * len(sizes)], [])
-            assert rows == epoch_order(20, seed=3, epoch=epoch)[: sum(sizes)].tolist()
+            assert rows == epoch_order(20, settings_of(spec), seed=3, epoch=epoch)[: sum(sizes)].tolist()
+
+
+def test_rows_drawn_with_replacement_fill_as_many_steps_as_asked_for(spec: RunSpec, tmp_path: Path) -> None:
+    settings = settings_of(spec, batch_size=24, sampling="replacement", steps_per_epoch=50)
+    order_N = epoch_order(100, settings, seed=0, epoch=1)
+    assert len(order_N) == 50 * 24 and count_steps(100, settings) == 50
+    counts = torch.bincount(order_N, minlength=100)
+    assert int(counts.sum()) == 1200
+    assert 8 < float(counts.double().var()) < 17  # about 12, as of independent draws; whole rounds would have 0
+    points = Points(20)
+    fit_points(points, spec, tmp_path, epochs=1, batch_size=8, sampling="replacement", steps_per_epoch=5)
+    assert [len(b) for b in points.batches] == [8] * 5
+    assert count_steps(100, settings_of(spec, batch_size=10, steps_per_epoch=4)) == 4
+    assert count_steps(100, settings_of(spec, batch_size=10, steps_per_epoch=40)) == 10  # a shuffled row comes once
+
+
+def test_l2_sp_pulls_the_weights_back_to_where_they_started() -> None:
+    start = nn.Parameter(torch.tensor([2.0, -1.0]))
+    anchors = make_anchors([ParameterGroup("trunk", 0.1, 0.0, [start], l2_sp=0.5)])
+    with torch.no_grad():
+        start.add_(torch.tensor([1.0, 4.0]))
+    start.grad = torch.tensor([10.0, 20.0])
+    pull_to_start(anchors)
+    assert start.grad.tolist() == [10.5, 22.0]
+    assert make_anchors([ParameterGroup("head", 0.1, 0.0, [start])]) == []
 
 
 # -------------------------------------------------------------------------------------------------------------- metrics

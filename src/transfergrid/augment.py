@@ -24,24 +24,37 @@ CUTOUT_FILL = 128  # mid grey: near the mean of photographs, and seen by the net
 class AugmentPlan:
     """Applied in this order; a field at False or 0 changes nothing.
 
-    flip: left to right, every second image. shift_px: moved by up to so many pixels along each axis, the border filled
-    by reflection. rotation_deg: about the centre by up to so many degrees either way, bilinear, filled with 0.
+    flip: left to right, every second image; with alternate_flip every image in every second epoch, half of them first
+    (Jordan 2024, arXiv 2404.00498). shift_px: moved by up to so many pixels along each axis, the border filled by
+    reflection. perspective: of `perspective_share` of the images each corner is drawn inwards by up to this share of
+    half a side, along each axis, filled with 0. rotation_deg: about the centre by up to so many degrees either way,
+    bilinear, filled with rotation_fill; with rotation_expand the image is made smaller, so that its corners stay in it.
     cutout_px: a square of this side, its centre anywhere in the image, filled with CUTOUT_FILL.
     """
 
     flip: bool = False
+    alternate_flip: bool = False
     shift_px: int = 0
+    perspective: float = 0.0
+    perspective_share: float = 0.5
     rotation_deg: float = 0.0
+    rotation_expand: bool = False
+    rotation_fill: int = 0
     cutout_px: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentDraws:
-    """The random numbers of one epoch. shift_N2: pixels (down, right); angle_N: degrees; centre_N2: in [0, 1)."""
+    """The random numbers of one epoch. shift_N2: pixels (down, right); angle_N: degrees; centre_N2: in [0, 1).
+
+    corners_N42: how far each corner (clockwise from the upper left) has moved inwards, right or left and down or up, in
+    units of a side; 0 where the image keeps its perspective.
+    """
 
     plan: AugmentPlan
     flip_N: Tensor
     shift_N2: Tensor
+    corners_N42: Tensor
     angle_N: Tensor
     centre_N2: Tensor
 
@@ -51,8 +64,14 @@ def draw(
 ) -> AugmentDraws:
     """Draw for every image of the data set, always on the CPU; `device` is where the numbers are kept."""
     shift_px = plan.shift_px
-    flip_N = torch.rand(num_images, generator=_stream(seed, epoch, "flip")) < 0.5
+    # Alternating, the first draw holds for the whole run and each epoch turns it round.
+    flip_N = torch.rand(num_images, generator=_stream(seed, 0 if plan.alternate_flip else epoch, "flip")) < 0.5
+    if plan.alternate_flip and epoch % 2:
+        flip_N = ~flip_N
     shift_N2 = torch.randint(-shift_px, shift_px + 1, (num_images, 2), generator=_stream(seed, epoch, "shift"))
+    perspective = _stream(seed, epoch, "perspective")
+    tilted_N = torch.rand(num_images, generator=perspective) < plan.perspective_share
+    corners_N42 = torch.rand(num_images, 4, 2, generator=perspective) * (plan.perspective / 2)
     turn_N = torch.rand(num_images, generator=_stream(seed, epoch, "rotation")) * 2 - 1
     # In doubles, because a float just below 1 times a height can round up to the height.
     centre_N2 = torch.rand(num_images, 2, dtype=torch.float64, generator=_stream(seed, epoch, "cutout"))
@@ -60,6 +79,7 @@ def draw(
         plan=plan,
         flip_N=flip_N.to(device),
         shift_N2=shift_N2.to(device),
+        corners_N42=(corners_N42 * tilted_N[:, None, None]).to(device),
         angle_N=(turn_N * plan.rotation_deg).to(device),
         centre_N2=centre_N2.to(device),
     )
@@ -72,8 +92,11 @@ def apply(images_BHWC: Tensor, draws: AugmentDraws, indices_B: Tensor) -> Tensor
     if plan.flip or plan.shift_px:
         flip_B = draws.flip_N[indices_B] if plan.flip else torch.zeros_like(indices_B, dtype=torch.bool)
         images_BHWC = _flipped_and_shifted(images_BHWC, flip_B, draws.shift_N2[indices_B])
+    if plan.perspective:
+        images_BHWC = _tilted(images_BHWC, draws.corners_N42[indices_B])
     if plan.rotation_deg:
-        images_BHWC = _rotated(images_BHWC, draws.angle_N[indices_B])
+        expand, fill = plan.rotation_expand, plan.rotation_fill
+        images_BHWC = _rotated(images_BHWC, draws.angle_N[indices_B], expand=expand, fill=fill)
     if plan.cutout_px:
         images_BHWC = _cut_out(images_BHWC, draws.centre_N2[indices_B], plan.cutout_px)
     return images_BHWC
@@ -102,20 +125,58 @@ def _reflected(position: Tensor, size_px: int) -> Tensor:
     return torch.minimum(position, period_px - position) if size_px > 1 else torch.zeros_like(position)
 
 
-def _rotated(images_BHWC: Tensor, angle_B: Tensor) -> Tensor:
+def _tilted(images_BHWC: Tensor, corners_B42: Tensor) -> Tensor:
+    """Each image as a plane seen at an angle: its corners are where corners_B42 has moved them to.
+
+    Eight equations per image give the projection from the result back to the image (Heckbert 1989); images whose
+    corners stay are copied.
+    """
+    num_images, height_px, width_px, _ = images_BHWC.shape
+    device = images_BHWC.device
+    # Coordinates as grid_sample's: -1 and 1 are the outer edges, so a side is 2 long.
+    source_42 = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], device=device)
+    target_B42 = source_42 - source_42.sign() * corners_B42 * 2
+    x_B4, y_B4 = target_B42.unbind(-1)
+    u_B4, v_B4 = source_42.expand(num_images, 4, 2).unbind(-1)
+    one_B4, zero_B4 = torch.ones_like(x_B4), torch.zeros_like(x_B4)
+    rows_u = torch.stack([x_B4, y_B4, one_B4, zero_B4, zero_B4, zero_B4, -u_B4 * x_B4, -u_B4 * y_B4], -1)
+    rows_v = torch.stack([zero_B4, zero_B4, zero_B4, x_B4, y_B4, one_B4, -v_B4 * x_B4, -v_B4 * y_B4], -1)
+    equations_B88 = torch.cat([rows_u, rows_v], 1).double()
+    solved_B8 = torch.linalg.solve(equations_B88, torch.cat([u_B4, v_B4], 1).double()).float()
+    matrix_B33 = torch.cat([solved_B8, torch.ones(num_images, 1, device=device)], 1).reshape(-1, 3, 3)
+    x_W = (torch.arange(width_px, device=device) + 0.5) * (2 / width_px) - 1
+    y_H = (torch.arange(height_px, device=device) + 0.5) * (2 / height_px) - 1
+    points_HW3 = torch.stack(
+        [*torch.meshgrid(x_W, y_H, indexing="xy"), torch.ones(height_px, width_px, device=device)], -1
+    )
+    moved_BHW3 = torch.einsum("bij,hwj->bhwi", matrix_B33, points_HW3)
+    tilted_BHWC = _sampled(images_BHWC, moved_BHW3[..., :2] / moved_BHW3[..., 2:], fill=0)
+    moves_B = (corners_B42 != 0).flatten(1).any(1)
+    return torch.where(moves_B[:, None, None, None], tilted_BHWC, images_BHWC)
+
+
+def _rotated(images_BHWC: Tensor, angle_B: Tensor, *, expand: bool, fill: int) -> Tensor:
     """Counter-clockwise for positive degrees."""
     num_images, height_px, width_px, num_channels = images_BHWC.shape
     radians_B = angle_B * (math.pi / 180)
     cos_B, sin_B, zero_B = radians_B.cos(), radians_B.sin(), torch.zeros_like(radians_B)
     # Grid coordinates run from -1 to 1 along either axis, whatever its length in pixels.
     aspect = height_px / width_px
+    if expand:  # the canvas that holds the turned image is this much larger, and is brought back to the image's size
+        grown_B = cos_B.abs() + sin_B.abs()
+        cos_B, sin_B = cos_B * grown_B, sin_B * grown_B
     theta_B23 = torch.stack(
         [torch.stack([cos_B, -sin_B * aspect, zero_B], 1), torch.stack([sin_B / aspect, cos_B, zero_B], 1)], 1
     )
     grid_BHW2 = functional.affine_grid(theta_B23, [num_images, num_channels, height_px, width_px], align_corners=False)
-    images_BCHW = images_BHWC.permute(0, 3, 1, 2).float()
-    turned_BCHW = functional.grid_sample(images_BCHW, grid_BHW2, mode="bilinear", align_corners=False)
-    return turned_BCHW.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    return _sampled(images_BHWC, grid_BHW2, fill=fill)
+
+
+def _sampled(images_BHWC: Tensor, grid_BHW2: Tensor, *, fill: int) -> Tensor:
+    """Read bilinearly at these points (x, y), in [-1, 1] from edge to edge; `fill` is what lies outside."""
+    images_BCHW = images_BHWC.permute(0, 3, 1, 2).float() - fill
+    read_BCHW = functional.grid_sample(images_BCHW, grid_BHW2, mode="bilinear", align_corners=False) + fill
+    return read_BCHW.round_().clamp_(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
 
 
 def _cut_out(images_BHWC: Tensor, centre_B2: Tensor, cutout_px: int) -> Tensor:

@@ -272,10 +272,16 @@ def _passes(run: RunSpec, runtime: Runtime) -> tuple[int, int, int]:
     watched = rows.val if run.protocol == "fair" else rows.test
     hands_over = isinstance(settings, ProbeSettings) or getattr(settings, "head", None) == "probe"
     evaluated = settings.epochs * watched + rows.train + rows.val + rows.test + rows.gate * hands_over + target
-    trained = settings.epochs * rows.train
+    steps = settings.epochs * _steps_per_epoch(settings, rows.train)
+    trained = min(settings.epochs * rows.train, steps * settings.batch_size)
+    if settings.sampling == "replacement":
+        trained = steps * settings.batch_size
     factor = 1 if isinstance(settings, ProbeSettings) else TRAINING  # nothing goes back through a frozen trunk
-    steps = settings.epochs * math.ceil(rows.train / settings.batch_size)
     return trained + evaluated, factor * trained + evaluated, steps
+
+
+def _steps_per_epoch(settings: TrainSettings, num_train: int) -> int:
+    return settings.steps_per_epoch or math.ceil(num_train / settings.batch_size)
 
 
 def _seconds_of_heads(run: RunSpec, settings: ProbeSettings, runtime: Runtime, *, cores: int, on_gpu: bool) -> float:
@@ -288,7 +294,7 @@ def _seconds_of_heads(run: RunSpec, settings: ProbeSettings, runtime: Runtime, *
     flop = TRAINING * product * num_heads * settings.epochs
     if settings.lbfgs:
         flop += int(2 * product * LBFGS_ITERATIONS * LBFGS_EVALUATIONS)  # features have no gradient
-    steps = settings.epochs * math.ceil(num_train / settings.batch_size)
+    steps = settings.epochs * _steps_per_epoch(settings, num_train)
     rate = GPU_HEAD_FLOP_PER_S if on_gpu else CPU_HEAD_FLOP_PER_S * cores
     return steps * num_heads * HEAD_STEP_S + flop / rate
 
@@ -307,6 +313,10 @@ def _rows(run: RunSpec, runtime: Runtime) -> Rows:
     fair = run.protocol == "fair"
     gate = seen.get("val") or max(1, round(VAL_FRACTION * seen["train"]))
     train = seen["train"] - (gate if fair and "val" not in seen else 0)
+    if run.shots is not None:
+        train = min(train, run.shots * run.dataset.num_classes)
+    elif run.train_fraction is not None:
+        train = max(1, round(run.train_fraction * train))
     return Rows(train=train, val=gate if fair else 0, gate=gate, test=seen["test"])
 
 
@@ -328,10 +338,12 @@ def _evaluated(run: RunSpec, runtime: Runtime) -> int:
 def _input_px(run: RunSpec, runtime: Runtime) -> int:
     """What an architecture is fed. An evaluated run's own spec tells; before it has one, the size of the images."""
     settings = run.settings
-    if isinstance(settings, EvaluateSettings) and settings.image_size_px is None:
+    if isinstance(settings, EvaluateSettings):
+        if settings.preprocess is not None:
+            return settings.preprocess.crop_px
         source = store_paths(runtime).run(settings.source.removeprefix("run:"))
         if not source.spec.exists():
             return dataset_facts(run.dataset, runtime).image_size_px or 32
         settings = from_dict(RunSpec, durable.read_json(source.spec)).settings
-    assert isinstance(settings, (EvaluateSettings, ScratchSettings)) and settings.image_size_px is not None
+    assert isinstance(settings, ScratchSettings)
     return settings.image_size_px

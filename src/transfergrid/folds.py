@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from transfergrid import data
 from transfergrid.data import DatasetFacts, LabeledImages
-from transfergrid.data.splits import stratified_subset, val_indices
+from transfergrid.data.splits import rows_per_class, stratified_subset, val_indices
 from transfergrid.errors import DataError
 from transfergrid.paths import cache_paths
-from transfergrid.specs import DatasetSpec, RunSpec, Runtime, Split
+from transfergrid.specs import DatasetSpec, RunSpec, Runtime, Split, seed_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,16 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """train: what is trained on. val: what is chosen on, None under `published`. gate: compared at hand-over."""
+    """train: what is trained on. val: what is chosen on, None under `published`. gate: compared at hand-over.
+
+    unlabelled: every image of the training split that the run may look at, whether or not it learns from its label.
+    """
 
     train: Fold
     val: Fold | None
     gate: Fold
     test: Fold
+    unlabelled: Fold
 
 
 def dataset_facts(spec: DatasetSpec, runtime: Runtime) -> DatasetFacts:
@@ -82,7 +86,8 @@ def make_folds(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold
     """
     seen = {split: subset(spec.dataset, labels_N) for split, labels_N in labels.items()}
     everything = {split: Fold(split, index_N, labels[split][index_N]) for split, index_N in seen.items()}
-    train, test = everything["train"], everything["test"]
+    unlabelled, test = everything["train"], everything["test"]
+    train = unlabelled
     if "val" in everything:
         gate = everything["val"]
     else:
@@ -92,4 +97,20 @@ def make_folds(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold
         if spec.protocol == "fair":
             kept_N = np.setdiff1d(np.arange(len(train)), held_N)
             train = Fold("train", train.index_N[kept_N], train.labels_N[kept_N])
-    return Folds(train, gate if spec.protocol == "fair" else None, gate, test)
+    return Folds(_share(spec, train), gate if spec.protocol == "fair" else None, gate, test, unlabelled)
+
+
+def _share(spec: RunSpec, train: Fold) -> Fold:
+    """The images that are trained on, where the run takes a share of them: chosen by the run's seed, each class its
+    part; the larger share of one seed need not hold the smaller one."""
+    if spec.train_fraction is None and spec.shots is None:
+        return train
+    assert spec.seed is not None
+    seed = seed_for("share", spec.seed)
+    if spec.shots is not None:
+        kept_N = rows_per_class(train.labels_N, count=spec.shots, seed=seed)
+    else:
+        assert spec.train_fraction is not None
+        wanted = max(1, round(spec.train_fraction * len(train)))
+        kept_N = stratified_subset(train.labels_N, max_images=wanted, seed=seed)
+    return Fold(train.split, train.index_N[kept_N], train.labels_N[kept_N])

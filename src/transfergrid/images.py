@@ -84,11 +84,17 @@ class NetworkInputs:
 
 def augment_plan(settings: TrainSettings) -> augment.AugmentPlan | None:
     """None where the settings ask for no augmentation."""
-    if not (settings.flip or settings.shift_px or settings.rotation_deg or settings.cutout_px):
+    kinds = (settings.flip, settings.shift_px, settings.perspective, settings.rotation_deg, settings.cutout_px)
+    if not any(kinds):
         return None
     return augment.AugmentPlan(
         flip=settings.flip,
+        alternate_flip=settings.alternate_flip,
         shift_px=settings.shift_px,
+        perspective=settings.perspective,
+        perspective_share=settings.perspective_share,
         rotation_deg=settings.rotation_deg,
+        rotation_expand=settings.rotation_expand,
+        rotation_fill=settings.rotation_fill,
         cutout_px=settings.cutout_px,
     )

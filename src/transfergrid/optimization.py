@@ -19,12 +19,37 @@ ONE_CYCLE_START = 1 / 25  # of the peak learning rate, as in Smith & Topin 2018 
 
 @dataclass(frozen=True, slots=True)
 class ParameterGroup:
-    """Parameters that share a peak learning rate and a weight decay; `name` labels the learning rate in the metrics."""
+    """Parameters that share a peak learning rate and a weight decay; `name` labels the learning rate in the metrics.
+
+    l2_sp: strength of the pull back to where they started.
+    """
 
     name: str
     lr: float
     weight_decay: float
     parameters: list[nn.Parameter]
+    l2_sp: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """A parameter that is pulled back to where it started."""
+
+    parameter: nn.Parameter
+    start: torch.Tensor
+    strength: float
+
+
+def make_anchors(groups: Iterable[ParameterGroup]) -> list[Anchor]:
+    """L2-SP (Li et al. 2018, arXiv 1802.01483): the starting point is what the parameters hold now."""
+    return [Anchor(p, p.detach().clone(), g.l2_sp) for g in groups if g.l2_sp for p in g.parameters]
+
+
+def pull_to_start(anchors: Iterable[Anchor]) -> None:
+    """Add the gradient of strength / 2 * |w - start|^2 to what backward() has left."""
+    for anchor in anchors:
+        if anchor.parameter.grad is not None:
+            anchor.parameter.grad.add_(anchor.parameter.detach() - anchor.start, alpha=anchor.strength)
 
 
 def split_decay(
@@ -66,6 +91,8 @@ def lr_factor(settings: TrainSettings, *, step: int, steps_per_epoch: int) -> fl
     """The share of the peak learning rate in force during optimizer step `step` (0-based over the whole run)."""
     total = max(settings.epochs * steps_per_epoch, 1)
     warmup = settings.warmup_fraction * total
+    if settings.lr_update == "epoch":
+        step -= step % steps_per_epoch
     if step < warmup:
         start = ONE_CYCLE_START if settings.schedule == "onecycle" else 0.0
         return start + (1 - start) * (step + 1) / (math.floor(warmup) + 1)
@@ -74,8 +101,12 @@ def lr_factor(settings: TrainSettings, *, step: int, steps_per_epoch: int) -> fl
     if settings.schedule == "step":
         epoch = step // steps_per_epoch
         return float(settings.step_gamma ** sum(epoch >= boundary for boundary in settings.step_epochs))
-    progress = (step - warmup) / max(total - warmup, 1)
     final = settings.final_lr_fraction
+    if settings.cosine_epochs is not None:
+        total = settings.cosine_epochs * steps_per_epoch
+    progress = (step - warmup) / max(total - warmup, 1)
+    if settings.schedule == "linear":
+        return final + (1 - final) * (1 - progress)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
 
 

@@ -30,6 +30,7 @@ _READ_AHEAD = 2
 _HOST_CHUNK = 512
 _MIXED_CHUNK = 32
 _MATRIX_BYTES = 2**28
+_FLAT = 1 / 255  # of a picture of one colour: no division by zero
 
 
 def normalise(images_NHWC: Tensor, spec: PreprocessSpec, *, prepared: bool = False) -> Tensor:
@@ -42,6 +43,10 @@ def normalise(images_NHWC: Tensor, spec: PreprocessSpec, *, prepared: bool = Fal
     assert images_NHWC.shape[1:3] == (spec.crop_px, spec.crop_px), (tuple(images_NHWC.shape), spec.crop_px)
     images_N3HW = images_NHWC.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)  # grey is repeated to three channels
     inputs_N3HW = images_N3HW.to(torch.float32, memory_format=torch.channels_last)
+    if spec.normalise == "image":
+        inputs_N3HW.div_(255)
+        std_N311, mean_N311 = torch.std_mean(inputs_N3HW, dim=(2, 3), keepdim=True)
+        return inputs_N3HW.sub_(mean_N311).div_(std_N311.clamp_min(_FLAT))
     mean_311, std_311 = (_per_channel(values, images_NHWC.device) for values in (spec.mean, spec.std))
     return inputs_N3HW.div_(255).sub_(mean_311).div_(std_311)
 

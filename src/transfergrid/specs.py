@@ -46,6 +46,7 @@ class PreprocessSpec:
     mode `direct`: resize to crop_px x crop_px whatever the aspect ratio; `recipe`: resize the shorter edge to
     resize_px, then centre-crop crop_px (the weights' own published transform). Interpolation on uint8 with antialias,
     bit-equal to PIL on the CPU; grey images are repeated to three channels. mean and std are in units of [0, 1].
+    normalise `image`: each image by its own mean and standard deviation per channel, and `mean` and `std` go unused.
     """
 
     mode: Literal["direct", "recipe"]
@@ -56,6 +57,7 @@ class PreprocessSpec:
     std: tuple[float, float, float]
     antialias: bool = True
     channels: Literal["rgb"] = "rgb"
+    normalise: Literal["constants", "image"] = "constants"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +116,13 @@ class ExtractSettings:
 class TrainSettings:
     """What every trained phase has. Sizes are in pixels of the image's own size unless augment_at says `input`.
 
+    sampling `replacement`: an epoch's rows are drawn independently, so some come twice and some not at all.
+    steps_per_epoch: None = as many as the rows fill.
+    lr_update: whether the schedule moves at every step or once per epoch. cosine_epochs: the length of the cosine's
+    fall, None = the whole run; shorter than the run, the rate rises again after it, longer, it stays high.
+    alternate_flip: an image is flipped in every second epoch, instead of by chance.
+    perspective: corners move inwards by up to this share of half a side, for `perspective_share` of the images.
+    rotation_expand: the turned image is shown whole, made smaller for it; rotation_fill: grey level of what is empty.
     micro_batch: forward passes over so many images at a time within one step, so BatchNorm sees only those.
     clip_norm: gradients are scaled down to at most this Euclidean norm, over all parameters together.
     selection: `last` epoch, or `best_on_test` (only under protocol `published`).
@@ -123,6 +132,8 @@ class TrainSettings:
     epochs: int
     batch_size: int
     drop_last: bool
+    sampling: Literal["shuffle", "replacement"]
+    steps_per_epoch: int | None
     micro_batch: int | None
     clip_norm: float | None
     precision: Literal["fp32", "bf16"]
@@ -133,7 +144,9 @@ class TrainSettings:
     lookahead: bool
     lookahead_k: int
     lookahead_alpha: float
-    schedule: Literal["constant", "step", "cosine", "onecycle"]
+    schedule: Literal["constant", "step", "linear", "cosine", "onecycle"]
+    lr_update: Literal["step", "epoch"]
+    cosine_epochs: int | None
     warmup_fraction: float
     step_epochs: tuple[int, ...]
     step_gamma: float
@@ -141,8 +154,13 @@ class TrainSettings:
     label_smoothing: float
     ema_decay: float | None
     flip: bool
+    alternate_flip: bool
     shift_px: int
+    perspective: float
+    perspective_share: float
     rotation_deg: float
+    rotation_expand: bool
+    rotation_fill: int
     cutout_px: int
     augment_at: Literal["native", "input"]
     test_bn: Literal["running", "batch"]
@@ -166,7 +184,11 @@ class ProbeSettings(TrainSettings):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FinetuneSettings(TrainSettings):
-    """All layers. Learning rates fall geometrically from `lr` (last trunk group) to `stem_lr`; the head has its own."""
+    """All layers. Learning rates fall geometrically from `lr` (last trunk group) to `stem_lr`; the head has its own.
+
+    l2_sp: strength of the pull of the trunk's weights back to where they started, in place of their weight decay
+    (Li et al. 2018, arXiv 1802.01483); 0 = none.
+    """
 
     lr: float
     head_lr: float
@@ -176,28 +198,35 @@ class FinetuneSettings(TrainSettings):
     bn: Literal["train", "eval"]
     frozen_groups: tuple[str, ...]
     aux_loss_weight: float
+    l2_sp: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScratchSettings(TrainSettings):
-    """Everything from the constructor's weights. image_size_px: of the input, the images' own unless asked for."""
+    """Everything from the constructor's weights. image_size_px: of the input, the images' own unless asked for.
+
+    normalise, mean, std: as in PreprocessSpec.
+    """
 
     lr: float
     weight_decay: float
     image_size_px: int
+    normalise: Literal["constants", "image"]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluateSettings:
     """source: a finished run (`run:<run_id>`), a checkpoint file (`file:<sha256>`) or the backbone's `own_head`.
 
-    image_size_px: the input of an architecture's checkpoint; None where a run or a backbone's weights tell.
+    preprocess: the input of an architecture's checkpoint; None where a run or a backbone's weights tell.
     """
 
     source: str
     split: Split
     precision: Literal["fp32", "bf16"]
-    image_size_px: int | None
+    preprocess: PreprocessSpec | None
 
 
 Settings = ExtractSettings | ProbeSettings | FinetuneSettings | ScratchSettings | EvaluateSettings
@@ -210,6 +239,8 @@ class RunSpec:
     backbones: in the order written in `model`; empty for an architecture. extract: how the backbones' features are
     made; None where no backbone is used. needs: run_ids of the runs it is made from, other than extractions (whose
     identity its own fields hold). seed, val_seed and protocol are None for `extract`, which has none of them.
+    train_fraction, shots: train on this share of the training images, or on so many of each class, chosen by the seed;
+    None = on all. Features are those of all images, so every share reads the same files.
     """
 
     phase: Phase
@@ -221,6 +252,8 @@ class RunSpec:
     protocol: Protocol | None
     seed: int | None
     val_seed: int | None
+    train_fraction: float | None = None
+    shots: int | None = None
     needs: tuple[str, ...] = ()
 
     @property

@@ -26,8 +26,10 @@ from transfergrid.optimization import (
     learning_rates,
     lookahead_weights,
     lr_factor,
+    make_anchors,
     make_ema,
     make_optimizer,
+    pull_to_start,
     set_learning_rates,
 )
 from transfergrid.records import MetricsLog, read_newest_checkpoint, write_checkpoint
@@ -120,6 +122,7 @@ def fit(
     module = trainee.module
     optimizer = make_optimizer(settings, groups)
     clipped = _parameters_by_head(groups, trainee.num_heads)
+    anchors = make_anchors(groups)  # before a checkpoint moves the weights away from where they started
     ema = make_ema(module, settings.ema_decay) if settings.ema_decay else None
     progress = Progress(loss_sum_H=[0.0] * trainee.num_heads, correct_sum_H=[0.0] * trainee.num_heads)
     best_state: dict[str, Tensor] | None = None
@@ -133,7 +136,9 @@ def fit(
     elapsed_before = progress.elapsed_s
     steps_per_epoch = count_steps(trainee.num_rows, settings)
     batch_size = min(settings.batch_size, trainee.num_rows)
-    images_per_epoch = min(steps_per_epoch * batch_size, trainee.num_rows)
+    images_per_epoch = steps_per_epoch * batch_size
+    if settings.sampling == "shuffle":
+        images_per_epoch = min(images_per_epoch, trainee.num_rows)
     last_saved, save_cost_s = time.monotonic(), 0.0
     training_since: float | None = None
     figures: dict[str, Any] = {}
@@ -169,7 +174,7 @@ def fit(
                 training_since = last_saved
 
         while progress.epoch <= settings.epochs:
-            order_N = epoch_order(trainee.num_rows, seed=seed, epoch=progress.epoch)
+            order_N = epoch_order(trainee.num_rows, settings, seed=seed, epoch=progress.epoch)
             trainee.train_mode()
             training_since = time.monotonic()
             while progress.step_in_epoch < steps_per_epoch:
@@ -179,6 +184,7 @@ def fit(
                 torch.manual_seed(seed_for("dropout", seed, progress.step))
 
                 loss_H, correct_H = _forward_backward(trainee, rows_B, settings.micro_batch, progress.epoch)
+                pull_to_start(anchors)
                 if settings.clip_norm is not None:
                     for parameters in clipped:
                         nn.utils.clip_grad_norm_(parameters, settings.clip_norm)
@@ -249,14 +255,23 @@ def fit(
 
 
 def count_steps(num_rows: int, settings: TrainSettings) -> int:
-    """Optimizer steps per epoch: the last, smaller batch counts unless drop_last; fewer images than a batch are one."""
+    """Optimizer steps per epoch: the last, smaller batch counts unless drop_last; fewer images than a batch are one.
+
+    settings.steps_per_epoch ends an epoch sooner; only rows drawn with replacement can fill more steps than there are.
+    """
     batch_size = min(settings.batch_size, num_rows)
-    return num_rows // batch_size if settings.drop_last else math.ceil(num_rows / batch_size)
+    full = num_rows // batch_size if settings.drop_last else math.ceil(num_rows / batch_size)
+    if settings.steps_per_epoch is None:
+        return full
+    return settings.steps_per_epoch if settings.sampling == "replacement" else min(full, settings.steps_per_epoch)
 
 
-def epoch_order(num_rows: int, *, seed: int, epoch: int) -> Tensor:
+def epoch_order(num_rows: int, settings: TrainSettings, *, seed: int, epoch: int) -> Tensor:
     """The order (N,) in which an epoch visits the training rows; drawn on the CPU, so every device sees the same."""
     generator = torch.Generator().manual_seed(seed_for("order", seed, epoch))
+    if settings.sampling == "replacement":
+        drawn = count_steps(num_rows, settings) * min(settings.batch_size, num_rows)
+        return torch.randint(num_rows, (drawn,), generator=generator)
     return torch.randperm(num_rows, generator=generator)
 
 

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from transfergrid import architectures, backbones, data, durable
 from transfergrid.backbones.timm_names import timm_names
 from transfergrid.config.compose import nearest
-from transfergrid.data.geometry import preprocess_for
+from transfergrid.data.geometry import preprocess_for, scratch_preprocess
 from transfergrid.errors import ConfigError
 from transfergrid.paths import CachePaths
 from transfergrid.specs import (
@@ -44,6 +44,8 @@ _TINY = 5e-324
 SCRATCH_LR_PER_IMAGE = 0.1 / 128  # linear scaling with the batch, Goyal et al. 2017 (arXiv 1706.02677)
 RANGES: dict[str, tuple[float, float]] = {
     "epochs": (1, 100_000),
+    "steps_per_epoch": (1, 100_000_000),
+    "cosine_epochs": (1, 100_000),
     "batch_size": (1, 1_000_000),
     "micro_batch": (1, 1_000_000),
     "clip_norm": (_TINY, 1e6),
@@ -57,7 +59,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "label_smoothing": (0, 0.99),
     "ema_decay": (0, 0.999999),
     "shift_px": (0, 512),
+    "perspective": (0, 1),
+    "perspective_share": (0, 1),
     "rotation_deg": (0, 180),
+    "rotation_fill": (0, 255),
     "cutout_px": (0, 512),
     "lr": (_TINY, 100),
     "lrs": (_TINY, 100),
@@ -66,6 +71,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "weight_decay": (0, 10),
     "weight_decays": (0, 10),
     "aux_loss_weight": (0, 10),
+    "l2_sp": (0, 100),
+    "mean": (-10, 10),
+    "std": (_TINY, 10),
 }
 T = TypeVar("T")
 
@@ -85,7 +93,10 @@ def _checked(key: str, name: str, hint: Any, value: Any) -> Any:
         items = tuple(_checked(key, name, get_args(hint)[0], item) for item in value)
         if name in ("lrs", "weight_decays") and not items:
             raise ConfigError(f"{key} is empty; give at least one value")
-        if len(set(items)) != len(items):
+        if name in ("mean", "std"):
+            if len(items) != 3:
+                raise ConfigError(f"{key}={list(items)} must hold three numbers, for red, green and blue")
+        elif len(set(items)) != len(items):
             raise ConfigError(f"{key}={list(items)} holds a value twice")
         return items
     if get_origin(hint) is Literal:
@@ -119,7 +130,7 @@ def check_settings(config: DictConfig) -> None:
     settings_of(ProbeSettings, config.phase.probe, where="phase.probe")
     settings_of(FinetuneSettings, config.phase.finetune, where="phase.finetune")
     settings_of(ScratchSettings, config.phase.scratch, where="phase.scratch", image_size_px=None)
-    settings_of(EvaluateSettings, config.phase.evaluate, where="phase.evaluate", source="", image_size_px=None)
+    settings_of(EvaluateSettings, config.phase.evaluate, where="phase.evaluate", source="", preprocess=None)
 
 
 # ------------------------------------------------------------------------------------------------------------- models
@@ -201,6 +212,8 @@ class DatasetChoice:
     folder: str | None
     image_size_px: int | None
     val_seed: int
+    train_fraction: float | None
+    shots: int | None
 
 
 def resolve_dataset(
@@ -213,7 +226,7 @@ def resolve_dataset(
     if (node.folder is None) == (node.kind == "image_folder"):
         if node.kind == "image_folder":
             raise ConfigError(
-                "dataset=image_folder needs dataset.folder=DIR, with DIR/train/<class>/* and DIR/test/..."
+                f"dataset={node.name or node.kind} needs dataset.folder=DIR, with DIR/train/<class>/* and DIR/test/..."
             )
         raise ConfigError(
             f"dataset.folder={node.folder!r}: {node.kind} lies in data.dir; only image_folder takes a folder"
@@ -232,6 +245,12 @@ def resolve_dataset(
     if node.image_size_px is not None:
         in_range("dataset.image_size_px", node.image_size_px, 1, 4096)
     in_range("dataset.val_seed", node.val_seed, 0, 2**31)
+    if node.train_fraction is not None and node.shots is not None:
+        raise ConfigError("dataset.train_fraction and dataset.shots both say how many images are trained on; give one")
+    if node.train_fraction is not None:
+        in_range("dataset.train_fraction", node.train_fraction, _TINY, 1)
+    if node.shots is not None:
+        in_range("dataset.shots", node.shots, 1, 1_000_000_000)
     spec = DatasetSpec(
         name=name,
         kind=node.kind,
@@ -239,7 +258,15 @@ def resolve_dataset(
         num_classes=facts.num_classes,
         max_images=node.max_images,
     )
-    return DatasetChoice(spec, facts, None if folder is None else str(folder), node.image_size_px, node.val_seed)
+    return DatasetChoice(
+        spec,
+        facts,
+        None if folder is None else str(folder),
+        node.image_size_px,
+        node.val_seed,
+        node.train_fraction,
+        node.shots,
+    )
 
 
 # ------------------------------------------------------------------------------------------- one way of setting things
@@ -300,7 +327,7 @@ class Scope:
         if phase == "extract":
             return settings_of(ExtractSettings, node, where=where)
         if phase == "evaluate":
-            return settings_of(EvaluateSettings, node, where=where, source="own_head", image_size_px=None)
+            return settings_of(EvaluateSettings, node, where=where, source="own_head", preprocess=None)
         flip = node.flip if node.flip is not None else self.dataset.facts.mirror_ok
         if phase == "probe":
             probe = settings_of(ProbeSettings, node, where=where, flip=flip)
@@ -331,6 +358,10 @@ class Scope:
             raise ConfigError(f"{where}.schedule=step needs {where}.step_epochs=[...]")
         if settings.schedule != "step" and settings.step_epochs:
             raise ConfigError(f"{where}.step_epochs={list(settings.step_epochs)} needs {where}.schedule=step")
+        if settings.cosine_epochs is not None and settings.schedule not in ("cosine", "onecycle"):
+            raise ConfigError(f"{where}.cosine_epochs={settings.cosine_epochs} needs {where}.schedule=cosine")
+        if settings.alternate_flip and not settings.flip:
+            raise ConfigError(f"{where}.alternate_flip=true needs {where}.flip=true")
         if settings.ema_decay is not None and settings.lookahead:
             raise ConfigError(f"{where}: ema_decay and lookahead both average the weights; choose one")
 
@@ -350,6 +381,7 @@ class Scope:
             needs_images = {
                 "flip": settings.flip,
                 "shift_px": settings.shift_px,
+                "perspective": settings.perspective,
                 "rotation_deg": settings.rotation_deg,
                 "cutout_px": settings.cutout_px,
                 "micro_batch": settings.micro_batch,
@@ -379,6 +411,7 @@ def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[
     if isinstance(settings, ScratchSettings):
         architectures.check_image_size(model, settings.image_size_px)
     _check_against_models(settings, phase, specs, scope.catalog_dir)
+    check_splits(scope, phase)
     if isinstance(settings, EvaluateSettings):
         settings = _evaluate_settings(scope, settings, model, needs)
         if settings.source.startswith("file:"):  # then the weights are the checkpoint's, and no other file is read
@@ -394,6 +427,8 @@ def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[
         protocol=scope.protocol,
         seed=None if phase == "evaluate" else seed,  # an evaluation draws nothing: three seeds would be one number
         val_seed=dataset.val_seed,
+        train_fraction=None if phase == "evaluate" else dataset.train_fraction,
+        shots=None if phase == "evaluate" else dataset.shots,
         needs=tuple(run.run_id for run in needs),
     )
 
@@ -423,21 +458,36 @@ def _evaluate_settings(
         source = f"file:{durable.sha256_of(file)}"
         scope.weights_files[source] = str(file.resolve())
         if is_architecture(model):
-            size_px = cast(ScratchSettings, scope.settings("scratch")).image_size_px
-            settings = replace(settings, image_size_px=size_px)
+            settings = replace(
+                settings, preprocess=scratch_preprocess(cast(ScratchSettings, scope.settings("scratch")))
+            )
     else:
         source = "own_head"
         head_classes = backbones.entry(model, catalog_dir=scope.catalog_dir).head_classes
         if head_classes != scope.dataset.spec.num_classes:
+            why = ", all of which the folders must hold" if scope.dataset.folder is not None else ""
             raise ConfigError(
-                f"phase=evaluate: {model}'s own head has {head_classes} classes, {scope.dataset.spec.name} has"
+                f"phase=evaluate: {model}'s own head has {head_classes} classes{why}; {scope.dataset.spec.name} has"
                 f" {scope.dataset.spec.num_classes}; give run=ID or phase.evaluate.checkpoint=FILE"
             )
     return replace(settings, source=source)
 
 
+def check_splits(scope: Scope, phase: Phase) -> None:
+    """Raises ConfigError where the data set lacks the split that a phase reads: a folder may have val/ or test/ alone."""
+    name, present = scope.dataset.spec.name, scope.dataset.facts.num_images
+    if phase != "evaluate":
+        if "train" not in present:
+            raise ConfigError(f"{scope.dataset.folder} has no train/<class>/*; without it {name} serves evaluate alone")
+        return
+    split = cast(EvaluateSettings, scope.settings("evaluate")).split
+    if split not in present and not (split == "val" and "train" in present):
+        raise ConfigError(f"phase.evaluate.split={split}: {name} has no such split; it has: {', '.join(present)}")
+
+
 def make_evaluation(scope: Scope, trained: RunSpec) -> RunSpec:
     """The evaluation of a finished run over the scope's data set: the run's own backbones and what they are fed."""
+    check_splits(scope, "evaluate")
     settings = replace(cast(EvaluateSettings, scope.settings("evaluate")), source=f"run:{trained.run_id}")
     return RunSpec(
         phase="evaluate",

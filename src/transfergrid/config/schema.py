@@ -15,6 +15,8 @@ from transfergrid.specs import ExtractSettings, FinetuneSettings, ProbeSettings,
 
 _COMMON: dict[str, Any] = {
     "drop_last": True,
+    "sampling": "shuffle",
+    "steps_per_epoch": None,
     "micro_batch": None,
     "clip_norm": None,
     "precision": "bf16",
@@ -25,6 +27,8 @@ _COMMON: dict[str, Any] = {
     "lookahead": False,
     "lookahead_k": 5,
     "lookahead_alpha": 0.5,
+    "lr_update": "step",
+    "cosine_epochs": None,
     "warmup_fraction": 0.0,
     "step_epochs": (),
     "step_gamma": 0.1,
@@ -32,8 +36,13 @@ _COMMON: dict[str, Any] = {
     "label_smoothing": 0.0,
     "ema_decay": None,
     "flip": False,
+    "alternate_flip": False,
     "shift_px": 0,
+    "perspective": 0.0,
+    "perspective_share": 0.5,
     "rotation_deg": 0.0,
+    "rotation_expand": False,
+    "rotation_fill": 0,
     "cutout_px": 0,
     "augment_at": "native",
     "test_bn": "running",
@@ -73,6 +82,7 @@ FINETUNE_DEFAULTS: dict[str, Any] = _COMMON | {
     "bn": "train",
     "frozen_groups": (),
     "aux_loss_weight": 0.0,
+    "l2_sp": 0.0,
 }
 SCRATCH_DEFAULTS: dict[str, Any] = _COMMON | {
     "epochs": 30,
@@ -85,6 +95,9 @@ SCRATCH_DEFAULTS: dict[str, Any] = _COMMON | {
     "flip": None,
     "shift_px": 4,
     "cutout_px": 8,
+    "normalise": "constants",
+    "mean": (0.5, 0.5, 0.5),
+    "std": (0.5, 0.5, 0.5),
 }
 _NOT_CONFIGURED = {"image_size_px"}  # of the scratch settings: it comes from dataset.image_size_px
 
@@ -145,7 +158,10 @@ class PhaseConfig:
 
 @dataclass
 class DatasetConfig:
-    """name: as paths and tables show it; for an image folder the folder's own name unless given."""
+    """name: as paths and tables show it; for an image folder the folder's own name unless given.
+
+    train_fraction, shots: train on a share of the training images, or on so many of each class (give one of the two).
+    """
 
     name: str | None = None
     kind: str = ""
@@ -153,6 +169,8 @@ class DatasetConfig:
     max_images: int | None = None
     image_size_px: int | None = None
     val_seed: int = 0
+    train_fraction: float | None = None
+    shots: int | None = None
 
 
 @dataclass

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from transfergrid.errors import ConfigError
-from transfergrid.specs import PreprocessSpec
-
-SCRATCH_MEAN = (0.5, 0.5, 0.5)
-SCRATCH_STD = (0.5, 0.5, 0.5)
+from transfergrid.specs import PreprocessSpec, ScratchSettings
 
 
 def preprocess_for(
@@ -40,27 +37,16 @@ def preprocess_for(
     )
 
 
-def scratch_preprocess(
-    *,
-    image_size_px: int | None,
-    native_size_px: int | None,
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
-) -> PreprocessSpec:
-    """The preprocessing of a network trained from scratch: native size unless the user asks for another, to [-1, 1].
-
-    Raises ConfigError where the images have mixed sizes and the user named none.
-    """
-    _check(image_size_px)
-    size_px = image_size_px or native_size_px
-    if size_px is None:
-        raise ConfigError("images of mixed sizes have no native size to train at; give dataset.image_size_px=N")
+def scratch_preprocess(settings: ScratchSettings) -> PreprocessSpec:
+    """The preprocessing of a network trained from scratch: straight to its input size, bilinear."""
     return PreprocessSpec(
         mode="direct",
-        resize_px=size_px,
-        crop_px=size_px,
-        interpolation=interpolation,
-        mean=SCRATCH_MEAN,
-        std=SCRATCH_STD,
+        resize_px=settings.image_size_px,
+        crop_px=settings.image_size_px,
+        interpolation="bilinear",
+        mean=settings.mean,
+        std=settings.std,
+        normalise=settings.normalise,
     )
 
 

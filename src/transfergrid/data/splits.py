@@ -19,6 +19,11 @@ def stratified_subset(labels_N: NDArray[np.int64], *, max_images: int, seed: int
     return _take(labels_N, _quotas(counts_C, total, minimum_C=minimum_C, maximum_C=counts_C), seed=seed)
 
 
+def rows_per_class(labels_N: NDArray[np.int64], *, count: int, seed: int) -> NDArray[np.int64]:
+    """Sorted indices of `count` rows of every class, or of all where a class has fewer."""
+    return _take(labels_N, np.minimum(np.bincount(labels_N), count), seed=seed)
+
+
 def val_indices(labels_N: NDArray[np.int64], *, val_seed: int, fraction: float = VAL_FRACTION) -> NDArray[np.int64]:
     """Sorted indices of round(fraction * N) rows, at least one, with the class shares kept.
 

@@ -54,7 +54,8 @@ def open_setting(context: RunContext, preprocess: tuple[PreprocessSpec, ...]) ->
     splits = open_splits(spec.dataset, runtime)
     folds = make_folds(spec, {split: images.labels_N for split, images in splits.items()})
     rows: dict[Any, Any] = {}
-    for fold in (folds.train, folds.gate, folds.test):
+    estimates_bn = context.spec.extract is not None and context.spec.extract.bn_statistics == "target"
+    for fold in (folds.unlabelled if estimates_bn else folds.train, folds.gate, folds.test):
         rows[fold.split] = sorted({*rows.get(fold.split, ()), *fold.index_N.tolist()})
     as_arrays = {split: torch.tensor(index).numpy() for split, index in rows.items()}
     inputs = NetworkInputs(splits, preprocess, device=device, resident_gb=runtime.resident_gb, rows=as_arrays)
@@ -86,10 +87,7 @@ def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary
 
 def _use_target_statistics(spec: RunSpec, network: JoinedNetwork, setting: Setting) -> None:
     """As the extraction did: one pass over all training images, in the same order and batches."""
-    folds = setting.folds
-    index_N = torch.from_numpy(folds.train.index_N)
-    if folds.gate.split == "train":
-        index_N = torch.unique(torch.cat([index_N, torch.from_numpy(folds.gate.index_N)]))
+    index_N = torch.from_numpy(setting.folds.unlabelled.index_N)
     for position, trunk in enumerate(network.backbones):
         batches = torch.split(index_N, EXTRACTION_BATCH)
         bn_statistics(trunk, (inputs[position] for inputs in setting.inputs.batches("train", batches)))
@@ -116,9 +114,13 @@ def depth_groups(
             share = 1.0 if len(found) == 1 else position / (len(found) - 1)
             lr = settings.stem_lr * (settings.lr / settings.stem_lr) ** share
             label = name if len(spec.backbones) == 1 else f"{backbone.name}.{name}"
+            own_parameters = [p for _, p in parameters]
+            if settings.l2_sp:
+                groups.append(ParameterGroup(label, lr, 0.0, own_parameters, l2_sp=settings.l2_sp))
+                continue
             groups += split_decay(
                 label,
-                [p for _, p in parameters],
+                own_parameters,
                 lr=lr,
                 weight_decay=settings.weight_decay,
                 decay_norm_and_bias=settings.decay_norm_and_bias,

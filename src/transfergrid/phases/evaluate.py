@@ -1,13 +1,15 @@
 """A finished run, a checkpoint file, or a backbone with its own published head, on any split of any data set.
 
-Top-1 and top-5 accuracy, macro scores, and every prediction as CSV beside the record.
+Top-1 and top-5 error, macro scores, and every prediction as CSV beside the record.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,24 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfergrid import durable
-from transfergrid.data.geometry import scratch_preprocess
+from transfergrid.classes import classes_of_run, match_classes
 from transfergrid.errors import DataError
+from transfergrid.evaluation import top_k_accuracy
 from transfergrid.folds import Fold, make_folds, open_splits, subset
 from transfergrid.paths import store_paths
 from transfergrid.phases import has_completed
-from transfergrid.specs import (
-    EvaluateSettings,
-    PreprocessSpec,
-    RunSpec,
-    Runtime,
-    ScratchSettings,
-    Split,
-    TrainSettings,
-    from_dict,
-)
+from transfergrid.specs import EvaluateSettings, PreprocessSpec, RunSpec, Runtime, Split, from_dict
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from transfergrid.phases import RunContext
@@ -40,10 +33,30 @@ if TYPE_CHECKING:
     from transfergrid.results import Logits
 
 is_done = has_completed
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """A network, what each of its backbones is fed, and its classes in the order of its logits.
+
+    place_S: for each class of the data set its place among them. reading: how BatchNorm is read, if not as usual.
+    """
+
+    network: nn.Module
+    preprocess: tuple[PreprocessSpec, ...]
+    class_names: tuple[str, ...]
+    place_S: NDArray[np.int64]
+    reading: Mapping[str, Any]
 
 
 def run(context: RunContext) -> RunRecord:
-    """predictions.csv: index, label, predicted, probability; scores under the name of the split (`test` for test)."""
+    """predictions.csv: index, label, predicted, probability; scores under the name of the split (`test` for test).
+
+    Labels and predictions are places among the network's own classes, which `class_names` names.
+    """
+    import torch
+
     from transfergrid.device import device_of
     from transfergrid.images import NetworkInputs
     from transfergrid.network import predict
@@ -56,29 +69,29 @@ def run(context: RunContext) -> RunRecord:
     device = device_of(runtime)
     splits = open_splits(spec.dataset, runtime)
     fold = _fold(spec, {split: images.labels_N for split, images in splits.items()})
-    network, preprocess = _network(spec, runtime, device)
-    network.eval()
-    inputs = NetworkInputs(
-        splits, preprocess, device=device, resident_gb=runtime.resident_gb, rows={fold.split: fold.index_N}
-    )
+    asked = _open(spec, runtime, splits[fold.split].class_names)
+    network = asked.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # Every image is used once, so a resident copy would serve nothing: they stream, however many there are.
+    inputs = NetworkInputs(splits, asked.preprocess, device=device, resident_gb=0.0, rows={fold.split: fold.index_N})
     forward = Stopwatch()
-    logits_NC = predict(network, inputs, fold, precision=settings.precision, **_reading(settings.source, runtime))
+    logits_NC = predict(network, inputs, fold, precision=settings.precision, **asked.reading)
     images_per_s = len(fold) / forward.seconds
-    if logits_NC.shape[1] != spec.dataset.num_classes:
+    if logits_NC.shape[1] != len(asked.class_names):
         raise DataError(
-            f"{spec.model} tells {logits_NC.shape[1]} classes apart, {spec.dataset.name} has {spec.dataset.num_classes}"
+            f"{spec.model} tells {logits_NC.shape[1]} classes apart, {spec.dataset.name} has {len(asked.class_names)}"
         )
+    fold = Fold(fold.split, fold.index_N, asked.place_S[fold.labels_N])
     made: dict[str, tuple[Fold, Logits]] = {settings.split: (fold, logits_NC)}
     save_predictions(context.attempt, made)
-    class_names = next(iter(splits.values())).class_names
-    _write_csv(context.paths.predictions_csv, fold, logits_NC, class_names)
-    cost = describe(network, [(3, p.crop_px, p.crop_px) for p in preprocess])
+    _write_csv(context.paths.predictions_csv, fold, logits_NC, asked.class_names)
+    cost = describe(network, [(3, p.crop_px, p.crop_px) for p in asked.preprocess])
+    details = {"source": settings.source, "n_test": len(fold), **_errors(fold, logits_NC)}
     return make_record(
         spec,
         context.attempt,
         device,
         metrics=score_folds(made),
-        details={"source": settings.source, "n_test": len(fold)} | class_details(made, class_names),
+        details=details | class_details(made, asked.class_names),
         wall_s=watch.seconds,
         n_train=None,
         parameters=cost.parameters,
@@ -87,6 +100,16 @@ def run(context: RunContext) -> RunRecord:
         gflops_per_image=cost.gflops_per_image,
         images_per_s=images_per_s,
     )
+
+
+def _errors(fold: Fold, logits_NC: Logits) -> dict[str, float]:
+    """top1_error and, with more than five classes, top5_error in [0, 1]; they are also logged."""
+    found = {
+        f"top{k}_error": 1 - top_k_accuracy(logits_NC, fold.labels_N, k=k) for k in (1, 5) if logits_NC.shape[1] > k
+    }
+    told = ", ".join(f"{name.replace('_', ' ').replace('top', 'top-')} {100 * value:.2f} %" for name, value in found.items())
+    logger.info("%s over %d images", told, len(fold))
+    return found
 
 
 def _fold(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:
@@ -100,86 +123,53 @@ def _fold(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:
     return Fold(settings.split, index_N, labels_N[index_N])
 
 
-def _network(spec: RunSpec, runtime: Runtime, device: torch.device) -> tuple[nn.Module, tuple[PreprocessSpec, ...]]:
-    """The network to evaluate and what each of its backbones is fed."""
-    import torch
-
-    from transfergrid.network import Plain
-
+def _open(spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Evaluated:
+    """class_names: of the data set; a finished run has its own, among which they are found by name."""
     settings = spec.settings
     assert isinstance(settings, EvaluateSettings)
-    preprocess = tuple(b.preprocess for b in spec.backbones)
     if settings.source.startswith("run:"):
-        network, preprocess = _of_run(settings.source.removeprefix("run:"), spec, runtime)
-    elif not spec.backbones:
+        return _finished(settings.source.removeprefix("run:"), spec, runtime, class_names)
+    network, preprocess = _from_file(spec, runtime, settings)
+    return Evaluated(network.eval(), preprocess, class_names, np.arange(len(class_names)), {})
+
+
+def _finished(run_id: str, spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Evaluated:
+    from transfergrid.finished import network_of_run, reading_of
+
+    paths = store_paths(runtime).run(run_id)
+    trained = from_dict(RunSpec, durable.read_json(paths.spec))
+    own = classes_of_run(trained, paths) or class_names
+    place_S = match_classes(own, class_names, run_id=run_id, dataset=spec.dataset.name)
+    reading = reading_of(trained)
+    network, preprocess = network_of_run(trained, paths, runtime)
+    return Evaluated(
+        network, preprocess, own, place_S, {"test_bn": reading.test_bn, "batch_size": reading.batch_size}
+    )
+
+
+def _from_file(
+    spec: RunSpec, runtime: Runtime, settings: EvaluateSettings
+) -> tuple[nn.Module, tuple[PreprocessSpec, ...]]:
+    """A checkpoint of an architecture or a backbone, or the backbone's published weights, head included."""
+    from transfergrid.network import Plain
+
+    if not spec.backbones:
         from transfergrid import architectures
         from transfergrid.backbones.state_dicts import assign_weights, read_state_dict
 
         path = Path(runtime.weights_files[settings.source])
         network = architectures.build(spec.model, spec.dataset.num_classes, 0)
         assign_weights(network, read_state_dict(path), path=path, ignored=())
-        network, preprocess = (
-            Plain(network),
-            (scratch_preprocess(image_size_px=settings.image_size_px, native_size_px=None),),
-        )
-    else:
-        from dataclasses import replace
+        assert settings.preprocess is not None
+        return Plain(network), (settings.preprocess,)
+    from transfergrid.backbones.build import build_classifier
 
-        from transfergrid.backbones.build import build_classifier
-
-        backbone = spec.backbones[0]
-        if settings.source.startswith("file:"):
-            weights = replace(backbone.weights, identity=settings.source, label=settings.source[:13])
-            backbone = replace(backbone, weights=weights)
-        network = Plain(
-            build_classifier(backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files)
-        )
-    return network.to(device, memory_format=torch.channels_last), preprocess  # type: ignore[call-overload]
-
-
-def _reading(source: str, runtime: Runtime) -> dict[str, Any]:
-    """BatchNorm as the run itself was read with: a study that never calls eval() is not given its statistics here."""
-    if not source.startswith("run:"):
-        return {}
-    trained = from_dict(RunSpec, durable.read_json(store_paths(runtime).run(source.removeprefix("run:")).spec))
-    settings = trained.settings
-    if not isinstance(settings, TrainSettings) or settings.test_bn == "running":
-        return {}
-    return {"test_bn": settings.test_bn, "batch_size": settings.micro_batch or settings.batch_size}
-
-
-def _of_run(run_id: str, spec: RunSpec, runtime: Runtime) -> tuple[nn.Module, tuple[PreprocessSpec, ...]]:
-    """A finished run's network with its weights. Raises DataError where they were not kept."""
-    import torch
-
-    from transfergrid import architectures, backbones
-    from transfergrid.backbones.build import build
-    from transfergrid.network import JoinedNetwork, Plain
-    from transfergrid.paths import cache_paths
-    from transfergrid.results import load_weights
-
-    paths = store_paths(runtime).run(run_id)
-    trained = from_dict(RunSpec, durable.read_json(paths.spec))
-    state = load_weights(paths)
-    num_classes = trained.dataset.num_classes
-    if isinstance(trained.settings, ScratchSettings):
-        network = architectures.build(trained.model, num_classes, 0)
-        network.load_state_dict(state)
-        size_px = trained.settings.image_size_px
-        return Plain(network), (scratch_preprocess(image_size_px=size_px, native_size_px=None),)
-    trunks = [
-        build(b, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files) for b in trained.backbones
-    ]
-    catalog = cache_paths(runtime).catalog
-    feature_dim = sum(backbones.entry(b.name, catalog_dir=catalog).feature_dim for b in trained.backbones)
-    joined = JoinedNetwork(
-        trunks, feature_dim=feature_dim, num_classes=num_classes, generator=torch.Generator().manual_seed(0)
-    )
-    if trained.extract is not None and trained.extract.bn_statistics == "target" and trained.phase == "probe":
-        raise DataError(f"{run_id}: a probe with bn_statistics=target is evaluated by its fine-tuning, run=ID of that")
-    own = joined.state_dict()
-    joined.load_state_dict({name: value for name, value in state.items() if name in own}, strict=False)
-    return joined, tuple(b.preprocess for b in trained.backbones)
+    backbone = spec.backbones[0]
+    if settings.source.startswith("file:"):
+        weights = replace(backbone.weights, identity=settings.source, label=settings.source[:13])
+        backbone = replace(backbone, weights=weights)
+    network = build_classifier(backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files)
+    return Plain(network), (backbone.preprocess,)
 
 
 def _write_csv(path: Path, fold: Fold, logits_NC: Logits, class_names: tuple[str, ...]) -> None:

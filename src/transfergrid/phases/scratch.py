@@ -32,7 +32,7 @@ def run(context: RunContext) -> RunRecord:
 
     spec, runtime, settings = context.spec, context.runtime, context.spec.settings
     assert isinstance(settings, ScratchSettings) and spec.seed is not None
-    preprocess = scratch_preprocess(image_size_px=settings.image_size_px, native_size_px=None)
+    preprocess = scratch_preprocess(settings)
     setting = open_setting(context, (preprocess,))
     built = architectures.build(spec.model, spec.dataset.num_classes, spec.seed)
     network = Plain(built).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -20,6 +20,7 @@ from transfergrid.specs import RunSpec, TrainSettings
 
 Rule = Literal["best_on_test", "last", "study_choice", "as_stated", "corrected"]
 NO_MATTER = frozenset({"weights file"})  # the only listed difference that leaves a delta meaningful
+_ROTATION = ("rotation_deg", "rotation_expand", "rotation_fill")
 _CONDITIONAL = frozenset({"momentum", "decay_norm_and_bias"})
 
 
@@ -100,6 +101,7 @@ def differs(figure: PublishedFigure, spec: RunSpec) -> tuple[str, ...]:
     names = list(figure.differs)
     names += [] if spec.protocol == "published" else ["protocol"]
     names += [] if spec.dataset.max_images is None else ["max_images"]
+    names += [] if spec.train_fraction is None and spec.shots is None else ["share of the training images"]
     if figure.study.settings is not None and isinstance(spec.settings, TrainSettings):
         theirs = figure.study.settings
         if figure.rule in ("best_on_test", "last"):
@@ -145,13 +147,18 @@ def _effective(settings: TrainSettings) -> dict[str, Any]:
     momentum, spares_norm = take("momentum", "nesterov"), take("decay_norm_and_bias")
     lookahead, schedule = take("lookahead_k", "lookahead_alpha"), take("step_epochs", "step_gamma", "final_lr_fraction")
     warmup, augment_at = take("warmup_fraction"), take("augment_at")
-    augmentation = take("flip", "shift_px", "rotation_deg", "cutout_px")
+    update = take("lr_update", "cosine_epochs")
+    augmentation = take("flip", "alternate_flip", "shift_px", "cutout_px")
+    perspective, rotation = take("perspective", "perspective_share"), take(*_ROTATION)
+    augmentation += (perspective if perspective[0] else None, rotation if rotation[0] else None)
+    normalise = take("normalise", "mean", "std") if "normalise" in values else ("constants",)
     micro_batch = values["micro_batch"] or settings.batch_size
     return values | {
         "micro_batch": micro_batch if micro_batch < settings.batch_size else None,
         "momentum": momentum if settings.optimizer == "sgd" else None,
         "decay_norm_and_bias": spares_norm if any(decays) else None,
         "lookahead": lookahead if settings.lookahead else None,
-        "schedule": (settings.schedule, *warmup, *(() if settings.schedule == "constant" else schedule)),
+        "schedule": (settings.schedule, *warmup, *(() if settings.schedule == "constant" else (*schedule, *update))),
+        "normalise": normalise[:1] if normalise[0] == "image" else normalise,
         "augmentation": (*augmentation, *augment_at) if any(augmentation) else None,
     }

@@ -32,6 +32,8 @@ class StudySettings:
 
 _PLAIN: dict[str, Any] = {
     "drop_last": False,
+    "sampling": "shuffle",
+    "steps_per_epoch": None,
     "micro_batch": None,
     "clip_norm": None,
     "precision": "fp32",
@@ -42,6 +44,8 @@ _PLAIN: dict[str, Any] = {
     "lookahead_k": 5,
     "lookahead_alpha": 0.5,
     "schedule": "constant",
+    "lr_update": "step",
+    "cosine_epochs": None,
     "warmup_fraction": 0.0,
     "step_epochs": (),
     "step_gamma": 0.1,
@@ -49,8 +53,13 @@ _PLAIN: dict[str, Any] = {
     "label_smoothing": 0.0,
     "ema_decay": None,
     "flip": False,
+    "alternate_flip": False,
     "shift_px": 0,
+    "perspective": 0.0,
+    "perspective_share": 0.5,
     "rotation_deg": 0.0,
+    "rotation_expand": False,
+    "rotation_fill": 0,
     "cutout_px": 0,
     "augment_at": "native",
     "test_bn": "running",
@@ -88,6 +97,7 @@ _SINGLE_FINETUNE = FinetuneSettings(
     bn="train",
     frozen_groups=(),
     aux_loss_weight=0.0,
+    l2_sp=0.0,
     selection="best_on_test",
 )
 _PAIR_FINETUNE = replace(
@@ -106,19 +116,43 @@ _VGG_FROZEN = ("fc6", "fc7")
 
 # ---------------------------------------------------------------------------------------------------- scratch_cifar10
 _SCRATCH_CIFAR10 = ScratchSettings(
-    **_PLAIN | {"micro_batch": 1, "rotation_deg": 30.0, "flip": True, "test_bn": "batch"},  # images pass one at a time
+    **_PLAIN
+    | {
+        "micro_batch": 1,  # images pass one at a time, in training and in testing
+        "test_bn": "batch",
+        "sampling": "replacement",  # of each 30 images drawn, 24 are trained on and 6 are its "val"
+        "steps_per_epoch": 1666,
+        "flip": True,
+        "perspective": 0.3,
+        "perspective_share": 0.2,
+        "rotation_deg": 30.0,
+        "rotation_expand": True,
+        "rotation_fill": 255,
+    },
     epochs=21,
     batch_size=24,
     optimizer="sgd",
     lr=1e-3,
     weight_decay=5e-4,
     image_size_px=32,
+    normalise="image",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
     selection="last",
 )
 
 # ----------------------------------------------------------------------------------------------------- small_resnet18
-# Its "cosine" has T_max = steps per epoch but steps once per epoch: after 51 epochs it has come down to this fraction.
-_COSINE_END = {128: 0.96, 256: 0.85, 512: 0.48}
+# Its "cosine" has T_max = steps per epoch but moves once per epoch: after 51 epochs it has come down to 96, 85, 48 %.
+_COSINE_EPOCHS = {128: 391, 256: 196, 512: 98}
+CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR_STD = (0.2023, 0.1994, 0.2010)
+
+
+_SMALL_NOTES = (
+    "its crop pads with black, ours reflects; its Cutout fills with black after normalising, ours with mid grey",
+    "its Lookahead's slow weights start at step 0, ours at step k; which of the two it tested is not stated",
+    "its mean and std are the usual ones of CIFAR-10; the digits it used are not stated",
+)
 
 
 def _small(batch_size: int, *, lr: float = 1e-2, epochs: int = 51, **changes: Any) -> StudySettings:
@@ -127,7 +161,8 @@ def _small(batch_size: int, *, lr: float = 1e-2, epochs: int = 51, **changes: An
         | {
             "lookahead": True,
             "schedule": "cosine",
-            "final_lr_fraction": _COSINE_END[batch_size],
+            "lr_update": "epoch",
+            "cosine_epochs": _COSINE_EPOCHS[batch_size],
             "flip": True,
             "shift_px": 4,
             "cutout_px": 8,
@@ -139,10 +174,12 @@ def _small(batch_size: int, *, lr: float = 1e-2, epochs: int = 51, **changes: An
         lr=lr,
         weight_decay=0.0,
         image_size_px=32,
+        normalise="constants",
+        mean=CIFAR_MEAN,
+        std=CIFAR_STD,
         selection="best_on_test",
     )
-    beyond = ("shape of the cosine",) if settings.schedule == "cosine" else ()
-    return StudySettings(settings=settings, image_size_px=32, weights=None, beyond_options=beyond)
+    return StudySettings(settings=settings, image_size_px=32, weights=None, notes=_SMALL_NOTES)
 
 
 def _small_sgd() -> StudySettings:
@@ -151,7 +188,13 @@ def _small_sgd() -> StudySettings:
     return replace(study, settings=replace(study.settings, optimizer="sgd", weight_decay=5e-4))
 
 
-_ONE_CYCLE: dict[str, Any] = {"lr": 4e-4, "epochs": 31, "schedule": "constant", "final_lr_fraction": 0.0}
+_ONE_CYCLE: dict[str, Any] = {
+    "lr": 4e-4,
+    "epochs": 31,
+    "schedule": "constant",
+    "cosine_epochs": None,
+    "lr_update": "step",
+}
 
 STUDIES: dict[str, StudySettings] = {
     "single_probe_mnist": _transfer(_SINGLE_PROBE),
@@ -169,7 +212,8 @@ STUDIES: dict[str, StudySettings] = {
         settings=_SCRATCH_CIFAR10,
         image_size_px=32,
         weights=None,
-        beyond_options=("each image by its own mean and std", "perspective", "batches drawn with replacement"),
+        beyond_options=("interpolation of the rotation",),
+        notes=("its order of images is not repeated, only that they are drawn with replacement",),
     ),
     "resnet50_one_epoch": StudySettings(
         settings=None,
