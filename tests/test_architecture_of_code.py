@@ -31,10 +31,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *("tracking", "config", "preprocess", "augment", "training", "optimization", "heads", "folds", "images"),
-        *("network", "results", "device"),
+        *("network", "results", "device", "classes", "finished"),
     ),
     ("phases",),
-    ("plan", "job", "cost"),
+    ("plan", "job", "cost", "inference", "export"),
     ("cluster", "report"),
     ("commands",),
 )
@@ -45,6 +45,9 @@ WITHIN_LAYER = {
     ("records", "attempts"),
     ("backbones", "network_size"),  # the catalog states what a forward pass costs
     ("backbones", "architectures"),  # a backbone that this project trained is one of its architectures
+    ("config", "classes"),
+    ("finished", "network"),
+    ("finished", "results"),
     ("images", "augment"),
     ("images", "preprocess"),
     ("network", "folds"),

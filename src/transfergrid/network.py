@@ -86,17 +86,24 @@ def predict(
     batch_size: int = EVALUATION_BATCH,
 ) -> NDArray[np.float32]:
     """Logits (N, C) float32 of a fold's images, unaugmented, in eval mode (or with `test_bn=batch`)."""
-    was_training = {name: module.training for name, module in network.named_modules()}
-    network.eval()
     made = []
-    with torch.inference_mode(), autocast(inputs.device, precision), _batch_statistics(network, test_bn == "batch"):
+    with evaluating(network, inputs.device, precision=precision, test_bn=test_bn):
         for batch in inputs.batches(fold.split, torch.split(torch.from_numpy(fold.index_N), batch_size)):
             logits_BC, _ = network(*batch)
             made.append(logits_BC.float().cpu())
-    for name, module in network.named_modules():
-        module.training = was_training[name]
     logits_NC: NDArray[np.float32] = torch.cat(made).numpy()
     return logits_NC
+
+
+@contextlib.contextmanager
+def evaluating(network: nn.Module, device: torch.device, *, precision: str, test_bn: str) -> Iterator[None]:
+    """Eval mode (or `test_bn=batch`) without gradients, in this precision; each module's mode is restored."""
+    was_training = {name: module.training for name, module in network.named_modules()}
+    network.eval()
+    with torch.inference_mode(), autocast(device, precision), _batch_statistics(network, test_bn == "batch"):
+        yield
+    for name, module in network.named_modules():
+        module.training = was_training[name]
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from transfergrid import backbones, durable
+from transfergrid.classes import classes_of_run, match_classes
 from transfergrid.config.compose import (
     choices,
     compose_config,
@@ -29,6 +30,7 @@ from transfergrid.config.resolve import (
     check_models,
     check_phases,
     check_settings,
+    check_splits,
     choice,
     in_range,
     is_architecture,
@@ -40,7 +42,7 @@ from transfergrid.config.resolve import (
     takes,
 )
 from transfergrid.config.variants import applies, check_names, checked_rule, variants_of
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, DataError
 from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import (
     PHASES,
@@ -153,11 +155,12 @@ class GridBuilder:
             )
         dataset = self.named_dataset
         scope = self._dataset_scope(dataset)
-        if scope.dataset.spec.num_classes != trained.dataset.num_classes:
-            raise ConfigError(
-                f"run={run_id!r} tells {trained.dataset.num_classes} classes apart, {scope.dataset.spec.name} has"
-                f" {scope.dataset.spec.num_classes}; give a data set with the same classes"
-            )
+        own = classes_of_run(trained, paths)
+        if own is not None:  # else it is to be trained first, and its evaluation compares
+            try:
+                match_classes(own, scope.dataset.facts.class_names, run_id=run_id, dataset=scope.dataset.spec.name)
+            except DataError as error:
+                raise ConfigError(str(error)) from error
         self._check_weights([trained.model])
         self._find_files_of(trained)
         run = make_evaluation(scope, trained)
@@ -181,6 +184,7 @@ class GridBuilder:
         if len(split_model(model)) > 1 or is_architecture(model):
             raise ConfigError(f"phase=extract takes one backbone; {model!r} is not one")
         scope = self._dataset_scope(dataset)
+        check_splits(scope, "extract")
         run = extraction(scope.backbone(model), scope.dataset.spec, scope.extract)
         self.runs[run.run_id] = run
         self.weights_files |= scope.weights_files

@@ -1,5 +1,6 @@
 """A folder of the user's: train/<class>/*, and test/<class>/* or val/<class>/*; with both, val/ is the val split.
 
+Without train/ it serves evaluation alone, and may hold some of the classes that the evaluated network knows.
 Images of any size and mode become RGB as they are read; their EXIF orientation is ignored, as torchvision does. Hidden
 files, and files that are no images by their name, do not count.
 """
@@ -33,7 +34,7 @@ def facts(
     fingerprint, image_size_px = content_of(
         folder, relative_paths, kept_hashes=kept_hashes, keep=keep, progress=progress
     )
-    class_names = tuple(listing["train"])
+    class_names = tuple(next(iter(listing.values())))
     return DatasetFacts(
         kind="image_folder",
         fingerprint=fingerprint,
@@ -59,6 +60,11 @@ def load(*, split: Split, folder: Path) -> FolderImages:
 
 def find(*, folder: Path) -> None:
     _listing(folder)
+
+
+def image_files(folder: Path) -> list[str]:
+    """Every image below a folder, by name, sorted, relative to it; hidden files and folders do not count."""
+    return sorted(path.removeprefix("./") for path in _images_below(folder, "."))
 
 
 class FolderImages:
@@ -124,21 +130,26 @@ def _listing(folder: Path) -> dict[str, dict[str, list[str]]]:
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder; dataset.folder= wants one with train/<class>/ and test/<class>/")
     present = [name for name in ("train", "val", "test") if (folder / name).is_dir()]
-    if "train" not in present:
-        raise DataError(f"{folder} has no train/; wanted train/<class>/* and test/<class>/* (or val/<class>/*)")
-    if len(present) == 1:
-        raise DataError(f"{folder} has neither test/ nor val/; wanted one of them, with the classes of train/")
-    source_of = {name: name for name in present} if "test" in present else {"train": "train", "test": "val"}
-    listing = {split: _classes(folder, source) for split, source in source_of.items()}
-    if len(listing["train"]) < 2:
+    if not present:
         raise DataError(
-            f"{folder}: train/ has one class, {next(iter(listing['train']))!r}; wanted two or more to tell apart"
+            f"{folder} has no train/, val/ or test/; wanted train/<class>/* and test/<class>/* (or val/<class>/*)"
         )
+    if present == ["train"]:
+        raise DataError(f"{folder} has neither test/ nor val/; wanted one of them, with the classes of train/")
+    source_of = {name: name for name in present}
+    if "test" not in present:
+        source_of["test"] = source_of.pop("val")
+    listing = {split: _classes(folder, source) for split, source in source_of.items()}
+    first, classes = next(iter(listing.items()))
+    if first == "train" and len(classes) < 2:
+        raise DataError(f"{folder}: train/ has one class, {next(iter(classes))!r}; wanted two or more to tell apart")
     for split, source in source_of.items():
-        if listing[split].keys() != listing["train"].keys():
-            odd = sorted(listing[split].keys() ^ listing["train"].keys())[0]
-            where = source if odd in listing[split] else "train"
-            raise DataError(f"{folder}: class {odd!r} is in {where}/ only; {source}/ and train/ need the same classes")
+        if listing[split].keys() != classes.keys():
+            odd = sorted(listing[split].keys() ^ classes.keys())[0]
+            where = source if odd in listing[split] else first
+            raise DataError(
+                f"{folder}: class {odd!r} is in {where}/ only; {source}/ and {first}/ need the same classes"
+            )
     return listing
 
 

@@ -107,7 +107,9 @@ def _errors(fold: Fold, logits_NC: Logits) -> dict[str, float]:
     found = {
         f"top{k}_error": 1 - top_k_accuracy(logits_NC, fold.labels_N, k=k) for k in (1, 5) if logits_NC.shape[1] > k
     }
-    told = ", ".join(f"{name.replace('_', ' ').replace('top', 'top-')} {100 * value:.2f} %" for name, value in found.items())
+    told = ", ".join(
+        f"{name.replace('_', ' ').replace('top', 'top-')} {100 * value:.2f} %" for name, value in found.items()
+    )
     logger.info("%s over %d images", told, len(fold))
     return found
 
@@ -142,9 +144,7 @@ def _finished(run_id: str, spec: RunSpec, runtime: Runtime, class_names: tuple[s
     place_S = match_classes(own, class_names, run_id=run_id, dataset=spec.dataset.name)
     reading = reading_of(trained)
     network, preprocess = network_of_run(trained, paths, runtime)
-    return Evaluated(
-        network, preprocess, own, place_S, {"test_bn": reading.test_bn, "batch_size": reading.batch_size}
-    )
+    return Evaluated(network, preprocess, own, place_S, {"test_bn": reading.test_bn, "batch_size": reading.batch_size})
 
 
 def _from_file(

@@ -1,0 +1,206 @@
+"""The command line of jobs/predict.py, read without Hydra: it names one run, whose record holds all settings."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from transfergrid.classes import classes_of_run
+from transfergrid.data.image_folder import SUFFIXES, image_files
+from transfergrid.errors import ConfigError
+from transfergrid.paths import CachePaths, RunPaths, StorePaths
+from transfergrid.records import RunRecord, read_record
+from transfergrid.specs import Runtime, safe_name
+
+Format = Literal["all", "state_dict", "torch_export"]
+FORMATS: tuple[Format, ...] = ("all", "state_dict", "torch_export")
+DEFAULTS: dict[str, str | None] = {
+    "run": None,
+    "images": None,
+    "top_k": "5",
+    "output": None,
+    "export": None,
+    "export_format": "all",
+    "store.dir": "results",
+    "cache.dir": "cache",
+    "weights_dir": None,
+    "device": "auto",
+    "cluster.num_threads": "0",
+}
+FILES = "weights_files."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictRequest:
+    """A finished run, and what is wanted of it: predictions of a folder's images, an export, or both.
+
+    class_names: in the order of the logits. files: of the folder `images`, relative to it, sorted.
+    output: None = standard output.
+    """
+
+    record: RunRecord
+    paths: RunPaths
+    class_names: tuple[str, ...]
+    runtime: Runtime
+    images: Path | None
+    files: tuple[str, ...]
+    top_k: int
+    output: Path | None
+    export: Path | None
+    export_format: Format
+
+
+def parse_predict(arguments: Sequence[str]) -> PredictRequest:
+    """Raises ConfigError, in one line, for what makes no sense; DataError for a record that cannot be read."""
+    values, weights_files = _values(arguments)
+    if values["run"] is None:
+        raise ConfigError("run= is needed: a finished run's id, or its folder; python jobs/status.py lists them")
+    if values["images"] is None and values["export"] is None:
+        raise ConfigError("nothing is asked for; give images=DIR, export=DIR or both")
+    for key, needs in (("output", "images"), ("top_k", "images"), ("export_format", "export")):
+        if values[key] != DEFAULTS[key] and values[needs] is None:
+            raise ConfigError(f"{key}= goes with {needs}=DIR")
+    paths = _run_paths(str(values["run"]), Path(str(values["store.dir"])))
+    record = _finished_record(paths)
+    class_names = classes_of_run(record.spec, paths)
+    if class_names is None:
+        raise ConfigError(f"{paths.record} does not name the run's classes; delete it and launch the run again")
+    images = None if values["images"] is None else Path(values["images"])
+    return PredictRequest(
+        record=record,
+        paths=paths,
+        class_names=class_names,
+        runtime=_runtime(values, weights_files, record),
+        images=images,
+        files=() if images is None else _files(images),
+        top_k=_top_k(values["top_k"], len(class_names)),
+        output=_new_file(values["output"]),
+        export=_new_folder(values["export"]),
+        export_format=cast(Format, _choice("export_format", values["export_format"], FORMATS)),
+    )
+
+
+def _values(arguments: Sequence[str]) -> tuple[dict[str, str | None], dict[str, str]]:
+    values, weights_files, given = dict(DEFAULTS), {}, set()
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            raise ConfigError(f"{argument!r} is not of the form key=value; see --help")
+        if key not in DEFAULTS and not key.startswith(FILES):
+            near = difflib.get_close_matches(key, DEFAULTS, n=1, cutoff=0.6)
+            known = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DEFAULTS)}, {FILES}<backbone>"
+            raise ConfigError(f"unknown key {key!r}; {known}")
+        if key in given:
+            raise ConfigError(f"{key!r} is given twice; give it once")
+        if not value.strip() or "\0" in value:
+            raise ConfigError(f"{argument!r} names nothing; give {key}= a value")
+        given.add(key)
+        if key.startswith(FILES):
+            weights_files[key.removeprefix(FILES)] = value
+        else:
+            values[key] = value
+    return values, weights_files
+
+
+def _run_paths(run: str, store_dir: Path) -> RunPaths:
+    """A run by its folder, or by its id in the store."""
+    folder = Path(run).expanduser()
+    if (folder / "spec.json").is_file():
+        return RunPaths(folder)
+    store = StorePaths(store_dir)
+    if safe_name(run) == run and store.run(run).spec.is_file():
+        return store.run(run)
+    names = [p.name for p in store.runs.iterdir()] if store.runs.is_dir() else []
+    near = difflib.get_close_matches(run, names, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]!r}?" if near else "its folders are the run ids"
+    raise ConfigError(f"run={run!r} is neither a run's folder nor in {store.runs}; {hint}")
+
+
+def _finished_record(paths: RunPaths) -> RunRecord:
+    record = read_record(paths)
+    name = paths.root.name
+    if record is None:
+        raise ConfigError(f"run={name!r} has not finished; python jobs/status.py run={name} tells where it is")
+    if record.status != "completed":
+        raise ConfigError(f"run={name!r} has failed ({record.failure_class}: {record.error}); launch it again first")
+    if record.spec.phase not in ("probe", "finetune", "scratch"):
+        raise ConfigError(f"run={name!r} is of phase {record.spec.phase}; give one of probe, finetune or scratch")
+    if not paths.weights.exists():
+        raise ConfigError(
+            f"the weights of {name!r} were not kept; delete {paths.record} and launch it with keep_weights=final"
+        )
+    return record
+
+
+def _runtime(values: Mapping[str, str | None], weights_files: Mapping[str, str], record: RunRecord) -> Runtime:
+    identities = {b.name: b.weights.identity for b in record.spec.backbones}
+    for name, file in weights_files.items():
+        if name not in identities:
+            known = ", ".join(identities) or "none"
+            raise ConfigError(f"{FILES}{name}: the run has no such backbone; it has: {known}")
+        if not Path(file).expanduser().is_file():
+            raise ConfigError(f"{FILES}{name}={file!r} is not a file")
+    cache = CachePaths(Path(str(values["cache.dir"])))
+    return Runtime(
+        store_dir=str(values["store.dir"]),
+        cache_dir=str(cache.root),
+        data_dir=str(cache.data),
+        weights_dir=values["weights_dir"] or str(cache.weights),
+        weights_files={identities[n]: str(Path(f).expanduser().resolve()) for n, f in weights_files.items()},
+        device=_choice("device", values["device"], ("auto", "cpu", "cuda")),
+        num_threads=_number("cluster.num_threads", values["cluster.num_threads"], 0, 1024),
+    )
+
+
+def _files(images: Path) -> tuple[str, ...]:
+    if not images.is_dir():
+        raise ConfigError(f"images={str(images)!r} is not a folder")
+    files = image_files(images)
+    if not files:
+        raise ConfigError(f"images={str(images)!r} holds no images; wanted files ending in {' '.join(SUFFIXES)}")
+    return tuple(files)
+
+
+def _top_k(value: str | None, num_classes: int) -> int:
+    if value == DEFAULTS["top_k"]:
+        return min(int(value), num_classes)
+    return _number("top_k", value, 1, num_classes)
+
+
+def _new_file(value: str | None) -> Path | None:
+    if value is None:
+        return None
+    path = Path(value).expanduser()
+    if path.is_dir():
+        raise ConfigError(f"output={value!r} is a folder; give the name of a file, as predictions.csv")
+    _check_parent("output", path)
+    return path
+
+
+def _new_folder(value: str | None) -> Path | None:
+    if value is None:
+        return None
+    path = Path(value).expanduser()
+    _check_parent("export", path / "x")
+    return path
+
+
+def _check_parent(key: str, path: Path) -> None:
+    there = next(p for p in path.parents if p.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{key}=: {there} is a file, where a folder is needed")
+
+
+def _number(key: str, value: str | None, low: int, high: int) -> int:
+    if not str(value).isdecimal() or not low <= int(str(value)) <= high:
+        raise ConfigError(f"{key}={value} is not a whole number from {low} to {high}")
+    return int(str(value))
+
+
+def _choice(key: str, value: str | None, allowed: Sequence[str]) -> Any:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value!r} is not one of {', '.join(allowed)}")
+    return value
