@@ -1,0 +1,67 @@
+"""Figures inside the page: as data URIs, within a budget of bytes; what does not fit is left out and named."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transfergrid.report.figures import Figure
+
+PAGE_BYTES = 5_000_000
+SVG_BYTES = 40_000  # up to here SVG is embedded: sharp at any size, and no larger than the PNG
+WIDTHS_PX = (1600, 1100, 760)  # tried one after the other until everything fits
+COLOURS = 128  # of an embedded PNG: a third of the bytes, and no eye tells them apart in a plot
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """A figure as the page shows it. uri: `data:image/...;base64,...`, of width_px x height_px."""
+
+    figure: Figure
+    uri: str
+    width_px: int
+    height_px: int
+
+
+def embed(figures: Sequence[Figure], *, budget_bytes: int) -> tuple[dict[str, Embedded], tuple[Figure, ...]]:
+    """(by name, left out). The first figures matter most: those at the end are left out where nothing else helps."""
+    made: list[Embedded] = []
+    for width_px in WIDTHS_PX:
+        made = [_embedded(figure, width_px) for figure in figures]
+        if sum(len(e.uri) for e in made) <= budget_bytes:
+            break
+    kept: dict[str, Embedded] = {}
+    left_out = []
+    for embedded in made:
+        if len(embedded.uri) <= budget_bytes:
+            budget_bytes -= len(embedded.uri)
+            kept[embedded.figure.name] = embedded
+        else:
+            left_out.append(embedded.figure)
+    return kept, tuple(left_out)
+
+
+def _embedded(figure: Figure, width_px: int) -> Embedded:
+    from PIL import Image
+
+    with Image.open(figure.png) as image:
+        size = image.size
+        if figure.svg.stat().st_size <= SVG_BYTES:
+            return Embedded(figure, _uri("image/svg+xml", figure.svg.read_bytes()), *size)
+        small = image.convert("RGB")
+    if small.width > width_px:
+        small = small.resize((width_px, round(small.height * width_px / small.width)), Image.Resampling.LANCZOS)
+    content = io.BytesIO()
+    small.quantize(COLOURS, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    return Embedded(figure, _uri("image/png", content.getvalue()), *small.size)
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def names(figures: Sequence[Figure]) -> list[str]:
+    return [Path(figure.png).name for figure in figures]
