@@ -47,7 +47,9 @@ def test_scores_are_scikit_learns(num_classes: int) -> None:
             "test_macro_precision": precision,
             "test_macro_recall": recall,
             "test_macro_f1": f1,
-        }
+        },
+        rel=0,
+        abs=1e-9,
     )
     ours = confusion_matrix(label_N, predicted_N, num_classes=num_classes)
     assert np.array_equal(ours, their_matrix(label_N, predicted_N, labels=range(num_classes)))

@@ -17,7 +17,7 @@ import pytest
 
 from transfergrid.paths import StorePaths
 from transfergrid.records import read_predictions
-from transfergrid.report.statistics import bootstrap_difference, correct_matrix
+from transfergrid.report.statistics import compare, correct_matrix
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -78,8 +78,8 @@ def test_a_transferred_probe_beats_the_same_network_with_random_weights(
         runs = [c["run_id"] for c in grid if (c["model"], c["phase"], c["variant"]) == (model, "probe", variant)]
         assert len(runs) == 3
         correct[variant] = correct_matrix([read_predictions(store.run(run_id))["test"] for run_id in runs])
-    mean, low, high = bootstrap_difference(correct[""], correct["random_weights"])
-    assert 0 < low < mean < high < 1
+    found = compare(correct[""], correct["random_weights"])
+    assert 0 < found.low < found.difference < found.high < 1 and found.p_value < 0.05
 
 
 @pytest.mark.slow
