@@ -98,7 +98,10 @@ class GridBuilder:
                 raise ConfigError(f"{key} is empty; give at least one")
             if len(set(values)) != len(values):
                 raise ConfigError(f"{key}={values} holds a value twice")
-        variants: dict[str, dict[str, Any]] = {"": {}} | variants_of(grid.variants, "grid.variants")
+        variants: dict[str, dict[str, Any]] = {} if grid.only_variants else {"": {}}
+        variants |= variants_of(grid.variants, "grid.variants")
+        if not variants:
+            raise ConfigError("grid.only_variants=true leaves no row, because grid.variants is empty; give a variant")
         rules = self._rules()
         self._check_weights(models)
         found: dict[str, Configuration] = {}

@@ -175,7 +175,10 @@ class DatasetConfig:
 
 @dataclass
 class GridConfig:
-    """study: the published study whose settings the grid holds, or null. variants, rules: docs/grids.md."""
+    """study: the published study whose settings the grid holds, or null. variants, rules: docs/adding.md.
+
+    only_variants: the settings of the file alone are no row, each row is one of the variants.
+    """
 
     name: str = ""
     study: str | None = None
@@ -184,6 +187,7 @@ class GridConfig:
     phases: list[str] = field(default_factory=list)
     seeds: list[int] = field(default_factory=lambda: [0])
     variants: dict[str, Any] = field(default_factory=dict)
+    only_variants: bool = False
     rules: list[Any] = field(default_factory=list)
 
 
