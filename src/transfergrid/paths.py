@@ -7,6 +7,8 @@ from pathlib import Path
 
 from transfergrid.specs import FeatureKey, Runtime, safe_name
 
+EXPORT_MARK = "preprocessing.json"  # a folder that holds it is an export, which another may replace
+
 
 @dataclass(frozen=True, slots=True)
 class CachePaths:

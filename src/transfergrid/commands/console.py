@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -46,17 +47,26 @@ def make_console() -> Console:
 
 
 def hashing_progress() -> Callable[[int, int], None]:
-    """A line that grows while a folder's images are hashed: on a terminal rewritten in place, in a log every tenth."""
+    """progress_line of a folder's images, hashed; in a log every tenth."""
+    return progress_line("hashing", in_logs=True)
+
+
+def progress_line(doing: str, *, in_logs: bool = False) -> Callable[[int, int], None]:
+    """show(done, total) images, on stderr: on a terminal rewritten in place, at most ten times a second; with in_logs
+    a line for every tenth where there is none."""
     on_terminal = sys.stderr.isatty()
-    told = [-1]
+    told, at_s = [-1], [0.0]
 
     def show(done: int, total: int) -> None:
-        tenth = 10 * done // max(total, 1)
+        tenth, now_s = 10 * done // max(total, 1), time.monotonic()
         if on_terminal:
-            print(f"\rhashing images {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-        elif tenth > told[0]:
+            if done == total or now_s - at_s[0] >= 0.1:
+                at_s[0] = now_s
+                end = "\n" if done == total else ""
+                print(f"\r{doing} images {done}/{total}", end=end, file=sys.stderr, flush=True)
+        elif in_logs and tenth > told[0]:
             told[0] = tenth
-            print(f"hashing images {done}/{total}", file=sys.stderr, flush=True)
+            print(f"{doing} images {done}/{total}", file=sys.stderr, flush=True)
 
     return show
 

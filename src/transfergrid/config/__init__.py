@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.config.names import grid_name_of
+from transfergrid.config.predict import PredictRequest, parse_predict
 from transfergrid.config.status import StatusRequest, parse_status
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
@@ -199,6 +200,11 @@ def load_status(arguments: Sequence[str]) -> StatusRequest:
     return parse_status(arguments)
 
 
+def load_predict(arguments: Sequence[str]) -> PredictRequest:
+    """What `jobs/predict.py` is asked; read without Hydra, as its run is finished. Raises ConfigError or DataError."""
+    return parse_predict(arguments)
+
+
 def _hand_variant(overrides: dict[str, Any]) -> str:
     """What a run by hand changes from the defaults, spelled as its variant."""
     named = ("phase.", "dataset.max_images", "dataset.image_size_px", "dataset.val_seed", "weights_seed")
@@ -236,10 +242,12 @@ def load_retry(
 
 __all__ = [
     "DoctorRequest",
+    "PredictRequest",
     "Request",
     "StatusRequest",
     "load_doctor",
     "load_grid",
+    "load_predict",
     "load_report",
     "load_retry",
     "load_run",

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from transfergrid.classes import classes_of_run
 from transfergrid.data.image_folder import SUFFIXES, image_files
 from transfergrid.errors import ConfigError
-from transfergrid.paths import CachePaths, RunPaths, StorePaths
+from transfergrid.paths import EXPORT_MARK, CachePaths, RunPaths, StorePaths
 from transfergrid.records import RunRecord, read_record
 from transfergrid.specs import Runtime, safe_name
 
@@ -166,7 +166,7 @@ def _files(images: Path) -> tuple[str, ...]:
 
 def _top_k(value: str | None, num_classes: int) -> int:
     if value == DEFAULTS["top_k"]:
-        return min(int(value), num_classes)
+        return min(int(str(value)), num_classes)
     return _number("top_k", value, 1, num_classes)
 
 
@@ -184,7 +184,9 @@ def _new_folder(value: str | None) -> Path | None:
     if value is None:
         return None
     path = Path(value).expanduser()
-    _check_parent("export", path / "x")
+    _check_parent("export", path / EXPORT_MARK)
+    if path.is_dir() and any(path.iterdir()) and not (path / EXPORT_MARK).exists():
+        raise ConfigError(f"export={value!r} holds other files; give a new folder, or that of an earlier export")
     return path
 
 

@@ -1,4 +1,4 @@
-"""A finished network for use elsewhere: its weights, what it must be fed, its classes, and a program of torch.export."""
+"""A finished network for use elsewhere: its weights, what it is to be fed, its classes, a program of torch.export."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from torch import Tensor, nn
 
 from transfergrid import durable
 from transfergrid.errors import MachineError, ParityError, one_line
+from transfergrid.paths import EXPORT_MARK
 from transfergrid.preprocess import normalise
 from transfergrid.specs import PreprocessSpec, to_dict
 
-WEIGHTS, PROGRAM, SCRIPT = "weights.safetensors", "model.pt2", "load.py"
-PREPROCESSING, CLASSES = "preprocessing.json", "classes.json"
+WEIGHTS, PROGRAM, SCRIPT, CLASSES = "weights.safetensors", "model.pt2", "load.py", "classes.json"
 TOLERANCE = 1e-4  # of a logit, relative to the largest where that is above 1
 CHECKED_BATCHES = (5, 1)
 STEPS = (
-    "decode as RGB; mode direct: resize to crop_px x crop_px; mode recipe: shorter edge to resize_px (the longer rounded "
-    "down), centre crop of crop_px; on 8-bit pixels with antialias, as Pillow does; divide by 255; normalise constants: "
-    "subtract mean, divide by std; normalise image: by the image's own mean and standard deviation per channel"
+    "decode as RGB; mode direct: resize to crop_px x crop_px; mode recipe: shorter edge to resize_px (the longer "
+    "rounded down), centre crop of crop_px; on 8-bit pixels with antialias, as Pillow does; divide by 255; normalise "
+    "constants: subtract mean, divide by std; normalise image: by the image's own mean and deviation per channel"
 )
 
 
@@ -52,10 +52,12 @@ def export_network(
     network: on the CPU, in eval mode. Raises MachineError where torch.export does not take it, ParityError where the
     program, read back from its file, does not give the network's logits.
     """
+    for name in (WEIGHTS, PROGRAM, SCRIPT):  # an earlier export's, which would be another network's
+        (folder / name).unlink(missing_ok=True)
     inputs = [{"name": name, **to_dict(spec)} for name, spec in zip(names, preprocess, strict=True)]
-    durable.write_json(folder / PREPROCESSING, {"inputs": inputs, "steps": STEPS})
+    durable.write_json(folder / EXPORT_MARK, {"inputs": inputs, "steps": STEPS})
     durable.write_bytes(folder / CLASSES, (json.dumps(list(class_names), ensure_ascii=False) + "\n").encode())
-    files, difference = [PREPROCESSING, CLASSES], None
+    files, difference = [EXPORT_MARK, CLASSES], None
     if with_weights:
         _write_weights(folder / WEIGHTS, _inside(network).state_dict(), class_names)
         files.append(WEIGHTS)

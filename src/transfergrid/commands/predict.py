@@ -1,0 +1,139 @@
+"""jobs/predict.py: a finished run on a folder of images, and its export with a model card."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from transfergrid import durable
+from transfergrid.commands.console import FAILED, OK, count, progress_line, run_script
+from transfergrid.config import PredictRequest, load_predict
+from transfergrid.config.help import help_for
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from transfergrid.specs import PreprocessSpec
+
+HELP = help_for(
+    "predict.py",
+    "A finished run (probe, finetune or scratch; its id or its folder) on every image below a folder, as CSV; or its\n"
+    "export: weights, program, preprocessing, class names and a model card.",
+    (
+        "python jobs/predict.py run=RUN_ID images=DIR                       CSV to standard output",
+        "python jobs/predict.py run=RUN_ID images=DIR top_k=3 output=FILE.csv",
+        "python jobs/predict.py run=RUN_ID export=DIR                       export_format=all|state_dict|torch_export",
+        "python jobs/predict.py run=results/runs/RUN_ID images=DIR device=cpu cluster.num_threads=2",
+        "python jobs/predict.py run=PROBE_ID images=DIR weights_dir=DIR     or weights_files.<backbone>=FILE",
+    ),
+    keys=False,
+)
+
+
+def main() -> int:
+    return run_script(predict, HELP)
+
+
+def predict(arguments: Sequence[str]) -> int:
+    """Exit code 1 where some image could not be read; the others are predicted all the same."""
+    request = load_predict(arguments)
+    # Loading torch takes seconds, which a request that makes no sense need not wait for.
+    from transfergrid.device import prepare_process
+    from transfergrid.finished import network_of_run
+
+    prepare_process(request.runtime)
+    network, preprocess = network_of_run(request.record.spec, request.paths, request.runtime)
+    if request.export is not None:
+        _export(request, request.export, network, preprocess, tuple(arguments))
+    if request.images is None:
+        return OK
+    unreadable = _predict(request, request.images, network, preprocess)
+    if unreadable:
+        print(f"{count(unreadable, 'image')} of {len(request.files)} could not be read", file=sys.stderr)
+    return FAILED if unreadable else OK
+
+
+def _predict(request: PredictRequest, images: Path, network: nn.Module, preprocess: tuple[PreprocessSpec, ...]) -> int:
+    """How many images could not be read; each is named as it is met."""
+    import torch
+
+    from transfergrid.device import device_of
+    from transfergrid.finished import reading_of
+    from transfergrid.inference import csv_header, csv_row, predict_files
+
+    device = device_of(request.runtime)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    reading = reading_of(request.record.spec)
+    show, unreadable = progress_line("predicting"), 0
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line stands there
+    with _opened(request.output) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(csv_header(request.top_k))
+        found = predict_files(network, preprocess, images, request.files, reading=reading, device=device)
+        for done, predicted in enumerate(found, start=1):
+            writer.writerow(csv_row(predicted, request.class_names, top_k=request.top_k))
+            if predicted.error is not None:
+                unreadable += 1
+                print(f"{clear}unreadable: {predicted.error}", file=sys.stderr)
+            show(done, len(request.files))
+    return unreadable
+
+
+def _export(
+    request: PredictRequest,
+    folder: Path,
+    network: nn.Module,
+    preprocess: tuple[PreprocessSpec, ...],
+    arguments: tuple[str, ...],
+) -> None:
+    from transfergrid.export import SCRIPT, export_network
+    from transfergrid.report.model_card import CardFacts, model_card
+
+    spec = request.record.spec
+    exported = export_network(
+        network,
+        preprocess,
+        folder,
+        names=[b.name for b in spec.backbones] or [spec.model],
+        class_names=request.class_names,
+        with_weights=request.export_format != "torch_export",
+        with_program=request.export_format != "state_dict",
+    )
+    facts = CardFacts(
+        class_names=request.class_names,
+        files=exported.files,
+        largest_difference=exported.largest_difference,
+        script=(folder / SCRIPT).read_text(encoding="utf-8") if SCRIPT in exported.files else None,
+        arguments=arguments,
+    )
+    card = model_card(request.record, request.paths, facts)
+    durable.write_bytes(folder / "README.md", card.encode("utf-8", "surrogateescape"))
+    print(f"exported to {folder}: {', '.join((*exported.files, 'README.md'))}", file=sys.stderr)
+    if exported.largest_difference is not None:
+        print(
+            f"the program gives the network's logits, largest difference {exported.largest_difference:.2g}",
+            file=sys.stderr,
+        )
+
+
+@contextlib.contextmanager
+def _opened(output: Path | None) -> Iterator[TextIO]:
+    """The CSV's file, whole under its name once all is written; or standard output. File names keep their bytes."""
+    if output is None:
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="surrogateescape")
+        yield sys.stdout
+        return
+    durable.make_folder(output.parent)
+    temporary = durable.temporary_beside(output)
+    try:
+        with durable.explained(output):
+            with open(temporary, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
+                yield file
+            durable.publish(temporary, output)
+    finally:
+        temporary.unlink(missing_ok=True)

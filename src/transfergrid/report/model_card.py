@@ -1,0 +1,222 @@
+"""The model card beside an exported network: what it is, how good, made from what, how to use it; in Markdown."""
+
+from __future__ import annotations
+
+import html
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from transfergrid.errors import DataError
+from transfergrid.evaluation import confusion_matrix
+from transfergrid.paths import RunPaths, StorePaths
+from transfergrid.records import MANY_CLASSES, Predictions, RunRecord, read_predictions
+from transfergrid.report.calibration import confidence, expected_calibration_error
+from transfergrid.report.cells import markdown_table, number, percent
+from transfergrid.report.rerun import commands_of, hydra_value
+from transfergrid.report.statistics import wilson
+from transfergrid.specs import BackboneSpec, RunSpec, TrainSettings, to_dict
+
+STATE_DICT_ONLY = """from safetensors.torch import load_file
+
+state = load_file("weights.safetensors")  # name -> tensor
+"""
+FILES = {
+    "weights.safetensors": "every parameter and buffer by name, float32",
+    "model.pt2": "the network as a program of torch.export; any batch size; it needs no code but PyTorch",
+    "load.py": "how to use it",
+    "preprocessing.json": "size, interpolation, mean and standard deviation of each input",
+    "classes.json": "class names, in the order of the logits",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardFacts:
+    """What the record does not know. script: the text of load.py, None where no program was exported.
+
+    arguments: of the command that made the export.
+    """
+
+    class_names: tuple[str, ...]
+    files: tuple[str, ...]
+    largest_difference: float | None
+    script: str | None
+    arguments: tuple[str, ...]
+
+
+def model_card(record: RunRecord, paths: RunPaths, facts: CardFacts) -> str:
+    """A card without per-class scores and calibration where the stored predictions cannot be read, and it says so."""
+    spec = record.spec
+    try:
+        test = read_predictions(paths).get("test")
+    except DataError:
+        test = None
+    sections = [
+        ("", _summary(record, facts)),
+        ("Use", _use(facts)),
+        ("Results", _results(record, test)),
+        ("Scores per class", _per_class(test, facts.class_names)),
+        ("Data", _data(record)),
+        ("Network", _network(record)),
+        ("Training settings", _settings(spec)),
+        ("Intended use and limits", _limits(record)),
+        ("Licence", _licence(spec)),
+        ("How it was made", _made(record, paths, facts)),
+    ]
+    return "\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections if text)
+
+
+def _summary(record: RunRecord, facts: CardFacts) -> str:
+    spec = record.spec
+    kind = {"probe": "a linear head on frozen features", "finetune": "fine-tuned", "scratch": "trained from scratch"}
+    return (
+        f"# {_plain(spec.model)} on {_plain(spec.dataset.name)}\n\nAn image classifier of {len(facts.class_names)}"
+        f" classes, {kind[spec.phase]} by transfergrid (run `{record.run_id}`).\n"
+    )
+
+
+def _use(facts: CardFacts) -> str:
+    files = markdown_table(["file", "holds"], [[name, FILES[name]] for name in facts.files], left=2)
+    if facts.script is None:
+        return f"{files}\n```python\n{STATE_DICT_ONLY}```\n"
+    checked = (
+        f"Read back from its file, the program's logits differ from the network's by {facts.largest_difference:.2g}"
+    )
+    run = "`python load.py picture.jpg` prints a picture's class; this is `load.py`, which needs PyTorch alone"
+    return f"{files}\n{checked} at most.\n\n{run} (Pillow to open files):\n\n```python\n{facts.script}```\n"
+
+
+def _results(record: RunRecord, test: Predictions | None) -> str:
+    metrics, n_test = record.metrics, record.details.get("n_test") or (len(test.index_N) if test else None)
+    accuracy = metrics.get("test_accuracy")
+    lines = []
+    if accuracy is not None and n_test:
+        low, high = wilson(round(accuracy * n_test), n_test)
+        lines.append(["test accuracy", f"{percent(accuracy)} % [{percent(low)}, {percent(high)}]"])
+    for name, label in (("val_accuracy", "val accuracy"), ("train_accuracy", "train accuracy")):
+        lines += [[label, f"{percent(metrics[name])} %"]] if name in metrics else []
+    lines += [["test loss, nats", number(metrics["test_loss"], digits=4)]] if "test_loss" in metrics else []
+    for name in ("precision", "recall", "f1"):
+        value = metrics.get(f"test_macro_{name}")
+        lines += [] if value is None else [[f"test macro {name}", f"{percent(value)} %"]]
+    if test is not None:
+        error = expected_calibration_error(confidence(test), test.predicted_N == test.label_N)
+        lines.append(["expected calibration error, 15 bins", f"{percent(error)} %"])
+    note = (
+        f"One network, of seed {record.spec.seed}, on {number(n_test)} test images. The interval (95 %, Wilson) says"
+        " what other images of the same kind would change; it says nothing about other seeds.\n"
+    )
+    unread = "" if test is not None else "The stored predictions cannot be read: no calibration, no scores per class.\n"
+    return markdown_table(["", "value"], lines, left=1) + "\n" + note + unread
+
+
+def _per_class(test: Predictions | None, class_names: Sequence[str]) -> str:
+    if test is None or len(class_names) > MANY_CLASSES:
+        return ""
+    counts_CC = confusion_matrix(test.label_N, test.predicted_N, num_classes=len(class_names))
+    correct_C, true_C, guessed_C = counts_CC.diagonal(), counts_CC.sum(axis=1), counts_CC.sum(axis=0)
+    f1_C = 2 * correct_C / np.maximum(true_C + guessed_C, 1)
+    lines = [
+        [
+            _plain(name),
+            number(int(true_C[c])),
+            percent(correct_C[c] / guessed_C[c]) if guessed_C[c] else "",
+            percent(correct_C[c] / true_C[c]) if true_C[c] else "",
+            percent(float(f1_C[c])),
+        ]
+        for c, name in enumerate(class_names)
+    ]
+    return markdown_table(["class", "test images", "precision %", "recall %", "F1 %"], lines, left=1)
+
+
+def _data(record: RunRecord) -> str:
+    spec = record.spec
+    rule = (
+        "`val` (10 % of the training images, or the data set's own) was held out and every choice made on it; the test"
+        " set was read once"
+        if spec.protocol == "fair"
+        else "a published study's own: trained on all training images, the test set read every epoch"
+    )
+    chosen = getattr(spec.settings, "selection", "last") == "best_on_test"
+    lines = [
+        ["data set", f"{_plain(spec.dataset.name)} ({spec.dataset.kind})"],
+        ["fingerprint", f"`{spec.dataset.fingerprint}`"],
+        ["trained on", f"{number(record.n_train)} images"],
+        ["protocol", f"{spec.protocol}: {rule}"],
+        ["epoch kept", "the best on the test set, which flatters the accuracy above" if chosen else "the last"],
+    ]
+    return markdown_table(["", "value"], lines, left=2)
+
+
+def _network(record: RunRecord) -> str:
+    lines = [[_part(b), f"`{b.weights.identity}`"] for b in record.spec.backbones]
+    lines += [["parameters", number(record.parameters)], ["trained of them", number(record.trainable_parameters)]]
+    lines += [["size, MB of float32", number(record.size_mb, digits=1)]]
+    lines += [["GFLOPs per image (2 x MAC)", number(record.gflops_per_image, digits=3)]]
+    return markdown_table(["", "value"], lines, left=2)
+
+
+def _part(backbone: BackboneSpec) -> str:
+    return f"backbone {_plain(backbone.name)}, started from {_plain(backbone.weights.label)}"
+
+
+def _settings(spec: RunSpec) -> str:
+    lines = [["seed", str(spec.seed)], ["val_seed", str(spec.val_seed)]]
+    lines += [[name, hydra_value(value)] for name, value in to_dict(spec.settings).items()]
+    if spec.extract is not None:
+        lines += [[f"extract.{name}", hydra_value(value)] for name, value in to_dict(spec.extract).items()]
+    return markdown_table(["setting", "value"], [[name, _plain(value)] for name, value in lines], left=2)
+
+
+def _limits(record: RunRecord) -> str:
+    spec, settings = record.spec, record.spec.settings
+    assert isinstance(settings, TrainSettings)
+    told = [
+        f"For images of the kind of {_plain(spec.dataset.name)}, prepared as `preprocessing.json` says. Every picture"
+        " gets one of the classes, also one that shows none of them.",
+        "The accuracy was measured on the test set named above. Other cameras, crops, places or times can lower it, and"
+        " no class of people or of pictures was looked at apart. Try it on your own labelled images first:"
+        f" `python jobs/run_phase.py phase=evaluate run={record.run_id} dataset=image_folder dataset.folder=DIR`.",
+        "A probability is the network's own; the calibration error says how far it can be taken at its word.",
+    ]
+    if settings.precision == "bf16":
+        told.append("The figures were computed in bfloat16, the export computes in float32: close, but not the same.")
+    if settings.test_bn == "batch":
+        told.append(
+            "The figures were read with BatchNorm by the batch at hand; the export uses its running statistics."
+        )
+    return "".join(f"- {text}\n" for text in told)
+
+
+def _licence(spec: RunSpec) -> str:
+    told = []
+    for backbone in spec.backbones:
+        kind = backbone.weights.identity.partition(":")[0]
+        where = {
+            "tag": "pretrained weights of others: their publisher's licence holds for what is made from them, and the"
+            " terms of the images they were trained on may (ImageNet: research, not commerce)",
+            "file": "a file of the user's: whoever made it has licensed it, or has not",
+            "builtin": "shipped with transfergrid (Apache-2.0)",
+            "random": "random numbers at the start: no one else's",
+        }[kind]
+        told.append(f"- {_plain(backbone.name)}, {_plain(backbone.weights.label)}: {where}.\n")
+    data = f"- {_plain(spec.dataset.name)}: the terms of the images trained on may hold for the network, too.\n"
+    return "".join(told) + data
+
+
+def _made(record: RunRecord, paths: RunPaths, facts: CardFacts) -> str:
+    commands = commands_of([record.spec], StorePaths(paths.root.parent.parent))
+    export = shlex.join(["python", "jobs/predict.py", *facts.arguments])
+    text = "```sh\n" + "".join(f"{command.line}\n" for command in commands) + f"{export}\n```\n\n"
+    text += "".join(f"- {_plain(told)}\n" for command in commands for told in command.to_fill_in)
+    seen: dict[str, Any] = {"wall seconds": record.wall_s, "GPU seconds": record.gpu_s, **record.provenance}
+    lines = [[name, _plain(str(value))] for name, value in seen.items() if value is not None]
+    return text + "\n" + markdown_table(["provenance", "value"], lines, left=2)
+
+
+def _plain(text: str) -> str:
+    """Names come from folders and files: on one line, and nothing in them is markup."""
+    return html.escape(" ".join(text.split()), quote=False).replace("`", "'").replace("[", "\\[")
