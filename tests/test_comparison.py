@@ -345,7 +345,7 @@ def test_every_markdown_table_has_as_many_cells_in_each_line_as_in_its_header(st
     cases.completed(store, run)
     text = write_report("individual_vs_parallel", store).read_text()
     tables = [block.splitlines() for block in text.split("\n\n") if block.startswith("| ")]
-    assert [len(lines) for lines in tables] == [3, 3, 3]
+    assert [len(lines) for lines in tables] == [3, 5, 3, 3]
     for lines in tables:
         assert len({line.count(" |") for line in lines}) == 1
     assert "| last | protocol; batch_size; drop_last;" in text

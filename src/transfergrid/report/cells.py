@@ -16,6 +16,11 @@ def points(delta: float | None) -> str:
     return "" if delta is None else f"{100 * delta:+.2f}"
 
 
+def in_points(difference: float, low: float, high: float) -> str:
+    """`+0.03 points [-0.05, +0.11]`"""
+    return f"{points(difference)} points [{points(low)}, {points(high)}]"
+
+
 def accuracy_with_interval(row: ComparisonRow) -> str:
     """`97.2 [95.0, 98.5]`; a second decimal only where the interval is narrower than one percentage point."""
     if row.ci95_low is None or row.ci95_high is None:

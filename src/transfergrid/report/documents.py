@@ -11,6 +11,7 @@ from pathlib import Path
 from transfergrid import durable
 from transfergrid.errors import NEXT_STEP
 from transfergrid.paths import StorePaths
+from transfergrid.report import claims, joins
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, number, percent, points
 from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow, read_comparison
 from transfergrid.report.published import lookup
@@ -56,8 +57,10 @@ def as_markdown(comparison: Comparison) -> str:
         _accuracy_table(rows),
         "## How to read this\n",
         HOW_TO_READ,
+        claims.as_markdown(claims.decisions_of(comparison)),
         _published_table(rows),
         _join_table(rows),
+        joins.as_markdown(joins.join_baselines(comparison)),
         _cost_table(comparison),
         _failures(comparison),
     ]
