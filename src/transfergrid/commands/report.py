@@ -40,12 +40,18 @@ def report(arguments: Sequence[str]) -> int:
 
 def show_report(console: Console, grid: str, store: StorePaths) -> bool:
     """Print the table, write the files, print where; True if every row has completed."""
-    from transfergrid.commands.tables import terminal_table
-    from transfergrid.report.comparison import comparison_rows
+    from transfergrid.commands.tables import errors_table, terminal_table
+    from transfergrid.report.comparison import read_comparison
     from transfergrid.report.documents import write_report
+    from transfergrid.report.top_errors import top_errors
 
-    rows = comparison_rows(grid, store)
+    comparison = read_comparison(grid, store)
+    rows = comparison.rows
     console.print(terminal_table(rows, width=console.width))
+    errors = top_errors(comparison)
+    if errors:
+        console.print()
+        console.print(errors_table(errors))
     path = write_report(grid, store)
     console.print(
         f"\nreport: {path} and {path.with_name('comparison.csv').name} beside it", highlight=False, soft_wrap=True

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from transfergrid.report.cells import accuracy_with_interval, number, percent
 from transfergrid.report.comparison import ComparisonRow
+from transfergrid.report.top_errors import HEADER, TopError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,6 +27,19 @@ def terminal_table(rows: Sequence[ComparisonRow], *, width: int = 100) -> Table:
     for gap in (2, 1):
         if Measurement.get(console, console.options, table).maximum > width:
             table = _table(rows, joint="\n", gap=gap)
+    return table
+
+
+def errors_table(errors: Sequence[TopError]) -> Table:
+    """Top-1 and top-5 errors of evaluations, in percent, beside published ones."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    for position, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if position < 5 else "right", overflow="fold")
+    for error in errors:
+        table.add_row(*_plain(*error.cells()))
     return table
 
 

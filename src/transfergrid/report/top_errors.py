@@ -1,0 +1,88 @@
+"""Top-1 and top-5 errors of evaluations, beside what studies state about the same network and what is right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transfergrid.records import RunRecord
+from transfergrid.report.cells import markdown_table, number, percent
+from transfergrid.report.comparison import Comparison
+from transfergrid.report.published import PublishedFigure, figures
+from transfergrid.specs import RunSpec
+
+METRICS = {"top1_error": "top-1 error %", "top5_error": "top-5 error %"}
+HEADER = ("dataset", "model", "weights", "differs", "", "images", "measured", "as stated", "corrected")
+_CORRECTED_WEIGHTS = "IMAGENET1K_V1"  # whose error torchvision's documentation gives
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopError:
+    """One error of one evaluation, in [0, 1]. differs: what keeps it from being comparable with the corrected value."""
+
+    dataset: str
+    model: str
+    weights: str
+    metric: str
+    images: int
+    measured: float
+    as_stated: float | None
+    corrected: float | None
+    differs: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    def cells(self) -> list[str]:
+        names = [self.dataset, self.model, self.weights, ", ".join(self.differs), METRICS[self.metric]]
+        return [*names, number(self.images), percent(self.measured), percent(self.as_stated), percent(self.corrected)]
+
+
+def top_errors(comparison: Comparison) -> tuple[TopError, ...]:
+    """Of every completed evaluation, in the order of the grid's rows. A figure counts whatever grid its study is in."""
+    found = []
+    for runs in comparison.runs:
+        for record in runs:
+            if record.spec.phase == "evaluate":
+                found += [_error(record, metric) for metric in METRICS if metric in record.details]
+    return tuple(found)
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """Empty for a grid without evaluations."""
+    errors = top_errors(comparison)
+    if not errors:
+        return ""
+    table = markdown_table(HEADER, [error.cells() for error in errors], left=5)
+    notes = dict.fromkeys(note for error in errors for note in error.notes)
+    return "## Top-1 and top-5 errors\n\n" + table + "".join(f"\n- {note}" for note in notes) + "\n" * bool(notes)
+
+
+def _error(record: RunRecord, metric: str) -> TopError:
+    spec = record.spec
+    published = {f.rule: f for f in figures() if _is_of(f, spec, metric)}
+    stated, corrected = published.get("as_stated"), published.get("corrected")
+    return TopError(
+        dataset=spec.dataset.name,
+        model=spec.model,
+        weights=spec.weights_label,
+        metric=metric,
+        images=int(record.details["n_test"]),
+        measured=float(record.details[metric]),
+        as_stated=None if stated is None else stated.value,
+        corrected=None if corrected is None else corrected.value,
+        differs=_differs(spec) if published else (),
+        notes=tuple(
+            f"{METRICS[metric][:-2]} {percent(f.value)} % {f.rule.replace('_', ' ')}: {f.note}"
+            for f in published.values()
+        ),
+    )
+
+
+def _is_of(figure: PublishedFigure, spec: RunSpec, metric: str) -> bool:
+    named = (figure.dataset, figure.model, figure.phase, figure.metric)
+    return named == (spec.dataset.name, spec.model, "evaluate", metric)
+
+
+def _differs(spec: RunSpec) -> tuple[str, ...]:
+    names = [] if spec.dataset.max_images is None else ["max_images"]
+    names += ["weights"] if spec.weights_label != _CORRECTED_WEIGHTS else []
+    names += ["image_size_px"] if any(b.preprocess.mode != "recipe" for b in spec.backbones) else []
+    return tuple(names)
