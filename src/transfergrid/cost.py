@@ -263,7 +263,7 @@ def _passes(run: RunSpec, runtime: Runtime) -> tuple[int, int, int]:
     """
     settings = run.settings
     rows = _rows(run, runtime)
-    target = rows.train * (run.extract is not None and run.extract.bn_statistics == "target")
+    target = _seen(run, runtime)["train"] * (run.extract is not None and run.extract.bn_statistics == "target")
     if isinstance(settings, EvaluateSettings):
         return (_evaluated(run, runtime),) * 2 + (0,)
     if not isinstance(settings, TrainSettings):
@@ -277,7 +277,14 @@ def _passes(run: RunSpec, runtime: Runtime) -> tuple[int, int, int]:
     if settings.sampling == "replacement":
         trained = steps * settings.batch_size
     factor = 1 if isinstance(settings, ProbeSettings) else TRAINING  # nothing goes back through a frozen trunk
-    return trained + evaluated, factor * trained + evaluated, steps
+    passes = settings.epochs * _passes_per_epoch(settings, rows.train)
+    return trained + evaluated, factor * trained + evaluated, passes
+
+
+def _passes_per_epoch(settings: TrainSettings, num_train: int) -> int:
+    """Forward and backward passes: one per step, or as many as it has micro-batches."""
+    parts = math.ceil(settings.batch_size / (settings.micro_batch or settings.batch_size))
+    return parts * _steps_per_epoch(settings, num_train)
 
 
 def _steps_per_epoch(settings: TrainSettings, num_train: int) -> int:

@@ -102,7 +102,7 @@ def make_folds(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold
 
 def _share(spec: RunSpec, train: Fold) -> Fold:
     """The images that are trained on, where the run takes a share of them: chosen by the run's seed, each class its
-    part; the larger share of one seed need not hold the smaller one."""
+    part; of one seed, a larger share holds the smaller one."""
     if spec.train_fraction is None and spec.shots is None:
         return train
     assert spec.seed is not None
