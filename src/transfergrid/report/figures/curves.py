@@ -1,0 +1,194 @@
+"""Accuracy and loss per epoch and per batch, and a study's settings laid over each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from transfergrid.records import RunRecord
+from transfergrid.report.comparison import ComparisonRow
+from transfergrid.report.figures import style
+from transfergrid.report.figures.material import Material, Rows, Sketch, group_name, row_labels, row_name
+from transfergrid.report.figures.tracks import Track, binned_steps, mean_over_seeds, probe_of, track
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+TRAINED = ("probe", "finetune", "scratch")
+LINES_TOLD_APART = 12  # of curves laid over each other; the others are grey
+WHAT_IS_DRAWN = (
+    "Thin: single seeds; thick: their mean. The training curve is the running mean while the weights change, on "
+    "augmented images; val and test are evaluated after the epoch."
+)
+
+
+def sketches(material: Material) -> Iterator[Sketch]:
+    yield from _of_rows(material)
+    for (dataset, phase), rows in material.groups().items():
+        if phase in TRAINED and len(rows) > 1:
+            yield _of_settings(material, dataset, phase, rows)
+
+
+# ----------------------------------------------------------------------------------------------------------- one row
+def _of_rows(material: Material) -> Iterator[Sketch]:
+    probes = {run.run_id: row for row, runs in material.rows if row.phase == "probe" for run in runs}
+    joined: set[str] = set()
+    for row, runs in material.rows:
+        if row.phase != "finetune":
+            continue
+        started_from = [probe_of(material, run) for run in runs]
+        ids = [probe.run_id for probe in started_from if probe is not None]
+        joined |= set(ids)
+        shown = dict.fromkeys([*(probes[i] for i in ids if i in probes), row])
+        yield _of_row(material, row, runs, shown=tuple(shown), phases="probe and finetune" if ids else "finetune")
+    for row, runs in material.rows:
+        if row.phase == "scratch" or (row.phase == "probe" and not joined.issuperset(r.run_id for r in runs)):
+            yield _of_row(material, row, runs, shown=(row,), phases=row.phase)
+
+
+def _of_row(
+    material: Material, row: ComparisonRow, runs: Sequence[RunRecord], *, shown: tuple[ComparisonRow, ...], phases: str
+) -> Sketch:
+    words = " · ".join(filter(None, (row.dataset, row.model, phases, row.variant)))
+    return Sketch(
+        name=row_name("curves", row),
+        title=f"Accuracy and loss of {words}",
+        caption=f"{WHAT_IS_DRAWN} Per batch: the pale band spans all batches of all seeds, the line is their running "
+        "mean." + (" The vertical line parts the probe from fine-tuning." if len(shown) > 1 else ""),
+        section="curves",
+        rows=shown,
+        draw=lambda: draw_curves([track(material, run) for run in runs], title=words),
+    )
+
+
+def draw_curves(tracks: Sequence[Track], *, title: str) -> Figure:
+    """Above per epoch, below per batch; left accuracy, right loss."""
+    figure = style.new_figure(style.WIDE_IN, 5.0, style.shorten(title, 90))
+    axes = figure.subplots(2, 2)
+    for column, (metric, unit) in enumerate((("accuracy", "accuracy [%]"), ("loss", "loss [nats]"))):
+        per_epoch(axes[0][column], tracks, metric)
+        per_batch(axes[1][column], tracks, metric)
+        for axis in axes[:, column]:
+            axis.set_ylabel(unit)
+    for axis, place in ((axes[0][0], 0), (axes[0][1], 0), (axes[1][0], 1), (axes[1][1], 1)):
+        _mark_joints(axis, tracks[0], place)
+    handles, texts = axes[0][0].get_legend_handles_labels()
+    style.legend_above(figure, handles, texts)
+    return figure
+
+
+def per_epoch(axes: Axes, tracks: Sequence[Track], metric: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    scale = 100 if metric == "accuracy" else 1
+    longest = 0
+    for split, (colour, dashes, marker) in style.SPLITS.items():
+        name = f"{split}/{metric}"
+        xs, means = mean_over_seeds(tracks, name)
+        if not xs:
+            continue
+        longest = max(longest, *xs)
+        if len(tracks) > 1:
+            for one in tracks:
+                seed_xs, values = one.epochs[name]
+                axes.plot(seed_xs, [scale * v for v in values], dashes, color=colour, linewidth=0.6, alpha=0.5)
+        every = max(1, len(xs) // 15)
+        axes.plot(
+            xs,
+            [scale * v for v in means],
+            dashes,
+            color=colour,
+            marker=marker,
+            markevery=every,
+            label=split if split != "train" else "train (running mean)",
+        )
+    axes.set_xlim(0.5, longest + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    axes.set_xlabel("epoch")
+
+
+def per_batch(axes: Axes, tracks: Sequence[Track], metric: str) -> None:
+    scale = 100 if metric == "accuracy" else 1
+    found = binned_steps(tracks, f"train/{metric}")
+    axes.set_xlabel("batch")
+    style.count_axis(axes, "x", log=False)
+    if found is None:
+        axes.text(0.5, 0.5, "no batch was logged", transform=axes.transAxes, ha="center")
+        return
+    x_B, low_B, high_B, mean_B = found
+    axes.fill_between(x_B, scale * low_B, scale * high_B, color=style.SKY, alpha=0.35, linewidth=0)
+    axes.plot(x_B, scale * mean_B, color=style.BLUE)
+    axes.set_xlim(0, x_B[-1] + 1)
+
+
+def _mark_joints(axes: Axes, first: Track, place: int) -> None:
+    """A line where one phase ends, and the names of the phases on either side, above the axes."""
+    if len(first.phases) < 2:
+        return
+    ends = [joint[place] + (0.5 if place == 0 else 0.0) for joint in first.joints]
+    low, high = axes.get_xlim()
+    for end in ends:
+        axes.axvline(end, color=style.BLACK, linewidth=1.0, linestyle=(0, (4, 2)))
+    share = (ends[0] - low) / (high - low)
+    axes.annotate(
+        f"{first.phases[0]} ◂", (share, 1.0), (-3, 3), "axes fraction", "offset points", ha="right", fontsize=7
+    )
+    axes.annotate(f"▸ {first.phases[1]}", (share, 1.0), (3, 3), "axes fraction", "offset points", fontsize=7)
+
+
+# -------------------------------------------------------------------------------------------------- settings together
+def _of_settings(material: Material, dataset: str, phase: str, rows: Rows) -> Sketch:
+    split = "val" if any(row.val_accuracy is not None for row, _ in rows) else "test"
+    grey = len(rows) - LINES_TOLD_APART
+    caption = f"Accuracy on {split} after each epoch, mean over seeds; names stand in the order of the last epoch."
+    if grey > 0:
+        caption += f" The {LINES_TOLD_APART} best by their last epoch are named, the other {grey} are grey."
+    return Sketch(
+        name=group_name("settings", dataset, phase),
+        title=f"All settings of {dataset} · {phase} by epoch",
+        caption=caption,
+        section="curves",
+        rows=tuple(row for row, _ in rows),
+        draw=lambda: _draw_settings(material, rows, split, title=f"{dataset} · {phase}"),
+    )
+
+
+def _draw_settings(material: Material, rows: Rows, split: str, *, title: str) -> Figure:
+    from matplotlib.ticker import MaxNLocator
+
+    name = f"{split}/accuracy"
+    # Of its own phase alone: where a fine-tuning began is another figure's matter.
+    curves = [_own_phase(material, runs, name) for _, runs in rows]
+    labels = style.shorten_all(row_labels([row for row, _ in rows]), 34)
+    drawn = [(label, xs, values) for label, (xs, values) in zip(labels, curves, strict=True) if xs]
+    if not drawn:
+        raise ValueError(f"no {name} was recorded for {title}")
+    drawn.sort(key=lambda curve: -curve[2][-1])
+    named = drawn[:LINES_TOLD_APART]
+    height_in = 3.6 if len(named) <= 8 else 4.4
+    figure = style.new_figure(style.WIDE_IN, height_in, title)
+    axes = figure.subplots()
+    for _, xs, values in drawn[LINES_TOLD_APART:]:
+        axes.plot(xs, [100 * v for v in values], color=style.PALE, linewidth=0.8, zorder=1)
+    for number, (_, xs, values) in enumerate(named):
+        colour, dashes = style.COLOURS[number % len(style.COLOURS)], style.DASHES[number % len(style.DASHES)]
+        marker, every = style.MARKERS[number % len(style.MARKERS)], max(1, len(xs) // 12)
+        axes.plot(xs, [100 * v for v in values], dashes, color=colour, marker=marker, markevery=every, zorder=3)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(f"accuracy on {split} [%]")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    axes.set_ylim(axes.get_ylim())
+    axes.set_xlim(axes.get_xlim())
+    points = [(xs[-1], 100 * values[-1]) for _, xs, values in named]
+    texts = [f"{label}  {100 * values[-1]:.2f}" for label, _, values in named]
+    style.side_labels(axes, points, texts, height_in=height_in - 1.0)
+    return figure
+
+
+def _own_phase(material: Material, runs: Sequence[RunRecord], name: str) -> tuple[list[int], list[float]]:
+    tracks = [track(material, run) for run in runs]
+    before = tracks[0].joints[-1][0] if tracks[0].joints else 0
+    xs, values = mean_over_seeds(tracks, name)
+    own = [(x - before, value) for x, value in zip(xs, values, strict=True) if x > before]
+    return [x for x, _ in own], [value for _, value in own]

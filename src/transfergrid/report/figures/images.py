@@ -1,0 +1,67 @@
+"""The images this machine has: where a launch of the store read them, or in TRANSFERGRID_DATA_DIR. Never a download."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from transfergrid import data, durable
+from transfergrid.data import LabeledImages
+from transfergrid.errors import GridError
+from transfergrid.folds import dataset_facts
+from transfergrid.paths import StorePaths
+from transfergrid.report.figures.material import Images
+from transfergrid.specs import DatasetSpec, Runtime, Split, from_dict
+
+DATA_DIR_VARIABLE = "TRANSFERGRID_DATA_DIR"
+
+
+def images_at_hand(store: StorePaths) -> Images:
+    """Gives a split's images, each split loaded once, or None where they are not here or are no longer the same."""
+    places = [*_launched(store), *_of_environment(store)]
+    loaded: dict[tuple[str, str, str], LabeledImages | None] = {}
+
+    def images(dataset: DatasetSpec, split: Split) -> LabeledImages | None:
+        key = (dataset.name, dataset.fingerprint, split)
+        if key not in loaded:
+            found = (_load(dataset, split, runtime) for runtime in places)
+            loaded[key] = next((one for one in found if one is not None), None)
+        return loaded[key]
+
+    return images
+
+
+def _load(dataset: DatasetSpec, split: Split, runtime: Runtime) -> LabeledImages | None:
+    folder = runtime.data_folders.get(dataset.name)
+    try:
+        dataset_facts(dataset, runtime)  # raises where a folder has changed since
+        return data.load(
+            dataset.kind,
+            split=split,
+            data_dir=Path(runtime.data_dir),
+            folder=None if folder is None else Path(folder),
+            download=False,
+        )
+    except (GridError, OSError):
+        return None
+
+
+def _launched(store: StorePaths) -> list[Runtime]:
+    """Of the launches that are still there, the newest first."""
+    found: list[Runtime] = []
+    for path in sorted(store.launches.glob("*/specs.json"), reverse=True):
+        try:
+            content: Any = durable.read_json(path)
+            runtime = from_dict(Runtime, content["runtime"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # being removed, or of another version
+        if runtime not in found:
+            found.append(runtime)
+    return found
+
+
+def _of_environment(store: StorePaths) -> list[Runtime]:
+    """Always one: `digits` needs no folder at all."""
+    data_dir = os.environ.get(DATA_DIR_VARIABLE, "cache/data")
+    return [Runtime(store_dir=str(store.root), cache_dir="cache", data_dir=data_dir, weights_dir="cache/weights")]

@@ -1,0 +1,245 @@
+"""How every figure looks, and how it becomes files: one style, two formats, the same bytes for the same records.
+
+Colours are Okabe and Ito's (safe for colour-blind readers); what they tell apart, a line style, a marker, a hatch or
+lightness tells apart, too, so that a grey print loses nothing. No text is below 7 points.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from transfergrid import durable
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+NARROW_IN, WIDE_IN = 7.0, 9.0
+LINE_IN = 0.21  # of one label among labels below each other
+TEXT_PT = 7.0
+BLACK, BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
+    "#000000",
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#D55E00",
+    "#CC79A7",
+    "#56B4E9",
+)
+GREY, PALE = "#767676", "#D4D4D4"
+COLOURS = (BLUE, RED, BLACK, ORANGE, GREEN, PURPLE, SKY)
+DASHES = ("-", "--", ":", "-.")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+# split -> colour, line style, marker
+SPLITS = {"train": (BLUE, "-", "o"), "val": (ORANGE, "--", "s"), "test": (BLACK, ":", "^")}
+
+_RC = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same on every machine
+    "font.size": 8.0,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8.0,
+    "xtick.labelsize": TEXT_PT,
+    "ytick.labelsize": TEXT_PT,
+    "legend.fontsize": TEXT_PT,
+    "legend.frameon": False,
+    "figure.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E2E2E2",
+    "grid.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.0,
+    "hatch.linewidth": 0.7,
+    "text.parse_math": False,  # a name may hold `$`
+    "svg.fonttype": "path",
+    "svg.hashsalt": "transfergrid",
+}
+T = TypeVar("T")
+
+
+# ------------------------------------------------------------------------------------------------------------- drawing
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Everything is drawn and saved inside; the user's own matplotlib settings have no say."""
+    from matplotlib import style
+
+    with style.context(_RC, after_reset=True), warnings.catch_warnings():
+        # A class named in a script that the font does not have is shown as boxes; it is no reason to say more.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+def new_figure(width_in: float, height_in: float, title: str = "") -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    if title:
+        figure.suptitle(title)
+    return figure
+
+
+def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write <name>.png and <name>.svg; no dates and no random ids in them."""
+    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
+    durable.write_bytes(png, content.getvalue())
+    figure.set_layout_engine("none")  # it is laid out; once more would only take time
+    content = io.BytesIO()
+    figure.savefig(content, format="svg", metadata={"Date": None, "Creator": "transfergrid"})
+    durable.write_bytes(svg, content.getvalue())
+    return png, svg
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+def clean(text: str) -> str:
+    """One line without control characters, which no font shows."""
+    return " ".join("".join(c if unicodedata.category(c)[0] != "C" else " " for c in text).split())
+
+
+def shorten(text: str, length: int) -> str:
+    """At most `length` characters: the middle gives way, because names differ at their ends."""
+    text = clean(text)
+    if len(text) <= length:
+        return text
+    head = (length - 1 + 1) // 2
+    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+
+
+def shorten_all(texts: Sequence[str], length: int) -> list[str]:
+    """Shortened, and still distinct: what has become equal is numbered."""
+    short = [shorten(text, length) for text in texts]
+    seen: dict[str, int] = {}
+    distinct = []
+    for text in short:
+        seen[text] = seen.get(text, 0) + 1
+        number = f" ({seen[text]})"
+        distinct.append(text if seen[text] == 1 else shorten(text, length - len(number)) + number)
+    return distinct
+
+
+def count_text(value: float) -> str:
+    """1234567 -> `1.23M`: three digits and a unit."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= 0.9995 * size:
+            return f"{_three_digits(value / size)}{unit}"
+    return _three_digits(value)
+
+
+def _three_digits(value: float) -> str:
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    decimals = max(0, 2 - math.floor(math.log10(abs(value))))
+    text = f"{value:.{decimals}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+# -------------------------------------------------------------------------------------------------------------- layout
+def columns(items: Sequence[T], *, per_column: int = 25, per_page: int = 2) -> list[list[list[T]]]:
+    """Pages of columns of items: one column up to `per_column`, then columns of equal length, then further pages."""
+    pages = max(1, math.ceil(len(items) / (per_column * per_page)))
+    on_page = math.ceil(len(items) / pages)
+    folded = []
+    for start in range(0, len(items), max(1, on_page)):
+        page = list(items[start : start + on_page])
+        wanted = math.ceil(len(page) / per_column)
+        length = math.ceil(len(page) / wanted)
+        folded.append([page[i : i + length] for i in range(0, len(page), length)])
+    return folded
+
+
+def page_suffix(page: int) -> str:
+    """Of names: nothing for the first page, which most figures have alone."""
+    return f"-{page + 1}" if page else ""
+
+
+def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions at least `gap` apart inside [low, high], in the order of `wanted` and as near to it as can be.
+
+    Where there is no room for all the gap gets smaller.
+    """
+    if not wanted:
+        return []
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
+    blocks: list[list[float]] = []  # [sum, count] of neighbours that stand shoulder to shoulder
+    for rank, i in enumerate(order):
+        blocks.append([wanted[i] - rank * gap, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            total, count = blocks.pop()
+            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
+    level = [total / count for total, count in blocks for _ in range(int(count))]
+    top = high - (len(wanted) - 1) * gap
+    positions = [0.0] * len(wanted)
+    for rank, i in enumerate(order):
+        positions[i] = min(max(level[rank], low), top) + rank * gap
+    return positions
+
+
+def side_labels(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], *, height_in: float) -> None:
+    """Names to the right of the axes, one line each, tied to their points. Limits must have been set before.
+
+    height_in: about how high the axes will be.
+    """
+    to_axes = axes.transData + axes.transAxes.inverted()
+    wanted = [float(to_axes.transform(point)[1]) for point in points]
+    gap = 1.35 * TEXT_PT / 72 / height_in
+    for point, text, y in zip(points, texts, spread(wanted, gap, 0.0, 1.0), strict=True):
+        axes.annotate(
+            text,
+            xy=point,
+            xytext=(1.03, y),
+            textcoords="axes fraction",
+            fontsize=TEXT_PT,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 2},
+        )
+
+
+def legend_above(figure: Figure, handles: Sequence[Artist], texts: Sequence[str], *, per_line: int = 5) -> None:
+    """One legend for the whole figure, outside of the axes."""
+    figure.legend(
+        list(handles),
+        list(texts),
+        loc="outside upper center",
+        ncols=min(per_line, len(texts)),
+        handlelength=2.6,
+    )
+
+
+def name_lines(axes: Axes, texts: Sequence[str]) -> None:
+    """One line per name, the first at the top, and no grid along the lines."""
+    axes.set_yticks(range(len(texts)), list(texts))
+    axes.set_ylim(len(texts) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+
+
+def count_axis(axes: Axes, which: str, *, log: bool) -> None:
+    """Ticks like `20k` and `5M`; on a log axis at 1, 2 and 5, or at powers of ten where it is long."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    if log:
+        (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+        low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+        decades = math.log10(high / low)
+        subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
