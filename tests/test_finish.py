@@ -136,7 +136,7 @@ def test_without_a_command_nobody_is_told(slurm: ReplayedSlurm, store: StorePath
 def test_a_report_that_fails_is_an_error_but_somebody_is_told_first(
     slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*arguments: object) -> None:
+    def broken(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(finishing, "show_report", broken)

@@ -222,7 +222,11 @@ def show_results(console: Console, request: Request) -> None:
     from transfergrid.commands.report import show_report
 
     console.print()
-    show_report(console, request.grid, request.store)
+    show_report(console, [request.grid], request.store, figures=False)
+    store = request.store.root
+    where = "" if str(store) == "results" else f" store.dir={store}"
+    line = f"with figures: python jobs/report.py grid={request.grid}{where}"
+    console.print(line, highlight=False, soft_wrap=True)
 
 
 def show_failures(console: Console, plan: Plan, endings: Sequence[local.Ended]) -> int:

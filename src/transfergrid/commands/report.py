@@ -1,4 +1,4 @@
-"""jobs/report.py: records -> comparison tables."""
+"""jobs/report.py: records -> comparison tables, figures and the page."""
 
 from __future__ import annotations
 
@@ -17,8 +17,16 @@ if TYPE_CHECKING:
 
 HELP = help_for(
     "report.py",
-    "Rebuild a grid's comparison tables from its records alone: terminal, comparison.md, comparison.csv.",
-    ("python jobs/report.py grid=quickstart", "python jobs/report.py grid=quickstart store.dir=results"),
+    "Rebuild a grid's report from its records alone: the table here, and in results/reports/NAME/ index.html (the\n"
+    "whole report on one page), comparison.csv, comparison.md, comparison.tex and figures/.\n"
+    "compare=[A,B] sets grids side by side, in results/reports/A-vs-B/.\n"
+    "figures=false leaves the figures out: seconds instead of minutes.\n"
+    "A grid that is not finished yet is shown as far as it is; exit code 1 says that rows have failed or are missing.",
+    (
+        "python jobs/report.py grid=quickstart",
+        "python jobs/report.py grid=quickstart figures=false store.dir=results",
+        "python jobs/report.py 'compare=[individual_vs_parallel,individual_vs_parallel_as_published]'",
+    ),
     keys=False,
 )
 
@@ -29,31 +37,30 @@ def main() -> int:
 
 def report(arguments: Sequence[str]) -> int:
     """Exit code 0 when every row has completed, 1 when some have failed or are missing."""
-    grid, store = load_report(arguments)
-    try:
-        read_grid(store.grid(grid))
-    except FileNotFoundError:
-        launched = ", ".join(sorted(p.stem for p in store.grid(grid).parent.glob("*.json"))) or "none"
-        raise ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {launched}") from None
-    return OK if show_report(make_console(), grid, store) else FAILED
+    request = load_report(arguments)
+    store = request.store
+    for grid in request.grids:
+        try:
+            read_grid(store.grid(grid))
+        except FileNotFoundError:
+            launched = ", ".join(sorted(p.stem for p in store.grid(grid).parent.glob("*.json"))) or "none"
+            raise ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {launched}") from None
+    return OK if show_report(make_console(), request.grids, store, figures=request.figures) else FAILED
 
 
-def show_report(console: Console, grid: str, store: StorePaths) -> bool:
-    """Print the table, write the files, print where; True if every row has completed."""
-    from transfergrid.commands.tables import errors_table, terminal_table
+def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool) -> bool:
+    """Print the tables, write the files, print where; True if every row has completed."""
+    from transfergrid.commands.tables import terminal_table
     from transfergrid.report.comparison import read_comparison
-    from transfergrid.report.documents import write_report
-    from transfergrid.report.top_errors import top_errors
+    from transfergrid.report.write import write
 
-    comparison = read_comparison(grid, store)
-    rows = comparison.rows
-    console.print(terminal_table(rows, width=console.width))
-    errors = top_errors(comparison)
-    if errors:
-        console.print()
-        console.print(errors_table(errors))
-    path = write_report(grid, store)
+    comparisons = [read_comparison(grid, store) for grid in grids]
+    for comparison in comparisons:
+        if len(comparisons) > 1:
+            console.print(f"\n{comparison.grid}", highlight=False)
+        console.print(terminal_table(comparison.rows, width=console.width))
+    path = write(comparisons, figures=figures)
     console.print(
-        f"\nreport: {path} and {path.with_name('comparison.csv').name} beside it", highlight=False, soft_wrap=True
+        f"\nreport: {path} and index.html, comparison.csv, comparison.tex beside it", highlight=False, soft_wrap=True
     )
-    return all(row.status == "completed" for row in rows)
+    return all(row.status == "completed" for comparison in comparisons for row in comparison.rows)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid.config.names import grid_name_of
 from transfergrid.config.predict import PredictRequest, parse_predict
+from transfergrid.config.report import ReportRequest, parse_report
 from transfergrid.config.status import StatusRequest, parse_status
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
@@ -143,19 +144,9 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
     )
 
 
-def load_report(arguments: Sequence[str]) -> tuple[str, StorePaths]:
-    """(grid, store) of `jobs/report.py grid=NAME`; any name that was launched, with or without a grid file."""
-    values: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in ("grid", "store.dir"):
-            raise ConfigError(f"{argument!r}: report takes grid=NAME and store.dir=DIR")
-        if key in values:
-            raise ConfigError(f"{key!r} is given twice; give it once")
-        if not value.strip() or "\0" in value:
-            raise ConfigError(f"{argument!r} names nothing; report takes grid=NAME and store.dir=DIR")
-        values[key] = value
-    return grid_name_of(values.get("grid", "quickstart")), StorePaths(Path(values.get("store.dir", "results")))
+def load_report(arguments: Sequence[str]) -> ReportRequest:
+    """What `jobs/report.py` is asked; read without Hydra. Raises ConfigError."""
+    return parse_report(arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +233,7 @@ def load_retry(
 
 __all__ = [
     "DoctorRequest",
+    "ReportRequest",
     "PredictRequest",
     "Request",
     "StatusRequest",

@@ -7,8 +7,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transfergrid.report.figures import Figure
+if TYPE_CHECKING:
+    from transfergrid.report.figures import Figure
 
 PAGE_BYTES = 5_000_000
 SVG_BYTES = 40_000  # up to here SVG is embedded: sharp at any size, and no larger than the PNG

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from transfergrid import records
 from transfergrid.errors import DataError, one_line
 from transfergrid.paths import StorePaths
-from transfergrid.records import RunRecord
-from transfergrid.report.comparison import Comparison
+from transfergrid.records import Predictions, RunRecord
+
+if TYPE_CHECKING:  # a comparison asks here whether two of its rows may be compared
+    from transfergrid.report.comparison import Comparison
 
 # Logits are stored as float16: two that were nearly equal can tie there and turn one image's prediction over.
 IMAGES_TOLERATED = 2
+HEADING = "Records and their predictions"
 EDITED = "record does not agree with its predictions"
 
 
@@ -23,8 +28,7 @@ def findings(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
 
 def finding(record: RunRecord, store: StorePaths) -> str | None:
     """None where the test accuracy recomputed from predictions.npz is the record's, within two images."""
-    stated = record.metrics.get("test_accuracy")
-    if stated is None:
+    if "test_accuracy" not in record.metrics:
         return None
     try:
         test = records.read_predictions(store.run(record.run_id)).get("test")
@@ -34,6 +38,14 @@ def finding(record: RunRecord, store: StorePaths) -> str | None:
         return f"{record.run_id}: {one_line(error)}"
     if test is None or not len(test.index_N):
         return f"{record.run_id}: predictions.npz holds no test images, so its record cannot be checked"
+    return disagreement(record, test)
+
+
+def disagreement(record: RunRecord, test: Predictions) -> str | None:
+    """What the record states and what its test predictions say, where these are more than two images apart."""
+    stated = record.metrics.get("test_accuracy")
+    if stated is None:
+        return None
     correct, n_test = int((test.predicted_N == test.label_N).sum()), len(test.index_N)
     if abs(stated * n_test - correct) <= IMAGES_TOLERATED + 1e-6:
         return None
@@ -41,3 +53,9 @@ def finding(record: RunRecord, store: StorePaths) -> str | None:
         f"{record.run_id}: {EDITED}: it states a test accuracy of {100 * stated:.2f} %, "
         f"{correct:,} of {n_test:,} stored predictions are right ({100 * correct / n_test:.2f} %)"
     )
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """A section, or nothing where every record stands on its predictions."""
+    lines = [f"- {sentence}.\n" for found in findings(comparison) for sentence in found]
+    return f"## {HEADING}\n\n{''.join(lines)}" if lines else ""

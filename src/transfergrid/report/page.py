@@ -12,18 +12,20 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transfergrid.report import integrity, page_models, page_provenance
+from transfergrid.report import integrity, page_models, page_provenance, page_text
 from transfergrid.report.blocks import Block, Section, sections
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.embedding import PAGE_BYTES, Embedded, embed
-from transfergrid.report.figures import Figure
 from transfergrid.report.page_models import RowDetails
 from transfergrid.report.page_table import Cell, cells, columns
 
-FIRST = ("Claims",)  # sections of the Markdown that stand above the table
-ELSEWHERE = ("", "Failed runs")  # those that the page tells in its own place
+if TYPE_CHECKING:
+    from transfergrid.report.figures import Figure
+
+FIRST = ("Published claims",)  # sections of the Markdown that stand above the table
+ELSEWHERE = ("", "Failed runs", integrity.HEADING, "rows")  # those that the page tells in its own place
 OF_A_MODEL = ("curves", "errors", "architecture", "calibration")  # figures that stand with their model where it is one
 _SPARE_BYTES = 100_000
 
@@ -55,17 +57,15 @@ def render_page(
     comparison: Comparison,
     markdown: str,
     *,
-    verdict: str,
     figures: Sequence[Figure] = (),
     figure_notes: Sequence[str] = (),
     summaries: Mapping[str, str] | None = None,
-    missing: Sequence[str] = (),
 ) -> str:
     """The page as text, below 5 MB. `markdown`: comparison.md, whose sections the page shows as they stand.
 
-    summaries: model -> its layers as torchinfo prints them. missing: what failed or is missing, a sentence each.
+    summaries: model -> its layers as torchinfo prints them.
     """
-    context = _context(comparison, markdown, verdict=verdict, summaries=summaries or {}, missing=missing)
+    context = _context(comparison, markdown, summaries=summaries or {})
     context["figure_notes"] = list(figure_notes)
     bare = _rendered(context, comparison, figures, {}, ())
     budget = PAGE_BYTES - len(bare.encode()) - _SPARE_BYTES - sum(1_000 + 6 * len(f.caption) for f in figures)
@@ -121,9 +121,7 @@ def _policy(style: str, script: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- the context
-def _context(
-    comparison: Comparison, markdown: str, *, verdict: str, summaries: Mapping[str, str], missing: Sequence[str]
-) -> dict[str, Any]:
+def _context(comparison: Comparison, markdown: str, *, summaries: Mapping[str, str]) -> dict[str, Any]:
     told = sections(markdown)
     flags = [
         tuple(integrity.EDITED if integrity.EDITED in text else text.partition(": ")[2] for text in found) + code
@@ -138,20 +136,25 @@ def _context(
     codes = len({line[2] for line in lines})
     return {
         "title": f"Comparison: {comparison.grid}",
-        "verdict": verdict,
+        "verdict": page_text.verdict(comparison.rows),
         "counts": " ".join(line for block in told[0].blocks[:1] for line in block.lines),
         "times": page_provenance.times(comparison),
-        "first": [s for s in told if s.heading in FIRST],
-        "others": [s for s in told if s.heading not in FIRST + ELSEWHERE],
+        "first": [s for s in told if _plain(s) in FIRST],
+        "others": [s for s in told if _plain(s) not in FIRST + ELSEWHERE],
         "columns": shown,
         "rows": rows,
         "filters": _filters(rows),
         "details": page_models.row_details(comparison, flags),
         "summaries": summaries,
-        "missing": list(missing),
+        "missing": page_text.missing(comparison),
         "provenance": Block(kind="table", header=header, numeric=numeric, cells=tuple(lines)),
         "provenance_verdict": _provenance_verdict(codes),
     }
+
+
+def _plain(section: Section) -> str:
+    """Its heading without the grid, which stands before it in a report of several."""
+    return section.heading.rpartition(": ")[2]
 
 
 def _provenance_verdict(codes: int) -> str:

@@ -41,8 +41,8 @@ def _unfinished(rows: Sequence[ComparisonRow]) -> str:
 
 
 def missing(comparison: Comparison) -> list[str]:
-    """Rows that have not completed, runs that failed with reason and next step, records without their predictions."""
-    return [*_rows(comparison), *_failures(comparison), *_findings(comparison)]
+    """Rows that have not completed, failed runs with reason and next step, records that contradict predictions."""
+    return [*_rows(comparison), *_failures(comparison), *_findings(comparison), *comparison.notes]
 
 
 def _rows(comparison: Comparison) -> Iterator[str]:

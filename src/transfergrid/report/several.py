@@ -1,0 +1,71 @@
+"""Several grids in one report: their rows side by side, each grid's own checks below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transfergrid.report.cells import accuracy_with_interval, markdown_table, percent
+from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.documents import as_markdown
+
+SEVERAL = " and "
+
+
+def joined(comparisons: Sequence[Comparison]) -> Comparison:
+    """One comparison with all rows, in the order of the grids; the grids share a store.
+
+    What extraction cost is left at zero: grids share extractions, so each grid's own section tells it.
+    """
+    if len(comparisons) == 1:
+        return comparisons[0]
+    failures = {failure.run_id: failure for c in comparisons for failure in c.failures}
+    return Comparison(
+        grid=SEVERAL.join(c.grid for c in comparisons),
+        store=comparisons[0].store,
+        rows=tuple(row for c in comparisons for row in c.rows),
+        runs=tuple(runs for c in comparisons for runs in c.runs),
+        failures=tuple(failures.values()),
+        extractions=0,
+        extraction_wall_s=0.0,
+        extraction_gpu_s=0.0,
+        notes=tuple(f"{c.grid}: {note}" for c in comparisons for note in c.notes),
+    )
+
+
+def named_apart(comparison: Comparison) -> Comparison:
+    """For figures, which name a row by all but its grid: the variant tells the grid, too, where there are several."""
+    if len({row.grid for row in comparison.rows}) < 2:
+        return comparison
+    rows = tuple(replace(row, variant=f"{row.variant} in {row.grid}".strip()) for row in comparison.rows)
+    return replace(comparison, rows=rows)
+
+
+def markdown(comparisons: Sequence[Comparison]) -> str:
+    """comparison.md: of several grids one short table of all rows, then what each grid's own report says."""
+    if len(comparisons) == 1:
+        return as_markdown(comparisons[0])
+    whole = joined(comparisons)
+    done = sum(row.status == "completed" for row in whole.rows)
+    parts = [
+        f"# Comparison: {whole.grid}\n",
+        f"{len(whole.rows)} rows of {len(comparisons)} grids: {done} completed.\n",
+        _table(whole.rows),
+    ]
+    for comparison in comparisons:
+        _, _, own = as_markdown(comparison).partition("\n")
+        headed = own.replace("\n## ", f"\n## {comparison.grid}: ")
+        parts.append(f"## {comparison.grid}: rows\n{headed}")
+    return "\n".join(parts)
+
+
+def _table(rows: Sequence[ComparisonRow]) -> str:
+    header = ["grid", "dataset", "model", "phase", "variant", "status", "seeds", "test [95 %]", "val", "published"]
+    lines = [
+        [
+            *(row.grid, row.dataset, row.model, row.phase, row.variant, row.status, str(row.n_seeds)),
+            *(accuracy_with_interval(row), percent(row.val_accuracy), percent(row.published_accuracy)),
+        ]
+        for row in rows
+    ]
+    return markdown_table(header, lines, left=6)

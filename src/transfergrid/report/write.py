@@ -1,0 +1,66 @@
+"""results/reports/<name>/: comparison.csv, comparison.md, comparison.tex, index.html, figures/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transfergrid import durable
+from transfergrid.errors import one_line
+from transfergrid.paths import StorePaths
+from transfergrid.report import several
+from transfergrid.report.comparison import Comparison, read_comparison
+from transfergrid.report.documents import as_csv
+from transfergrid.report.latex import as_latex
+from transfergrid.report.page import render_page
+
+
+def write_report(grid: str | Sequence[str], store: StorePaths, *, figures: bool = True) -> Path:
+    """Write the report of one grid, or of several side by side under <A>-vs-<B>; returns the path of comparison.md.
+
+    Without `figures` the tables and the page alone, in a second. Raises as comparison.read_comparison does, and then
+    writes nothing.
+    """
+    grids = [grid] if isinstance(grid, str) else list(grid)
+    return write(tuple(read_comparison(name, store) for name in grids), figures=figures)
+
+
+def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
+    """As write_report, of grids that have been read."""
+    whole = several.joined(comparisons)
+    folder = whole.store.report(report_name([c.grid for c in comparisons]))
+    markdown = several.markdown(comparisons)
+    durable.write_bytes(folder / "comparison.csv", as_csv(whole.rows).encode())
+    durable.write_bytes(folder / "comparison.md", markdown.encode())
+    durable.write_bytes(folder / "comparison.tex", as_latex(whole.grid, whole.rows).encode())
+    if figures:
+        from transfergrid.report.figures import make_figures
+
+        made, notes = make_figures(several.named_apart(whole), folder / "figures")
+        summaries = _summaries(whole, notes)
+        page = render_page(whole, markdown, figures=made, figure_notes=notes, summaries=summaries)
+    else:
+        page = render_page(whole, markdown, figure_notes=["figures were not asked for"])
+    durable.write_bytes(folder / "index.html", page.encode())
+    return folder / "comparison.md"
+
+
+def report_name(grids: Sequence[str]) -> str:
+    return "-vs-".join(grids)
+
+
+def _summaries(comparison: Comparison, notes: list[str]) -> dict[str, str]:
+    """Model -> its layers; a network that cannot be built here is noted, and stops nothing."""
+    from transfergrid.report.figures.layers import summary
+
+    found: dict[str, str] = {}
+    for runs in comparison.runs:
+        for record in runs[:1]:
+            if record.spec.model in found:
+                continue
+            try:
+                found[record.spec.model] = summary(record.spec)
+            except Exception as error:  # whatever one network's code does, the report is wanted
+                notes.append(f"no layers of {record.spec.model}: {one_line(error)}")
+                found[record.spec.model] = ""
+    return found
