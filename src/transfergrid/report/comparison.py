@@ -11,7 +11,9 @@ from transfergrid import records
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
-from transfergrid.report import published, statistics
+from transfergrid.report import paired_rows, published, statistics
+from transfergrid.report.predictions import StoredPredictions
+from transfergrid.report.statistics import PairedComparison
 from transfergrid.specs import EvaluateSettings, RunSpec
 
 
@@ -21,8 +23,10 @@ class ComparisonRow:
 
     Numbers are means over the completed seeds, `n_seeds` of them; that includes wall_s and gpu_s, which therefore say
     what one seed costs. Accuracies and deltas in [0, 1], test_loss in nats, size_mb in 1e6 bytes. The interval is
-    Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]. published_differs and
-    failure_class join several names by `; `. status: `completed`, `failed`, `missing`, or `2/3 completed`.
+    Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]. p_value_vs_best_single is
+    Holm-adjusted over the joins of the same dataset and phase, and verdict (`better`, `worse`, `no difference shown`)
+    is by it at 5 %; the test is statistics.compare's. published_differs and failure_class join several names by `; `.
+    status: `completed`, `failed`, `missing`, or `2/3 completed`.
     """
 
     grid: str
@@ -81,7 +85,8 @@ class Failure:
 class Comparison:
     """A grid's rows, its failed runs (extractions included), and what feature extraction cost once for all rows.
 
-    runs: beside each row the records of its completed runs, in the order of their seeds.
+    runs: beside each row the records of its completed runs, in the order of their seeds. notes: which joins have no
+    verdict and why, or one from fewer seeds than they have; a sentence each.
     """
 
     grid: str
@@ -92,6 +97,7 @@ class Comparison:
     extractions: int
     extraction_wall_s: float
     extraction_gpu_s: float
+    notes: tuple[str, ...] = ()
 
 
 def comparison_rows(grid: str, store: StorePaths) -> list[ComparisonRow]:
@@ -128,16 +134,19 @@ def read_comparison(grid: str, store: StorePaths) -> Comparison:
         read(run_id)
     groups = [_by_seed(group) for group in _groups(grid, entries, found)]
     rows = [_row(grid, group, found, failures, store) for group in groups]
+    runs = [tuple(found[e.run_id] for e in group if e.run_id in found) for group in groups]
+    rows, notes = _beside_best_singles(rows, runs, store)
     extracted = [found[run_id] for run_id in sorted(shared) if run_id in found]
     return Comparison(
         grid=grid,
         store=store,
-        rows=tuple(_beside_best_single(row, rows) for row in rows),
-        runs=tuple(tuple(found[e.run_id] for e in group if e.run_id in found) for group in groups),
+        rows=tuple(rows),
+        runs=tuple(runs),
         failures=tuple(failures.values()),
         extractions=len(extracted),
         extraction_wall_s=sum(r.wall_s for r in extracted),
         extraction_gpu_s=sum(r.gpu_s for r in extracted),
+        notes=tuple(notes),
     )
 
 
@@ -298,16 +307,47 @@ def _beside_published(row: ComparisonRow, done: Sequence[RunRecord]) -> Comparis
     )
 
 
-def _beside_best_single(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> ComparisonRow:
-    """For a join: the best of its own parts by val accuracy, if each part has a row with one; else unchanged."""
+def _beside_best_singles(
+    rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunRecord]], store: StorePaths
+) -> tuple[list[ComparisonRow], list[str]]:
+    """The joins with their best part, the difference and its verdict; and why some have none."""
+    stored = StoredPredictions(store)
+    beside, notes = list(rows), []
+    pairs = [(i, best) for i, row in enumerate(rows) if (best := _best_single(row, rows)) is not None]
+    results = [paired_rows.compare_rows(runs[i], runs[best], stored) for i, best in pairs]
+    adjusted = paired_rows.adjusted_p([(rows[i].dataset, rows[i].phase) for i, _ in pairs], results)
+    for (i, best), result, p in zip(pairs, results, adjusted, strict=True):
+        row, single = rows[i], rows[best]
+        assert row.test_accuracy is not None and single.test_accuracy is not None
+        delta = row.test_accuracy - single.test_accuracy
+        beside[i] = replace(row, best_single_model=single.model, delta_to_best_single=delta)
+        if isinstance(result, PairedComparison) and p is not None:
+            said = paired_rows.verdict(result.difference, p)
+            beside[i] = replace(beside[i], p_value_vs_best_single=p, verdict=said)
+        if note := _note(result, seeds=max(row.n_seeds, single.n_seeds)):
+            name = " ".join(part for part in (row.dataset, row.model, row.phase, row.variant) if part)
+            notes.append(f"{name} beside {single.model}: {note}.")
+    return beside, notes
+
+
+def _note(result: PairedComparison | str, *, seeds: int) -> str | None:
+    if isinstance(result, str):
+        return f"no verdict, because {result}"
+    if result.seeds < seeds:
+        return f"the verdict is from the {result.seeds} of {seeds} seeds that both have"
+    return None
+
+
+def _best_single(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> int | None:
+    """For a join: where the best of its own parts by val accuracy stands, if each part has a row with one."""
     parts = set(row.model.split("+"))
     if len(parts) < 2 or row.protocol == "published" or row.test_accuracy is None:
-        return row
+        return None
     # A join's weights are its parts' labels joined by `+` where they differ.
     labels = {row.weights, *row.weights.split("+")}
     singles = {
-        single.model: single
-        for single in rows
+        single.model: position
+        for position, single in enumerate(rows)
         if single.model in parts
         and single.weights in labels
         and (single.dataset, single.phase, single.variant, single.protocol)
@@ -316,7 +356,5 @@ def _beside_best_single(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> Co
         and single.test_accuracy is not None
     }
     if set(singles) != parts:
-        return row
-    best = max(singles.values(), key=lambda s: s.val_accuracy or 0.0)
-    assert best.test_accuracy is not None
-    return replace(row, best_single_model=best.model, delta_to_best_single=row.test_accuracy - best.test_accuracy)
+        return None
+    return max(singles.values(), key=lambda position: rows[position].val_accuracy or 0.0)

@@ -158,7 +158,7 @@ def compare(correct_a_SN: Array, correct_b_SN: Array, *, draws: int = DRAWS, see
     if error == 0:  # every image alike: at most so many others (Clopper and Pearson 1934)
         half = 1 - ((1 - CONFIDENCE) / 2) ** (1 / images)
         low, high = max(-1.0, difference - half), min(1.0, difference + half)
-    p_value = (1 + 2 * min((drawn_K <= 0).sum(), (drawn_K >= 0).sum())) / (1 + draws)
+    p_value = 2 * (1 + min((drawn_K <= 0).sum(), (drawn_K >= 0).sum())) / (1 + draws)
     if seeds == 1:
         p_value = mcnemar_exact(int((difference_SN > 0).sum()), int((difference_SN < 0).sum()))
     return PairedComparison(

@@ -1,0 +1,70 @@
+"""Two rows of a comparison, tested against each other on what their runs predicted for the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Literal
+
+from transfergrid.errors import DataError, one_line
+from transfergrid.records import Predictions, RunRecord
+from transfergrid.report import integrity
+from transfergrid.report.predictions import StoredPredictions, correct_SN, paired
+from transfergrid.report.statistics import CONFIDENCE, PairedComparison, compare, holm
+
+Verdict = Literal["better", "worse", "no difference shown"]
+
+
+def compare_rows(
+    runs_a: Sequence[RunRecord], runs_b: Sequence[RunRecord], stored: StoredPredictions
+) -> PairedComparison | str:
+    """a minus b over the seeds that both rows have (`.seeds` says how many), or in words why it cannot be made.
+
+    Every completed run must have its predictions, and its record must agree with them: what is left out in silence
+    could decide the verdict.
+    """
+    for name, runs in (("the first", runs_a), ("the second", runs_b)):
+        if not runs:
+            return f"{name} of the two rows has no completed run"
+    if runs_a[0].spec.dataset != runs_b[0].spec.dataset:
+        return f"{runs_a[0].run_id} and {runs_b[0].run_id} are of different data sets"
+    try:
+        of_a, of_b = _by_seed(runs_a, stored), _by_seed(runs_b, stored)
+        _, sets = paired({"the first": of_a, "the second": of_b})
+    except DataError as error:
+        return one_line(error)
+    return compare(correct_SN(sets["the first"]), correct_SN(sets["the second"]))
+
+
+def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int, Predictions]:
+    """Raises DataError where a run's predictions cannot be used."""
+    found: dict[int, Predictions] = {}
+    for run in runs:
+        test = stored.of(run.run_id)
+        if test is None:
+            raise DataError(
+                f"the test predictions of {run.run_id} are missing or damaged; delete its record.json, and launch again"
+            )
+        if (edited := integrity.disagreement(run, test)) is not None:
+            raise DataError(edited)
+        if run.spec.seed is None and len(runs) > 1:
+            raise DataError(f"{run.run_id} has no seed of its own, so it cannot be told which run to pair it with")
+        found[run.spec.seed or 0] = test
+    return found
+
+
+def verdict(difference: float, p_adjusted: float) -> Verdict:
+    """In words, at 5 % within the family that p was adjusted for."""
+    if p_adjusted >= 1 - CONFIDENCE:
+        return "no difference shown"
+    return "better" if difference > 0 else "worse"
+
+
+def adjusted_p(families: Sequence[Hashable], results: Sequence[PairedComparison | str | None]) -> list[float | None]:
+    """Holm's p of each comparison within those of the same family; None where it could not be made."""
+    adjusted: list[float | None] = [None] * len(results)
+    for family in dict.fromkeys(families):
+        members = [i for i, other in enumerate(families) if other == family]
+        p_values = [r.p_value if isinstance(r := results[i], PairedComparison) else None for i in members]
+        for i, p in zip(members, holm(p_values), strict=True):
+            adjusted[i] = p
+    return adjusted

@@ -1,0 +1,289 @@
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import report_cases as cases
+
+from transfergrid import records
+from transfergrid.paths import StorePaths
+from transfergrid.records import Predictions
+from transfergrid.report.comparison import Comparison, ComparisonRow, read_comparison
+from transfergrid.report.documents import as_markdown
+from transfergrid.report.paired_rows import adjusted_p, compare_rows, verdict
+from transfergrid.report.predictions import StoredPredictions
+from transfergrid.report.statistics import PairedComparison, mcnemar_exact
+from transfergrid.report.verdicts import Group, against_best, p_text
+from transfergrid.specs import RunSpec
+
+IMAGES = 1_000
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StorePaths:
+    return StorePaths(tmp_path / "results")
+
+
+def wrong_in(start: int, stop: int) -> list[int]:
+    return list(range(start, stop))
+
+
+def finished(store: StorePaths, run: RunSpec, wrong: list[int], *, val: float = 0.9, seed_of_labels: int = 0) -> None:
+    """A completed record and its predictions, wrong on the listed ones of a thousand test images."""
+    label_N = np.random.default_rng(seed_of_labels).integers(0, 10, IMAGES)
+    predicted_N = label_N.copy()
+    predicted_N[wrong] = (predicted_N[wrong] + 1) % 10
+    accuracy = 1 - len(wrong) / IMAGES
+    cases.completed(store, run, test_accuracy=accuracy, metrics={"val_accuracy": val}, details={"n_test": IMAGES})
+    test = Predictions(np.arange(IMAGES), label_N, np.eye(10, dtype=np.float16)[predicted_N])
+    records.write_predictions(store.run(run.run_id), {"test": test})
+
+
+def write_join(store: StorePaths, *, join_wrong: list[int], seeds: int = 1, protocol: str = "fair") -> list[RunSpec]:
+    """resnet18 (best on val) is wrong on images 0 to 99 and googlenet on 50 to 189; returns the join's runs."""
+    runs: list[tuple[RunSpec, str]] = []
+    for seed in range(seeds):
+        for model, wrong, val in (
+            ("resnet18", wrong_in(0, 100), 0.92),
+            ("googlenet", wrong_in(50, 190), 0.91),
+            ("resnet18+googlenet", join_wrong, 0.93),
+        ):
+            run = cases.spec("probe", model, seed=seed, protocol=protocol)
+            finished(store, run, wrong, val=val)
+            runs.append((run, ""))
+    cases.write_grid(store, "mine", runs)
+    return [run for run, _ in runs if "+" in run.model]
+
+
+def join_row(comparison: Comparison) -> ComparisonRow:
+    (row,) = [row for row in comparison.rows if "+" in row.model]
+    return row
+
+
+# ------------------------------------------------------------------------------------------------ beside its best part
+@pytest.mark.parametrize(
+    ("join_wrong", "only_join", "only_single", "said"),
+    [
+        (wrong_in(0, 60), 40, 0, "better"),
+        (wrong_in(60, 200), 60, 100, "worse"),
+        (wrong_in(50, 145), 50, 45, "no difference shown"),
+    ],
+)
+def test_one_seed_of_a_join_is_judged_by_mcnemar_against_its_best_part(
+    store: StorePaths, join_wrong: list[int], only_join: int, only_single: int, said: str
+) -> None:
+    write_join(store, join_wrong=join_wrong)
+    row = join_row(read_comparison("mine", store))
+    assert row.best_single_model == "resnet18"
+    assert row.p_value_vs_best_single == pytest.approx(mcnemar_exact(only_join, only_single))
+    assert row.verdict == said
+
+
+def test_several_seeds_are_judged_by_the_bootstrap_over_seeds_and_images(store: StorePaths) -> None:
+    write_join(store, join_wrong=wrong_in(0, 60), seeds=3)
+    row = join_row(read_comparison("mine", store))
+    assert row.verdict == "better"
+    assert row.p_value_vs_best_single == 2 / 10_001  # no draw on the other side
+
+
+def test_p_is_adjusted_over_the_joins_of_a_dataset_and_phase_whatever_their_variant(store: StorePaths) -> None:
+    """One join with p = 0.027 alone is better; beside a second one of the same phase it is not shown to be."""
+    join_wrong = wrong_in(16, 105)  # 16 images only the join has right, 5 only the single
+    (join,) = write_join(store, join_wrong=join_wrong)
+    alone = join_row(read_comparison("mine", store))
+    assert alone.p_value_vs_best_single == pytest.approx(mcnemar_exact(16, 5))
+    assert alone.verdict == "better"
+    again = [
+        replace(run, val_seed=1) for run in (cases.spec("probe", "resnet18"), cases.spec("probe", "googlenet"), join)
+    ]
+    for run, wrong in zip(again, (wrong_in(0, 100), wrong_in(50, 190), wrong_in(0, 100)), strict=True):
+        finished(store, run, wrong, val=0.95 if run.model == "resnet18" else 0.9)
+    grid = [(e, "") for e in (cases.spec("probe", "resnet18"), cases.spec("probe", "googlenet"), join)]
+    cases.write_grid(store, "mine", [*grid, *((run, "other") for run in again)])
+    rows = {row.variant: row for row in read_comparison("mine", store).rows if "+" in row.model}
+    assert rows[""].p_value_vs_best_single == pytest.approx(2 * mcnemar_exact(16, 5))
+    assert (rows[""].verdict, rows["other"].verdict) == ("no difference shown", "no difference shown")
+
+
+def test_under_published_there_is_no_verdict(store: StorePaths) -> None:
+    write_join(store, join_wrong=wrong_in(0, 60), protocol="published")
+    comparison = read_comparison("mine", store)
+    assert (join_row(comparison).verdict, comparison.notes, against_best(comparison)) == (None, (), ())
+
+
+@pytest.mark.parametrize("damage", ["missing", "damaged", "without a test set"])
+def test_predictions_that_cannot_be_used_empty_the_verdict_and_leave_a_note(store: StorePaths, damage: str) -> None:
+    (join,) = write_join(store, join_wrong=wrong_in(0, 60))
+    path = store.run(join.run_id).predictions
+    if damage == "missing":
+        path.unlink()
+    elif damage == "damaged":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        records.write_predictions(store.run(join.run_id), {})
+    comparison = read_comparison("mine", store)
+    row = join_row(comparison)
+    assert (row.best_single_model, row.p_value_vs_best_single, row.verdict) == ("resnet18", None, None)
+    (note,) = comparison.notes
+    assert note == (
+        "mnist resnet18+googlenet probe beside resnet18: no verdict, because the test predictions of "
+        f"{join.run_id} are missing or damaged; delete its record.json, and launch again."
+    )
+    assert f"- {note}\n" in as_markdown(comparison)
+
+
+def test_a_record_that_does_not_agree_with_its_predictions_has_no_verdict(store: StorePaths) -> None:
+    (join,) = write_join(store, join_wrong=wrong_in(0, 60))
+    cases.completed(store, join, test_accuracy=0.99)
+    comparison = read_comparison("mine", store)
+    assert join_row(comparison).verdict is None
+    assert "it states a test accuracy of 99.00 %, 940 of 1,000 stored predictions are right" in comparison.notes[0]
+
+
+def test_a_join_with_fewer_seeds_is_judged_on_those_in_common_and_the_note_counts_them(store: StorePaths) -> None:
+    joins = write_join(store, join_wrong=wrong_in(0, 60), seeds=3)
+    cases.failed(store, joins[1], failure_class="timeout", error="time limit")
+    comparison = read_comparison("mine", store)
+    assert join_row(comparison).verdict == "better"
+    assert comparison.notes == (
+        "mnist resnet18+googlenet probe beside resnet18: the verdict is from the 2 of 3 seeds that both have.",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ two rows
+def two_rows(store: StorePaths, first: list[RunSpec], second: list[RunSpec]) -> PairedComparison | str:
+    found = [[records.read_record(store.run(run.run_id)) for run in runs] for runs in (first, second)]
+    a, b = ([record for record in row if record is not None] for row in found)
+    return compare_rows(a, b, StoredPredictions(store))
+
+
+def test_any_two_rows_are_paired_by_the_seeds_they_share(store: StorePaths) -> None:
+    first = [cases.spec("scratch", "resnet18_5m", seed=seed) for seed in (0, 1, 2)]
+    second = [cases.spec("scratch", "baseline_cnn", seed=seed) for seed in (1, 2, 3)]
+    for run in first:
+        finished(store, run, wrong_in(0, 50))
+    for run in second:
+        finished(store, run, wrong_in(0, 60 + 10 * (run.seed or 0)))
+    found = two_rows(store, first, second)
+    assert isinstance(found, PairedComparison)
+    assert (found.seeds, found.images) == (2, IMAGES)
+    assert found.difference == pytest.approx(0.025)
+
+
+def test_rows_that_cannot_be_paired_say_why(store: StorePaths) -> None:
+    run, later = (cases.spec("scratch", "baseline_cnn", seed=seed) for seed in (0, 7))
+    elsewhere = cases.spec("scratch", "baseline_cnn", dataset="cifar10")
+    other_images = cases.spec("scratch", "resnet18_5m")
+    for one in (run, later, elsewhere):
+        finished(store, one, wrong_in(0, 50))
+    finished(store, other_images, wrong_in(0, 50), seed_of_labels=1)
+    assert "no seed with stored predictions of all" in str(two_rows(store, [run], [later]))
+    assert str(two_rows(store, [run], [elsewhere])).endswith("are of different data sets")
+    assert "was not tested on the same images" in str(two_rows(store, [run], [other_images]))
+    assert two_rows(store, [], [run]) == "the first of the two rows has no completed run"
+
+
+def test_runs_without_a_seed_are_paired_where_each_row_has_one(store: StorePaths) -> None:
+    first, second = (cases.spec("scratch", model, seed=None) for model in ("baseline_cnn", "resnet18_5m"))
+    finished(store, first, wrong_in(0, 50))
+    finished(store, second, wrong_in(0, 60))
+    found = two_rows(store, [first], [second])
+    assert isinstance(found, PairedComparison) and found.difference == pytest.approx(0.01)
+    assert "no seed of its own" in str(two_rows(store, [first, second], [second]))
+
+
+def test_a_verdict_needs_a_p_below_five_percent_and_follows_the_sign() -> None:
+    assert [verdict(d, p) for d, p in [(0.1, 0.0499), (-0.1, 0.0499), (0.1, 0.0501)]] == [
+        "better",
+        "worse",
+        "no difference shown",
+    ]
+
+
+def test_each_family_is_adjusted_by_itself_and_what_was_not_compared_does_not_count(store: StorePaths) -> None:
+    write_join(store, join_wrong=wrong_in(16, 105))
+    rows = read_comparison("mine", store).runs
+    found = compare_rows(rows[2], rows[0], StoredPredictions(store))
+    assert isinstance(found, PairedComparison)
+    p = found.p_value
+    assert adjusted_p(["a", "b", "a", "a"], [found, found, found, "no predictions"]) == [2 * p, p, 2 * p, None]
+
+
+# ---------------------------------------------------------------------------------------------------- against the best
+def test_every_model_stands_beside_the_one_that_is_best_on_val_not_on_test(store: StorePaths) -> None:
+    write_join(store, join_wrong=wrong_in(45, 145))  # best on val, with resnet18's accuracy on test
+    (group,) = against_best(read_comparison("mine", store))
+    assert (group.question, group.dataset, group.phase, group.name) == ("models", "mnist", "probe", "")
+    assert group.best.model == "resnet18+googlenet"
+    single, worse = group.others
+    assert single.result is not None and worse.result is not None
+    assert (single.row.model, single.verdict) == ("resnet18", "no difference shown")
+    assert single.result.difference == 0 and single.p_adjusted == 1.0
+    assert single.needed.startswith("about ") and single.needed.endswith(
+        "test images would be needed to tell 0.5 points"
+    )
+    assert (worse.row.model, worse.verdict, worse.needed) == ("googlenet", "worse", "")
+    assert worse.p_adjusted == pytest.approx(2 * mcnemar_exact(5, 45))
+
+
+def settings(store: StorePaths, wrong: dict[str, tuple[int, float]]) -> tuple[Group, ...]:
+    runs = []
+    for i, (variant, (count, val)) in enumerate(wrong.items()):
+        run = cases.spec("scratch", "baseline_cnn", batch_size=64 * (i + 1))
+        finished(store, run, wrong_in(0, count), val=val)
+        runs.append((run, variant))
+    cases.write_grid(store, "mine", runs)
+    return against_best(read_comparison("mine", store))
+
+
+def test_the_settings_of_one_model_stand_beside_the_best_setting(store: StorePaths) -> None:
+    (group,) = settings(store, {"": (100, 0.8), "batch_128": (60, 0.9), "batch_192": (66, 0.85)})
+    assert (group.question, group.name, group.best.variant) == ("settings", "baseline_cnn", "batch_128")
+    assert [(other.row.variant, other.verdict) for other in group.others] == [("", "worse"), ("batch_192", "worse")]
+
+
+def test_a_difference_that_only_the_family_hides_is_told_as_such(store: StorePaths) -> None:
+    """Six images of a thousand: p = 0.03125 alone, 0.0625 among two."""
+    (group,) = settings(store, {"": (66, 0.8), "batch_128": (60, 0.9), "batch_192": (66, 0.85)})
+    assert [other.p_adjusted for other in group.others] == [0.0625, 0.0625]
+    assert {other.needed for other in group.others} == {"shown if it were the only comparison, not among so many"}
+
+
+def test_a_row_without_predictions_is_in_its_group_with_the_reason(store: StorePaths) -> None:
+    (join,) = write_join(store, join_wrong=wrong_in(0, 60))
+    comparison = read_comparison("mine", store)
+    run = next(runs[0] for row, runs in zip(comparison.rows, comparison.runs, strict=True) if row.model == "googlenet")
+    store.run(run.run_id).predictions.unlink()
+    (group,) = against_best(comparison)
+    broken = group.others[1]
+    assert (broken.result, broken.p_adjusted, broken.verdict) == (None, None, None)
+    assert f"the test predictions of {run.run_id} are missing or damaged" in broken.note
+    assert f"| not compared: {broken.note} |" in as_markdown(comparison)
+
+
+def test_the_markdown_says_which_test_it_was_and_every_line_is_as_long_as_its_header(store: StorePaths) -> None:
+    write_join(store, join_wrong=wrong_in(0, 60))
+    text = as_markdown(read_comparison("mine", store))
+    section = text.partition("## Is the difference real?\n")[2].partition("\n## ")[0]
+    assert "exact McNemar test" in section and "bootstrap" not in section
+    assert "| mnist | probe |  | resnet18+googlenet | resnet18 | worse |  | 1 | -4.00 [" in section
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(lines) == 4 and len({line.count(" |") for line in lines}) == 1
+
+
+def test_several_seeds_are_described_by_their_own_test(store: StorePaths) -> None:
+    write_join(store, join_wrong=wrong_in(0, 60), seeds=2)
+    text = as_markdown(read_comparison("mine", store))
+    section = text.partition("## Is the difference real?\n")[2].partition("\n## ")[0]
+    assert "paired bootstrap over seeds and test images" in section and "McNemar" not in section
+
+
+def test_a_grid_without_two_rows_to_compare_has_no_such_section(store: StorePaths) -> None:
+    run = cases.spec("probe", "resnet18")
+    finished(store, run, wrong_in(0, 50))
+    cases.write_grid(store, "mine", [(run, "")])
+    assert "Is the difference real?" not in as_markdown(read_comparison("mine", store))
+
+
+def test_small_p_values_are_not_printed_more_exactly_than_they_are_known() -> None:
+    assert [p_text(p) for p in (None, 0.0002, 0.0312, 1.0)] == ["", "< 0.001", "0.031", "1.000"]
