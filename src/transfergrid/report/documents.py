@@ -1,4 +1,4 @@
-"""comparison.csv and comparison.md of a grid, written under results/reports/<grid>/."""
+"""comparison.csv and comparison.md of a grid, as text."""
 
 from __future__ import annotations
 
@@ -6,14 +6,11 @@ import csv
 import io
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-from transfergrid import durable
 from transfergrid.errors import NEXT_STEP
-from transfergrid.paths import StorePaths
-from transfergrid.report import claims, joins
+from transfergrid.report import choices, claims, integrity, joins, lengths, published_metrics, top_errors, verdicts
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, number, percent, points
-from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow, read_comparison
+from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow
 from transfergrid.report.published import lookup
 
 HOW_TO_READ = """\
@@ -23,20 +20,11 @@ HOW_TO_READ = """\
 - Protocol `fair`: 10 % of the training images are held out as val, every choice is made there, the last epoch is the
   result and the test set is read once. Protocol `published`: the whole training set and the study's own checkpoint
   rule; nothing is chosen on val, so val and the best single model are empty.
+- p_value_vs_best_single in comparison.csv: a join against its best part on the same seeds and test images, by the exact
+  McNemar test for one seed, by a paired bootstrap over seeds and test images for several; Holm-adjusted over the joins
+  of the same dataset and phase. The verdict is by it, at 5 %.
 - Seconds are means per completed seed. GPU seconds are 0 where no GPU was used.
 """
-
-
-def write_report(grid: str, store: StorePaths) -> Path:
-    """Write comparison.csv and comparison.md from the grid's records; returns the path of comparison.md.
-
-    Raises as comparison.read_comparison does, and then writes nothing.
-    """
-    comparison = read_comparison(grid, store)
-    folder = store.report(grid)
-    durable.write_bytes(folder / "comparison.csv", as_csv(comparison.rows).encode())
-    durable.write_bytes(folder / "comparison.md", as_markdown(comparison).encode())
-    return folder / "comparison.md"
 
 
 def as_csv(rows: Sequence[ComparisonRow]) -> str:
@@ -59,10 +47,16 @@ def as_markdown(comparison: Comparison) -> str:
         HOW_TO_READ,
         claims.as_markdown(claims.decisions_of(comparison)),
         _published_table(rows),
-        _join_table(rows),
+        published_metrics.as_markdown(comparison),
+        top_errors.as_markdown(comparison),
+        choices.as_markdown(comparison),
+        lengths.as_markdown(comparison),
+        verdicts.as_markdown(verdicts.against_best(comparison)),
+        _join_table(comparison),
         joins.as_markdown(joins.join_baselines(comparison)),
         _cost_table(comparison),
         _failures(comparison),
+        integrity.as_markdown(comparison),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -148,17 +142,30 @@ def _published_notes(rows: Sequence[ComparisonRow]) -> str:
     return "".join(f"- {note}\n" for note in dict.fromkeys(notes))
 
 
-def _join_table(rows: Sequence[ComparisonRow]) -> str:
-    header = [*NAMES, "best single model", "test [95 %]", "difference"]
+def _join_table(comparison: Comparison) -> str:
+    header = [*NAMES, "best single model", "verdict", "test [95 %]", "difference", "p (Holm)"]
     lines = [
-        [*_names(row), row.best_single_model, accuracy_with_interval(row), points(row.delta_to_best_single)]
-        for row in rows
+        [
+            *_names(row),
+            row.best_single_model,
+            row.verdict or "",
+            accuracy_with_interval(row),
+            points(row.delta_to_best_single),
+            verdicts.p_text(row.p_value_vs_best_single),
+        ]
+        for row in comparison.rows
         if row.best_single_model is not None
     ]
     if not lines:
         return ""
-    about = "The best single model is chosen on val among the join's own parts; the difference is on test, in points.\n"
-    return f"## Joined models beside their best part\n\n{about}\n" + markdown_table(header, lines, left=len(NAMES) + 1)
+    about = (
+        "The best single model is chosen on val among the join's own parts; the difference is on test, in points. p: "
+        "exact McNemar for one seed, paired bootstrap over seeds and test images for several, Holm-adjusted over the "
+        "joins of the same dataset and phase.\n"
+    )
+    notes = "".join(f"- {note}\n" for note in comparison.notes)
+    table = markdown_table(header, lines, left=len(NAMES) + 2)
+    return "\n".join(part for part in ("## Joined models beside their best part\n", about, table, notes) if part)
 
 
 def _cost_table(comparison: Comparison) -> str:

@@ -1,0 +1,64 @@
+"""Everything a study published of a row, not only the accuracy that the table compares: losses, seconds, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from transfergrid.records import RunRecord
+from transfergrid.report.cells import markdown_table, number, percent
+from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.published import PublishedFigure, figures
+
+_SHARES = frozenset({"test_accuracy", "train_accuracy"})
+_SHOWN = (*sorted(_SHARES), "test_loss", "train_loss", "wall_s")  # errors of evaluations have a section of their own
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """Empty where the standing figures are all there is."""
+    lines = []
+    for row, runs in zip(comparison.rows, comparison.runs, strict=True):
+        lines += [_line(row, runs, figure) for figure in of_row(row) if not figure.stands]
+    if not lines:
+        return ""
+    header = ("dataset", "model", "phase", "variant", "figure", "rule", "ours", "published")
+    about = (
+        "Accuracies in percent, losses in nats, seconds per run. Our training figures are evaluated after the last\n"
+        "epoch, in eval mode and without augmentation; the studies' mostly are running means while training.\n"
+    )
+    return f"## Everything published\n\n{about}\n" + markdown_table(header, lines, left=6)
+
+
+def of_row(row: ComparisonRow) -> tuple[PublishedFigure, ...]:
+    """All figures of one row, whatever metric and rule."""
+    key = (row.grid, row.dataset, row.model, row.phase, row.variant)
+    return tuple(f for f in figures() if (f.grid, f.dataset, f.model, f.phase, f.variant) == key and f.metric in _SHOWN)
+
+
+def _line(row: ComparisonRow, runs: Sequence[RunRecord], figure: PublishedFigure) -> list[str]:
+    names = [row.dataset, row.model, row.phase, row.variant, figure.metric.replace("_", " ")]
+    rule = figure.rule.replace("_", " ")
+    return [*names, rule, _shown(figure.metric, _ours(runs, figure)), _shown(figure.metric, figure.value)]
+
+
+def _ours(runs: Sequence[RunRecord], figure: PublishedFigure) -> float | None:
+    """The mean over seeds, by the figure's rule where a run has both (its test accuracy of the last and best epoch)."""
+    if not runs:
+        return None
+    if figure.metric == "wall_s":
+        return fmean(run.wall_s for run in runs)
+    if figure.metric == "test_accuracy":
+        name = {"last": "last_test_accuracy", "best_on_test": "best_test_accuracy"}.get(figure.rule, "")
+        values = [run.details.get("rule", {}).get(name, run.metrics.get("test_accuracy")) for run in runs]
+        if figure.rule == "best_on_test" and any("rule" not in run.details for run in runs):
+            return None  # under `fair` test was read once: it has no best epoch
+    else:
+        values = [run.metrics.get(figure.metric) for run in runs]
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(runs) else None
+
+
+def _shown(metric: str, value: float | None) -> str:
+    if metric in _SHARES:
+        return percent(value)
+    return number(value, digits=1 if metric == "wall_s" else 4)
