@@ -11,7 +11,7 @@ from typing import Any, Literal
 from transfergrid.report import statistics
 from transfergrid.report.cells import in_points, percent
 
-Test = Literal["best_beats_best", "beats_each", "each_beats_its_rival", "at_least", "published_value"]
+Test = Literal["best_beats_best", "beats_each", "each_beats_its_rival", "not_worse", "published_value"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +52,11 @@ class Claim:
     first: tuple[tuple[str, str], ...]
     second: tuple[tuple[str, str], ...] = ()
     metric: str = "test_accuracy"
-    bar: float | None = None
+    margin: float | None = None
     published: PublishedEvidence | None = None
     caveat: str | None = None
     artefact_of: str | None = None
+    command: str | None = None
 
 
 def claims_for(grid: str) -> list[Claim]:
@@ -81,11 +82,11 @@ def _claim(entry: dict[str, Any]) -> Claim:
         "best_beats_best": bool(claim.first and claim.second),
         "beats_each": len(claim.first) == 1 and bool(claim.second),
         "each_beats_its_rival": len(claim.first) == len(claim.second) > 0,
-        "at_least": len(claim.first) == 1 and claim.bar is not None,
+        "not_worse": len(claim.first) == len(claim.second) == 1 and claim.margin is not None,
         # That our figure differs from a published one confirms or contradicts nothing, unless it is known why.
         "published_value": len(claim.first) == 1 and claim.published is not None and claim.artefact_of is not None,
     }
-    assert fits[claim.test], claim
+    assert fits[claim.test] and (claim.margin is None or claim.test == "not_worse"), claim
     return claim
 
 

@@ -15,11 +15,11 @@ from typing import Literal
 
 from transfergrid.errors import DataError, one_line
 from transfergrid.records import RunRecord
-from transfergrid.report import statistics
+from transfergrid.report import paired_rows, statistics
 from transfergrid.report.cells import in_points, markdown_table, percent
-from transfergrid.report.claim_file import Claim, Test, claims_for
+from transfergrid.report.claim_file import Claim, claims_for
 from transfergrid.report.comparison import Comparison, ComparisonRow
-from transfergrid.report.predictions import StoredPredictions, correct_SN, paired
+from transfergrid.report.predictions import StoredPredictions
 from transfergrid.report.statistics import PairedComparison
 
 Outcome = Literal["confirmed", "contradicted", "not shown", "artefact", "not tested"]
@@ -55,6 +55,7 @@ class Decision:
     """
 
     claim: Claim
+    grid: str
     dataset: str
     outcome: Outcome
     text: str
@@ -95,6 +96,9 @@ def decide(claims: Sequence[Claim], comparisons: Mapping[str, Comparison]) -> li
     return decisions
 
 
+Found = tuple[ComparisonRow, tuple[RunRecord, ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Asked:
     """One claim, put to one dataset of one grid."""
@@ -111,47 +115,50 @@ class _Asked:
         if any(problems):
             raise _NotTested(", ".join(problem for problem in problems if problem))
 
-    def row(self, model: str, variant: str) -> tuple[ComparisonRow, tuple[RunRecord, ...]]:
-        """The one row of that name, after `require`."""
-        return self._found(model, variant)[0]
+    def row(self, model: str, variant: str) -> Found:
+        """The row of that name, after `require`; of several choices `<variant>--<choice>` the best on val."""
+        found = self._found(model, variant)
+        return found[0] if len(found) == 1 else max(found, key=lambda choice: choice[0].val_accuracy or 0.0)
 
-    def _found(self, model: str, variant: str) -> list[tuple[ComparisonRow, tuple[RunRecord, ...]]]:
+    def _found(self, model: str, variant: str) -> list[Found]:
         """Rows under protocol `fair`; an evaluation trains nothing, so it may have any."""
-        wanted = (self.dataset, model, self.claim.phase, variant)
         pairs = zip(self.comparison.rows, self.comparison.runs, strict=True) if self.comparison else ()
         return [
             (row, runs)
             for row, runs in pairs
-            if (row.dataset, row.model, row.phase, row.variant) == wanted
+            if (row.dataset, row.model, row.phase) == (self.dataset, model, self.claim.phase)
+            and row.variant.partition("--")[0] == variant
             and (row.protocol == "fair" or self.claim.phase == "evaluate")
         ]
 
     def _problem(self, model: str, variant: str) -> str | None:
-        name, found = _name(model, variant), self._found(model, variant)
-        if len(found) != 1:
-            return f"{name} stands in {len(found)} rows" if found else f"{name} is missing"
-        row, runs = found[0]
+        found = self._found(model, variant)
+        if not found:
+            return f"{_name(model, variant)} is missing"
+        if len({row.variant for row, _ in found}) < len(found):
+            return f"{_name(model, variant)} stands in {len(found)} rows"
+        problems = [self._problem_of(*choice, chosen=len(found) > 1) for choice in found]
+        return ", ".join(problem for problem in problems if problem) or None
+
+    def _problem_of(self, row: ComparisonRow, runs: tuple[RunRecord, ...], *, chosen: bool) -> str | None:
+        name = _name(row.model, row.variant)
         if row.status != "completed":
             return f"{name} is {row.status}" + (f" ({row.failure_class})" if row.failure_class else "")
-        spec = runs[0].spec
-        part = (spec.dataset.max_images, spec.train_fraction, spec.shots) != (None, None, None)
-        return f"{name} saw a part of the data set only" if part else None
+        if (runs[0].spec.dataset.max_images, runs[0].spec.train_fraction, runs[0].spec.shots) != (None, None, None):
+            return f"{name} saw a part of the data set only"
+        chosen = chosen or self.claim.test == "best_beats_best"
+        return f"{name} has no val accuracy to choose by" if chosen and row.val_accuracy is None else None
 
 
 def _decide(asked: _Asked) -> Decision:
     claim = asked.claim
     try:
         asked.require()
-        if claim.test == "at_least":
-            decision = _against_bar(asked)
-        elif claim.test == "published_value":
-            decision = _against_published(asked)
-        else:
-            decision = _against_rows(asked)
+        decision = _against_published(asked) if claim.test == "published_value" else _against_rows(asked)
     except DataError as missing:
-        again = f"next: python jobs/launch_grid.py grid={asked.grid}"
-        text = f"{asked.dataset}: {one_line(missing)}; {again}"
-        decision = Decision(claim=claim, dataset=asked.dataset, outcome="not tested", text=text)
+        again = claim.command or f"python jobs/launch_grid.py grid={asked.grid}"
+        text = f"{asked.dataset}: {one_line(missing)}; next: {again}"
+        decision = Decision(claim=claim, grid=asked.grid, dataset=asked.dataset, outcome="not tested", text=text)
     if claim.artefact_of is None:
         return decision
     measured = decision.text if decision.outcome != "not tested" else f"not measured here ({decision.text})"
@@ -160,16 +167,13 @@ def _decide(asked: _Asked) -> Decision:
 
 def _against_rows(asked: _Asked) -> Decision:
     compared = _with_holm([_compare(asked, *pair) for pair in _pairs(asked)])
-    directions = [c.direction for c in compared]
-    outcome: Outcome = "contradicted" if -1 in directions else "confirmed" if all(directions) else "not shown"
-    deciding_direction = {"contradicted": -1, "confirmed": 1, "not shown": 0}[outcome]
-    candidates = [c for c in compared if c.direction == deciding_direction]
-    decides = min(candidates, key=lambda c: c.result.difference)
+    outcome, decides = _outcome(asked.claim, compared)
     return Decision(
         claim=asked.claim,
+        grid=asked.grid,
         dataset=asked.dataset,
         outcome=outcome,
-        text=_sentence(decides, asked.claim.test, len(compared)),
+        text=_sentence(decides, asked.claim, len(compared)),
         difference=decides.result.difference,
         low=decides.result.low,
         high=decides.result.high,
@@ -177,37 +181,39 @@ def _against_rows(asked: _Asked) -> Decision:
     )
 
 
-def _pairs(asked: _Asked) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+def _outcome(claim: Claim, compared: Sequence[Compared]) -> tuple[Outcome, Compared]:
+    """And the comparison that decides: of those that say what the outcome says, the one with the lowest difference."""
+    if claim.margin is not None:
+        result = compared[0].result
+        directions = [1 if result.low > -claim.margin else -1 if result.high < -claim.margin else 0]
+    else:
+        directions = [c.direction for c in compared]
+    says = -1 if -1 in directions else min(directions)
+    outcomes: dict[int, Outcome] = {1: "confirmed", 0: "not shown", -1: "contradicted"}
+    alike = [c for c, direction in zip(compared, directions, strict=True) if direction == says]
+    return outcomes[says], min(alike, key=lambda c: c.result.difference)
+
+
+def _pairs(asked: _Asked) -> list[tuple[Found, Found]]:
     claim = asked.claim
-    if claim.test == "best_beats_best":
-        return [(_best_on_val(asked, claim.first), _best_on_val(asked, claim.second))]
-    firsts = claim.first if claim.test == "each_beats_its_rival" else claim.first * len(claim.second)
-    return list(zip(firsts, claim.second, strict=True))
+    first, second = ([asked.row(*name) for name in side] for side in (claim.first, claim.second))
+    if claim.test == "best_beats_best":  # chosen on val, so the test set has no say in what is compared on it
+        best = [max(side, key=lambda found: found[0].val_accuracy or 0.0) for side in (first, second)]
+        return [(best[0], best[1])]
+    return list(zip(first if claim.test == "each_beats_its_rival" else first * len(second), second, strict=True))
 
 
-def _best_on_val(asked: _Asked, rows: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """Chosen on val, so that the test set has no say in which rows are compared on it."""
-    accuracies = {name: asked.row(*name)[0].val_accuracy for name in rows}
-    without = [_name(*name) for name, accuracy in accuracies.items() if accuracy is None]
-    if without:
-        raise _NotTested(f"{', '.join(without)} has no val accuracy to choose by")
-    return max(accuracies, key=lambda name: accuracies[name] or 0.0)
-
-
-def _compare(asked: _Asked, first: tuple[str, str], second: tuple[str, str]) -> Compared:
-    sides = {_name(*side): asked.row(*side)[1] for side in (first, second)}
+def _compare(asked: _Asked, first: Found, second: Found) -> Compared:
     assert asked.stored is not None  # a grid that has rows has a store
-    try:
-        _, sets = paired({name: asked.stored.by_seed(runs) for name, runs in sides.items()})
-    except DataError as error:
-        raise _NotTested("; ".join([one_line(error), *asked.stored.notes])) from error
-    first_SN, second_SN = (correct_SN(sets[name]) for name in sides)
-    result = statistics.compare(first_SN, second_SN)
+    result = paired_rows.compare_rows(first[1], second[1], asked.stored)
+    names = [_name(row.model, row.variant) for row, _ in (first, second)]
+    if isinstance(result, str) or first[0].test_accuracy is None or second[0].test_accuracy is None:
+        raise _NotTested(f"{names[0]} against {names[1]}: {result if isinstance(result, str) else 'no test accuracy'}")
     return Compared(
-        first=_name(*first),
-        second=_name(*second),
-        first_accuracy=float(first_SN.mean()),
-        second_accuracy=float(second_SN.mean()),
+        first=names[0],
+        second=names[1],
+        first_accuracy=first[0].test_accuracy,
+        second_accuracy=second[0].test_accuracy,
         result=result,
         p_adjusted=result.p_value,
     )
@@ -216,19 +222,6 @@ def _compare(asked: _Asked, first: tuple[str, str], second: tuple[str, str]) -> 
 def _with_holm(compared: Sequence[Compared]) -> list[Compared]:
     adjusted = statistics.holm([c.result.p_value for c in compared])
     return [replace(c, p_adjusted=p) for c, p in zip(compared, adjusted, strict=True) if p is not None]
-
-
-def _against_bar(asked: _Asked) -> Decision:
-    claim, (row, _) = asked.claim, asked.row(*asked.claim.first[0])
-    if row.test_accuracy is None or row.ci95_low is None or row.ci95_high is None or claim.bar is None:
-        raise _NotTested(f"{_name(*claim.first[0])} has no test accuracy with an interval")
-    difference, low, high = (value - claim.bar for value in (row.test_accuracy, row.ci95_low, row.ci95_high))
-    outcome: Outcome = "confirmed" if low > 0 else "contradicted" if high < 0 else "not shown"
-    text = f"{row.model} {percent(row.test_accuracy)} against {percent(claim.bar)} asked for: "
-    text += f"{in_points(difference, low, high)}, {_seeds(row.n_seeds)}"
-    return Decision(
-        claim=claim, dataset=asked.dataset, outcome=outcome, text=text, difference=difference, low=low, high=high
-    )
 
 
 def _against_published(asked: _Asked) -> Decision:
@@ -243,6 +236,7 @@ def _against_published(asked: _Asked) -> Decision:
     text = f"{row.model} {percent(mean)} against the published {percent(published.first)}: {in_points(*interval)}"
     return Decision(
         claim=claim,
+        grid=asked.grid,
         dataset=asked.dataset,
         outcome="not shown",
         text=f"{text}, {_seeds(len(runs))}",
@@ -268,12 +262,14 @@ def _seeds(count: int) -> str:
     return f"{_NUMBERS[count] if count < len(_NUMBERS) else count} seed{'' if count == 1 else 's'}"
 
 
-def _sentence(decides: Compared, test: Test, comparisons: int) -> str:
+def _sentence(decides: Compared, claim: Claim, comparisons: int) -> str:
     result = decides.result
     text = f"{decides.first} {percent(decides.first_accuracy)} against {decides.second} "
     text += f"{percent(decides.second_accuracy)}: {in_points(result.difference, result.low, result.high)}, "
     text += _seeds(result.seeds)
-    if test == "best_beats_best":
+    if claim.margin is not None:
+        return f"{text}; worse by at most {percent(claim.margin)} points is enough"
+    if claim.test == "best_beats_best":
         return f"{text}; each is the best of its side on val"
     if comparisons > 1:
         return f"{text}; it decides among {comparisons} comparisons, p = {decides.p_adjusted:.2g} after Holm"
