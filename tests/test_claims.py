@@ -15,6 +15,7 @@ from transfergrid import records
 from transfergrid.config.compose import compose_config, conf_dir
 from transfergrid.paths import StorePaths
 from transfergrid.report import published
+from transfergrid.report.choices import SIGN
 from transfergrid.report.claim_file import Claim, all_claims, claims_for
 from transfergrid.report.claims import Decision, as_markdown, decide, decisions_of
 from transfergrid.report.comparison import read_comparison
@@ -334,7 +335,7 @@ def test_the_rows_of_a_claim_stand_in_its_grid_files(claim: Claim) -> None:
             assert claim.command in (conf_dir() / "grid" / f"{grid}.yaml").read_text(encoding="utf-8")
             continue
         config = compose_config([f"grid={grid}"]).grid
-        variants = {str(name).partition("--")[0] for name in config.variants}
+        variants = {str(name).partition(SIGN)[0] for name in config.variants}
         rows = (*claim.first, *claim.second)
         assert claim.datasets[0] in config.datasets and claim.phase in config.phases
         assert {model for model, _ in rows} <= set(config.models)

@@ -17,6 +17,7 @@ from transfergrid.errors import DataError, one_line
 from transfergrid.records import RunRecord
 from transfergrid.report import paired_rows, statistics
 from transfergrid.report.cells import in_points, markdown_table, percent
+from transfergrid.report.choices import SIGN
 from transfergrid.report.claim_file import Claim, claims_for
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.predictions import StoredPredictions
@@ -127,7 +128,7 @@ class _Asked:
             (row, runs)
             for row, runs in pairs
             if (row.dataset, row.model, row.phase) == (self.dataset, model, self.claim.phase)
-            and row.variant.partition("--")[0] == variant
+            and row.variant.partition(SIGN)[0] == variant
             and (row.protocol == "fair" or self.claim.phase == "evaluate")
         ]
 
