@@ -13,7 +13,7 @@ from PIL import Image
 from transfergrid import data
 from transfergrid.data import DatasetFacts, LabeledImages
 from transfergrid.data._image_size import HEAD_BYTES, size_px
-from transfergrid.data.image_folder import FolderImages, decode
+from transfergrid.data.image_folder import FolderImages, decode, image_files
 from transfergrid.errors import ConfigError, DataError
 
 
@@ -71,10 +71,27 @@ def test_a_folder_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None
         data.facts("image_folder", folder=tmp_path / "pets")
 
 
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_folder_with_test_or_val_alone_has_that_as_its_test_split(tmp_path: Path, split: str) -> None:
+    folder = tiny_data.write_folder(tmp_path, splits=(split,))
+    facts = facts_of(folder)[0]
+    assert (facts.num_images, facts.class_names) == ({"test": 6}, ("cat", "dog"))
+    assert load(folder, "test").labels_N.tolist() == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(ConfigError, match="has no split 'train'; it has: test"):
+        load(folder)
+
+
+def test_images_are_found_below_a_folder_sorted_by_their_names(tmp_path: Path) -> None:
+    for name in ("b.png", "sub/a.JPG", "sub/.hidden.png", ".cache/x.png", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert image_files(tmp_path) == ["b.png", "sub/a.JPG"]
+
+
 @pytest.mark.parametrize(
     ("remove", "add", "complaint"),
     [
-        (("train",), (), r"has no train/; wanted train/<class>/"),
+        (("train", "test"), (), r"has no train/, val/ or test/; wanted train/<class>/"),
         (("test",), (), r"has neither test/ nor val/; wanted one of them"),
         (("test/dog",), (), r"class 'dog' is in train/ only; test/ and train/ need the same classes"),
         ((), ("test/emu/0.png",), r"class 'emu' is in test/ only; test/ and train/ need the same classes"),

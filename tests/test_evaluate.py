@@ -11,10 +11,13 @@ import pytest
 import torch
 from backbone_files import reference
 from small_runs import carry_out, final_run, paths_of, record_of, request
+from tiny_data import save_image
 
-from transfergrid import evaluation
+from transfergrid import data, evaluation
 from transfergrid.config import Request
+from transfergrid.errors import ConfigError
 from transfergrid.evaluation import confusion_matrix, cross_entropy, scores, top_k_accuracy
+from transfergrid.preprocess import ImageSource
 from transfergrid.records import read_predictions
 
 SCRATCH = ["model=tinynet", "phase=scratch"]
@@ -111,7 +114,13 @@ def test_a_finished_run_scores_as_its_own_record_says(trained: tuple[Path, Reque
     for name in ("test_accuracy", "test_macro_f1", "test_loss", "test_top5_accuracy"):
         assert found.metrics[name] == pytest.approx(own.metrics[name], rel=1e-6)
     assert (found.parameters, found.trainable_parameters, found.n_train) == (own.parameters, 0, None)
-    assert found.details == {"source": f"run:{run.run_id}", "n_test": 200}
+    assert found.details == {
+        "source": f"run:{run.run_id}",
+        "n_test": 200,
+        "class_names": list("0123456789"),
+        "top1_error": pytest.approx(1 - own.metrics["test_accuracy"]),
+        "top5_error": pytest.approx(1 - own.metrics["test_top5_accuracy"]),
+    }
 
 
 def test_every_prediction_stands_in_the_csv_with_its_probability(trained: tuple[Path, Request]) -> None:
@@ -195,6 +204,170 @@ def test_a_head_with_other_classes_than_the_data_set_is_refused(tmp_path: Path) 
     assert carry_out(asked) == "failed"
     record = record_of(final_run(asked), asked.runtime)
     assert (record.failure_class, record.error) == ("data", "resnet18 tells 7 classes apart, digits has 10")
+
+
+# ------------------------------------------------------------------------------------------------------ other folders
+def digits_folder(folder: Path, classes: str, *, names: dict[str, str] | None = None) -> Path:
+    """test/<class>/<index>.png of the digits' test images of these classes, under other names where `names` says so."""
+    images = data.load("digits", split="test", data_dir=folder)
+    pixels_NHWC = images.array()
+    for index, label in enumerate(images.labels_N.tolist()):
+        if str(label) in classes:
+            name = (names or {}).get(str(label), str(label))
+            save_image(folder / "test" / name / f"{index:03d}.png", pixels_NHWC[index, ..., 0])
+    return folder
+
+
+def test_classes_of_a_folder_are_found_by_name_in_whatever_order_they_sort(
+    trained: tuple[Path, Request], tmp_path: Path
+) -> None:
+    """Three of ten classes, in a folder with test/ alone: place 0 of the folder is class 3 of the run."""
+    folder, scratch = trained
+    run = final_run(scratch)
+    pictures = digits_folder(tmp_path / "threes", "359")
+    where = ["dataset=image_folder", f"dataset.folder={pictures}", "dataset.max_images=null"]
+    asked = evaluate(folder, f"run={run.run_id}", *where)
+    whole = evaluate(folder, f"run={run.run_id}", "dataset.max_images=null")
+    found, everything = (read_predictions(paths_of(final_run(a), a.runtime))["test"] for a in (asked, whole))
+    by_index = {int(i): row for i, row in zip(everything.index_N, everything.logits_NC, strict=True)}
+    files = sorted((pictures / "test").rglob("*.png"))
+    assert [int(f.parent.name) for f in files] == found.label_N.tolist()
+    # Batches of other images, so sums may round otherwise.
+    np.testing.assert_allclose(found.logits_NC, [by_index[int(f.stem)] for f in files], atol=2e-3)
+    assert set(found.label_N.tolist()) == {3, 5, 9} and found.logits_NC.shape == (len(files), 10)
+    record = record_of(final_run(asked), asked.runtime)
+    assert record.details["class_names"] == list("0123456789")
+    assert record.metrics["test_accuracy"] == (found.predicted_N == found.label_N).mean()
+    assert {row["label"] for row in rows_of_csv(asked)} == {"3", "5", "9"}
+
+
+def test_a_folder_with_a_class_that_the_run_does_not_know_is_refused_by_its_name(
+    trained: tuple[Path, Request], tmp_path: Path
+) -> None:
+    folder, scratch = trained
+    pictures = digits_folder(tmp_path / "odd", "012", names={"1": "one", "2": "two"})
+    with pytest.raises(ConfigError, match="odd has 'one', 'two', which run='digits-tinynet.*' does not know; it knows"):
+        request(
+            folder,
+            "phase=evaluate",
+            f"run={final_run(scratch).run_id}",
+            "dataset=image_folder",
+            f"dataset.folder={pictures}",
+        )
+
+
+def test_ten_other_classes_are_not_the_same_ten(trained: tuple[Path, Request]) -> None:
+    folder, scratch = trained
+    with pytest.raises(ConfigError, match="cifar10 has 'airplane', 'automobile'.* and 4 more, which run="):
+        request(folder, "phase=evaluate", f"run={final_run(scratch).run_id}", "dataset=cifar10")
+
+
+def test_a_folder_without_train_serves_evaluation_only_and_says_which_splits_it_has(
+    trained: tuple[Path, Request], tmp_path: Path
+) -> None:
+    folder, scratch = trained
+    where = ["dataset=image_folder", f"dataset.folder={digits_folder(tmp_path / 'd', '01')}"]
+    for phase in ("phase=probe", "phase=extract"):
+        with pytest.raises(ConfigError, match="d has no train/<class>/.*; without it d serves evaluate alone"):
+            request(folder, "model=tinynet_mnist", phase, *where)
+    with pytest.raises(ConfigError, match="split=val: d has no such split; it has: test"):
+        request(
+            folder,
+            "phase=evaluate",
+            f"run={final_run(scratch).run_id}",
+            "phase.evaluate.split=val",
+            *where,
+        )
+
+
+def test_a_fine_tuning_is_evaluated_without_the_files_it_started_from(tmp_path: Path) -> None:
+    start = tmp_path / "start.pth"
+    torch.save(reference("shufflenet_v2_x0_5", num_classes=3).state_dict(), start)
+    named = ["model=shufflenet_v2_x0_5", "phase=finetune", "phase.finetune.head=random", f"weights={start}"]
+    tuned = request(tmp_path, *named, "phase.finetune.epochs=1", "dataset.max_images=60")
+    assert carry_out(tuned) == "completed"
+    start.unlink()
+    asked = evaluate(tmp_path, f"run={final_run(tuned).run_id}", "dataset.max_images=60")
+    own, found = (record_of(final_run(a), a.runtime).metrics["test_accuracy"] for a in (tuned, asked))
+    assert own == found
+
+
+# ----------------------------------------------------------------------------------------------------------- ImageNet
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return imagenet_like(tmp_path_factory.mktemp("imagenet") / "any name", num_classes=1000)
+
+
+def imagenet_like(folder: Path, *, num_classes: int) -> Path:
+    """val/<wnid>/*.JPEG, one picture of mixed size per class."""
+    noise = np.random.default_rng(0)
+    for label in range(num_classes):
+        width_px, height_px = (int(side) for side in noise.integers(20, 60, 2))
+        picture = noise.integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
+        save_image(folder / "val" / f"n{label:08d}" / "ILSVRC2012_val.JPEG", picture)
+    return folder
+
+
+def test_published_weights_on_an_imagenet_folder_stand_beside_what_is_stated_and_what_is_right(
+    imagenet: Path, tmp_path: Path
+) -> None:
+    """Random weights here, and one square crop of a 1,000-class head: the machinery, not the accuracy."""
+    from transfergrid.commands.launch import write_grid_of
+    from transfergrid.report.comparison import read_comparison
+    from transfergrid.report.top_errors import as_markdown, top_errors
+
+    named = ["model=resnet50", "weights=random", "dataset=imagenet", f"dataset.folder={imagenet}"]
+    asked = request(tmp_path, "phase=evaluate", *named, "dataset.max_images=null", "dataset.image_size_px=32")
+    assert carry_out(asked) == "completed"
+    run = final_run(asked)
+    assert (run.dataset.name, run.dataset.num_classes, run.dataset.max_images) == ("imagenet", 1000, None)
+    write_grid_of(asked)
+    top1, top5 = top_errors(read_comparison("adhoc", asked.store))
+    stored = read_predictions(paths_of(run, asked.runtime))["test"]
+    assert stored.classes_NC is not None
+    assert top1.measured == (stored.classes_NC[:, 0] != stored.label_N).mean()
+    assert top5.measured == 1 - (stored.classes_NC[:, :5] == stored.label_N[:, None]).any(1).mean()
+    assert [(e.images, e.as_stated, e.corrected) for e in (top1, top5)] == [
+        (1000, 0.2356, 0.2387),
+        (1000, 0.0357, 0.07138),
+    ]
+    assert top1.differs == ("weights", "image_size_px")
+    markdown = as_markdown(read_comparison("adhoc", asked.store))
+    assert "| 3.57 | 7.14 |" in markdown and "an ensemble of residual networks" in markdown
+
+
+def test_published_weights_get_their_published_transform(imagenet: Path, tmp_path: Path) -> None:
+    named = ["model=resnet50", "weights=IMAGENET1K_V1", "dataset=imagenet", f"dataset.folder={imagenet}"]
+    asked = request(tmp_path, "phase=evaluate", *named, "dataset.image_size_px=null", "dataset.max_images=null")
+    fed = final_run(asked).backbones[0].preprocess
+    assert (fed.mode, fed.resize_px, fed.crop_px, fed.interpolation) == ("recipe", 256, 224, "bilinear")
+
+
+def test_a_folder_with_some_of_the_heads_classes_is_refused(tmp_path: Path) -> None:
+    folder = imagenet_like(tmp_path / "d", num_classes=12)
+    with pytest.raises(
+        ConfigError, match="own head has 1000 classes, all of which the folders must hold; imagenet has 12"
+    ):
+        request(tmp_path, "phase=evaluate", "model=resnet50", "dataset=imagenet", f"dataset.folder={folder}")
+    with pytest.raises(ConfigError, match="dataset=imagenet needs dataset.folder=DIR"):
+        request(tmp_path, "phase=evaluate", "model=resnet50", "dataset=imagenet")
+
+
+def test_an_evaluation_keeps_no_image_longer_than_its_batch(
+    trained: tuple[Path, Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[ImageSource] = []
+    build = ImageSource.__init__
+
+    def noticed(source: ImageSource, *arguments: Any, **named: Any) -> None:
+        build(source, *arguments, **named)
+        made.append(source)
+
+    monkeypatch.setattr(ImageSource, "__init__", noticed)
+    folder, scratch = trained
+    where = ["dataset=image_folder", f"dataset.folder={digits_folder(tmp_path / 'kept', '04')}"]
+    evaluate(folder, f"run={final_run(scratch).run_id}", *where, "dataset.max_images=null")
+    assert [source.resident for source in made] == [False]
 
 
 def test_a_run_without_its_weights_says_how_to_make_them_again(tmp_path: Path) -> None:

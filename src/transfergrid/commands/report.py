@@ -50,8 +50,9 @@ def report(arguments: Sequence[str]) -> int:
 
 def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool) -> bool:
     """Print the tables, write the files, print where; True if every row has completed."""
-    from transfergrid.commands.tables import terminal_table
+    from transfergrid.commands.tables import errors_table, terminal_table
     from transfergrid.report.comparison import read_comparison
+    from transfergrid.report.top_errors import top_errors
     from transfergrid.report.write import write
 
     comparisons = [read_comparison(grid, store) for grid in grids]
@@ -59,6 +60,9 @@ def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, fi
         if len(comparisons) > 1:
             console.print(f"\n{comparison.grid}", highlight=False)
         console.print(terminal_table(comparison.rows, width=console.width))
+        if errors := top_errors(comparison):
+            console.print()
+            console.print(errors_table(errors))
     path = write(comparisons, figures=figures)
     console.print(
         f"\nreport: {path} and index.html, comparison.csv, comparison.tex beside it", highlight=False, soft_wrap=True

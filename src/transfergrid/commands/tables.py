@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from transfergrid.report.cells import accuracy_with_interval, number, percent
 from transfergrid.report.comparison import ComparisonRow
-from transfergrid.report.top_errors import HEADER, TopError
+from transfergrid.report.top_errors import HEADER, TEXT_COLUMNS, TopError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +37,7 @@ def errors_table(errors: Sequence[TopError]) -> Table:
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for position, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if position < 5 else "right", overflow="fold")
+        table.add_column(name, justify="left" if position < TEXT_COLUMNS else "right", overflow="fold")
     for error in errors:
         table.add_row(*_plain(*error.cells()))
     return table

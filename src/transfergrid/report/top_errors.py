@@ -10,8 +10,9 @@ from transfergrid.report.comparison import Comparison
 from transfergrid.report.published import PublishedFigure, figures
 from transfergrid.specs import RunSpec
 
-METRICS = {"top1_error": "top-1 error %", "top5_error": "top-5 error %"}
-HEADER = ("dataset", "model", "weights", "differs", "", "images", "measured", "as stated", "corrected")
+METRICS = {"top1_error": "top-1", "top5_error": "top-5"}
+HEADER = ("dataset", "model", "weights", "differs", "error %", "images", "measured", "as stated", "corrected")
+TEXT_COLUMNS = 5
 _CORRECTED_WEIGHTS = "IMAGENET1K_V1"  # whose error torchvision's documentation gives
 
 
@@ -50,7 +51,7 @@ def as_markdown(comparison: Comparison) -> str:
     errors = top_errors(comparison)
     if not errors:
         return ""
-    table = markdown_table(HEADER, [error.cells() for error in errors], left=5)
+    table = markdown_table(HEADER, [error.cells() for error in errors], left=TEXT_COLUMNS)
     notes = dict.fromkeys(note for error in errors for note in error.notes)
     return "## Top-1 and top-5 errors\n\n" + table + "".join(f"\n- {note}" for note in notes) + "\n" * bool(notes)
 
@@ -70,7 +71,7 @@ def _error(record: RunRecord, metric: str) -> TopError:
         corrected=None if corrected is None else corrected.value,
         differs=_differs(spec) if published else (),
         notes=tuple(
-            f"{METRICS[metric][:-2]} {percent(f.value)} % {f.rule.replace('_', ' ')}: {f.note}"
+            f"{METRICS[metric]} error {percent(f.value)} % {f.rule.replace('_', ' ')}: {f.note}"
             for f in published.values()
         ),
     )
