@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 
+SENTENCE = 40  # characters; a longer cell is no name
 _CELL_END = re.compile(r"(?<!\\)\|")
 
 
@@ -23,6 +24,11 @@ class Block:
     header: tuple[str, ...] = ()
     numeric: tuple[bool, ...] = ()
     cells: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def wide(self) -> tuple[bool, ...]:
+        """Per column of a table: does it hold sentences, which need room?"""
+        return tuple(max(map(len, column)) > SENTENCE for column in zip(*self.cells, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ def _policy(style: str, script: str) -> str:
 def _context(comparison: Comparison, markdown: str, *, summaries: Mapping[str, str]) -> dict[str, Any]:
     told = sections(markdown)
     flags = [
-        tuple(integrity.EDITED if integrity.EDITED in text else text.partition(": ")[2] for text in found) + code
+        tuple(_short(text) for text in found) + code
         for found, code in zip(integrity.findings(comparison), page_provenance.code_flags(comparison), strict=True)
     ]
     flags = [tuple(dict.fromkeys(marks)) for marks in flags]
@@ -155,6 +155,11 @@ def _context(comparison: Comparison, markdown: str, *, summaries: Mapping[str, s
 def _plain(section: Section) -> str:
     """Its heading without the grid, which stands before it in a report of several."""
     return section.heading.rpartition(": ")[2]
+
+
+def _short(finding: str) -> str:
+    """A finding without its run and its numbers, which stand further down."""
+    return integrity.EDITED if integrity.EDITED in finding else finding.partition(": ")[2].partition(",")[0]
 
 
 def _provenance_verdict(codes: int) -> str:

@@ -42,9 +42,9 @@ def code_flags(comparison: Comparison) -> list[tuple[str, ...]]:
 def _flag(runs: Sequence[RunRecord], usual: str) -> tuple[str, ...]:
     hashes = sorted({h for r in runs if (h := _hash(r))})
     if len(hashes) > 1:
-        return (f"its seeds were made by different code ({', '.join(hashes)})",)
+        return (f"seeds of different code ({', '.join(hashes)})",)
     if hashes and hashes[0] != usual:
-        return (f"made by other code ({hashes[0]}) than most runs here ({usual})",)
+        return (f"other code than most rows ({hashes[0]}, not {usual})",)
     return ()
 
 

@@ -61,7 +61,7 @@ _SPELLED: dict[str, tuple[str, Callable[[float | None], str]]] = {
 _SHORT = frozenset(
     {
         *("dataset", "model", "phase", "variant", "test_accuracy", "val_accuracy", "published_accuracy"),
-        *("delta_to_best_single", "verdict", "parameters", "gflops_per_image", "status"),
+        *("delta_to_best_single", "verdict", "parameters", "status"),
     }
 )
 
@@ -69,7 +69,11 @@ _SHORT = frozenset(
 def columns(rows: Sequence[ComparisonRow]) -> tuple[Column, ...]:
     """All of COLUMNS in their order. In short: the time that was measured, and what tells these rows apart."""
     short = set(_SHORT) | {"gpu_s" if any(row.gpu_s for row in rows) else "wall_s"}
-    short |= {name for name in ("grid", "protocol", "weights") if len({getattr(row, name) for row in rows}) > 1}
+    short |= {"grid"} if len({row.grid for row in rows}) > 1 else set()
+    for name in ("protocol", "weights"):
+        names = ("grid", "dataset", "model", "phase", "variant", *(n for n in ("protocol", "weights") if n in short))
+        if len({tuple(getattr(row, n) for n in names) for row in rows}) < len(rows):
+            short.add(name)
     # A column that is empty throughout says nothing; it stands among all columns.
     short = {name for name in short if any(getattr(row, name) not in (None, "") for row in rows)} or set(_SHORT)
     return tuple(_column(name, in_short=name in short) for name in COLUMNS)

@@ -35,8 +35,10 @@ def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
     durable.write_bytes(folder / "comparison.tex", as_latex(whole.grid, whole.rows).encode())
     if figures:
         from transfergrid.report.figures import make_figures
+        from transfergrid.report.figures.images import images_at_hand
 
-        made, notes = make_figures(several.named_apart(whole), folder / "figures")
+        apart, images = several.named_apart(whole), images_at_hand(whole.store)
+        made, notes = make_figures(apart, folder / "figures", images=images)
         summaries = _summaries(whole, notes)
         page = render_page(whole, markdown, figures=made, figure_notes=notes, summaries=summaries)
     else:
