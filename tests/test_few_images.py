@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_cases as cases
+from numpy.typing import NDArray
 from small_runs import carry_out, final_run, record_of, request
 
 from transfergrid.config import load_grid
 from transfergrid.errors import ConfigError
 from transfergrid.folds import Folds, make_folds
-from transfergrid.specs import RunSpec
+from transfergrid.specs import RunSpec, Split
 
-LABELS = {"train": np.repeat(np.arange(10), 100), "test": np.repeat(np.arange(10), 20)}
+LABELS: dict[Split, NDArray[np.int64]] = {"train": np.repeat(np.arange(10), 100), "test": np.repeat(np.arange(10), 20)}
 
 
 def folds(*, seed: int = 0, fraction: float | None = None, shots: int | None = None, protocol: str = "fair") -> Folds:

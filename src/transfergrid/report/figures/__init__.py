@@ -16,6 +16,7 @@ from transfergrid.report.figures import (
     confusions,
     cost,
     curves,
+    few_images,
     pictures,
     reliability,
     style,
@@ -26,7 +27,7 @@ from transfergrid.specs import DatasetSpec, Split
 __all__ = ["Figure", "make_figures", "no_images", "row_key"]
 
 # In the order in which a reader meets them.
-_KINDS = (accuracy, cost, curves, confusions, reliability, pictures, architecture, cache)
+_KINDS = (accuracy, few_images, cost, curves, confusions, reliability, pictures, architecture, cache)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

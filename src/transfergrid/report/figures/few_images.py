@@ -1,0 +1,80 @@
+"""Accuracy against the number of images trained on, where a grid trains the same models on several numbers of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from transfergrid.report.comparison import ComparisonRow
+from transfergrid.report.figures import style
+from transfergrid.report.figures.material import Material, Sketch, group_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FEWEST_NUMBERS = 3  # of images, before a line means something
+CAPTION = (
+    "Mean over seeds, each with images of its own, and the 95 % interval. Val is the same for all, so the choices made "
+    "on it saw more labels than the smallest sets have."
+)
+MOST_LINES = 8  # that can be told apart in one figure
+
+
+def sketches(material: Material) -> Iterator[Sketch]:
+    for (dataset, phase), rows in material.groups().items():
+        lines = by_model([row for row, _ in rows])
+        names = list(lines)
+        for number, first in enumerate(range(0, len(names), MOST_LINES)):
+            page = {name: lines[name] for name in names[first : first + MOST_LINES]}
+            yield Sketch(
+                name=group_name("images", dataset, phase) + style.page_suffix(number),
+                title=f"Test accuracy of {dataset} · {phase} against images trained on",
+                caption=CAPTION,
+                section="accuracy",
+                rows=tuple(row for points in page.values() for row in points),
+                draw=partial(draw, page, title=f"{dataset} · {phase}"),
+            )
+
+
+def by_model(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonRow]]:
+    """Model -> its rows that differ in the images trained on, fewest first; models with too few of them are left out.
+
+    A row counts if its variant says nothing but the share: `shots_*`, `fraction_*`, or no variant at all.
+    """
+    found: dict[str, list[ComparisonRow]] = {}
+    for row in rows:
+        plain = row.variant == "" or row.variant.startswith(("shots_", "fraction_"))
+        if plain and row.n_train is not None and row.test_accuracy is not None:
+            found.setdefault(row.model, []).append(row)
+    sorted_rows = {model: sorted(points, key=lambda r: r.n_train or 0) for model, points in found.items()}
+    return {m: points for m, points in sorted_rows.items() if len({r.n_train for r in points}) >= FEWEST_NUMBERS}
+
+
+def draw(lines: Mapping[str, Sequence[ComparisonRow]], *, title: str) -> Figure:
+    figure = style.new_figure(style.NARROW_IN, 4.2, style.shorten(title, 80))
+    axes = figure.subplots()
+    handles = []
+    for number, points in enumerate(lines.values()):
+        # Side by side, not on top of each other: every model has the same numbers of images.
+        aside = 1.03 ** (number - (len(lines) - 1) / 2)
+        x = [(row.n_train or 0) * aside for row in points]
+        y = [100 * (row.test_accuracy or 0.0) for row in points]
+        look: dict[str, Any] = {
+            "color": style.COLOURS[number % len(style.COLOURS)],
+            "linestyle": style.DASHES[number % len(style.DASHES)],
+            "marker": style.MARKERS[number],
+        }
+        (handle,) = axes.plot(x, y, **look)
+        handles.append(handle)
+        for left, row in zip(x, points, strict=True):
+            if row.ci95_low is not None and row.ci95_high is not None:
+                axes.plot([left, left], [100 * row.ci95_low, 100 * row.ci95_high], color=look["color"], linewidth=0.8)
+    axes.set_xscale("log")
+    ticks = sorted({row.n_train or 0 for points in lines.values() for row in points})
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("images trained on")
+    axes.set_ylabel("test accuracy [%]")
+    style.legend_below(figure, handles, style.shorten_all(list(lines), 40))
+    return figure
