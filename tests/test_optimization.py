@@ -61,7 +61,7 @@ def test_linear_falls_straight_to_the_final_share(settings: ScratchSettings) -> 
 
 
 def test_a_cosine_longer_than_the_run_moved_once_per_epoch_is_that_of_small_resnet18(settings: ScratchSettings) -> None:
-    for t_max, end in ((391, 0.96), (196, 0.85), (98, 0.48)):
+    for t_max, end in ((390, 0.96), (195, 0.85), (97, 0.48)):
         study = replace(settings, epochs=51, schedule="cosine", lr_update="epoch", cosine_epochs=t_max)
         parameter = torch.nn.Parameter(torch.zeros(1))
         optimizer = torch.optim.Adam([parameter], lr=1.0)
@@ -71,7 +71,7 @@ def test_a_cosine_longer_than_the_run_moved_once_per_epoch_is_that_of_small_resn
             assert ours == pytest.approx([optimizer.param_groups[0]["lr"]] * 10)
             optimizer.step()
             theirs.step()
-        assert optimizer.param_groups[0]["lr"] == pytest.approx(end, abs=0.02)
+        assert ours[-1] == pytest.approx(end, abs=0.005)
 
 
 def test_cosine_falls_from_one_to_the_final_share(settings: ScratchSettings) -> None:

@@ -15,6 +15,7 @@ from transfergrid.specs import RunSpec
 
 CONF = Path(__file__).parents[1] / "conf" / "grid"
 FIXTURE = Path(__file__).with_name("published_source_rows.csv")
+BORDER = "border of the shift"  # of the study's RandomCrop, black where ours reflects
 SOURCE_KEY = ("study", "file", "model", "dataset", "phase", "epoch", "split", "metric")
 
 
@@ -146,9 +147,12 @@ AS_PUBLISHED = sorted(
 
 
 @pytest.mark.parametrize(("dataset", "model", "phase"), AS_PUBLISHED)
-def test_nothing_differs_in_the_grid_that_replays_the_study(dataset: str, model: str, phase: str) -> None:
+def test_only_the_border_of_a_shift_differs_in_the_grid_that_replays_the_study(
+    dataset: str, model: str, phase: str
+) -> None:
     figure = find("individual_vs_parallel_as_published", dataset, model, phase)
-    assert differs(figure, as_published(model, phase, dataset)) == ()
+    shifted = dataset == "cifar10" and "+" not in model
+    assert differs(figure, as_published(model, phase, dataset)) == ((BORDER,) if shifted else ())
 
 
 def test_the_replay_covers_every_row_the_study_has() -> None:
@@ -183,7 +187,7 @@ def test_one_changed_setting_is_named_alone(change: dict[str, Any], named: str) 
     same = as_published("resnet18", "finetune", "cifar10")
     settings = {f.name: getattr(same.settings, f.name) for f in fields(same.settings)} | change
     run = cases.spec("finetune", "resnet18", dataset="cifar10", protocol="published", **settings)
-    assert differs(figure, run) == (named,)
+    assert differs(figure, run) == (named, BORDER)
 
 
 @pytest.mark.parametrize(
@@ -203,7 +207,7 @@ def test_a_setting_without_effect_is_not_named(change: dict[str, Any]) -> None:
     same = as_published("resnet18", "finetune", "cifar10")
     settings = {f.name: getattr(same.settings, f.name) for f in fields(same.settings)} | change
     run = cases.spec("finetune", "resnet18", dataset="cifar10", protocol="published", **settings)
-    assert differs(figure, run) == ()
+    assert differs(figure, run) == (BORDER,)
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,11 @@ def is_auxiliary(name: str) -> bool:
     return ".aux1." in f"{name}." or ".aux2." in f"{name}."
 
 
+def is_classifier(name: str) -> bool:
+    """Whether a parameter belongs to a classification layer: the head, or the last layer of an auxiliary head."""
+    return name.startswith("head.") or (is_auxiliary(name) and ".fc2." in name)
+
+
 def reset_head(head: nn.Linear, *, generator: torch.Generator) -> None:
     """nn.Linear's own rule, uniform in +-1/sqrt(D), from a generator that is handed in."""
     bound = head.in_features**-0.5

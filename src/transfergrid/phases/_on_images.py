@@ -16,7 +16,7 @@ from transfergrid.backbones.build import attach_auxiliary_heads, bn_statistics, 
 from transfergrid.device import device_of
 from transfergrid.folds import Folds, dataset_facts, make_folds, open_splits
 from transfergrid.images import NetworkInputs
-from transfergrid.network import ImageTrainee, JoinedNetwork, is_auxiliary, predict
+from transfergrid.network import ImageTrainee, JoinedNetwork, is_auxiliary, is_classifier, predict
 from transfergrid.network_size import describe
 from transfergrid.optimization import ParameterGroup, split_decay
 from transfergrid.paths import cache_paths
@@ -98,7 +98,8 @@ def depth_groups(
 ) -> list[ParameterGroup]:
     """Learning rates rise geometrically from stem_lr at a trunk's stem to lr at its last group; the head has its own.
 
-    Parameters of frozen groups stop requiring gradients and belong to no group. Auxiliary heads learn as the head does.
+    Parameters of frozen groups stop requiring gradients and belong to no group. Of auxiliary heads, the classification
+    layer learns as the head does, the rest, which is the weights file's, as a trunk's last group.
     """
     groups: list[ParameterGroup] = []
     own = set()
@@ -125,14 +126,19 @@ def depth_groups(
                 weight_decay=settings.weight_decay,
                 decay_norm_and_bias=settings.decay_norm_and_bias,
             )
-    rest = [p for p in network.parameters() if id(p) not in own]
-    return groups + split_decay(
-        "head",
-        rest,
-        lr=settings.head_lr,
-        weight_decay=settings.weight_decay,
-        decay_norm_and_bias=settings.decay_norm_and_bias,
-    )
+    rest = {"auxiliary": settings.lr, "head": settings.head_lr}
+    for label, lr in rest.items():
+        own_parameters = [
+            p for name, p in network.named_parameters() if id(p) not in own and is_classifier(name) == (label == "head")
+        ]
+        groups += split_decay(
+            label,
+            own_parameters,
+            lr=lr,
+            weight_decay=settings.weight_decay,
+            decay_norm_and_bias=settings.decay_norm_and_bias,
+        )
+    return groups
 
 
 def modules_kept_in_eval(network: nn.Module, *, all_batch_norm: bool) -> frozenset[str]:

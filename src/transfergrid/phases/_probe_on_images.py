@@ -1,11 +1,12 @@
 """Phase 1 as some studies ran it: images through the network at every step, with augmentation, or with BatchNorm and
-dropout in training mode while only the classification layer learns. Nothing is cached."""
+dropout in training mode while only the classification layers learn (auxiliary heads' own included). Nothing is cached.
+"""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from transfergrid.network import JoinedNetwork, is_auxiliary
+from transfergrid.network import JoinedNetwork, is_auxiliary, is_classifier
 from transfergrid.optimization import split_decay
 from transfergrid.phases import RunContext
 from transfergrid.phases._on_images import build_joined, open_setting, train_and_record
@@ -14,11 +15,11 @@ from transfergrid.specs import ProbeSettings
 
 
 def run_probe(context: RunContext, settings: ProbeSettings) -> RunRecord:
-    """weights.pt: the head, the auxiliary heads if any, and with bn=train the trunk's buffers, which have moved."""
+    """weights.pt: the classification layers, and with bn=train the trunk's buffers, which have moved."""
     spec = context.spec
     setting = open_setting(context, tuple(b.preprocess for b in spec.backbones))
     network = build_joined(spec, context.runtime, setting, auxiliary=settings.aux_loss_weight > 0)
-    learns = [(name, p) for name, p in network.named_parameters() if _learns(name)]
+    learns = [(name, p) for name, p in network.named_parameters() if is_classifier(name)]
     for p in network.parameters():
         p.requires_grad_(False)
     for _, p in learns:
@@ -31,12 +32,12 @@ def run_probe(context: RunContext, settings: ProbeSettings) -> RunRecord:
         decay_norm_and_bias=settings.decay_norm_and_bias,
     )
     trunk = {name for name, _ in network.named_modules() if name.startswith("backbones.")}
-    auxiliary = {name for name in trunk if _learns(name)}
+    auxiliary = {name for name in trunk if is_auxiliary(name)}
 
     def saved(trained: nn.Module) -> dict[str, Tensor]:
         assert isinstance(trained, JoinedNetwork)
         buffers = dict(trained.named_buffers()) if settings.bn == "train" else {}
-        return {name: p for name, p in trained.named_parameters() if _learns(name)} | buffers
+        return {name: p for name, p in trained.named_parameters() if is_classifier(name)} | buffers
 
     assert spec.extract is not None
     return train_and_record(
@@ -49,7 +50,3 @@ def run_probe(context: RunContext, settings: ProbeSettings) -> RunRecord:
         saved=saved,
         gate_precision=spec.extract.precision,
     )
-
-
-def _learns(name: str) -> bool:
-    return name.startswith("head.") or is_auxiliary(name)

@@ -30,6 +30,8 @@ class StudySettings:
     notes: tuple[str, ...] = ()
 
 
+_BORDER = "border of the shift"  # theirs is black; ours reflects the image
+
 _PLAIN: dict[str, Any] = {
     "drop_last": False,
     "sampling": "shuffle",
@@ -69,6 +71,7 @@ _PLAIN: dict[str, Any] = {
 _IVP_NOTES = (
     "data order and random numbers of its loader are not repeated, only their distribution",
     "torchvision's version, and so the weights' download and the resize of PIL images, is not stated",
+    "its float32 convolutions ran as its GPU does them by default, in TF32; ours do not",
 )
 
 _SINGLE_PROBE = ProbeSettings(
@@ -106,9 +109,17 @@ _PAIR_FINETUNE = replace(
 
 
 def _transfer(settings: ProbeSettings | FinetuneSettings, *, cifar: bool = False) -> StudySettings:
+    beyond_options: tuple[str, ...] = ()
     if cifar:  # RandomCrop(224, padding=4) and a flip, both after the image was enlarged to 224
         settings = replace(settings, flip=True, shift_px=4, augment_at="input")
-    return StudySettings(settings=settings, image_size_px=224, weights="IMAGENET1K_V1", notes=_IVP_NOTES)
+        beyond_options = (_BORDER,)
+    return StudySettings(
+        settings=settings,
+        image_size_px=224,
+        weights="IMAGENET1K_V1",
+        beyond_options=beyond_options,
+        notes=_IVP_NOTES,
+    )
 
 
 _AUX = 0.3  # GoogLeNet's two auxiliary heads, each
@@ -142,17 +153,16 @@ _SCRATCH_CIFAR10 = ScratchSettings(
 )
 
 # ----------------------------------------------------------------------------------------------------- small_resnet18
-# Its "cosine" has T_max = steps per epoch but moves once per epoch: after 51 epochs it has come down to 96, 85, 48 %.
-_COSINE_EPOCHS = {128: 391, 256: 196, 512: 98}
+# Its "cosine" has T_max = whole batches per epoch but moves once per epoch: after 51 epochs it is at 96, 85, 48 %.
+_COSINE_EPOCHS = {128: 390, 256: 195, 512: 97}
 CIFAR_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 
 
-_SMALL_NOTES = (
-    "its crop pads with black, ours reflects; its Cutout fills with black after normalising, ours with mid grey",
-    "its Lookahead's slow weights start at step 0, ours at step k; which of the two it tested is not stated",
-    "its mean and std are the usual ones of CIFAR-10; the digits it used are not stated",
-)
+# Its Cutout fills with 0 after normalising, which is the mean colour; ours with mid grey before.
+_CUTOUT = "fill of Cutout"
+# Its slow weights start at step 0 and its fast ones are tested; ours start at step k, and the slow ones are tested.
+_LOOKAHEAD = "start of Lookahead and which of its weights are tested"
 
 
 def _small(batch_size: int, *, lr: float = 1e-2, epochs: int = 51, **changes: Any) -> StudySettings:
@@ -179,7 +189,8 @@ def _small(batch_size: int, *, lr: float = 1e-2, epochs: int = 51, **changes: An
         std=CIFAR_STD,
         selection="best_on_test",
     )
-    return StudySettings(settings=settings, image_size_px=32, weights=None, notes=_SMALL_NOTES)
+    beyond_options = (_BORDER, _CUTOUT, *((_LOOKAHEAD,) if settings.lookahead else ()))
+    return StudySettings(settings=settings, image_size_px=32, weights=None, beyond_options=beyond_options)
 
 
 def _small_sgd() -> StudySettings:
@@ -191,10 +202,18 @@ def _small_sgd() -> StudySettings:
 _ONE_CYCLE: dict[str, Any] = {
     "lr": 4e-4,
     "epochs": 31,
+    "lookahead": False,
     "schedule": "constant",
     "cosine_epochs": None,
     "lr_update": "step",
 }
+
+
+def _small_onecycle(batch_size: int) -> StudySettings:
+    """torch's OneCycleLR at its first value, which also sets Adam's beta1 to 0.95."""
+    study = _small(batch_size, **_ONE_CYCLE)
+    return replace(study, beyond_options=(*study.beyond_options, "beta1 of Adam"))
+
 
 STUDIES: dict[str, StudySettings] = {
     "single_probe_mnist": _transfer(_SINGLE_PROBE),
@@ -212,7 +231,9 @@ STUDIES: dict[str, StudySettings] = {
         settings=_SCRATCH_CIFAR10,
         image_size_px=32,
         weights=None,
-        beyond_options=("interpolation of the rotation",),
+        # It fills with 255 in images that run from 0 to 1; it turns on a larger canvas that is then resized; its
+        # corners move by whole pixels, of 0 to 4.
+        beyond_options=("fill of the rotation", "interpolation of the rotation", "steps of the perspective"),
         notes=("its order of images is not repeated, only that they are drawn with replacement",),
     ),
     "resnet50_one_epoch": StudySettings(
@@ -229,8 +250,8 @@ STUDIES: dict[str, StudySettings] = {
     "small_adam_256_lr_1e-6": _small(256, lr=1e-6),
     "small_adam_512_no_lookahead": _small(512, lookahead=False),
     "small_sgd_128": _small_sgd(),
-    "small_onecycle_128": _small(128, **_ONE_CYCLE),
-    "small_onecycle_512": _small(512, **_ONE_CYCLE),
+    "small_onecycle_128": _small_onecycle(128),
+    "small_onecycle_512": _small_onecycle(512),
     "small_adam_31": StudySettings(
         settings=None, image_size_px=32, weights=None, beyond_options=("settings not stated",)
     ),
