@@ -9,8 +9,10 @@ import numpy as np
 import report_cases as cases
 
 from transfergrid.paths import StorePaths
+from transfergrid.report import figures
 from transfergrid.report.comparison import Comparison, read_comparison
-from transfergrid.report.figures import few_images, make_figures, style
+from transfergrid.report.figures import few_images, style
+from transfergrid.report.figures.material import Material
 
 
 def comparison(folder: Path) -> Comparison:
@@ -51,6 +53,9 @@ def test_the_points_are_the_rows_means_and_the_bars_their_intervals(tmp_path: Pa
 
 
 def test_it_stands_among_the_figures_of_a_report(tmp_path: Path) -> None:
-    figures, _ = make_figures(comparison(tmp_path), tmp_path / "figures")
-    (figure,) = [f for f in figures if f.name.startswith("images-")]
-    assert figure.png.stat().st_size > 5_000 and figure.section == "accuracy" and len(figure.row_keys) == 6
+    assert few_images in figures._KINDS
+    (sketch,) = few_images.sketches(Material(comparison=comparison(tmp_path), images=figures.no_images))
+    assert (sketch.section, len(sketch.rows)) == ("accuracy", 6) and sketch.name.startswith("images-mnist-probe-")
+    with style.house_style():
+        png, _ = style.save(sketch.draw(), tmp_path, sketch.name)
+    assert png.stat().st_size > 5_000
