@@ -89,7 +89,7 @@ def draw_intervals(page: Sequence[Sequence[Labelled]], *, title: str) -> Figure:
             Line2D([], [], marker="D", linestyle="", markerfacecolor="white", markeredgecolor=style.RED, markersize=5)
         )
         texts.append("published")
-    style.legend_above(figure, handles, texts)
+    style.legend_below(figure, handles, texts)
     return figure
 
 
@@ -111,7 +111,7 @@ def draw_train_test(page: Sequence[Sequence[Labelled]], *, title: str) -> Figure
         axes.set_xlim(0, 112)
         axes.set_xticks([0, 20, 40, 60, 80, 100])
         axes.set_xlabel("accuracy [%]")
-    style.legend_above(figure, [Patch(**look) for _, look in looks], [split for split, _ in looks])
+    style.legend_below(figure, [Patch(**look) for _, look in looks], [split for split, _ in looks])
     return figure
 
 

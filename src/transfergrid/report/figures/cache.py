@@ -91,17 +91,14 @@ def draw_passes(passes: Sequence[Passes], *, title: str) -> Figure:
         {"facecolor": style.BLUE, "edgecolor": style.BLUE},
     )
     counts = [count for p in passes for count in (p.done, p.needed) if count]
-    lowest = min(counts, default=1) / 3
-    axes.set_xlim(lowest, max(counts, default=10) * 5)
-    style.count_axis(axes, "x", log=True)
+    axes.set_xlim(0, 1.3 * max(counts, default=1))
+    style.count_axis(axes)
     for y, p in enumerate(passes):
         ratio = f" (x {style.count_text(p.needed / p.done)})" if p.done else ""
         texts = (f"{p.done:,}" if p.done else "none: there before", f"{p.needed:,}{ratio}")
         for offset, count, look, text in zip((0.2, -0.2), (p.done, p.needed), looks[::-1], texts, strict=True):
             axes.barh(y + offset, count, height=0.36, **look)
-            axes.annotate(
-                text, (max(count, lowest), y + offset), (3, 0), textcoords="offset points", va="center", fontsize=7
-            )
+            axes.annotate(text, (count, y + offset), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_xlabel("forward passes (images)")
-    style.legend_above(figure, [Patch(**look) for look in looks], ["without the cache", "done once"])
+    style.legend_below(figure, [Patch(**look) for look in looks], ["without the cache", "done once"])
     return figure

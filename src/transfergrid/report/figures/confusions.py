@@ -111,7 +111,7 @@ def draw_matrices(matrices: Sequence[tuple[str, Array]], names: Sequence[str], *
     for axes, (split, counts_CC) in zip(panels, matrices, strict=True):
         _matrix(axes, counts_CC, names)
         accuracy = counts_CC.trace() / max(counts_CC.sum(), 1)
-        axes.set_title(f"{split}: {100 * accuracy:.2f} % of {style.count_text(float(counts_CC.sum()))} images")
+        axes.set_title(f"{split}: {100 * accuracy:.2f} % of {counts_CC.sum():,} images")
     panels[0].set_ylabel("true class")
     return figure
 
@@ -199,6 +199,7 @@ def _pair_bars(axes: Axes, pairs: Sequence[tuple[int, int, int]], names: Sequenc
     for y, count in enumerate(counts):
         axes.annotate(str(count), (count, y), (3, 0), textcoords="offset points", va="center", fontsize=7)
     axes.set_xlim(0, 1.2 * max(counts))
+    style.whole_numbers(axes, 6)
     axes.set_xlabel("images taken for the other class")
     axes.set_title("true → predicted", fontsize=8)
 
@@ -223,4 +224,4 @@ def _pair_examples(axes: Axes, material: Material, run: RunRecord, pairs: Sequen
     height = len(pairs)
     tiles(axes, images, lines, columns=EXAMPLES)
     axes.set_ylim(height - 0.4, -0.6)
-    axes.set_title("first seed's", fontsize=8)
+    axes.set_title("images, first seed", fontsize=8)

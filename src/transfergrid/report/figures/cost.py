@@ -41,7 +41,7 @@ def sketches(material: Material) -> Iterator[Sketch]:
                 name=group_name("sizes", dataset) + style.page_suffix(number),
                 title=f"Parameters and size of the models on {dataset}",
                 caption="All parameters, frozen or not, with the head; size: 1e6 bytes of float32 parameters and "
-                "buffers. Both axes are logarithmic.",
+                "buffers.",
                 section="cost",
                 rows=tuple(row for row, _ in page[0]),
                 draw=partial(draw_sizes, page[0], title=dataset),
@@ -81,7 +81,7 @@ def draw_scatter(rows: Sequence[ComparisonRow], *, title: str) -> Figure:
     phases = dict.fromkeys(row.phase for row in rows)
     handles = [_mark(phase) for phase in phases]
     handles.append(Line2D([], [], color=style.BLACK, linewidth=1.0))
-    style.legend_above(figure, handles, [*phases, "Pareto front"])
+    style.legend_below(figure, handles, [*phases, "Pareto front"])
     return figure
 
 
@@ -119,8 +119,9 @@ def _scatter(
         )
     costs = [cost for _, cost, _ in found]
     axes.set_xlim(min(costs) / 1.4, max(costs) * 1.4)
-    style.count_axis(axes, "x", log=True)
-    front = [found[i] for i in pareto_front([(cost, accuracy) for _, cost, accuracy in found])]
+    style.count_axis(axes, log=True)
+    # Three digits: a head of one output more is no other price.
+    front = [found[i] for i in pareto_front([(float(f"{cost:.3g}"), accuracy) for _, cost, accuracy in found])]
     # Steps, because between two rows there is nothing to choose.
     corners = [(cost, accuracy) for _, cost, accuracy in front]
     axes.step(*zip(*corners, strict=True), where="post", color=style.BLACK, linewidth=1.0, zorder=2)
@@ -159,17 +160,21 @@ def draw_sizes(column: Sequence[tuple[ComparisonRow, str]], *, title: str) -> Fi
     )
     for axes, (name, read), hatch in zip(panels, readings, ("", "////"), strict=True):
         values = [float(read(row) or 0.0) for row, _ in column]
-        positive = [value for value in values if value > 0] or [1.0]
-        axes.set_xlim(min(positive) / 4, max(positive) * 4)
-        style.count_axis(axes, "x", log=True)
         axes.barh(
-            range(len(values)), values, height=0.66, color=style.SKY, edgecolor=style.BLACK, linewidth=0.5, hatch=hatch
+            range(len(values)),
+            values,
+            height=0.66,
+            color=style.SKY,
+            edgecolor=style.BLACK,
+            linewidth=0.5,
+            hatch=hatch,
         )
         for y, value in enumerate(values):
             axes.annotate(
-                style.count_text(value), (max(value, min(positive) / 4), y), (3, 0), textcoords="offset points",
-                va="center", fontsize=7,
-            )  # fmt: skip
+                style.count_text(value), (value, y), (3, 0), textcoords="offset points", va="center", fontsize=7
+            )
+        axes.set_xlim(0, 1.22 * max(values))
+        style.count_axis(axes)
         axes.set_xlabel(name)
     style.name_lines(panels[0], [label for _, label in column])
     panels[1].grid(visible=False, axis="y")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transfergrid.records import RunRecord
 from transfergrid.report.comparison import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Rows, Sketch, group_name, row_labels, row_name
-from transfergrid.report.figures.tracks import Track, binned_steps, mean_over_seeds, probe_of, track
+from transfergrid.report.figures.tracks import Track, binned_steps, mean_over_seeds, parted, probe_of, track
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,52 +74,45 @@ def draw_curves(tracks: Sequence[Track], *, title: str) -> Figure:
     for axis, place in ((axes[0][0], 0), (axes[0][1], 0), (axes[1][0], 1), (axes[1][1], 1)):
         _mark_joints(axis, tracks[0], place)
     handles, texts = axes[0][0].get_legend_handles_labels()
-    style.legend_above(figure, handles, texts)
+    style.legend_below(figure, handles, texts)
     return figure
 
 
 def per_epoch(axes: Axes, tracks: Sequence[Track], metric: str) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     scale = 100 if metric == "accuracy" else 1
     longest = 0
+    joints = [epochs for epochs, _ in tracks[0].joints]
     for split, (colour, dashes, marker) in style.SPLITS.items():
         name = f"{split}/{metric}"
         xs, means = mean_over_seeds(tracks, name)
         if not xs:
             continue
         longest = max(longest, *xs)
-        if len(tracks) > 1:
-            for one in tracks:
-                seed_xs, values = one.epochs[name]
-                axes.plot(seed_xs, [scale * v for v in values], dashes, color=colour, linewidth=0.6, alpha=0.5)
-        every = max(1, len(xs) // 15)
-        axes.plot(
-            xs,
-            [scale * v for v in means],
-            dashes,
-            color=colour,
-            marker=marker,
-            markevery=every,
-            label=split if split != "train" else "train (running mean)",
-        )
+        for one in tracks if len(tracks) > 1 else ():
+            for part_xs, values in parted(*one.epochs[name], joints):
+                axes.plot(part_xs, [scale * v for v in values], dashes, color=colour, linewidth=0.6, alpha=0.5)
+        every, label = max(1, len(xs) // 15), split if split != "train" else "train (running mean)"
+        for part_xs, values in parted(xs, means, joints):
+            look: dict[str, Any] = {"color": colour, "marker": marker, "label": label}
+            axes.plot(part_xs, [scale * v for v in values], dashes, markevery=every, **look)
+            label = "_again"  # one entry in the legend
     axes.set_xlim(0.5, longest + 0.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    style.whole_numbers(axes, 10)
     axes.set_xlabel("epoch")
 
 
 def per_batch(axes: Axes, tracks: Sequence[Track], metric: str) -> None:
     scale = 100 if metric == "accuracy" else 1
-    found = binned_steps(tracks, f"train/{metric}")
     axes.set_xlabel("batch")
-    style.count_axis(axes, "x", log=False)
-    if found is None:
+    style.count_axis(axes)
+    parts = binned_steps(tracks, f"train/{metric}")
+    if not parts:
         axes.text(0.5, 0.5, "no batch was logged", transform=axes.transAxes, ha="center")
         return
-    x_B, low_B, high_B, mean_B = found
-    axes.fill_between(x_B, scale * low_B, scale * high_B, color=style.SKY, alpha=0.35, linewidth=0)
-    axes.plot(x_B, scale * mean_B, color=style.BLUE)
-    axes.set_xlim(0, x_B[-1] + 1)
+    for x_B, low_B, high_B, mean_B in parts:
+        axes.fill_between(x_B, scale * low_B, scale * high_B, color=style.SKY, alpha=0.35, linewidth=0)
+        axes.plot(x_B, scale * mean_B, color=style.BLUE)
+    axes.set_xlim(0, parts[-1][0][-1] + 1)
 
 
 def _mark_joints(axes: Axes, first: Track, place: int) -> None:
@@ -155,8 +148,6 @@ def _of_settings(material: Material, dataset: str, phase: str, rows: Rows) -> Sk
 
 
 def _draw_settings(material: Material, rows: Rows, split: str, *, title: str) -> Figure:
-    from matplotlib.ticker import MaxNLocator
-
     name = f"{split}/accuracy"
     # Of its own phase alone: where a fine-tuning began is another figure's matter.
     curves = [_own_phase(material, runs, name) for _, runs in rows]
@@ -177,7 +168,7 @@ def _draw_settings(material: Material, rows: Rows, split: str, *, title: str) ->
         axes.plot(xs, [100 * v for v in values], dashes, color=colour, marker=marker, markevery=every, zorder=3)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"accuracy on {split} [%]")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=12, min_n_ticks=1))
+    style.whole_numbers(axes, 12)
     axes.set_ylim(axes.get_ylim())
     axes.set_xlim(axes.get_xlim())
     points = [(xs[-1], 100 * values[-1]) for _, xs, values in named]

@@ -27,7 +27,7 @@ def sketches(material: Material) -> Iterator[Sketch]:
     for (dataset, phase), rows in material.groups().items():
         tested = [(row, runs) for row, runs in rows if row.test_accuracy is not None]
         tested.sort(key=lambda pair: -(pair[0].test_accuracy or 0.0))
-        labels = style.shorten_all(row_labels([row for row, _ in tested]), 28)
+        labels = style.shorten_all(row_labels([row for row, _ in tested]), 32)
         panels = [(row, runs, label) for (row, runs), label in zip(tested, labels, strict=True)]
         per_page = PANELS_PER_LINE * LINES_PER_PAGE
         for number in range(-(-len(panels) // per_page)):

@@ -95,10 +95,13 @@ def new_figure(width_in: float, height_in: float, title: str = "") -> Figure:
 def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     """Write <name>.png and <name>.svg; no dates and no random ids in them."""
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
+    engine = figure.get_layout_engine()
+    if engine is not None:  # once, here: savefig would draw everything twice for each format
+        engine.execute(figure)
+        figure.set_layout_engine(None)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
     durable.write_bytes(png, content.getvalue())
-    figure.set_layout_engine("none")  # it is laid out; once more would only take time
     content = io.BytesIO()
     figure.savefig(content, format="svg", metadata={"Date": None, "Creator": "transfergrid"})
     durable.write_bytes(svg, content.getvalue())
@@ -211,12 +214,12 @@ def side_labels(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequen
         )
 
 
-def legend_above(figure: Figure, handles: Sequence[Artist], texts: Sequence[str], *, per_line: int = 5) -> None:
+def legend_below(figure: Figure, handles: Sequence[Artist], texts: Sequence[str], *, per_line: int = 5) -> None:
     """One legend for the whole figure, outside of the axes."""
     figure.legend(
         list(handles),
         list(texts),
-        loc="outside upper center",
+        loc="outside lower center",
         ncols=min(per_line, len(texts)),
         handlelength=2.6,
     )
@@ -230,16 +233,23 @@ def name_lines(axes: Axes, texts: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
 
 
-def count_axis(axes: Axes, which: str, *, log: bool) -> None:
-    """Ticks like `20k` and `5M`; on a log axis at 1, 2 and 5, or at powers of ten where it is long."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+def count_axis(axes: Axes, *, log: bool = False) -> None:
+    """Ticks of the x axis like `20k` and `5M`; on a log axis at 1, 2 and 5, or at powers of ten where it is long."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    axis = axes.xaxis if which == "x" else axes.yaxis
     if log:
-        (axes.set_xscale if which == "x" else axes.set_yscale)("log")
-        low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
-        decades = math.log10(high / low)
-        subs = (1.0, 2.0, 5.0) if decades < 2.5 else (1.0,)
-        axis.set_major_locator(LogLocator(subs=subs, numticks=12))
-        axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        subs = (1.0, 2.0, 5.0) if math.log10(high / low) < 2.5 else (1.0,)
+        axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
+
+
+def whole_numbers(axes: Axes, most: int) -> None:
+    """At most so many ticks on the x axis, at whole numbers."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=most, min_n_ticks=1))

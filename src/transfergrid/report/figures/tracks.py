@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
 
 import numpy as np
 
@@ -81,20 +82,39 @@ def mean_over_seeds(tracks: Sequence[Track], name: str) -> tuple[list[int], list
     return whole, [float(np.mean(values[x])) for x in whole]
 
 
-def binned_steps(tracks: Sequence[Track], name: str) -> tuple[Array, Array, Array, Array] | None:
-    """Per bin of batches, all seeds together: (x, lowest, highest, smoothed mean); None where no step was logged."""
-    pairs: list[Any] = [pair for one in tracks for pair in zip(*one.steps.get(name, ([], [])), strict=True)]
-    if not pairs:
-        return None
-    x_P, value_P = np.array(pairs, dtype=np.float64).T
-    width = max(1.0, float(np.ceil(x_P.max() / MAX_BINS)))
-    bin_P = (np.ceil(x_P / width) - 1).astype(np.int64)
-    bins_B, place_P = np.unique(bin_P, return_inverse=True)
+def parted(xs: Sequence[int], values: Sequence[float], joints: Sequence[int]) -> list[tuple[list[int], list[float]]]:
+    """One curve as one piece per phase: what lies between two phases is no training. joints: where a phase ends."""
+    edges = [0, *joints, max(xs, default=0)]
+    pieces = []
+    for low, high in pairwise(edges):
+        inside = [(x, value) for x, value in zip(xs, values, strict=True) if low < x <= high]
+        if inside:
+            pieces.append(([x for x, _ in inside], [value for _, value in inside]))
+    return pieces
+
+
+def binned_steps(tracks: Sequence[Track], name: str) -> list[tuple[Array, Array, Array, Array]]:
+    """Per phase, and in it per bin of batches, all seeds together: (x, lowest, highest, smoothed mean), each (B,)."""
+    joints = [steps for _, steps in tracks[0].joints]
+    logged = [one.steps[name] for one in tracks if name in one.steps]
+    longest = max((max(xs) for xs, _ in logged), default=0)
+    width = max(1, -(-longest // MAX_BINS))
+    pieces: dict[int, list[tuple[int, float]]] = {}
+    for xs, values in logged:
+        for x, value in zip(xs, values, strict=True):
+            pieces.setdefault(bisect_left(joints, x), []).append((x, value))
+    return [_binned(pieces[phase], width) for phase in sorted(pieces)]
+
+
+def _binned(pairs: Sequence[tuple[int, float]], width: int) -> tuple[Array, Array, Array, Array]:
+    x_P, value_P = np.array([x for x, _ in pairs]), np.array([value for _, value in pairs])
+    bins_B, place_P = np.unique((x_P - 1) // width, return_inverse=True)
     low_B, high_B = np.full(len(bins_B), np.inf), np.full(len(bins_B), -np.inf)
     np.minimum.at(low_B, place_P, value_P)
     np.maximum.at(high_B, place_P, value_P)
     mean_B = np.bincount(place_P, weights=value_P) / np.bincount(place_P)
-    return (bins_B + 0.5) * width + 0.5, low_B, high_B, smoothed(mean_B, reach=max(1, len(bins_B) // 40))
+    x_B = bins_B * width + (width + 1) / 2
+    return x_B, low_B, high_B, smoothed(mean_B, reach=max(1, len(bins_B) // 40))
 
 
 def smoothed(values_B: Array, *, reach: int) -> Array:
