@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from transfergrid import architectures
 from transfergrid.backbones import names as backbone_names
 from transfergrid.backbones.timm_names import timm_names
-from transfergrid.commands import launch, report, run_phase
+from transfergrid.commands import launch, predict, report, run_phase
 from transfergrid.config import Request, load_grid, load_run
 from transfergrid.config.compose import choices, compose_config, conf_dir
 from transfergrid.errors import ConfigError
@@ -338,7 +338,7 @@ def test_the_names_of_timms_networks_are_those_timm_lists() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- help
-@pytest.mark.parametrize("script", [launch, run_phase, report], ids=lambda m: m.__name__.rsplit(".", 1)[-1])
+@pytest.mark.parametrize("script", [launch, run_phase, report, predict], ids=lambda m: m.__name__.rsplit(".", 1)[-1])
 def test_help_lists_examples_exit_codes_and_every_key(
     script: object, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -346,7 +346,7 @@ def test_help_lists_examples_exit_codes_and_every_key(
     assert script.main() == 0  # type: ignore[attr-defined]
     text = capsys.readouterr().out
     assert "usage: python jobs/" in text and "exit codes: 0 completed, 1 something failed" in text
-    if script is not report:
+    if script not in (report, predict):
         for key in ("grid.models=", "phase.finetune.lr=0.01", "store.dir=results", "device=auto", "dry_run=false"):
             assert f"  {key}" in text
         assert len(text.splitlines()) > 120

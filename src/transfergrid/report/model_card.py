@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -81,12 +82,12 @@ def _summary(record: RunRecord, facts: CardFacts) -> str:
 def _use(facts: CardFacts) -> str:
     files = markdown_table(["file", "holds"], [[name, FILES[name]] for name in facts.files], left=2)
     if facts.script is None:
-        return f"{files}\n```python\n{STATE_DICT_ONLY}```\n"
+        return f"{files}\n{_fenced('python', STATE_DICT_ONLY)}"
     checked = (
         f"Read back from its file, the program's logits differ from the network's by {facts.largest_difference:.2g}"
     )
     run = "`python load.py picture.jpg` prints a picture's class; this is `load.py`, which needs PyTorch alone"
-    return f"{files}\n{checked} at most.\n\n{run} (Pillow to open files):\n\n```python\n{facts.script}```\n"
+    return f"{files}\n{checked} at most.\n\n{run} (Pillow to open files):\n\n{_fenced('python', facts.script)}"
 
 
 def _results(record: RunRecord, test: Predictions | None) -> str:
@@ -210,11 +211,18 @@ def _licence(spec: RunSpec) -> str:
 def _made(record: RunRecord, paths: RunPaths, facts: CardFacts) -> str:
     commands = commands_of([record.spec], StorePaths(paths.root.parent.parent))
     export = shlex.join(["python", "jobs/predict.py", *facts.arguments])
-    text = "```sh\n" + "".join(f"{command.line}\n" for command in commands) + f"{export}\n```\n\n"
+    text = _fenced("sh", "".join(f"{command.line}\n" for command in commands) + f"{export}\n") + "\n"
     text += "".join(f"- {_plain(told)}\n" for command in commands for told in command.to_fill_in)
     seen: dict[str, Any] = {"wall seconds": record.wall_s, "GPU seconds": record.gpu_s, **record.provenance}
     lines = [[name, _plain(str(value))] for name, value in seen.items() if value is not None]
     return text + "\n" + markdown_table(["provenance", "value"], lines, left=2)
+
+
+def _fenced(language: str, code: str) -> str:
+    """A code block that nothing in the code can end."""
+    longest = max((len(ticks) for ticks in re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{code}{fence}\n"
 
 
 def _plain(text: str) -> str:

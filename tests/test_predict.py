@@ -1,0 +1,439 @@
+"""jobs/predict.py: a finished run on a folder of images, and its export, which must give the run's own logits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from small_runs import carry_out, final_run, paths_of, record_of, request
+from tiny_data import random_images, save_image
+
+from transfergrid import data, export
+from transfergrid.classes import match_classes
+from transfergrid.commands import predict
+from transfergrid.config import Request
+from transfergrid.data.image_folder import decode
+from transfergrid.errors import DataError, MachineError, ParityError
+from transfergrid.finished import Reading, network_of_run, reading_of
+from transfergrid.inference import Predicted, csv_header, csv_row, predict_files
+from transfergrid.preprocess import prepare_one
+from transfergrid.records import read_predictions
+from transfergrid.report.model_card import CardFacts, model_card
+from transfergrid.report.statistics import wilson
+from transfergrid.specs import PreprocessSpec
+
+PAIR = "model=tinynet_mnist+tinynet_cifar"
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store, a cache, and below `pictures` the digits' test images as PNG, named by their index."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("predict")
+    pixels_NHWC = data.load("digits", split="test", data_dir=folder).array()
+    for index in range(len(pixels_NHWC)):
+        save_image(folder / "pictures" / f"{index:03d}.png", pixels_NHWC[index, ..., 0])
+    return folder
+
+
+def finished(place: Path, *arguments: str) -> Request:
+    asked = request(place, *arguments)
+    assert carry_out(asked) in ("completed", "reused")
+    return asked
+
+
+@pytest.fixture(scope="module")
+def scratch(place: Path) -> Request:
+    return finished(place, "model=tinynet", "phase=scratch")
+
+
+@pytest.fixture(scope="module")
+def pair(place: Path) -> Request:
+    return finished(place, PAIR, "phase=finetune")
+
+
+def answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: Path, *arguments: str
+) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of the script, in this process."""
+    places = [f"store.dir={place / 'store'}", f"cache.dir={place / 'cache'}", "device=cpu", "cluster.num_threads=1"]
+    monkeypatch.setattr("sys.argv", ["jobs/predict.py", *arguments, *places])
+    exit_code = predict.main()
+    said = capsys.readouterr()
+    return exit_code, said.out, said.err
+
+
+def logits_of(asked: Request, folder: Path, files: list[str]) -> NDArray[np.float32]:
+    run = final_run(asked)
+    network, preprocess = network_of_run(run, paths_of(run, asked.runtime), asked.runtime)
+    network = network.to(CPU, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    found = list(predict_files(network, preprocess, folder, files, reading=reading_of(run), device=CPU))
+    assert [p.file for p in found] == files
+    return np.stack([p.logits_C for p in found if p.logits_C is not None])
+
+
+# ------------------------------------------------------------------------------------------------------------- logits
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["model=tinynet", "phase=scratch"],
+        ["model=tinynet", "phase=scratch", "phase.scratch.precision=bf16", "dataset.image_size_px=16"],
+        ["model=tinynet", "phase=scratch", "phase.scratch.test_bn=batch"],
+        [PAIR, "phase=finetune"],
+    ],
+    ids=["scratch", "bf16 at another size", "BatchNorm by the batch", "pair"],
+)
+def test_the_same_images_as_png_give_the_stored_test_logits_to_the_bit(place: Path, arguments: list[str]) -> None:
+    asked = finished(place, *arguments)
+    stored = read_predictions(paths_of(final_run(asked), asked.runtime))["test"]
+    found_NC = logits_of(asked, place / "pictures", [f"{index:03d}.png" for index in stored.index_N])
+    assert np.array_equal(found_NC.astype(np.float16), stored.logits_NC)
+
+
+def test_a_probe_gives_what_its_head_gave_on_cached_features_but_for_their_rounding(place: Path, pair: Request) -> None:
+    probe = finished(place, PAIR, "phase=probe")
+    assert final_run(probe).run_id in pair.runs
+    stored = read_predictions(paths_of(final_run(probe), probe.runtime))["test"]
+    found_NC = logits_of(probe, place / "pictures", [f"{index:03d}.png" for index in stored.index_N])
+    np.testing.assert_allclose(found_NC, stored.logits_NC.astype(np.float32), atol=2e-2)
+    assert (found_NC.argmax(1) == stored.predicted_N).mean() >= 0.99
+
+
+def test_few_images_are_in_memory_however_many_there_are(
+    place: Path, scratch: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def noticed(path: Path) -> NDArray[np.uint8]:
+        read.append(path)
+        return decode(path)
+
+    monkeypatch.setattr("transfergrid.inference.decode", noticed)
+    run = final_run(scratch)
+    network, preprocess = network_of_run(run, paths_of(run, scratch.runtime), scratch.runtime)
+    files = [f"{index:03d}.png" for index in range(100)]
+    reading = Reading("fp32", "running", 10)
+    for done, _ in enumerate(
+        predict_files(network, preprocess, place / "pictures", files, reading=reading, device=CPU), start=1
+    ):
+        assert len(read) <= done + 2 * reading.batch_size
+    assert len(read) == done == 100
+
+
+# ---------------------------------------------------------------------------------------------------------------- csv
+def test_a_row_holds_the_best_classes_with_their_probabilities() -> None:
+    logits_C = np.log(np.array([0.1, 0.6, 0.3], dtype=np.float32))
+    assert csv_header(2) == "file predicted probability class_1 probability_1 class_2 probability_2 error".split()
+    row = csv_row(Predicted("a.png", logits_C, None), ["x", "y", "z"], top_k=2)
+    assert row == ["a.png", "y", "0.600000", "y", "0.600000", "z", "0.300000", ""]
+    assert csv_row(Predicted("b.png", None, "torn"), ["x", "y", "z"], top_k=2) == ["b.png", *[""] * 6, "torn"]
+
+
+def test_images_in_subfolders_are_predicted_and_unreadable_ones_named(
+    place: Path,
+    scratch: Request,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    images = tmp_path / "mixed"
+    for name, size in (("b.png", (8, 8)), ("sub/a.jpg", (40, 25)), ("sub/deep/c.webp", (5, 9))):
+        save_image(images / name, Image.fromarray(random_images(size[1], size[0], 3)))
+    (images / "sub" / "torn.png").write_bytes((images / "b.png").read_bytes()[:60])
+    (images / "notes.txt").write_text("no image")
+    output = tmp_path / "new" / "out.csv"
+    run = f"run={final_run(scratch).run_id}"
+    asked = (run, f"images={images}", f"output={output}", "top_k=3")
+    exit_code, out, err = answer(monkeypatch, capsys, place, *asked)
+    assert (exit_code, out) == (1, "")
+    lines = err.splitlines()
+    assert len(lines) == 2 and lines[0].startswith("unreadable: ") and "sub/torn.png cannot be read" in lines[0]
+    assert lines[1] == "1 image of 4 could not be read"
+    with open(output, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == ["b.png", "sub/a.jpg", "sub/deep/c.webp", "sub/torn.png"]
+    assert "cannot be read as an image" in rows[3]["error"] and rows[3]["predicted"] == ""
+    for row in rows[:3]:
+        assert (row["predicted"], row["probability"], row["error"]) == (row["class_1"], row["probability_1"], "")
+        shares = [float(row[f"probability_{rank}"]) for rank in (1, 2, 3)]
+        assert shares == sorted(shares, reverse=True) and 0.1 <= shares[0] < 1
+    assert [p.name for p in output.parent.iterdir()] == ["out.csv"]
+
+
+def test_without_output_the_csv_goes_to_standard_output_and_a_run_may_be_given_as_its_folder(
+    place: Path, scratch: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_image(tmp_path / "images" / "a.png", random_images(8, 8))
+    run = paths_of(final_run(scratch), scratch.runtime).root
+    exit_code, out, err = answer(monkeypatch, capsys, place, f"run={run}", f"images={tmp_path / 'images'}")
+    assert (exit_code, err) == (0, "")
+    header, row = out.splitlines()
+    assert header.endswith("class_5,probability_5,error") and row.startswith("a.png,")
+
+
+# ------------------------------------------------------------------------------------------------------ bad arguments
+@pytest.mark.parametrize(
+    ("arguments", "telling"),
+    [
+        ([], "run= is needed"),
+        (["run=RUN"], "give images=DIR, export=DIR or both"),
+        (["run=RUM", "images=pictures"], "did you mean"),
+        (["run=../x", "images=pictures"], "is neither a run's folder nor in"),
+        (["run=EVALUATION", "images=pictures"], "is of phase evaluate; give one of probe, finetune or scratch"),
+        (["run=FAILED", "images=pictures"], "has failed (data: torn)"),
+        (["run=UNFINISHED", "images=pictures"], "has not finished"),
+        (["run=RUN", "images=nowhere"], "images='nowhere' is not a folder"),
+        (["run=RUN", "images=empty"], "images='empty' holds no images; wanted files ending in .jpg"),
+        (["run=RUN", "images=pictures", "top_k=11"], "top_k=11 is not a whole number from 1 to 10"),
+        (["run=RUN", "images=pictures", "top_k=0"], "top_k=0"),
+        (["run=RUN", "images=pictures", "topk=3"], "unknown key 'topk'; did you mean 'top_k'?"),
+        (["run=RUN", "images=pictures", "images=pictures"], "'images' is given twice"),
+        (["run=RUN", "images=pictures", "export_format=onnx"], "export_format= goes with export=DIR"),
+        (["run=RUN", "export=new", "export_format=onnx"], "not one of all, state_dict, torch_export"),
+        (["run=RUN", "export=new", "top_k=2"], "top_k= goes with images=DIR"),
+        (["run=RUN", "export=pictures"], "export='pictures' holds other files; give a new folder"),
+        (["run=RUN", "export=a_file/new"], "a_file is a file, where a folder is needed"),
+        (["run=RUN", "images=pictures", "output=empty"], "output='empty' is a folder"),
+        (["run=RUN", "images=pictures", "weights_files.vgg16=a_file"], "the run has no such backbone; it has: none"),
+        (["run=RUN", "images"], "'images' is not of the form key=value"),
+        (["run=RUN", "images="], "'images=' names nothing"),
+    ],
+)
+def test_what_makes_no_sense_gets_one_line_and_exit_code_2(
+    place: Path,
+    scratch: Request,
+    arguments: list[str],
+    telling: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(place)
+    (place / "empty").mkdir(exist_ok=True)
+    (place / "a_file").write_text("")
+    run = final_run(scratch).run_id
+    names = {"EVALUATION": "evaluation", "UNFINISHED": "unfinished", "FAILED": "failed", "RUN": run, "RUM": run[:-1]}
+    record = json.loads(paths_of(final_run(scratch), scratch.runtime).record.read_text())
+    evaluation = request(place, "phase=evaluate", f"run={run}")
+    others = {
+        "failed": record | {"status": "failed", "failure_class": "data", "error": "torn"},
+        "evaluation": record | {"spec": json.loads(_spec_json(evaluation))},
+    }
+    for name in ("failed", "evaluation", "unfinished"):
+        folder = place / "store" / "runs" / name
+        folder.mkdir(exist_ok=True)
+        (folder / "spec.json").write_text("{}")
+        if name in others:
+            (folder / "record.json").write_text(json.dumps(others[name]))
+    filled = [f"run={names.get(a[4:], a[4:])}" if a.startswith("run=") else a for a in arguments]
+    exit_code, out, err = answer(monkeypatch, capsys, place, *filled)
+    assert (exit_code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and telling in err, err
+    assert not (place / "new").exists()
+
+
+def _spec_json(asked: Request) -> str:
+    from transfergrid.specs import canonical_json
+
+    return canonical_json(final_run(asked))
+
+
+def test_a_probe_whose_backbone_came_from_a_file_asks_for_that_file(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transfergrid.backbones import builtin_file
+
+    weights = tmp_path / "mine.pt"
+    weights.write_bytes(builtin_file("tinynet_mnist").read_bytes())
+    probe = finished(place, "model=tinynet_mnist", "phase=probe", f"weights={weights}")
+    moved = weights.rename(tmp_path / "moved.pt")
+    save_image(tmp_path / "images" / "a.png", random_images(8, 8))
+    asked = (f"run={final_run(probe).run_id}", f"images={tmp_path / 'images'}")
+    exit_code, _, err = answer(monkeypatch, capsys, place, *asked)
+    assert exit_code == 1 and "give weights_files.tinynet_mnist=FILE" in err
+    assert answer(monkeypatch, capsys, place, *asked, f"weights_files.tinynet_mnist={moved}")[0] == 0
+
+
+def test_the_script_answers_help_and_refuses_nonsense_without_loading_torch() -> None:
+    code = (
+        "import sys; sys.argv = ['predict.py', sys.argv[1]]\n"
+        "from transfergrid.commands.predict import main\n"
+        "code = main(); print('torch' in sys.modules, code)"
+    )
+    for argument, ending in (("--help", "False 0"), ("run=nothing", "False 2")):
+        done = subprocess.run([sys.executable, "-c", code, argument], capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == ending
+    done = subprocess.run([sys.executable, JOBS / "predict.py", "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: python jobs/predict.py key=value ...") and "exit codes: 0" in done.stdout
+
+
+# -------------------------------------------------------------------------------------------------------------- export
+LOADED = """
+import sys, torch
+sys.path.insert(0, sys.argv[1])
+import load
+images = torch.load(sys.argv[2])
+wide = dict(load.INPUTS[0], mode="recipe", resize_px=40, crop_px=30, interpolation="bicubic")
+pixels = [load.read(sys.argv[4], how) for how in (*load.INPUTS, wide)]
+assert not {"transfergrid", "torchvision", "timm"} & set(sys.modules)
+torch.save([load.logits(*images), *pixels], sys.argv[3])
+"""
+
+
+def test_an_export_loaded_with_torch_alone_gives_the_networks_logits(
+    place: Path,
+    pair: Request,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = final_run(pair)
+    folder = tmp_path / "export"
+    exit_code, out, err = answer(monkeypatch, capsys, place, f"run={run.run_id}", f"export={folder}")
+    assert (exit_code, out) == (0, "") and "largest difference" in err.splitlines()[-1]
+    names = ["README.md", "classes.json", "load.py", "model.pt2", "preprocessing.json", "weights.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    assert json.loads((folder / "classes.json").read_text()) == list("0123456789")
+
+    network, preprocess = network_of_run(run, paths_of(run, pair.runtime), pair.runtime)
+    picture = save_image(tmp_path / "odd.png", Image.fromarray(random_images(57, 83, 3)))
+    images = [torch.from_numpy(random_images(7, 3, p.crop_px, p.crop_px)) for p in preprocess]
+    torch.save(images, tmp_path / "images.pt")
+    places = [folder, tmp_path / "images.pt", tmp_path / "found.pt", picture]
+    subprocess.run([sys.executable, "-c", LOADED, *map(str, places)], check=True, capture_output=True)
+    found_NC, *pixels = torch.load(tmp_path / "found.pt")
+    inputs = [
+        (x.float() / 255 - torch.tensor(p.mean).view(3, 1, 1)) / torch.tensor(p.std).view(3, 1, 1)
+        for x, p in zip(images, preprocess, strict=True)
+    ]
+    with torch.no_grad():
+        expected_NC, _ = network(*inputs)
+    assert expected_NC.shape == (7, 10) and float((found_NC - expected_NC).abs().max()) <= 1e-4
+    wide = PreprocessSpec(
+        mode="recipe", resize_px=40, crop_px=30, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    decoded = np.asarray(Image.open(picture))
+    for spec, read in zip((*preprocess, wide), pixels, strict=True):
+        assert np.array_equal(read[0].permute(1, 2, 0).numpy(), prepare_one(decoded, spec))
+
+
+def test_exported_weights_are_the_networks_own_and_an_older_export_leaves_nothing_behind(
+    place: Path,
+    scratch: Request,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from safetensors.torch import load_file
+
+    from transfergrid.architectures import build
+
+    run, folder = final_run(scratch), tmp_path / "export"
+    asked = (f"run={run.run_id}", f"export={folder}")
+    assert answer(monkeypatch, capsys, place, *asked, "export_format=torch_export")[0] == 0
+    assert (folder / "model.pt2").exists() and not (folder / "weights.safetensors").exists()
+    assert answer(monkeypatch, capsys, place, *asked, "export_format=state_dict")[0] == 0
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "README.md",
+        "classes.json",
+        "preprocessing.json",
+        "weights.safetensors",
+    ]
+    state = load_file(folder / "weights.safetensors")
+    own = torch.load(paths_of(run, scratch.runtime).weights, weights_only=True)
+    assert all(torch.equal(state[name], value) for name, value in own.items()) and state.keys() == own.keys()
+    build("tinynet", 10, 0).load_state_dict(state)
+    assert "load_file" in (folder / "README.md").read_text()
+    inputs = json.loads((folder / "preprocessing.json").read_text())["inputs"]
+    assert [(i["name"], i["mode"], i["crop_px"], i["normalise"]) for i in inputs] == [
+        ("tinynet", "direct", 32, "constants")
+    ]
+
+
+def test_a_program_that_gives_other_logits_is_refused(
+    scratch: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = final_run(scratch)
+    network, preprocess = network_of_run(run, paths_of(run, scratch.runtime), scratch.runtime)
+    named = {"names": ["tinynet"], "class_names": list("0123456789"), "with_weights": False, "with_program": True}
+    load = torch.export.load
+
+    def shifted(file: object) -> object:
+        program = load(file)  # type: ignore[arg-type]
+        name = next(n for n in program.state_dict if n.endswith("bias"))
+        with torch.no_grad():
+            program.state_dict[name].add_(0.1)
+        return program
+
+    monkeypatch.setattr("torch.export.load", shifted)
+    with pytest.raises(ParityError, match="the exported program's logits differ by"):
+        export.export_network(network, preprocess, tmp_path, **named)  # type: ignore[arg-type]
+    assert not (tmp_path / "model.pt2").exists()
+
+
+def test_a_network_that_torch_export_does_not_take_says_what_remains(tmp_path: Path) -> None:
+    class Branches(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+            return (images if images.sum() > 0 else -images).mean((2, 3)), []
+
+    spec = PreprocessSpec(
+        mode="direct", resize_px=8, crop_px=8, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    with pytest.raises(MachineError, match="torch.export does not take this network .*; give export_format=state_dict"):
+        export.export_network(
+            Branches(), (spec,), tmp_path, names=["x"], class_names=["a"], with_weights=False, with_program=True
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- model card
+FACTS = CardFacts(
+    class_names=tuple("0123456789"), files=("model.pt2",), largest_difference=1e-6, script="print()\n", arguments=()
+)
+
+
+def test_the_card_holds_accuracy_with_its_interval_classes_settings_and_commands(pair: Request) -> None:
+    run = final_run(pair)
+    record, paths = record_of(run, pair.runtime), paths_of(run, pair.runtime)
+    card = model_card(record, paths, FACTS)
+    correct = round(record.metrics["test_accuracy"] * 100)
+    low, high = wilson(correct, 100)
+    assert f"| test accuracy | {correct}.00 % [{100 * low:.2f}, {100 * high:.2f}] |" in card
+    assert "One network, of seed 0, on 100 test images" in card and "| trained on | 90 images |" in card
+    test = read_predictions(paths)["test"]
+    recall = (test.predicted_N == 7)[test.label_N == 7].mean()
+    row = next(line for line in card.splitlines() if line.startswith("| 7 | 10 |"))
+    assert row.split(" | ")[3] == f"{100 * recall:.2f}"
+    for words in ("python jobs/run_phase.py model=tinynet_mnist+tinynet_cifar phase=finetune seed=0", "head_lr | 0.02"):
+        assert words in card
+    assert "builtin: shipped with transfergrid" in card and "expected calibration error" in card
+    assert record.provenance["code_hash"] in card
+
+
+def test_a_card_without_predictions_says_so_and_names_are_no_markup(scratch: Request) -> None:
+    from dataclasses import replace
+
+    run = final_run(scratch)
+    record, paths = record_of(run, scratch.runtime), paths_of(run, scratch.runtime)
+    odd = replace(record, spec=replace(run, dataset=replace(run.dataset, name='"><img src=x> ``` # [a](b)|')))
+    card = model_card(odd, paths.__class__(paths.root.with_name("gone")), FACTS)
+    assert "The stored predictions cannot be read: no calibration, no scores per class." in card
+    prose, commands = card.split("````sh\n")
+    commands, provenance = commands.split("\n````\n")
+    assert "<img" in commands and "<img" not in prose + provenance
+    assert "\\[a](b)\\|" in prose
+
+
+# ------------------------------------------------------------------------------------------------------------- classes
+def test_classes_are_matched_by_name() -> None:
+    assert match_classes(["a", "b", "c"], ["c", "a"], run_id="r", dataset="d").tolist() == [2, 0]
+    with pytest.raises(DataError, match="d has 'x', which run='r' does not know; it knows 'a', 'b'"):
+        match_classes(["a", "b"], ["a", "x"], run_id="r", dataset="d")
