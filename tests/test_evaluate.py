@@ -292,6 +292,16 @@ def test_a_fine_tuning_is_evaluated_without_the_files_it_started_from(tmp_path: 
     assert own == found
 
 
+def test_the_weights_of_a_fine_tuned_backbone_are_a_checkpoint_like_any_other(tmp_path: Path) -> None:
+    named = ["model=mobilenet_v3_small", "dataset.max_images=60"]
+    tuned = request(tmp_path, *named, "weights=random", "phase=finetune", "phase.finetune.head=random")
+    assert carry_out(tuned) == "completed"
+    weights = paths_of(final_run(tuned), tuned.runtime).weights
+    asked = evaluate(tmp_path, *named, f"phase.evaluate.checkpoint={weights}")
+    own, found = (record_of(final_run(a), a.runtime).metrics for a in (tuned, asked))
+    assert found["test_loss"] == pytest.approx(own["test_loss"], rel=1e-5)
+
+
 # ----------------------------------------------------------------------------------------------------------- ImageNet
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:

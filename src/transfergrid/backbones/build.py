@@ -75,7 +75,7 @@ def build_classifier(
     if not known.head:
         raise ConfigError(f"{spec.name} has no head of its own to evaluate; evaluate a run of it, run=ID")
     path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
-    state = read_state_dict(path)
+    state = _of_one_part(read_state_dict(path), known.head)
     with without_memory():
         network = construct(known.architecture, num_classes=_classes_in(state, known.head, path))
     assign_weights(network, state, path=path, ignored=AUXILIARY)
@@ -179,6 +179,14 @@ def _without_head(spec: BackboneSpec, network: nn.Module) -> nn.Module:
 def _heads(known: CatalogEntry) -> tuple[str, ...]:
     """What names in a file begin with that the trunk does without."""
     return (*AUXILIARY, f"{known.head}." if known.head else "classifier.")
+
+
+def _of_one_part(state: State, head: str) -> State:
+    """The names of a JoinedNetwork of one backbone, as a fine-tuning keeps it, become the network's own."""
+    if not all(name.startswith(("backbones.0.", "head.")) for name in state):
+        return state
+    names = (name.removeprefix("backbones.0.") if name.startswith("b") else f"{head}.{name[5:]}" for name in state)
+    return type(state)(zip(names, state.values(), strict=True))
 
 
 def _classes_in(state: State, head: str, path: Path) -> int:
