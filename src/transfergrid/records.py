@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -85,9 +86,32 @@ def read_record(paths: RunPaths) -> RunRecord | None:
         raise DataError(f"{paths.record} is damaged ({error}); delete it and launch again") from error
     try:
         content.pop("format")
-        return RunRecord(**content | {"spec": from_dict(RunSpec, content["spec"])})
+        record = RunRecord(**content | {"spec": from_dict(RunSpec, content["spec"])})
+        _check(record)
+        return record
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{paths.record} is not a record of this version ({error}); launch again") from error
+
+
+_SHARES = ("accuracy", "precision", "recall", "f1")  # last word of metrics that lie in [0, 1]
+
+
+def _check(record: RunRecord) -> None:
+    """Raises ValueError where a file edited by hand holds what no run writes: reports rely on what is read here."""
+    for name in ("metrics", "details", "usage", "provenance"):
+        if not isinstance(getattr(record, name), dict):
+            raise ValueError(f"{name} is {getattr(record, name)!r}, not an object")
+    numbers = {f.name: getattr(record, f.name) for f in fields(record) if str(f.type).startswith(("int", "float"))}
+    told = {name: value for name, value in numbers.items() if value is not None} | dict(record.metrics)
+    if "n_test" in record.details:
+        told["n_test"] = record.details["n_test"]
+    for name, value in told.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(f"{name} is {value!r}, not a number")
+        if name.rsplit("_", 1)[-1] in _SHARES and not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value!r}, not between 0 and 1")
+    if record.status not in ("completed", "failed") or told.get("n_test", 1) < 1:
+        raise ValueError(f"status {record.status!r} or n_test {told.get('n_test')!r} is none that a run writes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,7 +31,11 @@ def embed(figures: Sequence[Figure], *, budget_bytes: int) -> tuple[dict[str, Em
     """(by name, left out). The first figures matter most: those at the end are left out where nothing else helps."""
     made: list[Embedded] = []
     for width_px in WIDTHS_PX:
-        made = [_embedded(figure, width_px) for figure in figures]
+        before: Sequence[Embedded | None] = made or [None] * len(figures)
+        made = [
+            old if old is not None and old.width_px <= width_px else _embedded(figure, width_px)
+            for figure, old in zip(figures, before, strict=True)
+        ]
         if sum(len(e.uri) for e in made) <= budget_bytes:
             break
     kept: dict[str, Embedded] = {}
@@ -57,13 +60,9 @@ def _embedded(figure: Figure, width_px: int) -> Embedded:
     if small.width > width_px:
         small = small.resize((width_px, round(small.height * width_px / small.width)), Image.Resampling.LANCZOS)
     content = io.BytesIO()
-    small.quantize(COLOURS, dither=Image.Dither.NONE).save(content, "PNG", optimize=True)
+    small.quantize(COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(content, "PNG")
     return Embedded(figure, _uri("image/png", content.getvalue()), *small.size)
 
 
 def _uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def names(figures: Sequence[Figure]) -> list[str]:
-    return [Path(figure.png).name for figure in figures]
