@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -108,8 +109,8 @@ _ABOUT = """\
 Each row minus the best of its group, in points of test accuracy, on the same seeds and test images. The best is chosen
 on val; its name on test may be another. {tests} The brackets are 95 % intervals of one comparison alone; p is
 Holm-adjusted over all comparisons of a table with the same dataset and phase, and a difference is called real below
-5 %. `No difference shown` is not `equal`: the interval says how large a difference may still be, the last column what
-it would take to tell the observed one at 5 % with 80 % power.
+5 %. `No difference shown` is not `equal`: the interval says how large a difference may still be, the column beside
+the verdict what it would take to tell the observed one at 5 % with 80 % power.
 """
 _TESTS = {
     "mcnemar_exact": "Rows of one seed: exact McNemar test, about these trained networks and other test images; what "
@@ -126,7 +127,7 @@ def as_markdown(groups: Sequence[Group]) -> str:
         return ""
     used = {other.result.test for group in groups for other in group.others if other.result}
     about = _ABOUT.format(tests=" ".join(text for test, text in _TESTS.items() if test in used))
-    parts = ["## Is the difference real?\n", about.replace("  ", " ")]
+    parts = ["## Is the difference real?\n", textwrap.fill(about, width=120) + "\n"]
     for question, title in _TITLES.items():
         asked = [group for group in groups if group.question == question]
         if asked:
