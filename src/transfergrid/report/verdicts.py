@@ -127,7 +127,7 @@ def as_markdown(groups: Sequence[Group]) -> str:
         return ""
     used = {other.result.test for group in groups for other in group.others if other.result}
     about = _ABOUT.format(tests=" ".join(text for test, text in _TESTS.items() if test in used))
-    parts = ["## Is the difference real?\n", textwrap.fill(about, width=120) + "\n"]
+    parts = ["## Is the difference real?\n", textwrap.fill(about, width=120, break_on_hyphens=False) + "\n"]
     for question, title in _TITLES.items():
         asked = [group for group in groups if group.question == question]
         if asked:
