@@ -465,16 +465,16 @@ def _evaluate_settings(
         source = "own_head"
         head_classes = backbones.entry(model, catalog_dir=scope.catalog_dir).head_classes
         if head_classes != scope.dataset.spec.num_classes:
-            why = ", all of which the folders must hold" if scope.dataset.folder is not None else ""
+            why = " (the folders must hold all of them)" if scope.dataset.folder is not None else ""
             raise ConfigError(
-                f"phase=evaluate: {model}'s own head has {head_classes} classes{why}; {scope.dataset.spec.name} has"
+                f"phase=evaluate: {model}'s own head has {head_classes} classes{why}, {scope.dataset.spec.name} has"
                 f" {scope.dataset.spec.num_classes}; give run=ID or phase.evaluate.checkpoint=FILE"
             )
     return replace(settings, source=source)
 
 
 def check_splits(scope: Scope, phase: Phase) -> None:
-    """Raises ConfigError where the data set lacks the split that a phase reads: a folder may have val/ or test/ alone."""
+    """Raises ConfigError where the data set lacks the split a phase reads: a folder may have val/ or test/ alone."""
     name, present = scope.dataset.spec.name, scope.dataset.facts.num_images
     if phase != "evaluate":
         if "train" not in present:
