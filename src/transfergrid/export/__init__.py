@@ -56,7 +56,7 @@ def export_network(
         (folder / name).unlink(missing_ok=True)
     inputs = [{"name": name, **to_dict(spec)} for name, spec in zip(names, preprocess, strict=True)]
     durable.write_json(folder / EXPORT_MARK, {"inputs": inputs, "steps": STEPS})
-    durable.write_bytes(folder / CLASSES, (json.dumps(list(class_names), ensure_ascii=False) + "\n").encode())
+    durable.write_json(folder / CLASSES, list(class_names))
     files, difference = [EXPORT_MARK, CLASSES], None
     if with_weights:
         _write_weights(folder / WEIGHTS, _inside(network).state_dict(), class_names)
