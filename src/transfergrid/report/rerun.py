@@ -79,13 +79,16 @@ def _overrides(spec: RunSpec, store: StorePaths) -> Iterator[str]:
     published = spec.protocol == "published"
     if published:
         yield "protocol=published"
-    yield from _image_size(spec)
+    size = list(_image_size(spec))
+    # Where a grid file of a study stands in between, what it sets is set back.
+    yield from size or (["dataset.image_size_px=null"] if published else [])
     if isinstance(spec.settings, EvaluateSettings) and spec.settings.source.startswith("file:"):
         yield "phase.evaluate.checkpoint=FILE"
         if spec.settings.preprocess is not None:
             yield from _checkpoint_input(spec.settings.preprocess)
     elif _evaluated(spec) is None:
-        yield from _weights(spec.backbones)
+        weights = list(_weights(spec.backbones))
+        yield from weights or (["weights=null"] if published else [])
     defaults: Any = Config()
     for name in ("val_seed", "train_fraction", "shots"):  # of the run, but spelled with its data set
         if getattr(spec, name) not in (None, getattr(defaults.dataset, name)):

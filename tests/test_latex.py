@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from page_cases import small_grid
+
+from transfergrid.paths import StorePaths
+from transfergrid.report.comparison import comparison_rows
+from transfergrid.report.latex import as_latex, escape
+
+
+def test_each_special_sign_is_printed_as_itself() -> None:
+    assert escape("a_b & 50% of $x #1 {y} ~^\\") == (
+        r"a\_b \& 50\% of \$x \#1 \{y\} \textasciitilde{}\textasciicircum{}\textbackslash{}"
+    )
+    assert escape('<b>"x"|[1]*\n\x00y--z') == (r"\textless{}b\textgreater{}''x''\textbar{}{[}1{]}{*} y{-}{-}z")
+
+
+def test_the_table_is_a_booktabs_tabular_with_as_many_cells_in_every_line(tmp_path: Path) -> None:
+    store = StorePaths(tmp_path)
+    small_grid(store)
+    rows = comparison_rows("small", store)
+    rows[0] = replace(rows[0], model="a_b&c", variant="[x] \\input{y}")
+    lines = as_latex("small", rows).splitlines()
+    assert lines[2] == r"\begin{tabular}{llrrrrrrrrr}" and lines[3] == r"\toprule" and lines[-2] == r"\bottomrule"
+    body = [line for line in lines if line.endswith(r"\\") and "multicolumn" not in line]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {10} and len(body) == 1 + 5
+    assert body[1].startswith(r"a\_b\&c & probe, {[}x{]} \textbackslash{}input\{y\} & 2 & 90.3 {[}87.1, 93.4{]}")
+    assert r" & $+5.00$ & " in body[3]
+    assert r"& failed &" in body[4] and r"& missing &" in body[5]
+
+
+def test_blocks_name_the_data_set_and_a_protocol_that_is_not_fair(tmp_path: Path) -> None:
+    store = StorePaths(tmp_path)
+    small_grid(store)
+    rows = comparison_rows("small", store)
+    text = as_latex("small", [*rows, replace(rows[0], protocol="published")])
+    assert re.findall(r"\\emph\{(.*?)\}", text) == ["mnist", "mnist, protocol published"]

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+import report_cases as cases
+
+from transfergrid import durable
+from transfergrid.config import load_grid, load_run
+from transfergrid.errors import ConfigError
+from transfergrid.paths import StorePaths
+from transfergrid.report.rerun import Command, commands_of, hydra_value
+from transfergrid.specs import DatasetSpec, EvaluateSettings, RunSpec, to_dict
+
+
+def rows_of(*arguments: str, folder: Path) -> tuple[list[list[RunSpec]], StorePaths]:
+    """The runs of each row of a grid, and a store in which each has been started."""
+    store = StorePaths(folder / "results")
+    request = load_grid([*arguments, f"store.dir={store.root}", f"cache.dir={folder / 'cache'}", "cluster=local"])
+    for run in request.runs.values():
+        durable.write_json(store.run(run.run_id).spec, to_dict(run))
+    rows: dict[tuple[str, ...], list[RunSpec]] = {}
+    for c in request.configurations:
+        rows.setdefault((c.variant, c.run.model, c.run.phase, c.run.dataset.name), []).append(c.run)
+    return list(rows.values()), store
+
+
+def runs_by(command: Command, *more: str) -> set[str]:
+    """The runs that a command line makes, read from the line as a shell would split it."""
+    python, script, *arguments = shlex.split(command.line)
+    assert (python, script) == ("python", f"jobs/{command.script}")
+    load = load_run if command.script == "run_phase.py" else load_grid
+    return {c.run.run_id for c in load([*arguments, *more]).configurations}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("grid=quickstart", "phase.finetune.epochs=3", "grid.seeds=[0,4]"),
+        ("grid=quickstart", "dataset.shots=5", "phase.finetune.l2_sp=0.1", "weights_seed=2", "grid.seeds=[1]"),
+        (
+            "grid=individual_vs_parallel_as_published",
+            "grid.datasets=[cifar10]",
+            "grid.models=[googlenet,resnet18+vgg16_gap]",
+        ),
+        ("grid=scratch_cifar10_as_published", "grid.models=[lenet5]"),
+        (
+            *("grid=compare", "dataset=cifar10", "grid.models=[resnet18]", "weights=random", "dataset.max_images=100"),
+            *("dataset.image_size_px=96", "phase.extract.precision=bf16", "dataset.val_seed=4"),
+        ),
+        (
+            "grid=compare",
+            "dataset=mnist",
+            "grid.models=[resnet18]",
+            "phase.finetune.head=random",
+            "grid.phases=[finetune]",
+        ),
+    ],
+    ids=["quickstart", "few images", "as published", "scratch as published", "other input", "random head"],
+)
+def test_a_rows_command_makes_the_very_same_runs(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    rows, store = rows_of(*arguments, folder=tmp_path)
+    assert rows
+    for specs in rows:
+        (command,) = commands_of(specs, store)
+        assert runs_by(command) == {spec.run_id for spec in specs}
+        assert command.to_fill_in == ()
+
+
+def test_one_seed_is_a_run_by_hand_and_several_are_a_grid_of_another_name(tmp_path: Path) -> None:
+    rows, store = rows_of("grid=compare", "dataset=mnist", "grid.models=[resnet18]", folder=tmp_path)
+    assert [c.line for c in commands_of(rows[0], store)] == [
+        "python jobs/launch_grid.py grid=compare grid_name=again 'grid.models=[resnet18]' 'grid.phases=[probe]' "
+        "'grid.seeds=[0,1,2]' dataset=mnist"
+    ]
+    assert [c.line for c in commands_of(rows[0][1:2], store)] == [
+        "python jobs/run_phase.py model=resnet18 phase=probe seed=1 dataset=mnist"
+    ]
+
+
+def test_files_and_folders_that_no_record_knows_are_for_the_reader_to_fill_in(tmp_path: Path) -> None:
+    spec = cases.spec("probe", "resnet18", backbone_options={"identity": "file:abc", "weights": "file-abc"})
+    spec = spec.__class__(
+        **{name: getattr(spec, name) for name in spec.__slots__} | {"dataset": folder_named('it\'s "mine"')}
+    )
+    (command,) = commands_of([spec], StorePaths(tmp_path))
+    assert "weights=FILE" in command.arguments and "dataset.folder=FOLDER" in command.arguments
+    assert "dataset.name='it\\'s \"mine\"'" in command.arguments
+    assert command.to_fill_in == (
+        'FOLDER: the folder of it\'s "mine", whose content has the hash content:1',
+        "FILE of resnet18: the file with sha256 abc",
+    )
+    with pytest.raises(ConfigError, match="FOLDER"):
+        runs_by(command)
+
+
+def folder_named(name: str) -> DatasetSpec:
+    return DatasetSpec(name=name, kind="image_folder", fingerprint="content:1", num_classes=10)
+
+
+def test_an_evaluation_of_a_run_names_that_run(tmp_path: Path) -> None:
+    trained = cases.spec("probe", "resnet18")
+    settings = EvaluateSettings(source=f"run:{trained.run_id}", split="test", precision="fp32", preprocess=None)
+    values = {name: getattr(trained, name) for name in trained.__slots__}
+    spec = RunSpec(**values | {"phase": "evaluate", "settings": settings, "seed": None, "needs": (trained.run_id,)})
+    (command,) = commands_of([spec], StorePaths(tmp_path))
+    assert command.line.startswith(f"python jobs/run_phase.py phase=evaluate run={trained.run_id} dataset=mnist")
+
+
+def test_nothing_was_started_so_there_is_no_command(tmp_path: Path) -> None:
+    assert commands_of([], StorePaths(tmp_path)) == ()
+
+
+@pytest.mark.parametrize(
+    ("value", "spelled"),
+    [
+        *((None, "null"), (True, "true"), (1e-05, "1e-05"), ((0.1, 2), "[0.1,2]"), ("resnet18", "resnet18")),
+        *(("true", "'true'"), ("12", "'12'"), ("a b", "'a b'"), ("it's", "'it\\'s'"), ({"a": None}, "{a:null}")),
+    ],
+)
+def test_values_are_spelled_as_the_command_line_takes_them(value: object, spelled: str) -> None:
+    assert hydra_value(value) == spelled
