@@ -176,14 +176,14 @@ def test_the_page_itself_never_scrolls_sideways(browser: Chrome, small: Path, ho
 
 
 def test_the_header_row_stays_when_the_table_scrolls_in_its_box(browser: Chrome, small: Path) -> None:
-    opened(browser, small, height_px=220)
+    opened(browser, small, height_px=160)
     top, header_top, header_bottom, first_top = browser.execute_script(
         "const box = document.getElementById('comparison-box'); box.scrollTop = 60;"
         "const top = (e) => e.getBoundingClientRect().top;"
         "const th = box.querySelector('th:not(.extra)');"
         "return [top(box), top(th), th.getBoundingClientRect().bottom, top(box.querySelector('td:not(.extra)'))];"
     )
-    assert 0 <= header_top - top <= 1 and first_top < header_bottom - 20
+    assert 0 <= header_top - top <= 1 and first_top < header_bottom - 10
 
 
 def test_all_text_can_be_read_against_its_background(browser: Chrome, small: Path) -> None:
