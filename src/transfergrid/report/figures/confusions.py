@@ -21,7 +21,7 @@ from transfergrid.report.figures.material import (
     row_title,
     train_confusion,
 )
-from transfergrid.report.figures.tiles import tiles
+from transfergrid.report.figures.tiles import tiles_beside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 MOST_CLASSES = 100  # of a matrix; beyond it only the pairs and the worst classes are shown
 WRITTEN_CLASSES = 20  # up to which the cells hold their counts
 LISTED_CLASSES = 25
-PAIRS, EXAMPLES = 8, 5
+PAIRS, EXAMPLES = 8, 4
+TILE_IN = 0.42
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def _matrix(axes: Axes, counts_CC: Array, names: Sequence[str]) -> None:
     num_classes = len(names)
     share_CC = counts_CC / np.maximum(counts_CC.sum(axis=1, keepdims=True), 1)
     axes.imshow(np.sqrt(share_CC), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
-    every = max(1, -(-num_classes // 34))  # what fits without touching
+    every = max(1, -(-num_classes // 26))  # what fits without touching
     ticks = range(0, num_classes, every)
     short = [style.shorten(names[i], 14) for i in ticks]
     axes.set_xticks(ticks, short, rotation=90 if max(map(len, short)) > 2 or num_classes > 12 else 0)
@@ -151,9 +152,9 @@ def _draw_errors(material: Material, runs: Sequence[RunRecord], title: str) -> F
     shown = np.argsort(class_scores(counts_CC).f1_C, kind="stable")[:LISTED_CLASSES]
     if len(names) <= LISTED_CLASSES:
         shown = np.arange(len(names))
-    height_in = 1.3 + max(0.19 * len(shown), 0.42 * max(len(pairs), 3))
+    height_in = 1.3 + max(0.19 * len(shown), TILE_IN * max(len(pairs), 3))
     figure = style.new_figure(style.WIDE_IN, height_in, style.shorten(title, 90))
-    left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 0.8, 0.9))
+    left, middle, right = figure.subplots(1, 3, width_ratios=(1.0, 0.7, 0.8))
     _class_dots(left, class_scores(counts_CC), shown, names)
     _pair_bars(middle, pairs, names)
     _pair_examples(right, material, runs[0], pairs)
@@ -183,6 +184,9 @@ def _class_dots(axes: Axes, scores: ClassScores, shown: Array, names: Sequence[s
             markeredgewidth=0.4 if marker != "|" else 1.5,
             label=label,
         )
+    lowest = 100 * min(float(values_C[shown].min()) for _, values_C, *_ in looks)
+    margin = 0.5 + 0.05 * (100 - lowest)
+    axes.set_xlim(lowest - margin, 100 + margin)
     axes.set_xlabel("of the class [%]")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handletextpad=0.2, columnspacing=1.0)
 
@@ -217,11 +221,9 @@ def _pair_examples(axes: Axes, material: Material, run: RunRecord, pairs: Sequen
     if len(images) <= predictions.index_N.max():
         raise ConfigError(f"{run.run_id} was evaluated on more images than {run.spec.dataset.name} has now")
     label_N, predicted_N = predictions.label_N, predictions.predicted_N
-    lines = []
-    for true, said, _ in pairs:
-        found_N = predictions.index_N[(label_N == true) & (predicted_N == said)]
-        lines.append([int(i) for i in np.sort(found_N)[:EXAMPLES]])
-    height = len(pairs)
-    tiles(axes, images, lines, columns=EXAMPLES)
-    axes.set_ylim(height - 0.4, -0.6)
-    axes.set_title("images, first seed", fontsize=8)
+    for y, (true, said, _) in enumerate(pairs):
+        found_N = np.sort(predictions.index_N[(label_N == true) & (predicted_N == said)])[:EXAMPLES]
+        if len(found_N):
+            tiles_beside(axes, y, images, [int(i) for i in found_N], tile_in=TILE_IN - 0.03)
+    axes.set_ylim(len(pairs) - 0.4, -0.6)
+    axes.set_title("images, first seed", fontsize=8, loc="left")

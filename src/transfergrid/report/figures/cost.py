@@ -65,7 +65,7 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
 def draw_scatter(rows: Sequence[ComparisonRow], *, title: str) -> Figure:
     from matplotlib.lines import Line2D
 
-    labels = style.shorten_all(row_labels(rows), 26)
+    labels = style.shorten_all(row_labels(rows), 30)
     panels = [(name, found) for name, read in _measures(rows) if len(found := _points(rows, read)) > 0]
     if not panels:
         raise ValueError("no row says what it costs")

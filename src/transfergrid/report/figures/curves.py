@@ -162,9 +162,9 @@ def _draw_settings(material: Material, rows: Rows, split: str, *, title: str) ->
     axes = figure.subplots()
     for _, xs, values in drawn[LINES_TOLD_APART:]:
         axes.plot(xs, [100 * v for v in values], color=style.PALE, linewidth=0.8, zorder=1)
-    for number, (_, xs, values) in enumerate(named):
-        colour, dashes = style.COLOURS[number % len(style.COLOURS)], style.DASHES[number % len(style.DASHES)]
-        marker, every = style.MARKERS[number % len(style.MARKERS)], max(1, len(xs) // 12)
+    looks = [style.line_look(number) for number in range(len(named))]
+    for (colour, dashes, marker), (_, xs, values) in zip(looks, named, strict=True):
+        every = max(1, len(xs) // 12)
         axes.plot(xs, [100 * v for v in values], dashes, color=colour, marker=marker, markevery=every, zorder=3)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"accuracy on {split} [%]")
@@ -173,7 +173,7 @@ def _draw_settings(material: Material, rows: Rows, split: str, *, title: str) ->
     axes.set_xlim(axes.get_xlim())
     points = [(xs[-1], 100 * values[-1]) for _, xs, values in named]
     texts = [f"{label}  {100 * values[-1]:.2f}" for label, _, values in named]
-    style.side_labels(axes, points, texts, height_in=height_in - 1.0)
+    style.side_labels(axes, points, texts, height_in=height_in - 1.0, looks=looks)
     return figure
 
 

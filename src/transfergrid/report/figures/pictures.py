@@ -46,8 +46,9 @@ def sketches(material: Material) -> Iterator[Sketch]:
             yield Sketch(
                 name=group_name("predictions", dataset),
                 title=f"Predictions of {row_title(row)}",
-                caption=f"Test images with their true and predicted class, {how}, first seed: up to {ERRORS_SHOWN} of "
-                f"its errors and images drawn at random, by index. ✓ and green: right; ✗ and red: wrong.",
+                caption=f"Test images with their true class, {how}, first seed: up to {ERRORS_SHOWN} of its errors, "
+                "the others drawn at random, by index. ✓ and green: right; ✗ and red: wrong, after the arrow what it was "
+                "taken for.",
                 section="errors",
                 rows=(row,),
                 draw=partial(_draw_predictions, material, runs[0], row_title(row)),
@@ -83,10 +84,10 @@ def draw_samples(images: LabeledImages, names: Sequence[str], *, title: str) -> 
     shown = min(len(names), MOST_CLASSES)
     lines = [[int(i) for i in np.flatnonzero(images.labels_N == c)[:SAMPLES]] for c in range(shown)]
     height_in = 0.5 + 0.4 * shown
-    figure = style.new_figure(style.NARROW_IN - 1.5, height_in, style.shorten(title, 70))
+    figure = style.new_figure(style.NARROW_IN - 0.8, height_in, style.shorten(title, 80))
     axes = figure.subplots()
     tiles(axes, images, lines, columns=SAMPLES)
-    style.name_lines(axes, style.shorten_all(names[:shown], 24))
+    style.name_lines(axes, style.shorten_all(names[:shown], 22))
     axes.set_ylim(shown - 0.5, -0.5)
     axes.set_xticks([])
     for spine in axes.spines.values():
@@ -131,8 +132,6 @@ def draw_predictions(
         right = true == said
         tiles(axes, images, [[lines[number // SIDE][number % SIDE]]], columns=1)
         mark, colour = ("✓", "#00735A") if right else ("✗", "#B03A00")
-        text = (
-            f"{style.shorten(true, 20)}" if right else f"{style.shorten(true, 20)}\ntaken for {style.shorten(said, 16)}"
-        )
-        axes.set_title(f"{mark} {text}", fontsize=7.5, color=colour, pad=3)
+        text = f"{mark} {style.shorten(true, 16)}" + ("" if right else f"\n→ {style.shorten(said, 16)}")
+        axes.set_title(text, fontsize=7.5, color=colour, pad=3)
     return figure

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from transfergrid import durable
 
@@ -193,25 +193,42 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     return positions
 
 
-def side_labels(axes: Axes, points: Sequence[tuple[float, float]], texts: Sequence[str], *, height_in: float) -> None:
+def side_labels(
+    axes: Axes,
+    points: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+    *,
+    height_in: float,
+    looks: Sequence[tuple[str, str, str]] = (),
+) -> None:
     """Names to the right of the axes, one line each, tied to their points. Limits must have been set before.
 
-    height_in: about how high the axes will be.
+    height_in: about how high the axes will be. looks: of lines that are named: colour, line style, marker; a piece of
+    the line then stands before its name.
     """
     to_axes = axes.transData + axes.transAxes.inverted()
     wanted = [float(to_axes.transform(point)[1]) for point in points]
     gap = 1.35 * TEXT_PT / 72 / height_in
-    for point, text, y in zip(points, texts, spread(wanted, gap, 0.0, 1.0), strict=True):
+    for i, (point, y) in enumerate(zip(points, spread(wanted, gap, 0.0, 1.0), strict=True)):
+        colour = looks[i][0] if looks else GREY
         axes.annotate(
-            text,
+            "",
             xy=point,
             xytext=(1.03, y),
             textcoords="axes fraction",
-            fontsize=TEXT_PT,
-            va="center",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 1, "shrinkB": 2},
+            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2},
         )
+        if looks:
+            _, dashes, marker = looks[i]
+            sample: dict[str, Any] = {"color": colour, "marker": marker, "transform": axes.transAxes, "clip_on": False}
+            axes.plot([1.03, 1.055, 1.08], [y, y, y], dashes, markevery=[1], scalex=False, scaley=False, **sample)
+        axes.text(1.09 if looks else 1.035, y, texts[i], transform=axes.transAxes, fontsize=TEXT_PT, va="center")
+
+
+def line_look(number: int) -> tuple[str, str, str]:
+    """Colour, line style and marker of the n-th of several lines; each cycle has its own length."""
+    return COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)]
 
 
 def legend_below(figure: Figure, handles: Sequence[Artist], texts: Sequence[str], *, per_line: int = 5) -> None:
@@ -234,13 +251,14 @@ def name_lines(axes: Axes, texts: Sequence[str]) -> None:
 
 
 def count_axis(axes: Axes, *, log: bool = False) -> None:
-    """Ticks of the x axis like `20k` and `5M`; on a log axis at 1, 2 and 5, or at powers of ten where it is long."""
+    """Ticks of the x axis like `20k` and `5M`; on a log axis at 1, 2 and 5, with fewer where it is long."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     if log:
         axes.set_xscale("log")
         low, high = axes.get_xlim()
-        subs = (1.0, 2.0, 5.0) if math.log10(high / low) < 2.5 else (1.0,)
+        decades = math.log10(high / low)
+        subs = (1.0, 2.0, 5.0) if decades < 1.6 else (1.0, 3.0) if decades < 3 else (1.0,)
         axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:

@@ -15,20 +15,35 @@ if TYPE_CHECKING:
 
 TILE_PX = 64
 GAP_PX = 4
+STEP_PX = TILE_PX + GAP_PX
 
 
 def tiles(axes: Axes, images: LabeledImages, lines: Sequence[Sequence[int]], *, columns: int) -> None:
     """Draw the images of these indices; the tile of line i and column j is centred at (j, i), one unit wide."""
-    step_px = TILE_PX + GAP_PX
-    canvas_HWC = np.full((step_px * len(lines), step_px * columns, 3), 255, dtype=np.uint8)
-    wanted = [index for line in lines for index in line]
-    found = dict(zip(wanted, images.read(wanted), strict=True)) if wanted else {}
-    for i, line in enumerate(lines):
-        for j, index in enumerate(line[:columns]):
-            top_px, left_px = i * step_px + GAP_PX // 2, j * step_px + GAP_PX // 2
-            canvas_HWC[top_px : top_px + TILE_PX, left_px : left_px + TILE_PX] = tile(found[index])
+    canvas_HWC = np.concatenate([strip(images, line, columns=columns) for line in lines])
     axes.imshow(canvas_HWC, extent=(-0.5, columns - 0.5, len(lines) - 0.5, -0.5), interpolation="nearest")
     axes.grid(visible=False)
+
+
+def tiles_beside(axes: Axes, y: float, images: LabeledImages, line: Sequence[int], *, tile_in: float) -> None:
+    """One line of tiles of this size from the left edge of the axes on, whatever the shape of the axes."""
+    from matplotlib.offsetbox import AnnotationBbox, OffsetImage
+
+    drawn = OffsetImage(strip(images, line, columns=len(line)), zoom=72 * tile_in / STEP_PX, interpolation="nearest")
+    place = AnnotationBbox(
+        drawn, (0.0, y), xycoords=("axes fraction", "data"), box_alignment=(0.0, 0.5), frameon=False, pad=0
+    )
+    axes.add_artist(place)
+
+
+def strip(images: LabeledImages, line: Sequence[int], *, columns: int) -> Array:
+    """(STEP_PX, columns x STEP_PX, 3) uint8: tiles side by side, white where there are no more."""
+    made_HWC = np.full((STEP_PX, STEP_PX * columns, 3), 255, dtype=np.uint8)
+    shown = list(line[:columns])
+    for j, image_HWC in enumerate(images.read(shown) if shown else ()):
+        left_px = j * STEP_PX + GAP_PX // 2
+        made_HWC[GAP_PX // 2 : GAP_PX // 2 + TILE_PX, left_px : left_px + TILE_PX] = tile(image_HWC)
+    return made_HWC
 
 
 def tile(image_HWC: Array) -> Array:
