@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -224,9 +225,9 @@ def show_results(console: Console, request: Request) -> None:
     console.print()
     show_report(console, [request.grid], request.store, figures=False)
     store = request.store.root
-    where = "" if str(store) == "results" else f" store.dir={store}"
-    line = f"with figures: python jobs/report.py grid={request.grid}{where}"
-    console.print(line, highlight=False, soft_wrap=True)
+    where = [] if str(store) == "results" else [f"store.dir={store}"]
+    line = shlex.join(["python", "jobs/report.py", f"grid={request.grid}", *where])
+    console.print(f"with figures: {line}", highlight=False, soft_wrap=True)
 
 
 def show_failures(console: Console, plan: Plan, endings: Sequence[local.Ended]) -> int:
