@@ -103,7 +103,7 @@ def _check(record: RunRecord) -> None:
             raise ValueError(f"{name} is {getattr(record, name)!r}, not an object")
     numbers = {f.name: getattr(record, f.name) for f in fields(record) if str(f.type).startswith(("int", "float"))}
     told = {name: value for name, value in numbers.items() if value is not None} | dict(record.metrics)
-    if "n_test" in record.details:
+    if record.details.get("n_test") is not None:
         told["n_test"] = record.details["n_test"]
     for name, value in told.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transfergrid.report.cells import accuracy_with_interval, number, percent, points
 from transfergrid.report.comparison import COLUMNS, ComparisonRow
 
+LONG_WORD = 24  # characters: what is longer may break anywhere
 Shown = Callable[[ComparisonRow], str]
 
 
@@ -29,6 +31,13 @@ class Cell:
     column: Column
     text: str
     value: str
+
+    @property
+    def classes(self) -> str:
+        kind = "number" if self.column.is_number else "words"
+        parts = re.split(r"[\s+]", self.text)
+        extra = "" if self.column.in_short else " extra"
+        return kind + (" long" if max(map(len, parts)) > LONG_WORD else "") + extra
 
 
 # name -> (label, how its value is spelled). What is not listed is shown as it stands in comparison.csv.
