@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-
 from report_cases import completed, spec
+
 from transfergrid import records
 from transfergrid.data import ArrayImages, LabeledImages
 from transfergrid.evaluation import confusion_matrix

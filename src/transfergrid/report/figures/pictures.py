@@ -47,8 +47,8 @@ def sketches(material: Material) -> Iterator[Sketch]:
                 name=group_name("predictions", dataset),
                 title=f"Predictions of {row_title(row)}",
                 caption=f"Test images with their true class, {how}, first seed: up to {ERRORS_SHOWN} of its errors, "
-                "the others drawn at random, by index. ✓ and green: right; ✗ and red: wrong, after the arrow what it was "
-                "taken for.",
+                "the others drawn at random, by index. ✓ and green: right; ✗ and red: wrong, after the arrow what it "
+                "was taken for.",
                 section="errors",
                 rows=(row,),
                 draw=partial(_draw_predictions, material, runs[0], row_title(row)),

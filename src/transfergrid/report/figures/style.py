@@ -84,21 +84,30 @@ def house_style() -> Iterator[None]:
 def new_figure(width_in: float, height_in: float, title: str = "") -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained")
+    layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title)
     return figure
 
 
+def lay_out(figure: Figure) -> None:
+    """Give everything its place, once; savefig would do so by drawing the figure once more for each format."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        if any(axes.get_aspect() != "auto" for axes in figure.axes):
+            engine.execute(figure)  # images keep their shape: only now is it known how large they are
+        figure.set_layout_engine(None)
+
+
 def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
     """Write <name>.png and <name>.svg; no dates and no random ids in them."""
     png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    engine = figure.get_layout_engine()
-    if engine is not None:  # once, here: savefig would draw everything twice for each format
-        engine.execute(figure)
-        figure.set_layout_engine(None)
+    lay_out(figure)
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
     durable.write_bytes(png, content.getvalue())
