@@ -151,11 +151,11 @@ def _watch(step: StepOne, inputs: tuple[Tensor, ...], passes: int) -> None:
 
 
 def _made_up_splits(spec: DatasetSpec, runtime: Runtime) -> dict[Split, LabeledImages]:
-    return {"train": _made_up(spec.kind, "train"), "test": _made_up(spec.kind, "test")}
+    return {"train": made_up(spec.kind, "train"), "test": made_up(spec.kind, "test")}
 
 
 @lru_cache(maxsize=8)
-def _made_up(kind: str, split: Split) -> LabeledImages:
+def made_up(kind: str, split: Split) -> LabeledImages:
     return MadeUp(kind, split)
 
 
