@@ -130,33 +130,35 @@ def test_the_offline_wandb_runs_of_quickstart_hold_the_metrics_lines(quickstart:
 
 # ---------------------------------------------------------------------------------------------------------- real MNIST
 @pytest.mark.realdata
-def test_individual_vs_parallel_on_the_real_mnist_completes_with_twelve_rows(
+def test_the_two_small_networks_and_their_pair_go_through_both_phases_on_the_real_mnist(
     real_data_dir: Path, tmp_path: Path
 ) -> None:
+    """The whole grid, VGG16 and all, runs in test_grids_at_toy_size.py."""
     run_script(
         tmp_path,
         "launch_grid.py",
         "grid=individual_vs_parallel",
+        "grid.models=[resnet18,googlenet,resnet18+googlenet]",
         "grid.datasets=[mnist]",
         "grid.seeds=[0]",
         "weights=random",
         "dataset.image_size_px=64",
-        "dataset.max_images=1200",
+        "dataset.max_images=600",
         "phase.finetune.epochs=1",
         f"data.dir={real_data_dir}",
     )
     rows = table(tmp_path, "individual_vs_parallel")
-    assert len(rows) == 12 and all(row["status"] == "completed" for row in rows)
+    assert len(rows) == 6 and all(row["status"] == "completed" for row in rows)
     probes = [row for row in rows if row["phase"] == "probe"]
-    assert len(probes) == 6 and all(float(row["ci95_low"]) > 0.20 for row in probes)
+    assert len(probes) == 3 and all(float(row["ci95_low"]) > 0.15 for row in probes)
     files = sorted((p.parent.name, p.name.split("-")[0]) for p in (tmp_path / "cache" / "features").rglob("*.h5"))
-    assert files == [(s, b) for s in ("test", "train") for b in ("googlenet", "resnet18", "vgg16")]
+    assert files == [(s, b) for s in ("test", "train") for b in ("googlenet", "resnet18")]
     found = records(tmp_path)
     extractions = [r for r in found if r["spec"]["phase"] == "extract"]
-    assert len(extractions) == 3 and all(r["details"]["images"] == 2400 and r["attempt"] == 1 for r in extractions)
+    assert len(extractions) == 2 and all(r["details"]["images"] == 1200 and r["attempt"] == 1 for r in extractions)
     finetunes = [r for r in found if r["spec"]["phase"] == "finetune"]
-    assert len(finetunes) == 6 and all(r["details"]["gate"]["largest_ratio"] <= 1 for r in finetunes)
-    assert all(r["details"]["gate"]["rows"] == 120 for r in finetunes)
+    assert len(finetunes) == 3 and all(r["details"]["gate"]["largest_ratio"] <= 1 for r in finetunes)
+    assert all(r["details"]["gate"]["rows"] == 60 for r in finetunes)
 
 
 @pytest.mark.realdata
