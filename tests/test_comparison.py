@@ -1,5 +1,6 @@
 import csv
 import io
+import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -433,3 +434,32 @@ def test_failed_rows_are_red_and_others_are_not() -> None:
 def test_gpu_seconds_are_shown_where_a_gpu_was_used_and_wall_seconds_marked_where_not() -> None:
     text = shown([row(gpu_s=3.0), row(wall_s=9.0)], width=140)
     assert "GPU s" in text and " 3.0 " in text and " 9.0 wall " in text
+
+
+@pytest.mark.parametrize("content", ['{"grid": "q", "conf', "[]", '{"configurations": [{"run_id": "x"}]}'])
+def test_a_damaged_grid_file_is_said_in_one_line(store: StorePaths, content: str) -> None:
+    cases.write_grid(store, "mine", [])
+    store.grid("mine").write_text(content)
+    with pytest.raises(DataError, match=r"mine\.json is damaged .*; delete it and launch the grid again"):
+        read_comparison("mine", store)
+
+
+@pytest.mark.parametrize(("field", "value"), [("failure_class", 5), ("error", ["no"]), ("error", {})])
+def test_a_failed_record_whose_reason_is_no_text_is_a_failure_of_its_own_row(
+    store: StorePaths, field: str, value: object
+) -> None:
+    run = cases.spec("probe", "resnet18")
+    cases.write_grid(store, "mine", [(run, "")])
+    cases.failed(store, run, failure_class="code", error="e")
+    path = store.run(run.run_id).record
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    comparison = read_comparison("mine", store)
+    assert (comparison.rows[0].status, comparison.rows[0].failure_class) == ("failed", "data")
+    assert f"{field} is {value!r}, not a text" in comparison.failures[0].error
+
+
+def test_a_record_that_cannot_be_opened_is_a_failure_of_its_own_row(store: StorePaths) -> None:
+    run = cases.spec("probe", "resnet18")
+    cases.write_grid(store, "mine", [(run, "")])
+    store.run(run.run_id).record.mkdir(parents=True)
+    assert "record.json cannot be read (Is a directory)" in read_comparison("mine", store).failures[0].error

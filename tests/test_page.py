@@ -4,19 +4,23 @@ import base64
 import csv
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import report_cases as cases
 from html_tree import Element, parse
 from page_cases import IMAGE, N_TEST, QUOTES, SCRIPT, figure, hostile_grid, right_N, small_grid
-from prediction_cases import finished
+from prediction_cases import finished, predictions_of
 
+from transfergrid import records
 from transfergrid.paths import StorePaths
 from transfergrid.report.comparison import COLUMNS, read_comparison
 from transfergrid.report.embedding import embed
 from transfergrid.report.integrity import EDITED
 from transfergrid.report.page import render_page
+from transfergrid.report.page_models import row_details
+from transfergrid.report.page_provenance import provenance_lines
 from transfergrid.report.write import write_report
 
 
@@ -119,13 +123,17 @@ def test_a_record_edited_by_hand_is_marked_in_its_row_on_the_page_and_in_the_mar
     assert sentence in (store.report("small") / "comparison.md").read_text()
 
 
-@pytest.mark.parametrize(("images", "marked"), [(1, False), (2, False), (3, True), (-2, False), (-3, True)])
-def test_two_images_of_difference_are_ties_of_float16_and_three_are_not(
+@pytest.mark.parametrize(("images", "marked"), [(0, False), (1, False), (4, False), (5, True), (-1, True)])
+def test_only_images_whose_class_ties_with_another_in_float16_are_left_open(
     store: StorePaths, images: int, marked: bool
 ) -> None:
     run = cases.spec("probe", "resnet18")
-    finished(store, run, right_N(150))
-    edit(store, run.run_id, test_accuracy=(150 + images) / N_TEST)
+    stored = predictions_of(right_N(150))
+    logits_NC = stored.logits_NC.copy()
+    logits_NC[151:155] = 4.0  # all classes are equal, and the first one is not the right one
+    assert not (logits_NC.argmax(axis=1) == stored.label_N)[151:155].any()
+    records.write_predictions(store.run(run.run_id), {"test": replace(stored, logits_NC=logits_NC)})
+    cases.completed(store, run, test_accuracy=(150 + images) / N_TEST)
     cases.write_grid(store, "small", [(run, "")])
     assert flags(page_of(store)) == [[EDITED] if marked else []]
 
@@ -303,3 +311,20 @@ def test_the_page_of_the_same_records_is_the_same_to_the_byte(store: StorePaths)
     small_grid(store)
     pages = [write_report("small", store, figures=False).with_name("index.html").read_bytes() for _ in range(2)]
     assert pages[0] == pages[1]
+
+
+def test_the_share_of_the_training_images_stands_among_a_rows_settings(store: StorePaths) -> None:
+    run = replace(cases.spec("probe", "resnet18"), shots=5)
+    finished(store, run, right_N(150))
+    cases.write_grid(store, "small", [(run, "shots_5")])
+    settings = row_details(read_comparison("small", store), [()])[0].settings
+    assert ("dataset.shots", "5") in settings and "dataset.train_fraction" not in dict(settings)
+
+
+def test_provenance_edited_into_lists_is_shown_as_it_is(store: StorePaths) -> None:
+    run = cases.spec("probe", "resnet18")
+    finished(store, run, right_N(150), provenance={"git_dirty": [1], "code_hash": ["c"], "host": {}, "git_commit": [2]})
+    cases.write_grid(store, "small", [(run, "")])
+    assert provenance_lines(read_comparison("small", store)) == [
+        ("[2]", "unknown", "['c']", "", "", "", "unknown", "1")
+    ]

@@ -407,7 +407,10 @@ def test_the_card_holds_accuracy_with_its_interval_classes_settings_and_commands
     correct = round(record.metrics["test_accuracy"] * 100)
     low, high = wilson(correct, 100)
     assert f"| test accuracy | {correct}.00 % [{100 * low:.2f}, {100 * high:.2f}] |" in card
-    assert "One network, of seed 0, on 100 test images" in card and "| trained on | 90 images |" in card
+    assert (
+        "One network, of seed 0, on 100 test images" in card
+        and "| trained on | 90 images (max_images 100 per split) |" in card
+    )
     test = read_predictions(paths)["test"]
     recall = (test.predicted_N == 7)[test.label_N == 7].mean()
     row = next(line for line in card.splitlines() if line.startswith("| 7 | 10 |"))

@@ -231,6 +231,25 @@ def test_above_100_classes_the_20_largest_logits_and_the_log_sum_exp_are_kept(pa
     assert np.array_equal(test.predicted_N, logits_NC.argmax(1))
 
 
+def test_rounding_to_float16_turns_no_prediction_over() -> None:
+    generator = np.random.default_rng(0)
+    logits_NC = generator.normal(size=(20_000, 10)).astype(np.float32) + 10  # float16 knows steps of 1/128 here
+    index_N = np.arange(20_000)
+    assert (logits_NC.astype(np.float16).argmax(1) != logits_NC.argmax(1)).sum() > 10
+    made = make_predictions(index_N, index_N % 10, logits_NC)
+    assert np.array_equal(made.predicted_N, logits_NC.argmax(1))
+    np.testing.assert_allclose(made.logits_NC, logits_NC, rtol=1.5 * 2**-10)
+    nearest = make_predictions(index_N, index_N % 10, logits_NC, keep_predicted=False)
+    assert np.array_equal(nearest.logits_NC, logits_NC.astype(np.float16))
+
+
+def test_of_logits_beyond_float16_the_largest_stays_the_largest_and_all_stay_finite() -> None:
+    logits_NC = np.array([[1e5, 2e5, 0.0], [7.0, 7.0, 7.0], [-1e5, -1e5, -1e5]], dtype=np.float32)
+    made = make_predictions(np.arange(3), np.zeros(3), logits_NC)
+    assert made.logits_NC.tolist() == [[65472, 65504, 0], [7, 7, 7], [-65504, -65504, -65504]]
+    assert made.predicted_N.tolist() == [1, 0, 0]
+
+
 def test_a_damaged_predictions_file_is_said_in_one_line(paths: RunPaths) -> None:
     write_predictions(paths, {"test": make_predictions(np.arange(50), np.arange(50), some_logits(50, 10))})
     content = paths.predictions.read_bytes()

@@ -33,6 +33,7 @@ from transfergrid.paths import RunPaths
 from transfergrid.specs import RunSpec, from_dict, to_dict
 
 RECORD_FORMAT = 1
+FLOAT16_LARGEST = 65504
 TOP_CLASSES_KEPT = 20  # of the logits, above MANY_CLASSES
 MANY_CLASSES = 100
 TIMING_FIELDS = frozenset({"time", "elapsed_s", "images_per_s"})  # of a metrics line: never equal between two runs
@@ -84,6 +85,8 @@ def read_record(paths: RunPaths) -> RunRecord | None:
         return None
     except ValueError as error:
         raise DataError(f"{paths.record} is damaged ({error}); delete it and launch again") from error
+    except OSError as error:
+        raise DataError(f"{paths.record} cannot be read ({error.strerror})") from error
     try:
         content.pop("format")
         record = RunRecord(**content | {"spec": from_dict(RunSpec, content["spec"])})
@@ -101,6 +104,9 @@ def _check(record: RunRecord) -> None:
     for name in ("metrics", "details", "usage", "provenance"):
         if not isinstance(getattr(record, name), dict):
             raise ValueError(f"{name} is {getattr(record, name)!r}, not an object")
+    for name in ("failure_class", "error"):
+        if not isinstance(getattr(record, name), (str, type(None))):
+            raise ValueError(f"{name} is {getattr(record, name)!r}, not a text")
     numbers = {f.name: getattr(record, f.name) for f in fields(record) if str(f.type).startswith(("int", "float"))}
     told = {name: value for name, value in numbers.items() if value is not None} | dict(record.metrics)
     if record.details.get("n_test") is not None:
@@ -184,12 +190,22 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, in order; a torn last line is left out; a missing file has none."""
+    """The whole lines of a metrics file, in order; a torn last line is left out; a missing file has none.
+
+    Raises DataError where a line is none that a run writes.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
         return []
-    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+    lines = []
+    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
+        try:
+            lines.append(json.loads(line))
+            lines[-1]["kind"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: line {number} is damaged ({one_line(error)}); launch the run again") from error
+    return lines
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
@@ -253,6 +269,7 @@ def lines_covered(paths: RunPaths) -> int | None:
 class Predictions:
     """One index set's predictions: index and label (N,) int64, predicted (N,) int64, logits (N, C) float16.
 
+    predicted is the class with the largest logit, the first of several equal ones.
     Above 100 classes only the 20 largest logits of each row are kept, with their classes, and the log-sum-exp of all.
     """
 
@@ -272,17 +289,36 @@ class Predictions:
 
 
 def make_predictions(
-    index_N: np.ndarray[Any, Any], label_N: np.ndarray[Any, Any], logits_NC: np.ndarray[Any, Any]
+    index_N: np.ndarray[Any, Any],
+    label_N: np.ndarray[Any, Any],
+    logits_NC: np.ndarray[Any, Any],
+    *,
+    keep_predicted: bool = True,
 ) -> Predictions:
-    """From full logits (N, C) in float32. Values beyond float16 are clipped to its largest."""
-    clipped_NC = np.clip(logits_NC.astype(np.float32), -65504, 65504)
+    """From full logits (N, C) in float32. Values beyond float16 are clipped to its largest.
+
+    keep_predicted: where rounding makes another class equal to the predicted one, that class is rounded down once more,
+    so that what is read back is what was predicted. Without it every logit is its nearest float16.
+    """
+    clipped_NC = np.clip(logits_NC.astype(np.float32), -FLOAT16_LARGEST, FLOAT16_LARGEST)
     if logits_NC.shape[1] <= MANY_CLASSES:
-        return Predictions(index_N.astype(np.int64), label_N.astype(np.int64), clipped_NC.astype(np.float16))
+        rounded_NC = clipped_NC.astype(np.float16)
+        if keep_predicted:
+            _keep_predicted(rounded_NC, logits_NC.argmax(axis=1))
+        return Predictions(index_N.astype(np.int64), label_N.astype(np.int64), rounded_NC)
     top_NC = np.argsort(-clipped_NC, axis=1, kind="stable")[:, :TOP_CLASSES_KEPT]
     largest_N1 = clipped_NC.max(axis=1, keepdims=True)
     logsumexp_N = largest_N1[:, 0] + np.log(np.exp(clipped_NC - largest_N1).sum(axis=1))
     kept_NC = np.take_along_axis(clipped_NC, top_NC, axis=1).astype(np.float16)
     return Predictions(index_N.astype(np.int64), label_N.astype(np.int64), kept_NC, top_NC, logsumexp_N)
+
+
+def _keep_predicted(rounded_NC: np.ndarray[Any, Any], predicted_N: np.ndarray[Any, Any]) -> None:
+    """In place: classes that stand before the predicted one and tie with it go down by one step of float16."""
+    largest_N1 = np.take_along_axis(rounded_NC, predicted_N[:, None], axis=1)
+    tied_NC = (rounded_NC == largest_N1) & (np.arange(rounded_NC.shape[1]) < predicted_N[:, None])
+    below_NC = np.nextafter(rounded_NC, np.float16(-FLOAT16_LARGEST))
+    rounded_NC[tied_NC] = below_NC[tied_NC]
 
 
 def write_predictions(paths: RunPaths, sets: Mapping[str, Predictions]) -> None:
@@ -341,5 +377,8 @@ def write_grid(path: Path, *, grid: str, entries: list[GridEntry]) -> None:
 
 
 def read_grid(path: Path) -> list[GridEntry]:
-    """Raises FileNotFoundError where no such grid was launched."""
-    return [GridEntry(**e) for e in durable.read_json(path)["configurations"]]
+    """Raises FileNotFoundError where no such grid was launched, DataError where the file is damaged."""
+    try:
+        return [GridEntry(**e) for e in durable.read_json(path)["configurations"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is damaged ({one_line(error)}); delete it and launch the grid again") from error

@@ -145,11 +145,19 @@ def _data(record: RunRecord) -> str:
     lines = [
         ["data set", f"{_plain(spec.dataset.name)} ({spec.dataset.kind})"],
         ["fingerprint", f"`{spec.dataset.fingerprint}`"],
-        ["trained on", f"{number(record.n_train)} images"],
+        ["trained on", f"{number(record.n_train)} images{_share(spec)}"],
         ["protocol", f"{spec.protocol}: {rule}"],
         ["epoch kept", "the best on the test set, which flatters the accuracy above" if chosen else "the last"],
     ]
     return markdown_table(["", "value"], lines, left=2)
+
+
+def _share(spec: RunSpec) -> str:
+    """How they were chosen, where the run did not learn from all."""
+    parts = [f"{spec.shots} of each class"] if spec.shots is not None else []
+    parts += [f"a share of {spec.train_fraction:g}"] if spec.train_fraction is not None else []
+    parts += [f"max_images {spec.dataset.max_images:,} per split"] if spec.dataset.max_images is not None else []
+    return f" ({', '.join(parts)})" if parts else ""
 
 
 def _network(record: RunRecord) -> str:

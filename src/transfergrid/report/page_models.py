@@ -142,6 +142,7 @@ def _settings(spec: RunSpec) -> tuple[tuple[str, str], ...]:
         named[f"input of {part.name}"] = f"{how}, {fed.interpolation}, mean {_text(fed.mean)}, std {_text(fed.std)}"
     named |= {f"dataset.{name}": value for name, value in to_dict(spec.dataset).items()}
     named["val_seed"] = spec.val_seed
+    named |= {f"dataset.{name}": getattr(spec, name) for name in ("train_fraction", "shots") if getattr(spec, name)}
     if spec.extract is not None:
         named |= {f"extract.{name}": value for name, value in to_dict(spec.extract).items()}
     named |= {f"{spec.phase}.{f.name}": getattr(spec.settings, f.name) for f in fields(spec.settings)}

@@ -16,7 +16,7 @@ def provenance_lines(comparison: Comparison) -> list[tuple[str, ...]]:
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in _records(comparison):
         told = record.provenance
-        dirty = {True: "yes", False: "no"}.get(told.get("git_dirty"), "unknown")  # type: ignore[arg-type]
+        dirty = {"True": "yes", "False": "no"}.get(str(told.get("git_dirty")), "unknown")
         known = (str(told.get(name) or "") for name in ("code_hash", "torch", "cuda", "device"))
         groups.setdefault((str(told.get("git_commit") or "unknown")[:12], dirty, *known), []).append(record)
     return [
