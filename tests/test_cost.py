@@ -20,7 +20,7 @@ from transfergrid.cost import Estimate, estimate, gpu_hours, packing_advice, sta
 from transfergrid.paths import store_paths
 from transfergrid.plan import PlannedRun
 from transfergrid.records import RunRecord, read_record
-from transfergrid.specs import EvaluateSettings, RunSpec
+from transfergrid.specs import EvaluateSettings, RunSpec, ScratchSettings
 
 SCRATCH = ("phase=scratch", "model=tinynet")
 PROBE = ("phase=probe", "model=tinynet_mnist")
@@ -290,3 +290,14 @@ def test_estimating_loads_no_heavy_library(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "3 []", done.stderr
+
+
+def test_an_epoch_has_no_more_steps_than_rows_fill_unless_they_are_drawn_with_replacement() -> None:
+    def steps(**changes: Any) -> int:
+        settings = spec("scratch", "baseline_cnn", batch_size=100, image_size_px=32, **changes).settings
+        assert isinstance(settings, ScratchSettings)
+        return cost._passes_per_epoch(settings, 1_050)
+
+    assert steps() == steps(steps_per_epoch=50) == 11
+    assert steps(steps_per_epoch=5) == 5
+    assert steps(steps_per_epoch=50, sampling="replacement") == 50

@@ -9,7 +9,7 @@ import numpy as np
 import report_cases as cases
 
 from transfergrid.paths import StorePaths
-from transfergrid.report import figures
+from transfergrid.report import figures, several
 from transfergrid.report.comparison import Comparison, read_comparison
 from transfergrid.report.figures import few_images, style
 from transfergrid.report.figures.material import Material
@@ -38,6 +38,25 @@ def test_a_model_on_three_numbers_of_images_is_a_line_and_one_on_all_of_them_alo
         "resnet18": [10, 50, 54_000],
         "resnet18+googlenet": [10, 50, 54_000],
     }
+
+
+def test_other_weights_and_other_grids_are_lines_of_their_own(tmp_path: Path) -> None:
+    rows = comparison(tmp_path).rows
+    others = [replace(row, weights="random") for row in rows]
+    lines = few_images.by_model([*rows, *others])
+    assert {name: len(points) for name, points in lines.items()} == {
+        f"{model} · {weights}": 3
+        for weights in (rows[0].weights, "random")
+        for model in ("resnet18", "resnet18+googlenet")
+    }
+    again = several.named_apart(several.joined([comparison(tmp_path), renamed(comparison(tmp_path), "more")])).rows
+    assert list(few_images.by_model(again)) == [
+        f"{model} · {grid}" for grid in ("few", "more") for model in ("resnet18", "resnet18+googlenet")
+    ]
+
+
+def renamed(found: Comparison, grid: str) -> Comparison:
+    return replace(found, grid=grid, rows=tuple(replace(row, grid=grid) for row in found.rows))
 
 
 def test_the_points_are_the_rows_means_and_the_bars_their_intervals(tmp_path: Path) -> None:

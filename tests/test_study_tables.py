@@ -10,7 +10,7 @@ import pytest
 import report_cases as cases
 
 from transfergrid.paths import StorePaths
-from transfergrid.report import choices, lengths, published_metrics
+from transfergrid.report import choices, lengths, published, published_metrics
 from transfergrid.report.comparison import read_comparison
 from transfergrid.specs import RunSpec
 
@@ -22,6 +22,22 @@ def store(tmp_path: Path) -> StorePaths:
 
 def scratch(*, seed: int = 0, **changes: Any) -> RunSpec:
     return cases.spec("scratch", "resnet10_wide", dataset="cifar10", seed=seed, image_size_px=32, **changes)
+
+
+def test_a_damaged_metrics_file_leaves_its_column_empty_and_stops_no_report(store: StorePaths) -> None:
+    long_run, short = scratch(epochs=3), scratch(epochs=2)
+    cases.write_grid(store, "g", [(long_run, "along_one_run"), (short, "epochs_2")])
+    for run in (long_run, short):
+        cases.completed(store, run)
+    for damaged in (
+        "not json\n",
+        "[]\n",
+        '{"epoch": 2, "val/accuracy": 0.5}\n',
+        '{"kind": "epoch", "val/accuracy": 1}\n',
+    ):
+        store.run(long_run.run_id).metrics.write_text(damaged)
+        (found,) = lengths.lengths(read_comparison("g", store))
+        assert (found.epochs, found.own_test, found.along_val) == (2, 0.95, None)
 
 
 # ------------------------------------------------------------------------------------------------------------ choices
@@ -109,3 +125,19 @@ def test_the_best_epoch_on_test_stands_only_where_test_was_watched(store: StoreP
     assert "| test accuracy | last | 95.00 | 91.19 |" in text
     text = published_metrics.as_markdown(read_comparison("small_resnet18_as_published", store))
     assert "| test accuracy | last | 90.00 | 91.19 |" in text
+
+
+@pytest.mark.parametrize("rule", ["best", ["best"], {"best_test_accuracy": "0.9"}])
+def test_a_rule_edited_into_nonsense_leaves_the_cell_empty(store: StorePaths, rule: object) -> None:
+    watched = scratch(epochs=51, protocol="published", selection="best_on_test")
+    cases.write_grid(store, "small_resnet18_as_published", [(watched, "")])
+    cases.completed(store, watched, test_accuracy=0.91, details={"rule": rule})
+    (figure,) = [
+        f
+        for f in published.figures()
+        if f.grid == "small_resnet18_as_published"
+        and f.variant == ""
+        and f.rule == "best_on_test"
+        and f.metric == "test_accuracy"
+    ]
+    assert published_metrics._ours(read_comparison("small_resnet18_as_published", store).runs[0], figure) is None

@@ -288,7 +288,11 @@ def _passes_per_epoch(settings: TrainSettings, num_train: int) -> int:
 
 
 def _steps_per_epoch(settings: TrainSettings, num_train: int) -> int:
-    return settings.steps_per_epoch or math.ceil(num_train / settings.batch_size)
+    """As training counts them, but for the batch that drop_last leaves out."""
+    full = math.ceil(num_train / settings.batch_size)
+    if settings.steps_per_epoch is None:
+        return full
+    return settings.steps_per_epoch if settings.sampling == "replacement" else min(full, settings.steps_per_epoch)
 
 
 def _seconds_of_heads(run: RunSpec, settings: ProbeSettings, runtime: Runtime, *, cores: int, on_gpu: bool) -> float:

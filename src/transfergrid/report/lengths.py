@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
 from transfergrid.records import RunRecord, read_metrics
 from transfergrid.report.cells import markdown_table, percent
@@ -82,5 +83,10 @@ def _length(row: ComparisonRow, epochs: int, curves: Sequence[dict[int, float]])
 
 
 def _val_by_epoch(run: RunRecord, store: StorePaths) -> dict[int, float]:
-    lines = read_metrics(store.run(run.run_id).metrics)
-    return {line["epoch"]: line["val/accuracy"] for line in lines if line["kind"] == "epoch" and "val/accuracy" in line}
+    """Empty where the run's metrics are gone or damaged, which leaves the column empty."""
+    try:
+        lines = read_metrics(store.run(run.run_id).metrics)
+        kept = [line for line in lines if line["kind"] == "epoch" and "val/accuracy" in line]
+        return {int(line["epoch"]): float(line["val/accuracy"]) for line in kept}
+    except (DataError, KeyError, TypeError, ValueError):
+        return {}

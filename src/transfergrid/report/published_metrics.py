@@ -49,12 +49,16 @@ def _ours(runs: Sequence[RunRecord], figure: PublishedFigure) -> float | None:
         return fmean(run.wall_s for run in runs)
     if figure.metric == "test_accuracy":
         name = {"last": "last_test_accuracy", "best_on_test": "best_test_accuracy"}.get(figure.rule, "")
-        values = [run.details.get("rule", {}).get(name, run.metrics.get("test_accuracy")) for run in runs]
-        if figure.rule == "best_on_test" and any("rule" not in run.details for run in runs):
+        rules = [run.details.get("rule") for run in runs]
+        if figure.rule == "best_on_test" and not all(isinstance(rule, dict) for rule in rules):
             return None  # under `fair` test was read once: it has no best epoch
+        values = [
+            rule.get(name) if isinstance(rule, dict) and name in rule else run.metrics.get("test_accuracy")
+            for run, rule in zip(runs, rules, strict=True)
+        ]
     else:
         values = [run.metrics.get(figure.metric) for run in runs]
-    known = [value for value in values if value is not None]
+    known = [value for value in values if isinstance(value, (int, float))]
     return fmean(known) if len(known) == len(runs) else None
 
 

@@ -40,15 +40,26 @@ def sketches(material: Material) -> Iterator[Sketch]:
 def by_model(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonRow]]:
     """Model -> its rows that differ in the images trained on, fewest first; models with too few of them are left out.
 
-    A row counts if its variant says nothing but the share: `shots_*`, `fraction_*`, or no variant at all.
+    A row counts if its variant says nothing but the share: `shots_*`, `fraction_*`, or no variant at all. Of several
+    weights, protocols or grids each is a line of its own, and its name says which.
     """
+    plain = [row for row in rows if row.n_train is not None and row.test_accuracy is not None and _says_share(row)]
+    apart = [name for name in ("weights", "protocol", "grid") if _several(plain, name)]
     found: dict[str, list[ComparisonRow]] = {}
-    for row in rows:
-        plain = row.variant == "" or row.variant.startswith(("shots_", "fraction_"))
-        if plain and row.n_train is not None and row.test_accuracy is not None:
-            found.setdefault(row.model, []).append(row)
+    for row in plain:
+        found.setdefault(" · ".join((row.model, *(getattr(row, name) for name in apart))), []).append(row)
     sorted_rows = {model: sorted(points, key=lambda r: r.n_train or 0) for model, points in found.items()}
     return {m: points for m, points in sorted_rows.items() if len({r.n_train for r in points}) >= FEWEST_NUMBERS}
+
+
+def _says_share(row: ComparisonRow) -> bool:
+    variant = row.variant.removesuffix(f"in {row.grid}").strip()  # as several grids in one report are told apart
+    return variant == "" or variant.startswith(("shots_", "fraction_"))
+
+
+def _several(rows: Sequence[ComparisonRow], name: str) -> bool:
+    """Whether some model has rows that differ in this column."""
+    return len({(row.model, getattr(row, name)) for row in rows}) > len({row.model for row in rows})
 
 
 def draw(lines: Mapping[str, Sequence[ComparisonRow]], *, title: str) -> Figure:
