@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import pytest
 import report_cases as cases
 
 from transfergrid.paths import StorePaths
-from transfergrid.report import choices, lengths, published, published_metrics
+from transfergrid.report import choices, lengths, published, published_metrics, top_errors
 from transfergrid.report.comparison import read_comparison
-from transfergrid.specs import RunSpec
+from transfergrid.specs import EvaluateSettings, RunSpec
 
 
 @pytest.fixture
@@ -141,3 +142,20 @@ def test_a_rule_edited_into_nonsense_leaves_the_cell_empty(store: StorePaths, ru
         and f.metric == "test_accuracy"
     ]
     assert published_metrics._ours(read_comparison("small_resnet18_as_published", store).runs[0], figure) is None
+
+
+# ----------------------------------------------------------------------------------------------------- top-1 and top-5
+def test_the_error_of_a_finished_run_is_named_by_it_and_not_taken_for_that_of_the_published_weights(
+    store: StorePaths,
+) -> None:
+    trained = replace(cases.spec("probe", "resnet50", dataset="imagenet", seed=None), phase="evaluate")
+    runs = []
+    for variant, source in (("", "own_head"), ("run-0123456789ab", "run:imagenet-resnet50-finetune-s0-0123456789ab")):
+        settings = EvaluateSettings(source=source, split="test", precision="fp32", preprocess=None)
+        runs.append((replace(trained, settings=settings), variant))
+        cases.completed(store, runs[-1][0], details={"top1_error": 0.24, "n_test": 50_000})
+    cases.write_grid(store, "adhoc", runs)
+    published_head, finished_run = top_errors.top_errors(read_comparison("adhoc", store))
+    assert (published_head.corrected, published_head.differs) == (0.2387, ("image_size_px",))
+    assert finished_run.differs == ("weights", "image_size_px")
+    assert finished_run.cells()[:3] == ["imagenet", "resnet50", "run-0123456789ab"]

@@ -8,20 +8,35 @@ from transfergrid.records import RunRecord
 from transfergrid.report.cells import markdown_table, number, percent
 from transfergrid.report.comparison import Comparison
 from transfergrid.report.published import PublishedFigure, figures
-from transfergrid.specs import RunSpec
+from transfergrid.specs import EvaluateSettings, RunSpec
 
 METRICS = {"top1_error": "top-1", "top5_error": "top-5"}
-HEADER = ("dataset", "model", "weights", "differs", "error %", "images", "measured", "as stated", "corrected")
-TEXT_COLUMNS = 5
+HEADER = (
+    "dataset",
+    "model",
+    "variant",
+    "weights",
+    "differs",
+    "error %",
+    "images",
+    "measured",
+    "as stated",
+    "corrected",
+)
+TEXT_COLUMNS = 6
 _CORRECTED_WEIGHTS = "IMAGENET1K_V1"  # whose error torchvision's documentation gives
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopError:
-    """One error of one evaluation, in [0, 1]. differs: what keeps it from being comparable with the corrected value."""
+    """One error of one evaluation, in [0, 1]. differs: what keeps it from being comparable with the corrected value.
+
+    variant: of its row, which names the run where a finished run was evaluated.
+    """
 
     dataset: str
     model: str
+    variant: str
     weights: str
     metric: str
     images: int
@@ -32,17 +47,17 @@ class TopError:
     notes: tuple[str, ...]
 
     def cells(self) -> list[str]:
-        names = [self.dataset, self.model, self.weights, ", ".join(self.differs), METRICS[self.metric]]
+        names = [self.dataset, self.model, self.variant, self.weights, ", ".join(self.differs), METRICS[self.metric]]
         return [*names, number(self.images), percent(self.measured), percent(self.as_stated), percent(self.corrected)]
 
 
 def top_errors(comparison: Comparison) -> tuple[TopError, ...]:
     """Of every completed evaluation, in the order of the grid's rows. A figure counts whatever grid its study is in."""
     found = []
-    for runs in comparison.runs:
+    for row, runs in zip(comparison.rows, comparison.runs, strict=True):
         for record in runs:
             if record.spec.phase == "evaluate":
-                found += [_error(record, metric) for metric in METRICS if metric in record.details]
+                found += [_error(record, metric, row.variant) for metric in METRICS if metric in record.details]
     return tuple(found)
 
 
@@ -56,13 +71,14 @@ def as_markdown(comparison: Comparison) -> str:
     return "## Top-1 and top-5 errors\n\n" + table + "".join(f"\n- {note}" for note in notes) + "\n" * bool(notes)
 
 
-def _error(record: RunRecord, metric: str) -> TopError:
+def _error(record: RunRecord, metric: str, variant: str) -> TopError:
     spec = record.spec
     published = {f.rule: f for f in figures() if _is_of(f, spec, metric)}
     stated, corrected = published.get("as_stated"), published.get("corrected")
     return TopError(
         dataset=spec.dataset.name,
         model=spec.model,
+        variant=variant,
         weights=spec.weights_label,
         metric=metric,
         images=int(record.details["n_test"]),
@@ -84,6 +100,7 @@ def _is_of(figure: PublishedFigure, spec: RunSpec, metric: str) -> bool:
 
 def _differs(spec: RunSpec) -> tuple[str, ...]:
     names = [] if spec.dataset.max_images is None else ["max_images"]
-    names += ["weights"] if spec.weights_label != _CORRECTED_WEIGHTS else []
+    own_head = isinstance(spec.settings, EvaluateSettings) and spec.settings.source == "own_head"
+    names += [] if own_head and spec.weights_label == _CORRECTED_WEIGHTS else ["weights"]
     names += ["image_size_px"] if any(b.preprocess.mode != "recipe" for b in spec.backbones) else []
     return tuple(names)
