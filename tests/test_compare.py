@@ -36,6 +36,8 @@ def test_grids_stand_side_by_side_and_each_keeps_its_own_checks(
     with open(folder / "comparison.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["grid"] for row in rows] == ["small"] * 5 + ["other"] * 2
+    tex = [line for line in (folder / "comparison.tex").read_text().splitlines() if line.startswith("resnet18 &")]
+    assert [line.split(" & ")[1] for line in tex][::2] == ["probe, in small", "probe, in other"]
     assert [(row["n_seeds"], row["epochs"]) for row in rows if row["model"] == "resnet18"][::2] == [
         ("2", "5"),
         ("1", "1"),

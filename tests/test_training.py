@@ -299,7 +299,12 @@ RESUMED = {
     "probe": [MOBILE, RANDOM, "phase=probe"],
     "probe_sgd_momentum": [MOBILE, RANDOM, "phase=probe", "phase.probe.optimizer=sgd"],
     "finetune": [MOBILE, RANDOM, "phase=finetune"],
+    "finetune_l2_sp": [MOBILE, RANDOM, "phase=finetune", "phase.finetune.l2_sp=0.5", "phase.finetune.clip_norm=1.0"],
     "scratch": ["model=tinynet", "phase=scratch"],
+    "scratch_drawn_lookahead": ["model=tinynet", "phase=scratch", "phase.scratch.lookahead=true"]
+    + ["phase.scratch.lookahead_k=2", "phase.scratch.sampling=replacement", "phase.scratch.steps_per_epoch=3"]
+    + ["phase.scratch.lr_update=epoch", "phase.scratch.normalise=image", "phase.scratch.flip=true"]
+    + ["phase.scratch.alternate_flip=true", "phase.scratch.perspective=0.3"],
     "scratch_ema": ["model=tinynet", "phase=scratch", "phase.scratch.ema_decay=0.9"],
     "scratch_adam_flip": ["model=tinynet", "phase=scratch", "phase.scratch.optimizer=adam", "phase.scratch.flip=true"],
     "scratch_micro_batch": ["model=tinynet", "phase=scratch", "phase.scratch.micro_batch=16"],

@@ -23,7 +23,8 @@ HOW_TO_READ = """\
 - p_value_vs_best_single in comparison.csv: a join against its best part on the same seeds and test images, by the exact
   McNemar test for one seed, by a paired bootstrap over seeds and test images for several; Holm-adjusted over the joins
   of the same dataset and phase. The verdict is by it, at 5 %.
-- Seconds are means per completed seed. GPU seconds are 0 where no GPU was used.
+- Seconds are means per completed seed, of the row's own phase: a fine-tuning's are without those of its probe. GPU
+  seconds are 0 where no GPU was used.
 """
 
 

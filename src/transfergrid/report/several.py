@@ -34,7 +34,7 @@ def joined(comparisons: Sequence[Comparison]) -> Comparison:
 
 
 def named_apart(comparison: Comparison) -> Comparison:
-    """For figures, which name a row by all but its grid: the variant tells the grid, too, where there are several."""
+    """For figures and LaTeX, which do not name a row's grid: the variant tells it, too, where there are several."""
     if len({row.grid for row in comparison.rows}) < 2:
         return comparison
     rows = tuple(replace(row, variant=f"{row.variant} in {row.grid}".strip()) for row in comparison.rows)

@@ -28,17 +28,17 @@ def write_report(grid: str | Sequence[str], store: StorePaths, *, figures: bool 
 def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
     """As write_report, of grids that have been read."""
     whole = several.joined(comparisons)
+    apart = several.named_apart(whole)
     folder = whole.store.report(report_name([c.grid for c in comparisons]))
     markdown = several.markdown(comparisons)
     durable.write_bytes(folder / "comparison.csv", as_csv(whole.rows).encode())
     durable.write_bytes(folder / "comparison.md", markdown.encode())
-    durable.write_bytes(folder / "comparison.tex", as_latex(whole.grid, whole.rows).encode())
+    durable.write_bytes(folder / "comparison.tex", as_latex(whole.grid, apart.rows).encode())
     if figures:
         from transfergrid.report.figures import make_figures
         from transfergrid.report.figures.images import images_at_hand
 
-        apart, images = several.named_apart(whole), images_at_hand(whole.store)
-        made, notes = make_figures(apart, folder / "figures", images=images)
+        made, notes = make_figures(apart, folder / "figures", images=images_at_hand(whole.store))
         summaries = _summaries(whole, notes)
         page = render_page(whole, markdown, figures=made, figure_notes=notes, summaries=summaries)
     else:

@@ -30,7 +30,8 @@ def sketches(material: Material) -> Iterator[Sketch]:
                 name=group_name("pareto", dataset),
                 title=f"Test accuracy on {dataset} against what it costs",
                 caption="Each mark is a row of the table. The line is the Pareto front: no row that costs as little is "
-                "as accurate; its rows are named. Seconds are those of one seed, without the shared extraction.",
+                "as accurate; its rows are named. Seconds are those of one seed, without the shared "
+                "extraction or the probe that a fine-tuning starts from.",
                 section="cost",
                 rows=tuple(measured),
                 draw=partial(draw_scatter, measured, title=dataset),
