@@ -59,7 +59,7 @@ def fed_when_tested(step: StepOne, index: int) -> Tensor:
     return step.trainee._inputs.batch("test", torch.tensor([index]))[0][0]
 
 
-def tested_image(step: StepOne, index: int) -> NDArray[np.uint8]:
+def image_when_tested(step: StepOne, index: int) -> NDArray[np.uint8]:
     return step_one.made_up(step.run.dataset.kind, "test").read([index])[0]
 
 
@@ -136,7 +136,7 @@ def test_step_one_of_individual_vs_parallel(row: Row, monkeypatch: pytest.Monkey
     assert all(rates == over_the_run[0] for rates in over_the_run) and len(over_the_run) == step.settings.epochs
 
     for index in (0, 1):
-        expected = studied_transform(dataset)(pillow(tested_image(step, index)))
+        expected = studied_transform(dataset)(pillow(image_when_tested(step, index)))
         assert torch.allclose(fed_when_tested(step, index), expected, atol=1e-6)
     for image_HWC, *fed in zip(images_of(step)[:2], *step.batches[0], strict=False):
         for made in fed:
@@ -264,7 +264,7 @@ def test_step_one_of_scratch_cifar10(row: Row, monkeypatch: pytest.MonkeyPatch) 
     assert step.batches[0][0].mean((2, 3)).abs().max() < 1e-5
     assert step.batches[0][0].std((2, 3), correction=0).sub(1).abs().max() < 0.01
     for index in (0, 1):
-        scaled_3HW = tested_image(step, index).transpose(2, 0, 1).astype(np.float32) / 255
+        scaled_3HW = image_when_tested(step, index).transpose(2, 0, 1).astype(np.float32) / 255
         mean, std = (f(scaled_3HW, axis=(1, 2), keepdims=True) for f in (np.mean, np.std))
         expected = torch.from_numpy((scaled_3HW - mean) / (std + 0.0001))
         assert torch.allclose(fed_when_tested(step, index), expected, atol=1e-5)
@@ -386,7 +386,7 @@ def test_step_one_of_small_resnet18(variant: str, monkeypatch: pytest.MonkeyPatc
 
     end = transforms.Compose([transforms.ToTensor(), transforms.Normalize(*CIFAR)])
     for index in (0, 1):
-        assert torch.allclose(fed_when_tested(step, index), end(pillow(tested_image(step, index))), atol=1e-6)
+        assert torch.allclose(fed_when_tested(step, index), end(pillow(image_when_tested(step, index))), atol=1e-6)
     for image_HWC, made in zip(images_of(step)[:8], step.batches[0][0], strict=False):
         assert_cropped_flipped_and_cut_out(made, end(pillow(image_HWC)))
 
