@@ -94,8 +94,9 @@ class StepOne:
         return {names[id(p)]: float(g["lr"]) for g in self.optimizer.param_groups for p in g["params"]}
 
 
+@lru_cache(maxsize=8)
 def grid(name: str, *arguments: str) -> tuple[dict[Row, Configuration], Runtime]:
-    """A grid as the command line composes it."""
+    """A grid as the command line composes it; its store is in the working directory, whichever that is by then."""
     asked = load_grid([f"grid={name}", "device=cpu", "tracking=disabled", "data.resident_gb=0", *arguments])
     rows: dict[Row, Configuration] = {
         (c.run.dataset.name, c.run.model, c.run.phase, c.variant): c for c in asked.configurations
