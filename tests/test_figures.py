@@ -411,3 +411,16 @@ def test_many_items_fold_into_columns_and_pages() -> None:
     assert lengths(50) == [[25, 25]]
     assert lengths(51) == [[13, 13], [25]]
     assert lengths(0) == []
+
+
+def test_samples_bear_the_data_sets_own_names_though_the_network_has_others_in_another_order(tmp_path: Path) -> None:
+    run = run_of("probe", "resnet18")
+    others = [f"other {i}" for i in range(10)][::-1]
+    completed(StorePaths(tmp_path), run, details={"class_names": others})
+    write_grid(StorePaths(tmp_path), "g", [(run, "")])
+    material = Material(comparison=read_comparison("g", StorePaths(tmp_path)), images=images_of(40))
+    samples = next(sketch for sketch in pictures.sketches(material) if sketch.section == "data")
+    with style.house_style():
+        drawn = samples.draw()
+    words = [text.get_text() for text in drawn.axes[0].get_yticklabels()] + [t.get_text() for t in drawn.axes[0].texts]
+    assert {f"class {i}" for i in range(10)} <= set(words) and not set(others) & set(words)

@@ -77,7 +77,8 @@ def _images(material: Material, dataset: DatasetSpec, split: Split) -> LabeledIm
 # ------------------------------------------------------------------------------------------------------------- samples
 def _draw_samples(material: Material, run: RunRecord) -> Figure:
     images = _images(material, run.spec.dataset, "train")
-    return draw_samples(images, class_names(run), title=f"{run.spec.dataset.name}, training images")
+    # The data set's own names: an evaluated network may have others, in another order.
+    return draw_samples(images, images.class_names, title=f"{run.spec.dataset.name}, training images")
 
 
 def draw_samples(images: LabeledImages, names: Sequence[str], *, title: str) -> Figure:
