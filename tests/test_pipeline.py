@@ -220,4 +220,4 @@ def test_baseline_cnn_learns_the_real_cifar10_jpegs_from_scratch_in_five_epochs(
     )
     record = records(tmp_path)[0]
     assert record["spec"]["dataset"]["name"] == "cifar10-jpeg" and record["n_train"] == 45_000
-    assert record["details"]["n_test"] == 10_000 and record["metrics"]["test_accuracy"] >= 0.60
+    assert record["details"]["n_test"] == 10_000 and record["metrics"]["test_accuracy"] >= 0.70
