@@ -146,7 +146,8 @@ def test_a_join_with_fewer_seeds_is_judged_on_those_in_common_and_the_note_count
     comparison = read_comparison("mine", store)
     assert join_row(comparison).verdict == "better"
     assert comparison.notes == (
-        "mnist resnet18+googlenet probe beside resnet18: the verdict is from the 2 of 3 seeds that both have.",
+        "mnist resnet18+googlenet probe beside resnet18: difference and verdict are from the 2 of 3 seeds that both "
+        "have.",
     )
 
 
@@ -287,3 +288,17 @@ def test_a_grid_without_two_rows_to_compare_has_no_such_section(store: StorePath
 
 def test_small_p_values_are_not_printed_more_exactly_than_they_are_known() -> None:
     assert [p_text(p) for p in (None, 0.0002, 0.0312, 1.0)] == ["", "< 0.001", "0.031", "1.000"]
+
+
+def test_the_difference_shown_is_of_the_seeds_that_the_verdict_is_from(store: StorePaths) -> None:
+    """The join's one seed beats its rival of that seed, and is below the rival's mean over three seeds."""
+    runs = {seed: cases.spec("probe", "resnet18", seed=seed) for seed in (0, 1, 2)}
+    other, join = cases.spec("probe", "googlenet"), cases.spec("probe", "resnet18+googlenet")
+    for seed, run in runs.items():
+        finished(store, run, list(range(400 if seed == 0 else 10)), val=0.99)
+    finished(store, other, list(range(500)), val=0.5)
+    finished(store, join, list(range(300)))
+    cases.write_grid(store, "mine", [(run, "") for run in (*runs.values(), other, join)])
+    row = join_row(read_comparison("mine", store))
+    assert (row.best_single_model, row.verdict) == ("resnet18", "better")
+    assert row.delta_to_best_single == pytest.approx(0.1)

@@ -323,7 +323,9 @@ def _beside_best_singles(
         beside[i] = replace(row, best_single_model=single.model, delta_to_best_single=delta)
         if isinstance(result, PairedComparison) and p is not None:
             said = paired_rows.verdict(result.difference, p)
-            beside[i] = replace(beside[i], p_value_vs_best_single=p, verdict=said)
+            # Of the seeds that both have: means over different seeds could point the other way than the verdict.
+            delta = result.difference
+            beside[i] = replace(beside[i], delta_to_best_single=delta, p_value_vs_best_single=p, verdict=said)
         if note := _note(result, seeds=max(row.n_seeds, single.n_seeds)):
             name = " ".join(part for part in (row.dataset, row.model, row.phase, row.variant) if part)
             notes.append(f"{name} beside {single.model}: {note}.")
@@ -334,7 +336,7 @@ def _note(result: PairedComparison | str, *, seeds: int) -> str | None:
     if isinstance(result, str):
         return f"no verdict, because {result}"
     if result.seeds < seeds:
-        return f"the verdict is from the {result.seeds} of {seeds} seeds that both have"
+        return f"difference and verdict are from the {result.seeds} of {seeds} seeds that both have"
     return None
 
 
