@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 SAMPLE_S = 5.0
+ANSWER_S = 5.0  # then a silent nvidia-smi is given up, and asked again
 
 
 class UsageMeter:
@@ -52,7 +53,7 @@ class UsageMeter:
         command += ["-i", visible.split(",")[0]] if visible else []
         while not self._ended.wait(SAMPLE_S):
             try:
-                said = subprocess.run(command, capture_output=True, text=True, timeout=SAMPLE_S, check=True).stdout
+                said = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True).stdout
             except (OSError, subprocess.SubprocessError):
                 continue
             figures = re.match(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)", said)
