@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # One thread: a sum over threads depends on how many there are. The sandbox's GPUs are device nodes without a driver.
 QUICK = (
     *("device=cpu", "cluster.num_threads=1", "cluster.cpus=1", "cluster.mem_gb=1.5", "cluster.timeout_min=10"),
-    *("cluster.poll_s=1", "tracking=disabled"),
+    *("cluster.poll_s=1", "tracking=disabled", "report.figures=false"),
 )
 
 

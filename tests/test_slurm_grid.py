@@ -38,7 +38,8 @@ def launched(tmp_path_factory: pytest.TempPathFactory, slurm: Sandbox) -> tuple[
     """The small grid on SLURM, waited for: its folder and what the launcher said."""
     folder = tmp_path_factory.mktemp("launched")
     notify = "notify.command='cat > told.txt; echo $TRANSFERGRID_FAILED >> told.txt'"
-    said = jobs("launch_grid.py", *SMALL, "cluster=slurm", "wait=true", notify, env=slurm.env, cwd=folder)
+    asked = [a for a in SMALL if a != "report.figures=false"]  # the finish job makes them unless told otherwise
+    said = jobs("launch_grid.py", *asked, "cluster=slurm", "wait=true", notify, env=slurm.env, cwd=folder)
     assert said.code == 0, said.text
     return folder, said.text
 
@@ -98,6 +99,9 @@ def test_the_finish_job_made_the_table_and_told_once(launched: tuple[Path, str],
     figures = re.compile(r"^\| .*", re.MULTILINE)
     ours = figures.findall((folder / "results/reports/quickstart/comparison.md").read_text())
     assert len(ours) > 6
+    report = folder / "results/reports/quickstart"
+    assert len(list((report / "figures").glob("*.png"))) > 20
+    assert (report / "index.html").read_text().count("data:image/") > 20
 
 
 def test_launched_again_it_submits_nothing(launched: tuple[Path, str], slurm: Sandbox) -> None:

@@ -325,6 +325,8 @@ class Runtime:
     """Where and how runs are carried out: nothing in here changes their numbers beyond rounding.
 
     data_folders: dataset name -> its folder, for image folders. weights_files: weights identity -> file.
+    report_figures: whether the report that ends a launch has figures; None = SLURM's finish job makes them, a launch
+    at whose end somebody waits does not.
     """
 
     store_dir: str
@@ -342,6 +344,7 @@ class Runtime:
     checkpoint_min_interval_s: float = 60.0
     keep_weights: Literal["final", "none"] = "final"
     resident_gb: float = 8.0
+    report_figures: bool | None = None
 
 
 # -------------------------------------------------------------------------------------------------------- identities

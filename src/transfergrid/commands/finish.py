@@ -39,7 +39,7 @@ def finish(folder: str) -> dict[str, int]:
         for run_id in settle(states, store, read_ledger(store)):
             state = states[run_id]
             console.print(f"{state.failure_class}: {run_id}: {state.reason}", highlight=False, soft_wrap=True)
-        show_report(console, [grid], store, figures=True)
+        show_report(console, [grid], store, figures=payload.runtime.report_figures is not False)
         show_usage(console, list(states), store)
     finally:  # whatever became of the report, somebody waits to be told
         if asked["notify"]:

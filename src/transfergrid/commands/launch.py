@@ -223,7 +223,10 @@ def show_results(console: Console, request: Request) -> None:
     from transfergrid.commands.report import show_report
 
     console.print()
-    show_report(console, [request.grid], request.store, figures=False)
+    figures = request.runtime.report_figures is True
+    show_report(console, [request.grid], request.store, figures=figures)
+    if figures:
+        return
     store = request.store.root
     where = [] if str(store) == "results" else [f"store.dir={store}"]
     line = shlex.join(["python", "jobs/report.py", f"grid={request.grid}", *where])

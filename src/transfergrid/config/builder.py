@@ -297,6 +297,7 @@ class GridBuilder:
             checkpoint_min_interval_s=config.checkpoint.min_interval_s,
             keep_weights=config.keep_weights,
             resident_gb=config.data.resident_gb,
+            report_figures=config.report.figures,
         )
 
 

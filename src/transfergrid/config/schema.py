@@ -234,6 +234,13 @@ class NotifyConfig:
 
 
 @dataclass
+class ReportConfig:
+    """figures: whether the report that ends a launch has them; null = yes where SLURM's finish job makes it."""
+
+    figures: bool | None = None
+
+
+@dataclass
 class TrackingConfig:
     mode: str = "offline"
     project: str = "transfergrid"
@@ -277,6 +284,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
     protocol: str = "fair"
     model: str | None = None
     seed: int = 0

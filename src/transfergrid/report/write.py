@@ -34,6 +34,9 @@ def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
     durable.write_bytes(folder / "comparison.csv", as_csv(whole.rows).encode())
     durable.write_bytes(folder / "comparison.md", markdown.encode())
     durable.write_bytes(folder / "comparison.tex", as_latex(whole.grid, apart.rows).encode())
+    # Tables and page stand before the figures are begun: those can take minutes, and a job has its limits.
+    page = render_page(whole, markdown, figure_notes=["figures were not asked for, or are still being made"])
+    durable.write_bytes(folder / "index.html", page.encode())
     if figures:
         from transfergrid.report.figures import make_figures
         from transfergrid.report.figures.images import images_at_hand
@@ -41,9 +44,7 @@ def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
         made, notes = make_figures(apart, folder / "figures", images=images_at_hand(whole.store))
         summaries = _summaries(whole, notes)
         page = render_page(whole, markdown, figures=made, figure_notes=notes, summaries=summaries)
-    else:
-        page = render_page(whole, markdown, figure_notes=["figures were not asked for"])
-    durable.write_bytes(folder / "index.html", page.encode())
+        durable.write_bytes(folder / "index.html", page.encode())
     return folder / "comparison.md"
 
 
