@@ -127,6 +127,7 @@ def test_only_the_figures_of_now_remain_in_the_folder(made: Made) -> None:
     assert there == {path.name for figure in made.figures for path in (figure.png, figure.svg)}
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_bytes(made: Made, styled: None, tmp_path: Path) -> None:
     material = Material(comparison=made.comparison, images=images_of(60))
     kinds = (accuracy, cost, curves, confusions, reliability, pictures, cache)
@@ -237,7 +238,7 @@ def many_models(store: StorePaths, number: int) -> Comparison:
     return read_comparison("many", store)
 
 
-@pytest.mark.parametrize("number", [10, 50])
+@pytest.mark.parametrize("number", [10, pytest.param(50, marks=pytest.mark.slow)])
 def test_labels_of_many_models_stay_legible(number: int, tmp_path: Path, styled: None, drawn: list[DrawnText]) -> None:
     comparison = many_models(StorePaths(tmp_path / "results"), number)
     material = Material(comparison=comparison, images=no_images)
@@ -250,6 +251,7 @@ def test_labels_of_many_models_stay_legible(number: int, tmp_path: Path, styled:
     assert sum("…" in text for text in intervals) == sum(i % 8 == 3 for i in range(number))
 
 
+@pytest.mark.slow
 def test_the_figures_of_single_rows_are_legible_with_long_class_names(
     tmp_path: Path, styled: None, drawn: list[DrawnText]
 ) -> None:

@@ -129,6 +129,7 @@ def test_every_model_and_every_variant_of_a_grid_file_is_a_configuration_of_its_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_toy_runs_hold_every_grid_every_variant_and_every_model_and_at_most_600_images(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "cifar10-jpeg", sizes_px=(32,))
     places = (f"cache.dir={tmp_path / 'cache'}", f"store.dir={tmp_path / 'store'}")

@@ -289,6 +289,7 @@ torch.save([load.logits(*images), *pixels], sys.argv[3])
 """
 
 
+@pytest.mark.slow
 def test_an_export_loaded_with_torch_alone_gives_the_networks_logits(
     place: Path,
     pair: Request,
