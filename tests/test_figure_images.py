@@ -12,6 +12,7 @@ from PIL import Image
 from transfergrid import data
 from transfergrid.job import write_payload
 from transfergrid.paths import StorePaths
+from transfergrid.records import write_grid
 from transfergrid.report.figures.images import DATA_DIR_VARIABLE, images_at_hand
 from transfergrid.specs import DatasetSpec, Runtime
 
@@ -52,3 +53,7 @@ def test_a_folder_is_found_where_the_launch_read_it(tmp_path: Path) -> None:
     assert test is not None and test.class_names == ("cat", "dog")
     assert test.read([1])[0].shape == (5, 7, 3)
     assert images_at_hand(store)(replace(pets, fingerprint="content:before"), "test") is None
+    # A local launch leaves no folder of its own behind: its grid remembers.
+    other = StorePaths(tmp_path / "other")
+    write_grid(other.grid("g"), grid="g", entries=[], runtime=replace(runtime, data_folders={"pets": str(folder)}))
+    assert images_at_hand(other)(pets, "test") is not None

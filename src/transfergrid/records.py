@@ -30,7 +30,7 @@ from transfergrid import durable
 from transfergrid.attempts import Attempt
 from transfergrid.errors import DataError, one_line
 from transfergrid.paths import RunPaths
-from transfergrid.specs import RunSpec, from_dict, to_dict
+from transfergrid.specs import RunSpec, Runtime, from_dict, to_dict
 
 RECORD_FORMAT = 1
 FLOAT16_LARGEST = 65504
@@ -371,9 +371,13 @@ class GridEntry:
     seed: int | None
 
 
-def write_grid(path: Path, *, grid: str, entries: list[GridEntry]) -> None:
-    """The grid as it was last launched; what an earlier launch of the same name held is replaced, its runs stay."""
-    durable.write_json(path, {"grid": grid, "configurations": [asdict(e) for e in entries]})
+def write_grid(path: Path, *, grid: str, entries: list[GridEntry], runtime: Runtime | None = None) -> None:
+    """The grid as it was last launched; what an earlier launch of the same name held is replaced, its runs stay.
+
+    runtime: where its images lay, for the figures that show some.
+    """
+    launched = {} if runtime is None else {"runtime": to_dict(runtime)}
+    durable.write_json(path, {"grid": grid, "configurations": [asdict(e) for e in entries], **launched})
 
 
 def read_grid(path: Path) -> list[GridEntry]:

@@ -198,12 +198,12 @@ def write_grid_of(request: Request) -> None:
     path = request.store.grid(request.grid)
     entries = request.entries()
     if request.replaces_grid:
-        write_grid(path, grid=request.grid, entries=entries)
+        write_grid(path, grid=request.grid, entries=entries, runtime=request.runtime)
         return
     with durable.lock(path.with_name(f".{path.stem}.lock"), wait=True):  # runs by hand are started side by side
         before = read_grid(path) if path.exists() else []
         kept = [e for e in before if all(_stand_together(e, new, request) for new in entries)]
-        write_grid(path, grid=request.grid, entries=kept + entries)
+        write_grid(path, grid=request.grid, entries=kept + entries, runtime=request.runtime)
 
 
 def _stand_together(old: GridEntry, new: GridEntry, request: Request) -> bool:

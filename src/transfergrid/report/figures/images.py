@@ -1,4 +1,4 @@
-"""The images this machine has: where a launch of the store read them, or in TRANSFERGRID_DATA_DIR. Never a download."""
+"""The images this machine has: where a launch into the store read them, or in TRANSFERGRID_DATA_DIR. No downloads."""
 
 from __future__ import annotations
 
@@ -48,9 +48,10 @@ def _load(dataset: DatasetSpec, split: Split, runtime: Runtime) -> LabeledImages
 
 
 def _launched(store: StorePaths) -> list[Runtime]:
-    """Of the launches that are still there, the newest first."""
+    """Of the grids as they were last launched, then of the launches that are still there, the newest first."""
     found: list[Runtime] = []
-    for path in sorted(store.launches.glob("*/specs.json"), reverse=True):
+    grids, launches = store.grid("any").parent.glob("*.json"), store.launches.glob("*/specs.json")
+    for path in (*sorted(grids), *sorted(launches, reverse=True)):
         try:
             content: Any = durable.read_json(path)
             runtime = from_dict(Runtime, content["runtime"])
