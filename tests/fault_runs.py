@@ -48,7 +48,7 @@ PAIR = (  # the second needs 1.3 GB of memory, the first a third of that
     *(*QUICK, "grid=quickstart", "grid.models=[baseline_cnn]", "grid.phases=[scratch]", "grid.seeds=[0]"),
     *("grid.variants={wide: {phase.scratch.batch_size: 1293}}", "dataset.image_size_px=32", "phase.scratch.epochs=1"),
 )
-HELD = "cluster.sbatch={priority: 0}"  # until `scontrol release`
+HELD = "cluster.sbatch={hold: true}"  # until `scontrol release`; a priority of 0 asked of sbatch holds nothing
 
 
 @dataclass(frozen=True)

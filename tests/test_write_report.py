@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import os
 from pathlib import Path
 
 import pytest
 import report_cases as cases
+from rich.console import Console
 
+from transfergrid.commands.report import show_report
 from transfergrid.config import load_grid
 from transfergrid.paths import StorePaths
 from transfergrid.report import figures
@@ -44,3 +48,19 @@ def test_a_launch_carries_to_its_end_whether_figures_are_wanted(
 ) -> None:
     request = load_grid(["grid=quickstart", "dry_run=true", f"cache.dir={tmp_path}", *asked])
     assert request.runtime.report_figures is kept
+
+
+def test_what_the_finish_job_has_made_is_shown_and_not_made_again_without_figures(
+    store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    assert show_report(console, ["g"], store, figures=None)  # nobody has made it: now it is
+    page = store.report("g") / "index.html"
+    page.write_text("with figures")
+    assert show_report(console, ["g"], store, figures=None)
+    assert page.read_text() == "with figures"
+    run = cases.spec("probe", "resnet18")
+    cases.completed(store, run, test_accuracy=0.5)  # a record that is newer than the page
+    os.utime(page, (1, 1))
+    assert show_report(console, ["g"], store, figures=None)
+    assert page.read_text() != "with figures"

@@ -219,10 +219,14 @@ def _stand_together(old: GridEntry, new: GridEntry, request: Request) -> bool:
 
 
 # --------------------------------------------------------------------------------------------------------------- after
-def show_results(console: Console, request: Request) -> None:
+def show_results(console: Console, request: Request, *, reported: bool = False) -> None:
+    """reported: SLURM's finish job has made the report, figures and all; it is not made again without them."""
     from transfergrid.commands.report import show_report
 
     console.print()
+    if reported:
+        show_report(console, [request.grid], request.store, figures=None)
+        return
     figures = request.runtime.report_figures is True
     show_report(console, [request.grid], request.store, figures=figures)
     if figures:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid.commands.console import FAILED, OK, make_console, run_script
@@ -14,6 +15,8 @@ from transfergrid.records import read_grid
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from transfergrid.report.comparison import Comparison
 
 HELP = help_for(
     "report.py",
@@ -48,12 +51,15 @@ def report(arguments: Sequence[str]) -> int:
     return OK if show_report(make_console(), request.grids, store, figures=request.figures) else FAILED
 
 
-def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool) -> bool:
-    """Print the tables, write the files, print where; True if every row has completed."""
+def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool | None) -> bool:
+    """Print the tables, write the files, print where; True if every row has completed.
+
+    figures: None leaves the files as another process made them, if they are newer than every record.
+    """
     from transfergrid.commands.tables import errors_table, terminal_table
     from transfergrid.report.comparison import read_comparison
     from transfergrid.report.top_errors import top_errors
-    from transfergrid.report.write import write
+    from transfergrid.report.write import report_name, write
 
     comparisons = [read_comparison(grid, store) for grid in grids]
     for comparison in comparisons:
@@ -63,8 +69,19 @@ def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, fi
         if errors := top_errors(comparison):
             console.print()
             console.print(errors_table(errors))
-    path = write(comparisons, figures=figures)
+    path = store.report(report_name(grids)) / "comparison.md"
+    if figures is not None or not _is_current(path.with_name("index.html"), comparisons):
+        path = write(comparisons, figures=bool(figures))
     console.print(
         f"\nreport: {path} and index.html, comparison.csv, comparison.tex beside it", highlight=False, soft_wrap=True
     )
     return all(row.status == "completed" for comparison in comparisons for row in comparison.rows)
+
+
+def _is_current(page: Path, comparisons: Sequence[Comparison]) -> bool:
+    """Whether the page was made after the newest record of its grids."""
+    if not page.exists():
+        return False
+    entries = [(c.store, e.run_id) for c in comparisons for e in read_grid(c.store.grid(c.grid))]
+    records = (store.run(run_id).record for store, run_id in entries)
+    return page.stat().st_mtime >= max((r.stat().st_mtime for r in records if r.exists()), default=0.0)

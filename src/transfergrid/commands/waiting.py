@@ -55,7 +55,7 @@ def wait(console: Console, submitting: Submitting) -> int:
             if _lasts("away", since) > CONTROLLER_AWAY_S:
                 raise SlurmDown(f"{error}; the jobs go on, jobs/status.py shows them") from error
         time.sleep(request.cluster.poll_s)
-    show_results(console, request)
+    show_results(console, request, reported=True)
     show_usage(console, list(states), request.store)
     return _show_endings(console, states)
 
