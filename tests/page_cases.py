@@ -73,7 +73,7 @@ def hostile_grid(store: StorePaths) -> None:
     cases.write_grid(store, "hostile", [*rows, (failed, "")])
 
 
-def figure(folder: Path, name: str, *, width_px: int = 900, noise: bool = False, **changes: object) -> Figure:
+def figure(folder: Path, name: str, *, width_px: int = 900, noise: bool = False, **changes: Any) -> Figure:
     """A PNG, and an SVG too large to be embedded in its place."""
     from PIL import Image
 
@@ -82,5 +82,6 @@ def figure(folder: Path, name: str, *, width_px: int = 900, noise: bool = False,
     pixels = np.random.default_rng(0).integers(0, 255, shape) if noise else np.full(shape, 200)
     Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{name}.png")
     (folder / f"{name}.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>" + " " * 100_000)
-    content = {"section": "accuracy", "row_keys": (), "models": ("a", "b"), "title": name, "caption": f"About {name}."}
-    return Figure(name=name, png=folder / f"{name}.png", svg=folder / f"{name}.svg", **content | changes)  # type: ignore[arg-type]
+    content: dict[str, Any] = {"section": "accuracy", "row_keys": (), "models": ("a", "b"), "title": name}
+    content["caption"] = f"About {name}."
+    return Figure(name=name, png=folder / f"{name}.png", svg=folder / f"{name}.svg", **content | changes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def depth_groups(
     Parameters of frozen groups stop requiring gradients and belong to no group. Of auxiliary heads, the classification
     layer learns as the head does, the rest, which is the weights file's, as a trunk's last group.
     """
+    decayed = partial(split_decay, weight_decay=settings.weight_decay, decay_norm_and_bias=settings.decay_norm_and_bias)
     groups: list[ParameterGroup] = []
     own = set()
     for backbone, trunk in zip(spec.backbones, network.backbones, strict=True):
@@ -119,25 +121,13 @@ def depth_groups(
             if settings.l2_sp:
                 groups.append(ParameterGroup(label, lr, 0.0, own_parameters, l2_sp=settings.l2_sp))
                 continue
-            groups += split_decay(
-                label,
-                own_parameters,
-                lr=lr,
-                weight_decay=settings.weight_decay,
-                decay_norm_and_bias=settings.decay_norm_and_bias,
-            )
+            groups += decayed(label, own_parameters, lr=lr)
     rest = {"auxiliary": settings.lr, "head": settings.head_lr}
     for label, lr in rest.items():
         own_parameters = [
             p for name, p in network.named_parameters() if id(p) not in own and is_classifier(name) == (label == "head")
         ]
-        groups += split_decay(
-            label,
-            own_parameters,
-            lr=lr,
-            weight_decay=settings.weight_decay,
-            decay_norm_and_bias=settings.decay_norm_and_bias,
-        )
+        groups += decayed(label, own_parameters, lr=lr)
     return groups
 
 

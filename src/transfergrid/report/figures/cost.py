@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transfergrid.report.comparison import ComparisonRow
 from transfergrid.report.figures import style
@@ -135,8 +135,8 @@ def _mark(phase: str) -> Line2D:
     from matplotlib.lines import Line2D
 
     marker, colour = PHASE_MARKS.get(phase, OTHER_MARK)
-    edge = {"markeredgecolor": style.BLACK, "markeredgewidth": 0.4}
-    return Line2D([], [], marker=marker, linestyle="", color=colour, markersize=5, **edge)  # type: ignore[arg-type]
+    edge: dict[str, Any] = {"markeredgecolor": style.BLACK, "markeredgewidth": 0.4}
+    return Line2D([], [], marker=marker, linestyle="", color=colour, markersize=5, **edge)
 
 
 # ---------------------------------------------------------------------------------------------------------------- bars
