@@ -47,6 +47,14 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     sandbox.stop()
 
 
+@pytest.fixture(autouse=True)
+def slurm_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What a test that failed has killed or paused is brought back before the next."""
+    yield
+    if "slurm" in request.fixturenames:
+        request.getfixturevalue("slurm").restore()
+
+
 @pytest.fixture(scope="module")
 def slurm_variant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Sandbox]]:
     """`slurm_variant(preempt="signal", gpus=0)`: a sandbox with these options (slurm_conf.Options), until the module

@@ -53,6 +53,10 @@ def _accepts(address: str | int) -> bool:
         return client.connect_ex(("127.0.0.1", address)) == 0
 
 
+class Ended(SandboxError):
+    """A daemon did not stay alive; one line with the last of its log."""
+
+
 class Sandbox:
     """One sandbox in one folder. The folder is the state: any process may open it, look, or stop it."""
 
@@ -152,7 +156,15 @@ class Sandbox:
     # Its daemons: munged, mariadbd, slurmdbd, slurmctld, slurmd-n1, slurmd-n2, ...
 
     def start_daemon(self, daemon: str) -> None:
-        """Start it and wait until it answers; nothing where it runs."""
+        """Start it and wait until it answers; nothing where it runs. One that is killed and started anew may meet what
+        its predecessor has not yet let go (a port, the file of its pid), and end: it gets two more chances."""
+        for _ in range(2):
+            with contextlib.suppress(Ended):
+                return self._start_daemon(daemon)
+            time.sleep(1)
+        self._start_daemon(daemon)
+
+    def _start_daemon(self, daemon: str) -> None:
         if self.process(daemon) is not None:
             return
         environment = {**DAEMON_ENVIRONMENT, "SLURM_CONF": str(self.conf)}
@@ -253,7 +265,7 @@ class Sandbox:
 
     def _check_alive(self, daemon: str) -> None:
         if self.process(daemon) is None:
-            raise SandboxError(f"{daemon} ended: {last_line(self._log(daemon))}")
+            raise Ended(f"{daemon} ended: {last_line(self._log(daemon))}")
 
     # From nothing to idle nodes, and back
 
