@@ -1,0 +1,123 @@
+"""Whose W&B: server, key, entity and project, from where W&B itself looks for them; and the environment it runs in.
+
+The key is looked for, never read: nothing of this package holds it, so nothing can write it anywhere.
+"""
+
+from __future__ import annotations
+
+import configparser
+import http.client
+import netrc
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transfergrid import durable
+from transfergrid.errors import MachineError, one_line
+from transfergrid.paths import StorePaths
+
+ANSWER_TIMEOUT_S = 5.0
+KEPT = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_HTTP_TIMEOUT")  # of the user's variables, when online
+
+
+class Unreachable(MachineError):
+    """W&B cannot be used from here and now: no key, no server, no permission; one line with the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """A project on a W&B server. entity: a user's or a team's name; None: the default of whoever the key belongs to."""
+
+    url: str
+    project: str
+    entity: str | None = None
+
+    def path(self, run_id: str = "") -> str:
+        """`entity/project/run_id` as W&B's public API takes it."""
+        return "/".join(part for part in (self.entity, self.project, run_id) if part)
+
+
+def account(project: str, entity: str | None = None) -> Account:
+    """Raises Unreachable where there is no key for the server."""
+    url = server_url()
+    if not has_key(url):
+        raise Unreachable(f"no W&B key for {url} on this machine; run `wandb login`, or set WANDB_API_KEY")
+    return Account(url, project, entity or os.environ.get("WANDB_ENTITY") or _settings_file().get("entity"))
+
+
+def server_url() -> str:
+    """As W&B finds it: WANDB_BASE_URL, else what `wandb login --host` left, else W&B's own service."""
+    found = os.environ.get("WANDB_BASE_URL") or _settings_file().get("base_url")
+    if not found:
+        import wandb  # here, because it takes 0.7 s to load
+
+        found = str(wandb.Settings.model_fields["base_url"].default)
+    return found.rstrip("/")
+
+
+def has_key(url: str) -> bool:
+    """Whether WANDB_API_KEY is set, or a netrc file has a key for this server."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    try:
+        host = urllib.parse.urlparse(url).hostname
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+    except (OSError, ValueError, netrc.NetrcParseError):
+        return False
+
+
+def why_silent(url: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str | None:
+    """None where a web server answers at the address, whatever it says; else the reason, on one line."""
+    try:
+        urllib.request.urlopen(f"{url}/healthz", timeout=timeout_s).close()
+    except urllib.error.HTTPError as answer:
+        answer.close()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        return one_line(error)
+    return None
+
+
+def use_environment(store: StorePaths, *, url: str | None) -> None:
+    """W&B keeps to the store and to itself: nothing in $HOME or a node's temporary folder, and of the user's settings
+    only the key and the way to it. url: of the server; None: no key either, and no network at all."""
+    kept = {name: os.environ[name] for name in KEPT if url is not None and name in os.environ}
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        del os.environ[name]
+    for folder in (store.wandb, *(store.wandb / name for name in ("data", "cache", "config", "locks"))):
+        durable.make_folder(folder)
+    os.environ |= kept | {
+        # In the environment, not only as an argument: else W&B's exit still looks up its server's address.
+        "WANDB_MODE": "offline" if url is None else "online",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_DIR": str(store.wandb),
+        "WANDB_DATA_DIR": str(store.wandb / "data"),
+        "WANDB_CACHE_DIR": str(store.wandb / "cache"),
+        "WANDB_CONFIG_DIR": str(store.wandb / "config"),
+    }
+    if url is not None:
+        os.environ["WANDB_BASE_URL"] = url
+
+
+def make_api(account: Account, *, timeout_s: int = 20) -> Any:
+    """W&B's public API, for reading. Raises Unreachable; call use_environment first."""
+    import wandb
+
+    try:
+        return wandb.Api(overrides={"base_url": account.url, "entity": account.entity}, timeout=timeout_s)
+    except Exception as error:  # a key refused, a server silent: W&B has a class of its own for each
+        raise Unreachable(f"{account.url}: {one_line(error)}") from error
+
+
+def _settings_file() -> dict[str, str]:
+    """What `wandb login --host` and `wandb init` leave; a file nearer to the working folder wins."""
+    home = Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser()
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read([home / "settings", Path("wandb") / "settings"], encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return {}
+    return dict(parser["default"]) if parser.has_section("default") else {}
