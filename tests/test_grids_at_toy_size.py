@@ -23,7 +23,8 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 FILES = {path.stem: path for path in sorted((CHECKOUT / "conf" / "grid").glob("*.yaml"))}
 IMAGES_PER_CLASS = {"train": 6, "test": 5}
 JPEG = "image_folder"  # the copy of CIFAR-10: another data set than cifar10, so no published figure is its
-MACHINE = ("cluster=local", "device=cpu", "tracking=disabled", "keep_weights=none")
+# A local launch without a GPU carries out one run at a time: two of these tests at once fill two cores.
+MACHINE = ("cluster=local", "device=cpu", "cluster.num_threads=1", "tracking=disabled", "keep_weights=none")
 SMALL = ("grid.seeds=[0]", "dataset.max_images=60")
 
 
