@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,14 @@ from report_cases import completed, spec, write_grid
 from sklearn.metrics import cohen_kappa_score
 
 from transfergrid import records
-from transfergrid.paths import StorePaths
-from transfergrid.records import make_predictions
+from transfergrid.paths import RunPaths, StorePaths
+from transfergrid.records import Predictions, make_predictions
 from transfergrid.report.comparison import read_comparison
+from transfergrid.report.integrity import EDITED
 from transfergrid.report.joins import Joins, as_markdown, error_overlap, join_baselines
 from transfergrid.report.predictions import StoredPredictions, averaged_correct_N, probabilities_NC
 from transfergrid.report.statistics import t_interval, wilson
+from transfergrid.report.write import write_report
 from transfergrid.specs import RunSpec
 
 PAIR = "resnet18+googlenet"
@@ -151,7 +154,35 @@ def test_a_seed_whose_predictions_are_gone_is_left_out_and_named(store: StorePat
     store.run(gone.run_id).predictions.unlink()
     joins = baselines(store, runs)
     assert joins.baselines[0].seeds == (0,)
-    assert len(joins.notes) == 1 and gone.run_id in joins.notes[0] and "launch the run again" in joins.notes[0]
+    assert joins.notes == (
+        f"`{gone.run_id}` is left out: the test predictions of {gone.run_id} are missing or damaged; "
+        "delete its record.json, and launch again.",
+    )
+
+
+def test_a_seed_whose_record_contradicts_its_predictions_is_left_out_and_named(store: StorePaths) -> None:
+    runs = [run for seed in (0, 1) for run in three_runs(seed)]
+    for run in runs:
+        finished(store, run, right_but(0))
+    completed(store, runs[3], test_accuracy=1.0, details={"n_test": 10})
+    joins = baselines(store, runs)
+    assert [(b.seeds, b.joined.mean) for b in joins.baselines] == [((0,), 0.9)]
+    (note,) = joins.notes
+    assert note.startswith(f"`{runs[3].run_id}` is left out: {runs[3].run_id}: {EDITED}")
+    assert note in as_markdown(joins)
+
+
+def test_an_edited_single_of_equal_flops_is_named_and_not_compared(store: StorePaths) -> None:
+    first, second, pair = three_runs()
+    bigger = spec("finetune", "resnet34")
+    for run, cost in ((first, 3.6), (second, 3.0), (pair, 7.0)):
+        finished(store, run, right_but(0), gflops_per_image=cost)
+    finished(store, bigger, right_but(0, 1), gflops_per_image=7.0)
+    completed(store, bigger, test_accuracy=1.0, gflops_per_image=7.0, details={"n_test": 10})
+    joins = baselines(store, [first, second, pair, bigger])
+    (found,) = joins.baselines
+    assert found.equal_flops is not None and found.equal_flops.difference is None
+    assert [EDITED in note and bigger.run_id in note for note in joins.notes] == [True]
 
 
 @pytest.mark.parametrize("damage", ["cut", "lengths"])
@@ -167,7 +198,7 @@ def test_damaged_predictions_leave_a_note_and_break_nothing(store: StorePaths, d
     joins = baselines(store, list(runs))
     assert joins.baselines == ()
     assert "no seed with stored predictions" in joins.notes[0] and "(without any: resnet18)" in joins.notes[0]
-    assert runs[0].run_id in joins.notes[1] and "cannot be used" in joins.notes[1]
+    assert joins.notes[1].startswith(f"`{runs[0].run_id}` is left out: the test predictions of")
     assert joins.notes[0] in as_markdown(joins)
 
 
@@ -239,9 +270,38 @@ def test_the_section_shows_every_number_once(store: StorePaths) -> None:
     assert "| 90.00 | 10.00 | 6.00 | 0.21 |" in text
 
 
-def test_a_file_is_read_once_for_many_questions(store: StorePaths) -> None:
-    run = spec("finetune", "resnet18")
-    completed(store, run)
-    stored = StoredPredictions(store)
-    assert stored.of(run.run_id) is None and stored.of(run.run_id) is None
-    assert len(stored.notes) == 1
+# --------------------------------------------------------------------------------------------------- read once
+def counted_reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each run's predictions.npz is read from now on."""
+    reads: Counter[str] = Counter()
+    real = records.read_predictions
+
+    def counting(paths: RunPaths) -> dict[str, Predictions]:
+        reads[paths.root.name] += 1
+        return real(paths)
+
+    monkeypatch.setattr(records, "read_predictions", counting)
+    return reads
+
+
+def test_a_whole_report_reads_each_file_once(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [run for seed in (0, 1) for run in three_runs(seed)]
+    for run in runs:
+        finished(store, run, right_but(0))
+    store.run(runs[0].run_id).predictions.unlink()
+    write_grid(store, "pairs", [(run, "") for run in runs])
+    reads = counted_reads(monkeypatch)
+    write_report("pairs", store, figures=False)
+    assert reads == {run.run_id: 1 for run in runs}
+
+
+def test_what_was_used_last_stays_in_memory(store: StorePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = three_runs()
+    for run in runs:
+        finished(store, run, right_but(0))
+    reads = counted_reads(monkeypatch)
+    size_bytes = 10 * (8 + 8 + 10 * 2)  # ten images: index, label, float16 logits of ten classes
+    stored = StoredPredictions(store, limit_bytes=2 * size_bytes)
+    for run in (runs[0], runs[1], runs[0], runs[2], runs[0], runs[1]):
+        assert len(stored.of(run.run_id).index_N) == 10
+    assert [reads[run.run_id] for run in runs] == [1, 2, 1]

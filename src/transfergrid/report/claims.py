@@ -20,7 +20,6 @@ from transfergrid.report.cells import in_points, markdown_table, percent
 from transfergrid.report.choices import SIGN
 from transfergrid.report.claim_file import Claim, claims_for
 from transfergrid.report.comparison import Comparison, ComparisonRow
-from transfergrid.report.predictions import StoredPredictions
 from transfergrid.report.statistics import PairedComparison
 
 Outcome = Literal["confirmed", "contradicted", "not shown", "artefact", "not tested"]
@@ -85,7 +84,6 @@ def decide(claims: Sequence[Claim], comparisons: Mapping[str, Comparison]) -> li
 
     comparisons: by grid name. A claim is decided only in grids it names.
     """
-    stored = {grid: StoredPredictions(comparison.store) for grid, comparison in comparisons.items()}
     decisions = []
     for claim in claims:
         grids = [grid for grid in claim.grids if grid in comparisons] or list(claim.grids[:1])
@@ -93,7 +91,7 @@ def decide(claims: Sequence[Claim], comparisons: Mapping[str, Comparison]) -> li
             rows = comparisons[grid].rows if grid in comparisons else ()
             present = [d for d in claim.datasets if any((r.dataset, r.phase) == (d, claim.phase) for r in rows)]
             for dataset in present or claim.datasets[:1]:
-                decisions.append(_decide(_Asked(claim, grid, dataset, comparisons.get(grid), stored.get(grid))))
+                decisions.append(_decide(_Asked(claim, grid, dataset, comparisons.get(grid))))
     return decisions
 
 
@@ -108,7 +106,6 @@ class _Asked:
     grid: str
     dataset: str
     comparison: Comparison | None
-    stored: StoredPredictions | None
 
     def require(self) -> None:
         """Raises _NotTested with all that is missing, unless each row of the claim can be used."""
@@ -205,8 +202,8 @@ def _pairs(asked: _Asked) -> list[tuple[Found, Found]]:
 
 
 def _compare(asked: _Asked, first: Found, second: Found) -> Compared:
-    assert asked.stored is not None  # a grid that has rows has a store
-    result = paired_rows.compare_rows(first[1], second[1], asked.stored)
+    assert asked.comparison is not None  # it has rows
+    result = paired_rows.compare_rows(first[1], second[1], asked.comparison.stored)
     names = [_name(row.model, row.variant) for row, _ in (first, second)]
     if isinstance(result, str) or first[0].test_accuracy is None or second[0].test_accuracy is None:
         raise _NotTested(f"{names[0]} against {names[1]}: {result if isinstance(result, str) else 'no test accuracy'}")

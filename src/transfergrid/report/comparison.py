@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -85,12 +85,14 @@ class Failure:
 class Comparison:
     """A grid's rows, its failed runs (extractions included), and what feature extraction cost once for all rows.
 
+    stored: the runs' test predictions, read once for all that is made from this comparison.
     runs: beside each row the records of its completed runs, in the order of their seeds. notes: which joins have no
     verdict and why, or one from fewer seeds than they have; a sentence each.
     """
 
     grid: str
     store: StorePaths
+    stored: StoredPredictions = field(compare=False, repr=False)
     rows: tuple[ComparisonRow, ...]
     runs: tuple[tuple[RunRecord, ...], ...]
     failures: tuple[Failure, ...]
@@ -133,13 +135,15 @@ def read_comparison(grid: str, store: StorePaths) -> Comparison:
     for run_id in sorted(shared):
         read(run_id)
     groups = [_by_seed(group) for group in _groups(grid, entries, found)]
-    rows = [_row(grid, group, found, failures, store) for group in groups]
+    stored = StoredPredictions(store)
+    rows = [_row(grid, group, found, failures, stored) for group in groups]
     runs = [tuple(found[e.run_id] for e in group if e.run_id in found) for group in groups]
-    rows, notes = _beside_best_singles(rows, runs, store)
+    rows, notes = _beside_best_singles(rows, runs, stored)
     extracted = [found[run_id] for run_id in sorted(shared) if run_id in found]
     return Comparison(
         grid=grid,
         store=store,
+        stored=stored,
         rows=tuple(rows),
         runs=tuple(runs),
         failures=tuple(failures.values()),
@@ -197,7 +201,7 @@ def _row(
     group: Sequence[GridEntry],
     found: Mapping[str, RunRecord],
     failures: Mapping[str, Failure],
-    store: StorePaths,
+    stored: StoredPredictions,
 ) -> ComparisonRow:
     first = group[0]
     done = [found[e.run_id] for e in group if e.run_id in found]
@@ -214,7 +218,7 @@ def _row(
         status=_status(total=len(group), completed=len(done), failed=len(failed)),
         failure_class="; ".join(dict.fromkeys(f.failure_class for f in failed)) or None,
     )
-    return _beside_published(_with_numbers(row, done, store), done)
+    return _beside_published(_with_numbers(row, done, stored), done)
 
 
 def _status(*, total: int, completed: int, failed: int) -> str:
@@ -225,7 +229,7 @@ def _status(*, total: int, completed: int, failed: int) -> str:
     return "failed" if failed else "missing"
 
 
-def _with_numbers(row: ComparisonRow, done: Sequence[RunRecord], store: StorePaths) -> ComparisonRow:
+def _with_numbers(row: ComparisonRow, done: Sequence[RunRecord], stored: StoredPredictions) -> ComparisonRow:
     if not done:
         return row
 
@@ -235,7 +239,7 @@ def _with_numbers(row: ComparisonRow, done: Sequence[RunRecord], store: StorePat
     def field(read: Callable[[RunRecord], float | None]) -> float | None:
         return _mean([read(r) for r in done])
 
-    low, high = _interval(done, store)
+    low, high = _interval(done, stored)
     accuracies = [r.metrics["test_accuracy"] for r in done if "test_accuracy" in r.metrics]
     return replace(
         row,
@@ -269,25 +273,24 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known and len(known) == len(values) else None
 
 
-def _interval(done: Sequence[RunRecord], store: StorePaths) -> tuple[float | None, float | None]:
+def _interval(done: Sequence[RunRecord], stored: StoredPredictions) -> tuple[float | None, float | None]:
     accuracies = [r.metrics["test_accuracy"] for r in done if "test_accuracy" in r.metrics]
     if len(accuracies) > 1:
         low, high = statistics.t_interval(accuracies)
         return max(0.0, low), min(1.0, high)
-    n_test = _n_test(done[0], store) if accuracies else None
+    n_test = _n_test(done[0], stored) if accuracies else None
     return statistics.wilson(round(accuracies[0] * n_test), n_test) if n_test else (None, None)
 
 
-def _n_test(record: RunRecord, store: StorePaths) -> int | None:
+def _n_test(record: RunRecord, stored: StoredPredictions) -> int | None:
     """How many test images an accuracy rests on: the record's `n_test`, else the length of the stored predictions."""
     stated: Any = record.details.get("n_test")
     if stated is not None:
         return int(stated)
     try:
-        test = records.read_predictions(store.run(record.run_id)).get("test")
+        return len(stored.of(record.run_id).index_N)
     except DataError:
         return None
-    return None if test is None else len(test.index_N)
 
 
 # ------------------------------------------------------------------------------------------------- beside other figures
@@ -308,10 +311,9 @@ def _beside_published(row: ComparisonRow, done: Sequence[RunRecord]) -> Comparis
 
 
 def _beside_best_singles(
-    rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunRecord]], store: StorePaths
+    rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunRecord]], stored: StoredPredictions
 ) -> tuple[list[ComparisonRow], list[str]]:
     """The joins with their best part, the difference and its verdict; and why some have none."""
-    stored = StoredPredictions(store)
     beside, notes = list(rows), []
     pairs = [(i, best) for i, row in enumerate(rows) if (best := _best_single(row, rows)) is not None]
     results = [paired_rows.compare_rows(runs[i], runs[best], stored) for i, best in pairs]

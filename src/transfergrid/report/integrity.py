@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transfergrid import records
 from transfergrid.errors import DataError, one_line
-from transfergrid.paths import StorePaths
 from transfergrid.records import Predictions, RunRecord
 
-if TYPE_CHECKING:  # a comparison asks here whether two of its rows may be compared
+if TYPE_CHECKING:  # a comparison asks here whether its predictions may be used
     from transfergrid.report.comparison import Comparison
 
 HEADING = "Records and their predictions"
@@ -21,24 +19,21 @@ EDITED = "record does not agree with its predictions"
 def findings(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
     """Beside each row, one sentence per completed run that does not stand on its predictions; mostly empty."""
     return tuple(
-        tuple(sentence for record in runs if (sentence := finding(record, comparison.store)) is not None)
+        tuple(sentence for record in runs if (sentence := finding(record, comparison)) is not None)
         for runs in comparison.runs
     )
 
 
-def finding(record: RunRecord, store: StorePaths) -> str | None:
+def finding(record: RunRecord, comparison: Comparison) -> str | None:
     """None where the test accuracy recomputed from predictions.npz is the record's."""
     if "test_accuracy" not in record.metrics:
         return None
     try:
-        test = records.read_predictions(store.run(record.run_id)).get("test")
+        return comparison.stored.disagreement(record)
     except DataError as error:
-        if not store.run(record.run_id).predictions.exists():
+        if not comparison.store.run(record.run_id).predictions.exists():
             return f"{record.run_id}: no predictions.npz, so its record cannot be checked and has no confusion matrix"
         return f"{record.run_id}: {one_line(error)}"
-    if test is None or not len(test.index_N):
-        return f"{record.run_id}: predictions.npz holds no test images, so its record cannot be checked"
-    return disagreement(record, test)
 
 
 def disagreement(record: RunRecord, test: Predictions) -> str | None:

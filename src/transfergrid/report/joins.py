@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -97,10 +97,13 @@ class Joins:
     notes: tuple[str, ...]
 
 
-def join_baselines(comparison: Comparison, stored: StoredPredictions | None = None) -> Joins:
-    """Baselines of every finished or partly finished join that was trained; the seeds are those all its parts have."""
-    stored = stored or StoredPredictions(comparison.store)
+def join_baselines(comparison: Comparison) -> Joins:
+    """Baselines of every finished or partly finished join that was trained; the seeds are those all its parts have.
+
+    A run whose predictions cannot be used, or contradict its record, is left out and named in a note.
+    """
     runs = dict(zip(comparison.rows, comparison.runs, strict=True))
+    tested = _Tested(runs, comparison.stored)
     found, notes = [], []
     for row in comparison.rows:
         if "+" not in row.model or row.phase == "evaluate" or not row.n_seeds:
@@ -110,10 +113,10 @@ def join_baselines(comparison: Comparison, stored: StoredPredictions | None = No
             notes.append(f"{_name(row)}: {parts}.")
             continue
         try:
-            found.append(_baselines(row, parts, equal_flops_row(row, comparison.rows), runs, stored))
+            found.append(_baselines(row, parts, equal_flops_row(row, comparison.rows), tested))
         except DataError as error:
             notes.append(f"{_name(row)}: {one_line(error)}.")
-    return Joins(baselines=tuple(found), notes=tuple([*notes, *(f"{note}." for note in stored.notes)]))
+    return Joins(baselines=tuple(found), notes=tuple([*notes, *tested.left_out.values()]))
 
 
 def part_rows(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[ComparisonRow] | str:
@@ -151,19 +154,39 @@ def _name(row: ComparisonRow) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """Test predictions of rows. left_out: a sentence per run whose predictions say nothing that could be relied on."""
+
+    runs: Runs
+    stored: StoredPredictions
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def paired(self, rows: Sequence[ComparisonRow]) -> tuple[tuple[int, ...], dict[str, list[Predictions]]]:
+        """By model, see predictions.paired."""
+        return paired({row.model: self._by_seed(self.runs[row]) for row in rows})
+
+    def _by_seed(self, runs: Sequence[RunRecord]) -> dict[int, Predictions]:
+        found: dict[int, Predictions] = {}
+        for run in runs:
+            try:
+                test = self.stored.trusted(run)
+            except DataError as error:
+                self.left_out[run.run_id] = f"`{run.run_id}` is left out: {one_line(error)}."
+                continue
+            if run.spec.seed is not None:
+                found[run.spec.seed] = test
+        return found
+
+
 def _baselines(
-    row: ComparisonRow,
-    parts: Sequence[ComparisonRow],
-    equal: ComparisonRow | None,
-    runs: Runs,
-    stored: StoredPredictions,
+    row: ComparisonRow, parts: Sequence[ComparisonRow], equal: ComparisonRow | None, tested: _Tested
 ) -> JoinBaselines:
-    by_seed = {r.model: stored.by_seed(runs[r]) for r in (row, *parts)}
-    seeds, sets = paired(by_seed)
+    seeds, sets = tested.paired([row, *parts])
     of_parts = {part.model: sets[part.model] for part in parts}
     joined_SN = correct_SN(sets[row.model])
     parts_SN = {name: correct_SN(predictions) for name, predictions in of_parts.items()}
-    averaged_SN = _averaged_SN(list(of_parts.values()), num_classes=runs[row][0].spec.dataset.num_classes)
+    averaged_SN = _averaged_SN(list(of_parts.values()), num_classes=tested.runs[row][0].spec.dataset.num_classes)
     oracle_SN = np.any(np.stack(list(parts_SN.values())), axis=0)
     return JoinBaselines(
         row=row,
@@ -175,7 +198,7 @@ def _baselines(
         oracle=_accuracy("oracle", oracle_SN),
         overlap=error_overlap(list(parts_SN.values())),
         joined_minus_averaged=statistics.compare(joined_SN, averaged_SN),
-        equal_flops=None if equal is None else _equal_flops(row, equal, runs, stored),
+        equal_flops=None if equal is None else _equal_flops(row, equal, tested),
     )
 
 
@@ -183,15 +206,10 @@ def _averaged_SN(parts: Sequence[Sequence[Predictions]], *, num_classes: int) ->
     return np.stack([averaged_correct_N(of_seed, num_classes=num_classes) for of_seed in zip(*parts, strict=True)])
 
 
-def _equal_flops(
-    row: ComparisonRow,
-    equal: ComparisonRow,
-    runs: Runs,
-    stored: StoredPredictions,
-) -> EqualFlops:
+def _equal_flops(row: ComparisonRow, equal: ComparisonRow, tested: _Tested) -> EqualFlops:
     assert equal.gflops_per_image is not None and row.gflops_per_image is not None
     try:
-        _, sets = paired({r.model: stored.by_seed(runs[r]) for r in (row, equal)})
+        _, sets = tested.paired([row, equal])
         difference = statistics.compare(correct_SN(sets[row.model]), correct_SN(sets[equal.model]))
     except DataError:
         difference = None

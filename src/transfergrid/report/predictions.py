@@ -1,7 +1,8 @@
-"""The stored test predictions of a grid's runs: read once, paired by seed and image, and averaged."""
+"""The stored test predictions of a grid's runs: read and checked once, paired by seed and image, and averaged."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ from transfergrid import records
 from transfergrid.errors import DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import Predictions, RunRecord
+from transfergrid.report.integrity import disagreement
 
 # S seeds, N images in order of their index, C classes, K classes kept above 100
 Array = np.ndarray[Any, Any]
 BySeed = Mapping[int, Predictions]
+LIMIT_BYTES = 512_000_000  # about 1,800 runs on 10,000 images of ten classes
 _BLOCK = 8192  # images whose probabilities are in memory at once
 
 
@@ -70,35 +73,71 @@ def paired(models: Mapping[str, BySeed]) -> tuple[tuple[int, ...], dict[str, lis
 
 
 class StoredPredictions:
-    """Predictions of one store's runs; each file is read once. notes: what could not be used, one sentence each."""
+    """Test predictions of one store's runs for all sections of a report: each file is read and checked once.
 
-    def __init__(self, store: StorePaths) -> None:
+    Those used last stay in memory, up to `limit_bytes`; a larger grid reads some files again.
+    """
+
+    def __init__(self, store: StorePaths, *, limit_bytes: int = LIMIT_BYTES) -> None:
         self._store = store
-        self._known: dict[str, dict[str, Predictions]] = {}
-        self.notes: list[str] = []
+        self._limit_bytes = limit_bytes
+        self._kept: OrderedDict[str, Predictions] = OrderedDict()
+        self._kept_bytes = 0
+        self._refused: dict[str, str] = {}
+        self._agrees: dict[str, str | None] = {}
 
-    def of(self, run_id: str, *, split: str = "test") -> Predictions | None:
-        """One split's predictions in order of the image index; None, and a note, where the file cannot be used."""
-        if run_id not in self._known:
-            self._known[run_id] = self._read(run_id)
-        return self._known[run_id].get(split)
+    def of(self, run_id: str) -> Predictions:
+        """In order of the image index. Raises DataError where the file is missing, damaged, or has no test images."""
+        if run_id in self._refused:
+            raise DataError(self._refused[run_id])
+        if run_id not in self._kept:
+            try:
+                self._keep(run_id, self._read(run_id))
+            except DataError as error:
+                self._refused[run_id] = one_line(error)
+                raise
+        self._kept.move_to_end(run_id)
+        return self._kept[run_id]
 
-    def by_seed(self, runs: Sequence[RunRecord]) -> dict[int, Predictions]:
-        """Test predictions of one row's runs by their seed, without the runs whose file cannot be used."""
-        found: dict[int, Predictions] = {}
-        for run in runs:
-            test = self.of(run.run_id)
-            if test is not None and run.spec.seed is not None:
-                found[run.spec.seed] = test
-        return found
+    def disagreement(self, run: RunRecord) -> str | None:
+        """What the record states that these predictions contradict, see integrity.disagreement. Raises as `of`."""
+        if run.run_id not in self._agrees:
+            self._agrees[run.run_id] = disagreement(run, self.of(run.run_id))
+        return self._agrees[run.run_id]
 
-    def _read(self, run_id: str) -> dict[str, Predictions]:
+    def trusted(self, run: RunRecord) -> Predictions:
+        """As `of`; raises DataError, too, where the record contradicts them. What rests on predictions starts here."""
         try:
-            sets = records.read_predictions(self._store.run(run_id))
-            return {name: _in_order(predictions) for name, predictions in sets.items()}
-        except (DataError, ValueError, IndexError) as error:
-            self.notes.append(f"`{run_id}`: its predictions cannot be used ({one_line(error)})")
-            return {}
+            edited, test = self.disagreement(run), self.of(run.run_id)
+        except DataError as error:
+            raise DataError(
+                f"the test predictions of {run.run_id} are missing or damaged; delete its record.json, and launch again"
+            ) from error
+        if edited is not None:
+            raise DataError(edited)
+        return test
+
+    def _read(self, run_id: str) -> Predictions:
+        paths = self._store.run(run_id)
+        test = records.read_predictions(paths).get("test")
+        if test is None or not len(test.index_N):
+            raise DataError(f"{paths.predictions} holds no test images; launch the run again")
+        try:
+            return _in_order(test)
+        except (ValueError, IndexError) as error:
+            raise DataError(f"{paths.predictions} is damaged ({one_line(error)}); launch the run again") from error
+
+    def _keep(self, run_id: str, test: Predictions) -> None:
+        self._kept[run_id] = test
+        self._kept_bytes += _bytes(test)
+        while self._kept_bytes > self._limit_bytes and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_bytes -= _bytes(oldest)
+
+
+def _bytes(p: Predictions) -> int:
+    arrays = (p.index_N, p.label_N, p.logits_NC, p.classes_NC, p.logsumexp_N)
+    return sum(array.nbytes for array in arrays if array is not None)
 
 
 def _in_order(p: Predictions) -> Predictions:

@@ -23,6 +23,7 @@ def joined(comparisons: Sequence[Comparison]) -> Comparison:
     return Comparison(
         grid=SEVERAL.join(c.grid for c in comparisons),
         store=comparisons[0].store,
+        stored=comparisons[0].stored,
         rows=tuple(row for c in comparisons for row in c.rows),
         runs=tuple(runs for c in comparisons for runs in c.runs),
         failures=tuple(failures.values()),

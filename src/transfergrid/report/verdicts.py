@@ -12,7 +12,6 @@ from transfergrid.report.cells import markdown_table, points
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.paired_rows import Verdict
 from transfergrid.report.power import needed
-from transfergrid.report.predictions import StoredPredictions
 from transfergrid.report.statistics import CONFIDENCE, PairedComparison
 
 Question = Literal["models", "settings"]
@@ -50,16 +49,15 @@ class Group:
     others: tuple[AgainstBest, ...]
 
 
-def against_best(comparison: Comparison, stored: StoredPredictions | None = None) -> tuple[Group, ...]:
+def against_best(comparison: Comparison) -> tuple[Group, ...]:
     """Every group of at least two rows under `fair`; p is adjusted over all groups of one question x dataset x phase.
 
     Under `published` nothing is held out to choose by, so those rows are in no group.
     """
-    stored = stored or StoredPredictions(comparison.store)
     runs = dict(zip(comparison.rows, comparison.runs, strict=True))
     groups = _groups(comparison.rows)
     pairs = [(key, row, best) for key, (best, others) in groups.items() for row in others]
-    results = [paired_rows.compare_rows(runs[row], runs[best], stored) for _, row, best in pairs]
+    results = [paired_rows.compare_rows(runs[row], runs[best], comparison.stored) for _, row, best in pairs]
     adjusted = paired_rows.adjusted_p([key[:3] for key, _, _ in pairs], results)
     found: dict[_Key, list[AgainstBest]] = {key: [] for key in groups}
     for (key, row, best), result, p in zip(pairs, results, adjusted, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -40,7 +40,6 @@ class Sketch:
 class Material:
     comparison: Comparison
     images: Images
-    _predictions: dict[str, Predictions] = field(default_factory=dict)
 
     @property
     def rows(self) -> Rows:
@@ -73,13 +72,7 @@ class Material:
 
     def test_predictions(self, run: RunRecord) -> Predictions:
         """Raises DataError where the run's file is missing or damaged, or holds no test images."""
-        if run.run_id not in self._predictions:
-            paths = self.comparison.store.run(run.run_id)
-            sets = records.read_predictions(paths)
-            if "test" not in sets or not len(sets["test"].label_N):
-                raise DataError(f"{paths.predictions} holds no predictions of test images; launch the run again")
-            self._predictions[run.run_id] = sets["test"]
-        return self._predictions[run.run_id]
+        return self.comparison.stored.of(run.run_id)
 
     def test_confusion(self, runs: Sequence[RunRecord]) -> Array:
         """Counts (C, C), rows true, summed over seeds."""
