@@ -1,0 +1,273 @@
+"""The GraphQL operations of the stand-in W&B server that concern runs: each a function of (state, variables).
+
+An answer may hold more fields than the query asked for; the clients take what they want.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from wandb_filters import matches, ordered
+from wandb_state import ENTITY, Json, Refusal, ServerRun, State, dumps, node_id
+
+Operation = Callable[[State, Json], Json]
+
+USER = {"id": node_id("User", "1"), "name": ENTITY, "username": ENTITY, "email": "", "admin": False}
+
+
+# ------------------------------------------------------------------------------------------------- who, and what server
+def viewer(state: State, variables: Json) -> Json:
+    teams = {"edges": [{"node": {"name": ENTITY}}]}
+    return {"viewer": USER | {"entity": ENTITY, "flags": "{}", "teams": teams, "apiKeys": {"edges": []}}}
+
+
+def server_features(state: State, variables: Json) -> Json:
+    return {"serverInfo": {"features": []}}
+
+
+def organization(state: State, variables: Json) -> Json:
+    return {"entity": None}
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+def upsert_bucket(state: State, variables: Json) -> Json:
+    run, inserted = _bucket(state, variables)
+    for variable, attribute in (
+        ("groupName", "group"),
+        ("jobType", "job_type"),
+        ("displayName", "name"),
+        ("display_name", "name"),
+        ("notes", "notes"),
+        ("tags", "tags"),
+        ("state", "state"),
+    ):
+        if variables.get(variable) is not None:
+            setattr(run, attribute, variables[variable])
+    for variable, attribute in (("config", "config"), ("summaryMetrics", "summary")):
+        if variables.get(variable):
+            setattr(run, attribute, json.loads(variables[variable]))
+    return {"upsertBucket": {"inserted": inserted, "bucket": _node(state, run, full=True)}}
+
+
+def _bucket(state: State, variables: Json) -> tuple[ServerRun, bool]:
+    """The run that the client means, by its storage id or by its name, and whether it is new."""
+    storage_id = variables.get("id")
+    if storage_id:
+        if storage_id not in state.by_storage_id:
+            raise Refusal(404, f"no run has the id {storage_id}")
+        return state.by_storage_id[storage_id], False
+    entity, project, name = variables.get("entity") or ENTITY, variables.get("project"), variables.get("name")
+    project = project or "uncategorized"
+    found = state.run(entity, project, name)
+    if found:
+        return found, False
+    return state.make_run(entity, project, name or f"run{state.next_number()}"), True
+
+
+def delete_run(state: State, variables: Json) -> Json:
+    run = state.by_storage_id.get(variables["id"])
+    if run is None:
+        raise Refusal(404, f"no run has the id {variables['id']}")
+    state.delete_run(run)
+    return {"deleteRun": {"clientMutationId": None}}
+
+
+def create_run_files(state: State, variables: Json) -> Json:
+    run = state.run(variables.get("entity"), variables.get("project"), variables.get("run"))
+    if run is None:
+        raise Refusal(404, f"no run {variables.get('run')!r} in project {variables.get('project')!r}")
+    files = [{"name": name, "uploadUrl": _file_url(state, run, name)} for name in variables["files"]]
+    return {"createRunFiles": {"runID": run.storage_id, "uploadHeaders": [], "files": files}}
+
+
+def _file_url(state: State, run: ServerRun, name: str) -> str:
+    return state.storage_url(quote(f"run/{run.path}/{name}"))
+
+
+# -------------------------------------------------------------------------------------------------------------- reading
+def resume_status(state: State, variables: Json) -> Json:
+    entity, project = variables.get("entity") or ENTITY, variables["project"]
+    if f"{entity}/{project}" not in state.projects:
+        return {"model": None}
+    run = state.run(entity, project, variables["name"])
+    return {"model": _project(state, entity, project) | {"bucket": _node(state, run, full=True) if run else None}}
+
+
+def _project(state: State, entity: str, project: str) -> Json:
+    number = state.project_number(entity, project)
+    return {
+        "id": node_id("Project", project, entity),
+        "internalId": str(number),
+        "name": project,
+        "entityName": entity,
+        "readOnly": False,
+        "entity": {"id": node_id("Entity", entity), "name": entity},
+    }
+
+
+def _node(state: State, run: ServerRun, *, full: bool) -> Json:
+    """A run as queries show it; `full` with all that is large."""
+    number = state.project_number(run.entity, run.project)
+    node = {
+        "id": run.storage_id,
+        "internalId": str(run.number),
+        "projectId": number,
+        "name": run.id,
+        "displayName": run.name,
+        "description": None,
+        "notes": run.notes,
+        "sweepName": None,
+        "state": run.state,
+        "group": run.group,
+        "jobType": run.job_type,
+        "tags": run.tags,
+        "commit": None,
+        "readOnly": False,
+        "createdAt": run.created_at,
+        "heartbeatAt": run.heartbeat_at,
+        "user": USER,
+        "historyLineCount": run.history_lines.count,
+        "eventsLineCount": run.event_lines.count,
+        "logLineCount": run.output_lines.count,
+    }
+    if full:
+        telemetry = run.config.get("_wandb", {}).get("value", {}).get("t", {})
+        node |= {
+            "config": dumps(run.config),
+            "summaryMetrics": dumps(run.summary),
+            "systemMetrics": "{}",
+            "historyKeys": history_keys(run),
+            "historyTail": dumps(run.history_lines.texts()[-1:]),
+            "eventsTail": dumps(run.event_lines.texts()[-1:]),
+            "wandbConfig": dumps({"t": telemetry}),
+            "project": _project(state, run.entity, run.project),
+        }
+    return node
+
+
+def history_keys(run: ServerRun) -> Json | None:
+    rows = run.history
+    if not rows:
+        return None
+    last = {key: value for row in rows for key, value in row.items()}
+    kinds = {key: "string" if isinstance(value, str) else "number" for key, value in last.items()}
+    counts = {key: sum(key in row for row in rows) for key in last}
+    return {
+        "lastStep": max(row.get("_step", -1) for row in rows),
+        "sets": [],
+        "keys": {
+            key: {"typeCounts": [{"type": kinds[key], "count": counts[key]}], "previousValue": last[key]}
+            for key in last
+        },
+    }
+
+
+def one_run(state: State, variables: Json) -> Json:
+    """Serves all queries that read one run (`name` from Python, `run` or `runName` from wandb-core)."""
+    entity, project = variables.get("entity") or ENTITY, variables.get("project") or ""
+    if f"{entity}/{project}" not in state.projects:
+        return {"project": None}
+    name = variables.get("name") or variables.get("run") or variables.get("runName")
+    run = state.run(entity, project, name)
+    node = _node(state, run, full=True) if run else None
+    return {"project": _project(state, entity, project) | {"run": node}}
+
+
+def many_runs(state: State, variables: Json) -> Json:
+    entity, project = variables.get("entity") or ENTITY, variables["project"]
+    if f"{entity}/{project}" not in state.projects:
+        return {"project": None}
+    filters = json.loads(variables.get("filters") or "{}")
+    here = [run for run in state.runs.values() if (run.entity, run.project) == (entity, project)]
+    chosen = ordered([run for run in here if matches(run, filters)], variables.get("order") or "+created_at")
+    full = "summaryMetrics" in variables["__query__"]
+    page = paged(
+        chosen, variables.get("cursor"), variables.get("perPage") or 50, lambda run: _node(state, run, full=full)
+    )
+    return {"project": _project(state, entity, project) | {"runCount": len(chosen), "runs": page}}
+
+
+def paged(items: list[Any], cursor: str | None, size: int, node: Callable[[Any], Json]) -> Json:
+    """A page of a connection; the cursor of an item is its position."""
+    start = int(cursor) + 1 if cursor else 0
+    part = items[start : start + size]
+    edges = [{"node": node(item), "cursor": str(position)} for position, item in enumerate(part, start=start)]
+    end = edges[-1]["cursor"] if edges else None
+    return {
+        "edges": edges,
+        "totalCount": len(items),
+        "pageInfo": {"endCursor": end, "hasNextPage": start + size < len(items)},
+    }
+
+
+def _of_run(state: State, variables: Json, answer: Callable[[ServerRun], Json]) -> Json:
+    name = variables.get("name") or variables.get("run") or variables.get("runName")
+    run = state.run(variables.get("entity"), variables.get("project"), name)
+    return {"project": {"run": answer(run) if run else None}}
+
+
+def history_page(state: State, variables: Json) -> Json:
+    """Rows as JSON texts: all with minStep <= _step < maxStep (wandb-core), or the first `samples` (Python)."""
+
+    def answer(run: ServerRun) -> Json:
+        rows = zip(run.history_lines.texts(), run.history, strict=True)
+        low, high = variables.get("minStep") or 0, variables.get("maxStep")
+        texts = [
+            text for text, row in rows if low <= row.get("_step", 0) and (high is None or row.get("_step", 0) < high)
+        ]
+        samples = variables.get("pageSize") or variables.get("samples") or 500
+        return {"history": texts[:samples], "events": run.event_lines.texts()[:samples]}
+
+    return _of_run(state, variables, answer)
+
+
+def sampled_history(state: State, variables: Json) -> Json:
+    """For each spec the rows that hold all of its keys, at even distances if there are more than `samples`."""
+    specs = [json.loads(spec) for spec in variables.get("specs") or [variables["spec"]]]
+    return _of_run(state, variables, lambda run: {"sampledHistory": [_sampled(run, spec) for spec in specs]})
+
+
+def _sampled(run: ServerRun, spec: Json) -> list[Json]:
+    keys, low, high = spec.get("keys") or [], spec.get("minStep") or 0, spec.get("maxStep")
+    rows = [row for row in run.history if all(key in row for key in keys)]
+    rows = [row for row in rows if low <= row.get("_step", 0) and (high is None or row.get("_step", 0) < high)]
+    samples = spec.get("samples") or 500
+    if len(rows) > samples:
+        rows = [rows[position * len(rows) // samples] for position in range(samples)]
+    return [{key: row[key] for key in keys} for row in rows] if keys else rows
+
+
+def parquet_history(state: State, variables: Json) -> Json:
+    """No row was exported to parquet yet: all are live."""
+
+    def answer(run: ServerRun) -> Json:
+        live = [{key: row.get(key) for key in variables["liveKeys"]} for row in run.history]
+        return {"parquetHistory": {"parquetUrls": [], "liveData": live}}
+
+    return _of_run(state, variables, answer)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "Viewer": viewer,
+    "GetViewer": viewer,
+    "GetDefaultEntity": viewer,
+    "ServerFeaturesQuery": server_features,
+    "OrganizationCoreWeaveOrganizationID": organization,
+    "UpsertBucket": upsert_bucket,
+    "DeleteRun": delete_run,
+    "CreateRunFiles": create_run_files,
+    "RunResumeStatus": resume_status,
+    "Run": one_run,
+    "RunState": one_run,
+    "QueryRunInfo": one_run,
+    "RunHistoryKeys": one_run,
+    "Runs": many_runs,
+    "RunFullHistory": history_page,
+    "HistoryPage": history_page,
+    "RunSampledHistory": sampled_history,
+    "SampledHistoryPage": sampled_history,
+    "RunParquetHistory": parquet_history,
+}
