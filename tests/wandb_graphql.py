@@ -6,6 +6,7 @@ An answer may hold more fields than the query asked for; the clients take what t
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -214,10 +215,8 @@ def history_page(state: State, variables: Json) -> Json:
 
     def answer(run: ServerRun) -> Json:
         rows = zip(run.history_lines.texts(), run.history, strict=True)
-        low, high = variables.get("minStep") or 0, variables.get("maxStep")
-        texts = [
-            text for text, row in rows if low <= row.get("_step", 0) and (high is None or row.get("_step", 0) < high)
-        ]
+        low, high = variables.get("minStep") or 0, variables.get("maxStep", math.inf)
+        texts = [text for text, row in rows if low <= row.get("_step", 0) < high]
         samples = variables.get("pageSize") or variables.get("samples") or 500
         return {"history": texts[:samples], "events": run.event_lines.texts()[:samples]}
 
@@ -225,15 +224,15 @@ def history_page(state: State, variables: Json) -> Json:
 
 
 def sampled_history(state: State, variables: Json) -> Json:
-    """For each spec the rows that hold all of its keys, at even distances if there are more than `samples`."""
+    """For each spec the rows that hold all of its keys, at even distances if there are more than `samples`.
+    Here maxStep is the last step that counts, unlike in history_page."""
     specs = [json.loads(spec) for spec in variables.get("specs") or [variables["spec"]]]
     return _of_run(state, variables, lambda run: {"sampledHistory": [_sampled(run, spec) for spec in specs]})
 
 
 def _sampled(run: ServerRun, spec: Json) -> list[Json]:
-    keys, low, high = spec.get("keys") or [], spec.get("minStep") or 0, spec.get("maxStep")
-    rows = [row for row in run.history if all(key in row for key in keys)]
-    rows = [row for row in rows if low <= row.get("_step", 0) and (high is None or row.get("_step", 0) < high)]
+    keys, low, high = spec.get("keys") or [], spec.get("minStep") or 0, spec.get("maxStep", math.inf)
+    rows = [row for row in run.history if all(key in row for key in keys) and low <= row.get("_step", 0) <= high]
     samples = spec.get("samples") or 500
     if len(rows) > samples:
         rows = [rows[position * len(rows) // samples] for position in range(samples)]

@@ -5,7 +5,8 @@
         ...
         assert server.run("my-run").state == "finished"
 
-As a process of its own: `python tests/wandb_server.py --port 8080 --folder DIR` (GET /_state, POST /_fail, POST /_clear).
+As a process of its own: `python tests/wandb_server.py --port 8080 --folder DIR`
+(GET /_state, POST /_fail, POST /_clear).
 """
 
 from __future__ import annotations
