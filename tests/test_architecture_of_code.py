@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *("tracking", "config", "preprocess", "augment", "training", "optimization", "heads", "folds", "images"),
-        *("network", "results", "device", "classes", "finished"),
+        *("network", "results", "device", "classes", "finished", "images_at_hand"),
     ),
     ("phases",),
     ("plan", "job", "cost", "inference", "export"),
@@ -48,6 +48,8 @@ WITHIN_LAYER = {
     ("config", "classes"),
     ("finished", "network"),
     ("finished", "results"),
+    ("images_at_hand", "folds"),
+    ("tracking", "images_at_hand"),
     ("images", "augment"),
     ("images", "preprocess"),
     ("network", "folds"),

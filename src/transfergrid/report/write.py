@@ -38,8 +38,8 @@ def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
     page = render_page(whole, markdown, figure_notes=["figures were not asked for, or are still being made"])
     durable.write_bytes(folder / "index.html", page.encode())
     if figures:
+        from transfergrid.images_at_hand import images_at_hand
         from transfergrid.report.figures import make_figures
-        from transfergrid.report.figures.images import images_at_hand
 
         made, notes = make_figures(apart, folder / "figures", images=images_at_hand(whole.store))
         summaries = _summaries(whole, notes)

@@ -55,7 +55,7 @@ def no_images(dataset: DatasetSpec, split: Split) -> LabeledImages | None:
 def make_figures(comparison: Comparison, folder: Path, *, images: Images = no_images) -> tuple[list[Figure], list[str]]:
     """Write every figure that can be made; (figures, notes on those that cannot). Older figures there are removed.
 
-    images: gives the images of a data set's split where this machine has them, see images.images_at_hand.
+    images: gives the images of a data set's split where this machine has them, see images_at_hand.
     """
     made: list[Figure] = []
     notes: list[str] = []

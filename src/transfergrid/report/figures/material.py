@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from transfergrid import records
-from transfergrid.data import LabeledImages
 from transfergrid.errors import DataError
 from transfergrid.evaluation import Array, confusion_matrix
+from transfergrid.images_at_hand import Images
 from transfergrid.records import Predictions, RunRecord
 from transfergrid.report.comparison import Comparison, ComparisonRow
-from transfergrid.specs import DatasetSpec, Split, digest, safe_name
+from transfergrid.specs import digest, safe_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 Section = Literal["accuracy", "curves", "cost", "errors", "data", "architecture", "calibration", "cache"]
-Images = Callable[[DatasetSpec, Split], LabeledImages | None]
 Rows = Sequence[tuple[ComparisonRow, tuple[RunRecord, ...]]]
 
 

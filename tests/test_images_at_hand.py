@@ -13,7 +13,7 @@ from transfergrid import data
 from transfergrid.job import write_payload
 from transfergrid.paths import StorePaths
 from transfergrid.records import write_grid
-from transfergrid.report.figures.images import DATA_DIR_VARIABLE, images_at_hand
+from transfergrid.images_at_hand import DATA_DIR_VARIABLE, images_at_hand
 from transfergrid.specs import DatasetSpec, Runtime
 
 DIGITS = DatasetSpec(name="digits", kind="digits", fingerprint=data.facts("digits").fingerprint, num_classes=10)

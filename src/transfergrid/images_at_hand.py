@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from transfergrid.data import LabeledImages
 from transfergrid.errors import GridError
 from transfergrid.folds import dataset_facts
 from transfergrid.paths import StorePaths
-from transfergrid.report.figures.material import Images
 from transfergrid.specs import DatasetSpec, Runtime, Split, from_dict
 
 DATA_DIR_VARIABLE = "TRANSFERGRID_DATA_DIR"
+# Of a split of a data set, or None where they are not to be had.
+Images = Callable[[DatasetSpec, Split], LabeledImages | None]
 
 
 def images_at_hand(store: StorePaths) -> Images:
