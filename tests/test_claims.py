@@ -130,7 +130,7 @@ def test_best_means_better_than_every_other(store: StorePaths) -> None:
     (decision,) = decisions(store, "small_resnet18_lr").values()
     assert (decision.outcome, len(decision.compared)) == ("confirmed", 5)
     assert decision.difference == pytest.approx(0.05)
-    assert "it decides among 5 comparisons, p = " in decision.text and decision.text.endswith("after Holm")
+    assert "it decides among the 5 comparisons of this claim, p = 0.001 after Holm" in decision.text
     # One equal rival and it is no longer shown; one better rival and it is wrong.
     for rival, outcome, difference in ((0.95, "not shown", 0.0), (0.98, "contradicted", -0.03)):
         changed = named | {"resnet10_wide lr_0.001": rival}

@@ -10,10 +10,11 @@ from transfergrid.paths import StorePaths
 from transfergrid.records import Predictions
 from transfergrid.report.comparison import Comparison, ComparisonRow, read_comparison
 from transfergrid.report.documents import as_markdown
-from transfergrid.report.paired_rows import adjusted_p, compare_rows, verdict
+from transfergrid.report.families import Answer, answers
+from transfergrid.report.paired_rows import compare_rows, verdict
 from transfergrid.report.predictions import StoredPredictions
 from transfergrid.report.statistics import PairedComparison, mcnemar_exact
-from transfergrid.report.verdicts import Group, against_best, p_text
+from transfergrid.report.verdicts import Group, against_best
 from transfergrid.specs import RunSpec
 
 IMAGES = 1_000
@@ -62,20 +63,21 @@ def join_row(comparison: Comparison) -> ComparisonRow:
 
 # ------------------------------------------------------------------------------------------------ beside its best part
 @pytest.mark.parametrize(
-    ("join_wrong", "only_join", "only_single", "said"),
+    ("join_wrong", "only_join", "only_single", "times", "said"),
     [
-        (wrong_in(0, 60), 40, 0, "better"),
-        (wrong_in(60, 200), 60, 100, "worse"),
-        (wrong_in(50, 145), 50, 45, "no difference shown"),
+        (wrong_in(0, 60), 40, 0, 2, "better"),
+        (wrong_in(60, 200), 60, 100, 2, "worse"),
+        (wrong_in(50, 145), 50, 45, 1, "no difference shown"),
     ],
 )
 def test_one_seed_of_a_join_is_judged_by_mcnemar_against_its_best_part(
-    store: StorePaths, join_wrong: list[int], only_join: int, only_single: int, said: str
+    store: StorePaths, join_wrong: list[int], only_join: int, only_single: int, times: int, said: str
 ) -> None:
+    """The join is best on val, so that it stands beside googlenet, too: of the two p the smaller counts twice."""
     write_join(store, join_wrong=join_wrong)
     row = join_row(read_comparison("mine", store))
     assert row.best_single_model == "resnet18"
-    assert row.p_value_vs_best_single == pytest.approx(mcnemar_exact(only_join, only_single))
+    assert row.p_value_vs_best_single == pytest.approx(times * mcnemar_exact(only_join, only_single))
     assert row.verdict == said
 
 
@@ -83,11 +85,11 @@ def test_several_seeds_are_judged_by_the_bootstrap_over_seeds_and_images(store: 
     write_join(store, join_wrong=wrong_in(0, 60), seeds=3)
     row = join_row(read_comparison("mine", store))
     assert row.verdict == "better"
-    assert row.p_value_vs_best_single == 2 / 10_001  # no draw on the other side
+    assert row.p_value_vs_best_single == pytest.approx(2 * 2 / 10_001)  # no draw on the other side, and two comparisons
 
 
-def test_p_is_adjusted_over_the_joins_of_a_dataset_and_phase_whatever_their_variant(store: StorePaths) -> None:
-    """One join with p = 0.027 alone is better; beside a second one of the same phase it is not shown to be."""
+def test_p_is_adjusted_over_all_models_of_a_dataset_and_phase_whatever_their_variant(store: StorePaths) -> None:
+    """One join with p = 0.027 beside its best part: the larger of two stays, as the second of four it is tripled."""
     join_wrong = wrong_in(16, 105)  # 16 images only the join has right, 5 only the single
     (join,) = write_join(store, join_wrong=join_wrong)
     alone = join_row(read_comparison("mine", store))
@@ -96,13 +98,30 @@ def test_p_is_adjusted_over_the_joins_of_a_dataset_and_phase_whatever_their_vari
     again = [
         replace(run, val_seed=1) for run in (cases.spec("probe", "resnet18"), cases.spec("probe", "googlenet"), join)
     ]
-    for run, wrong in zip(again, (wrong_in(0, 100), wrong_in(50, 190), wrong_in(0, 100)), strict=True):
+    for run, wrong in zip(again, (wrong_in(0, 100), wrong_in(0, 100), wrong_in(0, 100)), strict=True):
         finished(store, run, wrong, val=0.95 if run.model == "resnet18" else 0.9)
     grid = [(e, "") for e in (cases.spec("probe", "resnet18"), cases.spec("probe", "googlenet"), join)]
     cases.write_grid(store, "mine", [*grid, *((run, "other") for run in again)])
     rows = {row.variant: row for row in read_comparison("mine", store).rows if "+" in row.model}
-    assert rows[""].p_value_vs_best_single == pytest.approx(2 * mcnemar_exact(16, 5))
+    assert rows[""].p_value_vs_best_single == pytest.approx(3 * mcnemar_exact(16, 5))
     assert (rows[""].verdict, rows["other"].verdict) == ("no difference shown", "no difference shown")
+
+
+def test_two_rows_have_one_p_and_one_verdict_wherever_they_stand_beside_each_other(store: StorePaths) -> None:
+    """The join is best on val, so its best part stands beside it both as its part and as one more model."""
+    write_join(store, join_wrong=wrong_in(16, 105))
+    comparison = read_comparison("mine", store)
+    (group,) = against_best(comparison)
+    (answer,) = comparison.joins.values()
+    turned = group.others[0]
+    assert (group.best.model, turned.row.model) == ("resnet18+googlenet", "resnet18")
+    assert (answer.family_size, turned.answer.family_size) == (2, 2)
+    assert answer.p_adjusted == turned.answer.p_adjusted == join_row(comparison).p_value_vs_best_single
+    assert isinstance(answer.result, PairedComparison) and isinstance(turned.answer.result, PairedComparison)
+    assert answer.result.difference == -turned.answer.result.difference
+    assert (answer.result.low, answer.result.high) == (-turned.answer.result.high, -turned.answer.result.low)
+    text = as_markdown(comparison)
+    assert answer.p_text == "0.027 (of 2)" and text.count(f" | {answer.p_text} |\n") == 2
 
 
 def test_under_published_there_is_no_verdict(store: StorePaths) -> None:
@@ -201,13 +220,24 @@ def test_a_verdict_needs_a_p_below_five_percent_and_follows_the_sign() -> None:
     ]
 
 
-def test_each_family_is_adjusted_by_itself_and_what_was_not_compared_does_not_count(store: StorePaths) -> None:
+def test_what_was_not_compared_does_not_count_in_its_family_and_a_pair_counts_once(store: StorePaths) -> None:
     write_join(store, join_wrong=wrong_in(16, 105))
-    rows = read_comparison("mine", store).runs
-    found = compare_rows(rows[2], rows[0], StoredPredictions(store))
-    assert isinstance(found, PairedComparison)
-    p = found.p_value
-    assert adjusted_p(["a", "b", "a", "a"], [found, found, found, "no predictions"]) == [2 * p, p, 2 * p, None]
+    runs = list(read_comparison("mine", store).runs)
+    gone = cases.spec("probe", "resnet34")
+    finished(store, gone, wrong_in(0, 1))
+    store.run(gone.run_id).predictions.unlink()
+    record = records.read_record(store.run(gone.run_id))
+    assert record is not None
+    found = answers([(2, 0), (2, 1), (0, 2), (3, 0)], [*runs, (record,)], StoredPredictions(store))
+    p_part, p_other = mcnemar_exact(16, 5), mcnemar_exact(85, 34)
+    assert [a.p_adjusted for a in found.values()] == [
+        pytest.approx(p_part),
+        pytest.approx(2 * p_other),
+        pytest.approx(p_part),
+        None,
+    ]
+    assert {a.family_size for a in found.values()} == {2}
+    assert found[3, 0].verdict is None and "missing or damaged" in str(found[3, 0].result)
 
 
 # ---------------------------------------------------------------------------------------------------- against the best
@@ -217,14 +247,14 @@ def test_every_model_stands_beside_the_one_that_is_best_on_val_not_on_test(store
     assert (group.question, group.dataset, group.phase, group.name) == ("models", "mnist", "probe", "")
     assert group.best.model == "resnet18+googlenet"
     single, worse = group.others
-    assert single.result is not None and worse.result is not None
-    assert (single.row.model, single.verdict) == ("resnet18", "no difference shown")
-    assert single.result.difference == 0 and single.p_adjusted == 1.0
+    assert isinstance(single.answer.result, PairedComparison)
+    assert (single.row.model, single.answer.verdict) == ("resnet18", "no difference shown")
+    assert single.answer.result.difference == 0 and single.answer.p_adjusted == 1.0
     assert single.needed.startswith("about ") and single.needed.endswith(
         "test images would be needed to tell 0.5 points"
     )
-    assert (worse.row.model, worse.verdict, worse.needed) == ("googlenet", "worse", "")
-    assert worse.p_adjusted == pytest.approx(2 * mcnemar_exact(5, 45))
+    assert (worse.row.model, worse.answer.verdict, worse.needed) == ("googlenet", "worse", "")
+    assert worse.answer.p_adjusted == pytest.approx(2 * mcnemar_exact(5, 45))
 
 
 def settings(store: StorePaths, wrong: dict[str, tuple[int, float]]) -> tuple[Group, ...]:
@@ -240,24 +270,27 @@ def settings(store: StorePaths, wrong: dict[str, tuple[int, float]]) -> tuple[Gr
 def test_the_settings_of_one_model_stand_beside_the_best_setting(store: StorePaths) -> None:
     (group,) = settings(store, {"": (100, 0.8), "batch_128": (60, 0.9), "batch_192": (66, 0.85)})
     assert (group.question, group.name, group.best.variant) == ("settings", "baseline_cnn", "batch_128")
-    assert [(other.row.variant, other.verdict) for other in group.others] == [("", "worse"), ("batch_192", "worse")]
+    assert [(other.row.variant, other.answer.verdict) for other in group.others] == [
+        ("", "worse"),
+        ("batch_192", "worse"),
+    ]
 
 
 def test_a_difference_that_only_the_family_hides_is_told_as_such(store: StorePaths) -> None:
     """Six images of a thousand: p = 0.03125 alone, 0.0625 among two."""
     (group,) = settings(store, {"": (66, 0.8), "batch_128": (60, 0.9), "batch_192": (66, 0.85)})
-    assert [other.p_adjusted for other in group.others] == [0.0625, 0.0625]
+    assert [other.answer.p_adjusted for other in group.others] == [0.0625, 0.0625]
     assert {other.needed for other in group.others} == {"shown if it were the only comparison, not among so many"}
 
 
 def test_a_row_without_predictions_is_in_its_group_with_the_reason(store: StorePaths) -> None:
-    (join,) = write_join(store, join_wrong=wrong_in(0, 60))
-    comparison = read_comparison("mine", store)
-    run = next(runs[0] for row, runs in zip(comparison.rows, comparison.runs, strict=True) if row.model == "googlenet")
+    write_join(store, join_wrong=wrong_in(0, 60))
+    run = cases.spec("probe", "googlenet")
     store.run(run.run_id).predictions.unlink()
+    comparison = read_comparison("mine", store)
     (group,) = against_best(comparison)
     broken = group.others[1]
-    assert (broken.result, broken.p_adjusted, broken.verdict) == (None, None, None)
+    assert (broken.answer.p_adjusted, broken.answer.verdict) == (None, None)
     assert f"the test predictions of {run.run_id} are missing or damaged" in broken.note
     assert f"| not compared: {broken.note} |" in as_markdown(comparison)
 
@@ -287,7 +320,8 @@ def test_a_grid_without_two_rows_to_compare_has_no_such_section(store: StorePath
 
 
 def test_small_p_values_are_not_printed_more_exactly_than_they_are_known() -> None:
-    assert [p_text(p) for p in (None, 0.0002, 0.0312, 1.0)] == ["", "< 0.001", "0.031", "1.000"]
+    texts = [Answer(result="", p_adjusted=p, family_size=3).p_text for p in (None, 0.0002, 0.0312, 1.0)]
+    assert texts == ["", "< 0.001 (of 3)", "0.031 (of 3)", "1.000 (of 3)"]
 
 
 def test_the_difference_shown_is_of_the_seeds_that_the_verdict_is_from(store: StorePaths) -> None:

@@ -270,14 +270,16 @@ def _sentence(decides: Compared, claim: Claim, comparisons: int) -> str:
     if claim.test == "best_beats_best":
         return f"{text}; each is the best of its side on val"
     if comparisons > 1:
-        return f"{text}; it decides among {comparisons} comparisons, p = {decides.p_adjusted:.2g} after Holm"
+        p = f"p = {decides.p_adjusted:.2g} after Holm over these"
+        return f"{text}; it decides among the {comparisons} comparisons of this claim, {p}"
     return text
 
 
 _ABOUT = """\
 What the studies conclude, and what the rows of this grid say about it. Intervals are 95 %, paired on seeds and test
-images. A claim of several comparisons is confirmed only if all of them say higher, after Holm, and contradicted if one
-says lower. The interval of a published difference is Newcombe's, from the two figures alone.
+images. A claim of several comparisons is confirmed only if all of them say higher, after Holm over the comparisons of
+the claim, and contradicted if one says lower. The interval of a published difference is Newcombe's, from the two
+figures alone.
 """
 
 

@@ -11,7 +11,8 @@ from transfergrid import records
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
-from transfergrid.report import paired_rows, published, statistics
+from transfergrid.report import published, statistics
+from transfergrid.report.families import Answer, Pair, answers_about_joins
 from transfergrid.report.predictions import StoredPredictions
 from transfergrid.report.statistics import PairedComparison
 from transfergrid.specs import EvaluateSettings, RunSpec
@@ -24,8 +25,8 @@ class ComparisonRow:
     Numbers are means over the completed seeds, `n_seeds` of them; that includes wall_s and gpu_s, which therefore say
     what one seed costs. Accuracies and deltas in [0, 1], test_loss in nats, size_mb in 1e6 bytes. The interval is
     Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]. p_value_vs_best_single is
-    Holm-adjusted over the joins of the same dataset and phase, and verdict (`better`, `worse`, `no difference shown`)
-    is by it at 5 %; the test is statistics.compare's. published_differs and failure_class join several names by `; `.
+    Holm-adjusted within its family, see families.py, and verdict (`better`, `worse`, `no difference shown`) is by it at
+    5 %; the test is statistics.compare's. published_differs and failure_class join several names by `; `.
     status: `completed`, `failed`, `missing`, or `2/3 completed`.
     """
 
@@ -87,7 +88,8 @@ class Comparison:
 
     stored: the runs' test predictions, read once for all that is made from this comparison.
     runs: beside each row the records of its completed runs, in the order of their seeds. notes: which joins have no
-    verdict and why, or one from fewer seeds than they have; a sentence each.
+    verdict and why, or one from fewer seeds than they have; a sentence each. joins: by a join's position in rows, what
+    came out beside its best part.
     """
 
     grid: str
@@ -100,6 +102,7 @@ class Comparison:
     extraction_wall_s: float
     extraction_gpu_s: float
     notes: tuple[str, ...] = ()
+    joins: Mapping[int, Answer] = field(default_factory=dict)
 
 
 def comparison_rows(grid: str, store: StorePaths) -> list[ComparisonRow]:
@@ -138,7 +141,8 @@ def read_comparison(grid: str, store: StorePaths) -> Comparison:
     stored = StoredPredictions(store)
     rows = [_row(grid, group, found, failures, stored) for group in groups]
     runs = [tuple(found[e.run_id] for e in group if e.run_id in found) for group in groups]
-    rows, notes = _beside_best_singles(rows, runs, stored)
+    answers = answers_about_joins(rows, runs, stored)
+    rows, notes = _beside_best_parts(rows, answers)
     extracted = [found[run_id] for run_id in sorted(shared) if run_id in found]
     return Comparison(
         grid=grid,
@@ -151,6 +155,7 @@ def read_comparison(grid: str, store: StorePaths) -> Comparison:
         extraction_wall_s=sum(r.wall_s for r in extracted),
         extraction_gpu_s=sum(r.gpu_s for r in extracted),
         notes=tuple(notes),
+        joins={i: answer for (i, _), answer in answers.items()},
     )
 
 
@@ -310,24 +315,24 @@ def _beside_published(row: ComparisonRow, done: Sequence[RunRecord]) -> Comparis
     )
 
 
-def _beside_best_singles(
-    rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunRecord]], stored: StoredPredictions
+def _beside_best_parts(
+    rows: Sequence[ComparisonRow], answers: Mapping[Pair, Answer]
 ) -> tuple[list[ComparisonRow], list[str]]:
     """The joins with their best part, the difference and its verdict; and why some have none."""
     beside, notes = list(rows), []
-    pairs = [(i, best) for i, row in enumerate(rows) if (best := _best_single(row, rows)) is not None]
-    results = [paired_rows.compare_rows(runs[i], runs[best], stored) for i, best in pairs]
-    adjusted = paired_rows.adjusted_p([(rows[i].dataset, rows[i].phase) for i, _ in pairs], results)
-    for (i, best), result, p in zip(pairs, results, adjusted, strict=True):
-        row, single = rows[i], rows[best]
+    for (i, best), answer in answers.items():
+        row, single, result = rows[i], rows[best], answer.result
         assert row.test_accuracy is not None and single.test_accuracy is not None
-        delta = row.test_accuracy - single.test_accuracy
-        beside[i] = replace(row, best_single_model=single.model, delta_to_best_single=delta)
-        if isinstance(result, PairedComparison) and p is not None:
-            said = paired_rows.verdict(result.difference, p)
+        beside[i] = replace(
+            row,
+            best_single_model=single.model,
             # Of the seeds that both have: means over different seeds could point the other way than the verdict.
-            delta = result.difference
-            beside[i] = replace(beside[i], delta_to_best_single=delta, p_value_vs_best_single=p, verdict=said)
+            delta_to_best_single=row.test_accuracy - single.test_accuracy
+            if isinstance(result, str)
+            else result.difference,
+            p_value_vs_best_single=answer.p_adjusted,
+            verdict=answer.verdict,
+        )
         if note := _note(result, seeds=max(row.n_seeds, single.n_seeds)):
             name = " ".join(part for part in (row.dataset, row.model, row.phase, row.variant) if part)
             notes.append(f"{name} beside {single.model}: {note}.")
@@ -340,25 +345,3 @@ def _note(result: PairedComparison | str, *, seeds: int) -> str | None:
     if result.seeds < seeds:
         return f"difference and verdict are from the {result.seeds} of {seeds} seeds that both have"
     return None
-
-
-def _best_single(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> int | None:
-    """For a join: where the best of its own parts by val accuracy stands, if each part has a row with one."""
-    parts = set(row.model.split("+"))
-    if len(parts) < 2 or row.protocol == "published" or row.test_accuracy is None:
-        return None
-    # A join's weights are its parts' labels joined by `+` where they differ.
-    labels = {row.weights, *row.weights.split("+")}
-    singles = {
-        single.model: position
-        for position, single in enumerate(rows)
-        if single.model in parts
-        and single.weights in labels
-        and (single.dataset, single.phase, single.variant, single.protocol)
-        == (row.dataset, row.phase, row.variant, row.protocol)
-        and single.val_accuracy is not None
-        and single.test_accuracy is not None
-    }
-    if set(singles) != parts:
-        return None
-    return max(singles.values(), key=lambda position: rows[position].val_accuracy or 0.0)

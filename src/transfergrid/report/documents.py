@@ -21,8 +21,10 @@ HOW_TO_READ = """\
   result and the test set is read once. Protocol `published`: the whole training set and the study's own checkpoint
   rule; nothing is chosen on val, so val and the best single model are empty.
 - p_value_vs_best_single in comparison.csv: a join against its best part on the same seeds and test images, by the exact
-  McNemar test for one seed, by a paired bootstrap over seeds and test images for several; Holm-adjusted over the joins
-  of the same dataset and phase. The verdict is by it, at 5 %.
+  McNemar test for one seed, by a paired bootstrap over seeds and test images for several; Holm-adjusted over all
+  comparisons between models of the same dataset and phase, so that two models have one p wherever they stand beside
+  each other. The verdict is by it, at 5 %. A published claim is a question of its own, adjusted over its own
+  comparisons.
 - Seconds are means per completed seed, of the row's own phase: a fine-tuning's are without those of its probe. GPU
   seconds are 0 where no GPU was used.
 """
@@ -148,21 +150,22 @@ def _join_table(comparison: Comparison) -> str:
     lines = [
         [
             *_names(row),
-            row.best_single_model,
+            row.best_single_model or "",
             row.verdict or "",
             accuracy_with_interval(row),
             points(row.delta_to_best_single),
-            verdicts.p_text(row.p_value_vs_best_single),
+            comparison.joins[i].p_text,
         ]
-        for row in comparison.rows
-        if row.best_single_model is not None
+        for i, row in enumerate(comparison.rows)
+        if i in comparison.joins
     ]
     if not lines:
         return ""
     about = (
         "The best single model is chosen on val among the join's own parts; the difference is on test, in points. p: "
-        "exact McNemar for one seed, paired bootstrap over seeds and test images for several, Holm-adjusted over the "
-        "joins of the same dataset and phase.\n"
+        "exact McNemar for one seed, paired bootstrap over seeds and test images for several, Holm-adjusted over as "
+        "many comparisons as stand in brackets behind it: all between models of the same dataset and phase, these and "
+        "those of `Is the difference real?`.\n"
     )
     notes = "".join(f"- {note}\n" for note in comparison.notes)
     table = markdown_table(header, lines, left=len(NAMES) + 2)

@@ -55,7 +55,7 @@ _SPELLED: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "published_accuracy": ("published, %", percent),
     "delta_to_published": ("ours − published, points", points),
     "delta_to_best_single": ("vs best single, points", points),
-    "p_value_vs_best_single": ("p", lambda v: "" if v is None else f"{v:.2g}"),
+    "p_value_vs_best_single": ("p (Holm)", lambda v: "" if v is None else f"{v:.2g}"),
     "n_seeds": ("seeds", number),
     "n_train": ("trained on, images", number),
     "epochs": ("epochs", number),

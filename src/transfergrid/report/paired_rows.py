@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from transfergrid.errors import DataError, one_line
 from transfergrid.records import Predictions, RunRecord
 from transfergrid.report.predictions import StoredPredictions, correct_SN, paired
-from transfergrid.report.statistics import CONFIDENCE, PairedComparison, compare, holm
+from transfergrid.report.statistics import CONFIDENCE, PairedComparison, compare
 
 Verdict = Literal["better", "worse", "no difference shown"]
 
@@ -31,7 +32,15 @@ def compare_rows(
         _, sets = paired({"the first": of_a, "the second": of_b})
     except DataError as error:
         return one_line(error)
-    return compare(correct_SN(sets["the first"]), correct_SN(sets["the second"]))
+    ids_a, ids_b = (tuple(run.run_id for run in runs) for runs in (runs_a, runs_b))
+    # Always drawn the same way round, and once, so that a minus b never says other than b minus a.
+    turned = ids_a > ids_b
+    key = (ids_b, ids_a) if turned else (ids_a, ids_b)
+    if key not in stored.compared:
+        a_SN, b_SN = correct_SN(sets["the first"]), correct_SN(sets["the second"])
+        stored.compared[key] = compare(b_SN, a_SN) if turned else compare(a_SN, b_SN)
+    found = stored.compared[key]
+    return replace(found, difference=-found.difference, low=-found.high, high=-found.low) if turned else found
 
 
 def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int, Predictions]:
@@ -50,14 +59,3 @@ def verdict(difference: float, p_adjusted: float) -> Verdict:
     if p_adjusted >= 1 - CONFIDENCE:
         return "no difference shown"
     return "better" if difference > 0 else "worse"
-
-
-def adjusted_p(families: Sequence[Hashable], results: Sequence[PairedComparison | str | None]) -> list[float | None]:
-    """Holm's p of each comparison within those of the same family; None where it could not be made."""
-    adjusted: list[float | None] = [None] * len(results)
-    for family in dict.fromkeys(families):
-        members = [i for i, other in enumerate(families) if other == family]
-        p_values = [r.p_value if isinstance(r := results[i], PairedComparison) else None for i in members]
-        for i, p in zip(members, holm(p_values), strict=True):
-            adjusted[i] = p
-    return adjusted

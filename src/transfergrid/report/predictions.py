@@ -13,6 +13,7 @@ from transfergrid.errors import DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import Predictions, RunRecord
 from transfergrid.report.integrity import disagreement
+from transfergrid.report.statistics import PairedComparison
 
 # S seeds, N images in order of their index, C classes, K classes kept above 100
 Array = np.ndarray[Any, Any]
@@ -75,7 +76,8 @@ def paired(models: Mapping[str, BySeed]) -> tuple[tuple[int, ...], dict[str, lis
 class StoredPredictions:
     """Test predictions of one store's runs for all sections of a report: each file is read and checked once.
 
-    Those used last stay in memory, up to `limit_bytes`; a larger grid reads some files again.
+    Those used last stay in memory, up to `limit_bytes`; a larger grid reads some files again. compared: by the runs of
+    two rows, what paired_rows.compare_rows has found.
     """
 
     def __init__(self, store: StorePaths, *, limit_bytes: int = LIMIT_BYTES) -> None:
@@ -85,6 +87,7 @@ class StoredPredictions:
         self._kept_bytes = 0
         self._refused: dict[str, str] = {}
         self._agrees: dict[str, str | None] = {}
+        self.compared: dict[tuple[tuple[str, ...], tuple[str, ...]], PairedComparison] = {}
 
     def of(self, run_id: str) -> Predictions:
         """In order of the image index. Raises DataError where the file is missing, damaged, or has no test images."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, percent
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.documents import as_markdown
+from transfergrid.report.families import Answer
 
 SEVERAL = " and "
 
@@ -31,7 +32,18 @@ def joined(comparisons: Sequence[Comparison]) -> Comparison:
         extraction_wall_s=0.0,
         extraction_gpu_s=0.0,
         notes=tuple(f"{c.grid}: {note}" for c in comparisons for note in c.notes),
+        joins=_joins(comparisons),
     )
+
+
+def _joins(comparisons: Sequence[Comparison]) -> dict[int, Answer]:
+    """At the positions that the rows have in the joined comparison."""
+    found: dict[int, Answer] = {}
+    before = 0
+    for comparison in comparisons:
+        found |= {before + i: answer for i, answer in comparison.joins.items()}
+        before += len(comparison.rows)
+    return found
 
 
 def named_apart(comparison: Comparison) -> Comparison:

@@ -5,30 +5,24 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from transfergrid.report import paired_rows
+from transfergrid.report import families
 from transfergrid.report.cells import markdown_table, points
 from transfergrid.report.comparison import Comparison, ComparisonRow
-from transfergrid.report.paired_rows import Verdict
+from transfergrid.report.families import Answer, Question
 from transfergrid.report.power import needed
-from transfergrid.report.statistics import CONFIDENCE, PairedComparison
-
-Question = Literal["models", "settings"]
+from transfergrid.report.statistics import CONFIDENCE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgainstBest:
-    """One row beside the best of its group. result: this row minus the best one, its p and interval not adjusted.
+    """One row minus the best of its group. note: why there is no answer, or how few seeds it is from.
 
-    Where no comparison could be made, result, p_adjusted and verdict are None and `note` says why. needed: what it
-    would take to tell, empty where a difference is shown.
+    needed: what it would take to tell, empty where a difference is shown.
     """
 
     row: ComparisonRow
-    result: PairedComparison | None
-    p_adjusted: float | None
-    verdict: Verdict | None
+    answer: Answer
     needed: str
     note: str
 
@@ -50,63 +44,44 @@ class Group:
 
 
 def against_best(comparison: Comparison) -> tuple[Group, ...]:
-    """Every group of at least two rows under `fair`; p is adjusted over all groups of one question x dataset x phase.
-
-    Under `published` nothing is held out to choose by, so those rows are in no group.
-    """
-    runs = dict(zip(comparison.rows, comparison.runs, strict=True))
-    groups = _groups(comparison.rows)
-    pairs = [(key, row, best) for key, (best, others) in groups.items() for row in others]
-    results = [paired_rows.compare_rows(runs[row], runs[best], comparison.stored) for _, row, best in pairs]
-    adjusted = paired_rows.adjusted_p([key[:3] for key, _, _ in pairs], results)
-    found: dict[_Key, list[AgainstBest]] = {key: [] for key in groups}
-    for (key, row, best), result, p in zip(pairs, results, adjusted, strict=True):
-        found[key].append(_against(row, result, p, seeds=max(row.n_seeds, best.n_seeds)))
+    """Every group of at least two rows under `fair`; see families.py for what p is adjusted over."""
+    rows = comparison.rows
+    found = {
+        family: families.answers(pairs, comparison.runs, comparison.stored)
+        for family, pairs in families.families(rows).items()
+    }
     return tuple(
-        Group(question=key[0], dataset=key[1], phase=key[2], name=key[3], best=best, others=tuple(found[key]))
-        for key, (best, _) in groups.items()
+        Group(
+            question=key[0],
+            dataset=key[1],
+            phase=key[2],
+            name=key[3],
+            best=rows[best],
+            others=tuple(_against(rows[i], rows[best], found[key[:3]][i, best]) for i in others),
+        )
+        for key, (best, others) in families.groups(rows).items()
     )
 
 
-_Key = tuple[Question, str, str, str]
-
-
-def _groups(rows: Sequence[ComparisonRow]) -> dict[_Key, tuple[ComparisonRow, list[ComparisonRow]]]:
-    """The best row and the others of each group of two rows or more, models first."""
-    members: dict[_Key, list[ComparisonRow]] = {}
-    tested = [row for row in rows if row.protocol != "published" and row.n_seeds and row.test_accuracy is not None]
-    for row in tested:
-        members.setdefault(("models", row.dataset, row.phase, row.variant), []).append(row)
-    for row in tested:
-        members.setdefault(("settings", row.dataset, row.phase, row.model), []).append(row)
-    groups = {}
-    for key, group in members.items():
-        chosen_from = [row for row in group if row.status == "completed" and row.val_accuracy is not None]
-        # Rows of one model that differ in nothing but weights stand in its models group already.
-        if len(group) < 2 or not chosen_from or (key[0] == "settings" and len({row.variant for row in group}) < 2):
-            continue
-        best = max(chosen_from, key=lambda row: row.val_accuracy or 0.0)
-        groups[key] = best, [row for row in group if row is not best]
-    return groups
-
-
-def _against(row: ComparisonRow, result: PairedComparison | str, p: float | None, *, seeds: int) -> AgainstBest:
-    if isinstance(result, str) or p is None:
-        return AgainstBest(row=row, result=None, p_adjusted=None, verdict=None, needed="", note=str(result))
-    said = paired_rows.verdict(result.difference, p)
+def _against(row: ComparisonRow, best: ComparisonRow, answer: Answer) -> AgainstBest:
+    result = answer.result
+    if isinstance(result, str):
+        return AgainstBest(row=row, answer=answer, needed="", note=result)
     would_take = ""
-    if said == "no difference shown":
+    if answer.verdict == "no difference shown":
         alone = result.p_value < 1 - CONFIDENCE
         would_take = "shown if it were the only comparison, not among so many" if alone else needed(result)
+    seeds = max(row.n_seeds, best.n_seeds)
     note = f"{result.seeds} of {seeds} seeds in common" if result.seeds < seeds else ""
-    return AgainstBest(row=row, result=result, p_adjusted=p, verdict=said, needed=would_take, note=note)
+    return AgainstBest(row=row, answer=answer, needed=would_take, note=note)
 
 
 # ----------------------------------------------------------------------------------------------------------- markdown
 _ABOUT = """\
 Each row minus the best of its group, in points of test accuracy, on the same seeds and test images. The best is chosen
-on val; its name on test may be another. {tests} The brackets are 95 % intervals of one comparison alone; p is
-Holm-adjusted over all comparisons of a table with the same dataset and phase, and a difference is called real below
+on val; its name on test may be another. {tests} The brackets are 95 % intervals of one comparison alone. p is
+Holm-adjusted over as many comparisons as stand in brackets behind it: all of this dataset and phase that ask about
+models (joins beside their best part are among them), or all that ask about settings. A difference is called real below
 5 %. `No difference shown` is not `equal`: the interval says how large a difference may still be, the column beside
 the verdict what it would take to tell the observed one at 5 % with 80 % power.
 """
@@ -123,7 +98,8 @@ def as_markdown(groups: Sequence[Group]) -> str:
     """A section, or nothing where no group has two rows."""
     if not groups:
         return ""
-    used = {other.result.test for group in groups for other in group.others if other.result}
+    results = [other.answer.result for group in groups for other in group.others]
+    used = {result.test for result in results if not isinstance(result, str)}
     about = _ABOUT.format(tests=" ".join(text for test, text in _TESTS.items() if test in used))
     parts = ["## Is the difference real?\n", textwrap.fill(about, width=120, break_on_hyphens=False) + "\n"]
     for question, title in _TITLES.items():
@@ -152,16 +128,9 @@ def _name(group: Group, row: ComparisonRow) -> str:
 
 
 def _cells(other: AgainstBest) -> list[str]:
-    result = other.result
-    if result is None or other.verdict is None:
+    result, said = other.answer.result, str(other.answer.verdict)
+    if isinstance(result, str):
         return ["", f"not compared: {other.note}", "", "", ""]
-    said = f"{other.verdict} ({other.note})" if other.note else other.verdict
+    said += f" ({other.note})" if other.note else ""
     difference = f"{points(result.difference)} [{points(result.low)}, {points(result.high)}]"
-    return [said, other.needed, str(result.seeds), difference, p_text(other.p_adjusted)]
-
-
-def p_text(p: float | None) -> str:
-    """Three decimals; `< 0.001` below, since a bootstrap of 10,000 draws knows no smaller differences."""
-    if p is None:
-        return ""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return [said, other.needed, str(result.seeds), difference, other.answer.p_text]
