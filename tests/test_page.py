@@ -98,6 +98,16 @@ def test_what_failed_and_what_is_missing_is_told_with_the_reason(store: StorePat
     assert kinds == ["completed", "completed", "completed", "failed", "missing"]
 
 
+def test_a_grid_in_which_all_has_completed_has_no_section_about_failures(store: StorePaths) -> None:
+    runs = small_grid(store)
+    cases.write_grid(store, "small", [(run, "") for name, run in runs.items() if name not in ("failed", "missing")])
+    page = page_of(store)
+    assert [a.text for a in page.one("nav").all("a")] == ["table", "models", "provenance"]
+    assert "What failed or is missing, and why" not in [h.text for h in page.all("h2")]
+    edit(store, runs["googlenet 1"].run_id, test_accuracy=0.995)
+    assert [a.text for a in page_of(store).one("nav").all("a")][-2:] == ["failed or missing", "provenance"]
+
+
 # ------------------------------------------------------------------------------------------ records and predictions
 def edit(store: StorePaths, run_id: str, **metrics: object) -> None:
     path = store.run(run_id).record
