@@ -5,18 +5,33 @@ An answer may hold more fields than the query asked for; the clients take what t
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
+import mimetypes
+import re
 from collections.abc import Callable
-from typing import Any
 from urllib.parse import quote
 
+from wandb_artifact_mutations import ARTIFACT_MUTATIONS
+from wandb_artifact_queries import ARTIFACT_QUERIES
 from wandb_filters import matches, ordered
-from wandb_state import ENTITY, Json, Refusal, ServerRun, State, dumps, node_id
-
-Operation = Callable[[State, Json], Json]
-
-USER = {"id": node_id("User", "1"), "name": ENTITY, "username": ENTITY, "email": "", "admin": False}
+from wandb_reports import REPORT_OPERATIONS
+from wandb_state import (
+    ENTITY,
+    USER,
+    Json,
+    Operation,
+    Refusal,
+    ServerRun,
+    State,
+    connection,
+    dumps,
+    node_id,
+    now,
+    project_node,
+)
 
 
 # ------------------------------------------------------------------------------------------------- who, and what server
@@ -94,19 +109,7 @@ def resume_status(state: State, variables: Json) -> Json:
     if f"{entity}/{project}" not in state.projects:
         return {"model": None}
     run = state.run(entity, project, variables["name"])
-    return {"model": _project(state, entity, project) | {"bucket": _node(state, run, full=True) if run else None}}
-
-
-def _project(state: State, entity: str, project: str) -> Json:
-    number = state.project_number(entity, project)
-    return {
-        "id": node_id("Project", project, entity),
-        "internalId": str(number),
-        "name": project,
-        "entityName": entity,
-        "readOnly": False,
-        "entity": {"id": node_id("Entity", entity), "name": entity},
-    }
+    return {"model": project_node(state, entity, project) | {"bucket": _node(state, run, full=True) if run else None}}
 
 
 def _node(state: State, run: ServerRun, *, full: bool) -> Json:
@@ -144,7 +147,7 @@ def _node(state: State, run: ServerRun, *, full: bool) -> Json:
             "historyTail": dumps(run.history_lines.texts()[-1:]),
             "eventsTail": dumps(run.event_lines.texts()[-1:]),
             "wandbConfig": dumps({"t": telemetry}),
-            "project": _project(state, run.entity, run.project),
+            "project": project_node(state, run.entity, run.project),
         }
     return node
 
@@ -174,7 +177,7 @@ def one_run(state: State, variables: Json) -> Json:
     name = variables.get("name") or variables.get("run") or variables.get("runName")
     run = state.run(entity, project, name)
     node = _node(state, run, full=True) if run else None
-    return {"project": _project(state, entity, project) | {"run": node}}
+    return {"project": project_node(state, entity, project) | {"run": node}}
 
 
 def many_runs(state: State, variables: Json) -> Json:
@@ -185,23 +188,10 @@ def many_runs(state: State, variables: Json) -> Json:
     here = [run for run in state.runs.values() if (run.entity, run.project) == (entity, project)]
     chosen = ordered([run for run in here if matches(run, filters)], variables.get("order") or "+created_at")
     full = "summaryMetrics" in variables["__query__"]
-    page = paged(
+    page = connection(
         chosen, variables.get("cursor"), variables.get("perPage") or 50, lambda run: _node(state, run, full=full)
     )
-    return {"project": _project(state, entity, project) | {"runCount": len(chosen), "runs": page}}
-
-
-def paged(items: list[Any], cursor: str | None, size: int, node: Callable[[Any], Json]) -> Json:
-    """A page of a connection; the cursor of an item is its position."""
-    start = int(cursor) + 1 if cursor else 0
-    part = items[start : start + size]
-    edges = [{"node": node(item), "cursor": str(position)} for position, item in enumerate(part, start=start)]
-    end = edges[-1]["cursor"] if edges else None
-    return {
-        "edges": edges,
-        "totalCount": len(items),
-        "pageInfo": {"endCursor": end, "hasNextPage": start + size < len(items)},
-    }
+    return {"project": project_node(state, entity, project) | {"runCount": len(chosen), "runs": page}}
 
 
 def _of_run(state: State, variables: Json, answer: Callable[[ServerRun], Json]) -> Json:
@@ -249,7 +239,47 @@ def parquet_history(state: State, variables: Json) -> Json:
     return _of_run(state, variables, answer)
 
 
+def run_files(state: State, variables: Json) -> Json:
+    """A file that is asked for by name is listed even if the run has none: then without a size and a date."""
+
+    def answer(run: ServerRun) -> Json:
+        pattern = variables.get("pattern")
+        fits = re.compile(re.escape(pattern).replace("%", ".*")).fullmatch if pattern else lambda name: True
+        names = variables.get("fileNames") or sorted(name for name in run.files if fits(name))
+        size = variables.get("fileLimit") or 50
+        page = connection(names, variables.get("fileCursor"), size, lambda name: _file_node(state, run, name))
+        return {"fileCount": len(names), "files": page}
+
+    return _of_run(state, variables, answer)
+
+
+def _file_node(state: State, run: ServerRun, name: str) -> Json:
+    content, url = run.files.get(name), _file_url(state, run, name)
+    md5 = base64.b64encode(hashlib.md5(content).digest()).decode() if content is not None else None
+    return {
+        "id": node_id("File", run.path, name),
+        "name": name,
+        "url": url,
+        "directUrl": url,
+        "sizeBytes": str(len(content or b"")),
+        "mimetype": mimetypes.guess_type(name)[0] or "application/octet-stream",
+        "updatedAt": now() if content is not None else None,
+        "md5": md5,
+    }
+
+
+def delete_files(state: State, variables: Json) -> Json:
+    gone = set(variables["files"])
+    for run in state.runs.values():
+        for name in [name for name in run.files if node_id("File", run.path, name) in gone]:
+            del run.files[name]
+    return {"deleteFiles": {"success": True}}
+
+
 OPERATIONS: dict[str, Operation] = {
+    **ARTIFACT_MUTATIONS,
+    **ARTIFACT_QUERIES,
+    **REPORT_OPERATIONS,
     "Viewer": viewer,
     "GetViewer": viewer,
     "GetDefaultEntity": viewer,
@@ -269,4 +299,6 @@ OPERATIONS: dict[str, Operation] = {
     "RunSampledHistory": sampled_history,
     "SampledHistoryPage": sampled_history,
     "RunParquetHistory": parquet_history,
+    "RunFiles": run_files,
+    "deleteFiles": delete_files,
 }

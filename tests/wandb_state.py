@@ -11,9 +11,13 @@ import math
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from wandb_artifacts import ServerArtifact
 
 Json = dict[str, Any]
 RunState = Literal["running", "finished", "failed", "crashed"]
@@ -56,6 +60,16 @@ def _strings_for_nan(content: Any) -> Any:
     if isinstance(content, float) and not math.isfinite(content):
         return "NaN" if math.isnan(content) else "Infinity" if content > 0 else "-Infinity"
     return content
+
+
+def connection(items: list[Any], cursor: str | None, size: int, shown: Callable[[Any], Json]) -> Json:
+    """A page of a GraphQL connection; the cursor of an item is its position."""
+    start = int(cursor) + 1 if cursor else 0
+    part = items[start : start + size]
+    edges = [{"node": shown(item), "cursor": str(position)} for position, item in enumerate(part, start=start)]
+    end = edges[-1]["cursor"] if edges else None
+    more = {"__typename": "PageInfo", "endCursor": end, "hasNextPage": start + size < len(items)}
+    return {"edges": edges, "totalCount": len(items), "pageInfo": more}
 
 
 class Lines:
@@ -166,6 +180,26 @@ class ServerRun:
             self.exit_code, self.state = None, "running"
 
 
+def project_node(state: State, entity: str, project: str) -> Json:
+    """A project as queries show it; made if it is new."""
+    number = state.project_number(entity, project)
+    return {
+        "__typename": "Project",
+        "id": node_id("Project", project, entity),
+        "internalId": node_id("ProjectInternalId", str(number)),
+        "name": project,
+        "entityName": entity,
+        "description": None,
+        "access": "USER_READ",
+        "views": "{}",
+        "createdAt": now(),
+        "isBenchmark": False,
+        "readOnly": False,
+        "user": None,
+        "entity": {"id": node_id("Entity", entity), "name": entity},
+    }
+
+
 class State:
     """All that the server knows; `lock` is held for every request that reads or changes it."""
 
@@ -176,7 +210,9 @@ class State:
         self.deleted_runs: set[str] = set()
         self.projects: dict[str, int] = {}  # "entity/project" -> its number
         self.reports: dict[str, Json] = {}
-        self.blobs: dict[str, bytes] = {}  # what was PUT to other places than a run's files
+        self.artifacts: dict[str, ServerArtifact] = {}  # by id, also those not committed
+        self.same_as: dict[str, str] = {}  # client's id of an artifact -> the earlier one with the same digest
+        self.contents: dict[str, bytes] = {}  # of artifacts' files, by MD5 in hex
         self.unknown_operations: Counter[str] = Counter()
         self.base_url = ""
         self.token = ""
@@ -208,3 +244,8 @@ class State:
     def storage_url(self, path: str) -> str:
         """Where the client may PUT and GET `path` (already quoted) without its key, as with a signed URL."""
         return f"{self.base_url}/storage/{path}?token={self.token}"
+
+
+Operation = Callable[[State, Json], Json]
+
+USER: Json = {"id": node_id("User", "1"), "name": ENTITY, "username": ENTITY, "email": "", "admin": False}
