@@ -271,7 +271,7 @@ def test_a_small_svg_is_embedded_as_it_is_and_figures_of_one_model_stand_in_its_
 def test_a_models_section_tells_command_settings_choice_and_runs_of_each_row(store: StorePaths) -> None:
     runs = small_grid(store)
     article = page_of(store).one("article", id="row-0")
-    assert article.one("h3").text == "small · mnist · probe · IMAGENET1K_V1 · fair"
+    assert article.one("h3").text == "small · mnist · probe · weights IMAGENET1K_V1 · protocol fair"
     line = article.one("pre", _class="command").text
     assert line.startswith("python jobs/launch_grid.py grid=compare grid_name=again 'grid.models=[resnet18]'")
     assert "'grid.seeds=[0,1]'" in line and "phase.probe.batch_size=128" in line

@@ -276,6 +276,25 @@ def test_the_settings_of_one_model_stand_beside_the_best_setting(store: StorePat
     ]
 
 
+def test_the_rows_of_a_group_are_named_in_plain_words_and_by_weights_only_where_nothing_else_differs(
+    store: StorePaths,
+) -> None:
+    own = cases.spec("probe", "resnet18", backbone_options={"weights": "builtin", "identity": "a"})
+    untrained = cases.spec("probe", "resnet18", backbone_options={"weights": "random", "identity": "b"})
+    other = cases.spec("probe", "googlenet", backbone_options={"weights": "builtin", "identity": "a"})
+    large = cases.spec("probe", "resnet18", backbone_options={"weights": "random", "identity": "b"}, batch_size=512)
+    for i, run in enumerate((own, untrained, other, large)):
+        finished(store, run, wrong_in(0, 50 + i), val=0.9 - i / 100)
+    cases.write_grid(store, "mine", [(own, ""), (untrained, ""), (other, ""), (large, "large batch")])
+    text = as_markdown(read_comparison("mine", store))
+    best = "resnet18, weights shipped with transfergrid"
+    assert f"| mnist | probe |  | {best} | resnet18, weights random |" in text
+    assert f"| mnist | probe |  | {best} | googlenet |" in text
+    own_settings = "the grid's own settings, weights"
+    assert f"| mnist | probe | resnet18 | {own_settings} shipped with transfergrid | {own_settings} random |" in text
+    assert f"| mnist | probe | resnet18 | {own_settings} shipped with transfergrid | large batch |" in text
+
+
 def test_a_difference_that_only_the_family_hides_is_told_as_such(store: StorePaths) -> None:
     """Six images of a thousand: p = 0.03125 alone, 0.0625 among two."""
     (group,) = settings(store, {"": (66, 0.8), "batch_128": (60, 0.9), "batch_192": (66, 0.85)})

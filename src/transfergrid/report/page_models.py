@@ -10,7 +10,7 @@ from transfergrid import durable, records
 from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
-from transfergrid.report.cells import accuracy_with_interval, percent
+from transfergrid.report.cells import accuracy_with_interval, percent, weights_text
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.rerun import Command, commands_of
 from transfergrid.specs import RunSpec, from_dict, to_dict
@@ -56,7 +56,8 @@ def _details(
     key = _key(row)
     run_ids = tuple(dict.fromkeys(e.run_id for e in entries if _key(e) == key))
     specs = [spec for run_id in run_ids if (spec := _spec_of(run_id, store)) is not None]
-    parts = (row.grid, row.dataset, row.phase, row.variant, row.weights, row.protocol)
+    weights = weights_text(row.weights) if row.weights else ""
+    parts = (row.grid, row.dataset, row.phase, row.variant, weights, f"protocol {row.protocol}")
     rule = f" ({row.published_rule.replace('_', ' ')})" if row.published_rule else ""
     return RowDetails(
         index=index,

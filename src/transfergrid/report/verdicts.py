@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transfergrid.report import families
-from transfergrid.report.cells import markdown_table, points
+from transfergrid.report.cells import markdown_table, points, weights_where_needed
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.families import Answer, Question
 from transfergrid.report.power import needed
@@ -112,19 +112,21 @@ def as_markdown(groups: Sequence[Group]) -> str:
 def _table(question: Question, groups: Sequence[Group]) -> str:
     header = ["dataset", "phase", "variant" if question == "models" else "model", "best on val", "row beside it"]
     header += ["verdict", "what it would take to tell", "seeds", "difference [95 %]", "p (Holm)"]
-    lines = [
-        [group.dataset, group.phase, group.name, _name(group, group.best), _name(group, other.row), *_cells(other)]
-        for group in groups
-        for other in group.others
-    ]
+    lines = []
+    for group in groups:
+        best, *names = _names(group)
+        for name, other in zip(names, group.others, strict=True):
+            lines.append([group.dataset, group.phase, group.name, best, name, *_cells(other)])
     return markdown_table(header, lines, left=7)
 
 
-def _name(group: Group, row: ComparisonRow) -> str:
-    """What the row is in its group, with its weights where the group holds several."""
-    name = row.model if group.question == "models" else row.variant or "(the grid's defaults)"
-    several = len({group.best.weights, *(other.row.weights for other in group.others)}) > 1
-    return f"{name} ({row.weights})" if several else name
+def _names(group: Group) -> list[str]:
+    """What the best row is in its group, then the others, with weights where nothing else tells them apart."""
+    rows = [group.best, *(other.row for other in group.others)]
+    field = "model" if group.question == "models" else "variant"
+    names = [getattr(row, field) or "the grid's own settings" for row in rows]
+    weights = weights_where_needed(rows, field)
+    return [", ".join(filter(None, pair)) for pair in zip(names, weights, strict=True)]
 
 
 def _cells(other: AgainstBest) -> list[str]:
