@@ -38,3 +38,17 @@ def test_blocks_name_the_data_set_and_a_protocol_that_is_not_fair(tmp_path: Path
     rows = comparison_rows("small", store)
     text = as_latex("small", [*rows, replace(rows[0], protocol="published")])
     assert re.findall(r"\\emph\{(.*?)\}", text) == ["mnist", "mnist, protocol published"]
+
+
+def test_rows_that_differ_in_weights_alone_are_told_apart_by_them_and_others_are_not(tmp_path: Path) -> None:
+    store = StorePaths(tmp_path)
+    small_grid(store)
+    rows = comparison_rows("small", store)
+    untrained = replace(rows[0], weights="random")
+    elsewhere = replace(rows[1], weights="random", dataset="cifar10")
+    lines = as_latex("small", [*rows, untrained, elsewhere]).splitlines()
+    told = [line.split(" & ")[:2] for line in lines if "weights" in line]
+    assert told == [
+        ["resnet18", r"probe, weights IMAGENET1K\_V1"],
+        ["resnet18", "probe, weights random"],
+    ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from transfergrid.report.cells import accuracy_with_interval, number, percent, points
+from transfergrid.report.cells import accuracy_with_interval, number, percent, points, weights_where_needed
 from transfergrid.report.comparison import ComparisonRow
 
 HEADER = ("Model", "Phase", "Seeds", "Test \\% [95\\,\\%]", "Val \\%", "Published \\%", "vs.\\ best part")
@@ -51,7 +51,9 @@ def as_latex(grid: str, rows: Sequence[ComparisonRow]) -> str:
     ]
     for dataset in dict.fromkeys(_block(row) for row in rows):
         lines += ["\\midrule", f"\\multicolumn{{{len(columns)}}}{{l}}{{\\emph{{{escape(dataset)}}}}} \\\\"]
-        lines += [" & ".join(_cells(row)) + r" \\" for row in rows if _block(row) == dataset]
+        block = [row for row in rows if _block(row) == dataset]
+        weights = weights_where_needed(block, "model", "phase", "variant")
+        lines += [" & ".join(_cells(*pair)) + r" \\" for pair in zip(block, weights, strict=True)]
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
 
 
@@ -59,11 +61,11 @@ def _block(row: ComparisonRow) -> str:
     return f"{row.dataset}, protocol {row.protocol}" if row.protocol != "fair" else row.dataset
 
 
-def _cells(row: ComparisonRow) -> tuple[str, ...]:
+def _cells(row: ComparisonRow, weights: str) -> tuple[str, ...]:
     accuracy = accuracy_with_interval(row) if row.test_accuracy is not None else row.status
     texts = (
         row.model,
-        f"{row.phase}, {row.variant}" if row.variant else row.phase,
+        ", ".join(filter(None, (row.phase, row.variant, weights))),
         str(row.n_seeds),
         accuracy,
         percent(row.val_accuracy),
