@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,31 @@ def test_labels_of_many_models_stay_legible(number: int, tmp_path: Path, styled:
     assert all(any(text.endswith(f"_{i}") for text in intervals) for i in range(number))
     assert f"{ODD}_6" in intervals  # every character as it was typed
     assert sum("…" in text for text in intervals) == sum(i % 8 == 3 for i in range(number))
+
+
+@pytest.mark.parametrize(("without", "counted"), [(1, "1 row"), (2, "2 rows")])
+def test_the_panel_of_gpu_seconds_says_how_many_rows_ran_without_a_gpu(
+    without: int, counted: str, tmp_path: Path, styled: None, drawn: list[DrawnText]
+) -> None:
+    rows = [
+        replace(row, gpu_s=0.0 if i < without else 9.0)
+        for i, row in enumerate(many_models(StorePaths(tmp_path / "results"), 4).rows)
+    ]
+    sketch = Sketch(
+        name="pareto",
+        title="",
+        caption="",
+        section="cost",
+        rows=(),
+        draw=partial(cost.draw_scatter, rows, title="mnist"),
+    )
+    texts = assert_legible(sketch, drawn)
+    assert {"size [MB]", "GPU seconds of one seed", f"(not shown: {counted} ran without a GPU)"} <= set(texts)
+    assert sum("not shown" in text for text in texts) == 1
+    rows = [replace(row, gpu_s=0.0) for row in rows]
+    drawn.clear()
+    cost.draw_scatter(rows, title="mnist").canvas.draw()
+    assert "wall seconds of one seed (no GPU)" in [t.text for t in drawn]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 PANEL_IN = 3.1
 PHASE_MARKS = {"probe": ("o", style.SKY), "finetune": ("s", style.BLUE), "scratch": ("^", style.ORANGE)}
 OTHER_MARK = ("D", style.GREY)
+GPU_SECONDS = "GPU seconds of one seed"
 Reading = Callable[[ComparisonRow], float | None]
 
 
@@ -67,7 +68,9 @@ def draw_scatter(rows: Sequence[ComparisonRow], *, title: str) -> Figure:
     from matplotlib.lines import Line2D
 
     labels = style.shorten_all(row_labels(rows), 30)
-    panels = [(name, found) for name, read in _measures(rows) if len(found := _points(rows, read)) > 0]
+    panels = [
+        (_axis(name, len(rows) - len(found)), found) for name, read in _measures(rows) if (found := _points(rows, read))
+    ]
     if not panels:
         raise ValueError("no row says what it costs")
     lines = -(-len(panels) // 2)
@@ -86,6 +89,15 @@ def draw_scatter(rows: Sequence[ComparisonRow], *, title: str) -> Figure:
     return figure
 
 
+def _axis(name: str, left_out: int) -> str:
+    """The axis' name, and what the panel does not show."""
+    if not left_out:
+        return name
+    counted = "1 row" if left_out == 1 else f"{left_out} rows"
+    why = "ran without a GPU" if name == GPU_SECONDS else "without this number"
+    return f"{name}\n(not shown: {counted} {why})"
+
+
 def _measures(rows: Sequence[ComparisonRow]) -> list[tuple[str, Reading]]:
     measures: list[tuple[str, Reading]] = [
         ("parameters", lambda row: row.parameters),
@@ -93,7 +105,7 @@ def _measures(rows: Sequence[ComparisonRow]) -> list[tuple[str, Reading]]:
         ("GFLOPs per image", lambda row: row.gflops_per_image),
     ]
     if any(row.gpu_s for row in rows):
-        return [*measures, ("GPU seconds of one seed", lambda row: row.gpu_s)]
+        return [*measures, (GPU_SECONDS, lambda row: row.gpu_s)]
     return [*measures, ("wall seconds of one seed (no GPU)", lambda row: row.wall_s)]
 
 
