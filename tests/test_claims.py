@@ -12,6 +12,7 @@ from prediction_cases import finished, right_but
 from report_cases import completed, entry, failed, spec, write_grid
 
 from transfergrid import records
+from transfergrid.config import load_grid
 from transfergrid.config.compose import compose_config, conf_dir
 from transfergrid.paths import StorePaths
 from transfergrid.report import published
@@ -61,9 +62,11 @@ def measure(
     runs = []
     for number, (name, accuracy) in enumerate(accuracies.items()):
         model, _, variant = name.partition(" ")
+        epochs = {c.epochs_of(variant) for c in claims_for(grid) if c.phase == phase} - {None}
+        settings = ({"epochs": epochs.pop()} if epochs else {}) | changes
         for seed in range(seeds):
             # Variants differ in a setting, so their runs have names of their own.
-            run = spec(phase, model, dataset=dataset, seed=seed, lr=0.01 + number / 1000, **changes)
+            run = spec(phase, model, dataset=dataset, seed=seed, lr=0.01 + number / 1000, **settings)
             right_N = correct_N(accuracy, noise=100 * number + seed)
             finished(store, run, right_N, val=(val or accuracies)[name])
             runs.append((run, variant))
@@ -213,6 +216,44 @@ def test_an_error_is_read_from_the_accuracy_of_an_evaluation(store: StorePaths) 
     assert decision.difference == pytest.approx(0.03568)
 
 
+# -------------------------------------------------------------------------------------------------------------- epochs
+@pytest.mark.parametrize("pair", [0.95, 0.85])
+def test_other_epochs_than_the_grid_files_decide_nothing_and_are_told(store: StorePaths, pair: float) -> None:
+    accuracies = singles_and_pairs(0.90, pair)
+    measure(store, "individual_vs_parallel", accuracies, phase="finetune", dataset="mnist", epochs=2)
+    decision = decisions(store, "individual_vs_parallel")["pairs_beat_singles_on_mnist"]
+    assert decision.outcome == "not shown"
+    assert decision.difference == pytest.approx(pair - 0.90)
+    assert decision.text.startswith(
+        f"run with 2 epochs instead of 10, so this decides nothing: resnet18+googlenet {100 * pair:.2f} against"
+    )
+
+
+def test_rows_of_other_epochs_are_named_where_each_has_its_own_number(store: StorePaths) -> None:
+    named = {"resnet50": 0.99, "resnet50 epochs_10": 0.985}
+    measure(store, "resnet50_one_epoch", named, phase="finetune", dataset="mnist", epochs=3)
+    decision = decisions(store, "resnet50_one_epoch")["one_epoch_is_enough_on_mnist"]
+    assert decision.outcome == "not shown"
+    assert decision.text.startswith(
+        "resnet50 run with 3 epochs instead of 1, resnet50 epochs_10 run with 3 epochs instead of 10, so this decides"
+    )
+
+
+def test_an_artefact_measured_with_other_epochs_says_so(store: StorePaths) -> None:
+    rows = {"cifar_densenet121": 0.95}
+    measure(store, "scratch_cifar10", rows, phase="scratch", dataset="cifar10", epochs=1)
+    decision = decisions(store, "scratch_cifar10")["densenet_reaches_82_percent"]
+    assert decision.outcome == "artefact"
+    assert "Ours: run with 1 epoch instead of 30, so this decides nothing: cifar_densenet121 95.00" in decision.text
+
+
+def test_what_is_said_about_82_percent_names_the_corners_filled_with_255() -> None:
+    told = [
+        f"{c.caveat or ''}{c.artefact_of or ''}" for c in all_claims() if c.published and c.published.first == 0.8206
+    ]
+    assert ["corners of rotated images are filled with 255" in text for text in told] == [True, True]
+
+
 # ------------------------------------------------------------------------------------------------------------- missing
 def test_what_is_missing_is_named_with_the_command_that_makes_it(store: StorePaths) -> None:
     rows = {"resnet10_wide lr_0.01": 0.9, "resnet10_wide lr_0.1": 0.8}
@@ -329,11 +370,18 @@ def test_the_figures_of_a_claim_are_published_ones_of_its_study(claim: Claim) ->
 
 
 @pytest.mark.parametrize("claim", all_claims(), ids=lambda c: c.id)
-def test_the_rows_of_a_claim_stand_in_its_grid_files(claim: Claim) -> None:
+def test_the_rows_of_a_claim_stand_in_its_grid_files_and_are_trained_for_as_long(claim: Claim) -> None:
     for grid in claim.grids:
         if claim.command is not None:  # rows that no launch makes: the grid file tells the same command
             assert claim.command in (conf_dir() / "grid" / f"{grid}.yaml").read_text(encoding="utf-8")
             continue
+        whole = load_grid([f"grid={grid}", "cluster=local"])
+        trained = {
+            (c.run.model, c.variant.partition(SIGN)[0]): getattr(c.run.settings, "epochs", None)
+            for c in whole.configurations
+            if c.run.phase == claim.phase
+        }
+        assert all(trained[row] == claim.epochs_of(row[1]) for row in (*claim.first, *claim.second))
         config = compose_config([f"grid={grid}"]).grid
         variants = {str(name).partition(SIGN)[0] for name in config.variants}
         rows = (*claim.first, *claim.second)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -51,12 +52,18 @@ class Claim:
     test: Test
     first: tuple[tuple[str, str], ...]
     second: tuple[tuple[str, str], ...] = ()
+    epochs: int | None = None
     metric: str = "test_accuracy"
     margin: float | None = None
     published: PublishedEvidence | None = None
     caveat: str | None = None
     artefact_of: str | None = None
     command: str | None = None
+
+    def epochs_of(self, variant: str) -> int | None:
+        """That the grid file trains this variant's row for; None of an evaluation."""
+        named = re.fullmatch(r"epochs_(\d+)", variant)
+        return int(named[1]) if named else self.epochs
 
 
 def claims_for(grid: str) -> list[Claim]:

@@ -3,7 +3,8 @@
 Outcomes: `confirmed` where the accuracy is higher in every comparison, `contradicted` where it is lower in at least
 one, `not shown` otherwise; a comparison says higher or lower where its p, adjusted by Holm over the comparisons of its
 claim, is below 5 % and its interval leaves out zero. `artefact`: the published evidence is of something else; what we
-measured is told beside it. `not tested`: rows or predictions are missing, or hold a part of the data set only.
+measured is told beside it. `not tested`: rows or predictions are missing, or hold a part of the data set only. Rows
+trained for other numbers of epochs than their grid file says decide nothing: `not shown`, with the numbers.
 """
 
 from __future__ import annotations
@@ -118,6 +119,19 @@ class _Asked:
         found = self._found(model, variant)
         return found[0] if len(found) == 1 else max(found, key=lambda choice: choice[0].val_accuracy or 0.0)
 
+    def other_epochs(self) -> str:
+        """`run with 2 epochs instead of 10`, by row where they differ; empty where all are as the grid file says."""
+        found: dict[str, str] = {}
+        for model, variant in (*self.claim.first, *self.claim.second):
+            meant = self.claim.epochs_of(variant)
+            for row, runs in self._found(model, variant):
+                epochs = getattr(runs[0].spec.settings, "epochs", None)
+                if meant is not None and epochs != meant:
+                    unit = "epoch" if epochs == 1 else "epochs"
+                    found[_name(row.model, row.variant)] = f"run with {epochs} {unit} instead of {meant}"
+        told = set(found.values())
+        return told.pop() if len(told) == 1 else ", ".join(f"{name} {text}" for name, text in found.items())
+
     def _found(self, model: str, variant: str) -> list[Found]:
         """Rows under protocol `fair`; an evaluation trains nothing, so it may have any."""
         pairs = zip(self.comparison.rows, self.comparison.runs, strict=True) if self.comparison else ()
@@ -153,6 +167,9 @@ def _decide(asked: _Asked) -> Decision:
     try:
         asked.require()
         decision = _against_published(asked) if claim.test == "published_value" else _against_rows(asked)
+        if other := asked.other_epochs():
+            text = f"{other}, so this decides nothing: {decision.text}"
+            decision = replace(decision, outcome="not shown", text=text)
     except DataError as missing:
         again = claim.command or f"python jobs/launch_grid.py grid={asked.grid}"
         text = f"{asked.dataset}: {one_line(missing)}; next: {again}"
