@@ -38,6 +38,10 @@ class CachePaths:
         """Kept content hashes of image folders, one JSON file each."""
         return self.root / "catalog" / "folders"
 
+    def pulled(self, entity: str | None, project: str) -> StorePaths:
+        """The store made from what a W&B server holds of a project."""
+        return StorePaths(self.root / "wandb" / safe_name(entity or "default") / safe_name(project))
+
 
 @dataclass(frozen=True, slots=True)
 class StorePaths:
@@ -117,6 +121,11 @@ class RunPaths:
     @property
     def log(self) -> Path:
         return self.root / "log.txt"
+
+    @property
+    def pulled(self) -> Path:
+        """In a store made from W&B's only: which versions of what the server holds were read."""
+        return self.root / "pulled.json"
 
 
 def store_paths(runtime: Runtime) -> StorePaths:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid.commands.console import FAILED, OK, make_console, run_script
+from transfergrid.commands.pulled import pull_grids
 from transfergrid.config import load_report
 from transfergrid.config.help import help_for
 from transfergrid.errors import ConfigError
@@ -24,11 +25,14 @@ HELP = help_for(
     "whole report on one page), comparison.csv, comparison.md, comparison.tex and figures/.\n"
     "compare=[A,B] sets grids side by side, in results/reports/A-vs-B/.\n"
     "figures=false leaves the figures out: seconds instead of minutes.\n"
-    "A grid that is not finished yet is shown as far as it is; exit code 1 says that rows have failed or are missing.",
+    "A grid that is not finished yet is shown as far as it is; exit code 1 says that rows have failed or are missing.\n"
+    "source=wandb needs no store: it reads the runs from a W&B server (entity=NAME, project=NAME), keeps them in\n"
+    "cache/wandb/ENTITY/PROJECT/ (cache.dir=DIR), and says which configurations the server lacks.",
     (
         "python jobs/report.py grid=quickstart",
         "python jobs/report.py grid=quickstart figures=false store.dir=results",
         "python jobs/report.py 'compare=[individual_vs_parallel,individual_vs_parallel_as_published]'",
+        "python jobs/report.py grid=quickstart source=wandb entity=my-team project=transfergrid",
     ),
     keys=False,
 )
@@ -42,13 +46,15 @@ def report(arguments: Sequence[str]) -> int:
     """Exit code 0 when every row has completed, 1 when some have failed or are missing."""
     request = load_report(arguments)
     store = request.store
+    is_whole = request.wandb is None or pull_grids(request.grids, store, *request.wandb)
     for grid in request.grids:
         try:
             read_grid(store.grid(grid))
         except FileNotFoundError:
             launched = ", ".join(sorted(p.stem for p in store.grid(grid).parent.glob("*.json"))) or "none"
             raise ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {launched}") from None
-    return OK if show_report(make_console(), request.grids, store, figures=request.figures) else FAILED
+    is_complete = show_report(make_console(), request.grids, store, figures=request.figures)
+    return OK if is_complete and is_whole else FAILED
 
 
 def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool | None) -> bool:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transfergrid.config.names import grid_name_of
 from transfergrid.errors import ConfigError
-from transfergrid.paths import StorePaths
+from transfergrid.paths import CachePaths, StorePaths
 
-KEYS = ("grid", "compare", "figures", "store.dir")
-TAKES = "report takes grid=NAME or compare=[A,B], figures=true|false and store.dir=DIR"
+FROM_WANDB = ("entity", "project", "cache.dir")  # belong to source=wandb
+KEYS = ("grid", "compare", "figures", "store.dir", "source", *FROM_WANDB)
+TAKES = (
+    "report takes grid=NAME or compare=[A,B], figures=true|false, store.dir=DIR, "
+    "source=store|wandb, entity=NAME, project=NAME and cache.dir=DIR"
+)
 LONGEST_NAME = 200  # of the folder of a report of several grids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRequest:
-    """grids: one, or several that are set side by side."""
+    """grids: one, or several that are set side by side.
+
+    wandb: where to read the runs from, entity and project, if not from a store; `store` is then where they are kept.
+    """
 
     grids: tuple[str, ...]
     store: StorePaths
     figures: bool
+    wandb: tuple[str | None, str] | None = None
 
 
 def parse_report(arguments: Sequence[str]) -> ReportRequest:
@@ -42,9 +50,33 @@ def parse_report(arguments: Sequence[str]) -> ReportRequest:
     if figures not in ("true", "false"):
         raise ConfigError(f"figures={values['figures']!r}; give true or false")
     grids = _compared(values["compare"]) if "compare" in values else (grid_name_of(values.get("grid", "quickstart")),)
-    return ReportRequest(
-        grids=grids, store=StorePaths(Path(values.get("store.dir", "results"))), figures=figures == "true"
-    )
+    wandb = _wandb(values)
+    store = StorePaths(Path(values.get("store.dir", "results")))
+    if wandb is not None:
+        store = CachePaths(Path(values.get("cache.dir", "cache"))).pulled(*wandb)
+    return ReportRequest(grids=grids, store=store, figures=figures == "true", wandb=wandb)
+
+
+def _wandb(values: Mapping[str, str]) -> tuple[str | None, str] | None:
+    """Entity and project of source=wandb."""
+    source = values.get("source", "store")
+    if source not in ("store", "wandb"):
+        raise ConfigError(f"source={source!r}; give store or wandb")
+    if source == "store":
+        if out_of_place := [key for key in FROM_WANDB if key in values]:
+            raise ConfigError(f"{out_of_place[0]}= belongs to source=wandb, which is not given")
+        return None
+    if "store.dir" in values:
+        raise ConfigError(
+            "source=wandb reads no store; leave store.dir= out, or give cache.dir= for where it keeps files"
+        )
+    entity, project = values.get("entity"), values.get("project", "transfergrid")
+    for key, name in (("entity", entity), ("project", project)):
+        if name is not None and (len(name) > 128 or set(name) & set("/\\#?%:")):
+            raise ConfigError(
+                f"{key}={name!r} is not a name W&B takes; give at most 128 characters, none of / \\ # ? % :"
+            )
+    return entity, project
 
 
 def _compared(value: str) -> tuple[str, ...]:
