@@ -1,0 +1,122 @@
+"""What a grid's report is in W&B: tables, figures and texts that the report has made already, and how they are named.
+
+Nothing here computes a number: rows and cells are those of comparison.csv and of the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transfergrid.errors import DataError
+from transfergrid.specs import digest, safe_name
+from transfergrid.tracking.description import TAG_LENGTH, grid_tag
+
+MOST_TABLE_ROWS = 200_000  # of a wandb.Table; W&B cuts there
+# Columns that say which row it is: the others are what was measured.
+KEY = ("grid", "dataset", "model", "phase", "variant", "weights", "protocol")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """Cells are numbers, texts or None; each column holds one kind."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The row of a data set that the verdict names, and its completed runs."""
+
+    title: str
+    run_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publication:
+    """grid: the report's name, `A-vs-B` for several `grids`. rows: those of comparison.csv, None for an empty cell.
+
+    tables: what W&B shows as final/<name>; `comparison` is one of them. figures: PNG by name. single: the names of
+    those figures that show one row. files: kept as the artifact, under their own names. headline, markdown_table,
+    failures: Markdown. runs: how many runs the grids have, which is what charts must have room for.
+    """
+
+    grid: str
+    grids: tuple[str, ...]
+    rows: tuple[Mapping[str, Any], ...]
+    tables: Mapping[str, Table]
+    figures: Mapping[str, Path]
+    single: tuple[str, ...] = ()
+    files: Sequence[Path]
+    headline: str
+    markdown_table: str
+    failures: str
+    notes: tuple[str, ...] = ()
+    chosen: tuple[Chosen, ...] = ()
+    runs: int
+
+    def validate(self) -> None:
+        """Raises DataError for a table of which W&B would silently keep only a part."""
+        for name, table in self.tables.items():
+            if len(table.rows) > MOST_TABLE_ROWS:
+                raise DataError(
+                    f"table {name} has {len(table.rows):,} rows, W&B keeps {MOST_TABLE_ROWS:,}; publish fewer rows"
+                )
+
+    @property
+    def grid_tags(self) -> tuple[str, ...]:
+        """Every run of the grids carries one of them."""
+        return tuple(grid_tag(grid) for grid in self.grids)
+
+    @property
+    def report_id(self) -> str:
+        """Id of the W&B run that holds tables, figures and artifact."""
+        return f"report-{_short(self.grid, 80)}"
+
+    @property
+    def report_tag(self) -> str:
+        return _tag("report", self.grid)
+
+    @property
+    def summary_tag(self) -> str:
+        """Of the W&B runs that stand for the rows of the table, one each."""
+        return _tag("summary", self.grid)
+
+    @property
+    def former_tag(self) -> str:
+        """Of such runs whose row the table no longer has."""
+        return _tag("former", self.grid)
+
+    @property
+    def artifact_name(self) -> str:
+        return f"final-tables-{_short(self.grid, 80)}".replace("+", "_")
+
+    def summary_id(self, row: Mapping[str, Any]) -> str:
+        return f"summary-{_short(self.grid, 80)}-{digest([row[name] for name in KEY], 12)}"
+
+
+def row_title(row: Mapping[str, Any]) -> str:
+    return " · ".join(str(row[name]) for name in ("dataset", "model", "phase", "variant") if row[name])
+
+
+def row_config(row: Mapping[str, Any]) -> dict[str, Any]:
+    """current: whether the table still has this row."""
+    return {name: row[name] for name in KEY} | {"current": True}
+
+
+def row_summary(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Every number and text of the row under its column's name; nothing for an empty cell."""
+    return {name: value for name, value in row.items() if name not in KEY and value is not None}
+
+
+def _tag(kind: str, grid: str) -> str:
+    return f"{kind}:{_short(grid, TAG_LENGTH - len(kind) - 1)}"
+
+
+def _short(name: str, length: int) -> str:
+    """The name, or its beginning and a hash where it is longer."""
+    name = safe_name(name)
+    return name if len(name) <= length else f"{name[: length - 13]}-{digest(name, 12)}"

@@ -1,0 +1,104 @@
+"""Is in W&B what was sent? Rows, cells of the tables, bytes of the artifact and the report, as the server has them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from transfergrid.errors import one_line
+from transfergrid.tracking.account import Account
+from transfergrid.tracking.publication import Publication, Table, row_config, row_summary, row_title
+from transfergrid.tracking.workspace import report_difference
+
+
+def runs_tagged(api: Any, account: Account, tag: str, *, page: int = 1_000) -> dict[str, Any]:
+    """The project's runs with this tag, by id, with summary and config; none where there is no such project yet."""
+    runs = api.runs(account.path(), filters={"tags": {"$in": [tag]}}, per_page=page, lazy=False)
+    try:
+        return {run.id: run for run in runs}
+    except ValueError as error:
+        if "Could not find project" in str(error):
+            return {}
+        raise
+
+
+def differences(api: Any, account: Account, publication: Publication, url: str, folder: Path) -> list[str]:
+    """One line for each thing that is not on the server as it was sent; folder: for what is downloaded."""
+    runs = runs_tagged(api, account, publication.report_tag)
+    if publication.report_id not in runs:
+        return [f"run {publication.report_id} is not on the server", *_rows(api, account, publication)]
+    report_run = runs[publication.report_id]
+    found = [*_rows(api, account, publication), *_tables(report_run, publication, folder)]
+    found += [*_figures(report_run, publication), *_files(api, account, publication, folder)]
+    if difference := report_difference(url, publication):
+        found.append(difference)
+    return found
+
+
+def _rows(api: Any, account: Account, publication: Publication) -> Iterator[str]:
+    runs = runs_tagged(api, account, publication.summary_tag)
+    expected = {publication.summary_id(row): row for row in publication.rows}
+    for run_id in runs.keys() - expected.keys():
+        yield f"run {run_id} stands for a row that the table does not have"
+    for run_id, row in expected.items():
+        if run_id not in runs:
+            yield f"row {row_title(row)}: run {run_id} is not on the server"
+            continue
+        run = runs[run_id]
+        for name, value in (row_summary(row) | row_config(row)).items():
+            there = run.config.get(name) if name in row_config(row) else run.summary.get(name)
+            if there != value:
+                yield f"row {row_title(row)}: {name} is {there!r} on the server, {value!r} here"
+
+
+def _tables(run: Any, publication: Publication, folder: Path) -> Iterator[str]:
+    for name, table in publication.tables.items():
+        there = run.summary.get(f"final/{name}")
+        if not isinstance(there, Mapping) and not hasattr(there, "get"):
+            yield f"table final/{name} is not on the server"
+            continue
+        try:
+            content = _downloaded(run, str(there.get("path")), folder)
+        except Exception as error:  # of the network, of the server, of JSON: the table was not read back
+            yield f"table final/{name} could not be read back ({one_line(error)})"
+            continue
+        yield from _cells(name, table, content)
+
+
+def _cells(name: str, table: Table, content: Mapping[str, Any]) -> Iterator[str]:
+    if content["columns"] != list(table.columns):
+        yield f"table final/{name} has other columns on the server: {', '.join(map(str, content['columns']))}"
+    elif len(content["data"]) != len(table.rows):
+        yield f"table final/{name} has {len(content['data'])} rows on the server, {len(table.rows)} here"
+    else:
+        for number, (there, here) in enumerate(zip(content["data"], table.rows, strict=True), start=1):
+            for column, value, own in zip(table.columns, there, here, strict=True):
+                if value != own:
+                    yield f"table final/{name}, row {number}: {column} is {value!r} on the server, {own!r} here"
+
+
+def _figures(run: Any, publication: Publication) -> Iterator[str]:
+    for name in publication.figures:
+        if run.summary.get(f"figures/{name}") is None:
+            yield f"figure figures/{name} is not on the server"
+
+
+def _files(api: Any, account: Account, publication: Publication, folder: Path) -> Iterator[str]:
+    try:
+        artifact = api.artifact(f"{account.path()}/{publication.artifact_name}:latest")
+        there = Path(artifact.download(root=str(folder / "artifact"), skip_cache=True))
+    except Exception as error:
+        yield f"artifact {publication.artifact_name} could not be read back ({one_line(error)})"
+        return
+    for path in publication.files:
+        if not (there / path.name).is_file():
+            yield f"artifact {publication.artifact_name} has no {path.name}"
+        elif (there / path.name).read_bytes() != path.read_bytes():
+            yield f"artifact {publication.artifact_name}: {path.name} has other bytes on the server"
+
+
+def _downloaded(run: Any, path: str, folder: Path) -> Any:
+    with run.file(path).download(root=str(folder / "read back"), replace=True) as file:
+        return json.load(file)

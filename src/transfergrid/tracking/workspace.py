@@ -1,0 +1,276 @@
+"""The W&B Report of a grid: written from what was published, and brought up to date in place.
+
+It names runs by tags, job type, state, status and id alone: with those W&B's filters mean what they say. What reviewers
+write below the heading "Discussion", and their comments, stay when the report is published again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from transfergrid import durable
+from transfergrid.paths import StorePaths
+from transfergrid.specs import safe_name
+from transfergrid.tracking.account import Account
+from transfergrid.tracking.publication import Publication
+from transfergrid.tracking.workspace_panels import bars, confusion, curves, pictures, reports_api, scatters, tables
+
+DISCUSSION = "Discussion"
+TRAINED = ("probe", "finetune", "scratch")  # phases that have curves
+PHASES = (*TRAINED, "evaluate")
+FULL_WIDTH = 24  # of W&B's grid
+# Of the run tables: what names a row, then what was measured.
+ROW_COLUMNS = (
+    *(f"config:{name}.value" for name in ("grid", "dataset", "model", "phase", "variant", "weights", "protocol")),
+    *("summary:n_seeds", "summary:test_accuracy", "summary:test_accuracy_std", "summary:ci95_low", "summary:ci95_high"),
+    *("summary:val_accuracy", "summary:published_accuracy", "summary:delta_to_best_single", "summary:verdict"),
+    *("summary:parameters", "summary:wall_s", "summary:gpu_s", "summary:status"),
+)
+FAILED_COLUMNS = (
+    *(f"config:{name}.value" for name in ("dataset", "model", "phase", "variant", "seed")),
+    *("summary:failure_class", "summary:error", "run:state"),
+)
+
+
+# ------------------------------------------------------------------------------------------------------- what it says
+def report_blocks(publication: Publication, *, runs: int | None = None) -> list[Any]:
+    """The blocks in order; runs: how many the server holds, where that is more than the grids have now."""
+    wr = reports_api()
+
+    room = max(publication.runs, runs or 0, 1)
+    return [
+        wr.MarkdownBlock(text=publication.headline),
+        wr.TableOfContents(),
+        wr.H1(text="Comparison"),
+        wr.MarkdownBlock(text=publication.markdown_table),
+        wr.PanelGrid(runsets=[_report_run(publication)], panels=tables(publication)),
+        wr.H1(text="Rows"),
+        wr.PanelGrid(runsets=[_rows(publication)], panels=bars(publication)),
+        wr.H1(text="Cost against accuracy"),
+        wr.PanelGrid(runsets=[_rows(publication)], panels=scatters()),
+        wr.H1(text="Runs by model and dataset"),
+        wr.PanelGrid(runsets=_grouped(publication), panels=[]),
+        wr.H1(text="Curves"),
+        *_curve_blocks(publication, room),
+        wr.H1(text="Confusion matrices"),
+        *_confusion_blocks(publication),
+        wr.H1(text="What differs between the rows"),
+        wr.PanelGrid(runsets=[_rows(publication)], panels=[_comparer()]),
+        wr.H1(text="What failed"),
+        wr.MarkdownBlock(text=publication.failures or "Nothing has failed, and no row is missing."),
+        wr.PanelGrid(runsets=[_failed(publication)], panels=[]),
+        *_figure_blocks(publication),
+        *([wr.MarkdownBlock(text="".join(f"- {note}\n" for note in publication.notes))] if publication.notes else []),
+        wr.H1(text=DISCUSSION),
+    ]
+
+
+def _curve_blocks(publication: Publication, room: int) -> Iterator[Any]:
+    """A grid of panels per phase, of runs that are not grouped: of groups W&B draws means of a sample of runs."""
+    wr = reports_api()
+
+    for phase in _phases(publication, TRAINED):
+        has_test = any(row["protocol"] == "published" and row["phase"] == phase for row in publication.rows)
+        runset = wr.Runset(name=phase, filters=_filter(publication.grid_tags, job_types=[phase]), order=[_best_first()])
+        yield wr.H2(text=phase)
+        yield wr.PanelGrid(runsets=[runset], panels=curves(max_runs=room, has_test=has_test))
+
+
+def _confusion_blocks(publication: Publication) -> Iterator[Any]:
+    wr = reports_api()
+
+    yield wr.P(text="Of the row that the verdict names; its seeds are summed. The others' are in the runs themselves.")
+    for chosen in publication.chosen:
+        filters = f"Metric('ID') in [{_listed(chosen.run_ids)}]"
+        yield wr.PanelGrid(runsets=[wr.Runset(name=chosen.title, filters=filters)], panels=[confusion(chosen.title)])
+
+
+def _figure_blocks(publication: Publication) -> Iterator[Any]:
+    wr = reports_api()
+
+    general = [name for name in publication.figures if name not in publication.single]
+    single = [name for name in publication.figures if name in publication.single]
+    for title, names in (("Figures", general), ("Figures of single rows", single)):
+        if names:
+            yield wr.H1(text=title)
+            yield wr.PanelGrid(runsets=[_report_run(publication)], panels=[pictures(title, names)])
+
+
+def _comparer() -> Any:
+    wr = reports_api()
+
+    return wr.RunComparer(diff_only=True, layout=wr.Layout(x=0, y=0, w=FULL_WIDTH, h=14))
+
+
+# ------------------------------------------------------------------------------------------------------- which runs
+def _report_run(publication: Publication) -> Any:
+    wr = reports_api()
+
+    return wr.Runset(name="report", filters=_filter([publication.report_tag]))
+
+
+def _rows(publication: Publication) -> Any:
+    """One run per row of the table, best first."""
+    wr = reports_api()
+
+    return wr.Runset(
+        name="rows of the table",
+        filters=_filter([publication.summary_tag]),
+        order=[_best_first()],
+        visible_columns=list(ROW_COLUMNS),
+        lock_columns=True,
+    )
+
+
+def _grouped(publication: Publication) -> list[Any]:
+    """The configurations' own runs, a tab per phase. Without `config.` W&B takes `model` for a run's attribute."""
+    wr = reports_api()
+
+    return [
+        wr.Runset(
+            name=phase,
+            filters=_filter(publication.grid_tags, job_types=[phase]),
+            groupby=["config.model", "config.dataset"],
+            order=[_best_first()],
+        )
+        for phase in _phases(publication, PHASES) or PHASES
+    ]
+
+
+def _failed(publication: Publication) -> Any:
+    wr = reports_api()
+
+    return wr.Runset(
+        name="failed runs",
+        filters=f"{_filter(publication.grid_tags)} and SummaryMetric('status') in ['failed']",
+        visible_columns=list(FAILED_COLUMNS),
+        lock_columns=True,
+    )
+
+
+def _filter(tags: Sequence[str], *, job_types: Sequence[str] = ()) -> str:
+    """Only `in`, which W&B's servers have always understood; names hold no quote and no `=`, which it would rewrite."""
+    text = f"Tags() in [{_listed(tags)}]"
+    return f"{text} and Metric('JobType') in [{_listed(job_types)}]" if job_types else text
+
+
+def _listed(names: Sequence[str]) -> str:
+    assert not any(set(name) & set("'\"\\=<>") for name in names), names
+    return ", ".join(f"'{name}'" for name in names)
+
+
+def _best_first() -> Any:
+    wr = reports_api()
+
+    return wr.OrderBy(name=wr.SummaryMetric("test_accuracy"), ascending=False)
+
+
+def _phases(publication: Publication, among: Sequence[str]) -> list[str]:
+    present = {row["phase"] for row in publication.rows}
+    return [phase for phase in among if phase in present]
+
+
+# ---------------------------------------------------------------------------------------------------------- saving it
+def save_report(account: Account, store: StorePaths, publication: Publication, api: Any) -> str:
+    """Make the report, or bring the one that is there up to date; its URL, which the store keeps.
+
+    Another machine finds it by the URL in the summary of the report run. Where the report is gone a new one is made.
+    """
+    wr = reports_api()
+
+    runs = api.runs(account.path(), filters={"tags": {"$in": list(publication.grid_tags)}}, per_page=1)
+    blocks = report_blocks(publication, runs=_count(runs))
+    report = next(filter(None, map(_loaded, _known_urls(account, store, publication, api))), None)
+    if report is None:
+        report = wr.Report(project=account.project, entity=str(account.entity), blocks=blocks)
+    else:
+        blocks += _discussion(report)
+    report.title = f"Comparison of {publication.grid}"[:128]
+    report.description = "Made from the store; below the last heading is room for what you have to say."
+    report.blocks = blocks
+    report.width = "fluid"  # each time: a report that was loaded has forgotten its width
+    report.save()
+    url = str(report.url)
+    durable.write_json(_url_file(store, publication), {"url": url, "server": account.url, "project": account.path()})
+    return url
+
+
+def report_difference(url: str, publication: Publication) -> str | None:
+    """None where the report on the server says what this publication says."""
+    model = _loaded(url, as_model=True)
+    if model is None:
+        return f"the report {url} is not on the server"
+    there = [_comparable(block) for block in model.spec.blocks][1:]  # W&B puts an empty paragraph before all
+    # How many runs the server held is known only there; a chart may have room for more than the grids have now.
+    here = [_comparable(block._to_model()) for block in report_blocks(publication, runs=_room(there))]
+    unequal = [number for number, block in enumerate(here) if there[number : number + 1] != [block]]
+    return f"block {unequal[0] + 1} of the report {url} is not what was sent" if unequal else None
+
+
+def _known_urls(account: Account, store: StorePaths, publication: Publication, api: Any) -> Iterator[str]:
+    """Of this grid's report on this server: as this store knows it, then as the server does."""
+    path = _url_file(store, publication)
+    if path.is_file():
+        kept = durable.read_json(path)
+        if (kept["server"], kept["project"]) == (account.url, account.path()):
+            yield str(kept["url"])
+    runs = api.runs(account.path(), filters={"tags": {"$in": [publication.report_tag]}}, lazy=False)
+    for run in runs if _count(runs) else ():
+        if url := run.summary.get("report_url"):
+            yield str(url)
+
+
+def _loaded(url: str, *, as_model: bool = False) -> Any | None:
+    """None where the server has no such report any more. as_model: as it is there; else as W&B's own objects, which
+    forget the width of the report and the layout of table panels."""
+    wr = reports_api()
+    try:
+        return wr.Report.from_url(url, as_model=as_model)
+    except TypeError:  # what comes of the server's answer that there is no such view
+        return None
+
+
+def _discussion(report: Any) -> list[Any]:
+    """What stands below the heading of that name."""
+    wr = reports_api()
+
+    for position, block in enumerate(report.blocks):
+        if isinstance(block, wr.H1) and block.text in (DISCUSSION, [DISCUSSION]):
+            return list(report.blocks[position + 1 :])
+    return []
+
+
+def _url_file(store: StorePaths, publication: Publication) -> Path:
+    return store.wandb / "reports" / f"{safe_name(publication.grid)}.json"
+
+
+def _count(runs: Any) -> int:
+    try:
+        return len(runs)
+    except ValueError:  # W&B's answer where there is no such project yet
+        return 0
+
+
+# ----------------------------------------------------------------------------------------------------------- comparing
+def _comparable(model: Any) -> Any:
+    """What a block is to the server, without what W&B draws by chance, adds on reading or hangs on it (comments)."""
+    return _without(json.loads(model.model_dump_json(by_alias=True, exclude_none=True)))
+
+
+def _without(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            name: _without(inner) for name, inner in value.items() if name not in ("id", "__id__", "inlineComments")
+        }
+    return [_without(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _room(value: Any) -> int:
+    """The largest number of runs that a line plot has room for."""
+    if isinstance(value, dict):
+        own = value.get("config", {}).get("limit", 0) if value.get("viewType") == "Run History Line Plot" else 0
+        return max([own, *map(_room, value.values())])
+    return max(map(_room, value), default=0) if isinstance(value, list) else 0
