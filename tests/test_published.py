@@ -244,5 +244,23 @@ def test_what_no_option_can_repeat_is_always_named() -> None:
     assert differs(resnet50, cases.spec("finetune", "resnet50", epochs=1)) == ("protocol", "settings not stated")
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"sampling": "replacement"}, True),
+        ({"sampling": "shuffle"}, False),
+        ({"sampling": "replacement", "flip": False, "shift_px": 0}, False),
+    ],
+)
+def test_an_image_drawn_twice_in_an_epoch_is_augmented_alike_which_is_named(
+    changes: dict[str, Any], named: bool
+) -> None:
+    figure = find("scratch_cifar10_as_published", "cifar10", "cifar_densenet121", "scratch")
+    run = cases.spec("scratch", "cifar_densenet121", dataset="cifar10", protocol="published", **changes)
+    found = differs(figure, run)
+    assert ("augmentation of an image drawn twice in an epoch" in found) == named
+    assert ("sampling" in found) == (changes["sampling"] == "shuffle")
+
+
 def test_only_a_weights_file_leaves_a_delta_meaningful() -> None:
     assert published.NO_MATTER == {"weights file"}

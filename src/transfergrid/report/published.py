@@ -117,7 +117,15 @@ def differs(figure: PublishedFigure, spec: RunSpec) -> tuple[str, ...]:
     elif isinstance(spec.settings, TrainSettings) and spec.settings.epochs != figure.epochs:
         names.append("epochs")
     names += _input_differs(figure.study, spec)
+    if isinstance(spec.settings, TrainSettings) and _drawn_twice(figure.study.settings, spec.settings):
+        names.append("augmentation of an image drawn twice in an epoch")
     return (*names, *figure.study.beyond_options)
+
+
+def _drawn_twice(theirs: TrainSettings | None, ours: TrainSettings) -> bool:
+    """Both draw rows with replacement: ours augments an image twice alike in one epoch, theirs anew each time."""
+    replaced = theirs is not None and theirs.sampling == ours.sampling == "replacement"
+    return replaced and _effective(ours)["augmentation"] is not None
 
 
 def _input_differs(study: StudySettings, spec: RunSpec) -> list[str]:
