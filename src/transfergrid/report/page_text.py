@@ -18,17 +18,23 @@ def verdict(rows: Sequence[ComparisonRow]) -> str:
     return " ".join(sentence for sentence in sentences if sentence) + _unfinished(rows)
 
 
-def _best(dataset: str, rows: Sequence[ComparisonRow]) -> str:
+def chosen_row(dataset: str, rows: Sequence[ComparisonRow]) -> ComparisonRow | None:
+    """Best on val; highest on test where nothing is chosen on val; None without a result."""
     tested = [row for row in rows if row.dataset == dataset and row.test_accuracy is not None]
-    if not tested:
-        return f"On {dataset} no row has a result yet."
     chosen = [row for row in tested if row.val_accuracy is not None]
     if chosen:
-        best, how = max(chosen, key=lambda row: row.val_accuracy or 0.0), "best on val"
-    else:
-        best, how = max(tested, key=lambda row: row.test_accuracy or 0.0), "highest on test; nothing is chosen on val"
+        return max(chosen, key=lambda row: row.val_accuracy or 0.0)
+    return max(tested, key=lambda row: row.test_accuracy or 0.0, default=None)
+
+
+def _best(dataset: str, rows: Sequence[ComparisonRow]) -> str:
+    best = chosen_row(dataset, rows)
+    if best is None:
+        return f"On {dataset} no row has a result yet."
+    how = "highest on test; nothing is chosen on val" if best.val_accuracy is None else "best on val"
+    tested = sum(row.dataset == dataset and row.test_accuracy is not None for row in rows)
     reached = f"{accuracy_with_interval(best)} % on the test images"
-    return f"On {dataset}, {_name(best)} reaches {reached} ({how} of {len(tested)} rows)."
+    return f"On {dataset}, {_name(best)} reaches {reached} ({how} of {tested} rows)."
 
 
 def _name(row: ComparisonRow) -> str:

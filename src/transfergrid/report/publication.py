@@ -1,0 +1,165 @@
+"""A grid's report as W&B gets it: what comparison.csv, comparison.md and the page say, from the same functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transfergrid.errors import NEXT_STEP, DataError, one_line
+from transfergrid.records import read_grid
+from transfergrid.report import page_text
+from transfergrid.report.blocks import Block, sections
+from transfergrid.report.cells import markdown_table
+from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow
+from transfergrid.report.page_table import columns
+from transfergrid.report.write import report_name
+from transfergrid.tracking.publication import KEY, MOST_TABLE_ROWS, Chosen, Publication, Table
+
+FILES = ("comparison.csv", "comparison.md", "comparison.tex", "index.html")
+# Sections of comparison.md -> what their tables are called in W&B; others are called as their headings.
+NAMES = {
+    "Published claims": "claims",
+    "Is the difference real?": "statistics",
+    "Joined models beside their best part": "joins",
+    "Beside the published figures": "published",
+}
+OF_ONE_ROW = ("confusion", "errors", "curves", "architecture")  # how the names of such figures begin
+MOST_FIGURES = 300  # beyond it, of single rows only those that the verdict names
+_NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
+
+
+def publication_of(comparison: Comparison, folder: Path, *, figures: bool = True) -> Publication:
+    """folder: where report/write.py has just written this comparison. figures: whether it made them, too."""
+    grids = tuple(dict.fromkeys(row.grid for row in comparison.rows)) or (comparison.grid,)
+    chosen = _chosen(comparison)
+    per_class, notes = _per_class(comparison)
+    made, more_notes = _figures(folder, chosen) if figures else ({}, [])
+    return Publication(
+        grid=report_name(grids),
+        grids=grids,
+        rows=tuple(asdict(row) for row in comparison.rows),
+        tables={"comparison": _comparison(comparison.rows), "per_class": per_class, "failures": _failures(comparison)}
+        | _told_tables((folder / "comparison.md").read_text(encoding="utf-8")),
+        figures=made,
+        single=tuple(name for name in made if _is_of_one_row(name)),
+        files=[folder / name for name in FILES],
+        headline=page_text.verdict(comparison.rows),
+        markdown_table=short_table(comparison.rows),
+        failures="".join(f"- {line}\n" for line in page_text.missing(comparison)),
+        notes=(*notes, *more_notes),
+        chosen=tuple(Chosen(title=_title(row), run_ids=tuple(r.run_id for r in runs)) for row, runs in chosen),
+        runs=len({entry.run_id for grid in grids for entry in read_grid(comparison.store.grid(grid))}),
+    )
+
+
+def short_table(rows: Sequence[ComparisonRow]) -> str:
+    """The columns that the page shows before all are asked for, as it spells them: texts first, then numbers."""
+    shown = sorted((c for c in columns(rows) if c.in_short), key=lambda column: column.is_number)
+    lines = [[column.text(row) for column in shown] for row in rows]
+    return markdown_table([c.label for c in shown], lines, left=sum(not c.is_number for c in shown))
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+def _comparison(rows: Sequence[ComparisonRow]) -> Table:
+    """comparison.csv at full precision."""
+    return Table(columns=COLUMNS, rows=tuple(tuple(getattr(row, name) for name in COLUMNS) for row in rows))
+
+
+def _failures(comparison: Comparison) -> Table:
+    lines = [
+        (f.run_id, f.failure_class, " ".join(f.error.split()), NEXT_STEP.get(f.failure_class, "read its log.txt"))
+        for f in comparison.failures
+    ]
+    return Table(columns=("run_id", "failure_class", "error", "next"), rows=tuple(lines))
+
+
+def _per_class(comparison: Comparison) -> tuple[Table, list[str]]:
+    """Precision, recall and F1 of each class of each row, its seeds summed, as its figure shows them; and notes on rows
+    without predictions."""
+    lines: list[tuple[Any, ...]] = []
+    notes = []
+    for row, runs in zip(comparison.rows, comparison.runs, strict=True):
+        if not runs or row.test_accuracy is None:
+            continue
+        try:
+            scored = list(_scored(comparison, runs))
+        except DataError as error:
+            notes.append(f"no scores per class of {_title(row)}: {one_line(error)}")
+            continue
+        if len(lines) + len(scored) > MOST_TABLE_ROWS:
+            notes.append(f"no scores per class from {_title(row)} on: W&B holds {MOST_TABLE_ROWS:,} lines of a table")
+            break
+        lines += [(*(getattr(row, name) for name in KEY), *line) for line in scored]
+    return Table(columns=(*KEY, "class", "images", "precision", "recall", "f1"), rows=tuple(lines)), notes
+
+
+def _scored(comparison: Comparison, runs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
+    from transfergrid.report.figures import no_images
+    from transfergrid.report.figures.confusions import class_scores
+    from transfergrid.report.figures.material import Material, class_names
+
+    counts_CC = Material(comparison=comparison, images=no_images).test_confusion(runs)
+    scores = class_scores(counts_CC)
+    columns_C = (counts_CC.sum(axis=1), scores.precision_C, scores.recall_C, scores.f1_C)
+    yield from zip(class_names(runs[0]), *(values_C.tolist() for values_C in columns_C), strict=True)
+
+
+def _told_tables(markdown: str) -> dict[str, Table]:
+    """The tables of comparison.md, cell by cell as they stand there; the second below a heading ends in _2."""
+    found: dict[str, Table] = {}
+    for section in sections(markdown):
+        tables = [block for block in section.blocks if block.kind == "table" and section.heading]
+        for number, block in enumerate(tables, start=1):
+            name = _table_name(section.heading)
+            found[name if number == 1 else f"{name}_{number}"] = _told(block)
+    return found
+
+
+def _table_name(heading: str) -> str:
+    grid, _, title = heading.rpartition(": ")
+    words = f"{grid} {NAMES.get(title, title)}".lower()
+    return re.sub(r"[^a-z0-9]+", "_", words).strip("_")
+
+
+def _told(block: Block) -> Table:
+    cells = [_typed(column) for column in zip(*block.cells, strict=True)]
+    return Table(columns=block.header, rows=tuple(zip(*cells, strict=True)))
+
+
+def _typed(column: Sequence[str]) -> list[Any]:
+    """Numbers where all cells are; nothing for an empty cell."""
+    told = [cell for cell in column if cell]
+    if told and all(_NUMBER.fullmatch(cell) for cell in told):
+        return [float(cell.replace(",", "")) if cell else None for cell in column]
+    return [cell or None for cell in column]
+
+
+# ------------------------------------------------------------------------------------------------- figures and verdict
+def _chosen(comparison: Comparison) -> list[tuple[ComparisonRow, Sequence[Any]]]:
+    """Per data set the row that the verdict names, with its runs."""
+    runs = dict(zip(comparison.rows, comparison.runs, strict=True))
+    rows = [page_text.chosen_row(name, comparison.rows) for name in dict.fromkeys(r.dataset for r in comparison.rows)]
+    return [(row, runs[row]) for row in rows if row is not None]
+
+
+def _figures(folder: Path, chosen: Sequence[tuple[ComparisonRow, Any]]) -> tuple[Mapping[str, Path], list[str]]:
+    from transfergrid.report.figures.material import row_name
+
+    found = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
+    if len(found) <= MOST_FIGURES:
+        return found, []
+    kept = {row_name(kind, row) for kind in OF_ONE_ROW for row, _ in chosen}
+    shown = {name: path for name, path in found.items() if name in kept or not _is_of_one_row(name)}
+    note = f"{len(found) - len(shown)} figures of single rows are in the folder of the report and on its page only"
+    return shown, [note]
+
+
+def _is_of_one_row(name: str) -> bool:
+    return name.startswith(tuple(f"{kind}-" for kind in OF_ONE_ROW))
+
+
+def _title(row: ComparisonRow) -> str:
+    return " · ".join(part for part in (row.dataset, row.model, row.phase, row.variant) if part)
