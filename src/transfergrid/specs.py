@@ -340,6 +340,7 @@ class Runtime:
     num_threads: int = 0
     tracking: Literal["offline", "online", "disabled"] = "offline"
     wandb_project: str = "transfergrid"
+    wandb_entity: str | None = None
     grid: str = "adhoc"
     checkpoint_min_interval_s: float = 60.0
     keep_weights: Literal["final", "none"] = "final"

@@ -19,6 +19,7 @@ from transfergrid.cluster.limits import Limits, Partition, assert_possible, name
 from transfergrid.errors import ConfigError, DataError, GridError, one_line
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import PHASES, Runtime
+from transfergrid.tracking.account import server_url
 
 MIN_FREE_GB = 2.0  # the largest published data set with the largest weights is 1.1 GB
 MIN_JOB_AGE_S = 60  # without accounting, a job that ended is known for so long; status looks more often
@@ -159,7 +160,7 @@ def check_tracking(runtime: Runtime, environ: Mapping[str, str]) -> Check:
     if runtime.tracking != "online":
         where = {"disabled": "nothing goes to W&B", "offline": f"W&B files stay in {runtime.store_dir}/wandb"}
         return Check("tracking", True, f"{runtime.tracking}: {where[runtime.tracking]}")
-    host = urlsplit(environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or "api.wandb.ai"
+    host = urlsplit(environ.get("WANDB_BASE_URL") or server_url()).hostname or ""
     if environ.get("WANDB_API_KEY"):
         return Check("tracking", True, f"online: key for {host} in WANDB_API_KEY")
     home = Path(environ.get("HOME", "~")).expanduser()

@@ -51,8 +51,8 @@ def hashing_progress() -> Callable[[int, int], None]:
     return progress_line("hashing", in_logs=True)
 
 
-def progress_line(doing: str, *, in_logs: bool = False) -> Callable[[int, int], None]:
-    """show(done, total) images, on stderr: on a terminal rewritten in place, at most ten times a second; with in_logs
+def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) -> Callable[[int, int], None]:
+    """show(done, total) of them, on stderr: on a terminal rewritten in place, at most ten times a second; with in_logs
     a line for every tenth where there is none."""
     on_terminal = sys.stderr.isatty()
     told, at_s = [-1], [0.0]
@@ -63,10 +63,10 @@ def progress_line(doing: str, *, in_logs: bool = False) -> Callable[[int, int], 
             if done == total or now_s - at_s[0] >= 0.1:
                 at_s[0] = now_s
                 end = "\n" if done == total else ""
-                print(f"\r{doing} images {done}/{total}", end=end, file=sys.stderr, flush=True)
+                print(f"\r{doing} {noun} {done}/{total}", end=end, file=sys.stderr, flush=True)
         elif in_logs and tenth > told[0]:
             told[0] = tenth
-            print(f"{doing} images {done}/{total}", file=sys.stderr, flush=True)
+            print(f"{doing} {noun} {done}/{total}", file=sys.stderr, flush=True)
 
     return show
 

@@ -10,12 +10,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid import durable, job, tracking
+from transfergrid import durable, job
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.settle import ENDED, settle
 from transfergrid.cluster.states import RunState, Snapshot, needs_of, take_snapshot
 from transfergrid.commands.console import make_console
 from transfergrid.commands.report import show_report
+from transfergrid.commands.sync import sync_and_publish
 from transfergrid.commands.usage import show_usage
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.records import read_grid
@@ -44,7 +45,7 @@ def finish(folder: str) -> dict[str, int]:
     finally:  # whatever became of the report, somebody waits to be told
         if asked["notify"]:
             _notify(console, asked["notify"], Path(folder), grid, store, states)
-    tracking.sync_if_possible(payload.runtime, lambda text: console.print(text, highlight=False, soft_wrap=True))
+    sync_and_publish(console, payload.runtime, grid)
     return {str(state): n for state, n in Counter(s.state for s in states.values()).items()}
 
 

@@ -43,7 +43,7 @@ def sweep(arguments: Sequence[str]) -> int:
         _assert_slurm_can(asked)
         asked = _with_its_device(asked)
     request = asked.request
-    tracking.validate(request.runtime)
+    tracking.validate(request.runtime, sends=not request.dry_run)
     if on_slurm and not request.dry_run:
         from transfergrid.cluster.submit import adopt_intents  # submitit
 

@@ -11,6 +11,7 @@ from transfergrid.config.names import grid_name_of
 from transfergrid.config.predict import PredictRequest, parse_predict
 from transfergrid.config.report import ReportRequest, parse_report
 from transfergrid.config.status import StatusRequest, parse_status
+from transfergrid.config.sync import SyncRequest, parse_sync
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry
@@ -142,6 +143,11 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
         replaces_grid=False,
         needs_only_checked=config.needs == "check",
     )
+
+
+def load_sync(arguments: Sequence[str]) -> SyncRequest:
+    """What `jobs/sync.py` is asked; read without Hydra. Raises ConfigError."""
+    return parse_sync(arguments)
 
 
 def load_report(arguments: Sequence[str]) -> ReportRequest:

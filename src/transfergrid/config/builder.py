@@ -293,6 +293,7 @@ class GridBuilder:
             num_threads=config.cluster.num_threads,
             tracking=config.tracking.mode,
             wandb_project=config.tracking.project,
+            wandb_entity=config.tracking.entity,
             grid=self.name,
             checkpoint_min_interval_s=config.checkpoint.min_interval_s,
             keep_weights=config.keep_weights,

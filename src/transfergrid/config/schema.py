@@ -244,6 +244,7 @@ class ReportConfig:
 class TrackingConfig:
     mode: str = "offline"
     project: str = "transfergrid"
+    entity: str | None = None
 
 
 @dataclass

@@ -7,41 +7,36 @@ Whatever becomes of the mirror changes nothing for training, and a later mirror 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import logging
-import netrc
 import os
 import subprocess
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transfergrid import attempts
-from transfergrid.errors import ConfigError, one_line
+from transfergrid.errors import ConfigError
 from transfergrid.paths import store_paths
 from transfergrid.specs import Configuration, Runtime
+from transfergrid.tracking.account import Unreachable, account
 
 logger = logging.getLogger(__name__)
-SYNC_TIMEOUT_S = 900.0
 
 
-def validate(runtime: Runtime) -> None:
-    """Raises ConfigError where this version cannot track as asked."""
-    if runtime.tracking not in ("offline", "disabled"):
-        raise ConfigError(
-            f"tracking={runtime.tracking} is not built yet; allowed: offline, disabled; use tracking=offline and bring "
-            f"W&B up to date with `wandb sync {Path(runtime.store_dir) / 'wandb' / 'wandb'}/offline-run-*`"
-        )
+def validate(runtime: Runtime, *, sends: bool = False) -> None:
+    """Raises ConfigError where W&B would not take what is asked for. sends: from this machine, and now."""
     if not 1 <= len(runtime.wandb_project) <= 128 or set(runtime.wandb_project) & set("/\\#?%:"):
         raise ConfigError(
             f"W&B project {runtime.wandb_project!r} is not a name W&B takes; "
             "give 1 to 128 characters without any of / \\ # ? % :"
         )
+    if runtime.tracking == "online" and sends:
+        try:
+            account(runtime.wandb_project, runtime.wandb_entity)
+        except Unreachable as error:
+            raise ConfigError(f"tracking=online: {error}; or take tracking=offline and jobs/sync.py later") from None
 
 
 def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> subprocess.Popen[bytes] | None:
@@ -52,14 +47,17 @@ def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> s
     or calls wait_for_mirror. One process and not one per run, because W&B costs 1.5 s of CPU to load and start, and
     5 ms for each further run. It has a session of its own, so Ctrl-C does not reach it.
     """
-    validate(runtime)
     if runtime.tracking == "disabled" or not configurations:
         return None
     store = store_paths(runtime)
+    variants = {needed.run_id: "" for c in configurations for needed in c.run.extractions}
+    variants |= {c.run.run_id: c.variant for c in configurations}
     followed = [
-        Followed(c.run.run_id, c.variant, attempts.newest_attempt(store.run(c.run.run_id))) for c in configurations
+        Followed(run_id, variant, attempts.newest_attempt(store.run(run_id))) for run_id, variant in variants.items()
     ]
     arguments = ["--store", runtime.store_dir, "--grid", configurations[0].grid, "--project", runtime.wandb_project]
+    arguments += ["--mode", runtime.tracking]
+    arguments += [f"--entity={runtime.wandb_entity}"] if runtime.wandb_entity else []
     # The code of this very process, even where it is a snapshot that only sys.path knows.
     import_path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     try:
@@ -97,7 +95,9 @@ def wait_for_mirror(process: subprocess.Popen[bytes] | None, timeout_s: float) -
         logger.warning("the W&B mirror (process %d) is still at work after %.0f s; not waiting", process.pid, timeout_s)
         return False
     if code != 0:
-        logger.warning("the W&B mirror ended with code %d; the runs are not touched by it, only W&B lacks rows", code)
+        logger.warning(
+            "the W&B mirror ended with code %d; the runs are not touched by it; jobs/sync.py sends the rest", code
+        )
     return code == 0
 
 
@@ -108,44 +108,3 @@ class Followed:
     run_id: str
     variant: str
     after_attempt: int
-
-
-def sync_if_possible(runtime: Runtime, say: Callable[[str], None]) -> None:
-    """Send what lies offline to W&B, where there is a key and its server answers; `say` gets one line on what was done.
-
-    Never raises: a report does not fail for W&B's sake, and what was not sent now can be sent at any time.
-    """
-    folder = store_paths(runtime).wandb / "wandb"
-    offline = sorted(folder.glob("offline-run-*"))
-    if runtime.tracking == "disabled" or not offline:
-        return
-    by_hand = f"`wandb sync {folder}/offline-run-*` sends them"
-    if not _has_key():
-        say(f"W&B: {len(offline)} offline runs, no key on this machine; {by_hand}")
-        return
-    url = os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai"
-    try:
-        urllib.request.urlopen(f"{url}/healthz", timeout=5).close()
-    except urllib.error.HTTPError:
-        pass  # it answered
-    except (OSError, ValueError, http.client.HTTPException) as error:  # nobody, or something that is no web server
-        say(f"W&B: {len(offline)} offline runs, {url} does not answer ({one_line(error)}); {by_hand}")
-        return
-    command = [sys.executable, "-m", "wandb", "sync", *map(str, offline)]
-    try:
-        subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=SYNC_TIMEOUT_S, check=True)
-    except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-        say(f"W&B: sync did not end well ({said[-1] if said else error}); {by_hand}")
-        return
-    say(f"W&B: {len(offline)} runs sent to {url}")
-
-
-def _has_key() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    try:
-        host = urllib.parse.urlparse(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
-        return netrc.netrc().authenticators(host or "") is not None
-    except (OSError, ValueError, netrc.NetrcParseError):
-        return False

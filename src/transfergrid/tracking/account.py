@@ -6,9 +6,13 @@ The key is looked for, never read: nothing of this package holds it, so nothing 
 from __future__ import annotations
 
 import configparser
+import contextlib
 import http.client
 import netrc
 import os
+import signal
+import sys
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -93,6 +97,7 @@ def use_environment(store: StorePaths, *, url: str | None) -> None:
         # In the environment, not only as an argument: else W&B's exit still looks up its server's address.
         "WANDB_MODE": "offline" if url is None else "online",
         "WANDB_ERROR_REPORTING": "false",
+        "WANDB_SILENT": "true",
         "WANDB_DIR": str(store.wandb),
         "WANDB_DATA_DIR": str(store.wandb / "data"),
         "WANDB_CACHE_DIR": str(store.wandb / "cache"),
@@ -110,6 +115,27 @@ def make_api(account: Account, *, timeout_s: int = 20) -> Any:
         return wandb.Api(overrides={"base_url": account.url, "entity": account.entity}, timeout=timeout_s)
     except Exception as error:  # a key refused, a server silent: W&B has a class of its own for each
         raise Unreachable(f"{account.url}: {one_line(error)}") from error
+
+
+def end_wandb(patience_s: float = 5.0) -> None:
+    """End W&B's own process, by force if need be: it would go on sending when nobody holds the runs' locks any more."""
+    if "wandb" not in sys.modules:
+        return
+    import wandb
+
+    def ask() -> None:
+        with contextlib.suppress(Exception):
+            wandb.teardown()
+
+    for wait_s in (patience_s, 1.0):  # once more when it is dead, so that W&B does not look for it at the exit
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(wait_s)
+        for child in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, IndexError):
+                name, _, rest = (child / "stat").read_text().rpartition(")")
+                if name.endswith("(wandb-core") and int(rest.split()[1]) == os.getpid():
+                    os.kill(int(child.name), signal.SIGKILL)
 
 
 def _settings_file() -> dict[str, str]:

@@ -1,25 +1,41 @@
-"""What W&B is told about a run, beside its rows: the same words and names as in the store's own files and tables."""
+"""What W&B is told about a run: the same words, names and numbers as in the store's own files and tables."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from transfergrid import provenance, records
+from transfergrid import provenance
+from transfergrid.records import RunRecord
 from transfergrid.specs import RunSpec, to_dict
 
 SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
+TAG_LENGTH = 64  # W&B refuses longer ones
+# Curves, and what they are drawn against. `step` of a line is `batch` there: W&B's own step counts rows.
+AXES = {"train/*": "batch", "head_*": "batch", "lr/*": "batch", "val/*": "epoch", "test/*": "epoch"}
+AXES |= {"images_per_s": "epoch", "elapsed_s": "epoch", "gpu/*": "epoch"}
 
 
-def describe(spec: RunSpec, *, grid: str, variant: str) -> dict[str, Any]:
-    """Arguments of wandb.init: id, name, group, job type, tags and a flat config, which filters and group-by need."""
+def grid_tag(grid: str) -> str:
+    """Every run of a grid carries it; a run that several grids share has one of each, but only one group."""
+    return f"grid:{grid}"[:TAG_LENGTH]
+
+
+def describe(spec: RunSpec, *, grid: str, variant: str, record: RunRecord | None = None) -> dict[str, Any]:
+    """Arguments of wandb.init: id, name, group, job type, tags and a flat config, which filters and group-by need.
+
+    record: of a run that has ended, which knows the code that it ran with; else it is this process's.
+    """
     config: dict[str, Any] = {"grid": grid, "model": spec.model, "dataset": spec.dataset.name, "phase": spec.phase}
     if variant:
         config["variant"] = variant
-    tags = [tag[:64] for tag in config.values()]
+    tags = [grid_tag(grid), *(tag[:TAG_LENGTH] for name, tag in config.items() if name != "grid")]
+    commit = provenance.git_state()[0] if record is None else record.provenance.get("git_commit")
     config |= {"seed": spec.seed, "weights": spec.weights_label, "protocol": spec.protocol, "val_seed": spec.val_seed}
-    config |= {"run_id": spec.run_id, "max_images": spec.dataset.max_images, "git_commit": provenance.git_state()[0]}
+    config |= {"run_id": spec.run_id, "max_images": spec.dataset.max_images, "git_commit": commit}
+    config |= {"data_fingerprint": spec.dataset.fingerprint, "train_fraction": spec.train_fraction, "shots": spec.shots}
     if spec.extract is not None and spec.phase != "extract":
         config |= {f"extract_{name}": value for name, value in to_dict(spec.extract).items()}
     return {
@@ -32,12 +48,22 @@ def describe(spec: RunSpec, *, grid: str, variant: str) -> dict[str, Any]:
     }
 
 
-def redacted(config: dict[str, Any]) -> dict[str, Any]:
+def redacted(config: Mapping[str, Any]) -> dict[str, Any]:
     """Values whose names look like a secret's do not leave the machine."""
     return {name: "redacted" if SECRET.search(name) else value for name, value in config.items()}
 
 
-def summarise(record: records.RunRecord) -> dict[str, Any]:
+def as_row(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line of metrics.jsonl as W&B gets it."""
+    return {"batch" if name == "step" else name: value for name, value in line.items()}
+
+
+def as_line(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The line that a row of W&B's was, without what W&B adds (`_step`, `_timestamp`, ...)."""
+    return {"step" if name == "batch" else name: value for name, value in row.items() if not name.startswith("_")}
+
+
+def summarise(record: RunRecord) -> dict[str, Any]:
     """The record's scalars under the record's names; `attempt` and `status` also tell a later mirror what was told."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     scalars = {name: value for name, value in values.items() if isinstance(value, (str, int, float))}

@@ -2,8 +2,10 @@
 
 results/wandb/
     wandb/offline-run-<time>-<run_id>/run-<run_id>.wandb    one fragment; what `wandb sync` takes
+    wandb/run-<time>-<run_id>/                              the same of what was sent online
     data/ cache/ config/                                    W&B's own folders, kept off $HOME
     locks/ logs/                                            of the mirrors
+    verified/<run_id>.json                                  attempt and status that the server was seen to hold
 
 A run has one fragment per mirror that carried a part of it: same id, resume="allow", disjoint lines. W&B 0.31 offers no
 reader in Python (`wandb leet inspect` starts in 0.8 s and leaves out group and job type), hence this one. The format: a
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -22,8 +25,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from transfergrid import durable
 from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
+from transfergrid.tracking.description import as_line
 
 HEADER = struct.Struct("<4sHB")
 ENTRY = struct.Struct("<IHB")  # crc32, length, type
@@ -33,7 +38,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 @dataclass(slots=True, kw_only=True)
 class OfflineRun:
-    """One fragment. rows: as they were logged, W&B's own fields (`_step`, `_timestamp`, ...) left out.
+    """One fragment. rows: the lines of metrics.jsonl that it holds.
 
     exit_code: None where the fragment has no end (its mirror was killed, or is at work).
     """
@@ -58,6 +63,29 @@ def fragment_files(store: StorePaths, run_id: str) -> list[Path]:
     matches = [name.fullmatch(path.name) for path in folder.iterdir()] if folder.is_dir() else []
     ordered = sorted((m[1], int(m[2] or 0), m[0]) for m in matches if m)
     return [file for *_, found in ordered if (file := folder / found / f"run-{run_id}.wandb").is_file()]
+
+
+def mark_verified(store: StorePaths, run_id: str, told: tuple[int, str]) -> None:
+    """The server was seen to hold all of a finished run (told: its attempt and status): its W&B folders may go."""
+    durable.write_json(store.wandb / "verified" / f"{run_id}.json", list(told))
+    for folder in run_folders(store, run_id):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def verified(store: StorePaths, run_id: str) -> tuple[int, str] | None:
+    """Attempt and status of the record that the server was last seen to hold."""
+    try:
+        attempt, status = durable.read_json(store.wandb / "verified" / f"{run_id}.json")
+    except (OSError, ValueError, TypeError):
+        return None
+    return attempt, status
+
+
+def run_folders(store: StorePaths, run_id: str) -> list[Path]:
+    """W&B's folders of a run, written offline or online."""
+    name = re.compile(rf"(?:offline-)?run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(?:-\d+)?")
+    folder = store.wandb / "wandb"
+    return sorted(path for path in folder.iterdir() if name.fullmatch(path.name)) if folder.is_dir() else []
 
 
 def rows_of_run(store: StorePaths, run_id: str) -> list[dict[str, Any]]:
@@ -85,7 +113,8 @@ def read_run(path: Path) -> OfflineRun:
         elif kind == "history":
             row: dict[str, Any] = {}
             _update(row, record.history.item)
-            run.rows.append({key: value for key, value in row.items() if not key.startswith("_")})
+            if "line" in row:  # else the row that ends a run: what is shown of its predictions
+                run.rows.append(as_line(row))
         elif kind == "exit":
             run.exit_code = record.exit.exit_code
     return run

@@ -1,0 +1,45 @@
+"""The command line of jobs/sync.py, read without Hydra, for it asks about the store and a W&B project alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transfergrid.config.names import grid_name_of
+from transfergrid.errors import ConfigError
+from transfergrid.paths import StorePaths
+
+KEYS = ("grid", "project", "entity", "store.dir")
+TAKES = "sync takes grid=NAME, project=NAME, entity=NAME and store.dir=DIR"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncRequest:
+    """project, entity: None = those of the grid's last launch."""
+
+    grid: str
+    store: StorePaths
+    project: str | None
+    entity: str | None
+
+
+def parse_sync(arguments: Sequence[str]) -> SyncRequest:
+    """Any grid that was launched, with or without a grid file. Raises ConfigError, in one line."""
+    values: dict[str, str] = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        key = {"tracking.project": "project", "tracking.entity": "entity"}.get(key, key)
+        if not equals or key not in KEYS:
+            raise ConfigError(f"{argument!r}: {TAKES}")
+        if key in values:
+            raise ConfigError(f"{key!r} is given twice; give it once")
+        if not value.strip() or "\0" in value:
+            raise ConfigError(f"{argument!r} names nothing; {TAKES}")
+        values[key] = value
+    return SyncRequest(
+        grid=grid_name_of(values.get("grid", "quickstart")),
+        store=StorePaths(Path(values.get("store.dir", "results"))),
+        project=values.get("project"),
+        entity=values.get("entity"),
+    )

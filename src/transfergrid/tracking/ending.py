@@ -1,0 +1,142 @@
+"""What W&B is told of a run at its end: its numbers, confusion matrix and files, images it got wrong, and where its
+features and weights lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from transfergrid import durable, records
+from transfergrid.errors import DataError
+from transfergrid.evaluation import confusion_matrix
+from transfergrid.images_at_hand import Images
+from transfergrid.paths import CachePaths, RunPaths
+from transfergrid.records import MANY_CLASSES, Predictions, RunRecord
+from transfergrid.specs import safe_name
+from transfergrid.tracking.description import summarise
+
+WRONG_SHOWN = 8  # images
+MATRIX_CLASSES = 50  # above this many a matrix is a table of thousands of cells that nobody reads
+ENLARGED_PX = 96  # images of 28 or 32 pixels are shown at least this large
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """test: predictions of test images; None where the run left none that can be read."""
+
+    record: RunRecord
+    paths: RunPaths
+    test: Predictions | None
+
+    @staticmethod
+    def of(record: RunRecord, paths: RunPaths) -> Ending:
+        try:
+            test = records.read_predictions(paths).get("test")
+        except DataError:
+            test = None
+        return Ending(record, paths, test)
+
+    @property
+    def class_names(self) -> list[str]:
+        return [str(name) for name in self.record.details.get("class_names", ())]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The record's scalars under the record's names, and `class_accuracy/<class>`."""
+        return summarise(self.record) | self._class_accuracies()
+
+    @property
+    def files(self) -> list[Path]:
+        """What W&B keeps as it is, so that the tables can be made again from the server alone."""
+        return [path for path in (self.paths.record, self.paths.predictions) if path.is_file()]
+
+    def row(self, images: Images) -> dict[str, Any]:
+        """The row that ends a run, without a line number: what can be shown of its test predictions."""
+        if self.test is None or not self.class_names:
+            return {}
+        row: dict[str, Any] = {}
+        if len(self.class_names) <= MATRIX_CLASSES:
+            row["confusion_matrix"] = _matrix(self.test, self.class_names)
+        if wrong := _wrong_images(self.record, self.test, self.class_names, images):
+            row["misclassified"] = wrong
+        return row
+
+    def _class_accuracies(self) -> dict[str, float]:
+        """Share of each class's test images that were recognised, in [0, 1]; nothing above 100 classes."""
+        names = self.class_names
+        if self.test is None or not 0 < len(names) <= MANY_CLASSES:
+            return {}
+        counts_CC = confusion_matrix(self.test.label_N, self.test.predicted_N, num_classes=len(names))
+        of_class_C = counts_CC.sum(axis=1)
+        shares = {name: counts_CC[c, c] / of_class_C[c] for c, name in enumerate(names) if of_class_C[c] > 0}
+        return {f"class_accuracy/{name}": float(share) for name, share in shares.items()}
+
+
+def references(record: RunRecord, paths: RunPaths) -> Iterator[Any]:
+    """wandb.Artifacts that name features and weights by checksum; the files themselves stay where they are."""
+    import wandb
+
+    spec = record.spec
+    if spec.phase == "extract":
+        for split in record.details.get("feature_keys", ()):
+            key = spec.feature_key(spec.backbones[0], split)
+            place = CachePaths(Path()).features(key)
+            told = {"key": key.digest, "backbone": key.backbone.name, "dataset": key.dataset.name, "split": split}
+            features = wandb.Artifact(_artifact_name("features", place.stem), type="features", metadata=told)
+            features.add_reference(f"cache:///{place}", name=place.name, checksum=False)  # its name holds its key
+            yield features
+    if paths.weights.is_file():
+        sha256 = durable.sha256_of(paths.weights)
+        told = {"sha256": sha256, "model": spec.model, "dataset": spec.dataset.name, "run_id": record.run_id}
+        weights = wandb.Artifact(_artifact_name("weights", record.run_id), type="model", metadata=told)
+        weights.add_reference(f"store:///runs/{record.run_id}/weights.pt#{sha256}", name="weights.pt", checksum=False)
+        yield weights
+
+
+def _artifact_name(kind: str, name: str) -> str:
+    """W&B takes letters, digits, `-`, `_` and `.`, at most 128 of them."""
+    return f"{kind}-{safe_name(name)}".replace("+", "_")[:128]
+
+
+def _matrix(test: Predictions, names: list[str]) -> Any:
+    """W&B's own confusion matrix, from counts: it is the same for 360 images and for 10,000."""
+    import wandb
+
+    counts_CC = confusion_matrix(test.label_N, test.predicted_N, num_classes=len(names))
+    cells = [[names[i], names[j], int(counts_CC[i, j])] for i in range(len(names)) for j in range(len(names))]
+    return wandb.plot_table(
+        vega_spec_name="wandb/confusion_matrix/v1",
+        data_table=wandb.Table(columns=["Actual", "Predicted", "nPredictions"], data=cells),
+        fields={"Actual": "Actual", "Predicted": "Predicted", "nPredictions": "nPredictions"},
+        string_fields={"title": "Test images: true class and predicted class"},
+        split_table=True,
+    )
+
+
+def _wrong_images(record: RunRecord, test: Predictions, names: list[str], images: Images) -> list[Any]:
+    """The first test images by index that were taken for something else, where this machine has them."""
+    import wandb
+
+    wrong_N = np.flatnonzero(test.predicted_N != test.label_N)[:WRONG_SHOWN]
+    found = images(record.spec.dataset, "test") if len(wrong_N) else None
+    if found is None or int(test.index_N[wrong_N].max()) >= len(found):
+        return []
+    shown = found.read(test.index_N[wrong_N])
+    captions = (
+        f"{names[test.label_N[n]]} taken for {names[test.predicted_N[n]]} (test image {test.index_N[n]})"
+        for n in wrong_N
+    )
+    return [
+        wandb.Image(_enlarged(image_HWC), caption=caption) for image_HWC, caption in zip(shown, captions, strict=True)
+    ]
+
+
+def _enlarged(image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    factor = max(1, -(-ENLARGED_PX // image_HWC.shape[0]))
+    large: NDArray[np.uint8] = image_HWC.repeat(factor, axis=0).repeat(factor, axis=1)
+    return large[:, :, 0] if large.shape[2] == 1 else large

@@ -1,0 +1,196 @@
+"""One run on its way into W&B: each covered line once, in order, and at the end what the record says."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from transfergrid import attempts, durable, records
+from transfergrid.errors import MachineError, one_line
+from transfergrid.images_at_hand import Images
+from transfergrid.paths import StorePaths
+from transfergrid.records import RunRecord
+from transfergrid.specs import RunSpec, from_dict
+from transfergrid.tracking import Followed
+from transfergrid.tracking.description import AXES, as_row, describe
+from transfergrid.tracking.destinations import Destination, identities, told_by
+from transfergrid.tracking.ending import Ending, references
+
+logger = logging.getLogger(__name__)
+
+NOT_FINISHED = 75  # W&B's exit code of a run that was interrupted or lost: the next attempt continues it
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0  # before a server that failed is tried again
+
+
+class RunMirror:
+    """How far a run is, its open W&B run, and the lock that keeps other mirrors off it."""
+
+    def __init__(
+        self, store: StorePaths, followed: Followed, *, grid: str, destination: Destination, images: Images
+    ) -> None:
+        self.followed = followed
+        self.paths = store.run(followed.run_id)
+        self.grid = grid
+        self.destination = destination
+        self.error = ""  # why W&B lacks something of this run
+        self.has_sent = False
+        self.is_elsewhere = False  # in another process's hands
+        self._store = store
+        self._images = images
+        self._seen: tuple[int, ...] | None = None
+        self._lock = contextlib.ExitStack()
+        self._wandb_run: Any = None
+        self._sent: list[tuple[int, str]] | None = None  # (line, time) of what W&B has; None until it was asked
+        self._told: tuple[int, str] | None = None  # (attempt, status) of the record that W&B has
+        self._tags: tuple[str, ...] = ()
+        self._pause_s = FIRST_PAUSE_S
+        self._not_before = 0.0
+
+    def step(self, *, over: bool) -> bool:
+        """Send what can be sent; whether nothing more will come. `over`: no run of this launch will start any more.
+
+        What fails is tried again after a pause, until it is over. Raises ConnectionError where W&B's own process died.
+        """
+        if time.monotonic() < self._not_before and not over:
+            return False
+        try:
+            done = self._step(over=over)
+            self._pause_s = FIRST_PAUSE_S
+            return done
+        except ConnectionError:
+            raise
+        except Exception as error:  # one run that cannot be mirrored must not cost W&B the others
+            logger.warning("%s: %s", self.followed.run_id, one_line(error), exc_info=logger.isEnabledFor(logging.DEBUG))
+            self.abandon()
+            if over:
+                self.error = one_line(error)
+                return True
+            self._not_before = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+            return False
+
+    def abandon(self) -> None:
+        """Forget how far the run is; W&B is told that it is not finished, where it still can be."""
+        self._seen = None
+        with contextlib.suppress(Exception):
+            self._close(NOT_FINISHED)
+
+    def _step(self, *, over: bool) -> bool:
+        # The order matters: what a run writes before it lets go of its lock is seen by what is read after.
+        over = over and not durable.is_locked(self.paths.lock)
+        seen = tuple(_changed_ns(p) for p in (self.paths.record, self.paths.checkpoints, self.paths.attempts))
+        if seen == self._seen and not over:
+            return False
+        record = self._final_record(over=over)
+        covered = records.lines_covered(self.paths)
+        if covered == 0 and record is None and self._sent is None:
+            self._seen = seen
+            return over
+        lines = records.read_metrics(self.paths.metrics)
+        if self._sent is None:
+            if not self._lock.enter_context(durable.lock(self.destination.lock(self.followed.run_id), wait=False)):
+                self.is_elsewhere = True
+                return over  # another mirror is at this run, and sees to its end
+            if self.destination.is_busy(self.followed.run_id):
+                self._lock.close()
+                return False
+            self._ask(lines[:covered], record)
+            assert self._sent is not None
+        if self._sent != identities(lines[: len(self._sent)]):  # begun again from an older checkpoint
+            self.abandon()
+            return False
+        self._seen = seen
+        new = lines[len(self._sent) : covered]
+        told = record is None or self._told == told_by(record)
+        if new or not told:
+            self._send(new, record)
+        if record is not None and not told:
+            self._tell(record)
+        if record is not None or over:
+            self._close(NOT_FINISHED if record is None else int(record.status != "completed"))
+            return True
+        return False
+
+    def _final_record(self, *, over: bool) -> RunRecord | None:
+        """The record that ends the run; a failed one only if no later attempt has begun or may still begin."""
+        record = records.read_record(self.paths)
+        if record is None or record.status == "completed":
+            return record
+        newest = record.attempt == attempts.newest_attempt(self.paths)
+        return record if newest and (over or record.attempt > self.followed.after_attempt) else None
+
+    def _ask(self, lines: list[dict[str, Any]], record: RunRecord | None) -> None:
+        held = self.destination.held(self.followed.run_id, lines, record)
+        self._sent = identities(lines[: held.lines])
+        self._tags = held.tags
+        self._told = told_by(record) if record is not None and held.told else None
+
+    def _send(self, lines: list[dict[str, Any]], record: RunRecord | None) -> None:
+        assert self._sent is not None
+        self.has_sent = True
+        if self._wandb_run is None:
+            self._wandb_run = self._open(record)
+        for line in lines:
+            self._wandb_run.log(as_row(line))
+        self._sent += identities(lines)
+
+    def _tell(self, record: RunRecord) -> None:
+        """What belongs to the record; its attempt and status go last, so that they say that all was told."""
+        ending = Ending.of(record, self.paths)
+        try:
+            self._show(ending)
+        except ConnectionError:
+            raise
+        except Exception as error:  # pictures must not cost W&B the numbers
+            logger.warning("%s: not all can be shown: %s", self.followed.run_id, one_line(error))
+        for path in ending.files:
+            self._wandb_run.save(str(path), base_path=str(path.parent), policy="now")
+        self._wandb_run.summary.update(ending.summary)
+
+    def _show(self, ending: Ending) -> None:
+        if self._wandb_run.summary.get("shown_attempt") == ending.record.attempt:
+            return
+        if row := ending.row(self._images):
+            self._wandb_run.log(row | {"shown_attempt": ending.record.attempt})
+        for artifact in references(ending.record, self.paths):
+            self._wandb_run.log_artifact(artifact)
+
+    def _open(self, record: RunRecord | None) -> Any:
+        import wandb  # here: a mirror without anything to send should cost nothing
+
+        spec = from_dict(RunSpec, durable.read_json(self.paths.spec))
+        described = describe(spec, grid=self.grid, variant=self.followed.variant, record=record)
+        described["tags"] = list(dict.fromkeys([*self._tags, *described["tags"]]))
+        run = wandb.init(
+            dir=str(self._store.wandb),
+            resume="allow",  # one W&B run, whichever attempt or mirror carries a part of it
+            reinit="create_new",
+            settings=wandb.Settings(**self.destination.settings),
+            **self.destination.init,
+            **described,
+        )
+        # Where its folder cannot be written W&B falls back to a temporary one of this machine.
+        if not Path(run.dir).is_relative_to(self._store.wandb):
+            run.finish(exit_code=NOT_FINISHED)
+            raise MachineError(f"{self._store.wandb} is not writable (W&B took {run.dir}); mend its permissions")
+        for axis in sorted(set(AXES.values())):
+            run.define_metric(axis)
+        for name, axis in AXES.items():
+            run.define_metric(name, step_metric=axis)
+        return run
+
+    def _close(self, exit_code: int) -> None:
+        run, self._wandb_run, self._sent, self._told = self._wandb_run, None, None, None
+        with self._lock:
+            if run is not None:
+                run.finish(exit_code=exit_code)
+
+
+def _changed_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0

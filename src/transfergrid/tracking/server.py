@@ -1,0 +1,115 @@
+"""What a W&B server holds of a run, and how that differs from the store: what is to be sent, and what was not kept."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transfergrid.records import TIMING_FIELDS
+from transfergrid.tracking.account import Account
+from transfergrid.tracking.description import as_line
+from transfergrid.tracking.ending import Ending
+
+STATES = {"completed": "finished", "failed": "failed"}  # of a record -> of a W&B run
+SHOWN = 3  # differences of one kind that are named
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerRun:
+    """lines: by their number, as they were in metrics.jsonl; where a number was sent twice, what was sent later.
+
+    doubled: numbers that were sent more than once. files: name -> MD5 in base64, as W&B states it.
+    """
+
+    lines: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    doubled: tuple[int, ...] = ()
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    state: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+
+
+def read_run(api: Any, account: Account, run_id: str) -> ServerRun | None:
+    """None where the server has no such run. Raises what W&B raises where it does not answer."""
+    import wandb
+
+    try:
+        api.flush()  # else it answers from memory
+        run = api.run(account.path(run_id))
+    except (ValueError, wandb.errors.CommError) as error:
+        if "could not find" in str(error).lower() or "not found" in str(error).lower():
+            return None
+        raise
+    rows = [as_line(row) for row in run.scan_history(use_cache=False) if "line" in row]
+    numbers = [int(row["line"]) for row in rows]
+    return ServerRun(
+        lines={number: row for number, row in zip(numbers, rows, strict=True)},
+        doubled=tuple(sorted({n for n in numbers if numbers.count(n) > 1})) if len(set(numbers)) < len(numbers) else (),
+        summary=dict(run.summary),
+        state=run.state,
+        files={file.name: file.md5 for file in run.files()},
+        tags=tuple(run.tags),
+    )
+
+
+def lines_held(found: ServerRun, lines: Sequence[Mapping[str, Any]]) -> int:
+    """How many of the first lines the server has as they are, but for what was measured on a clock."""
+    for count, line in enumerate(lines):
+        held = found.lines.get(int(line["line"]))
+        if held is None or _timeless(held) != _timeless(line):
+            return count
+    return len(lines)
+
+
+def differences(
+    found: ServerRun | None,
+    lines: Sequence[Mapping[str, Any]],
+    *,
+    ending: Ending | None = None,
+    tag: str = "",
+) -> list[str]:
+    """What the server lacks or has otherwise, one line each; [] where it holds the run as the store does.
+
+    lines: those that a checkpoint or the record covers. ending: what is told with the record.
+    """
+    if found is None:
+        return ["the server has no such run"]
+    told = []
+    wrong = [n for line in lines if _timeless(found.lines.get(n := int(line["line"]), {})) != _timeless(line)]
+    if wrong:
+        told.append(f"{len(wrong)} of {len(lines)} lines are missing or other ones: {_some(wrong)}")
+    if extra := sorted(set(found.lines) - {int(line["line"]) for line in lines}) if ending is not None else []:
+        told.append(f"lines that the store does not have: {_some(extra)}")
+    if tag and tag not in found.tags:
+        told.append(f"no tag {tag!r}")
+    if ending is None:
+        return told
+    for name, value in ending.summary.items():
+        if found.summary.get(name) != value:
+            told.append(f"summary {name} is {found.summary.get(name)!r}, not {value!r}")
+    if found.state != STATES[ending.record.status]:
+        told.append(f"state is {found.state!r}, not {STATES[ending.record.status]!r}")
+    for path in ending.files:
+        if found.files.get(path.name) != md5_of(path):
+            told.append(f"file {path.name} is {'another one' if path.name in found.files else 'missing'}")
+    return told
+
+
+def md5_of(path: Path) -> str:
+    """In base64, as W&B states it."""
+    with open(path, "rb") as file:
+        return base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
+
+
+def _timeless(line: Mapping[str, Any]) -> dict[str, Any]:
+    # W&B drops a value that is None, and gives 0.0 back as 0.
+    return {name: value for name, value in line.items() if name not in TIMING_FIELDS and value is not None}
+
+
+def _some(numbers: Sequence[int]) -> str:
+    more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
+    return ", ".join(map(str, numbers[:SHOWN])) + more

@@ -1,0 +1,212 @@
+"""Bring a W&B server to what the store holds of a grid, and see whether it is there: from the runs' own files alone.
+
+Line numbers decide what is missing, so that it may be done again at any time, from several machines, and while runs are
+being trained: what a checkpoint covers is sent, the rest another time.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from transfergrid import durable, records
+from transfergrid.errors import one_line
+from transfergrid.images_at_hand import images_at_hand
+from transfergrid.paths import StorePaths
+from transfergrid.specs import RunSpec, from_dict, safe_name
+from transfergrid.tracking import Followed, offline
+from transfergrid.tracking.account import Account, Unreachable, end_wandb, use_environment, why_silent
+from transfergrid.tracking.description import grid_tag
+from transfergrid.tracking.destinations import Server, told_by
+from transfergrid.tracking.ending import Ending
+from transfergrid.tracking.run_mirror import RunMirror
+from transfergrid.tracking.server import differences, md5_of, read_run
+
+logger = logging.getLogger(__name__)
+
+AT_ONCE = 8  # runs; a server on the other side of the world answers ten questions a run
+BUSY_S, POLL_S = 30.0, 0.5
+CORE_DEATHS = 3  # of W&B's own process, before it is given up
+
+Tick = Callable[[int, int], None]  # (runs done, runs in all)
+
+
+@dataclass(slots=True)
+class Synced:
+    """runs: of the grid that have left anything. sent: those of which something was missing. problems: one line each.
+
+    elsewhere: in the hands of another process, which sees to them. unfinished: without a record yet.
+    """
+
+    runs: int = 0
+    sent: int = 0
+    elsewhere: int = 0
+    unfinished: int = 0
+    problems: list[str] = field(default_factory=list)
+
+
+def sync_grid(grid: str, store: StorePaths, account: Account, *, tick: Tick | None = None) -> Synced:
+    """Send what is missing, verify all, and remove W&B's own folders of what is verified. tick(done, all) as it goes.
+
+    Raises FileNotFoundError and DataError as records.read_grid does, Unreachable where the server cannot be used.
+    """
+    followed = runs_of(grid, store)
+    if reason := why_silent(account.url):
+        raise Unreachable(f"{account.url} does not answer: {reason}")
+    use_environment(store, url=account.url)
+    server = Server(store, account)
+    server.api  # noqa: B018  (a key that is refused is refused here, once)
+    Image.init()  # here: its list of formats is not to be filled by several threads at once
+    sync = _Sync(grid, store, server, followed, tick)
+    try:
+        sync.carry_out()
+        sync.send_grid_file()
+    finally:
+        end_wandb()
+    return sync.synced
+
+
+def runs_of(grid: str, store: StorePaths) -> list[Followed]:
+    """The grid's configurations and the extractions they need, as far as they have begun; in the grid's order."""
+    variants = {entry.run_id: entry.variant for entry in records.read_grid(store.grid(grid))}
+    needed: dict[str, str] = {}
+    for run_id in variants:
+        try:
+            spec = from_dict(RunSpec, durable.read_json(store.run(run_id).spec))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # has not begun, or is damaged: then its record says so
+        needed |= dict.fromkeys((each.run_id for each in spec.extractions), "")
+    return [Followed(run_id, v, 0) for run_id, v in (needed | variants).items() if store.run(run_id).spec.exists()]
+
+
+class _Sync:
+    def __init__(
+        self,
+        grid: str,
+        store: StorePaths,
+        server: Server,
+        followed: Sequence[Followed],
+        tick: Tick | None,
+    ) -> None:
+        self.grid, self.store, self.server, self.followed = grid, store, server, followed
+        self.synced = Synced(runs=len(followed))
+        self._images = images_at_hand(store)
+        self._tick = tick or (lambda done, total: None)
+        self._stop: Unreachable | None = None
+        self._guard = threading.Lock()
+        self._done = 0
+
+    def carry_out(self) -> None:
+        left = list(self.followed)
+        for _ in range(CORE_DEATHS):
+            with ThreadPoolExecutor(AT_ONCE) as pool:
+                again = [f for f in pool.map(self._one, left) if f is not None]
+            if self._stop is not None:
+                raise self._stop
+            if not again:
+                return
+            self._restart_wandb()
+            left = again
+        self.synced.problems += [f"{f.run_id}: W&B's own process died {CORE_DEATHS} times" for f in left]
+
+    def _one(self, followed: Followed) -> Followed | None:
+        """What is to be tried again, because W&B's own process died."""
+        if self._stop is not None:
+            return None
+        mirror = RunMirror(self.store, followed, grid=self.grid, destination=self.server, images=self._images)
+        try:
+            problems = self._send_and_verify(mirror)
+        except ConnectionError:
+            mirror.abandon()
+            return followed
+        except Exception as error:
+            problems = [one_line(error)]
+        if problems and (reason := why_silent(self.server.account.url)):
+            self._stop = Unreachable(f"{self.server.account.url} does not answer any more: {reason}")
+        with self._guard:
+            self._done += 1
+            self.synced.sent += mirror.has_sent
+            self.synced.elsewhere += mirror.is_elsewhere
+            self.synced.problems += [f"{followed.run_id}: {problem}" for problem in problems]
+            self._tick(self._done, len(self.followed))
+        return None
+
+    def _send_and_verify(self, mirror: RunMirror) -> list[str]:
+        deadline = time.monotonic() + BUSY_S
+        while not mirror.step(over=True):
+            if durable.is_locked(mirror.paths.lock):
+                mirror.abandon()  # it is being trained: what is covered has been sent
+                break
+            if time.monotonic() > deadline:
+                mirror.abandon()
+                return ["another W&B process is still at work on it; sync again"]
+            time.sleep(POLL_S)
+        if mirror.error or mirror.is_elsewhere:
+            return [mirror.error] if mirror.error else []
+        return self._verify(mirror)
+
+    def _verify(self, mirror: RunMirror) -> list[str]:
+        run_id = mirror.followed.run_id
+        record = records.read_record(mirror.paths)
+        covered = records.lines_covered(mirror.paths) if record is None or record.status != "completed" else None
+        lines = records.read_metrics(mirror.paths.metrics)[:covered]
+        if record is None:
+            self.synced.unfinished += 1
+            if not lines:
+                return []
+        ending = None if record is None else Ending.of(record, mirror.paths)
+        found = read_run(self.server.api, self.server.account, run_id)
+        if found is not None and grid_tag(self.grid) not in found.tags:  # another grid sent it
+            self._add_tag(run_id)
+            found = read_run(self.server.api, self.server.account, run_id)
+        problems = differences(found, lines, ending=ending, tag=grid_tag(self.grid))
+        if record is not None and not problems:
+            offline.mark_verified(self.store, run_id, told_by(record))
+        return problems
+
+    def _add_tag(self, run_id: str) -> None:
+        self.server.api.flush()
+        run = self.server.api.run(self.server.account.path(run_id))
+        run.tags = [*run.tags, grid_tag(self.grid)]
+        run.update()
+
+    def _restart_wandb(self) -> None:
+        import wandb
+
+        try:
+            wandb.teardown()
+        except Exception as error:
+            logger.warning("W&B's own process has died: %s", one_line(error))
+        end_wandb()
+        self.server.forget()
+
+    def send_grid_file(self) -> None:
+        """Which configurations the grid has, in its order: without it, nobody could say which rows a server lacks."""
+        import wandb
+
+        path = self.store.wandb / "grids" / safe_name(self.grid) / "grid.json"
+        records.write_grid(path, grid=self.grid, entries=records.read_grid(self.store.grid(self.grid)))
+        run_id = f"grid-{safe_name(self.grid)}"
+        found = read_run(self.server.api, self.server.account, run_id)
+        if found is not None and found.files.get(path.name) == md5_of(path):
+            return
+        arguments: dict[str, Any] = {"id": run_id, "name": run_id, "group": self.grid[:128], "job_type": "grid"}
+        run = wandb.init(
+            dir=str(self.store.wandb),
+            resume="allow",
+            reinit="create_new",
+            tags=[f"gridfile:{self.grid}"[:64]],
+            config={"grid": self.grid},
+            settings=wandb.Settings(**self.server.settings),
+            **self.server.init,
+            **arguments,
+        )
+        run.save(str(path), base_path=str(path.parent), policy="now")
+        run.finish()
