@@ -87,9 +87,11 @@ def test_in_figures_equal_rows_of_two_grids_have_different_names(store: StorePat
         (["compare=[a,a]"], "holds a grid twice"),
         (["compare=[a,../b]"], "may hold only"),
         (["compare=[a,b]", "grid=a"], "both given"),
-        (["figures=no"], "give true or false"),
+        (["figures=no"], "give true, false or keep"),
         ([f"compare=[{','.join(f'grid_{i:03d}' for i in range(30))}]"], "give fewer grids"),
-        (["source=wandb"], "report takes grid=NAME or compare"),
+        (["sources=wandb"], "report takes grid=NAME or compare"),
+        (["project=p"], "belongs to source=wandb or publish=true"),
+        (["publish=maybe"], "give true or false"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(arguments: list[str], message: str) -> None:

@@ -1,13 +1,15 @@
-"""jobs/report.py: records -> comparison tables, figures and the page."""
+"""jobs/report.py: records -> comparison tables, figures, the page, and all of it in W&B."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid.commands.console import FAILED, OK, make_console, run_script
 from transfergrid.commands.pulled import pull_grids
+from transfergrid.commands.sync import SHOWN, launched_with
 from transfergrid.config import load_report
 from transfergrid.config.help import help_for
 from transfergrid.errors import ConfigError
@@ -17,6 +19,7 @@ from transfergrid.records import read_grid
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from transfergrid.config.report import ReportRequest
     from transfergrid.report.comparison import Comparison
 
 HELP = help_for(
@@ -24,14 +27,19 @@ HELP = help_for(
     "Rebuild a grid's report from its records alone: the table here, and in results/reports/NAME/ index.html (the\n"
     "whole report on one page), comparison.csv, comparison.md, comparison.tex and figures/.\n"
     "compare=[A,B] sets grids side by side, in results/reports/A-vs-B/.\n"
-    "figures=false leaves the figures out: seconds instead of minutes.\n"
+    "figures=false leaves the figures out: seconds instead of minutes; figures=keep takes what was made since the\n"
+    "last record.\n"
     "A grid that is not finished yet is shown as far as it is; exit code 1 says that rows have failed or are missing.\n"
     "source=wandb needs no store: it reads the runs from a W&B server (entity=NAME, project=NAME), keeps them in\n"
-    "cache/wandb/ENTITY/PROJECT/ (cache.dir=DIR), and says which configurations the server lacks.",
+    "cache/wandb/ENTITY/PROJECT/ (cache.dir=DIR), and says which configurations the server lacks.\n"
+    "publish=true sends the report to W&B: tables, figures, files, one run per row and the W&B Report; then it reads\n"
+    "all of it back. Once more brings it up to date. The key comes from WANDB_API_KEY or `wandb login`, project and\n"
+    "entity from the grid's last launch unless given.",
     (
         "python jobs/report.py grid=quickstart",
         "python jobs/report.py grid=quickstart figures=false store.dir=results",
         "python jobs/report.py 'compare=[individual_vs_parallel,individual_vs_parallel_as_published]'",
+        "python jobs/report.py grid=quickstart publish=true project=transfergrid entity=my-team",
         "python jobs/report.py grid=quickstart source=wandb entity=my-team project=transfergrid",
     ),
     keys=False,
@@ -43,7 +51,7 @@ def main() -> int:
 
 
 def report(arguments: Sequence[str]) -> int:
-    """Exit code 0 when every row has completed, 1 when some have failed or are missing."""
+    """Exit code 0 when every row has completed (and what is published is in W&B as it was sent), else 1."""
     request = load_report(arguments)
     store = request.store
     is_whole = request.wandb is None or pull_grids(request.grids, store, *request.wandb)
@@ -53,8 +61,17 @@ def report(arguments: Sequence[str]) -> int:
         except FileNotFoundError:
             launched = ", ".join(sorted(p.stem for p in store.grid(grid).parent.glob("*.json"))) or "none"
             raise ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {launched}") from None
-    is_complete = show_report(make_console(), request.grids, store, figures=request.figures)
-    return OK if is_complete and is_whole else FAILED
+    console = make_console()
+    comparisons, path = _shown(console, request.grids, store, figures=request.figures)
+    is_complete = _all_completed(comparisons)
+    is_there = request.publish is None or publish_report(
+        console,
+        comparisons,
+        path.parent,
+        *_destination(request, request.publish),
+        figures=request.figures is not False,
+    )
+    return OK if is_complete and is_whole and is_there else FAILED
 
 
 def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool | None) -> bool:
@@ -62,6 +79,14 @@ def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, fi
 
     figures: None leaves the files as another process made them, if they are newer than every record.
     """
+    comparisons, _ = _shown(console, grids, store, figures=figures)
+    return _all_completed(comparisons)
+
+
+def _shown(
+    console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool | None
+) -> tuple[list[Comparison], Path]:
+    """The comparisons, and the path of comparison.md."""
     from transfergrid.commands.tables import errors_table, terminal_table
     from transfergrid.report.comparison import read_comparison
     from transfergrid.report.top_errors import top_errors
@@ -81,7 +106,51 @@ def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, fi
     console.print(
         f"\nreport: {path} and index.html, comparison.csv, comparison.tex beside it", highlight=False, soft_wrap=True
     )
+    return comparisons, path
+
+
+def _all_completed(comparisons: Sequence[Comparison]) -> bool:
     return all(row.status == "completed" for comparison in comparisons for row in comparison.rows)
+
+
+def _destination(request: ReportRequest, asked: tuple[str | None, str | None]) -> tuple[str | None, str]:
+    """Entity and project: as asked, else as the grid was last launched with."""
+    launched = launched_with(request.grids[0], request.store)
+    entity = asked[0] or (launched.wandb_entity if launched else None)
+    return entity, asked[1] or (launched.wandb_project if launched else "transfergrid")
+
+
+def publish_report(
+    console: Console,
+    comparisons: Sequence[Comparison],
+    folder: Path,
+    entity: str | None,
+    project: str,
+    *,
+    figures: bool,
+) -> bool:
+    """Send the report that lies in `folder` to W&B and print where it is; whether all of it is there as it was sent.
+
+    Raises Unreachable where W&B cannot be used.
+    """
+    from transfergrid.report.publication import publication_of
+    from transfergrid.report.several import joined
+    from transfergrid.tracking.account import account
+    from transfergrid.tracking.publish import publish
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True)
+
+    target = account(project, entity)
+    whole = joined(comparisons)
+    published = publish(target, whole.store, publication_of(whole, folder, figures=figures), say=say)
+    for problem in published.problems[:SHOWN]:
+        say(problem)
+    if len(published.problems) > SHOWN:
+        say(f"... and {len(published.problems) - SHOWN} more")
+    said = f"{len(published.problems)} things are not there as they were sent" if published.problems else "all is there"
+    say(f"W&B: {said}: {published.report_url}")
+    return not published.problems
 
 
 def _is_current(page: Path, comparisons: Sequence[Comparison]) -> bool:
@@ -91,3 +160,7 @@ def _is_current(page: Path, comparisons: Sequence[Comparison]) -> bool:
     entries = [(c.store, e.run_id) for c in comparisons for e in read_grid(c.store.grid(c.grid))]
     records = (store.run(run_id).record for store, run_id in entries)
     return page.stat().st_mtime >= max((r.stat().st_mtime for r in records if r.exists()), default=0.0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

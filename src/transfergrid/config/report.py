@@ -10,12 +10,16 @@ from transfergrid.config.names import grid_name_of
 from transfergrid.errors import ConfigError
 from transfergrid.paths import CachePaths, StorePaths
 
-FROM_WANDB = ("entity", "project", "cache.dir")  # belong to source=wandb
-KEYS = ("grid", "compare", "figures", "store.dir", "source", *FROM_WANDB)
+OF_WANDB = ("entity", "project")  # belong to source=wandb or publish=true
+KEYS = ("grid", "compare", "figures", "store.dir", "source", "publish", *OF_WANDB, "cache.dir")
 TAKES = (
-    "report takes grid=NAME or compare=[A,B], figures=true|false, store.dir=DIR, "
+    "report takes grid=NAME or compare=[A,B], figures=true|false|keep, store.dir=DIR, publish=true|false, "
     "source=store|wandb, entity=NAME, project=NAME and cache.dir=DIR"
 )
+CHOICES: dict[str, dict[str, bool | None]] = {
+    "figures": {"true": True, "false": False, "keep": None},
+    "publish": {"true": True, "false": False},
+}
 LONGEST_NAME = 200  # of the folder of a report of several grids
 
 
@@ -23,13 +27,16 @@ LONGEST_NAME = 200  # of the folder of a report of several grids
 class ReportRequest:
     """grids: one, or several that are set side by side.
 
+    figures: None keeps the report's files as they are while they are newer than every record.
     wandb: where to read the runs from, entity and project, if not from a store; `store` is then where they are kept.
+    publish: entity and project to publish in, if it is asked for; None for one: as the grid's last launch has it.
     """
 
     grids: tuple[str, ...]
     store: StorePaths
-    figures: bool
+    figures: bool | None
     wandb: tuple[str | None, str] | None = None
+    publish: tuple[str | None, str | None] | None = None
 
 
 def parse_report(arguments: Sequence[str]) -> ReportRequest:
@@ -46,15 +53,21 @@ def parse_report(arguments: Sequence[str]) -> ReportRequest:
         values[key] = value
     if "grid" in values and "compare" in values:
         raise ConfigError("grid= and compare= are both given; give one")
-    figures = values.get("figures", "true").lower()
-    if figures not in ("true", "false"):
-        raise ConfigError(f"figures={values['figures']!r}; give true or false")
     grids = _compared(values["compare"]) if "compare" in values else (grid_name_of(values.get("grid", "quickstart")),)
     wandb = _wandb(values)
     store = StorePaths(Path(values.get("store.dir", "results")))
     if wandb is not None:
         store = CachePaths(Path(values.get("cache.dir", "cache"))).pulled(*wandb)
-    return ReportRequest(grids=grids, store=store, figures=figures == "true", wandb=wandb)
+    publish = wandb or _place(values) if _choice("publish", values.get("publish", "false")) else None
+    figures = _choice("figures", values.get("figures", "true"))
+    return ReportRequest(grids=grids, store=store, figures=figures, wandb=wandb, publish=publish)
+
+
+def _choice(key: str, value: str) -> bool | None:
+    if value.lower() not in CHOICES[key]:
+        *others, last = CHOICES[key]
+        raise ConfigError(f"{key}={value!r}; give {', '.join(others)} or {last}")
+    return CHOICES[key][value.lower()]
 
 
 def _wandb(values: Mapping[str, str]) -> tuple[str | None, str] | None:
@@ -63,14 +76,22 @@ def _wandb(values: Mapping[str, str]) -> tuple[str | None, str] | None:
     if source not in ("store", "wandb"):
         raise ConfigError(f"source={source!r}; give store or wandb")
     if source == "store":
-        if out_of_place := [key for key in FROM_WANDB if key in values]:
-            raise ConfigError(f"{out_of_place[0]}= belongs to source=wandb, which is not given")
+        if "cache.dir" in values:
+            raise ConfigError("cache.dir= belongs to source=wandb, which is not given")
+        if (not_asked := [key for key in OF_WANDB if key in values]) and values.get("publish", "").lower() != "true":
+            raise ConfigError(f"{not_asked[0]}= belongs to source=wandb or publish=true, none of which is given")
         return None
     if "store.dir" in values:
         raise ConfigError(
             "source=wandb reads no store; leave store.dir= out, or give cache.dir= for where it keeps files"
         )
-    entity, project = values.get("entity"), values.get("project", "transfergrid")
+    entity, project = _place(values)
+    return entity, project or "transfergrid"
+
+
+def _place(values: Mapping[str, str]) -> tuple[str | None, str | None]:
+    """Entity and project as they are given."""
+    entity, project = values.get("entity"), values.get("project")
     for key, name in (("entity", entity), ("project", project)):
         if name is not None and (len(name) > 128 or set(name) & set("/\\#?%:")):
             raise ConfigError(
