@@ -31,6 +31,7 @@ from transfergrid.specs import (
     WeightsSpec,
 )
 from transfergrid.tracking import description, mirror, offline
+from transfergrid.tracking.run_mirror import NOT_FINISHED
 
 GOLDEN = Path(__file__).parent / "golden" / "run-golden-resnet18+googlenet.wandb"
 PATIENCE_S = 60
@@ -153,7 +154,7 @@ def test_a_completed_run_is_described_in_the_words_of_the_grid(launch: Launch) -
     (run,) = fragments_of(launch.store, launch.completed.run_id)
     assert (run.id, run.name) == (launch.completed.run_id, "digits-resnet18+googlenet-evaluate-s0")
     assert (run.project, run.group, run.job_type, run.exit_code) == ("transfergrid", "quickstart", "evaluate", 0)
-    assert run.tags == ("quickstart", "resnet18+googlenet", "digits", "evaluate", "small_batch")
+    assert run.tags == ("grid:quickstart", "resnet18+googlenet", "digits", "evaluate", "small_batch")
     expected = {"grid": "quickstart", "model": "resnet18+googlenet", "dataset": "digits", "phase": "evaluate"}
     expected |= {"variant": "small_batch", "weights": "random", "protocol": "fair", "precision": "fp32"}
     assert {name: run.config[name] for name in expected} == expected
@@ -172,7 +173,7 @@ def test_of_a_failed_run_only_the_lines_its_checkpoint_covers_are_sent(launch: L
 def test_a_run_that_ended_without_a_record_is_not_finished_in_wandb_either(launch: Launch) -> None:
     (run,) = fragments_of(launch.store, launch.lost.run_id)
     assert [row["line"] for row in run.rows] == [1, 2, 3, 4, 5]
-    assert run.exit_code == mirror.NOT_FINISHED and "status" not in run.summary
+    assert run.exit_code == NOT_FINISHED and "status" not in run.summary
 
 
 def test_a_run_that_never_began_leaves_nothing(launch: Launch) -> None:
@@ -274,7 +275,7 @@ def test_a_run_made_again_from_its_beginning_is_mirrored_anew_and_the_mirror_out
         checkpoint(attempt, lines=6)
     assert tracking.wait_for_mirror(process, PATIENCE_S)
     assert offline.rows_of_run(store, one.run.run_id) == records.read_metrics(paths.metrics)
-    assert fragments_of(store, one.run.run_id)[-1].exit_code == mirror.NOT_FINISHED
+    assert fragments_of(store, one.run.run_id)[-1].exit_code == NOT_FINISHED
 
 
 def test_a_mirror_without_anything_to_send_ends_with_its_launcher_and_never_loads_wandb(tmp_path: Path) -> None:
@@ -304,16 +305,25 @@ def test_an_unreadable_run_does_not_keep_the_others_from_wandb(tmp_path: Path) -
     assert not tracking.wait_for_mirror(start(store, bad, good), PATIENCE_S)
     assert lines_sent(store, good.run.run_id) == [[1, 2]]
     (log,) = (store.wandb / "logs").iterdir()
-    assert f"{bad.run.run_id} is not mirrored any further" in log.read_text()
+    assert f"{bad.run.run_id}: " in log.read_text() and "is damaged" in log.read_text()
 
 
 # ----------------------------------------------------------------------------------------------------- without a mirror
-def test_disabled_tracking_starts_no_process_and_online_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_disabled_tracking_starts_no_process_and_online_needs_a_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = StorePaths(tmp_path)
     assert tracking.start_mirror(runtime_of(store, tracking="disabled"), [configuration(0)]) is None
     assert tracking.wait_for_mirror(None, 0)
-    with pytest.raises(ConfigError, match="tracking=online is not built yet; allowed: offline, disabled; use"):
-        tracking.start_mirror(runtime_of(store, tracking="online"), [configuration(0)])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    online = runtime_of(store, tracking="online")
+    with pytest.raises(ConfigError, match="no W&B key for http://127.0.0.1:9 on this machine; run `wandb login`"):
+        tracking.validate(online, sends=True)
+    tracking.validate(online)  # a launch to SLURM: its jobs send, on other machines
+    monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
+    tracking.validate(online, sends=True)
     with pytest.raises(ConfigError, match="'a/b' is not a name W&B takes"):
         tracking.validate(runtime_of(store, wandb_project="a/b"))
     assert list(tmp_path.iterdir()) == []
@@ -327,7 +337,7 @@ def test_what_looks_like_a_secret_is_redacted_and_tags_are_cut_to_what_wandb_tak
         "password2": "redacted",
     }
     told = description.describe(configuration(0).run, grid="g" * 200, variant="digits")
-    assert told["tags"] == ["g" * 64, "resnet18+googlenet", "digits", "evaluate"] and len(told["group"]) == 128
+    assert told["tags"] == ["grid:" + "g" * 59, "resnet18+googlenet", "digits", "evaluate"] and len(told["group"]) == 128
 
 
 def test_importing_the_package_loads_neither_wandb_nor_torch() -> None:

@@ -61,6 +61,17 @@ def test_a_gpus_load_is_the_mean_and_its_memory_the_peak_of_the_samples(nvidia_s
     assert calls[0] == "--query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits"
 
 
+def test_lines_of_a_run_on_a_gpu_can_say_how_busy_it_is_now(nvidia_smi: Path) -> None:
+    (nvidia_smi / "says").write_text("40, 1000\n")
+    with UsageMeter(gpu=True):
+        deadline = time.monotonic() + 30
+        while not (now := usage.gpu_now()):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert now == {"gpu/utilisation": 0.4, "gpu/memory_mb": 1000.0}
+    assert usage.gpu_now() == {}
+
+
 def test_it_is_the_first_gpu_that_the_run_may_use(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5ab,3")
     summary, calls = measured(nvidia_smi, "100, 12.5\n")

@@ -36,7 +36,8 @@ RECORD_FORMAT = 1
 FLOAT16_LARGEST = 65504
 TOP_CLASSES_KEPT = 20  # of the logits, above MANY_CLASSES
 MANY_CLASSES = 100
-TIMING_FIELDS = frozenset({"time", "elapsed_s", "images_per_s"})  # of a metrics line: never equal between two runs
+# Of a metrics line: never equal between two runs.
+TIMING_FIELDS = frozenset({"time", "elapsed_s", "images_per_s", "gpu/utilisation", "gpu/memory_mb"})
 
 
 # ------------------------------------------------------------------------------------------------------------- record

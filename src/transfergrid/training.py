@@ -35,6 +35,7 @@ from transfergrid.optimization import (
 from transfergrid.records import MetricsLog, read_newest_checkpoint, write_checkpoint
 from transfergrid.specs import TrainSettings, seed_for
 from transfergrid.stopping import StopFlag
+from transfergrid.usage import gpu_now
 
 LOG_EVERY_STEPS = 50  # the device is asked for its numbers once per so many steps
 SAVE_COST_SHARE = 50  # a checkpoint is due when this many times the last one's cost has passed
@@ -227,6 +228,7 @@ def fit(
                 **figures,
                 images_per_s=round(progress.epoch * images_per_epoch / max(progress.train_s, 1e-9), 1),
                 elapsed_s=round(elapsed_before + time.monotonic() - began, 3),
+                **gpu_now(),
             )
             log.flush()  # at once: left in the buffer it could reach the file after a newer attempt's lines
             progress.epoch += 1

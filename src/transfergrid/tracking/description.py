@@ -32,7 +32,8 @@ def describe(spec: RunSpec, *, grid: str, variant: str, record: RunRecord | None
     if variant:
         config["variant"] = variant
     tags = [grid_tag(grid), *(tag[:TAG_LENGTH] for name, tag in config.items() if name != "grid")]
-    commit = provenance.git_state()[0] if record is None else record.provenance.get("git_commit")
+    known = {} if record is None else record.provenance
+    commit = known["git_commit"] if "git_commit" in known else provenance.git_state()[0]
     config |= {"seed": spec.seed, "weights": spec.weights_label, "protocol": spec.protocol, "val_seed": spec.val_seed}
     config |= {"run_id": spec.run_id, "max_images": spec.dataset.max_images, "git_commit": commit}
     config |= {"data_fingerprint": spec.dataset.fingerprint, "train_fraction": spec.train_fraction, "shots": spec.shots}
