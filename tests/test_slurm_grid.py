@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sandbox import Sandbox
 from slurm_runs import QUICK, ROOT, assert_same_numbers, jobs, records, sent_jobs, submissions
+from wandb_server import StandIn
 
 pytestmark = pytest.mark.slurm
 
@@ -34,12 +36,21 @@ def local_store(tmp_path_factory: pytest.TempPathFactory, slurm: Sandbox) -> Pat
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory, slurm: Sandbox) -> tuple[Path, str]:
-    """The small grid on SLURM, waited for: its folder and what the launcher said."""
+def wandb_server() -> Iterator[StandIn]:
+    with StandIn() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory: pytest.TempPathFactory, slurm: Sandbox, wandb_server: StandIn) -> tuple[Path, str]:
+    """The small grid on SLURM, waited for, its jobs telling W&B: its folder and what the launcher said."""
     folder = tmp_path_factory.mktemp("launched")
     notify = "notify.command='cat > told.txt; echo $TRANSFERGRID_FAILED >> told.txt'"
-    asked = [a for a in SMALL if a != "report.figures=false"]  # the finish job makes them unless told otherwise
-    said = jobs("launch_grid.py", *asked, "cluster=slurm", "wait=true", notify, env=slurm.env, cwd=folder)
+    asked = [
+        a for a in SMALL if a not in ("report.figures=false", "tracking=disabled")
+    ]  # figures: unless told otherwise
+    asked += ["cluster=slurm", "wait=true", "tracking=online", notify]
+    said = jobs("launch_grid.py", *asked, env=slurm.env | wandb_server.environment(), cwd=folder)
     assert said.code == 0, said.text
     return folder, said.text
 
@@ -102,6 +113,23 @@ def test_the_finish_job_made_the_table_and_told_once(launched: tuple[Path, str],
     report = folder / "results/reports/quickstart"
     assert len(list((report / "figures").glob("*.png"))) > 20
     assert (report / "index.html").read_text().count("data:image/") > 20
+
+
+def test_the_jobs_told_wandb_of_every_line_and_the_finish_job_published_the_table(
+    launched: tuple[Path, str], wandb_server: StandIn
+) -> None:
+    store = launched[0] / "results"
+    for run_id, record in records(store).items():
+        run = wandb_server.run(run_id)
+        metrics = store / "runs" / run_id / "metrics.jsonl"
+        lines = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        assert (run.state, sum("line" in row for row in run.history)) == ("finished", lines)
+        assert run.summary.get("test_accuracy") == record["metrics"].get("test_accuracy")
+    rows = [run for run in wandb_server.runs.values() if run.job_type == "summary"]
+    assert len(rows) == 7 and len(wandb_server.reports) == 1
+    finish = next(s for s in submissions(store) if s["kind"] == "finish")
+    [log] = store.glob(f"launches/*/slurm/{finish['name']}/{finish['job_id']}_0_log.out")
+    assert "W&B: all is there" in log.read_text()
 
 
 def test_launched_again_it_submits_nothing(launched: tuple[Path, str], slurm: Sandbox) -> None:
