@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 from report_cases import completed, entry, failed, spec
-from wandb_server import ServerRun, StandIn
+from wandb_server import StandIn
+from wandb_state import ServerRun
 
 from transfergrid import durable, records
 from transfergrid.paths import RunPaths, StorePaths
@@ -23,13 +24,14 @@ def small_grid(store: StorePaths, name: str = "g", *, seeds: int = 2) -> list[Ru
         spec("probe", model, seed=seed) for model in ("vgg16", "resnet18", "vgg16+resnet18") for seed in range(seeds)
     ]
     for number, run in enumerate(runs[:-1]):
-        completed(store, run, test_accuracy=0.9 + number / 1000, images_per_s=1000 / 3)
+        completed(store, run, test_accuracy=0.9 + number / 100_000, images_per_s=1000 / 3)
         _write_predictions(store.run(run.run_id), number)
         _write_metrics(store.run(run.run_id), lines=6)
     failed(store, runs[-1], failure_class="cuda_oom", error="no memory left é\u2028")
-    for extraction in dict.fromkeys(e for run in runs for e in run.extractions):
+    extractions = list(dict.fromkeys(e for run in runs for e in run.extractions))
+    for extraction in extractions:
         completed(store, extraction, wall_s=7.125)
-    for run in runs:
+    for run in runs + extractions:
         durable.write_json(store.run(run.run_id).spec, to_dict(run))
     records.write_grid(store.grid(name), grid=name, entries=[entry(run) for run in runs])
     return runs

@@ -14,7 +14,7 @@ import contextlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -26,6 +26,7 @@ from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.records import GridEntry, RunRecord
 from transfergrid.specs import PHASES, safe_name, to_dict
 from transfergrid.tracking.account import Account, use_environment
+from transfergrid.tracking.description import as_line, grid_tag
 from transfergrid.tracking.remote import Remote, RemoteFile, RemoteRun
 
 Say = Callable[[str], None]
@@ -38,9 +39,9 @@ LARGEST_BYTES = {GRID: 64_000_000, RECORD: 16_000_000, PREDICTIONS: 1_000_000_00
 
 @dataclass(frozen=True, slots=True)
 class Pulled:
-    """run_ids: all runs that now lie in the store. missing: configurations of the grid without a record on the server.
+    """run_ids: all runs that now lie in the store. missing: configurations of which the server has no run or no record.
 
-    problems: what the server has but cannot be used, a line each.
+    problems: what the server has but what cannot be used as it is, a line each.
     """
 
     run_ids: tuple[str, ...]
@@ -72,19 +73,25 @@ def _pull(remote: Remote, grid: str, store: StorePaths, incoming: Path, say: Say
     found: dict[str, RunRecord] = {}
     wanted = list(dict.fromkeys(e.run_id for e in entries))
     asked = set(wanted)
+    unusable: set[str] = set()
     while wanted:  # and then what these are made from, which a grid need not list
         there = remote.runs_named(wanted)
-        found |= _pull_runs(remote, [there[i] for i in wanted if i in there], store, incoming, problems)
+        for run, record, told in _pull_runs(remote, [there[i] for i in wanted if i in there], store, incoming):
+            problems += [_printable(f"{run.id}: {line}") for line in told]
+            if record is not None:
+                found[run.id] = record
+            elif told:
+                unusable.add(run.id)
         for run_id in wanted:
             if run_id not in found:
                 _forget(store.run(run_id))
         wanted = sorted({i for r in found.values() for i in _made_from(r) if _is_safe(i)} - asked)
         asked |= set(wanted)
-    missing = tuple(e for e in dict.fromkeys(entries) if e.run_id not in found)
-    absent = sorted(asked - set(found) - {e.run_id for e in missing})
-    if absent:
-        first = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
-        say(f"not on the server, so their cost is not in the report: {len(absent)} runs that others use ({first})")
+    lacking = asked - set(found) - unusable
+    missing = tuple(e for e in dict.fromkeys(entries) if e.run_id in lacking)
+    if absent := sorted(lacking - {e.run_id for e in missing}):
+        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+        say(f"used by runs of the grid, but not on the server, so its cost is not shown: {', '.join(absent[:3])}{more}")
     return Pulled(tuple(sorted(found)), missing, tuple(problems))
 
 
@@ -100,13 +107,13 @@ def _entries(remote: Remote, grid: str, incoming: Path, say: Say) -> tuple[list[
     try:
         listed = None if run is None else _listed(remote, run, incoming / grid_id)
         reason = f"grid {grid!r} has no grid.json on the server"
-    except DataError as error:
-        listed, reason = None, f"grid.json of grid {grid!r}: {one_line(error)}"
+    except (DataError, RecursionError) as error:
+        listed, reason = None, f"grid.json of grid {grid!r} is damaged ({one_line(error.__cause__ or error)})"
     if listed is None:
         listed = _tagged(remote, grid)
         if not listed and run is None:
             raise ConfigError(_unknown(remote, grid))
-        say(f"{reason}; its rows are those of the {len(listed)} runs that carry its tag")
+        say(f"{_printable(reason)}; its rows are those of the {len(listed)} runs that carry its tag")
     entries = [e for e in listed if _is_entry(e)]
     problems = [f"{_printable(str(e.run_id))!r} is no run that a grid can hold" for e in listed if not _is_entry(e)]
     return entries, problems
@@ -122,7 +129,7 @@ def _listed(remote: Remote, run: RemoteRun, folder: Path) -> list[GridEntry] | N
 
 def _tagged(remote: Remote, grid: str) -> list[GridEntry]:
     """From the runs' own words, in the order in which they were made."""
-    runs = remote.runs({"tags": {"$in": [f"grid:{grid}"[:64]]}})
+    runs = remote.runs({"tags": {"$in": [grid_tag(grid)]}})
     return [_entry(run) for run in runs.values() if run.job_type in PHASES]
 
 
@@ -151,24 +158,22 @@ def _unknown(remote: Remote, grid: str) -> str:
 
 # --------------------------------------------------------------------------------------------------------------- runs
 def _pull_runs(
-    remote: Remote, runs: Sequence[RemoteRun], store: StorePaths, incoming: Path, problems: list[str]
-) -> dict[str, RunRecord]:
-    """The records of those runs that have one. What is wrong with a run is a problem; with the server, it is raised."""
+    remote: Remote, runs: Sequence[RemoteRun], store: StorePaths, incoming: Path
+) -> Iterator[tuple[RemoteRun, RunRecord | None, list[str]]]:
+    """Each run with its record, None where the server has none or none that is one, and what is wrong with the run.
 
-    def pull(run: RemoteRun) -> tuple[RunRecord | None, list[str]]:
+    What is wrong with the server is raised.
+    """
+
+    def pull(run: RemoteRun) -> tuple[RemoteRun, RunRecord | None, list[str]]:
         told: list[str] = []
         try:
-            return _pull_run(remote, run, store.run(run.id), incoming / run.id, told), told
+            return run, _pull_run(remote, run, store.run(run.id), incoming / run.id, told), told
         except DataError as error:
-            return None, [*told, one_line(error)]
+            return run, None, [*told, one_line(error)]
 
-    found: dict[str, RunRecord] = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        for run, (record, told) in zip(runs, pool.map(pull, runs), strict=True):
-            problems += [_printable(f"{run.id}: {line}") for line in told]
-            if record is not None:
-                found[run.id] = record
-    return found
+        yield from pool.map(pull, runs)
 
 
 def _pull_run(remote: Remote, run: RemoteRun, paths: RunPaths, folder: Path, problems: list[str]) -> RunRecord | None:
@@ -266,7 +271,7 @@ def metrics_lines(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]
     found = {}
     for row in rows:
         # A row read from an exported file has every column of the file, empty where nothing was logged.
-        line = {key: value for key, value in sorted(row.items()) if not key.startswith("_") and value is not None}
+        line = {key: value for key, value in sorted(as_line(row).items()) if value is not None}
         number = line.pop("line", None)
         if number is None:
             continue
@@ -279,12 +284,10 @@ def metrics_lines(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]
             raise DataError(
                 f"its history has a row that is no line of a run: line {number!r}, kind {line.get('kind')!r}"
             )
-        if "batch" in line:
-            line["step"] = line.pop("batch")
         found[int(number)] = {"line": int(number), "kind": line.pop("kind"), **line}
     return {number: found[number] for number in sorted(found)}
 
 
 def _printable(text: str) -> str:
     """Text from elsewhere for a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text[:LONGEST_NAME])
+    return "".join(c if c.isprintable() else "?" for c in text[:400])

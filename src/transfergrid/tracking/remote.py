@@ -6,8 +6,6 @@ its reading of files and history waits for ever.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from typing import Any, TypeVar
 
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.tracking.account import Account, Unreachable, make_api, why_silent
+from transfergrid.tracking.server import md5_of
 
 T = TypeVar("T")
 
@@ -138,7 +137,7 @@ class Remote:
         self._asked(lambda: file._file.download(root=str(folder), replace=True).close())
         path = folder / file.name
         size = path.stat().st_size
-        if size > largest_bytes or (file.md5 and file.md5 != _md5(path)):
+        if size > largest_bytes or (file.md5 and file.md5 != md5_of(path)):
             path.unlink()
             raise NotRead(f"{file.name} is not what the server lists ({size} bytes arrived of {file.size})")
         return path
@@ -194,11 +193,13 @@ class Remote:
                 raise Unreachable(f"{self._account.url} did not answer in time; try again later") from error
             status = getattr(answer, "http_status", 0)
             if status in (401, 403):
-                refused = f"{self._account.url} refuses this key ({status}: {one_line(error)})"
-                raise Unreachable(f"{refused}; run `wandb login --relogin`, or ask for the right to read") from error
-            raise NotRead(one_line(error)) from error
+                raise Unreachable(
+                    f"{self._account.url} refuses this key ({status}: {error}); run `wandb login --relogin`, "
+                    f"or ask for the right to read {self._account.path()}"
+                ) from error
+            raise NotRead(f"{self._account.url} answered: {error}") from error
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise NotRead(f"the answer makes no sense ({one_line(error)})") from error
+            raise NotRead(f"{self._account.url} gave an answer that makes no sense ({one_line(error)})") from error
 
 
 class _Bounded:
@@ -221,10 +222,3 @@ def _object(value: Any) -> dict[str, Any]:
     """A JSON object that comes as such, as its text, or not at all."""
     found = json.loads(value) if isinstance(value, (str, bytes)) else value
     return found if isinstance(found, dict) else {}
-
-
-def _md5(path: Path) -> str:
-    """As W&B spells it."""
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
-    return base64.b64encode(digest.digest()).decode()
