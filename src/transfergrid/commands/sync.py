@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 HELP = help_for(
     "sync.py",
     "Bring W&B to what the store holds of a grid: rows that are missing, by their numbers, then summaries, files and\n"
-    "pictures; then read all of it back and say what differs. It works from the runs' own files, so it may run again at\n"
-    "any time: from cron, and while jobs are running (what a checkpoint covers is sent).\n"
+    "pictures; then read all of it back and say what differs. It works from the runs' own files, so it may run again\n"
+    "at any time: from cron, and while jobs are running (what a checkpoint covers is sent).\n"
     "The key comes from WANDB_API_KEY or `wandb login`; project and entity from the grid's last launch unless given.",
     (
         "python jobs/sync.py grid=quickstart",
@@ -72,8 +72,10 @@ def launched_with(grid: str, store: StorePaths) -> Runtime | None:
 
 
 def show(console: Console, synced: Synced) -> None:
-    good = synced.runs - synced.elsewhere - len({problem.partition(":")[0] for problem in synced.problems})
-    parts = [f"{count(synced.runs, 'run')} in the store", f"{synced.sent} sent to", f"{good} verified on the server"]
+    wrong = len({problem.partition(":")[0] for problem in synced.problems})
+    parts = [f"{count(synced.runs, 'run')} in the store", f"{synced.sent} brought up to date"]
+    parts += [f"{synced.runs - synced.elsewhere - wrong} read back and equal"]
+    parts += [f"{wrong} not"] if wrong else []
     parts += [f"{synced.unfinished} unfinished yet"] if synced.unfinished else []
     parts += [f"{synced.elsewhere} being sent by another process"] if synced.elsewhere else []
     for problem in synced.problems[:SHOWN]:
