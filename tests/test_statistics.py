@@ -164,6 +164,14 @@ def test_a_few_images_are_not_enough_whatever_their_number_says() -> None:
     assert found.low < 0 < found.difference < found.high
 
 
+def test_an_interval_stays_within_what_accuracies_can_differ_by() -> None:
+    """Two seeds that differ on one image of ten: Student's t has one degree of freedom, and would go far beyond."""
+    a_SN, b_SN = np.ones((2, 10), dtype=bool), np.ones((2, 10), dtype=bool)
+    b_SN[0, :5] = False
+    found = compare(a_SN, b_SN)
+    assert -1 <= found.low < found.difference == 0.25 < found.high == 1
+
+
 def test_the_variances_of_seeds_images_and_the_rest_are_those_of_a_two_way_layout() -> None:
     """Against the sums of squares of statsmodels' analysis of variance."""
     import statsmodels.formula.api as formula

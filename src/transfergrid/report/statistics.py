@@ -154,7 +154,7 @@ def compare(correct_a_SN: Array, correct_b_SN: Array, *, draws: int = DRAWS, see
     if error > 0 and drawn_K.std() > 0:
         share_K = ndtr(np.clip((drawn_K - difference) / drawn_K.std(), -8, 8))
         drawn_K = difference + error * stdtrit(freedom, share_K)
-    low, high = np.quantile(drawn_K, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.clip(np.quantile(drawn_K, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]), -1, 1)
     if error == 0:  # every image alike: at most so many others (Clopper and Pearson 1934)
         half = 1 - ((1 - CONFIDENCE) / 2) ** (1 / images)
         low, high = max(-1.0, difference - half), min(1.0, difference + half)
