@@ -168,7 +168,7 @@ def test_a_seed_whose_record_contradicts_its_predictions_is_left_out_and_named(s
     joins = baselines(store, runs)
     assert [(b.seeds, b.joined.mean) for b in joins.baselines] == [((0,), 0.9)]
     (note,) = joins.notes
-    assert note.startswith(f"`{runs[3].run_id}` is left out: {runs[3].run_id}: {EDITED}")
+    assert note.startswith(f"`{runs[3].run_id}` is left out: {EDITED}")
     assert note in as_markdown(joins)
 
 
@@ -267,7 +267,10 @@ def test_the_section_shows_every_number_once(store: StorePaths) -> None:
     finished(store, pair, right_but(2))
     text = as_markdown(baselines(store, [first, second, pair]))
     assert "| mnist | resnet18+googlenet | finetune |  | resnet18 70.00, googlenet 80.00 | 1 | 90.00 [" in text
-    assert "| 90.00 | 10.00 | 6.00 | 0.21 |" in text
+    assert "| mnist | resnet18+googlenet | finetune |  | resnet18 70.00 (x 1.00) | +20.00 [" in text
+    assert "] | 90.00 | 10.00 | 6.00 | 0.21 |" in text
+    widths = {line.count(" |") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {9, 10}
 
 
 # --------------------------------------------------------------------------------------------------- read once

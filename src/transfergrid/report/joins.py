@@ -172,7 +172,8 @@ class _Tested:
             try:
                 test = self.stored.trusted(run)
             except DataError as error:
-                self.left_out[run.run_id] = f"`{run.run_id}` is left out: {one_line(error)}."
+                why = one_line(error).removeprefix(f"{run.run_id}: ")
+                self.left_out[run.run_id] = f"`{run.run_id}` is left out: {why}."
                 continue
             if run.spec.seed is not None:
                 found[run.spec.seed] = test
@@ -261,36 +262,52 @@ same rows whose FLOPs per image are closest, within a factor of 1.5. Every inter
 
 
 def as_markdown(joins: Joins) -> str:
-    """A section, or nothing where the grid has no join."""
+    """A section of two tables, or nothing where the grid has no join."""
     if not joins.baselines and not joins.notes:
         return ""
-    header = ["dataset", "model", "phase", "variant", "parts alone", "seeds", "joined [95 %]", "averaged [95 %]"]
-    header += ["joined - averaged [95 %]", "oracle", "all wrong", "if independent", "kappa"]
-    header += ["equal FLOPs", "joined - equal FLOPs [95 %]"]
-    table = markdown_table(header, [_line(b) for b in joins.baselines], left=5) if joins.baselines else ""
     notes = "".join(f"- {note}\n" for note in joins.notes)
-    return "\n".join(part for part in ("## Joined models beside their baselines\n", _ABOUT, table, notes) if part)
+    tables = [_average_table(joins.baselines), _errors_table(joins.baselines)] if joins.baselines else []
+    return "\n".join(part for part in ("## Joined models beside their baselines\n", _ABOUT, *tables, notes) if part)
 
 
-def _line(b: JoinBaselines) -> list[str]:
-    equal = b.equal_flops
-    return [
-        b.row.dataset,
-        b.row.model,
-        b.row.phase,
-        b.row.variant,
-        ", ".join(f"{part.model} {percent(part.mean)}" for part in b.parts),
-        str(len(b.seeds)),
-        _interval(b.joined),
-        _interval(b.averaged),
-        difference_text(b.joined_minus_averaged),
-        percent(b.oracle.mean),
-        percent(b.overlap.all_wrong),
-        percent(b.overlap.all_wrong_if_independent),
-        "" if b.overlap.kappa is None else f"{b.overlap.kappa:.2f}",
-        "none" if equal is None else _equal_text(equal),
-        difference_text(equal.difference) if equal is not None and equal.difference is not None else "",
+_NAMES = ("dataset", "model", "phase", "variant")
+
+
+def _average_table(baselines: Sequence[JoinBaselines]) -> str:
+    header = [*_NAMES, "parts alone", "seeds", "joined [95 %]", "averaged [95 %]", "joined - averaged [95 %]"]
+    lines = [
+        [
+            *_names(b),
+            ", ".join(f"{part.model} {percent(part.mean)}" for part in b.parts),
+            str(len(b.seeds)),
+            _interval(b.joined),
+            _interval(b.averaged),
+            difference_text(b.joined_minus_averaged),
+        ]
+        for b in baselines
     ]
+    return f"The join, and the average of its parts:\n\n{markdown_table(header, lines, left=5)}"
+
+
+def _errors_table(baselines: Sequence[JoinBaselines]) -> str:
+    header = [*_NAMES, "equal FLOPs", "joined - equal FLOPs [95 %]", "oracle", "all wrong", "if independent", "kappa"]
+    lines = [
+        [
+            *_names(b),
+            "none" if b.equal_flops is None else _equal_text(b.equal_flops),
+            difference_text(b.equal_flops.difference) if b.equal_flops and b.equal_flops.difference else "",
+            percent(b.oracle.mean),
+            percent(b.overlap.all_wrong),
+            percent(b.overlap.all_wrong_if_independent),
+            "" if b.overlap.kappa is None else f"{b.overlap.kappa:z.2f}",
+        ]
+        for b in baselines
+    ]
+    return f"The single model of equal FLOPs, and the errors of the parts:\n\n{markdown_table(header, lines, left=5)}"
+
+
+def _names(b: JoinBaselines) -> list[str]:
+    return [getattr(b.row, name) for name in _NAMES]
 
 
 def _equal_text(equal: EqualFlops) -> str:
