@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from transfergrid.report.blocks import Block, blocks, sections
+from transfergrid.report.blocks import Block, blocks, folded, sections
 
 
 def test_headings_part_the_text_and_the_title_is_left_out() -> None:
@@ -21,3 +21,16 @@ def test_tables_keep_bars_inside_cells_and_know_their_numbers() -> None:
     assert (table.header, table.numeric) == (("name", "n"), (False, True))
     assert table.cells == (("a | b", "1"), ("", "x" * 41))
     assert table.wide == (False, True)
+
+
+def test_columns_of_names_that_never_change_leave_their_table_and_are_told_once() -> None:
+    text = "| model | variant | weights | protocol | n |\n| --- | --- | --- | --- | ---: |\n"
+    (table,) = blocks(text + "| a |  | random | fair | 1 |\n| b |  | random | published | 1 |\n")
+    narrow = folded(table)
+    assert (narrow.header, narrow.numeric) == (("model", "protocol", "n"), (False, False, True))
+    assert narrow.cells == (("a", "fair", "1"), ("b", "published", "1"))
+    assert narrow.same == "weights random"
+    (empty,) = blocks(text)
+    assert folded(empty) == empty
+    (paragraph,) = blocks("weights\n")
+    assert folded(paragraph) == paragraph

@@ -395,7 +395,8 @@ def test_the_report_tells_claims_with_the_published_interval(store: StorePaths) 
     measure(store, "individual_vs_parallel", singles_and_pairs(0.90, 0.95), phase="finetune", dataset="mnist", seeds=2)
     comparison = read_comparison("individual_vs_parallel", store)
     text = as_markdown(decisions_of(comparison))
-    assert "| individual_vs_parallel | mnist | confirmed | resnet18+googlenet 95.00 against googlenet 90.00" in text
+    assert "than the best single network. | confirmed | resnet18+googlenet 95.00 against googlenet 90.00" in text
+    assert text.count(" | mnist | individual_vs_parallel |\n") == 1
     low, high = difference_of_published(0.9955, 10_000, 0.9949, 10_000)[1:]
     assert f"| 99.55 against 99.49: +0.06 points [{100 * low:+.2f}, {100 * high:+.2f}] |" in text
     report = write_report("individual_vs_parallel", store, figures=False).read_text(encoding="utf-8")

@@ -108,6 +108,31 @@ def test_a_grid_in_which_all_has_completed_has_no_section_about_failures(store: 
     assert [a.text for a in page_of(store).one("nav").all("a")][-2:] == ["failed or missing", "provenance"]
 
 
+def test_seeds_that_failed_alike_are_told_in_one_line_and_the_class_stands_beside_the_status(store: StorePaths) -> None:
+    runs = [cases.spec("probe", "resnet18", seed=seed) for seed in (0, 1, 2)]
+    for run, error in zip(runs, ("time limit", "time  limit\n", "time limit of the node"), strict=True):
+        cases.failed(store, run, failure_class="timeout", error=error)
+    cases.write_grid(store, "small", [(run, "") for run in runs])
+    page = page_of(store)
+    _, alike, other = [item.text for item in page.one("section", id="missing").all("li")]
+    assert alike.startswith(f"{runs[0].run_id}, {runs[1].run_id}: timeout: time limit. Next: ")
+    assert other.startswith(f"{runs[2].run_id}: timeout: time limit of the node. Next: ")
+    assert table_rows(page)[0]["status"].text == "failed (timeout)"
+    assert (
+        f"- `{runs[0].run_id}`, `{runs[1].run_id}`: timeout: " in (store.report("small") / "comparison.md").read_text()
+    )
+
+
+def test_the_verdict_passes_over_a_row_with_an_edited_record_and_names_one_in_part(store: StorePaths) -> None:
+    runs = small_grid(store)
+    edit(store, runs["resnet18+googlenet 0"].run_id, test_accuracy=0.999)
+    cases.failed(store, runs["resnet18 1"], failure_class="timeout", error="time limit")
+    assert page_of(store).one("p", id="verdict").text == (
+        "On mnist, resnet18 (probe, 1/2 completed) reaches 90.0 [85.1, 93.4] % on the test images (best on val of 2 "
+        "rows). Passed over: 1 row whose records do not agree with their predictions. 3 of 5 rows have not completed."
+    )
+
+
 # ------------------------------------------------------------------------------------------ records and predictions
 def edit(store: StorePaths, run_id: str, **metrics: object) -> None:
     path = store.run(run_id).record

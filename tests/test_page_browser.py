@@ -175,6 +175,16 @@ def test_the_page_itself_never_scrolls_sideways(browser: Chrome, small: Path, ho
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width_px
 
 
+def test_at_1280_pixels_no_table_of_a_study_needs_to_be_scrolled_sideways(browser: Chrome, tmp_path: Path) -> None:
+    """An unfinished study with joins, published figures and claims: its tables are the widest there are."""
+    store = StorePaths(tmp_path)
+    small_grid(store, "individual_vs_parallel")
+    page = write_report("individual_vs_parallel", store, figures=False).with_name("index.html")
+    boxes = opened(browser, page, width_px=1280).find_elements(By.CSS_SELECTOR, "section > .scroll")
+    hidden_px = [browser.execute_script("return arguments[0].scrollWidth - arguments[0].clientWidth", b) for b in boxes]
+    assert len(hidden_px) >= 8 and set(hidden_px) == {0}
+
+
 def test_the_header_row_stays_when_the_table_scrolls_in_its_box(browser: Chrome, small: Path) -> None:
     opened(browser, small, height_px=160)
     top, header_top, header_bottom, first_top = browser.execute_script(

@@ -267,6 +267,14 @@ def settings(store: StorePaths, wrong: dict[str, tuple[int, float]]) -> tuple[Gr
     return against_best(read_comparison("mine", store))
 
 
+def test_seeds_that_only_one_row_has_are_counted_beside_those_in_common(store: StorePaths) -> None:
+    write_join(store, join_wrong=wrong_in(0, 60), seeds=3)
+    cases.failed(store, cases.spec("probe", "resnet18", seed=1), failure_class="timeout", error="time limit")
+    comparison = read_comparison("mine", store)
+    assert [other.seeds for other in against_best(comparison)[0].others] == ["2 of 3", "3"]
+    assert "| worse |  | 2 of 3 | -4.00 [" in as_markdown(comparison)
+
+
 def test_the_settings_of_one_model_stand_beside_the_best_setting(store: StorePaths) -> None:
     (group,) = settings(store, {"": (100, 0.8), "batch_128": (60, 0.9), "batch_192": (66, 0.85)})
     assert (group.question, group.name, group.best.variant) == ("settings", "baseline_cnn", "batch_128")
@@ -310,8 +318,8 @@ def test_a_row_without_predictions_is_in_its_group_with_the_reason(store: StoreP
     (group,) = against_best(comparison)
     broken = group.others[1]
     assert (broken.answer.p_adjusted, broken.answer.verdict) == (None, None)
-    assert f"the test predictions of {run.run_id} are missing or damaged" in broken.note
-    assert f"| not compared: {broken.note} |" in as_markdown(comparison)
+    assert f"the test predictions of {run.run_id} are missing or damaged" in str(broken.answer.result)
+    assert f"| not compared: {broken.answer.result} |" in as_markdown(comparison)
 
 
 def test_the_markdown_says_which_test_it_was_and_every_line_is_as_long_as_its_header(store: StorePaths) -> None:

@@ -8,27 +8,48 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 SENTENCE = 40  # characters; a longer cell is no name
+FOLDED = ("study", "variant", "weights", "protocol")  # columns that leave their table where all lines say the same
 _CELL_END = re.compile(r"(?<!\\)\|")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A paragraph (`lines` holds one), a list, or a table (header, cells); text may hold `code` in backticks."""
+    """A paragraph (`lines` holds one), a list, or a table (header, cells); text may hold `code` in backticks.
+
+    same: of a table, what holds for all its lines and stands in no column: `weights random, protocol fair`.
+    """
 
     kind: str
     lines: tuple[str, ...] = ()
     header: tuple[str, ...] = ()
     numeric: tuple[bool, ...] = ()
     cells: tuple[tuple[str, ...], ...] = ()
+    same: str = ""
 
     @property
     def wide(self) -> tuple[bool, ...]:
         """Per column of a table: does it hold sentences, which need room?"""
         return tuple(max(map(len, column)) > SENTENCE for column in zip(*self.cells, strict=True))
+
+
+def folded(block: Block) -> Block:
+    """A table without the columns of FOLDED whose cells are all alike; `same` says what they held."""
+    if not block.cells:
+        return block
+    columns = dict(zip(block.header, zip(*block.cells, strict=True), strict=True))
+    same = {name: columns[name][0] for name in FOLDED if name in columns and len(set(columns[name])) == 1}
+    kept = [i for i, name in enumerate(block.header) if name not in same]
+    return replace(
+        block,
+        header=tuple(block.header[i] for i in kept),
+        numeric=tuple(block.numeric[i] for i in kept),
+        cells=tuple(tuple(line[i] for i in kept) for line in block.cells),
+        same=", ".join(f"{name} {value}" for name, value in same.items() if value),
+    )
 
 
 @dataclass(frozen=True, slots=True)

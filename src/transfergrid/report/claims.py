@@ -304,16 +304,16 @@ def as_markdown(decisions: Sequence[Decision]) -> str:
     """A section, or nothing where the grid decides no claim."""
     if not decisions:
         return ""
-    header = ["claim", "study", "dataset", "outcome", "measured", "published", "about the published evidence"]
+    header = ["claim", "outcome", "measured", "published", "about the published evidence", "dataset", "study"]
     lines = [
         [
             d.claim.statement,
-            d.claim.study,
-            d.dataset,
             d.outcome,
             d.text,
             d.claim.published.text if d.claim.published else "",
             d.claim.caveat or "",
+            d.dataset,
+            d.claim.study,
         ]
         for d in decisions
     ]

@@ -7,10 +7,10 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from transfergrid.errors import NEXT_STEP
 from transfergrid.report import choices, claims, integrity, joins, lengths, published_metrics, top_errors, verdicts
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, number, percent, points
 from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow
+from transfergrid.report.failures import failure_lines
 from transfergrid.report.published import lookup
 
 HOW_TO_READ = """\
@@ -204,9 +204,5 @@ def _cost_table(comparison: Comparison) -> str:
 def _failures(comparison: Comparison) -> str:
     if not comparison.failures:
         return ""
-    lines = [
-        f"- `{f.run_id}`: {f.failure_class}: {' '.join(f.error.split())}. "
-        f"Next: {NEXT_STEP.get(f.failure_class, 'read its log.txt')}.\n"
-        for f in comparison.failures
-    ]
+    lines = [f"- {line}\n" for line in failure_lines(comparison.failures)]
     return "## Failed runs\n\n" + "".join(lines)

@@ -15,7 +15,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.report import integrity, page_models, page_provenance, page_text
-from transfergrid.report.blocks import Block, Section, sections
+from transfergrid.report.blocks import Block, Section, folded, sections
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.embedding import PAGE_BYTES, Embedded, embed
 from transfergrid.report.page_models import RowDetails
@@ -122,7 +122,7 @@ def _policy(style: str, script: str) -> str:
 
 # ---------------------------------------------------------------------------------------------------------- the context
 def _context(comparison: Comparison, markdown: str, *, summaries: Mapping[str, str]) -> dict[str, Any]:
-    told = sections(markdown)
+    told = [Section(s.heading, tuple(map(folded, s.blocks))) for s in sections(markdown)]
     flags = [
         tuple(_short(text) for text in found) + code
         for found, code in zip(integrity.findings(comparison), page_provenance.code_flags(comparison), strict=True)
@@ -136,7 +136,7 @@ def _context(comparison: Comparison, markdown: str, *, summaries: Mapping[str, s
     codes = len({line[2] for line in lines})
     return {
         "title": f"Comparison: {comparison.grid}",
-        "verdict": page_text.verdict(comparison.rows),
+        "verdict": page_text.verdict(comparison),
         "counts": " ".join(line for block in told[0].blocks[:1] for line in block.lines),
         "times": page_provenance.times(comparison),
         "first": [s for s in told if _plain(s) in FIRST],

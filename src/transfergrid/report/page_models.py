@@ -12,6 +12,7 @@ from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
 from transfergrid.report.cells import accuracy_with_interval, percent, weights_text
 from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.page_table import status_with_class
 from transfergrid.report.rerun import Command, commands_of
 from transfergrid.specs import RunSpec, from_dict, to_dict
 
@@ -63,7 +64,7 @@ def _details(
         index=index,
         title=" · ".join(part for part in parts if part),
         accuracy=accuracy_with_interval(row),
-        status=row.status + (f" ({row.failure_class})" if row.failure_class else ""),
+        status=status_with_class(row),
         flags=tuple(flags),
         differs=tuple(row.published_differs.split("; ")) if row.published_differs else (),
         published="" if row.published_accuracy is None else f"{percent(row.published_accuracy)} %{rule}",

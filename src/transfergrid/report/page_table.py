@@ -37,7 +37,8 @@ class Cell:
         kind = "number" if self.column.is_number else "words"
         parts = re.split(r"[\s+]", self.text)
         extra = "" if self.column.in_short else " extra"
-        return kind + (" long" if max(map(len, parts)) > LONG_WORD else "") + extra
+        phrase = " phrase" if kind == "words" and len(parts) > 2 else ""
+        return kind + (" long" if max(map(len, parts)) > LONG_WORD else phrase) + extra
 
 
 # name -> (label, how its value is spelled). What is not listed is shown as it stands in comparison.csv.
@@ -45,14 +46,14 @@ _SPELLED: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "test_accuracy_std": ("test std, points", percent),
     "ci95_low": ("95 % low, %", percent),
     "ci95_high": ("95 % high, %", percent),
-    "val_accuracy": ("val, %", percent),
-    "train_accuracy": ("train, %", percent),
+    "val_accuracy": ("val,\u00a0%", percent),
+    "train_accuracy": ("train,\u00a0%", percent),
     "test_loss": ("test loss, nats", lambda v: number(v, digits=4)),
     "macro_precision": ("macro precision, %", percent),
     "macro_recall": ("macro recall, %", percent),
     "macro_f1": ("macro F1, %", percent),
     "lbfgs_test_accuracy": ("L-BFGS test, %", percent),
-    "published_accuracy": ("published, %", percent),
+    "published_accuracy": ("published,\u00a0%", percent),
     "delta_to_published": ("ours − published, points", points),
     "delta_to_best_single": ("vs best single, points", points),
     "p_value_vs_best_single": ("p (Holm)", lambda v: "" if v is None else f"{v:.2g}"),
@@ -64,8 +65,8 @@ _SPELLED: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "size_mb": ("size, MB", lambda v: number(v, digits=2)),
     "gflops_per_image": ("GFLOPs/image", lambda v: number(v, digits=3)),
     "images_per_s": ("images/s", number),
-    "wall_s": ("wall s", lambda v: number(v, digits=1)),
-    "gpu_s": ("GPU s", lambda v: number(v, digits=1)),
+    "wall_s": ("wall\u00a0s", lambda v: number(v, digits=1)),
+    "gpu_s": ("GPU\u00a0s", lambda v: number(v, digits=1)),
 }
 _SHORT = frozenset(
     {
@@ -90,7 +91,9 @@ def columns(rows: Sequence[ComparisonRow]) -> tuple[Column, ...]:
 
 def _column(name: str, *, in_short: bool) -> Column:
     if name == "test_accuracy":
-        return Column(name=name, label="test, % [95 %]", text=accuracy_with_interval, is_number=True, in_short=in_short)
+        return Column(
+            name=name, label="test,\u00a0% [95\u00a0%]", text=accuracy_with_interval, is_number=True, in_short=in_short
+        )
     if name in _SPELLED:
         label, spelled = _SPELLED[name]
         return Column(
@@ -100,6 +103,8 @@ def _column(name: str, *, in_short: bool) -> Column:
             is_number=True,
             in_short=in_short,
         )
+    if name == "status":
+        return Column(name=name, label=name, text=status_with_class, is_number=False, in_short=in_short)
     return Column(
         name=name,
         label=name.replace("_", " "),
@@ -107,6 +112,11 @@ def _column(name: str, *, in_short: bool) -> Column:
         is_number=False,
         in_short=in_short,
     )
+
+
+def status_with_class(row: ComparisonRow) -> str:
+    """`failed (timeout)`"""
+    return f"{row.status} ({row.failure_class})" if row.failure_class else row.status
 
 
 def cells(row: ComparisonRow, shown: Sequence[Column]) -> list[Cell]:

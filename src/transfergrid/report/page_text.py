@@ -4,18 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from transfergrid.errors import NEXT_STEP
 from transfergrid.report import integrity
 from transfergrid.report.cells import accuracy_with_interval
 from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.failures import failure_lines
 
 
-def verdict(rows: Sequence[ComparisonRow]) -> str:
-    """Per data set the row that a careful reader would take: best on val, told with its test accuracy."""
+def verdict(comparison: Comparison) -> str:
+    """Per data set the row that a careful reader would take: best on val, told with its test accuracy.
+
+    Rows with a record that contradicts its predictions are passed over.
+    """
+    rows = comparison.rows
     if not any(row.test_accuracy is not None for row in rows):
         return "Nothing can be said yet: no row has a test accuracy."
-    sentences = [_best(dataset, rows) for dataset in dict.fromkeys(row.dataset for row in rows)]
-    return " ".join(sentence for sentence in sentences if sentence) + _unfinished(rows)
+    trusted = trusted_rows(comparison)
+    sentences = [_best(dataset, trusted) for dataset in dict.fromkeys(row.dataset for row in rows)]
+    return " ".join(sentences) + _passed_over(len(rows) - len(trusted)) + _unfinished(rows)
+
+
+def trusted_rows(comparison: Comparison) -> list[ComparisonRow]:
+    """Those of which no record contradicts its predictions."""
+    findings = zip(comparison.rows, integrity.findings(comparison), strict=True)
+    return [row for row, found in findings if not any(integrity.EDITED in sentence for sentence in found)]
+
+
+def _passed_over(count: int) -> str:
+    if not count:
+        return ""
+    return f" Passed over: {count} {'row' if count == 1 else 'rows'} whose records do not agree with their predictions."
 
 
 def chosen_row(dataset: str, rows: Sequence[ComparisonRow]) -> ComparisonRow | None:
@@ -38,7 +55,8 @@ def _best(dataset: str, rows: Sequence[ComparisonRow]) -> str:
 
 
 def _name(row: ComparisonRow) -> str:
-    return f"{row.model} ({', '.join(part for part in (row.phase, row.variant) if part)})"
+    status = row.status if row.status != "completed" else ""
+    return f"{row.model} ({', '.join(part for part in (row.phase, row.variant, status) if part)})"
 
 
 def _unfinished(rows: Sequence[ComparisonRow]) -> str:
@@ -48,7 +66,7 @@ def _unfinished(rows: Sequence[ComparisonRow]) -> str:
 
 def missing(comparison: Comparison) -> list[str]:
     """Rows that have not completed, failed runs with reason and next step, records that contradict predictions."""
-    return [*_rows(comparison), *_failures(comparison), *_findings(comparison), *comparison.notes]
+    return [*_rows(comparison), *failure_lines(comparison.failures), *_findings(comparison)]
 
 
 def _rows(comparison: Comparison) -> Iterator[str]:
@@ -58,12 +76,6 @@ def _rows(comparison: Comparison) -> Iterator[str]:
             why = f": {row.failure_class}" if row.failure_class else ""
             started = "" if why or row.n_seeds else "; no run has a record: not started, or still in work"
             yield f"{' · '.join(part for part in parts if part)}: {row.status}{why}{started}."
-
-
-def _failures(comparison: Comparison) -> Iterator[str]:
-    for failure in comparison.failures:
-        step = NEXT_STEP.get(failure.failure_class, "read its log.txt")
-        yield f"`{failure.run_id}`: {failure.failure_class}: {' '.join(failure.error.split())}. Next: {step}."
 
 
 def _findings(comparison: Comparison) -> Iterator[str]:

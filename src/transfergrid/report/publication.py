@@ -46,7 +46,7 @@ def publication_of(comparison: Comparison, folder: Path, *, figures: bool = True
         figures=made,
         single=tuple(name for name in made if _is_of_one_row(name)),
         files=[folder / name for name in FILES],
-        headline=page_text.verdict(comparison.rows),
+        headline=page_text.verdict(comparison),
         markdown_table=short_table(comparison.rows),
         failures="".join(f"- {line}\n" for line in page_text.missing(comparison)),
         notes=(*notes, *more_notes),
@@ -141,7 +141,8 @@ def _typed(column: Sequence[str]) -> list[Any]:
 def _chosen(comparison: Comparison) -> list[tuple[ComparisonRow, Sequence[Any]]]:
     """Per data set the row that the verdict names, with its runs."""
     runs = dict(zip(comparison.rows, comparison.runs, strict=True))
-    rows = [page_text.chosen_row(name, comparison.rows) for name in dict.fromkeys(r.dataset for r in comparison.rows)]
+    trusted = page_text.trusted_rows(comparison)
+    rows = [page_text.chosen_row(dataset, trusted) for dataset in dict.fromkeys(row.dataset for row in trusted)]
     return [(row, runs[row]) for row in rows if row is not None]
 
 

@@ -16,15 +16,15 @@ from transfergrid.report.statistics import CONFIDENCE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgainstBest:
-    """One row minus the best of its group. note: why there is no answer, or how few seeds it is from.
+    """One row minus the best of its group. needed: what it would take to tell, empty where a difference is shown.
 
-    needed: what it would take to tell, empty where a difference is shown.
+    seeds: those in common, of how many where a row has more; empty where no comparison could be made.
     """
 
     row: ComparisonRow
     answer: Answer
     needed: str
-    note: str
+    seeds: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +66,14 @@ def against_best(comparison: Comparison) -> tuple[Group, ...]:
 def _against(row: ComparisonRow, best: ComparisonRow, answer: Answer) -> AgainstBest:
     result = answer.result
     if isinstance(result, str):
-        return AgainstBest(row=row, answer=answer, needed="", note=result)
+        return AgainstBest(row=row, answer=answer, needed="", seeds="")
     would_take = ""
     if answer.verdict == "no difference shown":
         alone = result.p_value < 1 - CONFIDENCE
         would_take = "shown if it were the only comparison, not among so many" if alone else needed(result)
     seeds = max(row.n_seeds, best.n_seeds)
-    note = f"{result.seeds} of {seeds} seeds in common" if result.seeds < seeds else ""
-    return AgainstBest(row=row, answer=answer, needed=would_take, note=note)
+    in_common = f"{result.seeds} of {seeds}" if result.seeds < seeds else str(result.seeds)
+    return AgainstBest(row=row, answer=answer, needed=would_take, seeds=in_common)
 
 
 # ----------------------------------------------------------------------------------------------------------- markdown
@@ -130,9 +130,8 @@ def _names(group: Group) -> list[str]:
 
 
 def _cells(other: AgainstBest) -> list[str]:
-    result, said = other.answer.result, str(other.answer.verdict)
+    result = other.answer.result
     if isinstance(result, str):
-        return ["", f"not compared: {other.note}", "", "", ""]
-    said += f" ({other.note})" if other.note else ""
+        return ["", f"not compared: {result}", "", "", ""]
     difference = f"{points(result.difference)} [{points(result.low)}, {points(result.high)}]"
-    return [said, other.needed, str(result.seeds), difference, other.answer.p_text]
+    return [str(other.answer.verdict), other.needed, other.seeds, difference, other.answer.p_text]

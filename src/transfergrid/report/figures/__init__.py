@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transfergrid.data import LabeledImages
 from transfergrid.errors import one_line
+from transfergrid.images_at_hand import Images
 from transfergrid.report.comparison import Comparison
 from transfergrid.report.figures import (
     accuracy,
@@ -21,7 +22,7 @@ from transfergrid.report.figures import (
     reliability,
     style,
 )
-from transfergrid.report.figures.material import Images, Material, Section, Sketch, row_key
+from transfergrid.report.figures.material import Material, Section, Sketch, row_key
 from transfergrid.specs import DatasetSpec, Split
 
 __all__ = ["Figure", "make_figures", "no_images", "row_key"]
