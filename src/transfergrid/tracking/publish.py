@@ -64,9 +64,8 @@ def publish(
     publication.validate()
     if reason := why_silent(account.url):
         raise Unreachable(f"{account.url} does not answer ({reason}); publish again where it does")
-    use_environment(store, url=account.url)
     try:
-        with _scratch(store) as folder:
+        with _wandb_within(store, account.url) as folder:
             api = make_api(account)
             account = replace(account, entity=account.entity or api.default_entity)
             target = _Target(account, publication, folder)
@@ -85,21 +84,28 @@ def publish(
 
 
 @contextlib.contextmanager
-def _scratch(store: StorePaths) -> Iterator[Path]:
-    """A folder for W&B's own files, which it would leave behind: copies of tables and of what was read back."""
+def _wandb_within(store: StorePaths, url: str) -> Iterator[Path]:
+    """W&B with a folder of its own for what it would leave behind: copies of tables and of what is read back.
+
+    Its process and what is set in the environment end with the block.
+    """
     import wandb
 
-    names = ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_SILENT")
-    before = {name: os.environ.get(name) for name in names}
-    with tempfile.TemporaryDirectory(dir=store.wandb, prefix="publishing-", ignore_cleanup_errors=True) as folder:
-        # Silent: what W&B would print is said by this module, or found by reading back.
-        os.environ |= dict(zip(names, (f"{folder}/data", f"{folder}/cache", "true"), strict=True))
-        try:
-            yield Path(folder)
-        finally:
-            wandb.teardown()  # its own process writes there until it ends
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+    before = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    try:
+        use_environment(store, url=url)
+        with tempfile.TemporaryDirectory(dir=store.wandb, prefix="publishing-", ignore_cleanup_errors=True) as folder:
+            # Silent: what W&B would print is said by this module, or found by reading back.
+            os.environ |= {"WANDB_DATA_DIR": f"{folder}/data", "WANDB_CACHE_DIR": f"{folder}/cache"}
+            os.environ["WANDB_SILENT"] = "true"
+            try:
+                yield Path(folder)
+            finally:
+                wandb.teardown()  # its own process writes there until it ends
+    finally:
+        for name in [name for name in os.environ if name.startswith("WANDB_") and name not in before]:
+            del os.environ[name]
+        os.environ |= before
 
 
 @dataclass(frozen=True, slots=True)
