@@ -76,11 +76,11 @@ class OfflineFiles:
     def __init__(self, store: StorePaths, project: str) -> None:
         self._store = store
         # Without the flush interval W&B would hold rows back for 15 s, and lose them with the process.
-        self.settings = LEAN | {"x_transaction_log_flush_interval": 1.0}
-        self.init = {"mode": "offline", "project": project}
+        self.settings: dict[str, Any] = LEAN | {"x_transaction_log_flush_interval": 1.0}
+        self.init: dict[str, Any] = {"mode": "offline", "project": project}
 
     def lock(self, run_id: str) -> Path:
-        return self._store.wandb / "locks" / f"{run_id}.lock"
+        return offline.lock_file(self._store, run_id)
 
     def is_busy(self, run_id: str) -> bool:
         names = {str(file) for file in offline.fragment_files(self._store, run_id)}
@@ -108,8 +108,8 @@ class Server:
         self.account = account
         self._store = store
         self._api: Any = None
-        self.settings = LEAN | {"init_timeout": 30.0, "finish_timeout": 30.0, "finish_timeout_raises": True}
-        self.init = {"mode": "online", "project": account.project, "entity": account.entity}
+        self.settings: dict[str, Any] = LEAN | {"init_timeout": 30.0, "finish_timeout": 30.0, "finish_timeout_raises": True}
+        self.init: dict[str, Any] = {"mode": "online", "project": account.project, "entity": account.entity}
 
     @property
     def api(self) -> Any:

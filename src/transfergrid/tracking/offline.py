@@ -68,8 +68,15 @@ def fragment_files(store: StorePaths, run_id: str) -> list[Path]:
 def mark_verified(store: StorePaths, run_id: str, told: tuple[int, str]) -> None:
     """The server was seen to hold all of a finished run (told: its attempt and status): its W&B folders may go."""
     durable.write_json(store.wandb / "verified" / f"{run_id}.json", list(told))
-    for folder in run_folders(store, run_id):
-        shutil.rmtree(folder, ignore_errors=True)
+    with durable.lock(lock_file(store, run_id), wait=False) as is_mine:
+        if is_mine:  # else a mirror is just ending the run
+            for folder in run_folders(store, run_id):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def lock_file(store: StorePaths, run_id: str) -> Path:
+    """Who holds it alone writes the run's offline files."""
+    return store.wandb / "locks" / f"{run_id}.lock"
 
 
 def verified(store: StorePaths, run_id: str) -> tuple[int, str] | None:

@@ -82,7 +82,8 @@ def differences(
     wrong = [n for line in lines if _timeless(found.lines.get(n := int(line["line"]), {})) != _timeless(line)]
     if wrong:
         told.append(f"{len(wrong)} of {len(lines)} lines are missing or other ones: {_some(wrong)}")
-    if extra := sorted(set(found.lines) - {int(line["line"]) for line in lines}) if ending is not None else []:
+    is_whole = ending is not None and ending.record.status == "completed"  # a failed one may have gone back since
+    if extra := sorted(set(found.lines) - {int(line["line"]) for line in lines}) if is_whole else []:
         told.append(f"lines that the store does not have: {_some(extra)}")
     if tag and tag not in found.tags:
         told.append(f"no tag {tag!r}")
