@@ -131,7 +131,8 @@ def test_weights_are_referred_to_by_their_checksum_and_stay_where_they_are(store
 def test_features_are_referred_to_by_the_key_they_are_stored_under(store: StorePaths) -> None:
     probe = spec(model="resnet18", phase="probe")
     run = extraction(probe.backbones[0], probe.dataset, ExtractSettings())
-    keys = {split: run.feature_key(run.backbones[0], split).digest for split in ("train", "test")}
+    splits: tuple[Split, ...] = ("train", "test")
+    keys = {split: run.feature_key(run.backbones[0], split).digest for split in splits}
     record = RunRecord(run_id=run.run_id, spec=run, status="completed", details={"feature_keys": keys})
     train, test = references(record, store.run(run.run_id))
     assert (train.type, train.metadata["key"]) == ("features", keys["train"])
