@@ -100,6 +100,33 @@ def test_the_same_images_as_png_give_the_stored_test_logits_to_the_bit(place: Pa
     assert np.array_equal(found_NC.astype(np.float16), stored.logits_NC)
 
 
+@pytest.mark.parametrize(
+    ("model", "settings", "warned"),
+    [
+        ("tinynet", ["phase.scratch.test_bn=batch"], True),
+        ("tinynet", ["phase.scratch.test_bn=batch", "phase.scratch.micro_batch=1"], False),
+        ("tinynet", [], False),
+        ("lenet5", ["phase.scratch.test_bn=batch"], False),
+    ],
+    ids=["by the batch", "one image a batch", "running statistics", "no BatchNorm"],
+)
+def test_that_an_image_depends_on_its_batch_is_warned_of_in_one_line(
+    place: Path,
+    model: str,
+    settings: list[str],
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = finished(place, f"model={model}", "phase=scratch", "phase.scratch.epochs=1", *settings)
+    run = final_run(asked).run_id
+    exit_code, out, err = answer(monkeypatch, capsys, place, f"run={run}", f"images={place / 'pictures'}")
+    assert exit_code == 0 and out.startswith("file,predicted,")
+    told = [line for line in err.splitlines() if line.startswith("warning: ")]
+    assert len(told) == warned
+    assert all("depends on the images that share its batch: the 32 that follow each other by name" in t for t in told)
+
+
 def test_a_probe_gives_what_its_head_gave_on_cached_features_but_for_their_rounding(place: Path, pair: Request) -> None:
     probe = finished(place, PAIR, "phase=probe")
     assert final_run(probe).run_id in pair.runs

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from transfergrid.data._threads import in_threads
 from transfergrid.data.image_folder import decode
@@ -33,6 +34,12 @@ class Predicted:
     file: str
     logits_C: NDArray[np.float32] | None
     error: str | None
+
+
+def by_its_batch(network: nn.Module, reading: Reading) -> bool:
+    """Do an image's logits depend on the other images of its batch? With one image a batch they do not."""
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in network.modules())
+    return has_batch_norm and reading.test_bn == "batch" and reading.batch_size > 1
 
 
 def predict_files(

@@ -63,11 +63,17 @@ def _predict(request: PredictRequest, images: Path, network: nn.Module, preproce
 
     from transfergrid.device import device_of
     from transfergrid.finished import reading_of
-    from transfergrid.inference import csv_header, csv_row, predict_files
+    from transfergrid.inference import by_its_batch, csv_header, csv_row, predict_files
 
     device = device_of(request.runtime)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     reading = reading_of(request.record.spec)
+    if by_its_batch(network, reading):
+        print(
+            "warning: this run was tested with test_bn=batch, so what an image is taken for depends on the images that "
+            f"share its batch: the {reading.batch_size} that follow each other by name",
+            file=sys.stderr,
+        )
     show, unreadable = progress_line("predicting"), 0
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line stands there
     with _opened(request.output) as file:
