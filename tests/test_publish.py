@@ -26,11 +26,12 @@ from transfergrid.tracking.publish import Published, publish
 
 pytestmark = pytest.mark.wandb
 PROJECT = "project"
+CANARY = "c0ffee" * 7  # a key that is found nowhere by chance
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
-    with StandIn(record_bodies=True) as running:
+    with StandIn(record_bodies=True, key=CANARY) as running:
         for name, value in running.environment().items():
             monkeypatch.setenv(name, value)
         yield running
