@@ -186,7 +186,7 @@ def test_daemons_can_be_killed_paused_and_brought_back(slurm: Sandbox) -> None:
     slurm.wait_until_saved()
     slurm.kill_daemon("slurmctld")
     with pytest.raises(SandboxError, match="`squeue` failed, exit 1: .*Unable to contact slurm controller"):
-        slurm.run("squeue")
+        slurm.run("squeue", timeout_s=120)  # it asks again and again for ten seconds, on a machine that has time
     slurm.start_daemon("slurmctld")
     assert state(slurm, job) == "RUNNING"
     slurm.pause("slurmctld")

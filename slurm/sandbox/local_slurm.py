@@ -184,7 +184,7 @@ class Sandbox:
         """End it alone, and wait until it is gone: jobs go on."""
         process = self._running(daemon)
         processes.send(process, number)
-        self.wait_for(lambda: not processes.is_alive(process), 10)
+        self.wait_for(lambda: not processes.is_alive(process), 60)  # not before the disk has what it was writing
 
     def kill_node(self, node: str) -> None:
         """End a node as a power cut does: its slurmd, its step daemons and its jobs' processes. SLURM notices after
