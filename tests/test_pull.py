@@ -22,7 +22,7 @@ from transfergrid.errors import ConfigError, DataError
 from transfergrid.paths import StorePaths
 from transfergrid.records import read_grid, read_metrics
 from transfergrid.tracking import pull, remote
-from transfergrid.tracking.account import Account, Unreachable, account
+from transfergrid.tracking.account import Account, Unreachable, find_account
 from transfergrid.tracking.pull import Pulled, metrics_lines, pull_grid
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -52,7 +52,7 @@ def pulled(tmp_path: Path) -> StorePaths:
 
 def here(server: StandIn) -> Account:
     os.environ["WANDB_API_KEY"] = server.key
-    return account(PROJECT)
+    return find_account(PROJECT)
 
 
 def pull_g(server: StandIn, pulled: StorePaths) -> tuple[Pulled, list[str]]:

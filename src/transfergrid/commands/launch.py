@@ -57,9 +57,9 @@ def launch(arguments: Sequence[str]) -> int:
 def carry_out(request: Request) -> int:
     """Plan, show, run or submit, report: what launch_grid and run_phase share."""
     console = make_console()
-    on_slurm = runs_on_slurm(console, request.cluster)
-    tracking.validate(request.runtime, sends=not on_slurm and not request.dry_run)
-    if on_slurm:
+    submits = runs_on_slurm(console, request.cluster)
+    tracking.validate(request.runtime, sends=not submits and not request.dry_run)
+    if submits:
         from transfergrid.commands import on_slurm
 
         return on_slurm.carry_out(console, request)

@@ -13,10 +13,10 @@ SHOWN = 20  # lines of one kind
 
 def pull_grids(grids: Sequence[str], store: StorePaths, entity: str | None, project: str) -> bool:
     """Make the store from what the server holds; True if it lacks nothing. Raises Unreachable or ConfigError."""
-    from transfergrid.tracking.account import account
+    from transfergrid.tracking.account import find_account
     from transfergrid.tracking.pull import pull_grid
 
-    where = account(project, entity)
+    where = find_account(project, entity)
     is_whole = True
     for grid in grids:
         pulled = pull_grid(where, grid, store, say=print)

@@ -135,13 +135,13 @@ def publish_report(
     """
     from transfergrid.report.publication import publication_of
     from transfergrid.report.several import joined
-    from transfergrid.tracking.account import account
+    from transfergrid.tracking.account import find_account
     from transfergrid.tracking.publish import publish
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    target = account(project, entity)
+    target = find_account(project, entity)
     whole = joined(comparisons)
     published = publish(target, whole.store, publication_of(whole, folder, figures=figures), say=say)
     for problem in published.problems[:SHOWN]:

@@ -16,7 +16,7 @@ from transfergrid.config.help import help_for
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.specs import Runtime, from_dict
-from transfergrid.tracking.account import Unreachable, account
+from transfergrid.tracking.account import Unreachable, find_account, why_silent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +52,7 @@ def sync(arguments: Sequence[str]) -> int:
     project = request.project or (launched.wandb_project if launched else "transfergrid")
     entity = request.entity or (launched.wandb_entity if launched else None)
     synced = sync_grid(
-        request.grid, request.store, account(project, entity), tick=progress_line("syncing", noun="runs")
+        request.grid, request.store, find_account(project, entity), tick=progress_line("syncing", noun="runs")
     )
     show(make_console(), synced)
     return FAILED if synced.problems else OK
@@ -94,7 +94,9 @@ def sync_and_publish(console: Console, runtime: Runtime, grid: str) -> None:
         return
     by_hand = f"`python jobs/sync.py grid={grid}` sends what the server lacks"
     try:
-        account(runtime.wandb_project, runtime.wandb_entity)
+        url = find_account(runtime.wandb_project, runtime.wandb_entity).url
+        if reason := why_silent(url):
+            raise Unreachable(f"{url} does not answer ({reason})")
     except Unreachable as error:
         console.print(f"W&B: {error}; {by_hand}", highlight=False, soft_wrap=True)
         return
@@ -102,8 +104,7 @@ def sync_and_publish(console: Console, runtime: Runtime, grid: str) -> None:
     where += [f"entity={runtime.wandb_entity}"] if runtime.wandb_entity else []
     if not _tell(console, "transfergrid.commands.sync", where):
         console.print(f"W&B: {by_hand}", highlight=False, soft_wrap=True)
-        return
-    _tell(console, "transfergrid.commands.report", [*where, "publish=true", "figures=keep"])
+    _tell(console, "transfergrid.commands.report", [*where, "publish=true", "figures=keep"])  # whatever sync found
 
 
 def _tell(console: Console, module: str, arguments: Sequence[str]) -> bool:

@@ -20,7 +20,7 @@ from transfergrid import attempts
 from transfergrid.errors import ConfigError
 from transfergrid.paths import store_paths
 from transfergrid.specs import Configuration, Runtime
-from transfergrid.tracking.account import Unreachable, account
+from transfergrid.tracking.account import Unreachable, find_account
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def validate(runtime: Runtime, *, sends: bool = False) -> None:
         )
     if runtime.tracking == "online" and sends:
         try:
-            account(runtime.wandb_project, runtime.wandb_entity)
+            find_account(runtime.wandb_project, runtime.wandb_entity)
         except Unreachable as error:
             raise ConfigError(f"tracking=online: {error}; or take tracking=offline and jobs/sync.py later") from None
 

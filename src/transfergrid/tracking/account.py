@@ -45,7 +45,7 @@ class Account:
         return "/".join(part for part in (self.entity, self.project, run_id) if part)
 
 
-def account(project: str, entity: str | None = None) -> Account:
+def find_account(project: str, entity: str | None = None) -> Account:
     """Raises Unreachable where there is no key for the server."""
     url = server_url()
     if not has_key(url):
@@ -74,10 +74,10 @@ def has_key(url: str) -> bool:
         return False
 
 
-def why_silent(url: str, timeout_s: float = ANSWER_TIMEOUT_S) -> str | None:
+def why_silent(url: str) -> str | None:
     """None where a web server answers at the address, whatever it says; else the reason, on one line."""
     try:
-        urllib.request.urlopen(f"{url}/healthz", timeout=timeout_s).close()
+        urllib.request.urlopen(f"{url}/healthz", timeout=ANSWER_TIMEOUT_S).close()
     except urllib.error.HTTPError as answer:
         answer.close()
     except (OSError, ValueError, http.client.HTTPException) as error:

@@ -31,7 +31,7 @@ from transfergrid import durable, records
 from transfergrid.images_at_hand import images_at_hand
 from transfergrid.paths import StorePaths
 from transfergrid.tracking import Followed
-from transfergrid.tracking.account import Unreachable, account, end_wandb, use_environment
+from transfergrid.tracking.account import Unreachable, end_wandb, find_account, use_environment
 from transfergrid.tracking.destinations import Destination, OfflineFiles, Server
 from transfergrid.tracking.run_mirror import RunMirror
 
@@ -92,7 +92,7 @@ def open_destination(store: StorePaths, mode: str, *, project: str, entity: str 
     if mode == "offline":
         use_environment(store, url=None)
         return OfflineFiles(store, project)
-    found = account(project, entity)
+    found = find_account(project, entity)
     use_environment(store, url=found.url)
     return Server(store, found)
 
