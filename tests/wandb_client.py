@@ -18,10 +18,10 @@ import json, sys
 import wandb
 
 def start(run_id, **arguments):
-    timeouts = {"init_timeout": 20, "finish_timeout": 20}
+    patience = {f"x_{part}_retry_wait_min_seconds": 0.1 for part in ("graphql", "file_stream", "file_transfer")}
     settings = wandb.Settings(
         console="off", silent=True, x_disable_stats=True, x_disable_meta=True, disable_git=True, disable_code=True,
-        x_save_requirements=False, **timeouts,
+        x_save_requirements=False, **patience,
     )
     return wandb.init(project="p", id=run_id, resume="allow", reinit="create_new", settings=settings, **arguments)
 
@@ -30,17 +30,18 @@ def tell(**facts):
 """
 
 
-def real_wandb(server: StandIn, folder: Path, code: str, *, timeout_s: float = 60) -> dict[str, Any]:
+def real_wandb(server: StandIn, folder: Path, code: str, *, init_s: int = 20, finish_s: int = 20) -> dict[str, Any]:
     """Run `code` with wandb and `start(run_id, ...)`; what it gave to `tell(...)` last. Raises if it fails."""
     folder.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | server.environment(folder)
+    patience = {"WANDB_INIT_TIMEOUT": str(init_s), "WANDB_FINISH_TIMEOUT": str(finish_s)}
+    environment = os.environ | server.environment(folder) | patience
     done = subprocess.run(
         [sys.executable, "-c", _PRELUDE + code],
         env=environment,
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=60,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.strip().splitlines()
