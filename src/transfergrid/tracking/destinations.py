@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any, Protocol
 from transfergrid.paths import StorePaths
 from transfergrid.records import RunRecord
 from transfergrid.tracking import offline
-from transfergrid.tracking.account import Account, make_api
-from transfergrid.tracking.ending import Ending
+from transfergrid.tracking.account import Account
+from transfergrid.tracking.ending import FILES, Ending
+from transfergrid.tracking.remote import Remote
 from transfergrid.tracking.server import differences, lines_held, read_run
 
 Lines = Sequence[Mapping[str, Any]]
@@ -107,39 +109,43 @@ class Server:
     def __init__(self, store: StorePaths, account: Account) -> None:
         self.account = account
         self._store = store
-        self._api: Any = None
-        self.settings: dict[str, Any] = LEAN | {"init_timeout": 30.0, "finish_timeout": 30.0, "finish_timeout_raises": True}
+        self._remote: Remote | None = None
+        self._guard = threading.Lock()
+        self.settings: dict[str, Any] = LEAN | {
+            "init_timeout": 30.0,
+            "finish_timeout": 30.0,
+            "finish_timeout_raises": True,
+        }
         self.init: dict[str, Any] = {"mode": "online", "project": account.project, "entity": account.entity}
 
     @property
-    def api(self) -> Any:
+    def remote(self) -> Remote:
         """Raises Unreachable."""
-        if self._api is None:
-            self._api = make_api(self.account)
-        return self._api
+        with self._guard:
+            if self._remote is None:
+                self._remote = Remote(self.account)
+            return self._remote
 
     def forget(self) -> None:
         """The way to the server: W&B's own process, through which it leads, has died."""
-        self._api = None
+        self._remote = None
 
     def lock(self, run_id: str) -> Path:
         return self._store.wandb / "locks" / f"{run_id}.online.lock"
 
     def is_busy(self, run_id: str) -> bool:
-        folder = f"{self._store.wandb / 'wandb'}/run-"
-        return any(
-            name.startswith(folder) and name.endswith(f"/run-{run_id}.wandb") for name in _files_open_in("wandb-core")
-        )
+        folders = tuple(f"{folder}/" for folder in offline.run_folders(self._store, run_id))
+        return bool(folders) and any(name.startswith(folders) for name in _files_open_in("wandb-core"))
 
     def held(self, run_id: str, lines: Lines, record: RunRecord | None) -> Held:
-        found = read_run(self.api, self.account, run_id)
+        found = read_run(self.remote, run_id, files=FILES)
         if found is None:
             return Held()
         count = lines_held(found, lines)
         if record is None or count < len(lines):
-            return Held(count, tags=found.tags)
+            return Held(count, tags=found.listed.tags)
         ending = Ending.of(record, self._store.run(run_id))
-        return Held(count, told=not differences(found, lines, ending=ending), tags=found.tags)
+        return Held(count, told=not differences(found, lines, ending=ending), tags=found.listed.tags)
 
 
 def told_by(record: RunRecord) -> tuple[int, str]:

@@ -20,6 +20,7 @@ from transfergrid.records import MANY_CLASSES, Predictions, RunRecord
 from transfergrid.specs import safe_name
 from transfergrid.tracking.description import summarise
 
+FILES = ("record.json", "predictions.npz")  # what W&B keeps as it is
 WRONG_SHOWN = 8  # images
 MATRIX_CLASSES = 50  # above this many a matrix is a table of thousands of cells that nobody reads
 ENLARGED_PX = 96  # images of 28 or 32 pixels are shown at least this large
@@ -53,7 +54,7 @@ class Ending:
     @property
     def files(self) -> list[Path]:
         """What W&B keeps as it is, so that the tables can be made again from the server alone."""
-        return [path for path in (self.paths.record, self.paths.predictions) if path.is_file()]
+        return [path for name in FILES if (path := self.paths.root / name).is_file()]
 
     def row(self, images: Images) -> dict[str, Any]:
         """The row that ends a run, without a line number: what can be shown of its test predictions."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transfergrid.durable import sha256_of
 from transfergrid.errors import DataError
 from transfergrid.specs import digest, safe_name
 from transfergrid.tracking.description import TAG_LENGTH, grid_tag
@@ -65,6 +66,13 @@ class Publication:
                 raise DataError(
                     f"table {name} has {len(table.rows):,} rows, W&B keeps {MOST_TABLE_ROWS:,}; publish fewer rows"
                 )
+
+    @property
+    def content(self) -> str:
+        """A hash of what the report run holds: tables, figures, files and verdict."""
+        files = [[path.name, sha256_of(path)] for path in (*self.figures.values(), *self.files)]
+        tables = [[name, table.columns, table.rows] for name, table in self.tables.items()]
+        return digest([self.headline, files, tables], 16)
 
     @property
     def grid_tags(self) -> tuple[str, ...]:

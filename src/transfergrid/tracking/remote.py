@@ -6,6 +6,8 @@ its reading of files and history waits for ever.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +16,6 @@ from typing import Any, TypeVar
 
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.tracking.account import Account, Unreachable, make_api, why_silent
-from transfergrid.tracking.server import md5_of
 
 T = TypeVar("T")
 
@@ -24,16 +25,25 @@ RUNS_A_PAGE = 100
 ROWS_A_PAGE = 1_000  # W&B's own
 MOST_STEPS = 2_000_000  # the history is asked for in pages of steps, however few rows they hold
 
-# Operation, arguments and fields are those of W&B's own queries for runs.
-_RUNS = """
+# Operations, arguments and fields are those of W&B's own queries for runs.
+_FIELDS = "id name tags jobType createdAt state config summaryMetrics historyLineCount historyKeys"
+_RUNS = f"""
 query Runs($project: String!, $entity: String!, $cursor: String, $perPage: Int = 50, $order: String,
-           $filters: JSONString) {
-  project(name: $project, entityName: $entity) {
-    runs(filters: $filters, after: $cursor, first: $perPage, order: $order) {
-      edges { node { id name tags jobType createdAt config summaryMetrics historyLineCount historyKeys } cursor }
-      pageInfo { endCursor hasNextPage }
-    }
-  }
+           $filters: JSONString) {{
+  project(name: $project, entityName: $entity) {{
+    runs(filters: $filters, after: $cursor, first: $perPage, order: $order) {{
+      edges {{ node {{ {_FIELDS} }} cursor }}
+      pageInfo {{ endCursor hasNextPage }}
+    }}
+  }}
+}}"""
+_RUN = f"""
+query Run($project: String!, $entity: String!, $name: String!) {{
+  project(name: $project, entityName: $entity) {{ run(name: $name) {{ {_FIELDS} }} }}
+}}"""
+_TAGS = """
+mutation UpsertBucket($id: String!, $tags: [String!]) {
+  upsertBucket(input: {id: $id, tags: $tags}) { bucket { id } }
 }"""
 
 
@@ -45,8 +55,8 @@ class NotRead(DataError):
 class RemoteRun:
     """A run as the server lists it; nothing of it is checked. config: as it was given to wandb.init.
 
-    rows: how many its history holds; last_step: the last `_step` of its history, -1 without one.
-    identity: another one where the run was deleted and made again.
+    summary: its last values; rows: how many its history holds; last_step: the last `_step` of its history, -1 without
+    one. storage_id: W&B's own. identity: another one where the run was deleted and made again.
     """
 
     entity: str
@@ -54,9 +64,12 @@ class RemoteRun:
     id: str
     tags: tuple[str, ...]
     job_type: str
+    state: str
     config: Mapping[str, Any]
+    summary: Mapping[str, Any]
     rows: int
     last_step: int
+    storage_id: str
     identity: str
 
 
@@ -108,6 +121,15 @@ class Remote:
         runs = self._asked(lambda: [self._run(edge["node"]) for edge in project["runs"]["edges"]])
         info = self._asked(lambda: project["runs"]["pageInfo"])
         return runs, info["endCursor"], bool(info["hasNextPage"] and runs)
+
+    def run(self, run_id: str) -> RemoteRun | None:
+        """As it is now, which a listing may learn of later."""
+        variables = {"entity": self.entity, "project": self.project, "name": run_id}
+        project = self._asked(lambda: self._service.execute_graphql(_RUN, variables)["project"])
+        return self._asked(lambda: self._run(project["run"]) if project and project["run"] else None)
+
+    def set_tags(self, run: RemoteRun, tags: Sequence[str]) -> None:
+        self._asked(lambda: self._service.execute_graphql(_TAGS, {"id": run.storage_id, "tags": list(tags)}))
 
     def runs_named(self, run_ids: Sequence[str]) -> dict[str, RemoteRun]:
         """Those of these runs that the server has."""
@@ -173,9 +195,12 @@ class Remote:
             id=str(node["name"]),
             tags=tuple(map(str, node["tags"] or ())),
             job_type=str(node["jobType"] or ""),
+            state=str(node["state"] or ""),
             config=config,
+            summary=_object(node["summaryMetrics"]),
             rows=int(node["historyLineCount"] or 0),
             last_step=int(_object(node["historyKeys"]).get("lastStep", -1)),
+            storage_id=str(node["id"]),
             identity=f"{node['id']} {node['createdAt']}",
         )
 
@@ -222,3 +247,10 @@ def _object(value: Any) -> dict[str, Any]:
     """A JSON object that comes as such, as its text, or not at all."""
     found = json.loads(value) if isinstance(value, (str, bytes)) else value
     return found if isinstance(found, dict) else {}
+
+
+def md5_of(path: Path) -> str:
+    """In base64, as W&B states it."""
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False))
+    return base64.b64encode(digest.digest()).decode()

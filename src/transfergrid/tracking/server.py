@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from transfergrid.records import TIMING_FIELDS
-from transfergrid.tracking.account import Account
 from transfergrid.tracking.description import as_line
 from transfergrid.tracking.ending import Ending
+from transfergrid.tracking.remote import Remote, RemoteRun, md5_of
 
 STATES = {"completed": "finished", "failed": "failed"}  # of a record -> of a W&B run
 SHOWN = 3  # differences of one kind that are named
@@ -20,39 +17,24 @@ SHOWN = 3  # differences of one kind that are named
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRun:
-    """lines: by their number, as they were in metrics.jsonl; where a number was sent twice, what was sent later.
+    """listed: as the server lists it. lines: by their number, as they were in metrics.jsonl; where a number was sent
+    twice, what was sent later. files: name -> MD5 in base64, as W&B states it."""
 
-    doubled: numbers that were sent more than once. files: name -> MD5 in base64, as W&B states it.
-    """
-
-    lines: Mapping[int, dict[str, Any]] = field(default_factory=dict)
-    doubled: tuple[int, ...] = ()
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    state: str = ""
-    files: Mapping[str, str] = field(default_factory=dict)
-    tags: tuple[str, ...] = ()
+    listed: RemoteRun
+    lines: Mapping[int, dict[str, Any]]
+    files: Mapping[str, str]
 
 
-def read_run(api: Any, account: Account, run_id: str) -> ServerRun | None:
-    """None where the server has no such run. Raises what W&B raises where it does not answer."""
-    import wandb
-
-    try:
-        api.flush()  # else it answers from memory
-        run = api.run(account.path(run_id))
-    except (ValueError, wandb.errors.CommError) as error:
-        if "could not find" in str(error).lower() or "not found" in str(error).lower():
-            return None
-        raise
-    rows = [as_line(row) for row in run.scan_history(use_cache=False) if "line" in row]
-    numbers = [int(row["line"]) for row in rows]
+def read_run(remote: Remote, run_id: str, *, files: Sequence[str]) -> ServerRun | None:
+    """None where the server has no such run. files: names of those that are looked for. Raises as Remote does."""
+    run = remote.run(run_id)
+    if run is None:
+        return None
+    rows = [as_line(row) for row in remote.history(run) if "line" in row]
     return ServerRun(
-        lines={number: row for number, row in zip(numbers, rows, strict=True)},
-        doubled=tuple(sorted({n for n in numbers if numbers.count(n) > 1})) if len(set(numbers)) < len(numbers) else (),
-        summary=dict(run.summary),
-        state=run.state,
-        files={file.name: file.md5 for file in run.files()},
-        tags=tuple(run.tags),
+        listed=run,
+        lines={int(row["line"]): row for row in rows},
+        files={name: file.md5 for name, file in remote.files(run, files).items()},
     )
 
 
@@ -85,25 +67,19 @@ def differences(
     is_whole = ending is not None and ending.record.status == "completed"  # a failed one may have gone back since
     if extra := sorted(set(found.lines) - {int(line["line"]) for line in lines}) if is_whole else []:
         told.append(f"lines that the store does not have: {_some(extra)}")
-    if tag and tag not in found.tags:
+    if tag and tag not in found.listed.tags:
         told.append(f"no tag {tag!r}")
     if ending is None:
         return told
     for name, value in ending.summary.items():
-        if found.summary.get(name) != value:
-            told.append(f"summary {name} is {found.summary.get(name)!r}, not {value!r}")
-    if found.state != STATES[ending.record.status]:
-        told.append(f"state is {found.state!r}, not {STATES[ending.record.status]!r}")
+        if found.listed.summary.get(name) != value:
+            told.append(f"summary {name} is {found.listed.summary.get(name)!r}, not {value!r}")
+    if found.listed.state != STATES[ending.record.status]:
+        told.append(f"state is {found.listed.state!r}, not {STATES[ending.record.status]!r}")
     for path in ending.files:
         if found.files.get(path.name) != md5_of(path):
             told.append(f"file {path.name} is {'another one' if path.name in found.files else 'missing'}")
     return told
-
-
-def md5_of(path: Path) -> str:
-    """In base64, as W&B states it."""
-    with open(path, "rb") as file:
-        return base64.b64encode(hashlib.file_digest(file, "md5").digest()).decode()
 
 
 def _timeless(line: Mapping[str, Any]) -> dict[str, Any]:

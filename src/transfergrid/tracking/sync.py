@@ -25,9 +25,10 @@ from transfergrid.tracking import Followed, offline
 from transfergrid.tracking.account import Account, Unreachable, end_wandb, use_environment, why_silent
 from transfergrid.tracking.description import grid_tag
 from transfergrid.tracking.destinations import Server, told_by
-from transfergrid.tracking.ending import Ending
+from transfergrid.tracking.ending import FILES, Ending
+from transfergrid.tracking.remote import md5_of
 from transfergrid.tracking.run_mirror import RunMirror
-from transfergrid.tracking.server import differences, md5_of, read_run
+from transfergrid.tracking.server import differences, read_run
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def sync_grid(grid: str, store: StorePaths, account: Account, *, tick: Tick | No
         raise Unreachable(f"{account.url} does not answer: {reason}")
     use_environment(store, url=account.url)
     server = Server(store, account)
-    server.api  # noqa: B018  (a key that is refused is refused here, once)
+    server.remote  # noqa: B018  (a key that is refused is refused here, once)
     Image.init()  # here: its list of formats is not to be filled by several threads at once
     sync = _Sync(grid, store, server, followed, tick)
     try:
@@ -162,20 +163,14 @@ class _Sync:
             if not lines:
                 return []
         ending = None if record is None else Ending.of(record, mirror.paths)
-        found = read_run(self.server.api, self.server.account, run_id)
-        if found is not None and grid_tag(self.grid) not in found.tags:  # another grid sent it
-            self._add_tag(run_id)
-            found = read_run(self.server.api, self.server.account, run_id)
+        found = read_run(self.server.remote, run_id, files=FILES)
+        if found is not None and grid_tag(self.grid) not in found.listed.tags:  # another grid sent it
+            self.server.remote.set_tags(found.listed, [*found.listed.tags, grid_tag(self.grid)])
+            found = read_run(self.server.remote, run_id, files=FILES)
         problems = differences(found, lines, ending=ending, tag=grid_tag(self.grid))
         if record is not None and not problems:
             offline.mark_verified(self.store, run_id, told_by(record))
         return problems
-
-    def _add_tag(self, run_id: str) -> None:
-        self.server.api.flush()
-        run = self.server.api.run(self.server.account.path(run_id))
-        run.tags = [*run.tags, grid_tag(self.grid)]
-        run.update()
 
     def _restart_wandb(self) -> None:
         import wandb
@@ -194,7 +189,7 @@ class _Sync:
         path = self.store.wandb / "grids" / safe_name(self.grid) / "grid.json"
         records.write_grid(path, grid=self.grid, entries=records.read_grid(self.store.grid(self.grid)))
         run_id = f"grid-{safe_name(self.grid)}"
-        found = read_run(self.server.api, self.server.account, run_id)
+        found = read_run(self.server.remote, run_id, files=[path.name])
         if found is not None and found.files.get(path.name) == md5_of(path):
             return
         arguments: dict[str, Any] = {"id": run_id, "name": run_id, "group": self.grid[:128], "job_type": "grid"}

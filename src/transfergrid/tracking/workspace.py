@@ -179,35 +179,40 @@ def save_report(account: Account, store: StorePaths, publication: Publication, a
 
     Another machine finds it by the URL in the summary of the report run. Where the report is gone a new one is made.
     """
-    wr = reports_api()
-
     runs = api.runs(account.path(), filters={"tags": {"$in": list(publication.grid_tags)}}, per_page=1)
     blocks = report_blocks(publication, runs=_count(runs))
-    report = next(filter(None, map(_loaded, _known_urls(account, store, publication, api))), None)
-    if report is None:
-        report = wr.Report(project=account.project, entity=str(account.entity), blocks=blocks)
-    else:
-        blocks += _discussion(report)
-    report.title = f"Comparison of {publication.grid}"[:128]
-    report.description = "Made from the store; below the last heading is room for what you have to say."
-    report.blocks = blocks
-    report.width = "fluid"  # each time: a report that was loaded has forgotten its width
-    report.save()
-    url = str(report.url)
+    known = ((url, _model_of(url)) for url in _known_urls(account, store, publication, api))
+    url, model = next(((url, model) for url, model in known if model is not None), ("", None))
+    if model is None or _unequal(model, blocks):
+        url = _saved(account, publication, blocks, url)
     durable.write_json(_url_file(store, publication), {"url": url, "server": account.url, "project": account.path()})
     return url
 
 
+def _saved(account: Account, publication: Publication, blocks: list[Any], url: str) -> str:
+    """The URL of the report that now says this; url: of the one to change, or empty."""
+    wr = reports_api()
+    if url:
+        report = wr.Report.from_url(url)
+        report.blocks = blocks + _discussion(report)
+    else:
+        report = wr.Report(project=account.project, entity=str(account.entity), blocks=blocks)
+    report.title = f"Comparison of {publication.grid}"[:128]
+    report.description = "Made from the store; below the last heading is room for what you have to say."
+    report.width = "fluid"  # each time: a report that was loaded has forgotten its width
+    report.save()
+    return str(report.url)
+
+
 def report_difference(url: str, publication: Publication) -> str | None:
     """None where the report on the server says what this publication says."""
-    model = _loaded(url, as_model=True)
+    model = _model_of(url)
     if model is None:
         return f"the report {url} is not on the server"
-    there = [_comparable(block) for block in model.spec.blocks][1:]  # W&B puts an empty paragraph before all
     # How many runs the server held is known only there; a chart may have room for more than the grids have now.
-    here = [_comparable(block._to_model()) for block in report_blocks(publication, runs=_room(there))]
-    unequal = [number for number, block in enumerate(here) if there[number : number + 1] != [block]]
-    return f"block {unequal[0] + 1} of the report {url} is not what was sent" if unequal else None
+    room = _room([_comparable(block) for block in model.spec.blocks])
+    unequal = _unequal(model, report_blocks(publication, runs=room))
+    return f"block {unequal[0]} of the report {url} is not what was sent" if unequal else None
 
 
 def _known_urls(account: Account, store: StorePaths, publication: Publication, api: Any) -> Iterator[str]:
@@ -223,18 +228,16 @@ def _known_urls(account: Account, store: StorePaths, publication: Publication, a
             yield str(url)
 
 
-def _loaded(url: str, *, as_model: bool = False) -> Any | None:
-    """None where the server has no such report any more. as_model: as it is there; else as W&B's own objects, which
-    forget the width of the report and the layout of table panels."""
-    wr = reports_api()
+def _model_of(url: str) -> Any | None:
+    """The report as it is on the server; None where it is gone."""
     try:
-        return wr.Report.from_url(url, as_model=as_model)
+        return reports_api().Report.from_url(url, as_model=True)
     except TypeError:  # what comes of the server's answer that there is no such view
         return None
 
 
 def _discussion(report: Any) -> list[Any]:
-    """What stands below the heading of that name."""
+    """What stands below the heading of that name; a table panel there loses its place to W&B's own objects."""
     wr = reports_api()
 
     for position, block in enumerate(report.blocks):
@@ -255,6 +258,13 @@ def _count(runs: Any) -> int:
 
 
 # ----------------------------------------------------------------------------------------------------------- comparing
+def _unequal(model: Any, blocks: Sequence[Any]) -> list[int]:
+    """Which of these blocks, counted from 1, the report does not hold in their place."""
+    there = [_comparable(block) for block in model.spec.blocks][1:]  # W&B puts an empty paragraph before all
+    here = [_comparable(block._to_model()) for block in blocks]
+    return [number for number, block in enumerate(here, start=1) if there[number - 1 : number] != [block]]
+
+
 def _comparable(model: Any) -> Any:
     """What a block is to the server, without what W&B draws by chance, adds on reading or hangs on it (comments)."""
     return _without(json.loads(model.model_dump_json(by_alias=True, exclude_none=True)))
