@@ -108,7 +108,7 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
     from transfergrid.config.builder import GridBuilder
     from transfergrid.config.cluster import cluster_settings, plain
     from transfergrid.config.compose import compose_config, parse_overrides
-    from transfergrid.config.resolve import choice
+    from transfergrid.config.settings import choice
 
     overrides = {str(o.key_or_group): o for o in parse_overrides(arguments)}
     config = compose_config(arguments)
@@ -171,7 +171,7 @@ def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
     from transfergrid.config.builder import GridBuilder
     from transfergrid.config.cluster import cluster_settings
     from transfergrid.config.compose import compose_config
-    from transfergrid.config.resolve import in_range
+    from transfergrid.config.settings import in_range
 
     waits = [a.removeprefix("wait_s=") for a in arguments if a.startswith("wait_s=")]
     wait_s = 120.0

@@ -24,23 +24,11 @@ from transfergrid.config.compose import (
     parse_overrides,
     set_value,
 )
+from transfergrid.config.dataset import resolve_dataset
+from transfergrid.config.models import check_models, check_phases, is_architecture, split_model, takes
 from transfergrid.config.names import grid_name_of
-from transfergrid.config.resolve import (
-    Scope,
-    check_models,
-    check_phases,
-    check_settings,
-    check_splits,
-    choice,
-    in_range,
-    is_architecture,
-    looks_like_file,
-    make_evaluation,
-    make_run,
-    resolve_dataset,
-    split_model,
-    takes,
-)
+from transfergrid.config.resolve import Scope, check_splits, looks_like_file, make_evaluation, make_run
+from transfergrid.config.settings import check_settings, choice, in_range
 from transfergrid.config.variants import applies, check_names, checked_rule, variants_of
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.paths import CachePaths, StorePaths

@@ -11,8 +11,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from transfergrid.config.compose import assign, nearest, parse_overrides
-from transfergrid.config.resolve import choice, in_range
 from transfergrid.config.schema import Config
+from transfergrid.config.settings import choice, in_range
 from transfergrid.errors import ConfigError
 from transfergrid.resources import MAX_PACKED, ClusterSettings, Resources
 from transfergrid.specs import PHASES

@@ -12,9 +12,7 @@ from transfergrid.config.compose import (
     choices,
     nearest,
 )
-from transfergrid.config.resolve import (
-    split_model,
-)
+from transfergrid.config.models import split_model
 from transfergrid.errors import ConfigError
 from transfergrid.specs import (
     PHASES,

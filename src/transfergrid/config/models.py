@@ -1,0 +1,94 @@
+"""Models and phases by name: the only code that interprets `+`."""
+
+from __future__ import annotations
+
+import difflib
+from functools import lru_cache
+
+from transfergrid import architectures, backbones
+from transfergrid.backbones.timm_names import timm_names
+from transfergrid.config.compose import nearest
+from transfergrid.errors import ConfigError
+from transfergrid.specs import PHASES, Phase
+
+
+@lru_cache(maxsize=4096)
+def split_model(model: str) -> tuple[str, ...]:
+    """`resnet18+googlenet` -> ("resnet18", "googlenet"). Raises ConfigError for parts that are unknown or twice."""
+    parts = tuple(model.split("+"))
+    for part in parts:
+        _check_part(part, "" if len(parts) == 1 else f" in model {model!r}")
+    if len(parts) > 1:
+        for part in parts:
+            if is_architecture(part):
+                raise ConfigError(
+                    f"model {model!r}: {part} is trained from scratch and cannot be joined; join backbones"
+                )
+        if len(set(parts)) != len(parts):
+            raise ConfigError(f"model {model!r} holds {max(parts, key=parts.count)} twice; a backbone is joined once")
+    return parts
+
+
+def _check_part(part: str, where: str) -> None:
+    """One part of a model, known by name alone: nothing is imported or built."""
+    known = (*backbones.names(), *architectures.names())
+    if part in known:
+        return
+    if part.startswith("timm/"):
+        architecture = part.removeprefix("timm/").partition(".")[0]
+        if architecture not in timm_names():
+            close = difflib.get_close_matches(architecture, timm_names(), n=1, cutoff=0.5)
+            hint = f"; did you mean {f'timm/{close[0]}'!r}?" if close else "; timm.list_models() lists them"
+            raise ConfigError(f"unknown timm network {part!r}{where}{hint}")
+        return
+    if not part:
+        raise ConfigError(f"a part of the model is empty{where}; write backbones joined by +")
+    reason = backbones.refusal(part)
+    if reason is not None:
+        raise ConfigError(f"{part!r}{where} cannot be a backbone: it {reason}; choose another, as resnet18")
+    what = "model" if not where else "backbone"
+    hint = nearest(part, known)
+    if not hint.startswith("; did you mean"):
+        hint = "; known are torchvision's names, as resnet18, timm/<name>, and those of docs/adding.md, as baseline_cnn"
+    raise ConfigError(f"unknown {what} {part!r}{where}{hint}")
+
+
+@lru_cache(maxsize=4096)
+def is_architecture(model: str) -> bool:
+    return model in architectures.names()
+
+
+def check_models(models: list[str]) -> None:
+    """Raises ConfigError for an empty list, a model twice, or two orders of one join."""
+    if not models:
+        raise ConfigError("grid.models is empty; give at least one model, as grid.models=[resnet18,resnet18+googlenet]")
+    seen: dict[frozenset[str], str] = {}
+    for model in models:
+        parts = frozenset(split_model(model))
+        if parts in seen:
+            again = "is given twice" if seen[parts] == model else f"and {seen[parts]!r} are the same join"
+            raise ConfigError(f"grid.models: {model!r} {again}; keep one")
+        seen[parts] = model
+
+
+def takes(model: str, phase: Phase) -> bool:
+    """Whether a kind of model takes a phase: architectures scratch and evaluate, backbones and joins the others."""
+    if is_architecture(model):
+        return phase in ("scratch", "evaluate")
+    if phase == "evaluate":
+        return "+" not in model  # a join is evaluated by run=ID only
+    return phase in ("probe", "finetune")
+
+
+def check_phases(phases: list[str]) -> list[Phase]:
+    """In the order of PHASES. Raises ConfigError for unknown, repeated or no phases."""
+    if not phases:
+        raise ConfigError(f"grid.phases is empty; choose from {', '.join(PHASES[1:])}")
+    for phase in phases:
+        if phase not in PHASES:
+            raise ConfigError(f"unknown phase {phase!r} in grid.phases{nearest(phase, PHASES)}")
+    if "extract" in phases:
+        raise ConfigError("grid.phases: extract is planned by itself wherever cached features are needed; leave it out")
+    if len(set(phases)) != len(phases):
+        raise ConfigError(f"grid.phases={phases} holds a phase twice")
+    return [phase for phase in PHASES if phase in phases]
