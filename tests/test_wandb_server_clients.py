@@ -275,6 +275,7 @@ tell()
 """
 
 
+@pytest.mark.slow
 def test_after_one_fault_the_client_brings_every_row_once(server: StandIn, tmp_path: Path) -> None:
     """After work whose answer was lost the client sends the rows again, to the same offset."""
     cases = {
@@ -312,6 +313,7 @@ tell(folder=folder)
 """
 
 
+@pytest.mark.slow
 def test_what_a_dead_server_missed_is_synced_when_it_lives_again(server: StandIn, tmp_path: Path) -> None:
     server.fail("file_stream", Die())
     told = real_wandb(server, tmp_path, DEATH_IN_MID_RUN, finish_s=1)

@@ -18,7 +18,8 @@ import json, sys
 import wandb
 
 def start(run_id, **arguments):
-    patience = {f"x_{part}_retry_wait_min_seconds": 0.1 for part in ("graphql", "file_stream", "file_transfer")}
+    # Whole seconds: the client cuts the rest off, and takes its own 2 s for 0.
+    patience = {f"x_{part}_retry_wait_min_seconds": 1 for part in ("graphql", "file_stream", "file_transfer")}
     settings = wandb.Settings(
         console="off", silent=True, x_disable_stats=True, x_disable_meta=True, disable_git=True, disable_code=True,
         x_save_requirements=False, **patience,
@@ -70,7 +71,7 @@ class Http:
     def graphql(self, operation: str, **variables: Any) -> tuple[int, Any]:
         """Status, and the parsed answer as a whole ({"data": ...} or {"errors": ...})."""
         kind = "mutation" if operation in ("UpsertBucket", "DeleteRun", "upsertView") else "query"
-        query = f"{kind} {operation} {{ summaryMetrics }}"
+        query = f"{kind} {operation} {{ summaryMetrics historyTail historyKeys }}"
         status, body = self.send("POST", "/graphql", json.dumps({"query": query, "variables": variables}).encode())
         return status, json.loads(body)
 

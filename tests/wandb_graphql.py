@@ -65,7 +65,7 @@ def upsert_bucket(state: State, variables: Json) -> Json:
     for variable, attribute in (("config", "config"), ("summaryMetrics", "summary")):
         if variables.get(variable):
             setattr(run, attribute, json.loads(variables[variable]))
-    return {"upsertBucket": {"inserted": inserted, "bucket": _node(state, run, full=True)}}
+    return {"upsertBucket": {"inserted": inserted, "bucket": _node(state, run, variables["__query__"])}}
 
 
 def _bucket(state: State, variables: Json) -> tuple[ServerRun, bool]:
@@ -109,11 +109,14 @@ def resume_status(state: State, variables: Json) -> Json:
     if f"{entity}/{project}" not in state.projects:
         return {"model": None}
     run = state.run(entity, project, variables["name"])
-    return {"model": project_node(state, entity, project) | {"bucket": _node(state, run, full=True) if run else None}}
+    return {
+        "model": project_node(state, entity, project)
+        | {"bucket": _node(state, run, variables["__query__"]) if run else None}
+    }
 
 
-def _node(state: State, run: ServerRun, *, full: bool) -> Json:
-    """A run as queries show it; `full` with all that is large."""
+def _node(state: State, run: ServerRun, query: str) -> Json:
+    """A run as queries show it; what costs time only if the query speaks of it."""
     number = state.project_number(run.entity, run.project)
     node = {
         "id": run.storage_id,
@@ -133,22 +136,23 @@ def _node(state: State, run: ServerRun, *, full: bool) -> Json:
         "createdAt": run.created_at,
         "heartbeatAt": run.heartbeat_at,
         "user": USER,
+        "project": project_node(state, run.entity, run.project),
         "historyLineCount": run.history_lines.count,
         "eventsLineCount": run.event_lines.count,
         "logLineCount": run.output_lines.count,
     }
-    if full:
+    if "summaryMetrics" in query:
         telemetry = run.config.get("_wandb", {}).get("value", {}).get("t", {})
         node |= {
             "config": dumps(run.config),
             "summaryMetrics": dumps(run.summary),
             "systemMetrics": "{}",
-            "historyKeys": history_keys(run),
-            "historyTail": dumps(run.history_lines.texts()[-1:]),
-            "eventsTail": dumps(run.event_lines.texts()[-1:]),
             "wandbConfig": dumps({"t": telemetry}),
-            "project": project_node(state, run.entity, run.project),
         }
+    if "historyKeys" in query:
+        node["historyKeys"] = history_keys(run)
+    if "historyTail" in query:
+        node |= {"historyTail": dumps(run.history_lines.tail()), "eventsTail": dumps(run.event_lines.tail())}
     return node
 
 
@@ -176,7 +180,7 @@ def one_run(state: State, variables: Json) -> Json:
         return {"project": None}
     name = variables.get("name") or variables.get("run") or variables.get("runName")
     run = state.run(entity, project, name)
-    node = _node(state, run, full=True) if run else None
+    node = _node(state, run, variables["__query__"]) if run else None
     return {"project": project_node(state, entity, project) | {"run": node}}
 
 
@@ -187,9 +191,9 @@ def many_runs(state: State, variables: Json) -> Json:
     filters = json.loads(variables.get("filters") or "{}")
     here = [run for run in state.runs.values() if (run.entity, run.project) == (entity, project)]
     chosen = ordered([run for run in here if matches(run, filters)], variables.get("order") or "+created_at")
-    full = "summaryMetrics" in variables["__query__"]
+    query = variables["__query__"]
     page = connection(
-        chosen, variables.get("cursor"), variables.get("perPage") or 50, lambda run: _node(state, run, full=full)
+        chosen, variables.get("cursor"), variables.get("perPage") or 50, lambda run: _node(state, run, query)
     )
     return {"project": project_node(state, entity, project) | {"runCount": len(chosen), "runs": page}}
 

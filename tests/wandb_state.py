@@ -97,6 +97,13 @@ class Lines:
             for text, row in zip(self._ordered(), self.rows(), strict=True)
         ]
 
+    def tail(self) -> list[str]:
+        """The last line alone, or none."""
+        if not self._texts:
+            return []
+        text = self._texts[self.count - 1]
+        return [dumps(json.loads(text)) if _NOT_JSON.search(text) else text]
+
     def rows(self) -> list[Json]:
         if self._rows is None:
             self._rows = [json.loads(text) for text in self._ordered()]
