@@ -31,7 +31,7 @@ from transfergrid.tracking.remote import Remote, RemoteFile, RemoteRun
 
 Say = Callable[[str], None]
 
-THREADS = 8
+THREADS = 16  # of 1,000 runs on a server 100 ms away: 75 s, with 8 107 s
 LONGEST_NAME = 200
 GRID, RECORD, PREDICTIONS, HISTORY = "grid.json", "record.json", "predictions.npz", "history"
 LARGEST_BYTES = {GRID: 64_000_000, RECORD: 16_000_000, PREDICTIONS: 1_000_000_000}
