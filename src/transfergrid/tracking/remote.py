@@ -95,7 +95,9 @@ class Remote:
             raise Unreachable(f"{account.url} does not answer ({reason})")
         self._account = account
         api = make_api(account, timeout_s=ANSWER_TIMEOUT_S)
-        self._service = _Bounded(api._service_api)  # the way to wandb-core, which all of the public API takes
+        # The way to wandb-core, which all of the public API takes.
+        self._service = _Bounded(api._service_api, TRANSFER_TIMEOUT_S)
+        self._pages = _Bounded(api._service_api, ANSWER_TIMEOUT_S)
         self.entity: str = account.entity or self._asked(lambda: api.default_entity) or ""
         self.project = account.project
 
@@ -176,7 +178,7 @@ class Remote:
             lambda: list(
                 HistoryScan(
                     run,  # type: ignore[arg-type]  # of a Run it takes entity, project and id
-                    service_api=self._service,  # type: ignore[arg-type]
+                    service_api=self._pages,  # type: ignore[arg-type]
                     min_step=0,
                     max_step=run.last_step + 1,
                     page_size=ROWS_A_PAGE,
@@ -230,11 +232,12 @@ class Remote:
 class _Bounded:
     """wandb-core with an end to every wait: the public API's readers of files and history give none."""
 
-    def __init__(self, service: Any) -> None:
+    def __init__(self, service: Any, timeout_s: float) -> None:
         self._service = service
+        self._timeout_s = timeout_s
 
     def send_api_request(self, request: Any, timeout: float | None = None) -> Any:
-        return self._service.send_api_request(request, timeout=timeout or TRANSFER_TIMEOUT_S)
+        return self._service.send_api_request(request, timeout=timeout or self._timeout_s)
 
     def execute_graphql(self, *arguments: Any, **keywords: Any) -> Any:
         return self._service.execute_graphql(*arguments, **keywords)

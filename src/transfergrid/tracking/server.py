@@ -71,9 +71,11 @@ def differences(
         told.append(f"no tag {tag!r}")
     if ending is None:
         return told
-    for name, value in ending.summary.items():
-        if found.listed.summary.get(name) != value:
-            told.append(f"summary {name} is {found.listed.summary.get(name)!r}, not {value!r}")
+    held = found.listed.summary
+    if other := [
+        f"{name} is {held.get(name)!r}, not {v!r}" for name, v in ending.summary.items() if held.get(name) != v
+    ]:
+        told.append(f"summary: {_some(other)}")
     if found.listed.state != STATES[ending.record.status]:
         told.append(f"state is {found.listed.state!r}, not {STATES[ending.record.status]!r}")
     for path in ending.files:
@@ -87,6 +89,6 @@ def _timeless(line: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in line.items() if name not in TIMING_FIELDS and value is not None}
 
 
-def _some(numbers: Sequence[int]) -> str:
-    more = f" and {len(numbers) - SHOWN} more" if len(numbers) > SHOWN else ""
-    return ", ".join(map(str, numbers[:SHOWN])) + more
+def _some(things: Sequence[object]) -> str:
+    more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
+    return ", ".join(map(str, things[:SHOWN])) + more

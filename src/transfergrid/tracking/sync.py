@@ -6,10 +6,13 @@ being trained: what a checkpoint covers is sent, the rest another time.
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import os
+import shutil
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,10 +33,9 @@ from transfergrid.tracking.remote import md5_of
 from transfergrid.tracking.run_mirror import RunMirror
 from transfergrid.tracking.server import differences, read_run
 
-logger = logging.getLogger(__name__)
-
 AT_ONCE = 8  # runs; a server on the other side of the world answers ten questions a run
 BUSY_S, POLL_S = 30.0, 0.5
+STALLED_S = 60.0  # without a single run that went well: then the server is given up
 CORE_DEATHS = 3  # of W&B's own process, before it is given up
 
 Tick = Callable[[int, int], None]  # (runs done, runs in all)
@@ -62,15 +64,28 @@ def sync_grid(grid: str, store: StorePaths, account: Account, *, tick: Tick | No
     if reason := why_silent(account.url):
         raise Unreachable(f"{account.url} does not answer: {reason}")
     use_environment(store, url=account.url)
+    with _scratch(store):
+        return _synced(grid, store, account, followed, tick)
+
+
+@contextlib.contextmanager
+def _scratch(store: StorePaths) -> Iterator[None]:
+    """A folder for what W&B would leave behind: its logs, and copies of tables that it has sent."""
+    with tempfile.TemporaryDirectory(dir=store.wandb, prefix="syncing-", ignore_cleanup_errors=True) as folder:
+        os.environ |= {"WANDB_DATA_DIR": f"{folder}/data", "WANDB_CACHE_DIR": f"{folder}/cache"}
+        try:
+            yield
+        finally:
+            end_wandb()
+
+
+def _synced(grid: str, store: StorePaths, account: Account, followed: Sequence[Followed], tick: Tick | None) -> Synced:
     server = Server(store, account)
     server.remote  # noqa: B018  (a key that is refused is refused here, once)
     Image.init()  # here: its list of formats is not to be filled by several threads at once
     sync = _Sync(grid, store, server, followed, tick)
-    try:
-        sync.carry_out()
-        sync.send_grid_file()
-    finally:
-        end_wandb()
+    sync.carry_out()
+    sync.send_grid_file()
     return sync.synced
 
 
@@ -103,6 +118,7 @@ class _Sync:
         self._stop: Unreachable | None = None
         self._guard = threading.Lock()
         self._done = 0
+        self._last_good = time.monotonic()
 
     def carry_out(self) -> None:
         left = list(self.followed)
@@ -131,6 +147,12 @@ class _Sync:
             problems = [one_line(error)]
         if problems and (reason := why_silent(self.server.account.url)):
             self._stop = Unreachable(f"{self.server.account.url} does not answer any more: {reason}")
+        elif not problems:
+            self._last_good = time.monotonic()
+        elif time.monotonic() - self._last_good > STALLED_S:
+            self._stop = Unreachable(
+                f"nothing went well for {STALLED_S:.0f} s; at last {followed.run_id}: {problems[0]}"
+            )
         with self._guard:
             self._done += 1
             self.synced.sent += mirror.has_sent
@@ -175,10 +197,8 @@ class _Sync:
     def _restart_wandb(self) -> None:
         import wandb
 
-        try:
+        with contextlib.suppress(Exception):
             wandb.teardown()
-        except Exception as error:
-            logger.warning("W&B's own process has died: %s", one_line(error))
         end_wandb()
         self.server.forget()
 
@@ -205,3 +225,5 @@ class _Sync:
         )
         run.save(str(path), base_path=str(path.parent), policy="now")
         run.finish()
+        for folder in offline.run_folders(self.store, run_id):
+            shutil.rmtree(folder, ignore_errors=True)
