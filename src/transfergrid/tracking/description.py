@@ -14,8 +14,10 @@ from transfergrid.specs import RunSpec, to_dict
 SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 TAG_LENGTH = 64  # W&B refuses longer ones
 # Curves, and what they are drawn against. `step` of a line is `batch` there: W&B's own step counts rows.
-AXES = {"train/*": "batch", "head_*": "batch", "lr/*": "batch", "val/*": "epoch", "test/*": "epoch"}
-AXES |= {"images_per_s": "epoch", "elapsed_s": "epoch", "gpu/*": "epoch"}
+AXES = {
+    **dict.fromkeys(("train/*", "head_*", "lr/*"), "batch"),
+    **dict.fromkeys(("val/*", "test/*", "images_per_s", "elapsed_s", "gpu/*"), "epoch"),
+}
 
 
 def grid_tag(grid: str) -> str:
