@@ -22,7 +22,7 @@ from transfergrid.paths import StorePaths
 from transfergrid.tracking.account import Account, Unreachable, make_api
 from transfergrid.tracking.publication import Publication, Table
 from transfergrid.tracking.publication_check import differences
-from transfergrid.tracking.publish import Published, publish
+from transfergrid.tracking.publish import SETTINGS, Published, publish
 
 pytestmark = pytest.mark.wandb
 PROJECT = "project"
@@ -127,6 +127,8 @@ def test_publishing_again_changes_what_has_changed_and_leaves_no_double(
     assert (first.runs, first.written) == (4, 4)
     unchanged = sent(server, store, cases.publication(rows, tmp_path / "report"))
     assert (unchanged.report_url, unchanged.written) == (first.report_url, 0)
+    assert len(server.run("report-g").history) == 1  # the same figures are not kept twice
+    assert server.counts()["upsertView"] == 1
     assert len(server.reports) == 1 and len(server.runs) == 5
 
     # One number changes, one cell becomes empty, one row goes.
@@ -180,6 +182,21 @@ def test_what_reviewers_wrote_stays_and_a_report_that_is_gone_is_made_anew(
     assert new != url and len(server.reports) == 1
     assert server.run("report-g").summary["report_url"] == new
     assert json.loads((store.wandb / "reports" / "g.json").read_text())["url"] == new
+
+
+def test_a_run_that_somebody_deleted_gets_another_id_and_keeps_it(
+    server: StandIn, store: StorePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SETTINGS, "init_timeout", 2.0)  # W&B asks for the id that it cannot have until then
+    publication = cases.publication([cases.row(0), cases.row(1)], tmp_path / "report")
+    sent(server, store, publication)
+    for run_id in (publication.report_id, publication.summary_id(publication.rows[0])):
+        server.state.delete_run(server.run(run_id))
+    assert sent(server, store, publication).written == 1
+    assert sent(server, store, publication).written == 0
+    assert sorted(run.id for run in server.runs.values()) == sorted(
+        ["report-g-2", publication.summary_id(publication.rows[0]) + "-2", publication.summary_id(publication.rows[1])]
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ in full

@@ -105,6 +105,10 @@ class Publication:
     def summary_id(self, row: Mapping[str, Any]) -> str:
         return f"summary-{_short(self.grid, 80)}-{digest([row[name] for name in KEY], 12)}"
 
+    @property
+    def summary_id_length(self) -> int:
+        return len("summary-") + len(_short(self.grid, 80)) + len("-") + 12
+
 
 def row_title(row: Mapping[str, Any]) -> str:
     return " · ".join(str(row[name]) for name in ("dataset", "model", "phase", "variant") if row[name])

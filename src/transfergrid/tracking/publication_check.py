@@ -24,21 +24,30 @@ def runs_tagged(api: Any, account: Account, tag: str, *, page: int = 1_000) -> d
         raise
 
 
+def row_runs(api: Any, account: Account, publication: Publication) -> dict[str, Any]:
+    """The runs that stand for rows, by the id that publication.summary_id gives: theirs, or the start of theirs."""
+    runs = runs_tagged(api, account, publication.summary_tag)
+    return {run_id[: publication.summary_id_length]: run for run_id, run in runs.items()}
+
+
+def report_run(api: Any, account: Account, publication: Publication) -> Any | None:
+    return next(iter(runs_tagged(api, account, publication.report_tag).values()), None)
+
+
 def differences(api: Any, account: Account, publication: Publication, url: str, folder: Path) -> list[str]:
     """One line for each thing that is not on the server as it was sent; folder: for what is downloaded."""
-    runs = runs_tagged(api, account, publication.report_tag)
-    if publication.report_id not in runs:
+    run = report_run(api, account, publication)
+    if run is None:
         return [f"run {publication.report_id} is not on the server", *_rows(api, account, publication)]
-    report_run = runs[publication.report_id]
-    found = [*_rows(api, account, publication), *_tables(report_run, publication, folder)]
-    found += [*_figures(report_run, publication), *_files(api, account, publication, folder)]
+    found = [*_rows(api, account, publication), *_tables(run, publication, folder)]
+    found += [*_figures(run, publication), *_files(api, account, publication, folder)]
     if difference := report_difference(url, publication):
         found.append(difference)
     return found
 
 
 def _rows(api: Any, account: Account, publication: Publication) -> Iterator[str]:
-    runs = runs_tagged(api, account, publication.summary_tag)
+    runs = row_runs(api, account, publication)
     expected = {publication.summary_id(row): row for row in publication.rows}
     for run_id in runs.keys() - expected.keys():
         yield f"run {run_id} stands for a row that the table does not have"

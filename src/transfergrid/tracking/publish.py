@@ -20,25 +20,16 @@ from typing import Any
 from transfergrid.errors import DataError, GridError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.tracking.account import Account, Unreachable, make_api, use_environment, why_silent
+from transfergrid.tracking.destinations import LEAN
 from transfergrid.tracking.publication import MOST_TABLE_ROWS, Publication, row_config, row_summary, row_title
-from transfergrid.tracking.publication_check import differences, runs_tagged
+from transfergrid.tracking.publication_check import differences, report_run, row_runs
 from transfergrid.tracking.workspace import save_report
 
+DELETED = "previously created and deleted"  # in W&B's message
+MOST_DELETED = 10  # times that one run may have been
 WRITERS = 8  # runs open at a time; W&B's own process takes no more requests at once than that
 PATIENCE_S = 30.0  # for a server that shows a moment later what it took
-SETTINGS: dict[str, Any] = {
-    "console": "off",
-    "silent": True,
-    "disable_git": True,
-    "disable_code": True,
-    "x_disable_stats": True,
-    "x_disable_meta": True,
-    "x_disable_machine_info": True,
-    "x_save_requirements": False,
-    "init_timeout": 60.0,
-    "finish_timeout": 300.0,
-    "finish_timeout_raises": True,
-}
+SETTINGS: dict[str, Any] = LEAN | {"init_timeout": 30.0, "finish_timeout": 300.0, "finish_timeout_raises": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +60,14 @@ def publish(
             api = make_api(account)
             account = replace(account, entity=account.entity or api.default_entity)
             target = _Target(account, publication, folder)
-            known = runs_tagged(api, account, publication.summary_tag)
+            known = row_runs(api, account, publication)
             written = _write_rows(target, known)
             _retire_rows(known, publication)
             url = save_report(account, store, publication, api)
             say(f"W&B: {len(publication.rows)} rows ({written} written), {url}; reading back")
-            if not _is_said(api, target, url) or differences(api, account, publication, url, folder):
-                _write_report_run(target, url)
+            run = report_run(api, account, publication)
+            if not _is_said(run, publication, url) or differences(api, account, publication, url, folder):
+                _write_report_run(target, run, url)
                 problems = _differences(api, target, url, patience_s)
     except GridError:
         raise
@@ -117,20 +109,30 @@ class _Target:
     publication: Publication
     folder: Path
 
-    def open(self, **told: Any) -> Any:
+    def open(self, known: Any | None, run_id: str, **told: Any) -> Any:
+        """W&B's run of that id, or the one that is `known` to stand in its place: W&B never takes the id of a run that
+        somebody has deleted, so that then another one is made."""
         import wandb
 
-        return wandb.init(
-            entity=self.account.entity,
-            project=self.account.project,
-            group=self.publication.grid[:128],
-            dir=str(self.folder),
-            mode="online",
-            resume="allow",
-            reinit="create_new",
-            settings=wandb.Settings(**SETTINGS),
-            **told,
-        )
+        first = run_id if known is None else str(known.id)
+        for name in (first, *(f"{first}-{number}" for number in range(2, MOST_DELETED))):
+            try:
+                return wandb.init(
+                    id=name,
+                    entity=self.account.entity,
+                    project=self.account.project,
+                    group=self.publication.grid[:128],
+                    dir=str(self.folder),
+                    mode="online",
+                    resume="allow",
+                    reinit="create_new",
+                    settings=wandb.Settings(**SETTINGS),
+                    **told,
+                )
+            except wandb.errors.CommError as error:
+                if DELETED not in str(error):
+                    raise
+        raise Unreachable(f"run {run_id} was deleted on the server too often; publish in another project")
 
 
 # ---------------------------------------------------------------------------------------------------------- the rows
@@ -143,7 +145,7 @@ def _write_rows(target: _Target, known: Mapping[str, Any]) -> int:
         if stop.is_set():
             return
         try:
-            _write_row(target, row)
+            _write_row(target, row, known.get(publication.summary_id(row)))
         except BaseException:
             stop.set()
             raise
@@ -153,10 +155,11 @@ def _write_rows(target: _Target, known: Mapping[str, Any]) -> int:
     return len(rows)
 
 
-def _write_row(target: _Target, row: Mapping[str, Any]) -> None:
+def _write_row(target: _Target, row: Mapping[str, Any], known: Any | None) -> None:
     publication = target.publication
     run = target.open(
-        id=publication.summary_id(row),
+        known,
+        publication.summary_id(row),
         name=row_title(row),
         job_type="summary",
         tags=[publication.summary_tag],
@@ -190,12 +193,13 @@ def _retire_rows(known: Mapping[str, Any], publication: Publication) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- tables and files
-def _write_report_run(target: _Target, url: str) -> None:
+def _write_report_run(target: _Target, known: Any | None, url: str) -> None:
     import wandb
 
     publication = target.publication
     run = target.open(
-        id=publication.report_id,
+        known,
+        publication.report_id,
         name=f"report of {publication.grid}",
         job_type="report",
         tags=[publication.report_tag],
@@ -216,10 +220,9 @@ def _write_report_run(target: _Target, url: str) -> None:
     run.finish()
 
 
-def _is_said(api: Any, target: _Target, url: str) -> bool:
+def _is_said(run: Any | None, publication: Publication, url: str) -> bool:
     """Whether the report run was written with just this content: it is not to grow by the same figures each time."""
-    run = runs_tagged(api, target.account, target.publication.report_tag).get(target.publication.report_id)
-    told = ("finished", target.publication.content, url)
+    told = ("finished", publication.content, url)
     return run is not None and (run.state, run.summary.get("content"), run.summary.get("report_url")) == told
 
 
