@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pytest
 from report_cases import completed, entry, failed, spec
 from wandb_server import StandIn
 from wandb_state import ServerRun
 
 from transfergrid import durable, records
+from transfergrid.commands import report as command
+from transfergrid.commands.console import run_script
 from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.records import GridEntry, make_predictions, read_grid, read_metrics
 from transfergrid.specs import RunSpec, to_dict
+from transfergrid.tracking.account import find_account
+from transfergrid.tracking.pull import Pulled, pull_grid
 
 PROJECT = "transfergrid"
 
@@ -96,3 +105,31 @@ def put_history(run: ServerRun, rows: list[dict[str, Any]]) -> None:
     start = run.history_lines.count
     texts = [json.dumps(row | {"_step": start + i, "_runtime": 0.5, "_timestamp": 1.7e9}) for i, row in enumerate(rows)]
     run.history_lines.put(start, texts)
+
+
+@contextlib.contextmanager
+def stand_in() -> Iterator[StandIn]:
+    """With the environment that leads to it; W&B's own variables are afterwards as they were."""
+    before = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
+    try:
+        with StandIn() as server:
+            os.environ |= server.environment()
+            yield server
+    finally:
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            del os.environ[name]
+        os.environ |= before
+
+
+# ---------------------------------------------------------------------------------------------------- and back from it
+def pull_g(server: StandIn, pulled: StorePaths) -> tuple[Pulled, list[str]]:
+    """The grid `g`, and what was said about it."""
+    os.environ["WANDB_API_KEY"] = server.key
+    said: list[str] = []
+    return pull_grid(find_account(PROJECT), "g", pulled, say=said.append), said
+
+
+def run_report(monkeypatch: pytest.MonkeyPatch, *arguments: str, grid: str = "g") -> int:
+    """jobs/report.py in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["report.py", f"grid={grid}", "figures=false", *arguments])
+    return run_script(command.report, command.HELP)
