@@ -230,7 +230,7 @@ def assert_holds(server: StandIn, store: StorePaths, run_id: str, *, once: bool 
     assert {name: held.summary.get(name) for name in scalars} == scalars
     for path in (paths.record, paths.predictions):
         assert held.files.get(path.name) == (path.read_bytes() if path.exists() else None), path.name
-    assert held.plain_config["seed"] == record.spec.seed and held.plain_config["run_id"] == run_id
+    assert held.plain_config.get("seed") == record.spec.seed and held.plain_config["run_id"] == run_id
 
 
 def spec_written(store: StorePaths, run: RunSpec) -> RunPaths:
