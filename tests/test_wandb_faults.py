@@ -38,7 +38,7 @@ from transfergrid.tracking.mirror import END_S
 pytestmark = pytest.mark.wandb
 
 AT_ONCE = 10
-SYNC_LIMIT_S = 60.0
+SYNC_LIMIT_S = 100.0  # 35 s at most on a machine with nothing else to do
 WRITING_LIMIT_S = 5.0  # of what takes some 0.1 s on a machine with nothing else to do
 KILLED = "wandb-core"
 LOST = AfterThen(Reset())

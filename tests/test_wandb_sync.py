@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from tracked_runs import (
     expected_lines,
     fail,
     lines_on,
+    processes_at,
     scratch_run,
     start_mirror,
     sync,
@@ -30,6 +33,7 @@ from tracked_runs import (
     write_grid,
     write_lines,
 )
+from wandb_faults import BlackHole
 from wandb_server import StandIn
 
 from transfergrid import attempts, tracking
@@ -249,6 +253,31 @@ def test_two_syncs_at_once_send_each_line_once(server: StandIn, store: StorePath
     assert sync(server, store).lines == [verified(6, sent=0)]
 
 
+def test_the_death_of_wandbs_process_is_overcome_and_a_list_of_runs_that_cannot_be_sent_is_one_line(
+    server: StandIn, store: StorePaths
+) -> None:
+    """The list is sent last, as a run of its own."""
+    run = scratch_run()
+    write_grid(store, [run])
+    carry_out(store, run)
+    assert sync(server, store).code == 0
+    write_grid(store, [run, scratch_run(1)])
+    server.fail("UpsertBucket", 403)
+    seen = sync(server, store)
+    server.clear_faults()
+    assert (seen.code, len(seen.lines)) == (1, 2) and seen.lines[0].startswith("grid.json: ")
+    server.fail("CreateRunFiles", BlackHole(), times=1)
+    with ThreadPoolExecutor(1) as pool:
+        before = server.counts()["CreateRunFiles"]
+        ended = pool.submit(sync, server, store)
+        wait_until(lambda: server.counts()["CreateRunFiles"] > before)
+        for pid in processes_at(store, "wandb-core"):
+            os.kill(pid, signal.SIGKILL)
+        server.clear_faults()
+    assert (ended.result().code, ended.result().lines) == (0, [verified(1, sent=0)])
+    assert server.run("grid-g").files["grid.json"] == (store.wandb / "grids" / "g" / "grid.json").read_bytes()
+
+
 # ------------------------------------------------------------------------------------------- what sync says and refuses
 def test_an_unknown_grid_is_one_line_with_those_that_are_known(server: StandIn, store: StorePaths) -> None:
     write_grid(store, [scratch_run()], name="known")
@@ -283,6 +312,7 @@ def test_a_server_that_takes_nothing_for_a_minute_is_given_up(
     server: Any = SimpleNamespace(account=SimpleNamespace(url="http://127.0.0.1:9"))
     monkeypatch.setattr(syncing, "why_silent", lambda url: None)
     monkeypatch.setattr(syncing, "STALLED_S", 0.0)
+    monkeypatch.setattr(syncing, "wandb_processes", lambda: [1])
     monkeypatch.setattr(syncing._Sync, "_send_and_verify", lambda self, mirror: ["no answer in time"])
     one = syncing._Sync("g", store, server, followed, None)
     with pytest.raises(Unreachable, match="nothing went well for 0 s; at last run-\\d+: no answer in time"):

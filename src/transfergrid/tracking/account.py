@@ -131,11 +131,21 @@ def end_wandb(patience_s: float = 5.0) -> None:
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()
         asking.join(wait_s)
-        for child in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, IndexError):
-                name, _, rest = (child / "stat").read_text().rpartition(")")
-                if name.endswith("(wandb-core") and int(rest.split()[1]) == os.getpid():
-                    os.kill(int(child.name), signal.SIGKILL)
+        for pid in wandb_processes():
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def wandb_processes() -> list[int]:
+    """Ids of W&B's own processes that this one has started and that are alive."""
+    found = []
+    for child in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            name, _, rest = (child / "stat").read_text().rpartition(")")
+            state, parent = rest.split()[:2]
+            if name.endswith("(wandb-core") and int(parent) == os.getpid() and state != "Z":
+                found.append(int(child.name))
+    return found
 
 
 def _settings_file() -> dict[str, str]:

@@ -25,7 +25,7 @@ from transfergrid.images_at_hand import images_at_hand
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec, from_dict, safe_name
 from transfergrid.tracking import Followed, offline
-from transfergrid.tracking.account import Account, Unreachable, end_wandb, use_environment, why_silent
+from transfergrid.tracking.account import Account, Unreachable, end_wandb, use_environment, wandb_processes, why_silent
 from transfergrid.tracking.description import grid_tag
 from transfergrid.tracking.destinations import Server, told_by
 from transfergrid.tracking.ending import FILES, Ending
@@ -145,6 +145,9 @@ class _Sync:
             return followed
         except Exception as error:
             problems = [one_line(error)]
+        if problems and not wandb_processes():  # the same by another name
+            mirror.abandon()
+            return followed
         if problems and (reason := why_silent(self.server.account.url)):
             self._stop = Unreachable(f"{self.server.account.url} does not answer any more: {reason}")
         elif not problems:
@@ -204,6 +207,17 @@ class _Sync:
 
     def send_grid_file(self) -> None:
         """Which configurations the grid has, in its order: without it, nobody could say which rows a server lacks."""
+        for _ in range(CORE_DEATHS):
+            try:
+                return self._send_grid_file()
+            except Exception as error:
+                problem = f"grid.json: {one_line(error)}"
+            if wandb_processes():
+                break
+            self._restart_wandb()
+        self.synced.problems.append(problem)
+
+    def _send_grid_file(self) -> None:
         import wandb
 
         path = self.store.wandb / "grids" / safe_name(self.grid) / "grid.json"
