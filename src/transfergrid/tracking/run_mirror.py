@@ -84,7 +84,7 @@ class RunMirror:
         seen = tuple(_changed_ns(p) for p in (self.paths.record, self.paths.checkpoints, self.paths.attempts))
         if seen == self._seen and not over:
             return False
-        record = self._final_record(over=over)
+        record = self.final_record(over=over)
         covered = records.lines_covered(self.paths)
         if covered == 0 and record is None and self._sent is None:
             self._seen = seen
@@ -114,7 +114,7 @@ class RunMirror:
             return True
         return False
 
-    def _final_record(self, *, over: bool) -> RunRecord | None:
+    def final_record(self, *, over: bool) -> RunRecord | None:
         """The record that ends the run; a failed one only if no later attempt has begun or may still begin."""
         record = records.read_record(self.paths)
         if record is None or record.status == "completed":

@@ -158,7 +158,7 @@ class _Sync:
             )
         with self._guard:
             self._done += 1
-            self.synced.sent += mirror.has_sent
+            self.synced.sent += mirror.has_sent and not problems
             self.synced.elsewhere += mirror.is_elsewhere
             self.synced.problems += [f"{followed.run_id}: {problem}" for problem in problems]
             self._tick(self._done, len(self.followed))
@@ -180,7 +180,7 @@ class _Sync:
 
     def _verify(self, mirror: RunMirror) -> list[str]:
         run_id = mirror.followed.run_id
-        record = records.read_record(mirror.paths)
+        record = mirror.final_record(over=True)  # of an attempt that another has followed, nothing is told
         covered = records.lines_covered(mirror.paths) if record is None or record.status != "completed" else None
         lines = records.read_metrics(mirror.paths.metrics)[:covered]
         if record is None:
