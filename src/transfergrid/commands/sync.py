@@ -72,7 +72,7 @@ def launched_with(grid: str, store: StorePaths) -> Runtime | None:
 
 
 def show(console: Console, synced: Synced) -> None:
-    wrong = len({problem.partition(":")[0] for problem in synced.problems})
+    wrong = len({problem.partition(":")[0] for problem in synced.problems} - {"grid.json"})  # which is no run
     parts = [f"{count(synced.runs, 'run')} in the store", f"{synced.sent} brought up to date"]
     parts += [f"{synced.runs - synced.elsewhere - wrong} read back and equal"]
     parts += [f"{wrong} not"] if wrong else []

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfergrid.config.names import grid_name_of
+from transfergrid.config.names import grid_name_of, wandb_name_of
 from transfergrid.errors import ConfigError
 from transfergrid.paths import CachePaths, StorePaths
 
@@ -91,12 +91,7 @@ def _wandb(values: Mapping[str, str]) -> tuple[str | None, str] | None:
 
 def _place(values: Mapping[str, str]) -> tuple[str | None, str | None]:
     """Entity and project as they are given."""
-    entity, project = values.get("entity"), values.get("project")
-    for key, name in (("entity", entity), ("project", project)):
-        if name is not None and (len(name) > 128 or set(name) & set("/\\#?%:")):
-            raise ConfigError(
-                f"{key}={name!r} is not a name W&B takes; give at most 128 characters, none of / \\ # ? % :"
-            )
+    entity, project = (wandb_name_of(key, values.get(key)) for key in OF_WANDB)
     return entity, project
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfergrid.config.names import grid_name_of
+from transfergrid.config.names import grid_name_of, wandb_name_of
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 
@@ -40,6 +40,6 @@ def parse_sync(arguments: Sequence[str]) -> SyncRequest:
     return SyncRequest(
         grid=grid_name_of(values.get("grid", "quickstart")),
         store=StorePaths(Path(values.get("store.dir", "results"))),
-        project=values.get("project"),
-        entity=values.get("entity"),
+        project=wandb_name_of("project", values.get("project")),
+        entity=wandb_name_of("entity", values.get("entity")),
     )
