@@ -12,6 +12,7 @@ import logging
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,22 +62,29 @@ def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> s
     # The code of this very process, even where it is a snapshot that only sys.path knows.
     import_path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     try:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "transfergrid.tracking.mirror", *arguments, "--stdin"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": import_path},
-        )
+        # In a file, for a pipe holds 64 KiB: with many runs a mirror that is slow to read would make training wait.
+        with tempfile.TemporaryFile() as listed:
+            listed.write(json.dumps([asdict(f) for f in followed]).encode())
+            listed.seek(0)
+            return subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "transfergrid.tracking.mirror",
+                    *arguments,
+                    f"--followed={listed.fileno()}",
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                env=os.environ | {"PYTHONPATH": import_path},
+                pass_fds=[listed.fileno()],
+            )
     except OSError as error:
         logger.warning("no W&B mirror: %s", error)
         return None
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(json.dumps([asdict(f) for f in followed]).encode() + b"\n")
-        process.stdin.flush()
-    return process
 
 
 def wait_for_mirror(process: subprocess.Popen[bytes] | None, timeout_s: float) -> bool:

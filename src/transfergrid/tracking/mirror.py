@@ -3,7 +3,7 @@
     python -m transfergrid.tracking.mirror --store results --grid quickstart --project transfergrid [--run-id ID ...]
 
 By hand like this it catches up: it sends what is there and ends (without --run-id: all runs of the grid's last launch),
-staying only for runs that are being trained. A launcher starts it with --stdin (see start_mirror): one JSON line says
+staying only for runs that are being trained. A launcher starts it with --followed (see start_mirror): an open file says
 which runs to follow, and the end of stdin, which is also the launcher's death, says that no more will start. It ignores
 SIGTERM and SIGINT then; SIGKILL at any time is harmless.
 
@@ -50,11 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--run-id", action="append", default=[])
     parser.add_argument("--entity")
     parser.add_argument("--mode", choices=["offline", "online"], default="offline")
-    parser.add_argument("--stdin", action="store_true", help="follow the runs that a launcher names on stdin")
+    parser.add_argument("--followed", type=int, help="number of the open file in which a launcher names the runs")
     given = parser.parse_args(arguments)
     store = StorePaths(given.store.resolve())  # as /proc spells the files that a process has open
     os.nice(10)
-    if given.stdin:
+    is_launched = given.followed is not None
+    if is_launched:
         # SLURM signals every process of a job at once; the mirror has the last lines of training still to send. It
         # ends with its launcher, whatever ends that.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -62,14 +63,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log_to(store.wandb / "logs" / f"mirror-{socket.gethostname()}-{os.getpid()}.log")
     try:
         destination = open_destination(store, given.mode, project=given.project, entity=given.entity)
-        if given.stdin:
-            followed = [Followed(**f) for f in json.loads(sys.stdin.buffer.readline() or b"[]")]
+        if is_launched:
+            with open(given.followed, "rb") as listed:
+                followed = [Followed(**f) for f in json.load(listed)]
         else:
             followed = runs_of_grid(store, given.grid, given.run_id)
         images = images_at_hand(store)
         runs = [RunMirror(store, f, grid=given.grid, destination=destination, images=images) for f in followed]
         over = threading.Event()
-        if given.stdin:
+        if is_launched:
             patience_s = END_S if given.mode == "online" else None
             threading.Thread(target=_hear_end, args=(over, patience_s), daemon=True).start()
         else:
