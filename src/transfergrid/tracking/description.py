@@ -9,7 +9,7 @@ from typing import Any
 
 from transfergrid import provenance
 from transfergrid.records import RunRecord
-from transfergrid.specs import RunSpec, to_dict
+from transfergrid.specs import RunSpec, digest, safe_name, to_dict
 
 SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
 TAG_LENGTH = 64  # W&B refuses longer ones
@@ -22,7 +22,18 @@ AXES = {
 
 def grid_tag(grid: str) -> str:
     """Every run of a grid carries it; a run that several grids share has one of each, but only one group."""
-    return f"grid:{grid}"[:TAG_LENGTH]
+    return named_tag("grid", grid)
+
+
+def named_tag(kind: str, name: str) -> str:
+    """`kind:name`, another one for every name."""
+    return f"{kind}:{shortened(name, TAG_LENGTH - len(kind) - 1)}"
+
+
+def shortened(name: str, length: int) -> str:
+    """The name, or its beginning and a hash where it is longer."""
+    name = safe_name(name)
+    return name if len(name) <= length else f"{name[: length - 13]}-{digest(name, 12)}"
 
 
 def describe(spec: RunSpec, *, grid: str, variant: str, record: RunRecord | None = None) -> dict[str, Any]:

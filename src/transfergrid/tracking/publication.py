@@ -12,8 +12,8 @@ from typing import Any
 
 from transfergrid.durable import sha256_of
 from transfergrid.errors import DataError
-from transfergrid.specs import digest, safe_name
-from transfergrid.tracking.description import TAG_LENGTH, grid_tag
+from transfergrid.specs import digest
+from transfergrid.tracking.description import grid_tag, named_tag, shortened
 
 MOST_TABLE_ROWS = 200_000  # of a wandb.Table; W&B cuts there
 # Columns that say which row it is: the others are what was measured.
@@ -82,32 +82,32 @@ class Publication:
     @property
     def report_id(self) -> str:
         """Id of the W&B run that holds tables, figures and artifact."""
-        return f"report-{_short(self.grid, 80)}"
+        return f"report-{shortened(self.grid, 80)}"
 
     @property
     def report_tag(self) -> str:
-        return _tag("report", self.grid)
+        return named_tag("report", self.grid)
 
     @property
     def summary_tag(self) -> str:
         """Of the W&B runs that stand for the rows of the table, one each."""
-        return _tag("summary", self.grid)
+        return named_tag("summary", self.grid)
 
     @property
     def former_tag(self) -> str:
         """Of such runs whose row the table no longer has."""
-        return _tag("former", self.grid)
+        return named_tag("former", self.grid)
 
     @property
     def artifact_name(self) -> str:
-        return f"final-tables-{_short(self.grid, 80)}".replace("+", "_")
+        return f"final-tables-{shortened(self.grid, 80)}".replace("+", "_")
 
     def summary_id(self, row: Mapping[str, Any]) -> str:
-        return f"summary-{_short(self.grid, 80)}-{digest([row[name] for name in KEY], 12)}"
+        return f"summary-{shortened(self.grid, 80)}-{digest([row[name] for name in KEY], 12)}"
 
     @property
     def summary_id_length(self) -> int:
-        return len("summary-") + len(_short(self.grid, 80)) + len("-") + 12
+        return len("summary-") + len(shortened(self.grid, 80)) + len("-") + 12
 
 
 def row_title(row: Mapping[str, Any]) -> str:
@@ -122,13 +122,3 @@ def row_config(row: Mapping[str, Any]) -> dict[str, Any]:
 def row_summary(row: Mapping[str, Any]) -> dict[str, Any]:
     """Every number and text of the row under its column's name; nothing for an empty cell."""
     return {name: value for name, value in row.items() if name not in KEY and value is not None}
-
-
-def _tag(kind: str, grid: str) -> str:
-    return f"{kind}:{_short(grid, TAG_LENGTH - len(kind) - 1)}"
-
-
-def _short(name: str, length: int) -> str:
-    """The name, or its beginning and a hash where it is longer."""
-    name = safe_name(name)
-    return name if len(name) <= length else f"{name[: length - 13]}-{digest(name, 12)}"
