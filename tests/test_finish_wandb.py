@@ -45,7 +45,7 @@ def test_without_a_key_it_says_how_to_send_it_later(runtime: Runtime) -> None:
 
 def test_a_key_in_netrc_is_one(runtime: Runtime, tmp_path: Path) -> None:
     netrc = tmp_path / "home" / ".netrc"
-    netrc.write_text(f"machine 127.0.0.1\n  login user\n  password {KEY}\n")
+    netrc.write_text(f"machine 127.0.0.1:9\n  login user\n  password {KEY}\n")
     netrc.chmod(0o600)
     assert "http://127.0.0.1:9 does not answer" in told(runtime)
 

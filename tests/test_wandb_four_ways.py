@@ -44,7 +44,7 @@ GRID = [
     *("phase.finetune.epochs=1", "cluster=local", "cluster.num_threads=1", "device=cpu"),
 ]
 RUNS = 5  # an extraction, two probes, two finetunings
-LAUNCH_S = 300.0
+LAUNCH_S = 120.0
 WAYS = ("live", "offline", "server dies", "runs killed")
 
 
@@ -93,11 +93,12 @@ def offline(way: Way) -> None:
 
 
 def server_dies(way: Way) -> None:
-    """While a probe is being trained; it comes back when all has ended."""
+    """As soon as it has heard of a run, while others are being trained; it comes back when all has ended."""
     launch = way.launch("online")
-    wait_until(lambda: way.server.runs and way.begun("*-probe-*"), LAUNCH_S)
+    wait_until(lambda: way.server.runs or launch.poll() is not None, LAUNCH_S)
     way.server.stop()
     assert launch.wait(LAUNCH_S) == 0
+    assert len(way.server.runs) < RUNS
     way.server.start()
 
 
@@ -105,7 +106,7 @@ def runs_killed(way: Way) -> None:
     """The extraction, a probe and a finetuning, each with its launcher; the last one with the mirror, too."""
     for pattern in ("*-extract-*", "*-probe-s0-*", "*-finetune-s1-*"):
         launch = way.launch("online")
-        wait_until(lambda: way.begun(pattern), LAUNCH_S)  # noqa: B023  (called before the next turn)
+        wait_until(lambda: way.begun(pattern) or launch.poll() is not None, LAUNCH_S)  # noqa: B023  (called at once)
         if "finetune" in pattern:
             for pid in processes_at(way.store, "transfergrid.tracking.mirror"):
                 os.kill(pid, signal.SIGKILL)

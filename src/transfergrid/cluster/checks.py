@@ -160,7 +160,7 @@ def check_tracking(runtime: Runtime, environ: Mapping[str, str]) -> Check:
     if runtime.tracking != "online":
         where = {"disabled": "nothing goes to W&B", "offline": f"W&B files stay in {runtime.store_dir}/wandb"}
         return Check("tracking", True, f"{runtime.tracking}: {where[runtime.tracking]}")
-    host = urlsplit(environ.get("WANDB_BASE_URL") or server_url()).hostname or ""
+    host = urlsplit(environ.get("WANDB_BASE_URL") or server_url()).netloc  # with the port, as W&B looks for it
     if environ.get("WANDB_API_KEY"):
         return Check("tracking", True, f"online: key for {host} in WANDB_API_KEY")
     home = Path(environ.get("HOME", "~")).expanduser()

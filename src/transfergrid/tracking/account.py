@@ -68,8 +68,8 @@ def has_key(url: str) -> bool:
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
-        host = urllib.parse.urlparse(url).hostname
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host or "") is not None
+        place = urllib.parse.urlparse(url).netloc  # as `wandb login` writes it and looks for it: with the port
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(place) is not None
     except (OSError, ValueError, netrc.NetrcParseError):
         return False
 
@@ -88,7 +88,7 @@ def why_silent(url: str) -> str | None:
 def use_environment(store: StorePaths, *, url: str | None) -> None:
     """W&B keeps to the store and to itself: nothing in $HOME or a node's temporary folder, and of the user's settings
     only the key and the way to it. url: of the server; None: no key either, and no network at all."""
-    kept = {name: os.environ[name] for name in KEPT if url is not None and name in os.environ}
+    kept = {name: os.environ[name] for name in KEPT if url is not None and os.environ.get(name)}
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         del os.environ[name]
     for folder in (store.wandb, *(store.wandb / name for name in ("data", "cache", "config", "locks"))):
