@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,22 @@ Images = Callable[[DatasetSpec, Split], LabeledImages | None]
 
 def images_at_hand(store: StorePaths) -> Images:
     """Gives a split's images, each split loaded once, or None where they are not here or are no longer the same."""
-    places = [*_launched(store), *_of_environment(store)]
-    loaded: dict[tuple[str, str, str], LabeledImages | None] = {}
+    return _AtHand((*_launched(store), *_of_environment(store)))
 
-    def images(dataset: DatasetSpec, split: Split) -> LabeledImages | None:
+
+@dataclass(frozen=True, slots=True)
+class _AtHand:
+    """A class, not a function in a function, because figures are drawn in processes that it is sent to."""
+
+    places: tuple[Runtime, ...]
+    loaded: dict[tuple[str, str, str], LabeledImages | None] = field(default_factory=dict)
+
+    def __call__(self, dataset: DatasetSpec, split: Split) -> LabeledImages | None:
         key = (dataset.name, dataset.fingerprint, split)
-        if key not in loaded:
-            found = (_load(dataset, split, runtime) for runtime in places)
-            loaded[key] = next((one for one in found if one is not None), None)
-        return loaded[key]
-
-    return images
+        if key not in self.loaded:
+            found = (_load(dataset, split, runtime) for runtime in self.places)
+            self.loaded[key] = next((one for one in found if one is not None), None)
+        return self.loaded[key]
 
 
 def _load(dataset: DatasetSpec, split: Split, runtime: Runtime) -> LabeledImages | None:

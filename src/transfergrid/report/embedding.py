@@ -29,15 +29,9 @@ class Embedded:
 
 def embed(figures: Sequence[Figure], *, budget_bytes: int) -> tuple[dict[str, Embedded], tuple[Figure, ...]]:
     """(by name, left out). The first figures matter most: those at the end are left out where nothing else helps."""
-    made: list[Embedded] = []
-    for width_px in WIDTHS_PX:
-        before: Sequence[Embedded | None] = made or [None] * len(figures)
-        made = [
-            old if old is not None and old.width_px <= width_px else _embedded(figure, width_px)
-            for figure, old in zip(figures, before, strict=True)
-        ]
-        if sum(len(e.uri) for e in made) <= budget_bytes:
-            break
+    *wider, narrowest = WIDTHS_PX
+    fitting = (_all_at(width_px, figures, budget_bytes) for width_px in wider)
+    made = next((m for m in fitting if m is not None), None) or [_embedded(f, narrowest) for f in figures]
     kept: dict[str, Embedded] = {}
     left_out = []
     for embedded in made:
@@ -47,6 +41,17 @@ def embed(figures: Sequence[Figure], *, budget_bytes: int) -> tuple[dict[str, Em
         else:
             left_out.append(embedded.figure)
     return kept, tuple(left_out)
+
+
+def _all_at(width_px: int, figures: Sequence[Figure], budget_bytes: int) -> list[Embedded] | None:
+    """None as soon as they are too large together: the rest need not be made at this width."""
+    made = []
+    for figure in figures:
+        made.append(_embedded(figure, width_px))
+        budget_bytes -= len(made[-1].uri)
+        if budget_bytes < 0:
+            return None
+    return made
 
 
 def _embedded(figure: Figure, width_px: int) -> Embedded:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import multiprocessing
+import os
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transfergrid.data import LabeledImages
@@ -23,10 +28,13 @@ from transfergrid.report.figures import (
     style,
 )
 from transfergrid.report.figures.material import Material, Section, Sketch, row_key
+from transfergrid.report.predictions import StoredPredictions
 from transfergrid.specs import DatasetSpec, Split
 
 __all__ = ["Figure", "make_figures", "no_images", "row_key"]
 
+FEW = 40  # figures: fewer are drawn before other processes have started
+MOST_PROCESSES = 8
 # In the order in which a reader meets them.
 _KINDS = (accuracy, few_images, cost, curves, confusions, reliability, pictures, architecture, cache)
 
@@ -53,24 +61,70 @@ def no_images(dataset: DatasetSpec, split: Split) -> LabeledImages | None:
     return None
 
 
-def make_figures(comparison: Comparison, folder: Path, *, images: Images = no_images) -> tuple[list[Figure], list[str]]:
+def make_figures(
+    comparison: Comparison, folder: Path, *, images: Images = no_images, processes: int | None = None
+) -> tuple[list[Figure], list[str]]:
     """Write every figure that can be made; (figures, notes on those that cannot). Older figures there are removed.
 
-    images: gives the images of a data set's split where this machine has them, see images_at_hand.
+    images: gives the images of a data set's split where this machine has them, see images_at_hand. processes: that
+    share the drawing, and are sent `images`; None: as many as there are cores, where there are many figures.
     """
-    made: list[Figure] = []
     notes: list[str] = []
-    material = Material(comparison=comparison, images=images)
-    with style.house_style():
-        for sketch in _sketches(material, notes):
-            try:
-                png, svg = style.save(sketch.draw(), folder, sketch.name)
-            except Exception as error:  # whatever is wrong with one figure's files, the others are wanted
-                notes.append(f"no figure {sketch.title!r}: {one_line(error)}")
-                continue
-            made.append(_figure(sketch, png, svg))
+    sketches = list(_sketches(Material(comparison=comparison, images=images), notes))
+    if processes is None:
+        processes = 1 if len(sketches) < FEW else min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
+    if processes > 1:
+        drawn = _draw_in_processes(processes, len(sketches), comparison, folder, images)
+    else:
+        drawn = _draw(sketches, range(len(sketches)), folder)
+    made = []
+    for position, sketch in enumerate(sketches):
+        files = drawn[position]
+        if isinstance(files, str):
+            notes.append(f"no figure {sketch.title!r}: {files}")
+        else:
+            made.append(_figure(sketch, *files))
     _remove_others(folder, {path.name for figure in made for path in (figure.png, figure.svg)})
     return made, notes
+
+
+Files = tuple[Path, Path] | str  # a figure's PNG and SVG, or why it could not be made
+
+
+def _draw(sketches: Sequence[Sketch], positions: Sequence[int], folder: Path) -> dict[int, Files]:
+    drawn: dict[int, Files] = {}
+    with style.house_style():
+        for position in positions:
+            sketch = sketches[position]
+            try:
+                drawn[position] = style.save(sketch.draw(), folder, sketch.name)
+            except Exception as error:  # whatever is wrong with one figure's files, the others are wanted
+                drawn[position] = one_line(error)
+    return drawn
+
+
+def _draw_in_processes(
+    processes: int, count: int, comparison: Comparison, folder: Path, images: Images
+) -> dict[int, Files]:
+    """Every process finds the same sketches in the same comparison, and draws its share of them."""
+    positions = list(range(count))
+    random.Random(0).shuffle(positions)  # so that each share holds some of every kind
+    shares = [positions[start::processes] for start in range(processes)]
+    sent = replace(comparison, stored=StoredPredictions(comparison.store))  # predictions are read where they are drawn
+    drawn: dict[int, Files] = {}
+    # New processes: a fork of this one could hang on the threads that torch or numpy may have started in it.
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(_draw_share, sent, folder, images, share): share for share in shares}
+        for future, share in running.items():
+            try:
+                drawn |= future.result()
+            except BrokenProcessPool:
+                drawn |= dict.fromkeys(share, "the process that was to draw it was killed, as for want of memory")
+    return drawn
+
+
+def _draw_share(comparison: Comparison, folder: Path, images: Images, positions: Sequence[int]) -> dict[int, Files]:
+    return _draw(list(_sketches(Material(comparison=comparison, images=images), [])), positions, folder)
 
 
 def _sketches(material: Material, notes: list[str]) -> Iterator[Sketch]:

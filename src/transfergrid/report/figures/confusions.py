@@ -141,6 +141,7 @@ def _matrix(axes: Axes, counts_CC: Array, names: Sequence[str]) -> None:
             va="center",
             fontsize=7,
             color="white" if dark else style.BLACK,
+            in_layout=False,  # it stands inside of the axes, and a hundred of them take a while to measure
         )
 
 
