@@ -113,7 +113,7 @@ UNFIT: dict[str, tuple[Callable[[Path, FakeSlurm], Check], str, str]] = {
     "check_accounting": (_accounting, "Connection refused", "squeue alone"),
     "check_requeue": (_requeue, "cluster.sbatch holds no-requeue", "take no-requeue out"),
     "check_preemption": (_preemption, "gpu PreemptMode=CANCEL", "cluster.partition= (cpu, old)"),
-    "check_tracking": (_tracking, "no key for api.wandb.ai", "wandb login"),
+    "check_tracking": (_tracking, "no key for api.forge.coreweave.com", "wandb login"),
     "check_data": (_data, "is not the published file", "remove that file"),
     "check_weights": (
         lambda tmp, _: checks.check_weights(tmp / "nowhere", was_named=True),
@@ -202,12 +202,12 @@ def test_a_cluster_without_accounting_is_fit_while_squeue_remembers(fake: FakeSl
 
 def test_a_wandb_key_is_found_and_never_shown(tmp_path: Path) -> None:
     online = runtime(tmp_path, tracking="online")
-    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password topsecret\n")
+    (tmp_path / ".netrc").write_text("machine api.forge.coreweave.com login user password topsecret\n")
     for environ in ({"HOME": str(tmp_path)}, {"HOME": "/", "WANDB_API_KEY": "topsecret"}):
         check = checks.check_tracking(online, environ)
         assert check.ok is True and "topsecret" not in check.said
     own = {"HOME": str(tmp_path), "WANDB_BASE_URL": "https://wandb.example.org:8080"}
-    assert checks.check_tracking(online, own).said == "online, and there is no key for wandb.example.org"
+    assert checks.check_tracking(online, own).said == "online, and there is no key for wandb.example.org:8080"
     assert checks.check_tracking(runtime(tmp_path, tracking="offline"), {}).ok is True
 
 
