@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -36,6 +37,7 @@ from transfergrid.tracking.server import differences, read_run
 AT_ONCE = 8  # runs; a server on the other side of the world answers ten questions a run
 BUSY_S, POLL_S = 30.0, 0.5
 STALLED_S = 60.0  # without a single run that went well: then the server is given up
+HUNG_S = 600.0  # without the end of a single run, however it ended: then W&B's own process hangs
 CORE_DEATHS = 3  # of W&B's own process, before it is given up
 
 Tick = Callable[[int, int], None]  # (runs done, runs in all)
@@ -84,8 +86,9 @@ def _synced(grid: str, store: StorePaths, account: Account, followed: Sequence[F
     server.remote  # noqa: B018  (a key that is refused is refused here, once)
     Image.init()  # here: its list of formats is not to be filled by several threads at once
     sync = _Sync(grid, store, server, followed, tick)
-    sync.carry_out()
-    sync.send_grid_file()
+    with sync.watched():
+        sync.carry_out()
+        sync.send_grid_file()
     return sync.synced
 
 
@@ -118,7 +121,26 @@ class _Sync:
         self._stop: Unreachable | None = None
         self._guard = threading.Lock()
         self._done = 0
-        self._last_good = time.monotonic()
+        self._last_good = self._last_end = time.monotonic()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """W&B's client waits for ever for a process of its own that is alive and silent: then this one is killed."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(POLL_S):
+                if time.monotonic() - self._last_end > HUNG_S:
+                    self._last_end = time.monotonic()
+                    for pid in wandb_processes():
+                        with contextlib.suppress(OSError):
+                            os.kill(pid, signal.SIGKILL)
+
+        threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield
+        finally:
+            over.set()
 
     def carry_out(self) -> None:
         left = list(self.followed)
@@ -157,6 +179,7 @@ class _Sync:
                 f"nothing went well for {STALLED_S:.0f} s; at last {followed.run_id}: {problems[0]}"
             )
         with self._guard:
+            self._last_end = time.monotonic()
             self._done += 1
             self.synced.sent += mirror.has_sent and not problems
             self.synced.elsewhere += mirror.is_elsewhere
