@@ -108,6 +108,17 @@ def test_a_grid_in_which_all_has_completed_has_no_section_about_failures(store: 
     assert [a.text for a in page_of(store).one("nav").all("a")][-2:] == ["failed or missing", "provenance"]
 
 
+def test_a_row_without_a_result_does_not_say_that_nothing_differs_from_the_published_protocol(
+    store: StorePaths,
+) -> None:
+    small_grid(store, "individual_vs_parallel")
+    page = page_of(store, "individual_vs_parallel")
+    told = [[p.text for p in page.one("article", id=f"row-{i}").all("p") if "Published:" in p.text] for i in (0, 3, 4)]
+    assert "What still differs from the published protocol: protocol, batch_size" in told[0][0]
+    later = "What differs from the published protocol is told once a run has completed."
+    assert [text.endswith(later) for text in (*told[1], *told[2])] == [True, True]
+
+
 def test_seeds_that_failed_alike_are_told_in_one_line_and_the_class_stands_beside_the_status(store: StorePaths) -> None:
     runs = [cases.spec("probe", "resnet18", seed=seed) for seed in (0, 1, 2)]
     for run, error in zip(runs, ("time limit", "time  limit\n", "time limit of the node"), strict=True):
