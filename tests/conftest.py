@@ -50,9 +50,11 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
 @pytest.fixture(autouse=True)
 def slurm_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a test that failed has killed or paused is brought back before the next."""
+    is_asked_for = request.node.get_closest_marker("slurm") is not None and "slurm" in request.fixturenames
+    slurm: Sandbox | None = request.getfixturevalue("slurm") if is_asked_for else None
     yield
-    if "slurm" in request.fixturenames:
-        request.getfixturevalue("slurm").restore()
+    if slurm is not None:
+        slurm.restore()
 
 
 @pytest.fixture(scope="module")

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from transfergrid import data
+from transfergrid.images_at_hand import DATA_DIR_VARIABLE, images_at_hand
 from transfergrid.job import write_payload
 from transfergrid.paths import StorePaths
 from transfergrid.records import write_grid
-from transfergrid.images_at_hand import DATA_DIR_VARIABLE, images_at_hand
 from transfergrid.specs import DatasetSpec, Runtime
 
 DIGITS = DatasetSpec(name="digits", kind="digits", fingerprint=data.facts("digits").fingerprint, num_classes=10)

@@ -30,7 +30,7 @@ from transfergrid.specs import RunSpec, Runtime, Split
 from transfergrid.stopping import StopFlag
 
 logger = logging.getLogger(__name__)
-MIRROR_WAIT_S = 60.0
+MIRROR_WAIT_S = {"offline": 60.0, "online": 10.0}  # a GPU is not held for a server: the finish job sends the rest
 SIGNAL_EARLY_S = 60  # SLURM may send the signal so much earlier than asked (sbatch --signal)
 
 
@@ -81,7 +81,7 @@ def run_task(folder: str) -> dict[str, str]:
         interrupted = [run for run in remaining if outcomes[run.run_id] == "interrupted"]
         if interrupted:  # before anything that may take time: SLURM is about to end this job
             _go_on_later(interrupted, runtime, settings)
-        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S)
+        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S.get(runtime.tracking, 0.0))
         if any(outcome not in ("completed", "reused") for outcome in outcomes.values()):
             sys.exit(1)
     return outcomes

@@ -10,9 +10,11 @@ import contextlib
 import http.client
 import netrc
 import os
+import shutil
 import signal
 import sys
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -25,6 +27,7 @@ from transfergrid.errors import MachineError, one_line
 from transfergrid.paths import StorePaths
 
 ANSWER_TIMEOUT_S = 5.0
+LEFT_BEHIND_S = 86_400.0
 KEPT = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_HTTP_TIMEOUT")  # of the user's variables, when online
 
 
@@ -60,7 +63,9 @@ def server_url() -> str:
         import wandb  # here, because it takes 0.7 s to load
 
         found = str(wandb.Settings.model_fields["base_url"].default)
-    return found.rstrip("/")
+    parts = urllib.parse.urlsplit(found.rstrip("/"))
+    # A name and a password in it would stand in every message; W&B has no use for them.
+    return urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def has_key(url: str) -> bool:
@@ -76,6 +81,8 @@ def has_key(url: str) -> bool:
 
 def why_silent(url: str) -> str | None:
     """None where a web server answers at the address, whatever it says; else the reason, on one line."""
+    if not url.startswith(("http://", "https://")):
+        return "an address begins with http:// or https://; mend WANDB_BASE_URL"
     try:
         urllib.request.urlopen(f"{url}/healthz", timeout=ANSWER_TIMEOUT_S).close()
     except urllib.error.HTTPError as answer:
@@ -91,8 +98,9 @@ def use_environment(store: StorePaths, *, url: str | None) -> None:
     kept = {name: os.environ[name] for name in KEPT if url is not None and os.environ.get(name)}
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         del os.environ[name]
-    for folder in (store.wandb, *(store.wandb / name for name in ("data", "cache", "config", "locks"))):
+    for folder in (store.wandb, *(store.wandb / name for name in ("data", "cache", "config", "locks", "tmp"))):
         durable.make_folder(folder)
+    _sweep(store)
     os.environ |= kept | {
         # In the environment, not only as an argument: else W&B's exit still looks up its server's address.
         "WANDB_MODE": "offline" if url is None else "online",
@@ -107,6 +115,15 @@ def use_environment(store: StorePaths, *, url: str | None) -> None:
         os.environ["WANDB_BASE_URL"] = url
 
 
+def _sweep(store: StorePaths) -> None:
+    """What processes left behind that were killed a day ago or longer."""
+    for pattern in ("syncing-*", "publishing-*", "tmp/*"):
+        for path in store.wandb.glob(pattern):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > LEFT_BEHIND_S:
+                    shutil.rmtree(path)
+
+
 def make_api(account: Account, *, timeout_s: int = 20) -> Any:
     """W&B's public API, for reading. Raises Unreachable; call use_environment first."""
     import wandb
@@ -114,7 +131,8 @@ def make_api(account: Account, *, timeout_s: int = 20) -> Any:
     try:
         return wandb.Api(overrides={"base_url": account.url, "entity": account.entity}, timeout=timeout_s)
     except Exception as error:  # a key refused, a server silent: W&B has a class of its own for each
-        raise Unreachable(f"{account.url}: {one_line(error)}") from error
+        remedy = "run `wandb login --relogin`, or set WANDB_API_KEY to a key of this server"
+        raise Unreachable(f"{account.url}: {one_line(error)}; {remedy}") from error
 
 
 def end_wandb(patience_s: float = 5.0) -> None:

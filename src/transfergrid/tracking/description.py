@@ -11,7 +11,7 @@ from transfergrid import provenance
 from transfergrid.records import RunRecord
 from transfergrid.specs import RunSpec, digest, safe_name, to_dict
 
-SECRET = re.compile(r"key|token|secret|password", re.IGNORECASE)
+SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 TAG_LENGTH = 64  # W&B refuses longer ones
 # Curves, and what they are drawn against. `step` of a line is `batch` there: W&B's own step counts rows.
 AXES = {

@@ -22,6 +22,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     log_to(store.wandb / "logs" / f"mirror-{socket.gethostname()}-{os.getpid()}.log")
     try:
+        tempfile.tempdir = str(store.wandb / "tmp")  # W&B's, too: nothing of it in the node's temporary folder
         destination = open_destination(store, given.mode, project=given.project, entity=given.entity)
         if is_launched:
             with open(given.followed, "rb") as listed:

@@ -17,9 +17,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from transfergrid import durable
 from transfergrid.errors import DataError, GridError, one_line
 from transfergrid.paths import StorePaths
-from transfergrid.tracking.account import Account, Unreachable, make_api, use_environment, why_silent
+from transfergrid.specs import safe_name
+from transfergrid.tracking.account import Account, Unreachable, end_wandb, make_api, use_environment, why_silent
 from transfergrid.tracking.destinations import LEAN
 from transfergrid.tracking.publication import MOST_TABLE_ROWS, Publication, row_config, row_summary, row_title
 from transfergrid.tracking.publication_check import differences, report_run, row_runs
@@ -29,7 +31,7 @@ DELETED = "previously created and deleted"  # in W&B's message
 MOST_DELETED = 10  # times that one run may have been
 WRITERS = 8  # runs open at a time; W&B's own process takes no more requests at once than that
 PATIENCE_S = 30.0  # for a server that shows a moment later what it took
-SETTINGS: dict[str, Any] = LEAN | {"init_timeout": 30.0, "finish_timeout": 300.0, "finish_timeout_raises": True}
+SETTINGS: dict[str, Any] = LEAN | {"init_timeout": 30.0, "finish_timeout": 60.0, "finish_timeout_raises": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +58,7 @@ def publish(
         raise Unreachable(f"{account.url} does not answer ({reason}); publish again where it does")
     problems: list[str] = []
     try:
-        with _wandb_within(store, account.url) as folder:
+        with _alone(store, publication.grid), _wandb_within(store, account.url) as folder:
             api = make_api(account)
             account = replace(account, entity=account.entity or api.default_entity)
             target = _Target(account, publication, folder)
@@ -77,13 +79,20 @@ def publish(
 
 
 @contextlib.contextmanager
+def _alone(store: StorePaths, grid: str) -> Iterator[None]:
+    """Two at once would make two reports."""
+    with durable.lock(store.wandb / "locks" / f"publish-{safe_name(grid)}.lock", wait=False) as is_mine:
+        if not is_mine:
+            raise Unreachable(f"another process is just publishing {grid}; publish again when it has ended")
+        yield
+
+
+@contextlib.contextmanager
 def _wandb_within(store: StorePaths, url: str) -> Iterator[Path]:
     """W&B with a folder of its own for what it would leave behind: copies of tables and of what is read back.
 
     Its process and what is set in the environment end with the block.
     """
-    import wandb
-
     before = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
     try:
         use_environment(store, url=url)
@@ -94,7 +103,7 @@ def _wandb_within(store: StorePaths, url: str) -> Iterator[Path]:
             try:
                 yield Path(folder)
             finally:
-                wandb.teardown()  # its own process writes there until it ends
+                end_wandb()  # it writes there until it ends
     finally:
         for name in [name for name in os.environ if name.startswith("WANDB_") and name not in before]:
             del os.environ[name]

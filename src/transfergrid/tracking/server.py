@@ -66,7 +66,7 @@ def differences(
         told.append(f"{len(wrong)} of {len(lines)} lines are missing or other ones: {_some(wrong)}")
     is_whole = ending is not None and ending.record.status == "completed"  # a failed one may have gone back since
     if extra := sorted(set(found.lines) - {int(line["line"]) for line in lines}) if is_whole else []:
-        told.append(f"lines that the store does not have: {_some(extra)}")
+        told.append(f"lines that the store no longer has, and only another project can lack: {_some(extra)}")
     if tag and tag not in found.listed.tags:
         told.append(f"no tag {tag!r}")
     if ending is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import tempfile
@@ -21,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from transfergrid import durable, records
-from transfergrid.errors import one_line
+from transfergrid.errors import DataError, GridError, one_line
 from transfergrid.images_at_hand import images_at_hand
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec, from_dict, safe_name
@@ -38,6 +39,8 @@ AT_ONCE = 8  # runs; a server on the other side of the world answers ten questio
 BUSY_S, POLL_S = 30.0, 0.5
 STALLED_S = 60.0  # without a single run that went well: then the server is given up
 HUNG_S = 600.0  # without the end of a single run, however it ended: then W&B's own process hangs
+DELETED = "previously created and deleted"  # in the words of W&B's server
+RUN_ID = re.compile(r"[a-z0-9._+-]+")
 CORE_DEATHS = 3  # of W&B's own process, before it is given up
 
 Tick = Callable[[int, int], None]  # (runs done, runs in all)
@@ -89,6 +92,7 @@ def _synced(grid: str, store: StorePaths, account: Account, followed: Sequence[F
     with sync.watched():
         sync.carry_out()
         sync.send_grid_file()
+        sync.take_back_tags()
     return sync.synced
 
 
@@ -198,6 +202,9 @@ class _Sync:
                 return ["another W&B process is still at work on it; sync again"]
             time.sleep(POLL_S)
         if mirror.error or mirror.is_elsewhere:
+            if DELETED in mirror.error:
+                self._last_good = time.monotonic()  # the server answers
+                return ["it was deleted in W&B, which takes no id twice; sync into another project: project=NAME"]
             return [mirror.error] if mirror.error else []
         return self._verify(mirror)
 
@@ -212,6 +219,7 @@ class _Sync:
                 return []
         ending = None if record is None else Ending.of(record, mirror.paths)
         found = read_run(self.server.remote, run_id, files=FILES)
+        self._last_good = time.monotonic()
         if found is not None and grid_tag(self.grid) not in found.listed.tags:  # another grid sent it
             self.server.remote.set_tags(found.listed, [*found.listed.tags, grid_tag(self.grid)])
             found = read_run(self.server.remote, run_id, files=FILES)
@@ -262,5 +270,18 @@ class _Sync:
         )
         run.save(str(path), base_path=str(path.parent), policy="now")
         run.finish()
+        found = read_run(self.server.remote, run_id, files=[path.name])
+        if found is None or found.files.get(path.name) != md5_of(path):
+            raise DataError("the server does not have it as it was sent")
         for folder in offline.run_folders(self.store, run_id):
             shutil.rmtree(folder, ignore_errors=True)
+
+    def take_back_tags(self) -> None:
+        """Runs of this store that the grid had when it was launched before, and has no more, are not shown as its."""
+        tag, known = grid_tag(self.grid), {followed.run_id for followed in self.followed}
+        try:
+            for run in self.server.remote.runs({"tags": {"$in": [tag]}}).values():
+                if run.id not in known and RUN_ID.fullmatch(run.id) and self.store.run(run.id).spec.exists():
+                    self.server.remote.set_tags(run, [each for each in run.tags if each != tag])
+        except GridError as error:
+            self.synced.problems.append(f"tags: {one_line(error)}")
