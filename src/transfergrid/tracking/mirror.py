@@ -79,6 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             over.set()
         follow(runs, over)
+        for run in runs:
+            if run.error:
+                logger.warning("%s: %s", run.followed.run_id, run.error)
         return int(any(run.error for run in runs))
     except Unreachable as error:
         logger.warning("nothing is sent to W&B: %s", error)

@@ -63,11 +63,11 @@ class RunMirror:
         except ConnectionError:
             raise
         except Exception as error:  # one run that cannot be mirrored must not cost W&B the others
-            logger.warning("%s: %s", self.followed.run_id, one_line(error), exc_info=logger.isEnabledFor(logging.DEBUG))
             self.abandon()
             if over:
-                self.error = one_line(error)
+                self.error = one_line(error)  # for the caller to tell
                 return True
+            logger.warning("%s: %s", self.followed.run_id, one_line(error), exc_info=logger.isEnabledFor(logging.DEBUG))
             self._not_before = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
             return False
