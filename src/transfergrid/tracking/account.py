@@ -113,6 +113,7 @@ def use_environment(store: StorePaths, *, url: str | None) -> None:
     }
     if url is not None:
         os.environ["WANDB_BASE_URL"] = url
+    end_wandb()  # one that was set up before would keep to what was set then
 
 
 def _sweep(store: StorePaths) -> None:
