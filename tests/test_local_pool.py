@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from transfergrid.cluster import local
 from transfergrid.paths import RunPaths
 from transfergrid.records import checkpoint_files
 
@@ -90,6 +91,20 @@ def test_ctrl_c_leaves_a_store_that_the_next_launch_continues(tmp_path: Path) ->
     assert record["status"] == "completed" and record["attempt"] == 2
     assert record["details"]["first_step"] == reached + 1 > 5
     assert list((tmp_path / "store" / "launches").glob("*")) == []
+
+
+def test_ctrl_c_is_not_lost_where_python_drops_its_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "unraisablehook", lambda dropped: None)
+
+    class Dying:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    with local._terminated_as_interrupted() as heard:
+        dying = Dying()
+        del dying
+        assert heard == [signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_killed_child_is_recorded_as_lost_and_the_next_launch_continues(tmp_path: Path) -> None:

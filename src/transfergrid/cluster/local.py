@@ -110,13 +110,15 @@ def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
     slots = count_slots(runtime)
     pool = _Pool(waiting=list(enumerate(todo)))
     try:
-        with _terminated_as_interrupted():
-            while pool.waiting or pool.children:
+        with _terminated_as_interrupted() as heard:
+            while (pool.waiting or pool.children) and not heard:
                 _drop_blocked(pool, watcher)
                 _start_ready(pool, payload, slots, runtime, watcher)
                 watcher.running([c.planned for c in pool.children])
                 time.sleep(POLL_S)
                 _collect(pool, runtime, watcher)
+            if heard:  # its exception was raised where Python drops one, as in the clearing up of an object
+                raise KeyboardInterrupt(heard[0])
     except KeyboardInterrupt:
         _stop(pool)
         raise
@@ -138,18 +140,24 @@ def count_slots(runtime: Runtime) -> int:
 
 
 @contextlib.contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Inside, SIGTERM and SIGUSR2 are Ctrl-C: runs whose launcher just ended would go on unseen."""
+def _terminated_as_interrupted() -> Iterator[list[int]]:
+    """Inside, SIGTERM and SIGUSR2 are Ctrl-C: runs whose launcher just ended would go on unseen. Yields what was heard:
+    the children hear Ctrl-C themselves, and a launcher that missed it would call their runs failed."""
+    heard: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:
+        heard.append(number)
         raise KeyboardInterrupt(number)
 
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield heard
         return
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGUSR2)}
+    caught = [signal.SIGTERM, signal.SIGUSR2]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        caught.append(signal.SIGINT)
+    before = {s: signal.signal(s, interrupt) for s in caught}
     try:
-        yield
+        yield heard
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
