@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,15 @@ def server_dies(way: Way) -> None:
     way.server.start()
 
 
+def begun_or_ended(way: Way, pattern: str, launch: subprocess.Popen[bytes]) -> bool:
+    return bool(way.begun(pattern)) or launch.poll() is not None
+
+
 def runs_killed(way: Way) -> None:
     """The extraction, a probe and a finetuning, each with its launcher; the last one with the mirror, too."""
     for pattern in ("*-extract-*", "*-probe-s0-*", "*-finetune-s1-*"):
         launch = way.launch("online")
-        wait_until(lambda: way.begun(pattern) or launch.poll() is not None, LAUNCH_S)  # noqa: B023  (called at once)
+        wait_until(partial(begun_or_ended, way, pattern, launch), LAUNCH_S)
         if "finetune" in pattern:
             for pid in processes_at(way.store, "transfergrid.tracking.mirror"):
                 os.kill(pid, signal.SIGKILL)

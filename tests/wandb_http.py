@@ -88,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(stand_in.latency_s)
         self._send(self._answer(parts.path, parts.query, operation, sent, body))
 
-    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _any  # noqa: N815
+    do_GET = do_POST = do_PUT = do_HEAD = do_DELETE = _any
 
     def _body(self) -> bytes:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))

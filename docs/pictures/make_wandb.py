@@ -27,7 +27,6 @@ from rich.text import Text
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
-from wandb_server import StandIn  # noqa: E402
 
 GRID = ("grid=quickstart", "grid.seeds=[0]", "grid.variants={}", "phase.finetune.epochs=2", "phase.scratch.epochs=2")
 BLUE, PALE, GREY, INK = "#0072B2", "#EAF2F8", "#767676", "#222222"
@@ -35,26 +34,29 @@ STYLE = {"font.family": "DejaVu Sans", "font.size": 9, "svg.hashsalt": "transfer
 
 
 def main() -> None:
+    from wandb_server import StandIn  # here, after the path to it
+
     plt.rcParams.update(STYLE)
     draw_flow(HERE / "wandb_flow.svg")
     with tempfile.TemporaryDirectory() as folder, StandIn() as server:
+        reached = server.environment()
         said = [
-            command(["jobs/launch_grid.py", *GRID, "cluster=local", "report.figures=false"], folder, server, tail=3),
-            command(["jobs/sync.py", "grid=quickstart"], folder, server),
-            command(["jobs/report.py", "grid=quickstart", "publish=true", "figures=false"], folder, server, tail=2),
-            command(["jobs/sync.py", "grid=quickstart"], folder, server),
+            command(["jobs/launch_grid.py", *GRID, "cluster=local", "report.figures=false"], folder, reached, tail=3),
+            command(["jobs/sync.py", "grid=quickstart"], folder, reached),
+            command(["jobs/report.py", "grid=quickstart", "publish=true", "figures=false"], folder, reached, tail=2),
+            command(["jobs/sync.py", "grid=quickstart"], folder, reached),
         ]
         [report] = server.reports.values()
     draw_terminal("\n\n".join(said), HERE / "wandb_terminal.svg")
     draw_report(report["spec"], HERE / "wandb_report.svg")
 
 
-def command(arguments: list[str], folder: str, server: StandIn, *, tail: int | None = None) -> str:
+def command(arguments: list[str], folder: str, server: dict[str, str], *, tail: int | None = None) -> str:
     """What it says, after the line that was typed; of long output the last `tail` lines."""
-    environment = os.environ | server.environment() | {"COLUMNS": "100"}
+    environment = os.environ | server | {"COLUMNS": "100"}
     asked = [sys.executable, str(ROOT / arguments[0]), *arguments[1:]]
     done = subprocess.run(asked, cwd=folder, env=environment, capture_output=True, text=True, check=True)
-    lines = done.stdout.replace(server.url, "https://wandb.example").strip().splitlines()
+    lines = done.stdout.replace(server["WANDB_BASE_URL"], "https://wandb.example").strip().splitlines()
     shown = lines if tail is None else ["...", *lines[-tail:]]
     return "\n".join([f"$ python {' '.join(arguments)}", *shown])
 

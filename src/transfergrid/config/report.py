@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfergrid.config.names import grid_name_of, wandb_name_of
+from transfergrid.config.names import grid_name_of, key_values, wandb_name_of
 from transfergrid.errors import ConfigError
 from transfergrid.paths import CachePaths, StorePaths
 
@@ -41,16 +41,7 @@ class ReportRequest:
 
 def parse_report(arguments: Sequence[str]) -> ReportRequest:
     """Any grid that was launched, with or without a grid file. Raises ConfigError, in one line."""
-    values: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in KEYS:
-            raise ConfigError(f"{argument!r}: {TAKES}")
-        if key in values:
-            raise ConfigError(f"{key!r} is given twice; give it once")
-        if not value.strip() or "\0" in value:
-            raise ConfigError(f"{argument!r} names nothing; {TAKES}")
-        values[key] = value
+    values = key_values(arguments, keys=KEYS, takes=TAKES)
     if "grid" in values and "compare" in values:
         raise ConfigError("grid= and compare= are both given; give one")
     grids = _compared(values["compare"]) if "compare" in values else (grid_name_of(values.get("grid", "quickstart")),)

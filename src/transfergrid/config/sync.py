@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfergrid.config.names import grid_name_of, wandb_name_of
-from transfergrid.errors import ConfigError
+from transfergrid.config.names import grid_name_of, key_values, wandb_name_of
 from transfergrid.paths import StorePaths
 
 KEYS = ("grid", "project", "entity", "store.dir")
+ALIASES = {"tracking.project": "project", "tracking.entity": "entity"}  # as a launch spells them
 TAKES = "sync takes grid=NAME, project=NAME, entity=NAME and store.dir=DIR"
 
 
@@ -26,17 +26,7 @@ class SyncRequest:
 
 def parse_sync(arguments: Sequence[str]) -> SyncRequest:
     """Any grid that was launched, with or without a grid file. Raises ConfigError, in one line."""
-    values: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        key = {"tracking.project": "project", "tracking.entity": "entity"}.get(key, key)
-        if not equals or key not in KEYS:
-            raise ConfigError(f"{argument!r}: {TAKES}")
-        if key in values:
-            raise ConfigError(f"{key!r} is given twice; give it once")
-        if not value.strip() or "\0" in value:
-            raise ConfigError(f"{argument!r} names nothing; {TAKES}")
-        values[key] = value
+    values = key_values(arguments, keys=KEYS, takes=TAKES, aliases=ALIASES)
     return SyncRequest(
         grid=grid_name_of(values.get("grid", "quickstart")),
         store=StorePaths(Path(values.get("store.dir", "results"))),

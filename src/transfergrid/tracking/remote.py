@@ -96,8 +96,8 @@ class Remote:
         self._account = account
         api = make_api(account, timeout_s=ANSWER_TIMEOUT_S)
         # The way to wandb-core, which all of the public API takes.
-        self._service = _Bounded(api._service_api, TRANSFER_TIMEOUT_S)
-        self._pages = _Bounded(api._service_api, ANSWER_TIMEOUT_S)
+        self._service: Any = _Bounded(api._service_api, TRANSFER_TIMEOUT_S)
+        self._pages: Any = _Bounded(api._service_api, ANSWER_TIMEOUT_S)
         self.entity: str = account.entity or self._asked(lambda: api.default_entity) or ""
         self.project = account.project
 
@@ -144,7 +144,8 @@ class Remote:
         """Those of these files that the run has. Raises NotRead."""
         from wandb.apis.public.files import Files
 
-        listed: list[Any] = self._asked(lambda: list(Files(self._service, run, list(names))))  # type: ignore[arg-type]
+        of: Any = run  # of a Run it takes entity, project and id
+        listed: list[Any] = self._asked(lambda: list(Files(self._service, of, list(names))))
         found = {}
         for file in listed:
             md5 = getattr(file, "md5", None) or ""
@@ -174,11 +175,12 @@ class Remote:
             raise NotRead(f"its history ends at step {run.last_step}, which no run reaches; not read")
         if run.last_step < 0:
             return []
+        of: Any = run  # of a Run it takes entity, project and id
         return self._asked(
             lambda: list(
                 HistoryScan(
-                    run,  # type: ignore[arg-type]  # of a Run it takes entity, project and id
-                    service_api=self._pages,  # type: ignore[arg-type]
+                    of,
+                    service_api=self._pages,
                     min_step=0,
                     max_step=run.last_step + 1,
                     page_size=ROWS_A_PAGE,

@@ -86,7 +86,7 @@ def _scratch(store: StorePaths) -> Iterator[None]:
 
 def _synced(grid: str, store: StorePaths, account: Account, followed: Sequence[Followed], tick: Tick | None) -> Synced:
     server = Server(store, account)
-    server.remote  # noqa: B018  (a key that is refused is refused here, once)
+    _ = server.remote  # a key that is refused is refused here, once
     Image.init()  # here: its list of formats is not to be filled by several threads at once
     sync = _Sync(grid, store, server, followed, tick)
     with sync.watched():
