@@ -100,7 +100,7 @@ def _is_daemon(pid: int, folder: Path, node: str | None) -> bool:
         name = Path(f"/proc/{pid}/comm").read_text().strip()
         if name not in DAEMONS:
             return False
-        opened = [os.readlink(entry) for entry in os.scandir(f"/proc/{pid}/fd")]
+        opened = [os.readlink(f"/proc/{pid}/fd/{number}") for number in os.listdir(f"/proc/{pid}/fd")]
     except OSError:
         return False
     if node is not None:

@@ -154,7 +154,8 @@ def _listing(folder: Path) -> dict[str, dict[str, list[str]]]:
 
 
 def _classes(folder: Path, split_folder: str) -> dict[str, list[str]]:
-    names = sorted(e.name for e in os.scandir(folder / split_folder) if e.is_dir() and not e.name.startswith("."))
+    with os.scandir(folder / split_folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(f"{folder / split_folder} has no class folders; wanted {split_folder}/<class>/*")
     classes = {name: sorted(_images_below(folder, f"{split_folder}/{name}")) for name in names}
