@@ -18,8 +18,9 @@ from wandb_state import ServerRun
 from transfergrid import durable, records
 from transfergrid.commands import report as command
 from transfergrid.commands.console import run_script
+from transfergrid.metrics_log import MetricsLog, read_metrics
 from transfergrid.paths import RunPaths, StorePaths
-from transfergrid.records import GridEntry, make_predictions, read_grid, read_metrics
+from transfergrid.records import GridEntry, make_predictions, read_grid
 from transfergrid.specs import RunSpec, to_dict
 from transfergrid.tracking.account import find_account
 from transfergrid.tracking.pull import Pulled, pull_grid
@@ -54,7 +55,7 @@ def _write_predictions(paths: RunPaths, number: int) -> None:
 
 
 def _write_metrics(paths: RunPaths, *, lines: int) -> None:
-    with records.MetricsLog(paths.metrics, lines_kept=0) as log:
+    with MetricsLog(paths.metrics, lines_kept=0) as log:
         for step in range(1, lines):
             log.write(
                 "step", epoch=1, step=step, **{"train/loss": 0.1 + 0.2 / step, "train/accuracy": 1.0, "lr/head": 3e-4}

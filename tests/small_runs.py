@@ -11,8 +11,9 @@ import pytest
 
 from transfergrid import job
 from transfergrid.config import Request, load_run
+from transfergrid.metrics_log import TIMING_FIELDS, read_metrics
 from transfergrid.paths import RunPaths, store_paths
-from transfergrid.records import TIMING_FIELDS, RunRecord, read_metrics, read_record
+from transfergrid.records import RunRecord, read_record
 from transfergrid.specs import RunSpec, Runtime
 
 DATASET = ["dataset=digits", "dataset.max_images=100", "dataset.image_size_px=32"]

@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "feature_store",
         "attempts",
         "provenance",
+        "metrics_log",
         "records",
         "network_size",
         "evaluation",

@@ -13,6 +13,7 @@ from small_runs import assert_same_result, carry_out, final_run, paths_of, recor
 from torch import Tensor, nn
 
 from transfergrid import job
+from transfergrid.metrics_log import read_metrics
 from transfergrid.optimization import (
     ParameterGroup,
     learning_rates,
@@ -23,7 +24,6 @@ from transfergrid.optimization import (
     set_learning_rates,
     split_decay,
 )
-from transfergrid.records import read_metrics
 from transfergrid.specs import ScratchSettings
 from transfergrid.training import averaged_weights
 

@@ -114,7 +114,7 @@ def test_launched_again_quickstart_reuses_everything_and_the_report_rebuilds_fro
 
 @pytest.mark.slow
 def test_the_offline_wandb_runs_of_quickstart_hold_the_metrics_lines(quickstart: tuple[Path, str]) -> None:
-    from transfergrid.records import read_metrics
+    from transfergrid.metrics_log import read_metrics
     from transfergrid.tracking.offline import rows_of_run
 
     store = StorePaths(quickstart[0] / "store")

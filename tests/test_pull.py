@@ -15,8 +15,9 @@ from wandb_server import StandIn
 
 from transfergrid.config.report import parse_report
 from transfergrid.errors import ConfigError, DataError
+from transfergrid.metrics_log import read_metrics
 from transfergrid.paths import StorePaths
-from transfergrid.records import read_grid, read_metrics
+from transfergrid.records import read_grid
 from transfergrid.tracking.pull import metrics_lines
 
 JOBS = Path(__file__).parents[1] / "jobs"

@@ -20,12 +20,10 @@ from transfergrid.errors import AlreadyRunning, DataError, Superseded
 from transfergrid.paths import RunPaths
 from transfergrid.phases import phase_module
 from transfergrid.records import (
-    MetricsLog,
     RunRecord,
     checkpoint_files,
     lines_covered,
     make_predictions,
-    read_metrics,
     read_newest_checkpoint,
     read_predictions,
     read_record,
@@ -130,33 +128,6 @@ def test_a_finished_run_has_at_most_twelve_files_however_often_it_was_begun(tmp_
     assert {"record.json", "weights.pt", "predictions.npz", "metrics.jsonl", "log.txt", "spec.json"} < set(files)
     assert "attempts/021.json" in files and len(files) <= 12
     assert not paths.checkpoints.exists()
-
-
-# ------------------------------------------------------------------------------------------------------------ metrics
-def test_a_metrics_file_is_truncated_to_what_the_checkpoint_covers(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    with MetricsLog(path, lines_kept=0) as log:
-        for step in range(1, 6):
-            log.write("step", step=step)
-    with open(path, "ab") as file:
-        file.write(b'{"line": 6, "kind": "st')  # torn by a kill
-    assert [line["step"] for line in read_metrics(path)] == [1, 2, 3, 4, 5]
-    with MetricsLog(path, lines_kept=3) as log:
-        log.write("step", step=40)
-        assert log.lines == 4
-    assert [(line["line"], line["step"]) for line in read_metrics(path)] == [(1, 1), (2, 2), (3, 3), (4, 40)]
-
-
-def test_fewer_metrics_lines_than_the_checkpoint_covers_are_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"line": 1}\n{"line": 2')
-    with pytest.raises(DataError, match="has 1 whole lines, its checkpoint covers 3"):
-        MetricsLog(path, lines_kept=3)
-
-
-def test_a_metrics_line_that_is_no_number_is_refused(tmp_path: Path) -> None:
-    with MetricsLog(tmp_path / "metrics.jsonl", lines_kept=0) as log, pytest.raises(ValueError, match="JSON"):
-        log.write("step", loss=float("nan"))
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints

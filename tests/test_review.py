@@ -25,10 +25,11 @@ from transfergrid.commands.launch import check_inputs, write_grid_of
 from transfergrid.config import Request, load_grid, load_run
 from transfergrid.data.splits import val_indices
 from transfergrid.errors import ConfigError, DataError, MissingInput, Superseded, TrainingDiverged
+from transfergrid.metrics_log import read_metrics
 from transfergrid.optimization import split_decay
 from transfergrid.paths import RunPaths
 from transfergrid.plan import make_plan
-from transfergrid.records import checkpoint_files, read_grid, read_metrics
+from transfergrid.records import checkpoint_files, read_grid
 from transfergrid.report.comparison import comparison_rows
 from transfergrid.specs import EvaluateSettings, FinetuneSettings, ProbeSettings, RunSpec, to_dict
 from transfergrid.stopping import StopFlag

@@ -19,6 +19,7 @@ import pytest
 
 from transfergrid import attempts, durable, provenance, records, tracking
 from transfergrid.errors import ConfigError, DataError
+from transfergrid.metrics_log import MetricsLog, read_metrics
 from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.specs import (
     BackboneSpec,
@@ -68,7 +69,7 @@ def runtime_of(store: StorePaths, **changes: Any) -> Runtime:
 
 def write_lines(paths: RunPaths, *, kept: int, upto: int) -> None:
     """Step lines and, at every third, an epoch line, with values that only their number and this moment decide."""
-    with records.MetricsLog(paths.metrics, lines_kept=kept) as log:
+    with MetricsLog(paths.metrics, lines_kept=kept) as log:
         for n in range(kept + 1, upto + 1):
             if n % 3:
                 log.write(
@@ -145,7 +146,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launch]:
 def test_rows_of_a_completed_run_equal_its_metrics_file(launch: Launch) -> None:
     run_id = launch.completed.run_id
     rows = offline.rows_of_run(launch.store, run_id)
-    assert rows == records.read_metrics(launch.store.run(run_id).metrics)
+    assert rows == read_metrics(launch.store.run(run_id).metrics)
     assert lines_sent(launch.store, run_id) == [[1, 2, 3, 4, 5, 6, 7]]
     assert rows[0]["train/loss"] == 0.1 + 1e-9 and rows[5]["val/accuracy"] == 6 / 7
 
@@ -166,7 +167,7 @@ def test_a_completed_run_is_described_in_the_words_of_the_grid(launch: Launch) -
 
 def test_of_a_failed_run_only_the_lines_its_checkpoint_covers_are_sent(launch: Launch) -> None:
     (run,) = fragments_of(launch.store, launch.failed.run_id)
-    assert run.rows == records.read_metrics(launch.store.run(launch.failed.run_id).metrics)[:4]
+    assert run.rows == read_metrics(launch.store.run(launch.failed.run_id).metrics)[:4]
     assert (run.exit_code, run.summary["status"], run.summary["failure_class"]) == (1, "failed", "cuda_oom")
 
 
@@ -203,7 +204,7 @@ def test_a_second_launch_sends_what_is_new_and_repeats_nothing(launch: Launch) -
     assert lines_sent(store, launch.failed.run_id) == [[1, 2, 3, 4], [5, 6, 7, 8, 9]]
     assert lines_sent(store, launch.lost.run_id) == [[1, 2, 3, 4, 5], [6, 7, 8, 9]]
     for spec in specs:
-        assert offline.rows_of_run(store, spec.run_id) == records.read_metrics(store.run(spec.run_id).metrics)
+        assert offline.rows_of_run(store, spec.run_id) == read_metrics(store.run(spec.run_id).metrics)
         assert fragments_of(store, spec.run_id)[-1].exit_code == 0
 
 
@@ -249,7 +250,7 @@ def test_every_line_is_sent_once_though_the_mirror_is_killed_and_the_next_one_lo
     assert tracking.wait_for_mirror(second, PATIENCE_S)
     sent = [line for lines in lines_sent(store, one.run.run_id) for line in lines]
     assert sent == list(range(1, 311))
-    assert offline.rows_of_run(store, one.run.run_id) == records.read_metrics(paths.metrics)
+    assert offline.rows_of_run(store, one.run.run_id) == read_metrics(paths.metrics)
     assert [fragment.exit_code for fragment in fragments_of(store, one.run.run_id)] == [None, None, 0]
 
 
@@ -274,7 +275,7 @@ def test_a_run_made_again_from_its_beginning_is_mirrored_anew_and_the_mirror_out
         assert process.poll() is None
         checkpoint(attempt, lines=6)
     assert tracking.wait_for_mirror(process, PATIENCE_S)
-    assert offline.rows_of_run(store, one.run.run_id) == records.read_metrics(paths.metrics)
+    assert offline.rows_of_run(store, one.run.run_id) == read_metrics(paths.metrics)
     assert fragments_of(store, one.run.run_id)[-1].exit_code == NOT_FINISHED
 
 

@@ -31,10 +31,11 @@ from transfergrid.config import Request
 from transfergrid.errors import Superseded, TrainingDiverged
 from transfergrid.folds import Fold
 from transfergrid.images import NetworkInputs
+from transfergrid.metrics_log import read_metrics
 from transfergrid.optimization import ParameterGroup, make_anchors, pull_to_start
 from transfergrid.paths import RunPaths
 from transfergrid.phases import phase_module
-from transfergrid.records import checkpoint_files, read_metrics
+from transfergrid.records import checkpoint_files
 from transfergrid.specs import RunSpec, ScratchSettings
 from transfergrid.stopping import StopFlag
 from transfergrid.training import FitResult, count_steps, epoch_order, fit

@@ -35,6 +35,7 @@ from tracked_runs import (
 from wandb_server import StandIn
 
 from transfergrid import attempts, durable, records
+from transfergrid.metrics_log import read_metrics
 from transfergrid.paths import StorePaths
 
 pytestmark = pytest.mark.wandb
@@ -146,7 +147,7 @@ def test_the_server_holds_every_run_and_every_line_exactly_once(ways: dict[str, 
     assert {run.id for run in way.server.runs.values()} == {*way.run_ids, "grid-quickstart"}
     for run_id in way.run_ids:
         assert_holds(way.server, way.store, run_id)
-        lines = len(records.read_metrics(way.store.run(run_id).metrics))
+        lines = len(read_metrics(way.store.run(run_id).metrics))
         assert (lines == 0) == ("-extract-" in run_id)
     assert way.server.errors == [] and not way.server.unknown_operations
 

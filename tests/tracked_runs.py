@@ -23,6 +23,7 @@ from wandb_server import StandIn
 from wandb_state import ServerRun
 
 from transfergrid import attempts, durable, records, tracking
+from transfergrid.metrics_log import TIMING_FIELDS, MetricsLog, read_metrics
 from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.records import RunRecord, make_predictions
 from transfergrid.specs import Configuration, RunSpec, Runtime, to_dict
@@ -51,7 +52,7 @@ def write_grid(store: StorePaths, runs: Iterable[RunSpec], *, name: str = "g") -
 
 def write_lines(paths: RunPaths, *, kept: int = 0, upto: int, scale: float = 1.0) -> None:
     """Five step lines, then an epoch line, and so on; `scale` tells one writing of the same lines from another."""
-    with records.MetricsLog(paths.metrics, lines_kept=kept) as log:
+    with MetricsLog(paths.metrics, lines_kept=kept) as log:
         for n in range(kept + 1, upto + 1):
             epoch = 1 + (n - 1) // 6
             told: dict[str, float | None]
@@ -198,7 +199,7 @@ def processes_at(store: StorePaths, *names: str) -> list[int]:
 # ----------------------------------------------------------------------------------------------------------- comparing
 def without_times(line: dict[str, Any]) -> dict[str, Any]:
     """What is left of a line when W&B had it: no value that is None, nothing that a clock measured."""
-    return {name: value for name, value in line.items() if name not in records.TIMING_FIELDS and value is not None}
+    return {name: value for name, value in line.items() if name not in TIMING_FIELDS and value is not None}
 
 
 def lines_on(run: ServerRun) -> list[dict[str, Any]]:
@@ -209,7 +210,7 @@ def lines_on(run: ServerRun) -> list[dict[str, Any]]:
 
 
 def expected_lines(paths: RunPaths, covered: int | None = None) -> list[dict[str, Any]]:
-    return [without_times(line) for line in records.read_metrics(paths.metrics)[:covered]]
+    return [without_times(line) for line in read_metrics(paths.metrics)[:covered]]
 
 
 def assert_holds(server: StandIn, store: StorePaths, run_id: str, *, once: bool = True) -> None:

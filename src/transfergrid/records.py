@@ -1,4 +1,4 @@
-"""What a run leaves behind: its directory, its attempts, its numbered metrics lines, its predictions, its record.
+"""What a run leaves behind: its directory, its attempts, its predictions, its record.
 
 results/runs/<run_id>/
     spec.json           the RunSpec
@@ -13,16 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
-import json
 import math
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,8 +32,6 @@ RECORD_FORMAT = 1
 FLOAT16_LARGEST = 65504
 TOP_CLASSES_KEPT = 20  # of the logits, above MANY_CLASSES
 MANY_CLASSES = 100
-# Of a metrics line: never equal between two runs.
-TIMING_FIELDS = frozenset({"time", "elapsed_s", "images_per_s", "gpu/utilisation", "gpu/memory_mb"})
 
 
 # ------------------------------------------------------------------------------------------------------------- record
@@ -142,71 +136,6 @@ def record_head(paths: RunPaths) -> RecordHead | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-# ------------------------------------------------------------------------------------------------------------ metrics
-class MetricsLog:
-    """Appends numbered lines to metrics.jsonl. `lines_kept`: a resumed run truncates to what its checkpoint covers.
-
-    A line: {"line": n, "kind": "step"|"epoch", "epoch": 1.., "step": 1.., "time": ISO UTC, "train/loss": ..., ...}.
-    """
-
-    def __init__(self, path: Path, *, lines_kept: int) -> None:
-        durable.make_folder(path.parent)
-        with durable.explained(path):
-            self._file: io.BufferedRandom | Any = open(path, "ab+")  # noqa: SIM115  (closed by close())
-            durable.share(self._file.fileno(), path.parent)
-        self._file.seek(0)
-        for number in range(1, lines_kept + 1):
-            if not self._file.readline().endswith(b"\n"):
-                self._file.close()
-                raise DataError(f"{path} has {number - 1} whole lines, its checkpoint covers {lines_kept}")
-        self._file.truncate(self._file.tell())
-        self._file.seek(0, os.SEEK_END)
-        self.lines = lines_kept
-
-    def write(self, kind: Literal["step", "epoch"], **values: Any) -> None:
-        self.lines += 1
-        now = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = {"line": self.lines, "kind": kind, **values, "time": now}
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
-
-    def flush(self) -> None:
-        with durable.explained(Path(self._file.name)):
-            self._file.flush()
-
-    def fsync(self) -> None:
-        self.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self.fsync()
-        self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, value: object, trace: object) -> None:
-        self.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, in order; a torn last line is left out; a missing file has none.
-
-    Raises DataError where a line is none that a run writes.
-    """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return []
-    lines = []
-    for number, line in enumerate(content.split(b"\n")[:-1], start=1):
-        try:
-            lines.append(json.loads(line))
-            lines[-1]["kind"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: line {number} is damaged ({one_line(error)}); launch the run again") from error
-    return lines
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints

@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from transfergrid.attempts import Attempt
 from transfergrid.errors import Interrupted, TrainingDiverged
+from transfergrid.metrics_log import MetricsLog
 from transfergrid.optimization import (
     ParameterGroup,
     learning_rates,
@@ -32,7 +33,7 @@ from transfergrid.optimization import (
     pull_to_start,
     set_learning_rates,
 )
-from transfergrid.records import MetricsLog, read_newest_checkpoint, write_checkpoint
+from transfergrid.records import read_newest_checkpoint, write_checkpoint
 from transfergrid.specs import TrainSettings, seed_for
 from transfergrid.stopping import StopFlag
 from transfergrid.usage import gpu_now

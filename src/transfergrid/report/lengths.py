@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from transfergrid.errors import DataError
+from transfergrid.metrics_log import read_metrics
 from transfergrid.paths import StorePaths
-from transfergrid.records import RunRecord, read_metrics
+from transfergrid.records import RunRecord
 from transfergrid.report.cells import markdown_table, percent
 from transfergrid.report.comparison import Comparison, ComparisonRow
 

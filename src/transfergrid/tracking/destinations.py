@@ -93,8 +93,8 @@ class OfflineFiles:
         if not files and record is not None and offline.verified(self._store, run_id) == told_by(record):
             return Held(len(lines), told=True)  # the server has it, and the files are gone for that reason
         fragments = [offline.read_run(file) for file in files]
-        sent = identities(offline.merged_rows(fragments))
-        if sent != identities(lines[: len(sent)]):
+        sent = _identities(offline.merged_rows(fragments))
+        if sent != _identities(lines[: len(sent)]):
             for file in files:
                 shutil.rmtree(file.parent)
             return Held()
@@ -153,7 +153,7 @@ def told_by(record: RunRecord) -> tuple[int, str]:
     return record.attempt, record.status
 
 
-def identities(lines: Lines) -> list[tuple[int, str]]:
+def _identities(lines: Lines) -> list[tuple[int, str]]:
     """A line written again, even with the same values, has another time."""
     return [(line["line"], line["time"]) for line in lines]
 

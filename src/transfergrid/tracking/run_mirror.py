@@ -11,12 +11,13 @@ from typing import Any
 from transfergrid import attempts, durable, records
 from transfergrid.errors import MachineError, one_line
 from transfergrid.images_at_hand import Images
+from transfergrid.metrics_log import MetricsTail, read_metrics
 from transfergrid.paths import StorePaths
 from transfergrid.records import RunRecord
 from transfergrid.specs import RunSpec, from_dict
 from transfergrid.tracking import Followed
 from transfergrid.tracking.description import AXES, as_row, describe
-from transfergrid.tracking.destinations import Destination, identities, told_by
+from transfergrid.tracking.destinations import Destination, told_by
 from transfergrid.tracking.ending import Ending, references
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class RunMirror:
         self._seen: tuple[int, ...] | None = None
         self._lock = contextlib.ExitStack()
         self._wandb_run: Any = None
-        self._sent: list[tuple[int, str]] | None = None  # (line, time) of what W&B has; None until it was asked
+        self._tail: MetricsTail | None = None  # behind what W&B has; None until it was asked
         self._told: tuple[int, str] | None = None  # (attempt, status) of the record that W&B has
         self._tags: tuple[str, ...] = ()
         self._pause_s = FIRST_PAUSE_S
@@ -86,24 +87,22 @@ class RunMirror:
             return False
         record = self.final_record(over=over)
         covered = records.lines_covered(self.paths)
-        if covered == 0 and record is None and self._sent is None:
+        if covered == 0 and record is None and self._tail is None:
             self._seen = seen
             return over
-        lines = records.read_metrics(self.paths.metrics)
-        if self._sent is None:
+        if self._tail is None:
             if not self._lock.enter_context(durable.lock(self.destination.lock(self.followed.run_id), wait=False)):
                 self.is_elsewhere = True
                 return over  # another mirror is at this run, and sees to its end
             if self.destination.is_busy(self.followed.run_id):
                 self._lock.close()
                 return False
-            self._ask(lines[:covered], record)
-            assert self._sent is not None
-        if self._sent != identities(lines[: len(self._sent)]):  # begun again from an older checkpoint
+            self._tail = self._ask(read_metrics(self.paths.metrics)[:covered], record)
+        if not self._tail.is_intact:  # begun again from an older checkpoint
             self.abandon()
             return False
         self._seen = seen
-        new = lines[len(self._sent) : covered]
+        new = self._tail.read(covered)
         told = record is None or self._told == told_by(record)
         if new or not told:
             self._send(new, record)
@@ -122,20 +121,18 @@ class RunMirror:
         newest = record.attempt == attempts.newest_attempt(self.paths)
         return record if newest and (over or record.attempt > self.followed.after_attempt) else None
 
-    def _ask(self, lines: list[dict[str, Any]], record: RunRecord | None) -> None:
+    def _ask(self, lines: list[dict[str, Any]], record: RunRecord | None) -> MetricsTail:
         held = self.destination.held(self.followed.run_id, lines, record)
-        self._sent = identities(lines[: held.lines])
         self._tags = held.tags
         self._told = told_by(record) if record is not None and held.told else None
+        return MetricsTail(self.paths.metrics, after=held.lines)
 
     def _send(self, lines: list[dict[str, Any]], record: RunRecord | None) -> None:
-        assert self._sent is not None
         self.has_sent = True
         if self._wandb_run is None:
             self._wandb_run = self._open(record)
         for line in lines:
             self._wandb_run.log(as_row(line))
-        self._sent += identities(lines)
 
     def _tell(self, record: RunRecord) -> None:
         """What belongs to the record; its attempt and status go last, so that they say that all was told."""
@@ -183,7 +180,7 @@ class RunMirror:
         return run
 
     def _close(self, exit_code: int) -> None:
-        run, self._wandb_run, self._sent, self._told = self._wandb_run, None, None, None
+        run, self._wandb_run, self._tail, self._told = self._wandb_run, None, None, None
         with self._lock:
             if run is not None:
                 run.finish(exit_code=exit_code)

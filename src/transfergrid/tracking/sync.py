@@ -24,6 +24,7 @@ from PIL import Image
 from transfergrid import durable, records
 from transfergrid.errors import DataError, GridError, one_line
 from transfergrid.images_at_hand import images_at_hand
+from transfergrid.metrics_log import read_metrics
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec, from_dict, safe_name
 from transfergrid.tracking import Followed, offline
@@ -212,7 +213,7 @@ class _Sync:
         run_id = mirror.followed.run_id
         record = mirror.final_record(over=True)  # of an attempt that another has followed, nothing is told
         covered = records.lines_covered(mirror.paths) if record is None or record.status != "completed" else None
-        lines = records.read_metrics(mirror.paths.metrics)[:covered]
+        lines = read_metrics(mirror.paths.metrics)[:covered]
         if record is None:
             self.synced.unfinished += 1
             if not lines:

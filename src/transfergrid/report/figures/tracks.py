@@ -9,9 +9,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from transfergrid import records
 from transfergrid.errors import DataError
 from transfergrid.evaluation import Array
+from transfergrid.metrics_log import read_metrics
 from transfergrid.records import RunRecord
 from transfergrid.report.figures.material import Material
 
@@ -54,7 +54,7 @@ def track(material: Material, run: RunRecord) -> Track:
 
 def _append(made: Track, material: Material, run: RunRecord, epochs: int, steps: int) -> tuple[int, int]:
     path = material.comparison.store.run(run.run_id).metrics
-    lines = [line for line in records.read_metrics(path) if line.get("kind") in ("step", "epoch")]
+    lines = [line for line in read_metrics(path) if line.get("kind") in ("step", "epoch")]
     if not lines:
         raise DataError(f"{path} is missing or empty; launch the run again")
     # A probe trains one head per learning rate; the chosen one's batches count.
