@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -150,7 +151,8 @@ def test_names_of_long_grids_stay_within_what_wandb_takes_and_apart() -> None:
     one, other = (published_as("g" * 63 + last) for last in "ab")
     assert all(len(name) <= 64 for made in (one, other) for name in names_of(made))
     assert set(names_of(one)).isdisjoint(names_of(other)) and one.report_id != other.report_id
-    assert published_as("a+b").artifact_name == "final-tables-a_b"
+    assert published_as("a_b").artifact_name == "final-tables-a_b"
+    assert re.fullmatch(r"final-tables-a_b-[0-9a-f]{12}", published_as("a+b").artifact_name)
 
 
 def test_a_row_keeps_its_run_whatever_its_numbers_are(publication: Publication) -> None:

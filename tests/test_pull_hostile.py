@@ -14,7 +14,7 @@ from wandb_server import StandIn
 
 from transfergrid.paths import StorePaths
 from transfergrid.tracking import pull, remote
-from transfergrid.tracking.account import Unreachable
+from transfergrid.tracking.account import Account, Unreachable, make_api, use_environment
 
 
 @pytest.fixture
@@ -162,13 +162,23 @@ def test_a_key_that_is_refused_and_a_server_that_is_silent_are_told_in_one_line(
     os.environ["WANDB_API_KEY"] = "a" * 40
     assert run_report(monkeypatch, "source=wandb", cache) == 1
     refused = capsys.readouterr().err
-    assert refused.startswith(f"error: {server.url}: ") and "verify credentials" in refused
+    assert refused.startswith(f"error: {server.url}: it knows no account for this key (user is not logged in); run ")
     os.environ["WANDB_API_KEY"] = server.key
     server.stop()
     assert run_report(monkeypatch, "source=wandb", cache) == 1
     silent = capsys.readouterr().err
     assert silent.startswith(f"error: {server.url} does not answer (")
     assert refused.count("\n") == silent.count("\n") == 1
+
+
+@pytest.mark.wandb
+def test_a_server_that_fails_when_the_key_is_checked_is_not_taken_for_one_that_refuses_the_key(
+    server: StandIn, store: StorePaths
+) -> None:
+    server.fail("graphql", 500)
+    use_environment(store, url=server.url)
+    with pytest.raises(Unreachable, match="it fails or is silent when asked whose key this is; try again"):
+        make_api(Account(server.url, "p"), timeout_s=1)
 
 
 @pytest.mark.wandb

@@ -28,6 +28,7 @@ from transfergrid.paths import StorePaths
 
 ANSWER_TIMEOUT_S = 5.0
 LEFT_BEHIND_S = 86_400.0
+SILENT = "did not respond in time"  # in the words of W&B's own process, which tries again where a server fails (5xx)
 KEPT = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_HTTP_TIMEOUT")  # of the user's variables, when online
 
 
@@ -131,9 +132,13 @@ def make_api(account: Account, *, timeout_s: int = 20) -> Any:
 
     try:
         return wandb.Api(overrides={"base_url": account.url, "entity": account.entity}, timeout=timeout_s)
-    except Exception as error:  # a key refused, a server silent: W&B has a class of its own for each
-        remedy = "run `wandb login --relogin`, or set WANDB_API_KEY to a key of this server"
-        raise Unreachable(f"{account.url}: {one_line(error)}; {remedy}") from error
+    except Exception as error:  # one class of W&B's for a key that is refused and for a server that fails
+        reason = " ".join(str(error.__cause__ or error).split())[:300]
+        if SILENT in reason:
+            told = "it fails or is silent when asked whose key this is; try again when it answers"
+        else:
+            told = f"it knows no account for this key ({reason}); run `wandb login --relogin`, or set WANDB_API_KEY"
+        raise Unreachable(f"{account.url}: {told}") from error
 
 
 def end_wandb(patience_s: float = 5.0) -> None:

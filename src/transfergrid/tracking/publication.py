@@ -100,7 +100,11 @@ class Publication:
 
     @property
     def artifact_name(self) -> str:
-        return f"final-tables-{shortened(self.grid, 80)}".replace("+", "_")
+        # W&B takes no + in it; a hash keeps `a+b` apart from `a_b`.
+        name = shortened(self.grid, 80)
+        return (
+            f"final-tables-{name}" if "+" not in name else f"final-tables-{name.replace('+', '_')}-{digest(name, 12)}"
+        )
 
     def summary_id(self, row: Mapping[str, Any]) -> str:
         return f"summary-{shortened(self.grid, 80)}-{digest([row[name] for name in KEY], 12)}"
