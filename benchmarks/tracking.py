@@ -1,4 +1,4 @@
-"""python benchmarks/tracking.py [minutes per mode, default 8] [pixels, default 64: a step of some 35 ms]
+"""python benchmarks/tracking.py [minutes per mode, default 8] [pixels, default 96: a step of some 40 ms]
 
 What following a run in W&B costs each training step, offline and online (a stand-in server on loopback, in a process of
 its own), at the default cadence. Two launches of the same training differ by more than the cost, so it is measured
@@ -160,7 +160,7 @@ def told(mode: str, found: Measured) -> str:
 
 
 def main() -> None:
-    minutes, image_size_px = (sys.argv[1:] + ["8", "64"][len(sys.argv) - 1 :])[:2]
+    minutes, image_size_px = (sys.argv[1:] + ["8", "96"][len(sys.argv) - 1 :])[:2]
     server = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "wandb_server.py")], stdout=subprocess.PIPE, text=True
     )
