@@ -58,18 +58,27 @@ class Way:
     store: StorePaths
     synced: Ended | None = None
 
+    @property
+    def home(self) -> Path:
+        return self.store.root.parent / "home"
+
+    @property
+    def said(self) -> Path:
+        """What the last launch has said."""
+        return self.store.root.parent / "said.txt"
+
     def launch(self, tracking: str) -> subprocess.Popen[bytes]:
         """In a process group of its own, with all that it starts but the mirror."""
-        home = self.store.root.parent / "home"
         places = [f"store.dir={self.store.root}", f"cache.dir={self.store.root.parent / 'cache'}"]
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "jobs" / "launch_grid.py"), *GRID, f"tracking={tracking}", *places],
-            env=environment(self.server, home),
-            cwd=home,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with open(self.said, "wb") as said:
+            return subprocess.Popen(
+                [sys.executable, str(ROOT / "jobs" / "launch_grid.py"), *GRID, f"tracking={tracking}", *places],
+                env=environment(self.server, self.home),
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                start_new_session=True,
+            )
 
     def launch_whole(self, tracking: str) -> None:
         assert self.launch(tracking).wait(LAUNCH_S) == 0
@@ -216,3 +225,9 @@ def comparison_from_server(server: StandIn, folder: Path) -> list[dict[str, str]
 def rows_of(report: Path) -> list[dict[str, str]]:
     with open(report / "comparison.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_launch_whose_runs_are_in_wandb_tells_how_the_table_gets_there(ways: dict[str, Way]) -> None:
+    command = f"with figures: python jobs/report.py grid=quickstart store.dir={ways['live'].store.root}"
+    assert f"in W&B, {command} publish=true\n" in ways["live"].said.read_text()
+    assert "in W&B" not in ways["offline"].said.read_text()

@@ -230,12 +230,13 @@ def show_results(console: Console, request: Request, *, reported: bool = False) 
         return
     figures = request.runtime.report_figures is True
     show_report(console, [request.grid], request.store, figures=figures)
-    if figures:
-        return
     store = request.store.root
     where = [] if str(store) == "results" else [f"store.dir={store}"]
     line = shlex.join(["python", "jobs/report.py", f"grid={request.grid}", *where])
-    console.print(f"with figures: {line}", highlight=False, soft_wrap=True)
+    if request.runtime.tracking == "online":  # the runs are there, the table is not
+        console.print(f"in W&B, with figures: {line} publish=true", highlight=False, soft_wrap=True)
+    elif not figures:
+        console.print(f"with figures: {line}", highlight=False, soft_wrap=True)
 
 
 def show_failures(console: Console, plan: Plan, endings: Sequence[local.Ended]) -> int:
