@@ -252,6 +252,7 @@ def test_a_node_that_dies_loses_no_more_than_the_last_checkpoint(brisk: Sandbox,
 
 
 # ----------------------------------------------------------------------------------- what is cancelled, what is blocked
+@pytest.mark.full
 def test_what_needs_a_cancelled_run_is_blocked_by_it_and_one_retry_starts_all(
     brisk: Sandbox, begin: Begin, chain: Path
 ) -> None:
