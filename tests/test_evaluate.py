@@ -84,6 +84,12 @@ def test_top_k_is_scikit_learns() -> None:
     assert top_k_accuracy(logits_NC, label_N, k=10) == 1.0
 
 
+def test_equal_logits_are_no_right_answers_but_for_the_first_classes() -> None:
+    said_alike_NC, label_N = np.zeros((4, 10), dtype=np.float32), np.array([0, 1, 4, 5])
+    assert scores(said_alike_NC, label_N, split="test")["test_accuracy"] == 0.25
+    assert [top_k_accuracy(said_alike_NC, label_N, k=k) for k in (1, 2, 5)] == [0.25, 0.5, 0.75]
+
+
 # --------------------------------------------------------------------------------------------------------- evaluations
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Request]:

@@ -27,9 +27,14 @@ def cross_entropy(logits_NC: Array, label_N: Array) -> float:
 
 
 def top_k_accuracy(logits_NC: Array, label_N: Array, *, k: int) -> float:
-    """Share of images whose label is among the k largest logits."""
+    """Share of images whose label is among the k largest logits; of equal ones the first classes come first.
+
+    So for k = 1 it is the accuracy, and a network that says the same of every class is no good one.
+    """
     own_N1 = logits_NC[np.arange(len(label_N)), label_N][:, None]
-    return float(((logits_NC > own_N1).sum(axis=1) < k).mean())
+    stands_before_NC = np.arange(logits_NC.shape[1]) < label_N[:, None]
+    ahead_NC = (logits_NC > own_N1) | ((logits_NC == own_N1) & stands_before_NC)
+    return float((ahead_NC.sum(axis=1) < k).mean())
 
 
 def scores(logits_NC: Array, label_N: Array, *, split: str) -> dict[str, float]:
