@@ -269,15 +269,8 @@ def test_a_missing_file_is_fetched_quietly_once_and_found(
         (data_dir / "b.mat").write_bytes(b"b")
 
     for _ in range(2):
-        found = _files.locate(
-            "svhn",
-            folder=tmp_path / "new",
-            wanted=[("a.mat", "b.mat")],
-            data_dir=tmp_path / "new",
-            fetch=fetch,
-            url=answering_url,
-            download=True,
-        )
+        files = _files.Published(kind="svhn", folder=".", url=answering_url, fetch=fetch)
+        found = files.locate([("a.mat", "b.mat")], data_dir=tmp_path / "new", download=True)
         assert found == [tmp_path / "new" / "b.mat"]
     assert fetched == [tmp_path / "new"]
     assert socket.getdefaulttimeout() is None
@@ -288,18 +281,11 @@ def test_a_download_that_fails_says_why_on_the_line_that_names_the_files(answeri
     def fetch(data_dir: Path) -> None:
         raise RuntimeError("Error downloading\n a.mat")
 
+    files = _files.Published(kind="svhn", folder=".", url=answering_url, fetch=fetch)
     with pytest.raises(
         DataError, match=r"svhn: a.mat not found in .* \(the download failed: RuntimeError: Error downloading a.mat\)"
     ):
-        _files.locate(
-            "svhn",
-            folder=tmp_path,
-            wanted=[("a.mat",)],
-            data_dir=tmp_path,
-            fetch=fetch,
-            url=answering_url,
-            download=True,
-        )
+        files.locate([("a.mat",)], data_dir=tmp_path, download=True)
 
 
 # --------------------------------------------------------------------------------------------------------- real data

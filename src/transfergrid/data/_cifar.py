@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid.data import _files
 from transfergrid.data._images import ArrayImages
 from transfergrid.errors import DataError
 
@@ -46,30 +44,6 @@ def parse(content: bytes, *, labels_key: str) -> tuple[NDArray[np.uint8], NDArra
     if planes.dtype != np.uint8 or planes.shape != (len(labels_N), 3 * SIZE_PX * SIZE_PX):
         raise ValueError(f"data is {planes.dtype} {planes.shape}, wanted uint8 ({len(labels_N)}, 3072)")
     return planes.reshape(-1, 3, SIZE_PX, SIZE_PX).transpose(0, 2, 3, 1), labels_N
-
-
-def find(
-    kind: str,
-    *,
-    names: tuple[str, ...],
-    folder: Path,
-    data_dir: Path,
-    download: bool,
-    checksums: Mapping[str, str],
-    fetch: Callable[[Path], None],
-    url: str,
-) -> list[tuple[Path, bytes]]:
-    """Path and verified bytes of each file named."""
-    paths = _files.locate(
-        kind,
-        folder=folder,
-        wanted=[(name,) for name in names],
-        data_dir=data_dir,
-        fetch=fetch,
-        url=url,
-        download=download,
-    )
-    return [(path, _files.verified(path, wanted=checksums[path.name])) for path in paths]
 
 
 def images_of(files: list[tuple[Path, bytes]], *, labels_key: str, class_names: tuple[str, ...]) -> ArrayImages:

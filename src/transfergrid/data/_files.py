@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from transfergrid import durable
@@ -25,6 +26,65 @@ def published_fingerprint(kind: str, checksums: Mapping[str, str]) -> str:
     return f"published:{digest({'kind': kind, 'checksums': dict(checksums)}, 32)}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Published:
+    """Where the files of a published data set lie, and how they get there.
+
+    folder: below data.dir, as torchvision lays it out. url: who is asked first whether there is a network. fetch:
+    torchvision's own download into data.dir.
+    """
+
+    kind: str
+    folder: str
+    url: str
+    fetch: Callable[[Path], None]
+
+    def read(
+        self,
+        wanted: Sequence[tuple[str, ...]],
+        *,
+        data_dir: Path,
+        download: bool,
+        checksums: Mapping[str, str],
+    ) -> list[tuple[Path, bytes]]:
+        """Path and verified bytes of one file per entry of `wanted` (names that serve equally, best first), fetched
+        where one is missing. checksums: by name. Raises DataError, without a network within seconds."""
+        paths = self.locate(wanted, data_dir=data_dir, download=download)
+        return [(path, verified(path, wanted=checksums[path.name])) for path in paths]
+
+    def locate(self, wanted: Sequence[tuple[str, ...]], *, data_dir: Path, download: bool) -> list[Path]:
+        """The files alone, as read() finds them."""
+        folder = data_dir / self.folder
+        found, missing = _look(folder, wanted)
+        reason = "download is off"
+        if missing and download:
+            reason = self._fetched(wanted, data_dir)
+            found, missing = _look(folder, wanted)
+        if missing:
+            names = ", ".join(" or ".join(alternatives) for alternatives in missing)
+            raise DataError(
+                f"{self.kind}: {names} not found in {folder} ({reason}); put the published files there, or give the "
+                "folder they lie under as data.dir= or in the environment variable TRANSFERGRID_DATA_DIR "
+                f"(now {data_dir})"
+            )
+        return found
+
+    def _fetched(self, wanted: Sequence[tuple[str, ...]], data_dir: Path) -> str:
+        """Fetch, and say in a few words how that went."""
+        if not reachable(self.url, timeout_s=NETWORK_TIMEOUT_S):
+            return f"{self.url} is not reachable from here"
+        try:
+            durable.make_folder(data_dir)
+            # One process fetches; others that wanted the same find it there when the lock is theirs.
+            with durable.lock(data_dir / f".{self.kind}.lock", wait=True):
+                if _look(data_dir / self.folder, wanted)[1]:
+                    with _quiet(), _bounded():
+                        self.fetch(data_dir)
+        except Exception as error:  # whatever torchvision or the network raises, the user's next step is the same
+            return f"the download failed: {one_line(error)}"
+        return "the download did not bring it"
+
+
 def verified(path: Path, *, wanted: str) -> bytes:
     """The file's bytes. Raises DataError unless their md5 (32 hex digits) or sha256 (64) is `wanted`."""
     content = path.read_bytes()
@@ -37,34 +97,6 @@ def verified(path: Path, *, wanted: str) -> bytes:
     return content
 
 
-def locate(
-    kind: str,
-    *,
-    folder: Path,
-    wanted: Sequence[tuple[str, ...]],
-    data_dir: Path,
-    fetch: Callable[[Path], None],
-    url: str,
-    download: bool,
-) -> list[Path]:
-    """One existing file per entry of `wanted` (names that serve equally, best first), fetched where one is missing.
-
-    fetch(data_dir) is torchvision's own download. Without network the answer comes within seconds: DataError.
-    """
-    found, missing = _look(folder, wanted)
-    reason = "download is off"
-    if missing and download:
-        reason = _fetched(kind, folder=folder, wanted=wanted, data_dir=data_dir, fetch=fetch, url=url)
-        found, missing = _look(folder, wanted)
-    if missing:
-        names = ", ".join(" or ".join(alternatives) for alternatives in missing)
-        raise DataError(
-            f"{kind}: {names} not found in {folder} ({reason}); put the published files there, or give the folder they "
-            f"lie under as data.dir= or in the environment variable TRANSFERGRID_DATA_DIR (now {data_dir})"
-        )
-    return found
-
-
 def _look(folder: Path, wanted: Sequence[tuple[str, ...]]) -> tuple[list[Path], list[tuple[str, ...]]]:
     found: list[Path] = []
     missing: list[tuple[str, ...]] = []
@@ -73,30 +105,6 @@ def _look(folder: Path, wanted: Sequence[tuple[str, ...]]) -> tuple[list[Path], 
         found.extend(present[:1])
         missing.extend([] if present else [alternatives])
     return found, missing
-
-
-def _fetched(
-    kind: str,
-    *,
-    folder: Path,
-    wanted: Sequence[tuple[str, ...]],
-    data_dir: Path,
-    fetch: Callable[[Path], None],
-    url: str,
-) -> str:
-    """Fetch, and say in a few words how that went."""
-    if not reachable(url, timeout_s=NETWORK_TIMEOUT_S):
-        return f"{url} is not reachable from here"
-    try:
-        durable.make_folder(data_dir)
-        # One process fetches; others that wanted the same find it there when the lock is theirs.
-        with durable.lock(data_dir / f".{kind}.lock", wait=True):
-            if _look(folder, wanted)[1]:
-                with _quiet(), _bounded():
-                    fetch(data_dir)
-    except Exception as error:  # whatever torchvision or the network raises, the user's next step is the same
-        return f"the download failed: {one_line(error)}"
-    return "the download did not bring it"
 
 
 def reachable(url: str, *, timeout_s: float) -> bool:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid.data import _files
 from transfergrid.data._images import ArrayImages
 from transfergrid.errors import DataError
 
@@ -35,25 +34,10 @@ def parse(content: bytes) -> NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
 
 
-def find(
-    kind: str,
-    *,
-    splits: tuple[str, ...],
-    folder: Path,
-    data_dir: Path,
-    download: bool,
-    checksums: Mapping[str, str],
-    fetch: Callable[[Path], None],
-    url: str,
-) -> list[tuple[Path, bytes]]:
-    """Path and verified bytes of images and labels of each split, in that order."""
+def names(splits: tuple[str, ...], checksums: Mapping[str, str]) -> list[tuple[str, ...]]:
+    """Of images and labels of each split, in that order, plain or gzipped: only what can be verified counts."""
     stems = [stem for split in splits for stem in STEMS[split]]
-    # Only names with a checksum count: a file that cannot be verified is not used.
-    wanted = [tuple(name for name in (stem, f"{stem}.gz") if name in checksums) for stem in stems]
-    paths = _files.locate(
-        kind, folder=folder, wanted=wanted, data_dir=data_dir, fetch=fetch, url=url, download=download
-    )
-    return [(path, _files.verified(path, wanted=checksums[path.name])) for path in paths]
+    return [tuple(name for name in (stem, f"{stem}.gz") if name in checksums) for stem in stems]
 
 
 def images_of(files: list[tuple[Path, bytes]], *, class_names: tuple[str, ...]) -> ArrayImages:

@@ -31,30 +31,19 @@ FACTS = DatasetFacts(
 
 
 def load(*, split: Split, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> ArrayImages:
-    files = _find(BATCHES[split], data_dir, download, checksums)
+    wanted = [(name,) for name in BATCHES[split]]
+    files = FILES.read(wanted, data_dir=data_dir, download=download, checksums=checksums)
     return _cifar.images_of(files, labels_key="labels", class_names=FACTS.class_names)
 
 
 def find(*, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> None:
-    _find(tuple(CHECKSUMS), data_dir, download, checksums)
-
-
-def _find(
-    names: tuple[str, ...], data_dir: Path, download: bool, checksums: Mapping[str, str]
-) -> list[tuple[Path, bytes]]:
-    return _cifar.find(
-        "cifar10",
-        names=names,
-        folder=data_dir / "cifar-10-batches-py",
-        data_dir=data_dir,
-        download=download,
-        checksums=checksums,
-        fetch=_fetch,
-        url=URL,
-    )
+    FILES.read([(name,) for name in CHECKSUMS], data_dir=data_dir, download=download, checksums=checksums)
 
 
 def _fetch(data_dir: Path) -> None:
     from torchvision.datasets import CIFAR10
 
     CIFAR10(str(data_dir), download=True)
+
+
+FILES = _files.Published(kind="cifar10", folder="cifar-10-batches-py", url=URL, fetch=_fetch)

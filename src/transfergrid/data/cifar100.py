@@ -37,30 +37,18 @@ FACTS = DatasetFacts(
 
 
 def load(*, split: Split, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> ArrayImages:
-    files = _find((split,), data_dir, download, checksums)
+    files = FILES.read([(split,)], data_dir=data_dir, download=download, checksums=checksums)
     return _cifar.images_of(files, labels_key="fine_labels", class_names=FACTS.class_names)
 
 
 def find(*, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> None:
-    _find(tuple(CHECKSUMS), data_dir, download, checksums)
-
-
-def _find(
-    names: tuple[str, ...], data_dir: Path, download: bool, checksums: Mapping[str, str]
-) -> list[tuple[Path, bytes]]:
-    return _cifar.find(
-        "cifar100",
-        names=names,
-        folder=data_dir / "cifar-100-python",
-        data_dir=data_dir,
-        download=download,
-        checksums=checksums,
-        fetch=_fetch,
-        url=URL,
-    )
+    FILES.read([(name,) for name in CHECKSUMS], data_dir=data_dir, download=download, checksums=checksums)
 
 
 def _fetch(data_dir: Path) -> None:
     from torchvision.datasets import CIFAR100
 
     CIFAR100(str(data_dir), download=True)
+
+
+FILES = _files.Published(kind="cifar100", folder="cifar-100-python", url=URL, fetch=_fetch)

@@ -42,29 +42,18 @@ FACTS = DatasetFacts(
 
 
 def load(*, split: Split, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> ArrayImages:
-    return _idx.images_of(_find((split,), data_dir, download, checksums), class_names=FACTS.class_names)
+    files = FILES.read(_idx.names((split,), checksums), data_dir=data_dir, download=download, checksums=checksums)
+    return _idx.images_of(files, class_names=FACTS.class_names)
 
 
 def find(*, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> None:
-    _find(("train", "test"), data_dir, download, checksums)
-
-
-def _find(
-    splits: tuple[str, ...], data_dir: Path, download: bool, checksums: Mapping[str, str]
-) -> list[tuple[Path, bytes]]:
-    return _idx.find(
-        "fashion_mnist",
-        splits=splits,
-        folder=data_dir / "FashionMNIST" / "raw",
-        data_dir=data_dir,
-        download=download,
-        checksums=checksums,
-        fetch=_fetch,
-        url=URL,
-    )
+    FILES.read(_idx.names(("train", "test"), checksums), data_dir=data_dir, download=download, checksums=checksums)
 
 
 def _fetch(data_dir: Path) -> None:
     from torchvision.datasets import FashionMNIST
 
     FashionMNIST(str(data_dir), download=True)
+
+
+FILES = _files.Published(kind="fashion_mnist", folder="FashionMNIST/raw", url=URL, fetch=_fetch)

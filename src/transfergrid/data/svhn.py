@@ -31,7 +31,8 @@ FACTS = DatasetFacts(
 
 
 def load(*, split: Split, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> ArrayImages:
-    [(path, content)] = _find((f"{split}_32x32.mat",), data_dir, download, checksums)
+    wanted = [(f"{split}_32x32.mat",)]
+    [(path, content)] = FILES.read(wanted, data_dir=data_dir, download=download, checksums=checksums)
     try:
         images_NHWC, labels_N = parse(content)
     except ValueError as error:
@@ -40,7 +41,7 @@ def load(*, split: Split, data_dir: Path, download: bool, checksums: Mapping[str
 
 
 def find(*, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> None:
-    _find(tuple(CHECKSUMS), data_dir, download, checksums)
+    FILES.read([(name,) for name in CHECKSUMS], data_dir=data_dir, download=download, checksums=checksums)
 
 
 def parse(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -59,23 +60,11 @@ def parse(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return np.ascontiguousarray(images_HWCN.transpose(3, 0, 1, 2)), labels_N % 10
 
 
-def _find(
-    names: tuple[str, ...], data_dir: Path, download: bool, checksums: Mapping[str, str]
-) -> list[tuple[Path, bytes]]:
-    paths = _files.locate(
-        "svhn",
-        folder=data_dir,
-        wanted=[(name,) for name in names],
-        data_dir=data_dir,
-        fetch=_fetch,
-        url=URL,
-        download=download,
-    )
-    return [(path, _files.verified(path, wanted=checksums[path.name])) for path in paths]
-
-
 def _fetch(data_dir: Path) -> None:
     from torchvision.datasets import SVHN
 
     for split in ("train", "test"):
         SVHN(str(data_dir), split=split, download=True)
+
+
+FILES = _files.Published(kind="svhn", folder=".", url=URL, fetch=_fetch)
