@@ -10,7 +10,7 @@ import report_cases as cases
 from rich.console import Console
 from test_published import as_published
 
-from transfergrid import records
+from transfergrid import durable, records
 from transfergrid.commands.tables import terminal_table
 from transfergrid.errors import NEXT_STEP, ConfigError, DataError
 from transfergrid.paths import StorePaths
@@ -18,7 +18,7 @@ from transfergrid.report.cells import accuracy_with_interval
 from transfergrid.report.comparison import COLUMNS, ComparisonRow, comparison_rows, read_comparison
 from transfergrid.report.documents import as_csv
 from transfergrid.report.write import write_report
-from transfergrid.specs import RunSpec
+from transfergrid.specs import ProbeSettings, RunSpec, to_dict
 
 DESIGNED = (
     "grid, dataset, model, phase, variant, weights, protocol, n_seeds, n_train, test_accuracy, test_accuracy_std, "
@@ -275,6 +275,21 @@ def test_a_replayed_row_shows_its_delta_because_nothing_differs(store: StorePath
     (row,) = comparison_rows(AS_PUBLISHED, store)
     assert (row.published_accuracy, row.published_rule, row.published_differs) == (0.9955, "last", None)
     assert row.delta_to_published == pytest.approx(-0.0005)
+
+
+def test_a_replayed_fine_tuning_from_a_shorter_probe_has_no_delta(store: StorePaths) -> None:
+    probe = as_published("resnet18", "probe", "mnist")
+    assert isinstance(probe.settings, ProbeSettings)
+    shorter = replace(probe, settings=replace(probe.settings, epochs=1))
+    found = []
+    for began in (probe, shorter):
+        run = replace(as_published("resnet18", "finetune", "mnist"), needs=(began.run_id,))
+        durable.write_json(store.run(began.run_id).spec, to_dict(began))
+        cases.write_grid(store, AS_PUBLISHED, [(run, "")])
+        cases.completed(store, run, test_accuracy=0.9951)
+        (row,) = comparison_rows(AS_PUBLISHED, store)
+        found.append((row.published_differs, row.delta_to_published))
+    assert found == [(None, pytest.approx(0.0002)), ("its probe", None)]
 
 
 def test_a_fair_row_shows_the_figure_and_what_differs_but_no_delta(store: StorePaths) -> None:

@@ -1,6 +1,6 @@
 import csv
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from transfergrid.report import published
 from transfergrid.report.published import PublishedFigure, differs, figures, lookup
 from transfergrid.report.studies import STUDIES
-from transfergrid.specs import RunSpec
+from transfergrid.specs import ExtractSettings, RunSpec
 
 CONF = Path(__file__).parents[1] / "conf" / "grid"
 FIXTURE = Path(__file__).with_name("published_source_rows.csv")
@@ -218,14 +218,28 @@ def test_a_setting_without_effect_is_not_named(change: dict[str, Any]) -> None:
         ({"backbone_options": {"weights": "mine.pth", "identity": "file:ab"}}, ("weights file",)),
         ({"max_images": 100}, ("max_images",)),
         ({"protocol": "fair"}, ("protocol",)),
+        ({"bn_statistics": "target"}, ("bn_statistics",)),
     ],
 )
 def test_input_weights_and_protocol_are_named(options: dict[str, Any], named: tuple[str, ...]) -> None:
     figure = find("individual_vs_parallel_as_published", "mnist", "resnet18", "probe")
     same = as_published("resnet18", "probe", "mnist")
     settings = {f.name: getattr(same.settings, f.name) for f in fields(same.settings)}
+    extract = ExtractSettings(bn_statistics=options.pop("bn_statistics", "imagenet"))
     run = cases.spec("probe", "resnet18", **{"protocol": "published"} | options, **settings)
-    assert differs(figure, run) == named
+    assert differs(figure, replace(run, extract=extract)) == named
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"), [({}, ()), ({"epochs": 1}, ("its probe",)), ({"lrs": (0.1,)}, ("its probe",))]
+)
+def test_a_fine_tuning_from_another_probe_than_the_studys_says_so(
+    changes: dict[str, Any], named: tuple[str, ...]
+) -> None:
+    figure = find("individual_vs_parallel_as_published", "mnist", "resnet18", "finetune")
+    probe = as_published("resnet18", "probe", "mnist")
+    probe = replace(probe, settings=replace(probe.settings, **changes))
+    assert differs(figure, as_published("resnet18", "finetune", "mnist"), probe=probe) == named
 
 
 def test_the_fair_grid_names_what_it_changed_of_a_pair() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from statistics import fmean, stdev
 from typing import Any
 
-from transfergrid import records
+from transfergrid import durable, records
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
@@ -15,7 +15,7 @@ from transfergrid.report import published, statistics
 from transfergrid.report.families import Answer, Pair, answers_about_joins
 from transfergrid.report.predictions import StoredPredictions
 from transfergrid.report.statistics import PairedComparison
-from transfergrid.specs import EvaluateSettings, RunSpec
+from transfergrid.specs import EvaluateSettings, RunSpec, from_dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +223,7 @@ def _row(
         status=_status(total=len(group), completed=len(done), failed=len(failed)),
         failure_class="; ".join(dict.fromkeys(f.failure_class for f in failed)) or None,
     )
-    return _beside_published(_with_numbers(row, done, stored), done)
+    return _beside_published(_with_numbers(row, done, stored), done, stored)
 
 
 def _status(*, total: int, completed: int, failed: int) -> str:
@@ -299,20 +299,30 @@ def _n_test(record: RunRecord, stored: StoredPredictions) -> int | None:
 
 
 # ------------------------------------------------------------------------------------------------- beside other figures
-def _beside_published(row: ComparisonRow, done: Sequence[RunRecord]) -> ComparisonRow:
+def _beside_published(row: ComparisonRow, done: Sequence[RunRecord], stored: StoredPredictions) -> ComparisonRow:
     figure = published.lookup(grid=row.grid, dataset=row.dataset, model=row.model, phase=row.phase, variant=row.variant)
     if figure is None:
         return row
     row = replace(row, published_accuracy=figure.value, published_rule=figure.rule)
     if not done:
         return row
-    names = published.differs(figure, done[0].spec)
+    names = published.differs(figure, done[0].spec, probe=_probe_of(done[0].spec, stored.store))
     comparable = row.test_accuracy is not None and published.NO_MATTER.issuperset(names)
     return replace(
         row,
         published_differs="; ".join(names) or None,
         delta_to_published=row.test_accuracy - figure.value if comparable and row.test_accuracy is not None else None,
     )
+
+
+def _probe_of(spec: RunSpec, store: StorePaths) -> RunSpec | None:
+    """What a fine-tuning started from; None where it had a random head, or nobody knows any more."""
+    if spec.phase != "finetune" or not spec.needs:
+        return None
+    try:
+        return from_dict(RunSpec, durable.read_json(store.run(spec.needs[0]).spec))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _beside_best_parts(

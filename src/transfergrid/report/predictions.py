@@ -81,7 +81,7 @@ class StoredPredictions:
     """
 
     def __init__(self, store: StorePaths, *, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._store = store
+        self.store = store
         self._limit_bytes = limit_bytes
         self._kept: OrderedDict[str, Predictions] = OrderedDict()
         self._kept_bytes = 0
@@ -121,7 +121,7 @@ class StoredPredictions:
         return test
 
     def _read(self, run_id: str) -> Predictions:
-        paths = self._store.run(run_id)
+        paths = self.store.run(run_id)
         test = records.read_predictions(paths).get("test")
         if test is None or not len(test.index_N):
             raise DataError(f"{paths.predictions} holds no test images; launch the run again")

@@ -91,10 +91,11 @@ def _figure(line: dict[str, str]) -> PublishedFigure:
 
 
 # -------------------------------------------------------------------------------------------------------- differences
-def differs(figure: PublishedFigure, spec: RunSpec) -> tuple[str, ...]:
+def differs(figure: PublishedFigure, spec: RunSpec, *, probe: RunSpec | None = None) -> tuple[str, ...]:
     """Names of what differs between a run and the figure's training, in a fixed order; empty if nothing does.
 
-    Hardware and the seed are not listed. `weights file`: the same network from a file of the user's.
+    Hardware and the seed are not listed. `weights file`: the same network from a file of the user's. probe: what a
+    fine-tuning started from; `its probe` where that differs from the study's in what the fine-tuning does not.
     """
     if figure.study is None:
         return figure.differs
@@ -117,9 +118,17 @@ def differs(figure: PublishedFigure, spec: RunSpec) -> tuple[str, ...]:
     elif isinstance(spec.settings, TrainSettings) and spec.settings.epochs != figure.epochs:
         names.append("epochs")
     names += _input_differs(figure.study, spec)
+    if probe is not None and not {*names, *figure.study.beyond_options} >= _of_probe(figure, probe):
+        names.append("its probe")
     if isinstance(spec.settings, TrainSettings) and _drawn_twice(figure.study.settings, spec.settings):
         names.append("augmentation of an image drawn twice in an epoch")
     return (*names, *figure.study.beyond_options)
+
+
+def _of_probe(figure: PublishedFigure, probe: RunSpec) -> set[str]:
+    """What differs from the probe that the study has a figure of; nothing where it has none."""
+    own = lookup(grid=figure.grid, dataset=figure.dataset, model=figure.model, phase="probe", variant=figure.variant)
+    return set() if own is None else set(differs(own, probe))
 
 
 def _drawn_twice(theirs: TrainSettings | None, ours: TrainSettings) -> bool:
@@ -129,7 +138,8 @@ def _drawn_twice(theirs: TrainSettings | None, ours: TrainSettings) -> bool:
 
 
 def _input_differs(study: StudySettings, spec: RunSpec) -> list[str]:
-    """What differs in a backbone's input and weights. The studies resize straight to a square, bilinear, on PIL."""
+    """What differs in a backbone's input and weights. The studies resize straight to a square, bilinear, on PIL, and
+    start from the weights' own BatchNorm statistics."""
     names = []
     fed = [b.preprocess for b in spec.backbones]
     if any(p.mode != "direct" or p.crop_px != study.image_size_px for p in fed):
@@ -140,6 +150,7 @@ def _input_differs(study: StudySettings, spec: RunSpec) -> list[str]:
     from_file = [w for w in weights if w.identity.startswith("file:")]
     if study.weights is not None and any(w.label != study.weights for w in weights if w not in from_file):
         names.append("weights")
+    names += ["bn_statistics"] if spec.extract is not None and spec.extract.bn_statistics != "imagenet" else []
     return names + (["weights file"] if from_file else [])
 
 
