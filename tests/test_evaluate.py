@@ -424,3 +424,4 @@ def test_auxiliary_heads_of_a_probe_may_be_dropped_by_its_finetuning_and_count_i
     assert carry_out(asked) == "completed"
     probe, finetune = (record_of(run, asked.runtime) for run in asked.runs.values())
     assert probe.parameters == finetune.parameters == 5_599_904 + 1024 * 10 + 10
+    assert (probe.trainable_parameters, finetune.trainable_parameters) == (1024 * 10 + 10, finetune.parameters)

@@ -196,7 +196,8 @@ def train_and_record(
     sizes = [(3, p.crop_px, p.crop_px) for p in setting.inputs.preprocess]
     cost = describe(network, sizes)
     # What f(x) consists of: auxiliary heads are there for training only.
-    extra = sum(p.numel() for name, p in network.named_parameters() if is_auxiliary(name))
+    auxiliary = {id(p): p.numel() for name, p in network.named_parameters() if is_auxiliary(name)}
+    extra = sum(auxiliary.values())
     buffers = (b for name, b in network.named_buffers() if is_auxiliary(name) and b.is_floating_point())
     extra_mb = 4 * (extra + sum(b.numel() for b in buffers)) / 1e6
     return make_record(
@@ -211,7 +212,7 @@ def train_and_record(
         wall_s=setting.watch.seconds + result.elapsed_before_s,
         n_train=len(folds.train),
         parameters=cost.parameters - extra,
-        trainable_parameters=sum(p.numel() for g in groups for p in g.parameters),
+        trainable_parameters=sum(p.numel() for g in groups for p in g.parameters if id(p) not in auxiliary),
         size_mb=cost.size_mb - extra_mb,
         gflops_per_image=cost.gflops_per_image,
         images_per_s=result.images_per_s,
