@@ -161,6 +161,29 @@ def test_a_damaged_record_counts_as_failed_by_data(store: StorePaths) -> None:
     assert "is damaged" in comparison.failures[0].error
 
 
+def test_the_record_of_another_run_is_not_averaged_in(store: StorePaths) -> None:
+    own, other = seeds("probe", "resnet18", 2)
+    cases.write_grid(store, "mine", [(own, ""), (other, "")])
+    cases.completed(store, own, test_accuracy=0.90)
+    store.run(other.run_id).root.mkdir(parents=True)
+    store.run(other.run_id).record.write_bytes(store.run(own.run_id).record.read_bytes())
+    comparison = read_comparison("mine", store)
+    assert (comparison.rows[0].status, comparison.rows[0].n_seeds) == ("1/2 completed", 1)
+    assert comparison.failures[0].error == f"its record.json is that of {own.run_id}; delete it and launch again"
+
+
+def test_where_a_seed_has_no_test_accuracy_there_is_no_mean_and_no_interval_either(store: StorePaths) -> None:
+    runs = seeds("probe", "resnet18", 2)
+    cases.write_grid(store, "mine", [(run, "") for run in runs])
+    cases.completed(store, runs[0])
+    without = cases.completed(store, runs[1])
+    metrics = {name: value for name, value in without.metrics.items() if name != "test_accuracy"}
+    records.write_record(store.run(runs[1].run_id), replace(without, metrics=metrics))
+    (row,) = comparison_rows("mine", store)
+    assert (row.n_seeds, row.test_accuracy, row.test_accuracy_std, row.ci95_low, row.ci95_high) == (2, *[None] * 4)
+    assert accuracy_with_interval(row) == ""
+
+
 def test_phases_variants_and_datasets_have_rows_of_their_own_in_the_grids_order(store: StorePaths) -> None:
     runs = [
         (cases.spec("probe", "resnet18", dataset="mnist"), ""),

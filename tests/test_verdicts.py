@@ -8,6 +8,7 @@ import report_cases as cases
 from transfergrid import records
 from transfergrid.paths import StorePaths
 from transfergrid.records import Predictions
+from transfergrid.report.cells import points
 from transfergrid.report.comparison import Comparison, ComparisonRow, read_comparison
 from transfergrid.report.documents import as_markdown
 from transfergrid.report.families import Answer, answers
@@ -188,6 +189,14 @@ def test_any_two_rows_are_paired_by_the_seeds_they_share(store: StorePaths) -> N
     assert isinstance(found, PairedComparison)
     assert (found.seeds, found.images) == (2, IMAGES)
     assert found.difference == pytest.approx(0.025)
+
+
+def test_no_difference_is_zero_from_either_side_and_never_minus_zero(store: StorePaths) -> None:
+    a, b = (cases.spec("scratch", name) for name in ("resnet18_5m", "baseline_cnn"))
+    finished(store, a, wrong_in(0, 50))
+    finished(store, b, wrong_in(50, 100))
+    results = [two_rows(store, *pair) for pair in (([a], [b]), ([b], [a]))]
+    assert [points(r.difference) for r in results if isinstance(r, PairedComparison)] == ["+0.00", "+0.00"]
 
 
 def test_rows_that_cannot_be_paired_say_why(store: StorePaths) -> None:

@@ -124,7 +124,10 @@ def read_comparison(grid: str, store: StorePaths) -> Comparison:
         except DataError as error:
             failures[run_id] = Failure(run_id=run_id, failure_class=error.failure_class, error=one_line(error))
             return
-        if record is not None and record.status == "completed":
+        if record is not None and record.run_id != run_id:
+            another = f"its record.json is that of {record.run_id}; delete it and launch again"
+            failures[run_id] = Failure(run_id=run_id, failure_class="data", error=another)
+        elif record is not None and record.status == "completed":
             found[run_id] = record
         elif record is not None:
             failures[run_id] = Failure(
@@ -244,12 +247,13 @@ def _with_numbers(row: ComparisonRow, done: Sequence[RunRecord], stored: StoredP
     def field(read: Callable[[RunRecord], float | None]) -> float | None:
         return _mean([read(r) for r in done])
 
-    low, high = _interval(done, stored)
-    accuracies = [r.metrics["test_accuracy"] for r in done if "test_accuracy" in r.metrics]
+    test_accuracy = metric("test_accuracy")
+    accuracies = [] if test_accuracy is None else [r.metrics["test_accuracy"] for r in done]
+    low, high = _interval(accuracies, done[0], stored)
     return replace(
         row,
         n_train=done[0].n_train,
-        test_accuracy=metric("test_accuracy"),
+        test_accuracy=test_accuracy,
         test_accuracy_std=stdev(accuracies) if len(accuracies) > 1 else None,
         ci95_low=low,
         ci95_high=high,
@@ -278,12 +282,13 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return fmean(known) if known and len(known) == len(values) else None
 
 
-def _interval(done: Sequence[RunRecord], stored: StoredPredictions) -> tuple[float | None, float | None]:
-    accuracies = [r.metrics["test_accuracy"] for r in done if "test_accuracy" in r.metrics]
+def _interval(
+    accuracies: Sequence[float], first: RunRecord, stored: StoredPredictions
+) -> tuple[float | None, float | None]:
     if len(accuracies) > 1:
         low, high = statistics.t_interval(accuracies)
         return max(0.0, low), min(1.0, high)
-    n_test = _n_test(done[0], stored) if accuracies else None
+    n_test = _n_test(first, stored) if accuracies else None
     return statistics.wilson(round(accuracies[0] * n_test), n_test) if n_test else (None, None)
 
 

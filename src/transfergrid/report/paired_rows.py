@@ -40,7 +40,9 @@ def compare_rows(
         a_SN, b_SN = correct_SN(sets["the first"]), correct_SN(sets["the second"])
         stored.compared[key] = compare(b_SN, a_SN) if turned else compare(a_SN, b_SN)
     found = stored.compared[key]
-    return replace(found, difference=-found.difference, low=-found.high, high=-found.low) if turned else found
+    if not turned:
+        return found
+    return replace(found, difference=0.0 - found.difference, low=0.0 - found.high, high=0.0 - found.low)  # no -0.0
 
 
 def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int, Predictions]:
