@@ -159,3 +159,12 @@ def test_the_error_of_a_finished_run_is_named_by_it_and_not_taken_for_that_of_th
     assert (published_head.corrected, published_head.differs) == (0.2387, ("image_size_px",))
     assert finished_run.differs == ("weights", "image_size_px")
     assert finished_run.cells()[:3] == ["imagenet", "resnet50", "run-0123456789ab"]
+
+
+def test_the_error_on_training_images_is_not_that_of_the_published_test(store: StorePaths) -> None:
+    settings = EvaluateSettings(source="own_head", split="train", precision="fp32", preprocess=None)
+    run = replace(cases.spec("probe", "resnet50", dataset="imagenet", seed=None), phase="evaluate", settings=settings)
+    cases.completed(store, run, details={"top1_error": 0.12, "n_test": 50_000})
+    cases.write_grid(store, "adhoc", [(run, "")])
+    (error,) = top_errors.top_errors(read_comparison("adhoc", store))
+    assert error.differs == ("split", "image_size_px")

@@ -14,7 +14,7 @@ from transfergrid.report.documents import as_markdown
 from transfergrid.report.families import Answer, answers
 from transfergrid.report.paired_rows import compare_rows, verdict
 from transfergrid.report.predictions import StoredPredictions
-from transfergrid.report.statistics import PairedComparison, mcnemar_exact
+from transfergrid.report.statistics import PairedComparison, mcnemar_exact, p_text
 from transfergrid.report.verdicts import Group, against_best
 from transfergrid.specs import RunSpec
 
@@ -358,6 +358,11 @@ def test_a_grid_without_two_rows_to_compare_has_no_such_section(store: StorePath
 def test_small_p_values_are_not_printed_more_exactly_than_they_are_known() -> None:
     texts = [Answer(result="", p_adjusted=p, family_size=3).p_text for p in (None, 0.0002, 0.0312, 1.0)]
     assert texts == ["", "< 0.001 (of 3)", "0.031 (of 3)", "1.000 (of 3)"]
+
+
+def test_a_p_just_below_five_percent_is_not_rounded_to_five() -> None:
+    assert [p_text(p, ".3f") for p in (0.0494, 0.0496, 0.04996, 0.0504)] == ["0.049", "0.0496", "0.04996", "0.050"]
+    assert [p_text(p, ".2g") for p in (0.0123, 0.0496, 0.0504)] == ["0.012", "0.0496", "0.05"]
 
 
 def test_the_difference_shown_is_of_the_seeds_that_the_verdict_is_from(store: StorePaths) -> None:

@@ -287,7 +287,7 @@ def _sentence(decides: Compared, claim: Claim, comparisons: int) -> str:
     if claim.test == "best_beats_best":
         return f"{text}; each is the best of its side on val"
     if comparisons > 1:
-        p = f"p = {decides.p_adjusted:.2g} after Holm over these"
+        p = f"p = {statistics.p_text(decides.p_adjusted, '.2g')} after Holm over these"
         return f"{text}; it decides among the {comparisons} comparisons of this claim, {p}"
     return text
 

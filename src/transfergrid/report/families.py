@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 from transfergrid.records import RunRecord
 from transfergrid.report.paired_rows import Verdict, compare_rows, verdict
 from transfergrid.report.predictions import StoredPredictions
-from transfergrid.report.statistics import PairedComparison, holm
+from transfergrid.report.statistics import PairedComparison, holm, p_text
 
 if TYPE_CHECKING:  # a comparison asks here what it says about its joins
     from transfergrid.report.comparison import ComparisonRow
@@ -47,7 +47,7 @@ class Answer:
         """`0.031 (of 5)`; `< 0.001` below, since a bootstrap of 10,000 draws knows no smaller differences."""
         if self.p_adjusted is None:
             return ""
-        p = "< 0.001" if self.p_adjusted < 0.001 else f"{self.p_adjusted:.3f}"
+        p = "< 0.001" if self.p_adjusted < 0.001 else p_text(self.p_adjusted, ".3f")
         return f"{p} (of {self.family_size})"
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from transfergrid.report.cells import accuracy_with_interval, number, percent, points
 from transfergrid.report.comparison import COLUMNS, ComparisonRow
+from transfergrid.report.statistics import p_text
 
 LONG_WORD = 24  # characters: what is longer may break anywhere
 Shown = Callable[[ComparisonRow], str]
@@ -56,7 +57,7 @@ _SPELLED: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "published_accuracy": ("published,\u00a0%", percent),
     "delta_to_published": ("ours − published, points", points),
     "delta_to_best_single": ("vs best single, points", points),
-    "p_value_vs_best_single": ("p (Holm)", lambda v: "" if v is None else f"{v:.2g}"),
+    "p_value_vs_best_single": ("p (Holm)", lambda v: "" if v is None else p_text(v, ".2g")),
     "n_seeds": ("seeds", number),
     "n_train": ("trained on, images", number),
     "epochs": ("epochs", number),

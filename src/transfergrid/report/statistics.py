@@ -88,6 +88,12 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def p_text(p: float, form: str) -> str:
+    """p in this format, or with more digits where rounding would print 5 % for a p below it: a verdict is by p."""
+    texts = (format(p, each) for each in (form, ".4f", ".5f", ".6f"))
+    return next((text for text in texts if (float(text) < 0.05) == (p < 0.05)), repr(p))
+
+
 # ----------------------------------------------------------------------------------------- two models, the same images
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variances:

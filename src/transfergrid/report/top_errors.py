@@ -102,5 +102,6 @@ def _differs(spec: RunSpec) -> tuple[str, ...]:
     names = [] if spec.dataset.max_images is None else ["max_images"]
     own_head = isinstance(spec.settings, EvaluateSettings) and spec.settings.source == "own_head"
     names += [] if own_head and spec.weights_label == _CORRECTED_WEIGHTS else ["weights"]
+    names += ["split"] if isinstance(spec.settings, EvaluateSettings) and spec.settings.split == "train" else []
     names += ["image_size_px"] if any(b.preprocess.mode != "recipe" for b in spec.backbones) else []
     return tuple(names)

@@ -87,7 +87,8 @@ the verdict what it would take to tell the observed one at 5 % with 80 % power.
 """
 _TESTS = {
     "mcnemar_exact": "Rows of one seed: exact McNemar test, about these trained networks and other test images; what "
-    "other seeds would change, one seed cannot say.",
+    "other seeds would change, one seed cannot say. The exact test is more cautious than the interval: where "
+    "that leaves out zero by a little, the verdict is still by p.",
     "paired_bootstrap": "Rows of several seeds: paired bootstrap over seeds and test images (10,000 draws), about "
     "other trainings and other test images.",
 }
