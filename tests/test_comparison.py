@@ -442,6 +442,20 @@ def test_the_terminal_shows_eight_columns() -> None:
     assert " ".join(header.split()) == " ".join(names)
 
 
+def test_on_eighty_columns_empty_columns_go_before_a_name_is_broken() -> None:
+    rows = [
+        row(),
+        row(phase="finetune", model="tinynet_mnist+tinynet_cifar", verdict="better", gpu_s=None),
+        row(variant="random_weights"),
+    ]
+    text = shown(rows, width=80)
+    assert "published" not in text
+    for whole in ("tinynet_mnist+ ", "tinynet_cifar", "random_weights", "97.2 [95.0, 98.5]", "better", "completed"):
+        assert whole in text
+    with_figure = shown([*rows, row(published_accuracy=0.9955)], width=80)
+    assert "published" in with_figure and "99.55" in with_figure and "completed" in with_figure
+
+
 def test_a_wide_grid_fits_a_hundred_columns_whole() -> None:
     rows = [
         row(variant="random_weights"),

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def terminal_table(rows: Sequence[ComparisonRow], *, width: int = 100) -> Table:
-    """Eight columns. Where they do not fit `width`, joins break after `+`, variants and failure classes get a line.
+    """Eight columns. Where they do not fit `width`, joins break after `+`, variants and failure classes get a line;
+    where that is not enough, `published` and `verdict` go if they hold nothing.
 
     A published figure that was obtained with other settings is marked `*`. Failed rows are red.
     """
@@ -24,52 +25,71 @@ def terminal_table(rows: Sequence[ComparisonRow], *, width: int = 100) -> Table:
 
     console = Console(width=10_000)
     table = _table(rows, joint=" ", gap=2)
-    for gap in (2, 1):
+    for gap, may_go in ((2, ()), (1, ()), (1, ("published", "verdict"))):
         if Measurement.get(console, console.options, table).maximum > width:
-            table = _table(rows, joint="\n", gap=gap)
+            table = _table(rows, joint="\n", gap=gap, may_go=may_go)
     return table
 
 
 def errors_table(errors: Sequence[TopError]) -> Table:
-    """Top-1 and top-5 errors of evaluations, in percent, beside published ones."""
+    """Top-1 and top-5 errors of evaluations, in percent, beside published ones where one of them has any."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for position, name in enumerate(HEADER):
-        table.add_column(name, justify="left" if position < TEXT_COLUMNS else "right", overflow="fold")
-    for error in errors:
-        table.add_row(*_plain(*error.cells()))
+    cells = [error.cells() for error in errors]
+    kept = _kept(HEADER, cells, ("variant", "differs", "as stated", "corrected"))
+    for position in kept:
+        table.add_column(HEADER[position], justify="left" if position < TEXT_COLUMNS else "right", overflow="fold")
+    for row in cells:
+        table.add_row(*_plain(*(row[position] for position in kept)))
     return table
 
 
-def _table(rows: Sequence[ComparisonRow], *, joint: str, gap: int) -> Table:
-    """joint: what stands between phase and variant, status and failure class. gap: spaces between columns."""
+def _table(rows: Sequence[ComparisonRow], *, joint: str, gap: int, may_go: Sequence[str] = ()) -> Table:
+    """joint: what stands between phase and variant, status and failure class. gap: spaces between columns. may_go:
+    columns that are left out where no row has anything in them."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     has_gpu = any(row.gpu_s for row in rows)
     table = Table(box=SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
-    for name in ("dataset", "model", "phase"):
-        table.add_column(name, overflow="fold")
-    table.add_column("test accuracy", justify="right", no_wrap=True)
-    table.add_column("published", justify="right", no_wrap=True)
-    table.add_column("verdict", overflow="fold")
-    table.add_column("GPU s" if has_gpu else "wall s", justify="right", no_wrap=True)
-    table.add_column("status", overflow="fold")
-    for row in rows:
-        model = row.model if joint == " " else row.model.replace("+", "+\n")
-        phase = joint.join(part for part in (row.phase, row.variant) if part)
-        status = joint.join(part for part in (row.status, row.failure_class) if part)
-        table.add_row(
-            *_plain(row.dataset, model, phase, accuracy_with_interval(row), _published(row), row.verdict or ""),
-            *_plain(_seconds(row, has_gpu=has_gpu), status),
-            style="red" if row.failure_class else None,
-        )
+    names = (
+        "dataset",
+        "model",
+        "phase",
+        "test accuracy",
+        "published",
+        "verdict",
+        "GPU s" if has_gpu else "wall s",
+        "status",
+    )
+    cells = [_cells(row, joint=joint, has_gpu=has_gpu) for row in rows]
+    kept = _kept(names, cells, may_go)
+    for name in (names[position] for position in kept):
+        if name in ("dataset", "model", "phase", "verdict"):
+            table.add_column(name, overflow="fold")
+        else:
+            table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
+    for row, texts in zip(rows, cells, strict=True):
+        table.add_row(*_plain(*(texts[position] for position in kept)), style="red" if row.failure_class else None)
     if any(_published(row).endswith("*") for row in rows):
         table.caption = "* obtained with other settings: published_differs in comparison.csv names them"
         table.caption_justify = "left"
     return table
+
+
+def _cells(row: ComparisonRow, *, joint: str, has_gpu: bool) -> list[str]:
+    model = row.model if joint == " " else row.model.replace("+", "+\n")
+    phase = joint.join(part for part in (row.phase, row.variant) if part)
+    status = joint.join(part for part in (row.status, row.failure_class) if part)
+    names = [row.dataset, model, phase, accuracy_with_interval(row), _published(row), row.verdict or ""]
+    return [*names, _seconds(row, has_gpu=has_gpu), status]
+
+
+def _kept(names: Sequence[str], rows: Sequence[Sequence[str]], may_go: Sequence[str]) -> list[int]:
+    """Positions of the columns that are shown: all but those of `may_go` with no text in any row."""
+    return [i for i, name in enumerate(names) if name not in may_go or any(row[i] for row in rows)]
 
 
 def _plain(*cells: str) -> list[Text]:
