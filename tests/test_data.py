@@ -18,7 +18,7 @@ import tiny_data
 
 from transfergrid import data
 from transfergrid.data import _cifar, _files, _idx, cifar10, cifar100, digits, fashion_mnist, mnist, svhn
-from transfergrid.errors import ConfigError, DataError
+from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.specs import Split
 
 PUBLISHED_SPLITS: tuple[Split, ...] = ("train", "test")
@@ -137,7 +137,7 @@ def test_missing_files_are_named_on_one_line_with_the_folder_and_the_remedy(kind
     message = str(caught.value)
     assert message.count("\n") == 0
     assert all(word in message for word in (kind, str(tmp_path), "data.dir=", "TRANSFERGRID_DATA_DIR"))
-    first_file = {"mnist": "train-images-idx3-ubyte or train-images-idx3-ubyte.gz", "svhn": "train_32x32.mat"}
+    first_file = {"mnist": "train-images-idx3-ubyte(.gz), train-labels", "svhn": "train_32x32.mat"}
     assert first_file.get(kind, "") in message
 
 
@@ -286,6 +286,19 @@ def test_a_download_that_fails_says_why_on_the_line_that_names_the_files(answeri
         DataError, match=r"svhn: a.mat not found in .* \(the download failed: RuntimeError: Error downloading a.mat\)"
     ):
         files.locate([("a.mat",)], data_dir=tmp_path, download=True)
+
+
+def test_where_there_is_no_network_the_whole_remedy_stands_on_the_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_files, "reachable", lambda url, *, timeout_s: False)
+    for kind in PUBLISHED:
+        if kind == "digits":  # inside scikit-learn
+            continue
+        with pytest.raises(DataError) as raised:
+            data.find(kind, data_dir=Path("cache/data"))
+        assert one_line(raised.value).endswith("as data.dir= or in TRANSFERGRID_DATA_DIR")
 
 
 # --------------------------------------------------------------------------------------------------------- real data

@@ -61,11 +61,10 @@ class Published:
             reason = self._fetched(wanted, data_dir)
             found, missing = _look(folder, wanted)
         if missing:
-            names = ", ".join(" or ".join(alternatives) for alternatives in missing)
+            names = ", ".join(_told(alternatives) for alternatives in missing)
             raise DataError(
-                f"{self.kind}: {names} not found in {folder} ({reason}); put the published files there, or give the "
-                "folder they lie under as data.dir= or in the environment variable TRANSFERGRID_DATA_DIR "
-                f"(now {data_dir})"
+                f"{self.kind}: {names} not found in {folder} ({reason}); put the published files there, or give "
+                f"another folder than {data_dir} as data.dir= or in TRANSFERGRID_DATA_DIR"
             )
         return found
 
@@ -95,6 +94,12 @@ def verified(path: Path, *, wanted: str) -> bytes:
             f"{path} is not the published file: {method} {got}, wanted {wanted}; remove it and fetch it again"
         )
     return content
+
+
+def _told(alternatives: tuple[str, ...]) -> str:
+    """`a`, `a or b`; and `a(.gz)` for `a or a.gz`, since a message has one line."""
+    first, *others = alternatives
+    return f"{first}(.gz)" if others == [f"{first}.gz"] else " or ".join(alternatives)
 
 
 def _look(folder: Path, wanted: Sequence[tuple[str, ...]]) -> tuple[list[Path], list[tuple[str, ...]]]:

@@ -44,5 +44,5 @@ def _size_by_pillow_px(path: Path) -> tuple[int, int]:
 
 
 def unreadable(path: Path, error: Exception) -> DataError:
-    detail = " ".join(str(error).replace(str(path), "").split())[:120]
+    detail = " ".join(str(error).replace(repr(str(path)), "").replace(str(path), "").split())[:120]
     return DataError(f"{path} cannot be read as an image ({type(error).__name__}: {detail}); mend or remove it")
