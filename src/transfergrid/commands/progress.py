@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 REFRESH_S = 0.5
+BESIDE_NAME = 52  # columns for a bar, its count, the time, loss and accuracy
 
 
 @contextmanager
@@ -87,7 +88,8 @@ class BarWatcher(Watcher):
         run = planned.run
         if run.run_id in self._tasks:  # it was found held by another process, and is looked at again
             return
-        self._tasks[run.run_id] = self._progress.add_task(run.slug, total=_epochs(run), figures="")
+        name = shortened(run.slug, max(self._progress.console.width - BESIDE_NAME, 20))
+        self._tasks[run.run_id] = self._progress.add_task(name, total=_epochs(run), figures="")
 
     def running(self, planned: Iterable[PlannedRun]) -> None:
         now = time.monotonic()
@@ -109,6 +111,14 @@ class BarWatcher(Watcher):
             self._progress.remove_task(task)
         self._progress.advance(self._all)
         self._progress.console.print(ended_line(ended, self._store), markup=False, highlight=False, soft_wrap=True)
+
+
+def shortened(name: str, width: int) -> str:
+    """At most `width` characters, from both ends: a run's name begins with its data set and ends with phase and seed."""
+    if len(name) <= width:
+        return name
+    end = (2 * width) // 3
+    return f"{name[: width - 1 - end]}…{name[-end:]}"
 
 
 def last_line(store: StorePaths, run_id: str) -> dict[str, Any] | None:
