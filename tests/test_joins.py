@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,21 @@ def test_a_part_under_other_conditions_is_no_baseline(store: StorePaths) -> None
     assert joins.notes == (
         "mnist resnet18+googlenet finetune: no baselines, because googlenet has no result under the same conditions.",
     )
+
+
+def test_a_part_is_the_row_with_the_joins_own_weights_of_it(store: StorePaths) -> None:
+    """Of two rows of resnet18 the join was made from that of a file; the other is better, and stands last."""
+    mine = {"weights": "mine.pth", "identity": "file:ab"}
+    from_file, hers = spec("finetune", "resnet18", backbone_options=mine), spec("finetune", "resnet18")
+    part, join = spec("finetune", "googlenet"), spec("finetune", "resnet18+googlenet")
+    join = replace(join, backbones=(*from_file.backbones, *part.backbones))
+    for run, wrong in ((from_file, (0, 1)), (part, (0, 1, 2)), (hers, ()), (join, (0,))):
+        finished(store, run, right_but(*wrong))
+    (found,) = baselines(store, [from_file, part, hers, join]).baselines
+    assert [(of.model, of.mean) for of in found.parts] == [("resnet18", 0.8), ("googlenet", 0.7)]
+    row = read_comparison("pairs", store).rows[3]
+    assert (row.weights, row.best_single_model) == ("mine.pth+IMAGENET1K_V1", "resnet18")
+    assert row.delta_to_best_single == pytest.approx(0.1)
 
 
 def test_a_grid_without_joins_has_no_section(store: StorePaths) -> None:

@@ -100,13 +100,11 @@ def _best_part(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> int | None:
     parts = set(row.model.split("+"))
     if len(parts) < 2 or row.protocol == "published" or row.test_accuracy is None:
         return None
-    # A join's weights are its parts' labels joined by `+` where they differ.
-    labels = {row.weights, *row.weights.split("+")}
     singles = {
         single.model: position
         for position, single in enumerate(rows)
         if single.model in parts
-        and single.weights in labels
+        and single.weights in weights_beside(row, single.model)
         and (single.dataset, single.phase, single.variant, single.protocol)
         == (row.dataset, row.phase, row.variant, row.protocol)
         and single.val_accuracy is not None
@@ -115,6 +113,17 @@ def _best_part(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> int | None:
     if set(singles) != parts:
         return None
     return max(singles.values(), key=lambda position: rows[position].val_accuracy or 0.0)
+
+
+def weights_beside(join: ComparisonRow, model: str) -> set[str]:
+    """The labels with which a single model stands under a join's conditions: a part of it has its own.
+
+    A join's weights are its parts' labels in their order, equal ones once; so which is whose can stay open.
+    """
+    parts, labels = join.model.split("+"), join.weights.split("+")
+    if model in parts and len(parts) == len(labels):
+        return {join.weights, labels[parts.index(model)]}
+    return {join.weights, *labels}
 
 
 def groups(rows: Sequence[ComparisonRow]) -> dict[GroupKey, tuple[int, list[int]]]:

@@ -21,6 +21,7 @@ from transfergrid.records import Predictions, RunRecord
 from transfergrid.report import statistics
 from transfergrid.report.cells import markdown_table, percent, points
 from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.families import weights_beside
 from transfergrid.report.predictions import StoredPredictions, averaged_correct_N, correct_SN, paired
 from transfergrid.report.statistics import PairedComparison
 
@@ -143,10 +144,9 @@ def equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> Compar
 
 
 def _alike(single: ComparisonRow, join: ComparisonRow) -> bool:
-    # A join's weights are its parts' labels joined by `+` where they differ.
     conditions = (join.dataset, join.phase, join.variant, join.protocol)
     same = (single.dataset, single.phase, single.variant, single.protocol) == conditions
-    return same and single.weights in {join.weights, *join.weights.split("+")}
+    return same and single.weights in weights_beside(join, single.model)
 
 
 def _name(row: ComparisonRow) -> str:

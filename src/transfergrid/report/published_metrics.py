@@ -25,7 +25,7 @@ def as_markdown(comparison: Comparison) -> str:
     about = (
         "Accuracies in percent, losses in nats, seconds per run. Our training figures are evaluated after the last\n"
         "epoch, in eval mode and without augmentation; the studies' mostly are running means while training. Ours\n"
-        "are seconds of the run alone: where it reads cached features, their extraction, shared by all rows, is extra.\n"
+        "are seconds of the run alone: where it reads cached features, their extraction, shared by rows, is extra.\n"
     )
     return f"## Everything published\n\n{about}\n" + markdown_table(header, lines, left=6)
 
