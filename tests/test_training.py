@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from small_runs import (
+    StopAfter,
     assert_same_result,
     carry_out,
     final_run,
@@ -28,7 +30,7 @@ from torch import Tensor, nn
 from transfergrid import job, network, records, training
 from transfergrid.attempts import begin_attempt
 from transfergrid.config import Request
-from transfergrid.errors import Superseded, TrainingDiverged
+from transfergrid.errors import Interrupted, Superseded, TrainingDiverged
 from transfergrid.folds import Fold
 from transfergrid.images import NetworkInputs
 from transfergrid.metrics_log import read_metrics
@@ -91,7 +93,14 @@ def settings_of(spec: RunSpec, **changes: Any) -> ScratchSettings:
 
 
 def fit_points(
-    points: Points, spec: RunSpec, folder: Path, *, interval_s: float = 60.0, lr: float = 0.1, **changes: Any
+    points: Points,
+    spec: RunSpec,
+    folder: Path,
+    *,
+    interval_s: float = 60.0,
+    lr: float = 0.1,
+    stop: Any = None,
+    **changes: Any,
 ) -> FitResult:
     groups = [ParameterGroup("all", lr, 0.0, list(points.module.parameters()))]
     with begin_attempt(RunPaths(folder), spec) as attempt:
@@ -103,7 +112,7 @@ def fit_points(
             seed=3,
             device=CPU,
             checkpoint_min_interval_s=interval_s,
-            stop=StopFlag(),
+            stop=stop or StopFlag(),
         )
 
 
@@ -187,6 +196,32 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(spec: RunSpec, tm
     assert caught.value.step == 7
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl") if line["kind"] == "step"][-1] == 6
     assert checkpoint_files(RunPaths(tmp_path)) == []  # nothing spoilt is ever saved
+
+
+def test_images_per_second_and_seconds_go_on_counting_over_an_interruption(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 rows make 3 steps of a second each; an evaluation takes ten; the first attempt ends after step 4 of 6."""
+    clock_s = [0.0]
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: clock_s[0]))
+
+    class Timed(Points):
+        def losses(self, rows_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+            clock_s[0] += 1
+            return super().losses(rows_B, epoch)
+
+        def evaluate(self, module: nn.Module) -> dict[str, Any]:
+            clock_s[0] += 10
+            return super().evaluate(module)
+
+    whole = fit_points(Timed(20), spec, tmp_path / "whole", epochs=2)
+    with pytest.raises(Interrupted):
+        fit_points(Timed(20), spec, tmp_path / "parted", epochs=2, stop=StopAfter(4))
+    clock_s[0] += 1_000  # in the queue
+    parted = fit_points(Timed(20), spec, tmp_path / "parted", epochs=2)
+    assert (whole.first_step, parted.first_step) == (1, 5)
+    assert whole.images_per_s == parted.images_per_s == pytest.approx(40 / 6)
+    assert (whole.elapsed_before_s, parted.elapsed_before_s) == (0.0, 3 + 10 + 1)
 
 
 def test_a_diverged_run_has_a_record_of_class_code_with_its_step(tmp_path: Path) -> None:
