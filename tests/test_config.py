@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from transfergrid import architectures
 from transfergrid.backbones import names as backbone_names
 from transfergrid.backbones.timm_names import timm_names
 from transfergrid.commands import launch, predict, report, run_phase
-from transfergrid.config import Request, load_grid, load_run
+from transfergrid.config import Request, compose, load_grid, load_run
 from transfergrid.config.compose import choices, compose_config, conf_dir
 from transfergrid.errors import ConfigError
 from transfergrid.specs import (
@@ -59,6 +60,30 @@ def test_every_file_of_conf_composes(group: str) -> None:
 def test_a_grid_file_is_named_as_it_names_itself() -> None:
     for name in choices("grid"):
         assert compose_config([f"grid={name}"]).grid.name == name
+
+
+def test_the_grid_file_of_the_documentation_is_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    conf = Path(shutil.copytree(conf_dir(), tmp_path / "conf"))
+    page = (conf_dir().parent / "docs" / "adding.md").read_text(encoding="utf-8")
+    lines = page.split("## A grid\n")[1].splitlines()
+    block = "\n".join(line.removeprefix("    ") for line in lines if line.startswith("    "))
+    (conf / "grid" / "my_grid.yaml").write_text(f"# @package _global_\n{block}\n")
+    monkeypatch.setattr(compose, "conf_dir", lambda: conf)
+    compose.choices.cache_clear()
+    try:
+        request = load_grid(["grid=my_grid", "weights=random", "dry_run=true"])
+    finally:
+        compose.choices.cache_clear()
+    rows = Counter((c.run.phase, c.run.dataset.name, c.variant) for c in request.configurations)
+    # `weights: random` changes nothing where all weights are random.
+    assert rows == {
+        ("probe", "mnist", ""): 9,
+        ("probe", "cifar10", ""): 9,
+        ("finetune", "cifar10", ""): 9,
+        ("finetune", "cifar10", "batch_64"): 9,
+    }
+    rates = {r.model: finetune_settings(r).lr for r in runs_of(request) if r.phase == "finetune"}
+    assert rates == {"resnet18": 0.01, "googlenet": 0.005, "resnet18+googlenet": 0.01}
 
 
 # -------------------------------------------------------------------------------------------------------------- grids
