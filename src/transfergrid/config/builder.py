@@ -93,6 +93,7 @@ class GridBuilder:
         rules = self._rules()
         self._check_weights(models)
         found: dict[str, Configuration] = {}
+        phases_taken: set[Phase] = set()
         phases_met: set[Phase] = set()
         for variant, changes in variants.items():
             if variant and safe_name(variant) != variant:
@@ -104,6 +105,7 @@ class GridBuilder:
             for dataset, model, phase in product(datasets, of_models, of_phases):
                 if phase not in phases or not takes(model, phase):
                     continue
+                phases_taken.add(phase)
                 if any(r.get("skip") and applies(r, model, dataset, phase) for r in rules):
                     continue
                 phases_met.add(phase)
@@ -113,9 +115,9 @@ class GridBuilder:
                     found.setdefault(run.run_id, Configuration(grid=self.name, variant=variant, run=run))
         for phase in phases:
             if phase not in phases_met:
-                raise ConfigError(
-                    f"grid.phases: no model of the grid takes phase {phase!r}; models: {', '.join(models)}"
-                )
+                skipped = f"grid.rules skip all of phase {phase!r}; leave it out of grid.phases, or change the rules"
+                untaken = f"no model of the grid takes phase {phase!r}; models: {', '.join(models)}"
+                raise ConfigError(skipped if phase in phases_taken else f"grid.phases: {untaken}")
         return tuple(found.values())
 
     def _rules(self) -> list[dict[str, Any]]:
