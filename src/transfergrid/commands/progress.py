@@ -114,7 +114,7 @@ class BarWatcher(Watcher):
 
 
 def shortened(name: str, width: int) -> str:
-    """At most `width` characters, from both ends: a run's name begins with its data set and ends with phase and seed."""
+    """At most `width` characters, from both ends: a run's name begins with its data set, and phase and seed end it."""
     if len(name) <= width:
         return name
     end = (2 * width) // 3
