@@ -250,6 +250,15 @@ def test_architectures_take_scratch_backbones_probe_and_finetune() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ one run
+def test_runs_by_hand_on_fewer_images_are_rows_of_their_own() -> None:
+    few = ["model=baseline_cnn", "phase=scratch", "dataset=digits"]
+    for setting, variant in (("shots=5", "dataset.shots-5"), ("train_fraction=0.1", "dataset.train_fraction-0.1")):
+        (found,) = load_run([*few, f"dataset.{setting}"]).configurations
+        assert found.variant == variant
+    (renamed,) = load_run([*few, "dataset.name=mine"]).configurations
+    assert renamed.variant == ""
+
+
 def test_a_run_by_hand_joins_the_grid_adhoc_and_what_it_overrides_is_its_variant() -> None:
     request = load_run(["model=resnet18", "phase=probe", "weights=random", "phase.probe.epochs=3", "seed=5"])
     (row,) = request.configurations
