@@ -39,6 +39,7 @@ from transfergrid.report.figures.material import Material, Sketch, row_labels
 from transfergrid.report.figures.pictures import best_by_val, chosen_examples
 from transfergrid.report.figures.tiles import TILE_PX, tile
 from transfergrid.report.figures.tracks import Track, binned_steps, mean_over_seeds, parted, smoothed, track
+from transfergrid.report.several import joined
 from transfergrid.specs import RunSpec
 
 LONG = "timm/" + "very_long_network_name_" * 4 + "patch16_224"
@@ -377,6 +378,15 @@ def test_forward_passes_are_counted_once_with_the_cache_and_each_epoch_without(m
         ("tinynet_mnist · IMAGENET1K_V1", 260, 1_200, 3),
         ("tinynet_cifar · IMAGENET1K_V1", 260, 400, 1),
     ]
+
+
+def test_a_probe_that_stands_in_two_grids_of_a_report_is_one_probe(made: Made) -> None:
+    twice = joined([made.comparison, made.comparison])
+    assert len(twice.rows) == 2 * len(made.comparison.rows)
+    alone, together = (
+        forward_passes(Material(comparison=c, images=no_images), "mnist") for c in (made.comparison, twice)
+    )
+    assert alone == together
 
 
 def test_the_row_whose_predictions_are_shown_is_the_best_on_val(made: Made) -> None:

@@ -64,3 +64,15 @@ def test_what_the_finish_job_has_made_is_shown_and_not_made_again_without_figure
     os.utime(page, (1, 1))
     assert show_report(console, ["g"], store, figures=None)
     assert page.read_text() != "with figures"
+
+
+def test_a_report_of_other_rows_is_made_anew_even_if_no_record_is_newer(store: StorePaths) -> None:
+    """The grid is launched again with one model more, whose run another grid has made already."""
+    console = Console(file=io.StringIO(), width=120)
+    run, other = cases.spec("probe", "resnet18"), cases.spec("probe", "googlenet")
+    cases.completed(store, other)
+    show_report(console, ["g"], store, figures=None)
+    cases.write_grid(store, "g", [(run, ""), (other, "")])
+    show_report(console, ["g"], store, figures=None)
+    lines = (store.report("g") / "comparison.csv").read_text().splitlines()
+    assert [line.split(",")[2] for line in lines] == ["model", "resnet18", "googlenet"]

@@ -45,18 +45,19 @@ def sketches(material: Material) -> Iterator[Sketch]:
 
 
 def forward_passes(material: Material, dataset: str) -> list[Passes]:
-    """Per extraction. Needed: epochs x training images of each probe; its evaluations are not counted."""
+    """Per extraction. Needed: epochs x training images of each probe; its evaluations are not counted.
+
+    A probe that stands in several grids of a report was trained once.
+    """
     found: dict[RunSpec, Passes] = {}
-    for row, runs in material.rows:
-        if row.dataset != dataset:
-            continue
-        for run in runs:
-            for extraction in run.spec.extractions:
-                if extraction not in found:
-                    found[extraction] = Passes(_name(extraction), _images_extracted(material, extraction), 0, 0)
-                before = found[extraction]
-                needed = before.needed + (run.epochs or 0) * (run.n_train or 0)
-                found[extraction] = replace(before, needed=needed, runs=before.runs + 1)
+    probes = {run.run_id: run for row, runs in material.rows if row.dataset == dataset for run in runs}
+    for run in probes.values():
+        for extraction in run.spec.extractions:
+            if extraction not in found:
+                found[extraction] = Passes(_name(extraction), _images_extracted(material, extraction), 0, 0)
+            before = found[extraction]
+            needed = before.needed + (run.epochs or 0) * (run.n_train or 0)
+            found[extraction] = replace(before, needed=needed, runs=before.runs + 1)
     return sorted(found.values(), key=lambda p: (-p.needed, p.backbone))
 
 
