@@ -32,6 +32,16 @@ def test_the_table_is_a_booktabs_tabular_with_as_many_cells_in_every_line(tmp_pa
     assert r"& failed &" in body[4] and r"& missing &" in body[5]
 
 
+def test_a_row_of_some_of_its_seeds_says_of_how_many(tmp_path: Path) -> None:
+    store = StorePaths(tmp_path)
+    small_grid(store)
+    rows = comparison_rows("small", store)
+    partly = replace(rows[0], n_seeds=2, status="2/5 completed")
+    seeds = [line.split(" & ")[2] for line in as_latex("small", [partly, *rows]).splitlines() if " & " in line][1:]
+    assert seeds[:2] == ["2/5", "2"] and [row.status for row in rows[3:]] == ["failed", "missing"]
+    assert seeds[-2:] == ["0", "0"]
+
+
 def test_blocks_name_the_data_set_and_a_protocol_that_is_not_fair(tmp_path: Path) -> None:
     store = StorePaths(tmp_path)
     small_grid(store)

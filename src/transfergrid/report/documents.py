@@ -25,8 +25,8 @@ HOW_TO_READ = """\
   comparisons between models of the same dataset and phase, so that two models have one p wherever they stand beside
   each other. The verdict is by it, at 5 %. A published claim is a question of its own, adjusted over its own
   comparisons.
-- Seconds are means per completed seed, of the row's own phase: a fine-tuning's are without those of its probe. GPU
-  seconds are 0 where no GPU was used.
+- Seconds are means per completed seed, of the row's own phase: a fine-tuning's are without those of its probe. What
+  failed or was interrupted and had to be done again is not in them. GPU seconds are 0 where no GPU was used.
 """
 
 

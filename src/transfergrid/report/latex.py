@@ -44,7 +44,8 @@ def as_latex(grid: str, rows: Sequence[ComparisonRow]) -> str:
     columns = "ll" + "r" * (len(HEADER) + len(COST) - 2)
     lines = [
         f"% Comparison {' '.join(grid.split())}; needs \\usepackage{{booktabs}}.",
-        "% Brackets: 95 % interval, Wilson over test images for one seed, Student's t over seeds for several.",
+        "% Brackets: 95 % interval, Wilson over test images for one seed, Student's t over seeds for several."
+        " Seeds 2/5: two of five have completed.",
         f"\\begin{{tabular}}{{{columns}}}",
         "\\toprule",
         " & ".join((*HEADER, *COST)) + r" \\",
@@ -66,7 +67,7 @@ def _cells(row: ComparisonRow, weights: str) -> tuple[str, ...]:
     texts = (
         row.model,
         ", ".join(filter(None, (row.phase, row.variant, weights))),
-        str(row.n_seeds),
+        row.status.partition(" ")[0] if 0 < row.n_seeds and row.status != "completed" else str(row.n_seeds),
         accuracy,
         percent(row.val_accuracy),
         percent(row.published_accuracy),
