@@ -389,6 +389,16 @@ def test_a_probe_that_stands_in_two_grids_of_a_report_is_one_probe(made: Made) -
     assert alone == together
 
 
+def test_a_mean_of_some_of_the_seeds_is_told_below_its_figure(made: Made) -> None:
+    rows = made.comparison.rows
+    partly = [replace(row, status="2/5 completed") if row.model == "baseline_cnn" else row for row in rows]
+    captions = []
+    for shown in (rows, tuple(partly)):
+        material = Material(comparison=replace(made.comparison, rows=shown), images=no_images)
+        captions.append([sketch.caption for sketch in accuracy.sketches(material) if "scratch" in sketch.name])
+    assert captions[1][0] == f"{captions[0][0]} Not of all seeds: baseline_cnn (2/5 completed)."
+
+
 def test_the_row_whose_predictions_are_shown_is_the_best_on_val(made: Made) -> None:
     rows = Material(comparison=made.comparison, images=no_images).rows
     best = best_by_val(rows)

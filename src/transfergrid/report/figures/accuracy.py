@@ -51,7 +51,9 @@ def _caption(rows: Sequence[ComparisonRow]) -> str:
     text += "seeds), best first."
     if any(row.published_accuracy is not None for row in rows):
         text += " The open diamond is the published value; the table says what differs from the study."
-    return text
+    partly = [row for row in rows if row.n_seeds and row.status != "completed"]
+    named = [f"{label} ({row.status})" for row, label in zip(partly, row_labels(partly), strict=True)]
+    return text + (f" Not of all seeds: {', '.join(named)}." if named else "")
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing
