@@ -6,9 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from cluster_cases import as_job, console, executable, said
+from cluster_cases import as_job, console, executable, planned, runtime_in, said, scratch_run
 
-from transfergrid.commands.launch import runs_on_slurm
+from transfergrid.cluster import local
+from transfergrid.commands.launch import runs_on_slurm, show_failures
+from transfergrid.plan import Plan
 from transfergrid.resources import ClusterSettings
 
 AUTO = ClusterSettings(name="auto", kind="auto")
@@ -78,3 +80,17 @@ def test_a_cluster_that_was_named_is_taken_without_a_look_also_inside_a_job(
         assert runs_on_slurm(printed, ClusterSettings(name="mine", kind=kind)) is expected
         assert said(printed) == []
     assert not (commands / "calls").exists()
+
+
+def test_a_run_that_was_told_to_stop_names_its_next_step(tmp_path: Path) -> None:
+    """As a run's process is told by `kill`, while the launcher goes on with the next one."""
+
+    class Process:
+        exitcode = local._EXIT["interrupted"]
+
+    asked = planned(scratch_run())
+    child = local._Child(index=0, planned=asked, process=Process(), slot=0)  # type: ignore[arg-type]
+    printed = console()
+    assert show_failures(printed, Plan(runs=(asked,)), [local._judge(child, runtime_in(tmp_path))]) == 1
+    run_id = asked.run.run_id
+    assert said(printed) == [f"interrupted: {run_id}: it was told to stop; launch again to continue"]

@@ -248,7 +248,7 @@ def _judge(child: _Child, runtime: Runtime) -> Ended:
     quiet: tuple[Ending, ...] = ("reused", "interrupted", "in flight", "superseded")
     for ending in quiet:
         if code == _EXIT[ending]:
-            return Ended(run, ending, "a newer attempt has taken over" if ending == "superseded" else "")
+            return Ended(run, ending, _REASONS.get(ending, ""))
     loss: GridError
     if code == _EXIT["disk full"]:
         loss = StoreFull(f"no space left for the record of {run.run_id}; free some space and launch again")
@@ -292,6 +292,11 @@ _EXIT: dict[str, int] = {
     "in flight": 13,
     "superseded": 14,
     "disk full": 15,
+}
+
+_REASONS: dict[str, str] = {
+    "interrupted": "it was told to stop; launch again to continue",
+    "superseded": "a newer attempt has taken over",
 }
 
 
