@@ -97,4 +97,5 @@ def _panel(axes: Axes, confidence_N: Array, correct_N: Array) -> None:
     axes.set_ylim(-25, 104)
     axes.set_xticks([0, 25, 50, 75, 100])
     axes.set_yticks([0, 25, 50, 75, 100])
-    axes.text(4, 93, f"ECE {100 * error:.1f}", fontsize=7.5)
+    behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}  # a bar may stand there
+    axes.text(4, 93, f"ECE {100 * error:.1f}", fontsize=7.5, bbox=behind)
