@@ -267,15 +267,16 @@ def test_gpu_hours_count_what_is_to_be_run() -> None:
 
 def test_packing_is_advised_with_its_numbers_where_runs_are_short() -> None:
     short = {f"run{i}": Estimate(40.0, "flops") for i in range(40)} | {"cached": Estimate(0.0, "flops")}
-    said = packing_advice(short, runs_per_job=1)
+    said = packing_advice(short, runs_per_job=1, packed_jobs=4)
     assert said == (
-        "half of the 40 runs take less than 40 s: cluster.runs_per_job=16 makes about 3 jobs of them"
-        " and saves 6.2 min of starting python"
+        "half of the 40 runs take less than 40 s: cluster.runs_per_job=16 makes 4 jobs of them"
+        " and saves 6.0 min of starting python"
     )
-    assert packing_advice(short, runs_per_job=16) is None
-    assert packing_advice({n: Estimate(150.0, "flops") for n in short}, runs_per_job=1) is None
-    assert packing_advice({"one": Estimate(40.0, "flops")}, runs_per_job=1) is None
-    assert packing_advice({}, runs_per_job=1) is None
+    assert packing_advice(short, runs_per_job=16, packed_jobs=4) is None
+    assert packing_advice({n: Estimate(150.0, "flops") for n in short}, runs_per_job=1, packed_jobs=3) is None
+    assert packing_advice({"one": Estimate(40.0, "flops")}, runs_per_job=1, packed_jobs=1) is None
+    assert packing_advice({}, runs_per_job=1, packed_jobs=0) is None
+    assert packing_advice(short, runs_per_job=1, packed_jobs=38) is None, "20 seconds are not worth a word"
 
 
 def test_estimating_loads_no_heavy_library(tmp_path: Path) -> None:

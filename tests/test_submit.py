@@ -30,8 +30,10 @@ from transfergrid.cluster.submit import (
     make_executor,
     sbatch_parameters,
     slurm_environment,
+    start_estimate,
 )
 from transfergrid.cluster.task import TaskSettings, run_task
+from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.plan import PlannedRun
 from transfergrid.resources import ClusterSettings, Resources
@@ -503,3 +505,26 @@ def test_the_environment_is_put_back_also_after_an_error(monkeypatch: pytest.Mon
         os.environ["LEFT"] = "1"
         _ = 1 // 0
     assert dict(os.environ) == before
+
+
+# ------------------------------------------------------------------------------------------------------------ estimate
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("allocation failure: Invalid feature specification", "phase probe: SLURM refuses cluster.constraint: no node"),
+        ("allocation failure: Invalid node name specified", "phase probe: SLURM refuses cluster.exclude: it names no"),
+        ("sbatch: unrecognized option '--foo=bar'", "phase probe: SLURM refuses cluster.sbatch: sbatch --help"),
+    ],
+)
+def test_what_sbatch_would_never_take_is_refused_with_its_setting(slurm: ReplayedSlurm, said: str, told: str) -> None:
+    executable(slurm.folder / "sbatch", f'echo "{said}" >&2; exit 1')
+    with pytest.raises(ConfigError, match=told):
+        start_estimate(ClusterSettings(), ["probe", "finetune"])
+
+
+def test_what_sbatch_refuses_for_now_is_shown_in_place_of_the_start(slurm: ReplayedSlurm) -> None:
+    executable(slurm.folder / "sbatch", 'echo "allocation failure: Requested reservation is invalid" >&2; exit 1')
+    expected = {"probe, finetune": "to be refused now: Requested reservation is invalid"}
+    assert start_estimate(ClusterSettings(), ["probe", "finetune"]) == expected
+    executable(slurm.folder / "sbatch", 'echo "allocation failure: Unable to contact slurm controller" >&2; exit 1')
+    assert start_estimate(ClusterSettings(), ["probe"]) == {}

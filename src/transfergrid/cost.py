@@ -114,16 +114,21 @@ def gpu_hours(plan_runs: Iterable[PlannedRun], estimates: Mapping[str, Estimate]
     return gpus * sum(estimates[p.run.run_id].seconds for p in plan_runs if p.state == "run") / 3600
 
 
-def packing_advice(estimates: Mapping[str, Estimate], *, runs_per_job: int) -> str | None:
-    """What several runs per job would save; None where runs are long, or packed already, or too few to be packed."""
+def packing_advice(estimates: Mapping[str, Estimate], *, runs_per_job: int, packed_jobs: int) -> str | None:
+    """What several runs per job would save; None where runs are long, or packed already, or too few to be packed.
+
+    packed_jobs: how many jobs ADVISED_RUNS_PER_JOB would make of them; runs of different phases share none.
+    """
     seconds = [e.seconds for e in estimates.values() if e.seconds > 0]
     if runs_per_job > 1 or len(seconds) < 2 or median(seconds) >= SHORT_S:
         return None
-    jobs = math.ceil(len(seconds) / ADVISED_RUNS_PER_JOB)
-    saved_min = (len(seconds) - jobs) * start_overhead_s() / 60
+    saved_min = (len(seconds) - packed_jobs) * start_overhead_s() / 60
+    if saved_min < 1:
+        return None
+    jobs = "1 job" if packed_jobs == 1 else f"{packed_jobs} jobs"
     return (
         f"half of the {len(seconds)} runs take less than {median(seconds):.0f} s: cluster.runs_per_job="
-        f"{ADVISED_RUNS_PER_JOB} makes about {jobs} jobs of them and saves {saved_min:.1f} min of starting python"
+        f"{ADVISED_RUNS_PER_JOB} makes {jobs} of them and saves {saved_min:.1f} min of starting python"
     )
 
 

@@ -268,19 +268,17 @@ def assert_possible(resources: Resources, limits: Limits, *, what: str) -> None:
         raise ConfigError(f"{what}: {'; '.join(map(str, reasons))}")
 
 
-def named_partitions(resources: Resources, limits: Limits, *, what: str) -> list[Partition]:
+def named_partitions(
+    resources: Resources, limits: Limits, *, what: str, key: str = "cluster.partition"
+) -> list[Partition]:
     """Those that the job may start in, SLURM's default where none is named. Raises ConfigError for an unknown one."""
     names = resources.partition.split(",") if resources.partition is not None else [limits.default_partition]
     for name in names:
         if name is None:
             known = ", ".join(sorted(limits.partitions))
-            raise ConfigError(
-                f"{what}: this cluster has no default partition; give cluster.partition=, one of: {known}"
-            )
+            raise ConfigError(f"{what}: this cluster has no default partition; give {key}=, one of: {known}")
         if name not in limits.partitions:
-            raise ConfigError(
-                f"{what}: cluster.partition={name!r} is unknown here{_nearest(name, sorted(limits.partitions))}"
-            )
+            raise ConfigError(f"{what}: {key}={name!r} is unknown here{_nearest(name, sorted(limits.partitions))}")
     return [limits.partitions[name] for name in names if name is not None]
 
 

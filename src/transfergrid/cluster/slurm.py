@@ -87,7 +87,10 @@ def answers(timeout_s: float = PROBE_S) -> bool:
 
 
 def test_only(options: Sequence[str]) -> str | None:
-    """`to start at 2026-11-20 13:00 UTC on n1`: SLURM's own estimate for such a job; None where it gives none."""
+    """`to start at 2026-11-20 13:00 UTC on n1`: SLURM's own estimate for such a job; None where it gives none.
+
+    Raises SlurmRefused where it would not take the job.
+    """
     try:
         done = subprocess.run(
             ["sbatch", "--test-only", *options, "--wrap=true"],
@@ -100,7 +103,12 @@ def test_only(options: Sequence[str]) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     found = re.search(r"to start at (\S+?)T(\d\d:\d\d):\d\d .*?on nodes? (\S+)", done.stderr)
-    return None if found is None else f"to start at {found[1]} {found[2]} UTC on {found[3]}"
+    if found is not None:
+        return f"to start at {found[1]} {found[2]} UTC on {found[3]}"
+    refused = re.search(r"allocation failure: (.+)|(unrecognized option .+)", done.stderr)
+    if refused is not None and not is_silence(done.stderr):
+        raise SlurmRefused((refused[1] or refused[2]).strip())
+    return None
 
 
 def count_own_jobs() -> int:

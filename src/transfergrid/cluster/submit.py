@@ -29,7 +29,7 @@ from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
 from transfergrid.cluster.snapshot import import_path
 from transfergrid.cluster.task import TaskSettings, run_task
-from transfergrid.errors import one_line
+from transfergrid.errors import ConfigError, one_line
 from transfergrid.resources import ClusterSettings, Resources
 
 GIVE_UP_S = 300.0  # for a controller that does not answer
@@ -37,6 +37,12 @@ RETRY_S = 3.0
 LOOKS = 3  # at the queue, before a job of which sbatch said nothing counts as never sent
 FINISH_CPUS, FINISH_MEM_GB, FINISH_MIN = 2, 4.0, 60
 OF_NODES_WITH_GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "nodelist", "nodes", "ntasks", "exclusive")
+# What sbatch says of a job that it would never take -> the setting that asks for it, and what there is.
+NEVER_TAKEN = {
+    "Invalid feature specification": "cluster.constraint: no node has it; sinfo -o %f lists the features there are",
+    "Invalid node name specified": "cluster.exclude: it names no node of this cluster; sinfo -N lists them",
+    "unrecognized option": "cluster.sbatch: sbatch --help lists its options",
+}
 _UNENDING = 1_000_000  # submitit's own count of timeouts; ours is max_requeues
 
 
@@ -340,7 +346,11 @@ def slurm_environment() -> Iterator[None]:
 
 
 def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str, str]:
-    """When SLURM expects a job of each phase to start, were it sent now; phases of one shape are asked about once."""
+    """When SLURM expects a job of each phase to start, were it sent now; phases of one shape are asked about once.
+
+    Raises ConfigError for a feature or a node that the cluster does not have: to sbatch it would say the same, perhaps
+    after other phases were sent.
+    """
     by_shape: dict[Resources, list[str]] = {}
     for phase in phases:
         by_shape.setdefault(settings.of_phase(phase), []).append(phase)
@@ -353,5 +363,11 @@ def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str
         options += [f"--cpus-per-task={resources.cpus}", f"--mem={round(resources.mem_gb * 1024)}M"]
         options += [f"--time={resources.timeout_min}"]
         options += [f"--{key}" if value is True else f"--{key}={value}" for key, value in settings.sbatch.items()]
-        told[", ".join(members)] = slurm.test_only(options)
+        try:
+            told[", ".join(members)] = slurm.test_only(options)
+        except SlurmRefused as error:
+            remedy = next((r for text, r in NEVER_TAKEN.items() if str(error).startswith(text)), None)
+            if remedy is not None:
+                raise ConfigError(f"phase {members[0]}: SLURM refuses {remedy} ({error})") from error
+            told[", ".join(members)] = f"to be refused now: {error}"
     return {phase: text for phase, text in told.items() if text is not None}

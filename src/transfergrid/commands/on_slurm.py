@@ -16,7 +16,7 @@ from transfergrid.cluster.emit import emit
 from transfergrid.cluster.groups import Group, first_tasks, make_groups
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.limits import Limits, assert_possible, named_partitions, queue_room, read_limits
-from transfergrid.cluster.slurm import SlurmRefused
+from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
 from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import live_jobs
 from transfergrid.cluster.submit import Launch, Sender, adopt_intents, finish_resources, start_estimate
@@ -24,7 +24,7 @@ from transfergrid.commands.console import OK, count
 from transfergrid.commands.finish import finish
 from transfergrid.commands.launch import preflight, prepare_folders, queued, show_plan, write_grid_of
 from transfergrid.config import Request
-from transfergrid.cost import Estimate, estimate, gpu_hours, packing_advice
+from transfergrid.cost import ADVISED_RUNS_PER_JOB, Estimate, estimate, gpu_hours, packing_advice
 from transfergrid.errors import ConfigError
 from transfergrid.plan import Plan, make_plan
 from transfergrid.resources import Resources
@@ -57,7 +57,10 @@ def carry_out(console: Console, request: Request) -> int:
         raise ConfigError(
             f"store.dir={request.runtime.store_dir}: SLURM reads % in the names of its log files; rename it"
         )
-    limits = read_limits(account=request.cluster.resources.account, qos=request.cluster.resources.qos)
+    try:
+        limits = read_limits(account=request.cluster.resources.account, qos=request.cluster.resources.qos)
+    except SlurmDown as error:
+        raise SlurmDown(f"SLURM does not answer ({error}); nothing was sent, launch again when it does") from error
     plan = _plan(request, read_ledger(request.store))
     finishing = _assert_possible(plan, request, limits)
     show_plan(console, plan, request)
@@ -94,14 +97,15 @@ def _assert_possible(plan: Plan, request: Request, limits: Limits) -> Resources:
     for phase in dict.fromkeys(p.run.phase for p in plan.to_run):
         assert_possible(settings.of_phase(phase), limits, what=f"cluster={settings.name}, phase {phase}")
     asked = finish_resources(settings, max_time_min=None)
-    times = [p.max_time_min for p in named_partitions(asked, limits, what="the finish job") if p.max_time_min]
+    key = "cluster.partition" if settings.finish_partition is None else "cluster.finish_partition"
+    named = named_partitions(asked, limits, what="the finish job", key=key)
+    times = [p.max_time_min for p in named if p.max_time_min]
     finishing = finish_resources(settings, max_time_min=max(times) if times else None)
     assert_possible(finishing, limits, what="the finish job (cluster.finish_partition)")
     return finishing
 
 
-def _num_jobs(plan: Plan, request: Request) -> int:
-    packed = request.cluster.runs_per_job
+def _num_jobs(plan: Plan, packed: int) -> int:
     return sum(-(-count // packed) for count in Counter(p.run.phase for p in plan.to_run).values())
 
 
@@ -123,18 +127,19 @@ def _show_cost(console: Console, plan: Plan, request: Request) -> None:
     basis = "from records" if known == len(estimates) else some
     wall_h = sum(e.seconds for e in estimates.values()) / 3600
     cost = f"{hours:.2f} GPU-hours" if hours else f"{wall_h:.2f} hours without a GPU"
-    jobs = count(_num_jobs(plan, request), "job")
+    jobs = count(_num_jobs(plan, request.cluster.runs_per_job), "job")
     console.print(f"{jobs} and a finish job; expected {cost} ({basis})", highlight=False, soft_wrap=True)
     for phase_names, text in start_estimate(request.cluster, phases).items():
         console.print(f"SLURM expects {phase_names} jobs {text}", highlight=False, soft_wrap=True)
-    advice = packing_advice(estimates, runs_per_job=request.cluster.runs_per_job)
+    packed_jobs = _num_jobs(plan, ADVISED_RUNS_PER_JOB)
+    advice = packing_advice(estimates, runs_per_job=request.cluster.runs_per_job, packed_jobs=packed_jobs)
     if advice is not None:
         console.print(advice, highlight=False, soft_wrap=True)
 
 
 def _assert_room(plan: Plan, request: Request, limits: Limits) -> None:
     room = _room(limits)
-    jobs = _num_jobs(plan, request) + 1
+    jobs = _num_jobs(plan, request.cluster.runs_per_job) + 1
     if room is None or jobs <= room or request.wait or request.emit is not None:
         return
     packed = -(-len(plan.to_run) // max(1, room - 1 - len({p.run.phase for p in plan.to_run})))
@@ -317,7 +322,8 @@ def _emit(console: Console, submitting: Submitting, folder: Path) -> int:
 
 
 def _say_how_to_watch(console: Console, request: Request) -> None:
-    where = "" if request.runtime.store_dir == "results" else f" store.dir={request.runtime.store_dir}"
+    is_default = Path(request.runtime.store_dir).absolute() == Path("results").absolute()
+    where = "" if is_default else f" store.dir={request.runtime.store_dir}"
     line = f"watch: python jobs/status.py grid={request.grid}{where} watch=true"
     console.print(line, highlight=False, soft_wrap=True)
     table = request.store.report(request.grid) / "comparison.md"
