@@ -220,6 +220,18 @@ def test_runs_that_share_a_job_take_turns(store: StorePaths, slurm: ReplayedSlur
     assert {r: s.state for r, s in states.items()} == {"a": "done", "b": "failed", "c": "running", "d": "pending"}
     assert states["d"].reason == "waits for its turn in job 7"
     assert look(store, "d").states["d"].state == "pending", "its companions count though nobody asks for them"
+    slurm.answers("squeue", queue_line("7", "COMPLETING", used="30:00", node="n1"))
+    assert look(store, "d").states["d"].reason == "its job 7 is ending"
+
+
+def test_runs_that_share_a_job_take_turns_also_by_the_accounting_alone(store: StorePaths, slurm: ReplayedSlurm) -> None:
+    slurm.controller_is_down()
+    submit(store, ("a", "b"))
+    attempt(store, "a", seconds_ago=10)
+    slurm.answers("sacct", account_line("7", "RUNNING"))
+    states = look(store, "a", "b").states
+    assert [s.state for s in states.values()] == ["running", "pending"]
+    assert states["b"].reason.startswith("waits for its turn in job 7, as the accounting says")
 
 
 def test_the_first_of_a_pack_runs_before_it_has_an_attempt(store: StorePaths, slurm: ReplayedSlurm) -> None:
@@ -287,6 +299,8 @@ def test_how_a_job_ended_by_the_accounting(
         ("FAILED", 7 << 8, "", "lost", "exit code 7"),
         ("FAILED", 9, "", "lost", "signal SIGKILL"),
         ("FAILED", 137 << 8, "", "lost", "signal SIGKILL"),
+        ("FAILED", 9 << 8, "srun: error: n1: task 0: Killed\n", "lost", "signal SIGKILL"),
+        ("FAILED", 9 << 8, "", "lost", "exit code 9"),
         ("FAILED", 127 << 8, "", "environment", "exit code 127"),
         ("FAILED", 1 << 8, "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0\n", "host_oom", "memory"),
         ("OUT_OF_MEMORY", 0, "", "host_oom", "memory"),

@@ -198,10 +198,12 @@ def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> Ending 
 # --------------------------------------------------------------------------------------------------------------- files
 def trace_of(case: Case) -> tuple[str, str] | None:
     """What the job's own logs tell of its end."""
-    if case.submission is None:
-        return None
-    output, errors = case.submission.logs(case.index)
-    return slurm_words.trace(log_tail(output) + "\n" + log_tail(errors))
+    return slurm_words.trace(logs_of(case))
+
+
+def logs_of(case: Case) -> str:
+    """The ends of the job's output and errors."""
+    return "" if case.submission is None else "\n".join(map(log_tail, case.submission.logs(case.index)))
 
 
 def log_tail(path: Path, size: int = LOG_TAIL_BYTES) -> str:

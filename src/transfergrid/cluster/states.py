@@ -21,6 +21,7 @@ from transfergrid.cluster.evidence import (
     ending_of,
     has_artifacts,
     last_sign,
+    logs_of,
     node_of,
     payload_runs,
     trace_of,
@@ -212,7 +213,9 @@ def _queued(look: Look, case: Case, entry: slurm.QueueEntry) -> RunState:
         starts = entry.starts if look.age_s(entry.starts) < 0 else None
         return replace(state, reason=reason, never_starts=wait.never, starts=starts, elapsed_s=None)
     if case.submission is not None and _at_work(look, case.submission, case.index, entry) != case.run_id:
-        return replace(state, state="pending", reason=f"waits for its turn in job {entry.job_id}", elapsed_s=None)
+        is_ending = entry.state == "COMPLETING"
+        turn = f"its job {entry.job_id} is ending" if is_ending else f"waits for its turn in job {entry.job_id}"
+        return replace(state, state="pending", reason=turn, elapsed_s=None)
     if not case.began_since(entry.restarts) and not found.words:
         return replace(state, reason="is starting")
     return state
@@ -277,7 +280,7 @@ def _ended(look: Look, case: Case, ending: Ending) -> RunState:
         if look.age_s(ending.ended) < RECORD_DELAY_S:
             return replace(state, reason="has ended; its record is not to be seen yet")
         return _with_class(state, "lost", f"job {case.job_id} ended without a record")
-    told = slurm_words.exit_words(ending.code, ending.signal) if ending.is_known_code else "a failure"
+    told = slurm_words.exit_words(ending.code, ending.signal, logs_of(case)) if ending.is_known_code else "a failure"
     trace = trace_of(case)
     if trace is not None and trace[0] != "cancelled":
         return _with_class(state, *trace)
@@ -290,6 +293,11 @@ def _only_in_accounting(look: Look, case: Case, state: RunState, word: str) -> R
     kind = slurm_words.meaning(word).kind
     if look.error is not None and kind != "unknown":
         told = "as the accounting says; SLURM's controller does not answer"
+        shares = case.submission is not None and len(case.submission.tasks[case.index]) > 1
+        if kind == "runs" and shares and not case.began:
+            return replace(
+                state, state="pending", reason=f"waits for its turn in job {case.job_id}, {told}", elapsed_s=None
+            )
         if kind == "runs" or (case.began and not case.own.owner.get("ended")):  # the accounting hears of it later
             return replace(state, state="running", reason=told)
         return replace(state, state="pending", reason=told, elapsed_s=None)
