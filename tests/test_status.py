@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -23,11 +24,13 @@ from replayed_slurm import (
     submit,
     write,
 )
+from rich.console import Console
 
 from transfergrid.commands import status as command
 from transfergrid.commands import status_actions, status_logs
 from transfergrid.commands.status import status
 from transfergrid.commands.status_table import clock, printable
+from transfergrid.commands.status_view import read_view
 from transfergrid.config import load_status
 from transfergrid.errors import ConfigError, MachineError
 from transfergrid.paths import StorePaths
@@ -173,6 +176,22 @@ def test_it_loads_nothing_heavy() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- watch
+def test_a_watched_screen_holds_the_reasons_and_the_summary_in_80_columns_and_24_lines(
+    store: StorePaths, slurm: ReplayedSlurm
+) -> None:
+    names = [f"timm_a_backbone_with_a_name_that_takes_two_lines_{i}" for i in range(30)]
+    make_grid(store, *names)
+    submit(store, *((name,) for name in names))
+    queue = "".join(queue_line(f"7_{i}", "PENDING", "PartitionTimeLimit") for i in range(30))
+    slurm.answers("squeue", queue)
+    console = Console(width=80, height=24, force_terminal=True, file=io.StringIO())
+    lines = console.render_lines(command.screenful(console, read_view(load_status(["grid=g"]))))
+    shown = ["".join(segment.text for segment in line).rstrip() for line in lines]
+    assert len(shown) < 24 and shown[-1] == "grid g: 30 pending"
+    assert shown[-2].startswith("pending: ") and len(shown[-2]) <= 80
+    assert sum("pending, never starts" in line for line in shown) >= 3
+
+
 def test_watching_in_a_log_tells_each_change_and_ends_when_nothing_lives(
     store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,9 +13,10 @@ from transfergrid.config.help import help_for
 from transfergrid.config.status import StatusRequest
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, Group
 
 WATCH_S = 5.0
+REASONS_WATCHED = 4
 
 HELP = help_for(
     "status.py",
@@ -93,24 +94,33 @@ def watch(console: Console, request: StatusRequest) -> View:
     return view
 
 
-def _watch_terminal(console: Console, request: StatusRequest, view: View) -> View:
+def screenful(console: Console, view: View) -> Group:
+    """As many rows as fit the screen beside the reasons and the summary, which stands at the end and would be cut."""
     from rich.console import Group
-    from rich.live import Live
     from rich.text import Text
 
-    from transfergrid.commands.status_table import status_table
+    from transfergrid.commands.status_table import WIDE, reason_lines, status_table
 
-    def drawn(view: View) -> Group:
-        # What does not fit the screen would be cut off at its end, where the summary stands.
-        rows = max(5, console.height - 8)
-        return Group(status_table(view, width=console.width, fold_above=rows), Text(view.summary))
+    texts = list(reason_lines(view))[:REASONS_WATCHED] if console.width < WIDE else []
+    below = Group(*(Text(text, no_wrap=True, overflow="ellipsis") for text in texts), Text(view.summary))
+    rows = max(5, console.height - 4)
+    while True:
+        drawn = Group(status_table(view, width=console.width, fold_above=rows), below)
+        lines = len(console.render_lines(drawn))
+        if rows == 1 or lines < console.height:
+            return drawn
+        rows = max(1, min(rows - 1, rows * console.height // lines))
+
+
+def _watch_terminal(console: Console, request: StatusRequest, view: View) -> View:
+    from rich.live import Live
 
     try:
-        with Live(drawn(view), console=console, transient=True, auto_refresh=False) as live:
+        with Live(screenful(console, view), console=console, transient=True, auto_refresh=False) as live:
             while view.is_live:
                 time.sleep(WATCH_S)
                 view = read_view(request)
-                live.update(drawn(view), refresh=True)
+                live.update(screenful(console, view), refresh=True)
     except KeyboardInterrupt:
         pass
     return view
