@@ -82,7 +82,7 @@ def _parse(argument: str) -> Override:
     except HydraException as error:
         reason = str(error).splitlines()[0].strip()
         raise ConfigError(
-            f"{argument!r} cannot be read ({reason}); quote a value that holds = , ( or ~ as key='\"value\"'"
+            f"{argument!r} cannot be read ({reason}); quote a value that holds = , ( [ > or ~ as key='\"value\"'"
         ) from error
 
 
