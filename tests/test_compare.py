@@ -58,6 +58,18 @@ def test_grids_stand_side_by_side_and_each_keeps_its_own_checks(
     assert shown[0] == "grid"
     printed = capsys.readouterr().out
     assert printed.index("\nsmall\n") < printed.index("\nother\n")
+    last = [line for line in printed.splitlines() if line.startswith(("small:", "other:"))]
+    assert last == ["small: 2 of 5 rows not complete; the report names the runs, why, and the next step"]
+
+
+def test_the_terminal_says_that_a_record_does_not_stand_on_its_predictions(
+    store: StorePaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = cases.spec("probe", "resnet18", epochs=1)
+    store.run(run.run_id).predictions.unlink()
+    report(["grid=other", f"store.dir={store.root}", "figures=false"])
+    line = "other: 1 record not borne out by stored predictions; see the report"
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_finished_grids_give_exit_code_0(store: StorePaths) -> None:

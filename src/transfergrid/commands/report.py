@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid.commands.console import FAILED, OK, make_console, run_script
+from transfergrid.commands.console import FAILED, OK, count, make_console, run_script
 from transfergrid.commands.pulled import pull_grids
 from transfergrid.commands.sync import SHOWN, launched_with
 from transfergrid.config import load_report
@@ -64,6 +64,8 @@ def report(arguments: Sequence[str]) -> int:
     console = make_console()
     comparisons, path = _shown(console, request.grids, store, figures=request.figures)
     is_complete = _all_completed(comparisons)
+    for line in _remarks(comparisons):
+        console.print(line, style="red", highlight=False, soft_wrap=True)
     is_there = request.publish is None or publish_report(
         console,
         comparisons,
@@ -111,6 +113,22 @@ def _shown(
 
 def _all_completed(comparisons: Sequence[Comparison]) -> bool:
     return all(row.status == "completed" for comparison in comparisons for row in comparison.rows)
+
+
+def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
+    """What the table on the terminal has no room for, one line per grid and kind; mostly none."""
+    from transfergrid.report.integrity import findings
+
+    lines = []
+    for comparison in comparisons:
+        if unfinished := sum(row.status != "completed" for row in comparison.rows):
+            of = f"{unfinished} of {count(len(comparison.rows), 'row')}"
+            lines.append(f"{comparison.grid}: {of} not complete; the report names the runs, why, and the next step")
+        if doubtful := sum(map(len, findings(comparison))):
+            lines.append(
+                f"{comparison.grid}: {count(doubtful, 'record')} not borne out by stored predictions; see the report"
+            )
+    return lines
 
 
 def _destination(request: ReportRequest, asked: tuple[str | None, str | None]) -> tuple[str | None, str]:
