@@ -119,6 +119,14 @@ def test_a_row_without_a_result_does_not_say_that_nothing_differs_from_the_publi
     assert [text.endswith(later) for text in (*told[1], *told[2])] == [True, True]
 
 
+def test_a_reason_that_names_its_next_step_is_given_no_other_one(store: StorePaths) -> None:
+    run = cases.spec("probe", "resnet18")
+    cases.failed(store, run, failure_class="data", error="record.json is damaged; delete it and launch again")
+    cases.write_grid(store, "small", [(run, "")])
+    text = page_of(store).one("section", id="missing").text
+    assert "delete it and launch again." in text and "Next:" not in text
+
+
 def test_seeds_that_failed_alike_are_told_in_one_line_and_the_class_stands_beside_the_status(store: StorePaths) -> None:
     runs = [cases.spec("probe", "resnet18", seed=seed) for seed in (0, 1, 2)]
     for run, error in zip(runs, ("time limit", "time  limit\n", "time limit of the node"), strict=True):

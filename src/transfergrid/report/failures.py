@@ -15,6 +15,11 @@ def failure_lines(failures: Sequence[Failure]) -> list[str]:
         reason = " ".join(failure.error.split())
         by_reason.setdefault((failure.failure_class, reason), []).append(f"`{failure.run_id}`")
     return [
-        f"{', '.join(run_ids)}: {failure_class}: {reason}. Next: {NEXT_STEP.get(failure_class, 'read its log.txt')}."
+        f"{', '.join(run_ids)}: {failure_class}: {reason}.{_next_step(failure_class, reason)}"
         for (failure_class, reason), run_ids in by_reason.items()
     ]
+
+
+def _next_step(failure_class: str, reason: str) -> str:
+    """Empty where the reason names it already."""
+    return "" if "launch again" in reason else f" Next: {NEXT_STEP.get(failure_class, 'read its log.txt')}."
