@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from transfergrid.cluster.evidence import log_tail
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.settle import ENDED
 from transfergrid.cluster.slurm import SlurmDown
@@ -57,6 +59,8 @@ def wait(console: Console, submitting: Submitting) -> int:
         time.sleep(request.cluster.poll_s)
     show_results(console, request, reported=True)
     show_usage(console, list(states), request.store)
+    for line in published_lines(ledger, request.grid):
+        console.print(line, highlight=False, soft_wrap=True)
     return _show_endings(console, states)
 
 
@@ -68,6 +72,13 @@ def _lasts(what: str, since: dict[str, float]) -> float:
 def _finish_has_ended(ledger: Ledger, request: Request) -> bool:
     jobs = [s.job_id for s in ledger.of_grid(request.grid, "finish") if s.job_id is not None]
     return live_jobs(jobs) == {}
+
+
+def published_lines(ledger: Ledger, grid: str) -> list[str]:
+    """What the newest finish job said last of W&B: where the tables are, or why they are not and what to do."""
+    finishing = [s for s in ledger.of_grid(grid, "finish") if s.job_id is not None]
+    log = log_tail(finishing[-1].logs(0)[0]) if finishing else ""
+    return [line for line in log.splitlines() if re.match(r"W&B: |error: ", line)][-2:]
 
 
 def _tell_changes(console: Console, states: Mapping[str, RunState], told: dict[str, str]) -> None:
