@@ -300,6 +300,7 @@ def test_how_a_job_ended_by_the_accounting(
         ("FAILED", 9, "", "lost", "signal SIGKILL"),
         ("FAILED", 137 << 8, "", "lost", "signal SIGKILL"),
         ("FAILED", 9 << 8, "srun: error: n1: task 0: Killed\n", "lost", "signal SIGKILL"),
+        ("FAILED", 9 << 8, "slurm_script: line 25: 25301 Killed   srun --unbuffered\n", "lost", "signal SIGKILL"),
         ("FAILED", 9 << 8, "", "lost", "exit code 9"),
         ("FAILED", 127 << 8, "", "environment", "exit code 127"),
         ("FAILED", 1 << 8, "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0\n", "host_oom", "memory"),

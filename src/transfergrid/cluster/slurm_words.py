@@ -141,7 +141,11 @@ def trace(log: str) -> tuple[str, str] | None:
 def exit_words(code: int, number: int, log: str = "") -> str:
     """`exit code 7`, `signal SIGKILL`; a shell tells a signal as 128 more than its number, and srun ends with
     the number itself where a task of its step was killed, of which its log tells."""
-    if number == 0 and code == signal.SIGKILL and re.search(r"srun: error: .*\btasks? \S+ Killed", log):
+    if (
+        number == 0
+        and code == signal.SIGKILL
+        and re.search(r"srun: error: .*\btasks? \S+ Killed|: +\d+ Killed +srun", log)
+    ):
         number = code
     if number == 0 and code > 128:
         number, code = code - 128, 0
