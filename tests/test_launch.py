@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from cluster_cases import as_job, console, executable, planned, runtime_in, said, scratch_run
 
 from transfergrid.cluster import local
-from transfergrid.commands.launch import runs_on_slurm, show_failures
+from transfergrid.commands.launch import launch, runs_on_slurm, show_failures
 from transfergrid.plan import Plan
 from transfergrid.resources import ClusterSettings
 
@@ -94,3 +95,12 @@ def test_a_run_that_was_told_to_stop_names_its_next_step(tmp_path: Path) -> None
     assert show_failures(printed, Plan(runs=(asked,)), [local._judge(child, runtime_in(tmp_path))]) == 1
     run_id = asked.run.run_id
     assert said(printed) == [f"interrupted: {run_id}: it was told to stop; launch again to continue"]
+
+
+def test_the_plan_tells_apart_what_a_runs_readable_name_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["grid.models=[tinynet_mnist]", "grid.phases=[probe]", "grid.seeds=[0]", "cluster=local", "dry_run=true"]
+    assert launch([*asked, f"store.dir={tmp_path / 'store'}", f"cache.dir={tmp_path / 'cache'}"]) == 0
+    named = re.findall(r"-(extract|probe)(?:-s0)?-[0-9a-f]{12}(?: \((\w+)\))?  not done yet", capsys.readouterr().out)
+    assert named == [("extract", "builtin"), ("extract", "random"), ("probe", ""), ("probe", "random_weights")]

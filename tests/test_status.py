@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cluster_cases import extract_run
 from replayed_slurm import (
     ReplayedSlurm,
     account_line,
@@ -26,6 +28,7 @@ from replayed_slurm import (
 )
 from rich.console import Console
 
+from transfergrid import durable
 from transfergrid.commands import status as command
 from transfergrid.commands import status_actions, status_logs
 from transfergrid.commands.status import status
@@ -34,6 +37,7 @@ from transfergrid.commands.status_view import read_view
 from transfergrid.config import load_status
 from transfergrid.errors import ConfigError, MachineError
 from transfergrid.paths import StorePaths
+from transfergrid.specs import to_dict
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 
@@ -134,6 +138,22 @@ def test_a_run_that_the_grid_only_needs_has_a_row_while_it_lives(
     text = printed(capsys)
     assert "an-extraction" in text and "of-an-earlier-launch" not in text
     assert text.endswith("grid g: 1 not submitted, 1 running")
+
+
+def test_extractions_of_one_model_are_told_apart_by_their_weights(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "a")
+    random = extract_run()
+    file = replace(random.backbones[0].weights, label="file-0123456789ab", identity="file:0123456789ab")
+    runs = [random, replace(random, backbones=(replace(random.backbones[0], weights=file),))]
+    for run in runs:
+        durable.write_json(store.run(run.run_id).spec, to_dict(run))
+    submit(store, *((run.run_id,) for run in runs), job_id="6")
+    slurm.answers("squeue", queue_line("6_0", "RUNNING") + queue_line("6_1", "RUNNING"))
+    assert status(["grid=g"]) == 0
+    text = printed(capsys)
+    assert "digits resnet18 extract/random " in text and "digits resnet18 extract/file-0123456789ab " in text
 
 
 def test_a_thousand_runs_take_two_commands_and_forty_lines(store: StorePaths, slurm: ReplayedSlurm) -> None:

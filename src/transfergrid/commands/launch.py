@@ -128,8 +128,13 @@ def show_plan(console: Console, plan: Plan, request: Request) -> None:
     rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"
     console.print(f"grid {request.grid}: {rows}; with what they need: {told or 'nothing to do'}", highlight=False)
     if len(plan.runs) <= FOLD_ABOVE:
+        variants = {c.run.run_id: c.variant for c in request.configurations}
         for planned in plan.runs:
-            console.print(f"  {planned.state:<9} {planned.run.run_id}  {planned.why}", highlight=False, soft_wrap=True)
+            run = planned.run
+            # What the readable part of its name does not say.
+            more = run.weights_label if run.phase == "extract" else variants.get(run.run_id, "")
+            name = f"{run.run_id} ({more})" if more else run.run_id
+            console.print(f"  {planned.state:<9} {name}  {planned.why}", highlight=False, soft_wrap=True)
         return
     groups: dict[tuple[str, str, str], list[PlannedRun]] = {}
     for planned in plan.runs:

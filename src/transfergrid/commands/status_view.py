@@ -152,6 +152,8 @@ def _stored_spec(store: StorePaths, run_id: str) -> RunSpec | None:
 
 
 def _row_of(run_id: str, spec: RunSpec | None) -> Row:
+    """Extractions of one model differ in their weights alone, and so do their labels."""
     if spec is None:
         return Row(run_id, "", run_id, "")
-    return Row(run_id, spec.dataset.name, spec.model, spec.phase, seed=spec.seed)
+    weights = spec.weights_label if spec.phase == "extract" else ""
+    return Row(run_id, spec.dataset.name, spec.model, spec.phase, weights, spec.seed)
