@@ -1,6 +1,4 @@
-import sys
-
-from transfergrid.commands.run_phase import main
+from _start import start
 
 if __name__ == "__main__":
-    sys.exit(main())
+    start("run_phase")
