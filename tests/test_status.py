@@ -224,7 +224,9 @@ def test_watching_in_a_log_tells_each_change_and_ends_when_nothing_lives(
     assert status(["grid=g", "watch=true"]) == 0
     timer.join()
     text = printed(capsys)
-    assert text.startswith("grid g: 1 running done a") and text.endswith("grid g: 1 done")
+    assert text.startswith("grid g: 1 running done a") and text.endswith(
+        "grid g: 1 done the table: python jobs/report.py grid=g"
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------ run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,7 +12,7 @@ from transfergrid import durable, tracking
 from transfergrid.cluster import local, slurm
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.states import Snapshot, take_snapshot
-from transfergrid.commands.console import FAILED, OK, hashing_progress, make_console, run_script
+from transfergrid.commands.console import FAILED, OK, command_line, hashing_progress, make_console, run_script
 from transfergrid.commands.progress import watching
 from transfergrid.config import Request, load_grid
 from transfergrid.config.help import help_for
@@ -235,12 +234,11 @@ def show_results(console: Console, request: Request, *, reported: bool = False) 
         return
     figures = request.runtime.report_figures is True
     show_report(console, [request.grid], request.store, figures=figures)
-    store = request.store.root
-    where = [] if str(store) == "results" else [f"store.dir={store}"]
-    line = shlex.join(["python", "jobs/report.py", f"grid={request.grid}", *where])
     if request.runtime.tracking == "online":  # the runs are there, the table is not
-        console.print(f"in W&B, with figures: {line} publish=true", highlight=False, soft_wrap=True)
+        line = command_line("report.py", request.grid, request.store, "publish=true")
+        console.print(f"in W&B, with figures: {line}", highlight=False, soft_wrap=True)
     elif not figures:
+        line = command_line("report.py", request.grid, request.store)
         console.print(f"with figures: {line}", highlight=False, soft_wrap=True)
 
 

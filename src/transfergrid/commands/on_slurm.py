@@ -20,7 +20,7 @@ from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
 from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import live_jobs
 from transfergrid.cluster.submit import Launch, Sender, adopt_intents, finish_resources, start_estimate
-from transfergrid.commands.console import OK, count
+from transfergrid.commands.console import OK, command_line, count
 from transfergrid.commands.finish import finish
 from transfergrid.commands.launch import preflight, prepare_folders, queued, show_plan, write_grid_of
 from transfergrid.config import Request
@@ -322,9 +322,7 @@ def _emit(console: Console, submitting: Submitting, folder: Path) -> int:
 
 
 def _say_how_to_watch(console: Console, request: Request) -> None:
-    is_default = Path(request.runtime.store_dir).absolute() == Path("results").absolute()
-    where = "" if is_default else f" store.dir={request.runtime.store_dir}"
-    line = f"watch: python jobs/status.py grid={request.grid}{where} watch=true"
-    console.print(line, highlight=False, soft_wrap=True)
+    line = command_line("status.py", request.grid, request.store, "watch=true")
+    console.print(f"watch: {line}", highlight=False, soft_wrap=True)
     table = request.store.report(request.grid) / "comparison.md"
     console.print(f"the finish job writes {table}", highlight=False, soft_wrap=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from transfergrid.commands.console import FAILED, OK, make_console, run_script
+from transfergrid.commands.console import FAILED, OK, command_line, make_console, run_script
 from transfergrid.commands.status_view import View, changes, read_view
 from transfergrid.config import load_status
 from transfergrid.config.help import help_for
@@ -75,6 +75,9 @@ def show(console: Console, view: View) -> None:
     for line, style in failure_lines(view):
         console.print(line, style=style, highlight=False, soft_wrap=True)
     console.print(view.summary, highlight=False, soft_wrap=True)
+    if view.grid is not None and all(view.state(row).state == "done" for row in view.rows):
+        line = command_line("report.py", view.grid, view.store)
+        console.print(f"the table: {line}", highlight=False, soft_wrap=True)
 
 
 def watch(console: Console, request: StatusRequest) -> View:

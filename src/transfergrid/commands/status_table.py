@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transfergrid import durable
 from transfergrid.cluster.evidence import log_tail
 from transfergrid.cluster.states import RunState, State
+from transfergrid.commands.console import command_line
 from transfergrid.commands.progress import last_line
 from transfergrid.commands.status_view import BAD, Row, View
 from transfergrid.errors import NEXT_STEP
@@ -216,7 +217,7 @@ def next_steps(view: View) -> Iterator[str]:
     states = [view.state(row) for row in view.rows if view.state(row).state in BAD]
     classes = [state.failure_class or "lost" for state in states]
     for name in dict.fromkeys(classes):
-        command = f"python jobs/status.py grid={view.grid} retry={name}" if view.grid else ""
+        command = command_line("status.py", view.grid, view.store, f"retry={name}") if view.grid else ""
         if name == "host_oom":
             command += " cluster.mem_gb=..." if command else ""
         step = NEXT_STEP[name] + (f" ({command})" if command and name != "blocked" else "")
