@@ -66,7 +66,8 @@ def publish(
             written = _write_rows(target, known)
             _retire_rows(known, publication)
             url = save_report(account, store, publication, api)
-            say(f"W&B: {len(publication.rows)} rows ({written} written), {url}; reading back")
+            rows = "1 row" if len(publication.rows) == 1 else f"{len(publication.rows)} rows"
+            say(f"W&B: {rows} ({written} written), {url}; reading back")
             run = report_run(api, account, publication)
             if not _is_said(run, publication, url) or differences(api, account, publication, url, folder):
                 _write_report_run(target, run, url)
