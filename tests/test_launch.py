@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from cluster_cases import as_job, console, executable, planned, runtime_in, said, scratch_run
@@ -86,11 +88,9 @@ def test_a_cluster_that_was_named_is_taken_without_a_look_also_inside_a_job(
 def test_a_run_that_was_told_to_stop_names_its_next_step(tmp_path: Path) -> None:
     """As a run's process is told by `kill`, while the launcher goes on with the next one."""
 
-    class Process:
-        exitcode = local._EXIT["interrupted"]
-
+    process: Any = SimpleNamespace(exitcode=local._EXIT["interrupted"])
     asked = planned(scratch_run())
-    child = local._Child(index=0, planned=asked, process=Process(), slot=0)  # type: ignore[arg-type]
+    child = local._Child(index=0, planned=asked, process=process, slot=0)
     printed = console()
     assert show_failures(printed, Plan(runs=(asked,)), [local._judge(child, runtime_in(tmp_path))]) == 1
     run_id = asked.run.run_id

@@ -26,7 +26,7 @@ class MetricsLog:
     def __init__(self, path: Path, *, lines_kept: int) -> None:
         durable.make_folder(path.parent)
         with durable.explained(path):
-            self._file: io.BufferedRandom | Any = open(path, "ab+")  # noqa: SIM115  (closed by close())
+            self._file: io.BufferedRandom | Any = open(path, "ab+")  # closed by close()
             durable.share(self._file.fileno(), path.parent)
         self._file.seek(0)
         for number in range(1, lines_kept + 1):
