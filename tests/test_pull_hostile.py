@@ -162,7 +162,7 @@ def test_a_key_that_is_refused_and_a_server_that_is_silent_are_told_in_one_line(
     os.environ["WANDB_API_KEY"] = "a" * 40
     assert run_report(monkeypatch, "source=wandb", cache) == 1
     refused = capsys.readouterr().err
-    assert refused.startswith(f"error: {server.url}: it knows no account for this key (user is not logged in); run ")
+    assert refused.startswith(f"error: {server.url}: it does not say whose key this is (user is not logged in); for ")
     os.environ["WANDB_API_KEY"] = server.key
     server.stop()
     assert run_report(monkeypatch, "source=wandb", cache) == 1

@@ -72,9 +72,9 @@ IN_TRAINING = [
 IN_SYNC: dict[Case, str | None] = {
     Case("sync", 401): "injected 401",
     Case("sync", 404): "injected 404",
-    Case("sync", 500): "did not respond in time",
-    Case("sync", BlackHole()): "did not respond in time",
-    Case("sync", Reset()): "did not respond in time",
+    Case("sync", 500): "fails or is silent when asked whose key this is",
+    Case("sync", BlackHole()): "fails or is silent when asked whose key this is",
+    Case("sync", Reset()): "fails or is silent when asked whose key this is",
     Case("sync", Garbage()): "invalid character '<'",
     Case("sync", Delay(0.5)): None,
     Case("sync", 400, "file_stream"): "12 of 12 lines are missing or other ones: 1, 2, 3 and 9 more",

@@ -137,7 +137,8 @@ def make_api(account: Account, *, timeout_s: int = 20) -> Any:
         if SILENT in reason:
             told = "it fails or is silent when asked whose key this is; try again when it answers"
         else:
-            told = f"it knows no account for this key ({reason}); run `wandb login --relogin`, or set WANDB_API_KEY"
+            remedy = "for a key of this server run `wandb login --relogin`, or set WANDB_API_KEY"
+            told = f"it does not say whose key this is ({reason}); {remedy}"
         raise Unreachable(f"{account.url}: {told}") from error
 
 
