@@ -139,6 +139,27 @@ def test_unknown_and_missing_fields_of_a_stored_spec_are_refused() -> None:
         from_dict(RunSpec, stored)
 
 
+def test_a_field_of_a_later_release_is_left_out_at_the_value_of_the_release_before(spec: RunSpec) -> None:
+    stored = to_dict(replace(spec, rules=1))
+    assert "rules" not in stored and "orientation" not in stored["dataset"]
+    assert from_dict(RunSpec, stored).rules == 1
+    turned = replace(spec, rules=2, dataset=replace(spec.dataset, orientation="exif"))
+    assert to_dict(turned)["rules"] == 2 and to_dict(turned)["dataset"]["orientation"] == "exif"
+    assert len({spec.run_id, turned.run_id, replace(turned, rules=1).run_id}) == 3
+
+
+# As the first release wrote them: what it made is found under the same names.
+FIRST_RELEASE = {
+    "extract": "digits-resnet18-extract-e86b06f829ad",
+    "scratch": "digits-baseline_cnn-scratch-s0-bfc8d9e48461",
+}
+
+
+@pytest.mark.parametrize("phase", sorted(FIRST_RELEASE))
+def test_extractions_and_scratch_runs_keep_the_names_of_the_first_release(phase: str) -> None:
+    assert run_of(phase).run_id == FIRST_RELEASE[phase]
+
+
 def test_a_runtime_survives_json_unchanged() -> None:
     runtime = Runtime(store_dir="s", cache_dir="c", data_dir="d", weights_dir="w", cache_also_read=("a", "b"))
     assert from_dict(Runtime, json.loads(json.dumps(to_dict(runtime)))) == runtime

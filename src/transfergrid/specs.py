@@ -2,7 +2,10 @@
 
 A field stands in RunSpec if and only if it changes the numbers beyond rounding; where and how a run is carried out
 (device, workers, folders, partition, W&B mode) stands in Runtime. So an identity is a hash over *all* fields, never
-over a difference from some default, and there is no list of fields to leave out.
+over a difference from some default, and there is no list of fields to leave out. The one exception keeps
+old names true: a field that a later release added (`later`) is left out of the hash, and of stored files, at the value
+that stands for what the release before did. So older records are read as what they were, and feature files of equal
+bytes keep their key.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import lru_cache
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -19,10 +22,20 @@ Phase = Literal["extract", "probe", "finetune", "scratch", "evaluate"]
 PHASES: tuple[Phase, ...] = ("extract", "probe", "finetune", "scratch", "evaluate")
 Protocol = Literal["fair", "published"]
 Split = Literal["train", "val", "test"]
+SelectBy = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 
 RANDOM_RULE_VERSION = 1  # of weights=random: constructor under a seed, then BatchNorm statistics from seeded noise
 FEATURE_FORMAT_VERSION = 1  # of the HDF5 layout and of everything else a FeatureKey does not name
 VAL_FRACTION = 0.1
+# Of probes and fine-tunings, for what no field names. 2: the gate's rows are up to 256, val first, then training rows.
+RULES_VERSION = 2
+T = TypeVar("T")
+
+
+def later(former: T) -> T:
+    """A field that the first release did not have; `former` is the value that stands for what that release did."""
+    made: T = field(default=former, metadata={"later": True})
+    return made
 
 
 # ---------------------------------------------------------------------------------------------------- what is used
@@ -75,6 +88,8 @@ class DatasetSpec:
     """name: as paths and tables show it. kind: the module in `data/`. fingerprint: published checksums or content hash.
 
     max_images: at most so many per split, class shares kept; None = all.
+    value_range: the stored values that become 0 and 255, for pictures deeper than 8 bits; None = 8 bits as stored.
+    orientation: whether pictures are turned as their EXIF data say, or left as their pixels lie.
     """
 
     name: str
@@ -82,6 +97,8 @@ class DatasetSpec:
     fingerprint: str
     num_classes: int
     max_images: int | None = None
+    value_range: tuple[float, float] | None = later(None)
+    orientation: Literal["stored", "exif"] = later("stored")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +144,7 @@ class TrainSettings:
     clip_norm: gradients are scaled down to at most this Euclidean norm, over all parameters together.
     selection: `last` epoch, or `best_on_test` (only under protocol `published`).
     test_bn: `batch` evaluates with the statistics of the batch at hand, as code that forgets `eval()` does.
+    class_weights: `balanced` weighs each image's loss by n / (classes x images of its class).
     """
 
     epochs: int
@@ -165,6 +183,7 @@ class TrainSettings:
     augment_at: Literal["native", "input"]
     test_bn: Literal["running", "batch"]
     selection: Literal["last", "best_on_test"]
+    class_weights: Literal["none", "balanced"] = later("none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,6 +191,7 @@ class ProbeSettings(TrainSettings):
     """The head alone. One (learning rate, weight decay) of `lrs` x `weight_decays` is chosen on val.
 
     source `features`: on cached features; `images`: forward pass, augmentation and `bn=train` as some studies did.
+    select_by: the score on val by which it is chosen.
     """
 
     lrs: tuple[float, ...]
@@ -180,6 +200,7 @@ class ProbeSettings(TrainSettings):
     bn: Literal["train", "eval"]
     aux_loss_weight: float
     lbfgs: bool
+    select_by: SelectBy = later("accuracy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,6 +262,7 @@ class RunSpec:
     identity its own fields hold). seed, val_seed and protocol are None for `extract`, which has none of them.
     train_fraction, shots: train on this share of the training images, or on so many of each class, chosen by the seed;
     None = on all. Features are those of all images, so every share reads the same files.
+    rules: RULES_VERSION of the release that planned it, for probes and fine-tunings.
     """
 
     phase: Phase
@@ -255,6 +277,7 @@ class RunSpec:
     train_fraction: float | None = None
     shots: int | None = None
     needs: tuple[str, ...] = ()
+    rules: int = later(1)
 
     @property
     def weights_label(self) -> str:
@@ -372,7 +395,7 @@ def digest(value: Any, length: int) -> str:
 def _canonical(value: Any) -> str:
     """canonical_json, with the parts that many runs share (backbones, data sets, settings) spelled only once."""
     if isinstance(value, RunSpec):
-        parts = {f.name: _canonical_part(getattr(value, f.name)) for f in fields(value)}
+        parts = {f.name: _canonical_part(getattr(value, f.name)) for f in _stored_fields(value)}
         return "{" + ",".join(f'"{name}":{parts[name]}' for name in sorted(parts)) + "}"
     return canonical_json(value)
 
@@ -390,7 +413,7 @@ def _run_id(spec: RunSpec) -> str:
 def to_dict(value: Any) -> Any:
     """Dataclasses, tuples and dicts as plain JSON values."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_dict(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: to_dict(getattr(value, f.name)) for f in _stored_fields(value)}
     if isinstance(value, (list, tuple)):
         return [to_dict(v) for v in value]
     if isinstance(value, dict):
@@ -398,7 +421,11 @@ def to_dict(value: Any) -> Any:
     return value
 
 
-T = TypeVar("T")
+def _stored_fields(value: Any) -> list[Field[Any]]:
+    """All fields, without those of a later release that say what the release before did."""
+    return [f for f in fields(value) if not ("later" in f.metadata and getattr(value, f.name) == f.default)]
+
+
 _SETTINGS_OF_PHASE: dict[str, type[Any]] = {
     "extract": ExtractSettings,
     "probe": ProbeSettings,

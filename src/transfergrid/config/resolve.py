@@ -18,6 +18,7 @@ from transfergrid.config.settings import check_probe, check_training, in_range, 
 from transfergrid.data.geometry import preprocess_for, scratch_preprocess
 from transfergrid.errors import ConfigError
 from transfergrid.specs import (
+    RULES_VERSION,
     BackboneSpec,
     EvaluateSettings,
     ExtractSettings,
@@ -146,6 +147,7 @@ def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[
         train_fraction=None if phase == "evaluate" else dataset.train_fraction,
         shots=None if phase == "evaluate" else dataset.shots,
         needs=tuple(run.run_id for run in needs),
+        rules=RULES_VERSION if phase in ("probe", "finetune") else 1,
     )
 
 

@@ -123,7 +123,7 @@ def _schema_of(
     for f in fields(spec):
         if f.name in _NOT_CONFIGURED:
             continue
-        default = defaults[f.name] if f.default is MISSING else f.default
+        default = defaults[f.name] if f.default is MISSING else defaults.get(f.name, f.default)
         hint = _plain(hints[f.name]) | None if f.name in optional else _plain(hints[f.name])
         value = field(default_factory=partial(list, default)) if isinstance(default, tuple) else field(default=default)
         members.append((f.name, hint, value))
