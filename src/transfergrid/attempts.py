@@ -168,7 +168,7 @@ def attempt_times(paths: RunPaths) -> tuple[AttemptTime, ...]:
             found[number] = AttemptTime(
                 number=number,
                 started=owner["started"],
-                wall_s=owner.get("wall_s"),
+                wall_s=owner.get("wall_s", _seconds_until(owner["started"], owner.get("ended"))),
                 task=owner.get("slurm_task"),
                 cluster=owner.get("slurm_cluster"),
                 gpus=owner.get("slurm_gpus"),
@@ -176,6 +176,13 @@ def attempt_times(paths: RunPaths) -> tuple[AttemptTime, ...]:
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return tuple(found[number] for number in sorted(found))
+
+
+def _seconds_until(started: str, ended: str | None) -> float | None:
+    """Of an attempt of an earlier release, which wrote its times in whole seconds."""
+    if ended is None:
+        return None
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
 
 
 def _about_to_go(paths: RunPaths, number: int) -> list[dict[str, Any]]:

@@ -28,11 +28,13 @@ _SOURCES: dict[Source, str] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunCost:
-    """wall_s, gpu_s: of all attempts, those that failed or were requeued included."""
+    """wall_s, gpu_s: of all attempts, those that failed or were requeued included; but for `unended` ones, which were
+    killed, so that nothing but SLURM's accounting could tell how long they were."""
 
     wall_s: float
     gpu_s: float
     source: Source
+    unended: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,9 @@ def cost_of(record: RunRecord, bill: Bill | None) -> RunCost:
     if record.attempts:
         gpus = 1 if record.on_gpu else 0
         times = [(a.wall_s or 0.0, gpus if a.gpus is None else a.gpus) for a in record.attempts]
-        return RunCost(wall_s=sum(s for s, _ in times), gpu_s=sum(s * n for s, n in times), source="attempts")
+        unended = sum(a.wall_s is None for a in record.attempts)
+        wall_s, gpu_s = sum(s for s, _ in times), sum(s * n for s, n in times)
+        return RunCost(wall_s=wall_s, gpu_s=gpu_s, source="attempts", unended=unended)
     return RunCost(wall_s=record.phase_s, gpu_s=record.phase_s if record.on_gpu else 0.0, source="phase")
 
 
@@ -150,8 +154,10 @@ def total_text(spent: Spent) -> str:
 def _basis(spent: Spent) -> str:
     sources = [cost.source for cost in spent.costs.values()]
     told = [f"{_runs(sources.count(s))} {words}" for s, words in _SOURCES.items() if s in sources]
-    lacking = f" Not in it: {_runs(len(spent.lacking))} without a record." if spent.lacking else ""
-    return f"Seconds are those of {'; of '.join(told)}.{lacking}"
+    unended = sum(cost.unended for cost in spent.costs.values())
+    lacking = [f"{_runs(len(spent.lacking))} without a record"] if spent.lacking else []
+    lacking += [f"{unended} attempt{'' if unended == 1 else 's'} that ended without a word"] if unended else []
+    return f"Seconds are those of {'; of '.join(told)}." + (f" Not in it: {', '.join(lacking)}." if lacking else "")
 
 
 def _runs(number: int) -> str:
