@@ -25,7 +25,8 @@ DESIGNED = (
     "ci95_low, ci95_high, val_accuracy, train_accuracy, test_loss, macro_precision, macro_recall, macro_f1, "
     "lbfgs_test_accuracy, published_accuracy, published_rule, published_differs, delta_to_published, "
     "best_single_model, delta_to_best_single, p_value_vs_best_single, verdict, epochs, parameters, "
-    "trainable_parameters, size_mb, gflops_per_image, images_per_s, wall_s, phase_s, gpu_s, upstream_gpu_s, status, failure_class"
+    "trainable_parameters, size_mb, gflops_per_image, images_per_s, wall_s, phase_s, gpu_s, "
+    "upstream_gpu_s, status, failure_class"
 )
 
 
@@ -286,7 +287,8 @@ def test_extraction_has_no_row_and_its_cost_is_counted_once(store: StorePaths) -
         cases.completed(store, extraction, wall_s=7.0, gpu_s=3.0)
     comparison = read_comparison("mine", store)
     assert [row.phase for row in comparison.rows] == ["probe", "probe"]
-    assert len(comparison.extractions) == 2 and comparison.spent.total(comparison.extractions) == (14.0, 6.0)
+    assert len(comparison.spent.extractions) == 2
+    assert comparison.spent.total(comparison.spent.extractions) == (14.0, 6.0)
     assert [row.upstream_gpu_s for row in comparison.rows] == [3.0, 6.0]
     assert comparison.spent.total() == (4 * 10.0 + 14.0, 4 * 4.0 + 6.0)
 

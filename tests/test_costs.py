@@ -125,7 +125,7 @@ def test_two_grids_side_by_side_count_what_they_share_once(store: StorePaths) ->
     runs = pair_grid(store)
     cases.write_grid(store, "other", [(runs[0], "")])
     both = joined([read_comparison(name, store) for name in ("mine", "other")])
-    assert both.spent.total() == (82.0, 42.0) and len(both.extractions) == 2
+    assert both.spent.total() == (82.0, 42.0) and len(both.spent.extractions) == 2
     text = write_report(["mine", "other"], store, figures=False).read_text()
     assert "once: 5 runs, 82.0 s wall, 42.0 s GPU." in text and "once: 4 runs, 52.0 s wall, 22.0 s GPU." in text
 
@@ -146,4 +146,4 @@ def test_where_something_needed_has_no_record_upstream_is_empty_and_it_is_said(s
     cases.write_grid(store, "mine", [(run, "")])
     comparison = read_comparison("mine", store)
     assert comparison.rows[0].upstream_gpu_s is None
-    assert as_text(comparison.spent, ()).endswith(" Not in it: 1 run without a record.\n")
+    assert as_text(comparison.spent).endswith(" Not in it: 1 run without a record.\n")

@@ -96,7 +96,7 @@ def began_or_was_sent_then(claim: Claim, allocations: Sequence[Allocation]) -> b
     return sent is not None and any(-SLACK_S <= (e - sent).total_seconds() <= SENT_SLACK_S for e in entered)
 
 
-# -------------------------------------------------------------------------------------------------- what the store knows
+# ------------------------------------------------------------------------------------------------- what the store knows
 def _is_settled(store: StorePaths, run_id: str) -> bool:
     bill = read_bill(store.run(run_id))
     if bill is None or not bill.is_closed:
@@ -189,7 +189,7 @@ def _moment(text: str) -> datetime | None:
         return None
 
 
-# ------------------------------------------------------------------------------------------------- what accounting knows
+# ------------------------------------------------------------------------------------------------ what accounting knows
 def sacct(job_ids: Iterable[str], *, since: datetime) -> dict[str, list[Allocation]] | None:
     """By job (`123`, or `123_4`) its allocations, oldest first; None where no accounting answers."""
     bases = sorted({slurm.base_id(job_id) for job_id in job_ids})

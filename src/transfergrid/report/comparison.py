@@ -25,10 +25,11 @@ class ComparisonRow:
 
     Numbers are means over the completed seeds, `n_seeds` of them, so the seconds say what one seed costs: wall_s and
     gpu_s of all attempts of its run (gpu_s: what SLURM bills), phase_s of the phase's own work, upstream_gpu_s of all
-    that the run is made from, see costs.py. Accuracies and deltas in [0, 1], test_loss in nats, size_mb in 1e6 bytes. The interval is
-    Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]. p_value_vs_best_single is
-    Holm-adjusted within its family, see families.py, and verdict (`better`, `worse`, `no difference shown`) is by it at
-    5 %; the test is statistics.compare's. published_differs and failure_class join several names by `; `.
+    that the run is made from, see costs.py. Accuracies and deltas in [0, 1], test_loss in nats, size_mb in 1e6 bytes.
+    The interval is Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1].
+    p_value_vs_best_single is Holm-adjusted within its family, see families.py, and verdict (`better`, `worse`, `no
+    difference shown`) is by it at 5 %; the test is statistics.compare's. published_differs and failure_class join
+    several names by `; `.
     status: `completed`, `failed`, `missing`, or `2/3 completed`.
     """
 
@@ -92,8 +93,7 @@ class Comparison:
 
     stored: the runs' test predictions, read once for all that is made from this comparison.
     runs: beside each row the records of its completed runs, in the order of their seeds. notes: which joins have no
-    verdict and why, or one from fewer seeds than they have; a sentence each. extractions: run_ids of the completed
-    ones. joins: by a join's position in rows, what
+    verdict and why, or one from fewer seeds than they have; a sentence each. joins: by a join's position in rows, what
     came out beside its best part.
     """
 
@@ -103,7 +103,6 @@ class Comparison:
     rows: tuple[ComparisonRow, ...]
     runs: tuple[tuple[RunRecord, ...], ...]
     failures: tuple[Failure, ...]
-    extractions: tuple[str, ...]
     spent: Spent
     notes: tuple[str, ...] = ()
     joins: Mapping[int, Answer] = field(default_factory=dict)
@@ -160,7 +159,6 @@ def read_comparison(grid: str, store: StorePaths) -> Comparison:
         rows=tuple(rows),
         runs=tuple(runs),
         failures=tuple(failures.values()),
-        extractions=tuple(run_id for run_id in sorted(shared) if run_id in found),
         spent=spent,
         notes=tuple(notes),
         joins={i: answer for (i, _), answer in answers.items()},

@@ -41,11 +41,13 @@ class RunCost:
 class Spent:
     """By run_id, of every run of a grid and of all that these are made from, in however many steps.
 
-    needs: what each is made from itself. lacking: runs that are needed and have no record.
+    needs: what each is made from itself. extractions: those of them that have completed. lacking: runs that are needed
+    and have no record.
     """
 
     costs: Mapping[str, RunCost] = field(default_factory=dict)
     needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    extractions: frozenset[str] = frozenset()
     lacking: frozenset[str] = frozenset()
 
     def upstream(self, run_id: str) -> set[str]:
@@ -105,7 +107,8 @@ def spent_on(found: Mapping[str, RunRecord], store: StorePaths) -> Spent:
                 known[need] = record
                 frontier.append(need)
     costs = {run_id: cost_of(record, read_bill(store.run(run_id))) for run_id, record in known.items()}
-    return Spent(costs, needs, frozenset(lacking))
+    done = frozenset(r.run_id for r in known.values() if r.spec.phase == "extract" and r.status == "completed")
+    return Spent(costs, needs, done, frozenset(lacking))
 
 
 def made_from(spec: RunSpec) -> tuple[str, ...]:
@@ -124,23 +127,24 @@ def joined(several: Iterable[Spent]) -> Spent:
     """Of grids of one store: what they share is one run's cost."""
     costs: dict[str, RunCost] = {}
     needs: dict[str, tuple[str, ...]] = {}
+    extractions: set[str] = set()
     lacking: set[str] = set()
     for spent in several:
+        extractions |= spent.extractions
         costs |= spent.costs
         needs |= spent.needs
         lacking |= spent.lacking
-    return Spent(costs, needs, frozenset(lacking))
+    return Spent(costs, needs, frozenset(extractions), frozenset(lacking))
 
 
 # ------------------------------------------------------------------------------------------------------------ in words
-def as_text(spent: Spent, extractions: Iterable[str]) -> str:
+def as_text(spent: Spent) -> str:
     """Paragraphs below the table of costs: the extractions, the total, where the seconds are from."""
-    done = [run_id for run_id in extractions if run_id in spent.costs]
     parts = []
-    if done:
+    if spent.extractions:
         parts.append(
-            f"Feature extraction, shared by all rows and in the seconds of none: {_runs(len(done))},"
-            f" {_seconds(*spent.total(done))}."
+            f"Feature extraction, shared by all rows and in the seconds of none: {_runs(len(spent.extractions))},"
+            f" {_seconds(*spent.total(spent.extractions))}."
         )
     if spent.costs:
         parts += [total_text(spent), _basis(spent)]

@@ -207,7 +207,7 @@ def _cost_table(comparison: Comparison) -> str:
     if not lines:
         return ""
     table = markdown_table(header, lines, left=len(NAMES))
-    return f"## Cost\n\n{table}{costs.as_text(comparison.spent, comparison.extractions)}"
+    return f"## Cost\n\n{table}{costs.as_text(comparison.spent)}"
 
 
 def _failures(comparison: Comparison) -> str:

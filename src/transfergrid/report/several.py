@@ -29,7 +29,6 @@ def joined(comparisons: Sequence[Comparison]) -> Comparison:
         rows=tuple(row for c in comparisons for row in c.rows),
         runs=tuple(runs for c in comparisons for runs in c.runs),
         failures=tuple(failures.values()),
-        extractions=tuple(dict.fromkeys(run_id for c in comparisons for run_id in c.extractions)),
         spent=costs.joined(c.spent for c in comparisons),
         notes=tuple(f"{c.grid}: {note}" for c in comparisons for note in c.notes),
         joins=_joins(comparisons),
