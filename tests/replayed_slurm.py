@@ -148,7 +148,7 @@ def failed(store: StorePaths, run_id: str, failure_class: str = "code", error: s
 
 
 def _record(store: StorePaths, run_id: str, values: Mapping[str, Any]) -> None:
-    common = {"format": 1, "run_id": run_id, "wall_s": 12.5, "attempt": 1, "metrics": {}}
+    common = {"format": 1, "run_id": run_id, "phase_s": 12.5, "attempt": 1, "metrics": {}}
     seconds_ago = values.get("seconds_ago", 1700)
     provenance = {"ended": ago(seconds_ago).isoformat(), "code_hash": "c0de"}
     write(store.run(run_id).record, {**common, "provenance": provenance, **values})

@@ -27,6 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "provenance",
         "metrics_log",
         "records",
+        "bills",
         "network_size",
         "evaluation",
     ),

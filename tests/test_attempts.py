@@ -15,11 +15,13 @@ from cluster_cases import as_job, scratch_run
 from transfergrid import durable
 from transfergrid.attempts import (
     ATTEMPTS_KEPT,
+    attempt_times,
     begin_attempt,
     describe_owner,
     newest_attempt,
     read_owner,
     restart_count,
+    slurm_gpus,
     slurm_task,
 )
 from transfergrid.errors import AlreadyRunning, Superseded
@@ -207,6 +209,8 @@ def test_an_attempt_states_who_has_the_run_and_later_that_it_has_ended(
 ) -> None:
     as_job(monkeypatch, "7", task=4, restarts=2)
     monkeypatch.setenv("SLURMD_NODENAME", "n3")
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "alpha")
+    monkeypatch.setenv("SLURM_JOB_GPUS", "1,3")
     with begin_attempt(paths, SPEC) as attempt:
         owner = read_owner(paths)
         assert owner == attempt.owner
@@ -218,13 +222,50 @@ def test_an_attempt_states_who_has_the_run_and_later_that_it_has_ended(
             "slurm_task": "7_4",
             "slurm_restart_count": 2,
             "node": "n3",
+            "slurm_cluster": "alpha",
+            "slurm_gpus": 2,
             "code_hash": code_hash(),
+            "earlier": [],
         }
         assert describe_owner(paths) == f"attempt 1, job 7_4 on n3 since {owner['started']}"
     ended = read_owner(paths)
     assert ended is not None and ended.pop("ended") >= owner["started"]
+    assert 0 <= ended.pop("wall_s") < 60
     assert ended == owner
     assert from_dict(type(SPEC), json.loads(paths.spec.read_text())) == SPEC
+
+
+def test_the_times_of_all_attempts_are_kept_when_their_files_go(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for restarts in range(ATTEMPTS_KEPT + 3):
+        as_job(monkeypatch, "7", task=4, restarts=restarts)
+        monkeypatch.setenv("SLURM_GPUS_ON_NODE", str(restarts))
+        with begin_attempt(paths, SPEC):
+            pass
+    assert len(list(paths.attempts.iterdir())) == ATTEMPTS_KEPT
+    times = attempt_times(paths)
+    assert [(t.number, t.task, t.gpus) for t in times] == [(n, "7_4", n - 1) for n in range(1, ATTEMPTS_KEPT + 4)]
+    assert all(t.wall_s is not None and 0 <= t.wall_s < 60 for t in times)
+
+
+def test_an_attempt_of_an_earlier_release_has_its_time_too(paths: RunPaths) -> None:
+    started = {"started": "2026-11-20T13:00:00+00:00"}
+    durable.write_json(paths.attempt(1), started | {"ended": "2026-11-20T13:02:03+00:00"})
+    durable.write_json(paths.attempt(2), started)  # killed
+    assert [t.wall_s for t in attempt_times(paths)] == [123.0, None]
+
+
+def test_gpus_are_those_of_the_job_that_this_process_was_told_to_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    as_job(monkeypatch, None)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert slurm_gpus() is None
+    as_job(monkeypatch, "7")
+    assert slurm_gpus() == 0
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    assert slurm_gpus() == 2
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert slurm_gpus() == 4
 
 
 def test_it_has_ended_also_where_the_run_failed(paths: RunPaths) -> None:

@@ -68,6 +68,8 @@ BAD_ARGUMENTS = [
     case("launch_grid", f"{PROBE} phase.probe.lrs=[]", "phase.probe.lrs is empty"),
     case("launch_grid", f"{PROBE} phase.probe.lrs=[0.1,0.1]", "holds a value twice"),
     case("launch_grid", f"{SCRATCH} dry_run=maybe", "dry_run=maybe is not true or false"),
+    case("launch_grid", f"{SCRATCH} replace=former", "replace=former is not true or false"),
+    case("launch_grid", f"{SCRATCH} replce=true", "unknown key 'replce'; did you mean 'replace'?"),
     case("launch_grid", f"{SCRATCH} grid.seeds=3", "is not a list of whole numbers", "grid.seeds=[a,b]"),
     case("launch_grid", f"{SCRATCH} grid.seeds=[a]", "grid.seeds=['a'] is not a list of whole numbers"),
     case("launch_grid", f"{SCRATCH} grid.seeds=[-1]", "seed=-1", "at least 0"),

@@ -25,7 +25,8 @@ DESIGNED = (
     "ci95_low, ci95_high, val_accuracy, train_accuracy, test_loss, macro_precision, macro_recall, macro_f1, "
     "lbfgs_test_accuracy, published_accuracy, published_rule, published_differs, delta_to_published, "
     "best_single_model, delta_to_best_single, p_value_vs_best_single, verdict, epochs, parameters, "
-    "trainable_parameters, size_mb, gflops_per_image, images_per_s, wall_s, gpu_s, status, failure_class"
+    "trainable_parameters, size_mb, gflops_per_image, images_per_s, wall_s, phase_s, gpu_s, "
+    "upstream_gpu_s, status, failure_class"
 )
 
 
@@ -84,7 +85,9 @@ def test_one_seed_fills_every_column_with_a_wilson_interval(store: StorePaths) -
         "gflops_per_image": 3.64,
         "images_per_s": 2_000.0,
         "wall_s": 10.0,
+        "phase_s": 10.0,
         "gpu_s": 4.0,
+        "upstream_gpu_s": None,
         "status": "completed",
         "failure_class": None,
     }
@@ -284,7 +287,10 @@ def test_extraction_has_no_row_and_its_cost_is_counted_once(store: StorePaths) -
         cases.completed(store, extraction, wall_s=7.0, gpu_s=3.0)
     comparison = read_comparison("mine", store)
     assert [row.phase for row in comparison.rows] == ["probe", "probe"]
-    assert (comparison.extractions, comparison.extraction_wall_s, comparison.extraction_gpu_s) == (2, 14.0, 6.0)
+    assert len(comparison.spent.extractions) == 2
+    assert comparison.spent.total(comparison.spent.extractions) == (14.0, 6.0)
+    assert [row.upstream_gpu_s for row in comparison.rows] == [3.0, 6.0]
+    assert comparison.spent.total() == (4 * 10.0 + 14.0, 4 * 4.0 + 6.0)
 
 
 # ------------------------------------------------------------------------------------------------------------ published
@@ -374,7 +380,7 @@ def test_the_markdown_reads_as_percent_with_intervals_costs_and_next_steps(store
     ) in text
     assert "| fair | failed (cuda_oom) | 0 |" in text
     assert "| fair | resnet18 |  | 98.00 [97.71, 98.26] | +3.00 |  |\n" in text
-    assert "shared by all rows and counted in none: 1 run, 1,234.5 s wall, 3.0 s GPU.\n" in text
+    assert "shared by all rows and in the seconds of none: 1 run, 1,234.5 s wall, 3.0 s GPU.\n" in text
     assert f"- `{broken.run_id}`: cuda_oom: CUDA out of memory at step 3. Next: {NEXT_STEP['cuda_oom']}.\n" in text
     assert "Beside the published figures" not in text
 

@@ -148,7 +148,7 @@ UNFIT: dict[str, tuple[Callable[[Path, FakeSlurm], Check], str, str]] = {
         "at least 90 s ahead",
         "have the clocks set",
     ),
-    "check_memory": (lambda *_: node_checks.check_memory(saying(memory_gb=0.5)), "0.5 GB", "2 GB are needed"),
+    "check_memory": (lambda *_: node_checks.check_memory(saying(memory_gib=0.5)), "0.5 GiB", "2 GiB are needed"),
     "check_cores": (
         lambda *_: node_checks.check_cores(saying(cores=2), num_threads=8),
         "cluster.num_threads=8",
@@ -408,7 +408,7 @@ def test_arguments_are_a_launchs_and_the_wait() -> None:
 def test_a_machine_without_slurm_is_looked_at_by_itself(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = {"python": platform.python_version(), "code": {"hash": code_hash()}, "cores": 2, "memory_gb": 7.5}
+    seen = {"python": platform.python_version(), "code": {"hash": code_hash()}, "cores": 2, "memory_gib": 7.5}
     seen |= {"torch": {"version": "2.13.0", "torchvision": "0.28.0"}, "gpu": {"error": "no driver"}}
     monkeypatch.setattr(fitness, "_probe_here", lambda *, skip_gpu: saying(**seen))
     arguments = ["cluster=local", f"store.dir={tmp_path}/s", f"cache.dir={tmp_path}/c"]

@@ -328,7 +328,8 @@ def test_published_weights_on_an_imagenet_folder_stand_beside_what_is_stated_and
     imagenet: Path, tmp_path: Path
 ) -> None:
     """Random weights here, and one square crop of a 1,000-class head: the machinery, not the accuracy."""
-    from transfergrid.commands.launch import write_grid_of
+    from transfergrid.commands.console import make_console
+    from transfergrid.commands.grid_file import write_grid_of
     from transfergrid.report.comparison import read_comparison
     from transfergrid.report.top_errors import as_markdown, top_errors
 
@@ -337,7 +338,7 @@ def test_published_weights_on_an_imagenet_folder_stand_beside_what_is_stated_and
     assert carry_out(asked) == "completed"
     run = final_run(asked)
     assert (run.dataset.name, run.dataset.num_classes, run.dataset.max_images) == ("imagenet", 1000, None)
-    write_grid_of(asked)
+    write_grid_of(make_console(), asked)
     top1, top5 = top_errors(read_comparison("adhoc", asked.store))
     stored = read_predictions(paths_of(run, asked.runtime))["test"]
     assert stored.classes_NC is not None

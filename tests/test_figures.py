@@ -258,7 +258,7 @@ def test_the_panel_of_gpu_seconds_says_how_many_rows_ran_without_a_gpu(
     without: int, counted: str, tmp_path: Path, styled: None, drawn: list[DrawnText]
 ) -> None:
     rows = [
-        replace(row, gpu_s=0.0 if i < without else 9.0)
+        replace(row, gpu_s=0.0 if i < without else 9.0, upstream_gpu_s=1.0)
         for i, row in enumerate(many_models(StorePaths(tmp_path / "results"), 4).rows)
     ]
     sketch = Sketch(
@@ -270,7 +270,11 @@ def test_the_panel_of_gpu_seconds_says_how_many_rows_ran_without_a_gpu(
         draw=partial(cost.draw_scatter, rows, title="mnist"),
     )
     texts = assert_legible(sketch, drawn)
-    assert {"size [MB]", "GPU seconds of one seed", f"(not shown: {counted} ran without a GPU)"} <= set(texts)
+    assert {
+        "size [MB]",
+        "GPU seconds of one seed, with what it needs",
+        f"(not shown: {counted} ran without a GPU)",
+    } <= set(texts)
     assert sum("not shown" in text for text in texts) == 1
     rows = [replace(row, gpu_s=0.0) for row in rows]
     drawn.clear()

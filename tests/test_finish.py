@@ -80,7 +80,7 @@ def complete(store: StorePaths, run: RunSpec) -> None:
             spec=run,
             status="completed",
             metrics=metrics,
-            wall_s=12.5,
+            phase_s=12.5,
             n_train=90,
             provenance=provenance,
         ),

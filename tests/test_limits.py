@@ -41,8 +41,8 @@ def test_limits_are_read_in_five_commands(fake: FakeSlurm) -> None:
     gpu, cpu = limits.partitions["gpu"], limits.partitions["cpu"]
     assert (gpu.max_time_min, gpu.nodes, gpu.usable_nodes, gpu.is_default) == (1440, 6, 5, True)
     assert gpu.gpus_by_type == {"a100": 4, "h100.80gb": 1, "v100": 2}
-    assert (gpu.max_cpus, gpu.max_mem_mb) == (64, 512_000)
-    assert (cpu.max_cpus, cpu.max_mem_mb, cpu.max_time_min) == (16, 32_768, None)  # the partition's own caps
+    assert (gpu.max_cpus, gpu.max_mem_mib) == (64, 512_000)
+    assert (cpu.max_cpus, cpu.max_mem_mib, cpu.max_time_min) == (16, 32_768, None)  # the partition's own caps
     assert cpu.allow_accounts == frozenset({"lab"}) and cpu.allow_qos == frozenset({"normal"})
 
 

@@ -317,7 +317,8 @@ def test_a_models_section_tells_command_settings_choice_and_runs_of_each_row(sto
     article = page_of(store).one("article", id="row-0")
     assert article.one("h3").text == "small · mnist · probe · weights IMAGENET1K_V1 · protocol fair"
     line = article.one("pre", _class="command").text
-    assert line.startswith("python jobs/launch_grid.py grid=compare grid_name=again 'grid.models=[resnet18]'")
+    name = f"again-{runs['resnet18 0'].run_id[-12:]}"
+    assert line.startswith(f"python jobs/launch_grid.py grid=compare grid_name={name} 'grid.models=[resnet18]'")
     assert "'grid.seeds=[0,1]'" in line and "phase.probe.batch_size=128" in line
     offered = [[td.text for td in tr.all("td")] for tr in article.one("tbody").all("tr")]
     assert offered == [["0.001", "0", ""], ["0.01", "0", "0, 1"]]

@@ -255,7 +255,7 @@ def test_a_record_comes_back_as_it_was_written(paths: RunPaths, spec: RunSpec) -
         metrics={"test_accuracy": 0.125},
         details={"chosen": {"lr": 1e-3}},
         parameters=7,
-        wall_s=1.5,
+        phase_s=1.5,
         attempt=3,
         provenance={"code_hash": "abc"},
     )

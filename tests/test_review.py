@@ -21,7 +21,9 @@ from torch import Tensor, nn
 
 from transfergrid import backbones, durable, job
 from transfergrid.attempts import begin_attempt
-from transfergrid.commands.launch import check_inputs, write_grid_of
+from transfergrid.commands.console import make_console
+from transfergrid.commands.grid_file import write_grid_of
+from transfergrid.commands.launch import check_inputs
 from transfergrid.config import Request, load_grid, load_run
 from transfergrid.data.splits import val_indices
 from transfergrid.errors import ConfigError, DataError, MissingInput, Superseded, TrainingDiverged
@@ -229,7 +231,7 @@ def test_evaluations_of_several_seeds_are_one_row(tmp_path: Path) -> None:
     asked = load_grid([*models, *small_runs.MACHINE, *places, "dataset.max_images=100", "phase.scratch.epochs=1"])
     for run in asked.runs.values():
         assert job.carry_out(run, asked.runtime) == "completed"
-    write_grid_of(asked)
+    write_grid_of(make_console(), asked)
     trained, evaluated = comparison_rows("quickstart", asked.store)
     assert (trained.phase, evaluated.phase) == ("scratch", "evaluate") and evaluated.n_seeds == 2
     assert evaluated.test_accuracy == trained.test_accuracy
@@ -288,7 +290,7 @@ def entries_after(folder: Path, *arguments: str) -> list[tuple[str, str]]:
     asked = small_runs.request(folder, *arguments)
     (run,) = [c.run for c in asked.configurations]
     durable.write_json(small_runs.paths_of(run, asked.runtime).spec, to_dict(run))
-    write_grid_of(asked)
+    write_grid_of(make_console(), asked)
     return [(e.phase, e.variant) for e in read_grid(asked.store.grid("adhoc"))]
 
 

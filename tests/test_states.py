@@ -326,7 +326,7 @@ def test_a_step_out_of_memory_stands_for_a_job_that_says_only_failed(store: Stor
     slurm.answers("sacct", account_line("7", "FAILED", exit_code="1:0") + step)
     found = state_of(store)
     assert (found.state, found.failure_class) == ("failed", "host_oom")
-    assert found.reason.endswith("(seen using 1.0 of 1.0 GB)")
+    assert found.reason.endswith("(seen using 1.0 of 1.0 GiB)")
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_a_grid_is_shown_with_states_reasons_epochs_and_counts(
 ) -> None:
     make_grid(store, "a", "b", "c", "d")
     submit(store, ("a",), ("b",), ("c",), ("d",))
-    completed(store, "a", metrics={"val_accuracy": 0.9876}, wall_s=3725)
+    completed(store, "a", metrics={"val_accuracy": 0.9876}, phase_s=3725)
     attempt(store, "b", slurm_task="7_1")
     write(store.run("b").spec, {"settings": {"epochs": 10}})
     lines = [

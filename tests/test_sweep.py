@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -159,7 +160,7 @@ def test_the_line_for_what_is_missing_makes_all_of_it(folder: Path, arguments: s
     made = load_grid(shlex.split(line)[2:])
     plan = make_plan([c.run.run_id for c in made.configurations], made.runs, made.runtime)
     assert {run.run_id for run in missing} <= {p.run.run_id for p in plan.to_run}
-    assert made.grid == "adhoc_needs"
+    assert re.fullmatch("adhoc_needs-[0-9a-f]{6}", made.grid)
 
 
 def test_what_runs_need_is_named_with_the_command_that_makes_it_and_nothing_is_written(
@@ -167,7 +168,7 @@ def test_what_runs_need_is_named_with_the_command_that_makes_it_and_nothing_is_w
 ) -> None:
     code, said = answer(capsys, monkeypatch, *SMALL, "model=tinynet_mnist,tinynet_cifar", "phase=finetune")
     assert code == 2 and said.count("\n") == 1 and "and 1 more must complete first" in said
-    assert "python jobs/launch_grid.py grid=compare grid_name=adhoc_needs" in said
+    assert "python jobs/launch_grid.py grid=compare grid_name=adhoc_needs-" in said
     assert "'grid.models=[tinynet_mnist,tinynet_cifar]' 'grid.phases=[probe]' 'grid.seeds=[0]'" in said
     assert "dataset.max_images=100" in said and "phase.finetune" not in said
     assert list(folder.iterdir()) == []

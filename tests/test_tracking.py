@@ -85,7 +85,7 @@ def checkpoint(attempt: attempts.Attempt, *, lines: int) -> None:
 
 def finish(paths: RunPaths, spec: RunSpec, attempt: int, **changes: Any) -> None:
     record = records.RunRecord(
-        run_id=spec.run_id, spec=spec, status="completed", metrics={"test_accuracy": 0.75}, wall_s=2.5, attempt=attempt
+        run_id=spec.run_id, spec=spec, status="completed", metrics={"test_accuracy": 0.75}, phase_s=2.5, attempt=attempt
     )
     records.write_record(paths, replace(record, **changes))
 
@@ -161,8 +161,8 @@ def test_a_completed_run_is_described_in_the_words_of_the_grid(launch: Launch) -
     assert {name: run.config[name] for name in expected} == expected
     assert run.config["seed"] == 0 and run.config["split"] == "test"
     assert run.config["git_commit"] == provenance.git_state()[0]
-    told = {name: run.summary[name] for name in ("test_accuracy", "status", "attempt", "wall_s", "epochs")}
-    assert told == {"test_accuracy": 0.75, "status": "completed", "attempt": 1, "wall_s": 2.5, "epochs": 2}
+    told = {name: run.summary[name] for name in ("test_accuracy", "status", "attempt", "phase_s", "epochs")}
+    assert told == {"test_accuracy": 0.75, "status": "completed", "attempt": 1, "phase_s": 2.5, "epochs": 2}
 
 
 def test_of_a_failed_run_only_the_lines_its_checkpoint_covers_are_sent(launch: Launch) -> None:

@@ -57,7 +57,7 @@ def measured(folder: Path, says: str) -> tuple[dict[str, Any], list[str]]:
 def test_a_gpus_load_is_the_mean_and_its_memory_the_peak_of_the_samples(nvidia_smi: Path) -> None:
     summary, calls = measured(nvidia_smi, "40, 1000\n80, 3000\n15, 2000\n")
     assert summary["gpu_utilisation"] == 0.45
-    assert summary["gpu_memory_mb"] == 3000.0
+    assert summary["gpu_memory_mib"] == 3000.0
     assert calls[0] == "--query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits"
 
 
@@ -68,7 +68,7 @@ def test_lines_of_a_run_on_a_gpu_can_say_how_busy_it_is_now(nvidia_smi: Path) ->
         while not (now := usage.gpu_now()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
-    assert now == {"gpu/utilisation": 0.4, "gpu/memory_mb": 1000.0}
+    assert now == {"gpu/utilisation": 0.4, "gpu/memory_mib": 1000.0}
     assert usage.gpu_now() == {}
 
 
@@ -76,18 +76,18 @@ def test_it_is_the_first_gpu_that_the_run_may_use(nvidia_smi: Path, monkeypatch:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5ab,3")
     summary, calls = measured(nvidia_smi, "100, 12.5\n")
     assert calls[0].endswith(" -i GPU-5ab")
-    assert (summary["gpu_utilisation"], summary["gpu_memory_mb"]) == (1.0, 12.5)
+    assert (summary["gpu_utilisation"], summary["gpu_memory_mib"]) == (1.0, 12.5)
 
 
 def test_what_nvidia_smi_cannot_tell_is_no_sample(nvidia_smi: Path) -> None:
     summary, _ = measured(nvidia_smi, "[N/A], [N/A]\nNo devices were found\n50, 7\n")
-    assert (summary["gpu_utilisation"], summary["gpu_memory_mb"]) == (0.5, 7.0)
+    assert (summary["gpu_utilisation"], summary["gpu_memory_mib"]) == (0.5, 7.0)
 
 
 def test_without_a_sample_nothing_is_known_of_the_gpu(nvidia_smi: Path) -> None:
     summary, calls = measured(nvidia_smi, "")
     assert len(calls) >= 1
-    assert (summary["gpu_utilisation"], summary["gpu_memory_mb"]) == (None, None)
+    assert (summary["gpu_utilisation"], summary["gpu_memory_mib"]) == (None, None)
 
 
 def test_a_run_on_the_cpu_never_asks_for_a_gpu(nvidia_smi: Path) -> None:
@@ -103,7 +103,7 @@ def test_on_a_machine_without_nvidia_smi_a_run_on_a_gpu_is_measured_all_the_same
     monkeypatch.setenv("PATH", str(tmp_path))
     with UsageMeter(gpu=True) as meter:
         pass
-    assert meter.summary()["gpu_memory_mb"] is None and meter.summary()["max_rss_mb"] > 10
+    assert meter.summary()["gpu_memory_mib"] is None and meter.summary()["max_rss_mib"] > 10
 
 
 def test_sampling_ends_with_the_run(nvidia_smi: Path) -> None:
@@ -126,7 +126,7 @@ def test_wall_time_and_cpu_time_of_this_process_are_told_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "cpus", "memory_mb"),
+    ("environment", "cpus", "memory_mib"),
     [
         ({"SLURM_CPUS_PER_TASK": "3", "SLURM_MEM_PER_NODE": "4096"}, 3, 4096),
         ({"SLURM_CPUS_PER_TASK": "", "SLURM_MEM_PER_NODE": ""}, None, None),
@@ -135,22 +135,24 @@ def test_wall_time_and_cpu_time_of_this_process_are_told_apart() -> None:
     ],
 )
 def test_what_slurm_gave_is_told_beside_it(
-    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], cpus: int | None, memory_mb: int | None
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], cpus: int | None, memory_mib: int | None
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with UsageMeter(gpu=False) as meter:
         pass
     assert meter.summary()["cpus"] == (cpus or len(os.sched_getaffinity(0)))
-    assert meter.summary()["memory_mb"] == memory_mb
+    assert meter.summary()["memory_mib"] == memory_mib
     assert usage.slurm_cpus() == cpus
 
 
 # --------------------------------------------------------------------------------------------------------------- shown
 def recorded(store: StorePaths, run: RunSpec, gpu_s: float = 0.0, **used: Any) -> str:
-    figures: dict[str, Any] = {"wall_s": 100.0, "cpu_s": 150.0, "cpus": 4, "max_rss_mb": 1024.0, "memory_mb": 16384}
-    figures |= {"gpu_utilisation": None, "gpu_memory_mb": None}
-    record = RunRecord(run_id=run.run_id, spec=run, status="completed", gpu_s=gpu_s, usage={**figures, **used})
+    figures: dict[str, Any] = {"wall_s": 100.0, "cpu_s": 150.0, "cpus": 4, "max_rss_mib": 1024.0, "memory_mib": 16384}
+    figures |= {"gpu_utilisation": None, "gpu_memory_mib": None}
+    record = RunRecord(
+        run_id=run.run_id, spec=run, status="completed", phase_s=gpu_s, on_gpu=gpu_s > 0, usage={**figures, **used}
+    )
     write_record(store.run(run.run_id), record)
     return run.run_id
 
@@ -158,24 +160,24 @@ def recorded(store: StorePaths, run: RunSpec, gpu_s: float = 0.0, **used: Any) -
 def test_runs_of_one_kind_share_a_row_with_means_peaks_and_what_was_given(tmp_path: Path) -> None:
     store, shown = StorePaths(tmp_path), console()
     run_ids = [
-        recorded(store, scratch_run(0), 1800, cpu_s=50.0, gpu_utilisation=0.5, gpu_memory_mb=2048.0),
-        recorded(store, scratch_run(1), 3600, wall_s=300.0, cpu_s=450.0, gpu_utilisation=0.9, gpu_memory_mb=3072.0),
-        recorded(store, scratch_run(2), 0, wall_s=200.0, max_rss_mb=2560.0),
+        recorded(store, scratch_run(0), 1800, cpu_s=50.0, gpu_utilisation=0.5, gpu_memory_mib=2048.0),
+        recorded(store, scratch_run(1), 3600, wall_s=300.0, cpu_s=450.0, gpu_utilisation=0.9, gpu_memory_mib=3072.0),
+        recorded(store, scratch_run(2), 0, wall_s=200.0, max_rss_mib=2560.0),
     ]
     show_usage(shown, run_ids, store)
     head, rule, row, total = said(shown)
     assert head.split("  ")[0] == "phase" and set(rule) == {"─"}
     titles = [head.index(t) for t in ("phase", "model", "dataset", "runs", "mean wall s", "CPU", "memory", "GPU busy")]
     assert titles == sorted(titles)
-    assert " ".join(row.split()) == "scratch tinynet digits 3 200.0 0.9 of 4 2.5 of 16.0 GB 70% 3.0 GB"
+    assert " ".join(row.split()) == "scratch tinynet digits 3 200.0 0.9 of 4 2.5 of 16.0 GiB 70% 3.0 GiB"
     assert total == "GPU time used: 1.50 h"
 
 
 def test_without_a_gpu_its_figures_are_a_dash_and_there_is_no_gpu_time(tmp_path: Path) -> None:
     store, shown = StorePaths(tmp_path), console()
-    show_usage(shown, [recorded(store, scratch_run(), cpus=2, memory_mb=None)], store)
+    show_usage(shown, [recorded(store, scratch_run(), cpus=2, memory_mib=None)], store)
     assert len(said(shown)) == 3
-    assert " ".join(said(shown)[2].split()) == "scratch tinynet digits 1 100.0 1.5 of 2 1.0 GB - -"
+    assert " ".join(said(shown)[2].split()) == "scratch tinynet digits 1 100.0 1.5 of 2 1.0 GiB - -"
 
 
 def test_each_phase_model_and_data_set_is_a_kind(tmp_path: Path) -> None:
@@ -200,4 +202,4 @@ def test_runs_that_failed_or_ended_in_no_time_or_left_no_figures_do_no_harm(tmp_
     assert said(shown) == []
     at_once = recorded(store, scratch_run(3), wall_s=0.0, cpu_s=0.0)
     show_usage(shown, [failed.run_id, old.run_id, "never-begun", at_once], store)
-    assert " ".join(said(shown)[2].split()) == "scratch tinynet digits 1 0.0 0.0 of 4 1.0 of 16.0 GB - -"
+    assert " ".join(said(shown)[2].split()) == "scratch tinynet digits 1 0.0 0.0 of 4 1.0 of 16.0 GiB - -"

@@ -82,7 +82,7 @@ def complete(paths: RunPaths, run: RunSpec, attempt: int, **changes: Any) -> Non
         metrics={"test_accuracy": accuracy, "test_loss": 0.1 + 0.2},
         details={"n_test": 50, "class_names": CLASS_NAMES},
         parameters=242_474,
-        wall_s=2.5,
+        phase_s=2.5,
         epochs=2,
         n_train=1293,
         attempt=attempt,

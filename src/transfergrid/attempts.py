@@ -12,8 +12,9 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -73,13 +74,17 @@ def begin_attempt(paths: RunPaths, spec: RunSpec, *, live_jobs: LiveJobs | None 
             "slurm_task": slurm_task(),
             "slurm_restart_count": restart_count(),
             "node": os.environ.get("SLURMD_NODENAME"),
+            "slurm_cluster": os.environ.get("SLURM_CLUSTER_NAME"),
+            "slurm_gpus": slurm_gpus(),
             "code_hash": code_hash(),
+            "earlier": _about_to_go(paths, number),
         }
         while not durable.claim(paths.attempt(number), json.dumps(owner | {"attempt": number}, indent=2).encode()):
             number += 1
         for old in _attempt_numbers(paths):
             if old <= number - ATTEMPTS_KEPT:
                 paths.attempt(old).unlink(missing_ok=True)
+        began = time.monotonic()
         attempt = Attempt(paths, number, started, owner | {"attempt": number})
         try:
             yield attempt
@@ -87,7 +92,8 @@ def begin_attempt(paths: RunPaths, spec: RunSpec, *, live_jobs: LiveJobs | None 
             ended = datetime.now(UTC).isoformat(timespec="seconds")
             with contextlib.suppress(Exception):  # that it has ended is told by lock and SLURM as well
                 if paths.attempt(number).exists():
-                    durable.write_json(paths.attempt(number), attempt.owner | {"ended": ended})
+                    took = {"ended": ended, "wall_s": round(time.monotonic() - began, 3)}
+                    durable.write_json(paths.attempt(number), attempt.owner | took)
 
 
 def _may_begin(owner: Mapping[str, Any] | None, obtained: bool, live_jobs: LiveJobs | None) -> bool:
@@ -111,6 +117,16 @@ def slurm_task() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
+def slurm_gpus() -> int | None:
+    """GPUs that SLURM gave this process, of those of its job the ones it was told to use; None outside SLURM."""
+    if slurm_task() is None:
+        return None
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    of_job = int(given) if given.isdigit() else len([g for g in os.environ.get("SLURM_JOB_GPUS", "").split(",") if g])
+    visible = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
+    return min(of_job, len(visible)) if visible else of_job
+
+
 def restart_count() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
@@ -126,6 +142,52 @@ def _attempt_numbers(paths: RunPaths) -> list[int]:
     except FileNotFoundError:
         return []
     return [int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name)]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptTime:
+    """How long an attempt lasted and on what. wall_s: None where its end was not written. task: of SLURM, as in
+    `slurm_task`. gpus: those SLURM gave it; None outside SLURM, where the run's record tells."""
+
+    number: int
+    started: str
+    wall_s: float | None
+    task: str | None = None
+    cluster: str | None = None
+    gpus: int | None = None
+
+
+def attempt_times(paths: RunPaths) -> tuple[AttemptTime, ...]:
+    """Of every start of a run, in their order, those too whose files have gone; nothing of what cannot be read."""
+    found: dict[int, AttemptTime] = {}
+    for number in sorted(_attempt_numbers(paths)):
+        try:
+            owner = durable.read_json(paths.attempt(number))
+            for earlier in owner.get("earlier", ()):
+                found.setdefault(earlier["number"], AttemptTime(**earlier))
+            found[number] = AttemptTime(
+                number=number,
+                started=owner["started"],
+                wall_s=owner.get("wall_s", _seconds_until(owner["started"], owner.get("ended"))),
+                task=owner.get("slurm_task"),
+                cluster=owner.get("slurm_cluster"),
+                gpus=owner.get("slurm_gpus"),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return tuple(found[number] for number in sorted(found))
+
+
+def _seconds_until(started: str, ended: str | None) -> float | None:
+    """Of an attempt of an earlier release, which wrote its times in whole seconds."""
+    if ended is None:
+        return None
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
+
+
+def _about_to_go(paths: RunPaths, number: int) -> list[dict[str, Any]]:
+    """What is kept of the attempts whose files are removed when attempt `number` begins."""
+    return [asdict(t) for t in attempt_times(paths) if t.number <= number - ATTEMPTS_KEPT]
 
 
 def read_owner(paths: RunPaths) -> dict[str, Any] | None:

@@ -171,9 +171,9 @@ def _measured(record: RunRecord) -> tuple[int, int]:
 def _seconds_by_record(record: RunRecord, images: int, epochs: int) -> float:
     """Training grows with images x epochs; the rest (data, last evaluation, L-BFGS) with the images."""
     images_then, epochs_then = _measured(record)
-    trained_s = min(images_then * epochs_then / record.images_per_s, record.wall_s) if record.images_per_s else 0.0
+    trained_s = min(images_then * epochs_then / record.images_per_s, record.phase_s) if record.images_per_s else 0.0
     imports_s = PROBE_IMPORTS_S if record.spec.phase == "probe" else 0.0
-    rest_s = max(0.0, record.wall_s - trained_s - imports_s)
+    rest_s = max(0.0, record.phase_s - trained_s - imports_s)
     return (trained_s * epochs / epochs_then + rest_s) * images / images_then
 
 
@@ -224,7 +224,7 @@ class History:
                 continue  # damaged, or of another version
             if record is None or record.status != "completed" or _measured(record)[0] == 0:
                 continue
-            if _kind(record.spec, on_gpu=record.gpu_s > 0) == kind:
+            if _kind(record.spec, on_gpu=record.on_gpu) == kind:
                 found.append(record)
         return found
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transfergrid import durable
-from transfergrid.attempts import Attempt, LiveJobs, begin_attempt, newest_attempt
+from transfergrid.attempts import Attempt, AttemptTime, LiveJobs, attempt_times, begin_attempt, newest_attempt
 from transfergrid.errors import (
     AlreadyRunning,
     Interrupted,
@@ -141,7 +141,7 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
         with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
             record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop))
         attempt.assert_newest()
-        write_record(attempt.paths, replace(record, usage=usage.summary()))
+        write_record(attempt.paths, replace(record, usage=usage.summary(), attempts=_attempts_until_now(attempt.paths)))
         remove_checkpoints(attempt.paths)
         return "completed"
     except (Interrupted, KeyboardInterrupt) as error:
@@ -152,12 +152,12 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
     except BaseException as error:
         logger.error("%s\n%s", one_line(error), traceback.format_exc())
         attempt.assert_newest()
-        write_failure(attempt.paths, spec, error, attempt=attempt.number, wall_s=time.monotonic() - began)
+        write_failure(attempt.paths, spec, error, attempt=attempt.number, phase_s=time.monotonic() - began)
         return "failed"
 
 
 def write_failure(
-    paths: RunPaths, spec: RunSpec, error: BaseException, *, attempt: int, wall_s: float = 0.0
+    paths: RunPaths, spec: RunSpec, error: BaseException, *, attempt: int, phase_s: float = 0.0
 ) -> RunRecord:
     """The record of a run that failed, with its class and one line of reason."""
     record = RunRecord(
@@ -166,12 +166,24 @@ def write_failure(
         status="failed",
         failure_class=classify(error),
         error=one_line(error),
-        wall_s=wall_s,
+        phase_s=phase_s,
         attempt=attempt,
+        attempts=_attempts_until_now(paths),
         provenance=provenance() | {"ended": datetime.now(UTC).isoformat(timespec="seconds")},
     )
     write_record(paths, record)
     return record
+
+
+def _attempts_until_now(paths: RunPaths) -> tuple[AttemptTime, ...]:
+    """The newest one lasts until now, unless its end is known."""
+    *earlier, newest = attempt_times(paths) or (None,)
+    if newest is None:
+        return ()
+    if newest.wall_s is None:
+        since = datetime.now(UTC) - datetime.fromisoformat(newest.started)
+        newest = replace(newest, wall_s=round(max(0.0, since.total_seconds()), 3))
+    return (*(attempt for attempt in earlier if attempt is not None), newest)
 
 
 def record_loss(spec: RunSpec, runtime: Runtime, error: BaseException) -> None:

@@ -119,6 +119,11 @@ class RunPaths:
         return self.root / "record.json"
 
     @property
+    def bill(self) -> Path:
+        """What SLURM's accounting said that the run cost, see bills.py; none for a run that was local."""
+        return self.root / "bill.json"
+
+    @property
     def log(self) -> Path:
         return self.root / "log.txt"
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from transfergrid import durable
-from transfergrid.attempts import Attempt
+from transfergrid.attempts import Attempt, AttemptTime
 from transfergrid.errors import DataError, one_line
 from transfergrid.paths import RunPaths
 from transfergrid.specs import RunSpec, Runtime, from_dict, to_dict
@@ -42,7 +42,9 @@ class RunRecord:
     metrics: `<split>_accuracy`, `<split>_loss`, `<split>_macro_{precision,recall,f1}`, `lbfgs_test_accuracy`, ...
     details: what a reader may want beside the table: the chosen learning rate, the parity gate, both epochs of a
     published rule. gflops_per_image counts 2 x MAC of one forward pass. n_train: images trained on.
-    usage: what it used of what it was given, see usage.UsageMeter.
+    phase_s: the phase's own seconds, those before an interruption included. on_gpu: whether it computed on one.
+    gpu_allocated_mib: the most that torch had allocated there, in 2^20 bytes. attempts: every start of the run up to
+    this record, whatever became of it. usage: what it used of what it was given, see usage.UsageMeter.
     """
 
     run_id: str
@@ -57,18 +59,20 @@ class RunRecord:
     size_mb: float | None = None
     gflops_per_image: float | None = None
     images_per_s: float | None = None
-    wall_s: float = 0.0
-    gpu_s: float = 0.0
-    peak_memory_mb: float | None = None
+    phase_s: float = 0.0
+    on_gpu: bool = False
+    gpu_allocated_mib: float | None = None
     epochs: int | None = None
     n_train: int | None = None
     usage: Mapping[str, Any] = field(default_factory=dict)
     attempt: int = 0
+    attempts: tuple[AttemptTime, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 def write_record(paths: RunPaths, record: RunRecord) -> None:
     content = {f.name: getattr(record, f.name) for f in fields(record)} | {"spec": to_dict(record.spec)}
+    content["attempts"] = [asdict(attempt) for attempt in record.attempts]
     durable.write_json(paths.record, {"format": RECORD_FORMAT, **content})
 
 
@@ -84,11 +88,32 @@ def read_record(paths: RunPaths) -> RunRecord | None:
         raise DataError(f"{paths.record} cannot be read ({error.strerror})") from error
     try:
         content.pop("format")
-        record = RunRecord(**content | {"spec": from_dict(RunSpec, content["spec"])})
+        _from_former_names(content)
+        attempts = tuple(AttemptTime(**attempt) for attempt in content.get("attempts", ()))
+        record = RunRecord(**content | {"spec": from_dict(RunSpec, content["spec"]), "attempts": attempts})
         _check(record)
         return record
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{paths.record} is not a record of this version ({error}); launch again") from error
+
+
+def phase_seconds(content: Mapping[str, Any]) -> float | None:
+    """RunRecord.phase_s of a record.json that was read without building the rest."""
+    seconds: float | None = content.get("phase_s", content.get("wall_s"))
+    return seconds
+
+
+def _from_former_names(content: dict[str, Any]) -> None:
+    """Of records of earlier releases: seconds and memory under the names that have since come to mean one thing."""
+    if "wall_s" in content:
+        content["phase_s"] = content.pop("wall_s")
+    if "gpu_s" in content:
+        content["on_gpu"] = content.pop("gpu_s") > 0
+    if "peak_memory_mb" in content:  # without a GPU it was the process's, which `usage` tells
+        peak_mb = content.pop("peak_memory_mb")
+        content["gpu_allocated_mib"] = peak_mb * 1e6 / 2**20 if content.get("on_gpu") and peak_mb is not None else None
+    if content.get("usage"):
+        content["usage"] = {re.sub("_mb$", "_mib", name): value for name, value in content["usage"].items()}
 
 
 _SHARES = ("accuracy", "precision", "recall", "f1")  # last word of metrics that lie in [0, 1]

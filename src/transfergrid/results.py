@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import resource
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -93,7 +92,7 @@ def make_record(
     *,
     metrics: Mapping[str, float],
     details: Mapping[str, Any],
-    wall_s: float,
+    phase_s: float,
     n_train: int | None,
     **cost: Any,
 ) -> RunRecord:
@@ -112,21 +111,14 @@ def make_record(
         status="completed",
         metrics=dict(metrics),
         details=dict(details),
-        wall_s=round(wall_s, 3),
-        gpu_s=round(wall_s, 3) if device.type == "cuda" else 0.0,
-        peak_memory_mb=round(peak_memory_mb(device), 1),
+        phase_s=round(phase_s, 3),
+        on_gpu=device.type == "cuda",
+        gpu_allocated_mib=round(torch.cuda.max_memory_allocated(device) / 2**20, 1) if device.type == "cuda" else None,
         n_train=n_train,
         attempt=attempt.number,
         provenance=provenance() | facts,
         **cost,
     )
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """1e6 bytes: the GPU's allocations at their highest, or this process's resident memory on a machine without."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 class Stopwatch:

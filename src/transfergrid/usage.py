@@ -36,17 +36,17 @@ class UsageMeter:
         _latest.clear()
 
     def summary(self) -> dict[str, Any]:
-        """wall_s, cpu_s; cpus: those SLURM gave, else those it may use; memory_mb (MiB) that SLURM gave, else None;
-        max_rss_mb (MiB); gpu_utilisation in [0, 1] and gpu_memory_mb, both None without a sample."""
+        """wall_s, cpu_s; cpus: those SLURM gave, else those it may use; memory_mib that SLURM gave, else
+        None; max_rss_mib; gpu_utilisation in [0, 1] and gpu_memory_mib in use there, both None without a sample."""
         memory = os.environ.get("SLURM_MEM_PER_NODE")
         return {
             "wall_s": round(time.monotonic() - self._began, 3),
             "cpu_s": round(_cpu_s() - self._cpu_began, 3),
             "cpus": slurm_cpus() or len(os.sched_getaffinity(0)),
-            "max_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-            "memory_mb": int(memory) if memory and memory.isdigit() else None,
+            "max_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "memory_mib": int(memory) if memory and memory.isdigit() else None,
             "gpu_utilisation": _mean([busy / 100 for busy, _ in self._samples]),
-            "gpu_memory_mb": max((used for _, used in self._samples), default=None),
+            "gpu_memory_mib": max((used for _, used in self._samples), default=None),
         }
 
     def _sample(self) -> None:
@@ -65,9 +65,9 @@ class UsageMeter:
 
 
 def gpu_now() -> dict[str, float]:
-    """`gpu/utilisation` in [0, 1] and `gpu/memory_mb` (MiB), a few seconds old; {} where no GPU is measured."""
+    """`gpu/utilisation` in [0, 1] and `gpu/memory_mib`, a few seconds old; {} where no GPU is measured."""
     for busy, used in _latest:
-        return {"gpu/utilisation": busy / 100, "gpu/memory_mb": used}
+        return {"gpu/utilisation": busy / 100, "gpu/memory_mib": used}
     return {}
 
 

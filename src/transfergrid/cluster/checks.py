@@ -85,7 +85,7 @@ def _described(partition: Partition) -> str:
     gpus = " ".join(f"{count} {kind or 'GPU'}" for kind, count in partition.gpus_by_type.items()) or "no GPUs"
     return (
         f"{partition.name}, {time}, {partition.usable_nodes} of {partition.nodes} nodes take jobs, each up to "
-        f"{partition.max_cpus} CPUs, {partition.max_mem_mb / 1024:.1f} GB, {gpus}"
+        f"{partition.max_cpus} CPUs, {partition.max_mem_mib / 1024:.1f} GiB, {gpus}"
     )
 
 

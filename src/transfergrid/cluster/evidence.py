@@ -183,8 +183,8 @@ def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> Ending 
     if account is not None and (entry is None or slurm_words.meaning(account.state).kind == "ended"):
         state = account.state if entry is None or account.state == "OUT_OF_MEMORY" else entry.state
         where = (account.nodes, account.elapsed_s, account.ended)
-        used, asked = account.max_rss_mb, account.memory_mb
-        memory = f"seen using {used / 1024:.1f} of {asked / 1024:.1f} GB" if used and asked else ""
+        used, asked = account.max_rss_mib, account.memory_mib
+        memory = f"seen using {used / 1024:.1f} of {asked / 1024:.1f} GiB" if used and asked else ""
         return Ending(state, account.exit_code, account.signal, *where, is_known_code=True, memory=memory)
     if entry is None:
         return None

@@ -27,7 +27,7 @@ class NodeShape:
     count: int
     usable: int
     cpus: int
-    mem_mb: int
+    mem_mib: int
     gpus_by_type: Mapping[str, int]
 
     @property
@@ -53,9 +53,9 @@ class Partition:
     grace_s: int = 0
 
     @property
-    def max_mem_mb(self) -> int:
+    def max_mem_mib(self) -> int:
         """Of its largest node."""
-        return max((s.mem_mb for s in self.shapes), default=0)
+        return max((s.mem_mib for s in self.shapes), default=0)
 
     @property
     def max_cpus(self) -> int:
@@ -136,10 +136,10 @@ def _partitions(entries: Iterable[Mapping[str, str]], shapes: Mapping[str, list[
     found = {}
     for entry in entries:
         name = entry["PartitionName"]
-        max_mem_mb, max_cpus = _number(entry.get("MaxMemPerNode", "")), _number(entry.get("MaxCPUsPerNode", ""))
+        max_mem_mib, max_cpus = _number(entry.get("MaxMemPerNode", "")), _number(entry.get("MaxCPUsPerNode", ""))
         found[name] = Partition(
             name=name,
-            shapes=tuple(_capped(shape, max_mem_mb, max_cpus) for shape in shapes.get(name, [])),
+            shapes=tuple(_capped(shape, max_mem_mib, max_cpus) for shape in shapes.get(name, [])),
             max_time_min=_minutes(entry.get("MaxTime", "")),
             state=entry.get("State", "UP"),
             is_default=entry.get("Default") == "YES",
@@ -155,13 +155,13 @@ def _shapes(timeout_s: float) -> dict[str, list[NodeShape]]:
     """Partition -> its kinds of nodes. One line per kind, not per node: a cluster may have thousands."""
     found: dict[str, list[NodeShape]] = {}
     for line in slurm.run(["sinfo", "-a", "-h", "-e", "-o", "%R|%T|%D|%c|%m|%G"], timeout_s=timeout_s).splitlines():
-        name, state, count, cpus, mem_mb, gres = line.strip().split("|", 5)
+        name, state, count, cpus, mem_mib, gres = line.strip().split("|", 5)
         usable = 0 if state.endswith("*") or state.startswith(UNUSABLE) else int(count)
         shape = NodeShape(
             count=int(count),
             usable=usable,
             cpus=_number(cpus) or 0,
-            mem_mb=_number(mem_mb) or 0,
+            mem_mib=_number(mem_mib) or 0,
             gpus_by_type=gpus_of(gres),
         )
         found.setdefault(name, []).append(shape)
@@ -176,13 +176,13 @@ def gpus_of(gres: str) -> dict[str, int]:
     return found
 
 
-def _capped(shape: NodeShape, max_mem_mb: int | None, max_cpus: int | None) -> NodeShape:
+def _capped(shape: NodeShape, max_mem_mib: int | None, max_cpus: int | None) -> NodeShape:
     """A node as the partition hands it out."""
     return NodeShape(
         count=shape.count,
         usable=shape.usable,
         cpus=min(shape.cpus, max_cpus if max_cpus is not None else shape.cpus),
-        mem_mb=min(shape.mem_mb, max_mem_mb if max_mem_mb is not None else shape.mem_mb),
+        mem_mib=min(shape.mem_mib, max_mem_mib if max_mem_mib is not None else shape.mem_mib),
         gpus_by_type=shape.gpus_by_type,
     )
 
@@ -326,13 +326,13 @@ def _against_nodes(asked: Resources, partition: Partition) -> str | None:
     for key, value, most in (
         ("gpus", asked.gpus, most_gpus),
         ("cpus", asked.cpus, partition.max_cpus),
-        ("mem_gb", asked.mem_gb, partition.max_mem_mb / 1024),
+        ("mem_gb", asked.mem_gb, partition.max_mem_mib / 1024),
     ):
         if value > most:
             most = int(most * 10) / 10  # never more than there is
             return f"cluster.{key}={value:g} is more than any node of {where} has; give cluster.{key}={most:g} or less"
     if not any(_fits(asked, shape) for shape in partition.shapes):
-        shapes = ", ".join(f"{s.cpus} CPUs {s.mem_mb / 1024:.1f} GB {s.gpus} GPUs" for s in partition.shapes[:4])
+        shapes = ", ".join(f"{s.cpus} CPUs {s.mem_mib / 1024:.1f} GiB {s.gpus} GPUs" for s in partition.shapes[:4])
         return (
             f"no node of {where} has cluster.cpus={asked.cpus}, cluster.mem_gb={asked.mem_gb:g} and"
             f" cluster.gpus={asked.gpus} at once; its nodes: {shapes}"
@@ -342,4 +342,4 @@ def _against_nodes(asked: Resources, partition: Partition) -> str | None:
 
 def _fits(asked: Resources, shape: NodeShape) -> bool:
     gpus = shape.gpus_by_type.get(asked.gpu_type, 0) if asked.gpu_type is not None else shape.gpus
-    return asked.cpus <= shape.cpus and asked.mem_gb * 1024 <= shape.mem_mb and asked.gpus <= gpus
+    return asked.cpus <= shape.cpus and asked.mem_gb * 1024 <= shape.mem_mib and asked.gpus <= gpus

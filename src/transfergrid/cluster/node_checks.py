@@ -11,7 +11,7 @@ from transfergrid.cluster.probe_jobs import ProbeAnswer
 from transfergrid.provenance import code_hash
 
 MAX_SKEW_S = 5.0
-MIN_MEMORY_GB = 2.0  # torch with a small network and a data set in memory
+MIN_MEMORY_GIB = 2.0  # torch with a small network and a data set in memory
 NOT_SHARED = "it must be a folder that every node sees under the same name; give another {name}.dir="
 NO_LOCKS = "mount it so that locks reach other nodes (NFS without nolock and local_lock, Lustre with flock)"
 
@@ -93,14 +93,14 @@ def check_clock(answer: ProbeAnswer) -> Check:
 
 
 def check_memory(answer: ProbeAnswer) -> Check:
-    found = answer.findings.get("memory_gb")
+    found = answer.findings.get("memory_gib")
     if found is None:
         return _unknown("memory")
-    if found < MIN_MEMORY_GB:
+    if found < MIN_MEMORY_GIB:
         return Check(
-            "memory", False, f"{found:.1f} GB available", f"end other programs: {MIN_MEMORY_GB:g} GB are needed"
+            "memory", False, f"{found:.1f} GiB available", f"end other programs: {MIN_MEMORY_GIB:g} GiB are needed"
         )
-    return Check("memory", True, f"{found:.1f} GB available")
+    return Check("memory", True, f"{found:.1f} GiB available")
 
 
 def check_cores(answer: ProbeAnswer, *, num_threads: int) -> Check:

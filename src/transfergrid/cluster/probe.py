@@ -41,7 +41,7 @@ def main() -> int:
 
 def _node(folders: Mapping[str, Path], visible_s: float, *, skip_gpu: bool) -> None:
     tell(host=host_name(), time_s=time.time(), python=platform.python_version(), cores=len(os.sched_getaffinity(0)))
-    tell(memory_gb=_free_memory_gb())
+    tell(memory_gib=_free_memory_gib())
     tell(folders=_examined(folders, visible_s))
     tell(code=_outcome(_code))
     tell(torch=_outcome(_torch))
@@ -201,7 +201,7 @@ def _gpu() -> dict[str, Any]:
     return {"names": names}
 
 
-def _free_memory_gb() -> float:
+def _free_memory_gib() -> float:
     """What Linux could give to new processes, in GiB."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):

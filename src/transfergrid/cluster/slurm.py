@@ -182,7 +182,7 @@ class AccountEntry:
     """One job or task of an array as the accounting knows it, its steps folded in.
 
     state: a step's OUT_OF_MEMORY stands for the job's, which says only FAILED. exit_code, signal: of the job.
-    memory_mb: of host memory it had asked for. max_rss_mb: the most that one of its steps was seen to use; MiB both.
+    memory_mib: of host memory it had asked for. max_rss_mib: the most that one of its steps was seen to use.
     """
 
     job_id: str
@@ -192,8 +192,8 @@ class AccountEntry:
     nodes: str
     ended: datetime | None
     elapsed_s: float
-    memory_mb: float | None
-    max_rss_mb: float | None
+    memory_mib: float | None
+    max_rss_mib: float | None
 
 
 _ACCOUNT = ("JobID", "State", "ExitCode", "NodeList", "End", "ElapsedRaw", "ReqMem", "MaxRSS")
@@ -232,7 +232,7 @@ def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]])
         if any(s["State"].startswith("OUT_OF_ME") for s in steps):
             state = "OUT_OF_MEMORY"
     code, _, number = cells["ExitCode"].partition(":")
-    rss = [mb for mb in (megabytes(s["MaxRSS"]) for s in steps) if mb is not None]
+    rss = [mib for mib in (mebibytes(s["MaxRSS"]) for s in steps) if mib is not None]
     return AccountEntry(
         job_id=cells["JobID"],
         state=state,
@@ -241,8 +241,8 @@ def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]])
         nodes="" if cells["NodeList"] == "None assigned" else cells["NodeList"],
         ended=when(cells["End"]),
         elapsed_s=float(cells["ElapsedRaw"] or 0),
-        memory_mb=megabytes(cells["ReqMem"]),
-        max_rss_mb=max(rss) if rss else None,
+        memory_mib=mebibytes(cells["ReqMem"]),
+        max_rss_mib=max(rss) if rss else None,
     )
 
 
@@ -264,7 +264,7 @@ def duration_s(text: str) -> float | None:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
-def megabytes(text: str) -> float | None:
+def mebibytes(text: str) -> float | None:
     """`1024K`, `16G`, `8Gn` in MiB; None for nothing."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)[nc]?", text.strip())
     if match is None:

@@ -29,6 +29,7 @@ from transfergrid.cluster.evidence import (
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths
+from transfergrid.records import phase_seconds
 from transfergrid.specs import RunSpec
 
 State = Literal["done", "failed", "running", "pending", "blocked", "cancelled", "lost", "unknown", "not submitted"]
@@ -145,7 +146,7 @@ def _judge(look: Look, case: Case) -> RunState:
     own = case.own
     if own.is_done:
         assert own.record is not None
-        return RunState(run_id=case.run_id, state="done", attempts=own.attempts, elapsed_s=own.record.get("wall_s"))
+        return RunState(run_id=case.run_id, state="done", attempts=own.attempts, elapsed_s=phase_seconds(own.record))
     if own.is_locked and not own.owner.get("slurm_job_id"):
         return _held(look, case)
     entry = look.queue.get(case.job_id) if case.job_id is not None else None
@@ -188,7 +189,7 @@ def _recorded(case: Case) -> RunState:
         job_id=case.job_id if case.began else None,
         node=node_of(case.own),
         attempts=case.own.attempts,
-        elapsed_s=record.get("wall_s"),
+        elapsed_s=phase_seconds(record),
     )
 
 

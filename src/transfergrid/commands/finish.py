@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid import durable, job
+from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.settle import ENDED, settle
 from transfergrid.cluster.states import RunState, Snapshot, needs_of, take_snapshot
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 SETTLE_S = 180.0  # for SLURM to say how the last jobs ended
 POLL_S = 5.0
+BILLS_S = 30.0  # for its accounting to say how long they were
 NOTIFY_TIMEOUT_S = 120.0
 
 
@@ -40,6 +42,7 @@ def finish(folder: str) -> dict[str, int]:
         for run_id in settle(states, store, read_ledger(store)):
             state = states[run_id]
             console.print(f"{state.failure_class}: {run_id}: {state.reason}", highlight=False, soft_wrap=True)
+        _wait_for_bills(list(states), store)
         show_report(console, [grid], store, figures=payload.runtime.report_figures is not False)
         show_usage(console, list(states), store)
     finally:  # whatever became of the report, somebody waits to be told
@@ -70,6 +73,13 @@ def _wait_until_all_is_told(grid: str, store: StorePaths) -> dict[str, RunState]
         undecided = [s for s in snapshot.states.values() if s.state == "unknown"]
         if not undecided or time.monotonic() > deadline:
             return dict(snapshot.states)
+        time.sleep(POLL_S)
+
+
+def _wait_for_bills(run_ids: list[str], store: StorePaths) -> None:
+    """The accounting hears of a job's end some seconds later than the queue."""
+    deadline = time.monotonic() + BILLS_S
+    while not settle_bills(store, read_ledger(store), run_ids).is_final and time.monotonic() < deadline:
         time.sleep(POLL_S)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,15 +12,15 @@ from transfergrid.cluster import local, slurm
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.commands.console import FAILED, OK, command_line, hashing_progress, make_console, run_script
+from transfergrid.commands.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.commands.progress import watching
 from transfergrid.config import Request, load_grid
 from transfergrid.config.help import help_for
 from transfergrid.errors import NEXT_STEP, ConfigError, DataError, MachineError, StoreFull
 from transfergrid.paths import StorePaths
 from transfergrid.plan import STATES, Plan, PlannedRun, make_plan
-from transfergrid.records import GridEntry, read_grid, write_grid
 from transfergrid.resources import ClusterSettings
-from transfergrid.specs import RunSpec, Runtime, from_dict
+from transfergrid.specs import RunSpec, Runtime
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,6 +55,7 @@ def launch(arguments: Sequence[str]) -> int:
 def carry_out(request: Request) -> int:
     """Plan, show, run or submit, report: what launch_grid and run_phase share."""
     console = make_console()
+    assert_keeps_rows(console, request)
     submits = runs_on_slurm(console, request.cluster)
     tracking.validate(request.runtime, sends=not submits and not request.dry_run)
     if submits:
@@ -73,7 +73,7 @@ def carry_out(request: Request) -> int:
         return OK
     prepare_folders(request.runtime)
     preflight(console, plan, request.runtime, runs_follow=True)
-    write_grid_of(request)
+    write_grid_of(console, request)
     mirror = tracking.start_mirror(request.runtime, request.configurations)
     try:
         with watching(console, request.store, len(plan.to_run)) as watcher:
@@ -196,31 +196,6 @@ def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> None:
             from transfergrid.backbones.build import build
 
             build(backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files)
-
-
-def write_grid_of(request: Request) -> None:
-    """A launch defines its grid anew; a run by hand joins it, in place of what its row held under other settings."""
-    path = request.store.grid(request.grid)
-    entries = request.entries()
-    if request.replaces_grid:
-        write_grid(path, grid=request.grid, entries=entries, runtime=request.runtime)
-        return
-    with durable.lock(path.with_name(f".{path.stem}.lock"), wait=True):  # runs by hand are started side by side
-        before = read_grid(path) if path.exists() else []
-        kept = [e for e in before if all(_stand_together(e, new, request) for new in entries)]
-        write_grid(path, grid=request.grid, entries=kept + entries, runtime=request.runtime)
-
-
-def _stand_together(old: GridEntry, new: GridEntry, request: Request) -> bool:
-    """Whether two runs may stand in one grid: in different rows, or as two seeds of one."""
-    if replace(old, run_id="", seed=0) != replace(new, run_id="", seed=0):
-        return True
-    try:
-        found = from_dict(RunSpec, durable.read_json(request.store.run(old.run_id).spec))
-    except (OSError, ValueError):
-        return False
-    asked = next(c.run for c in request.configurations if c.run.run_id == new.run_id)
-    return found.seed != asked.seed and replace(found, seed=asked.seed, needs=asked.needs) == asked
 
 
 # --------------------------------------------------------------------------------------------------------------- after

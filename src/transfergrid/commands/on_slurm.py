@@ -22,7 +22,8 @@ from transfergrid.cluster.states import live_jobs
 from transfergrid.cluster.submit import Launch, Sender, adopt_intents, finish_resources, start_estimate
 from transfergrid.commands.console import OK, command_line, count
 from transfergrid.commands.finish import finish
-from transfergrid.commands.launch import preflight, prepare_folders, queued, show_plan, write_grid_of
+from transfergrid.commands.grid_file import write_grid_of
+from transfergrid.commands.launch import preflight, prepare_folders, queued, show_plan
 from transfergrid.config import Request
 from transfergrid.cost import ADVISED_RUNS_PER_JOB, Estimate, estimate, gpu_hours, packing_advice
 from transfergrid.errors import ConfigError
@@ -166,7 +167,7 @@ def submit(console: Console, submitting: Submitting) -> int:
         if adopt_intents(ledger):
             ledger = read_ledger(request.store)
         plan = _without(_plan(request, ledger), submitting.sent)
-        write_grid_of(request)
+        write_grid_of(console, request)
         room = _room(submitting.limits)
         if not plan.to_run or (room is not None and room < 2):
             submitting.left = len(plan.to_run)
@@ -309,7 +310,7 @@ def _emit(console: Console, submitting: Submitting, folder: Path) -> int:
         raise ConfigError(f"emit={folder} holds files already; give an empty or a new folder")
     ledger = read_ledger(request.store)
     plan = _plan(request, ledger)
-    write_grid_of(request)
+    write_grid_of(console, request)
     if not plan.to_run:
         console.print("nothing to submit, nothing written")
         return OK

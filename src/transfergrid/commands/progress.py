@@ -42,7 +42,7 @@ def ended_line(ended: Ended, store: StorePaths) -> str:
     if ended.ending == "completed":
         record = read_record(store.run(ended.run.run_id))
         assert record is not None
-        line += f"  {record.wall_s:.1f} s"
+        line += f"  {record.phase_s:.1f} s"
         accuracy = record.metrics.get("test_accuracy")
         line += "" if accuracy is None else f"  test accuracy {accuracy:.2%}"
     elif ended.reason:

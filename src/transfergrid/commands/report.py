@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transfergrid.cluster.billing import settle_bills
+from transfergrid.cluster.ledger import read_ledger
 from transfergrid.commands.console import FAILED, OK, count, make_console, run_script
 from transfergrid.commands.pulled import pull_grids
 from transfergrid.commands.sync import SHOWN, launched_with
@@ -95,6 +97,9 @@ def _shown(
     from transfergrid.report.write import report_name, write
 
     comparisons = [read_comparison(grid, store) for grid in grids]
+    runs = {run_id for comparison in comparisons for run_id in comparison.spent.costs}
+    if settle_bills(store, read_ledger(store), sorted(runs)).changed:
+        comparisons = [read_comparison(grid, store) for grid in grids]
     for comparison in comparisons:
         if len(comparisons) > 1:
             console.print(f"\n{comparison.grid}", highlight=False)

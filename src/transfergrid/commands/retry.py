@@ -12,6 +12,7 @@ from transfergrid.commands.on_slurm import carry_out
 from transfergrid.config import load_retry
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
+from transfergrid.records import read_grid
 from transfergrid.specs import Runtime
 
 
@@ -31,7 +32,8 @@ def relaunch(grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Se
         if wanted.intersection((*run.needs, *(e.run_id for e in run.extractions))):
             wanted.add(run.run_id)
     found = (payload.configuration(run) for payload in payloads for run in payload.runs if run.run_id in wanted)
-    configurations = list({c.run.run_id: c for c in found if c is not None}.values())
+    rows = {entry.run_id for entry in read_grid(store.grid(grid))}  # an earlier launch's may have been replaced since
+    configurations = list({c.run.run_id: c for c in found if c is not None and c.run.run_id in rows}.values())
     if not configurations:
         raise ConfigError(f"{run_ids[0]} is needed by no configuration of grid {grid} that was sent; launch it again")
     request = load_retry(

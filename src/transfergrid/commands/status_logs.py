@@ -68,10 +68,10 @@ def _usage_lines(view: View, run_id: str) -> Iterator[str]:
     if record is None or not record.usage:
         return
     used = record.usage
-    of_memory = f" of {used['memory_mb'] / 1024:.1f}" if used["memory_mb"] else ""
+    of_memory = f" of {used['memory_mib'] / 1024:.1f}" if used["memory_mib"] else ""
     cores = f"{used['cpu_s'] / max(used['wall_s'], 1e-9):.1f} of {used['cpus']} CPUs"
     gpu = "" if used["gpu_utilisation"] is None else f", GPU busy {used['gpu_utilisation']:.0%}"
-    yield f"used      {used['wall_s']:.1f} s, {cores}, {used['max_rss_mb'] / 1024:.1f}{of_memory} GB{gpu}"
+    yield f"used      {used['wall_s']:.1f} s, {cores}, {used['max_rss_mib'] / 1024:.1f}{of_memory} GiB{gpu}"
 
 
 def _settings(spec: RunSpec | None) -> str:

@@ -24,6 +24,7 @@ from transfergrid.cluster.snapshot import import_path, take_snapshot_of_code
 from transfergrid.cluster.states import RunState, live_jobs, take_snapshot
 from transfergrid.commands import launch
 from transfergrid.commands.console import BAD_ARGUMENTS, OK, hashing_progress, make_console
+from transfergrid.commands.grid_file import write_grid_of
 from transfergrid.commands.progress import watching
 from transfergrid.config.sweep import Sweep, launch_line, load_sweep, run_sweep
 from transfergrid.errors import ConfigError, MachineError, one_line
@@ -60,7 +61,7 @@ def sweep(arguments: Sequence[str]) -> int:
         return OK
     launch.prepare_folders(request.runtime)
     launch.preflight(console, plan, request.runtime, runs_follow=not on_slurm)
-    launch.write_grid_of(request)
+    write_grid_of(console, request)
     mirror = tracking.start_mirror(request.runtime, request.configurations)
     try:
         endings = _on_slurm(console, asked, plan.to_run) if on_slurm else _here(console, asked, plan.to_run)

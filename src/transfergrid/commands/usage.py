@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from transfergrid.bills import read_bill
 from transfergrid.paths import StorePaths
 from transfergrid.records import RunRecord, read_record
+from transfergrid.report.costs import cost_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +34,9 @@ def show_usage(console: Console, run_ids: Sequence[str], store: StorePaths) -> N
     for (phase, model, dataset), records in kinds.items():
         used = [record.usage for record in records]
         table.add_row(phase, model, dataset, str(len(records)), *_figures(used))
-    total_s = sum(record.gpu_s for records in kinds.values() for record in records)
+    total_s = sum(
+        cost_of(record, read_bill(store.run(record.run_id))).gpu_s for records in kinds.values() for record in records
+    )
     console.print()
     console.print(table)
     if total_s:
@@ -42,14 +46,14 @@ def show_usage(console: Console, run_ids: Sequence[str], store: StorePaths) -> N
 def _figures(used: Sequence[Mapping[str, Any]]) -> list[str]:
     """Wall seconds, cores busy of those given, memory of that given, GPU busy, GPU memory."""
     cores = mean(u["cpu_s"] / u["wall_s"] if u["wall_s"] else 0.0 for u in used)
-    peak_gb = max(u["max_rss_mb"] for u in used) / 1024
-    given_mb = used[0]["memory_mb"]
+    peak_gib = max(u["max_rss_mib"] for u in used) / 1024
+    given_mib = used[0]["memory_mib"]
     busy = [u["gpu_utilisation"] for u in used if u["gpu_utilisation"] is not None]
-    gpu_mb = [u["gpu_memory_mb"] for u in used if u["gpu_memory_mb"] is not None]
+    gpu_mib = [u["gpu_memory_mib"] for u in used if u["gpu_memory_mib"] is not None]
     return [
         f"{mean(u['wall_s'] for u in used):.1f}",
         f"{cores:.1f} of {used[0]['cpus']}",
-        f"{peak_gb:.1f}" + (f" of {given_mb / 1024:.1f} GB" if given_mb else " GB"),
+        f"{peak_gib:.1f}" + (f" of {given_mib / 1024:.1f} GiB" if given_mib else " GiB"),
         f"{mean(busy):.0%}" if busy else "-",
-        f"{max(gpu_mb) / 1024:.1f} GB" if gpu_mb else "-",
+        f"{max(gpu_mib) / 1024:.1f} GiB" if gpu_mib else "-",
     ]

@@ -28,6 +28,7 @@ class Request:
 
     configurations: the rows of the grid. runs: these and the runs they need, by run_id, needed ones first
     (extractions are the plan's business). replaces_grid: a launch redefines its grid, a run by hand adds to it.
+    replace: rows that the grid has and this launch has not may go.
     """
 
     grid: str
@@ -38,6 +39,7 @@ class Request:
     dry_run: bool
     wait: bool | None
     replaces_grid: bool
+    replace: bool = False
     cluster_config: dict[str, Any]
     emit: str | None = None
     notify: str | None = None
@@ -100,6 +102,7 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
         emit=config.emit,
         notify=config.notify.command,
         replaces_grid=True,
+        replace=config.replace,
     )
 
 

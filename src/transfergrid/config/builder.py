@@ -26,7 +26,7 @@ from transfergrid.config.compose import (
 )
 from transfergrid.config.dataset import resolve_dataset
 from transfergrid.config.models import check_models, check_phases, is_architecture, split_model, takes
-from transfergrid.config.names import grid_name_of
+from transfergrid.config.names import DATASET_NAME, grid_name_of, named_by_datasets
 from transfergrid.config.resolve import Scope, check_splits, looks_like_file, make_evaluation, make_run
 from transfergrid.config.settings import check_settings, choice, in_range
 from transfergrid.config.variants import applies, check_names, checked_rule, variants_of
@@ -55,7 +55,7 @@ class GridBuilder:
         self.arguments = arguments
         self.config = config
         self.progress = progress
-        self.name = grid_name_of(config.grid_name or config.grid.name or "adhoc")
+        self.name = _name_or_template(config)
         self.cache = CachePaths(Path(config.cache.dir))
         self.catalog_dir = self.cache.catalog
         if config.dry_run and any("timm/" in argument for argument in arguments):
@@ -86,6 +86,9 @@ class GridBuilder:
                 raise ConfigError(f"{key} is empty; give at least one")
             if len(set(values)) != len(values):
                 raise ConfigError(f"{key}={values} holds a value twice")
+        if DATASET_NAME in self.name:
+            named = [self._dataset_scope(dataset).dataset.spec.name for dataset in datasets]
+            self.name = named_by_datasets(self.name, named)
         variants: dict[str, dict[str, Any]] = {} if grid.only_variants else {"": {}}
         variants |= variants_of(grid.variants, "grid.variants")
         if not variants:
@@ -290,6 +293,15 @@ class GridBuilder:
             resident_gb=config.data.resident_gb,
             report_figures=config.report.figures,
         )
+
+
+def _name_or_template(config: DictConfig) -> str:
+    """The grid's name; that of a template has its data sets' names put in once these are known."""
+    name = config.grid_name or config.grid.name or "adhoc"
+    if config.grid_name is None and DATASET_NAME in name:
+        grid_name_of(name.replace(DATASET_NAME, ""))
+        return str(name)
+    return grid_name_of(name)
 
 
 def _forgotten_copy(catalog_dir: Path) -> Path:

@@ -291,6 +291,7 @@ class Config:
     seed: int = 0
     run: str | None = None
     grid_name: str | None = None
+    replace: bool = False
     needs: str = "run"
     weights: str | None = None
     weights_seed: int = 0

@@ -25,7 +25,7 @@ from transfergrid.config.builder import FolderProgress
 from transfergrid.config.compose import conf_dir, is_setting, nearest, parse_overrides
 from transfergrid.errors import ConfigError, one_line
 from transfergrid.resources import ClusterSettings, Resources
-from transfergrid.specs import RunSpec
+from transfergrid.specs import RunSpec, digest
 
 LAUNCHERS = ("basic", "slurm")
 MAX_RUNS = 10_000
@@ -154,8 +154,8 @@ def launch_line(sweep: Sweep, missing: Iterable[RunSpec]) -> str | None:
     models, seeds = _values(typed.pop("model")), _values(typed.pop("seed", ("seed=0",)))
     for key in ("phase", "needs", "dry_run", "grid_name"):
         typed.pop(key, None)
-    line = [typed.pop("grid", ("grid=compare",))[0], f"grid_name={sweep.request.grid[:58]}_needs"]
-    line += [f"grid.models=[{models}]", f"grid.phases=[{','.join(phases)}]", f"grid.seeds=[{seeds}]"]
+    grid = typed.pop("grid", ("grid=compare",))[0]
+    line = [f"grid.models=[{models}]", f"grid.phases=[{','.join(phases)}]", f"grid.seeds=[{seeds}]"]
     if len(typed.get("dataset", ())) > 1:
         line.append(f"grid.datasets=[{_values(typed.pop('dataset'))}]")
     own = ("phase.extract.", *(f"phase.{phase}." for phase in phases))
@@ -167,7 +167,8 @@ def launch_line(sweep: Sweep, missing: Iterable[RunSpec]) -> str | None:
     if variants or sweep.options.get("grid"):
         named = ", ".join(f"v{number}: {{{changes}}}" for number, changes in enumerate(variants, 2))
         line.append(f"grid.variants={{{named}}}")
-    return shlex.join(["python", "jobs/launch_grid.py", *line])
+    name = f"{sweep.request.grid[:51]}_needs-{digest(line, 6)}"  # no other sweep's
+    return shlex.join(["python", "jobs/launch_grid.py", grid, f"grid_name={name}", *line])
 
 
 def _values(arguments: Iterable[str]) -> str:

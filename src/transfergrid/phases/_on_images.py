@@ -209,7 +209,7 @@ def train_and_record(
         | class_details(made, dataset_facts(spec.dataset, runtime).class_names)
         | result.rules(settings.epochs)
         | dict(details),
-        wall_s=setting.watch.seconds + result.elapsed_before_s,
+        phase_s=setting.watch.seconds + result.elapsed_before_s,
         n_train=len(folds.train),
         parameters=cost.parameters - extra,
         trainable_parameters=sum(p.numel() for g in groups for p in g.parameters if id(p) not in auxiliary),

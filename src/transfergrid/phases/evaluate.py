@@ -92,7 +92,7 @@ def run(context: RunContext) -> RunRecord:
         device,
         metrics=score_folds(made),
         details=details | class_details(made, asked.class_names),
-        wall_s=watch.seconds,
+        phase_s=watch.seconds,
         n_train=None,
         parameters=cost.parameters,
         trainable_parameters=0,

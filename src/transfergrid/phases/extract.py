@@ -98,7 +98,7 @@ def run(context: RunContext) -> RunRecord:
         device,
         metrics={},
         details={"feature_keys": keys, "feature_dim": feature_dim, "images": num_images},
-        wall_s=watch.seconds,
+        phase_s=watch.seconds,
         n_train=None,
         trainable_parameters=0,
         **costs,

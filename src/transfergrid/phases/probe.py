@@ -127,7 +127,7 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
         device,
         metrics=metrics,
         details=details,
-        wall_s=watch.seconds + result.elapsed_before_s,
+        phase_s=watch.seconds + result.elapsed_before_s,
         n_train=len(folds.train),
         trainable_parameters=weight_CD.numel() + bias_C.numel(),
         images_per_s=result.images_per_s,

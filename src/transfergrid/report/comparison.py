@@ -11,7 +11,8 @@ from transfergrid import durable, records
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
-from transfergrid.report import published, statistics
+from transfergrid.report import costs, published, statistics
+from transfergrid.report.costs import Spent
 from transfergrid.report.families import Answer, Pair, answers_about_joins
 from transfergrid.report.predictions import StoredPredictions
 from transfergrid.report.statistics import PairedComparison
@@ -22,11 +23,13 @@ from transfergrid.specs import EvaluateSettings, RunSpec, from_dict
 class ComparisonRow:
     """One line of comparison.csv; the fields are its columns, in order. None is an empty cell.
 
-    Numbers are means over the completed seeds, `n_seeds` of them; that includes wall_s and gpu_s, which therefore say
-    what one seed costs. Accuracies and deltas in [0, 1], test_loss in nats, size_mb in 1e6 bytes. The interval is
-    Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]. p_value_vs_best_single is
-    Holm-adjusted within its family, see families.py, and verdict (`better`, `worse`, `no difference shown`) is by it at
-    5 %; the test is statistics.compare's. published_differs and failure_class join several names by `; `.
+    Numbers are means over the completed seeds, `n_seeds` of them, so the seconds say what one seed costs: wall_s and
+    gpu_s of all attempts of its run (gpu_s: what SLURM bills), phase_s of the phase's own work, upstream_gpu_s of all
+    that the run is made from, see costs.py. Accuracies and deltas in [0, 1], test_loss in nats, size_mb in 1e6 bytes.
+    The interval is Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1].
+    p_value_vs_best_single is Holm-adjusted within its family, see families.py, and verdict (`better`, `worse`, `no
+    difference shown`) is by it at 5 %; the test is statistics.compare's. published_differs and failure_class join
+    several names by `; `.
     status: `completed`, `failed`, `missing`, or `2/3 completed`.
     """
 
@@ -65,7 +68,9 @@ class ComparisonRow:
     gflops_per_image: float | None = None
     images_per_s: float | None = None
     wall_s: float | None = None
+    phase_s: float | None = None
     gpu_s: float | None = None
+    upstream_gpu_s: float | None = None
     status: str
     failure_class: str | None = None
 
@@ -84,7 +89,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """A grid's rows, its failed runs (extractions included), and what feature extraction cost once for all rows.
+    """A grid's rows, its failed runs (extractions included), and what it cost.
 
     stored: the runs' test predictions, read once for all that is made from this comparison.
     runs: beside each row the records of its completed runs, in the order of their seeds. notes: which joins have no
@@ -98,9 +103,7 @@ class Comparison:
     rows: tuple[ComparisonRow, ...]
     runs: tuple[tuple[RunRecord, ...], ...]
     failures: tuple[Failure, ...]
-    extractions: int
-    extraction_wall_s: float
-    extraction_gpu_s: float
+    spent: Spent
     notes: tuple[str, ...] = ()
     joins: Mapping[int, Answer] = field(default_factory=dict)
 
@@ -115,6 +118,7 @@ def read_comparison(grid: str, store: StorePaths) -> Comparison:
     entries = _entries(grid, store)
     found: dict[str, RunRecord] = {}
     failures: dict[str, Failure] = {}
+    failed: dict[str, RunRecord] = {}  # what failed has cost something, too
 
     def read(run_id: str) -> None:
         if run_id in found or run_id in failures:
@@ -130,6 +134,7 @@ def read_comparison(grid: str, store: StorePaths) -> Comparison:
         elif record is not None and record.status == "completed":
             found[run_id] = record
         elif record is not None:
+            failed[run_id] = record
             failures[run_id] = Failure(
                 run_id=run_id, failure_class=record.failure_class or "code", error=record.error or "no reason recorded"
             )
@@ -142,11 +147,11 @@ def read_comparison(grid: str, store: StorePaths) -> Comparison:
         read(run_id)
     groups = [_by_seed(group) for group in _groups(grid, entries, found)]
     stored = StoredPredictions(store)
-    rows = [_row(grid, group, found, failures, stored) for group in groups]
+    spent = costs.spent_on(found | failed, store)
+    rows = [_row(grid, group, found, failures, stored, spent) for group in groups]
     runs = [tuple(found[e.run_id] for e in group if e.run_id in found) for group in groups]
     answers = answers_about_joins(rows, runs, stored)
     rows, notes = _beside_best_parts(rows, answers)
-    extracted = [found[run_id] for run_id in sorted(shared) if run_id in found]
     return Comparison(
         grid=grid,
         store=store,
@@ -154,9 +159,7 @@ def read_comparison(grid: str, store: StorePaths) -> Comparison:
         rows=tuple(rows),
         runs=tuple(runs),
         failures=tuple(failures.values()),
-        extractions=len(extracted),
-        extraction_wall_s=sum(r.wall_s for r in extracted),
-        extraction_gpu_s=sum(r.gpu_s for r in extracted),
+        spent=spent,
         notes=tuple(notes),
         joins={i: answer for (i, _), answer in answers.items()},
     )
@@ -210,6 +213,7 @@ def _row(
     found: Mapping[str, RunRecord],
     failures: Mapping[str, Failure],
     stored: StoredPredictions,
+    spent: Spent,
 ) -> ComparisonRow:
     first = group[0]
     done = [found[e.run_id] for e in group if e.run_id in found]
@@ -226,7 +230,7 @@ def _row(
         status=_status(total=len(group), completed=len(done), failed=len(failed)),
         failure_class="; ".join(dict.fromkeys(f.failure_class for f in failed)) or None,
     )
-    return _beside_published(_with_numbers(row, done, stored), done, stored)
+    return _beside_published(_with_numbers(row, done, stored, spent), done, stored)
 
 
 def _status(*, total: int, completed: int, failed: int) -> str:
@@ -237,7 +241,9 @@ def _status(*, total: int, completed: int, failed: int) -> str:
     return "failed" if failed else "missing"
 
 
-def _with_numbers(row: ComparisonRow, done: Sequence[RunRecord], stored: StoredPredictions) -> ComparisonRow:
+def _with_numbers(
+    row: ComparisonRow, done: Sequence[RunRecord], stored: StoredPredictions, spent: Spent
+) -> ComparisonRow:
     if not done:
         return row
 
@@ -271,8 +277,10 @@ def _with_numbers(row: ComparisonRow, done: Sequence[RunRecord], stored: StoredP
         size_mb=done[0].size_mb,
         gflops_per_image=done[0].gflops_per_image,
         images_per_s=field(lambda r: r.images_per_s),
-        wall_s=field(lambda r: r.wall_s),
-        gpu_s=field(lambda r: r.gpu_s),
+        wall_s=spent.mean([r.run_id for r in done], "wall_s"),
+        phase_s=field(lambda r: r.phase_s),
+        gpu_s=spent.mean([r.run_id for r in done], "gpu_s"),
+        upstream_gpu_s=spent.upstream_gpu_s([r.run_id for r in done]),
     )
 
 

@@ -7,7 +7,17 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from transfergrid.report import choices, claims, integrity, joins, lengths, published_metrics, top_errors, verdicts
+from transfergrid.report import (
+    choices,
+    claims,
+    costs,
+    integrity,
+    joins,
+    lengths,
+    published_metrics,
+    top_errors,
+    verdicts,
+)
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, number, percent, points
 from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow
 from transfergrid.report.failures import failure_lines
@@ -25,8 +35,10 @@ HOW_TO_READ = """\
   comparisons between models of the same dataset and phase, so that two models have one p wherever they stand beside
   each other. The verdict is by it, at 5 %. A published claim is a question of its own, adjusted over its own
   comparisons.
-- Seconds are means per completed seed, of the row's own phase: a fine-tuning's are without those of its probe. What
-  failed or was interrupted and had to be done again is not in them. GPU seconds are 0 where no GPU was used.
+- Seconds are means per completed seed. Wall and GPU seconds are those of all attempts of the row's own runs, what
+  failed or was interrupted and had to be done again included; GPU seconds are what SLURM bills, 0 where no GPU was
+  used. Phase seconds are those of the work itself, without starting python and without what was lost. Upstream GPU
+  seconds are those of everything that a row needs: its extractions, the probe that a fine-tuning starts from.
 """
 
 
@@ -173,7 +185,8 @@ def _join_table(comparison: Comparison) -> str:
 
 
 def _cost_table(comparison: Comparison) -> str:
-    header = [*NAMES, "epochs", "parameters", "trainable", "MB", "GFLOPs/image", "images/s", "wall s", "GPU s"]
+    header = [*NAMES, "epochs", "parameters", "trainable", "MB", "GFLOPs/image", "images/s"]
+    header += ["wall s", "phase s", "GPU s", "upstream GPU s"]
     lines = [
         [
             *_names(row),
@@ -184,21 +197,17 @@ def _cost_table(comparison: Comparison) -> str:
             number(row.gflops_per_image, digits=3),
             number(row.images_per_s),
             number(row.wall_s, digits=1),
+            number(row.phase_s, digits=1),
             number(row.gpu_s, digits=1),
+            number(row.upstream_gpu_s, digits=1),
         ]
         for row in comparison.rows
         if row.n_seeds
     ]
     if not lines:
         return ""
-    text = "## Cost\n\n" + markdown_table(header, lines, left=len(NAMES))
-    if comparison.extractions:
-        runs = "1 run" if comparison.extractions == 1 else f"{comparison.extractions} runs"
-        text += (
-            f"\nFeature extraction, shared by all rows and counted in none: {runs}, "
-            f"{comparison.extraction_wall_s:,.1f} s wall, {comparison.extraction_gpu_s:,.1f} s GPU.\n"
-        )
-    return text
+    table = markdown_table(header, lines, left=len(NAMES))
+    return f"## Cost\n\n{table}{costs.as_text(comparison.spent)}"
 
 
 def _failures(comparison: Comparison) -> str:

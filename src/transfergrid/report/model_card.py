@@ -221,7 +221,7 @@ def _made(record: RunRecord, paths: RunPaths, facts: CardFacts) -> str:
     export = shlex.join(["python", "jobs/predict.py", *facts.arguments])
     text = _fenced("sh", "".join(f"{command.line}\n" for command in commands) + f"{export}\n") + "\n"
     text += "".join(f"- {_plain(told)}\n" for command in commands for told in command.to_fill_in)
-    seen: dict[str, Any] = {"wall seconds": record.wall_s, "GPU seconds": record.gpu_s, **record.provenance}
+    seen: dict[str, Any] = {"seconds of the phase": record.phase_s, **record.provenance}
     lines = [[name, _plain(str(value))] for name, value in seen.items() if value is not None]
     return text + "\n" + markdown_table(["provenance", "value"], lines, left=2)
 

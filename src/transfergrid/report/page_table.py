@@ -67,7 +67,9 @@ _SPELLED: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "gflops_per_image": ("GFLOPs/image", lambda v: number(v, digits=3)),
     "images_per_s": ("images/s", number),
     "wall_s": ("wall\u00a0s", lambda v: number(v, digits=1)),
+    "phase_s": ("phase\u00a0s", lambda v: number(v, digits=1)),
     "gpu_s": ("GPU\u00a0s", lambda v: number(v, digits=1)),
+    "upstream_gpu_s": ("upstream GPU\u00a0s", lambda v: number(v, digits=1)),
 }
 _SHORT = frozenset(
     {

@@ -47,7 +47,7 @@ def _ours(runs: Sequence[RunRecord], figure: PublishedFigure) -> float | None:
     if not runs:
         return None
     if figure.metric == "wall_s":
-        return fmean(run.wall_s for run in runs)
+        return fmean(run.phase_s for run in runs)
     if figure.metric == "test_accuracy":
         name = {"last": "last_test_accuracy", "best_on_test": "best_test_accuracy"}.get(figure.rule, "")
         rules = [run.details.get("rule") for run in runs]

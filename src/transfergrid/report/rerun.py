@@ -66,7 +66,8 @@ def _training(specs: Sequence[RunSpec], store: StorePaths) -> Command:
         arguments += [f"model={first.model}", f"phase={first.phase}"]
         arguments += [] if first.seed is None else [f"seed={first.seed}"]
     else:
-        script, arguments = "launch_grid.py", [f"grid={STUDY_GRID if published else 'compare'}", "grid_name=again"]
+        script, arguments = "launch_grid.py", [f"grid={STUDY_GRID if published else 'compare'}"]
+        arguments += [f"grid_name=again-{first.run_id[-12:]}"]  # no other row's
         arguments += [f"grid.models=[{first.model}]", f"grid.phases=[{first.phase}]"]
         arguments += [f"grid.seeds=[{','.join(str(s.seed) for s in specs)}]"]
         arguments += ["grid.rules=[]"] if published else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from transfergrid.report import costs
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, percent
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.documents import as_markdown
@@ -16,7 +17,7 @@ SEVERAL = " and "
 def joined(comparisons: Sequence[Comparison]) -> Comparison:
     """One comparison with all rows, in the order of the grids; the grids share a store.
 
-    What extraction cost is left at zero: grids share extractions, so each grid's own section tells it.
+    What it cost counts every run once, however many of the grids have it.
     """
     if len(comparisons) == 1:
         return comparisons[0]
@@ -28,9 +29,7 @@ def joined(comparisons: Sequence[Comparison]) -> Comparison:
         rows=tuple(row for c in comparisons for row in c.rows),
         runs=tuple(runs for c in comparisons for runs in c.runs),
         failures=tuple(failures.values()),
-        extractions=0,
-        extraction_wall_s=0.0,
-        extraction_gpu_s=0.0,
+        spent=costs.joined(c.spent for c in comparisons),
         notes=tuple(f"{c.grid}: {note}" for c in comparisons for note in c.notes),
         joins=_joins(comparisons),
     )
@@ -64,6 +63,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
         f"# Comparison: {whole.grid}\n",
         f"{len(whole.rows)} rows of {len(comparisons)} grids: {done} completed.\n",
         _table(whole.rows),
+        f"{costs.total_text(whole.spent)}\n",
     ]
     for comparison in comparisons:
         _, _, own = as_markdown(comparison).partition("\n")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 PANEL_IN = 3.1
 PHASE_MARKS = {"probe": ("o", style.SKY), "finetune": ("s", style.BLUE), "scratch": ("^", style.ORANGE)}
 OTHER_MARK = ("D", style.GREY)
-GPU_SECONDS = "GPU seconds of one seed"
+GPU_SECONDS = "GPU seconds of one seed, with what it needs"
 Reading = Callable[[ComparisonRow], float | None]
 
 
@@ -31,8 +31,8 @@ def sketches(material: Material) -> Iterator[Sketch]:
                 name=group_name("pareto", dataset),
                 title=f"Test accuracy on {dataset} against what it costs",
                 caption="Each mark is a row of the table. The line is the Pareto front: no row that costs as little is "
-                "as accurate; its rows are named. Seconds are those of one seed, without the shared "
-                "extraction or the probe that a fine-tuning starts from.",
+                "as accurate; its rows are named. GPU seconds are those of one seed and of all that it needs: "
+                "its extractions, the probe that a fine-tuning starts from. Wall seconds are the row's own.",
                 section="cost",
                 rows=tuple(measured),
                 draw=partial(draw_scatter, measured, title=dataset),
@@ -68,9 +68,7 @@ def draw_scatter(rows: Sequence[ComparisonRow], *, title: str) -> Figure:
     from matplotlib.lines import Line2D
 
     labels = style.shorten_all(row_labels(rows), 30)
-    panels = [
-        (_axis(name, len(rows) - len(found)), found) for name, read in _measures(rows) if (found := _points(rows, read))
-    ]
+    panels = [(_axis(name, rows, found), found) for name, read in _measures(rows) if (found := _points(rows, read))]
     if not panels:
         raise ValueError("no row says what it costs")
     lines = -(-len(panels) // 2)
@@ -89,12 +87,15 @@ def draw_scatter(rows: Sequence[ComparisonRow], *, title: str) -> Figure:
     return figure
 
 
-def _axis(name: str, left_out: int) -> str:
+def _axis(name: str, rows: Sequence[ComparisonRow], found: Sequence[tuple[int, float, float]]) -> str:
     """The axis' name, and what the panel does not show."""
+    shown = {i for i, _, _ in found}
+    left_out = [row for i, row in enumerate(rows) if i not in shown]
     if not left_out:
         return name
-    counted = "1 row" if left_out == 1 else f"{left_out} rows"
-    why = "ran without a GPU" if name == GPU_SECONDS else "without this number"
+    counted = "1 row" if len(left_out) == 1 else f"{len(left_out)} rows"
+    no_gpu = name == GPU_SECONDS and not any(row.gpu_s for row in left_out)
+    why = "ran without a GPU" if no_gpu else "without this number"
     return f"{name}\n(not shown: {counted} {why})"
 
 
@@ -104,9 +105,15 @@ def _measures(rows: Sequence[ComparisonRow]) -> list[tuple[str, Reading]]:
         ("size [MB]", lambda row: row.size_mb),
         ("GFLOPs per image", lambda row: row.gflops_per_image),
     ]
-    if any(row.gpu_s for row in rows):
-        return [*measures, (GPU_SECONDS, lambda row: row.gpu_s)]
+    if any(_gpu_seconds(row) for row in rows):
+        return [*measures, (GPU_SECONDS, _gpu_seconds)]
     return [*measures, ("wall seconds of one seed (no GPU)", lambda row: row.wall_s)]
+
+
+def _gpu_seconds(row: ComparisonRow) -> float | None:
+    if not row.gpu_s or row.upstream_gpu_s is None:
+        return None
+    return row.gpu_s + row.upstream_gpu_s
 
 
 def _points(rows: Sequence[ComparisonRow], read: Reading) -> list[tuple[int, float, float]]:

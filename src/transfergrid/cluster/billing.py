@@ -1,0 +1,237 @@
+"""What SLURM bills for runs: AllocTRES x elapsed of all their attempts, from its accounting into the store.
+
+One sacct for any number of jobs, with the duplicates that requeues leave. Runs that share a job are billed by their own
+time in it. Without accounting nothing is written, and reports count what the attempts themselves say.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from transfergrid.attempts import AttemptTime, attempt_times
+from transfergrid.bills import Bill, BilledJob, joined, read_bill, write_bill
+from transfergrid.cluster import slurm
+from transfergrid.cluster.ledger import Ledger
+from transfergrid.errors import MachineError
+from transfergrid.paths import StorePaths
+
+TIMEOUT_S = 15.0
+SLACK_S = 5.0  # between the clocks of a node and of the accounting, which counts whole seconds
+SENT_SLACK_S = 600.0  # an sbatch that hung, before its job was entered
+_FIELDS = ("JobID", "JobName", "Cluster", "State", "Submit", "Start", "End", "ElapsedRaw", "AllocTRES")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Allocation:
+    """One line of sacct: a job, or a task of an array, or one restart of it. end: None while it goes on."""
+
+    job_id: str
+    name: str
+    cluster: str
+    submitted: datetime | None
+    start: datetime | None
+    end: datetime | None
+    elapsed_s: float
+    gpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the store knows of one job: when it was sent, and by run when its attempts began and how long they took."""
+
+    job_id: str
+    sent: datetime | None
+    attempts: Mapping[str, tuple[AttemptTime, ...]]
+
+
+# Whether these allocations, all of one job's number, are of the job that the store means.
+IsOurs = Callable[[Claim, Sequence[Allocation]], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """changed: whether a bill was written. is_final: no bill is to change any more, or nobody can tell."""
+
+    changed: bool
+    is_final: bool
+
+
+def settle_bills(
+    store: StorePaths, ledger: Ledger, run_ids: Iterable[str], *, is_ours: IsOurs | None = None
+) -> Settled:
+    """Bring bill.json of these runs, and of those that share a job with them, up to date.
+
+    A store that cannot be written, and a SLURM that does not answer, change nothing.
+    """
+    claims = _claims(store, ledger, [r for r in dict.fromkeys(run_ids) if not _is_settled(store, r)])
+    found = sacct(claims, since=_first_sign(claims)) if claims else None
+    if found is None:
+        return Settled(changed=False, is_final=True)
+    billed: dict[str, list[BilledJob]] = {}
+    for job_id, claim in claims.items():
+        allocations = found.get(job_id, [])
+        if allocations and (is_ours or began_or_was_sent_then)(claim, allocations):
+            for allocation in allocations:
+                for run_id, share in _shares(claim, allocation).items():
+                    billed.setdefault(run_id, []).append(_billed(allocation, share))
+    begun = {run_id for claim in claims.values() for run_id, times in claim.attempts.items() if times}
+    try:
+        changed = [_write(store, run_id, jobs) for run_id, jobs in billed.items()]
+    except (MachineError, OSError):
+        return Settled(changed=False, is_final=True)
+    return Settled(changed=any(changed), is_final=all(_is_settled(store, run_id) for run_id in begun))
+
+
+def began_or_was_sent_then(claim: Claim, allocations: Sequence[Allocation]) -> bool:
+    """Whether an attempt of ours began within one of them, or they were entered just after we sent ours: a number is
+    given again, by another cluster or after years."""
+    starts = [_moment(a.started) for times in claim.attempts.values() for a in times]
+    if any(moment is not None and _within(moment, each) for each in allocations for moment in starts):
+        return True
+    entered = [each.submitted for each in allocations if each.submitted is not None]
+    sent = claim.sent
+    return sent is not None and any(-SLACK_S <= (e - sent).total_seconds() <= SENT_SLACK_S for e in entered)
+
+
+# ------------------------------------------------------------------------------------------------- what the store knows
+def _is_settled(store: StorePaths, run_id: str) -> bool:
+    bill = read_bill(store.run(run_id))
+    if bill is None or not bill.is_closed:
+        return False
+    return bill.attempt >= max((a.number for a in attempt_times(store.run(run_id))), default=0)
+
+
+def _claims(store: StorePaths, ledger: Ledger, run_ids: Sequence[str]) -> dict[str, Claim]:
+    """By job: these runs' jobs, with every run that shares one of them."""
+    sent: dict[str, datetime] = {}
+    packs: dict[str, set[str]] = {}
+    wanted = set(run_ids)
+    for submission in ledger.submissions:
+        for index, task in enumerate(submission.tasks):
+            job_id = submission.task_id(index)
+            if job_id is not None and wanted.intersection(task):
+                sent[job_id] = submission.submitted
+                packs.setdefault(job_id, set()).update(task)
+    times = {r: attempt_times(store.run(r)) for r in wanted.union(*packs.values())}
+    for run_id in run_ids:
+        for attempt in times[run_id]:
+            if attempt.task is not None:
+                packs.setdefault(attempt.task, set()).add(run_id)
+    return {
+        job_id: Claim(
+            job_id, sent.get(job_id), {r: tuple(a for a in times[r] if a.task == job_id) for r in sorted(pack)}
+        )
+        for job_id, pack in packs.items()
+    }
+
+
+def _shares(claim: Claim, allocation: Allocation) -> dict[str, float]:
+    """Of one allocation, by run: its own time there; equal parts where no run got as far as beginning."""
+    own_s = {run_id: 0.0 for run_id in claim.attempts}
+    for run_id, times in claim.attempts.items():
+        for attempt in times:
+            began = _moment(attempt.started)
+            if began is not None and _within(began, allocation):
+                end = allocation.end or datetime.now(UTC)
+                own_s[run_id] += max(attempt.wall_s or (end - began).total_seconds(), 0.001)
+    total_s = sum(own_s.values())
+    if not total_s:
+        return {run_id: 1 / len(own_s) for run_id in own_s}
+    return {run_id: seconds / total_s for run_id, seconds in own_s.items() if seconds}
+
+
+def _billed(allocation: Allocation, share: float) -> BilledJob:
+    return BilledJob(
+        job=allocation.job_id,
+        cluster=allocation.cluster,
+        start="" if allocation.start is None else allocation.start.isoformat(),
+        elapsed_s=allocation.elapsed_s,
+        gpus=allocation.gpus,
+        share=round(share, 6),
+        has_ended=allocation.end is not None,
+    )
+
+
+def _write(store: StorePaths, run_id: str, found: Sequence[BilledJob]) -> bool:
+    """Whether there was anything new to write."""
+    paths = store.run(run_id)
+    former, times = read_bill(paths), attempt_times(paths)
+    jobs = joined(former, found)
+    known = {job.job for job in jobs}
+    is_closed = all(job.has_ended for job in jobs) and all(a.task is None or a.task in known for a in times)
+    bill = Bill(jobs=jobs, attempt=max((a.number for a in times), default=0), is_closed=is_closed)
+    if bill == former or not paths.root.is_dir():  # a run that never began has no folder, and is given none
+        return False
+    write_bill(paths, bill)
+    return True
+
+
+def _first_sign(claims: Mapping[str, Claim]) -> datetime:
+    began = [_moment(a.started) for claim in claims.values() for times in claim.attempts.values() for a in times]
+    known = [m for m in (*began, *(claim.sent for claim in claims.values())) if m is not None]
+    return min(known, default=datetime.now(UTC))
+
+
+def _within(moment: datetime, allocation: Allocation) -> bool:
+    if allocation.start is None:
+        return False
+    slack = timedelta(seconds=SLACK_S)
+    return allocation.start - slack <= moment and (allocation.end is None or moment <= allocation.end + slack)
+
+
+def _moment(text: str) -> datetime | None:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        return None
+
+
+# ------------------------------------------------------------------------------------------------ what accounting knows
+def sacct(job_ids: Iterable[str], *, since: datetime) -> dict[str, list[Allocation]] | None:
+    """By job (`123`, or `123_4`) its allocations, oldest first; None where no accounting answers."""
+    bases = sorted({slurm.base_id(job_id) for job_id in job_ids})
+    start = (since.astimezone(UTC) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S")
+    command = ["sacct", "-n", "-P", "-X", "-D", "-S", start, "-j", ",".join(bases), "-o", ",".join(_FIELDS)]
+    try:
+        text = slurm.run(command, timeout_s=TIMEOUT_S)
+    except MachineError:
+        return None
+    found: dict[str, list[Allocation]] = {}
+    for allocation in parse_sacct(text):
+        found.setdefault(allocation.job_id, []).append(allocation)
+    for allocations in found.values():
+        allocations.sort(key=lambda a: a.start or datetime.min.replace(tzinfo=UTC))
+    return found
+
+
+def parse_sacct(text: str) -> list[Allocation]:
+    """Lines of jobs that have started: `5_[3-9]` are tasks that wait."""
+    found = []
+    for line in text.splitlines():
+        cells = dict(zip(_FIELDS, line.split(slurm.SEPARATOR), strict=False))
+        if len(cells) < len(_FIELDS) or "[" in cells["JobID"] or slurm.when(cells["Start"]) is None:
+            continue
+        found.append(
+            Allocation(
+                job_id=cells["JobID"],
+                name=cells["JobName"],
+                cluster=cells["Cluster"],
+                submitted=slurm.when(cells["Submit"]),
+                start=slurm.when(cells["Start"]),
+                end=slurm.when(cells["End"]),
+                elapsed_s=float(cells["ElapsedRaw"] or 0),
+                gpus=gpus_of(cells["AllocTRES"]),
+            )
+        )
+    return found
+
+
+def gpus_of(tres: str) -> int:
+    """`billing=4,cpu=4,gres/gpu:a100=2,gres/gpu=2,mem=16G` -> 2. Where only types are counted, their sum."""
+    counted = dict(part.split("=", 1) for part in tres.split(",") if "=" in part)
+    if "gres/gpu" in counted:
+        return int(counted["gres/gpu"])
+    return sum(int(n) for name, n in counted.items() if re.fullmatch(r"gres/gpu:\S+", name) and n.isdigit())
