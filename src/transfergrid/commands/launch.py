@@ -19,7 +19,7 @@ from transfergrid.config.help import help_for
 from transfergrid.errors import NEXT_STEP, ConfigError, DataError, MachineError, StoreFull
 from transfergrid.paths import StorePaths
 from transfergrid.plan import STATES, Plan, PlannedRun, make_plan
-from transfergrid.records import GridEntry, read_grid, write_grid
+from transfergrid.records import GridEntry, read_grid, selected_by, write_grid
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import RunSpec, Runtime, from_dict
 
@@ -203,12 +203,14 @@ def write_grid_of(request: Request) -> None:
     path = request.store.grid(request.grid)
     entries = request.entries()
     if request.replaces_grid:
-        write_grid(path, grid=request.grid, entries=entries, runtime=request.runtime)
+        select_by = request.select_by or "accuracy"
+        write_grid(path, grid=request.grid, entries=entries, runtime=request.runtime, select_by=select_by)
         return
     with durable.lock(path.with_name(f".{path.stem}.lock"), wait=True):  # runs by hand are started side by side
         before = read_grid(path) if path.exists() else []
+        select_by = request.select_by or (selected_by(path) if path.exists() else "accuracy")
         kept = [e for e in before if all(_stand_together(e, new, request) for new in entries)]
-        write_grid(path, grid=request.grid, entries=kept + entries, runtime=request.runtime)
+        write_grid(path, grid=request.grid, entries=kept + entries, runtime=request.runtime, select_by=select_by)
 
 
 def _stand_together(old: GridEntry, new: GridEntry, request: Request) -> bool:

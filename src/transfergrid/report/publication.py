@@ -14,7 +14,9 @@ from transfergrid.report import page_text
 from transfergrid.report.blocks import Block, sections
 from transfergrid.report.cells import markdown_table
 from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow
-from transfergrid.report.page_table import columns
+from transfergrid.report.page_table import Column, columns
+from transfergrid.report.remarks import footnotes
+from transfergrid.report.worth import winners
 from transfergrid.report.write import report_name
 from transfergrid.tracking.publication import KEY, MOST_TABLE_ROWS, Chosen, Publication, Table
 
@@ -58,8 +60,16 @@ def publication_of(comparison: Comparison, folder: Path, *, figures: bool = True
 def short_table(rows: Sequence[ComparisonRow]) -> str:
     """The columns that the page shows before all are asked for, as it spells them: texts first, then numbers."""
     shown = sorted((c for c in columns(rows) if c.in_short), key=lambda column: column.is_number)
-    lines = [[column.text(row) for column in shown] for row in rows]
-    return markdown_table([c.label for c in shown], lines, left=sum(not c.is_number for c in shown))
+    marks, notes = footnotes(rows)
+    lines = [[marked(column, row, mark) for column in shown] for row, mark in zip(rows, marks, strict=True)]
+    table = markdown_table([c.label for c in shown], lines, left=sum(not c.is_number for c in shown))
+    below = "".join(f"- {mark}: {text}.\n" for mark, text in notes)
+    return "\n".join(part for part in (table, below) if part)
+
+
+def marked(column: Column, row: ComparisonRow, mark: str) -> str:
+    """A cell; that of the test accuracy with the row's mark."""
+    return " ".join(filter(None, (column.text(row), mark if column.name == "test_accuracy" else "")))
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -139,11 +149,8 @@ def _typed(column: Sequence[str]) -> list[Any]:
 
 # ------------------------------------------------------------------------------------------------- figures and verdict
 def _chosen(comparison: Comparison) -> list[tuple[ComparisonRow, Sequence[Any]]]:
-    """Per data set the row that the verdict names, with its runs."""
-    runs = dict(zip(comparison.rows, comparison.runs, strict=True))
-    trusted = page_text.trusted_rows(comparison)
-    rows = [page_text.chosen_row(dataset, trusted) for dataset in dict.fromkeys(row.dataset for row in trusted)]
-    return [(row, runs[row]) for row in rows if row is not None]
+    """Per data set the rows that the verdict names first, with their runs."""
+    return [(comparison.rows[i], comparison.runs[i]) for winner in winners(comparison) for i in winner.first]
 
 
 def _figures(folder: Path, chosen: Sequence[tuple[ComparisonRow, Any]]) -> tuple[Mapping[str, Path], list[str]]:
