@@ -77,7 +77,7 @@ def _table(rows: Sequence[ComparisonRow], *, joint: str, gap: int, may_go: Seque
             table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
     for row, texts in zip(rows, cells, strict=True):
         table.add_row(*_plain(*(texts[position] for position in kept)), style="red" if row.failure_class else None)
-    told = [f"{mark} {text}" for mark, text in notes]
+    told = [f"{mark}: {text}" for mark, text in notes]
     if any(_published(row).endswith("*") for row in rows):
         told.append("* obtained with other settings: published_differs in comparison.csv names them")
     if told:

@@ -65,7 +65,7 @@ def _notes(choice: Choice) -> Iterator[str]:
     row = choice.chosen
     name = " ".join(part for part in (row.dataset, row.model, row.phase, choice.name) if part)
     if len(choice.tied) > 1:
-        yield f"{name}: {' and '.join(map(_named, choice.tied))} are tied on val. {RULE}."
+        yield f"{name}: {' and '.join(map(_named, choice.tied))} are tied on val: {RULE}."
     if row.remarks:
         yield f"{name}: {row.remarks}."
 

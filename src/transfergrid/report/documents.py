@@ -31,7 +31,8 @@ HOW_TO_READ = f"""\
 - The brackets are a 95 % interval: for one seed Wilson's, over test images; for several seeds Student's t, over seeds,
   and the number before it is their mean. Neither covers the other source of chance. Where all seeds agree it is
   Wilson's, over test images, too.
-- Rows are chosen on val. {RULE}; a tie of the best rows is told as a tie.
+- Rows are chosen on val, and a tie of the best rows is told as a tie. Where one must be taken:
+  {RULE}.
 - Protocol `fair`: 10 % of the training images are held out as val, every choice is made there, the last epoch is the
   result and the test set is read once. Protocol `published`: the whole training set and the study's own checkpoint
   rule; nothing is chosen on val, so val and the best single model are empty.

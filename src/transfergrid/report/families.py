@@ -139,7 +139,7 @@ def beside_best_parts(
         if note := _note(result, seeds=max(row.n_seeds, single.n_seeds)):
             notes.append(f"{name} beside {single.model}: {note}.")
         if len(tied := _best_parts(row, rows)) > 1:
-            notes.append(f"{name}: its parts {' and '.join(rows[t].model for t in tied)} are tied on val. {RULE}.")
+            notes.append(f"{name}: its parts {' and '.join(rows[t].model for t in tied)} are tied on val: {RULE}.")
     return beside, notes
 
 

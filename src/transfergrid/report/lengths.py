@@ -89,7 +89,7 @@ def _best_lengths(comparison: Comparison) -> Iterator[str]:
         if not ordered:
             continue
         tied = [str(rows[i].epochs) for i in ordered[0]]
-        told = f"{tied[0]} epochs" if len(tied) == 1 else f"tied: {' and '.join(tied)} epochs. {RULE}"
+        told = f"{tied[0]} epochs" if len(tied) == 1 else f"tied: {' and '.join(tied)} epochs ({RULE})"
         ends = rows[ordered[0][0]].remarks
         yield f"{dataset} {model}, best on val: {told}{f'; {ends}' if ends else ''}."
 

@@ -26,7 +26,7 @@ METRICS: dict[SelectBy, str] = {
     "macro_f1": "macro_f1",
 }  # of a record, after `val_`: balanced accuracy is the mean recall over the classes
 SIGN = "--"  # in a variant's name, between what is compared and the choice: the choices are a search by their purpose
-RULE = "Of rows tied on val the one with the lower val loss stands first, then the one with fewer FLOPs per image"
+RULE = "of rows tied on val the one with the lower val loss comes first, then the one with fewer FLOPs per image"
 
 
 def val_score(row: ComparisonRow) -> float | None:

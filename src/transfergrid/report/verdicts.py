@@ -86,7 +86,7 @@ def against(row: ComparisonRow, best: ComparisonRow, answer: Answer) -> AgainstB
 # ----------------------------------------------------------------------------------------------------------- markdown
 _ABOUT = """\
 Each row minus the one beside it, in points of test accuracy, on the same seeds and test images. What is best is chosen
-on val; its name on test may be another. {rule}. {tests} The brackets are 95 % intervals of one comparison alone. p is
+on val; its name on test may be another; {rule}. {tests} The brackets are 95 % intervals of one comparison alone. p is
 Holm-adjusted over as many comparisons as stand in brackets behind it: those of this dataset that ask the same question,
 between models of one phase (joins beside their best part are among them), between settings, or across phases. A
 difference is called real below 5 %. `No difference shown` is not `equal`: the interval says how large a difference may
