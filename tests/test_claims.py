@@ -16,10 +16,10 @@ from transfergrid.config import load_grid
 from transfergrid.config.compose import compose_config, conf_dir
 from transfergrid.paths import StorePaths
 from transfergrid.report import published
-from transfergrid.report.choices import SIGN
 from transfergrid.report.claim_file import Claim, all_claims, claims_for
 from transfergrid.report.claims import Decision, as_markdown, decide, decisions_of
 from transfergrid.report.comparison import read_comparison
+from transfergrid.report.selection import SIGN
 from transfergrid.report.statistics import difference_of_published
 from transfergrid.report.write import write_report
 from transfergrid.specs import EvaluateSettings, RunSpec

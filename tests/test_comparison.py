@@ -26,7 +26,8 @@ DESIGNED = (
     "lbfgs_test_accuracy, published_accuracy, published_rule, published_differs, delta_to_published, "
     "best_single_model, delta_to_best_single, p_value_vs_best_single, verdict, epochs, parameters, "
     "trainable_parameters, size_mb, gflops_per_image, images_per_s, wall_s, phase_s, gpu_s, "
-    "upstream_gpu_s, status, failure_class"
+    "upstream_gpu_s, status, failure_class, "
+    "n_val, val_loss, val_balanced_accuracy, val_macro_f1, select_by, optimizer_steps, remarks"
 )
 
 
@@ -47,7 +48,10 @@ def test_the_columns_are_the_designed_ones_in_order() -> None:
 def test_one_seed_fills_every_column_with_a_wilson_interval(store: StorePaths) -> None:
     run = cases.spec("probe", "resnet18")
     cases.write_grid(store, "mine", [(run, "")])
-    cases.completed(store, run, test_accuracy=0.9517, metrics={"lbfgs_test_accuracy": 0.956})
+    on_val = {"val_loss": 0.25, "val_macro_recall": 0.941, "val_macro_f1": 0.942}
+    stated = {"n_val": 6_000, "optimizer_steps": 1_055}
+    metrics = {"lbfgs_test_accuracy": 0.956} | on_val
+    cases.completed(store, run, test_accuracy=0.9517, metrics=metrics, details=stated)
     (row,) = comparison_rows("mine", store)
     assert asdict(row) == {
         "grid": "mine",
@@ -90,6 +94,13 @@ def test_one_seed_fills_every_column_with_a_wilson_interval(store: StorePaths) -
         "upstream_gpu_s": None,
         "status": "completed",
         "failure_class": None,
+        "n_val": 6_000,
+        "val_loss": 0.25,
+        "val_balanced_accuracy": 0.941,
+        "val_macro_f1": 0.942,
+        "select_by": "accuracy",
+        "optimizer_steps": 1_055,
+        "remarks": None,
     }
 
 
@@ -141,7 +152,7 @@ def test_a_configuration_without_any_record_keeps_an_empty_row(store: StorePaths
     cases.write_grid(store, "mine", [(run, "") for run in seeds("probe", "resnet18", 2)])
     (row,) = comparison_rows("mine", store)
     filled = {name for name, value in asdict(row).items() if value not in (None, "")}
-    assert filled == {"grid", "dataset", "model", "phase", "weights", "protocol", "n_seeds", "status"}
+    assert filled == {"grid", "dataset", "model", "phase", "weights", "protocol", "n_seeds", "status", "select_by"}
     assert (row.status, row.n_seeds) == ("missing", 0)
 
 

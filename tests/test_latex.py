@@ -24,10 +24,15 @@ def test_the_table_is_a_booktabs_tabular_with_as_many_cells_in_every_line(tmp_pa
     rows = comparison_rows("small", store)
     rows[0] = replace(rows[0], model="a_b&c", variant="[x] \\input{y}")
     lines = as_latex("small", rows).splitlines()
-    assert lines[2] == r"\begin{tabular}{llrrrrrrrrr}" and lines[3] == r"\toprule" and lines[-2] == r"\bottomrule"
+    assert lines[2] == r"\begin{tabular}{llrrrrrrrrr}" and lines[3] == r"\toprule" and lines[-3] == r"\bottomrule"
+    assert (
+        lines[-2] == r"\multicolumn{11}{p{\linewidth}}{\footnotesize $^{a}$ lr 0.01 is the largest of the search.} \\"
+    )
     body = [line for line in lines if line.endswith(r"\\") and "multicolumn" not in line]
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {10} and len(body) == 1 + 5
-    assert body[1].startswith(r"a\_b\&c & probe, {[}x{]} \textbackslash{}input\{y\} & 2 & 90.3 {[}87.1, 93.4{]}")
+    assert body[1].startswith(
+        r"a\_b\&c & probe, {[}x{]} \textbackslash{}input\{y\} & 2 & 90.3 {[}87.1, 93.4{]}$^{a}$ &"
+    )
     assert r" & $+5.00$ & " in body[3]
     assert r"& failed &" in body[4] and r"& missing &" in body[5]
 

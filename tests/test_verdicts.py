@@ -122,7 +122,9 @@ def test_two_rows_have_one_p_and_one_verdict_wherever_they_stand_beside_each_oth
     assert answer.result.difference == -turned.answer.result.difference
     assert (answer.result.low, answer.result.high) == (-turned.answer.result.high, -turned.answer.result.low)
     text = as_markdown(comparison)
-    assert answer.p_text == "0.027 (of 2)" and text.count(f" | {answer.p_text} |\n") == 2
+    # Beside its best part, beside the best on val, and as the winner beside the runner-up.
+    assert answer.p_text == "0.027 (of 2)" and text.count(f" | {answer.p_text} |\n") == 3
+    assert "p = 0.027 after Holm over 2)" in text
 
 
 def test_under_published_there_is_no_verdict(store: StorePaths) -> None:
@@ -337,8 +339,10 @@ def test_the_markdown_says_which_test_it_was_and_every_line_is_as_long_as_its_he
     section = text.partition("## Is the difference real?\n")[2].partition("\n## ")[0]
     assert "exact McNemar test" in section and "bootstrap" not in section
     assert "| mnist | probe |  | resnet18+googlenet | resnet18 | worse |  | 1 | -4.00 [" in section
-    lines = [line for line in section.splitlines() if line.startswith("|")]
-    assert len(lines) == 4 and len({line.count(" |") for line in lines}) == 1
+    winner, models = section.partition("Models of the same variant:")[::2]
+    lines = [[line for line in part.splitlines() if line.startswith("|")] for part in (winner, models)]
+    assert [len(part) for part in lines] == [3, 4]
+    assert [{line.count(" |") for line in part} for part in lines] == [{8}, {10}]
 
 
 def test_several_seeds_are_described_by_their_own_test(store: StorePaths) -> None:

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
@@ -26,7 +26,7 @@ from transfergrid import durable
 from transfergrid.attempts import Attempt, AttemptTime
 from transfergrid.errors import DataError, one_line
 from transfergrid.paths import RunPaths
-from transfergrid.specs import RunSpec, Runtime, from_dict, to_dict
+from transfergrid.specs import RunSpec, Runtime, SelectBy, from_dict, to_dict
 
 RECORD_FORMAT = 1
 FLOAT16_LARGEST = 65504
@@ -326,13 +326,22 @@ class GridEntry:
     seed: int | None
 
 
-def write_grid(path: Path, *, grid: str, entries: list[GridEntry], runtime: Runtime | None = None) -> None:
+def write_grid(
+    path: Path,
+    *,
+    grid: str,
+    entries: list[GridEntry],
+    runtime: Runtime | None = None,
+    select_by: SelectBy = "accuracy",
+) -> None:
     """The grid as it was last launched; what an earlier launch of the same name held is replaced, its runs stay.
 
-    runtime: where its images lay, for the figures that show some.
+    runtime: where its images lay, for the figures that show some. select_by: the score on val that its report chooses
+    by.
     """
     launched = {} if runtime is None else {"runtime": to_dict(runtime)}
-    durable.write_json(path, {"grid": grid, "configurations": [asdict(e) for e in entries], **launched})
+    content = {"grid": grid, "select_by": select_by, "configurations": [asdict(e) for e in entries], **launched}
+    durable.write_json(path, content)
 
 
 def read_grid(path: Path) -> list[GridEntry]:
@@ -341,3 +350,13 @@ def read_grid(path: Path) -> list[GridEntry]:
         return [GridEntry(**e) for e in durable.read_json(path)["configurations"]]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} is damaged ({one_line(error)}); delete it and launch the grid again") from error
+
+
+def selected_by(path: Path) -> SelectBy:
+    """The score on val that the grid was launched to choose by; accuracy in files of earlier releases. Raises as
+    read_grid."""
+    read_grid(path)
+    found = durable.read_json(path).get("select_by", "accuracy")
+    if found not in get_args(SelectBy):
+        raise DataError(f"{path} is damaged (select_by is {found!r}); delete it and launch the grid again")
+    return cast(SelectBy, found)

@@ -16,7 +16,7 @@ from transfergrid.config import Request
 from transfergrid.config.names import LONGEST_GRID_NAME
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
-from transfergrid.records import GridEntry, read_grid, record_head, write_grid
+from transfergrid.records import GridEntry, read_grid, record_head, selected_by, write_grid
 from transfergrid.specs import RunSpec, from_dict
 
 if TYPE_CHECKING:
@@ -74,7 +74,10 @@ def write_grid_of(console: Console, request: Request) -> None:
             former = _set_aside(request.store, request.grid)
             told = f"the former grid {request.grid!r} and its report are kept as grid={former}"
             console.print(told, highlight=False, soft_wrap=True)
-        write_grid(path, grid=request.grid, entries=entries, runtime=request.runtime)
+        chosen_by = request.select_by or (
+            selected_by(path) if path.exists() and not request.replaces_grid else "accuracy"
+        )
+        write_grid(path, grid=request.grid, entries=entries, runtime=request.runtime, select_by=chosen_by)
 
 
 def _before(request: Request) -> list[GridEntry]:

@@ -17,6 +17,7 @@ from transfergrid.config.help import help_for
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.records import read_grid
+from transfergrid.specs import SelectBy
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,6 +33,7 @@ HELP = help_for(
     "figures=false leaves the figures out: seconds instead of minutes; figures=keep takes what was made since the\n"
     "last record.\n"
     "A grid that is not finished yet is shown as far as it is; exit code 1 says that rows have failed or are missing.\n"
+    "select_by=accuracy|balanced_accuracy|macro_f1 makes every choice on val by that score; else as it was launched.\n"
     "source=wandb needs no store: it reads the runs from a W&B server (entity=NAME, project=NAME), keeps them in\n"
     "cache/wandb/ENTITY/PROJECT/ (cache.dir=DIR), and says which configurations the server lacks.\n"
     "publish=true sends the report to W&B: tables, figures, files, one run per row and the W&B Report; then it reads\n"
@@ -64,7 +66,7 @@ def report(arguments: Sequence[str]) -> int:
             launched = ", ".join(sorted(p.stem for p in store.grid(grid).parent.glob("*.json"))) or "none"
             raise ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {launched}") from None
     console = make_console()
-    comparisons, path = _shown(console, request.grids, store, figures=request.figures)
+    comparisons, path = _shown(console, request.grids, store, figures=request.figures, select_by=request.select_by)
     is_complete = _all_completed(comparisons)
     for line in _remarks(comparisons):
         console.print(line, style="red", highlight=False, soft_wrap=True)
@@ -88,22 +90,31 @@ def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, fi
 
 
 def _shown(
-    console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool | None
+    console: Console,
+    grids: Sequence[str],
+    store: StorePaths,
+    *,
+    figures: bool | None,
+    select_by: SelectBy | None = None,
 ) -> tuple[list[Comparison], Path]:
     """The comparisons, and the path of comparison.md."""
     from transfergrid.commands.tables import errors_table, terminal_table
     from transfergrid.report.comparison import read_comparison
+    from transfergrid.report.page_text import verdict
+    from transfergrid.report.several import joined
     from transfergrid.report.top_errors import top_errors
     from transfergrid.report.write import report_name, write
 
-    comparisons = [read_comparison(grid, store) for grid in grids]
+    comparisons = [read_comparison(grid, store, select_by=select_by) for grid in grids]
+    joined(comparisons)  # grids that cannot stand in one report are refused before anything is shown
     runs = {run_id for comparison in comparisons for run_id in comparison.spent.costs}
     if settle_bills(store, read_ledger(store), sorted(runs)).changed:
-        comparisons = [read_comparison(grid, store) for grid in grids]
+        comparisons = [read_comparison(grid, store, select_by=select_by) for grid in grids]
     for comparison in comparisons:
         if len(comparisons) > 1:
             console.print(f"\n{comparison.grid}", highlight=False)
         console.print(terminal_table(comparison.rows, width=console.width))
+        console.print(f"\n{verdict(comparison)}", highlight=False, markup=False)
         if errors := top_errors(comparison):
             console.print()
             console.print(errors_table(errors))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from transfergrid.report.cells import accuracy_with_interval, number, percent
 from transfergrid.report.comparison import ComparisonRow
+from transfergrid.report.remarks import footnotes
 from transfergrid.report.top_errors import HEADER, TEXT_COLUMNS, TopError
 
 if TYPE_CHECKING:
@@ -18,7 +19,8 @@ def terminal_table(rows: Sequence[ComparisonRow], *, width: int = 100) -> Table:
     """Eight columns. Where they do not fit `width`, joins break after `+`, variants and failure classes get a line;
     where that is not enough, `published` and `verdict` go if they hold nothing.
 
-    A published figure that was obtained with other settings is marked `*`. Failed rows are red.
+    A published figure that was obtained with other settings is marked `*`; what makes a row doubtful has a letter, and
+    stands below. Failed rows are red.
     """
     from rich.console import Console
     from rich.measure import Measurement
@@ -51,6 +53,7 @@ def _table(rows: Sequence[ComparisonRow], *, joint: str, gap: int, may_go: Seque
     columns that are left out where no row has anything in them."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     has_gpu = any(row.gpu_s for row in rows)
     table = Table(box=SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
@@ -64,7 +67,8 @@ def _table(rows: Sequence[ComparisonRow], *, joint: str, gap: int, may_go: Seque
         "GPU s" if has_gpu else "wall s",
         "status",
     )
-    cells = [_cells(row, joint=joint, has_gpu=has_gpu) for row in rows]
+    marks, notes = footnotes(rows)
+    cells = [_cells(row, mark, joint=joint, has_gpu=has_gpu) for row, mark in zip(rows, marks, strict=True)]
     kept = _kept(names, cells, may_go)
     for name in (names[position] for position in kept):
         if name in ("dataset", "model", "phase", "verdict"):
@@ -73,17 +77,21 @@ def _table(rows: Sequence[ComparisonRow], *, joint: str, gap: int, may_go: Seque
             table.add_column(name, justify="left" if name == "status" else "right", no_wrap=True)
     for row, texts in zip(rows, cells, strict=True):
         table.add_row(*_plain(*(texts[position] for position in kept)), style="red" if row.failure_class else None)
+    told = [f"{mark}: {text}" for mark, text in notes]
     if any(_published(row).endswith("*") for row in rows):
-        table.caption = "* obtained with other settings: published_differs in comparison.csv names them"
+        told.append("* obtained with other settings: published_differs in comparison.csv names them")
+    if told:
+        table.caption = Text("\n".join(told))
         table.caption_justify = "left"
     return table
 
 
-def _cells(row: ComparisonRow, *, joint: str, has_gpu: bool) -> list[str]:
+def _cells(row: ComparisonRow, mark: str, *, joint: str, has_gpu: bool) -> list[str]:
     model = row.model if joint == " " else row.model.replace("+", "+\n")
     phase = joint.join(part for part in (row.phase, row.variant) if part)
     status = joint.join(part for part in (row.status, row.failure_class) if part)
-    names = [row.dataset, model, phase, accuracy_with_interval(row), _published(row), row.verdict or ""]
+    accuracy = " ".join(filter(None, (accuracy_with_interval(row), mark)))
+    names = [row.dataset, model, phase, accuracy, _published(row), row.verdict or ""]
     return [*names, _seconds(row, has_gpu=has_gpu), status]
 
 

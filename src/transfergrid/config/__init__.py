@@ -16,7 +16,7 @@ from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry
 from transfergrid.resources import ClusterSettings
-from transfergrid.specs import Configuration, RunSpec, Runtime, digest, safe_name
+from transfergrid.specs import Configuration, RunSpec, Runtime, SelectBy, digest, safe_name
 
 if TYPE_CHECKING:
     from transfergrid.config.builder import FolderProgress
@@ -29,6 +29,7 @@ class Request:
     configurations: the rows of the grid. runs: these and the runs they need, by run_id, needed ones first
     (extractions are the plan's business). replaces_grid: a launch redefines its grid, a run by hand adds to it.
     replace: rows that the grid has and this launch has not may go.
+    select_by: the score on val that the grid's report chooses by; None leaves it as the grid has it.
     """
 
     grid: str
@@ -44,6 +45,7 @@ class Request:
     emit: str | None = None
     notify: str | None = None
     needs_only_checked: bool = False
+    select_by: SelectBy | None = None
 
     @property
     def store(self) -> StorePaths:
@@ -103,6 +105,7 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
         notify=config.notify.command,
         replaces_grid=True,
         replace=config.replace,
+        select_by=config.select_by,
     )
 
 
@@ -145,6 +148,7 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
         notify=config.notify.command,
         replaces_grid=False,
         needs_only_checked=config.needs == "check",
+        select_by=config.select_by if "select_by" in overrides else None,
     )
 
 

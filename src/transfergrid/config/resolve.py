@@ -96,7 +96,8 @@ class Scope:
             return settings_of(EvaluateSettings, node, where=where, source="own_head", preprocess=None)
         flip = node.flip if node.flip is not None else self.dataset.facts.mirror_ok
         if phase == "probe":
-            probe = settings_of(ProbeSettings, node, where=where, flip=flip)
+            select_by = node.select_by or self.config.select_by
+            probe = settings_of(ProbeSettings, node, where=where, flip=flip, select_by=select_by)
             check_training(probe, self.protocol, where=where)
             check_probe(probe, self.protocol)
             return probe

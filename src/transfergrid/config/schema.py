@@ -61,6 +61,7 @@ PROBE_DEFAULTS: dict[str, Any] = _COMMON | {
     "bn": "eval",
     "aux_loss_weight": 0.0,
     "lbfgs": True,
+    "select_by": None,  # as the whole grid: select_by=
 }
 FINETUNE_DEFAULTS: dict[str, Any] = _COMMON | {
     "epochs": 10,
@@ -132,7 +133,7 @@ def _schema_of(
 
 _BY_DATASET = frozenset({"flip"})
 ExtractConfig = _schema_of("ExtractConfig", ExtractSettings, {})
-ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, PROBE_DEFAULTS)
+ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, PROBE_DEFAULTS, frozenset({"select_by"}))
 FinetuneConfig = _schema_of("FinetuneConfig", FinetuneSettings, FINETUNE_DEFAULTS, _BY_DATASET)
 ScratchConfig = _schema_of("ScratchConfig", ScratchSettings, SCRATCH_DEFAULTS, _BY_DATASET | {"lr"})
 
@@ -275,6 +276,8 @@ class CheckpointConfig:
 
 @dataclass
 class Config:
+    """select_by: the score on val by which every choice is made: of a probe's head, and between rows in the report."""
+
     grid: GridConfig = field(default_factory=GridConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     phase: PhaseConfig = field(default_factory=PhaseConfig)
@@ -287,6 +290,7 @@ class Config:
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
     protocol: str = "fair"
+    select_by: str = "accuracy"
     model: str | None = None
     seed: int = 0
     run: str | None = None

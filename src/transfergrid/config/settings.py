@@ -17,6 +17,7 @@ from transfergrid.specs import (
     ProbeSettings,
     Protocol,
     ScratchSettings,
+    SelectBy,
     TrainSettings,
 )
 
@@ -107,7 +108,9 @@ def in_range(key: str, value: Any, low: float, high: float) -> Any:
 def check_settings(config: DictConfig) -> None:
     """Types, choices and ranges of every phase's settings, also of phases that this request does not take."""
     settings_of(ExtractSettings, config.phase.extract, where="phase.extract")
-    settings_of(ProbeSettings, config.phase.probe, where="phase.probe")
+    select_by = choice("select_by", config.select_by, get_args(SelectBy))
+    select_by = config.phase.probe.select_by or select_by
+    settings_of(ProbeSettings, config.phase.probe, where="phase.probe", select_by=select_by)
     settings_of(FinetuneSettings, config.phase.finetune, where="phase.finetune")
     settings_of(ScratchSettings, config.phase.scratch, where="phase.scratch", image_size_px=None)
     settings_of(EvaluateSettings, config.phase.evaluate, where="phase.evaluate", source="", preprocess=None)

@@ -5,26 +5,32 @@ So each of the things compared gets its own small search, on images that are not
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, percent
 from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.selection import RULE, SIGN, WORDS, best_first, val_score
 
-SIGN = "--"
 _LEFT = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """One thing compared: its candidates in the grid's order, and the one with the best mean val accuracy.
+    """One thing compared: its candidates in the grid's order, and the one with the best mean score on val.
 
-    unfinished: names of candidates without a val accuracy of every seed; while there are any, nothing is chosen.
+    tied: the chosen one and those with the same score, by selection.RULE. unfinished: names of candidates without a
+    score of every seed; while there are any, nothing is chosen.
     """
 
     name: str
     candidates: tuple[ComparisonRow, ...]
-    chosen: ComparisonRow | None
+    tied: tuple[ComparisonRow, ...]
     unfinished: tuple[str, ...]
+
+    @property
+    def chosen(self) -> ComparisonRow | None:
+        return self.tied[0] if self.tied else None
 
 
 def choices(comparison: Comparison) -> tuple[Choice, ...]:
@@ -43,15 +49,31 @@ def as_markdown(comparison: Comparison) -> str:
     if not found:
         return ""
     header = ("dataset", "model", "phase", "compared", "chosen on val", "val", "test [95 %]", "val of the others")
-    about = "Each thing compared takes the choice with the best mean val accuracy over its seeds; test is read after.\n"
+    score = WORDS[found[0].candidates[0].select_by]
+    about = (
+        f"Each thing compared takes the choice with the best mean {score} on val over its seeds; test is read after.\n"
+    )
     table = markdown_table(header, [_line(choice) for choice in found], left=_LEFT)
-    return f"## Chosen on val\n\n{about}\n{table}"
+    notes = "".join(f"- {note}\n" for choice in found for note in _notes(choice))
+    return "\n".join(part for part in (f"## Chosen on val\n\n{about}\n{table}", notes) if part)
+
+
+def _notes(choice: Choice) -> Iterator[str]:
+    """Ties, and whether the chosen one lies at an end of what was tried."""
+    if choice.chosen is None:
+        return
+    row = choice.chosen
+    name = " ".join(part for part in (row.dataset, row.model, row.phase, choice.name) if part)
+    if len(choice.tied) > 1:
+        yield f"{name}: {' and '.join(map(_named, choice.tied))} are tied on val: {RULE}."
+    if row.remarks:
+        yield f"{name}: {row.remarks}."
 
 
 def _choice(name: str, rows: list[ComparisonRow]) -> Choice:
-    unfinished = tuple(_named(r) for r in rows if r.status != "completed" or r.val_accuracy is None)
-    chosen = None if unfinished else max(rows, key=lambda r: r.val_accuracy or 0.0)
-    return Choice(name=name, candidates=tuple(rows), chosen=chosen, unfinished=unfinished)
+    unfinished = tuple(_named(r) for r in rows if r.status != "completed" or val_score(r) is None)
+    tied = () if unfinished else tuple(rows[i] for i in best_first(rows)[0])
+    return Choice(name=name, candidates=tuple(rows), tied=tied, unfinished=unfinished)
 
 
 def _named(row: ComparisonRow) -> str:
@@ -63,6 +85,6 @@ def _line(choice: Choice) -> list[str]:
     names = [first.dataset, first.model, first.phase, choice.name]
     if choice.chosen is None:
         return [*names, f"not yet: {', '.join(choice.unfinished)} unfinished", "", "", ""]
-    others = [f"{_named(r)} {percent(r.val_accuracy)}" for r in choice.candidates if r is not choice.chosen]
+    others = [f"{_named(r)} {percent(val_score(r))}" for r in choice.candidates if r is not choice.chosen]
     own = accuracy_with_interval(choice.chosen)
-    return [*names, _named(choice.chosen), percent(choice.chosen.val_accuracy), own, ", ".join(others)]
+    return [*names, _named(choice.chosen), percent(val_score(choice.chosen)), own, ", ".join(others)]

@@ -18,9 +18,9 @@ from transfergrid.errors import DataError, one_line
 from transfergrid.records import RunRecord
 from transfergrid.report import paired_rows, statistics
 from transfergrid.report.cells import in_points, markdown_table, percent
-from transfergrid.report.choices import SIGN
 from transfergrid.report.claim_file import Claim, claims_for
 from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.selection import SIGN, WORDS, best_on_val, val_score
 from transfergrid.report.statistics import PairedComparison
 
 Outcome = Literal["confirmed", "contradicted", "not shown", "artefact", "not tested"]
@@ -117,7 +117,7 @@ class _Asked:
     def row(self, model: str, variant: str) -> Found:
         """The row of that name, after `require`; of several choices `<variant>--<choice>` the best on val."""
         found = self._found(model, variant)
-        return found[0] if len(found) == 1 else max(found, key=lambda choice: choice[0].val_accuracy or 0.0)
+        return found[0] if len(found) == 1 else _best_found(found)
 
     def other_epochs(self) -> str:
         """`run with 2 epochs instead of 10`, by row where they differ; empty where all are as the grid file says."""
@@ -159,7 +159,14 @@ class _Asked:
         if (runs[0].spec.dataset.max_images, runs[0].spec.train_fraction, runs[0].spec.shots) != (None, None, None):
             return f"{name} saw a part of the data set only"
         chosen = chosen or self.claim.test == "best_beats_best"
-        return f"{name} has no val accuracy to choose by" if chosen and row.val_accuracy is None else None
+        return f"{name} has no val {WORDS[row.select_by]} to choose by" if chosen and val_score(row) is None else None
+
+
+def _best_found(found: Sequence[Found]) -> Found:
+    """Of rows that all have a score on val, see `require`."""
+    position = best_on_val([row for row, _ in found])
+    assert position is not None
+    return found[position]
 
 
 def _decide(asked: _Asked) -> Decision:
@@ -213,8 +220,7 @@ def _pairs(asked: _Asked) -> list[tuple[Found, Found]]:
     claim = asked.claim
     first, second = ([asked.row(*name) for name in side] for side in (claim.first, claim.second))
     if claim.test == "best_beats_best":  # chosen on val, so the test set has no say in what is compared on it
-        best = [max(side, key=lambda found: found[0].val_accuracy or 0.0) for side in (first, second)]
-        return [(best[0], best[1])]
+        return [(_best_found(first), _best_found(second))]
     return list(zip(first if claim.test == "each_beats_its_rival" else first * len(second), second, strict=True))
 
 

@@ -13,10 +13,11 @@ from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
 from transfergrid.report import costs, published, statistics
 from transfergrid.report.costs import Spent
-from transfergrid.report.families import Answer, Pair, answers_about_joins
+from transfergrid.report.families import Answer, answers_about_joins, beside_best_parts
 from transfergrid.report.predictions import StoredPredictions
-from transfergrid.report.statistics import PairedComparison
-from transfergrid.specs import EvaluateSettings, RunSpec, from_dict
+from transfergrid.report.remarks import with_remarks
+from transfergrid.report.selection import METRICS
+from transfergrid.specs import EvaluateSettings, RunSpec, SelectBy, from_dict
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,12 +26,13 @@ class ComparisonRow:
 
     Numbers are means over the completed seeds, `n_seeds` of them, so the seconds say what one seed costs: wall_s and
     gpu_s of all attempts of its run (gpu_s: what SLURM bills), phase_s of the phase's own work, upstream_gpu_s of all
-    that the run is made from, see costs.py. Accuracies and deltas in [0, 1], test_loss in nats, size_mb in 1e6 bytes.
-    The interval is Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1].
-    p_value_vs_best_single is Holm-adjusted within its family, see families.py, and verdict (`better`, `worse`, `no
-    difference shown`) is by it at 5 %; the test is statistics.compare's. published_differs and failure_class join
-    several names by `; `.
-    status: `completed`, `failed`, `missing`, or `2/3 completed`.
+    that the run is made from, see costs.py. Accuracies and deltas in [0, 1], losses in nats, size_mb in 1e6 bytes.
+    The interval is Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]; where all
+    seeds have one accuracy, which is no width, Wilson's again. p_value_vs_best_single is Holm-adjusted within its
+    family, see families.py, and verdict (`better`, `worse`, `no difference shown`) is by it at 5 %; the test is
+    statistics.compare's. published_differs, failure_class and remarks join several texts by `; `.
+    status: `completed`, `failed`, `missing`, or `2/3 completed`. select_by: the score on val that choices between rows
+    are by. remarks: what makes the row's choice or training doubtful, see remarks.py.
     """
 
     grid: str
@@ -73,6 +75,13 @@ class ComparisonRow:
     upstream_gpu_s: float | None = None
     status: str
     failure_class: str | None = None
+    n_val: int | None = None
+    val_loss: float | None = None
+    val_balanced_accuracy: float | None = None
+    val_macro_f1: float | None = None
+    select_by: SelectBy = "accuracy"
+    optimizer_steps: int | None = None
+    remarks: str | None = None
 
 
 COLUMNS = tuple(f.name for f in fields(ComparisonRow))
@@ -93,8 +102,8 @@ class Comparison:
 
     stored: the runs' test predictions, read once for all that is made from this comparison.
     runs: beside each row the records of its completed runs, in the order of their seeds. notes: which joins have no
-    verdict and why, or one from fewer seeds than they have; a sentence each. joins: by a join's position in rows, what
-    came out beside its best part.
+    verdict and why, or one from fewer seeds than they have, or parts that are tied on val; a sentence each. joins: by a
+    join's position in rows, what came out beside its best part.
     """
 
     grid: str
@@ -113,9 +122,13 @@ def comparison_rows(grid: str, store: StorePaths) -> list[ComparisonRow]:
     return list(read_comparison(grid, store).rows)
 
 
-def read_comparison(grid: str, store: StorePaths) -> Comparison:
-    """Raises ConfigError if the grid was never launched, DataError if one row would mix runs of different settings."""
+def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None = None) -> Comparison:
+    """select_by: the score on val that choices between rows are by; None = as the grid was launched.
+
+    Raises ConfigError if the grid was never launched, DataError if one row would mix runs of different settings.
+    """
     entries = _entries(grid, store)
+    select_by = select_by or records.selected_by(store.grid(grid))
     found: dict[str, RunRecord] = {}
     failures: dict[str, Failure] = {}
     failed: dict[str, RunRecord] = {}  # what failed has cost something, too
@@ -148,15 +161,15 @@ def read_comparison(grid: str, store: StorePaths) -> Comparison:
     groups = [_by_seed(group) for group in _groups(grid, entries, found)]
     stored = StoredPredictions(store)
     spent = costs.spent_on(found | failed, store)
-    rows = [_row(grid, group, found, failures, stored, spent) for group in groups]
+    rows = [replace(_row(grid, group, found, failures, stored, spent), select_by=select_by) for group in groups]
     runs = [tuple(found[e.run_id] for e in group if e.run_id in found) for group in groups]
     answers = answers_about_joins(rows, runs, stored)
-    rows, notes = _beside_best_parts(rows, answers)
+    rows, notes = beside_best_parts(rows, answers)
     return Comparison(
         grid=grid,
         store=store,
         stored=stored,
-        rows=tuple(rows),
+        rows=tuple(with_remarks(rows, runs)),
         runs=tuple(runs),
         failures=tuple(failures.values()),
         spent=spent,
@@ -250,6 +263,10 @@ def _with_numbers(
     def metric(name: str) -> float | None:
         return _mean([r.metrics.get(name) for r in done])
 
+    def on_val(name: str) -> float | None:
+        # Under `published` nothing is chosen on val, so a number there would only mislead.
+        return None if row.protocol == "published" else metric(f"val_{name}")
+
     def field(read: Callable[[RunRecord], float | None]) -> float | None:
         return _mean([read(r) for r in done])
 
@@ -263,8 +280,7 @@ def _with_numbers(
         test_accuracy_std=stdev(accuracies) if len(accuracies) > 1 else None,
         ci95_low=low,
         ci95_high=high,
-        # Under `published` nothing is chosen on val, so a number there would only mislead.
-        val_accuracy=None if row.protocol == "published" else metric("val_accuracy"),
+        val_accuracy=on_val("accuracy"),
         train_accuracy=metric("train_accuracy"),
         test_loss=metric("test_loss"),
         macro_precision=metric("test_macro_precision"),
@@ -281,7 +297,18 @@ def _with_numbers(
         phase_s=field(lambda r: r.phase_s),
         gpu_s=spent.mean([r.run_id for r in done], "gpu_s"),
         upstream_gpu_s=spent.upstream_gpu_s([r.run_id for r in done]),
+        n_val=None if row.protocol == "published" else _count(done[0], "n_val") or stored.n_val(done[0].run_id),
+        val_loss=on_val("loss"),
+        val_balanced_accuracy=on_val(METRICS["balanced_accuracy"]),
+        val_macro_f1=on_val(METRICS["macro_f1"]),
+        optimizer_steps=_count(done[0], "optimizer_steps"),
     )
+
+
+def _count(record: RunRecord, name: str) -> int | None:
+    """A whole number among the details; None where the run stated none."""
+    stated: Any = record.details.get(name)
+    return stated if isinstance(stated, int) and not isinstance(stated, bool) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -293,7 +320,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _interval(
     accuracies: Sequence[float], first: RunRecord, stored: StoredPredictions
 ) -> tuple[float | None, float | None]:
-    if len(accuracies) > 1:
+    if len(set(accuracies)) > 1:  # where all seeds agree, what is left is chance among images
         low, high = statistics.t_interval(accuracies)
         return max(0.0, low), min(1.0, high)
     n_test = _n_test(first, stored) if accuracies else None
@@ -336,35 +363,3 @@ def _probe_of(spec: RunSpec, store: StorePaths) -> RunSpec | None:
         return from_dict(RunSpec, durable.read_json(store.run(spec.needs[0]).spec))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _beside_best_parts(
-    rows: Sequence[ComparisonRow], answers: Mapping[Pair, Answer]
-) -> tuple[list[ComparisonRow], list[str]]:
-    """The joins with their best part, the difference and its verdict; and why some have none."""
-    beside, notes = list(rows), []
-    for (i, best), answer in answers.items():
-        row, single, result = rows[i], rows[best], answer.result
-        assert row.test_accuracy is not None and single.test_accuracy is not None
-        beside[i] = replace(
-            row,
-            best_single_model=single.model,
-            # Of the seeds that both have: means over different seeds could point the other way than the verdict.
-            delta_to_best_single=row.test_accuracy - single.test_accuracy
-            if isinstance(result, str)
-            else result.difference,
-            p_value_vs_best_single=answer.p_adjusted,
-            verdict=answer.verdict,
-        )
-        if note := _note(result, seeds=max(row.n_seeds, single.n_seeds)):
-            name = " ".join(part for part in (row.dataset, row.model, row.phase, row.variant) if part)
-            notes.append(f"{name} beside {single.model}: {note}.")
-    return beside, notes
-
-
-def _note(result: PairedComparison | str, *, seeds: int) -> str | None:
-    if isinstance(result, str):
-        return f"no verdict, because {result}"
-    if result.seeds < seeds:
-        return f"difference and verdict are from the {result.seeds} of {seeds} seeds that both have"
-    return None

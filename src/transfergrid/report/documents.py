@@ -14,19 +14,26 @@ from transfergrid.report import (
     integrity,
     joins,
     lengths,
+    page_text,
     published_metrics,
     top_errors,
     verdicts,
+    worth,
 )
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, number, percent, points
 from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow
 from transfergrid.report.failures import failure_lines
 from transfergrid.report.published import lookup
+from transfergrid.report.remarks import footnotes
+from transfergrid.report.selection import RULE, WORDS, val_score
 
-HOW_TO_READ = """\
+HOW_TO_READ = f"""\
 - Accuracies are percent of the test images; val, train and test are evaluated without augmentation.
 - The brackets are a 95 % interval: for one seed Wilson's, over test images; for several seeds Student's t, over seeds,
-  and the number before it is their mean. Neither covers the other source of chance.
+  and the number before it is their mean. Neither covers the other source of chance. Where all seeds agree it is
+  Wilson's, over test images, too.
+- Rows are chosen on val, and a tie of the best rows is told as a tie. Where one must be taken:
+  {RULE}.
 - Protocol `fair`: 10 % of the training images are held out as val, every choice is made there, the last epoch is the
   result and the test set is read once. Protocol `published`: the whole training set and the study's own checkpoint
   rule; nothing is chosen on val, so val and the best single model are empty.
@@ -54,19 +61,25 @@ def as_csv(rows: Sequence[ComparisonRow]) -> str:
 # --------------------------------------------------------------------------------------------------------- markdown
 def as_markdown(comparison: Comparison) -> str:
     rows = comparison.rows
+    contests = worth.contests(comparison)
     parts = [
         f"# Comparison: {comparison.grid}\n",
         f"{_counts(rows)}\n",
+        f"{page_text.verdict(comparison)}\n",
         _accuracy_table(rows),
         "## How to read this\n",
-        HOW_TO_READ,
+        HOW_TO_READ + _chosen_by(rows),
         claims.as_markdown(claims.decisions_of(comparison)),
         _published_table(rows),
         published_metrics.as_markdown(comparison),
         top_errors.as_markdown(comparison),
         choices.as_markdown(comparison),
         lengths.as_markdown(comparison),
-        verdicts.as_markdown(verdicts.against_best(comparison)),
+        verdicts.as_markdown(
+            verdicts.against_best(comparison),
+            [contest.second.answer for contest in contests],
+            tables=worth.tables(contests),
+        ),
         _join_table(comparison),
         joins.as_markdown(joins.join_baselines(comparison)),
         _cost_table(comparison),
@@ -83,6 +96,14 @@ def _counts(rows: Sequence[ComparisonRow]) -> str:
     return f"{len(rows)} rows: " + ", ".join(f"{n} {kind}" for n, kind in counted if n) + "."
 
 
+def _chosen_by(rows: Sequence[ComparisonRow]) -> str:
+    """What choices on val are by, where it is not accuracy."""
+    scores = [WORDS[score] for score in dict.fromkeys(row.select_by for row in rows) if score != "accuracy"]
+    return "".join(
+        f"- Every choice on val between rows is by {score} (`select_by`), not by accuracy.\n" for score in scores
+    )
+
+
 NAMES = ("dataset", "model", "phase", "variant", "weights", "protocol")
 
 
@@ -93,15 +114,20 @@ def _names(row: ComparisonRow) -> list[str]:
 def _accuracy_table(rows: Sequence[ComparisonRow]) -> str:
     header = [*NAMES, "status", "seeds", "trained on", "test [95 %]", "std", "val", "train", "test loss"]
     header += ["precision", "recall", "F1 (macro)", "L-BFGS test"]
+    scores = [WORDS[score] for score in dict.fromkeys(row.select_by for row in rows) if score != "accuracy"]
+    marks, notes = footnotes(rows)
+    if scores:
+        header.insert(header.index("train"), f"val {' or '.join(scores)}")
     lines = [
         [
             *_names(row),
             row.status + (f" ({row.failure_class})" if row.failure_class else ""),
             str(row.n_seeds),
             number(row.n_train),
-            accuracy_with_interval(row),
+            " ".join(filter(None, (accuracy_with_interval(row), mark))),
             percent(row.test_accuracy_std),
             percent(row.val_accuracy),
+            *([percent(val_score(row))] if scores else []),
             percent(row.train_accuracy),
             number(row.test_loss, digits=4),
             percent(row.macro_precision),
@@ -109,9 +135,10 @@ def _accuracy_table(rows: Sequence[ComparisonRow]) -> str:
             percent(row.macro_f1),
             percent(row.lbfgs_test_accuracy),
         ]
-        for row in rows
+        for row, mark in zip(rows, marks, strict=True)
     ]
-    return markdown_table(header, lines, left=len(NAMES) + 1)
+    below = "".join(f"- {mark}: {text}.\n" for mark, text in notes)
+    return "\n".join(part for part in (markdown_table(header, lines, left=len(NAMES) + 1), below) if part)
 
 
 def _published_table(rows: Sequence[ComparisonRow]) -> str:

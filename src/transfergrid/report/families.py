@@ -7,13 +7,14 @@ within its family, and two rows that a family compares twice count once: whoever
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from transfergrid.records import RunRecord
 from transfergrid.report.paired_rows import Verdict, compare_rows, verdict
 from transfergrid.report.predictions import StoredPredictions
+from transfergrid.report.selection import RULE, best_first, val_score
 from transfergrid.report.statistics import PairedComparison, holm, p_text
 
 if TYPE_CHECKING:  # a comparison asks here what it says about its joins
@@ -88,18 +89,19 @@ def answers_about_joins(
 
 # ------------------------------------------------------------------------------------------------------ which rows
 def best_parts(rows: Sequence[ComparisonRow]) -> dict[int, int]:
-    """Position of each join -> that of the best of its own parts by val accuracy, where each part has a row with one.
+    """Position of each join -> that of the best of its own parts on val, where each part has a row with a score there.
 
     Under `published` nothing is held out to choose by, so those joins have none.
     """
-    found = {i: _best_part(row, rows) for i, row in enumerate(rows)}
-    return {i: best for i, best in found.items() if best is not None}
+    found = {i: _best_parts(row, rows) for i, row in enumerate(rows)}
+    return {i: best[0] for i, best in found.items() if best}
 
 
-def _best_part(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> int | None:
+def _best_parts(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[int]:
+    """The best part on val, and after it those that are tied with it."""
     parts = set(row.model.split("+"))
     if len(parts) < 2 or row.protocol == "published" or row.test_accuracy is None:
-        return None
+        return []
     singles = {
         single.model: position
         for position, single in enumerate(rows)
@@ -107,12 +109,46 @@ def _best_part(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> int | None:
         and single.weights in weights_beside(row, single.model)
         and (single.dataset, single.phase, single.variant, single.protocol)
         == (row.dataset, row.phase, row.variant, row.protocol)
-        and single.val_accuracy is not None
+        and val_score(single) is not None
         and single.test_accuracy is not None
     }
     if set(singles) != parts:
-        return None
-    return max(singles.values(), key=lambda position: rows[position].val_accuracy or 0.0)
+        return []
+    return best_first(rows, singles.values())[0]
+
+
+def beside_best_parts(
+    rows: Sequence[ComparisonRow], answers: Mapping[Pair, Answer]
+) -> tuple[list[ComparisonRow], list[str]]:
+    """The joins with their best part, the difference and its verdict; why some have none, and which parts are tied."""
+    beside, notes = list(rows), []
+    for (i, best), answer in answers.items():
+        row, single, result = rows[i], rows[best], answer.result
+        assert row.test_accuracy is not None and single.test_accuracy is not None
+        beside[i] = replace(
+            row,
+            best_single_model=single.model,
+            # Of the seeds that both have: means over different seeds could point the other way than the verdict.
+            delta_to_best_single=row.test_accuracy - single.test_accuracy
+            if isinstance(result, str)
+            else result.difference,
+            p_value_vs_best_single=answer.p_adjusted,
+            verdict=answer.verdict,
+        )
+        name = " ".join(part for part in (row.dataset, row.model, row.phase, row.variant) if part)
+        if note := _note(result, seeds=max(row.n_seeds, single.n_seeds)):
+            notes.append(f"{name} beside {single.model}: {note}.")
+        if len(tied := _best_parts(row, rows)) > 1:
+            notes.append(f"{name}: its parts {' and '.join(rows[t].model for t in tied)} are tied on val: {RULE}.")
+    return beside, notes
+
+
+def _note(result: PairedComparison | str, *, seeds: int) -> str | None:
+    if isinstance(result, str):
+        return f"no verdict, because {result}"
+    if result.seeds < seeds:
+        return f"difference and verdict are from the {result.seeds} of {seeds} seeds that both have"
+    return None
 
 
 def weights_beside(join: ComparisonRow, model: str) -> set[str]:
@@ -127,7 +163,10 @@ def weights_beside(join: ComparisonRow, model: str) -> set[str]:
 
 
 def groups(rows: Sequence[ComparisonRow]) -> dict[GroupKey, tuple[int, list[int]]]:
-    """The best row on val and the others, of each group of two rows or more, models first; none under `published`."""
+    """The best row on val and the others, of each group of two rows or more, models first; none under `published`.
+
+    Of rows tied on val the best is by selection.RULE.
+    """
     members: dict[GroupKey, list[int]] = {}
     tested = [
         (i, row)
@@ -140,10 +179,10 @@ def groups(rows: Sequence[ComparisonRow]) -> dict[GroupKey, tuple[int, list[int]
         members.setdefault(("settings", row.dataset, row.phase, row.model), []).append(i)
     found = {}
     for key, group in members.items():
-        chosen_from = [i for i in group if rows[i].status == "completed" and rows[i].val_accuracy is not None]
+        ordered = best_first(rows, [i for i in group if rows[i].status == "completed"])
         # Rows of one model that differ in nothing but weights stand in its models group already.
         several = len({rows[i].variant for i in group}) > 1 if key[0] == "settings" else len(group) > 1
-        if several and chosen_from:
-            best = max(chosen_from, key=lambda i: rows[i].val_accuracy or 0.0)
+        if several and ordered:
+            best = ordered[0][0]
             found[key] = best, [i for i in group if i != best]
     return found

@@ -24,6 +24,11 @@ def findings(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
     )
 
 
+def trusted(comparison: Comparison) -> list[int]:
+    """Positions of the rows of which no record contradicts its predictions."""
+    return [i for i, found in enumerate(findings(comparison)) if not any(EDITED in sentence for sentence in found)]
+
+
 def finding(record: RunRecord, comparison: Comparison) -> str | None:
     """None where the test accuracy recomputed from predictions.npz is the record's."""
     if "test_accuracy" not in record.metrics:

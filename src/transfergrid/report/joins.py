@@ -23,6 +23,7 @@ from transfergrid.report.cells import markdown_table, percent, points
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.families import weights_beside
 from transfergrid.report.predictions import StoredPredictions, averaged_correct_N, correct_SN, paired
+from transfergrid.report.selection import best_on_val
 from transfergrid.report.statistics import PairedComparison
 
 # S seeds, N test images
@@ -72,14 +73,16 @@ class EqualFlops:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinBaselines:
-    """One join beside its baselines. seeds: those that the join and all its parts share; n_test: test images.
+    """One join beside its baselines. seeds: those that the join and all its parts share, (None,) where none has one.
+
+    n_test: test images.
 
     oracle: right wherever one part is right. joined_minus_averaged: paired on seeds and images, p not adjusted.
     equal_flops: None where no single model of the grid comes that close.
     """
 
     row: ComparisonRow
-    seeds: tuple[int, ...]
+    seeds: tuple[int | None, ...]
     n_test: int
     joined: Accuracy
     parts: tuple[Accuracy, ...]
@@ -131,7 +134,10 @@ def part_rows(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[Compari
 
 
 def equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> ComparisonRow | None:
-    """The finished single model under the same conditions with FLOPs closest to the join's, or None."""
+    """The finished single model under the same conditions with FLOPs closest to the join's, or None.
+
+    Of several that are equally close, the best on val.
+    """
     if not row.gflops_per_image:
         return None
     distances = [
@@ -139,8 +145,11 @@ def equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> Compar
         for position, single in enumerate(rows)
         if "+" not in single.model and _alike(single, row) and single.gflops_per_image and single.n_seeds
     ]
-    distance, position = min(distances, default=(math.inf, -1))
-    return rows[position] if distance <= math.log(EQUAL_FLOPS_FACTOR) else None
+    closest, position = min(distances, default=(math.inf, -1))
+    alike = [i for distance, i in distances if distance - closest < 1e-9]
+    if len(alike) > 1 and (best := best_on_val(rows, alike)) is not None:
+        position = best
+    return rows[position] if closest <= math.log(EQUAL_FLOPS_FACTOR) else None
 
 
 def _alike(single: ComparisonRow, join: ComparisonRow) -> bool:
@@ -162,12 +171,12 @@ class _Tested:
     stored: StoredPredictions
     left_out: dict[str, str] = field(default_factory=dict)
 
-    def paired(self, rows: Sequence[ComparisonRow]) -> tuple[tuple[int, ...], dict[str, list[Predictions]]]:
+    def paired(self, rows: Sequence[ComparisonRow]) -> tuple[tuple[int | None, ...], dict[str, list[Predictions]]]:
         """By model, see predictions.paired."""
         return paired({row.model: self._by_seed(self.runs[row]) for row in rows})
 
-    def _by_seed(self, runs: Sequence[RunRecord]) -> dict[int, Predictions]:
-        found: dict[int, Predictions] = {}
+    def _by_seed(self, runs: Sequence[RunRecord]) -> dict[int | None, Predictions]:
+        found: dict[int | None, Predictions] = {}
         for run in runs:
             try:
                 test = self.stored.trusted(run)
@@ -175,7 +184,7 @@ class _Tested:
                 why = one_line(error).removeprefix(f"{run.run_id}: ")
                 self.left_out[run.run_id] = f"`{run.run_id}` is left out: {why}."
                 continue
-            if run.spec.seed is not None:
+            if run.spec.seed is not None or len(runs) == 1:
                 found[run.spec.seed] = test
         return found
 
@@ -218,10 +227,10 @@ def _equal_flops(row: ComparisonRow, equal: ComparisonRow, tested: _Tested) -> E
 
 
 def _accuracy(model: str, correct_SN: Array) -> Accuracy:
-    seeds, images = correct_SN.shape
+    images = correct_SN.shape[1]
     accuracies = [float(a) for a in correct_SN.mean(axis=1)]
-    if seeds == 1:
-        low, high = statistics.wilson(int(correct_SN.sum()), images)
+    if len(set(accuracies)) == 1:  # one seed, or all alike: what is left is chance among images
+        low, high = statistics.wilson(int(correct_SN[0].sum()), images)
     else:
         low, high = statistics.t_interval(accuracies)
     return Accuracy(model=model, mean=fmean(accuracies), low=max(0.0, low), high=min(1.0, high))

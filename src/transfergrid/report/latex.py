@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from transfergrid.report.cells import accuracy_with_interval, number, percent, points, weights_where_needed
 from transfergrid.report.comparison import ComparisonRow
+from transfergrid.report.remarks import footnotes
+from transfergrid.report.selection import WORDS, val_score
 
 HEADER = ("Model", "Phase", "Seeds", "Test \\% [95\\,\\%]", "Val \\%", "Published \\%", "vs.\\ best part")
 COST = ("Parameters", "GFLOPs", "GPU s", "Wall s")
@@ -39,37 +41,45 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(sign, sign) for sign in re.sub(r"[\s\x00-\x1f\x7f]+", " ", text))
 
 
-def as_latex(grid: str, rows: Sequence[ComparisonRow]) -> str:
-    """Needs \\usepackage{booktabs}. One block of lines per data set; a row without a result shows its status."""
+def as_latex(grid: str, rows: Sequence[ComparisonRow], *, notes: Sequence[str] = ()) -> str:
+    """Needs \\usepackage{booktabs}. One block of lines per data set; a row without a result shows its status.
+
+    notes: sentences below the table, before what the marks of single rows say.
+    """
     columns = "ll" + "r" * (len(HEADER) + len(COST) - 2)
+    marks, remarks = footnotes(rows)
+    by = next((WORDS[row.select_by] for row in rows if row.select_by != "accuracy"), None)
+    header = [f"Val {by} \\%" if by and name == "Val \\%" else name for name in (*HEADER, *COST)]
     lines = [
         f"% Comparison {' '.join(grid.split())}; needs \\usepackage{{booktabs}}.",
-        "% Brackets: 95 % interval, Wilson over test images for one seed, Student's t over seeds for several."
-        " Seeds 2/5: two of five have completed.",
+        "% Brackets: 95 % interval, Wilson over test images for one seed, Student's t over seeds for several"
+        " (Wilson where they agree). Seeds 2/5: two of five have completed.",
         f"\\begin{{tabular}}{{{columns}}}",
         "\\toprule",
-        " & ".join((*HEADER, *COST)) + r" \\",
+        " & ".join(header) + r" \\",
     ]
     for dataset in dict.fromkeys(_block(row) for row in rows):
         lines += ["\\midrule", f"\\multicolumn{{{len(columns)}}}{{l}}{{\\emph{{{escape(dataset)}}}}} \\\\"]
-        block = [row for row in rows if _block(row) == dataset]
+        block, marked = zip(*((r, m) for r, m in zip(rows, marks, strict=True) if _block(r) == dataset), strict=True)
         weights = weights_where_needed(block, "model", "phase", "variant")
-        lines += [" & ".join(_cells(*pair)) + r" \\" for pair in zip(block, weights, strict=True)]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
+        lines += [" & ".join(_cells(*told)) + r" \\" for told in zip(block, weights, marked, strict=True)]
+    told = [escape(note) for note in notes] + [f"$^{{{mark}}}$ {escape(text)}." for mark, text in remarks]
+    below = [rf"\multicolumn{{{len(columns)}}}{{p{{\linewidth}}}}{{\footnotesize {text}}} \\" for text in told]
+    return "\n".join([*lines, "\\bottomrule", *below, "\\end{tabular}"]) + "\n"
 
 
 def _block(row: ComparisonRow) -> str:
     return f"{row.dataset}, protocol {row.protocol}" if row.protocol != "fair" else row.dataset
 
 
-def _cells(row: ComparisonRow, weights: str) -> tuple[str, ...]:
+def _cells(row: ComparisonRow, weights: str, mark: str) -> tuple[str, ...]:
     accuracy = accuracy_with_interval(row) if row.test_accuracy is not None else row.status
     texts = (
         row.model,
         ", ".join(filter(None, (row.phase, row.variant, weights))),
         row.status.partition(" ")[0] if 0 < row.n_seeds and row.status != "completed" else str(row.n_seeds),
         accuracy,
-        percent(row.val_accuracy),
+        percent(val_score(row)),
         percent(row.published_accuracy),
         points(row.delta_to_best_single),
         number(row.parameters),
@@ -78,4 +88,6 @@ def _cells(row: ComparisonRow, weights: str) -> tuple[str, ...]:
         number(row.wall_s, digits=1),
     )
     # A minus is a sign, not a hyphen.
-    return tuple(f"${text}$" if re.fullmatch(r"[+-][\d.]+", text) else escape(text) for text in texts)
+    cells = [f"${text}$" if re.fullmatch(r"[+-][\d.]+", text) else escape(text) for text in texts]
+    cells[3] += f"$^{{{mark}}}$" if mark else ""
+    return tuple(cells)

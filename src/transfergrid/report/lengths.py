@@ -6,7 +6,7 @@ From variants named `epochs_<n>` and `along_one_run` of the same model.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -16,6 +16,7 @@ from transfergrid.paths import StorePaths
 from transfergrid.records import RunRecord
 from transfergrid.report.cells import markdown_table, percent
 from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.selection import RULE, best_first
 
 ALONG = "along_one_run"
 
@@ -68,7 +69,29 @@ def as_markdown(comparison: Comparison) -> str:
         "A run of its own for each number of epochs, and one run at a constant rate read where it passes it. Read\n"
         "along one run, a fall says that its weights got worse; whether more epochs are worse, the other column says.\n"
     )
-    return f"## Number of epochs, both ways\n\n{about}\n" + markdown_table(header, lines, left=2)
+    table = markdown_table(header, lines, left=2)
+    best = "".join(f"- {note}\n" for note in _best_lengths(comparison))
+    return "\n".join(part for part in (f"## Number of epochs, both ways\n\n{about}\n{table}", best) if part)
+
+
+def _best_lengths(comparison: Comparison) -> Iterator[str]:
+    """Per dataset and model the number of epochs that is best on val, ties and ends of what was tried included."""
+    rows = comparison.rows
+    for dataset, model in dict.fromkeys((f.dataset, f.model) for f in lengths(comparison)):
+        own = [
+            i
+            for i, row in enumerate(rows)
+            if (row.dataset, row.model) == (dataset, model)
+            and row.status == "completed"
+            and re.fullmatch(r"epochs_\d+", row.variant)
+        ]
+        ordered = best_first(rows, own)
+        if not ordered:
+            continue
+        tied = [str(rows[i].epochs) for i in ordered[0]]
+        told = f"{tied[0]} epochs" if len(tied) == 1 else f"tied: {' and '.join(tied)} epochs ({RULE})"
+        ends = rows[ordered[0][0]].remarks
+        yield f"{dataset} {model}, best on val: {told}{f'; {ends}' if ends else ''}."
 
 
 def _length(row: ComparisonRow, epochs: int, curves: Sequence[dict[int, float]]) -> Length:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from transfergrid.report import integrity, page_models, page_provenance, page_text
+from transfergrid.report import integrity, page_models, page_provenance, page_text, remarks
 from transfergrid.report.blocks import Block, Section, folded, sections
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.embedding import PAGE_BYTES, Embedded, embed
@@ -32,13 +32,14 @@ _SPARE_BYTES = 100_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageRow:
-    """A line of the sortable table. filters: (name, value) of what the selects choose by."""
+    """A line of the sortable table. filters: (name, value) of what the selects choose by. mark: of its footnotes."""
 
     index: int
     cells: list[Cell]
     filters: tuple[tuple[str, str], ...]
     flags: tuple[str, ...]
     kind: str
+    mark: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +130,8 @@ def _context(comparison: Comparison, markdown: str, *, summaries: Mapping[str, s
     ]
     flags = [tuple(dict.fromkeys(marks)) for marks in flags]
     shown = columns(comparison.rows)
-    rows = [_row(index, row, shown, flags[index]) for index, row in enumerate(comparison.rows)]
+    marks, footnotes = remarks.footnotes(comparison.rows)
+    rows = [_row(index, row, shown, flags[index], marks[index]) for index, row in enumerate(comparison.rows)]
     lines = page_provenance.provenance_lines(comparison)
     header = page_provenance.HEADER
     numeric = tuple(name == "runs" for name in header)
@@ -143,6 +145,7 @@ def _context(comparison: Comparison, markdown: str, *, summaries: Mapping[str, s
         "others": [s for s in told if _plain(s) not in FIRST + ELSEWHERE],
         "columns": shown,
         "rows": rows,
+        "footnotes": footnotes,
         "filters": _filters(rows),
         "details": page_models.row_details(comparison, flags),
         "summaries": summaries,
@@ -170,10 +173,10 @@ def _provenance_verdict(codes: int) -> str:
     return f"The runs were made by {codes} versions of the code; rows that differ are marked in the table."
 
 
-def _row(index: int, row: ComparisonRow, shown: Sequence[Any], flags: tuple[str, ...]) -> PageRow:
+def _row(index: int, row: ComparisonRow, shown: Sequence[Any], flags: tuple[str, ...], mark: str) -> PageRow:
     values = tuple((name, getattr(row, name)) for name in ("grid", "dataset", "phase", "status"))
     kind = row.status if row.status in ("completed", "failed", "missing") else "partly"
-    return PageRow(index=index, cells=cells(row, shown), filters=values, flags=flags, kind=kind)
+    return PageRow(index=index, cells=cells(row, shown), filters=values, flags=flags, kind=kind, mark=mark)
 
 
 def _filters(rows: Sequence[PageRow]) -> list[dict[str, Any]]:

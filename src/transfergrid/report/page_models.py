@@ -31,6 +31,7 @@ class RowDetails:
     differs: tuple[str, ...]
     published: str
     commands: tuple[Command, ...]
+    remarks: tuple[str, ...]
     choices: tuple[tuple[str, ...], ...]
     choice_notes: tuple[str, ...]
     settings: tuple[tuple[str, str], ...]
@@ -69,6 +70,7 @@ def _details(
         differs=tuple(row.published_differs.split("; ")) if row.published_differs else (),
         published="" if row.published_accuracy is None else f"{percent(row.published_accuracy)} %{rule}",
         commands=commands_of(specs, store),
+        remarks=tuple(row.remarks.split("; ")) if row.remarks else (),
         choices=_choices(runs),
         choice_notes=_choice_notes(row, runs),
         settings=_settings(specs[0]) if specs else (),
@@ -102,7 +104,11 @@ def _choices(runs: Sequence[RunRecord]) -> tuple[tuple[str, ...], ...]:
     names = list(dict.fromkeys(name for candidate in offered for name in candidate))
     lines = []
     for candidate in offered[:CHOICES_SHOWN]:
-        seeds = [str(r.spec.seed) for r in runs if _chosen(r) == {name: candidate.get(name) for name in names}]
+        seeds = [
+            "the one run" if r.spec.seed is None else str(r.spec.seed)
+            for r in runs
+            if _chosen(r) == {name: candidate.get(name) for name in names}
+        ]
         lines.append((*(_text(candidate.get(name)) for name in names), ", ".join(seeds)))
     return ((*names, "chosen on val by seed"), *lines)
 

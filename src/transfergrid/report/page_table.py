@@ -70,6 +70,11 @@ _SPELLED: dict[str, tuple[str, Callable[[float | None], str]]] = {
     "phase_s": ("phase\u00a0s", lambda v: number(v, digits=1)),
     "gpu_s": ("GPU\u00a0s", lambda v: number(v, digits=1)),
     "upstream_gpu_s": ("upstream GPU\u00a0s", lambda v: number(v, digits=1)),
+    "n_val": ("val images", number),
+    "val_loss": ("val loss, nats", lambda v: number(v, digits=4)),
+    "val_balanced_accuracy": ("val balanced accuracy,\u00a0%", percent),
+    "val_macro_f1": ("val macro F1,\u00a0%", percent),
+    "optimizer_steps": ("optimizer steps", number),
 }
 _SHORT = frozenset(
     {
@@ -83,6 +88,7 @@ def columns(rows: Sequence[ComparisonRow]) -> tuple[Column, ...]:
     """All of COLUMNS in their order. In short: the time that was measured, and what tells these rows apart."""
     short = set(_SHORT) | {"gpu_s" if any(row.gpu_s for row in rows) else "wall_s"}
     short |= {"grid"} if len({row.grid for row in rows}) > 1 else set()
+    short |= {f"val_{row.select_by}" for row in rows}
     for name in ("protocol", "weights"):
         names = ("grid", "dataset", "model", "phase", "variant", *(n for n in ("protocol", "weights") if n in short))
         if len({tuple(getattr(row, n) for n in names) for row in rows}) < len(rows):

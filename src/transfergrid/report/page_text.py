@@ -8,25 +8,35 @@ from transfergrid.report import integrity
 from transfergrid.report.cells import accuracy_with_interval
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.failures import failure_lines
+from transfergrid.report.selection import WORDS
+from transfergrid.report.worth import Winner, contests_about, in_words, row_names, winners
+
+MOST_PAIRS = 3  # told in the verdict
 
 
 def verdict(comparison: Comparison) -> str:
-    """Per data set the row that a careful reader would take: best on val, told with its test accuracy.
+    """Per data set the row that a careful reader would take: best on val, told with its test accuracy, beside the next.
 
-    Rows with a record that contradicts its predictions are passed over.
+    Rows with the same score on val are all named. Rows with a record that contradicts its predictions are passed over.
     """
     rows = comparison.rows
     if not any(row.test_accuracy is not None for row in rows):
         return "Nothing can be said yet: no row has a test accuracy."
-    trusted = trusted_rows(comparison)
-    sentences = [_best(dataset, trusted) for dataset in dict.fromkeys(row.dataset for row in rows)]
-    return " ".join(sentences) + _passed_over(len(rows) - len(trusted)) + _unfinished(rows)
+    found = {winner.dataset: winner for winner in winners(comparison)}
+    sentences = [
+        _best(comparison, found[dataset]) if dataset in found else f"On {dataset} no row has a result yet."
+        for dataset in dict.fromkeys(row.dataset for row in rows)
+    ]
+    return " ".join(sentences) + _passed_over(len(rows) - len(integrity.trusted(comparison))) + _unfinished(rows)
 
 
-def trusted_rows(comparison: Comparison) -> list[ComparisonRow]:
-    """Those of which no record contradicts its predictions."""
-    findings = zip(comparison.rows, integrity.findings(comparison), strict=True)
-    return [row for row, found in findings if not any(integrity.EDITED in sentence for sentence in found)]
+def ties(comparison: Comparison) -> list[str]:
+    """Per data set whose winner is none: which rows are tied on val."""
+    return [
+        f"Tied on val on {winner.dataset}: {_listed(row_names(*(comparison.rows[i] for i in winner.first)))}."
+        for winner in winners(comparison)
+        if len(winner.first) > 1 and not winner.on_test
+    ]
 
 
 def _passed_over(count: int) -> str:
@@ -35,28 +45,37 @@ def _passed_over(count: int) -> str:
     return f" Passed over: {count} {'row' if count == 1 else 'rows'} whose records do not agree with their predictions."
 
 
-def chosen_row(dataset: str, rows: Sequence[ComparisonRow]) -> ComparisonRow | None:
-    """Best on val; highest on test where nothing is chosen on val; None without a result."""
-    tested = [row for row in rows if row.dataset == dataset and row.test_accuracy is not None]
-    chosen = [row for row in tested if row.val_accuracy is not None]
-    if chosen:
-        return max(chosen, key=lambda row: row.val_accuracy or 0.0)
-    return max(tested, key=lambda row: row.test_accuracy or 0.0, default=None)
+def _best(comparison: Comparison, winner: Winner) -> str:
+    rows, dataset = comparison.rows, winner.dataset
+    score = WORDS[rows[winner.first[0]].select_by]
+    by = "" if score == "accuracy" else f" by {score}"
+    of = f"{winner.candidates} {'row' if winner.candidates == 1 else 'rows'}"
+    how = "highest on test; nothing is chosen on val" if winner.on_test else f"best on val{by}"
+    reached = [f"{accuracy_with_interval(rows[i])} %" for i in winner.first]
+    names = row_names(*(rows[i] for i in (*winner.first, *winner.runners_up)))
+    if len(winner.first) == 1:
+        text = f"On {dataset}, {names[0]} reaches {reached[0]} on the test images ({how} of {of})."
+    else:
+        tied = "tied on test" if winner.on_test else f"tied on val{by}"
+        each = _listed([f"{name} with {accuracy}" for name, accuracy in zip(names, reached, strict=False)])
+        text = f"On {dataset}, {tied}: {each} on the test images ({how} of {of})."
+    return " ".join([text, *_beside_the_next(comparison, winner, names)])
 
 
-def _best(dataset: str, rows: Sequence[ComparisonRow]) -> str:
-    best = chosen_row(dataset, rows)
-    if best is None:
-        return f"On {dataset} no row has a result yet."
-    how = "highest on test; nothing is chosen on val" if best.val_accuracy is None else "best on val"
-    tested = sum(row.dataset == dataset and row.test_accuracy is not None for row in rows)
-    reached = f"{accuracy_with_interval(best)} % on the test images"
-    return f"On {dataset}, {_name(best)} reaches {reached} ({how} of {tested} rows)."
+def _beside_the_next(comparison: Comparison, winner: Winner, names: Sequence[str]) -> Iterator[str]:
+    """The tests of the winner, or of the first of those that are tied, beside the others."""
+    named = dict(zip((*winner.first, *winner.runners_up), names, strict=True))
+    asked = contests_about(comparison, "winner", winner.dataset)
+    for (a, b), contest in list(zip(winner.pairs, asked, strict=True))[:MOST_PAIRS]:
+        role = "" if b in winner.first else "the runner-up on val, "
+        yield f"{named[a]} against {role}{named[b]}: {in_words(contest.second.answer)}."
+    if len(asked) > MOST_PAIRS:
+        yield f"{len(asked) - MOST_PAIRS} more stand below."
 
 
-def _name(row: ComparisonRow) -> str:
-    status = row.status if row.status != "completed" else ""
-    return f"{row.model} ({', '.join(part for part in (row.phase, row.variant, status) if part)})"
+def _listed(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`"""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _unfinished(rows: Sequence[ComparisonRow]) -> str:

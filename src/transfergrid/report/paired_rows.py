@@ -19,6 +19,7 @@ def compare_rows(
 ) -> PairedComparison | str:
     """a minus b over the seeds that both rows have (`.seeds` says how many), or in words why it cannot be made.
 
+    A row of one run without a seed, which draws nothing, stands beside every seed of the other.
     Every completed run must have its predictions, and its record must agree with them: what is left out in silence
     could decide the verdict.
     """
@@ -45,14 +46,14 @@ def compare_rows(
     return replace(found, difference=0.0 - found.difference, low=0.0 - found.high, high=0.0 - found.low)  # no -0.0
 
 
-def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int, Predictions]:
+def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int | None, Predictions]:
     """Raises DataError where a run's predictions cannot be used."""
-    found: dict[int, Predictions] = {}
+    found: dict[int | None, Predictions] = {}
     for run in runs:
         test = stored.trusted(run)
         if run.spec.seed is None and len(runs) > 1:
             raise DataError(f"{run.run_id} has no seed of its own, so it cannot be told which run to pair it with")
-        found[run.spec.seed or 0] = test
+        found[run.spec.seed] = test
     return found
 
 

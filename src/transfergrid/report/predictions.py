@@ -17,7 +17,7 @@ from transfergrid.report.statistics import PairedComparison
 
 # S seeds, N images in order of their index, C classes, K classes kept above 100
 Array = np.ndarray[Any, Any]
-BySeed = Mapping[int, Predictions]
+BySeed = Mapping[int | None, Predictions]  # None: of a run that draws nothing, so that it stands for every seed
 LIMIT_BYTES = 512_000_000  # about 1,800 runs on 10,000 images of ten classes
 _BLOCK = 8192  # images whose probabilities are in memory at once
 
@@ -55,22 +55,31 @@ def correct_SN(predictions: Sequence[Predictions]) -> Array:
     return np.stack([p.predicted_N == p.label_N for p in predictions])
 
 
-def paired(models: Mapping[str, BySeed]) -> tuple[tuple[int, ...], dict[str, list[Predictions]]]:
+def paired(models: Mapping[str, BySeed]) -> tuple[tuple[int | None, ...], dict[str, list[Predictions]]]:
     """The seeds that all models share, and per model its predictions in that order.
 
-    Raises DataError where no seed is shared, or where the models did not see the same images with the same labels.
+    A run without a seed stands beside each seed of the others; where no model has seeds, the one seed is None. Raises
+    DataError where no seed is shared, or where the models did not see the same images with the same labels.
     """
-    seeds = tuple(sorted(set.intersection(*(set(by_seed) for by_seed in models.values()))))
+    seeds = _shared_seeds(models)
     if not seeds:
         without = ", ".join(name for name, by_seed in models.items() if not by_seed) or "none, but the seeds differ"
         raise DataError(f"no seed with stored predictions of all of {', '.join(models)} (without any: {without})")
-    chosen = {name: [by_seed[seed] for seed in seeds] for name, by_seed in models.items()}
+    chosen = {
+        name: [by_seed[None] if None in by_seed else by_seed[seed] for seed in seeds]
+        for name, by_seed in models.items()
+    }
     first = chosen[next(iter(models))][0]
     for name, sets in chosen.items():
         same = [np.array_equal([s.index_N, s.label_N], [first.index_N, first.label_N]) for s in sets]
         if not all(same):
             raise DataError(f"{name} was not tested on the same images as {next(iter(models))}: nothing can be paired")
     return seeds, chosen
+
+
+def _shared_seeds(models: Mapping[str, BySeed]) -> tuple[int | None, ...]:
+    seeded = [{s for s in by_seed if s is not None} for by_seed in models.values() if None not in by_seed]
+    return tuple(sorted(set.intersection(*seeded))) if seeded else (None,)
 
 
 class StoredPredictions:
@@ -87,6 +96,7 @@ class StoredPredictions:
         self._kept_bytes = 0
         self._refused: dict[str, str] = {}
         self._agrees: dict[str, str | None] = {}
+        self._n_val: dict[str, int] = {}
         self.compared: dict[tuple[tuple[str, ...], tuple[str, ...]], PairedComparison] = {}
 
     def of(self, run_id: str) -> Predictions:
@@ -101,6 +111,14 @@ class StoredPredictions:
                 raise
         self._kept.move_to_end(run_id)
         return self._kept[run_id]
+
+    def n_val(self, run_id: str) -> int | None:
+        """How many val images the run has predictions of; None where it has none, or they cannot be read."""
+        try:
+            self.of(run_id)
+        except DataError:
+            return None
+        return self._n_val.get(run_id)
 
     def disagreement(self, run: RunRecord) -> str | None:
         """What the record states that these predictions contradict, see integrity.disagreement. Raises as `of`."""
@@ -122,9 +140,12 @@ class StoredPredictions:
 
     def _read(self, run_id: str) -> Predictions:
         paths = self.store.run(run_id)
-        test = records.read_predictions(paths).get("test")
+        sets = records.read_predictions(paths)
+        test = sets.get("test")
         if test is None or not len(test.index_N):
             raise DataError(f"{paths.predictions} holds no test images; launch the run again")
+        if "val" in sets:
+            self._n_val[run_id] = len(sets["val"].index_N)
         try:
             return _in_order(test)
         except (ValueError, IndexError) as error:

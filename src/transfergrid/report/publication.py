@@ -10,11 +10,12 @@ from typing import Any
 
 from transfergrid.errors import NEXT_STEP, DataError, one_line
 from transfergrid.records import read_grid
-from transfergrid.report import page_text
+from transfergrid.report import page_text, worth
 from transfergrid.report.blocks import Block, sections
 from transfergrid.report.cells import markdown_table
 from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow
-from transfergrid.report.page_table import columns
+from transfergrid.report.page_table import Column, columns
+from transfergrid.report.remarks import footnotes
 from transfergrid.report.write import report_name
 from transfergrid.tracking.publication import KEY, MOST_TABLE_ROWS, Chosen, Publication, Table
 
@@ -25,6 +26,12 @@ NAMES = {
     "Is the difference real?": "statistics",
     "Joined models beside their best part": "joins",
     "Beside the published figures": "published",
+}
+# Lines above a table -> what it is called, where a section has several.
+TITLED = {
+    f"{worth.TITLES['winner']}:": "winner",
+    f"{worth.TITLES['finetuning']}:": "finetuning_over_probe",
+    f"{worth.TITLES['pretraining']}:": "pretraining_over_scratch",
 }
 OF_ONE_ROW = ("confusion", "errors", "curves", "architecture")  # how the names of such figures begin
 MOST_FIGURES = 300  # beyond it, of single rows only those that the verdict names
@@ -58,8 +65,16 @@ def publication_of(comparison: Comparison, folder: Path, *, figures: bool = True
 def short_table(rows: Sequence[ComparisonRow]) -> str:
     """The columns that the page shows before all are asked for, as it spells them: texts first, then numbers."""
     shown = sorted((c for c in columns(rows) if c.in_short), key=lambda column: column.is_number)
-    lines = [[column.text(row) for column in shown] for row in rows]
-    return markdown_table([c.label for c in shown], lines, left=sum(not c.is_number for c in shown))
+    marks, notes = footnotes(rows)
+    lines = [[marked(column, row, mark) for column in shown] for row, mark in zip(rows, marks, strict=True)]
+    table = markdown_table([c.label for c in shown], lines, left=sum(not c.is_number for c in shown))
+    below = "".join(f"- {mark}: {text}.\n" for mark, text in notes)
+    return "\n".join(part for part in (table, below) if part)
+
+
+def marked(column: Column, row: ComparisonRow, mark: str) -> str:
+    """A cell; that of the test accuracy with the row's mark."""
+    return " ".join(filter(None, (column.text(row), mark if column.name == "test_accuracy" else "")))
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -108,19 +123,25 @@ def _scored(comparison: Comparison, runs: Sequence[Any]) -> Iterator[tuple[Any, 
 
 
 def _told_tables(markdown: str) -> dict[str, Table]:
-    """The tables of comparison.md, cell by cell as they stand there; the second below a heading ends in _2."""
+    """The tables of comparison.md, cell by cell as they stand there; the second below a heading ends in _2, unless the
+    line above it has a name in TITLED."""
     found: dict[str, Table] = {}
     for section in sections(markdown):
-        tables = [block for block in section.blocks if block.kind == "table" and section.heading]
-        for number, block in enumerate(tables, start=1):
-            name = _table_name(section.heading)
-            found[name if number == 1 else f"{name}_{number}"] = _told(block)
+        blocks = section.blocks if section.heading else ()
+        unnamed = 0
+        for above, block in zip((None, *blocks), blocks, strict=False):
+            if block.kind != "table":
+                continue
+            titled = TITLED.get(above.lines[0]) if above and above.lines else None
+            unnamed += titled is None
+            name = _table_name(section.heading, titled)
+            found[name if titled or unnamed == 1 else f"{name}_{unnamed}"] = _told(block)
     return found
 
 
-def _table_name(heading: str) -> str:
+def _table_name(heading: str, titled: str | None) -> str:
     grid, _, title = heading.rpartition(": ")
-    words = f"{grid} {NAMES.get(title, title)}".lower()
+    words = f"{grid} {titled or NAMES.get(title, title)}".lower()
     return re.sub(r"[^a-z0-9]+", "_", words).strip("_")
 
 
@@ -139,11 +160,8 @@ def _typed(column: Sequence[str]) -> list[Any]:
 
 # ------------------------------------------------------------------------------------------------- figures and verdict
 def _chosen(comparison: Comparison) -> list[tuple[ComparisonRow, Sequence[Any]]]:
-    """Per data set the row that the verdict names, with its runs."""
-    runs = dict(zip(comparison.rows, comparison.runs, strict=True))
-    trusted = page_text.trusted_rows(comparison)
-    rows = [page_text.chosen_row(dataset, trusted) for dataset in dict.fromkeys(row.dataset for row in trusted)]
-    return [(row, runs[row]) for row in rows if row is not None]
+    """Per data set the rows that the verdict names first, with their runs."""
+    return [(comparison.rows[i], comparison.runs[i]) for winner in worth.winners(comparison) for i in winner.first]
 
 
 def _figures(folder: Path, chosen: Sequence[tuple[ComparisonRow, Any]]) -> tuple[Mapping[str, Path], list[str]]:

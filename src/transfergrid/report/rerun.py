@@ -91,6 +91,7 @@ def _overrides(spec: RunSpec, store: StorePaths) -> Iterator[str]:
         weights = list(_weights(spec.backbones))
         yield from weights or (["weights=null"] if published else [])
     defaults: Any = Config()
+    defaults.phase.probe.select_by = defaults.select_by  # as which null stands there
     for name in ("val_seed", "train_fraction", "shots"):  # of the run, but spelled with its data set
         if getattr(spec, name) not in (None, getattr(defaults.dataset, name)):
             yield f"dataset.{name}={hydra_value(getattr(spec, name))}"

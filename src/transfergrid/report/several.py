@@ -5,22 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from transfergrid.report import costs
+from transfergrid.errors import ConfigError
+from transfergrid.report import costs, page_text
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, percent
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.documents import as_markdown
 from transfergrid.report.families import Answer
+from transfergrid.report.remarks import footnotes
 
 SEVERAL = " and "
 
 
 def joined(comparisons: Sequence[Comparison]) -> Comparison:
-    """One comparison with all rows, in the order of the grids; the grids share a store.
+    """One comparison with all rows, in the order of the grids; the grids share a store. Raises ConfigError where they
+    choose by different scores.
 
     What it cost counts every run once, however many of the grids have it.
     """
     if len(comparisons) == 1:
         return comparisons[0]
+    scores = {row.select_by: c.grid for c in comparisons for row in c.rows}
+    if len(scores) > 1:
+        told = ", ".join(f"{grid} by {score}" for score, grid in scores.items())
+        raise ConfigError(
+            f"these grids choose on val by different scores ({told}); give select_by=NAME for all of them"
+        )
     failures = {failure.run_id: failure for c in comparisons for failure in c.failures}
     return Comparison(
         grid=SEVERAL.join(c.grid for c in comparisons),
@@ -62,6 +71,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     parts = [
         f"# Comparison: {whole.grid}\n",
         f"{len(whole.rows)} rows of {len(comparisons)} grids: {done} completed.\n",
+        f"{page_text.verdict(whole)}\n",
         _table(whole.rows),
         f"{costs.total_text(whole.spent)}\n",
     ]
@@ -74,11 +84,14 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
 
 def _table(rows: Sequence[ComparisonRow]) -> str:
     header = ["grid", "dataset", "model", "phase", "variant", "status", "seeds", "test [95 %]", "val", "published"]
+    marks, notes = footnotes(rows)
     lines = [
         [
             *(row.grid, row.dataset, row.model, row.phase, row.variant, row.status, str(row.n_seeds)),
-            *(accuracy_with_interval(row), percent(row.val_accuracy), percent(row.published_accuracy)),
+            " ".join(filter(None, (accuracy_with_interval(row), mark))),
+            *(percent(row.val_accuracy), percent(row.published_accuracy)),
         ]
-        for row in rows
+        for row, mark in zip(rows, marks, strict=True)
     ]
-    return markdown_table(header, lines, left=6)
+    below = "".join(f"- {mark}: {text}.\n" for mark, text in notes)
+    return "\n".join(part for part in (markdown_table(header, lines, left=6), below) if part)

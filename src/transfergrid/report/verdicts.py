@@ -11,6 +11,7 @@ from transfergrid.report.cells import markdown_table, points, weights_where_need
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.families import Answer, Question
 from transfergrid.report.power import needed
+from transfergrid.report.selection import RULE, is_tied
 from transfergrid.report.statistics import CONFIDENCE
 
 
@@ -18,7 +19,8 @@ from transfergrid.report.statistics import CONFIDENCE
 class AgainstBest:
     """One row minus the best of its group. needed: what it would take to tell, empty where a difference is shown.
 
-    seeds: those in common, of how many where a row has more; empty where no comparison could be made.
+    seeds: those in common, of how many where a row has more, or beside one run that has no seed; empty where no
+    comparison could be made.
     """
 
     row: ComparisonRow
@@ -31,8 +33,8 @@ class AgainstBest:
 class Group:
     """Rows that answer one question: `models` of one variant, or the `settings` (variants) of one model.
 
-    best: the highest val accuracy among the completed rows, so the test set has no part in the choice. others: the
-    remaining rows with a result, in the comparison's order.
+    best: the highest score on val among the completed rows, so the test set has no part in the choice. tied: those
+    with the same score, see selection.RULE. others: the remaining rows with a result, in the comparison's order.
     """
 
     question: Question
@@ -40,6 +42,7 @@ class Group:
     phase: str
     name: str  # the variant whose models these are, or the model whose settings these are
     best: ComparisonRow
+    tied: tuple[ComparisonRow, ...]
     others: tuple[AgainstBest, ...]
 
 
@@ -57,13 +60,15 @@ def against_best(comparison: Comparison) -> tuple[Group, ...]:
             phase=key[2],
             name=key[3],
             best=rows[best],
-            others=tuple(_against(rows[i], rows[best], found[key[:3]][i, best]) for i in others),
+            tied=tuple(rows[i] for i in others if is_tied(rows[i], rows[best])),
+            others=tuple(against(rows[i], rows[best], found[key[:3]][i, best]) for i in others),
         )
         for key, (best, others) in families.groups(rows).items()
     )
 
 
-def _against(row: ComparisonRow, best: ComparisonRow, answer: Answer) -> AgainstBest:
+def against(row: ComparisonRow, best: ComparisonRow, answer: Answer) -> AgainstBest:
+    """answer: of the one minus the other, whichever way round."""
     result = answer.result
     if isinstance(result, str):
         return AgainstBest(row=row, answer=answer, needed="", seeds="")
@@ -71,19 +76,21 @@ def _against(row: ComparisonRow, best: ComparisonRow, answer: Answer) -> Against
     if answer.verdict == "no difference shown":
         alone = result.p_value < 1 - CONFIDENCE
         would_take = "shown if it were the only comparison, not among so many" if alone else needed(result)
-    seeds = max(row.n_seeds, best.n_seeds)
-    in_common = f"{result.seeds} of {seeds}" if result.seeds < seeds else str(result.seeds)
+    fewer, seeds = sorted((row.n_seeds, best.n_seeds))
+    in_common = f"{result.seeds} of {seeds}" if result.seeds < seeds else str(seeds)
+    if fewer == 1 < result.seeds:  # a run that draws nothing stands beside each seed
+        in_common = f"{seeds} beside one run"
     return AgainstBest(row=row, answer=answer, needed=would_take, seeds=in_common)
 
 
 # ----------------------------------------------------------------------------------------------------------- markdown
 _ABOUT = """\
-Each row minus the best of its group, in points of test accuracy, on the same seeds and test images. The best is chosen
-on val; its name on test may be another. {tests} The brackets are 95 % intervals of one comparison alone. p is
-Holm-adjusted over as many comparisons as stand in brackets behind it: all of this dataset and phase that ask about
-models (joins beside their best part are among them), or all that ask about settings. A difference is called real below
-5 %. `No difference shown` is not `equal`: the interval says how large a difference may still be, the column beside
-the verdict what it would take to tell the observed one at 5 % with 80 % power.
+Each row minus the one beside it, in points of test accuracy, on the same seeds and test images. What is best is chosen
+on val; its name on test may be another; {rule}. {tests} The brackets are 95 % intervals of one comparison alone. p is
+Holm-adjusted over as many comparisons as stand in brackets behind it: those of this dataset that ask the same question,
+between models of one phase (joins beside their best part are among them), between settings, or across phases. A
+difference is called real below 5 %. `No difference shown` is not `equal`: the interval says how large a difference may
+still be, the column beside the verdict what it would take to tell the observed one at 5 % with 80 % power.
 """
 _TESTS = {
     "mcnemar_exact": "Rows of one seed: exact McNemar test, about these trained networks and other test images; what "
@@ -95,14 +102,16 @@ _TESTS = {
 _TITLES: dict[Question, str] = {"models": "Models of the same variant", "settings": "Settings of the same model"}
 
 
-def as_markdown(groups: Sequence[Group]) -> str:
-    """A section, or nothing where no group has two rows."""
-    if not groups:
+def as_markdown(groups: Sequence[Group], answers: Sequence[Answer] = (), *, tables: str = "") -> str:
+    """A section, or nothing where no group has two rows and nothing else was asked. tables: of the questions across
+    phases, whose answers these are."""
+    if not groups and not tables:
         return ""
-    results = [other.answer.result for group in groups for other in group.others]
+    results = [other.answer.result for group in groups for other in group.others] + [a.result for a in answers]
     used = {result.test for result in results if not isinstance(result, str)}
-    about = _ABOUT.format(tests=" ".join(text for test, text in _TESTS.items() if test in used))
+    about = _ABOUT.format(rule=RULE, tests=" ".join(text for test, text in _TESTS.items() if test in used))
     parts = ["## Is the difference real?\n", textwrap.fill(about, width=120, break_on_hyphens=False) + "\n"]
+    parts += [tables] if tables else []
     for question, title in _TITLES.items():
         asked = [group for group in groups if group.question == question]
         if asked:
@@ -116,6 +125,9 @@ def _table(question: Question, groups: Sequence[Group]) -> str:
     lines = []
     for group in groups:
         best, *names = _names(group)
+        if group.tied:
+            tied = [name for name, other in zip(names, group.others, strict=True) if other.row in group.tied]
+            best += f", tied with {' and '.join(tied)}"
         for name, other in zip(names, group.others, strict=True):
             lines.append([group.dataset, group.phase, group.name, best, name, *_cells(other)])
     return markdown_table(header, lines, left=7)

@@ -13,6 +13,7 @@ from transfergrid.report.comparison import Comparison, read_comparison
 from transfergrid.report.documents import as_csv
 from transfergrid.report.latex import as_latex
 from transfergrid.report.page import render_page
+from transfergrid.report.page_text import ties
 
 
 def write_report(grid: str | Sequence[str], store: StorePaths, *, figures: bool = True) -> Path:
@@ -33,7 +34,7 @@ def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
     markdown = several.markdown(comparisons)
     durable.write_bytes(folder / "comparison.csv", as_csv(whole.rows).encode())
     durable.write_bytes(folder / "comparison.md", markdown.encode())
-    durable.write_bytes(folder / "comparison.tex", as_latex(whole.grid, apart.rows).encode())
+    durable.write_bytes(folder / "comparison.tex", as_latex(whole.grid, apart.rows, notes=ties(apart)).encode())
     # Tables and page stand before the figures are begun: those can take minutes, and a job has its limits.
     page = render_page(whole, markdown, figure_notes=["figures were not asked for, or are still being made"])
     durable.write_bytes(folder / "index.html", page.encode())

@@ -24,7 +24,7 @@ from transfergrid import durable, records
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.records import GridEntry, RunRecord
-from transfergrid.specs import PHASES, safe_name, to_dict
+from transfergrid.specs import PHASES, SelectBy, safe_name, to_dict
 from transfergrid.tracking.account import Account, use_environment
 from transfergrid.tracking.description import as_line, grid_tag
 from transfergrid.tracking.remote import Remote, RemoteFile, RemoteRun
@@ -68,8 +68,8 @@ def pull_grid(account: Account, grid: str, store: StorePaths, *, say: Say) -> Pu
 
 
 def _pull(remote: Remote, grid: str, store: StorePaths, incoming: Path, say: Say) -> Pulled:
-    entries, problems = _entries(remote, grid, incoming, say)
-    records.write_grid(store.grid(grid), grid=grid, entries=entries)
+    entries, select_by, problems = _entries(remote, grid, incoming, say)
+    records.write_grid(store.grid(grid), grid=grid, entries=entries, select_by=select_by)
     found: dict[str, RunRecord] = {}
     wanted = list(dict.fromkeys(e.run_id for e in entries))
     asked = set(wanted)
@@ -100,12 +100,16 @@ def _made_from(record: RunRecord) -> Iterable[str]:
 
 
 # --------------------------------------------------------------------------------------------------------------- grid
-def _entries(remote: Remote, grid: str, incoming: Path, say: Say) -> tuple[list[GridEntry], list[str]]:
-    """What the grid consists of, by its own list or else by the runs' tags; and what of that is none."""
+def _entries(remote: Remote, grid: str, incoming: Path, say: Say) -> tuple[list[GridEntry], SelectBy, list[str]]:
+    """What the grid consists of and what it chooses by, by its own list or else by the runs' tags; and what of that is
+    none."""
+    select_by: SelectBy = "accuracy"
     grid_id = f"grid-{safe_name(grid)}"
     run = remote.runs_named([grid_id]).get(grid_id)
     try:
-        listed = None if run is None else _listed(remote, run, incoming / grid_id)
+        path = None if run is None else _list_file(remote, run, incoming / grid_id)
+        listed = None if path is None else records.read_grid(path)
+        select_by = select_by if path is None else records.selected_by(path)
         reason = f"grid {grid!r} has no grid.json on the server"
     except (DataError, RecursionError) as error:
         listed, reason = None, f"grid.json of grid {grid!r} is damaged ({one_line(error.__cause__ or error)})"
@@ -116,15 +120,15 @@ def _entries(remote: Remote, grid: str, incoming: Path, say: Say) -> tuple[list[
         say(f"{_printable(reason)}; its rows are those of the {len(listed)} runs that carry its tag")
     entries = [e for e in listed if _is_entry(e)]
     problems = [f"{_printable(str(e.run_id))!r} is no run that a grid can hold" for e in listed if not _is_entry(e)]
-    return entries, problems
+    return entries, select_by, problems
 
 
-def _listed(remote: Remote, run: RemoteRun, folder: Path) -> list[GridEntry] | None:
+def _list_file(remote: Remote, run: RemoteRun, folder: Path) -> Path | None:
     file = remote.files(run, [GRID]).get(GRID)
     if file is None:
         return None
     durable.make_folder(folder)
-    return records.read_grid(remote.download(file, folder, largest_bytes=LARGEST_BYTES[GRID]))
+    return remote.download(file, folder, largest_bytes=LARGEST_BYTES[GRID])
 
 
 def _tagged(remote: Remote, grid: str) -> list[GridEntry]:

@@ -253,7 +253,9 @@ class _Sync:
         import wandb
 
         path = self.store.wandb / "grids" / safe_name(self.grid) / "grid.json"
-        records.write_grid(path, grid=self.grid, entries=records.read_grid(self.store.grid(self.grid)))
+        listed = self.store.grid(self.grid)
+        select_by = records.selected_by(listed)
+        records.write_grid(path, grid=self.grid, entries=records.read_grid(listed), select_by=select_by)
         run_id = f"grid-{safe_name(self.grid)}"
         found = read_run(self.server.remote, run_id, files=[path.name])
         if found is not None and found.files.get(path.name) == md5_of(path):

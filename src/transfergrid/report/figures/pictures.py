@@ -16,6 +16,7 @@ from transfergrid.report.comparison import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Rows, Sketch, class_names, group_name, row_title
 from transfergrid.report.figures.tiles import tiles
+from transfergrid.report.selection import best_on_val, val_score
 from transfergrid.specs import DatasetSpec, Split
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def sketches(material: Material) -> Iterator[Sketch]:
         best = best_by_val(rows)
         if best is not None:
             row, runs = best
-            how = "best on val" if row.val_accuracy is not None else "the first row, since nothing was chosen on val"
+            how = "best on val" if val_score(row) is not None else "the first row, since nothing was chosen on val"
             yield Sketch(
                 name=group_name("predictions", dataset),
                 title=f"Predictions of {row_title(row)}",
@@ -56,9 +57,10 @@ def sketches(material: Material) -> Iterator[Sketch]:
 
 
 def best_by_val(rows: Rows) -> tuple[ComparisonRow, tuple[RunRecord, ...]] | None:
-    """The row with the best val accuracy; the first that was tested, where no row has one (protocol `published`)."""
+    """The row that is best on val; the first that was tested, where no row has a score there (protocol `published`)."""
     tested = [(row, runs) for row, runs in rows if row.test_accuracy is not None]
-    return max(tested, key=lambda pair: pair[0].val_accuracy or 0.0, default=None)
+    best = best_on_val([row for row, _ in tested])
+    return tested[best or 0] if tested else None
 
 
 def _too_many(run: RunRecord) -> bool:
