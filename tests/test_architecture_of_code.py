@@ -54,8 +54,10 @@ WITHIN_LAYER = {
     ("tracking", "images_at_hand"),
     ("images", "augment"),
     ("images", "preprocess"),
+    ("network", "device"),
     ("network", "folds"),
     ("network", "images"),
+    ("results", "device"),
     ("results", "folds"),
     ("training", "optimization"),
 }

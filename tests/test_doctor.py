@@ -218,8 +218,14 @@ def test_data_that_is_missing_is_information(tmp_path: Path) -> None:
 
 def test_a_gpu_is_needed_only_where_one_was_asked_for() -> None:
     no_gpu = saying(gpu={"error": "RuntimeError: no driver"})
-    assert node_checks.check_gpu(no_gpu, device="auto", asked=0, on_slurm=False).ok is True
-    assert node_checks.check_gpu(no_gpu, device="cuda", asked=0, on_slurm=False).ok is False
+    unused = node_checks.check_gpu(no_gpu, device="auto", asked=0, on_slurm=False)
+    assert unused.ok is True
+    assert unused.said == "none that torch can use, runs compute on the CPU: RuntimeError: no driver"
+    here = node_checks.check_gpu(no_gpu, device="cuda", asked=0, on_slurm=False)
+    assert (here.ok, here.said) == (False, "torch cannot use a GPU here: RuntimeError: no driver")
+    of_two = saying(gpu={"names": ["A100"], "problem": "V100 is not compatible"})
+    one = node_checks.check_gpu(of_two, device="auto", asked=1, on_slurm=True)
+    assert (one.ok, one.said) == (True, "A100; not used: V100 is not compatible")
     assert node_checks.check_gpu(no_gpu, device="cpu", asked=1, on_slurm=True).said == "not looked at: device=cpu"
     assert node_checks.check_gpu(no_gpu, device="auto", asked=0, on_slurm=True).ok is None
     assert node_checks.check_gpu(saying(gpu={"names": ["H200"]}), device="auto", asked=1, on_slurm=True).said == "H200"
@@ -414,7 +420,7 @@ def test_a_machine_without_slurm_is_looked_at_by_itself(
     arguments = ["cluster=local", f"store.dir={tmp_path}/s", f"cache.dir={tmp_path}/c"]
     assert doctor(arguments) == 0
     printed = capsys.readouterr().out
-    assert "ok      gpu              none that torch can use: runs compute on the CPU" in printed
+    assert "ok      gpu              none that torch can use, runs compute on the CPU: no driver" in printed
     names = [line[8:24].strip() for line in printed.splitlines()[1:-1]]
     assert names[-6:] == ["python", "code", "torch", "gpu", "memory", "cores"] and "slurm" not in names
     assert doctor([*arguments, "device=cuda"]) == 1

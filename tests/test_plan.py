@@ -178,7 +178,7 @@ def test_what_failed_by_code_or_data_is_blocked_until_the_code_changes(tmp_path:
     assert plan_of(request).counts() == {"run": 3}
 
 
-@pytest.mark.parametrize("failure_class", ["host_oom", "cuda_oom", "timeout", "node_failure", "lost", "disk_full"])
+@pytest.mark.parametrize("failure_class", ["host_oom", "cuda_oom", "environment", "timeout", "lost"])
 def test_what_failed_by_circumstance_is_run_again(tmp_path: Path, failure_class: str) -> None:
     request = grid(tmp_path, "grid.models=[resnet18]")
     fail(request, find(request, "probe", "resnet18"), failure_class)

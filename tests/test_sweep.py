@@ -130,12 +130,15 @@ def test_a_variant_too_long_to_be_spelled_out_is_still_its_own() -> None:
     assert len(variants) == 2 and {len(v) for v in variants} == {120}
 
 
-def test_a_job_that_asks_for_a_gpu_is_told_to_use_it() -> None:
+def test_a_job_uses_the_gpu_it_asked_for_and_no_other() -> None:
     on_gpu = load_sweep([*SLURM, "model=resnet18", "phase=probe"])
     on_cpu = load_sweep([*SLURM, "model=resnet18", "phase=probe", "cluster.gpus=0"])
     told = load_sweep([*SLURM, "model=resnet18", "phase=probe", "device=cpu"])
-    devices = [command._with_its_device(asked).request.runtime.device for asked in (on_gpu, on_cpu, told)]
-    assert devices == ["cuda", "auto", "cpu"]
+    asked_for = (on_gpu, on_cpu, told)
+    devices = [command._with_its_device(asked, on_slurm=True).request.runtime.device for asked in asked_for]
+    assert devices == ["cuda", "cpu", "cpu"]
+    devices = [command._with_its_device(asked, on_slurm=False).request.runtime.device for asked in asked_for]
+    assert devices == ["auto", "cpu", "cpu"]
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,9 @@ def test_a_job_that_cannot_be_renamed_runs_all_the_same(node: Node) -> None:
     assert run_task(node.group([[0]])) == {RUNS[0].run_id: "completed"}
 
 
-def test_a_job_that_asked_for_a_gpu_must_use_it_unless_another_device_was_named(node: Node) -> None:
-    for device, asks, expected in (("auto", True, "cuda"), ("auto", False, "auto"), ("cpu", True, "cpu")):
+def test_a_job_uses_the_gpu_it_asked_for_and_no_other_unless_a_device_was_named(node: Node) -> None:
+    told = (("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", False, "cuda"))
+    for device, asks, expected in told:
         node.runtime = replace(node.runtime, device=device)  # type: ignore[arg-type]
         run_task(node.group([[0]], asks_for_gpu=asks))
         assert node.runtimes[-1].device == expected

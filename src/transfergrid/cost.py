@@ -50,10 +50,10 @@ PROBE_IMPORTS_S = 5.0
 # resnet18 at 224 px 73, resnet50 at 128 px 59, googlenet at 224 px 41, vgg16 at 64 px 40 forward; resnet18_5m 82 and
 # baseline_cnn 59 in training at 32 px (1e9 each). In bfloat16 these two reached 157 and 77, on a CPU that has it in
 # hardware; others have not, so nothing is expected of it.
-CPU_FLOP_PER_S = {"fp32": 60e9, "bf16": 60e9}
+CPU_FLOP_PER_S = {"fp32": 60e9, "tf32": 60e9, "bf16": 60e9}
 # Assumed, not measured: 15 % of an A100's dense peak in bfloat16 (312e12), 40 % of its float32 peak without TF32
-# (19.5e12). Published ResNets train at 19 to 25 % of the former, tuned ones.
-GPU_FLOP_PER_S = {"fp32": 8e12, "bf16": 47e12}
+# (19.5e12), 15 % of its TF32 peak (156e12). Published ResNets train at 19 to 25 % of the first, tuned ones.
+GPU_FLOP_PER_S = {"fp32": 8e12, "tf32": 23e12, "bf16": 47e12}
 # Reading, resizing and augmenting one image: tinynet at 32 px spends 0.27 (forward) to 0.41 ms (training) beyond its
 # FLOPs on the CPU. On a GPU images are resident; assumed.
 CPU_IMAGE_S = 0.3e-3

@@ -129,22 +129,70 @@ class Interrupted(GridError):
     failure_class = "cancelled"
 
 
+# What torch raises as a RuntimeError for what a device, its driver, one of its libraries or an allocator did: words of
+# the message's first line -> failure class; the first that fits holds. Those of _DEVICE must begin it.
+_A_BUG = ("device-side assert triggered", "illegal memory access", "misaligned address")
+_HOST_MEMORY = ("DefaultCPUAllocator", "enforce fail at alloc_cpu", "HOST_ALLOCATION_FAILED", "std::bad_alloc")
+_DEVICE_MEMORY = ("CUDA error: out of memory", "CUDA out of memory", "ALLOC_FAILED", "ALLOCATION_FAILED")
+_DEVICE = (
+    *("CUDA error", "CUDA driver", "CUDA unknown error", "CUDA initialization", "Unexpected error from cuda"),
+    *("cuDNN", "CUDNN_", "cuBLAS", "CUBLAS_", "cublas", "cusolver error", "cuFFT error", "NCCL", "NVML"),
+    *("GET was unable", "FIND was unable", "Unable to find a valid cuDNN"),
+    *("Found no NVIDIA driver", "The NVIDIA driver on your system", "No CUDA GPUs are available"),
+)
+# torch.AcceleratorError carries CUDA's own number: cudaErrorMemoryAllocation, then illegal address, assert, misaligned.
+_CUDA_CODES = {2: "cuda_oom", 700: "code", 710: "code", 716: "code"}
+_ERRNOS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "disk_full"),
+    errno.EROFS: "environment",
+    errno.ENOMEM: "host_oom",
+}
+
+
 def classify(error: BaseException) -> str:
-    """The failure class (one of FAILURE_CLASSES) of an exception that ended a run."""
+    """The failure class (one of FAILURE_CLASSES) of an exception that ended a run; where it tells nothing by itself,
+    that of the exception it was raised from."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        found = _class_of(cause)
+        if found is not None:
+            return found
+        cause = cause.__cause__
+    return "code"
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether a library or the system raised it for what the machine did, so its message names no machine."""
+    return not isinstance(error, GridError) and classify(error) in ("environment", "cuda_oom", "host_oom")
+
+
+def _class_of(error: BaseException) -> str | None:
+    """By type and number first, then by words; None where none of them tells."""
     if isinstance(error, GridError):
         return error.failure_class
-    # torch.OutOfMemoryError without importing torch: planning must not load it.
-    if type(error).__name__ == "OutOfMemoryError":
+    kinds = {kind.__name__ for kind in type(error).__mro__}  # torch's, without importing it: planning must not load it
+    if "OutOfMemoryError" in kinds:
         return "cuda_oom"
     if isinstance(error, MemoryError):
         return "host_oom"
     if isinstance(error, KeyboardInterrupt):
         return "cancelled"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "disk_full"
-    if isinstance(error, PermissionError) or (isinstance(error, OSError) and error.errno == errno.EROFS):
+    if isinstance(error, PermissionError):
         return "environment"
-    return "code"
+    if isinstance(error, OSError):
+        return _ERRNOS.get(error.errno or 0)
+    if not isinstance(error, RuntimeError):
+        return None
+    code = getattr(error, "error_code", None)
+    if code in _CUDA_CODES:
+        return _CUDA_CODES[code]
+    said = str(error).lstrip().partition("\n")[0]  # what follows is advice, and names errors of other kinds
+    for words, failure_class in ((_A_BUG, "code"), (_HOST_MEMORY, "host_oom"), (_DEVICE_MEMORY, "cuda_oom")):
+        if any(word in said for word in words):
+            return failure_class
+    return "environment" if "AcceleratorError" in kinds or said.startswith(_DEVICE) else None
 
 
 def one_line(error: BaseException) -> str:

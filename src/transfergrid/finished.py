@@ -33,7 +33,7 @@ from transfergrid.specs import (
 class Reading:
     """How the figures of a run's record were read: the arithmetic, and BatchNorm by its statistics or by the batch."""
 
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16"]
     test_bn: Literal["running", "batch"]
     batch_size: int
 

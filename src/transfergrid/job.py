@@ -23,6 +23,7 @@ from transfergrid.errors import (
     MissingInput,
     Superseded,
     classify,
+    is_of_the_machine,
     one_line,
 )
 from transfergrid.paths import RunPaths, store_paths
@@ -31,7 +32,7 @@ from transfergrid.provenance import PACKAGE, code_hash, provenance
 from transfergrid.records import RunRecord, record_head, remove_checkpoints, write_record
 from transfergrid.specs import Configuration, RunSpec, Runtime, digest, from_dict, to_dict
 from transfergrid.stopping import StopFlag
-from transfergrid.usage import UsageMeter
+from transfergrid.usage import UsageMeter, host_name
 
 logger = logging.getLogger(__name__)
 Outcome = Literal["completed", "reused", "failed", "interrupted", "in flight", "superseded"]
@@ -159,13 +160,14 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
 def write_failure(
     paths: RunPaths, spec: RunSpec, error: BaseException, *, attempt: int, phase_s: float = 0.0
 ) -> RunRecord:
-    """The record of a run that failed, with its class and one line of reason."""
+    """The record of a run that failed, with its class and one line of reason; a fault of the machine's names it."""
+    where = f" (on {host_name()})" if is_of_the_machine(error) else ""
     record = RunRecord(
         run_id=spec.run_id,
         spec=spec,
         status="failed",
         failure_class=classify(error),
-        error=one_line(error),
+        error=one_line(error) + where,
         phase_s=phase_s,
         attempt=attempt,
         attempts=_attempts_until_now(paths),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from transfergrid.device import arithmetic
 from transfergrid.evaluation import scores
 from transfergrid.folds import Fold, Folds
 from transfergrid.images import NetworkInputs, augment_plan
@@ -76,9 +77,11 @@ def reset_head(head: nn.Linear, *, generator: torch.Generator) -> None:
         head.bias.copy_((torch.rand(head.bias.shape, generator=generator) * 2 - 1) * bound)
 
 
-def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 where the settings ask for it; weights, BatchNorm statistics and the loss stay float32."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """bfloat16 or TensorFloat-32 where asked for; weights, BatchNorm statistics and the loss stay float32."""
+    with arithmetic(precision), torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        yield
 
 
 def predict(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from transfergrid import durable
 from transfergrid.attempts import Attempt
+from transfergrid.device import has_tf32
 from transfergrid.errors import DataError, MissingInput
 from transfergrid.evaluation import confusion_matrix, scores, top_k_accuracy
 from transfergrid.folds import Fold
@@ -105,6 +106,8 @@ def make_record(
         "started": attempt.started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if getattr(spec.settings, "precision", None) == "tf32":
+        facts["computed_in"] = "tf32" if has_tf32(device) else "fp32"  # older GPUs and CPUs have no TensorFloat-32
     return RunRecord(
         run_id=spec.run_id,
         spec=spec,

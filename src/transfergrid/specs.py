@@ -109,7 +109,7 @@ class FeatureKey:
     dataset: DatasetSpec
     split: Split
     bn_statistics: Literal["imagenet", "target"]
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16"]
     storage: Literal["float16", "float32"]
     version: int = FEATURE_FORMAT_VERSION
 
@@ -125,7 +125,7 @@ class ExtractSettings:
     """bn_statistics `target`: BatchNorm re-estimated in one pass over the unlabelled training images, then fixed."""
 
     bn_statistics: Literal["imagenet", "target"] = "imagenet"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     storage: Literal["float16", "float32"] = "float16"
 
 
@@ -154,7 +154,7 @@ class TrainSettings:
     steps_per_epoch: int | None
     micro_batch: int | None
     clip_norm: float | None
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16"]
     optimizer: Literal["sgd", "adam", "adamw"]
     momentum: float
     nesterov: bool
@@ -246,7 +246,7 @@ class EvaluateSettings:
 
     source: str
     split: Split
-    precision: Literal["fp32", "bf16"]
+    precision: Literal["fp32", "tf32", "bf16"]
     preprocess: PreprocessSpec | None
 
 

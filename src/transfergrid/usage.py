@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -75,6 +76,11 @@ def slurm_cpus() -> int | None:
     """CPUs that SLURM gave this task; a cluster without task affinity lets it see all of the node's."""
     given = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return int(given) if given.isdigit() and int(given) > 0 else None
+
+
+def host_name() -> str:
+    """SLURM's name of this node inside a job, else the machine's own."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def _cpu_s() -> float:

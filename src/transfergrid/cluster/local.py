@@ -6,22 +6,21 @@ One run at a time per GPU, one on a machine without. A failed run does not stop 
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerProcess, SpawnProcess
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Literal
 
 from transfergrid import durable, job
+from transfergrid.cluster.child import context, gpus_for
 from transfergrid.cluster.states import live_jobs
-from transfergrid.errors import GridError, Lost, StoreFull, classify, one_line
+from transfergrid.errors import GridError, Lost, StoreFull, classify
 from transfergrid.paths import store_paths
 from transfergrid.plan import Plan, PlannedRun
 from transfergrid.records import record_head
@@ -31,7 +30,6 @@ from transfergrid.stopping import StopFlag
 POLL_S = 0.1
 ELSEWHERE_POLL_S = 1.0
 GRACE_S = 60.0  # for a child to reach its next step boundary and save, after Ctrl-C
-PRELOADED = ("transfergrid.job", "transfergrid.training", "transfergrid.network", "transfergrid.images", "torchvision")
 
 Ending = Literal["completed", "reused", "failed", "interrupted", "in flight", "superseded", "blocked", "lost"]
 
@@ -76,30 +74,6 @@ class _Pool:
     elsewhere: dict[str, float] = field(default_factory=dict)
 
 
-def preflight(check: Callable[..., None], arguments: tuple[object, ...], *, runs_follow: bool) -> str | None:
-    """Call a checking function in a child process; returns its GridError's message, None if all is well.
-
-    It runs there because it may need torch, which this process must not import. runs_follow: as a child of the
-    forkserver, which imports torch for the runs anyway; otherwise the child imports only what the check needs.
-    """
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    asked = (check, arguments, sender)
-    process: ForkServerProcess | SpawnProcess
-    if runs_follow:
-        process = _context().Process(target=_report_error, args=asked, daemon=True)
-    else:
-        process = multiprocessing.get_context("spawn").Process(target=_report_error, args=asked, daemon=True)
-    process.start()
-    sender.close()
-    try:
-        message: str | None = receiver.recv()
-    except EOFError:
-        process.join()
-        message = f"checking data and weights ended without a word (exit code {process.exitcode})"
-    process.join()
-    return message
-
-
 def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
     """Carry out what the plan says is to be run. Raises KeyboardInterrupt after Ctrl-C or SIGTERM, once children have
     saved."""
@@ -107,7 +81,7 @@ def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
     if not todo:
         return []
     payload = job.write_payload([p.run for p in todo], runtime)
-    slots = count_slots(runtime)
+    slots = slots_for(runtime)
     pool = _Pool(waiting=list(enumerate(todo)))
     try:
         with _terminated_as_interrupted() as heard:
@@ -127,16 +101,9 @@ def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
     return list(pool.endings.values())
 
 
-def count_slots(runtime: Runtime) -> int:
-    """Runs at a time: one per GPU this process may use, one on a machine without."""
-    if runtime.device == "cpu":
-        return 1
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return max(1, len([v for v in visible.split(",") if v.strip()]))
-    with contextlib.suppress(OSError):
-        return max(1, len(os.listdir("/proc/driver/nvidia/gpus")))
-    return 1
+def slots_for(runtime: Runtime) -> tuple[str | None, ...]:
+    """One for each run at a time, on a GPU each: what CUDA_VISIBLE_DEVICES is to hold; (None,) on a machine without."""
+    return gpus_for(runtime).visible or (None,)
 
 
 @contextlib.contextmanager
@@ -163,26 +130,8 @@ def _terminated_as_interrupted() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _context() -> multiprocessing.context.ForkServerContext:
-    # Threads that spin while they wait make a step 4 to 6 times slower as soon as anything else wants a core (measured:
-    # tinynet, two threads on two cores beside another process, 360 to 400 ms a step against 55 to 70 ms).
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    if threading.current_thread() is threading.main_thread():
-        # The server imports torch for seconds, and its children begin as it is: Ctrl-C, and what SLURM sends to every
-        # process of a job, is this process's to hear, which then ends its children itself.
-        before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGUSR2)}
-        try:
-            forkserver.ensure_running()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-    return context
-
-
-def _start_ready(pool: _Pool, payload: Path, slots: int, runtime: Runtime, watcher: Watcher) -> None:
-    free = sorted(set(range(slots)) - {c.slot for c in pool.children})
+def _start_ready(pool: _Pool, payload: Path, slots: Sequence[str | None], runtime: Runtime, watcher: Watcher) -> None:
+    free = sorted(set(range(len(slots))) - {c.slot for c in pool.children})
     pending = {p.run.run_id for _, p in pool.waiting} | {c.planned.run.run_id for c in pool.children}
     for item in list(pool.waiting):
         if not free:
@@ -192,7 +141,7 @@ def _start_ready(pool: _Pool, payload: Path, slots: int, runtime: Runtime, watch
             continue
         pool.waiting.remove(item)
         slot = free.pop(0)
-        process = _context().Process(target=_child, args=(str(payload), index, slot, slots))
+        process = context().Process(target=_child, args=(str(payload), index, slots[slot]))
         process.start()
         pool.children.append(_Child(index, planned, process, slot))
         watcher.started(planned)
@@ -300,17 +249,16 @@ _REASONS: dict[str, str] = {
 }
 
 
-def _child(payload: str, index: int, slot: int, slots: int) -> None:
+def _child(payload: str, index: int, gpu: str | None) -> None:
     """One run in a process of its own; its output goes to the run's log, its outcome into the exit code."""
     stop = StopFlag()
     with stop.installed():
-        sys.exit(_EXIT[_outcome(payload, index, slot, slots, stop)])
+        sys.exit(_EXIT[_outcome(payload, index, gpu, stop)])
 
 
-def _outcome(payload: str, index: int, slot: int, slots: int, stop: StopFlag) -> str:
-    if slots > 1:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(slots)))).split(",")
-        os.environ["CUDA_VISIBLE_DEVICES"] = visible[slot]
+def _outcome(payload: str, index: int, gpu: str | None, stop: StopFlag) -> str:
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch looks when it first uses a GPU, which this process has not yet
     asked = job.read_payload(Path(payload))
     run, runtime = asked.runs[index], asked.runtime
     log = store_paths(runtime).run(run.run_id).log
@@ -326,13 +274,3 @@ def _outcome(payload: str, index: int, slot: int, slots: int, stop: StopFlag) ->
         if classify(error) != "disk_full":
             raise
         return "disk full"  # so full that not even the failure could be recorded
-
-
-def _report_error(check: Callable[..., None], arguments: tuple[object, ...], sender: object) -> None:
-    message = None
-    try:
-        check(*arguments)
-    except Exception as error:  # whatever it is, the launcher must hear of it
-        message = one_line(error)
-    with contextlib.suppress(BrokenPipeError):  # the launcher was interrupted meanwhile
-        sender.send(message)  # type: ignore[attr-defined]

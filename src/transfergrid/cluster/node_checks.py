@@ -72,11 +72,13 @@ def check_gpu(answer: ProbeAnswer, *, device: str, asked: int, on_slurm: bool) -
     if found is None:
         return _unknown("gpu")
     if found.get("names"):
-        return Check("gpu", True, ", ".join(found["names"]))
+        unused = f"; not used: {found['problem']}" if found.get("problem") else ""
+        return Check("gpu", True, ", ".join(found["names"]) + unused)
     if not on_slurm and device == "auto":
-        return Check("gpu", True, "none that torch can use: runs compute on the CPU")
+        return Check("gpu", True, f"none that torch can use, runs compute on the CPU: {found.get('error')}")
     remedy = "check the node's driver and that torch is built for it, or compute without: device=cpu"
-    return Check("gpu", False, f"torch cannot use the GPU of the job: {found.get('error')}", remedy)
+    of_what = "the GPU of the job" if on_slurm else "a GPU here"
+    return Check("gpu", False, f"torch cannot use {of_what}: {found.get('error')}", remedy)
 
 
 def check_clock(answer: ProbeAnswer) -> Check:

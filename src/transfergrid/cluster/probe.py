@@ -11,7 +11,6 @@ import contextlib
 import json
 import os
 import platform
-import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 from transfergrid import durable
 from transfergrid.errors import GridError, MachineError, one_line
+from transfergrid.usage import host_name
 
 LOOK_S = 0.2
 
@@ -66,11 +66,6 @@ def tell(**findings: Any) -> None:
     """One write of one line, so that two tasks' lines do not mix."""
     sys.stdout.write(json.dumps(findings) + "\n")
     sys.stdout.flush()
-
-
-def host_name() -> str:
-    """SLURM's name of this node inside a job, else the machine's own."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 # ------------------------------------------------------------------------------------------------------ shared folders
@@ -182,23 +177,20 @@ def _torch() -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, Any]:
-    """Names of the GPUs torch can use; each has multiplied a matrix."""
-    import warnings
-
+    """Names of the GPUs torch can use; each has multiplied a matrix. problem: why it cannot use all there are."""
     import torch
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        usable = torch.cuda.is_available()
-        if not usable:
-            torch.cuda.init()  # type: ignore[no-untyped-call]  # says why, as an error
-            raise MachineError("torch sees no GPU")
+    from transfergrid.device import gpus
+
+    found = gpus()
+    if not found.usable:
+        raise MachineError(found.problem or "torch sees no GPU")
     names = []
-    for index in range(torch.cuda.device_count()):
+    for index in found.usable:
         ones = torch.ones(64, 64, device=f"cuda:{index}")
         assert float((ones @ ones).sum()) == 64.0**3
         names.append(torch.cuda.get_device_name(index))
-    return {"names": names}
+    return {"names": names, "problem": found.problem}
 
 
 def _free_memory_gib() -> float:

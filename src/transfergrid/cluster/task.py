@@ -66,8 +66,8 @@ def run_task(folder: str) -> dict[str, str]:
         index = int(os.environ.get("SLURM_ARRAY_TASK_ID") or 0)
         runs = [payload.runs[i] for i in settings.tasks[index]]
         runtime = payload.runtime
-        if settings.asks_for_gpu and runtime.device == "auto":
-            runtime = replace(runtime, device="cuda")  # a GPU that torch cannot use is not to stand idle
+        if runtime.device == "auto":  # a GPU that torch cannot use is not to stand idle, nor another job's to be taken
+            runtime = replace(runtime, device="cuda" if settings.asks_for_gpu else "cpu")
         remaining = [run for run in runs if not phase_module(run.phase).is_done(run, runtime)]
         if not remaining:  # it had finished when it was requeued
             print(f"{', '.join(run.run_id for run in runs)}: completed before", flush=True)

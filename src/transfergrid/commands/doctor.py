@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from transfergrid.cluster import local
 from transfergrid.cluster.checks import Check
+from transfergrid.cluster.child import ask
 from transfergrid.cluster.fitness import is_on_slurm, local_checks, machine_checks, slurm_checks
 from transfergrid.commands.console import FAILED, OK, make_console, run_script
 from transfergrid.commands.launch import check_inputs
@@ -70,7 +70,7 @@ def doctor(arguments: Sequence[str]) -> int:
 def _inputs_of(grid: Request) -> Check:
     """What a launch does first: data and weights of the grid, fetched where there is a network, and verified."""
     runs = [*grid.runs.values(), *(e for run in grid.runs.values() for e in run.extractions)]
-    message = local.preflight(check_inputs, (list(dict.fromkeys(runs)), grid.runtime), runs_follow=False)
+    message = ask(check_inputs, (list(dict.fromkeys(runs)), grid.runtime), runs_follow=False).error
     if message is None:
         return Check("inputs", True, f"data and weights of grid {grid.grid} are here, and verified")
     return Check("inputs", False, message, "put that file where it is looked for, or fetch it where there is a network")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from transfergrid import durable, tracking
 from transfergrid.cluster import local, slurm
+from transfergrid.cluster.child import ask, gpus_for
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.commands.console import FAILED, OK, command_line, hashing_progress, make_console, run_script
@@ -64,6 +65,7 @@ def carry_out(request: Request) -> int:
         return on_slurm.carry_out(console, request)
     if request.emit is not None:
         raise ConfigError("emit=DIR writes SLURM job scripts; it needs cluster=slurm")
+    request = on_cpu_without_gpus(request)
     plan = make_plan(
         [c.run.run_id for c in request.configurations], request.runs, request.runtime, queued=queued(request)
     )
@@ -89,6 +91,13 @@ def relaunch(grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Se
     from transfergrid.commands import retry
 
     return retry.relaunch(grid, store, run_ids, overrides)
+
+
+def on_cpu_without_gpus(request: Request) -> Request:
+    """cluster.gpus=0 means the CPU, also on a machine that has a GPU."""
+    if request.runtime.device != "auto" or request.cluster.resources.gpus > 0:
+        return request
+    return replace(request, runtime=replace(request.runtime, device="cpu"))
 
 
 def runs_on_slurm(console: Console, cluster: ClusterSettings) -> bool:
@@ -166,18 +175,33 @@ def prepare_folders(runtime: Runtime) -> None:
 
 
 def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
-    """Data and weights of what is about to run, fetched where there is a network, and verified.
+    """The GPU, data and weights of what is about to run, the latter fetched where there is a network, and verified.
 
-    runs_follow: they are carried out by this process's children.
+    runs_follow: they are carried out by this process's children. Raises MachineError where device=cuda cannot be.
     """
     runs = [p.run for p in plan.to_run]
     if not runs:
         return
     # The first use of torch, some seconds: say what the silence is.
     with console.status("checking data and weights"):
-        message = local.preflight(check_inputs, (runs, runtime), runs_follow=runs_follow)
+        if runs_follow:
+            _tell_device(console, runtime)
+        message = ask(check_inputs, (runs, runtime), runs_follow=runs_follow).error
     if message is not None:
         raise DataError(message)
+
+
+def _tell_device(console: Console, runtime: Runtime) -> None:
+    """One line where a GPU stays unused, or none is there; each run would say it to its own log alone."""
+    found = gpus_for(runtime)
+    if found.problem is None:
+        return
+    if found.visible:
+        console.print(f"not every GPU is used: {found.problem}", style="yellow", highlight=False, soft_wrap=True)
+    elif runtime.device == "cuda":
+        raise MachineError(f"device=cuda, but torch can use no GPU here: {found.problem}; device=cpu goes without")
+    else:
+        console.print(f"runs compute on the CPU: {found.problem}", highlight=False, soft_wrap=True)
 
 
 def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> None:

@@ -48,7 +48,8 @@ def _in_this_job(request: Request) -> int:
     """Inside a SLURM job the run is carried out right here, with the job's GPU if it has one; told to stop, the job
     saves and goes back into the queue."""
     runtime = request.runtime
-    if runtime.device == "auto" and os.environ.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0"):
+    has_gpu = os.environ.get("SLURM_GPUS_ON_NODE", "0") not in ("", "0")
+    if runtime.device == "auto" and has_gpu and request.cluster.resources.gpus > 0:
         runtime = replace(runtime, device="cuda")
     try:
         return carry_out(replace(request, runtime=runtime, cluster=replace(request.cluster, kind="local")))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from transfergrid import durable, job, tracking
 from transfergrid.cluster import ledger, local, slurm
@@ -42,7 +42,7 @@ def sweep(arguments: Sequence[str]) -> int:
     on_slurm = asked.launcher == "slurm"
     if on_slurm:
         _assert_slurm_can(asked)
-        asked = _with_its_device(asked)
+    asked = _with_its_device(asked, on_slurm=on_slurm)
     request = asked.request
     tracking.validate(request.runtime, sends=not request.dry_run)
     if on_slurm and not request.dry_run:
@@ -89,12 +89,13 @@ def _assert_slurm_can(asked: Sweep) -> None:
         )
 
 
-def _with_its_device(asked: Sweep) -> Sweep:
-    """A job that asked for a GPU is to use it, or to fail."""
+def _with_its_device(asked: Sweep, *, on_slurm: bool) -> Sweep:
+    """A job that asked for a GPU is to use it, or to fail; what asked for none computes on the CPU."""
     runtime = asked.request.runtime
-    if runtime.device != "auto" or asked.resources.gpus == 0:
+    if runtime.device != "auto" or (asked.resources.gpus > 0 and not on_slurm):
         return asked
-    return replace(asked, request=replace(asked.request, runtime=replace(runtime, device="cuda")))
+    device: Literal["cuda", "cpu"] = "cuda" if asked.resources.gpus > 0 else "cpu"
+    return replace(asked, request=replace(asked.request, runtime=replace(runtime, device=device)))
 
 
 def _missing(plan: Plan, runs: dict[str, RunSpec]) -> list[RunSpec]:

@@ -158,7 +158,7 @@ def check_probe(settings: ProbeSettings, protocol: Protocol) -> None:
             "aux_loss_weight": settings.aux_loss_weight,
             "bn": settings.bn == "train",
             "test_bn": settings.test_bn == "batch",
-            "precision": settings.precision == "bf16",
+            "precision": settings.precision != "fp32",
         }
         for name, value in needs_images.items():
             if value:

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from transfergrid import backbones
 from transfergrid.backbones.build import attach_auxiliary_heads, bn_statistics, build, group_parameters
-from transfergrid.device import device_of
+from transfergrid.device import arithmetic, device_of
 from transfergrid.folds import Folds, dataset_facts, make_folds, open_splits
 from transfergrid.images import NetworkInputs
 from transfergrid.network import ImageTrainee, JoinedNetwork, is_auxiliary, is_classifier, predict
@@ -170,16 +170,17 @@ def train_and_record(
         aux_loss_weight=getattr(settings, "aux_loss_weight", 0.0),
         watch_test=spec.protocol == "published",
     )
-    result = fit(
-        trainee,
-        settings,
-        groups,
-        attempt=context.attempt,
-        seed=spec.seed,
-        device=setting.device,
-        checkpoint_min_interval_s=runtime.checkpoint_min_interval_s,
-        stop=context.stop,
-    )
+    with arithmetic(settings.precision):  # of the backward pass, too
+        result = fit(
+            trainee,
+            settings,
+            groups,
+            attempt=context.attempt,
+            seed=spec.seed,
+            device=setting.device,
+            checkpoint_min_interval_s=runtime.checkpoint_min_interval_s,
+            stop=context.stop,
+        )
     if result.best_state is not None:
         network.load_state_dict(result.best_state)
     reported = {"train": folds.train, "val": folds.val, "test": folds.test}

@@ -54,9 +54,12 @@ def load_probe(network: JoinedNetwork, run_id: str, runtime: Runtime) -> Predict
 
 
 def feature_roundoff(made: ExtractSettings) -> tuple[float, str]:
-    """Relative error of a feature by bfloat16 arithmetic, float16 storage or float32 alone; what would lessen it."""
+    """Relative error of a feature by bfloat16 or TensorFloat-32 arithmetic, float16 storage or float32 alone; what
+    would lessen it."""
     if made.precision == "bf16":
         return 2.0**-7, "use phase.extract.precision=fp32"
+    if made.precision == "tf32":
+        return 2.0**-10, "use phase.extract.precision=fp32"
     if made.storage == "float16":
         return 2.0**-11, "use phase.extract.storage=float32"
     return 2.0**-14, "train the probe for more epochs"

@@ -1,0 +1,112 @@
+"""What needs torch is asked of a child process, because this one must not import it: checks of inputs, and GPUs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnProcess
+from typing import Any
+
+from transfergrid.errors import one_line
+from transfergrid.specs import Runtime
+
+PRELOADED = ("transfergrid.job", "transfergrid.training", "transfergrid.network", "transfergrid.images", "torchvision")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """value: what the function returned. error: its message on one line, where it raised or its process died."""
+
+    value: Any = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpusHere:
+    """visible: for each GPU that torch can compute on, what CUDA_VISIBLE_DEVICES must hold for a process to see it
+    alone. problem: why torch can use none, or not all, in its own words; None where it can use all there are."""
+
+    visible: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def ask(function: Callable[..., Any], arguments: tuple[object, ...], *, runs_follow: bool) -> Answer:
+    """Call a function in a child process. runs_follow: as a child of the forkserver, which imports torch for the runs
+    anyway; otherwise the child imports only what the function needs."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    asked = (function, arguments, sender)
+    process: ForkServerProcess | SpawnProcess
+    if runs_follow:
+        process = context().Process(target=_answer, args=asked, daemon=True)
+    else:
+        process = multiprocessing.get_context("spawn").Process(target=_answer, args=asked, daemon=True)
+    process.start()
+    sender.close()
+    try:
+        value, error = receiver.recv()
+    except EOFError:
+        process.join()
+        value, error = None, f"the process that looked ended without a word (exit code {process.exitcode})"
+    process.join()
+    return Answer(value, error)
+
+
+def context() -> ForkServerContext:
+    """Of the children that carry out runs: their server has imported torch once."""
+    # Threads that spin while they wait make a step 4 to 6 times slower as soon as anything else wants a core (measured:
+    # tinynet, two threads on two cores beside another process, 360 to 400 ms a step against 55 to 70 ms).
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(list(PRELOADED))
+    if threading.current_thread() is threading.main_thread():
+        # The server imports torch for seconds, and its children begin as it is: Ctrl-C, and what SLURM sends to every
+        # process of a job, is this process's to hear, which then ends its children itself.
+        before = {s: signal.signal(s, signal.SIG_IGN) for s in (signal.SIGINT, signal.SIGUSR2)}
+        try:
+            forkserver.ensure_running()
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+    return made
+
+
+def gpus_for(runtime: Runtime) -> GpusHere:
+    """GPUs that runs of this runtime may use here; none, and no problem, where they are to compute on the CPU."""
+    return GpusHere() if runtime.device == "cpu" else _gpus_here(os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+@functools.cache
+def _gpus_here(visible: str | None) -> GpusHere:
+    """Asked once: a GPU does not come while the launcher runs, and one that goes is its run's to tell."""
+    answer = ask(_usable_gpus, (), runs_follow=True)
+    if answer.error is not None:
+        return GpusHere(problem=answer.error)
+    usable, problem = answer.value
+    # CUDA counts the entries of the list; those that name nothing are none of its devices.
+    names = None if visible is None else [entry.strip() for entry in visible.split(",") if entry.strip()]
+    return GpusHere(tuple(str(i) if names is None else names[i] for i in usable), problem)
+
+
+def _usable_gpus() -> tuple[tuple[int, ...], str | None]:
+    from transfergrid.device import gpus  # torch
+
+    found = gpus()
+    return found.usable, found.problem
+
+
+def _answer(function: Callable[..., Any], arguments: tuple[object, ...], sender: Connection) -> None:
+    value, error = None, None
+    try:
+        value = function(*arguments)
+    except Exception as raised:  # whatever it is, the launcher must hear of it
+        error = one_line(raised)
+    with contextlib.suppress(BrokenPipeError):  # the launcher was interrupted meanwhile
+        sender.send((value, error))
