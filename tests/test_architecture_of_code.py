@@ -32,7 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *("tracking", "config", "preprocess", "augment", "training", "optimization", "heads", "folds", "images"),
-        *("network", "results", "device", "classes", "finished", "images_at_hand"),
+        *("network", "results", "device", "classes", "finished", "images_at_hand", "small_images"),
     ),
     ("phases",),
     ("plan", "job", "cost", "inference", "export"),
@@ -53,6 +53,9 @@ WITHIN_LAYER = {
     ("tracking", "images_at_hand"),
     ("images", "augment"),
     ("images", "preprocess"),
+    ("images", "small_images"),
+    ("small_images", "augment"),
+    ("small_images", "preprocess"),
     ("network", "folds"),
     ("network", "images"),
     ("results", "folds"),

@@ -12,8 +12,9 @@ from PIL import Image
 
 from transfergrid import data
 from transfergrid.data import DatasetFacts, LabeledImages
+from transfergrid.data._decode import decode
 from transfergrid.data._image_size import HEAD_BYTES, size_px
-from transfergrid.data.image_folder import FolderImages, decode, image_files
+from transfergrid.data.image_folder import FolderImages, image_files
 from transfergrid.errors import ConfigError, DataError
 
 

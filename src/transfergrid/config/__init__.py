@@ -28,6 +28,7 @@ class Request:
 
     configurations: the rows of the grid. runs: these and the runs they need, by run_id, needed ones first
     (extractions are the plan's business). replaces_grid: a launch redefines its grid, a run by hand adds to it.
+    notes: what the user is told about the pictures, a line each.
     """
 
     grid: str
@@ -42,6 +43,7 @@ class Request:
     emit: str | None = None
     notify: str | None = None
     needs_only_checked: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def store(self) -> StorePaths:
@@ -99,6 +101,7 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
         wait=config.wait,
         emit=config.emit,
         notify=config.notify.command,
+        notes=tuple(builder.notes),
         replaces_grid=True,
     )
 
@@ -140,6 +143,7 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
         wait=config.wait,
         emit=config.emit,
         notify=config.notify.command,
+        notes=tuple(builder.notes),
         replaces_grid=False,
         needs_only_checked=config.needs == "check",
     )
