@@ -65,7 +65,7 @@ def imagenet_places(names: Sequence[str], *, dataset: str) -> NDArray[np.int64]:
         position = {str(i): i for i in range(IMAGENET_CLASSES)}
         if position.keys() != set(names):
             raise ConfigError(
-                f"{dataset}: its {len(names)} folders are not named as ImageNet's classes; wanted wnids (n01440764 ...),"
+                f"{dataset}: its {len(names)} folders are not named as ImageNet's classes; wanted wnids (n01440764),"
                 f" all or some, or 0 to 999; got {_some(names)}"
             )
     return np.array([position[name] for name in names], dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Which stored values of pictures deeper than 8 bits become 0 and 255: one range per data set, and what is said of it."""
+"""Which stored values of pictures deeper than 8 bits become 0 and 255: one range per data set, and words on it."""
 
 from __future__ import annotations
 

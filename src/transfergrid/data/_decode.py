@@ -108,7 +108,7 @@ def to_8_bits(values: NDArray[Any], value_range: ValueRange) -> NDArray[np.uint8
 
 
 def picture_facts(path: Path, content: bytes) -> PictureFacts:
-    """From the whole content of a file; only what is deeper than 8 bits is decoded. Raises DataError naming the file."""
+    """From the whole content of a file; only deeper than 8 bits is it decoded. Raises DataError naming the file."""
     from PIL import Image
 
     width_px, height_px = size_px(path, content)

@@ -84,7 +84,7 @@ def _kept_file(kept_hashes: Path, folder: Path) -> Path:
 
 
 def _kept(kept_file: Path | None) -> dict[str, str]:
-    """Relative path -> `size mtime_ns sha256 WxH depth turn [low high]`; empty where nothing of this version is kept."""
+    """Relative path -> `size mtime_ns sha256 WxH depth turn [low high]`; empty where none of this version is kept."""
     try:
         kept: Any = durable.read_json(kept_file) if kept_file is not None else {}
     except (FileNotFoundError, json.JSONDecodeError):
