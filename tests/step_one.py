@@ -49,6 +49,10 @@ class MadeUp:
         self._bank = blocks.repeat(4, 1).repeat(4, 2)
         self._bank += rng.integers(0, 40, self._bank.shape, dtype=np.uint8)
 
+    @property
+    def shorter_edges_px(self) -> NDArray[np.int64]:
+        raise AssertionError("all images have one size")
+
     def __len__(self) -> int:
         return len(self.labels_N)
 

@@ -33,7 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *("tracking", "config", "preprocess", "augment", "training", "optimization", "heads", "folds", "images"),
-        *("network", "results", "device", "classes", "finished", "images_at_hand"),
+        *("network", "results", "device", "classes", "finished", "images_at_hand", "small_images"),
     ),
     ("phases",),
     ("plan", "job", "cost", "inference", "export"),
@@ -55,6 +55,9 @@ WITHIN_LAYER = {
     ("images", "augment"),
     ("images", "preprocess"),
     ("network", "device"),
+    ("images", "small_images"),
+    ("small_images", "augment"),
+    ("small_images", "preprocess"),
     ("network", "folds"),
     ("network", "images"),
     ("results", "device"),

@@ -20,7 +20,7 @@ from transfergrid import data, export
 from transfergrid.classes import match_classes
 from transfergrid.commands import predict
 from transfergrid.config import Request
-from transfergrid.data.image_folder import decode
+from transfergrid.data._decode import AS_STORED, Picture, PictureRules, read_picture
 from transfergrid.errors import DataError, MachineError, ParityError
 from transfergrid.finished import Reading, network_of_run, reading_of
 from transfergrid.inference import Predicted, csv_header, csv_row, predict_files
@@ -77,7 +77,9 @@ def logits_of(asked: Request, folder: Path, files: list[str]) -> NDArray[np.floa
     run = final_run(asked)
     network, preprocess = network_of_run(run, paths_of(run, asked.runtime), asked.runtime)
     network = network.to(CPU, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    found = list(predict_files(network, preprocess, folder, files, reading=reading_of(run), device=CPU))
+    found = list(
+        predict_files(network, preprocess, folder, files, reading=reading_of(run), rules=AS_STORED, device=CPU)
+    )
     assert [p.file for p in found] == files
     return np.stack([p.logits_C for p in found if p.logits_C is not None])
 
@@ -141,17 +143,18 @@ def test_few_images_are_in_memory_however_many_there_are(
 ) -> None:
     read: list[Path] = []
 
-    def noticed(path: Path) -> NDArray[np.uint8]:
+    def noticed(path: Path, rules: PictureRules) -> Picture:
         read.append(path)
-        return decode(path)
+        return read_picture(path, rules)
 
-    monkeypatch.setattr("transfergrid.inference.decode", noticed)
+    monkeypatch.setattr("transfergrid.inference.read_picture", noticed)
     run = final_run(scratch)
     network, preprocess = network_of_run(run, paths_of(run, scratch.runtime), scratch.runtime)
     files = [f"{index:03d}.png" for index in range(100)]
     reading = Reading("fp32", "running", 10)
     for done, _ in enumerate(
-        predict_files(network, preprocess, place / "pictures", files, reading=reading, device=CPU), start=1
+        predict_files(network, preprocess, place / "pictures", files, reading=reading, rules=AS_STORED, device=CPU),
+        start=1,
     ):
         assert len(read) <= done + 2 * reading.batch_size
     assert len(read) == done == 100

@@ -78,7 +78,7 @@ def test_the_recipe_on_the_device_is_torchvisions_transform_of_a_pillow_image(
         ]
     )
     expected = torch.stack([theirs(Image.fromarray(image)) for image in images.array()])
-    images_NHWC = prepare_images(images, [0, 1], spec)
+    images_NHWC = prepare_images(images, [0, 1], None)
     assert torch.allclose(normalise(images_NHWC, spec), expected, rtol=0, atol=1e-6)
     assert torch.equal(resize_by_matrix(images_NHWC, spec), resize(images_NHWC, spec))
 
@@ -194,10 +194,15 @@ def test_mixed_sizes_without_a_size_to_bring_them_to_are_the_users_to_settle(tmp
 # ------------------------------------------------------------------------------------------------------------ source
 def test_resident_and_streamed_sources_give_the_same_batches(tmp_path: Path) -> None:
     spec = spec_of("recipe", 32, 28, "bilinear")
-    for images, prepared, shape in ((uniform(6, 28, 1), False, (28, 28, 1)), (mixed(tmp_path), True, (28, 28, 3))):
+    for images, fed, shape in (
+        (uniform(6, 28, 1), None, (28, 28, 1)),
+        (uniform(6, 30, 1), spec, (28, 28, 3)),
+        (mixed(tmp_path), spec, (28, 28, 3)),
+    ):
+        prepared = fed is not None
         num_bytes = 6 * 28 * 28 * shape[2]
-        resident = ImageSource(images, spec, device=CPU, budget_bytes=num_bytes)
-        streamed = ImageSource(images, spec, device=CPU, budget_bytes=num_bytes - 1)
+        resident = ImageSource(images, fed, device=CPU, budget_bytes=num_bytes)
+        streamed = ImageSource(images, fed, device=CPU, budget_bytes=num_bytes - 1)
         assert (resident.resident, streamed.resident) == (True, False)
         assert resident.prepared is streamed.prepared is prepared
         assert len(resident) == len(streamed) == 6
@@ -206,7 +211,7 @@ def test_resident_and_streamed_sources_give_the_same_batches(tmp_path: Path) -> 
             batches = list(source.batches(order))
             assert [tuple(batch.shape) for batch in batches] == [(len(part), *shape) for part in order]
             for part, batch in zip(order, batches, strict=True):
-                assert torch.equal(batch, prepare_images(images, part.numpy(), spec))
+                assert torch.equal(batch, prepare_images(images, part.numpy(), fed))
                 assert torch.equal(batch, source.batch(part))
 
 

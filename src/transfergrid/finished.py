@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from transfergrid import architectures, backbones
 from transfergrid.backbones.build import build
+from transfergrid.data import PictureRules
 from transfergrid.data.geometry import scratch_preprocess
 from transfergrid.errors import DataError
 from transfergrid.network import EVALUATION_BATCH, JoinedNetwork, Plain
 from transfergrid.paths import RunPaths, cache_paths
+from transfergrid.records import RunRecord
 from transfergrid.results import load_weights
 from transfergrid.specs import (
     RANDOM_RULE_VERSION,
@@ -48,6 +50,12 @@ def reading_of(spec: RunSpec) -> Reading:
     return Reading(
         precision, settings.test_bn, (settings.micro_batch or settings.batch_size) if by_batch else EVALUATION_BATCH
     )
+
+
+def picture_rules_of(record: RunRecord) -> PictureRules:
+    """How the pictures of a run were read. Where none of them was turned, others are, as their EXIF data say."""
+    dataset = record.spec.dataset
+    return PictureRules(dataset.value_range, record.details.get("orientation", dataset.orientation))
 
 
 def network_of_run(spec: RunSpec, paths: RunPaths, runtime: Runtime) -> tuple[nn.Module, tuple[PreprocessSpec, ...]]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfergrid import data
-from transfergrid.data import DatasetFacts, LabeledImages
+from transfergrid.data import DatasetFacts, LabeledImages, PictureRules
 from transfergrid.data.splits import rows_per_class, stratified_subset, val_indices
 from transfergrid.errors import DataError
 from transfergrid.paths import cache_paths
@@ -64,7 +64,19 @@ def open_splits(spec: DatasetSpec, runtime: Runtime) -> dict[Split, LabeledImage
     """Every split of a data set, its files verified."""
     folder = runtime.data_folders.get(spec.name)
     where = {"data_dir": Path(runtime.data_dir), "folder": None if folder is None else Path(folder)}
-    return {s: data.load(spec.kind, split=s, **where) for s in splits_of(dataset_facts(spec, runtime))}  # type: ignore[arg-type]
+    facts, rules = dataset_facts(spec, runtime), rules_of(spec)
+    return {s: data.load(spec.kind, split=s, rules=rules, **where) for s in splits_of(facts)}  # type: ignore[arg-type]
+
+
+def rules_of(spec: DatasetSpec) -> PictureRules:
+    """How the data set's files become 8-bit RGB."""
+    return PictureRules(spec.value_range, spec.orientation)
+
+
+def picture_details(spec: DatasetSpec, runtime: Runtime) -> dict[str, str]:
+    """`orientation` for the record: `stored` only where pictures were left unturned against their EXIF data."""
+    unturned = spec.orientation == "stored" and dataset_facts(spec, runtime).turned > 0
+    return {"orientation": "stored" if unturned else "exif"}
 
 
 def splits_of(facts: DatasetFacts) -> tuple[Split, ...]:

@@ -12,13 +12,15 @@ from torch import Tensor
 from transfergrid import augment
 from transfergrid.data import LabeledImages
 from transfergrid.preprocess import ImageSource, normalise, resize
+from transfergrid.small_images import SmallImages
 from transfergrid.specs import PreprocessSpec, Split, TrainSettings
 
 
 class NetworkInputs:
     """Batches of network input for one or several backbones at once, from images held (where they fit) on the device.
 
-    Backbones that want the same preprocessing share their input tensor.
+    Backbones that want the same preprocessing share their input tensor. Images of one size, none larger than the input,
+    are kept as they are; others are brought to the input's size as they are read.
     """
 
     def __init__(
@@ -34,11 +36,15 @@ class NetworkInputs:
         self.preprocess = preprocess
         self._num_images = {split: len(images) for split, images in splits.items()}
         self._sources: dict[tuple[Split, PreprocessSpec | None], ImageSource] = {}
+        self._small: dict[Split, SmallImages] = {}
         budget_per_row = resident_gb * 1e9 / max(sum(len(index_N) for index_N in rows.values()), 1)
         for split, index_N in rows.items():
             images = splits[split]
-            # Uniform images are kept as they are, once for all; images of mixed sizes once per preprocessing.
-            wanted = {None} if images.image_size_px is not None else set(preprocess)
+            side_px = images.image_size_px
+            as_they_are = side_px is not None and side_px <= max(spec.crop_px for spec in preprocess)
+            wanted = {None} if as_they_are else set(preprocess)
+            if side_px is None:
+                self._small[split] = SmallImages(images, budget_bytes=int(budget_per_row * len(index_N)))
             for spec in wanted:
                 budget = int(budget_per_row * len(index_N) / len(wanted))
                 self._sources[split, spec] = ImageSource(images, spec, device=device, budget_bytes=budget, rows=index_N)
@@ -50,22 +56,22 @@ class NetworkInputs:
     def batch(
         self, split: Split, index_B: Tensor, *, draws: augment.AugmentDraws | None = None, augment_at: str = "native"
     ) -> list[Tensor]:
-        """One normalised float32 input (B, 3, H, W) per backbone."""
+        """One normalised float32 input (B, 3, H, W) per backbone. augment_at: as in TrainSettings."""
         made: dict[PreprocessSpec, Tensor] = {}
-        raw: dict[PreprocessSpec | None, Tensor] = {}
-        for spec in self.preprocess:
-            if spec in made:
-                continue
+        read: dict[PreprocessSpec | None, Tensor] = {}
+        for spec in dict.fromkeys(self.preprocess):
             key = None if (split, None) in self._sources else spec
             source = self._sources[split, key]
-            if key not in raw:
-                raw[key] = source.batch(index_B)
-                if draws is not None and augment_at == "native":
-                    raw[key] = augment.apply(raw[key], draws, index_B)
-            images_BHWC, prepared = raw[key], source.prepared
-            if draws is not None and augment_at == "input":
+            if key not in read:
+                read[key] = source.batch(index_B)
+            images_BHWC, prepared = read[key], source.prepared
+            if draws is not None and augment_at == "native" and not prepared and images_BHWC.shape[1] < spec.crop_px:
+                images_BHWC = augment.apply(images_BHWC, draws, index_B)
+            elif draws is not None:
                 images_BHWC = images_BHWC if prepared else resize(images_BHWC, spec)
                 images_BHWC, prepared = augment.apply(images_BHWC, draws, index_B), True
+                if augment_at == "native" and split in self._small:
+                    images_BHWC = self._small[split].augmented(images_BHWC, index_B, draws, spec)
             made[spec] = normalise(images_BHWC, spec, prepared=prepared)
         return [made[spec] for spec in self.preprocess]
 

@@ -11,7 +11,7 @@ from typing import Any
 from transfergrid import data, durable
 from transfergrid.data import LabeledImages
 from transfergrid.errors import GridError
-from transfergrid.folds import dataset_facts
+from transfergrid.folds import dataset_facts, rules_of
 from transfergrid.paths import StorePaths
 from transfergrid.specs import DatasetSpec, Runtime, Split, from_dict
 
@@ -50,6 +50,7 @@ def _load(dataset: DatasetSpec, split: Split, runtime: Runtime) -> LabeledImages
             data_dir=Path(runtime.data_dir),
             folder=None if folder is None else Path(folder),
             download=False,
+            rules=rules_of(dataset),
         )
     except (GridError, OSError):
         return None

@@ -16,24 +16,36 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from transfergrid.data._decode import PictureRules, read_picture
 from transfergrid.data._threads import in_threads
-from transfergrid.data.image_folder import decode
 from transfergrid.errors import DataError, one_line
 from transfergrid.finished import Reading
 from transfergrid.network import evaluating
 from transfergrid.preprocess import normalise, prepare_one
 from transfergrid.specs import PreprocessSpec
 
-Prepared = dict[PreprocessSpec, NDArray[np.uint8]]
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One picture at the size of each input. deep, outside: as in data._decode.Picture."""
+
+    pixels: dict[PreprocessSpec, NDArray[np.uint8]]
+    deep: bool
+    outside: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """One file: its logits (C,) float32, or why it cannot be read."""
+    """One file: its logits (C,) float32, or why it cannot be read.
+
+    deep: of more than 8 bits. outside: some of its values lie beyond the run's value range.
+    """
 
     file: str
     logits_C: NDArray[np.float32] | None
     error: str | None
+    deep: bool = False
+    outside: bool = False
 
 
 def by_its_batch(network: nn.Module, reading: Reading) -> bool:
@@ -49,6 +61,7 @@ def predict_files(
     files: Sequence[str],
     *,
     reading: Reading,
+    rules: PictureRules,
     device: torch.device,
 ) -> Iterator[Predicted]:
     """In the order of `files`, which are relative to the folder; the next batch is read while one is computed.
@@ -58,17 +71,17 @@ def predict_files(
     batches = [files[start : start + reading.batch_size] for start in range(0, len(files), reading.batch_size)]
     wanted = tuple(dict.fromkeys(preprocess))
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(_read, folder, batches[0], wanted)
+        coming = reader.submit(_read, folder, batches[0], wanted, rules)
         for batch, following in zip(batches, [*batches[1:], ()], strict=True):
             read = coming.result()
-            coming = reader.submit(_read, folder, following, wanted)
+            coming = reader.submit(_read, folder, following, wanted, rules)
             whole = [prepared for prepared in read if not isinstance(prepared, DataError)]
             logits = iter(_logits(network, preprocess, whole, reading, device) if whole else ())
             for file, prepared in zip(batch, read, strict=True):
                 if isinstance(prepared, DataError):
                     yield Predicted(file, None, one_line(prepared))
                 else:
-                    yield Predicted(file, next(logits), None)
+                    yield Predicted(file, next(logits), None, prepared.deep, prepared.outside)
 
 
 def csv_header(top_k: int) -> list[str]:
@@ -88,13 +101,16 @@ def csv_row(predicted: Predicted, class_names: Sequence[str], *, top_k: int) -> 
     return [predicted.file, *ranked[:2], *ranked, ""]
 
 
-def _read(folder: Path, files: Sequence[str], wanted: tuple[PreprocessSpec, ...]) -> list[Prepared | DataError]:
+def _read(
+    folder: Path, files: Sequence[str], wanted: tuple[PreprocessSpec, ...], rules: PictureRules
+) -> list[Prepared | DataError]:
     def prepare(file: str) -> Prepared | DataError:
         try:
-            image_HWC = decode(folder / file)
+            picture = read_picture(folder / file, rules)
         except DataError as error:
             return error
-        return {spec: prepare_one(image_HWC, spec) for spec in wanted}
+        pixels = {spec: prepare_one(picture.pixels_HW3, spec) for spec in wanted}
+        return Prepared(pixels, picture.deep, picture.outside)
 
     return in_threads(prepare, files)
 
@@ -108,7 +124,9 @@ def _logits(
 ) -> NDArray[np.float32]:
     """(B, C)"""
     inputs = {
-        spec: normalise(torch.from_numpy(np.stack([image[spec] for image in images])).to(device), spec, prepared=True)
+        spec: normalise(
+            torch.from_numpy(np.stack([image.pixels[spec] for image in images])).to(device), spec, prepared=True
+        )
         for spec in dict.fromkeys(preprocess)
     }
     with evaluating(network, device, precision=reading.precision, test_bn=reading.test_bn):

@@ -1,9 +1,9 @@
 """uint8 images of any size -> network input, in two stages.
 
-Host: images of mixed sizes are brought to one size by Pillow. Device: square images of one size are resized, cropped
-and normalised; by Pillow where the device is the CPU, in Pillow's own fixed-point arithmetic on a GPU, so the pixels
-are the same to the last bit. (torchvision's kernel for uint8 tensors is off by one level bilinear and two bicubic on a
-CPU, and takes another way, through floats, on a GPU.)
+Host: images of mixed sizes, and large ones, are brought to one size by Pillow. Device: images of one size are resized,
+cropped and normalised; by Pillow where the device is the CPU, in Pillow's own fixed-point arithmetic on a GPU, so the
+pixels are the same to the last bit. (torchvision's kernel for uint8 tensors is off by one level bilinear and two
+bicubic on a CPU, and takes another way, through floats, on a GPU.)
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ _READ_AHEAD = 2
 _HOST_CHUNK = 512
 _MIXED_CHUNK = 32
 _MATRIX_BYTES = 2**28
+_GIANT_PX = 2**26  # of a resized picture: 268 MB in Pillow, which keeps four bytes a pixel
 _FLAT = 1e-4  # added to a picture's standard deviation: no division by zero where it has one colour
 
 
@@ -52,15 +53,13 @@ def normalise(images_NHWC: Tensor, spec: PreprocessSpec, *, prepared: bool = Fal
 
 
 def resize(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
-    """Square uint8 images of one size -> uint8 (N, crop_px, crop_px, C), Pillow's pixels to the last bit."""
+    """uint8 images of one size -> uint8 (N, crop_px, crop_px, C), Pillow's pixels to the last bit."""
     assert images_NHWC.dtype == torch.uint8 and spec.antialias, (images_NHWC.dtype, spec.antialias)
     num_images, height_px, width_px, num_channels = images_NHWC.shape
-    assert height_px == width_px, f"images of {height_px} x {width_px} are for prepare_images()"
-    full_px = spec.resize_px if spec.mode == "recipe" else spec.crop_px
-    if full_px == height_px:
-        first_px = _crop_start_px(full_px, spec.crop_px)
-        last_px = first_px + spec.crop_px
-        return images_NHWC[:, first_px:last_px, first_px:last_px]
+    full_HW = _full_px(height_px, width_px, spec)
+    if full_HW == (height_px, width_px):
+        top_px, left_px = (_crop_start_px(full_px, spec.crop_px) for full_px in full_HW)
+        return images_NHWC[:, top_px : top_px + spec.crop_px, left_px : left_px + spec.crop_px]
     if images_NHWC.is_cuda:
         return resize_by_matrix(images_NHWC, spec)
     resized_NHWC = np.empty((num_images, spec.crop_px, spec.crop_px, num_channels), dtype=np.uint8)
@@ -74,28 +73,37 @@ def resize(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
 
 
 def resize_by_matrix(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
-    """resize() in Pillow's fixed-point arithmetic, for a GPU; on a CPU it gives the same, slower than Pillow."""
-    side_px = images_NHWC.shape[1]
-    full_px = spec.resize_px if spec.mode == "recipe" else spec.crop_px
-    first_px = _crop_start_px(full_px, spec.crop_px)
-    weights_oi = _weights(side_px, full_px, spec.interpolation, first_px, spec.crop_px, images_NHWC.device)
+    """resize() in Pillow's fixed-point arithmetic, for a GPU; on a CPU it gives the same, slower than Pillow.
+
+    Only what the crop shows is read and computed, so it also serves pictures that would be giants once resized.
+    """
+    seen, weights = [], []
+    height_px, width_px = images_NHWC.shape[1:3]
+    for side_px, full_px in zip((height_px, width_px), _full_px(height_px, width_px, spec), strict=True):
+        start_px = _crop_start_px(full_px, spec.crop_px)
+        first_px, weights_oi = _weights(
+            side_px, full_px, spec.interpolation, start_px, spec.crop_px, images_NHWC.device
+        )
+        seen.append(slice(first_px, first_px + weights_oi.shape[1]))
+        weights.append(weights_oi)
+    seen_NCHW = images_NHWC[:, seen[0], seen[1]].permute(0, 3, 1, 2)
     # Doubles are large, so a few images at a time.
-    bytes_per_image = 8 * images_NHWC.shape[3] * max(side_px, spec.crop_px) ** 2
-    chunks = torch.split(images_NHWC.permute(0, 3, 1, 2), max(1, _MATRIX_BYTES // bytes_per_image))
-    return torch.cat([_resized(chunk_NCHW, weights_oi) for chunk_NCHW in chunks]).permute(0, 2, 3, 1)
+    bytes_per_image = 8 * images_NHWC.shape[3] * max(*seen_NCHW.shape[2:], spec.crop_px) ** 2
+    chunks = torch.split(seen_NCHW, max(1, _MATRIX_BYTES // bytes_per_image))
+    return torch.cat([_resized(chunk_NCHW, *weights) for chunk_NCHW in chunks]).permute(0, 2, 3, 1)
 
 
 def prepare_images(
     images: LabeledImages, indices: Sequence[int] | NDArray[np.integer], spec: PreprocessSpec | None
 ) -> Tensor:
-    """uint8 (N, H, W, C) on the host: of native size where all images share one, else brought to crop_px by Pillow.
+    """uint8 (N, H, W, C) on the host: brought to crop_px by Pillow, or of native size where spec is None.
 
     Raises ConfigError where sizes are mixed and spec is None.
     """
-    if images.image_size_px is not None:
-        return torch.from_numpy(np.ascontiguousarray(images.read(indices)))
     if spec is None:
-        raise ConfigError("the images have mixed sizes; give dataset.image_size_px=N to bring them to N x N")
+        if images.image_size_px is None:
+            raise ConfigError("the images have mixed sizes; give dataset.image_size_px=N to bring them to N x N")
+        return torch.from_numpy(np.ascontiguousarray(images.read(indices)))
     prepared_NHWC = np.empty((len(indices), spec.crop_px, spec.crop_px, 3), dtype=np.uint8)
     # A few at a time: photographs of full size are large.
     for start in range(0, len(indices), _MIXED_CHUNK):
@@ -108,27 +116,37 @@ def prepare_images(
 
 
 def prepare_one(image_HWC: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[np.uint8]:
-    """One image of any size, by Pillow: shorter edge to resize_px and a centre crop, or straight to the crop size."""
+    """One image of any size, by Pillow: resized as _full_px says, then the centre of crop_px x crop_px."""
     from PIL import Image
 
+    full_height_px, full_width_px = _full_px(image_HWC.shape[0], image_HWC.shape[1], spec)
+    if full_height_px * full_width_px > _GIANT_PX:  # a line of a picture: 65,000 x 1 px would take 12.8 GB
+        return resize_by_matrix(torch.from_numpy(image_HWC)[None], spec)[0].numpy()
     image = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC)
     resample = Image.Resampling.BILINEAR if spec.interpolation == "bilinear" else Image.Resampling.BICUBIC
+    resized = image.resize((full_width_px, full_height_px), resample)
+    left_px, top_px = _crop_start_px(full_width_px, spec.crop_px), _crop_start_px(full_height_px, spec.crop_px)
+    cropped = resized.crop((left_px, top_px, left_px + spec.crop_px, top_px + spec.crop_px))
+    return np.array(cropped).reshape(spec.crop_px, spec.crop_px, -1)
+
+
+def _full_px(height_px: int, width_px: int, spec: PreprocessSpec) -> tuple[int, int]:
+    """Height and width that an image is resized to before the centre is cut out of it.
+
+    Straight to the crop size; or the shorter edge to resize_px, with small=whole an edge below crop_px to that. The
+    longer edge is rounded down, and the crop's corner to even, as torchvision does.
+    """
     if spec.mode == "direct":
-        resized = image.resize((spec.crop_px, spec.crop_px), resample)
-    else:
-        shorter_px = min(image.size)
-        # The longer edge is rounded down, and the crop's corner to even, as torchvision does.
-        image = image.resize(
-            (spec.resize_px * image.width // shorter_px, spec.resize_px * image.height // shorter_px), resample
-        )
-        left_px, top_px = _crop_start_px(image.width, spec.crop_px), _crop_start_px(image.height, spec.crop_px)
-        resized = image.crop((left_px, top_px, left_px + spec.crop_px, top_px + spec.crop_px))
-    return np.array(resized).reshape(spec.crop_px, spec.crop_px, -1)
+        return spec.crop_px, spec.crop_px
+    shorter_px = min(height_px, width_px)
+    edge_px = spec.crop_px if spec.small == "whole" and shorter_px < spec.crop_px else spec.resize_px
+    return edge_px * height_px // shorter_px, edge_px * width_px // shorter_px
 
 
 class ImageSource:
     """Images of one split for one preprocessing: resident on the device where they fit, else read when asked for.
 
+    spec: images are brought to its crop_px as they are read; None = kept at the one size that they all have.
     budget_bytes: how much the resident copy may take. rows: the only indices that will be asked for (None: all).
     Indices are always the data set's own. `prepared` goes to normalise(): the images are of their final size already.
     """
@@ -145,7 +163,7 @@ class ImageSource:
         self._images = images
         self._spec = spec
         self._device = device
-        self.prepared = images.image_size_px is None
+        self.prepared = spec is not None
         rows = np.arange(len(images)) if rows is None else rows
         self._resident_NHWC: Tensor | None = None
         first_NHWC = self._host(rows[:1])
@@ -197,10 +215,10 @@ def _crop_start_px(full_px: int, crop_px: int) -> int:
     return round((full_px - crop_px) / 2)
 
 
-def _resized(images_NCHW: Tensor, weights_oi: Tensor) -> Tensor:
+def _resized(images_NCHW: Tensor, rows_oi: Tensor, columns_oi: Tensor) -> Tensor:
     """Both axes, columns first, each rounded to whole levels, as Pillow does. Exact: products stay below 2**53."""
-    columns_NCHo = (images_NCHW.double() @ weights_oi.T).mul_(2.0**-_WEIGHT_BITS).add_(0.5).floor_().clamp_(0, 255)
-    both_NCoo = (weights_oi @ columns_NCHo).mul_(2.0**-_WEIGHT_BITS).add_(0.5).clamp_(0, 255)
+    columns_NCHo = (images_NCHW.double() @ columns_oi.T).mul_(2.0**-_WEIGHT_BITS).add_(0.5).floor_().clamp_(0, 255)
+    both_NCoo = (rows_oi @ columns_NCHo).mul_(2.0**-_WEIGHT_BITS).add_(0.5).clamp_(0, 255)
     return both_NCoo.to(torch.uint8)
 
 
@@ -210,16 +228,26 @@ def _per_channel(values: tuple[float, float, float], device: torch.device) -> Te
 
 
 @lru_cache(maxsize=64)
-def _weights(in_px: int, out_px: int, interpolation: str, first_px: int, count_px: int, device: torch.device) -> Tensor:
-    """Rows first_px .. first_px + count_px of Pillow's resampling matrix (out_px, in_px), in units of 2**-22."""
+def _weights(
+    in_px: int, out_px: int, interpolation: str, start_px: int, count_px: int, device: torch.device
+) -> tuple[int, Tensor]:
+    """Rows start_px .. start_px + count_px of Pillow's resampling matrix (out_px, in_px), in units of 2**-22.
+
+    Only the columns that are not all zero, and the first of them.
+    """
     kernel, radius_px = (_triangle, 1.0) if interpolation == "bilinear" else (_cubic, 2.0)
-    matrix = [_weights_of_pixel(out, in_px, out_px, kernel, radius_px) for out in range(first_px, first_px + count_px)]
-    return torch.tensor(matrix, dtype=torch.float64, device=device)
+    rows = [_weights_of_pixel(out, in_px, out_px, kernel, radius_px) for out in range(start_px, start_px + count_px)]
+    first_px, last_px = min(first for first, _ in rows), max(first + len(taps) for first, taps in rows)
+    matrix_oi = torch.zeros(count_px, last_px - first_px, dtype=torch.float64)
+    for row_i, (first, taps) in zip(matrix_oi, rows, strict=True):
+        row_i[first - first_px : first - first_px + len(taps)] = torch.tensor(taps, dtype=torch.float64)
+    return first_px, matrix_oi.to(device)
 
 
 def _weights_of_pixel(
     out: int, in_px: int, out_px: int, kernel: Callable[[float], float], radius_px: float
-) -> list[float]:
+) -> tuple[int, list[float]]:
+    """The first pixel that this one is made of, and the weight of each from there on."""
     scale = in_px / out_px
     stretch = max(scale, 1.0)  # antialias: the kernel grows with the shrinking
     centre = (out + 0.5) * scale
@@ -229,10 +257,7 @@ def _weights_of_pixel(
     total = 0.0
     for tap in taps:  # not math.fsum or sum(): the order of rounding is Pillow's
         total += tap
-    row = [0.0] * in_px
-    for i, tap in enumerate(taps):
-        row[first + i] = float(int(tap / total * 2**_WEIGHT_BITS + math.copysign(0.5, tap)))
-    return row
+    return first, [float(int(tap / total * 2**_WEIGHT_BITS + math.copysign(0.5, tap))) for tap in taps]
 
 
 def _triangle(x: float) -> float:

@@ -60,6 +60,7 @@ class PreprocessSpec:
     resize_px, then centre-crop crop_px (the weights' own published transform). Interpolation on uint8 with antialias,
     bit-equal to PIL on the CPU; grey images are repeated to three channels. mean and std are in units of [0, 1].
     normalise `image`: each image by its own mean and standard deviation per channel, and `mean` and `std` go unused.
+    small `whole`: a `recipe` in which an edge shorter than crop_px becomes crop_px instead of resize_px.
     """
 
     mode: Literal["direct", "recipe"]
@@ -71,6 +72,7 @@ class PreprocessSpec:
     antialias: bool = True
     channels: Literal["rgb"] = "rgb"
     normalise: Literal["constants", "image"] = "constants"
+    small: Literal["recipe", "whole"] = later("recipe")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +133,10 @@ class ExtractSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainSettings:
-    """What every trained phase has. Sizes are in pixels of the image's own size unless augment_at says `input`.
+    """What every trained phase has.
+
+    augment_at: pixels of augmentation are those of the image's own size where that is smaller than the network's input
+    (`native`), else, and always with `input`, those of the input.
 
     sampling `replacement`: an epoch's rows are drawn independently, so some come twice and some not at all.
     steps_per_epoch: None = as many as the rows fill.

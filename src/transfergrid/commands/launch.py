@@ -131,6 +131,8 @@ def queued(request: Request, ledger: Ledger | None = None, snapshot: Snapshot | 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
 def show_plan(console: Console, plan: Plan, request: Request) -> None:
+    for note in request.notes:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     counts = plan.counts()
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"

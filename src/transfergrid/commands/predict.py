@@ -62,7 +62,7 @@ def _predict(request: PredictRequest, images: Path, network: nn.Module, preproce
     import torch
 
     from transfergrid.device import device_of
-    from transfergrid.finished import reading_of
+    from transfergrid.finished import picture_rules_of, reading_of
     from transfergrid.inference import by_its_batch, csv_header, csv_row, predict_files
 
     device = device_of(request.runtime)
@@ -74,18 +74,29 @@ def _predict(request: PredictRequest, images: Path, network: nn.Module, preproce
             f"share its batch: the {reading.batch_size} that follow each other by name",
             file=sys.stderr,
         )
-    show, unreadable = progress_line("predicting"), 0
+    rules = picture_rules_of(request.record)
+    show, unreadable, outside, of_8_bits = progress_line("predicting"), 0, 0, 0
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line stands there
     with _opened(request.output) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(csv_header(request.top_k))
-        found = predict_files(network, preprocess, images, request.files, reading=reading, device=device)
+        found = predict_files(network, preprocess, images, request.files, reading=reading, rules=rules, device=device)
         for done, predicted in enumerate(found, start=1):
             writer.writerow(csv_row(predicted, request.class_names, top_k=request.top_k))
             if predicted.error is not None:
                 unreadable += 1
                 print(f"{clear}unreadable: {predicted.error}", file=sys.stderr)
+            outside += predicted.outside
+            of_8_bits += predicted.error is None and not predicted.deep
             show(done, len(request.files))
+    if rules.value_range is not None:
+        low, high = rules.value_range
+        for images_told, what in (
+            (outside, f"values beyond the run's range {low:g} to {high:g}, which become 0 or 255"),
+            (of_8_bits, f"8 bits, which stay as they are; the run's pictures hold {low:g} to {high:g}"),
+        ):
+            if images_told:
+                print(f"warning: {count(images_told, 'image')} with {what}", file=sys.stderr)
     return unreadable
 
 
@@ -97,6 +108,7 @@ def _export(
     arguments: tuple[str, ...],
 ) -> None:
     from transfergrid.export import SCRIPT, export_network
+    from transfergrid.finished import picture_rules_of
     from transfergrid.report.model_card import CardFacts, model_card
 
     spec = request.record.spec
@@ -106,6 +118,7 @@ def _export(
         folder,
         names=[b.name for b in spec.backbones] or [spec.model],
         class_names=request.class_names,
+        rules=picture_rules_of(request.record),
         with_weights=request.export_format != "torch_export",
         with_program=request.export_format != "state_dict",
     )

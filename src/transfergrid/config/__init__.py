@@ -30,6 +30,7 @@ class Request:
     (extractions are the plan's business). replaces_grid: a launch redefines its grid, a run by hand adds to it.
     replace: rows that the grid has and this launch has not may go.
     select_by: the score on val that the grid's report chooses by; None leaves it as the grid has it.
+    notes: what the user is told about the pictures, a line each.
     """
 
     grid: str
@@ -46,6 +47,7 @@ class Request:
     notify: str | None = None
     needs_only_checked: bool = False
     select_by: SelectBy | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def store(self) -> StorePaths:
@@ -103,6 +105,7 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
         wait=config.wait,
         emit=config.emit,
         notify=config.notify.command,
+        notes=tuple(builder.notes),
         replaces_grid=True,
         replace=config.replace,
         select_by=config.select_by,
@@ -146,6 +149,7 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
         wait=config.wait,
         emit=config.emit,
         notify=config.notify.command,
+        notes=tuple(builder.notes),
         replaces_grid=False,
         needs_only_checked=config.needs == "check",
         select_by=config.select_by if "select_by" in overrides else None,

@@ -29,6 +29,7 @@ from transfergrid.config.models import check_models, check_phases, is_architectu
 from transfergrid.config.names import DATASET_NAME, grid_name_of, named_by_datasets
 from transfergrid.config.resolve import Scope, check_splits, looks_like_file, make_evaluation, make_run
 from transfergrid.config.settings import check_settings, choice, in_range
+from transfergrid.config.value_range import ValueRange
 from transfergrid.config.variants import applies, check_names, checked_rule, variants_of
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.paths import CachePaths, StorePaths
@@ -63,6 +64,7 @@ class GridBuilder:
         self.runs: dict[str, RunSpec] = {}
         self.folders: dict[str, str] = {}
         self.weights_files: dict[str, str] = {}
+        self.notes: list[str] = []
         self.protocol = cast(Protocol, choice("protocol", config.protocol, ("fair", "published")))
         if self.protocol == "published" and config.grid.study is None:
             raise ConfigError(
@@ -150,7 +152,7 @@ class GridBuilder:
                 f"run={run_id!r} is of phase {trained.phase}; only probe, finetune and scratch are evaluated"
             )
         dataset = self.named_dataset
-        scope = self._dataset_scope(dataset)
+        scope = self._dataset_scope(dataset, of_run=trained.dataset.value_range)
         own = classes_of_run(trained, paths)
         if own is not None:  # else it is to be trained first, and its evaluation compares
             try:
@@ -243,7 +245,7 @@ class GridBuilder:
             choice_ = resolve_dataset(config, self.cache, keep=not self.config.dry_run, progress=self.progress)
         return Scope(config, choice_, self.protocol, self.catalog_dir)
 
-    def _dataset_scope(self, dataset: str) -> Scope:
+    def _dataset_scope(self, dataset: str, of_run: ValueRange | None = None) -> Scope:
         """The grid's defaults over one data set: composed once per name."""
         if dataset not in self._by_dataset:
             if dataset not in choices("dataset"):
@@ -252,7 +254,10 @@ class GridBuilder:
             if dataset != self.named_dataset:
                 arguments = [a for a in self.arguments if not a.startswith("dataset=")]
                 config = compose_config([*arguments, f"dataset={dataset}"])
-            found = resolve_dataset(config, self.cache, keep=not self.config.dry_run, progress=self.progress)
+            found = resolve_dataset(
+                config, self.cache, keep=not self.config.dry_run, progress=self.progress, of_run=of_run
+            )
+            self.notes.extend(found.notes)
             if found.folder is not None:
                 if self.folders.get(found.spec.name, found.folder) != found.folder:
                     raise ConfigError(f"two folders are both named {found.spec.name!r}; give one a dataset.name")

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, cast
 
 from omegaconf import DictConfig
 
 from transfergrid import data
+from transfergrid.classes import imagenet_places
 from transfergrid.config.compose import nearest
-from transfergrid.config.settings import ABOVE_ZERO, in_range
+from transfergrid.config.settings import ABOVE_ZERO, choice, in_range
+from transfergrid.config.value_range import ValueRange, about_range, value_range_of
 from transfergrid.errors import ConfigError
 from transfergrid.paths import CachePaths
 from transfergrid.specs import DatasetSpec
@@ -27,12 +30,22 @@ class DatasetChoice:
     val_seed: int
     train_fraction: float | None
     shots: int | None
+    small_pictures: Literal["whole", "recipe"]
+    notes: tuple[str, ...]
 
 
 def resolve_dataset(
-    config: DictConfig, cache: CachePaths, *, keep: bool, progress: Callable[[int, int], None] | None = None
+    config: DictConfig,
+    cache: CachePaths,
+    *,
+    keep: bool,
+    progress: Callable[[int, int], None] | None = None,
+    of_run: ValueRange | None = None,
 ) -> DatasetChoice:
-    """keep: whether a folder's content hash may be written to the cache. Raises ConfigError or DataError."""
+    """keep: whether a folder's content hash may be written to the cache. Raises ConfigError or DataError.
+
+    of_run: the value range of a finished run that is evaluated on this data set.
+    """
     node = config.dataset
     if node.kind not in data.kinds():
         raise ConfigError(f"unknown dataset.kind {node.kind!r}{nearest(node.kind, data.kinds())}")
@@ -64,12 +77,21 @@ def resolve_dataset(
         in_range("dataset.train_fraction", node.train_fraction, ABOVE_ZERO, 1)
     if node.shots is not None:
         in_range("dataset.shots", node.shots, 1, 1_000_000_000)
+    if choice("dataset.classes", node.classes, ("folders", "imagenet")) == "imagenet":
+        imagenet_places(facts.class_names, dataset=name)
+    value_range = value_range_of(node.value_range, facts, name, of_run)
+    turns = choice("dataset.orientation", node.orientation, ("exif", "stored")) == "exif" and facts.turned > 0
     spec = DatasetSpec(
         name=name,
         kind=node.kind,
         fingerprint=facts.fingerprint,
         num_classes=facts.num_classes,
         max_images=node.max_images,
+        value_range=value_range,
+        orientation="exif" if turns else "stored",
+    )
+    turned = (
+        f"{name}: pictures turned as their EXIF data say: {facts.turned}; dataset.orientation=stored leaves them",
     )
     return DatasetChoice(
         spec,
@@ -79,4 +101,6 @@ def resolve_dataset(
         node.val_seed,
         node.train_fraction,
         node.shots,
+        cast(Any, choice("dataset.small_pictures", node.small_pictures, ("whole", "recipe"))),
+        (*about_range(value_range, facts, name), *(turned if turns else ())),
     )

@@ -11,6 +11,7 @@ from typing import cast
 from omegaconf import DictConfig
 
 from transfergrid import architectures, backbones, durable
+from transfergrid.classes import IMAGENET_CLASSES, imagenet_places, names_imagenet_anew
 from transfergrid.config.compose import nearest
 from transfergrid.config.dataset import DatasetChoice
 from transfergrid.config.models import is_architecture, split_model
@@ -78,6 +79,8 @@ class Scope:
         preprocess = preprocess_for(
             image_size_px=self.dataset.image_size_px,
             native_size_px=self.dataset.facts.image_size_px,
+            shortest_px=self.dataset.facts.shortest_px,
+            small=self.dataset.small_pictures,
             resize_px=published.resize_px,
             crop_px=published.crop_px,
             interpolation=published.interpolation,
@@ -148,7 +151,28 @@ def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[
         train_fraction=None if phase == "evaluate" else dataset.train_fraction,
         shots=None if phase == "evaluate" else dataset.shots,
         needs=tuple(run.run_id for run in needs),
-        rules=RULES_VERSION if phase in ("probe", "finetune") else 1,
+        rules=RULES_VERSION if phase in ("probe", "finetune") or _counts_anew(scope, settings) else 1,
+    )
+
+
+def _counts_anew(scope: Scope, settings: Settings) -> bool:
+    """Does another phase give other numbers than the first release did, with the same fields?"""
+    facts = scope.dataset.facts
+    if isinstance(settings, ScratchSettings):
+        # Images larger than the input are augmented at its size; smaller ones among others, at their own.
+        augments = (settings.flip, settings.shift_px, settings.perspective, settings.rotation_deg, settings.cutout_px)
+        own_px, size_px = facts.image_size_px, settings.image_size_px
+        if own_px is None:
+            differs = facts.shortest_px is not None and facts.shortest_px < size_px
+        else:
+            differs = own_px > size_px
+        return differs and settings.augment_at == "native" and any(augments)
+    # Folders found by name among the classes of published logits, where their order did not say the same.
+    return (
+        isinstance(settings, EvaluateSettings)
+        and not settings.source.startswith("run:")
+        and scope.dataset.folder is not None
+        and names_imagenet_anew(facts.class_names)
     )
 
 
@@ -183,10 +207,11 @@ def _evaluate_settings(
     else:
         source = "own_head"
         head_classes = backbones.entry(model, catalog_dir=scope.catalog_dir).head_classes
-        if head_classes != scope.dataset.spec.num_classes:
-            why = " (the folders must hold all of them)" if scope.dataset.folder is not None else ""
+        if head_classes == IMAGENET_CLASSES and scope.dataset.folder is not None:
+            imagenet_places(scope.dataset.facts.class_names, dataset=scope.dataset.spec.name)
+        elif head_classes != scope.dataset.spec.num_classes:
             raise ConfigError(
-                f"phase=evaluate: {model}'s own head has {head_classes} classes{why}, {scope.dataset.spec.name} has"
+                f"phase=evaluate: {model}'s own head has {head_classes} classes, {scope.dataset.spec.name} has"
                 f" {scope.dataset.spec.num_classes}; give run=ID or phase.evaluate.checkpoint=FILE"
             )
     return replace(settings, source=source)

@@ -162,6 +162,9 @@ class DatasetConfig:
     """name: as paths and tables show it; for an image folder the folder's own name unless given.
 
     train_fraction, shots: train on a share of the training images, or on so many of each class (give one of the two).
+    value_range: the stored values that become 0 and 255 in a folder's pictures deeper than 8 bits; null = the least and
+    the largest of train. orientation: exif | stored. small_pictures: whole | recipe, of those smaller than the input.
+    classes: folders | imagenet, whose folders are named by wnids or 0 to 999.
     """
 
     name: str | None = None
@@ -172,6 +175,10 @@ class DatasetConfig:
     val_seed: int = 0
     train_fraction: float | None = None
     shots: int | None = None
+    value_range: list[float] | None = None
+    orientation: str = "exif"
+    small_pictures: str = "whole"
+    classes: str = "folders"
 
 
 @dataclass

@@ -13,11 +13,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
+from transfergrid.data._decode import AS_STORED, PictureRules
 from transfergrid.data._images import ArrayImages, DatasetFacts, LabeledImages
 from transfergrid.errors import ConfigError
 from transfergrid.specs import Split
 
-__all__ = ["ArrayImages", "DatasetFacts", "LabeledImages", "facts", "find", "kinds", "load"]
+__all__ = [
+    "AS_STORED",
+    "ArrayImages",
+    "DatasetFacts",
+    "LabeledImages",
+    "PictureRules",
+    "facts",
+    "find",
+    "kinds",
+    "load",
+]
 
 _NOT_KINDS = ("geometry", "splits")
 
@@ -48,9 +59,17 @@ def facts(
 
 
 def load(
-    kind: str, *, split: Split, data_dir: Path, folder: Path | None = None, download: bool = True
+    kind: str,
+    *,
+    split: Split,
+    data_dir: Path,
+    folder: Path | None = None,
+    download: bool = True,
+    rules: PictureRules = AS_STORED,
 ) -> LabeledImages:
     """One split. Published files are verified first, and fetched where they are missing and download is True.
+
+    rules: how the pictures of a folder are read; published data sets have 8 bits and no EXIF data.
 
     Raises DataError for files that are missing or damaged, ConfigError for a split the data set does not have.
     """
@@ -60,7 +79,7 @@ def load(
         if split not in splits:
             raise ConfigError(f"{kind} has no split {split!r}; it has: {', '.join(splits)}")
         return cast(LabeledImages, module.load(split=split, data_dir=data_dir, download=download))
-    return cast(LabeledImages, module.load(split=split, folder=folder))
+    return cast(LabeledImages, module.load(split=split, folder=folder, rules=rules))
 
 
 def find(kind: str, *, data_dir: Path, folder: Path | None = None, download: bool = True) -> None:

@@ -1,4 +1,7 @@
-"""Content of a folder of images: what each file holds, remembered together with its size and time of change."""
+"""Content of a folder of images: what each file holds, remembered together with its size and time of change.
+
+Beside the hash stand size, depth, turn and extremes of the picture, so that a later plan needs no pixels.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,16 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from transfergrid import durable
-from transfergrid.data._image_size import HEAD_BYTES, size_px
+from transfergrid.data._decode import Depth, PictureFacts, picture_facts
 from transfergrid.data._threads import in_threads
 from transfergrid.specs import digest, safe_name
 
-VERSION = 1
+VERSION = 2  # 1, of the first release, kept the size of a picture alone
 
 
 def content_of(
@@ -24,8 +28,8 @@ def content_of(
     kept_hashes: Path | None,
     keep: bool,
     progress: Callable[[int, int], None] | None,
-) -> tuple[str, int | None]:
-    """Fingerprint over sorted names and bytes, and the side of the images where all are squares of one size.
+) -> tuple[str, dict[str, PictureFacts]]:
+    """Fingerprint over sorted names and bytes, and what is known of each picture.
 
     Only files whose size or time of change differs from what is kept are read. Raises DataError for a file that no
     image format recognises.
@@ -48,13 +52,12 @@ def content_of(
         durable.write_json(kept_file, {"version": VERSION, "folder": str(folder.resolve()), "files": known})
 
     whole = hashlib.sha256()
-    sizes_px: set[str] = set()
+    pictures: dict[str, PictureFacts] = {}
     for relative in sorted(known):
-        _, _, sha256, size = known[relative].split()
+        _, _, sha256, *facts = known[relative].split()
         whole.update(os.fsencode(relative) + f"\0{sha256}\n".encode())
-        sizes_px.add(size)
-    width, height = sizes_px.pop().split("x") if len(sizes_px) == 1 else ("0", "1")
-    return f"content:{whole.hexdigest()[:32]}", int(width) if width == height else None
+        pictures[relative] = _facts(*facts)
+    return f"content:{whole.hexdigest()[:32]}", pictures
 
 
 def _state(path: Path) -> str:
@@ -64,8 +67,16 @@ def _state(path: Path) -> str:
 
 def _content(path: Path) -> str:
     content = path.read_bytes()
-    width_px, height_px = size_px(path, content[:HEAD_BYTES])
-    return f"{hashlib.sha256(content).hexdigest()} {width_px}x{height_px}"
+    found = picture_facts(path, content)
+    extremes = "" if found.depth == "8-bit" else f" {found.low!r} {found.high!r}"
+    size = f"{found.width_px}x{found.height_px} {found.depth} {'turned' if found.turned else 'upright'}"
+    return f"{hashlib.sha256(content).hexdigest()} {size}{extremes}"
+
+
+@lru_cache(maxsize=4096)  # most pictures of a folder are of a few kinds
+def _facts(size: str, depth: Depth, turn: str, low: str = "0", high: str = "0") -> PictureFacts:
+    width, height = size.split("x")
+    return PictureFacts(int(width), int(height), depth, turn == "turned", float(low), float(high))
 
 
 def _kept_file(kept_hashes: Path, folder: Path) -> Path:
@@ -73,7 +84,7 @@ def _kept_file(kept_hashes: Path, folder: Path) -> Path:
 
 
 def _kept(kept_file: Path | None) -> dict[str, str]:
-    """Relative path -> `size mtime_ns sha256 WxH`; empty where nothing of this version is kept."""
+    """Relative path -> `size mtime_ns sha256 WxH depth turn [low high]`; empty where none of this version is kept."""
     try:
         kept: Any = durable.read_json(kept_file) if kept_file is not None else {}
     except (FileNotFoundError, json.JSONDecodeError):

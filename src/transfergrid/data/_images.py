@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +20,10 @@ class DatasetFacts:
     image_size_px: the side of the images where all are squares of one size, else None.
     mirror_ok: whether an image keeps its class when it is flipped left to right.
     num_images: split -> images as published; its keys are the splits there are.
+    shortest_px: the shortest edge of any image, where they are not all squares of one size.
+    turned: how many images are shown otherwise where EXIF data are followed.
+    depths: 8-bit, integer, float -> how many files, and the first of them. extremes: split -> the least and the largest
+    value of each image that is deeper than 8 bits.
     """
 
     kind: str
@@ -29,10 +33,17 @@ class DatasetFacts:
     image_size_px: int | None
     mirror_ok: bool
     num_images: dict[str, int]
+    shortest_px: int | None = None
+    turned: int = 0
+    depths: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    extremes: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
 
 
 class LabeledImages(Protocol):
-    """One split, in the data set's own order. labels_N: int64 in [0, num_classes); image_size_px as in DatasetFacts."""
+    """One split, in the data set's own order. labels_N: int64 in [0, num_classes); image_size_px as in DatasetFacts.
+
+    shorter_edges_px: of each image, where image_size_px is None.
+    """
 
     @property
     def labels_N(self) -> NDArray[np.int64]: ...
@@ -40,6 +51,8 @@ class LabeledImages(Protocol):
     def class_names(self) -> tuple[str, ...]: ...
     @property
     def image_size_px(self) -> int | None: ...
+    @property
+    def shorter_edges_px(self) -> NDArray[np.int64]: ...
 
     def __len__(self) -> int: ...
 
@@ -76,6 +89,10 @@ class ArrayImages:
     def image_size_px(self) -> int | None:
         height_px, width_px = self._images_NHWC.shape[1:3]
         return int(height_px) if height_px == width_px else None
+
+    @property
+    def shorter_edges_px(self) -> NDArray[np.int64]:
+        return np.full(len(self), min(self._images_NHWC.shape[1:3]))
 
     def __len__(self) -> int:
         return len(self._labels_N)

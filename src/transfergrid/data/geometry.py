@@ -12,6 +12,8 @@ def preprocess_for(
     *,
     image_size_px: int | None,
     native_size_px: int | None,
+    shortest_px: int | None = None,
+    small: Literal["recipe", "whole"] = "whole",
     resize_px: int,
     crop_px: int,
     interpolation: Literal["bilinear", "bicubic"],
@@ -20,12 +22,16 @@ def preprocess_for(
 ) -> PreprocessSpec:
     """The preprocessing of a backbone whose weights publish resize_px, crop_px, interpolation, mean and std.
 
-    image_size_px, the user's, goes straight to that size. Without it, images smaller than the crop size go straight to
-    the crop size, because a centre crop would cut away a border that holds content; others (and mixed sizes:
-    native_size_px None) take the weights' own transform.
+    image_size_px, the user's, goes straight to that size. Without it each image is judged by its shorter edge: if that
+    is below the crop size, it becomes the crop size, because the weights' own transform would cut away a border that
+    holds content; other images take that transform. So a square goes the same way among images of its own size
+    (native_size_px) and among others (native_size_px None; shortest_px: the shortest edge there is). small=recipe: the
+    weights' own transform for every image, as in the figures that are published of them.
     """
     _check(image_size_px)
-    smaller = native_size_px is not None and native_size_px < crop_px
+    whole = small == "whole"
+    smaller = whole and native_size_px is not None and native_size_px < crop_px
+    some_smaller = whole and native_size_px is None and shortest_px is not None and shortest_px < crop_px
     size_px = image_size_px or (crop_px if smaller else None)
     return PreprocessSpec(
         mode="recipe" if size_px is None else "direct",
@@ -34,6 +40,7 @@ def preprocess_for(
         interpolation=interpolation,
         mean=mean,
         std=std,
+        small="whole" if some_smaller and size_px is None else "recipe",
     )
 
 

@@ -1,21 +1,22 @@
 """A folder of the user's: train/<class>/*, and test/<class>/* or val/<class>/*; with both, val/ is the val split.
 
 Without train/ it serves evaluation alone, and may hold some of the classes that the evaluated network knows.
-Images of any size and mode become RGB as they are read; their EXIF orientation is ignored, as torchvision does. Hidden
-files, and files that are no images by their name, do not count.
+Images of any size and mode become 8-bit RGB as they are read, by the data set's rules. Hidden files, and files that are
+no images by their name, do not count.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from transfergrid.data._decode import AS_STORED, PictureRules, decode
 from transfergrid.data._folder_hash import content_of
 from transfergrid.data._image_size import HEAD_BYTES, size_px, unreadable
 from transfergrid.data._images import DatasetFacts
@@ -31,22 +32,33 @@ def facts(
 ) -> DatasetFacts:
     listing = _listing(folder)
     relative_paths = [path for classes in listing.values() for paths in classes.values() for path in paths]
-    fingerprint, image_size_px = content_of(
-        folder, relative_paths, kept_hashes=kept_hashes, keep=keep, progress=progress
-    )
+    fingerprint, pictures = content_of(folder, relative_paths, kept_hashes=kept_hashes, keep=keep, progress=progress)
+    sizes_px = {(p.width_px, p.height_px) for p in pictures.values()}
+    depths: dict[str, tuple[int, str]] = {}
+    for path, picture in pictures.items():
+        count, first = depths.get(picture.depth, (0, path))
+        depths[picture.depth] = (count + 1, first)
+    deep = {path: (p.low, p.high) for path, p in pictures.items() if p.depth != "8-bit"}
     class_names = tuple(next(iter(listing.values())))
     return DatasetFacts(
         kind="image_folder",
         fingerprint=fingerprint,
         num_classes=len(class_names),
         class_names=class_names,
-        image_size_px=image_size_px,
+        image_size_px=_side_px(sizes_px),
         mirror_ok=True,
         num_images={split: sum(map(len, classes.values())) for split, classes in listing.items()},
+        shortest_px=min(min(size) for size in sizes_px),
+        turned=sum(p.turned for p in pictures.values()),
+        depths=depths,
+        extremes={
+            split: tuple(deep[path] for paths in classes.values() for path in paths if path in deep)
+            for split, classes in listing.items()
+        },
     )
 
 
-def load(*, split: Split, folder: Path) -> FolderImages:
+def load(*, split: Split, folder: Path, rules: PictureRules = AS_STORED) -> FolderImages:
     listing = _listing(folder)
     if split not in listing:
         raise ConfigError(f"{folder} has no split {split!r}; it has: {', '.join(listing)}")
@@ -55,6 +67,7 @@ def load(*, split: Split, folder: Path) -> FolderImages:
         [folder / path for paths in classes.values() for path in paths],
         np.repeat(np.arange(len(classes)), [len(paths) for paths in classes.values()]).astype(np.int64),
         class_names=tuple(classes),
+        rules=rules,
     )
 
 
@@ -70,17 +83,31 @@ def image_files(folder: Path) -> list[str]:
 class FolderImages:
     """Images decoded when they are read, by a few threads."""
 
-    def __init__(self, paths: list[Path], labels_N: NDArray[np.int64], *, class_names: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        paths: list[Path],
+        labels_N: NDArray[np.int64],
+        *,
+        class_names: tuple[str, ...],
+        rules: PictureRules = AS_STORED,
+    ) -> None:
         self.paths = paths
         self.labels_N = labels_N
         self.class_names = class_names
+        self._decode = partial(decode, rules=rules)
+
+    @cached_property
+    def _sizes_px(self) -> list[tuple[int, int]]:
+        """From the headers, which costs a second or two for 60,000 files, once."""
+        return in_threads(_header_size_px, self.paths)
 
     @cached_property
     def image_size_px(self) -> int | None:
-        """From the headers, which costs a second or two for 60,000 files, once."""
-        sizes_px = set(in_threads(_header_size_px, self.paths))
-        width_px, height_px = sizes_px.pop() if len(sizes_px) == 1 else (0, 1)
-        return width_px if width_px == height_px else None
+        return _side_px(set(self._sizes_px))
+
+    @cached_property
+    def shorter_edges_px(self) -> NDArray[np.int64]:
+        return np.array([min(size) for size in self._sizes_px], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -89,11 +116,11 @@ class FolderImages:
         paths = [self.paths[int(index)] for index in indices]
         side_px = self.image_size_px
         if side_px is None:
-            return in_threads(decode, paths)
+            return in_threads(self._decode, paths)
         images_NHWC = np.empty((len(paths), side_px, side_px, 3), dtype=np.uint8)
 
         def fill(row: int) -> None:
-            images_NHWC[row] = decode(paths[row])
+            images_NHWC[row] = self._decode(paths[row])
 
         in_threads(fill, range(len(paths)))
         return images_NHWC
@@ -104,17 +131,10 @@ class FolderImages:
         return cast(NDArray[np.uint8], self.read(range(len(self))))
 
 
-def decode(path: Path) -> NDArray[np.uint8]:
-    """One file as (H, W, 3) RGB. Raises DataError naming the file."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return np.array(image.convert("RGB"))
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow's decoders raise errors of every kind on damaged files
-        raise unreadable(path, error) from error
+def _side_px(sizes_px: set[tuple[int, int]]) -> int | None:
+    """The side of the images where all are squares of one size."""
+    width_px, height_px = next(iter(sizes_px)) if len(sizes_px) == 1 else (0, 1)
+    return width_px if width_px == height_px else None
 
 
 def _header_size_px(path: Path) -> tuple[int, int]:

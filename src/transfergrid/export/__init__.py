@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from transfergrid import durable
+from transfergrid.data import AS_STORED, PictureRules
 from transfergrid.errors import MachineError, ParityError, one_line
 from transfergrid.paths import EXPORT_MARK
 from transfergrid.preprocess import normalise
@@ -23,8 +24,10 @@ WEIGHTS, PROGRAM, SCRIPT, CLASSES = "weights.safetensors", "model.pt2", "load.py
 TOLERANCE = 1e-4  # of a logit, relative to the largest where that is above 1
 CHECKED_BATCHES = (5, 1)
 STEPS = (
-    "decode as RGB; mode direct: resize to crop_px x crop_px; mode recipe: shorter edge to resize_px (the longer "
-    "rounded down), centre crop of crop_px; on 8-bit pixels with antialias, as Pillow does; divide by 255; normalise "
+    "decode as RGB, turned as EXIF data say where orientation is exif, values deeper than 8 bits by value_range = "
+    "[stored value of 0, of 255]; mode direct: resize to crop_px x crop_px; mode recipe: shorter edge to resize_px "
+    "(with small whole: to crop_px where it is below that; the longer rounded down), centre crop of crop_px; on 8-bit "
+    "pixels with antialias, as Pillow does; divide by 255; normalise "
     "constants: subtract mean, divide by std; normalise image: by the image's own mean and deviation per channel"
 )
 
@@ -44,10 +47,13 @@ def export_network(
     *,
     names: Sequence[str],
     class_names: Sequence[str],
+    rules: PictureRules = AS_STORED,
     with_weights: bool,
     with_program: bool,
 ) -> Exported:
     """Write the folder's files, each whole or not at all. names: of the backbones, or of the architecture.
+
+    rules: how the run's pictures became 8-bit RGB.
 
     network: on the CPU, in eval mode. Raises MachineError where torch.export does not take it, ParityError where the
     program, read back from its file, does not give the network's logits.
@@ -55,7 +61,7 @@ def export_network(
     for name in (WEIGHTS, PROGRAM, SCRIPT):  # an earlier export's, which would be another network's
         (folder / name).unlink(missing_ok=True)
     inputs = [{"name": name, **to_dict(spec)} for name, spec in zip(names, preprocess, strict=True)]
-    durable.write_json(folder / EXPORT_MARK, {"inputs": inputs, "steps": STEPS})
+    durable.write_json(folder / EXPORT_MARK, {"pictures": asdict(rules), "inputs": inputs, "steps": STEPS})
     durable.write_json(folder / CLASSES, list(class_names))
     files, difference = [EXPORT_MARK, CLASSES], None
     if with_weights:

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from transfergrid import backbones
 from transfergrid.backbones.build import attach_auxiliary_heads, bn_statistics, build, group_parameters
 from transfergrid.device import arithmetic, device_of
-from transfergrid.folds import Folds, dataset_facts, make_folds, open_splits
+from transfergrid.folds import Folds, dataset_facts, make_folds, open_splits, picture_details
 from transfergrid.images import NetworkInputs
 from transfergrid.network import ImageTrainee, JoinedNetwork, is_auxiliary, is_classifier, predict
 from transfergrid.network_size import describe
@@ -208,6 +208,7 @@ def train_and_record(
         metrics=metrics,
         details={"first_step": result.first_step, "n_test": len(folds.test)}
         | class_details(made, dataset_facts(spec.dataset, runtime).class_names)
+        | picture_details(spec.dataset, runtime)
         | result.rules(settings.epochs)
         | dict(details),
         phase_s=setting.watch.seconds + result.elapsed_before_s,

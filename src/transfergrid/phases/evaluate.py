@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfergrid import durable
-from transfergrid.classes import classes_of_run, match_classes
-from transfergrid.errors import DataError
+from transfergrid.classes import NamedLogits, classes_of_run, match_classes, name_logits
 from transfergrid.evaluation import top_k_accuracy
 from transfergrid.folds import Fold, make_folds, open_splits, subset
 from transfergrid.paths import store_paths
@@ -38,15 +37,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """A network, what each of its backbones is fed, and its classes in the order of its logits.
+    """A network, what each of its backbones is fed, and how BatchNorm is read, if not as usual.
 
-    place_S: for each class of the data set its place among them. reading: how BatchNorm is read, if not as usual.
+    own: its classes in the order of its logits; None where only their number can tell.
     """
 
     network: nn.Module
     preprocess: tuple[PreprocessSpec, ...]
-    class_names: tuple[str, ...]
-    place_S: NDArray[np.int64]
+    own: NamedLogits | None
     reading: Mapping[str, Any]
 
 
@@ -76,22 +74,26 @@ def run(context: RunContext) -> RunRecord:
     forward = Stopwatch()
     logits_NC = predict(network, inputs, fold, precision=settings.precision, **asked.reading)
     images_per_s = len(fold) / forward.seconds
-    if logits_NC.shape[1] != len(asked.class_names):
-        raise DataError(
-            f"{spec.model} tells {logits_NC.shape[1]} classes apart, {spec.dataset.name} has {len(asked.class_names)}"
-        )
-    fold = Fold(fold.split, fold.index_N, asked.place_S[fold.labels_N])
+    names, dataset = splits[fold.split].class_names, spec.dataset
+    named = asked.own or name_logits(
+        names, logits_NC.shape[1], model=spec.model, dataset=dataset.name, kind=dataset.kind
+    )
+    if named.note is not None:
+        logger.info("%s", named.note)
+    compared = {} if named.columns is None else {"classes_compared": len(named.columns)}
+    logits_NC = logits_NC if named.columns is None else logits_NC[:, named.columns]
+    fold = Fold(fold.split, fold.index_N, named.place_S[fold.labels_N])
     made: dict[str, tuple[Fold, Logits]] = {settings.split: (fold, logits_NC)}
     save_predictions(context.attempt, made)
-    _write_csv(context.paths.predictions_csv, fold, logits_NC, asked.class_names)
+    _write_csv(context.paths.predictions_csv, fold, logits_NC, named.class_names)
     cost = describe(network, [(3, p.crop_px, p.crop_px) for p in asked.preprocess])
-    details = {"source": settings.source, "n_test": len(fold), **_errors(fold, logits_NC)}
+    details = {"source": settings.source, "n_test": len(fold), **_errors(fold, logits_NC), **compared}
     return make_record(
         spec,
         context.attempt,
         device,
         metrics=score_folds(made),
-        details=details | class_details(made, asked.class_names),
+        details=details | class_details(made, named.class_names),
         phase_s=watch.seconds,
         n_train=None,
         parameters=cost.parameters,
@@ -132,7 +134,7 @@ def _open(spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Eval
     if settings.source.startswith("run:"):
         return _finished(settings.source.removeprefix("run:"), spec, runtime, class_names)
     network, preprocess = _from_file(spec, runtime, settings)
-    return Evaluated(network.eval(), preprocess, class_names, np.arange(len(class_names)), {})
+    return Evaluated(network.eval(), preprocess, None, {})
 
 
 def _finished(run_id: str, spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Evaluated:
@@ -144,7 +146,8 @@ def _finished(run_id: str, spec: RunSpec, runtime: Runtime, class_names: tuple[s
     place_S = match_classes(own, class_names, run_id=run_id, dataset=spec.dataset.name)
     reading = reading_of(trained)
     network, preprocess = network_of_run(trained, paths, runtime)
-    return Evaluated(network, preprocess, own, place_S, {"test_bn": reading.test_bn, "batch_size": reading.batch_size})
+    named = NamedLogits(own, None, place_S)
+    return Evaluated(network, preprocess, named, {"test_bn": reading.test_bn, "batch_size": reading.batch_size})
 
 
 def _from_file(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid import feature_store
 from transfergrid.errors import CorruptFeatures, MissingInput
-from transfergrid.folds import Fold, Folds, dataset_facts, make_folds, open_splits
+from transfergrid.folds import Fold, Folds, dataset_facts, make_folds, open_splits, picture_details
 from transfergrid.paths import cache_paths
 from transfergrid.phases import has_completed
 from transfergrid.specs import ProbeSettings, RunSpec, Runtime, Split
@@ -112,6 +112,7 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
         "feature_keys": [spec.feature_key(b, "train").digest for b in spec.backbones],
     } | result.rules(settings.epochs)
     details |= class_details(made, dataset_facts(spec.dataset, runtime).class_names)
+    details |= picture_details(spec.dataset, runtime)
     if settings.lbfgs:
         labels_N = torch.from_numpy(folds.train.labels_N).to(device)
         optimum = fit_lbfgs(standardiser.apply(train_ND), labels_N, num_classes=spec.dataset.num_classes)

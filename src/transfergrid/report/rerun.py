@@ -134,14 +134,17 @@ def _checkpoint_input(fed: PreprocessSpec) -> Iterator[str]:
 
 def _dataset(spec: RunSpec) -> Iterator[str]:
     chosen = spec.dataset
-    yield f"dataset={chosen.kind}"
+    imagenet = chosen.kind == "image_folder" and chosen.name == "imagenet"  # conf/dataset/imagenet.yaml
+    yield f"dataset={'imagenet' if imagenet else chosen.kind}"
     if chosen.kind == "image_folder":
         yield "dataset.folder=FOLDER"
-    if chosen.name != chosen.kind:
+    if chosen.name != chosen.kind and not imagenet:
         yield f"dataset.name={hydra_value(chosen.name)}"
     defaults: Any = Config().dataset
     for f in fields(chosen):
         value = getattr(chosen, f.name)
+        if f.name == "orientation" and (imagenet or chosen.kind != "image_folder"):
+            continue  # told by dataset=imagenet; and published data sets turn nothing
         if f.name not in _ALWAYS_NAMED and hasattr(defaults, f.name) and value != getattr(defaults, f.name):
             yield f"dataset.{f.name}={hydra_value(value)}"
 

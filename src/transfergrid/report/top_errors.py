@@ -85,7 +85,7 @@ def _error(record: RunRecord, metric: str, variant: str) -> TopError:
         measured=float(record.details[metric]),
         as_stated=None if stated is None else stated.value,
         corrected=None if corrected is None else corrected.value,
-        differs=_differs(spec) if published else (),
+        differs=(*_differs(spec), *(["classes"] if "classes_compared" in record.details else [])) if published else (),
         notes=tuple(
             f"{METRICS[metric]} error {percent(f.value)} % {f.rule.replace('_', ' ')}: {f.note}"
             for f in published.values()
