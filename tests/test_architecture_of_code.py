@@ -47,6 +47,7 @@ WITHIN_LAYER = {
     ("backbones", "network_size"),  # the catalog states what a forward pass costs
     ("backbones", "architectures"),  # a backbone that this project trained is one of its architectures
     ("config", "classes"),
+    ("config", "folds"),  # how many images are trained on decides batch and epochs
     ("finished", "network"),
     ("finished", "results"),
     ("images_at_hand", "folds"),
@@ -54,6 +55,7 @@ WITHIN_LAYER = {
     ("images", "augment"),
     ("images", "preprocess"),
     ("network", "folds"),
+    ("network", "heads"),
     ("network", "images"),
     ("results", "folds"),
     ("training", "optimization"),

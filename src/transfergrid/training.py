@@ -136,7 +136,7 @@ def fit(
         lines_kept = file.lines
     first_step = progress.step + 1
     elapsed_before = progress.elapsed_s
-    steps_per_epoch = count_steps(trainee.num_rows, settings)
+    steps_per_epoch = settings.count_steps(trainee.num_rows)
     batch_size = min(settings.batch_size, trainee.num_rows)
     images_per_epoch = steps_per_epoch * batch_size
     if settings.sampling == "shuffle":
@@ -257,23 +257,11 @@ def fit(
     )
 
 
-def count_steps(num_rows: int, settings: TrainSettings) -> int:
-    """Optimizer steps per epoch: the last, smaller batch counts unless drop_last; fewer images than a batch are one.
-
-    settings.steps_per_epoch ends an epoch sooner; only rows drawn with replacement can fill more steps than there are.
-    """
-    batch_size = min(settings.batch_size, num_rows)
-    full = num_rows // batch_size if settings.drop_last else math.ceil(num_rows / batch_size)
-    if settings.steps_per_epoch is None:
-        return full
-    return settings.steps_per_epoch if settings.sampling == "replacement" else min(full, settings.steps_per_epoch)
-
-
 def epoch_order(num_rows: int, settings: TrainSettings, *, seed: int, epoch: int) -> Tensor:
     """The order (N,) in which an epoch visits the training rows; drawn on the CPU, so every device sees the same."""
     generator = torch.Generator().manual_seed(seed_for("order", seed, epoch))
     if settings.sampling == "replacement":
-        drawn = count_steps(num_rows, settings) * min(settings.batch_size, num_rows)
+        drawn = settings.count_steps(num_rows) * min(settings.batch_size, num_rows)
         return torch.randint(num_rows, (drawn,), generator=generator)
     return torch.randperm(num_rows, generator=generator)
 

@@ -312,6 +312,7 @@ def _why_not(model: str, phase: str) -> str:
 
 def check_plain_values(config: DictConfig) -> None:
     choice("device", config.device, ("auto", "cpu", "cuda"))
+    choice("class_weights", config.class_weights, ("none", "balanced"))
     choice("keep_weights", config.keep_weights, ("final", "none"))
     choice("tracking.mode", config.tracking.mode, choices("tracking"))
     in_range("checkpoint.min_interval_s", config.checkpoint.min_interval_s, 0, 86400)

@@ -6,17 +6,20 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from omegaconf import DictConfig
 
 from transfergrid import architectures, backbones, durable
+from transfergrid.config.batches import fitted, with_usual
 from transfergrid.config.compose import nearest
 from transfergrid.config.dataset import DatasetChoice
 from transfergrid.config.models import is_architecture, split_model
+from transfergrid.config.schema import FINETUNE_DEFAULTS, PROBE_DEFAULTS, SCRATCH_DEFAULTS
 from transfergrid.config.settings import check_probe, check_training, in_range, settings_of
 from transfergrid.data.geometry import preprocess_for, scratch_preprocess
 from transfergrid.errors import ConfigError
+from transfergrid.folds import RowCounts, count_rows
 from transfergrid.specs import (
     RULES_VERSION,
     BackboneSpec,
@@ -29,9 +32,11 @@ from transfergrid.specs import (
     RunSpec,
     ScratchSettings,
     Settings,
+    TrainSettings,
     WeightsSpec,
 )
 
+T = TypeVar("T", bound=TrainSettings)
 SCRATCH_LR_PER_IMAGE = 0.1 / 128  # linear scaling with the batch, Goyal et al. 2017 (arXiv 1706.02677)
 
 
@@ -61,6 +66,22 @@ class Scope:
     @cached_property
     def extract(self) -> ExtractSettings:
         return cast(ExtractSettings, self.settings("extract"))
+
+    @cached_property
+    def rows(self) -> RowCounts:
+        """How many images the runs train on and hold out."""
+        dataset = self.dataset
+        return count_rows(
+            dataset.facts,
+            max_images=dataset.spec.max_images,
+            protocol=self.protocol,
+            train_fraction=dataset.train_fraction,
+            shots=dataset.shots,
+        )
+
+    def _fitted(self, settings: T, node: DictConfig) -> T:
+        """With a batch and epochs that fit the data, where nobody has set them; a published study stays as it was."""
+        return settings if self.protocol == "published" else fitted(settings, node, self.rows.train)
 
     def _resolve_backbone(self, name: str) -> BackboneSpec:
         entry = backbones.entry(name, catalog_dir=self.catalog_dir)
@@ -96,20 +117,27 @@ class Scope:
             return settings_of(EvaluateSettings, node, where=where, source="own_head", preprocess=None)
         flip = node.flip if node.flip is not None else self.dataset.facts.mirror_ok
         if phase == "probe":
-            probe = settings_of(ProbeSettings, node, where=where, flip=flip)
+            probe = settings_of(ProbeSettings, node, where=where, flip=flip, **with_usual(node, PROBE_DEFAULTS))
+            probe = self._fitted(probe, node)
             check_training(probe, self.protocol, where=where)
             check_probe(probe, self.protocol)
             return probe
         if phase == "finetune":
-            finetune = settings_of(FinetuneSettings, node, where=where, flip=flip)
+            finetune = settings_of(
+                FinetuneSettings, node, where=where, flip=flip, **with_usual(node, FINETUNE_DEFAULTS)
+            )
+            finetune = self._fitted(finetune, node)
             check_training(finetune, self.protocol, where=where)
             return finetune
         size = self.dataset.image_size_px or self.dataset.facts.image_size_px
         if size is None:
             name = self.dataset.spec.name
             raise ConfigError(f"{name} has images of mixed sizes; training from scratch needs dataset.image_size_px=N")
-        lr = SCRATCH_LR_PER_IMAGE * node.batch_size if node.lr is None else node.lr
-        scratch = settings_of(ScratchSettings, node, where=where, flip=flip, lr=lr, image_size_px=size)
+        usual = with_usual(node, SCRATCH_DEFAULTS)
+        scratch = settings_of(ScratchSettings, node, where=where, flip=flip, image_size_px=size, **usual)
+        scratch = self._fitted(scratch, node)
+        if node.lr is None:
+            scratch = replace(scratch, lr=SCRATCH_LR_PER_IMAGE * scratch.batch_size)
         check_training(scratch, self.protocol, where=where)
         return scratch
 
@@ -147,8 +175,18 @@ def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[
         train_fraction=None if phase == "evaluate" else dataset.train_fraction,
         shots=None if phase == "evaluate" else dataset.shots,
         needs=tuple(run.run_id for run in needs),
-        rules=RULES_VERSION if phase in ("probe", "finetune") else 1,
+        rules=_rules(scope, phase, settings),
     )
+
+
+def _rules(scope: Scope, phase: Phase, settings: Settings) -> int:
+    """RULES_VERSION for probes and fine-tunings, and for what else holds out other images than the first release."""
+    if phase == "scratch":
+        differs = scope.protocol == "fair" and scope.rows.val_was_larger
+    else:
+        holds_out = isinstance(settings, EvaluateSettings) and settings.split == "val"
+        differs = phase in ("probe", "finetune") or (holds_out and scope.rows.val_was_larger)
+    return RULES_VERSION if differs else 1
 
 
 def _check_against_models(settings: Settings, phase: Phase, specs: tuple[BackboneSpec, ...], catalog_dir: Path) -> None:
@@ -201,6 +239,8 @@ def check_splits(scope: Scope, phase: Phase) -> None:
     split = cast(EvaluateSettings, scope.settings("evaluate")).split
     if split not in present and not (split == "val" and "train" in present):
         raise ConfigError(f"phase.evaluate.split={split}: {name} has no such split; it has: {', '.join(present)}")
+    if split == "val" and scope.rows.gate == 0:
+        raise ConfigError(f"phase.evaluate.split=val: no class of {name} has two images, so none was held out")
 
 
 def make_evaluation(scope: Scope, trained: RunSpec) -> RunSpec:
@@ -218,4 +258,5 @@ def make_evaluation(scope: Scope, trained: RunSpec) -> RunSpec:
         seed=None,
         val_seed=scope.dataset.val_seed,
         needs=(trained.run_id,),
+        rules=_rules(scope, "evaluate", settings),
     )

@@ -99,6 +99,9 @@ SCRATCH_DEFAULTS: dict[str, Any] = _COMMON | {
     "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5),
 }
+# Of the data set where nobody sets them: what stands above is for data that fill enough steps, see batches.py.
+_BY_SIZE = ("epochs", "batch_size")
+FROM_ABOVE = {"class_weights": "${class_weights}"}  # one key for all phases, which a phase's own overrides
 _NOT_CONFIGURED = {"image_size_px"}  # of the scratch settings: it comes from dataset.image_size_px
 
 
@@ -123,16 +126,17 @@ def _schema_of(
     for f in fields(spec):
         if f.name in _NOT_CONFIGURED:
             continue
-        default = defaults[f.name] if f.default is MISSING else defaults.get(f.name, f.default)
+        usual = defaults[f.name] if f.default is MISSING else defaults.get(f.name, f.default)
+        default: Any = None if f.name in _BY_SIZE else FROM_ABOVE.get(f.name, usual)
         hint = _plain(hints[f.name]) | None if f.name in optional else _plain(hints[f.name])
         value = field(default_factory=partial(list, default)) if isinstance(default, tuple) else field(default=default)
         members.append((f.name, hint, value))
     return make_dataclass(name, members)
 
 
-_BY_DATASET = frozenset({"flip"})
+_BY_DATASET = frozenset({"flip", *_BY_SIZE})
 ExtractConfig = _schema_of("ExtractConfig", ExtractSettings, {})
-ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, PROBE_DEFAULTS)
+ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, PROBE_DEFAULTS, frozenset(_BY_SIZE))
 FinetuneConfig = _schema_of("FinetuneConfig", FinetuneSettings, FINETUNE_DEFAULTS, _BY_DATASET)
 ScratchConfig = _schema_of("ScratchConfig", ScratchSettings, SCRATCH_DEFAULTS, _BY_DATASET | {"lr"})
 
@@ -275,6 +279,8 @@ class CheckpointConfig:
 
 @dataclass
 class Config:
+    """class_weights: of every phase that trains, unless phase.<name>.class_weights says otherwise."""
+
     grid: GridConfig = field(default_factory=GridConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     phase: PhaseConfig = field(default_factory=PhaseConfig)
@@ -292,6 +298,7 @@ class Config:
     run: str | None = None
     grid_name: str | None = None
     needs: str = "run"
+    class_weights: str = "none"
     weights: str | None = None
     weights_seed: int = 0
     weights_dir: str | None = None

@@ -20,6 +20,7 @@ class DatasetFacts:
     image_size_px: the side of the images where all are squares of one size, else None.
     mirror_ok: whether an image keeps its class when it is flipped left to right.
     num_images: split -> images as published; its keys are the splits there are.
+    train_counts: images of each class in train; empty where there is no train.
     """
 
     kind: str
@@ -29,6 +30,7 @@ class DatasetFacts:
     image_size_px: int | None
     mirror_ok: bool
     num_images: dict[str, int]
+    train_counts: tuple[int, ...]
 
 
 class LabeledImages(Protocol):

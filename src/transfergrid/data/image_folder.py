@@ -43,6 +43,7 @@ def facts(
         image_size_px=image_size_px,
         mirror_ok=True,
         num_images={split: sum(map(len, classes.values())) for split, classes in listing.items()},
+        train_counts=tuple(map(len, listing.get("train", {}).values())),
     )
 
 

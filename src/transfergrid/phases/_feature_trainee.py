@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfergrid.folds import Folds
+from transfergrid.folds import Folds, class_weights
 from transfergrid.heads import Heads, losses_and_correct
 from transfergrid.specs import ProbeSettings, seed_for
 
@@ -36,6 +36,8 @@ class FeatureTrainee:
         self._features = features
         self._settings = settings
         watched = {"val": folds.val, "test": folds.test if watch_test else None, "train": folds.train}
+        weights_C = class_weights(settings, folds.train)
+        self._weight_C = None if weights_C is None else torch.from_numpy(weights_C).to(device)
         self._labels = {name: torch.from_numpy(f.labels_N).to(device) for name, f in watched.items() if f is not None}
 
     def train_mode(self) -> None:
@@ -44,8 +46,8 @@ class FeatureTrainee:
     def losses(self, rows_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         rows_B = rows_B.to(self._labels["train"].device)
         logits_HBC = self.module(self._features["train"][rows_B])
-        smoothing = self._settings.label_smoothing
-        return losses_and_correct(logits_HBC, self._labels["train"][rows_B], label_smoothing=smoothing)
+        labels_B, smoothing = self._labels["train"][rows_B], self._settings.label_smoothing
+        return losses_and_correct(logits_HBC, labels_B, label_smoothing=smoothing, weight_C=self._weight_C)
 
     def evaluate(self, module: nn.Module) -> dict[str, Any]:
         """Figures of the head that leads on val, and val accuracy of every head."""
