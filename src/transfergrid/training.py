@@ -81,6 +81,7 @@ class Progress:
 @dataclass(slots=True)
 class FitResult:
     """first_step: the first optimizer step (from 1) that this attempt did; above 1 where it resumed.
+    optimizer_steps: of the whole run.
 
     elapsed_before_s: what earlier attempts took, up to the checkpoint that this one went on from.
     best_epoch, best_accuracy: on test, where the trainee watches it. best_state: the weights of that epoch, only under
@@ -88,6 +89,7 @@ class FitResult:
     """
 
     first_step: int
+    optimizer_steps: int
     last_epoch: dict[str, Any]
     images_per_s: float
     elapsed_before_s: float
@@ -248,6 +250,7 @@ def fit(
     module.load_state_dict(result_state)
     return FitResult(
         first_step=first_step,
+        optimizer_steps=progress.step,
         last_epoch=figures,
         images_per_s=settings.epochs * images_per_epoch / max(progress.train_s, 1e-9),
         elapsed_before_s=elapsed_before,

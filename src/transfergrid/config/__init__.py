@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from transfergrid.specs import Configuration, RunSpec, Runtime, digest, safe_nam
 
 if TYPE_CHECKING:
     from transfergrid.config.builder import FolderProgress
+    from transfergrid.data import DatasetFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,8 @@ class Request:
     """What a command line asks for.
 
     configurations: the rows of the grid. runs: these and the runs they need, by run_id, needed ones first
-    (extractions are the plan's business). replaces_grid: a launch redefines its grid, a run by hand adds to it.
+    (extractions are the plan's business). facts: of each data set, by its name, as far as they have been read.
+    replaces_grid: a launch redefines its grid, a run by hand adds to it.
     """
 
     grid: str
@@ -42,6 +44,7 @@ class Request:
     emit: str | None = None
     notify: str | None = None
     needs_only_checked: bool = False
+    facts: dict[str, DatasetFacts] = field(default_factory=dict)
 
     @property
     def store(self) -> StorePaths:
@@ -92,6 +95,7 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
         grid=builder.name,
         configurations=configurations,
         runs=builder.runs,
+        facts=builder.facts,
         runtime=builder.runtime(),
         cluster=cluster_settings(config.cluster),
         cluster_config=plain(config.cluster),
@@ -133,6 +137,7 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
         grid=builder.name,
         configurations=(configuration,),
         runs=builder.runs,
+        facts=builder.facts,
         runtime=builder.runtime(),
         cluster=cluster_settings(config.cluster),
         cluster_config=plain(config.cluster),

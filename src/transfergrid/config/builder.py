@@ -30,6 +30,7 @@ from transfergrid.config.names import grid_name_of
 from transfergrid.config.resolve import Scope, check_splits, looks_like_file, make_evaluation, make_run
 from transfergrid.config.settings import check_settings, choice, in_range
 from transfergrid.config.variants import applies, check_names, checked_rule, variants_of
+from transfergrid.data import DatasetFacts
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import (
@@ -62,6 +63,7 @@ class GridBuilder:
             self.catalog_dir = _forgotten_copy(self.cache.catalog)
         self.runs: dict[str, RunSpec] = {}
         self.folders: dict[str, str] = {}
+        self.facts: dict[str, DatasetFacts] = {}
         self.weights_files: dict[str, str] = {}
         self.protocol = cast(Protocol, choice("protocol", config.protocol, ("fair", "published")))
         if self.protocol == "published" and config.grid.study is None:
@@ -238,6 +240,7 @@ class GridBuilder:
         choice_ = base.dataset
         if config.dataset != base.config.dataset:
             choice_ = resolve_dataset(config, self.cache, keep=not self.config.dry_run, progress=self.progress)
+            self.facts[choice_.spec.name] = choice_.facts
         return Scope(config, choice_, self.protocol, self.catalog_dir)
 
     def _dataset_scope(self, dataset: str) -> Scope:
@@ -254,6 +257,7 @@ class GridBuilder:
                 if self.folders.get(found.spec.name, found.folder) != found.folder:
                     raise ConfigError(f"two folders are both named {found.spec.name!r}; give one a dataset.name")
                 self.folders[found.spec.name] = found.folder
+            self.facts[found.spec.name] = found.facts
             self._by_dataset[dataset] = Scope(config, found, self.protocol, self.catalog_dir)
         return self._by_dataset[dataset]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,6 +12,12 @@ from torch import Tensor, nn
 from transfergrid.folds import Folds, class_weights
 from transfergrid.heads import Heads, losses_and_correct
 from transfergrid.specs import ProbeSettings, seed_for
+
+
+def head_without_val(settings: ProbeSettings) -> int:
+    """Where no image is held out to choose on: the middle learning rate (of two the lower), the largest decay."""
+    lr, decay = sorted(settings.lrs)[(len(settings.lrs) - 1) // 2], max(settings.weight_decays)
+    return list(product(settings.lrs, settings.weight_decays)).index((lr, decay))
 
 
 class FeatureTrainee:
@@ -64,9 +71,9 @@ class FeatureTrainee:
         return figures
 
     def choose_head(self, module: nn.Module) -> int:
-        """Highest val accuracy, then lowest val loss, then first; the only head where nothing is held out."""
+        """Highest val accuracy, then lowest val loss, then first."""
         if "val" not in self._labels:
-            return 0
+            return head_without_val(self._settings)
         accuracy_H, loss_H = self._score(module, "val")
         return min(range(self.num_heads), key=lambda h: (-float(accuracy_H[h]), float(loss_H[h]), h))
 
