@@ -187,6 +187,11 @@ class TrainSettings:
     selection: Literal["last", "best_on_test"]
     class_weights: Literal["none", "balanced"] = later("none")
 
+    @property
+    def takes_steps(self) -> bool:
+        """Whether an optimizer steps over batches: a head that is solved for has none."""
+        return getattr(self, "solver", "sgd") == "sgd"
+
     def count_steps(self, num_rows: int) -> int:
         """Optimizer steps per epoch: the last, smaller batch counts unless drop_last; fewer images than a batch are
         one. steps_per_epoch ends an epoch sooner; only rows drawn with replacement can fill more steps than there are.

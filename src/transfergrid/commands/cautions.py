@@ -77,7 +77,7 @@ def _imbalance(name: str, members: Sequence[_Trained]) -> Iterator[str]:
 
 def _steps(member: _Trained) -> int | None:
     """Optimizer steps of the whole run; None for a head that is solved."""
-    if getattr(member.settings, "solver", "sgd") != "sgd" or not member.rows.train:
+    if not member.settings.takes_steps or not member.rows.train:
         return None
     return member.settings.epochs * member.settings.count_steps(member.rows.train)
 

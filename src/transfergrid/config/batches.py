@@ -1,4 +1,9 @@
-"""Batch size and epochs where nobody has set them: little data gets smaller batches and more epochs."""
+"""Batch size and epochs where nobody has set them: little data gets smaller batches and more epochs.
+
+Measured on 80 digits (8 of each class, five draws), fine-tuned: 10 steps of 128 images 51.4 % (tinynet_mnist) and 54.5 %
+(tinynet_cifar) on test, 100 steps of 16 at the same rates 92.6 and 83.6 %, at rates divided by 8 as the batch is 64.2 and
+52.0 %, by the root of 8 90.6 and 75.8 %. So the rates of fine-tuning stay; those of scratch are defined per image.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +31,7 @@ def fitted(settings: T, node: DictConfig, num_rows: int) -> T:
     The batch is halved until the usual epochs make 100 steps, but not below 16; then epochs are added until they do.
     It is never larger than the rows. What is set stays; so does all where steps_per_epoch says how long an epoch is.
     """
-    if num_rows == 0 or settings.steps_per_epoch is not None:
+    if num_rows == 0 or not settings.takes_steps or settings.steps_per_epoch is not None:
         return settings
     if node.batch_size is None:
         smallest = max(MIN_BATCH, settings.micro_batch or 1)
