@@ -48,6 +48,7 @@ WITHIN_LAYER = {
     ("backbones", "network_size"),  # the catalog states what a forward pass costs
     ("backbones", "architectures"),  # a backbone that this project trained is one of its architectures
     ("config", "classes"),
+    ("config", "folds"),  # how many images are trained on decides batch and epochs
     ("finished", "network"),
     ("finished", "results"),
     ("images_at_hand", "folds"),
@@ -59,6 +60,7 @@ WITHIN_LAYER = {
     ("small_images", "augment"),
     ("small_images", "preprocess"),
     ("network", "folds"),
+    ("network", "heads"),
     ("network", "images"),
     ("results", "device"),
     ("results", "folds"),

@@ -25,7 +25,7 @@ from transfergrid.network import is_auxiliary
 from transfergrid.optimization import learning_rates, lr_factor, set_learning_rates
 from transfergrid.report.published import differs, lookup
 from transfergrid.specs import RunSpec, ScratchSettings
-from transfergrid.training import count_steps, epoch_order
+from transfergrid.training import epoch_order
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
@@ -69,7 +69,7 @@ def pillow(image_HWC: NDArray[np.uint8]) -> Image.Image:
 
 def rates_over_the_run(step: StepOne) -> list[dict[str, float]]:
     """The optimizer's own learning rates at the first step of every epoch."""
-    steps = count_steps(step.trainee.num_rows, step.settings)
+    steps = step.settings.count_steps(step.trainee.num_rows)
     found = []
     for epoch in range(step.settings.epochs):
         set_learning_rates(step.optimizer, lr_factor(step.settings, step=epoch * steps, steps_per_epoch=steps))
@@ -119,7 +119,7 @@ def test_step_one_of_individual_vs_parallel(row: Row, monkeypatch: pytest.Monkey
     size, steps = (64, {"mnist": 938, "cifar10": 782}) if pair else (32, {"mnist": 1875, "cifar10": 1563})
     assert step.trainee.num_rows == NUM_TRAIN[dataset] and step.trainee._folds.val is None
     assert [tuple(x.shape) for x in step.batches[0]] == [(size, 3, 224, 224)] * (2 if pair else 1)
-    assert count_steps(step.trainee.num_rows, step.settings) == steps[dataset]
+    assert step.settings.count_steps(step.trainee.num_rows) == steps[dataset]
     order_N = epoch_order(step.trainee.num_rows, step.settings, seed=0, epoch=1)
     assert order_N.sort().values.tolist() == list(range(NUM_TRAIN[dataset]))
 
@@ -233,7 +233,7 @@ def test_step_one_of_scratch_cifar10(row: Row, monkeypatch: pytest.MonkeyPatch) 
 
     # 1,666 batches, each 24 of all 50,000 images, drawn with replacement.
     assert step.trainee.num_rows == 50_000 and step.trainee._folds.val is None
-    assert count_steps(50_000, step.settings) == 1666 and step.settings.batch_size == 24
+    assert step.settings.count_steps(50_000) == 1666 and step.settings.batch_size == 24
     order_N = epoch_order(50_000, step.settings, seed=0, epoch=1)
     assert len(order_N) == 1666 * 24 and len(set(order_N.tolist())) == pytest.approx(
         50_000 * (1 - math.exp(-0.79968)), rel=0.01
@@ -365,7 +365,7 @@ def test_step_one_of_small_resnet18(variant: str, monkeypatch: pytest.MonkeyPatc
     assert sum(p.numel() for p in step.network.parameters()) == 4_903_242
     assert step.trainee.num_rows == 50_000 and step.trainee._folds.val is None
     assert step.batches[0][0].shape == (study["batch"], 3, 32, 32)
-    assert count_steps(50_000, step.settings) == math.ceil(50_000 / study["batch"])
+    assert step.settings.count_steps(50_000) == math.ceil(50_000 / study["batch"])
     assert epoch_order(50_000, step.settings, seed=0, epoch=1).sort().values.tolist() == list(range(50_000))
     assert all(step.modes.values()) and not step.mixed_precision
 

@@ -73,10 +73,11 @@ def test_one_seed_is_a_run_by_hand_and_several_are_a_grid_of_another_name(tmp_pa
     name = f"again-{rows[0][0].run_id[-12:]}"
     assert [c.line for c in commands_of(rows[0], store)] == [
         f"python jobs/launch_grid.py grid=compare grid_name={name} 'grid.models=[resnet18]' 'grid.phases=[probe]' "
-        "'grid.seeds=[0,1,2]' dataset=mnist"
+        "'grid.seeds=[0,1,2]' dataset=mnist phase.probe.epochs=5 phase.probe.batch_size=256"
     ]
     assert [c.line for c in commands_of(rows[0][1:2], store)] == [
-        "python jobs/run_phase.py model=resnet18 phase=probe seed=1 dataset=mnist"
+        "python jobs/run_phase.py model=resnet18 phase=probe seed=1 dataset=mnist phase.probe.epochs=5"
+        " phase.probe.batch_size=256"
     ]
 
 

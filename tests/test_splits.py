@@ -3,7 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from transfergrid.data.splits import rows_per_class, stratified_subset, val_indices
+from transfergrid.data import splits
+from transfergrid.data.splits import rows_per_class, stratified_subset, val_counts, val_indices, val_was_larger
 
 
 def labels_of(*counts: int, seed: int = 0) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
@@ -56,7 +57,28 @@ def test_val_has_the_rounded_total_where_no_class_divides_by_ten() -> None:
 def test_val_leaves_a_row_of_every_class_to_train_on() -> None:
     labels_N = labels_of(8, 1, 1)
     assert np.bincount(labels_N[val_indices(labels_N, val_seed=0)], minlength=3).tolist() == [1, 0, 0]
-    assert len(val_indices(labels_of(*[1] * 10), val_seed=0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "held"),
+    [([1] * 10, [0] * 10), ([1] * 9 + [2], [0] * 9 + [1]), ([1] * 40 + [2, 2], [0] * 40 + [1, 1]), ([1, 1], [0, 0])],
+)
+def test_val_never_takes_the_only_image_of_a_class(counts: list[int], held: list[int]) -> None:
+    labels_N = labels_of(*counts)
+    assert np.bincount(labels_N[val_indices(labels_N, val_seed=0)], minlength=len(counts)).tolist() == held
+    # 10 % would be 1, 1, 4 and 1 images: only where there are fewer do the rows differ from those of the first release.
+    assert val_was_larger(np.array(counts)) is (sum(held) < max(1, round(0.1 * sum(counts))))
+
+
+def test_where_every_class_can_spare_its_share_val_is_as_the_first_release_held_it_out() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        counts_C = rng.integers(1, 30, rng.integers(2, 12))
+        if val_was_larger(counts_C):
+            continue
+        total = max(1, round(0.1 * int(counts_C.sum())))
+        expected_C = splits._quotas(counts_C, total, minimum_C=np.zeros_like(counts_C), maximum_C=counts_C - 1)
+        assert val_counts(counts_C).tolist() == expected_C.tolist() and expected_C.sum() == total
 
 
 def test_the_choice_depends_on_the_seed_alone_and_is_the_same_everywhere() -> None:

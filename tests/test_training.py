@@ -40,7 +40,7 @@ from transfergrid.phases import phase_module
 from transfergrid.records import checkpoint_files
 from transfergrid.specs import RunSpec, ScratchSettings
 from transfergrid.stopping import StopFlag
-from transfergrid.training import FitResult, count_steps, epoch_order, fit
+from transfergrid.training import FitResult, epoch_order, fit
 
 CPU = torch.device("cpu")
 
@@ -133,7 +133,7 @@ def test_the_order_of_an_epoch_follows_seed_and_epoch_alone(spec: RunSpec) -> No
     [(100, 32, True, 3), (100, 32, False, 4), (96, 32, False, 3), (20, 32, True, 1), (20, 32, False, 1)],
 )
 def test_steps_per_epoch(spec: RunSpec, num_rows: int, batch_size: int, drop_last: bool, steps: int) -> None:
-    assert count_steps(num_rows, settings_of(spec, batch_size=batch_size, drop_last=drop_last)) == steps
+    assert settings_of(spec, batch_size=batch_size, drop_last=drop_last).count_steps(num_rows) == steps
 
 
 def test_every_row_is_visited_once_per_epoch_and_drop_last_leaves_out_the_rest(spec: RunSpec, tmp_path: Path) -> None:
@@ -149,15 +149,15 @@ def test_every_row_is_visited_once_per_epoch_and_drop_last_leaves_out_the_rest(s
 def test_rows_drawn_with_replacement_fill_as_many_steps_as_asked_for(spec: RunSpec, tmp_path: Path) -> None:
     settings = settings_of(spec, batch_size=24, sampling="replacement", steps_per_epoch=50)
     order_N = epoch_order(100, settings, seed=0, epoch=1)
-    assert len(order_N) == 50 * 24 and count_steps(100, settings) == 50
+    assert len(order_N) == 50 * 24 and settings.count_steps(100) == 50
     counts = torch.bincount(order_N, minlength=100)
     assert int(counts.sum()) == 1200
     assert 8 < float(counts.double().var()) < 17  # about 12, as of independent draws; whole rounds would have 0
     points = Points(20)
     fit_points(points, spec, tmp_path, epochs=1, batch_size=8, sampling="replacement", steps_per_epoch=5)
     assert [len(b) for b in points.batches] == [8] * 5
-    assert count_steps(100, settings_of(spec, batch_size=10, steps_per_epoch=4)) == 4
-    assert count_steps(100, settings_of(spec, batch_size=10, steps_per_epoch=40)) == 10  # a shuffled row comes once
+    assert settings_of(spec, batch_size=10, steps_per_epoch=4).count_steps(100) == 4
+    assert settings_of(spec, batch_size=10, steps_per_epoch=40).count_steps(100) == 10  # a shuffled row comes once
 
 
 def test_l2_sp_pulls_the_weights_back_to_where_they_started() -> None:

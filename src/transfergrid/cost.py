@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING
 
 from transfergrid import architectures, backbones, durable, feature_store
 from transfergrid.errors import DataError
-from transfergrid.folds import dataset_facts, splits_of
+from transfergrid.folds import RowCounts, count_rows, dataset_facts, splits_of
 from transfergrid.paths import cache_paths, store_paths
 from transfergrid.records import RunRecord, read_record
 from transfergrid.specs import (
-    VAL_FRACTION,
     EvaluateSettings,
     ExtractSettings,
     ProbeSettings,
@@ -85,16 +84,6 @@ class Estimate:
 
     seconds: float
     basis: str
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Images of a run's folds, without reading a label; class shares can move a few between train and val."""
-
-    train: int
-    val: int
-    gate: int
-    test: int
 
 
 # ----------------------------------------------------------------------------------------------------------- estimates
@@ -268,7 +257,7 @@ def _passes(run: RunSpec, runtime: Runtime) -> tuple[int, int, int]:
     """
     settings = run.settings
     rows = _rows(run, runtime)
-    target = _seen(run, runtime)["train"] * (run.extract is not None and run.extract.bn_statistics == "target")
+    target = _seen(run, runtime).get("train", 0) * (run.extract is not None and run.extract.bn_statistics == "target")
     if isinstance(settings, EvaluateSettings):
         return (_evaluated(run, runtime),) * 2 + (0,)
     if not isinstance(settings, TrainSettings):
@@ -277,7 +266,7 @@ def _passes(run: RunSpec, runtime: Runtime) -> tuple[int, int, int]:
     watched = rows.val if run.protocol == "fair" else rows.test
     hands_over = isinstance(settings, ProbeSettings) or getattr(settings, "head", None) == "probe"
     evaluated = settings.epochs * watched + rows.train + rows.val + rows.test + rows.gate * hands_over + target
-    steps = settings.epochs * _steps_per_epoch(settings, rows.train)
+    steps = settings.epochs * settings.count_steps(rows.train)
     trained = min(settings.epochs * rows.train, steps * settings.batch_size)
     if settings.sampling == "replacement":
         trained = steps * settings.batch_size
@@ -289,15 +278,7 @@ def _passes(run: RunSpec, runtime: Runtime) -> tuple[int, int, int]:
 def _passes_per_epoch(settings: TrainSettings, num_train: int) -> int:
     """Forward and backward passes: one per step, or as many as it has micro-batches."""
     parts = math.ceil(settings.batch_size / (settings.micro_batch or settings.batch_size))
-    return parts * _steps_per_epoch(settings, num_train)
-
-
-def _steps_per_epoch(settings: TrainSettings, num_train: int) -> int:
-    """As training counts them, but for the batch that drop_last leaves out."""
-    full = math.ceil(num_train / settings.batch_size)
-    if settings.steps_per_epoch is None:
-        return full
-    return settings.steps_per_epoch if settings.sampling == "replacement" else min(full, settings.steps_per_epoch)
+    return parts * settings.count_steps(num_train)
 
 
 def _seconds_of_heads(run: RunSpec, settings: ProbeSettings, runtime: Runtime, *, cores: int, on_gpu: bool) -> float:
@@ -310,7 +291,7 @@ def _seconds_of_heads(run: RunSpec, settings: ProbeSettings, runtime: Runtime, *
     flop = TRAINING * product * num_heads * settings.epochs
     if settings.lbfgs:
         flop += int(2 * product * LBFGS_ITERATIONS * LBFGS_EVALUATIONS)  # features have no gradient
-    steps = settings.epochs * _steps_per_epoch(settings, num_train)
+    steps = settings.epochs * settings.count_steps(num_train)
     rate = GPU_HEAD_FLOP_PER_S if on_gpu else CPU_HEAD_FLOP_PER_S * cores
     return steps * num_heads * HEAD_STEP_S + flop / rate
 
@@ -323,17 +304,14 @@ def _seen(run: RunSpec, runtime: Runtime) -> dict[Split, int]:
     return {split: min(facts.num_images[split], most or sys.maxsize) for split in splits_of(facts)}
 
 
-def _rows(run: RunSpec, runtime: Runtime) -> Rows:
-    """As folds.make_folds does."""
-    seen = _seen(run, runtime)
-    fair = run.protocol == "fair"
-    gate = seen.get("val") or max(1, round(VAL_FRACTION * seen["train"]))
-    train = seen["train"] - (gate if fair and "val" not in seen else 0)
-    if run.shots is not None:
-        train = min(train, run.shots * run.dataset.num_classes)
-    elif run.train_fraction is not None:
-        train = max(1, round(run.train_fraction * train))
-    return Rows(train=train, val=gate if fair else 0, gate=gate, test=seen["test"])
+def _rows(run: RunSpec, runtime: Runtime) -> RowCounts:
+    return count_rows(
+        dataset_facts(run.dataset, runtime),
+        max_images=run.dataset.max_images,
+        protocol=run.protocol,
+        train_fraction=run.train_fraction,
+        shots=run.shots,
+    )
 
 
 def _not_cached(run: RunSpec, runtime: Runtime) -> dict[Split, int]:

@@ -15,10 +15,22 @@ from numpy.typing import NDArray
 
 from transfergrid import data
 from transfergrid.data import DatasetFacts, LabeledImages, PictureRules
-from transfergrid.data.splits import rows_per_class, stratified_subset, val_indices
+from transfergrid.data.splits import (
+    rows_per_class,
+    stratified_subset,
+    subset_counts,
+    val_counts,
+    val_indices,
+    val_was_larger,
+)
 from transfergrid.errors import DataError
 from transfergrid.paths import cache_paths
-from transfergrid.specs import DatasetSpec, RunSpec, Runtime, Split, seed_for
+from transfergrid.specs import DatasetSpec, Protocol, RunSpec, Runtime, Split, TrainSettings, seed_for
+
+GATE_ROWS = 256  # at most, where training images serve the gate
+FEW_VAL_IMAGES = 30  # one more right is over 3 points: fewer images tell good choices from bad ones badly
+FEW_STEPS = 50  # of the optimizer, in a whole run
+IMBALANCE = 3.0  # the largest class has more than so many times the images of the smallest
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +47,8 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """train: what is trained on. val: what is chosen on, None under `published`. gate: compared at hand-over.
+    """train: what is trained on. gate: compared at hand-over. val: what is chosen on; None under `published`, and where
+    no class can spare an image.
 
     unlabelled: every image of the training split that the run may look at, whether or not it learns from its label.
     """
@@ -45,6 +58,66 @@ class Folds:
     gate: Fold
     test: Fold
     unlabelled: Fold
+
+
+@dataclass(frozen=True, slots=True)
+class RowCounts:
+    """How many images of a data set a run's folds hold, known without reading a label.
+
+    train_C: of each class, those trained on. gate: held out for the gate, under `fair` also to choose on (val).
+    val_was_larger: whether the first release held out other images, and so trained on others.
+    """
+
+    train_C: NDArray[np.int64]
+    val: int
+    gate: int
+    test: int
+    val_was_larger: bool
+
+    @property
+    def train(self) -> int:
+        return int(self.train_C.sum())
+
+    @property
+    def is_imbalanced(self) -> bool:
+        return bool(self.train_C.size) and int(self.train_C.max()) > IMBALANCE * int(self.train_C.min())
+
+
+def count_rows(
+    facts: DatasetFacts,
+    *,
+    max_images: int | None,
+    protocol: Protocol | None,
+    train_fraction: float | None,
+    shots: int | None,
+) -> RowCounts:
+    """The sizes of the folds that make_folds makes; all are 0 where the data set has no train."""
+    seen = {split: min(count, max_images or count) for split, count in facts.num_images.items()}
+    counts_C = np.array(facts.train_counts, dtype=np.int64)
+    if counts_C.size and seen["train"] < counts_C.sum():
+        counts_C = subset_counts(counts_C, max_images=seen["train"])
+    held_C = val_counts(counts_C) if "val" not in seen and counts_C.size else np.zeros_like(counts_C)
+    gate = seen.get("val", int(held_C.sum()))
+    larger = "val" not in seen and bool(counts_C.size) and val_was_larger(counts_C)
+    if protocol == "fair":
+        counts_C = counts_C - held_C
+    if shots is not None:
+        counts_C = np.minimum(counts_C, shots)
+    elif train_fraction is not None and counts_C.size:
+        counts_C = subset_counts(counts_C, max_images=_share_of(train_fraction, int(counts_C.sum())))
+    return RowCounts(counts_C, gate if protocol == "fair" else 0, gate, seen.get("test", 0), larger)
+
+
+def class_weights(settings: TrainSettings, train: Fold) -> NDArray[np.float32] | None:
+    """By class, what the loss of each of its images is multiplied by; None where all count alike.
+
+    `balanced` as in scikit-learn: n / (classes that occur x images of the class), so its mean over the n rows is 1.
+    """
+    if settings.class_weights == "none":
+        return None
+    counts_C = np.bincount(train.labels_N)
+    weights_C: NDArray[np.float64] = len(train) / ((counts_C > 0).sum() * np.maximum(counts_C, 1))
+    return weights_C.astype(np.float32)
 
 
 def dataset_facts(spec: DatasetSpec, runtime: Runtime) -> DatasetFacts:
@@ -94,7 +167,8 @@ def subset(spec: DatasetSpec, labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
 def make_folds(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Folds:
     """From the labels (N,) of every whole split. val is 10 % of train unless the data set has its own.
 
-    Under `published` the same rows stay in the training set and serve the gate only.
+    Under `published` the same rows stay in the training set and serve the gate only. Where no class can spare an image
+    nothing is held out, and the gate compares the first images trained on.
     """
     seen = {split: subset(spec.dataset, labels_N) for split, labels_N in labels.items()}
     everything = {split: Fold(split, index_N, labels[split][index_N]) for split, index_N in seen.items()}
@@ -103,13 +177,22 @@ def make_folds(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold
     if "val" in everything:
         gate = everything["val"]
     else:
-        assert spec.val_seed is not None
-        held_N = val_indices(train.labels_N, val_seed=spec.val_seed)
-        gate = Fold("train", train.index_N[held_N], train.labels_N[held_N])
+        gate = held_out(spec, train)
         if spec.protocol == "fair":
-            kept_N = np.setdiff1d(np.arange(len(train)), held_N)
+            kept_N = ~np.isin(train.index_N, gate.index_N)
             train = Fold("train", train.index_N[kept_N], train.labels_N[kept_N])
-    return Folds(_share(spec, train), gate if spec.protocol == "fair" else None, gate, test, unlabelled)
+    train = _share(spec, train)
+    val = gate if spec.protocol == "fair" and len(gate) else None
+    if not len(gate):
+        gate = Fold("train", train.index_N[:GATE_ROWS], train.labels_N[:GATE_ROWS])
+    return Folds(train, val, gate, test, unlabelled)
+
+
+def held_out(spec: RunSpec, train: Fold) -> Fold:
+    """The rows of a data set without a val of its own that training under `fair` leaves out; `train`: all it sees."""
+    assert spec.val_seed is not None
+    held_N = val_indices(train.labels_N, val_seed=spec.val_seed)
+    return Fold("train", train.index_N[held_N], train.labels_N[held_N])
 
 
 def _share(spec: RunSpec, train: Fold) -> Fold:
@@ -123,6 +206,9 @@ def _share(spec: RunSpec, train: Fold) -> Fold:
         kept_N = rows_per_class(train.labels_N, count=spec.shots, seed=seed)
     else:
         assert spec.train_fraction is not None
-        wanted = max(1, round(spec.train_fraction * len(train)))
-        kept_N = stratified_subset(train.labels_N, max_images=wanted, seed=seed)
+        kept_N = stratified_subset(train.labels_N, max_images=_share_of(spec.train_fraction, len(train)), seed=seed)
     return Fold(train.split, train.index_N[kept_N], train.labels_N[kept_N])
+
+
+def _share_of(train_fraction: float, num_train: int) -> int:
+    return max(1, round(train_fraction * num_train))

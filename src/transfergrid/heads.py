@@ -69,11 +69,27 @@ class Heads(nn.Module):
         return self.weights[head].detach().T.contiguous(), self.biases[head].detach().clone()
 
 
-def losses_and_correct(logits_HBC: Tensor, labels_B: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """Mean cross entropy per head (H,) in nats, and correct predictions per head (H,)."""
-    num_heads = len(logits_HBC)
+def mean_loss(
+    logits_BC: Tensor, labels_B: Tensor, *, label_smoothing: float = 0.0, weight_C: Tensor | None = None
+) -> Tensor:
+    """Mean cross entropy over the batch in nats; `weight_C` weighs each image, label smoothing's part included, by its
+    class.
+
+    Divided by the number of images, where torch divides by the sum of their weights: so micro-batches add up to the
+    same gradient, and the steps' mean is the loss of the whole training set, over which the weights' mean is 1.
+    """
+    if weight_C is None:
+        return functional.cross_entropy(logits_BC, labels_B, label_smoothing=label_smoothing)
+    loss_B = functional.cross_entropy(logits_BC, labels_B, label_smoothing=label_smoothing, reduction="none")
+    return (weight_C[labels_B] * loss_B).mean()
+
+
+def losses_and_correct(
+    logits_HBC: Tensor, labels_B: Tensor, *, label_smoothing: float = 0.0, weight_C: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """mean_loss per head (H,) in nats, and correct predictions per head (H,)."""
     loss_H = torch.stack(
-        [functional.cross_entropy(logits_HBC[h], labels_B, label_smoothing=label_smoothing) for h in range(num_heads)]
+        [mean_loss(logits_BC, labels_B, label_smoothing=label_smoothing, weight_C=weight_C) for logits_BC in logits_HBC]
     )
     correct_H = (logits_HBC.detach().argmax(-1) == labels_B).sum(-1)
     return loss_H, correct_H

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from transfergrid.device import arithmetic
 from transfergrid.evaluation import scores
-from transfergrid.folds import Fold, Folds
+from transfergrid.folds import Fold, Folds, class_weights
+from transfergrid.heads import mean_loss
 from transfergrid.images import NetworkInputs, augment_plan
 from transfergrid.specs import TrainSettings
 
@@ -161,6 +161,8 @@ class ImageTrainee:
         self._drawn: tuple[int, Any] = (-1, None)
         self._index_N = torch.from_numpy(folds.train.index_N)
         self._labels_N = torch.from_numpy(folds.train.labels_N).to(inputs.device)
+        weights_C = class_weights(settings, folds.train)
+        self._weight_C = None if weights_C is None else torch.from_numpy(weights_C).to(inputs.device)
 
     def train_mode(self) -> None:
         self.module.train()
@@ -176,11 +178,11 @@ class ImageTrainee:
         labels_B = self._labels_N[rows_B.to(self._labels_N.device)]
         with autocast(self._inputs.device, settings.precision):
             logits_BC, auxiliary = self.module(*inputs)
-        loss = functional.cross_entropy(logits_BC.float(), labels_B, label_smoothing=settings.label_smoothing)
+        smoothing, weight_C = settings.label_smoothing, self._weight_C
+        loss = mean_loss(logits_BC.float(), labels_B, label_smoothing=smoothing, weight_C=weight_C)
         for aux_BC in auxiliary:
-            loss = loss + self._aux_loss_weight * functional.cross_entropy(
-                aux_BC.float(), labels_B, label_smoothing=settings.label_smoothing
-            )
+            own = mean_loss(aux_BC.float(), labels_B, label_smoothing=smoothing, weight_C=weight_C)
+            loss = loss + self._aux_loss_weight * own
         correct = (logits_BC.detach().argmax(1) == labels_B).sum()
         return loss.unsqueeze(0), correct.unsqueeze(0)
 

@@ -19,7 +19,7 @@ from transfergrid.attempts import Attempt
 from transfergrid.device import has_tf32
 from transfergrid.errors import DataError, MissingInput
 from transfergrid.evaluation import confusion_matrix, scores, top_k_accuracy
-from transfergrid.folds import Fold
+from transfergrid.folds import Fold, Folds
 from transfergrid.paths import RunPaths
 from transfergrid.provenance import provenance
 from transfergrid.records import MANY_CLASSES, Predictions, RunRecord, make_predictions, write_predictions
@@ -84,6 +84,17 @@ def class_details(made: Mapping[str, tuple[Fold, Logits]], class_names: Sequence
         counts_CC = confusion_matrix(fold.labels_N, logits_NC.argmax(1), num_classes=len(class_names))
         details["train_confusion"] = counts_CC.tolist()
     return details
+
+
+def fold_details(folds: Folds, *, num_classes: int) -> dict[str, Any]:
+    """On how little a run rests: images of test and of val (0 where nothing is held out), and of the largest and the
+    smallest class that it was trained on."""
+    counts_C = np.bincount(folds.train.labels_N, minlength=num_classes)
+    return {
+        "n_test": len(folds.test),
+        "n_val": 0 if folds.val is None else len(folds.val),
+        "class_counts": {"largest": int(counts_C.max()), "smallest": int(counts_C.min())},
+    }
 
 
 def make_record(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from functools import lru_cache
@@ -149,7 +150,8 @@ class TrainSettings:
     clip_norm: gradients are scaled down to at most this Euclidean norm, over all parameters together.
     selection: `last` epoch, or `best_on_test` (only under protocol `published`).
     test_bn: `batch` evaluates with the statistics of the batch at hand, as code that forgets `eval()` does.
-    class_weights: `balanced` weighs each image's loss by n / (classes x images of its class).
+    class_weights: `balanced` weighs each image's loss by n / (classes x images of its class), counted over the n images
+    trained on and the classes they hold, as scikit-learn does; the mean over a batch divides by its images.
     """
 
     epochs: int
@@ -189,6 +191,21 @@ class TrainSettings:
     test_bn: Literal["running", "batch"]
     selection: Literal["last", "best_on_test"]
     class_weights: Literal["none", "balanced"] = later("none")
+
+    @property
+    def takes_steps(self) -> bool:
+        """Whether an optimizer steps over batches: a head that is solved for has none."""
+        return getattr(self, "solver", "sgd") == "sgd"
+
+    def count_steps(self, num_rows: int) -> int:
+        """Optimizer steps per epoch: the last, smaller batch counts unless drop_last; fewer images than a batch are
+        one. steps_per_epoch ends an epoch sooner; only rows drawn with replacement can fill more steps than there are.
+        """
+        batch_size = min(self.batch_size, num_rows)
+        full = num_rows // batch_size if self.drop_last else math.ceil(num_rows / batch_size)
+        if self.steps_per_epoch is None:
+            return full
+        return self.steps_per_epoch if self.sampling == "replacement" else min(full, self.steps_per_epoch)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

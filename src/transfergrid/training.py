@@ -81,6 +81,7 @@ class Progress:
 @dataclass(slots=True)
 class FitResult:
     """first_step: the first optimizer step (from 1) that this attempt did; above 1 where it resumed.
+    optimizer_steps: of the whole run.
 
     elapsed_before_s: what earlier attempts took, up to the checkpoint that this one went on from.
     best_epoch, best_accuracy: on test, where the trainee watches it. best_state: the weights of that epoch, only under
@@ -88,6 +89,7 @@ class FitResult:
     """
 
     first_step: int
+    optimizer_steps: int
     last_epoch: dict[str, Any]
     images_per_s: float
     elapsed_before_s: float
@@ -136,7 +138,7 @@ def fit(
         lines_kept = file.lines
     first_step = progress.step + 1
     elapsed_before = progress.elapsed_s
-    steps_per_epoch = count_steps(trainee.num_rows, settings)
+    steps_per_epoch = settings.count_steps(trainee.num_rows)
     batch_size = min(settings.batch_size, trainee.num_rows)
     images_per_epoch = steps_per_epoch * batch_size
     if settings.sampling == "shuffle":
@@ -248,6 +250,7 @@ def fit(
     module.load_state_dict(result_state)
     return FitResult(
         first_step=first_step,
+        optimizer_steps=progress.step,
         last_epoch=figures,
         images_per_s=settings.epochs * images_per_epoch / max(progress.train_s, 1e-9),
         elapsed_before_s=elapsed_before,
@@ -257,23 +260,11 @@ def fit(
     )
 
 
-def count_steps(num_rows: int, settings: TrainSettings) -> int:
-    """Optimizer steps per epoch: the last, smaller batch counts unless drop_last; fewer images than a batch are one.
-
-    settings.steps_per_epoch ends an epoch sooner; only rows drawn with replacement can fill more steps than there are.
-    """
-    batch_size = min(settings.batch_size, num_rows)
-    full = num_rows // batch_size if settings.drop_last else math.ceil(num_rows / batch_size)
-    if settings.steps_per_epoch is None:
-        return full
-    return settings.steps_per_epoch if settings.sampling == "replacement" else min(full, settings.steps_per_epoch)
-
-
 def epoch_order(num_rows: int, settings: TrainSettings, *, seed: int, epoch: int) -> Tensor:
     """The order (N,) in which an epoch visits the training rows; drawn on the CPU, so every device sees the same."""
     generator = torch.Generator().manual_seed(seed_for("order", seed, epoch))
     if settings.sampling == "replacement":
-        drawn = count_steps(num_rows, settings) * min(settings.batch_size, num_rows)
+        drawn = settings.count_steps(num_rows) * min(settings.batch_size, num_rows)
         return torch.randint(num_rows, (drawn,), generator=generator)
     return torch.randperm(num_rows, generator=generator)
 

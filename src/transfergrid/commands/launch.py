@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from transfergrid.cluster import local, slurm
 from transfergrid.cluster.child import ask, gpus_for
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.states import Snapshot, take_snapshot
+from transfergrid.commands.cautions import cautions
 from transfergrid.commands.console import FAILED, OK, command_line, hashing_progress, make_console, run_script
 from transfergrid.commands.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.commands.progress import watching
@@ -137,6 +139,12 @@ def show_plan(console: Console, plan: Plan, request: Request) -> None:
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"
     console.print(f"grid {request.grid}: {rows}; with what they need: {told or 'nothing to do'}", highlight=False)
+    _show_runs(console, plan, request)
+    for line in cautions((c.run for c in request.configurations), request.facts):
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+
+
+def _show_runs(console: Console, plan: Plan, request: Request) -> None:
     if len(plan.runs) <= FOLD_ABOVE:
         variants = {c.run.run_id: c.variant for c in request.configurations}
         for planned in plan.runs:

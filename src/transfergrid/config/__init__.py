@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from transfergrid.specs import Configuration, RunSpec, Runtime, SelectBy, digest
 
 if TYPE_CHECKING:
     from transfergrid.config.builder import FolderProgress
+    from transfergrid.data import DatasetFacts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +28,8 @@ class Request:
     """What a command line asks for.
 
     configurations: the rows of the grid. runs: these and the runs they need, by run_id, needed ones first
-    (extractions are the plan's business). replaces_grid: a launch redefines its grid, a run by hand adds to it.
+    (extractions are the plan's business). facts: of each data set, by its name, as far as they have been read.
+    replaces_grid: a launch redefines its grid, a run by hand adds to it.
     replace: rows that the grid has and this launch has not may go.
     select_by: the score on val that the grid's report chooses by; None leaves it as the grid has it.
     notes: what the user is told about the pictures, a line each.
@@ -48,6 +50,7 @@ class Request:
     needs_only_checked: bool = False
     select_by: SelectBy | None = None
     notes: tuple[str, ...] = ()
+    facts: dict[str, DatasetFacts] = field(default_factory=dict)
 
     @property
     def store(self) -> StorePaths:
@@ -98,6 +101,7 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
         grid=builder.name,
         configurations=configurations,
         runs=builder.runs,
+        facts=builder.facts,
         runtime=builder.runtime(),
         cluster=cluster_settings(config.cluster),
         cluster_config=plain(config.cluster),
@@ -142,6 +146,7 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
         grid=builder.name,
         configurations=(configuration,),
         runs=builder.runs,
+        facts=builder.facts,
         runtime=builder.runtime(),
         cluster=cluster_settings(config.cluster),
         cluster_config=plain(config.cluster),
@@ -216,7 +221,9 @@ def load_predict(arguments: Sequence[str]) -> PredictRequest:
 def _hand_variant(overrides: dict[str, Any]) -> str:
     """What a run by hand changes from the defaults, spelled as its variant."""
     other = ("dataset.name", "dataset.folder")  # which data set it is stands in a column of its own
-    named = [key for key in sorted(overrides) if key.startswith(("phase.", "dataset.", "weights_seed"))]
+    named = [
+        key for key in sorted(overrides) if key.startswith(("phase.", "dataset.", "weights_seed", "class_weights"))
+    ]
     changed = [f"{key}={overrides[key].value()}" for key in named if key not in other]
     name = safe_name(",".join(c.removeprefix("phase.") for c in changed)) if changed else ""
     return name if len(name) <= 120 else f"{name[:107]}-{digest(name, 12)}"  # cut, but no other's

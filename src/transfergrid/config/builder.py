@@ -31,6 +31,7 @@ from transfergrid.config.resolve import Scope, check_splits, looks_like_file, ma
 from transfergrid.config.settings import check_settings, choice, in_range
 from transfergrid.config.value_range import ValueRange
 from transfergrid.config.variants import applies, check_names, checked_rule, variants_of
+from transfergrid.data import DatasetFacts
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import (
@@ -63,6 +64,7 @@ class GridBuilder:
             self.catalog_dir = _forgotten_copy(self.cache.catalog)
         self.runs: dict[str, RunSpec] = {}
         self.folders: dict[str, str] = {}
+        self.facts: dict[str, DatasetFacts] = {}
         self.weights_files: dict[str, str] = {}
         self.notes: list[str] = []
         self.protocol = cast(Protocol, choice("protocol", config.protocol, ("fair", "published")))
@@ -243,6 +245,7 @@ class GridBuilder:
         choice_ = base.dataset
         if config.dataset != base.config.dataset:
             choice_ = resolve_dataset(config, self.cache, keep=not self.config.dry_run, progress=self.progress)
+            self.facts[choice_.spec.name] = choice_.facts
         return Scope(config, choice_, self.protocol, self.catalog_dir)
 
     def _dataset_scope(self, dataset: str, of_run: ValueRange | None = None) -> Scope:
@@ -262,6 +265,7 @@ class GridBuilder:
                 if self.folders.get(found.spec.name, found.folder) != found.folder:
                     raise ConfigError(f"two folders are both named {found.spec.name!r}; give one a dataset.name")
                 self.folders[found.spec.name] = found.folder
+            self.facts[found.spec.name] = found.facts
             self._by_dataset[dataset] = Scope(config, found, self.protocol, self.catalog_dir)
         return self._by_dataset[dataset]
 
@@ -329,6 +333,7 @@ def _why_not(model: str, phase: str) -> str:
 
 def check_plain_values(config: DictConfig) -> None:
     choice("device", config.device, ("auto", "cpu", "cuda"))
+    choice("class_weights", config.class_weights, ("none", "balanced"))
     choice("keep_weights", config.keep_weights, ("final", "none"))
     choice("tracking.mode", config.tracking.mode, choices("tracking"))
     in_range("checkpoint.min_interval_s", config.checkpoint.min_interval_s, 0, 86400)

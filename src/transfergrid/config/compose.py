@@ -138,7 +138,7 @@ def check_setting(key: str, *, where: str) -> None:
 def is_setting(key: str) -> bool:
     """Whether a key is about the numbers of a run, so that variants, rules and a hand run's variant may hold it."""
     dotted = key.startswith(("phase.", "dataset.", "weights_files.")) and key not in _SET_OTHERWISE
-    return dotted or key in ("weights", "weights_seed")
+    return dotted or key in ("weights", "weights_seed", "class_weights")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

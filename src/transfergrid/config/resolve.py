@@ -6,18 +6,21 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 from omegaconf import DictConfig
 
 from transfergrid import architectures, backbones, durable
 from transfergrid.classes import IMAGENET_CLASSES, imagenet_places, names_imagenet_anew
+from transfergrid.config.batches import fitted, with_usual
 from transfergrid.config.compose import nearest
 from transfergrid.config.dataset import DatasetChoice
 from transfergrid.config.models import is_architecture, split_model
+from transfergrid.config.schema import FINETUNE_DEFAULTS, PROBE_DEFAULTS, SCRATCH_DEFAULTS
 from transfergrid.config.settings import check_probe, check_training, in_range, settings_of
 from transfergrid.data.geometry import preprocess_for, scratch_preprocess
 from transfergrid.errors import ConfigError
+from transfergrid.folds import RowCounts, count_rows
 from transfergrid.specs import (
     RULES_VERSION,
     BackboneSpec,
@@ -30,9 +33,11 @@ from transfergrid.specs import (
     RunSpec,
     ScratchSettings,
     Settings,
+    TrainSettings,
     WeightsSpec,
 )
 
+T = TypeVar("T", bound=TrainSettings)
 SCRATCH_LR_PER_IMAGE = 0.1 / 128  # linear scaling with the batch, Goyal et al. 2017 (arXiv 1706.02677)
 
 
@@ -62,6 +67,22 @@ class Scope:
     @cached_property
     def extract(self) -> ExtractSettings:
         return cast(ExtractSettings, self.settings("extract"))
+
+    @cached_property
+    def rows(self) -> RowCounts:
+        """How many images the runs train on and hold out."""
+        dataset = self.dataset
+        return count_rows(
+            dataset.facts,
+            max_images=dataset.spec.max_images,
+            protocol=self.protocol,
+            train_fraction=dataset.train_fraction,
+            shots=dataset.shots,
+        )
+
+    def _fitted(self, settings: T, node: DictConfig) -> T:
+        """With a batch and epochs that fit the data, where nobody has set them; a published study stays as it was."""
+        return settings if self.protocol == "published" else fitted(settings, node, self.rows.train)
 
     def _resolve_backbone(self, name: str) -> BackboneSpec:
         entry = backbones.entry(name, catalog_dir=self.catalog_dir)
@@ -99,21 +120,27 @@ class Scope:
             return settings_of(EvaluateSettings, node, where=where, source="own_head", preprocess=None)
         flip = node.flip if node.flip is not None else self.dataset.facts.mirror_ok
         if phase == "probe":
-            select_by = node.select_by or self.config.select_by
-            probe = settings_of(ProbeSettings, node, where=where, flip=flip, select_by=select_by)
+            given = with_usual(node, PROBE_DEFAULTS) | {"select_by": node.select_by or self.config.select_by}
+            probe = self._fitted(settings_of(ProbeSettings, node, where=where, flip=flip, **given), node)
             check_training(probe, self.protocol, where=where)
             check_probe(probe, self.protocol)
             return probe
         if phase == "finetune":
-            finetune = settings_of(FinetuneSettings, node, where=where, flip=flip)
+            finetune = settings_of(
+                FinetuneSettings, node, where=where, flip=flip, **with_usual(node, FINETUNE_DEFAULTS)
+            )
+            finetune = self._fitted(finetune, node)
             check_training(finetune, self.protocol, where=where)
             return finetune
         size = self.dataset.image_size_px or self.dataset.facts.image_size_px
         if size is None:
             name = self.dataset.spec.name
             raise ConfigError(f"{name} has images of mixed sizes; training from scratch needs dataset.image_size_px=N")
-        lr = SCRATCH_LR_PER_IMAGE * node.batch_size if node.lr is None else node.lr
-        scratch = settings_of(ScratchSettings, node, where=where, flip=flip, lr=lr, image_size_px=size)
+        usual = with_usual(node, SCRATCH_DEFAULTS)
+        scratch = settings_of(ScratchSettings, node, where=where, flip=flip, image_size_px=size, **usual)
+        scratch = self._fitted(scratch, node)
+        if node.lr is None:
+            scratch = replace(scratch, lr=SCRATCH_LR_PER_IMAGE * scratch.batch_size)
         check_training(scratch, self.protocol, where=where)
         return scratch
 
@@ -159,6 +186,8 @@ def _counts_anew(scope: Scope, settings: Settings) -> bool:
     """Does another phase give other numbers than the first release did, with the same fields?"""
     facts = scope.dataset.facts
     if isinstance(settings, ScratchSettings):
+        if scope.protocol == "fair" and scope.rows.val_was_larger:
+            return True
         # Images larger than the input are augmented at its size; smaller ones among others, at their own.
         augments = (settings.flip, settings.shift_px, settings.perspective, settings.rotation_deg, settings.cutout_px)
         own_px, size_px = facts.image_size_px, settings.image_size_px
@@ -167,10 +196,13 @@ def _counts_anew(scope: Scope, settings: Settings) -> bool:
         else:
             differs = own_px > size_px
         return differs and settings.augment_at == "native" and any(augments)
+    if not isinstance(settings, EvaluateSettings):
+        return False
+    if settings.split == "val" and scope.rows.val_was_larger:
+        return True
     # Folders found by name among the classes of published logits, where their order did not say the same.
     return (
-        isinstance(settings, EvaluateSettings)
-        and not settings.source.startswith("run:")
+        not settings.source.startswith("run:")
         and scope.dataset.folder is not None
         and names_imagenet_anew(facts.class_names)
     )
@@ -227,6 +259,8 @@ def check_splits(scope: Scope, phase: Phase) -> None:
     split = cast(EvaluateSettings, scope.settings("evaluate")).split
     if split not in present and not (split == "val" and "train" in present):
         raise ConfigError(f"phase.evaluate.split={split}: {name} has no such split; it has: {', '.join(present)}")
+    if split == "val" and scope.rows.gate == 0:
+        raise ConfigError(f"phase.evaluate.split=val: no class of {name} has two images, so none was held out")
 
 
 def make_evaluation(scope: Scope, trained: RunSpec) -> RunSpec:
@@ -244,4 +278,5 @@ def make_evaluation(scope: Scope, trained: RunSpec) -> RunSpec:
         seed=None,
         val_seed=scope.dataset.val_seed,
         needs=(trained.run_id,),
+        rules=_rules(scope, "evaluate", settings),
     )

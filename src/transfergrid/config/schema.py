@@ -100,6 +100,9 @@ SCRATCH_DEFAULTS: dict[str, Any] = _COMMON | {
     "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5),
 }
+# Of the data set where nobody sets them: what stands above is for data that fill enough steps, see batches.py.
+_BY_SIZE = ("epochs", "batch_size")
+FROM_ABOVE = {"class_weights": "${class_weights}"}  # one key for all phases, which a phase's own overrides
 _NOT_CONFIGURED = {"image_size_px"}  # of the scratch settings: it comes from dataset.image_size_px
 
 
@@ -124,16 +127,17 @@ def _schema_of(
     for f in fields(spec):
         if f.name in _NOT_CONFIGURED:
             continue
-        default = defaults[f.name] if f.default is MISSING else defaults.get(f.name, f.default)
+        usual = defaults[f.name] if f.default is MISSING else defaults.get(f.name, f.default)
+        default: Any = None if f.name in _BY_SIZE else FROM_ABOVE.get(f.name, usual)
         hint = _plain(hints[f.name]) | None if f.name in optional else _plain(hints[f.name])
         value = field(default_factory=partial(list, default)) if isinstance(default, tuple) else field(default=default)
         members.append((f.name, hint, value))
     return make_dataclass(name, members)
 
 
-_BY_DATASET = frozenset({"flip"})
+_BY_DATASET = frozenset({"flip", *_BY_SIZE})
 ExtractConfig = _schema_of("ExtractConfig", ExtractSettings, {})
-ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, PROBE_DEFAULTS, frozenset({"select_by"}))
+ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, PROBE_DEFAULTS, frozenset({"select_by", *_BY_SIZE}))
 FinetuneConfig = _schema_of("FinetuneConfig", FinetuneSettings, FINETUNE_DEFAULTS, _BY_DATASET)
 ScratchConfig = _schema_of("ScratchConfig", ScratchSettings, SCRATCH_DEFAULTS, _BY_DATASET | {"lr"})
 
@@ -283,7 +287,8 @@ class CheckpointConfig:
 
 @dataclass
 class Config:
-    """select_by: the score on val by which every choice is made: of a probe's head, and between rows in the report."""
+    """select_by: the score on val by which every choice is made: of a probe's head, and between rows in the report.
+    class_weights: of every phase that trains, unless phase.<name>.class_weights says otherwise."""
 
     grid: GridConfig = field(default_factory=GridConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -304,6 +309,7 @@ class Config:
     grid_name: str | None = None
     replace: bool = False
     needs: str = "run"
+    class_weights: str = "none"
     weights: str | None = None
     weights_seed: int = 0
     weights_dir: str | None = None

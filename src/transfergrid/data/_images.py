@@ -20,6 +20,7 @@ class DatasetFacts:
     image_size_px: the side of the images where all are squares of one size, else None.
     mirror_ok: whether an image keeps its class when it is flipped left to right.
     num_images: split -> images as published; its keys are the splits there are.
+    train_counts: images of each class in train; empty where there is no train.
     shortest_px: the shortest edge of any image, where they are not all squares of one size.
     turned: how many images are shown otherwise where EXIF data are followed.
     depths: 8-bit, integer, float -> how many files, and the first of them. extremes: split -> the least and the largest
@@ -33,6 +34,7 @@ class DatasetFacts:
     image_size_px: int | None
     mirror_ok: bool
     num_images: dict[str, int]
+    train_counts: tuple[int, ...]
     shortest_px: int | None = None
     turned: int = 0
     depths: Mapping[str, tuple[int, str]] = field(default_factory=dict)

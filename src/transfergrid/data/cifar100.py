@@ -33,6 +33,7 @@ FACTS = DatasetFacts(
     image_size_px=32,
     mirror_ok=True,
     num_images={"train": 50_000, "test": 10_000},
+    train_counts=(500,) * 100,
 )
 
 

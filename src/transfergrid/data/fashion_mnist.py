@@ -38,6 +38,7 @@ FACTS = DatasetFacts(
     image_size_px=28,
     mirror_ok=True,
     num_images={"train": 60_000, "test": 10_000},
+    train_counts=(6_000,) * 10,
 )
 
 

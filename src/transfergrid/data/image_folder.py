@@ -48,6 +48,7 @@ def facts(
         image_size_px=_side_px(sizes_px),
         mirror_ok=True,
         num_images={split: sum(map(len, classes.values())) for split, classes in listing.items()},
+        train_counts=tuple(map(len, listing.get("train", {}).values())),
         shortest_px=min(min(size) for size in sizes_px),
         turned=sum(p.turned for p in pictures.values()),
         depths=depths,

@@ -10,13 +10,17 @@ from transfergrid.specs import VAL_FRACTION
 
 def stratified_subset(labels_N: NDArray[np.int64], *, max_images: int, seed: int = 0) -> NDArray[np.int64]:
     """Sorted indices of min(max_images, N) rows with the class shares kept, at least one per class where that fits."""
+    return _take(labels_N, subset_counts(np.bincount(labels_N), max_images=max_images), seed=seed)
+
+
+def subset_counts(counts_C: NDArray[np.int64], *, max_images: int) -> NDArray[np.int64]:
+    """How many rows of each class stratified_subset takes."""
     assert max_images > 0, max_images
-    counts_C = np.bincount(labels_N)
-    total = min(max_images, len(labels_N))
+    total = min(max_images, int(counts_C.sum()))
     minimum_C = np.minimum(counts_C, 1)
     if minimum_C.sum() > total:
         minimum_C = np.zeros_like(counts_C)
-    return _take(labels_N, _quotas(counts_C, total, minimum_C=minimum_C, maximum_C=counts_C), seed=seed)
+    return _quotas(counts_C, total, minimum_C=minimum_C, maximum_C=counts_C)
 
 
 def rows_per_class(labels_N: NDArray[np.int64], *, count: int, seed: int) -> NDArray[np.int64]:
@@ -27,15 +31,26 @@ def rows_per_class(labels_N: NDArray[np.int64], *, count: int, seed: int) -> NDA
 def val_indices(labels_N: NDArray[np.int64], *, val_seed: int, fraction: float = VAL_FRACTION) -> NDArray[np.int64]:
     """Sorted indices of round(fraction * N) rows, at least one, with the class shares kept.
 
-    A class keeps at least one row outside, so that nothing is validated that was never seen in training.
+    A class keeps at least one row outside, so that nothing is validated that was never seen in training: where most
+    classes have a single row there are fewer, and none where all have.
     """
-    counts_C = np.bincount(labels_N)
-    total = max(1, round(fraction * len(labels_N)))
+    return _take(labels_N, val_counts(np.bincount(labels_N), fraction=fraction), seed=val_seed)
+
+
+def val_counts(counts_C: NDArray[np.int64], *, fraction: float = VAL_FRACTION) -> NDArray[np.int64]:
+    """How many rows of each class val_indices takes."""
     maximum_C = np.maximum(counts_C - 1, 0)
-    if maximum_C.sum() < total:
-        maximum_C = counts_C
-    quotas_C = _quotas(counts_C, total, minimum_C=np.zeros_like(counts_C), maximum_C=maximum_C)
-    return _take(labels_N, quotas_C, seed=val_seed)
+    total = min(_val_total(counts_C, fraction), int(maximum_C.sum()))
+    return _quotas(counts_C, total, minimum_C=np.zeros_like(counts_C), maximum_C=maximum_C)
+
+
+def val_was_larger(counts_C: NDArray[np.int64], *, fraction: float = VAL_FRACTION) -> bool:
+    """Whether the first release, which then took the only row of some classes, held out other rows."""
+    return int(np.maximum(counts_C - 1, 0).sum()) < _val_total(counts_C, fraction)
+
+
+def _val_total(counts_C: NDArray[np.int64], fraction: float) -> int:
+    return max(1, round(fraction * int(counts_C.sum())))
 
 
 def _quotas(

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from transfergrid.folds import Folds
+from transfergrid.folds import Folds, class_weights
 from transfergrid.heads import Heads, losses_and_correct
 from transfergrid.specs import ProbeSettings, seed_for
+
+
+def head_without_val(settings: ProbeSettings) -> int:
+    """Where no image is held out to choose on: the middle learning rate (of two the lower), the largest decay."""
+    lr, decay = sorted(settings.lrs)[(len(settings.lrs) - 1) // 2], max(settings.weight_decays)
+    return list(product(settings.lrs, settings.weight_decays)).index((lr, decay))
 
 
 class FeatureTrainee:
@@ -36,6 +43,8 @@ class FeatureTrainee:
         self._features = features
         self._settings = settings
         watched = {"val": folds.val, "test": folds.test if watch_test else None, "train": folds.train}
+        weights_C = class_weights(settings, folds.train)
+        self._weight_C = None if weights_C is None else torch.from_numpy(weights_C).to(device)
         self._labels = {name: torch.from_numpy(f.labels_N).to(device) for name, f in watched.items() if f is not None}
 
     def train_mode(self) -> None:
@@ -44,8 +53,8 @@ class FeatureTrainee:
     def losses(self, rows_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         rows_B = rows_B.to(self._labels["train"].device)
         logits_HBC = self.module(self._features["train"][rows_B])
-        smoothing = self._settings.label_smoothing
-        return losses_and_correct(logits_HBC, self._labels["train"][rows_B], label_smoothing=smoothing)
+        labels_B, smoothing = self._labels["train"][rows_B], self._settings.label_smoothing
+        return losses_and_correct(logits_HBC, labels_B, label_smoothing=smoothing, weight_C=self._weight_C)
 
     def evaluate(self, module: nn.Module) -> dict[str, Any]:
         """Figures of the head that leads on val, and val accuracy of every head."""
@@ -62,9 +71,9 @@ class FeatureTrainee:
         return figures
 
     def choose_head(self, module: nn.Module) -> int:
-        """Highest val accuracy, then lowest val loss, then first; the only head where nothing is held out."""
+        """Highest val accuracy, then lowest val loss, then first."""
         if "val" not in self._labels:
-            return 0
+            return head_without_val(self._settings)
         accuracy_H, loss_H = self._score(module, "val")
         return min(range(self.num_heads), key=lambda h: (-float(accuracy_H[h]), float(loss_H[h]), h))
 

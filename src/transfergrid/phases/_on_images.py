@@ -24,7 +24,15 @@ from transfergrid.paths import cache_paths
 from transfergrid.phases import RunContext
 from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
 from transfergrid.records import RunRecord
-from transfergrid.results import Stopwatch, class_details, make_record, save_predictions, save_weights, score_folds
+from transfergrid.results import (
+    Stopwatch,
+    class_details,
+    fold_details,
+    make_record,
+    save_predictions,
+    save_weights,
+    score_folds,
+)
 from transfergrid.specs import (
     FinetuneSettings,
     PreprocessSpec,
@@ -206,7 +214,8 @@ def train_and_record(
         context.attempt,
         setting.device,
         metrics=metrics,
-        details={"first_step": result.first_step, "n_test": len(folds.test)}
+        details={"first_step": result.first_step, "optimizer_steps": result.optimizer_steps}
+        | fold_details(folds, num_classes=spec.dataset.num_classes)
         | class_details(made, dataset_facts(spec.dataset, runtime).class_names)
         | picture_details(spec.dataset, runtime)
         | result.rules(settings.epochs)

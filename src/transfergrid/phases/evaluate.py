@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from transfergrid import durable
 from transfergrid.classes import NamedLogits, classes_of_run, match_classes, name_logits
 from transfergrid.evaluation import top_k_accuracy
-from transfergrid.folds import Fold, make_folds, open_splits, subset
+from transfergrid.folds import Fold, held_out, open_splits, subset
 from transfergrid.paths import store_paths
 from transfergrid.phases import has_completed
 from transfergrid.specs import EvaluateSettings, PreprocessSpec, RunSpec, Runtime, Split, from_dict
@@ -120,11 +120,11 @@ def _fold(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:
     """The rows evaluated. `val` of a data set without its own is the 10 % that training under `fair` held out."""
     settings = spec.settings
     assert isinstance(settings, EvaluateSettings)
-    if settings.split == "val" and "val" not in labels:
-        return make_folds(spec, labels).gate
-    labels_N = labels[settings.split]
-    index_N = subset(spec.dataset, labels_N)
-    return Fold(settings.split, index_N, labels_N[index_N])
+    holds_out = settings.split == "val" and "val" not in labels
+    split: Split = "train" if holds_out else settings.split
+    index_N = subset(spec.dataset, labels[split])
+    fold = Fold(split, index_N, labels[split][index_N])
+    return held_out(spec, fold) if holds_out else fold
 
 
 def _open(spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Evaluated:

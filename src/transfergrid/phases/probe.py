@@ -48,7 +48,15 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     from transfergrid.heads import fit_lbfgs, fit_standardiser
     from transfergrid.optimization import split_decay
     from transfergrid.phases._feature_trainee import FeatureTrainee
-    from transfergrid.results import Stopwatch, class_details, make_record, save_predictions, save_weights, score_folds
+    from transfergrid.results import (
+        Stopwatch,
+        class_details,
+        fold_details,
+        make_record,
+        save_predictions,
+        save_weights,
+        score_folds,
+    )
     from transfergrid.training import fit
 
     spec, runtime = context.spec, context.runtime
@@ -105,12 +113,13 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     metrics = score_folds(made)
     details: dict[str, Any] = {
         "first_step": result.first_step,
+        "optimizer_steps": result.optimizer_steps,
         "chosen": {"head": head, "lr": choices[head][0], "weight_decay": choices[head][1]},
         "choices": [{"lr": lr, "weight_decay": decay} for lr, decay in choices],
         "head_norm": float(weight_CD.norm()),
-        "n_test": len(folds.test),
         "feature_keys": [spec.feature_key(b, "train").digest for b in spec.backbones],
     } | result.rules(settings.epochs)
+    details |= fold_details(folds, num_classes=spec.dataset.num_classes)
     details |= class_details(made, dataset_facts(spec.dataset, runtime).class_names)
     details |= picture_details(spec.dataset, runtime)
     if settings.lbfgs:

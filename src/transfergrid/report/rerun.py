@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from transfergrid import backbones, data, durable
-from transfergrid.config.schema import Config
+from transfergrid.config.schema import FROM_ABOVE, Config
 from transfergrid.data.geometry import preprocess_for
 from transfergrid.errors import GridError
 from transfergrid.paths import StorePaths
@@ -120,6 +120,8 @@ def _changed(where: str, settings: Any, defaults: Any, *, everything: bool) -> I
             continue  # told otherwise: image_size_px by the data set, source of an evaluation by what is evaluated
         default = getattr(defaults, f.name)
         default = tuple(default) if isinstance(default, list) else default
+        if f.name in FROM_ABOVE:
+            default = getattr(Config(), f.name)
         if everything or value != default:
             yield f"{where}.{f.name}={hydra_value(value)}"
 

@@ -1,0 +1,87 @@
+"""What the plan says of data that are few or unevenly spread over their classes: once per data set, never per run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from transfergrid.commands.console import count
+from transfergrid.data import DatasetFacts
+from transfergrid.folds import FEW_STEPS, FEW_VAL_IMAGES, RowCounts, count_rows
+from transfergrid.specs import RunSpec, TrainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A run that trains, and how many images it has."""
+
+    run: RunSpec
+    settings: TrainSettings
+    rows: RowCounts
+
+
+def cautions(runs: Iterable[RunSpec], facts: Mapping[str, DatasetFacts]) -> list[str]:
+    """One line each. facts: by the data set's name. Imports no torch."""
+    by_dataset: dict[str, list[_Trained]] = {}
+    counted: dict[tuple[object, ...], RowCounts] = {}
+    for run in runs:
+        if not isinstance(run.settings, TrainSettings):
+            continue
+        key = (run.dataset, run.protocol, run.train_fraction, run.shots)
+        if key not in counted:
+            counted[key] = count_rows(
+                facts[run.dataset.name],
+                max_images=run.dataset.max_images,
+                protocol=run.protocol,
+                train_fraction=run.train_fraction,
+                shots=run.shots,
+            )
+        by_dataset.setdefault(run.dataset.name, []).append(_Trained(run, run.settings, counted[key]))
+    return [line for name, members in by_dataset.items() for line in _of_dataset(name, members)]
+
+
+def _of_dataset(name: str, members: Sequence[_Trained]) -> Iterator[str]:
+    chosen = [m for m in members if m.run.protocol == "fair"]
+    fewest = min((m.rows.val for m in chosen), default=FEW_VAL_IMAGES)
+    if fewest == 0:
+        yield f"{name}: no class has two images to train on, so none is held out and nothing is chosen on val"
+    elif fewest < FEW_VAL_IMAGES:
+        yield (
+            f"{name}: {count(fewest, 'val image')}, fewer than {FEW_VAL_IMAGES}: each is {100 / fewest:.1f} points of"
+            " the val accuracy that choices rest on"
+        )
+    yield from _imbalance(name, members)
+    for phase in dict.fromkeys(m.run.phase for m in members):
+        few = [(s, m) for m in members if m.run.phase == phase and (s := _steps(m)) is not None and s < FEW_STEPS]
+        if few:
+            steps, images = (_range(values) for values in zip(*((s, m.rows.train) for s, m in few), strict=True))
+            yield (
+                f"{name}: {phase} takes {steps} optimizer steps on {images} images, fewer than {FEW_STEPS}; raise"
+                f" phase.{phase}.epochs or lower phase.{phase}.batch_size, or leave both unset"
+            )
+
+
+def _imbalance(name: str, members: Sequence[_Trained]) -> Iterator[str]:
+    uneven = [m for m in members if m.rows.is_imbalanced]
+    if not uneven:
+        return
+    remedies = ["select_by=balanced_accuracy chooses for it"]
+    if any(m.settings.class_weights == "none" for m in uneven):
+        remedies.insert(0, "class_weights=balanced trains for it")
+    train_C = max((m.rows.train_C for m in uneven), key=lambda counts_C: int(counts_C.sum()))
+    yield (
+        f"{name}: the largest class has {count(int(train_C.max()), 'image')} to train on, the smallest"
+        f" {int(train_C.min())}: {', '.join(remedies)}"
+    )
+
+
+def _steps(member: _Trained) -> int | None:
+    """Optimizer steps of the whole run; None for a head that is solved."""
+    if not member.settings.takes_steps or not member.rows.train:
+        return None
+    return member.settings.epochs * member.settings.count_steps(member.rows.train)
+
+
+def _range(values: Sequence[int]) -> str:
+    low, high = min(values), max(values)
+    return str(low) if low == high else f"{low} to {high}"
