@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from transfergrid import architectures, backbones, durable, feature_store
 from transfergrid.errors import DataError
-from transfergrid.folds import dataset_facts, splits_of
+from transfergrid.folds import GATE_ROWS, dataset_facts, splits_of
 from transfergrid.paths import cache_paths, store_paths
 from transfergrid.records import RunRecord, read_record
 from transfergrid.specs import (
@@ -89,10 +89,14 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Images of a run's folds, without reading a label; class shares can move a few between train and val."""
+    """Images of a run's folds, without reading a label; class shares can move a few between train and val.
+
+    held: what val is or, under `published`, would be.
+    """
 
     train: int
     val: int
+    held: int
     gate: int
     test: int
 
@@ -327,13 +331,14 @@ def _rows(run: RunSpec, runtime: Runtime) -> Rows:
     """As folds.make_folds does."""
     seen = _seen(run, runtime)
     fair = run.protocol == "fair"
-    gate = seen.get("val") or max(1, round(VAL_FRACTION * seen["train"]))
-    train = seen["train"] - (gate if fair and "val" not in seen else 0)
+    held = seen.get("val") or max(1, round(VAL_FRACTION * seen["train"]))
+    train = seen["train"] - (held if fair and "val" not in seen else 0)
+    gate = min(GATE_ROWS, seen["train"] + seen.get("val", 0))
     if run.shots is not None:
         train = min(train, run.shots * run.dataset.num_classes)
     elif run.train_fraction is not None:
         train = max(1, round(run.train_fraction * train))
-    return Rows(train=train, val=gate if fair else 0, gate=gate, test=seen["test"])
+    return Rows(train=train, val=held if fair else 0, held=held, gate=gate, test=seen["test"])
 
 
 def _not_cached(run: RunSpec, runtime: Runtime) -> dict[Split, int]:
@@ -348,7 +353,7 @@ def _not_cached(run: RunSpec, runtime: Runtime) -> dict[Split, int]:
 
 def _evaluated(run: RunSpec, runtime: Runtime) -> int:
     assert isinstance(run.settings, EvaluateSettings)
-    return _seen(run, runtime).get(run.settings.split) or _rows(run, runtime).gate
+    return _seen(run, runtime).get(run.settings.split) or _rows(run, runtime).held
 
 
 def _input_px(run: RunSpec, runtime: Runtime) -> int:

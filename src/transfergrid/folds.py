@@ -20,6 +20,9 @@ from transfergrid.errors import DataError
 from transfergrid.paths import cache_paths
 from transfergrid.specs import DatasetSpec, RunSpec, Runtime, Split, seed_for
 
+GATE_ROWS = 256
+GATE_SETS = ("gate", "gate_train")  # of stored predictions: the gate's held-out rows, then its training rows
+
 
 @dataclass(frozen=True, slots=True)
 class Fold:
@@ -35,14 +38,16 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """train: what is trained on. val: what is chosen on, None under `published`. gate: compared at hand-over.
+    """train: what is trained on. val: what is chosen on, None under `published`.
 
+    gate: what is compared at hand-over, at most GATE_ROWS in all: held-out rows, then, where those are fewer, training
+    rows, the same for every share of them. A name of GATE_SETS for each.
     unlabelled: every image of the training split that the run may look at, whether or not it learns from its label.
     """
 
     train: Fold
     val: Fold | None
-    gate: Fold
+    gate: tuple[Fold, ...]
     test: Fold
     unlabelled: Fold
 
@@ -80,24 +85,46 @@ def subset(spec: DatasetSpec, labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def make_folds(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Folds:
-    """From the labels (N,) of every whole split. val is 10 % of train unless the data set has its own.
+    """From the labels (N,) of every whole split. Under `published` the held-out rows stay in the training set and
+    serve the gate only."""
+    unlabelled, held = _seen(spec, labels, "train"), held_out(spec, labels)
+    rest = unlabelled
+    if held.split == "train":
+        rest = _at(unlabelled, np.flatnonzero(~np.isin(unlabelled.index_N, held.index_N)))
+    first = _spread(held, GATE_ROWS)
+    filled = _spread(rest, GATE_ROWS - len(first))
+    return Folds(
+        train=_share(spec, rest if spec.protocol == "fair" else unlabelled),
+        val=held if spec.protocol == "fair" else None,
+        gate=(first, filled) if len(filled) else (first,),
+        test=_seen(spec, labels, "test"),
+        unlabelled=unlabelled,
+    )
 
-    Under `published` the same rows stay in the training set and serve the gate only.
-    """
-    seen = {split: subset(spec.dataset, labels_N) for split, labels_N in labels.items()}
-    everything = {split: Fold(split, index_N, labels[split][index_N]) for split, index_N in seen.items()}
-    unlabelled, test = everything["train"], everything["test"]
-    train = unlabelled
-    if "val" in everything:
-        gate = everything["val"]
-    else:
-        assert spec.val_seed is not None
-        held_N = val_indices(train.labels_N, val_seed=spec.val_seed)
-        gate = Fold("train", train.index_N[held_N], train.labels_N[held_N])
-        if spec.protocol == "fair":
-            kept_N = np.setdiff1d(np.arange(len(train)), held_N)
-            train = Fold("train", train.index_N[kept_N], train.labels_N[kept_N])
-    return Folds(_share(spec, train), gate if spec.protocol == "fair" else None, gate, test, unlabelled)
+
+def held_out(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:
+    """The data set's own val; without one, the 10 % of train that `val_seed` draws."""
+    if "val" in labels:
+        return _seen(spec, labels, "val")
+    assert spec.val_seed is not None
+    train = _seen(spec, labels, "train")
+    return _at(train, val_indices(train.labels_N, val_seed=spec.val_seed))
+
+
+def _seen(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]], split: Split) -> Fold:
+    index_N = subset(spec.dataset, labels[split])
+    return Fold(split, index_N, labels[split][index_N])
+
+
+def _at(fold: Fold, positions_N: NDArray[np.int64]) -> Fold:
+    return Fold(fold.split, fold.index_N[positions_N], fold.labels_N[positions_N])
+
+
+def _spread(fold: Fold, most: int) -> Fold:
+    """At most so many rows, evenly over the whole fold: the rows of a folder stand class by class."""
+    if len(fold) <= most:
+        return fold
+    return _at(fold, np.linspace(0, len(fold) - 1, most).round().astype(np.int64))
 
 
 def _share(spec: RunSpec, train: Fold) -> Fold:
@@ -113,4 +140,4 @@ def _share(spec: RunSpec, train: Fold) -> Fold:
         assert spec.train_fraction is not None
         wanted = max(1, round(spec.train_fraction * len(train)))
         kept_N = stratified_subset(train.labels_N, max_images=wanted, seed=seed)
-    return Fold(train.split, train.index_N[kept_N], train.labels_N[kept_N])
+    return _at(train, kept_N)

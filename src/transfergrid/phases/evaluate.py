@@ -20,7 +20,7 @@ from transfergrid import durable
 from transfergrid.classes import classes_of_run, match_classes
 from transfergrid.errors import DataError
 from transfergrid.evaluation import top_k_accuracy
-from transfergrid.folds import Fold, make_folds, open_splits, subset
+from transfergrid.folds import Fold, held_out, open_splits, subset
 from transfergrid.paths import store_paths
 from transfergrid.phases import has_completed
 from transfergrid.specs import EvaluateSettings, PreprocessSpec, RunSpec, Runtime, Split, from_dict
@@ -119,7 +119,7 @@ def _fold(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:
     settings = spec.settings
     assert isinstance(settings, EvaluateSettings)
     if settings.split == "val" and "val" not in labels:
-        return make_folds(spec, labels).gate
+        return held_out(spec, labels)
     labels_N = labels[settings.split]
     index_N = subset(spec.dataset, labels_N)
     return Fold(settings.split, index_N, labels_N[index_N])
