@@ -2,11 +2,12 @@
 
 Where should fine-tuning start? Four ways to hand the probe's head over, on 2,000 images (digits: all) of three data
 sets, each way from the same weights, with the same order of images; chosen on val. Seed s also draws val, so five seeds
-hold out five tenths of the images. FOLDER/finetune_start.csv gets a line per training; a second call does what is missing.
+hold out five tenths of the images. FOLDER/finetune_start.csv gets a line per training; a second call adds what is
+missing.
 
     today       the head fits the weights' own BatchNorm statistics; training uses those of each batch (bn=train)
     eval        the same head; BatchNorm keeps the weights' own statistics (bn=eval)
-    target      statistics of the training images (bn_statistics=target) under the head; training uses those of each batch
+    target      statistics of the training images (bn_statistics=target) under the head; training uses each batch's
     refitted    the head fits features that BatchNorm made with batch statistics; training goes on with them
 
 The head is the optimum at C = 1 everywhere, so no search of the probe decides. shufflenet_v2_x0_5 is trained here

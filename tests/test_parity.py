@@ -18,7 +18,7 @@ from transfergrid.config import Request
 from transfergrid.network import JoinedNetwork
 from transfergrid.paths import cache_paths
 from transfergrid.phases import _on_images, _parity
-from transfergrid.phases._start import measure_start
+from transfergrid.phases._start import hand_over
 from transfergrid.records import RunRecord, make_predictions
 from transfergrid.specs import BackboneSpec, FinetuneSettings, RunSpec, Runtime
 
@@ -293,7 +293,7 @@ def test_the_gate_leaves_the_network_as_it_was(probed: Request) -> None:
     _parity.gate_features(network, setting, precision="fp32")
     settings = run.settings
     assert isinstance(settings, FinetuneSettings)
-    start = measure_start(network, setting, settings, kept_in_eval=frozenset(), precision="fp32")
+    start = hand_over(network, setting, settings, kept_in_eval=frozenset(), precision="fp32")
     assert start["measured"] and start["rows"] == 10 and start["batch_size"] == 32
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(module.training for module in network.modules())

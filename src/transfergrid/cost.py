@@ -279,8 +279,10 @@ def _passes(run: RunSpec, runtime: Runtime) -> tuple[int, int, int]:
         images = sum(_not_cached(run, runtime).values()) + target
         return images, images, 0
     watched = rows.val if run.protocol == "fair" else rows.test
-    hands_over = isinstance(settings, ProbeSettings) or getattr(settings, "head", None) == "probe"
+    head = getattr(settings, "head", None)
+    hands_over = isinstance(settings, ProbeSettings) or head in ("refitted", "probe")
     evaluated = settings.epochs * watched + rows.train + rows.val + rows.test + rows.gate * hands_over + target
+    evaluated += rows.train * (head == "refitted")
     steps = settings.epochs * _steps_per_epoch(settings, rows.train)
     trained = min(settings.epochs * rows.train, steps * settings.batch_size)
     if settings.sampling == "replacement":

@@ -103,7 +103,9 @@ class Scope:
         if phase == "finetune":
             finetune = settings_of(FinetuneSettings, node, where=where, flip=flip)
             check_training(finetune, self.protocol, where=where)
-            return finetune
+            # Where BatchNorm keeps its statistics there is nothing to fit to: equal runs have one id.
+            unchanged = finetune.head == "refitted" and finetune.bn == "eval"
+            return replace(finetune, head="probe") if unchanged else finetune
         size = self.dataset.image_size_px or self.dataset.facts.image_size_px
         if size is None:
             name = self.dataset.spec.name

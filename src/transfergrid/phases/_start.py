@@ -1,4 +1,7 @@
-"""Does fine-tuning start where the probe ended? Its steps normalise by the batch what the head knows by statistics."""
+"""Fine-tuning starts where the probe ended: its steps normalise by batches what the probe's head knows by statistics.
+
+D features of all backbones, B rows of a batch, N rows.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from torch import Tensor
 
 from transfergrid.evaluation import mcnemar_exact
+from transfergrid.heads import fit_lbfgs, fit_standardiser
 from transfergrid.network import JoinedNetwork, batch_norm_layers, evaluating
 from transfergrid.specs import FinetuneSettings
 
@@ -23,14 +27,17 @@ LEVEL = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """Held-out rows, unaugmented, without dropout: BatchNorm by its running statistics and by batches of batch_size.
+    """Held-out rows, unaugmented, without dropout: the probe's head with BatchNorm by its running statistics, against
+    the head that training starts from with BatchNorm by batches of batch_size.
 
-    measured: whether both were; reason: why not. only_running, only_batch: rows that are right in one way alone.
-    p_value: exact McNemar. falls: by batches fewer are right, and chance does not explain it at 5 %.
+    measured: whether both were; reason: why not. refitted: whether the two heads are two. only_running, only_batch:
+    rows that are right in one way alone. p_value: exact McNemar. falls: by batches fewer are right, and chance does not
+    explain it at 5 %.
     """
 
     measured: bool
     reason: Literal["no_batch_norm", "statistics_kept", "one_image_per_batch"] | None = None
+    refitted: bool = False
     rows: int = 0
     batch_size: int = 0
     running_accuracy: float | None = None
@@ -41,7 +48,7 @@ class Start:
     falls: bool = False
 
 
-def measure_start(
+def hand_over(
     network: JoinedNetwork,
     setting: Setting,
     settings: FinetuneSettings,
@@ -49,8 +56,8 @@ def measure_start(
     kept_in_eval: frozenset[str],
     precision: str,
 ) -> dict[str, Any]:
-    """The fields of Start, for the network as it is about to be trained. kept_in_eval: modules that training leaves in
-    eval mode. Weights, buffers and modes are as before afterwards."""
+    """The fields of Start, for a network that holds the probe's head; with head=refitted it holds another one
+    afterwards. kept_in_eval: modules that training leaves in eval mode. Nothing else of the network changes."""
     if not batch_norm_layers(network, frozenset()):
         return asdict(Start(measured=False, reason="no_batch_norm"))
     if not batch_norm_layers(network, kept_in_eval):
@@ -59,17 +66,19 @@ def measure_start(
     if size == 1:
         return asdict(Start(measured=False, reason="one_image_per_batch"))
     batches = _batches(setting, size)
-    right: dict[str, Array] = {}
-    for test_bn in ("running", "batch"):
-        with evaluating(network, setting.device, precision=precision, test_bn=test_bn, kept_in_eval=kept_in_eval):
-            right[test_bn] = np.concatenate([_right(network, setting, rows_B) for rows_B in batches])
     held_N = torch.cat(batches).numpy() < len(setting.folds.gate[0])
-    running_N, batch_N = right["running"][held_N], right["batch"][held_N]
+    with evaluating(network, setting.device, precision=precision, test_bn="running"):
+        running_N = np.concatenate([_right(network, setting, rows_B) for rows_B in batches])[held_N]
+    with evaluating(network, setting.device, precision=precision, test_bn="batch", kept_in_eval=kept_in_eval):
+        if settings.head == "refitted":
+            _refit(network, setting, size)
+        batch_N = np.concatenate([_right(network, setting, rows_B) for rows_B in batches])[held_N]
     only_running, only_batch = int((running_N & ~batch_N).sum()), int((batch_N & ~running_N).sum())
     p_value = mcnemar_exact(only_running, only_batch)
     return asdict(
         Start(
             measured=True,
+            refitted=settings.head == "refitted",
             rows=len(running_N),
             batch_size=len(batches[0]),
             running_accuracy=float(running_N.mean()),
@@ -80,6 +89,25 @@ def measure_start(
             falls=only_running > only_batch and p_value < LEVEL,
         )
     )
+
+
+def _refit(network: JoinedNetwork, setting: Setting, size: int) -> None:
+    """Replace the head by the optimum, at C = 1, on features of the training rows in the network's present mode."""
+    fold = setting.folds.train
+    order_N = torch.randperm(len(fold), generator=torch.Generator().manual_seed(0))
+    order_N = order_N[: len(order_N) // size * size]  # the statistics of a shorter batch are not those of training
+    features: list[Tensor] = []
+    for inputs in setting.inputs.batches(fold.split, torch.split(torch.from_numpy(fold.index_N)[order_N], size)):
+        blocks = [trunk(images) for trunk, images in zip(network.backbones, inputs, strict=True)]
+        features.append(torch.cat(blocks, dim=1).float())
+    with torch.inference_mode(mode=False), torch.enable_grad():  # which the solver needs
+        features_ND = torch.cat(features).clone()
+        labels_N = torch.from_numpy(fold.labels_N)[order_N].to(setting.device)
+        standardiser = fit_standardiser(features_ND)
+        solved = fit_lbfgs(standardiser.apply(features_ND), labels_N, num_classes=network.head.out_features)
+        weight_CD, bias_C = standardiser.fold(solved.weight_CD, solved.bias_C)
+    network.head.weight.data.copy_(weight_CD)
+    network.head.bias.data.copy_(bias_C)
 
 
 def _batches(setting: Setting, size: int) -> list[Tensor]:

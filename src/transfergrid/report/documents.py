@@ -7,7 +7,17 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from transfergrid.report import choices, claims, integrity, joins, lengths, published_metrics, top_errors, verdicts
+from transfergrid.report import (
+    choices,
+    claims,
+    handover,
+    integrity,
+    joins,
+    lengths,
+    published_metrics,
+    top_errors,
+    verdicts,
+)
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, number, percent, points
 from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow
 from transfergrid.report.failures import failure_lines
@@ -57,6 +67,7 @@ def as_markdown(comparison: Comparison) -> str:
         verdicts.as_markdown(verdicts.against_best(comparison)),
         _join_table(comparison),
         joins.as_markdown(joins.join_baselines(comparison)),
+        handover.as_markdown(comparison),
         _cost_table(comparison),
         _failures(comparison),
         integrity.as_markdown(comparison),
