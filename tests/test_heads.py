@@ -59,7 +59,7 @@ def train_heads(
     assert isinstance(settings, ProbeSettings)
     trainee = FeatureTrainee(
         {"train": features_ND, "test": features_ND},
-        Folds(train=fold, val=None, gate=fold, test=fold, unlabelled=fold),
+        Folds(train=fold, val=None, gate=(fold,), test=fold, unlabelled=fold),
         settings,
         num_classes=10,
         num_heads=len(choices),
@@ -229,8 +229,9 @@ def test_a_probe_publishes_the_head_that_led_on_val_and_scores_what_it_publishes
     assert record.metrics["test_accuracy"] == (logits_NC.argmax(1) == features["test"].labels_N).mean()
     stored = read_predictions(paths_of(run, probe.runtime))
     np.testing.assert_allclose(stored["test"].logits_NC, logits_NC, rtol=2**-10, atol=1e-3)
-    assert sorted(stored) == ["gate", "test", "val"]
+    assert sorted(stored) == ["gate", "gate_part_1", "gate_part_2", "gate_train", "test", "val"]
     assert np.array_equal(stored["gate"].index_N, folds.val.index_N)
+    assert np.array_equal(stored["gate_train"].index_N, folds.train.index_N)
     choices = record.details["choices"]
     assert len(choices) == 8 and choices[record.details["chosen"]["head"]]["lr"] == record.details["chosen"]["lr"]
 
@@ -342,7 +343,7 @@ def test_T18_classes_are_counted_by_the_data_set_not_by_the_labels_at_hand(probe
     assert isinstance(settings, ProbeSettings)
     trainee = FeatureTrainee(
         {"train": features_ND, "val": features_ND},
-        Folds(train=fold, val=fold, gate=fold, test=fold, unlabelled=fold),
+        Folds(train=fold, val=fold, gate=(fold,), test=fold, unlabelled=fold),
         settings,
         num_classes=probe_spec.dataset.num_classes,
         num_heads=2,

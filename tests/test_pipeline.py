@@ -158,7 +158,7 @@ def test_the_two_small_networks_and_their_pair_go_through_both_phases_on_the_rea
     assert len(extractions) == 2 and all(r["details"]["images"] == 1200 and r["attempt"] == 1 for r in extractions)
     finetunes = [r for r in found if r["spec"]["phase"] == "finetune"]
     assert len(finetunes) == 3 and all(r["details"]["gate"]["largest_ratio"] <= 1 for r in finetunes)
-    assert all(r["details"]["gate"]["rows"] == 60 for r in finetunes)
+    assert all(r["details"]["gate"]["rows"] == 256 and r["details"]["gate"]["judged"] for r in finetunes)
 
 
 @pytest.mark.realdata

@@ -2,8 +2,9 @@ from math import comb
 
 import pytest
 
+from transfergrid.evaluation import mcnemar_exact
 from transfergrid.report.power import images_needed, mcnemar_power, needed, power, seeds_needed
-from transfergrid.report.statistics import PairedComparison, Variances, mcnemar_exact
+from transfergrid.report.statistics import PairedComparison, Variances
 
 
 def comparison(

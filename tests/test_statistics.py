@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
+from transfergrid.evaluation import mcnemar_exact
 from transfergrid.records import Predictions
 from transfergrid.report.statistics import (
     compare,
     correct_matrix,
     difference_of_published,
     holm,
-    mcnemar_exact,
     published_interval,
     t_interval,
     wilson,

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from transfergrid.evaluation import mcnemar_exact
 from transfergrid.report.paired_rows import verdict
 from transfergrid.report.power import mcnemar_power, power
-from transfergrid.report.statistics import Variances, compare, holm, mcnemar_exact
+from transfergrid.report.statistics import Variances, compare, holm
 
 # M models, S seeds, N test images
 Array = np.ndarray[Any, Any]

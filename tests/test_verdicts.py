@@ -6,6 +6,7 @@ import pytest
 import report_cases as cases
 
 from transfergrid import records
+from transfergrid.evaluation import mcnemar_exact
 from transfergrid.paths import StorePaths
 from transfergrid.records import Predictions
 from transfergrid.report.cells import points
@@ -14,7 +15,7 @@ from transfergrid.report.documents import as_markdown
 from transfergrid.report.families import Answer, answers
 from transfergrid.report.paired_rows import compare_rows, verdict
 from transfergrid.report.predictions import StoredPredictions
-from transfergrid.report.statistics import PairedComparison, mcnemar_exact, p_text
+from transfergrid.report.statistics import PairedComparison, p_text
 from transfergrid.report.verdicts import Group, against_best
 from transfergrid.specs import RunSpec
 

@@ -264,8 +264,10 @@ def _passes(run: RunSpec, runtime: Runtime) -> tuple[int, int, int]:
         images = sum(_not_cached(run, runtime).values()) + target
         return images, images, 0
     watched = rows.val if run.protocol == "fair" else rows.test
-    hands_over = isinstance(settings, ProbeSettings) or getattr(settings, "head", None) == "probe"
+    head = getattr(settings, "head", None)
+    hands_over = isinstance(settings, ProbeSettings) or head in ("refitted", "probe")
     evaluated = settings.epochs * watched + rows.train + rows.val + rows.test + rows.gate * hands_over + target
+    evaluated += rows.train * (head == "refitted")
     steps = settings.epochs * settings.count_steps(rows.train)
     trained = min(settings.epochs * rows.train, steps * settings.batch_size)
     if settings.sampling == "replacement":
@@ -326,7 +328,7 @@ def _not_cached(run: RunSpec, runtime: Runtime) -> dict[Split, int]:
 
 def _evaluated(run: RunSpec, runtime: Runtime) -> int:
     assert isinstance(run.settings, EvaluateSettings)
-    return _seen(run, runtime).get(run.settings.split) or _rows(run, runtime).gate
+    return _seen(run, runtime).get(run.settings.split) or _rows(run, runtime).held
 
 
 def _input_px(run: RunSpec, runtime: Runtime) -> int:

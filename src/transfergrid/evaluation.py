@@ -59,3 +59,14 @@ def scores(logits_NC: Array, label_N: Array, *, split: str) -> dict[str, float]:
         f"{split}_macro_recall": float(recall_C[present_C].mean()),
         f"{split}_macro_f1": float(f1_C[present_C].mean()),
     }
+
+
+def mcnemar_exact(only_a: int, only_b: int) -> float:
+    """Two-sided p that a and b are right equally often, from the images that only one of them has right.
+
+    McNemar 1947, exact: twice the binomial tail. It is about these two trained networks; what other seeds of the same
+    models would do, one seed of each cannot say.
+    """
+    from scipy.special import bdtr
+
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))

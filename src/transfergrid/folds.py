@@ -27,10 +27,12 @@ from transfergrid.errors import DataError
 from transfergrid.paths import cache_paths
 from transfergrid.specs import DatasetSpec, Protocol, RunSpec, Runtime, Split, TrainSettings, seed_for
 
-GATE_ROWS = 256  # at most, where training images serve the gate
 FEW_VAL_IMAGES = 30  # one more right is over 3 points: fewer images tell good choices from bad ones badly
 FEW_STEPS = 50  # of the optimizer, in a whole run
 IMBALANCE = 3.0  # the largest class has more than so many times the images of the smallest
+
+GATE_ROWS = 256
+GATE_SETS = ("gate", "gate_train")  # of stored predictions: the gate's held-out rows, then its training rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +49,17 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """train: what is trained on. gate: compared at hand-over. val: what is chosen on; None under `published`, and where
-    no class can spare an image.
+    """train: what is trained on. val: what is chosen on; None under `published`, and where no class can spare an image.
 
+
+    gate: what is compared at hand-over, at most GATE_ROWS in all: held-out rows, then, where those are fewer, training
+    rows, the same for every share of them. A name of GATE_SETS for each.
     unlabelled: every image of the training split that the run may look at, whether or not it learns from its label.
     """
 
     train: Fold
     val: Fold | None
-    gate: Fold
+    gate: tuple[Fold, ...]
     test: Fold
     unlabelled: Fold
 
@@ -64,12 +68,14 @@ class Folds:
 class RowCounts:
     """How many images of a data set a run's folds hold, known without reading a label.
 
-    train_C: of each class, those trained on. gate: held out for the gate, under `fair` also to choose on (val).
+    train_C: of each class, those trained on. held: what val is or, under `published`, would be. gate: compared at the
+    hand-over.
     val_was_larger: whether the first release held out other images, and so trained on others.
     """
 
     train_C: NDArray[np.int64]
     val: int
+    held: int
     gate: int
     test: int
     val_was_larger: bool
@@ -97,7 +103,8 @@ def count_rows(
     if counts_C.size and seen["train"] < counts_C.sum():
         counts_C = subset_counts(counts_C, max_images=seen["train"])
     held_C = val_counts(counts_C) if "val" not in seen and counts_C.size else np.zeros_like(counts_C)
-    gate = seen.get("val", int(held_C.sum()))
+    held = seen.get("val", int(held_C.sum()))
+    gate = min(GATE_ROWS, seen.get("train", 0) + seen.get("val", 0))
     larger = "val" not in seen and bool(counts_C.size) and val_was_larger(counts_C)
     if protocol == "fair":
         counts_C = counts_C - held_C
@@ -105,7 +112,7 @@ def count_rows(
         counts_C = np.minimum(counts_C, shots)
     elif train_fraction is not None and counts_C.size:
         counts_C = subset_counts(counts_C, max_images=_share_of(train_fraction, int(counts_C.sum())))
-    return RowCounts(counts_C, gate if protocol == "fair" else 0, gate, seen.get("test", 0), larger)
+    return RowCounts(counts_C, held if protocol == "fair" else 0, held, gate, seen.get("test", 0), larger)
 
 
 def class_weights(settings: TrainSettings, train: Fold) -> NDArray[np.float32] | None:
@@ -165,34 +172,46 @@ def subset(spec: DatasetSpec, labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def make_folds(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Folds:
-    """From the labels (N,) of every whole split. val is 10 % of train unless the data set has its own.
-
-    Under `published` the same rows stay in the training set and serve the gate only. Where no class can spare an image
-    nothing is held out, and the gate compares the first images trained on.
-    """
-    seen = {split: subset(spec.dataset, labels_N) for split, labels_N in labels.items()}
-    everything = {split: Fold(split, index_N, labels[split][index_N]) for split, index_N in seen.items()}
-    unlabelled, test = everything["train"], everything["test"]
-    train = unlabelled
-    if "val" in everything:
-        gate = everything["val"]
-    else:
-        gate = held_out(spec, train)
-        if spec.protocol == "fair":
-            kept_N = ~np.isin(train.index_N, gate.index_N)
-            train = Fold("train", train.index_N[kept_N], train.labels_N[kept_N])
-    train = _share(spec, train)
-    val = gate if spec.protocol == "fair" and len(gate) else None
-    if not len(gate):
-        gate = Fold("train", train.index_N[:GATE_ROWS], train.labels_N[:GATE_ROWS])
-    return Folds(train, val, gate, test, unlabelled)
+    """From the labels (N,) of every whole split. Under `published` the held-out rows stay in the training set and
+    serve the gate only."""
+    unlabelled, held = _seen(spec, labels, "train"), held_out(spec, labels)
+    rest = unlabelled
+    if held.split == "train":
+        rest = _at(unlabelled, np.flatnonzero(~np.isin(unlabelled.index_N, held.index_N)))
+    first = _spread(held, GATE_ROWS)
+    filled = _spread(rest, GATE_ROWS - len(first))
+    return Folds(
+        train=_share(spec, rest if spec.protocol == "fair" else unlabelled),
+        val=held if spec.protocol == "fair" and len(held) else None,
+        gate=tuple(fold for fold in (first, filled) if len(fold)),
+        test=_seen(spec, labels, "test"),
+        unlabelled=unlabelled,
+    )
 
 
-def held_out(spec: RunSpec, train: Fold) -> Fold:
-    """The rows of a data set without a val of its own that training under `fair` leaves out; `train`: all it sees."""
+def held_out(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:
+    """The data set's own val; without one, 10 % of train by `val_seed`: none where no class can spare an image."""
+    if "val" in labels:
+        return _seen(spec, labels, "val")
     assert spec.val_seed is not None
-    held_N = val_indices(train.labels_N, val_seed=spec.val_seed)
-    return Fold("train", train.index_N[held_N], train.labels_N[held_N])
+    train = _seen(spec, labels, "train")
+    return _at(train, val_indices(train.labels_N, val_seed=spec.val_seed))
+
+
+def _seen(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]], split: Split) -> Fold:
+    index_N = subset(spec.dataset, labels[split])
+    return Fold(split, index_N, labels[split][index_N])
+
+
+def _at(fold: Fold, positions_N: NDArray[np.int64]) -> Fold:
+    return Fold(fold.split, fold.index_N[positions_N], fold.labels_N[positions_N])
+
+
+def _spread(fold: Fold, most: int) -> Fold:
+    """At most so many rows, evenly over the whole fold: the rows of a folder stand class by class."""
+    if len(fold) <= most:
+        return fold
+    return _at(fold, np.linspace(0, len(fold) - 1, most).round().astype(np.int64))
 
 
 def _share(spec: RunSpec, train: Fold) -> Fold:
@@ -207,7 +226,7 @@ def _share(spec: RunSpec, train: Fold) -> Fold:
     else:
         assert spec.train_fraction is not None
         kept_N = stratified_subset(train.labels_N, max_images=_share_of(spec.train_fraction, len(train)), seed=seed)
-    return Fold(train.split, train.index_N[kept_N], train.labels_N[kept_N])
+    return _at(train, kept_N)
 
 
 def _share_of(train_fraction: float, num_train: int) -> int:

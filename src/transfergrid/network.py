@@ -104,30 +104,37 @@ def predict(
 
 
 @contextlib.contextmanager
-def evaluating(network: nn.Module, device: torch.device, *, precision: str, test_bn: str) -> Iterator[None]:
-    """Eval mode (or `test_bn=batch`) without gradients, in this precision; each module's mode is restored."""
+def evaluating(
+    network: nn.Module,
+    device: torch.device,
+    *,
+    precision: str,
+    test_bn: str,
+    kept_in_eval: frozenset[str] = frozenset(),
+) -> Iterator[None]:
+    """Eval mode without gradients, in this precision; each module's mode and every buffer is restored.
+
+    With `test_bn=batch` BatchNorm goes by the batch at hand, as in code that never calls eval(), but for the layers
+    named in kept_in_eval.
+    """
     was_training = {name: module.training for name, module in network.named_modules()}
     network.eval()
-    with torch.inference_mode(), autocast(device, precision), _batch_statistics(network, test_bn == "batch"):
+    layers = batch_norm_layers(network, kept_in_eval) if test_bn == "batch" else []
+    kept = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+    for layer in layers:
+        layer.training = True
+    with torch.inference_mode(), autocast(device, precision):
         yield
+        for buffer, value in kept:
+            buffer.copy_(value)
     for name, module in network.named_modules():
         module.training = was_training[name]
 
 
-@contextlib.contextmanager
-def _batch_statistics(network: nn.Module, enabled: bool) -> Iterator[None]:
-    """BatchNorm by the batch at hand, its running statistics left as they are: code that never calls eval()."""
-    layers = [m for m in network.modules() if isinstance(m, _BatchNorm)] if enabled else []
-    kept = [(m.momentum, None if m.num_batches_tracked is None else m.num_batches_tracked.clone()) for m in layers]
-    for layer in layers:
-        layer.training = True
-        layer.momentum = 0.0
-    yield
-    for layer, (momentum, tracked) in zip(layers, kept, strict=True):
-        layer.training = False
-        layer.momentum = momentum
-        if tracked is not None and layer.num_batches_tracked is not None:
-            layer.num_batches_tracked.copy_(tracked)
+def batch_norm_layers(network: nn.Module, kept_in_eval: frozenset[str]) -> list[nn.Module]:
+    """Those that go by the batch at hand in training."""
+    named = network.named_modules()
+    return [module for name, module in named if isinstance(module, _BatchNorm) and name not in kept_in_eval]
 
 
 class ImageTrainee:

@@ -277,7 +277,11 @@ def _keep_predicted(rounded_NC: np.ndarray[Any, Any], predicted_N: np.ndarray[An
 
 
 def write_predictions(paths: RunPaths, sets: Mapping[str, Predictions]) -> None:
-    """predictions.npz: arrays `<set>_index`, `<set>_label`, `<set>_logits`, ... for the sets gate, val, test."""
+    """predictions.npz: arrays `<set>_index`, `<set>_label`, `<set>_logits`, ... for the sets val, test, gate.
+
+    Beside gate, whose rows are held out, there may be gate_train, rows of the training split, and for a join
+    gate_part_1, gate_part_2, ...: what each backbone alone adds to the logits of gate.
+    """
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     for name, predictions in sets.items():
         for f in fields(predictions):

@@ -56,10 +56,10 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def save_predictions(attempt: Attempt, made: Mapping[str, tuple[Fold, Logits]]) -> None:
-    """predictions.npz of the folds gate, val and test; the gate compares logits, the others their predictions."""
+    """predictions.npz of val, test and the gate's sets; the gate compares logits, the others their predictions."""
     attempt.assert_newest()
     sets: dict[str, Predictions] = {
-        name: make_predictions(fold.index_N, fold.labels_N, logits_NC, keep_predicted=name != "gate")
+        name: make_predictions(fold.index_N, fold.labels_N, logits_NC, keep_predicted=not name.startswith("gate"))
         for name, (fold, logits_NC) in made.items()
     }
     write_predictions(attempt.paths, sets)

@@ -229,6 +229,8 @@ class ProbeSettings(TrainSettings):
 class FinetuneSettings(TrainSettings):
     """All layers. Learning rates fall geometrically from `lr` (last trunk group) to `stem_lr`; the head has its own.
 
+    head: the probe's; `refitted`: the probe's, which the gate compares, then its optimum on features that BatchNorm
+    made with the statistics of batches, as training will; or a random one.
     l2_sp: strength of the pull of the trunk's weights back to where they started, in place of their weight decay
     (Li et al. 2018, arXiv 1802.01483); 0 = none.
     """
@@ -237,7 +239,7 @@ class FinetuneSettings(TrainSettings):
     head_lr: float
     stem_lr: float
     weight_decay: float
-    head: Literal["probe", "random"]
+    head: Literal["refitted", "probe", "random"]
     bn: Literal["train", "eval"]
     frozen_groups: tuple[str, ...]
     aux_loss_weight: float

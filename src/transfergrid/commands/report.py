@@ -99,6 +99,7 @@ def _shown(
 ) -> tuple[list[Comparison], Path]:
     """The comparisons, and the path of comparison.md."""
     from transfergrid.commands.tables import errors_table, terminal_table
+    from transfergrid.report import handover
     from transfergrid.report.comparison import read_comparison
     from transfergrid.report.page_text import verdict
     from transfergrid.report.several import joined
@@ -118,6 +119,8 @@ def _shown(
         if errors := top_errors(comparison):
             console.print()
             console.print(errors_table(errors))
+        for line in handover.summary(comparison):
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
     path = store.report(report_name(grids)) / "comparison.md"
     if figures is not None or not _is_current(path.with_name("index.html"), comparisons):
         path = write(comparisons, figures=bool(figures))

@@ -203,7 +203,7 @@ class GridBuilder:
         scope = self._scope(dataset, model, phase, variant, changes, rules)
         needs: tuple[RunSpec, ...] = ()
         settings = scope.settings(phase)
-        if isinstance(settings, FinetuneSettings) and settings.head == "probe":
+        if isinstance(settings, FinetuneSettings) and settings.head != "random":
             needs = (self._run(dataset, model, "probe", variant, changes, rules, seed),)
         if phase == "evaluate" and is_architecture(model) and scope.config.phase.evaluate.checkpoint is None:
             needs = (self._run(dataset, model, "scratch", variant, changes, rules, seed),)

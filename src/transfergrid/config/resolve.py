@@ -131,7 +131,9 @@ class Scope:
             )
             finetune = self._fitted(finetune, node)
             check_training(finetune, self.protocol, where=where)
-            return finetune
+            # Where BatchNorm keeps its statistics there is nothing to fit to: equal runs have one id.
+            unchanged = finetune.head == "refitted" and finetune.bn == "eval"
+            return replace(finetune, head="probe") if unchanged else finetune
         size = self.dataset.image_size_px or self.dataset.facts.image_size_px
         if size is None:
             name = self.dataset.spec.name
@@ -259,7 +261,7 @@ def check_splits(scope: Scope, phase: Phase) -> None:
     split = cast(EvaluateSettings, scope.settings("evaluate")).split
     if split not in present and not (split == "val" and "train" in present):
         raise ConfigError(f"phase.evaluate.split={split}: {name} has no such split; it has: {', '.join(present)}")
-    if split == "val" and scope.rows.gate == 0:
+    if split == "val" and scope.rows.held == 0:
         raise ConfigError(f"phase.evaluate.split=val: no class of {name} has two images, so none was held out")
 
 
@@ -278,5 +280,5 @@ def make_evaluation(scope: Scope, trained: RunSpec) -> RunSpec:
         seed=None,
         val_seed=scope.dataset.val_seed,
         needs=(trained.run_id,),
-        rules=_rules(scope, "evaluate", settings),
+        rules=RULES_VERSION if _counts_anew(scope, settings) else 1,
     )

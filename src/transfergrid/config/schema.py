@@ -79,7 +79,7 @@ FINETUNE_DEFAULTS: dict[str, Any] = _COMMON | {
     "label_smoothing": 0.1,
     "flip": None,  # by the data set: not for digits
     "shift_px": 4,
-    "head": "probe",
+    "head": "refitted",
     "bn": "train",
     "frozen_groups": (),
     "aux_loss_weight": 0.0,

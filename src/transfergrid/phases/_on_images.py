@@ -17,11 +17,12 @@ from transfergrid.backbones.build import attach_auxiliary_heads, bn_statistics, 
 from transfergrid.device import arithmetic, device_of
 from transfergrid.folds import Folds, dataset_facts, make_folds, open_splits, picture_details
 from transfergrid.images import NetworkInputs
-from transfergrid.network import ImageTrainee, JoinedNetwork, is_auxiliary, is_classifier, predict
+from transfergrid.network import ImageTrainee, JoinedNetwork, is_auxiliary, is_classifier
 from transfergrid.network_size import describe
 from transfergrid.optimization import ParameterGroup, split_decay
 from transfergrid.paths import cache_paths
 from transfergrid.phases import RunContext
+from transfergrid.phases._parity import gate_features, gate_logits
 from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
 from transfergrid.records import RunRecord
 from transfergrid.results import (
@@ -64,7 +65,8 @@ def open_setting(context: RunContext, preprocess: tuple[PreprocessSpec, ...]) ->
     folds = make_folds(spec, {split: images.labels_N for split, images in splits.items()})
     rows: dict[Any, Any] = {}
     estimates_bn = context.spec.extract is not None and context.spec.extract.bn_statistics == "target"
-    for fold in (folds.unlabelled if estimates_bn else folds.train, folds.gate, folds.test):
+    seen = (folds.unlabelled if estimates_bn else folds.train, folds.val, folds.test, *folds.gate)
+    for fold in (fold for fold in seen if fold is not None):
         rows[fold.split] = sorted({*rows.get(fold.split, ()), *fold.index_N.tolist()})
     as_arrays = {split: torch.tensor(index).numpy() for split, index in rows.items()}
     inputs = NetworkInputs(splits, preprocess, device=device, resident_gb=runtime.resident_gb, rows=as_arrays)
@@ -197,7 +199,9 @@ def train_and_record(
     kept = {name: made[name] for name in ("val", "test") if name in made}
     if gate_precision is not None:
         # As fine-tuning will compute them: in eval mode, whatever test_bn the study's own figures were read with.
-        kept["gate"] = (folds.gate, predict(network, setting.inputs, folds.gate, precision=gate_precision))
+        assert isinstance(network, JoinedNetwork)
+        blocks = gate_features(network, setting, precision=gate_precision)
+        kept |= gate_logits(folds.gate, blocks, network.head.weight.detach(), network.head.bias.detach())
     save_predictions(context.attempt, kept)
     state: dict[str, Tensor] | None = saved(network)
     if state is not None:

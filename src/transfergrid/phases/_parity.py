@@ -1,44 +1,57 @@
 """The hand-over from probe to fine-tuning: load the probe's head, and prove that the network computes what it saw.
 
-N rows of the gate's index set, D features of all backbones, C classes.
+N rows of the gate's index set, D features of all backbones, C classes. A block is one backbone's stretch of D.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from transfergrid.errors import ParityError
-from transfergrid.network import EVALUATION_BATCH, JoinedNetwork, autocast, is_auxiliary
+from transfergrid.folds import GATE_SETS, Fold
+from transfergrid.network import EVALUATION_BATCH, JoinedNetwork, evaluating, is_auxiliary
 from transfergrid.paths import store_paths
-from transfergrid.phases._on_images import Setting
-from transfergrid.records import Predictions, read_predictions
-from transfergrid.results import load_weights
+from transfergrid.records import FLOAT16_LARGEST, Predictions, read_predictions
+from transfergrid.results import Logits, load_weights
 from transfergrid.specs import ExtractSettings, Runtime
+
+if TYPE_CHECKING:
+    from transfergrid.phases._on_images import Setting
 
 LOGITS_ROUNDOFF = 2.0**-11  # the probe's logits are stored as float16
 ABSOLUTE_SLACK = 1e-4
-COUNTING_SHARE = 0.9
+FLOAT16_SMALLEST = 2.0**-24  # below 2^-14 float16 keeps steps of this size, whatever the value
+PRECISION_ROUNDOFF = {"fp32": 2.0**-14, "tf32": 2.0**-10, "bf16": 2.0**-7}  # of a whole forward pass, relative
+STORAGE_ROUNDOFF = {"float16": 2.0**-11, "float32": 0.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """largest_ratio: the largest |difference| / bound over all logits; at most 1 passes. counting_share: rows whose
-    margin exceeds twice the bound, so that a changed prediction cannot be rounding."""
+    """What the gate saw of a network that it let through.
 
+    judged: whether any row could have told another network from rounding; reason: why none could. counting_rows: rows
+    whose margin exceeds twice the bound, so that no difference within it changes the prediction. largest_ratio: the
+    largest |difference| / bound over all logits and parts; at most 1. constant_backbones: those that give the same
+    features for every row, as they did for the probe.
+    """
+
+    judged: bool
+    reason: Literal["rounding"] | None
     rows: int
+    counting_rows: int
     largest_difference: float
     largest_ratio: float
-    counting_share: float
-    changed_predictions: int
+    constant_backbones: tuple[str, ...]
 
 
-def load_probe(network: JoinedNetwork, run_id: str, runtime: Runtime) -> Predictions:
-    """Give the network the probe's head (and whatever else the probe has changed); returns the gate's stored logits.
+def load_probe(network: JoinedNetwork, run_id: str, runtime: Runtime) -> dict[str, Predictions]:
+    """Give the network the probe's head (and whatever else the probe has changed); returns its stored predictions.
 
     Raises DataError where the probe's files are missing or damaged, ParityError where the head is of another shape.
     """
@@ -50,89 +63,164 @@ def load_probe(network: JoinedNetwork, run_id: str, runtime: Runtime) -> Predict
         if name not in own or own[name].shape != value.shape:
             raise ParityError(f"{paths.weights}: {name} {tuple(value.shape)} has no place in this network")
     network.load_state_dict(state, strict=False)
-    return read_predictions(paths)["gate"]
+    return read_predictions(paths)
 
 
-def feature_roundoff(made: ExtractSettings) -> tuple[float, str]:
-    """Relative error of a feature by bfloat16 or TensorFloat-32 arithmetic, float16 storage or float32 alone; what
-    would lessen it."""
-    if made.precision == "bf16":
-        return 2.0**-7, "use phase.extract.precision=fp32"
-    if made.precision == "tf32":
-        return 2.0**-10, "use phase.extract.precision=fp32"
-    if made.storage == "float16":
-        return 2.0**-11, "use phase.extract.storage=float32"
-    return 2.0**-14, "train the probe for more epochs"
+def gate_logits(
+    folds: Sequence[Fold], blocks: Sequence[Tensor], weight_CD: Tensor, bias_C: Tensor
+) -> dict[str, tuple[Fold, Logits]]:
+    """What a probe stores for the gate, from each backbone's features (N, D_i) of all its rows, in float64 inside.
+
+    The logits of each of the gate's folds; for a join also each backbone's own part of those of the first fold.
+    """
+    parts = _parts(blocks, weight_CD)
+    logits_NC = (sum(parts, start=torch.zeros(())) + bias_C.double().cpu()).float().numpy()
+    ends = np.cumsum([len(fold) for fold in folds])[:-1]
+    made = dict(zip(GATE_SETS, zip(folds, np.split(logits_NC, ends), strict=True), strict=False))
+    if len(parts) > 1:
+        rows = len(folds[0])
+        made |= {_part_set(i): (folds[0], part_NC[:rows].float().numpy()) for i, part_NC in enumerate(parts)}
+    return made
 
 
 def assert_parity(
-    network: JoinedNetwork, setting: Setting, stored: Predictions, *, made: ExtractSettings
+    network: JoinedNetwork,
+    setting: Setting,
+    stored: Mapping[str, Predictions],
+    *,
+    names: Sequence[str],
+    made: ExtractSettings,
 ) -> dict[str, Any]:
-    """Compare on the gate's rows in eval mode; returns what was measured. `made`: how the probe's features were.
+    """Compare on the gate's rows in eval mode; returns the fields of Parity. names: of the backbones, in order. made:
+    how the probe's features were.
 
-    Raises ParityError if any logit differs by more than its bound, sum |W| |x| u + 1e-4 where u is the features'
-    relative error (and |logit| 2^-11 where that is more), if any prediction changes
-    whose margin exceeds twice the bound, if fewer than 90 % of the rows have such a margin, or if a backbone's
-    features are the same for all rows.
+    Raises ParityError, with the backbone's name, if any logit, or any backbone's part of it, differs by more than its
+    bound: sum |W| |x| u + |logit| 2^-11 + 1e-4, where u is the features' relative error.
     """
-    fold = setting.folds.gate
-    if not (np.array_equal(stored.index_N, fold.index_N) and np.array_equal(stored.label_N, fold.labels_N)):
-        raise ParityError("the gate's rows or labels are not those the probe stored")
+    expected = _whole_gate(stored, setting.folds.gate)
     blocks = gate_features(network, setting, precision=made.precision)
-    for position, block_ND in enumerate(blocks):
-        if float((block_ND - block_ND[:1]).abs().max()) == 0.0:
-            raise ParityError(f"backbone {position + 1} gives the same features for every image")
-    features_ND = torch.cat(blocks, dim=1)
-    weight_CD, bias_C = network.head.weight.detach().double().cpu(), network.head.bias.detach().double().cpu()
-    logits_NC = features_ND @ weight_CD.T + bias_C
-    roundoff, remedy = feature_roundoff(made)
-    of_features_NC = (features_ND.abs() @ weight_CD.abs().T) * roundoff
-    bound_NC = torch.maximum(of_features_NC, logits_NC.abs() * LOGITS_ROUNDOFF) + ABSOLUTE_SLACK
-    return asdict(_judge(logits_NC, bound_NC, stored, remedy=remedy))
-
-
-def _judge(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions, *, remedy: str) -> Parity:
-    assert stored.classes_NC is None or stored.logsumexp_N is not None
-    expected_NC = torch.from_numpy(stored.logits_NC.astype(np.float64))
-    if stored.classes_NC is not None:  # above 100 classes only the largest logits are stored
-        classes_NC = torch.from_numpy(stored.classes_NC)
-        logits_NC, bound_NC = logits_NC.gather(1, classes_NC), bound_NC.gather(1, classes_NC)
-    difference_NC = (logits_NC - expected_NC).abs()
-    top_N2 = expected_NC.topk(2, dim=1).values
-    counts_N = (top_N2[:, 0] - top_N2[:, 1]) > 2 * bound_NC.amax(1)
-    changed_N = counts_N & (logits_NC.argmax(1) != expected_NC.argmax(1))
-    found = Parity(
-        rows=len(logits_NC),
-        largest_difference=float(difference_NC.max()),
-        largest_ratio=float((difference_NC / bound_NC).max()),
-        counting_share=float(counts_N.double().mean()),
-        changed_predictions=int(changed_N.sum()),
+    weight_CD, bias_C = network.head.weight.detach(), network.head.bias.detach()
+    bounds = [_bound(x_ND, w_CD, made) for x_ND, w_CD in zip(blocks, _of_blocks(blocks, weight_CD), strict=True)]
+    parts = _parts(blocks, weight_CD)
+    whole_NC = sum(parts, start=torch.zeros(())) + bias_C.double().cpu()
+    found = _compare(whole_NC, sum(bounds, start=torch.zeros(())), expected)
+    by_block = [found]
+    if len(parts) > 1:
+        pairs = enumerate(zip(parts, bounds, strict=True))
+        by_block = [_compare(part_NC, bound_NC, stored[_part_set(i)]) for i, (part_NC, bound_NC) in pairs]
+    named = zip(names, blocks, strict=True)
+    constant = [name for name, x_ND in named if _is_constant(x_ND, PRECISION_ROUNDOFF[made.precision])]
+    worst = max(found, *by_block, key=lambda compared: compared.largest_ratio)
+    if worst.largest_ratio > 1:
+        differing = [name for name, part in zip(names, by_block, strict=True) if part.largest_ratio > 1]
+        raise ParityError(_mismatch(worst, differing or list(names), constant))
+    return asdict(
+        Parity(
+            judged=found.counting_rows > 0,
+            reason=None if found.counting_rows else "rounding",
+            rows=len(whole_NC),
+            counting_rows=found.counting_rows,
+            largest_difference=found.largest_difference,
+            largest_ratio=worst.largest_ratio,
+            constant_backbones=tuple(constant),
+        )
     )
-    if found.largest_ratio > 1:
-        raise ParityError(
-            f"a logit differs by {found.largest_difference:.3g} from the probe's, {found.largest_ratio:.2f} times what"
-            " rounding allows: transform, weights, statistics or order differ from those the features were made with"
-        )
-    if found.changed_predictions:
-        raise ParityError(f"{found.changed_predictions} of {found.rows} predictions differ from the probe's")
-    if found.counting_share < COUNTING_SHARE:
-        raise ParityError(
-            f"only {found.counting_share:.0%} of the rows tell rounding from error, {COUNTING_SHARE:.0%} must; {remedy}"
-        )
-    return found
 
 
 def gate_features(network: JoinedNetwork, setting: Setting, *, precision: str) -> list[Tensor]:
     """Each backbone's features of the gate's rows (N, D_i) float64 on the CPU, in eval mode."""
-    fold = setting.folds.gate
     made: list[list[Tensor]] = [[] for _ in network.backbones]
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    with torch.inference_mode(), autocast(setting.device, precision):
-        index_batches = torch.split(torch.from_numpy(fold.index_N), EVALUATION_BATCH)
-        for inputs in setting.inputs.batches(fold.split, index_batches):
-            for position, (trunk, images) in enumerate(zip(network.backbones, inputs, strict=True)):
-                made[position].append(trunk(images).double().cpu())
-    for module, mode in modes:
-        module.training = mode
+    with evaluating(network, setting.device, precision=precision, test_bn="running"):
+        for fold in setting.folds.gate:
+            index_batches = torch.split(torch.from_numpy(fold.index_N), EVALUATION_BATCH)
+            for inputs in setting.inputs.batches(fold.split, index_batches):
+                for position, (trunk, images) in enumerate(zip(network.backbones, inputs, strict=True)):
+                    made[position].append(trunk(images).double().cpu())
     return [torch.cat(blocks) for blocks in made]
+
+
+# ----------------------------------------------------------------------------------------------------------- details
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    largest_difference: float
+    largest_ratio: float
+    counting_rows: int
+
+
+def _compare(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions) -> _Compared:
+    """The first rows of the logits against what is stored of them; bound_NC: the error that the features explain."""
+    logits_NC, bound_NC = logits_NC[: len(stored.index_N)], bound_NC[: len(stored.index_N)]
+    expected_NC = torch.from_numpy(stored.logits_NC.astype(np.float64))
+    if stored.classes_NC is not None:  # above 100 classes only the largest logits are stored
+        classes_NC = torch.from_numpy(stored.classes_NC)
+        logits_NC, bound_NC = logits_NC.gather(1, classes_NC), bound_NC.gather(1, classes_NC)
+    bound_NC = bound_NC + logits_NC.abs() * LOGITS_ROUNDOFF + ABSOLUTE_SLACK
+    difference_NC = (logits_NC.clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST) - expected_NC).abs()
+    top_N2 = expected_NC.topk(2, dim=1).values
+    return _Compared(
+        largest_difference=float(difference_NC.max()),
+        largest_ratio=float((difference_NC / bound_NC).max()),
+        counting_rows=int(((top_N2[:, 0] - top_N2[:, 1]) > 2 * bound_NC.amax(1)).sum()),
+    )
+
+
+def _bound(block_ND: Tensor, weight_CD: Tensor, made: ExtractSettings) -> Tensor:
+    """The error of a block's part of each logit (N, C) that the features' own error explains."""
+    error_ND = block_ND.abs() * feature_roundoff(made)
+    if made.storage == "float16":
+        error_ND = error_ND + FLOAT16_SMALLEST
+    return error_ND @ weight_CD.double().cpu().abs().T
+
+
+def _is_constant(block_ND: Tensor, roundoff: float) -> bool:
+    """Whether several images have the same features, but for the error of the arithmetic."""
+    error_1D = roundoff * block_ND[:1].abs() + 1e-6 * float(block_ND.abs().max())
+    return len(block_ND) > 1 and bool(((block_ND - block_ND[:1]).abs() <= error_1D).all())
+
+
+def feature_roundoff(made: ExtractSettings) -> float:
+    """Relative error of a feature: of the arithmetic or of the storage, whichever is the larger."""
+    return max(PRECISION_ROUNDOFF[made.precision], STORAGE_ROUNDOFF[made.storage])
+
+
+def _parts(blocks: Sequence[Tensor], weight_CD: Tensor) -> list[Tensor]:
+    """Each block's part of the logits (N, C) float64 on the CPU."""
+    pairs = zip(blocks, _of_blocks(blocks, weight_CD), strict=True)
+    return [x_ND.double().cpu() @ w_CD.double().cpu().T for x_ND, w_CD in pairs]
+
+
+def _of_blocks(blocks: Sequence[Tensor], weight_CD: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(weight_CD, [block_ND.shape[1] for block_ND in blocks], dim=1)
+
+
+def _part_set(position: int) -> str:
+    return f"gate_part_{position + 1}"
+
+
+def _whole_gate(stored: Mapping[str, Predictions], folds: Sequence[Fold]) -> Predictions:
+    """The stored predictions of all the gate's folds, one below the other. Raises ParityError for other rows."""
+    found: list[Predictions] = []
+    for name, fold in zip(GATE_SETS, folds, strict=False):
+        one = stored.get(name)
+        same = one is not None and np.array_equal(one.index_N, fold.index_N)
+        if one is None or not same or not np.array_equal(one.label_N, fold.labels_N):
+            raise ParityError("the gate's rows or labels are not those the probe stored")
+        found.append(one)
+    top = [one.classes_NC for one in found if one.classes_NC is not None]
+    return Predictions(
+        np.concatenate([one.index_N for one in found]),
+        np.concatenate([one.label_N for one in found]),
+        np.concatenate([one.logits_NC for one in found]),
+        np.concatenate(top) if top else None,
+    )
+
+
+def _mismatch(worst: _Compared, differing: Sequence[str], constant: Sequence[str]) -> str:
+    silent = [name for name in differing if name in constant]
+    text = (
+        f"{' and '.join(differing)}: a logit differs by {worst.largest_difference:.3g} from the probe's,"
+        f" {worst.largest_ratio:.2f} times what rounding allows"
+    )
+    if silent:
+        return f"{text}: {' and '.join(silent)} gives the same features for every image, which the probe did not see"
+    return f"{text}: transform, weights, statistics or order differ from those the features were made with"

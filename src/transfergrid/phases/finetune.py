@@ -3,7 +3,8 @@
 A random head's first gradients distort the features; a probed one's do not, which is why the probe comes first. Before
 the first step the assembled network must pass the parity gate: in eval mode it reproduces the logits that the probe
 stored for a fixed index set. That one comparison fails if the transform, a weight, a BatchNorm buffer, the order of the
-features or the labels of the cache differ from what is about to be trained.
+features or the labels of the cache differ from what is about to be trained. Training then normalises by batches, which
+gives other features; so the head is fitted to those anew, and what either is worth is measured and recorded.
 """
 
 from __future__ import annotations
@@ -32,16 +33,20 @@ def run(context: RunContext) -> RunRecord:
         train_and_record,
     )
     from transfergrid.phases._parity import assert_parity, load_probe
+    from transfergrid.phases._start import hand_over
 
     spec, runtime, settings = context.spec, context.runtime, context.spec.settings
     assert isinstance(settings, FinetuneSettings) and spec.extract is not None
     setting = open_setting(context, tuple(b.preprocess for b in spec.backbones))
     network = build_joined(spec, runtime, setting, auxiliary=settings.aux_loss_weight > 0)
-    gate: dict[str, object] = {"gate": "none: the head is random"}
-    if settings.head == "probe":
-        stored = load_probe(network, spec.needs[0], runtime)
-        gate = {"gate": assert_parity(network, setting, stored, made=spec.extract)}
+    details: dict[str, object] = {"gate": {"judged": False, "reason": "random_head"}}
+    stored = None if settings.head == "random" else load_probe(network, spec.needs[0], runtime)
     groups = depth_groups(spec, runtime, network, settings)
+    kept_in_eval = modules_kept_in_eval(network, all_batch_norm=settings.bn == "eval")
+    if stored is not None:
+        names, made = [b.name for b in spec.backbones], spec.extract
+        details["gate"] = assert_parity(network, setting, stored, names=names, made=made)
+        details["start"] = hand_over(network, setting, settings, kept_in_eval=kept_in_eval, precision=made.precision)
 
     def saved(trained: nn.Module) -> dict[str, Tensor] | None:
         return trained.state_dict() if runtime.keep_weights == "final" else None
@@ -51,7 +56,7 @@ def run(context: RunContext) -> RunRecord:
         setting,
         network,
         groups,
-        kept_in_eval=modules_kept_in_eval(network, all_batch_norm=settings.bn == "eval"),
-        details=gate,
+        kept_in_eval=kept_in_eval,
+        details=details,
         saved=saved,
     )

@@ -13,7 +13,7 @@ import json
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from transfergrid import feature_store
+from transfergrid import backbones, feature_store
 from transfergrid.errors import CorruptFeatures, MissingInput
 from transfergrid.folds import Fold, Folds, dataset_facts, make_folds, open_splits, picture_details
 from transfergrid.paths import cache_paths
@@ -48,6 +48,7 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     from transfergrid.heads import fit_lbfgs, fit_standardiser
     from transfergrid.optimization import split_decay
     from transfergrid.phases._feature_trainee import FeatureTrainee
+    from transfergrid.phases._parity import gate_logits
     from transfergrid.results import (
         Stopwatch,
         class_details,
@@ -129,7 +130,10 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
         test_NC = _logits(stacked["test"][rows["test"].to(device)], *weights)
         metrics["lbfgs_test_accuracy"] = float((test_NC.argmax(1) == folds.test.labels_N).mean())
         details["lbfgs"] = {"iterations": optimum.iterations, "gradient_norm": optimum.gradient_norm}
-    save_predictions(context.attempt, {name: made[name] for name in ("gate", "val", "test") if name in made})
+    in_gate = [(features[fold.split], fold) for fold in folds.gate]
+    gate_ND = torch.cat([torch.from_numpy(x.features_ND[_positions(x.index_N, fold)]) for x, fold in in_gate])
+    gate = gate_logits(folds.gate, torch.split(gate_ND, feature_dims(spec, runtime), dim=1), weight_CD, bias_C)
+    save_predictions(context.attempt, gate | {name: made[name] for name in ("val", "test") if name in made})
     save_weights(context.attempt, {"head.weight": weight_CD, "head.bias": bias_C})
     return make_record(
         spec,
@@ -185,6 +189,12 @@ def load_features(spec: RunSpec, runtime: Runtime) -> tuple[dict[Split, feature_
     return joined, make_folds(spec, {split: images.labels_N for split, images in splits.items()})
 
 
+def feature_dims(spec: RunSpec, runtime: Runtime) -> list[int]:
+    """Of each backbone's block, in the model's order."""
+    catalog = cache_paths(runtime).catalog
+    return [backbones.entry(b.name, catalog_dir=catalog).feature_dim for b in spec.backbones]
+
+
 def network_cost(spec: RunSpec, runtime: Runtime, *, num_weights: int, num_biases: int) -> dict[str, Any]:
     """Parameters, size and FLOPs of backbones and head together; each feature file says what its backbone costs."""
     cache, total = cache_paths(runtime), dict.fromkeys(COST, 0.0)
@@ -204,7 +214,6 @@ def network_cost(spec: RunSpec, runtime: Runtime, *, num_weights: int, num_biase
 def _named(folds: Folds) -> list[tuple[str, Fold]]:
     named: list[tuple[str, Fold | None]] = [
         ("train", folds.train),
-        ("gate", folds.gate),
         ("val", folds.val),
         ("test", folds.test),
     ]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from transfergrid.report import integrity, page_models, page_provenance, page_text, remarks
+from transfergrid.report import handover, integrity, page_models, page_provenance, page_text, remarks
 from transfergrid.report.blocks import Block, Section, folded, sections
 from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.embedding import PAGE_BYTES, Embedded, embed
@@ -124,11 +124,9 @@ def _policy(style: str, script: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- the context
 def _context(comparison: Comparison, markdown: str, *, summaries: Mapping[str, str]) -> dict[str, Any]:
     told = [Section(s.heading, tuple(map(folded, s.blocks))) for s in sections(markdown)]
-    flags = [
-        tuple(_short(text) for text in found) + code
-        for found, code in zip(integrity.findings(comparison), page_provenance.code_flags(comparison), strict=True)
-    ]
-    flags = [tuple(dict.fromkeys(marks)) for marks in flags]
+    doubts = [tuple(_short(text) for text in found) for found in integrity.findings(comparison)]
+    kinds = zip(doubts, page_provenance.code_flags(comparison), handover.flags(comparison), strict=True)
+    flags = [tuple(dict.fromkeys(mark for marks in row for mark in marks)) for row in kinds]
     shown = columns(comparison.rows)
     marks, footnotes = remarks.footnotes(comparison.rows)
     rows = [_row(index, row, shown, flags[index], marks[index]) for index, row in enumerate(comparison.rows)]

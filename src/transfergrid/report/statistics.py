@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from transfergrid.evaluation import mcnemar_exact
 from transfergrid.records import Predictions
 
 # S seeds, N test images, P patterns, K bootstrap draws
@@ -65,17 +66,6 @@ def t_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 # ------------------------------------------------------------------------------------------------------------ p values
-def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Two-sided p that a and b are right equally often, from the images that only one of them has right.
-
-    McNemar 1947, exact: twice the binomial tail. It is about these two trained networks; what other seeds of the same
-    models would do, one seed of each cannot say.
-    """
-    from scipy.special import bdtr
-
-    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
-
-
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Adjusted p values in the same order (Holm 1979): calling those below 5 % errs anywhere in the family in at most
     5 % of families. None, a comparison that could not be made, stays None and does not count."""
