@@ -188,8 +188,11 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSettings(TrainSettings):
-    """The head alone. One (learning rate, weight decay) of `lrs` x `weight_decays` is chosen on val.
+    """The head alone.
 
+    solver `lbfgs`: its optimum at one strength C of the penalty, chosen on val from `cs`, which no seed changes. `sgd`:
+    trained by the settings above, with one (learning rate, weight decay) of `lrs` x `weight_decays` chosen on val.
+    lbfgs: whether the optimum is reported beside a head that SGD trained.
     source `features`: on cached features; `images`: forward pass, augmentation and `bn=train` as some studies did.
     select_by: the score on val by which it is chosen.
     """
@@ -201,6 +204,8 @@ class ProbeSettings(TrainSettings):
     aux_loss_weight: float
     lbfgs: bool
     select_by: SelectBy = later("accuracy")
+    solver: Literal["lbfgs", "sgd"] = later("sgd")
+    cs: tuple[float, ...] = later((1.0,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,7 +264,8 @@ class RunSpec:
 
     backbones: in the order written in `model`; empty for an architecture. extract: how the backbones' features are
     made; None where no backbone is used. needs: run_ids of the runs it is made from, other than extractions (whose
-    identity its own fields hold). seed, val_seed and protocol are None for `extract`, which has none of them.
+    identity its own fields hold). seed, val_seed and protocol are None for `extract`, which has none of them; seed also
+    for an evaluation, and for a solved probe on all images: they draw nothing.
     train_fraction, shots: train on this share of the training images, or on so many of each class, chosen by the seed;
     None = on all. Features are those of all images, so every share reads the same files.
     rules: RULES_VERSION of the release that planned it, for probes and fine-tunings.

@@ -61,6 +61,8 @@ PROBE_DEFAULTS: dict[str, Any] = _COMMON | {
     "bn": "eval",
     "aux_loss_weight": 0.0,
     "lbfgs": True,
+    "solver": "lbfgs",
+    "cs": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0),
 }
 FINETUNE_DEFAULTS: dict[str, Any] = _COMMON | {
     "epochs": 10,
