@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *("tracking", "config", "preprocess", "augment", "training", "optimization", "heads", "folds", "images"),
+        *("solved_head", "head_path", "reference_heads"),
         *("network", "results", "device", "classes", "finished", "images_at_hand"),
     ),
     ("phases",),
@@ -48,6 +49,7 @@ WITHIN_LAYER = {
     ("backbones", "architectures"),  # a backbone that this project trained is one of its architectures
     ("config", "classes"),
     ("finished", "network"),
+    ("head_path", "solved_head"),
     ("finished", "results"),
     ("images_at_hand", "folds"),
     ("tracking", "images_at_hand"),

@@ -49,7 +49,8 @@ def linear_discriminant(train_ND: Tensor, labels_N: Tensor, *, num_classes: int,
 
     def predict(rows_BD: Tensor) -> Tensor:
         best_B: Tensor = (rows_BD.float() @ weight_DP.float() + bias_P.float()).argmax(1)
-        return present_P.index_select(0, best_B)
+        found_B: Tensor = present_P[best_B]
+        return found_B
 
     return predict
 

@@ -291,6 +291,13 @@ class RunSpec:
         return "+".join(dict.fromkeys(b.weights.label for b in self.backbones))
 
     @property
+    def epochs(self) -> int | None:
+        """What progress is counted in, where it can be told; of a solved probe the strengths of its penalty."""
+        if isinstance(self.settings, ProbeSettings) and self.settings.solver == "lbfgs":
+            return len(self.settings.cs)
+        return self.settings.epochs if isinstance(self.settings, TrainSettings) else None
+
+    @property
     def slug(self) -> str:
         """dataset-model-phase-s<seed>, from [a-z0-9._+-], at most 67 characters; the model's part is cut first."""
         tail = f"-{self.phase}" + ("" if self.seed is None else f"-s{self.seed}")

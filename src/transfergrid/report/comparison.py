@@ -12,6 +12,7 @@ from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
 from transfergrid.report import published, statistics
+from transfergrid.report.beyond_linear import better_than_head
 from transfergrid.report.families import Answer, Pair, answers_about_joins
 from transfergrid.report.predictions import StoredPredictions
 from transfergrid.report.statistics import PairedComparison
@@ -26,7 +27,8 @@ class ComparisonRow:
     what one seed costs. Accuracies and deltas in [0, 1], test_loss in nats, size_mb in 1e6 bytes. The interval is
     Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]. p_value_vs_best_single is
     Holm-adjusted within its family, see families.py, and verdict (`better`, `worse`, `no difference shown`) is by it at
-    5 %; the test is statistics.compare's. published_differs and failure_class join several names by `; `.
+    5 %; the test is statistics.compare's. published_differs, better_than_head (see beyond_linear.py) and failure_class
+    join several names by `; `.
     status: `completed`, `failed`, `missing`, or `2/3 completed`.
     """
 
@@ -50,6 +52,10 @@ class ComparisonRow:
     macro_recall: float | None = None
     macro_f1: float | None = None
     lbfgs_test_accuracy: float | None = None
+    knn_test_accuracy: float | None = None
+    lda_test_accuracy: float | None = None
+    qda_test_accuracy: float | None = None
+    better_than_head: str | None = None
     published_accuracy: float | None = None
     published_rule: str | None = None
     published_differs: str | None = None
@@ -265,6 +271,10 @@ def _with_numbers(row: ComparisonRow, done: Sequence[RunRecord], stored: StoredP
         macro_recall=metric("test_macro_recall"),
         macro_f1=metric("test_macro_f1"),
         lbfgs_test_accuracy=metric("lbfgs_test_accuracy"),
+        knn_test_accuracy=metric("knn_test_accuracy"),
+        lda_test_accuracy=metric("lda_test_accuracy"),
+        qda_test_accuracy=metric("qda_test_accuracy"),
+        better_than_head="; ".join(better_than_head(done)) or None,
         epochs=done[0].epochs,
         parameters=done[0].parameters,
         trainable_parameters=done[0].trainable_parameters,

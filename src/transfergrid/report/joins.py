@@ -166,8 +166,8 @@ class _Tested:
         """By model, see predictions.paired."""
         return paired({row.model: self._by_seed(self.runs[row]) for row in rows})
 
-    def _by_seed(self, runs: Sequence[RunRecord]) -> dict[int, Predictions]:
-        found: dict[int, Predictions] = {}
+    def _by_seed(self, runs: Sequence[RunRecord]) -> dict[int | None, Predictions]:
+        found: dict[int | None, Predictions] = {}
         for run in runs:
             try:
                 test = self.stored.trusted(run)
@@ -175,8 +175,7 @@ class _Tested:
                 why = one_line(error).removeprefix(f"{run.run_id}: ")
                 self.left_out[run.run_id] = f"`{run.run_id}` is left out: {why}."
                 continue
-            if run.spec.seed is not None:
-                found[run.spec.seed] = test
+            found[run.spec.seed] = test
         return found
 
 

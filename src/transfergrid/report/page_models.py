@@ -102,7 +102,11 @@ def _choices(runs: Sequence[RunRecord]) -> tuple[tuple[str, ...], ...]:
     names = list(dict.fromkeys(name for candidate in offered for name in candidate))
     lines = []
     for candidate in offered[:CHOICES_SHOWN]:
-        seeds = [str(r.spec.seed) for r in runs if _chosen(r) == {name: candidate.get(name) for name in names}]
+        seeds = [
+            "any" if r.spec.seed is None else str(r.spec.seed)
+            for r in runs
+            if _chosen(r) == {name: candidate.get(name) for name in names}
+        ]
         lines.append((*(_text(candidate.get(name)) for name in names), ", ".join(seeds)))
     return ((*names, "chosen on val by seed"), *lines)
 

@@ -45,14 +45,14 @@ def compare_rows(
     return replace(found, difference=0.0 - found.difference, low=0.0 - found.high, high=0.0 - found.low)  # no -0.0
 
 
-def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int, Predictions]:
-    """Raises DataError where a run's predictions cannot be used."""
-    found: dict[int, Predictions] = {}
+def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int | None, Predictions]:
+    """Raises DataError where a run's predictions cannot be used. A solved probe stands beside every seed."""
+    found: dict[int | None, Predictions] = {}
     for run in runs:
         test = stored.trusted(run)
         if run.spec.seed is None and len(runs) > 1:
             raise DataError(f"{run.run_id} has no seed of its own, so it cannot be told which run to pair it with")
-        found[run.spec.seed or 0] = test
+        found[None if run.spec.seed is None and run.spec.phase == "probe" else run.spec.seed or 0] = test
     return found
 
 

@@ -17,7 +17,7 @@ from transfergrid.report.statistics import PairedComparison
 
 # S seeds, N images in order of their index, C classes, K classes kept above 100
 Array = np.ndarray[Any, Any]
-BySeed = Mapping[int, Predictions]
+BySeed = Mapping[int | None, Predictions]  # None: of a run that draws nothing, the same beside every seed
 LIMIT_BYTES = 512_000_000  # about 1,800 runs on 10,000 images of ten classes
 _BLOCK = 8192  # images whose probabilities are in memory at once
 
@@ -56,15 +56,18 @@ def correct_SN(predictions: Sequence[Predictions]) -> Array:
 
 
 def paired(models: Mapping[str, BySeed]) -> tuple[tuple[int, ...], dict[str, list[Predictions]]]:
-    """The seeds that all models share, and per model its predictions in that order.
+    """The seeds that all models share, and per model its predictions in that order; seed 0 where none has any.
 
     Raises DataError where no seed is shared, or where the models did not see the same images with the same labels.
     """
-    seeds = tuple(sorted(set.intersection(*(set(by_seed) for by_seed in models.values()))))
+    drawn = [{s for s in by_seed if s is not None} for by_seed in models.values() if set(by_seed) != {None}]
+    seeds = tuple(sorted(set.intersection(*drawn))) if drawn else (0,)
     if not seeds:
         without = ", ".join(name for name, by_seed in models.items() if not by_seed) or "none, but the seeds differ"
         raise DataError(f"no seed with stored predictions of all of {', '.join(models)} (without any: {without})")
-    chosen = {name: [by_seed[seed] for seed in seeds] for name, by_seed in models.items()}
+    chosen = {
+        name: [by_seed[None if set(by_seed) == {None} else seed] for seed in seeds] for name, by_seed in models.items()
+    }
     first = chosen[next(iter(models))][0]
     for name, sets in chosen.items():
         same = [np.array_equal([s.index_N, s.label_N], [first.index_N, first.label_N]) for s in sets]
