@@ -22,6 +22,7 @@ TWO_EPOCHS = [
     *(f"phase.{phase}.epochs=2" for phase in ("probe", "finetune", "scratch")),
     *(f"phase.{phase}.batch_size=32" for phase in ("probe", "finetune", "scratch")),
     *(f"phase.{phase}.precision=fp32" for phase in ("probe", "finetune", "scratch")),
+    "phase.probe.solver=sgd",
     "phase.probe.lbfgs=false",
 ]
 

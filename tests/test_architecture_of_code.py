@@ -33,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         *("tracking", "config", "preprocess", "augment", "training", "optimization", "heads", "folds", "images"),
+        *("solved_head", "head_path", "reference_heads"),
         *("network", "results", "device", "classes", "finished", "images_at_hand", "small_images"),
     ),
     ("phases",),
@@ -50,6 +51,7 @@ WITHIN_LAYER = {
     ("config", "classes"),
     ("config", "folds"),  # how many images are trained on decides batch and epochs
     ("finished", "network"),
+    ("head_path", "solved_head"),
     ("finished", "results"),
     ("images_at_hand", "folds"),
     ("tracking", "images_at_hand"),

@@ -18,12 +18,13 @@ from transfergrid.attempts import begin_attempt
 from transfergrid.config import Request
 from transfergrid.errors import CorruptFeatures, MissingInput
 from transfergrid.folds import Fold, Folds, open_splits
-from transfergrid.heads import Heads, Standardiser, fit_lbfgs, fit_standardiser, losses_and_correct
+from transfergrid.heads import Heads, Standardiser, fit_standardiser, losses_and_correct
 from transfergrid.optimization import split_decay
 from transfergrid.paths import RunPaths, cache_paths
 from transfergrid.phases._feature_trainee import FeatureTrainee
 from transfergrid.phases.probe import load_features
 from transfergrid.records import read_predictions
+from transfergrid.solved_head import fit_lbfgs
 from transfergrid.specs import ProbeSettings, RunSpec
 from transfergrid.stopping import StopFlag
 from transfergrid.training import fit

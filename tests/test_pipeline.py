@@ -167,7 +167,8 @@ def test_the_probe_of_resnet18_on_all_of_mnist_agrees_with_scikit_learn(real_dat
     import torch
     from sklearn.linear_model import LogisticRegression
 
-    from transfergrid.heads import fit_lbfgs, fit_standardiser
+    from transfergrid.heads import fit_standardiser
+    from transfergrid.solved_head import fit_lbfgs
 
     run_script(
         tmp_path,

@@ -175,7 +175,7 @@ def uneven() -> Fold:
 
 
 def folds_of(train: Fold) -> Folds:
-    return Folds(train, None, train, train, train)
+    return Folds(train, None, (train,), train, train)
 
 
 def test_an_images_weight_is_that_of_scikit_learn() -> None:

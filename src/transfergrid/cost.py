@@ -60,12 +60,11 @@ GPU_IMAGE_S = 0.01e-3
 # Some hundred kernels are launched in a step, however small the network; assumed.
 GPU_STEP_S = 10e-3
 # A head on cached features, measured: a step costs 0.2 to 0.5 ms a head beyond its products, and those run at 10e9
-# FLOP/s with 10 classes (float32), L-BFGS's at 6e9 (float64), which took 60 to 230 iterations on digits and MNIST.
+# FLOP/s with 10 classes (float32), as L-BFGS's do; a whole path took 320 to 520 iterations on digits, MNIST.
 HEAD_STEP_S = 0.5e-3
 CPU_HEAD_FLOP_PER_S = 8e9
 GPU_HEAD_FLOP_PER_S = 0.5e12
-LBFGS_ITERATIONS = 150
-LBFGS_EVALUATIONS = 1.25  # of the objective, for each iteration
+PATH_ITERATIONS = 400
 
 TRAINING = 3  # forward passes that a forward and a backward pass cost
 RECORDS_READ = 12  # of one kind of run, the newest
@@ -147,7 +146,7 @@ def _kind(run: RunSpec, *, on_gpu: bool) -> Kind:
     """What two runs must share for one's time to tell the other's."""
     sizes = frozenset((b.name, b.preprocess.crop_px) for b in run.backbones)
     model = sizes or (run.model, getattr(run.settings, "image_size_px", None))
-    source = run.settings.source if isinstance(run.settings, ProbeSettings) else None
+    source = (run.settings.source, run.settings.solver) if isinstance(run.settings, ProbeSettings) else None
     return run.phase, model, run.dataset.kind, run.settings.precision, source, on_gpu
 
 
@@ -284,16 +283,19 @@ def _passes_per_epoch(settings: TrainSettings, num_train: int) -> int:
 
 
 def _seconds_of_heads(run: RunSpec, settings: ProbeSettings, runtime: Runtime, *, cores: int, on_gpu: bool) -> float:
-    """Every head of the probe, then the L-BFGS optimum, on cached features."""
-    num_train = _rows(run, runtime).train
+    """Every head that SGD trains, the path of solved ones, and those beside them, on cached features."""
+    rows = _rows(run, runtime)
+    num_train = rows.train
     catalog = cache_paths(runtime).catalog
     feature_dim = sum(backbones.entry(b.name, catalog_dir=catalog).feature_dim for b in run.backbones)
     num_heads = len(settings.lrs) * len(settings.weight_decays)
     product = 2 * num_train * feature_dim * run.dataset.num_classes
-    flop = TRAINING * product * num_heads * settings.epochs
+    by_sgd = settings.solver == "sgd"
+    flop = TRAINING * product * num_heads * settings.epochs if by_sgd else 0
     if settings.lbfgs:
-        flop += int(2 * product * LBFGS_ITERATIONS * LBFGS_EVALUATIONS)  # features have no gradient
-    steps = settings.epochs * settings.count_steps(num_train)
+        flop += 2 * product * PATH_ITERATIONS  # features have no gradient
+    flop += 2 * num_train * feature_dim * (feature_dim + rows.val + rows.test)  # covariances, nearest neighbours
+    steps = settings.epochs * settings.count_steps(num_train) if by_sgd else 0
     rate = GPU_HEAD_FLOP_PER_S if on_gpu else CPU_HEAD_FLOP_PER_S * cores
     return steps * num_heads * HEAD_STEP_S + flop / rate
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from transfergrid.specs import SelectBy
+
 Array = np.ndarray[Any, Any]
 
 
@@ -70,3 +72,10 @@ def mcnemar_exact(only_a: int, only_b: int) -> float:
     from scipy.special import bdtr
 
     return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
+
+
+def selection_score(predicted_N: Array, label_N: Array, *, num_classes: int, by: SelectBy) -> float:
+    """What a choice on val goes by, in [0, 1]: accuracy, mean recall or macro F1 over the classes that occur."""
+    one_hot_NC = np.eye(num_classes, dtype=np.float32)[predicted_N]
+    name = {"accuracy": "accuracy", "balanced_accuracy": "macro_recall", "macro_f1": "macro_f1"}[by]
+    return scores(one_hot_NC, label_N, split="val")[f"val_{name}"]

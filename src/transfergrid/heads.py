@@ -1,4 +1,4 @@
-"""The classification layer: many of them trained side by side on cached features, and the L-BFGS optimum as reference.
+"""The classification layer: many of them trained side by side on cached features.
 
 N rows, B rows of a batch, D feature dimensions of all blocks together, C classes, H heads side by side.
 A block is one backbone's stretch of D; a model's features are its blocks in the order written.
@@ -11,9 +11,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-
-LBFGS_GRADIENT_NORM = 1e-5
-LBFGS_MAX_ITERATIONS = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,55 +90,3 @@ def losses_and_correct(
     )
     correct_H = (logits_HBC.detach().argmax(-1) == labels_B).sum(-1)
     return loss_H, correct_H
-
-
-@dataclass(frozen=True, slots=True)
-class LogisticRegression:
-    """The optimum of mean cross entropy + ||W||^2 / (2 C n), no penalty on the bias, on standardised features.
-
-    The objective is scikit-learn's LogisticRegression(C=c) divided by n. `gradient_norm` is Euclidean, over W and b.
-    """
-
-    weight_CD: Tensor
-    bias_C: Tensor
-    iterations: int
-    gradient_norm: float
-
-    @property
-    def converged(self) -> bool:
-        return self.gradient_norm < LBFGS_GRADIENT_NORM
-
-
-def fit_lbfgs(features_ND: Tensor, labels_N: Tensor, *, num_classes: int, c: float = 1.0) -> LogisticRegression:
-    """Deterministic, float64, from zero, until the gradient norm is below 1e-5 (or 2000 iterations)."""
-    features_ND = features_ND.double()
-    penalty = 1.0 / (2.0 * c * len(features_ND))
-    weight_CD = torch.zeros(num_classes, features_ND.shape[1], dtype=torch.float64, device=features_ND.device)
-    bias_C = torch.zeros(num_classes, dtype=torch.float64, device=features_ND.device)
-    weight_CD.requires_grad_(True)
-    bias_C.requires_grad_(True)
-    optimizer = torch.optim.LBFGS(
-        [weight_CD, bias_C],
-        max_iter=100,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-        tolerance_grad=0.0,
-        tolerance_change=0.0,
-    )
-
-    def objective() -> Tensor:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(features_ND @ weight_CD.T + bias_C, labels_N)
-        loss = loss + penalty * weight_CD.square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    iterations, norm = 0, float("inf")
-    while iterations < LBFGS_MAX_ITERATIONS and norm >= LBFGS_GRADIENT_NORM:
-        optimizer.param_groups[0]["max_iter"] = min(10, LBFGS_MAX_ITERATIONS - iterations)
-        optimizer.step(objective)  # type: ignore[no-untyped-call]
-        objective()
-        assert weight_CD.grad is not None and bias_C.grad is not None
-        norm = float(torch.cat([weight_CD.grad.flatten(), bias_C.grad]).norm())
-        iterations += 10
-    return LogisticRegression(weight_CD.detach(), bias_C.detach(), iterations, norm)

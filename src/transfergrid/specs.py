@@ -210,8 +210,11 @@ class TrainSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSettings(TrainSettings):
-    """The head alone. One (learning rate, weight decay) of `lrs` x `weight_decays` is chosen on val.
+    """The head alone.
 
+    solver `lbfgs`: its optimum at one strength C of the penalty, chosen on val from `cs`, which no seed changes. `sgd`:
+    trained by the settings above, with one (learning rate, weight decay) of `lrs` x `weight_decays` chosen on val.
+    lbfgs: whether the optimum is reported beside a head that SGD trained.
     source `features`: on cached features; `images`: forward pass, augmentation and `bn=train` as some studies did.
     select_by: the score on val by which it is chosen.
     """
@@ -223,6 +226,8 @@ class ProbeSettings(TrainSettings):
     aux_loss_weight: float
     lbfgs: bool
     select_by: SelectBy = later("accuracy")
+    solver: Literal["lbfgs", "sgd"] = later("sgd")
+    cs: tuple[float, ...] = later((1.0,))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,7 +288,8 @@ class RunSpec:
 
     backbones: in the order written in `model`; empty for an architecture. extract: how the backbones' features are
     made; None where no backbone is used. needs: run_ids of the runs it is made from, other than extractions (whose
-    identity its own fields hold). seed, val_seed and protocol are None for `extract`, which has none of them.
+    identity its own fields hold). seed, val_seed and protocol are None for `extract`, which has none of them; seed also
+    for an evaluation, and for a solved probe on all images: they draw nothing.
     train_fraction, shots: train on this share of the training images, or on so many of each class, chosen by the seed;
     None = on all. Features are those of all images, so every share reads the same files.
     rules: RULES_VERSION of the release that planned it, for probes and fine-tunings.
@@ -307,6 +313,13 @@ class RunSpec:
     def weights_label(self) -> str:
         """What the table's `weights` column shows: the labels, joined by `+` where they differ."""
         return "+".join(dict.fromkeys(b.weights.label for b in self.backbones))
+
+    @property
+    def epochs(self) -> int | None:
+        """What progress is counted in, where it can be told; of a solved probe the strengths of its penalty."""
+        if isinstance(self.settings, ProbeSettings) and self.settings.solver == "lbfgs":
+            return len(self.settings.cs)
+        return self.settings.epochs if isinstance(self.settings, TrainSettings) else None
 
     @property
     def slug(self) -> str:

@@ -13,7 +13,7 @@ from transfergrid.cluster.local import Ended, Watcher
 from transfergrid.paths import StorePaths
 from transfergrid.plan import PlannedRun
 from transfergrid.records import read_record
-from transfergrid.specs import RunSpec, TrainSettings
+from transfergrid.specs import RunSpec
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,7 +139,7 @@ def last_line(store: StorePaths, run_id: str) -> dict[str, Any] | None:
 
 
 def _epochs(run: RunSpec) -> int:
-    return run.settings.epochs if isinstance(run.settings, TrainSettings) else 1
+    return run.epochs or 1
 
 
 def _figures(line: dict[str, Any]) -> str:

@@ -177,9 +177,10 @@ def epoch_lines(view: View, run_id: str) -> list[dict[str, Any]]:
 
 def _total_epochs(view: View, run_id: str) -> int | None:
     if run_id in view.specs:
-        return getattr(view.specs[run_id].settings, "epochs", None)
+        return view.specs[run_id].epochs
     spec = _json(view, run_id, "spec") or {}
-    total = (spec.get("settings") or {}).get("epochs")
+    settings = spec.get("settings") or {}
+    total = len(settings["cs"]) if settings.get("solver") == "lbfgs" else settings.get("epochs")
     return total if isinstance(total, int) else None
 
 

@@ -38,6 +38,7 @@ from transfergrid.specs import (
 )
 
 T = TypeVar("T", bound=TrainSettings)
+UNCHOSEN_CS = (1.0,)
 SCRATCH_LR_PER_IMAGE = 0.1 / 128  # linear scaling with the batch, Goyal et al. 2017 (arXiv 1706.02677)
 
 
@@ -124,7 +125,9 @@ class Scope:
             probe = self._fitted(settings_of(ProbeSettings, node, where=where, flip=flip, **given), node)
             check_training(probe, self.protocol, where=where)
             check_probe(probe, self.protocol)
-            return probe
+            # What nothing is solved for changes nothing: equal runs have one id.
+            unused = probe.solver == "sgd" and not probe.lbfgs
+            return replace(probe, cs=UNCHOSEN_CS) if unused else probe
         if phase == "finetune":
             finetune = settings_of(
                 FinetuneSettings, node, where=where, flip=flip, **with_usual(node, FINETUNE_DEFAULTS)
@@ -175,7 +178,7 @@ def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[
         extract=scope.extract if specs else None,
         settings=settings,
         protocol=scope.protocol,
-        seed=None if phase == "evaluate" else seed,  # an evaluation draws nothing: three seeds would be one number
+        seed=seed if _draws(settings, scope) else None,
         val_seed=dataset.val_seed,
         train_fraction=None if phase == "evaluate" else dataset.train_fraction,
         shots=None if phase == "evaluate" else dataset.shots,
@@ -208,6 +211,14 @@ def _counts_anew(scope: Scope, settings: Settings) -> bool:
         and scope.dataset.folder is not None
         and names_imagenet_anew(facts.class_names)
     )
+
+
+def _draws(settings: Settings, scope: Scope) -> bool:
+    """Whether a seed changes the numbers. An evaluation draws nothing, and a solved head only the images it learns
+    from: three seeds would be one number."""
+    if isinstance(settings, ProbeSettings) and settings.solver == "lbfgs":
+        return scope.dataset.train_fraction is not None or scope.dataset.shots is not None
+    return not isinstance(settings, EvaluateSettings)
 
 
 def _check_against_models(settings: Settings, phase: Phase, specs: tuple[BackboneSpec, ...], catalog_dir: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 from omegaconf import DictConfig
 
 from transfergrid.config.compose import nearest
+from transfergrid.config.schema import PROBE_DEFAULTS
 from transfergrid.errors import ConfigError
 from transfergrid.specs import (
     EvaluateSettings,
@@ -47,6 +48,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "cutout_px": (0, 512),
     "lr": (ABOVE_ZERO, 100),
     "lrs": (ABOVE_ZERO, 100),
+    "cs": (1e-9, 1e9),
     "head_lr": (ABOVE_ZERO, 100),
     "stem_lr": (ABOVE_ZERO, 100),
     "weight_decay": (0, 10),
@@ -72,7 +74,7 @@ def settings_of(kind: type[T], node: DictConfig, *, where: str, **given: Any) ->
 def _checked(key: str, name: str, hint: Any, value: Any) -> Any:
     if get_origin(hint) is tuple:
         items = tuple(_checked(key, name, get_args(hint)[0], item) for item in value)
-        if name in ("lrs", "weight_decays") and not items:
+        if name in ("lrs", "weight_decays", "cs") and not items:
             raise ConfigError(f"{key} is empty; give at least one value")
         if name in ("mean", "std"):
             if len(items) != 3:
@@ -136,6 +138,9 @@ def check_training(settings: TrainSettings, protocol: Protocol, *, where: str) -
 
 def check_probe(settings: ProbeSettings, protocol: Protocol) -> None:
     """Raises ConfigError for what a probe in particular cannot be asked."""
+    if settings.solver == "lbfgs":
+        _check_solved(settings, protocol)
+        return
     if protocol == "published" and len(settings.lrs) * len(settings.weight_decays) > 1:
         raise ConfigError(
             "protocol=published holds out no val to choose on; give one phase.probe.lrs and weight_decays"
@@ -165,3 +170,21 @@ def check_probe(settings: ProbeSettings, protocol: Protocol) -> None:
                 raise ConfigError(
                     f"phase.probe.{name} cannot act on cached features; it needs phase.probe.source=images"
                 )
+
+
+def _check_solved(settings: ProbeSettings, protocol: Protocol) -> None:
+    """A solved head has no epochs or rates. What would change nothing is refused, so that equal runs have one id."""
+    if settings.source == "images":
+        raise ConfigError("phase.probe.source=images has no features to solve on; set phase.probe.solver=sgd")
+    if protocol == "published" and len(settings.cs) > 1:
+        raise ConfigError(
+            "protocol=published holds out no val to choose on; set phase.probe.solver=sgd, or give one phase.probe.cs"
+        )
+    for name, default in PROBE_DEFAULTS.items():
+        value = getattr(settings, name)
+        if name not in ("solver", "cs") and value != default:
+            shown = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else value
+            raise ConfigError(
+                f"phase.probe.{name}={shown} has no effect on a solved head; set phase.probe.solver=sgd, or leave"
+                f" phase.probe.{name} out"
+            )

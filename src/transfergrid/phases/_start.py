@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from transfergrid.evaluation import mcnemar_exact
-from transfergrid.heads import fit_lbfgs, fit_standardiser
+from transfergrid.heads import fit_standardiser
 from transfergrid.network import JoinedNetwork, batch_norm_layers, evaluating
+from transfergrid.solved_head import fit_lbfgs
 from transfergrid.specs import FinetuneSettings
 
 if TYPE_CHECKING:

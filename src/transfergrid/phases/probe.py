@@ -1,20 +1,19 @@
 """Phase 1: the classification layer alone, on cached features; or, as some studies did, on images through the network.
 
 On features: each backbone's block is standardised with the statistics of the rows trained on (so a block with large
-values cannot drown another, whatever the optimizer), the learning rates and weight decays to choose from are trained
-side by side, one is chosen on val, and the standardisation is folded back into the head, which then acts on raw
-features. Beside it stands the L-BFGS optimum of the same head, so an under-trained probe shows (Kornblith et al. 2019,
-arXiv 1805.08974). The logits of a fixed index set are kept for the parity gate of fine-tuning.
+values cannot drown another, whatever the optimizer), the head is solved for, or trained by SGD, with one choice on val,
+and the standardisation is folded back into the head, which then acts on raw features. Beside a head that SGD trained
+stands the solved one, so an under-trained probe shows (Kornblith et al. 2019, arXiv 1805.08974); beside both stand
+heads that are not linear. The logits of a fixed index set are kept for the parity gate of fine-tuning.
 """
 
 from __future__ import annotations
 
 import json
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from transfergrid import backbones, feature_store
-from transfergrid.errors import CorruptFeatures, MissingInput
+from transfergrid.errors import CorruptFeatures, DataError, MissingInput
 from transfergrid.folds import Fold, Folds, dataset_facts, make_folds, open_splits, picture_details
 from transfergrid.paths import cache_paths
 from transfergrid.phases import has_completed
@@ -45,9 +44,8 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     import torch
 
     from transfergrid.device import device_of
-    from transfergrid.heads import fit_lbfgs, fit_standardiser
-    from transfergrid.optimization import split_decay
-    from transfergrid.phases._feature_trainee import FeatureTrainee
+    from transfergrid.heads import fit_standardiser
+    from transfergrid.phases._heads_on_features import Bench, references, solve, solve_beside, train_by_sgd
     from transfergrid.phases._parity import gate_logits
     from transfergrid.results import (
         Stopwatch,
@@ -58,78 +56,38 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
         save_weights,
         score_folds,
     )
-    from transfergrid.training import fit
 
     spec, runtime = context.spec, context.runtime
     watch = Stopwatch()
     device = device_of(runtime)
-    assert spec.seed is not None
     features, folds = load_features(spec, runtime)
+    _assert_numbers(spec, features)
     rows = {name: torch.from_numpy(_positions(features[fold.split].index_N, fold)) for name, fold in _named(folds)}
     stacked = {split: torch.from_numpy(found.features_ND).to(device) for split, found in features.items()}
-    train_ND = stacked[folds.train.split][rows["train"].to(device)]
-    standardiser = fit_standardiser(train_ND)
-
-    choices = list(product(settings.lrs, settings.weight_decays))
-    trainee = FeatureTrainee(
-        {name: standardiser.apply(stacked[fold.split][rows[name].to(device)]) for name, fold in _named(folds)},
-        folds,
-        settings,
-        num_classes=spec.dataset.num_classes,
-        num_heads=len(choices),
-        seed=spec.seed,
-        device=device,
-        watch_test=spec.protocol == "published",
-    )
-    groups = [
-        group
-        for head, (lr, decay) in enumerate(choices)
-        for group in split_decay(
-            f"head_{head}" if len(choices) > 1 else "head",
-            [trainee.module.weights[head], trainee.module.biases[head]],
-            lr=lr,
-            weight_decay=decay,
-            decay_norm_and_bias=settings.decay_norm_and_bias,
-        )
-    ]
-    result = fit(
-        trainee,
-        settings,
-        groups,
-        attempt=context.attempt,
-        seed=spec.seed,
-        device=device,
-        checkpoint_min_interval_s=runtime.checkpoint_min_interval_s,
-        stop=context.stop,
-    )
-    if result.best_state is not None:
-        trainee.module.load_state_dict(result.best_state)
-    head = trainee.choose_head(trainee.module)
-    weight_CD, bias_C = standardiser.fold(*trainee.module.linear(head))
+    raw = {name: stacked[fold.split][rows[name].to(device)] for name, fold in _named(folds)}
+    standardiser = fit_standardiser(raw["train"])
+    standardised = {name: standardiser.apply(rows_ND) for name, rows_ND in raw.items()}
+    bench = Bench(context, settings, standardised, folds, device)
+    head = solve(bench) if settings.solver == "lbfgs" else train_by_sgd(bench)
+    weight_CD, bias_C = standardiser.fold(head.weight_CD, head.bias_C)
     # What is published is what is scored: the folded head on the features as stored.
-    made = {
-        name: (fold, _logits(stacked[fold.split][rows[name].to(device)], weight_CD, bias_C))
-        for name, fold in _named(folds)
-    }
+    made = {name: (fold, _logits(raw[name], weight_CD, bias_C)) for name, fold in _named(folds)}
     metrics = score_folds(made)
-    details: dict[str, Any] = {
-        "first_step": result.first_step,
-        "optimizer_steps": result.optimizer_steps,
-        "chosen": {"head": head, "lr": choices[head][0], "weight_decay": choices[head][1]},
-        "choices": [{"lr": lr, "weight_decay": decay} for lr, decay in choices],
+    details: dict[str, Any] = head.details | {
         "head_norm": float(weight_CD.norm()),
         "feature_keys": [spec.feature_key(b, "train").digest for b in spec.backbones],
-    } | result.rules(settings.epochs)
+    }
     details |= fold_details(folds, num_classes=spec.dataset.num_classes)
     details |= class_details(made, dataset_facts(spec.dataset, runtime).class_names)
     details |= picture_details(spec.dataset, runtime)
-    if settings.lbfgs:
-        labels_N = torch.from_numpy(folds.train.labels_N).to(device)
-        optimum = fit_lbfgs(standardiser.apply(train_ND), labels_N, num_classes=spec.dataset.num_classes)
-        weights = standardiser.fold(optimum.weight_CD, optimum.bias_C)
-        test_NC = _logits(stacked["test"][rows["test"].to(device)], *weights)
+    if settings.solver == "lbfgs":
+        metrics["lbfgs_test_accuracy"] = metrics["test_accuracy"]
+    elif settings.lbfgs:
+        optimum, details["lbfgs"] = solve_beside(bench)
+        test_NC = _logits(raw["test"], *standardiser.fold(optimum.weight_CD, optimum.bias_C))
         metrics["lbfgs_test_accuracy"] = float((test_NC.argmax(1) == folds.test.labels_N).mean())
-        details["lbfgs"] = {"iterations": optimum.iterations, "gradient_norm": optimum.gradient_norm}
+    beside, details["references"] = references(bench, made["test"][1].argmax(1))
+    metrics |= beside
     in_gate = [(features[fold.split], fold) for fold in folds.gate]
     gate_ND = torch.cat([torch.from_numpy(x.features_ND[_positions(x.index_N, fold)]) for x, fold in in_gate])
     gate = gate_logits(folds.gate, torch.split(gate_ND, feature_dims(spec, runtime), dim=1), weight_CD, bias_C)
@@ -141,13 +99,27 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
         device,
         metrics=metrics,
         details=details,
-        phase_s=watch.seconds + result.elapsed_before_s,
+        phase_s=watch.seconds + head.elapsed_before_s,
         n_train=len(folds.train),
         trainable_parameters=weight_CD.numel() + bias_C.numel(),
-        images_per_s=result.images_per_s,
-        epochs=settings.epochs,
+        images_per_s=head.images_per_s,
+        epochs=head.epochs,
         **network_cost(spec, runtime, num_weights=weight_CD.numel(), num_biases=bias_C.numel()),
     )
+
+
+def _assert_numbers(spec: RunSpec, features: dict[Split, feature_store.Features]) -> None:
+    """Raises DataError where a feature is infinite or not a number: no head can be made of it."""
+    import numpy as np
+
+    for split, found in features.items():
+        bad_N = np.logical_not(np.isfinite(found.features_ND).all(axis=1))
+        if bad_N.any():
+            row = int(found.index_N[bad_N.argmax()])
+            raise DataError(
+                f"{int(bad_N.sum())} of {len(found.index_N)} images of {split} have features of {spec.model} that are"
+                f" not finite (the first is image {row}); look at these images and at the weights of {spec.model}"
+            )
 
 
 def load_features(spec: RunSpec, runtime: Runtime) -> tuple[dict[Split, feature_store.Features], Folds]:

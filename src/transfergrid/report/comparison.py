@@ -12,6 +12,7 @@ from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
 from transfergrid.report import costs, published, statistics
+from transfergrid.report.beyond_linear import better_than_head
 from transfergrid.report.costs import Spent
 from transfergrid.report.families import Answer, answers_about_joins, beside_best_parts
 from transfergrid.report.predictions import StoredPredictions
@@ -30,9 +31,9 @@ class ComparisonRow:
     The interval is Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]; where all
     seeds have one accuracy, which is no width, Wilson's again. p_value_vs_best_single is Holm-adjusted within its
     family, see families.py, and verdict (`better`, `worse`, `no difference shown`) is by it at 5 %; the test is
-    statistics.compare's. published_differs, failure_class and remarks join several texts by `; `.
-    status: `completed`, `failed`, `missing`, or `2/3 completed`. select_by: the score on val that choices between rows
-    are by. remarks: what makes the row's choice or training doubtful, see remarks.py.
+    statistics.compare's. published_differs, better_than_head (see beyond_linear.py), failure_class and remarks join
+    several texts by `; `. status: `completed`, `failed`, `missing`, or `2/3 completed`. select_by: the score on val
+    that choices between rows are by. remarks: what makes the row's choice or training doubtful, see remarks.py.
     """
 
     grid: str
@@ -55,6 +56,10 @@ class ComparisonRow:
     macro_recall: float | None = None
     macro_f1: float | None = None
     lbfgs_test_accuracy: float | None = None
+    knn_test_accuracy: float | None = None
+    lda_test_accuracy: float | None = None
+    qda_test_accuracy: float | None = None
+    better_than_head: str | None = None
     published_accuracy: float | None = None
     published_rule: str | None = None
     published_differs: str | None = None
@@ -287,6 +292,10 @@ def _with_numbers(
         macro_recall=metric("test_macro_recall"),
         macro_f1=metric("test_macro_f1"),
         lbfgs_test_accuracy=metric("lbfgs_test_accuracy"),
+        knn_test_accuracy=metric("knn_test_accuracy"),
+        lda_test_accuracy=metric("lda_test_accuracy"),
+        qda_test_accuracy=metric("qda_test_accuracy"),
+        better_than_head="; ".join(better_than_head(done)) or None,
         epochs=done[0].epochs,
         parameters=done[0].parameters,
         trainable_parameters=done[0].trainable_parameters,

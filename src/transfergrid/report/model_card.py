@@ -107,11 +107,15 @@ def _results(record: RunRecord, test: Predictions | None) -> str:
         error = expected_calibration_error(confidence(test), test.predicted_N == test.label_N)
         lines.append(["expected calibration error, 15 bins", f"{percent(error)} %"])
     note = (
-        f"One network, of seed {record.spec.seed}, on {number(n_test)} test images. The interval (95 %, Wilson) says"
+        f"One network{_of_seed(record.spec)}, on {number(n_test)} test images. The interval (95 %, Wilson) says"
         " what other images of the same kind would change; it says nothing about other seeds.\n"
     )
     unread = "" if test is not None else "The stored predictions cannot be read: no calibration, no scores per class.\n"
     return markdown_table(["", "value"], lines, left=1) + "\n" + note + unread
+
+
+def _of_seed(spec: RunSpec) -> str:
+    return ", which no seed changes" if spec.seed is None else f", of seed {spec.seed}"
 
 
 def _per_class(test: Predictions | None, class_names: Sequence[str]) -> str:
@@ -173,7 +177,7 @@ def _part(backbone: BackboneSpec) -> str:
 
 
 def _settings(spec: RunSpec) -> str:
-    lines = [["seed", str(spec.seed)], ["val_seed", str(spec.val_seed)]]
+    lines = [["seed", hydra_value(spec.seed)], ["val_seed", str(spec.val_seed)]]
     lines += [[name, hydra_value(value)] for name, value in to_dict(spec.settings).items()]
     if spec.extract is not None:
         lines += [[f"extract.{name}", hydra_value(value)] for name, value in to_dict(spec.extract).items()]

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from transfergrid.report.studies import STUDIES, StudySettings
-from transfergrid.specs import RunSpec, TrainSettings
+from transfergrid.specs import ProbeSettings, RunSpec, TrainSettings
 
 Rule = Literal["best_on_test", "last", "study_choice", "as_stated", "corrected"]
 NO_MATTER = frozenset({"weights file"})  # the only listed difference that leaves a delta meaningful
@@ -103,7 +103,9 @@ def differs(figure: PublishedFigure, spec: RunSpec, *, probe: RunSpec | None = N
     names += [] if spec.protocol == "published" else ["protocol"]
     names += [] if spec.dataset.max_images is None else ["max_images"]
     names += [] if spec.train_fraction is None and spec.shots is None else ["share of the training images"]
-    if figure.study.settings is not None and isinstance(spec.settings, TrainSettings):
+    if isinstance(spec.settings, ProbeSettings) and spec.settings.solver == "lbfgs":
+        names.append("solver")  # a solved head has no epochs and no rates to compare
+    elif figure.study.settings is not None and isinstance(spec.settings, TrainSettings):
         theirs = figure.study.settings
         if figure.rule in ("best_on_test", "last"):
             theirs = replace(theirs, selection=cast(Any, figure.rule))
@@ -157,7 +159,8 @@ def _input_differs(study: StudySettings, spec: RunSpec) -> list[str]:
 def _effective(settings: TrainSettings) -> dict[str, Any]:
     """A phase's settings by the name a reader knows, without what has no effect (momentum under Adam)."""
     values = {f.name: getattr(settings, f.name) for f in fields(settings)}
-    values.pop("lbfgs", None)  # reported beside the probe, changes nothing in it
+    for name in ("lbfgs", "cs"):
+        values.pop(name, None)  # of what is reported beside the probe; it changes nothing in it
     decays = values.get("weight_decays", (values.get("weight_decay", 0.0),))
 
     def take(*names: str) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ from transfergrid.evaluation import Array
 from transfergrid.metrics_log import read_metrics
 from transfergrid.records import RunRecord
 from transfergrid.report.figures.material import Material
+from transfergrid.specs import ProbeSettings
 
 MAX_BINS = 300  # points of a per-batch curve: more than a figure has pixels for would only make its file large
 
@@ -32,11 +33,16 @@ class Track:
 
 
 def probe_of(material: Material, run: RunRecord) -> RunRecord | None:
-    """The probe whose head a fine-tuning started from, if it did and the store still has it."""
+    """The probe whose head a fine-tuning started from, if it did, was trained, and the store still has it."""
     if run.spec.phase != "finetune" or not run.spec.needs:
         return None
     probe = material.record(run.spec.needs[0])
-    return probe if probe is not None and probe.spec.phase == "probe" else None
+    return probe if probe is not None and probe.spec.phase == "probe" and not is_solved(probe) else None
+
+
+def is_solved(run: RunRecord) -> bool:
+    """Whether its lines are strengths of a penalty, not epochs of a training."""
+    return isinstance(run.spec.settings, ProbeSettings) and run.spec.settings.solver == "lbfgs"
 
 
 def track(material: Material, run: RunRecord) -> Track:

@@ -1,0 +1,148 @@
+"""Which strength of the penalty: a head is solved for one after the other, strongest first, and val chooses.
+
+C is scikit-learn's: the larger, the weaker the penalty. Rules, in order: the highest score on val, the lowest cross
+entropy on val, the stronger penalty.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from transfergrid.solved_head import GRADIENT_NORM, Checked, LogisticRegression, SoftmaxProblem, minimise
+
+PATH_GRADIENT_NORM = 1e-4  # of the heads that val chooses among; the chosen one is solved to GRADIENT_NORM
+PATH_ITERATIONS = 500
+EXTENSIONS = 4  # at most so many steps beyond either end, of half a decade each
+LEFT_BEHIND = 3  # strengths in a row that are worse than the best on both counts end the path
+
+Scored = Callable[[LogisticRegression], tuple[float, float, float]]  # score, loss and accuracy on val
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """One strength. score, loss and accuracy: on val; all 0 where nothing is held out."""
+
+    c: float
+    score: float
+    loss: float
+    accuracy: float
+    train_loss: float
+    iterations: int
+    gradient_norm: float
+
+
+@dataclass(slots=True)
+class HeadPath:
+    """How far a path is. solutions: the parameters of those strengths that others start from, or that lead."""
+
+    cs: tuple[float, ...]
+    tried: list[Tried] = field(default_factory=list)
+    solutions: dict[float, Tensor] = field(default_factory=dict)
+
+    def freeze(self, elapsed_s: float) -> bytes:
+        content = io.BytesIO()
+        tried = [asdict(t) for t in self.tried]
+        torch.save({"tried": tried, "solutions": self.solutions, "elapsed_s": elapsed_s}, content)
+        return content.getvalue()
+
+    def thaw(self, content: bytes, device: torch.device) -> float:
+        """Stand where `freeze` was called; returns the seconds until then."""
+        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        self.tried, self.solutions = [Tried(**t) for t in state["tried"]], state["solutions"]
+        return float(state["elapsed_s"])
+
+    def advance(self, problem: SoftmaxProblem, score: Scored, *, check: Checked) -> Tried | None:
+        """Solve for the next strength; None where the path has ended."""
+        c = next_strength(self.tried, self.cs)
+        if c is None:
+            return None
+        found = minimise(
+            problem,
+            c,
+            self._start(problem, c),
+            gradient_norm=PATH_GRADIENT_NORM,
+            max_iterations=PATH_ITERATIONS,
+            check=check,
+        )
+        iterations, norm = found.iterations, found.gradient_norm
+        head = problem.head(found.parameters, iterations=iterations, gradient_norm=norm, loss=found.loss)
+        tried = Tried(c, *score(head), found.loss, iterations, norm)
+        self.tried.append(tried)
+        self.solutions[c] = found.parameters
+        ends = (min(self.tried, key=_strength).c, max(self.tried, key=_strength).c)
+        kept = {*ends, best_of(self.tried).c}
+        self.solutions = {known: self.solutions[known] for known in kept}
+        return tried
+
+    def finish(self, problem: SoftmaxProblem, *, check: Checked) -> LogisticRegression:
+        """The chosen head, to its optimum."""
+        best = best_of(self.tried)
+        found = minimise(problem, best.c, self.solutions[best.c], check=check)
+        iterations = best.iterations + found.iterations
+        return problem.head(found.parameters, iterations=iterations, gradient_norm=found.gradient_norm, loss=found.loss)
+
+    def search(self, chosen: LogisticRegression) -> dict[str, Any]:
+        """What `details.search` says of it."""
+        best, values = best_of(self.tried), sorted(t.c for t in self.tried)
+        unsolved = {t.c for t in self.tried if t.gradient_norm >= PATH_GRADIENT_NORM}
+        unsolved = (unsolved - {best.c}) | ({best.c} if chosen.gradient_norm >= GRADIENT_NORM else set())
+        found = search_of("C", values, best.c, lowest="strongest", highest="weakest")
+        return found | {"extended": len(set(values) - set(self.cs)), "not_converged": sorted(unsolved)}
+
+    def _start(self, problem: SoftmaxProblem, c: float) -> Tensor:
+        stronger = [known for known in self.solutions if known < c]
+        nearest = max(stronger) if stronger else min(self.solutions, default=None)
+        return problem.start() if nearest is None else self.solutions[nearest]
+
+
+def _strength(tried: Tried) -> float:
+    return tried.c
+
+
+def best_of(tried: Sequence[Tried]) -> Tried:
+    return min(tried, key=lambda t: (-t.score, t.loss, t.c))
+
+
+def next_strength(tried: Sequence[Tried], cs: Sequence[float]) -> float | None:
+    """The strongest of `cs` first, then on to the weakest unless val has left the path behind; then, while the best
+    lies at an end, half a decade further out, EXTENSIONS times at most."""
+    if not tried:
+        return min(cs)
+    weakest, strongest, best = max(tried, key=_strength).c, min(tried, key=_strength).c, best_of(tried).c
+    over = _left_behind(tried)
+    if not over and (waiting := [c for c in cs if c > weakest]):
+        return min(waiting)
+    if len(cs) > 1 and best == weakest and not over:
+        return next((c for c in _beyond(max(cs), 1) if c > weakest), None)
+    if len(cs) > 1 and best == strongest:
+        return next((c for c in _beyond(min(cs), -1) if c < strongest), None)
+    return None
+
+
+def _beyond(end: float, sign: int) -> list[float]:
+    """Half decades on from one end, as round numbers: 30, 100, 300, 1000 after 10."""
+    return [float(f"{end * 10 ** (sign * step / 2):.1g}") for step in range(1, EXTENSIONS + 1)]
+
+
+def _left_behind(tried: Sequence[Tried]) -> bool:
+    """Whether the weakest strengths, LEFT_BEHIND in a row, have a lower score and a higher loss than the best."""
+    best = best_of(tried)
+    weakest = sorted(tried, key=_strength)[-LEFT_BEHIND:]
+    worse = [t.c > best.c and t.score < best.score and t.loss > best.loss for t in weakest]
+    return len(worse) == LEFT_BEHIND and all(worse)
+
+
+def search_of(
+    name: str, values: Sequence[float], chosen: float, *, lowest: str = "lowest", highest: str = "highest"
+) -> dict[str, Any]:
+    """One searched dimension. A value at an end of the search may not be the best there is; 0 is a natural end."""
+    ends = {} if len(values) < 2 else {min(values): lowest, max(values): highest}
+    edge = None if chosen == 0 else ends.get(chosen)
+    facts: Mapping[str, Any] = {"name": name, "values": list(values), "chosen": chosen}
+    return {**facts, "at_edge": edge is not None, "edge": edge, "extended": 0, "not_converged": []}

@@ -1,0 +1,271 @@
+"""The ways to make a probe's head on standardised features that lie on the device, and what is shown beside it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transfergrid import reference_heads
+from transfergrid.errors import Interrupted
+from transfergrid.evaluation import cross_entropy, selection_score
+from transfergrid.folds import Fold, Folds
+from transfergrid.head_path import HeadPath, Tried, best_of, search_of
+from transfergrid.metrics_log import MetricsLog
+from transfergrid.optimization import split_decay
+from transfergrid.phases import RunContext
+from transfergrid.phases._feature_trainee import FeatureTrainee
+from transfergrid.records import read_newest_checkpoint, write_checkpoint
+from transfergrid.solved_head import LogisticRegression, SoftmaxProblem
+from transfergrid.specs import ProbeSettings
+from transfergrid.training import fit
+
+UNCHOSEN_C = 1.0  # where nothing is held out to choose on
+
+
+@dataclass(frozen=True, slots=True)
+class MadeHead:
+    """On standardised features, weight (C, D) and bias (C,), with what the record says of how it was made."""
+
+    weight_CD: Tensor
+    bias_C: Tensor
+    details: dict[str, Any]
+    epochs: int | None
+    images_per_s: float | None
+    elapsed_before_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """features: fold name -> standardised rows (N, D) float32 on the device."""
+
+    context: RunContext
+    settings: ProbeSettings
+    features: Mapping[str, Tensor]
+    folds: Folds
+    device: torch.device
+
+    @property
+    def num_classes(self) -> int:
+        return self.context.spec.dataset.num_classes
+
+    @property
+    def chooses_on(self) -> Fold | None:
+        """val, where it holds an image."""
+        val = self.folds.val
+        return val if val is not None and len(val) else None
+
+    @property
+    def balanced(self) -> bool:
+        return self.settings.class_weights == "balanced"
+
+    def labels(self, fold: Fold) -> Tensor:
+        return torch.from_numpy(fold.labels_N).to(self.device)
+
+    def stop(self) -> None:
+        if self.context.stop.signal is not None:
+            raise Interrupted(f"stopped by signal {self.context.stop.signal}; launch again to continue")
+
+    def score(self, predicted_N: np.ndarray[Any, Any]) -> float:
+        """Of the val rows, by what choices go by."""
+        assert self.chooses_on is not None
+        labels_N, by = self.chooses_on.labels_N, self.settings.select_by
+        return selection_score(predicted_N, labels_N, num_classes=self.num_classes, by=by)
+
+
+# ----------------------------------------------------------------------------------------------------------- by solving
+def solve(bench: Bench) -> MadeHead:
+    """The path of strengths, one line of metrics.jsonl and, where due, one checkpoint for each."""
+    context, began = bench.context, time.monotonic()
+    path, problem = _path(bench), _problem(bench)
+    restored = read_newest_checkpoint(context.paths)
+    lines_kept, before_s = 0, 0.0
+    if restored is not None:
+        file, content = restored
+        before_s = path.thaw(content, bench.device)
+        lines_kept = file.lines
+    context.attempt.assert_newest()  # opening the metrics truncates them
+    saved = time.monotonic()
+    with MetricsLog(context.paths.metrics, lines_kept=lines_kept) as log:
+
+        def save() -> None:
+            nonlocal saved
+            log.fsync()
+            content = path.freeze(before_s + time.monotonic() - began)
+            write_checkpoint(context.attempt, content, step=len(path.tried), lines=log.lines)
+            saved = time.monotonic()
+
+        try:
+            while (tried := path.advance(problem, lambda head: _on_val(bench, head), check=bench.stop)) is not None:
+                context.attempt.assert_newest()
+                _log(bench, log, path, tried, elapsed_s=before_s + time.monotonic() - began)
+                if time.monotonic() - saved >= context.runtime.checkpoint_min_interval_s:
+                    save()
+            head = path.finish(problem, check=bench.stop)
+        except Interrupted:
+            save()
+            raise
+    details = _solved_details(path, head, solve_s=before_s + time.monotonic() - began)
+    search = path.search(head)
+    offered = [{"C": c} for c in search["values"]]
+    details = {"chosen": {"C": search["chosen"]}, "choices": offered, "search": [search], **details}
+    return MadeHead(head.weight_CD, head.bias_C, details, None, None, before_s)
+
+
+def solve_beside(bench: Bench) -> tuple[LogisticRegression, dict[str, Any]]:
+    """The same head beside one that SGD trained, and what the record says of it."""
+    began, path, problem = time.monotonic(), _path(bench), _problem(bench)
+    while path.advance(problem, lambda head: _on_val(bench, head), check=bench.stop) is not None:
+        pass
+    head = path.finish(problem, check=bench.stop)
+    search = path.search(head)
+    return head, _solved_details(path, head, solve_s=time.monotonic() - began) | {"search": [search]}
+
+
+def _path(bench: Bench) -> HeadPath:
+    cs = bench.settings.cs
+    return HeadPath(cs if bench.chooses_on is not None or len(cs) == 1 else (UNCHOSEN_C,))
+
+
+def _problem(bench: Bench) -> SoftmaxProblem:
+    labels_N = bench.labels(bench.folds.train)
+    return SoftmaxProblem(bench.features["train"], labels_N, num_classes=bench.num_classes, balanced=bench.balanced)
+
+
+def _on_val(bench: Bench, head: LogisticRegression) -> tuple[float, float, float]:
+    """Score, cross entropy and accuracy; nothing to go by where nothing is held out."""
+    if bench.chooses_on is None:
+        return 0.0, 0.0, 0.0
+    logits_NC, labels_N = head.logits(bench.features["val"]).cpu().numpy(), bench.chooses_on.labels_N
+    predicted_N = logits_NC.argmax(1)
+    return bench.score(predicted_N), cross_entropy(logits_NC, labels_N), float((predicted_N == labels_N).mean())
+
+
+def _log(bench: Bench, log: MetricsLog, path: HeadPath, tried: Tried, *, elapsed_s: float) -> None:
+    """A strength stands where a training has an epoch, and the iterations so far where it has steps."""
+    on_val = {} if bench.chooses_on is None else {"val/accuracy": tried.accuracy, "val/loss": tried.loss}
+    log.write(
+        "epoch",
+        epoch=len(path.tried),
+        step=sum(t.iterations for t in path.tried),
+        C=tried.c,
+        gradient_norm=tried.gradient_norm,
+        **{"train/loss": tried.train_loss},
+        **on_val,
+        elapsed_s=round(elapsed_s, 3),
+    )
+    log.flush()
+
+
+def _solved_details(path: HeadPath, head: LogisticRegression, *, solve_s: float) -> dict[str, Any]:
+    iterations = sum(t.iterations for t in path.tried) + head.iterations - best_of(path.tried).iterations
+    return {"solve_s": round(solve_s, 3), "iterations": iterations, "gradient_norm": head.gradient_norm}
+
+
+# -------------------------------------------------------------------------------------------------------------- by SGD
+def train_by_sgd(bench: Bench) -> MadeHead:
+    """Every choice side by side, each as if it were alone; of those val chooses one."""
+    context, settings, folds = bench.context, bench.settings, bench.folds
+    spec = context.spec
+    assert spec.seed is not None
+    choices = list(product(settings.lrs, settings.weight_decays))
+    trainee = FeatureTrainee(
+        bench.features,
+        folds,
+        settings,
+        num_classes=bench.num_classes,
+        num_heads=len(choices),
+        seed=spec.seed,
+        device=bench.device,
+        watch_test=spec.protocol == "published",
+    )
+    groups = [
+        group
+        for head, (lr, decay) in enumerate(choices)
+        for group in split_decay(
+            f"head_{head}" if len(choices) > 1 else "head",
+            [trainee.module.weights[head], trainee.module.biases[head]],
+            lr=lr,
+            weight_decay=decay,
+            decay_norm_and_bias=settings.decay_norm_and_bias,
+        )
+    ]
+    result = fit(
+        trainee,
+        settings,
+        groups,
+        attempt=context.attempt,
+        seed=spec.seed,
+        device=bench.device,
+        checkpoint_min_interval_s=context.runtime.checkpoint_min_interval_s,
+        stop=context.stop,
+    )
+    if result.best_state is not None:
+        trainee.module.load_state_dict(result.best_state)
+    head = trainee.choose_head(trainee.module)
+    lr, decay = choices[head]
+    details: dict[str, Any] = {
+        "first_step": result.first_step,
+        "chosen": {"head": head, "lr": lr, "weight_decay": decay},
+        "choices": [{"lr": lr, "weight_decay": decay} for lr, decay in choices],
+        "search": [search_of("lr", settings.lrs, lr), search_of("weight_decay", settings.weight_decays, decay)],
+    } | result.rules(settings.epochs)
+    weight_CD, bias_C = trainee.module.linear(head)
+    return MadeHead(weight_CD, bias_C, details, settings.epochs, result.images_per_s, result.elapsed_before_s)
+
+
+# --------------------------------------------------------------------------------------------------------- beside them
+def references(bench: Bench, head_predicted_N: np.ndarray[Any, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Test accuracies of heads that are not linear, or not trained, and what the record says of each.
+
+    only_right, only_head_right: test images that it alone, and that the probe's own head alone, has right.
+    """
+    train_ND, labels_N = bench.features["train"], bench.labels(bench.folds.train)
+    options: dict[str, Any] = {"num_classes": bench.num_classes, "balanced": bench.balanced}
+    made = {"lda": reference_heads.linear_discriminant(train_ND, labels_N, **options)}
+    quadratic = reference_heads.quadratic_discriminant(train_ND, labels_N, **options)
+    if quadratic is not None:
+        made["qda"] = quadratic
+    predicted: dict[str, tuple[np.ndarray[Any, Any], dict[str, Any]]] = {"knn": _neighbours(bench, labels_N)}
+    for name, predict in made.items():
+        bench.stop()
+        told = {} if bench.chooses_on is None else {"val": bench.score(_numpy(predict(bench.features["val"])))}
+        predicted[name] = (_numpy(predict(bench.features["test"])), told)
+    right_N = head_predicted_N == bench.folds.test.labels_N
+    metrics, details = {}, {}
+    for name, (predicted_N, told) in predicted.items():
+        theirs_N = predicted_N == bench.folds.test.labels_N
+        metrics[f"{name}_test_accuracy"] = float(theirs_N.mean())
+        counts = {"only_right": int((theirs_N & ~right_N).sum()), "only_head_right": int((right_N & ~theirs_N).sum())}
+        details[name] = told | counts
+    return metrics, details
+
+
+def _neighbours(bench: Bench, labels_N: Tensor) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+    """k by its score on val, then the larger; where nothing is held out, FIXED_K."""
+
+    def by_k(name: str) -> dict[int, Tensor]:
+        bench.stop()
+        rows_BD = bench.features[name]
+        return reference_heads.nearest_neighbours(
+            bench.features["train"], labels_N, rows_BD, num_classes=bench.num_classes
+        )
+
+    on_test = by_k("test")
+    if bench.chooses_on is None:
+        k = max(k for k in on_test if k <= reference_heads.FIXED_K)
+        return _numpy(on_test[k]), {"k": k, "ks": [k]}
+    scores = {k: bench.score(_numpy(predicted_N)) for k, predicted_N in by_k("val").items()}
+    k = max(scores, key=lambda k: (scores[k], k))
+    return _numpy(on_test[k]), {"k": k, "ks": list(scores), "val": scores[k]}
+
+
+def _numpy(values_N: Tensor) -> np.ndarray[Any, Any]:
+    found: np.ndarray[Any, Any] = values_N.cpu().numpy()
+    return found
