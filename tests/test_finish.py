@@ -13,7 +13,7 @@ from replayed_slurm import ReplayedSlurm, ago, queue_line
 
 from transfergrid import job
 from transfergrid.cluster.ledger import Submission, read_ledger, record
-from transfergrid.cluster.states import RunState
+from transfergrid.cluster.run_state import RunState
 from transfergrid.commands import finish as finishing
 from transfergrid.commands.finish import _notify, finish, runs_of
 from transfergrid.paths import StorePaths, store_paths

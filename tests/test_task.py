@@ -17,7 +17,7 @@ from cluster_cases import as_job, extract_run, runtime_in, scratch_run
 from replayed_slurm import ReplayedSlurm
 
 from transfergrid import job, provenance
-from transfergrid.cluster import local, states, task
+from transfergrid.cluster import local, ownership, task
 from transfergrid.cluster.task import SIGNAL_EARLY_S, TaskSettings, progress_mark, run_task, time_is_up
 from transfergrid.errors import MachineError
 from transfergrid.paths import store_paths
@@ -89,11 +89,10 @@ class Node:
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     as_job(monkeypatch, "7")
     slurm = ReplayedSlurm(tmp_path / "bin", monkeypatch)
-    slurm.answers("scontrol", "")
     node = Node(tmp_path, slurm)
 
-    def carry_out(run: RunSpec, runtime: Runtime, *, stop: StopFlag, live_jobs: object) -> str:
-        assert live_jobs is states.live_jobs and stop.signal is None
+    def carry_out(run: RunSpec, runtime: Runtime, *, stop: StopFlag, is_alive: object) -> str:
+        assert is_alive is ownership.is_alive and stop.signal is None
         node.runtimes.append(runtime)
         return node.ends(run)
 

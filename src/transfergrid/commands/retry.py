@@ -15,8 +15,11 @@ from transfergrid.paths import StorePaths
 from transfergrid.specs import Runtime
 
 
-def relaunch(grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Sequence[str]) -> int:
+def relaunch(
+    grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Sequence[str], *, though_unknown: bool = False
+) -> int:
     """Submit these runs of a grid again, and what needs them; `overrides`: of cluster.*, on top of the last launch's.
+    though_unknown: also those that SLURM may still have.
 
     Raises ConfigError where one of them was never sent to SLURM from this store.
     """
@@ -42,6 +45,8 @@ def relaunch(grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Se
         notify=payloads[-1].notify,
         overrides=overrides,
     )
+    if though_unknown:
+        request = replace(request, again=frozenset(run_ids))
     return carry_out(make_console(), request)
 
 

@@ -28,6 +28,7 @@ class Request:
 
     configurations: the rows of the grid. runs: these and the runs they need, by run_id, needed ones first
     (extractions are the plan's business). replaces_grid: a launch redefines its grid, a run by hand adds to it.
+    again: runs that the user wants sent again though SLURM may still have them.
     """
 
     grid: str
@@ -42,6 +43,7 @@ class Request:
     emit: str | None = None
     notify: str | None = None
     needs_only_checked: bool = False
+    again: frozenset[str] = frozenset()
 
     @property
     def store(self) -> StorePaths:
