@@ -54,6 +54,25 @@ class ReplayedSlurm:
         lines = {"ClusterName": name, "PrivateData": "none"} | config
         self.answers("scontrol", "".join(f"{key} = {value}\n" for key, value in lines.items()))
 
+    def takes_jobs(self, number: int, said: str = "Submitted batch job {number}", *, code: int = 0) -> None:
+        """Whatever is sent becomes this job, pending in the queue under the name of its script; sbatch prints `said`."""
+        printed, out = said.format(number=number), "1" if code == 0 else "2"
+        (self.folder / "sbatch").write_text(
+            f"""#!/bin/sh
+echo "sbatch $*" >> {self.folder}/calls
+for script in "$@"; do :; done
+name=$(sed -n 's/^#SBATCH --job-name=//p' "$script")
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+for id in $(if [ "$last" ]; then seq -f {number}_%g 0 "$last"; else echo {number}; fi); do
+  printf '%-256s' "$id" PENDING None N/A 0:00 1:00:00 0 "" "$name" "(null)" 0 >> {self.folder}/squeue.taken
+  echo >> {self.folder}/squeue.taken
+done
+[ {code} = 0 ] && cp {self.folder}/squeue.taken {self.folder}/squeue.out
+echo '{printed}' >&{out}
+exit {code}
+"""
+        )
+
     def controller_is_down(self) -> None:
         said = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"
         for name in ("squeue", "scontrol"):

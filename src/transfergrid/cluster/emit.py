@@ -48,7 +48,7 @@ find() {{
   {{
     squeue -a -h -r -t all -u "$(id -u)" -o '%F|%j'
     sacct -M "$cluster" -n -P -X -u "$(id -u)" -S {since} -o JobID,JobName || true
-  }} 2>/dev/null | sed -nE "s/^([0-9]+)(_[0-9]+)?\\|.*-$1\$/\\1/p" | sed -n 1p
+  }} 2>/dev/null | sed -nE "s/^([0-9]+)(_[0-9]+)?\\|.*-$1\\$/\\1/p" | sed -n 1p
 }}
 
 # send NAME TOKEN OPTIONS...: one sbatch, of what SLURM does not have yet; its id, found by the token whatever sbatch
