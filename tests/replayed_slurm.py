@@ -55,7 +55,7 @@ class ReplayedSlurm:
         self.answers("scontrol", "".join(f"{key} = {value}\n" for key, value in lines.items()))
 
     def takes_jobs(self, number: int, said: str = "Submitted batch job {number}", *, code: int = 0) -> None:
-        """Whatever is sent becomes this job, pending in the queue under the name of its script; sbatch prints `said`."""
+        """Whatever is sent becomes this job, pending in the queue under its script's name; sbatch prints `said`."""
         printed, out = said.format(number=number), "1" if code == 0 else "2"
         (self.folder / "sbatch").write_text(
             f"""#!/bin/sh

@@ -129,8 +129,9 @@ def test_a_controller_that_goes_away_between_question_and_command_is_asked_both_
     slurm: ReplayedSlurm, pauses: list[Callable[[], None]]
 ) -> None:
     said = "slurm_requeue error: Unable to contact slurm controller (connect failure)"
-    calls, config = f'echo "scontrol $*" >> {slurm.folder}/calls', f'[ "$1" = -a ] && exec cat {slurm.folder}/scontrol.out'
-    executable(slurm.folder / "scontrol", calls, config, f"echo '{said}' >&2; exit 1")
+    folder = slurm.folder
+    told = f'echo "scontrol $*" >> {folder}/calls; [ "$1" = -a ] && exec cat {folder}/scontrol.out'
+    executable(folder / "scontrol", told, f"echo '{said}' >&2; exit 1")
     pauses += [lambda: slurm.is_cluster(CLUSTER)]
     assert requeue_this_job() is True
     assert of(slurm, "scontrol") == [REQUEUE] * 2 and len(of(slurm, "squeue")) == 2

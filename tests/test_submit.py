@@ -443,7 +443,7 @@ def test_a_job_that_slurm_does_not_have_after_several_looks_is_sent_again(
     executable(
         slurm.folder / "sbatch",
         f'echo "sbatch $*" >> {slurm.folder}/calls',
-        f"[ -e {slurm.folder}/tried ] && exec {slurm.folder}/taking \"$@\"",
+        f'[ -e {slurm.folder}/tried ] && exec {slurm.folder}/taking "$@"',
         f"touch {slurm.folder}/tried; echo '{TIMED_OUT}' >&2; exit 1",
     )
     sent = sender_of(store).send(group_of(RUNS))

@@ -81,10 +81,11 @@ class Partition:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """here: which cluster it is. max_array_size: the largest index of an array, plus one. max_jobs: what this user may
-    have in the queue at once, None = no limit known. accounts, qos: what this user may name, None where SLURM does not know. qos_max_time_min: of
-    those QOS that limit it. accounting: whether states are kept in a database. requeue: whether jobs may be requeued
-    unless they say otherwise. preemption: by what (`none`, `partition_prio`, `qos`). user_signal: whether a preempted
-    job gets the signal it asked for. kill_wait_s: between SIGTERM and SIGKILL at the time limit. min_job_age_s: so long
+    have in the queue at once, None = no limit known. accounts, qos: what this user may name, None where SLURM does not
+    know. qos_max_time_min: of those QOS that limit it. accounting: whether states are kept in a database. requeue:
+    whether jobs may be requeued unless they say otherwise. preemption: by what (`none`, `partition_prio`, `qos`).
+    user_signal: whether a preempted job gets the signal it asked for. kill_wait_s: between SIGTERM and SIGKILL at the
+    time limit. min_job_age_s: so long
     squeue knows of a job that has ended.
     """
 

@@ -182,7 +182,7 @@ class ProbeJobs:
             )
         text = _read_late(job.output, self._visible_s)
         findings, said = parse_output(text or "")
-        ended = f"job {job.job_id} ended as {job.state}"
+        ended = f"job {job.job_id or job.name} ended as {job.state}"
         problem = ""
         if text is None:
             problem = f"{ended} and its output does not show in {job.output.parent}"

@@ -248,8 +248,8 @@ def sacct(
 
 
 def parse_sacct(text: str) -> list[AccountEntry]:
-    jobs: dict[str, dict[str, str]] = {}
-    steps: dict[str, list[dict[str, str]]] = {}
+    jobs: dict[tuple[str, str], dict[str, str]] = {}  # by cluster and id
+    steps: dict[tuple[str, str], list[dict[str, str]]] = {}
     for line in text.splitlines():
         values = line.split(SEPARATOR, len(_ACCOUNT) - 1)
         if len(values) < len(_ACCOUNT):
@@ -257,10 +257,10 @@ def parse_sacct(text: str) -> list[AccountEntry]:
         cells = dict(zip(_ACCOUNT, values, strict=True))
         job_id, _, step = cells["JobID"].partition(".")
         if step:
-            steps.setdefault(job_id, []).append(cells)
+            steps.setdefault((cells["Cluster"], job_id), []).append(cells)
         elif "[" not in job_id:  # `5_[3-9]`: waiting tasks, of which squeue tells more
-            jobs[job_id] = cells  # of a requeued job the last line is the newest
-    return [_account_entry(cells, steps.get(job_id, [])) for job_id, cells in jobs.items()]
+            jobs[cells["Cluster"], job_id] = cells  # of a requeued job the last line is the newest
+    return [_account_entry(cells, steps.get(key, [])) for key, cells in jobs.items()]
 
 
 def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> AccountEntry:

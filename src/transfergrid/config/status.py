@@ -15,8 +15,8 @@ UNKNOWN = ("unknown",)  # no failure class: runs that SLURM may still have
 RETRIED: dict[str, tuple[str, ...]] = {
     "failed": FAILURE_CLASSES,
     "oom": ("host_oom", "cuda_oom"),
-    "unknown": UNKNOWN,
     **{name: (name,) for name in FAILURE_CLASSES},
+    "unknown": UNKNOWN,
 }
 KEYS = ("grid", "store.dir", "cache.dir", "run", "logs", "watch", "cancel", "retry")
 
