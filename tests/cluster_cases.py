@@ -8,6 +8,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
+from replayed_slurm import CLUSTER, TOKEN
 from rich.console import Console
 
 from transfergrid.config.schema import SCRATCH_DEFAULTS
@@ -104,9 +105,12 @@ def as_job(
     monkeypatch: pytest.MonkeyPatch, job_id: str | None, *, task: int | None = None, restarts: int | None = None
 ) -> None:
     """This process's environment as SLURM sets it in a job, or in none."""
-    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TRANSFERGRID_JOB"))]:
         monkeypatch.delenv(name)
     if job_id is not None:
+        monkeypatch.setenv("SLURM_CLUSTER_NAME", CLUSTER)
+        monkeypatch.setenv("SLURM_JOB_NAME", f"name-{TOKEN}")
+        monkeypatch.setenv("TRANSFERGRID_JOB_TOKEN", TOKEN)
         monkeypatch.setenv("SLURM_JOB_ID", job_id if task is None else "999")  # a task has an id of its own as well
     if task is not None:
         assert job_id is not None

@@ -114,9 +114,12 @@ _JOBS = {
 if '-u' in args:
     sys.stdout.write((folder / 'squeue.-u').read_text())
     sys.exit(0)
+known = folder / 'names.json'
+names = json.loads(known.read_text()) if known.exists() else {}
 fields = [f.partition(':') for f in args[args.index('-O') + 1].split(',')]
 for job, state in says['states'].items():
-    values = {'JobArrayID': job, 'State': state, 'Reason': 'Priority' if state == 'PENDING' else 'None'}
+    reason = 'Priority' if state == 'PENDING' else 'None'
+    values = {'Name': names.get(job, 'theirs'), 'JobArrayID': job, 'State': state, 'Reason': reason}
     print(''.join(values.get(f, '').ljust(int(width)) for f, _, width in fields))
 """,
     "sbatch": """\
@@ -126,6 +129,12 @@ kind = 'pair' if 'pair-job' in args[-1] else 'node'
 out = next(a for a in args if a.startswith('--output=')).partition('=')[2]
 if says['outputs'][kind] is not None:
     pathlib.Path(out).write_text(says['outputs'][kind])
-print({'node': 71, 'pair': 72}[kind])
+number = {'node': 71, 'pair': 72}[kind]
+known = folder / 'names.json'
+names = json.loads(known.read_text()) if known.exists() else {}
+names[str(number)] = next(a for a in args if a.startswith('--job-name=')).partition('=')[2]
+known.write_text(json.dumps(names))
+print('the next maintenance is job 9 of the series')
+print('Submitted batch job', number)
 """,
 }

@@ -17,7 +17,9 @@ from sandbox import Sandbox, SandboxError
 from slurm_runs import QUICK, Said, assert_same_numbers, jobs, records, submissions
 
 from transfergrid.cluster.ledger import read_ledger
-from transfergrid.cluster.states import RunState, Snapshot, needs_of, take_snapshot
+from transfergrid.cluster.needs import needs_of
+from transfergrid.cluster.run_state import RunState
+from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.commands.finish import runs_of
 from transfergrid.paths import StorePaths
 

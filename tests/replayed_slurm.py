@@ -16,6 +16,8 @@ from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, write_grid
 
 NOW = datetime.now(UTC)
+CLUSTER = "here"  # the one that answers
+TOKEN = "0123456789ab"  # of every submission, unless a test says otherwise
 
 
 def ago(seconds: float) -> datetime:
@@ -34,6 +36,7 @@ class ReplayedSlurm:
         folder.mkdir()
         for name in ("squeue", "sacct", "scancel", "sbatch"):
             self.answers(name, "")
+        self.is_cluster(CLUSTER)
         monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
 
     def answers(self, command: str, text: str, *, error: str = "", code: int = 0, sleep_s: float = 0) -> None:
@@ -46,9 +49,34 @@ class ReplayedSlurm:
         )
         script.chmod(0o755)
 
+    def is_cluster(self, name: str, **config: str) -> None:
+        """What scontrol says of it; `scontrol requeue` and `update` work."""
+        lines = {"ClusterName": name, "PrivateData": "none"} | config
+        self.answers("scontrol", "".join(f"{key} = {value}\n" for key, value in lines.items()))
+
+    def takes_jobs(self, number: int, said: str = "Submitted batch job {number}", *, code: int = 0) -> None:
+        """Whatever is sent becomes this job, pending in the queue under its script's name; sbatch prints `said`."""
+        printed, out = said.format(number=number), "1" if code == 0 else "2"
+        (self.folder / "sbatch").write_text(
+            f"""#!/bin/sh
+echo "sbatch $*" >> {self.folder}/calls
+for script in "$@"; do :; done
+name=$(sed -n 's/^#SBATCH --job-name=//p' "$script")
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+for id in $(if [ "$last" ]; then seq -f {number}_%g 0 "$last"; else echo {number}; fi); do
+  printf '%-256s' "$id" PENDING None N/A 0:00 1:00:00 0 "" "$name" "(null)" 0 >> {self.folder}/squeue.taken
+  echo >> {self.folder}/squeue.taken
+done
+[ {code} = 0 ] && cp {self.folder}/squeue.taken {self.folder}/squeue.out
+echo '{printed}' >&{out}
+exit {code}
+"""
+        )
+
     def controller_is_down(self) -> None:
         said = "slurm_load_jobs error: Unable to contact slurm controller (connect failure)\n"
-        self.answers("squeue", "", error=said, code=1)
+        for name in ("squeue", "scontrol"):
+            self.answers(name, "", error=said, code=1)
 
     def has_no_accounting(self) -> None:
         self.answers("sacct", "", error="Slurm accounting storage is disabled\n", code=1)
@@ -57,6 +85,10 @@ class ReplayedSlurm:
     def calls(self) -> list[str]:
         path = self.folder / "calls"
         return path.read_text().splitlines() if path.exists() else []
+
+    def asked(self) -> list[str]:
+        """Which commands were run, in order, but for the question which cluster this is."""
+        return [call.split()[0] for call in self.calls if call != "scontrol -a show config"]
 
 
 def queue_line(
@@ -70,9 +102,11 @@ def queue_line(
     restarts: int = 0,
     node: str = "",
     status: int = 0,
+    name: str = f"name-{TOKEN}",
+    comment: str = "(null)",
 ) -> str:
     """One line of squeue -O in columns of 256 characters. status: of wait(), as squeue prints it."""
-    cells = (job_id, state, reason, stamp(started), used, left, restarts, node, "name", "comment", status)
+    cells = (job_id, state, reason, stamp(started), used, left, restarts, node, name, comment, status)
     return "".join(f"{cell!s:<256}" for cell in cells) + "\n"
 
 
@@ -85,9 +119,11 @@ def account_line(
     ended: datetime | None = None,
     elapsed_s: int = 0,
     max_rss: str = "",
+    cluster: str = CLUSTER,
+    name: str = f"name-{TOKEN}",
 ) -> str:
     """One line of sacct -P."""
-    cells = (job_id, state, exit_code, node, stamp(ended or ago(600)), elapsed_s, "1G", max_rss)
+    cells = (job_id, state, exit_code, node, stamp(ended or ago(600)), elapsed_s, "1G", max_rss, cluster, name)
     return "|".join(map(str, cells)) + "\n"
 
 
@@ -99,8 +135,11 @@ def submit(
     grid: str = "g",
     launch: str = "20261120T120000-aaaaaaaa",
     name: str | None = None,
+    cluster: str | None = CLUSTER,
+    token: str | None = TOKEN,
+    uid: int | None = None,
 ) -> Submission:
-    """A line of the ledger; `tasks` are the run_ids of each task."""
+    """A line of the ledger; `tasks` are the run_ids of each task. An older release's has neither cluster nor token."""
     submission = Submission(
         name=name or f"sub-{job_id}",
         grid=grid,
@@ -108,6 +147,9 @@ def submit(
         tasks=tasks,
         job_id=job_id,
         submitted=ago(seconds_ago),
+        cluster=cluster,
+        token=token,
+        uid=os.getuid() if uid is None else uid,
     )
     record(submission)
     return submission
@@ -134,7 +176,8 @@ def attempt(store: StorePaths, run_id: str, number: int = 1, *, seconds_ago: flo
     """attempts/NNN.json as a job of SLURM's leaves it; `owner` wins."""
     content = {
         **{"host": "n1", "pid": 1, "node": "n1", "started": ago(seconds_ago).isoformat(), "attempt": number},
-        **{"slurm_job_id": "7", "slurm_task": "7", "slurm_restart_count": 0, **owner},
+        **{"slurm_job_id": "7", "slurm_task": "7", "slurm_restart_count": 0},
+        **{"slurm_cluster": CLUSTER, "slurm_mark": TOKEN, "uid": os.getuid(), **owner},
     }
     write(store.run(run_id).attempt(number), content)
 

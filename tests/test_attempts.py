@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cluster_cases import as_job, scratch_run
+from replayed_slurm import CLUSTER, TOKEN
 
 from transfergrid import durable
 from transfergrid.attempts import (
@@ -34,15 +35,15 @@ HERE = socket.gethostname()
 
 
 class Slurm:
-    """live_jobs() of a SLURM that has these alive; None: it does not answer."""
+    """is_alive() of a SLURM that has these alive; None: it does not answer."""
 
     def __init__(self, alive: Mapping[str, int] | None) -> None:
         self.alive = alive
-        self.asked: list[list[str]] = []
+        self.asked: list[str] = []
 
-    def __call__(self, tasks: list[str]) -> Mapping[str, int] | None:
-        self.asked.append(tasks)
-        return self.alive
+    def __call__(self, owner: Mapping[str, Any]) -> bool | None:
+        self.asked.append(owner["slurm_task"])
+        return None if self.alive is None else owner["slurm_task"] in self.alive
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +59,8 @@ def paths(tmp_path: Path) -> RunPaths:
 def owned(paths: RunPaths, task: str | None, *, number: int = 1, **owner: Any) -> None:
     """The newest attempt, begun by a task of SLURM's on another node; `owner` wins."""
     content = {"host": "node-7", "pid": 1, "node": "node-7", "started": "2026-11-20T12:00:00+00:00", "attempt": number}
-    content |= {"slurm_job_id": task, "slurm_task": task, "slurm_restart_count": 0, **owner}
+    content |= {"slurm_job_id": task, "slurm_task": task, "slurm_restart_count": 0}
+    content |= {"slurm_cluster": CLUSTER, "slurm_mark": TOKEN, "uid": os.getuid(), **owner}
     paths.attempts.mkdir(parents=True, exist_ok=True)
     paths.attempt(number).write_text(json.dumps(content))
 
@@ -67,7 +69,7 @@ def begins(paths: RunPaths, slurm: Slurm | None) -> bool:
     """Whether an attempt may begin. If so it is the next; if not nothing of the run has changed."""
     before = newest_attempt(paths)
     try:
-        with begin_attempt(paths, SPEC, live_jobs=slurm) as attempt:
+        with begin_attempt(paths, SPEC, is_alive=slurm) as attempt:
             assert attempt.number == newest_attempt(paths) == before + 1
             attempt.assert_newest()
             return True
@@ -107,7 +109,7 @@ def test_another_nodes_job_is_taken_over_when_slurm_no_longer_knows_it(
     slurm = Slurm(alive)
     with durable.lock(paths.lock if is_held else paths.lock.with_name("x"), wait=False):
         assert begins(paths, slurm) is expected
-    assert slurm.asked == [["7"]]
+    assert slurm.asked == ["7"]
 
 
 @pytest.mark.parametrize("is_held", [False, True])
@@ -121,7 +123,7 @@ def test_slurm_is_asked_for_the_task_of_an_array_as_squeue_shows_it(paths: RunPa
     owned(paths, "7_3")
     slurm = Slurm({"7_3": 0})
     assert not begins(paths, slurm)
-    assert slurm.asked == [["7_3"]]
+    assert slurm.asked == ["7_3"]
 
 
 def test_on_one_machine_a_free_lock_tells_that_its_owner_is_gone(paths: RunPaths) -> None:
@@ -156,6 +158,17 @@ def test_a_requeued_job_supersedes_its_older_copy_though_that_still_holds_the_lo
     assert slurm.asked == []
 
 
+@pytest.mark.parametrize("other", [{"slurm_cluster": "elsewhere"}, {"slurm_mark": "ba9876543210"}])
+def test_a_job_of_the_same_number_on_another_cluster_or_of_another_time_is_another_job(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
+) -> None:
+    """Its restart count says nothing of this one, and it is asked for by what the attempt noted of it."""
+    owned(paths, "7", **other)
+    as_job(monkeypatch, "7", restarts=1)
+    slurm = Slurm({"7": 0})
+    assert not begins(paths, slurm) and slurm.asked == ["7"]
+
+
 def test_another_task_of_the_same_array_is_another_job(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     owned(paths, "7_2")
     as_job(monkeypatch, "7", task=3, restarts=5)
@@ -168,7 +181,7 @@ def test_a_takeover_makes_a_new_lock_which_the_old_copy_does_not_hold(paths: Run
     with durable.lock(paths.lock, wait=False) as old_copy:
         assert old_copy
         before = paths.lock.stat().st_ino
-        with begin_attempt(paths, SPEC, live_jobs=Slurm({})) as attempt:
+        with begin_attempt(paths, SPEC, is_alive=Slurm({})) as attempt:
             assert attempt.number == 2
             assert paths.lock.stat().st_ino != before
             assert durable.is_locked(paths.lock)
@@ -182,7 +195,7 @@ def test_the_older_copy_notices_that_it_is_superseded_and_its_end_changes_nothin
     as_job(monkeypatch, "7", restarts=0)
     with begin_attempt(paths, SPEC) as older:
         as_job(monkeypatch, "7", restarts=1)
-        with begin_attempt(paths, SPEC, live_jobs=Slurm({"7": 1})) as newer:
+        with begin_attempt(paths, SPEC, is_alive=Slurm({"7": 1})) as newer:
             assert (older.number, newer.number) == (1, 2)
             with pytest.raises(Superseded, match="^one: attempt 1 is superseded by attempt 2$"):
                 older.assert_newest()
@@ -221,8 +234,10 @@ def test_an_attempt_states_who_has_the_run_and_later_that_it_has_ended(
             "slurm_job_id": "999",
             "slurm_task": "7_4",
             "slurm_restart_count": 2,
+            "slurm_cluster": CLUSTER,
+            "slurm_mark": TOKEN,
+            "uid": os.getuid(),
             "node": "n3",
-            "slurm_cluster": "alpha",
             "slurm_gpus": 2,
             "code_hash": code_hash(),
             "earlier": [],

@@ -307,6 +307,20 @@ def test_a_job_that_does_not_start_in_time_is_cancelled_and_unknown(fake: FakeSl
     assert fake.called("scancel") == [["71"]]
 
 
+def test_a_strangers_job_of_the_same_number_is_neither_believed_nor_cancelled(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sbatch took the probe, and the queue shows the number under another name."""
+    monkeypatch.setattr("transfergrid.cluster.probe_jobs.new_token", iter(("a" * 12, "b" * 12)).__next__)
+    fake.states["71"] = "RUNNING"
+    fake.save()
+    with ProbeJobs(queue_s=5.0, visible_s=0.0) as jobs:
+        jobs.send("node", "#!/bin/bash\n", folder=tmp_path / "job", resources=SETTINGS.resources, settings=SETTINGS)
+        (fake.folder / "names.json").write_text('{"71": "train-their-net"}')
+        assert "ended as ENDED" in jobs.wait()["node"].problem or not jobs.wait()["node"].problem
+    assert fake.called("scancel") == []
+
+
 def test_a_job_that_slurm_refuses_is_told_in_its_words(fake: FakeSlurm, tmp_path: Path) -> None:
     fake.say("sbatch", "!sbatch: error: Batch job submission failed: Invalid account")
     check = node_checks.check_probe(sent(fake, tmp_path))
@@ -337,7 +351,9 @@ def test_a_probe_asks_for_what_a_run_would_ask_for(fake: FakeSlurm, tmp_path: Pa
         jobs.wait()
     options = set(fake.called("sbatch")[0])
     assert {"--partition=gpu,cpu", "--account=lab", "--gres=gpu:a100:1", "--mem=2048M", "--time=2"} <= options
-    assert {"--exclude=n9", "--reservation=lab", "--job-name=tg-doctor", "--no-requeue"} <= options
+    assert {"--exclude=n9", "--reservation=lab", "--no-requeue"} <= options
+    [name] = [option for option in options if option.startswith("--job-name=")]
+    assert re.fullmatch(r"--job-name=tg-doctor-[0-9a-f]{12}", name)
     assert not any("mail" in option for option in options)
 
 

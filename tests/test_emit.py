@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from cluster_cases import evaluate_run, executable, names_in, planned, scratch_run
-from replayed_slurm import ReplayedSlurm
+from replayed_slurm import CLUSTER, ReplayedSlurm
 
 from transfergrid.cluster.emit import emit
 from transfergrid.cluster.groups import make_groups
@@ -35,13 +35,18 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
     replayed = ReplayedSlurm(tmp_path / "bin", monkeypatch)
     replayed.answers("srun", "")
     folder = replayed.folder
+    executable(folder / "squeue", f"cat {folder}/jobs 2>/dev/null || true")
     executable(
         folder / "sbatch",
         f'echo "sbatch $*" >> {folder}/calls',
+        f"env > {folder}/env",
+        "for script; do :; done",
         f"number=$(($(cat {folder}/number 2>/dev/null || echo 100) + 1))",
         f'[ "$number" = "$(cat {folder}/refuses 2>/dev/null)" ] && echo "error: no" >&2 && exit 1',
         f"echo $number > {folder}/number",
-        'echo "$number;cluster7"',
+        f'sed -n "s/^#SBATCH --job-name=/$number|/p" $script >> {folder}/jobs',
+        'echo "the maintenance of Monday is job 7"',
+        'echo "Submitted batch job $number"',
     )
     return replayed
 
@@ -68,12 +73,17 @@ def emitted(
         source=launch / "src",
         settings=settings,
         finish=finish_resources(settings, max_time_min=None),
+        cluster=CLUSTER,
     )
     return emit(folder, asked, groups, read_ledger(store), indices, live)
 
 
 def send(script: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", str(script)], cwd="/", capture_output=True, text=True)
+
+
+def sent(slurm: ReplayedSlurm) -> list[str]:
+    return [call for call in slurm.calls if call.startswith("sbatch ")]
 
 
 def stems(folder: Path) -> list[str]:
@@ -98,7 +108,8 @@ def test_there_is_a_script_and_a_line_of_the_ledger_per_group_and_for_the_finish
 
 def finish_name_of(store: StorePaths) -> str:
     folder = store.launches / LAUNCH
-    launch = Launch(grid="g", folder=folder, payload=folder, source=folder, settings=SLURM, finish=Resources())
+    rest = {"settings": SLURM, "finish": Resources(), "cluster": CLUSTER}
+    launch = Launch(grid="g", folder=folder, payload=folder, source=folder, **rest)  # type: ignore[arg-type]
     return finish_name(launch)
 
 
@@ -110,7 +121,7 @@ def test_each_job_runs_its_task_with_the_users_python_as_a_launched_one_would(
     text = (script.parent / f"{parents}.sbatch").read_text()
     folder = store.launches / LAUNCH / "slurm" / parents[3:]
     options = [line for line in text.splitlines() if line.startswith("#SBATCH ")]
-    for option in ("partition=gpu", "array=0-2%3", f"comment={parents[3:]}", "gpus-per-node=1", "signal=USR2@120"):
+    for option in ("partition=gpu", "array=0-2%3", "gpus-per-node=1", "signal=USR2@120"):
         assert f"#SBATCH --{option}" in options
     assert not [line for line in options if "dependency" in line]  # it is given when it is sent
     [command] = [shlex.split(line) for line in text.splitlines() if line.startswith("srun ")]
@@ -136,11 +147,11 @@ def test_sent_from_anywhere_every_job_waits_for_its_own_parents_and_the_ledger_k
         f"103  {other}",
         f"104  {finish}",
     ]
-    assert slurm.calls == [
-        f"sbatch --parsable {parents}.sbatch",
-        f"sbatch --parsable --dependency=afterok:101_0 --kill-on-invalid-dep=yes {one}.sbatch",
-        f"sbatch --parsable --dependency=afterok:101_2 --kill-on-invalid-dep=yes {other}.sbatch",
-        f"sbatch --parsable --dependency=afterany:55:101:102:103 {finish}.sbatch",
+    assert sent(slurm) == [
+        f"sbatch {parents}.sbatch",
+        f"sbatch --dependency=afterok:101_0 --kill-on-invalid-dep=yes {one}.sbatch",
+        f"sbatch --dependency=afterok:101_2 --kill-on-invalid-dep=yes {other}.sbatch",
+        f"sbatch --dependency=afterany:55:101:102:103 {finish}.sbatch",
     ]
     ledger = read_ledger(store)
     assert {s.name: (s.job_id, s.kind) for s in ledger.submissions} == {
@@ -157,7 +168,7 @@ def test_sent_from_anywhere_every_job_waits_for_its_own_parents_and_the_ledger_k
 def test_run_again_it_sends_nothing(slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path) -> None:
     script = emitted(tmp_path / "out", store, PARENTS)
     first, second = send(script), send(script)
-    assert first.stdout == second.stdout and len(slurm.calls) == 2
+    assert first.stdout == second.stdout and len(sent(slurm)) == 2
     assert (second.returncode, len(read_ledger(store).submissions)) == (0, 2)
 
 
@@ -166,11 +177,11 @@ def test_after_a_refusal_it_goes_on_where_it_stopped(slurm: ReplayedSlurm, store
     (slurm.folder / "refuses").write_text("102")
     refused = send(script)
     assert refused.returncode != 0 and "error: no" in refused.stderr
-    assert len(slurm.calls) == 2  # what needs the refused one is not sent without it
+    assert len(sent(slurm)) == 2  # what needs the refused one is not sent without it
     assert [s.job_id for s in read_ledger(store).submissions if s.job_id] == ["101"]
     (slurm.folder / "refuses").unlink()
     assert send(script).returncode == 0
-    assert len(slurm.calls) == 5 and [call.split(".sbatch")[0].split()[-1][:2] for call in slurm.calls] == [
+    assert len(sent(slurm)) == 5 and [call.split(".sbatch")[0].split()[-1][:2] for call in sent(slurm)] == [
         "01",
         "02",
         "02",
@@ -193,7 +204,7 @@ def test_parents_of_an_earlier_launch_are_named_by_their_ids(
     )
     record(earlier)
     assert send(emitted(tmp_path / "out", store, CHILDREN)).returncode == 0
-    assert [call.split()[2] for call in slurm.calls] == [
+    assert [call.split()[1] for call in sent(slurm)] == [
         "--dependency=afterok:77_0",
         "--dependency=afterok:77_2",
         "--dependency=afterany:101:102",
@@ -205,7 +216,66 @@ def test_runs_that_share_a_job_wait_for_the_end_of_all_they_need(
 ) -> None:
     script = emitted(tmp_path / "out", store, [*PARENTS, *CHILDREN], replace(SLURM, runs_per_job=2))
     assert send(script).returncode == 0
-    waiting = slurm.calls[1].split()
-    ids = waiting[2].removeprefix("--dependency=afterany:").split(":")
+    waiting = sent(slurm)[1].split()
+    ids = waiting[1].removeprefix("--dependency=afterany:").split(":")
     assert sorted(ids) == ["101_0", "101_1"]  # PARENTS 0 and 1 share task 0, PARENTS 2 is task 1
     assert not [word for word in waiting if "kill-on-invalid-dep" in word]
+
+
+def test_each_job_bears_a_token_of_its_own_in_its_name_and_in_the_ledger(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path
+) -> None:
+    script = emitted(tmp_path / "out", store, PARENTS)
+    assert send(script).returncode == 0
+    array, finish = sorted(read_ledger(store).submissions, key=lambda s: str(s.job_id))
+    jobs = dict(line.split("|") for line in (slurm.folder / "jobs").read_text().splitlines())
+    assert jobs == {"101": array.job_name, "102": finish.job_name}
+    assert array.token != finish.token and {array.cluster, finish.cluster} == {CLUSTER}
+
+
+def test_killed_after_its_sbatch_it_finds_the_job_whatever_its_tasks_are_called_by_then(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path
+) -> None:
+    script = emitted(tmp_path / "out", store, PARENTS)
+    send(script)
+    parents, finish = stems(script.parent)
+    for path in (script.parent / f"{parents}.id", script.parent / f"{finish}.id"):
+        path.unlink()
+    [array] = [s for s in read_ledger(store).submissions if s.kind == "runs"]
+    jobs = slurm.folder / "jobs"
+    jobs.write_text(jobs.read_text().replace(array.job_name, f"digits-tinynet-{array.token}"))
+    assert send(script).stdout.splitlines() == [f"101  {parents}", f"102  {finish}"]
+    assert len(sent(slurm)) == 2
+
+
+def test_a_job_that_slurm_does_not_show_by_its_token_ends_it_without_an_id(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path
+) -> None:
+    script = emitted(tmp_path / "out", store, PARENTS)
+    script.write_text(script.read_text().replace("sleep 2", "sleep 0"))
+    executable(slurm.folder / "squeue", "echo '101|renamed-by-a-plugin'; echo 'job 7'")
+    done = send(script)
+    assert done.returncode == 1 and "SLURM shows no job whose name ends with" in done.stderr
+    assert [s.job_id for s in read_ledger(store).submissions] == [None] and len(sent(slurm)) == 1
+
+
+def test_on_another_cluster_it_sends_nothing_and_says_where_to(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path
+) -> None:
+    script = emitted(tmp_path / "out", store, PARENTS)
+    slurm.is_cluster("elsewhere")
+    done = send(script)
+    assert done.returncode == 1 and sent(slurm) == [] and read_ledger(store).submissions == []
+    assert f"these jobs were written for cluster {CLUSTER}, and this is elsewhere" in done.stderr
+
+
+def test_what_the_shell_sets_for_slurms_commands_does_not_reach_them(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SQUEUE_PARTITION", "SBATCH_PARTITION", "SBATCH_JOB_NAME", "SLURM_JOB_ID", "SLURM_CONF", "MINE"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("SBATCH_CLUSTERS", "other")
+    assert send(emitted(tmp_path / "out", store, PARENTS)).returncode == 0
+    seen = dict(line.partition("=")[::2] for line in (slurm.folder / "env").read_text().splitlines())
+    kept = {k: v for k, v in seen.items() if k.startswith(("SQUEUE_", "SBATCH_", "SLURM_", "MINE"))}
+    assert kept == {"SLURM_CONF": "x", "MINE": "x", "SLURM_CLUSTERS": "other"}

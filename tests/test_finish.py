@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 from cluster_cases import as_job, console, evaluate_run, runtime_in, said, scratch_run
-from replayed_slurm import ReplayedSlurm, ago, queue_line
+from replayed_slurm import CLUSTER, TOKEN, ReplayedSlurm, ago, queue_line
 
 from transfergrid import job
 from transfergrid.cluster.ledger import Submission, read_ledger, record
-from transfergrid.cluster.states import RunState
+from transfergrid.cluster.run_state import RunState
 from transfergrid.commands import finish as finishing
 from transfergrid.commands.finish import _notify, finish, runs_of
 from transfergrid.paths import StorePaths, store_paths
@@ -59,9 +59,8 @@ def sent(store: StorePaths, runs: list[RunSpec], notify: str | None = NOTE, rows
     """The folder of the finish job of a launch that sent these runs as array 7; rows: of the grid, all unless given."""
     payload = job.write_payload(runs, runtime_in(store.root.parent))
     tasks = tuple((run.run_id,) for run in runs)
-    record(
-        Submission(name="tg-g-1", grid="g", launch=payload.parent, tasks=tasks, job_id="7", submitted=datetime.now(UTC))
-    )
+    named = {"name": "tg-g-1", "cluster": CLUSTER, "token": TOKEN}
+    record(Submission(grid="g", launch=payload.parent, tasks=tasks, job_id="7", submitted=datetime.now(UTC), **named))
     write_grid(store.grid("g"), grid="g", entries=[entry(run) for run in (runs if rows is None else rows)])
     folder = payload.parent / "slurm" / "tg-g-finish"
     folder.mkdir(parents=True)
@@ -108,6 +107,7 @@ def test_the_report_is_made_what_was_lost_is_recorded_and_somebody_is_told(
         "TRANSFERGRID_DONE=1",
         "TRANSFERGRID_FAILED=1",
         "TRANSFERGRID_GRID=g",
+        f"TRANSFERGRID_JOB_TOKEN={TOKEN}",
         f"TRANSFERGRID_REPORT={store.report('g')}",
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import resource
 import signal
@@ -56,6 +57,25 @@ def test_a_submission_comes_back_as_it_was_recorded(store: StorePaths) -> None:
     two = sent(store, "b", (), job_id="13", minutes=1, kind="finish", launch="l2")
     assert read_ledger(store).submissions == [one, two]
     assert (one.folder, two.folder) == (store.launches / "l1" / "slurm" / "a", store.launches / "l2" / "slurm" / "b")
+
+
+def test_what_proves_a_job_ours_is_kept_and_stands_in_the_jobs_name(store: StorePaths) -> None:
+    one = replace(sent(store, "a", ("r1",)), cluster="alpha", token="0a1b2c3d4e5f", uid=1000)
+    record(one)
+    assert read_ledger(store).submissions == [one]
+    assert one.job_name == "a-0a1b2c3d4e5f" and one.proof.is_of("alpha") and not one.proof.is_of("beta")
+
+
+def test_a_line_of_an_older_release_is_read_and_proves_nothing(store: StorePaths) -> None:
+    one = sent(store, "a", ("r1", "r2"), job_id="12")
+    lines = [json.loads(line) for line in ledger_file(store).read_text().splitlines()]
+    for line in lines:
+        for name in ("cluster", "token", "uid"):
+            del line[name]
+    ledger_file(store).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    [read] = read_ledger(store).submissions
+    assert read == one and (read.cluster, read.token, read.job_name) == (None, None, "a")
+    assert not read.proof.is_complete and not read.proof.is_of("alpha")
 
 
 def test_a_store_from_which_nothing_was_sent_has_an_empty_ledger(store: StorePaths) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from cluster_cases import as_job
-from replayed_slurm import ReplayedSlurm, queue_line
+from cluster_cases import as_job, executable
+from replayed_slurm import CLUSTER, ReplayedSlurm, queue_line
 
 from transfergrid.cluster import requeue
-from transfergrid.cluster.requeue import requeue_this_job, seconds_left
+from transfergrid.cluster.requeue import rename_this_job, requeue_this_job, seconds_left
 
 REQUEUE = "scontrol requeue 7_3"
 
@@ -21,7 +21,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
     """A SLURM in which this process is task 3 of job 7, and runs."""
     as_job(monkeypatch, "7", task=3)
     replayed = ReplayedSlurm(tmp_path / "bin", monkeypatch)
-    replayed.answers("scontrol", "")
     replayed.answers("squeue", queue_line("7_3", "RUNNING", left="1:30"))
     return replayed
 
@@ -43,7 +42,13 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
 
 
 def of(slurm: ReplayedSlurm, command: str) -> list[str]:
-    return [call for call in slurm.calls if call.startswith(command)]
+    """Its calls, but for the question which cluster this is."""
+    return [call for call in slurm.calls if call.startswith(command) and call != "scontrol -a show config"]
+
+
+def well_again(slurm: ReplayedSlurm, state: str = "RUNNING") -> None:
+    slurm.is_cluster(CLUSTER)
+    slurm.answers("squeue", queue_line("7_3", state))
 
 
 def test_a_running_job_is_put_back_by_one_command(
@@ -51,7 +56,7 @@ def test_a_running_job_is_put_back_by_one_command(
 ) -> None:
     assert requeue_this_job() is True
     assert of(slurm, "scontrol") == [REQUEUE]
-    assert [call.split(" -O")[0] for call in of(slurm, "squeue")] == ["squeue -h -r -t all -j 7_3"]
+    assert [call.split(" -O")[0] for call in of(slurm, "squeue")] == ["squeue -a -h -r -t all -j 7_3"]
     assert capfd.readouterr().out == "job 7_3 has saved, and is back in the queue\n"
 
 
@@ -66,34 +71,68 @@ def test_a_job_that_slurm_is_ending_itself_is_left_to_it(
     assert capfd.readouterr().out == f"job 7_3 is {state}: SLURM is ending it itself\n"
 
 
-@pytest.mark.parametrize("siblings", ["", queue_line("7_2", "RUNNING") + queue_line("7_30", "RUNNING")])
-def test_a_job_that_is_not_in_the_queue_is_not_put_back(
-    slurm: ReplayedSlurm, pauses: list[Callable[[], None]], capfd: pytest.CaptureFixture[str], siblings: str
+NOT_THIS_JOB = {
+    "nothing": "",
+    "siblings": queue_line("7_2", "RUNNING") + queue_line("7_30", "RUNNING"),
+    "a stranger's of the same number": queue_line("7_3", "RUNNING", name="train-their-net"),
+    "a newer copy of it": queue_line("7_3", "RUNNING", restarts=1),
+}
+
+
+@pytest.mark.parametrize("shown", NOT_THIS_JOB.values(), ids=NOT_THIS_JOB)
+def test_a_job_that_the_queue_does_not_show_as_this_one_is_not_put_back(
+    slurm: ReplayedSlurm, pauses: list[Callable[[], None]], capfd: pytest.CaptureFixture[str], shown: str
 ) -> None:
-    slurm.answers("squeue", siblings)
+    slurm.answers("squeue", shown)
     assert requeue_this_job() is False
-    assert of(slurm, "scontrol") == []
-    assert "job 7_3 is not in the queue" in capfd.readouterr().out
+    assert of(slurm, "scontrol") == [] and len(of(slurm, "squeue")) == requeue.BLIND_LOOKS
+    assert "job 7_3 is not in the queue as this one" in capfd.readouterr().out
+
+
+def test_on_another_cluster_that_answers_here_nothing_is_put_back(
+    slurm: ReplayedSlurm, pauses: list[Callable[[], None]]
+) -> None:
+    """It has a job of that number and even of that name."""
+    slurm.is_cluster("elsewhere")
+    assert requeue_this_job() is False and of(slurm, "scontrol") == [] == of(slurm, "squeue")
+
+
+def test_what_the_users_shell_sets_for_slurms_commands_does_not_hide_the_job(
+    slurm: ReplayedSlurm, pauses: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SQUEUE_PARTITION", "cpu")
+    executable(slurm.folder / "squeue", f'[ -z "$SQUEUE_PARTITION" ] && cat {slurm.folder}/squeue.out; exit 0')
+    assert requeue_this_job() is True and of(slurm, "scontrol") == [REQUEUE]
+
+
+def test_its_name_is_changed_where_it_is_shown_as_this_one(slurm: ReplayedSlurm) -> None:
+    rename_this_job("digits-cnn-0123456789ab")
+    assert of(slurm, "scontrol") == ["scontrol update jobid=7_3 name=digits-cnn-0123456789ab"]
+    slurm.answers("squeue", queue_line("7_3", "RUNNING", name="train-their-net"))
+    rename_this_job("digits-cnn-0123456789ab")
+    assert len(of(slurm, "scontrol")) == 1
 
 
 def test_it_is_asked_again_while_the_controller_is_away(
     slurm: ReplayedSlurm, pauses: list[Callable[[], None]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     slurm.controller_is_down()
-    pauses += [lambda: None, lambda: slurm.answers("squeue", queue_line("7_3", "RUNNING"))]
+    pauses += [lambda: None, lambda: well_again(slurm)]
     assert requeue_this_job() is True
-    assert len(of(slurm, "squeue")) == 3 and of(slurm, "scontrol") == [REQUEUE]
+    assert len(of(slurm, "squeue")) == 1 and of(slurm, "scontrol") == [REQUEUE]
     *waiting, last = capfd.readouterr().out.splitlines()
-    assert len(waiting) == 2 and all(line.startswith("requeue of job 7_3: squeue: ") for line in waiting)
+    assert len(waiting) == 2 and all(line.startswith("requeue of job 7_3: scontrol: ") for line in waiting)
     assert last == "job 7_3 has saved, and is back in the queue"
 
 
 def test_a_controller_that_goes_away_between_question_and_command_is_asked_both_again(
     slurm: ReplayedSlurm, pauses: list[Callable[[], None]]
 ) -> None:
-    said = "slurm_requeue error: Unable to contact slurm controller (connect failure)\n"
-    slurm.answers("scontrol", "", error=said, code=1)
-    pauses += [lambda: slurm.answers("scontrol", "")]
+    said = "slurm_requeue error: Unable to contact slurm controller (connect failure)"
+    folder = slurm.folder
+    told = f'echo "scontrol $*" >> {folder}/calls; [ "$1" = -a ] && exec cat {folder}/scontrol.out'
+    executable(folder / "scontrol", told, f"echo '{said}' >&2; exit 1")
+    pauses += [lambda: slurm.is_cluster(CLUSTER)]
     assert requeue_this_job() is True
     assert of(slurm, "scontrol") == [REQUEUE] * 2 and len(of(slurm, "squeue")) == 2
 
@@ -102,7 +141,7 @@ def test_a_job_that_slurm_ends_while_the_controller_was_away_is_left_to_it(
     slurm: ReplayedSlurm, pauses: list[Callable[[], None]]
 ) -> None:
     slurm.controller_is_down()
-    pauses += [lambda: slurm.answers("squeue", queue_line("7_3", "COMPLETING"))]
+    pauses += [lambda: well_again(slurm, "COMPLETING")]
     assert requeue_this_job() is False
     assert of(slurm, "scontrol") == []
 
@@ -114,14 +153,14 @@ def test_a_controller_that_stays_away_is_given_up_after_minutes(
     monkeypatch.setattr(requeue, "TRIES", 4)
     slurm.controller_is_down()
     assert requeue_this_job() is False
-    assert len(of(slurm, "squeue")) == 4 and of(slurm, "scontrol") == []
+    assert len(slurm.calls) == 4 and of(slurm, "scontrol") == []
 
 
 def test_a_plain_job_is_named_by_its_own_id(
     slurm: ReplayedSlurm, pauses: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_job(monkeypatch, "8", restarts=2)
-    slurm.answers("squeue", queue_line("8", "RUNNING"))
+    slurm.answers("squeue", queue_line("8", "RUNNING", restarts=2))
     assert requeue_this_job() is True
     assert of(slurm, "scontrol") == ["scontrol requeue 8"]
 

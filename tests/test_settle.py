@@ -11,8 +11,8 @@ from cluster_cases import runtime_in, scratch_run
 from transfergrid import durable, job
 from transfergrid.attempts import begin_attempt
 from transfergrid.cluster.ledger import Ledger, Submission, read_ledger, record
+from transfergrid.cluster.run_state import RunState, State
 from transfergrid.cluster.settle import settle
-from transfergrid.cluster.states import RunState, State
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.records import RunRecord, read_record, write_record
 from transfergrid.specs import RunSpec

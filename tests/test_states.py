@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
 import pytest
-from replayed_slurm import ReplayedSlurm, account_line, ago, attempt, completed, failed, queue_line, submit
+from replayed_slurm import (
+    CLUSTER,
+    TOKEN,
+    ReplayedSlurm,
+    account_line,
+    ago,
+    attempt,
+    completed,
+    failed,
+    queue_line,
+    submit,
+)
 
 from transfergrid import durable, job
 from transfergrid.cluster import slurm_words
 from transfergrid.cluster.ledger import read_ledger
-from transfergrid.cluster.states import RunState, Snapshot, live_jobs, needs_of, take_snapshot
+from transfergrid.cluster.needs import needs_of
+from transfergrid.cluster.ownership import Proof, is_alive, live_rows
+from transfergrid.cluster.run_state import RunState
+from transfergrid.cluster.slurm import SlurmDown
+from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.config import load_run
 from transfergrid.errors import FAILURE_CLASSES
 from transfergrid.paths import StorePaths
@@ -196,7 +212,7 @@ def test_what_lives_in_the_queue(
     found = state_of(store)
     assert (found.state, found.never_starts, found.is_live, found.failure_class) == (state, never, True, None)
     assert reason == "None" or reason[:60] in found.reason
-    assert [call.split()[0] for call in slurm.calls] == ["squeue"]
+    assert slurm.asked() == ["squeue"]
 
 
 def test_a_pending_job_tells_when_it_is_to_start(store: StorePaths, slurm: ReplayedSlurm) -> None:
@@ -271,8 +287,6 @@ ENDINGS = [
     ("FAILED", "1:0", "Waited for 60 seconds but could not find submitted jobs in path:\n", "failed", "environment"),
     ("FAILED", "1:0", "slurmstepd: error: Detected 1 oom-kill event(s)\n", "failed", "host_oom"),
     ("FAILED", "1:0", "slurmstepd: error: Detected 1 oom_kill event in StepId=7.0\n", "failed", "host_oom"),
-    ("RUNNING", "0:0", "", "lost", "lost"),
-    ("PENDING", "0:0", "", "lost", "lost"),
 ]
 
 
@@ -287,7 +301,7 @@ def test_how_a_job_ended_by_the_accounting(
     found = state_of(store)
     assert (found.state, found.failure_class) == (state, failure_class)
     assert found.failure_class in FAILURE_CLASSES and found.reason and not found.is_live
-    assert [call.split()[0] for call in slurm.calls] == ["squeue", "sacct"]
+    assert slurm.asked() == ["squeue", "sacct"]
 
 
 @pytest.mark.parametrize(
@@ -401,6 +415,198 @@ def test_a_waiting_task_that_is_cancelled_leaves_a_trace_in_its_siblings(
     assert states["b"].reason == "was cancelled before it started"
 
 
+# ------------------------------------------------------------------------------------------------- whose job, and blind
+STRANGER = "train-their-net"
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "CANCELLED", "COMPLETED"])
+def test_a_strangers_job_of_the_same_number_tells_nothing_of_a_run(
+    store: StorePaths, slurm: ReplayedSlurm, state: str
+) -> None:
+    submit(store, ("a",), seconds_ago=20)
+    submit(store, ("b",), job_id="8")
+    slurm.answers("squeue", queue_line("7", state, name=STRANGER) + queue_line("8", state, name=STRANGER))
+    slurm.answers("sacct", account_line("7", state, name=STRANGER) + account_line("8", state, name=STRANGER))
+    states = look(store, "a", "b").states
+    assert (states["a"].state, states["a"].reason) == ("pending", "just submitted")
+    assert (states["b"].state, states["b"].reason) == ("lost", "SLURM no longer knows job 8, and it left no record")
+
+
+def test_of_two_submissions_of_the_same_number_each_is_told_by_its_own_token(
+    store: StorePaths, slurm: ReplayedSlurm
+) -> None:
+    """Numbers have begun anew. The older's row is gone, the newer's is there."""
+    submit(store, ("a",), token="aaaaaaaaaaaa", name="old")
+    submit(store, ("b",), token="bbbbbbbbbbbb", name="new", seconds_ago=300)
+    slurm.answers("squeue", queue_line("7", "RUNNING", name="digits-cnn-bbbbbbbbbbbb"))
+    assert [s.state for s in look(store, "a", "b").states.values()] == ["lost", "running"]
+
+
+@pytest.mark.parametrize("word", ["PENDING", "RUNNING", "REQUEUED", "SUSPENDED"])
+def test_what_the_accounting_says_lives_is_never_lost(store: StorePaths, slurm: ReplayedSlurm, word: str) -> None:
+    """The queue does not show it, for whatever reason: it is blind, not the job gone."""
+    submit(store, ("a",), seconds_ago=90_000)
+    slurm.answers("sacct", account_line("7", word))
+    found = state_of(store)
+    assert (found.state, found.undecided, found.is_live, found.may_change) == ("unknown", True, True, False)
+    assert found.reason == f"SLURM's accounting says {word}, its queue does not show job 7"
+    submit(store, ("a",), seconds_ago=60)
+    assert (state_of(store).state, state_of(store).may_change) == ("unknown", True)  # it may just be late
+
+
+def test_where_others_jobs_are_hidden_a_colleagues_job_is_never_lost(store: StorePaths, slurm: ReplayedSlurm) -> None:
+    slurm.is_cluster(CLUSTER, PrivateData="accounts,jobs")
+    submit(store, ("mine",), job_id="6", uid=os.getuid())
+    submit(store, ("theirs",), job_id="7", uid=4711)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: 1000)
+        assert state_of(store, "theirs").undecided and "PrivateData" in state_of(store, "theirs").reason
+        submit(store, ("mine",), job_id="6", uid=1000)
+        assert state_of(store, "mine").state == "lost"
+
+
+def test_a_job_of_another_cluster_belongs_to_that(store: StorePaths, slurm: ReplayedSlurm) -> None:
+    """This one has a job of that number, and even of that name."""
+    submit(store, ("a",), cluster="beta")
+    submit(store, ("b",), job_id="8")
+    slurm.answers("squeue", queue_line("7", "CANCELLED") + queue_line("8", "RUNNING"))
+    snapshot = look(store, "a", "b")
+    found = snapshot.states["a"]
+    assert (found.state, found.undecided, found.cluster) == ("unknown", True, "beta")
+    assert found.reason == "its job 7 is on cluster beta" and snapshot.states["b"].state == "running"
+    [line] = snapshot.elsewhere
+    assert line.startswith(
+        "cluster beta has the jobs of 1 of these runs; this is cluster here, which leaves them alone"
+    )
+    assert "-j 8 " in slurm.calls[1] and "sacct -M beta" in slurm.calls[2]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [("RUNNING", "unknown"), ("PENDING", "unknown"), ("CANCELLED by 0", "cancelled"), ("TIMEOUT", "failed")],
+)
+def test_accounts_that_clusters_share_tell_how_a_job_of_another_ended(
+    store: StorePaths, slurm: ReplayedSlurm, word: str, told: str
+) -> None:
+    submit(store, ("a",), cluster="beta")
+    slurm.answers("sacct", account_line("7", word, cluster="beta") + account_line("7", "COMPLETED"))
+    found = state_of(store)
+    assert (found.state, found.undecided) == (told, told == "unknown")
+    assert told != "unknown" or found.reason == f"its job 7 is on cluster beta; its accounting says {word}"
+
+
+def test_what_an_older_release_sent_is_shown_by_its_name_and_never_lost(
+    store: StorePaths, slurm: ReplayedSlurm
+) -> None:
+    """Renamed tasks keep that name as their comment."""
+    old: dict[str, None] = {"cluster": None, "token": None}
+    for number, run_id in enumerate(("a", "b", "c", "d"), start=5):
+        submit(store, (run_id,), job_id=str(number), name=f"tg-g-{run_id}-0a1b2c3d4e", **old)
+    lines = queue_line("5", "PENDING", name="tg-g-a-0a1b2c3d4e")
+    lines += queue_line("6", "RUNNING", name="digits-cnn", comment="tg-g-b-0a1b2c3d4e")
+    slurm.answers("squeue", lines + queue_line("7", "RUNNING", name=STRANGER, comment="tg-g-a-0a1b2c3d4e"))
+    slurm.answers("sacct", account_line("8", "TIMEOUT", name="tg-g-d-0a1b2c3d4e"))
+    states = look(store, "a", "b", "c", "d").states
+    assert [s.state for s in states.values()] == ["pending", "running", "unknown", "failed"]
+    assert states["c"].undecided and states["c"].reason == (
+        "SLURM shows no job 7 of its name: an older release sent it, and noted neither its cluster nor a mark"
+    )
+
+
+def test_an_intent_is_sent_again_only_where_it_can_be_looked_for(store: StorePaths, slurm: ReplayedSlurm) -> None:
+    submit(store, ("here",), job_id=None, name="one")
+    submit(store, ("there",), job_id=None, name="two", cluster="beta")
+    submit(store, ("old",), job_id=None, name="three", cluster=None, token=None)
+    taken = submit(store, ("taken",), job_id=None, name="four")
+    taken.folder.mkdir(parents=True)
+    (taken.folder / "41_submitted.pkl").touch()
+    states = look(store, "here", "there", "old", "taken").states
+    assert {r: (s.state, s.undecided) for r, s in states.items()} == {
+        "here": ("not submitted", False),
+        "there": ("unknown", True),
+        "old": ("unknown", True),
+        "taken": ("unknown", True),
+    }
+    assert "to cluster beta" in states["there"].reason and "sbatch took it" in states["taken"].reason
+    slurm.controller_is_down()
+    assert [s.state for s in look(store, "here", "there").states.values()] == ["unknown", "unknown"]
+
+
+@pytest.mark.parametrize("clusters", ["alpha,beta", "all"])
+def test_a_shell_that_names_several_clusters_is_told_to_name_one(
+    store: StorePaths, slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch, clusters: str
+) -> None:
+    submit(store, ("a",))
+    monkeypatch.setenv("SBATCH_CLUSTERS", clusters)
+    snapshot = look(store, "a")
+    assert snapshot.states["a"].state == "unknown"
+    assert f"SLURM_CLUSTERS={clusters} names several clusters; set it to one" in str(snapshot.slurm_error)
+
+
+def test_variables_of_slurms_commands_reach_none_of_them(
+    store: StorePaths, slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit(store, ("a",))
+    slurm.answers("squeue", queue_line("7", "PENDING", "Priority"))
+    for command in ("squeue", "scontrol", "sacct"):
+        path = slurm.folder / command
+        path.write_text(path.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\nenv >> {slurm.folder}/seen\n"))
+    for prefix in ("SQUEUE", "SCANCEL", "SINFO", "SACCT", "SCONTROL", "SBATCH", "SALLOC", "SRUN", "SACCTMGR"):
+        monkeypatch.setenv(f"{prefix}_PARTITION", "cpu")
+    monkeypatch.setenv("SLURM_CONF", "/etc/mine.conf")
+    assert state_of(store).state == "pending"
+    seen = (slurm.folder / "seen").read_text()
+    assert "_PARTITION=" not in seen and "SLURM_CONF=/etc/mine.conf" in seen
+
+
+# --------------------------------------------------------------------------------------------------------- take-over
+OWNER = {"slurm_task": "7", "slurm_cluster": CLUSTER, "slurm_mark": TOKEN, "uid": 0}
+ALIVE = {
+    "it runs": (queue_line("7", "RUNNING"), "", OWNER, True),
+    "it has ended": (queue_line("7", "FAILED"), "", OWNER, False),
+    "it is gone": ("", "", OWNER, False),
+    "it is gone, says the accounting too": ("", account_line("7", "NODE_FAIL"), OWNER, False),
+    "the queue is blind": ("", account_line("7", "RUNNING"), OWNER, None),
+    "a stranger has its number": (queue_line("7", "RUNNING", name=STRANGER), "", OWNER, False),
+    "the accounting's number is a stranger's": ("", account_line("7", "RUNNING", name=STRANGER), OWNER, False),
+    "it is of another cluster": (queue_line("7", "FAILED"), "", OWNER | {"slurm_cluster": "beta"}, None),
+    "an older release began it": (queue_line("7", "RUNNING"), "", {"slurm_task": "7"}, None),
+}
+
+
+@pytest.mark.parametrize(("queue", "account", "owner", "expected"), ALIVE.values(), ids=ALIVE)
+def test_whether_the_job_of_a_runs_owner_is_alive(
+    slurm: ReplayedSlurm, queue: str, account: str, owner: dict[str, object], expected: bool | None
+) -> None:
+    slurm.answers("squeue", queue)
+    slurm.answers("sacct", account)
+    assert is_alive(owner) is expected
+    slurm.controller_is_down()
+    assert is_alive(owner) is None
+
+
+def test_a_job_written_by_hand_is_known_by_its_whole_name(slurm: ReplayedSlurm) -> None:
+    owner = OWNER | {"slurm_mark": "run_phase"}
+    slurm.answers("squeue", queue_line("7", "RUNNING", name="run_phase"))
+    assert is_alive(owner) is True
+    slurm.answers("squeue", queue_line("7", "RUNNING", name="run_phase_2"))
+    assert is_alive(owner) is False
+
+
+def test_live_rows_are_those_that_slurm_has_not_ended_and_that_prove_to_be_ours(slurm: ReplayedSlurm) -> None:
+    words = ("PENDING", "RUNNING", "COMPLETING", "COMPLETED", "FAILED", "NODE_FAIL", "A_STATE_TO_COME")
+    lines = [queue_line(f"7_{i}", word, restarts=i) for i, word in enumerate(words)]
+    slurm.answers("squeue", "".join(lines) + queue_line("8", "RUNNING", name=STRANGER))
+    jobs = {"7": Proof(CLUSTER, TOKEN), "8": Proof(CLUSTER, TOKEN)}
+    assert {j: row.restarts for j, row in live_rows(jobs).items()} == {"7_0": 0, "7_1": 1, "7_2": 2, "7_6": 6}
+    assert live_rows({"7": Proof("beta", TOKEN), "8": Proof(None, None, "name-" + TOKEN)}) == {}
+    slurm.answers("squeue", "", error="slurm_load_jobs error: Invalid job id specified\n", code=1)
+    assert live_rows(jobs) == {}
+    slurm.controller_is_down()
+    with pytest.raises(SlurmDown):
+        live_rows(jobs)
+
+
 # --------------------------------------------------------------------------------------------------------------- needs
 def test_what_needs_a_failed_run_is_blocked_by_it_and_so_on_down(store: StorePaths, slurm: ReplayedSlurm) -> None:
     """kill-on-invalid-dep cancels the probe; the fine-tuning then waits with the reason Dependency for ever."""
@@ -474,17 +680,6 @@ def test_without_the_controller_the_accounting_is_believed_but_for_what_may_retu
     assert [s.state for s in states.values()] == ["running", "pending", "failed", "unknown"]
 
 
-def test_live_jobs_are_those_that_slurm_has_not_ended(store: StorePaths, slurm: ReplayedSlurm) -> None:
-    words = ("PENDING", "RUNNING", "COMPLETING", "COMPLETED", "FAILED", "NODE_FAIL", "A_STATE_TO_COME")
-    lines = [queue_line(f"7_{i}", word, restarts=i) for i, word in enumerate(words)]
-    slurm.answers("squeue", "".join(lines))
-    assert live_jobs(["7"]) == {"7_0": 0, "7_1": 1, "7_2": 2, "7_6": 6}
-    slurm.answers("squeue", "", error="slurm_load_jobs error: Invalid job id specified\n", code=1)
-    assert live_jobs(["7"]) == {}
-    slurm.controller_is_down()
-    assert live_jobs(["7"]) is None
-
-
 # ---------------------------------------------------------------------------------------------------------------- scale
 def test_a_thousand_runs_take_two_commands(store: StorePaths, slurm: ReplayedSlurm) -> None:
     words = ("RUNNING", "PENDING", "FAILED", "TIMEOUT")
@@ -506,8 +701,8 @@ def test_a_thousand_runs_take_two_commands(store: StorePaths, slurm: ReplayedSlu
     began = time.monotonic()
     snapshot = look(store, *run_ids)
     assert time.monotonic() - began < 2.0
-    assert snapshot.commands == 2 and [call.split()[0] for call in slurm.calls] == ["squeue", "sacct"]
-    assert "-j 100,101,102,103" in slurm.calls[0] and "-j 100,101,102,103" in slurm.calls[1]
+    assert snapshot.commands == 3 and slurm.asked() == ["squeue", "sacct"]
+    assert "-j 100,101,102,103" in slurm.calls[1] and "-j 100,101,102,103" in slurm.calls[2]
     states = [s.state for s in snapshot.states.values()]
     assert {s: states.count(s) for s in set(states)} == {
         s: 200 for s in ("running", "pending", "lost", "failed", "done")

@@ -115,9 +115,10 @@ def test_without_slurm_it_says_so_and_shows_what_the_store_knows(
     slurm.has_no_accounting()
     assert status(["grid=g"]) == 0
     text = printed(capsys)
-    assert "grid g: 1 done, 1 unknown SLURM does not answer (squeue: slurm_load_jobs error: Unable to contact" in text
+    assert "grid g: 1 done, 1 unknown SLURM does not answer (scontrol: slurm_load_jobs error: Unable to contact" in text
     assert "this is what the store knows" in text and "unknown since" in text
 
+    slurm.is_cluster("here")
     slurm.answers("squeue", "", sleep_s=30)
     monkeypatch.setattr("transfergrid.commands.status_view.SLURM_TIMEOUT_S", 0.3)
     began = time.monotonic()
@@ -182,7 +183,7 @@ def test_a_thousand_runs_take_two_commands_and_forty_lines(store: StorePaths, sl
     assert done.stdout.rstrip().endswith("grid g: 600 done, 200 pending, 100 running, 100 lost")
     assert "600 x probe on digits" in " ".join(done.stdout.split())
     assert len(done.stdout.splitlines()) < 60
-    assert [call.split()[0] for call in slurm.calls] == ["squeue", "sacct"]
+    assert slurm.asked() == ["squeue", "sacct"]
     assert took_s < 4, took_s  # two seconds on a machine that does nothing else
 
 
@@ -341,7 +342,10 @@ def test_retry_sends_exactly_the_runs_of_its_class(
     completed(store, "e")
     sent: list[tuple[str, list[str], tuple[str, ...], list[bool]]] = []
 
-    def relaunch(grid: str, store: StorePaths, run_ids: list[str], overrides: tuple[str, ...]) -> int:
+    def relaunch(
+        grid: str, store: StorePaths, run_ids: list[str], overrides: tuple[str, ...], *, though_unknown: bool
+    ) -> int:
+        assert not though_unknown
         sent.append((grid, run_ids, overrides, [store.run(r).record.exists() for r in run_ids]))
         if run_ids == ["a"]:
             submit(store, ("a",), seconds_ago=-600)  # now, whatever the clock of these tests says
@@ -366,7 +370,7 @@ def test_a_retry_that_sent_nothing_leaves_the_records_as_they_were(
 ) -> None:
     make_grid(store, "a")
     failed(store, "a", "code")
-    monkeypatch.setattr("transfergrid.commands.launch.relaunch", lambda *arguments: 0)
+    monkeypatch.setattr("transfergrid.commands.launch.relaunch", lambda *arguments, **more: 0)
     assert status(["grid=g", "retry=failed"]) == 0
     assert os.listdir(store.run("a").root) == ["record.json"]
 
@@ -377,7 +381,7 @@ def test_a_retry_that_cannot_be_sent_leaves_the_records_as_they_were(
     make_grid(store, "a")
     failed(store, "a", "code")
 
-    def relaunch(*arguments: object) -> int:
+    def relaunch(*arguments: object, **more: object) -> int:
         raise MachineError("sbatch said no")
 
     monkeypatch.setattr("transfergrid.commands.launch.relaunch", relaunch, raising=False)

@@ -11,7 +11,8 @@ from replayed_slurm import attempt, completed, make_grid, submit
 from sandbox import Sandbox
 
 from transfergrid.cluster.ledger import Submission, read_ledger
-from transfergrid.cluster.states import RunState, Snapshot, live_jobs, take_snapshot
+from transfergrid.cluster.run_state import RunState
+from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.commands.status import status
 from transfergrid.paths import StorePaths
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,26 +15,28 @@ from typing import Any
 import pytest
 import submitit
 from cluster_cases import evaluate_run, executable, names_in, planned, scratch_run
-from replayed_slurm import ReplayedSlurm, queue_line
+from replayed_slurm import CLUSTER, TOKEN, ReplayedSlurm, queue_line
 
+from transfergrid.cluster import adopt as adoption
 from transfergrid.cluster import submit
+from transfergrid.cluster.adopt import adopt_intents
 from transfergrid.cluster.groups import Group, make_groups
-from transfergrid.cluster.ledger import read_ledger
+from transfergrid.cluster.ledger import read_ledger, record
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
 from transfergrid.cluster.submit import (
     Launch,
     Sender,
-    adopt_intents,
     dependency,
     finish_name,
     finish_parameters,
+    intended,
     make_executor,
     sbatch_parameters,
     slurm_environment,
     start_estimate,
 )
 from transfergrid.cluster.task import TaskSettings, run_task
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, MachineError
 from transfergrid.paths import StorePaths
 from transfergrid.plan import PlannedRun
 from transfergrid.resources import ClusterSettings, Resources
@@ -46,13 +49,13 @@ CHILDREN = [planned(evaluate_run(seed), RUNS[seed].run.run_id) for seed in range
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
-    """Every job that is sent becomes job 41; nothing is in the queue; pauses take no time."""
+    """Every job that is sent becomes job 41; nothing else is in the queue; pauses take no time."""
     for name in [n for n in os.environ if n.startswith(("SLURM_", "SBATCH_"))]:
         monkeypatch.delenv(name)
     replayed = ReplayedSlurm(tmp_path / "bin", monkeypatch)
     replayed.answers("srun", "")
-    replayed.answers("sbatch", "Submitted batch job 41\n")
-    monkeypatch.setattr(submit, "RETRY_S", 0.0)
+    replayed.takes_jobs(41)
+    monkeypatch.setattr(adoption, "RETRY_S", 0.0)
     monkeypatch.setattr(submit, "GIVE_UP_S", 10.0)
     return replayed
 
@@ -65,7 +68,7 @@ def store(tmp_path: Path) -> StorePaths:
 def launch_of(store: StorePaths, settings: ClusterSettings = SLURM, **more: Any) -> Launch:
     folder = store.launches / "20261120T120000-0a1b2c3d"
     source = folder / "code" / "src"
-    asked: dict[str, Any] = {"finish": Resources()} | more
+    asked: dict[str, Any] = {"finish": Resources(), "cluster": CLUSTER} | more
     return Launch(grid="g", folder=folder, payload=folder / "specs.json", source=source, settings=settings, **asked)
 
 
@@ -93,14 +96,17 @@ def text_of(folder: Path, settings: ClusterSettings, parameters: dict[str, Any],
 
 
 def script(store: StorePaths, settings: ClusterSettings, depends: str | None = None) -> list[str]:
-    group = group_of(RUNS, settings)
-    parameters = sbatch_parameters(launch_of(store, settings), group, dependency=depends)
+    group, launch = group_of(RUNS, settings), launch_of(store, settings)
+    sent = replace(intended(launch, group.name, group.run_ids, "runs", 1), token=TOKEN)
+    parameters = sbatch_parameters(launch, group, sent, dependency=depends)
     return text_of(store.root / "job", settings, parameters, len(group.tasks))
 
 
 def finish_script(store: StorePaths, settings: ClusterSettings) -> list[str]:
     asked = submit.finish_resources(settings, max_time_min=None)
-    parameters = finish_parameters(launch_of(store, settings, finish=asked), "tg-g-finish", dependency="afterany:41:42")
+    launch = launch_of(store, settings, finish=asked)
+    sent = intended(launch, "tg-g-finish", ((),), "finish", 0)
+    parameters = finish_parameters(launch, sent, dependency="afterany:41:42")
     return text_of(store.root / "finish", settings, parameters, 1)
 
 
@@ -120,8 +126,7 @@ def test_of_a_cluster_of_which_nothing_is_said_only_the_defaults_are_asked(
 ) -> None:
     name, folder = group_of(RUNS).name, store.root / "job"
     assert options(script(store, SLURM)) == {
-        "job-name": name,
-        "comment": name,
+        "job-name": f"{name}-{TOKEN}",
         "array": "0-2%3",
         "gpus-per-node": "1",
         "cpus-per-task": "4",
@@ -156,8 +161,8 @@ RENDERED: list[tuple[ClusterSettings, dict[str, str | None], set[str]]] = [
     (replace(SLURM, wckey="project7"), {"wckey": "project7"}, set()),
     (replace(SLURM, exclude="n[1-3],n7"), {"exclude": "n[1-3],n7"}, set()),
     (
-        replace(SLURM, sbatch={"mail-type": "END,FAIL", "hold": True}),
-        {"mail-type": "END,FAIL", "hold": None, "requeue": None},
+        replace(SLURM, sbatch={"mail-type": "END,FAIL", "hold": True, "comment": "lab1"}),
+        {"mail-type": "END,FAIL", "hold": None, "requeue": None, "comment": "lab1"},
         set(),
     ),
     (replace(SLURM, by_phase={"scratch": Resources(cpus=7)}), {"cpus-per-task": "7"}, set()),
@@ -242,6 +247,7 @@ def test_setup_lines_come_first_and_a_failing_one_ends_the_job(
         first = lines.index("set -eo pipefail")
         assert lines[first + 1 : first + 3] == ["module load cuda/12", "export X='a b'"]
         assert lines[first + 4] == "export PYTHONUNBUFFERED=1"
+        assert re.fullmatch(r"export TRANSFERGRID_JOB_TOKEN=[0-9a-f]{12}", lines[first + 5])
         [variable] = shlex.split(lines[first + 3].removeprefix("export "))
         source = launch_of(store).source
         assert variable == f"PYTHONPATH={source}:/home/me/it's mine"
@@ -289,19 +295,21 @@ def test_a_group_is_sent_once_and_its_children_wait_for_their_own_parents(
     assert (sent.job_id, sent.tasks, sent.gpus) == ("41", tuple((p.run.run_id,) for p in RUNS), 1)
     assert read_ledger(store).submissions == [replace(sent, submitted=sent.submitted.replace(microsecond=0))]
     assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"41_{i}_submitted.pkl" for i in range(3)]
-    slurm.answers("sbatch", "Submitted batch job 42\n")
+    slurm.takes_jobs(42)
     child = sender.send(group_of(CHILDREN[1:2]))
     lines = (child.folder / "42_submission.sh").read_text().splitlines()
     assert (options(lines)["dependency"], options(lines)["kill-on-invalid-dep"]) == ("afterok:41_1", "yes")
-    assert len(of(slurm, "sbatch")) == 2 and of(slurm, "squeue") == []
+    assert len(of(slurm, "sbatch")) == 2
+    assert [call.split(" -O")[0].split()[-1] for call in of(slurm, "squeue")] == ["41", "42"]  # one each
     assert sender.sent == [sent, child]
+    assert (sent.cluster, sent.uid) == (CLUSTER, os.getuid()) and sent.token != child.token
 
 
 def test_a_child_waits_for_a_parent_of_an_earlier_launch_and_not_for_one_of_which_nothing_was_sent(
     slurm: ReplayedSlurm, store: StorePaths
 ) -> None:
     sender_of(store).send(group_of(RUNS[:2]))
-    slurm.answers("sbatch", "Submitted batch job 50\n")
+    slurm.takes_jobs(50)
     later = sender_of(store)
     for child, expected in ((CHILDREN[1], "afterok:41_1"), (CHILDREN[2], None)):
         sent = later.send(group_of([child]))
@@ -346,22 +354,62 @@ def test_a_definite_refusal_leaves_neither_folder_nor_intent(
     assert names_in(sender.launch.folder / "slurm") == ["submissions.jsonl"]
     ledger = read_ledger(store)
     assert (ledger.unsettled, ledger.newest(RUNS[0].run.run_id), sender.sent) == ([], None, [])
-    assert len(of(slurm, "sbatch")) == 1 and of(slurm, "squeue") == []
+    assert len(of(slurm, "sbatch")) == 1
     assert capfd.readouterr().err == ""  # it is told once, by the error
 
 
-def queues_and_times_out(slurm: ReplayedSlurm, name: str, tasks: int) -> None:
+def queues_and_times_out(slurm: ReplayedSlurm) -> None:
     """sbatch: the job comes into being, its answer does not arrive."""
-    ids = [f"77_{i}" for i in range(tasks)] if tasks > 1 else ["77"]
-    lines = "".join(queue_line(i, "PENDING").replace(f"{'comment':<256}", f"{name:<256}") for i in ids)
-    (slurm.folder / "squeue.later").write_text(lines)
-    executable(
-        slurm.folder / "sbatch",
-        f'echo "sbatch $*" >> {slurm.folder}/calls',
-        f"cp {slurm.folder}/squeue.later {slurm.folder}/squeue.out",
-        f"echo '{TIMED_OUT}' >&2",
-        "exit 1",
-    )
+    slurm.takes_jobs(77, TIMED_OUT, code=1)
+
+
+def comes_to_light(slurm: ReplayedSlurm) -> None:
+    slurm.is_cluster(CLUSTER)
+    slurm.answers("squeue", (slurm.folder / "squeue.taken").read_text())
+
+
+BANNERS = (
+    "the maintenance of Monday is job 7 of the series\nSubmitted batch job {number}",
+    "job 7 waits\n{number}",
+)
+
+
+@pytest.mark.parametrize("banner", BANNERS)
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_no_line_that_sbatch_prints_beside_its_answer_supplies_the_id(
+    slurm: ReplayedSlurm, store: StorePaths, tasks: int, banner: str
+) -> None:
+    """Job 7 is a stranger's, and alive; what was sent is found by the token in its name."""
+    slurm.takes_jobs(41, banner)
+    (slurm.folder / "squeue.taken").write_text(queue_line("7", "RUNNING", name="train-their-net"))
+    sent = sender_of(store).send(group_of(RUNS[:tasks]))
+    assert sent.job_id == "41" == read_ledger(store).submissions[0].job_id
+    ids = [f"41_{i}" for i in range(tasks)] if tasks > 1 else ["41"]
+    assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"{i}_submitted.pkl" for i in ids]
+    assert len(of(slurm, "sbatch")) == 1
+
+
+def test_a_job_of_which_slurm_shows_no_trace_though_sbatch_took_it_is_never_sent_again(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    """As where a plugin of the site renames jobs: 41 is there, and nothing proves it to be ours."""
+    slurm.takes_jobs(41)
+    script = slurm.folder / "sbatch"
+    script.write_text(script.read_text().replace('"$name" "(null)"', '"renamed" "(null)"'))
+    with pytest.raises(MachineError, match="sbatch took tg-g-scratch-.*, and SLURM shows no job of that name"):
+        sender_of(store).send(group_of(RUNS))
+    [intent] = read_ledger(store).unsettled
+    assert adopt_intents(read_ledger(store)) is True
+    assert read_ledger(store).unsettled == [intent] and len(of(slurm, "sbatch")) == 1
+
+
+def test_an_answer_that_reads_like_a_refusal_of_a_job_that_was_taken_is_none(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    slurm.takes_jobs(77, "sbatch: error: Unexpected message received", code=1)
+    script = slurm.folder / "sbatch"
+    script.write_text(script.read_text().replace("[ 1 = 0 ] && cp", "cp"))
+    assert sender_of(store).send(group_of(RUNS)).job_id == "77"
 
 
 @pytest.mark.parametrize("tasks", [1, 3])
@@ -369,10 +417,12 @@ def test_a_job_whose_sbatch_timed_out_is_adopted_and_never_sent_again(
     slurm: ReplayedSlurm, store: StorePaths, tasks: int
 ) -> None:
     sender, group = sender_of(store), group_of(RUNS[:tasks])
-    queues_and_times_out(slurm, group.name, tasks)
+    queues_and_times_out(slurm)
+    script = slurm.folder / "sbatch"
+    script.write_text(script.read_text().replace("[ 1 = 0 ] && cp", "cp"))
     sent = sender.send(group)
     assert sent.job_id == "77" and len(of(slurm, "sbatch")) == 1
-    assert [call.split(" -O")[0] for call in of(slurm, "squeue")] == [f"squeue -h -r -t all --name {group.name}"]
+    assert [call.split(" -O")[0] for call in of(slurm, "squeue")] == [f"squeue -a -h -r -t all -u {os.getuid()}"]
     ids = [f"77_{i}" for i in range(tasks)] if tasks > 1 else ["77"]
     assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"{i}_submitted.pkl" for i in ids]
     for each in ids:
@@ -380,7 +430,7 @@ def test_a_job_whose_sbatch_timed_out_is_adopted_and_never_sent_again(
         assert (call.function, call.args) == (run_task, (str(sent.folder),))
     ledger = read_ledger(store)
     assert ledger.unsettled == [] and [s.job_id for s in ledger.submissions] == ["77"]
-    slurm.answers("sbatch", "Submitted batch job 78\n")
+    slurm.takes_jobs(78)
     child = sender.send(group_of(CHILDREN[:1]))
     parent = "77_0" if tasks > 1 else "77"
     assert options((child.folder / "78_submission.sh").read_text().splitlines())["dependency"] == f"afterok:{parent}"
@@ -389,15 +439,16 @@ def test_a_job_whose_sbatch_timed_out_is_adopted_and_never_sent_again(
 def test_a_job_that_slurm_does_not_have_after_several_looks_is_sent_again(
     slurm: ReplayedSlurm, store: StorePaths
 ) -> None:
+    (slurm.folder / "sbatch").rename(slurm.folder / "taking")
     executable(
         slurm.folder / "sbatch",
         f'echo "sbatch $*" >> {slurm.folder}/calls',
-        f"[ -e {slurm.folder}/tried ] && echo Submitted batch job 41 && exit 0",
+        f'[ -e {slurm.folder}/tried ] && exec {slurm.folder}/taking "$@"',
         f"touch {slurm.folder}/tried; echo '{TIMED_OUT}' >&2; exit 1",
     )
     sent = sender_of(store).send(group_of(RUNS))
     assert sent.job_id == "41"
-    assert [call.split()[0] for call in slurm.calls] == ["sbatch", *["squeue"] * submit.LOOKS, "sbatch"]
+    assert slurm.asked() == ["sbatch", *["squeue", "sacct"] * adoption.LOOKS, "sbatch", "sbatch", "squeue"]
     assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"41_{i}_submitted.pkl" for i in range(3)]
 
 
@@ -409,7 +460,7 @@ def test_a_sbatch_that_never_gets_an_answer_is_given_up_and_found_by_the_next_la
     group = group_of(RUNS)
     with pytest.raises(SlurmDown, match="sbatch has got no answer for 0 minutes .*Socket timed out"):
         sender_of(store).send(group)
-    assert len(of(slurm, "sbatch")) == 1 and len(of(slurm, "squeue")) == submit.LOOKS
+    assert len(of(slurm, "sbatch")) == 1 and len(of(slurm, "squeue")) == adoption.LOOKS
     assert [s.name for s in read_ledger(store).unsettled] == [group.name]
 
 
@@ -418,13 +469,13 @@ def test_a_controller_that_stays_away_leaves_an_intent_which_the_next_launch_ado
 ) -> None:
     monkeypatch.setattr(submit, "GIVE_UP_S", 0.0)
     group = group_of(RUNS)
-    queues_and_times_out(slurm, group.name, 3)
+    queues_and_times_out(slurm)
     slurm.controller_is_down()
-    with pytest.raises(SlurmDown, match="controller has not answered for 0 minutes .* what was sent is found"):
+    with pytest.raises(SlurmDown, match="controller has not answered .* what was sent is found"):
         sender_of(store).send(group)
     [intent] = read_ledger(store).unsettled
     assert intent.name == group.name
-    slurm.answers("squeue", (slurm.folder / "squeue.later").read_text())
+    comes_to_light(slurm)
     assert adopt_intents(read_ledger(store)) is True
     ledger = read_ledger(store)
     assert ledger.unsettled == [] and ledger.newest(RUNS[2].run.run_id) == (replace(intent, job_id="77"), 2)
@@ -436,17 +487,18 @@ def test_a_controller_that_is_away_for_a_while_is_waited_for(
     slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     group = group_of(RUNS)
-    queues_and_times_out(slurm, group.name, 3)
+    queues_and_times_out(slurm)
     slurm.controller_is_down()
     pauses: list[float] = []
 
     def sleep(seconds: float) -> None:
         pauses.append(seconds)
         if len(pauses) == 5:
-            slurm.answers("squeue", (slurm.folder / "squeue.later").read_text())
+            comes_to_light(slurm)
 
     clock = SimpleNamespace(sleep=sleep, monotonic=lambda: float(len(pauses)))
     monkeypatch.setattr(submit, "time", clock)
+    monkeypatch.setattr(adoption, "time", clock)
     assert sender_of(store).send(group).job_id == "77"
     assert len(pauses) == 5 and len(of(slurm, "sbatch")) == 1
 
@@ -454,7 +506,7 @@ def test_a_controller_that_is_away_for_a_while_is_waited_for(
 def test_a_launcher_that_died_between_sbatch_and_its_answer_is_followed_by_its_pickles(
     slurm: ReplayedSlurm, store: StorePaths
 ) -> None:
-    """submitit had begun to put them in place, under names with the job's id; SLURM has forgotten the job by now."""
+    """submitit had begun to put them in place, under names with the job's id, which SLURM still shows as ours."""
     sent = sender_of(store).send(group_of(RUNS))
     ledger_file = sent.launch / "slurm" / "submissions.jsonl"
     ledger_file.write_text(ledger_file.read_text().splitlines()[0] + "\n")
@@ -463,7 +515,48 @@ def test_a_launcher_that_died_between_sbatch_and_its_answer_is_followed_by_its_p
     assert adopt_intents(read_ledger(store)) is True
     assert read_ledger(store).submissions == [replace(sent, submitted=sent.submitted.replace(microsecond=0))]
     assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"41_{i}_submitted.pkl" for i in range(3)]
-    assert of(slurm, "squeue") == []
+    assert of(slurm, "squeue")[-1].split(" -O")[0].endswith("-j 41")
+
+
+@pytest.mark.parametrize("shown", ["", queue_line("41_0", "RUNNING", name="train-their-net")])
+def test_an_intent_that_sbatch_took_and_slurm_does_not_show_is_neither_adopted_nor_forgotten(
+    slurm: ReplayedSlurm, store: StorePaths, shown: str
+) -> None:
+    sent = sender_of(store).send(group_of(RUNS))
+    ledger_file = sent.launch / "slurm" / "submissions.jsonl"
+    ledger_file.write_text(ledger_file.read_text().splitlines()[0] + "\n")
+    slurm.answers("squeue", shown)
+    assert adopt_intents(read_ledger(store)) is True
+    assert [s.name for s in read_ledger(store).unsettled] == [sent.name]
+    assert read_ledger(store).newest(RUNS[0].run.run_id) is not None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"cluster": "elsewhere"}, {"cluster": None, "token": None, "uid": None}],
+    ids=["of another cluster", "of an older release"],
+)
+def test_an_intent_that_is_not_this_clusters_is_left_as_it_is(
+    slurm: ReplayedSlurm, store: StorePaths, changed: dict[str, str | None]
+) -> None:
+    sender = sender_of(store)
+    intent = sender._intend("tg-g-scratch-0", tuple((p.run.run_id,) for p in RUNS), "runs", 1)
+    other: Any = replace(intent, **changed)  # type: ignore[arg-type]
+    record(other)
+    slurm.answers("squeue", queue_line("41_0", "PENDING", name=intent.job_name))
+    assert adopt_intents(read_ledger(store)) is False
+    assert [s.job_id for s in read_ledger(store).unsettled] == [None] and of(slurm, "squeue") == []
+
+
+def test_where_others_jobs_are_hidden_anothers_intent_is_not_forgotten(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.is_cluster(CLUSTER, PrivateData="accounts,jobs")
+    sender = sender_of(store)
+    sender._intend("tg-g-scratch-0", ((RUNS[0].run.run_id,),), "runs", 1)
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    assert adopt_intents(read_ledger(store)) is True
+    assert len(read_ledger(store).unsettled) == 1
 
 
 def test_an_intent_that_never_became_a_job_is_forgotten_after_several_looks(
@@ -472,7 +565,7 @@ def test_an_intent_that_never_became_a_job_is_forgotten_after_several_looks(
     sender = sender_of(store)
     sender._intend("tg-g-scratch-0", tuple((p.run.run_id,) for p in RUNS), "runs", 1)
     assert adopt_intents(read_ledger(store)) is True
-    assert len(of(slurm, "squeue")) == submit.LOOKS
+    assert len(of(slurm, "squeue")) == adoption.LOOKS
     ledger = read_ledger(store)
     assert ledger.unsettled == [] and ledger.newest(RUNS[0].run.run_id) is None
 
@@ -483,15 +576,19 @@ def test_sbatch_does_not_inherit_the_job_it_is_called_from(
 ) -> None:
     of_job = {"SLURM_JOB_ID": "5", "SLURM_CPUS_PER_TASK": "64", "SLURM_MEM_PER_NODE": "1", "SBATCH_PARTITION": "old"}
     of_job |= {"SRUN_CPUS_PER_TASK": "64", "SALLOC_X": "1", "PMI_RANK": "0", "PMIX_RANK": "0"}
+    of_job |= {"SQUEUE_PARTITION": "cpu", "SCANCEL_STATE": "R", "SINFO_ALL": "1", "SACCT_FORMAT": "x"}
+    of_job |= {"SCONTROL_ALL": "1", "SBATCH_CLUSTERS": "other"}
     mine = {"SLURM_CONF": "/etc/other.conf", "TZ": "Asia/Tokyo", "MY_SETTING": "a b", "SLURMISH": "mine"}
     for name, value in (of_job | mine).items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("LC_ALL", raising=False)
     before = dict(os.environ)
-    executable(slurm.folder / "sbatch", f"env > {slurm.folder}/env", "echo Submitted batch job 41")
+    (slurm.folder / "sbatch").rename(slurm.folder / "taking")
+    executable(slurm.folder / "sbatch", f"env > {slurm.folder}/env", f'exec {slurm.folder}/taking "$@"')
     sender_of(store).send(group_of(RUNS))
     seen = dict(line.partition("=")[::2] for line in (slurm.folder / "env").read_text().splitlines())
     assert not set(of_job) & set(seen)
+    assert seen["SLURM_CLUSTERS"] == "other"  # which every command heeds, not sbatch alone
     assert {name: seen[name] for name in mine} == mine
     assert "LC_ALL" not in seen and seen["PATH"] == before["PATH"]
     assert dict(os.environ) == before

@@ -17,6 +17,7 @@ from small_runs import DATASET, MACHINE, TWO_EPOCHS
 
 from transfergrid.cluster import slurm
 from transfergrid.cluster.limits import Limits
+from transfergrid.cluster.ownership import Here
 from transfergrid.commands import run_phase
 from transfergrid.commands import sweep as command
 from transfergrid.config import load_grid
@@ -92,7 +93,7 @@ def test_a_cluster_without_accounting_is_sent_to_launch_grid(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The launcher would wait for ever for a job that dies there."""
-    bare = Limits(max_array_size=1001, max_jobs=None, partitions={}, accounting=False)
+    bare = Limits(here=Here("here"), max_array_size=1001, max_jobs=None, partitions={}, accounting=False)
     monkeypatch.setattr(slurm, "answers", lambda: True)
     monkeypatch.setattr(command, "read_limits", lambda **asked: bare)
     code, said = answer(capsys, monkeypatch, *SLURM, "model=resnet18", "phase=probe")

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from cluster_cases import as_job, extract_run, runtime_in, scratch_run
-from replayed_slurm import ReplayedSlurm
+from replayed_slurm import TOKEN, ReplayedSlurm, queue_line
 
 from transfergrid import job, provenance
-from transfergrid.cluster import local, states, task
+from transfergrid.cluster import local, ownership, task
 from transfergrid.cluster.task import SIGNAL_EARLY_S, TaskSettings, progress_mark, run_task, time_is_up
 from transfergrid.errors import MachineError
 from transfergrid.paths import store_paths
@@ -89,11 +89,10 @@ class Node:
 def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     as_job(monkeypatch, "7")
     slurm = ReplayedSlurm(tmp_path / "bin", monkeypatch)
-    slurm.answers("scontrol", "")
     node = Node(tmp_path, slurm)
 
-    def carry_out(run: RunSpec, runtime: Runtime, *, stop: StopFlag, live_jobs: object) -> str:
-        assert live_jobs is states.live_jobs and stop.signal is None
+    def carry_out(run: RunSpec, runtime: Runtime, *, stop: StopFlag, is_alive: object) -> str:
+        assert is_alive is ownership.is_alive and stop.signal is None
         node.runtimes.append(runtime)
         return node.ends(run)
 
@@ -155,7 +154,10 @@ def test_of_a_pack_with_one_run_left_it_runs_in_this_process(node: Node) -> None
 def test_squeue_is_told_what_the_task_does(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     as_job(monkeypatch, "7", task=1)
     run_task(node.group([[3], [0, 1, 2]]))
-    assert node.slurm.calls == [f"scontrol update jobid=7_1 name={RUNS[0].slug}+2"]
+    assert [call for call in node.slurm.calls if " update " in call] == []  # it is not shown as this job
+    node.slurm.answers("squeue", queue_line("7_1", "RUNNING"))
+    run_task(node.group([[3], [0, 1, 2]]))
+    assert node.slurm.calls[-1] == f"scontrol update jobid=7_1 name={RUNS[0].slug}+2-{TOKEN}"
 
 
 def test_a_job_that_cannot_be_renamed_runs_all_the_same(node: Node) -> None:

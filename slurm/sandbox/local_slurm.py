@@ -80,7 +80,8 @@ class Sandbox:
     def daemons(self) -> tuple[str, ...]:
         """In starting order."""
         accounting = ("mariadbd", "slurmdbd") if self.options.accounting else ()
-        return ("munged", *accounting, "slurmctld", *(f"slurmd-{node}" for node in self.nodes))
+        shared = () if self.options.accounts_in else ("munged", *accounting)
+        return (*shared, "slurmctld", *(f"slurmd-{node}" for node in self.nodes))
 
     @property
     def env(self) -> dict[str, str]:
@@ -280,7 +281,9 @@ class Sandbox:
             self._clear()
             try:
                 self._write_files(options)
-                if options.accounting:
+                if options.accounts_in:
+                    self._create_accounts(options)
+                elif options.accounting:
                     self._create_database()
                 for daemon in self.daemons:
                     self.start_daemon(daemon)
@@ -342,6 +345,9 @@ class Sandbox:
             except PermissionError:
                 raise Unsupported("this container may not make device files (mknod): --gpus 0 works") from None
         slurmctld, slurmdbd, *slurmd = machine.free_ports(2 + options.nodes)
+        if options.accounts_in:
+            text = (Path(options.accounts_in) / "slurm.conf").read_text()
+            slurmdbd = int(text.partition("AccountingStoragePort=")[2].split()[0])
         ports = Ports(slurmctld=slurmctld, slurmdbd=slurmdbd, slurmd=tuple(slurmd))
         for name, text in slurm_conf.files(options, ports, self.dir, cgroups).items():
             (self.dir / name).write_text(text)
@@ -358,8 +364,9 @@ class Sandbox:
 
     def _create_accounts(self, options: Options) -> None:
         """The user root, in the account `default`, with the QOS normal and long."""
-        self.run("sacctmgr", "-i", "add", "cluster", "sandbox")
-        self.run("sacctmgr", "-i", "add", "qos", "long")
+        self.run("sacctmgr", "-i", "add", "cluster", options.cluster_name)
+        if options.accounts_in is None:
+            self.run("sacctmgr", "-i", "add", "qos", "long")
         self.run("sacctmgr", "-i", "add", "account", "default", "Description=default", "Organization=default")
         self.run("sacctmgr", "-i", "add", "user", "root", "Account=default")
         self.run("sacctmgr", "-i", "modify", "user", "root", "set", "DefaultAccount=default")

@@ -26,6 +26,8 @@ class Options:
     min_job_age_s: int = 300
     requeue_wait_s: int = 120  # SLURM's own default: the life of a job credential
     max_submit_jobs: int | None = None
+    cluster_name: str = "sandbox"
+    accounts_in: str | None = None  # folder of another sandbox, whose database keeps this cluster's accounts too
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,14 @@ def files(options: Options, ports: Ports, folder: Path, memory_cgroups: Path | N
 def _slurm_conf(options: Options, ports: Ports, folder: Path) -> str:
     hostname = socket.gethostname().split(".")[0]
     lines = [
-        "ClusterName=sandbox",
+        f"ClusterName={options.cluster_name}",
         f"SlurmctldHost={hostname}(127.0.0.1)",
         f"SlurmctldPort={ports.slurmctld}",
         "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny",  # loopback only
         "SlurmUser=root",
         "SlurmdUser=root",
         "AuthType=auth/munge",
-        f"AuthInfo=socket={folder}/run/munge.socket,cred_expire={options.requeue_wait_s}",
+        f"AuthInfo=socket={options.accounts_in or folder}/run/munge.socket,cred_expire={options.requeue_wait_s}",
         f"StateSaveLocation={folder}/state",
         f"SlurmdSpoolDir={folder}/spool/%n",
         f"SlurmctldPidFile={folder}/run/slurmctld.own.pid",
@@ -111,7 +113,8 @@ def _accounting_lines(options: Options, ports: Ports, folder: Path) -> list[str]
         "AccountingStorageType=accounting_storage/slurmdbd",
         "AccountingStorageHost=127.0.0.1",
         f"AccountingStoragePort={ports.slurmdbd}",
-        f"AccountingStoragePass={folder}/run/munge.socket",  # AuthInfo does not hold for this connection
+        # AuthInfo does not hold for this connection.
+        f"AccountingStoragePass={options.accounts_in or folder}/run/munge.socket",
         "AccountingStorageTRES=gres/gpu",
     ]
     if options.max_submit_jobs is not None:

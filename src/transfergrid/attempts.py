@@ -26,8 +26,8 @@ from transfergrid.specs import RunSpec, to_dict
 
 ATTEMPTS_KEPT = 4  # of the files in attempts/: a run that is requeued often still leaves at most 12 files
 
-# Of these SLURM tasks, the restart count of those that are alive; None where SLURM does not answer.
-LiveJobs = Callable[[list[str]], Mapping[str, int] | None]
+# Whether the SLURM job of an attempt's owner is alive; None where SLURM does not answer, or proves neither.
+IsAlive = Callable[[Mapping[str, Any]], bool | None]
 
 
 @dataclass(slots=True)
@@ -47,14 +47,14 @@ class Attempt:
 
 
 @contextlib.contextmanager
-def begin_attempt(paths: RunPaths, spec: RunSpec, *, live_jobs: LiveJobs | None = None) -> Iterator[Attempt]:
+def begin_attempt(paths: RunPaths, spec: RunSpec, *, is_alive: IsAlive | None = None) -> Iterator[Attempt]:
     """Claim a run: its kernel lock while the block lasts, and the next attempt number for good.
 
     Raises AlreadyRunning if another process holds the run and is alive, as far as locks and SLURM can tell.
     """
     with contextlib.ExitStack() as held:
         obtained = held.enter_context(durable.lock(paths.lock, wait=False))
-        if not _may_begin(read_owner(paths), obtained, live_jobs):
+        if not _may_begin(read_owner(paths), obtained, is_alive):
             raise AlreadyRunning(f"{paths.root.name} is running already ({describe_owner(paths)})")
         if not obtained:
             # A copy that SLURM has given up still holds the lock. A new file is a new lock; the old one guards nothing.
@@ -73,8 +73,10 @@ def begin_attempt(paths: RunPaths, spec: RunSpec, *, live_jobs: LiveJobs | None 
             "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
             "slurm_task": slurm_task(),
             "slurm_restart_count": restart_count(),
-            "node": os.environ.get("SLURMD_NODENAME"),
             "slurm_cluster": os.environ.get("SLURM_CLUSTER_NAME"),
+            "slurm_mark": job_mark(),
+            "uid": os.getuid(),
+            "node": os.environ.get("SLURMD_NODENAME"),
             "slurm_gpus": slurm_gpus(),
             "code_hash": code_hash(),
             "earlier": _about_to_go(paths, number),
@@ -96,19 +98,29 @@ def begin_attempt(paths: RunPaths, spec: RunSpec, *, live_jobs: LiveJobs | None 
                     durable.write_json(paths.attempt(number), attempt.owner | took)
 
 
-def _may_begin(owner: Mapping[str, Any] | None, obtained: bool, live_jobs: LiveJobs | None) -> bool:
+def _may_begin(owner: Mapping[str, Any] | None, obtained: bool, is_alive: IsAlive | None) -> bool:
     """Whether the newest attempt's process is gone, or is an older copy of this very job."""
     if owner is None or owner.get("ended") or not owner.get("slurm_task"):
         return obtained
-    if owner["slurm_task"] == slurm_task():
+    if _is_this_job(owner):
         earlier = restart_count() - owner["slurm_restart_count"]
         return earlier > 0 or (earlier == 0 and obtained)
     if obtained and owner["host"] == socket.gethostname():
         return True  # on one machine the lock tells for certain
-    alive = None if live_jobs is None else live_jobs([owner["slurm_task"]])
-    if alive is None:
-        return obtained
-    return owner["slurm_task"] not in alive
+    alive = None if is_alive is None else is_alive(owner)
+    return obtained if alive is None else not alive
+
+
+def _is_this_job(owner: Mapping[str, Any]) -> bool:
+    """By more than its number, which another cluster's job has as well."""
+    me = (slurm_task(), os.environ.get("SLURM_CLUSTER_NAME"), job_mark())
+    return (owner["slurm_task"], owner.get("slurm_cluster"), owner.get("slurm_mark")) == me
+
+
+def job_mark() -> str | None:
+    """What the name of the job of SLURM's that this process is in ends with: the token of the submission that sent it,
+    or the whole name where somebody wrote the job by hand. None outside SLURM."""
+    return os.environ.get("TRANSFERGRID_JOB_TOKEN") or os.environ.get("SLURM_JOB_NAME")
 
 
 def slurm_task() -> str | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transfergrid import durable
-from transfergrid.attempts import Attempt, AttemptTime, LiveJobs, attempt_times, begin_attempt, newest_attempt
+from transfergrid.attempts import Attempt, AttemptTime, IsAlive, attempt_times, begin_attempt, newest_attempt
 from transfergrid.errors import (
     AlreadyRunning,
     Interrupted,
@@ -106,18 +106,18 @@ def read_payload(path: Path) -> Payload:
 
 # ------------------------------------------------------------------------------------------------------------- one run
 def carry_out(
-    spec: RunSpec, runtime: Runtime, *, stop: StopFlag | None = None, live_jobs: LiveJobs | None = None
+    spec: RunSpec, runtime: Runtime, *, stop: StopFlag | None = None, is_alive: IsAlive | None = None
 ) -> Outcome:
     """Run one spec to its record, unless it is done or another process has it. Never raises but for programming errors
     in the bookkeeping itself: what goes wrong in a phase is written into the record, with its class.
 
-    stop: a flag that is installed already. live_jobs: how to ask SLURM whether an earlier attempt's job is alive.
+    stop: a flag that is installed already. is_alive: how to ask SLURM whether an earlier attempt's job is alive.
     """
     paths = store_paths(runtime).run(spec.run_id)
     if phase_module(spec.phase).is_done(spec, runtime):
         return "reused"
     try:
-        with begin_attempt(paths, spec, live_jobs=live_jobs) as attempt, _logging_to(paths.log, attempt):
+        with begin_attempt(paths, spec, is_alive=is_alive) as attempt, _logging_to(paths.log, attempt):
             if phase_module(spec.phase).is_done(spec, runtime):  # it ended while this process was starting
                 return "reused"
             return _attempt(spec, runtime, attempt, stop)

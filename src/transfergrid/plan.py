@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,11 +50,12 @@ def make_plan(
     runtime: Runtime,
     *,
     queued: Mapping[str, str] | None = None,
-    can_wait: bool = False,
+    can_wait: Container[str] = (),
 ) -> Plan:
     """rows: run_ids of the grid's configurations; runs: these and what they need. Reads the store and the cache only.
 
-    queued: runs that SLURM has, with a word on each. can_wait: what needs one of those can be sent now and wait for it.
+    queued: runs that SLURM has, with a word on each. can_wait: those of them for which what needs them can be sent to
+    wait.
     A run that is only needed by others is left out where nothing that needs it remains to be run.
     """
     planner = _Planner(runs, runtime, queued or {}, can_wait=can_wait)
@@ -72,7 +73,7 @@ class _Planner:
     """Decides each run once. Lives for one make_plan."""
 
     def __init__(
-        self, runs: Mapping[str, RunSpec], runtime: Runtime, queued: Mapping[str, str], *, can_wait: bool
+        self, runs: Mapping[str, RunSpec], runtime: Runtime, queued: Mapping[str, str], *, can_wait: Container[str]
     ) -> None:
         self.runs = dict(runs)
         self.runtime = runtime
@@ -120,7 +121,7 @@ class _Planner:
         return PlannedRun(run, "run", why, pending)
 
     def _can_wait_for(self, other: PlannedRun) -> bool:
-        return self.can_wait and other.state == "in flight" and other.run.run_id in self.queued
+        return other.state == "in flight" and other.run.run_id in self.can_wait
 
     def _needs(self, run: RunSpec) -> tuple[str, ...]:
         extractions = run.extractions

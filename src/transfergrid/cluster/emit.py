@@ -6,17 +6,19 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from transfergrid import durable
 from transfergrid.cluster.groups import Group
-from transfergrid.cluster.ledger import Kind, Ledger, Submission, as_line
+from transfergrid.cluster.ledger import Ledger, Submission, as_line
+from transfergrid.cluster.slurm import NAMES_THE_CLUSTER, OF_CLIENTS
 from transfergrid.cluster.submit import (
     Launch,
     finish_name,
     finish_parameters,
+    intended,
     make_executor,
     python_command,
     sbatch_parameters,
@@ -28,15 +30,48 @@ HEAD = """#!/usr/bin/env bash
 # Sends the {jobs} jobs of grid {grid} in the order of their dependencies. Run again, it sends what it has not sent yet.
 set -euo pipefail
 cd "$(dirname "${{BASH_SOURCE[0]}}")"
-ledger={ledger}
+ledger={ledger} cluster={cluster}
 
-# send NAME OPTIONS...: one sbatch; its id goes into NAME.id and, so that jobs/status.py finds it, into the ledger.
+# What the shell sets for SLURM's commands would change what they do here; only what names the cluster stays.
+if [[ -n ${{SBATCH_CLUSTERS:-}} ]]; then export SLURM_CLUSTERS=$SBATCH_CLUSTERS; fi
+for name in {prefixes}; do
+  case " {kept} " in *" $name "*) ;; *) unset "$name" ;; esac
+done
+here=$(scontrol show config | sed -n 's/^ClusterName *= *//p')
+if [[ $here != "$cluster" ]]; then
+  echo "these jobs were written for cluster $cluster, and this is ${{here:-none}}; send them from there" >&2
+  exit 1
+fi
+
+# find TOKEN: the id of the job of which SLURM shows that its name ends with it; nothing where there is none.
+find() {{
+  {{
+    squeue -a -h -r -t all -u "$(id -u)" -o '%F|%j'
+    sacct -M "$cluster" -n -P -X -u "$(id -u)" -S {since} -o JobID,JobName || true
+  }} 2>/dev/null | sed -nE "s/^([0-9]+)(_[0-9]+)?\\|.*-$1\\$/\\1/p" | sed -n 1p
+}}
+
+# send NAME TOKEN OPTIONS...: one sbatch, of what SLURM does not have yet; its id, found by the token whatever sbatch
+# prints, goes into NAME.id and, so that jobs/status.py finds it, into the ledger.
 send() {{
-  local name=$1; shift
+  local name=$1 token=$2 id try; shift 2
   if [[ ! -s $name.id ]]; then
-    sed 's/"@JOB_ID@"/null/' "$name.json" >> "$ledger"
-    sbatch --parsable "$@" "$name.sbatch" | cut -d ';' -f 1 > "$name.id"
-    sed "s/@JOB_ID@/$(cat "$name.id")/" "$name.json" >> "$ledger"
+    id=$(find "$token")
+    if [[ -z $id ]]; then
+      sed 's/"@JOB_ID@"/null/' "$name.json" >> "$ledger"
+      sbatch "$@" "$name.sbatch" >/dev/null
+      for try in 1 2 3; do
+        id=$(find "$token")
+        if [[ -n $id ]]; then break; fi
+        sleep 2
+      done
+    fi
+    if [[ -z $id ]]; then
+      echo "sbatch took $name, and SLURM shows no job whose name ends with $token" >&2
+      exit 1
+    fi
+    echo "$id" > "$name.id"
+    sed "s/@JOB_ID@/$id/" "$name.json" >> "$ledger"
   fi
   printf '%s  %s\\n' "$(cat "$name.id")" "$name"
 }}
@@ -62,6 +97,10 @@ def emit(
             jobs=sum(len(g.tasks) for g in groups) + 1,
             grid=launch.grid,
             ledger=shlex.quote(str(launch.folder / "slurm" / "submissions.jsonl")),
+            cluster=shlex.quote(launch.cluster),
+            prefixes=" ".join(f'"${{!{prefix}@}}"' for prefix in OF_CLIENTS),
+            kept=" ".join(NAMES_THE_CLUSTER),
+            since=(datetime.now(UTC) - timedelta(days=1)).strftime("%Y-%m-%d"),
         )
     ]
     task_of: dict[str, str] = {}
@@ -71,28 +110,20 @@ def emit(
         names.append(name)
         write_tasks(launch, group, indices)
         parents = [_parent(run_id, task_of, ledger) for run_id in group.waits_for]
-        _write_job(
-            folder / name,
-            launch,
-            _submission(launch, group.name, group.run_ids, "runs", group.resources.gpus),
-            sbatch_parameters(launch, group, dependency=None),
-            module="transfergrid.cluster.task",
-        )
-        lines.append(_send_line(name, group.edge, parents, kill=group.edge == "afterok"))
+        sent = intended(launch, group.name, group.run_ids, "runs", group.resources.gpus)
+        parameters = sbatch_parameters(launch, group, sent, dependency=None)
+        _write_job(folder / name, launch, sent, parameters, module="transfergrid.cluster.task")
+        lines.append(_send_line(name, sent, group.edge, parents, kill=group.edge == "afterok"))
         for i, run_ids in enumerate(group.run_ids):
             task = f"$(cat {shlex.quote(name)}.id)" + (f"_{i}" if len(group.tasks) > 1 else "")
             task_of |= {run_id: task for run_id in run_ids}
     write_finish(launch)
     last = f"{len(groups) + 1:02d}-{finish_name(launch)}"
-    _write_job(
-        folder / last,
-        launch,
-        _submission(launch, finish_name(launch), ((),), "finish", 0),
-        finish_parameters(launch, finish_name(launch), dependency=None),
-        module="transfergrid.commands.finish",
-    )
+    sent = intended(launch, finish_name(launch), ((),), "finish", 0)
+    parameters = finish_parameters(launch, sent, dependency=None)
+    _write_job(folder / last, launch, sent, parameters, module="transfergrid.commands.finish")
     after = [*live, *(f"$(cat {shlex.quote(name)}.id)" for name in names)]
-    lines.append(_send_line(last, "afterany", after, kill=False))
+    lines.append(_send_line(last, sent, "afterany", after, kill=False))
     script = folder / "submit.sh"
     durable.write_bytes(script, ("\n".join(lines) + "\n").encode())
     script.chmod(0o775)
@@ -106,22 +137,10 @@ def _parent(run_id: str, task_of: Mapping[str, str], ledger: Ledger) -> str | No
     return None if known is None else known[0].task_id(known[1])
 
 
-def _send_line(name: str, edge: str, parents: Sequence[str | None], *, kill: bool) -> str:
+def _send_line(name: str, sent: Submission, edge: str, parents: Sequence[str | None], *, kill: bool) -> str:
     known = list(dict.fromkeys(p for p in parents if p is not None))
     options = f' --dependency="{edge}:{":".join(known)}"' if known else ""
-    return f"send {shlex.quote(name)}{options}" + (" --kill-on-invalid-dep=yes" if known and kill else "")
-
-
-def _submission(launch: Launch, name: str, tasks: tuple[tuple[str, ...], ...], kind: Kind, gpus: int) -> Submission:
-    return Submission(
-        name=name,
-        grid=launch.grid,
-        launch=launch.folder,
-        tasks=tasks,
-        kind=kind,
-        submitted=datetime.now(UTC),
-        gpus=gpus,
-    )
+    return f"send {shlex.quote(name)} {sent.token}{options}" + (" --kill-on-invalid-dep=yes" if known and kill else "")
 
 
 def _write_job(path: Path, launch: Launch, submission: Submission, parameters: dict[str, Any], *, module: str) -> None:

@@ -16,6 +16,7 @@ from transfergrid import durable, job
 from transfergrid.attempts import newest_attempt
 from transfergrid.cluster import slurm, slurm_words
 from transfergrid.cluster.ledger import Ledger, Submission
+from transfergrid.cluster.ownership import Here, Proof, here, proof_of_attempt
 from transfergrid.errors import GridError, MachineError
 from transfergrid.paths import StorePaths
 from transfergrid.phases import phase_module
@@ -59,10 +60,16 @@ class Case:
         return self.submission.submitted if self.submission is not None else self.own.started
 
     @property
+    def proof(self) -> Proof:
+        return self.submission.proof if self.submission is not None else proof_of_attempt(self.own.owner)
+
+    @property
     def began(self) -> bool:
         """Whether the newest attempt is of this task, in whatever restart of it."""
         if self.own.owner.get("slurm_task"):
-            return bool(self.own.owner["slurm_task"] == self.job_id)
+            noted, proof = proof_of_attempt(self.own.owner), self.proof
+            same = proof.token is None or (noted.cluster, noted.token) == (proof.cluster, proof.token)
+            return bool(self.own.owner["slurm_task"] == self.job_id) and same
         started, submitted = self.own.started, self.submitted
         return self.own.owner.get("slurm_job_id") is not None and _not_before(started, submitted)
 
@@ -83,14 +90,18 @@ class Case:
 
 @dataclass(slots=True)
 class Look:
-    """One look at everything: what it has read and been told. Lives for one take_snapshot."""
+    """One look at everything: what it has read and been told. Lives for one take_snapshot.
+
+    here: the cluster that answers; None where none does. account: by cluster and job.
+    """
 
     store: StorePaths
     ledger: Ledger
     now: datetime
     read: dict[str, Own] = field(default_factory=dict)
+    here: Here | None = None
     queue: dict[str, slurm.QueueEntry] = field(default_factory=dict)
-    account: dict[str, slurm.AccountEntry] = field(default_factory=dict)
+    account: dict[tuple[str, str], slurm.AccountEntry] = field(default_factory=dict)
     error: str | None = None
     accounting: bool = True
     commands: int = 0
@@ -99,6 +110,24 @@ class Look:
         if run_id not in self.read:
             self.read[run_id] = _read_own(self.store, run_id)
         return self.read[run_id]
+
+    def entry(self, case: Case) -> slurm.QueueEntry | None:
+        """The queue's row of a run's job, where it proves to be that."""
+        found = self.queue.get(str(case.job_id))
+        if found is None or self.here is None:
+            return None
+        return found if case.proof.fits(self.here.name, found.name, found.comment) else None
+
+    def accounted(self, case: Case) -> slurm.AccountEntry | None:
+        """What the accounting keeps of a run's job, where it proves to be that."""
+        clusters = {case.proof.cluster} if case.proof.cluster is not None else {cluster for cluster, _ in self.account}
+        known = (self.account.get((str(cluster), str(case.job_id))) for cluster in clusters)
+        return next((a for a in known if a is not None and case.proof.fits(a.cluster, a.name)), None)
+
+    def elsewhere(self, case: Case) -> str | None:
+        """The cluster that has a run's job, where that is another than answers here."""
+        cluster = case.proof.cluster
+        return cluster if self.here is not None and cluster not in (None, self.here.name) else None
 
     def age_s(self, moment: datetime | None) -> float:
         return float("inf") if moment is None else (self.now - moment).total_seconds()
@@ -126,26 +155,32 @@ def case_of(look: Look, run_id: str) -> Case:
 
 # ----------------------------------------------------------------------------------------------------- what SLURM knows
 def ask_slurm(look: Look, cases: Sequence[Case], timeout_s: float) -> None:
-    """One squeue for all jobs of runs that are not done, and one sacct for those it leaves open."""
-    asked = [c for c in cases if c.job_id is not None and not c.own.is_done and not _ended_by_record(c)]
-    if not asked:
+    """Which cluster this is; one squeue for all its jobs of runs that are not done; and of those that this leaves open
+    one sacct per cluster they were sent to, which is one as a rule."""
+    undone = [c for c in cases if not c.own.is_done and not _ended_by_record(c)]
+    asked = [c for c in undone if c.job_id is not None]
+    if not asked and all(c.submission is None for c in undone):
         return
     look.commands += 1
     try:
-        entries = slurm.squeue({slurm.base_id(str(c.job_id)) for c in asked}, timeout_s=timeout_s)
+        look.here = here(timeout_s)
+        if ids := {slurm.base_id(str(c.job_id)) for c in asked if look.elsewhere(c) is None}:
+            look.commands += 1
+            look.queue = {e.job_id: e for e in slurm.squeue(ids, timeout_s=timeout_s)}
     except MachineError as error:
         look.error = str(error)
-        entries = []
-    look.queue = {e.job_id: e for e in entries}
-    unexplained = [c for c in asked if not _explained(look, c)]
-    since = [c.submitted for c in unexplained if c.submitted is not None]
-    if not unexplained or not since:
-        return
-    look.commands += 1
-    ids = {slurm.base_id(str(c.job_id)) for c in unexplained}
-    account = slurm.sacct(ids, since=min(since), timeout_s=timeout_s)
-    look.accounting = account is not None
-    look.account = {a.job_id: a for a in account or ()}
+    of_cluster: dict[str | None, list[Case]] = {}
+    for case in asked:
+        if case.submitted is not None and not _explained(look, case):
+            of_cluster.setdefault(case.proof.cluster or (look.here.name if look.here else None), []).append(case)
+    for cluster, unexplained in of_cluster.items():
+        look.commands += 1
+        ids = {slurm.base_id(str(c.job_id)) for c in unexplained}
+        since = min(c.submitted for c in unexplained if c.submitted is not None)
+        account = slurm.sacct(ids, since=since, cluster=cluster, timeout_s=timeout_s)
+        if look.here is None or cluster == look.here.name:
+            look.accounting = account is not None
+        look.account |= {(a.cluster, a.job_id): a for a in account or ()}
 
 
 def _ended_by_record(case: Case) -> bool:
@@ -155,7 +190,7 @@ def _ended_by_record(case: Case) -> bool:
 
 def _explained(look: Look, case: Case) -> bool:
     """FAILED needs the accounting's steps: only they tell of memory, and it has the exit code."""
-    entry = look.queue.get(str(case.job_id))
+    entry = look.entry(case)
     if entry is None:
         return case.has_current_record
     return entry.state != "FAILED" or case.has_current_record
@@ -179,7 +214,7 @@ class Ending:
 
 
 def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> Ending | None:
-    account = look.account.get(str(case.job_id))
+    account = look.accounted(case)
     if account is not None and (entry is None or slurm_words.meaning(account.state).kind == "ended"):
         state = account.state if entry is None or account.state == "OUT_OF_MEMORY" else entry.state
         where = (account.nodes, account.elapsed_s, account.ended)

@@ -1,7 +1,7 @@
 """What was sent to SLURM: results/launches/<launch>/slurm/submissions.jsonl, one line before sbatch and one after.
 
 The line before (without a job id) is the intent. Where a launcher died, or sbatch timed out, between the two, the job
-may exist all the same: it is looked up by its unique name and adopted, never sent again.
+may exist all the same: it is looked up by the token in its name and adopted, never sent again.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transfergrid import durable
+from transfergrid.cluster.ownership import Proof
 from transfergrid.paths import StorePaths
 
 Kind = Literal["runs", "finish"]
@@ -25,8 +26,10 @@ Kind = Literal["runs", "finish"]
 class Submission:
     """One sbatch: an array of tasks, or a plain job where there is one task.
 
-    name: unique; the job carries it as name and as comment. tasks: the run_ids of each task, in order (several where
-    runs share a job). launch: folder of the launch. job_id: None while only intended. gpus: per task.
+    name: unique in the store. tasks: the run_ids of each task, in order (several where runs share a job). launch:
+    folder of the launch. job_id: None while only intended. gpus: per task. cluster: SLURM's name of where it was sent.
+    token: its own, at the end of the names of its jobs. Both are None in lines of an older release. uid: of who sent
+    it.
     """
 
     name: str
@@ -37,11 +40,29 @@ class Submission:
     kind: Kind = "runs"
     submitted: datetime
     gpus: int = 0
+    cluster: str | None = None
+    token: str | None = None
+    uid: int | None = None
+
+    @property
+    def job_name(self) -> str:
+        """As it is sent; its tasks rename themselves, and keep the token."""
+        return self.name if self.token is None else f"{self.name}-{self.token}"
+
+    @property
+    def proof(self) -> Proof:
+        """What a row of SLURM's must fit to be one of its jobs."""
+        return Proof(self.cluster, self.token, self.name, self.uid)
 
     @property
     def folder(self) -> Path:
         """Where its script, its pickles and its logs lie."""
         return self.launch / "slurm" / self.name
+
+    @property
+    def was_accepted(self) -> bool:
+        """Whether sbatch said that it took it: submitit then puts the tasks' pickles in place."""
+        return next(self.folder.glob("*_submitted.pkl"), None) is not None
 
     def task_id(self, index: int) -> str | None:
         """SLURM's id of one task."""
@@ -70,6 +91,9 @@ def as_line(submission: Submission) -> dict[str, Any]:
         "kind": submission.kind,
         "submitted": submission.submitted.isoformat(timespec="seconds"),
         "gpus": submission.gpus,
+        "cluster": submission.cluster,
+        "token": submission.token,
+        "uid": submission.uid,
     }
 
 
@@ -97,7 +121,7 @@ class Ledger:
 
     @property
     def unsettled(self) -> list[Submission]:
-        """Intents without a job id."""
+        """Intents without a job id, on whatever cluster."""
         return [s for s in self.submissions if s.job_id is None and s.tasks]
 
 
@@ -126,4 +150,7 @@ def _read(path: Path) -> Iterator[Submission]:
             kind=line["kind"],
             submitted=datetime.fromisoformat(line["submitted"]).astimezone(UTC),
             gpus=line["gpus"],
+            cluster=line.get("cluster"),
+            token=line.get("token"),
+            uid=line.get("uid"),
         )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from transfergrid.cluster import slurm
+from transfergrid.cluster.ownership import Here, here_of, read_config
 from transfergrid.errors import ConfigError
 from transfergrid.resources import Resources
 
@@ -79,14 +80,16 @@ class Partition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """max_array_size: the largest index of an array, plus one. max_jobs: what this user may have in the queue at once,
-    None = no limit known. accounts, qos: what this user may name, None where SLURM does not know. qos_max_time_min: of
-    those QOS that limit it. accounting: whether states are kept in a database. requeue: whether jobs may be requeued
-    unless they say otherwise. preemption: by what (`none`, `partition_prio`, `qos`). user_signal: whether a preempted
-    job gets the signal it asked for. kill_wait_s: between SIGTERM and SIGKILL at the time limit. min_job_age_s: so long
+    """here: which cluster it is. max_array_size: the largest index of an array, plus one. max_jobs: what this user may
+    have in the queue at once, None = no limit known. accounts, qos: what this user may name, None where SLURM does not
+    know. qos_max_time_min: of those QOS that limit it. accounting: whether states are kept in a database. requeue:
+    whether jobs may be requeued unless they say otherwise. preemption: by what (`none`, `partition_prio`, `qos`).
+    user_signal: whether a preempted job gets the signal it asked for. kill_wait_s: between SIGTERM and SIGKILL at the
+    time limit. min_job_age_s: so long
     squeue knows of a job that has ended.
     """
 
+    here: Here
     max_array_size: int
     max_jobs: int | None
     partitions: Mapping[str, Partition]
@@ -111,12 +114,13 @@ def read_limits(*, account: str | None = None, qos: str | None = None, timeout_s
 
     Raises SlurmDown where the controller does not answer. A silent database is no error: its answers are then None.
     """
-    config = slurm.show("config", timeout_s=timeout_s)[0]
+    config = read_config(timeout_s)
     partitions = _partitions(slurm.show("partition", timeout_s=timeout_s), _shapes(timeout_s))
     accounting = config.get("AccountingStorageType", "").endswith("/slurmdbd")
     known = _read_accounting(config, account, qos, timeout_s) if accounting else _Known()
     max_jobs = [n for n in (_number(config.get("MaxJobCount", "")), known.max_jobs) if n is not None]
     return Limits(
+        here=here_of(config),
         max_array_size=_number(config.get("MaxArraySize", "1001")) or 0,
         max_jobs=min(max_jobs, default=None),
         partitions=partitions,

@@ -19,7 +19,7 @@ from typing import Literal
 
 from transfergrid import durable, job
 from transfergrid.cluster.child import context, gpus_for
-from transfergrid.cluster.states import live_jobs
+from transfergrid.cluster.ownership import is_alive
 from transfergrid.errors import GridError, Lost, StoreFull, classify
 from transfergrid.paths import store_paths
 from transfergrid.plan import Plan, PlannedRun
@@ -269,7 +269,7 @@ def _outcome(payload: str, index: int, gpu: str | None, stop: StopFlag) -> str:
         os.dup2(descriptor, 2)
         os.close(descriptor)
     try:
-        return job.carry_out(run, runtime, stop=stop, live_jobs=live_jobs)
+        return job.carry_out(run, runtime, stop=stop, is_alive=is_alive)
     except Exception as error:
         if classify(error) != "disk_full":
             raise

@@ -14,10 +14,12 @@ from typing import Any
 
 from transfergrid import durable
 from transfergrid.cluster import slurm
+from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.snapshot import import_path
 from transfergrid.resources import ClusterSettings, Resources
 
-JOB_NAME = "tg-doctor"
+JOB_NAME = "tg-doctor"  # and a token, by which each is known
+LOOKS = 3  # at the queue, for a job that sbatch took
 LIMIT_MIN = 2
 POLL_S = 0.5
 RUN_S = LIMIT_MIN * 60 + 60.0  # SLURM ends a job at its limit, give or take
@@ -44,13 +46,17 @@ class ProbeAnswer:
 
 @dataclass(slots=True)
 class _Job:
-    job_id: str
+    """name: by which SLURM shows it. job_id: empty until it does."""
+
+    name: str
     output: Path
     sent_s: float
     state: str = "PENDING"
     reason: str = ""
     started: float | None = None
     exit_code: int | None = None
+    job_id: str = ""
+    unseen: int = 0
 
 
 def small(resources: Resources, *, gpus: int) -> Resources:
@@ -81,13 +87,13 @@ def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str]
 
 
 def submit(script: str, *, folder: Path, resources: Resources, settings: ClusterSettings, nodes: int) -> str:
-    """The job's id; its script and its output lie in `folder`. Raises SlurmRefused, SlurmDown."""
+    """The job's name, which no other has; its script and output lie in `folder`. Raises SlurmRefused, SlurmDown."""
+    name = f"{JOB_NAME}-{new_token()}"
     durable.write_bytes(folder / "job.sh", script.encode())
     gpu = f"gpu:{resources.gpu_type}" if resources.gpu_type else "gpu"
     options = {
         **{key: value for key, value in settings.sbatch.items() if not key.startswith("mail")},
-        "job-name": JOB_NAME,
-        "comment": JOB_NAME,
+        "job-name": name,
         "time": str(LIMIT_MIN),
         "nodes": str(nodes),
         "ntasks-per-node": "1",
@@ -103,8 +109,8 @@ def submit(script: str, *, folder: Path, resources: Resources, settings: Cluster
         "wckey": settings.wckey,
     }
     given = [f"--{key}={value}" for key, value in options.items() if value is not None]
-    told = slurm.run(["sbatch", "--parsable", "--no-requeue", *given, str(folder / "job.sh")])
-    return told.strip().partition(";")[0]
+    slurm.run(["sbatch", "--no-requeue", *given, str(folder / "job.sh")])
+    return name
 
 
 class ProbeJobs:
@@ -120,20 +126,20 @@ class ProbeJobs:
         return self
 
     def __exit__(self, *_: object) -> None:
-        late = [job.job_id for job in self._jobs.values() if job.state in _LIVE]
+        late = [job.name for job in self._jobs.values() if job.state in _LIVE]
         with contextlib.suppress(slurm.SlurmDown, slurm.SlurmRefused):  # they end by themselves after two minutes
-            slurm.scancel(late)
+            slurm.scancel(entry.job_id for entry in slurm.squeue(names=late) if entry.name in late)
 
     def send(
         self, name: str, script: str, *, folder: Path, resources: Resources, settings: ClusterSettings, nodes: int = 1
     ) -> None:
         sent_s = time.time()
         try:
-            job_id = submit(script, folder=folder, resources=resources, settings=settings, nodes=nodes)
+            job_name = submit(script, folder=folder, resources=resources, settings=settings, nodes=nodes)
         except slurm.SlurmRefused as error:
             self._refused[name] = str(error)
             return
-        self._jobs[name] = _Job(job_id, folder / "output", sent_s)
+        self._jobs[name] = _Job(job_name, folder / "output", sent_s)
 
     def wait(self) -> dict[str, ProbeAnswer]:
         """Until each has ended, or did not start in time."""
@@ -153,11 +159,15 @@ class ProbeJobs:
 
     def _look(self) -> None:
         try:
-            entries = {entry.job_id: entry for entry in slurm.squeue(job.job_id for job in self._jobs.values())}
+            entries = {entry.name: entry for entry in slurm.squeue(names=(job.name for job in self._jobs.values()))}
         except slurm.SlurmDown:
             return  # asked again; the wait has an end
         for job in self._jobs.values():
-            entry = entries.get(job.job_id)
+            entry = entries.get(job.name)
+            job.unseen = job.unseen + 1 if entry is None else 0
+            if entry is None and job.unseen < LOOKS:
+                continue
+            job.job_id = entry.job_id if entry is not None else job.job_id
             job.state = entry.state if entry is not None else "ENDED"  # SLURM has forgotten it
             job.reason = entry.reason if entry is not None else ""
             job.exit_code = entry.exit_code if entry is not None else None
@@ -172,7 +182,7 @@ class ProbeJobs:
             )
         text = _read_late(job.output, self._visible_s)
         findings, said = parse_output(text or "")
-        ended = f"job {job.job_id} ended as {job.state}"
+        ended = f"job {job.job_id or job.name} ended as {job.state}"
         problem = ""
         if text is None:
             problem = f"{ended} and its output does not show in {job.output.parent}"

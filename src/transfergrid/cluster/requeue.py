@@ -6,44 +6,59 @@ import time
 
 from transfergrid.attempts import slurm_task
 from transfergrid.cluster import slurm
+from transfergrid.cluster.ownership import row_of_this_job
 from transfergrid.errors import MachineError
 
 RETRY_S = 5.0
 TRIES = 60
+BLIND_LOOKS = 5  # at a queue that does not show this job, though it runs
 
 
 def requeue_this_job() -> bool:
     """Put this process's job back into the queue, unless SLURM is ending it for good or requeues it itself.
 
     The controller may be away for a while; giving up would lose the job, so it is asked for minutes, or until SLURM
-    kills this process. Returns whether the job was put back by this call.
+    kills this process. What is put back is the job that SLURM shows as this one at that moment, by cluster, token and
+    restart: its number may be another's. Returns whether the job was put back by this call.
     """
     me = slurm_task()
     if me is None:
         return False
+    unseen = 0
     for _ in range(TRIES):
         try:
-            state = next((e.state for e in slurm.squeue([me]) if e.job_id == me), "")
-            if state != "RUNNING":
-                print(f"job {me} is {state or 'not in the queue'}: SLURM is ending it itself", flush=True)
+            row = row_of_this_job()
+            if row is not None and row.state == "RUNNING":
+                slurm.run(["scontrol", "requeue", me])
+                print(f"job {me} has saved, and is back in the queue", flush=True)
+                time.sleep(RETRY_S)  # SLURM ends it now
+                return True
+            if row is not None:
+                print(f"job {me} is {row.state}: SLURM is ending it itself", flush=True)
                 return False
-            slurm.run(["scontrol", "requeue", me])
+            unseen += 1
+            if unseen == BLIND_LOOKS:
+                print(f"job {me} is not in the queue as this one, so it is not put back", flush=True)
+                return False
         except MachineError as error:
             print(f"requeue of job {me}: {error}", flush=True)
-            time.sleep(RETRY_S)
-        else:
-            print(f"job {me} has saved, and is back in the queue", flush=True)
-            time.sleep(RETRY_S)  # SLURM ends it now
-            return True
+        time.sleep(RETRY_S)
     return False
 
 
 def seconds_left() -> float | None:
     """Until this job's time limit; None where SLURM does not say."""
-    me = slurm_task()
-    if me is None:
+    if slurm_task() is None:
         return None
     try:
-        return next((e.left_s for e in slurm.squeue([me]) if e.job_id == me), None)
+        row = row_of_this_job()
     except MachineError:
         return None
+    return None if row is None else row.left_s
+
+
+def rename_this_job(name: str) -> None:
+    """Raises SlurmDown, SlurmRefused."""
+    row = row_of_this_job(timeout_s=5)
+    if row is not None:
+        slurm.run(["scontrol", "update", f"jobid={row.job_id}", f"name={name}"], timeout_s=5)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transfergrid import durable, job
 from transfergrid.cluster.ledger import Ledger
-from transfergrid.cluster.states import RunState
+from transfergrid.cluster.run_state import RunState
 from transfergrid.errors import Lost
 from transfergrid.paths import StorePaths
 from transfergrid.records import record_head

@@ -1,7 +1,8 @@
 """SLURM's own commands, each with a time limit, and what they print as values. Nothing here decides anything.
 
 squeue tells what lives and, for some minutes, what has just ended; sacct tells what ended, where there is accounting.
-Each is called once for any number of jobs. A job id is `123`, or `123_4` for task 4 of an array.
+Each is called once for any number of jobs. A job id is `123`, or `123_4` for task 4 of an array; whose job it is, a
+number does not tell: see ownership.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ TIMEOUT_S = 30.0
 PROBE_S = 2.0  # auto: a controller that takes longer is not there
 SEPARATOR = "|"
 NAMES_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_RESERVATION")
-NO_ACCOUNTING = ("disabled", "Slurm accounting storage", "connection refused", "unable to contact", "Problem talking")
+# Variables of SLURM's commands: inherited, they would become options of what is asked here. SQUEUE_PARTITION hides jobs
+# that are there, SCANCEL_STATE keeps scancel from cancelling, SBATCH_PARTITION outweighs a job script's own lines.
+OF_CLIENTS = (
+    *("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SCANCEL_", "SINFO_", "SACCT_", "SACCTMGR_", "SCONTROL_"),
+    *("SSTAT_", "SPRIO_", "SSHARE_", "SDIAG_", "SATTACH_", "SBCAST_", "PMI"),
+)
 
 
 class SlurmDown(MachineError):
@@ -32,10 +38,14 @@ class SlurmRefused(MachineError):
 
 
 def environment() -> dict[str, str]:
-    """This process's environment without what SLURM set in it: inside a job, inherited SLURM_* variables would become
-    options of the new one. What names the cluster stays, and times are told in UTC."""
-    of_slurm = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "PMI")
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(of_slurm) or k in NAMES_THE_CLUSTER}
+    """This process's environment without the variables of SLURM's commands, those that SLURM sets in a job included.
+
+    What names the cluster stays, and times are told in UTC. SBATCH_CLUSTERS, which sbatch alone would follow, counts
+    for every command, as SLURM_CLUSTERS.
+    """
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(OF_CLIENTS) or k in NAMES_THE_CLUSTER}
+    if os.environ.get("SBATCH_CLUSTERS"):
+        kept["SLURM_CLUSTERS"] = os.environ["SBATCH_CLUSTERS"]
     # An array's waiting tasks would be cut short to `5_[0-3,5,7,...]`.
     return kept | {"TZ": "UTC", "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C"}
 
@@ -122,7 +132,8 @@ class QueueEntry:
     """One job, or one task of an array, as squeue shows it.
 
     state: SLURM's word (PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, ...). reason: why it waits or how it ended.
-    starts: expected or true start. elapsed_s, left_s: None where SLURM does not say. comment: the group it came from.
+    starts: expected or true start. elapsed_s, left_s: None where SLURM does not say. comment: the user's, but of jobs
+    that an older release sent, whose group it names.
     """
 
     job_id: str
@@ -142,20 +153,29 @@ _QUEUE = ("JobArrayID", "State", "Reason", "StartTime", "TimeUsed", "TimeLeft", 
 _WIDTH = 256
 
 
-def squeue(job_ids: Iterable[str] = (), *, names: Iterable[str] = (), timeout_s: float = TIMEOUT_S) -> list[QueueEntry]:
-    """These jobs (array ids cover their tasks), or those of these names; unknown ones are left out."""
-    of_ids, of_names = sorted(set(job_ids)), sorted(set(names))
-    if not of_ids and not of_names:
+def squeue(
+    job_ids: Iterable[str] = (),
+    *,
+    names: Iterable[str] = (),
+    uids: Iterable[int] = (),
+    timeout_s: float = TIMEOUT_S,
+) -> list[QueueEntry]:
+    """These jobs (array ids cover their tasks), those of these names, or all of these users; unknown ones are left
+    out."""
+    of_ids, of_names, of_users = sorted(set(job_ids)), sorted(set(names)), sorted(set(uids))
+    if not of_ids and not of_names and not of_users:
         return []
     fields = ",".join(f"{name}:{_WIDTH}" for name in (*_QUEUE, "Comment", "exit_code"))
-    which = ["-j", ",".join(of_ids)] if of_ids else ["--name", ",".join(of_names)]
+    which = ["--name", ",".join(of_names)] if of_names else ["-u", ",".join(map(str, of_users))]
+    which = ["-j", ",".join(of_ids)] if of_ids else which
     try:
-        text = run(["squeue", "-h", "-r", "-t", "all", *which, "-O", fields], timeout_s=timeout_s)
+        # -a: jobs in hidden partitions too.
+        text = run(["squeue", "-a", "-h", "-r", "-t", "all", *which, "-O", fields], timeout_s=timeout_s)
     except SlurmRefused as error:
         if "Invalid job id" in str(error):  # all of them were forgotten
             return []
         raise
-    return [_queue_entry(line) for line in text.splitlines() if line.strip()]
+    return [_queue_entry(line) for line in text.splitlines() if re.match(r"\d+(_\d+)? ", line)]
 
 
 def _queue_entry(line: str) -> QueueEntry:
@@ -181,11 +201,14 @@ def _queue_entry(line: str) -> QueueEntry:
 class AccountEntry:
     """One job or task of an array as the accounting knows it, its steps folded in.
 
-    state: a step's OUT_OF_MEMORY stands for the job's, which says only FAILED. exit_code, signal: of the job.
-    memory_mib: of host memory it had asked for. max_rss_mib: the most that one of its steps was seen to use.
+    cluster, name: of the job. state: a step's OUT_OF_MEMORY stands for the job's, which says only FAILED. exit_code,
+    signal: of the job. memory_mib: of host memory it had asked for. max_rss_mib: the most that one of its steps was
+    seen to use.
     """
 
     job_id: str
+    cluster: str
+    name: str
     state: str
     exit_code: int
     signal: int
@@ -196,16 +219,27 @@ class AccountEntry:
     max_rss_mib: float | None
 
 
-_ACCOUNT = ("JobID", "State", "ExitCode", "NodeList", "End", "ElapsedRaw", "ReqMem", "MaxRSS")
+# The name comes last, since it may hold whatever a user typed, the separator included.
+_ACCOUNT = ("JobID", "State", "ExitCode", "NodeList", "End", "ElapsedRaw", "ReqMem", "MaxRSS", "Cluster", "JobName")
 
 
-def sacct(job_ids: Iterable[str], *, since: datetime, timeout_s: float = TIMEOUT_S) -> list[AccountEntry] | None:
-    """These jobs, newest record of each; None where there is no accounting or its database does not answer."""
-    ids = sorted(set(job_ids))
-    if not ids:
+def sacct(
+    job_ids: Iterable[str] = (),
+    *,
+    since: datetime,
+    uids: Iterable[int] = (),
+    cluster: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> list[AccountEntry] | None:
+    """These jobs, or all of these users, newest record of each; None where there is no accounting or its database
+    does not answer. cluster: whose accounts, since sacct heeds no SLURM_CLUSTERS; None = this machine's."""
+    ids, of_users = sorted(set(job_ids)), sorted(set(uids))
+    if not ids and not of_users:
         return []
     start = (since.astimezone(UTC) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S")  # else it begins at midnight
-    command = ["sacct", "-n", "-P", "-S", start, "-j", ",".join(ids), "-o", ",".join(_ACCOUNT)]
+    where = ["-M", cluster] if cluster is not None else []
+    which = ["-j", ",".join(ids)] if ids else ["-u", ",".join(map(str, of_users))]
+    command = ["sacct", *where, "-n", "-P", "-S", start, *which, "-o", ",".join(_ACCOUNT)]
     try:
         text = run(command, timeout_s=timeout_s)
     except MachineError:
@@ -214,16 +248,19 @@ def sacct(job_ids: Iterable[str], *, since: datetime, timeout_s: float = TIMEOUT
 
 
 def parse_sacct(text: str) -> list[AccountEntry]:
-    jobs: dict[str, dict[str, str]] = {}
-    steps: dict[str, list[dict[str, str]]] = {}
+    jobs: dict[tuple[str, str], dict[str, str]] = {}  # by cluster and id
+    steps: dict[tuple[str, str], list[dict[str, str]]] = {}
     for line in text.splitlines():
-        cells = dict(zip(_ACCOUNT, line.split(SEPARATOR), strict=False))
+        values = line.split(SEPARATOR, len(_ACCOUNT) - 1)
+        if len(values) < len(_ACCOUNT):
+            continue
+        cells = dict(zip(_ACCOUNT, values, strict=True))
         job_id, _, step = cells["JobID"].partition(".")
         if step:
-            steps.setdefault(job_id, []).append(cells)
+            steps.setdefault((cells["Cluster"], job_id), []).append(cells)
         elif "[" not in job_id:  # `5_[3-9]`: waiting tasks, of which squeue tells more
-            jobs[job_id] = cells  # of a requeued job the last line is the newest
-    return [_account_entry(cells, steps.get(job_id, [])) for job_id, cells in jobs.items()]
+            jobs[cells["Cluster"], job_id] = cells  # of a requeued job the last line is the newest
+    return [_account_entry(cells, steps.get(key, [])) for key, cells in jobs.items()]
 
 
 def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> AccountEntry:
@@ -235,6 +272,8 @@ def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]])
     rss = [mib for mib in (mebibytes(s["MaxRSS"]) for s in steps) if mib is not None]
     return AccountEntry(
         job_id=cells["JobID"],
+        cluster=cells["Cluster"],
+        name=cells["JobName"],
         state=state,
         exit_code=int(code) if code.isdigit() else 0,
         signal=int(number) if number.isdigit() else 0,
@@ -291,9 +330,9 @@ def scancel(job_ids: Iterable[str], *, pending_only: bool = False) -> None:
 
 def show(what: str, name: str | None = None, *, timeout_s: float = TIMEOUT_S) -> list[dict[str, str]]:
     """`scontrol show config|partition|node|job` as dictionaries, one per entry."""
-    command = ["scontrol", "show", what, *([name] if name is not None else [])]
+    command = ["scontrol", "-a", "show", what, *([name] if name is not None else [])]  # hidden partitions, too
     if what == "config":
         pairs = (line.partition("=") for line in run(command, timeout_s=timeout_s).splitlines() if "=" in line)
         return [{key.strip(): value.strip() for key, _, value in pairs}]
-    lines = run([*command[:1], "-o", *command[1:]], timeout_s=timeout_s).splitlines()
+    lines = run([*command[:2], "-o", *command[2:]], timeout_s=timeout_s).splitlines()
     return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines if line.strip()]

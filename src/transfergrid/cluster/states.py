@@ -1,15 +1,17 @@
 """The true state of runs: what the store records, then what SLURM has in its queue, then what its accounting keeps.
 
-An own record that is current ends every doubt. squeue and sacct are each asked once for any number of runs; what
-neither explains is `unknown` while it may still appear, and `lost` afterwards, never success and never failure.
+An own record that is current ends every doubt. squeue and sacct are each asked once for any number of runs, and a row
+of theirs counts only where cluster and token prove it (ownership.py). What neither explains is `unknown` while it may
+still appear, and `lost` afterwards, never success and never failure. Where SLURM contradicts itself, or cannot show the
+job, it stays `unknown`: such a run is never sent again but on the user's word.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Literal
 
 from transfergrid.cluster import slurm, slurm_words
 from transfergrid.cluster.evidence import (
@@ -23,60 +25,44 @@ from transfergrid.cluster.evidence import (
     last_sign,
     logs_of,
     node_of,
-    payload_runs,
     trace_of,
 )
 from transfergrid.cluster.ledger import Ledger, Submission
-from transfergrid.errors import MachineError
+from transfergrid.cluster.needs import follow_needs, with_ancestors
+from transfergrid.cluster.ownership import UNMARKED
+from transfergrid.cluster.run_state import RunState, State
 from transfergrid.paths import StorePaths
 from transfergrid.records import phase_seconds
-from transfergrid.specs import RunSpec
-
-State = Literal["done", "failed", "running", "pending", "blocked", "cancelled", "lost", "unknown", "not submitted"]
 
 SETTLING_S = 150.0  # a requeue makes a job vanish or look ended for up to two minutes
 RECORD_DELAY_S = 60.0  # until a file that a node has written is seen on a slow shared file system
 
 _STATE_OF_CLASS: dict[str, State] = {"blocked": "blocked", "cancelled": "cancelled", "lost": "lost"}
-_STANDS_IN_THE_WAY = ("failed", "blocked", "cancelled", "lost")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunState:
-    """reason: one line for people: why it waits, how it ended. failure_class: of failed, blocked, cancelled and lost.
-
-    job_id: 123 or 123_4; None for a run of a local launcher. never_starts: pending, and SLURM will never start it.
-    """
-
-    run_id: str
-    state: State
-    reason: str = ""
-    failure_class: str | None = None
-    job_id: str | None = None
-    node: str = ""
-    attempts: int = 0
-    elapsed_s: float | None = None
-    left_s: float | None = None
-    starts: datetime | None = None
-    never_starts: bool = False
-
-    @property
-    def is_live(self) -> bool:
-        """Whether something may still come of it without a new launch."""
-        return self.state in ("pending", "running", "unknown")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """slurm_error: what squeue said where it did not answer. accounting: False where sacct was asked and did not.
 
-    commands: how many commands of SLURM's were run, at most two.
+    commands: how many commands of SLURM's were run, at most three, and one for each other cluster. cluster: SLURM's
+    name of the one that answers here; None where nobody was asked, or none does.
     """
 
     states: Mapping[str, RunState]
     slurm_error: str | None
     accounting: bool
     commands: int
+    cluster: str | None = None
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """A line for each other cluster that has jobs of these runs."""
+        held = Counter(state.cluster for state in self.states.values() if state.cluster is not None)
+        return [
+            f"cluster {name} has the jobs of {count} of these runs; this is cluster {self.cluster}, which leaves them"
+            f" alone: give the command there, or with SLURM_CLUSTERS={name} before it"
+            for name, count in held.items()
+        ]
 
 
 def take_snapshot(
@@ -91,54 +77,13 @@ def take_snapshot(
     needs = needs or {}
     asked = list(dict.fromkeys(run_ids))
     look = Look(store=store, ledger=ledger, now=datetime.now(UTC))
-    cases = {run_id: case_of(look, run_id) for run_id in _with_ancestors(asked, needs)}
+    cases = {run_id: case_of(look, run_id) for run_id in with_ancestors(asked, needs)}
     ask_slurm(look, list(cases.values()), timeout_s)
     states = {run_id: _with_artifacts(case, _judge(look, case)) for run_id, case in cases.items()}
     for run_id in asked:
-        _follow_needs(run_id, states, cases, needs)
-    return Snapshot({run_id: states[run_id] for run_id in asked}, look.error, look.accounting, look.commands)
-
-
-def live_jobs(job_ids: Iterable[str]) -> dict[str, int] | None:
-    """Of these jobs (`123`, which covers an array's tasks, or `123_4`) those that SLURM has alive: id -> restart count.
-
-    A job that is ending is alive. None where SLURM does not answer.
-    """
-    try:
-        entries = slurm.squeue(job_ids)
-    except MachineError:
-        return None
-    return {e.job_id: e.restarts for e in entries if slurm_words.meaning(e.state).kind != "ended"}
-
-
-def needs_of(store: StorePaths, ledger: Ledger, run_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """What each run is made from, extractions included, as the launches that sent it say; unknown runs are left out."""
-    return {run_id: needs_of_spec(spec) for run_id, spec in specs_of(ledger, run_ids).items()}
-
-
-def needs_of_spec(spec: RunSpec) -> tuple[str, ...]:
-    return tuple(extraction.run_id for extraction in spec.extractions) + spec.needs
-
-
-def specs_of(ledger: Ledger, run_ids: Iterable[str]) -> dict[str, RunSpec]:
-    """The specs of those of these runs that were sent to SLURM by launches still on file."""
-    wanted = set(run_ids)
-    launches = {s.launch: None for s in reversed(ledger.submissions) if any(wanted.intersection(t) for t in s.tasks)}
-    found: dict[str, RunSpec] = {}
-    for launch in launches:
-        found = {run_id: spec for run_id, spec in payload_runs(launch).items() if run_id in wanted} | found
-        if len(found) == len(wanted):
-            break
-    return found
-
-
-def _with_ancestors(run_ids: Sequence[str], needs: Mapping[str, Sequence[str]]) -> list[str]:
-    found = dict.fromkeys(run_ids)
-    frontier = list(found)
-    while frontier:
-        frontier = [n for n in dict.fromkeys(n for r in frontier for n in needs.get(r, ())) if n not in found]
-        found |= dict.fromkeys(frontier)
-    return list(found)
+        follow_needs(run_id, states, cases, needs)
+    cluster = look.here.name if look.here is not None else None
+    return Snapshot({r: states[r] for r in asked}, look.error, look.accounting, look.commands, cluster)
 
 
 # ------------------------------------------------------------------------------------------------------------ judgement
@@ -149,7 +94,7 @@ def _judge(look: Look, case: Case) -> RunState:
         return RunState(run_id=case.run_id, state="done", attempts=own.attempts, elapsed_s=phase_seconds(own.record))
     if own.is_locked and not own.owner.get("slurm_job_id"):
         return _held(look, case)
-    entry = look.queue.get(case.job_id) if case.job_id is not None else None
+    entry = look.entry(case)
     if entry is not None and slurm_words.meaning(entry.state).kind != "ended":
         if case.has_current_record and case.began_since(entry.restarts):
             return _recorded(case)
@@ -160,6 +105,8 @@ def _judge(look: Look, case: Case) -> RunState:
         return _held(look, case)
     if case.job_id is None:
         return _unsent(look, case)
+    if look.elsewhere(case) is not None:
+        return _elsewhere(look, case)
     ending = ending_of(look, case, entry)
     if ending is not None:
         return _ended(look, case, ending)
@@ -168,7 +115,7 @@ def _judge(look: Look, case: Case) -> RunState:
 
 def _with_artifacts(case: Case, state: RunState) -> RunState:
     """A job that found its work done by another leaves no record; whether it is done, what it makes tells."""
-    if state.state == "lost" and case.own.record is None and has_artifacts(case):
+    if (state.state == "lost" or state.undecided) and case.own.record is None and has_artifacts(case):
         return RunState(run_id=case.run_id, state="done", attempts=case.own.attempts, reason="made by another run")
     return state
 
@@ -250,14 +197,42 @@ def _held(look: Look, case: Case) -> RunState:
 
 
 def _unsent(look: Look, case: Case) -> RunState:
-    if case.submission is not None:  # only the intent of it
-        if look.age_s(case.submitted) < SETTLING_S:
-            told = "is being submitted"
-            return RunState(run_id=case.run_id, state="unknown", reason=told, attempts=case.own.attempts)
-        told = "its launcher died while it submitted; launch again"
-        return RunState(run_id=case.run_id, state="not submitted", reason=told, attempts=case.own.attempts)
-    told = "its last attempt was interrupted" if case.own.attempts else ""
-    return RunState(run_id=case.run_id, state="not submitted", reason=told, attempts=case.own.attempts)
+    sent, state = case.submission, RunState(run_id=case.run_id, state="not submitted", attempts=case.own.attempts)
+    if sent is None:
+        return replace(state, reason="its last attempt was interrupted" if case.own.attempts else "")
+    if look.age_s(case.submitted) < SETTLING_S:  # there is only the intent of it
+        return replace(state, state="unknown", reason="is being submitted")
+    told = f"its launcher died while it submitted {sent.job_name}"
+    if not sent.proof.is_complete:
+        return replace(state, state="unknown", undecided=True, reason=f"{told}; {UNMARKED}")
+    if look.here is None:
+        return replace(state, state="unknown", reason=f"{told}, and SLURM does not answer")
+    if (cluster := look.elsewhere(case)) is not None:
+        return replace(state, state="unknown", undecided=True, cluster=cluster, reason=f"{told} to cluster {cluster}")
+    if sent.was_accepted or look.here.may_hide(sent.proof):
+        told += "; SLURM shows no job of that name" + (", though sbatch took it" if sent.was_accepted else "")
+        return replace(state, state="unknown", undecided=True, reason=told)
+    return replace(state, reason=f"{told}; launch again")
+
+
+def _elsewhere(look: Look, case: Case) -> RunState:
+    """Of a job of another cluster: how it ended, where accounts that both clusters share prove that."""
+    cluster, account = look.elsewhere(case), look.accounted(case)
+    ending = ending_of(look, case, None)
+    if ending is not None and slurm_words.meaning(ending.state).kind == "ended":
+        state = _ended(look, case, ending)
+        return replace(state, cluster=cluster if state.is_live else None, undecided=state.is_live)
+    told = f"; its accounting says {account.state}" if account is not None else ""
+    return RunState(
+        run_id=case.run_id,
+        state="unknown",
+        reason=f"its job {case.job_id} is on cluster {cluster}{told}",
+        job_id=case.job_id,
+        node=node_of(case.own),
+        attempts=case.own.attempts,
+        undecided=True,
+        cluster=cluster,
+    )
 
 
 def _ended(look: Look, case: Case, ending: Ending) -> RunState:
@@ -302,9 +277,9 @@ def _only_in_accounting(look: Look, case: Case, state: RunState, word: str) -> R
         if kind == "runs" or (case.began and not case.own.owner.get("ended")):  # the accounting hears of it later
             return replace(state, state="running", reason=told)
         return replace(state, state="pending", reason=told, elapsed_s=None)
-    if kind == "unknown" or look.age_s(case.submitted) < SETTLING_S:
-        return replace(state, reason=f"SLURM's accounting says {word}")
-    return _with_class(state, "lost", f"SLURM has no live job {case.job_id}, and it left no record")
+    late = look.age_s(case.submitted) >= SETTLING_S
+    told = f", its queue does not show job {case.job_id}" if late else ""
+    return replace(state, reason=f"SLURM's accounting says {word}{told}", undecided=late)
 
 
 def _absent(look: Look, case: Case) -> RunState:
@@ -320,19 +295,28 @@ def _absent(look: Look, case: Case) -> RunState:
         return _with_class(state, *trace)
     if own.record is not None and not case.began:
         return replace(_recorded(case), reason=f"{own.record.get('error') or ''} (of job {job_id} nothing is known)")
-    if not case.began and _knows_siblings(look, job_id):
+    if not case.began and _knows_siblings(look, case):
         # A waiting task of an array that is cancelled leaves the queue without a trace, in the accounting too.
         return _with_class(state, "cancelled", "was cancelled before it started")
     if look.age_s(case.submitted) < SETTLING_S:
         if case.began:
             return replace(state, reason="SLURM does not show its job")
         return replace(state, state="pending", reason="just submitted")
+    if not case.proof.is_complete:
+        return replace(state, undecided=True, reason=f"SLURM shows no job {job_id} of its name: {UNMARKED}")
+    if look.here is not None and look.here.may_hide(case.proof):
+        told = f"SLURM does not show job {job_id}, which another user sent: it hides others' jobs here (PrivateData)"
+        return replace(state, undecided=True, reason=told)
     return _with_class(state, "lost", f"SLURM no longer knows job {job_id}, and it left no record")
 
 
-def _knows_siblings(look: Look, job_id: str) -> bool:
-    base, _, task = job_id.partition("_")
-    return bool(task) and any(slurm.base_id(known) == base for known in (*look.queue, *look.account))
+def _knows_siblings(look: Look, case: Case) -> bool:
+    """Whether SLURM knows other tasks of the same array."""
+    base, _, task = str(case.job_id).partition("_")
+    names = [(look.here.name, e.name, j) for j, e in look.queue.items()] if look.here is not None else []
+    names += [(a.cluster, a.name, j) for (_, j), a in look.account.items()]
+    of_base = ((cluster, name) for cluster, name, job_id in names if slurm.base_id(job_id) == base)
+    return bool(task) and any(case.proof.fits(cluster, name) for cluster, name in of_base)
 
 
 def _with_class(state: RunState, failure_class: str, reason: str) -> RunState:
@@ -342,46 +326,3 @@ def _with_class(state: RunState, failure_class: str, reason: str) -> RunState:
         failure_class=failure_class,
         reason=reason,
     )
-
-
-# --------------------------------------------------------------------------------------------------------------- needs
-def _follow_needs(
-    run_id: str, states: dict[str, RunState], cases: Mapping[str, Case], needs: Mapping[str, Sequence[str]]
-) -> None:
-    """Say of a run what it waits for, or what blocks it; needed ones first. Each run is settled once."""
-    pending: list[tuple[str, bool]] = [(run_id, False)]
-    while pending:
-        each, needs_settled = pending.pop()
-        if not needs_settled:
-            pending.append((each, True))
-            pending.extend((n, False) for n in needs.get(each, ()) if _may_depend(states[n]))
-        elif _may_depend(states[each]):
-            states[each] = _depending(states[each], cases[each], [states[n] for n in needs.get(each, ())])
-
-
-def _may_depend(state: RunState) -> bool:
-    return state.state in ("not submitted", "cancelled", "lost", "blocked") or "ependency" in state.reason
-
-
-def _depending(state: RunState, case: Case, needed: Sequence[RunState]) -> RunState:
-    bad = next((n for n in needed if n.state in _STANDS_IN_THE_WAY), None)
-    if state.state == "pending":
-        other = bad or next((n for n in needed if n.state != "done"), None)
-        if other is None:
-            return state
-        never = bad is not None and state.never_starts
-        return replace(state, reason=f"waits for {_named(other)}" + (": it never starts" if never else ""))
-    has_started = state.state in ("lost", "cancelled") and (case.began or bool(state.elapsed_s))
-    if bad is None or has_started:
-        return state
-    return replace(state, state="blocked", failure_class="blocked", reason=f"needs {_named(bad)}")
-
-
-def _named(other: RunState) -> str:
-    """`R, which failed (data)`; of one that is itself blocked, what blocks it stands in its own reason."""
-    if other.state == "blocked":
-        return f"{other.run_id}, which is blocked: {other.reason}" if len(other.reason) < 200 else other.run_id
-    if other.state in ("failed", "lost", "cancelled"):
-        how = {"failed": "failed", "lost": "was lost", "cancelled": "was cancelled"}[other.state]
-        return f"{other.run_id}, which {how}" + (f" ({other.failure_class})" if other.state == "failed" else "")
-    return f"{other.run_id}, which is {other.state}"

@@ -1,7 +1,8 @@
 """Groups -> SLURM, through submitit: one sbatch per group, edges to live parents only, nothing sent twice.
 
-Sequence of one group: its folder and tasks.json; its intent in the ledger; sbatch; its job id in the ledger. Where
-sbatch gets no answer the job may exist all the same: it is looked up by its unique name before anything is sent again.
+Sequence of one group: its folder and tasks.json; its intent in the ledger; sbatch; its job id in the ledger. The id is
+that of the job which SLURM shows with the submission's token in its name, whatever sbatch printed (adopt.py). Where
+sbatch gets no answer the job may exist all the same: it is looked up likewise before anything is sent again.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ import submitit
 from transfergrid import durable
 from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
+from transfergrid.cluster.adopt import adopt, look_up
 from transfergrid.cluster.groups import Group
 from transfergrid.cluster.ledger import Ledger, Submission
+from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
 from transfergrid.cluster.snapshot import import_path
 from transfergrid.cluster.task import TaskSettings, run_task
-from transfergrid.errors import ConfigError, one_line
+from transfergrid.errors import ConfigError, MachineError
 from transfergrid.resources import ClusterSettings, Resources
 
 GIVE_UP_S = 300.0  # for a controller that does not answer
-RETRY_S = 3.0
-LOOKS = 3  # at the queue, before a job of which sbatch said nothing counts as never sent
 FINISH_CPUS, FINISH_MEM_GB, FINISH_MIN = 2, 4.0, 60
 OF_NODES_WITH_GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "nodelist", "nodes", "ntasks", "exclusive")
 # What sbatch says of a job that it would never take -> the setting that asks for it, and what there is.
@@ -50,7 +51,8 @@ _UNENDING = 1_000_000  # submitit's own count of timeouts; ours is max_requeues
 class Launch:
     """What all groups of one launch share. folder: results/launches/<launch>. source: goes in front of PYTHONPATH.
 
-    notify: the shell command by which the finish job tells that all has ended. finish: what that job asks for.
+    notify: the shell command by which the finish job tells that all has ended. finish: what that job asks for. cluster:
+    SLURM's name of where it is sent.
     """
 
     grid: str
@@ -59,6 +61,7 @@ class Launch:
     source: Path
     settings: ClusterSettings
     finish: Resources
+    cluster: str
     notify: str | None = None
 
 
@@ -78,7 +81,7 @@ class Sender:
         parents = [task for task in map(self._parent, group.waits_for) if task is not None]
         submission = self._intend(group.name, group.run_ids, "runs", group.resources.gpus)
         write_tasks(self.launch, group, self.indices)
-        parameters = sbatch_parameters(self.launch, group, dependency=dependency(group.edge, parents))
+        parameters = sbatch_parameters(self.launch, group, submission, dependency=dependency(group.edge, parents))
         submission = _send(submission, self.launch, parameters, run_task)
         self.sent.append(submission)
         for i, run_ids in enumerate(group.run_ids):
@@ -90,7 +93,7 @@ class Sender:
         name = finish_name(self.launch)
         submission = self._intend(name, ((),), "finish", 0)
         write_finish(self.launch)
-        parameters = finish_parameters(self.launch, name, dependency=dependency("afterany", after))
+        parameters = finish_parameters(self.launch, submission, dependency=dependency("afterany", after))
         submission = _send(submission, self.launch, parameters, function)
         self.sent.append(submission)
         return submission
@@ -102,18 +105,28 @@ class Sender:
         return None if known is None else known[0].task_id(known[1])
 
     def _intend(self, name: str, tasks: tuple[tuple[str, ...], ...], kind: ledgers.Kind, gpus: int) -> Submission:
-        submission = Submission(
-            name=name,
-            grid=self.launch.grid,
-            launch=self.launch.folder,
-            tasks=tasks,
-            kind=kind,
-            submitted=datetime.now(UTC),
-            gpus=gpus,
-        )
+        submission = intended(self.launch, name, tasks, kind, gpus)
         durable.make_folder(submission.folder)
         ledgers.record(submission)
         return submission
+
+
+def intended(
+    launch: Launch, name: str, tasks: tuple[tuple[str, ...], ...], kind: ledgers.Kind, gpus: int
+) -> Submission:
+    """With a token of its own."""
+    return Submission(
+        name=name,
+        grid=launch.grid,
+        launch=launch.folder,
+        tasks=tasks,
+        kind=kind,
+        submitted=datetime.now(UTC),
+        gpus=gpus,
+        cluster=launch.cluster,
+        token=new_token(),
+        uid=os.getuid(),
+    )
 
 
 def write_tasks(launch: Launch, group: Group, indices: Mapping[str, int]) -> None:
@@ -147,23 +160,29 @@ def _send(
     folder, deadline = submission.folder, time.monotonic() + GIVE_UP_S
     while True:
         executor = make_executor(folder, launch.settings, parameters)
+        said = ""
         try:
             with slurm_environment(), contextlib.redirect_stderr(io.StringIO()):  # which it prints as well as raises
                 # The same call for every task: a task finds its own by its array index, and so any pickle fits any.
-                jobs = executor.map_array(function, [str(folder)] * len(submission.tasks))
-            submission = replace(submission, job_id=slurm.base_id(jobs[0].job_id))
-            ledgers.record(submission)
-            return submission
+                executor.map_array(function, [str(folder)] * len(submission.tasks))
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             said = " ".join(str(error).split())
             has_answered = isinstance(error, submitit.core.utils.FailedJobError) and not slurm.is_silence(said)
             if has_answered:
+                with contextlib.suppress(MachineError):  # it may have been taken, and the answer be about another thing
+                    if taken := adopt([submission]):
+                        return taken[0]
                 ledgers.forget(submission)
                 shutil.rmtree(folder, ignore_errors=True)
                 raise SlurmRefused(f"sbatch refused {submission.name}: {said[-300:]}") from error
-        adopted = _look_up(submission, deadline)
+        adopted = look_up(submission, deadline)
         if adopted is not None:
             return adopted
+        if not said:  # sent again, it might be there twice
+            raise MachineError(
+                f"sbatch took {submission.job_name}, and SLURM shows no job of that name; is it renamed by a plugin of"
+                " this cluster? What was sent stays as it is"
+            )
         if time.monotonic() > deadline:
             raise SlurmDown(
                 f"sbatch has got no answer for {GIVE_UP_S / 60:.0f} minutes ({said[-200:]}); launch again once it does:"
@@ -171,80 +190,6 @@ def _send(
             )
         for pickle in folder.glob("*.pkl"):
             pickle.unlink()
-
-
-def _look_up(submission: Submission, deadline: float) -> Submission | None:
-    """The job of an intent, if SLURM has it; None once SLURM has answered several times that it does not."""
-    looks = 0
-    while looks < LOOKS:
-        try:
-            found = adopt([submission])
-        except SlurmDown as error:
-            if time.monotonic() > deadline:
-                raise SlurmDown(
-                    f"SLURM's controller has not answered for {GIVE_UP_S / 60:.0f} minutes ({one_line(error)});"
-                    " launch again once it does: what was sent is found, what was not is sent"
-                ) from error
-            looks = 0
-        else:
-            if found:
-                return found[0]
-            looks += 1
-        time.sleep(RETRY_S)
-    return None
-
-
-def adopt(intents: Sequence[Submission]) -> list[Submission]:
-    """Those intents that became jobs after all, recorded with their ids and their pickles put in place."""
-    adopted = []
-    in_queue: dict[str, str] = {}
-    missing = [s for s in intents if _submitted_id(s) is None]
-    for entry in slurm.squeue(names=[s.name for s in missing]):
-        in_queue[entry.comment or entry.name] = slurm.base_id(entry.job_id)
-    for intent in intents:
-        job_id = _submitted_id(intent) or in_queue.get(intent.name)
-        if job_id is None:
-            continue
-        submission = replace(intent, job_id=job_id)
-        _put_pickles(submission)
-        ledgers.record(submission)
-        adopted.append(submission)
-    return adopted
-
-
-def _submitted_id(intent: Submission) -> str | None:
-    """The job id where submitit got as far as to put the pickles in place, under names that begin with it."""
-    found = next(iter(intent.folder.glob("*_submitted.pkl")), None)
-    return None if found is None else slurm.base_id(found.name)
-
-
-def _put_pickles(submission: Submission) -> None:
-    """What submitit does after sbatch: each task's pickle under the task's name, where the task waits for it."""
-    pickles = [p for p in submission.folder.glob("*.pkl") if not p.name.endswith(("_submitted.pkl", "_result.pkl"))]
-    if not pickles:
-        return
-    content = pickles[0].read_bytes()
-    for index in range(len(submission.tasks)):
-        durable.write_bytes(submission.folder / f"{submission.task_id(index)}_submitted.pkl", content)
-    for pickle in pickles:
-        pickle.unlink()
-
-
-def adopt_intents(ledger: Ledger) -> bool:
-    """Before anything is sent: what became of intents that a launcher left behind. True if there were any."""
-    intents = ledger.unsettled
-    if not intents:
-        return False
-    for look in range(LOOKS):
-        found = {s.name for s in adopt(intents)}
-        intents = [s for s in intents if s.name not in found]
-        if not intents:
-            return True
-        if look + 1 < LOOKS:
-            time.sleep(RETRY_S)
-    for intent in intents:
-        ledgers.forget(intent)
-    return True
 
 
 # --------------------------------------------------------------------------------------------------- sbatch parameters
@@ -261,9 +206,11 @@ def python_command(settings: ClusterSettings) -> str:
     return f"""sh -c 'trap "" USR2 TERM; exec "$0" "$@"' {python}"""
 
 
-def sbatch_parameters(launch: Launch, group: Group, *, dependency: str | None) -> dict[str, Any]:
+def sbatch_parameters(
+    launch: Launch, group: Group, submission: Submission, *, dependency: str | None
+) -> dict[str, Any]:
     settings = launch.settings
-    parameters = _common(launch, group.name, group.resources, dependency)
+    parameters = _common(launch, submission, group.resources, dependency)
     parameters["array_parallelism"] = settings.array_parallelism or len(group.tasks)
     parameters["signal_delay_s"] = settings.signal_delay_s
     if dependency is not None and group.edge == "afterok":
@@ -287,14 +234,14 @@ def finish_resources(settings: ClusterSettings, *, max_time_min: int | None) -> 
     )
 
 
-def finish_parameters(launch: Launch, name: str, *, dependency: str | None) -> dict[str, Any]:
-    parameters = _common(launch, name, launch.finish, dependency)
+def finish_parameters(launch: Launch, submission: Submission, *, dependency: str | None) -> dict[str, Any]:
+    parameters = _common(launch, submission, launch.finish, dependency)
     for option in OF_NODES_WITH_GPUS:
         parameters["additional_parameters"].pop(option, None)
     return parameters
 
 
-def _common(launch: Launch, name: str, resources: Resources, dependency: str | None) -> dict[str, Any]:
+def _common(launch: Launch, submission: Submission, resources: Resources, dependency: str | None) -> dict[str, Any]:
     settings = launch.settings
     gpu: dict[str, Any] = {}
     if resources.gpu_type is not None and resources.gpus:
@@ -302,8 +249,7 @@ def _common(launch: Launch, name: str, resources: Resources, dependency: str | N
     elif resources.gpus:
         gpu = {"gpus_per_node": resources.gpus}
     return {
-        "job_name": name,
-        "comment": name,  # stays when a task renames itself
+        "job_name": submission.job_name,
         "partition": resources.partition,
         "account": resources.account,
         "qos": resources.qos,
@@ -323,6 +269,7 @@ def _common(launch: Launch, name: str, resources: Resources, dependency: str | N
             *settings.setup,
             f"export PYTHONPATH={shlex.quote(import_path(launch.source))}",
             "export PYTHONUNBUFFERED=1",
+            f"export TRANSFERGRID_JOB_TOKEN={submission.token}",
         ],
         "additional_parameters": {"requeue": True, **settings.sbatch},
     } | gpu
@@ -330,7 +277,7 @@ def _common(launch: Launch, name: str, resources: Resources, dependency: str | N
 
 @contextlib.contextmanager
 def slurm_environment() -> Iterator[None]:
-    """sbatch without what SLURM set in this process: from inside a job it would become options of the new one."""
+    """For sbatch, which submitit calls in this process: its environment without variables of SLURM's commands."""
     before, kept = dict(os.environ), slurm.environment()
     os.environ.clear()
     os.environ.update(kept)

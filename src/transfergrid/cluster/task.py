@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid import durable, job, tracking
-from transfergrid.attempts import newest_attempt, restart_count, slurm_task
-from transfergrid.cluster import local, slurm
-from transfergrid.cluster.requeue import requeue_this_job, seconds_left
+from transfergrid.attempts import job_mark, newest_attempt, restart_count, slurm_task
+from transfergrid.cluster import local
+from transfergrid.cluster.ownership import is_alive
+from transfergrid.cluster.requeue import rename_this_job, requeue_this_job, seconds_left
 from transfergrid.cluster.staging import staged
-from transfergrid.cluster.states import live_jobs
 from transfergrid.errors import Lost, MachineError
 from transfergrid.paths import store_paths
 from transfergrid.phases import phase_module
@@ -104,7 +104,7 @@ def _carry_out(runs: Sequence[RunSpec], runtime: Runtime, settings: TaskSettings
         if len(runs) > 1:
             outcomes = _one_after_the_other(runs, runtime, stop)
         else:
-            outcomes = {runs[0].run_id: job.carry_out(runs[0], runtime, stop=stop, live_jobs=live_jobs)}
+            outcomes = {runs[0].run_id: job.carry_out(runs[0], runtime, stop=stop, is_alive=is_alive)}
         interrupted = [run for run in runs if outcomes[run.run_id] == "interrupted"]
         got_nowhere = all(progress_mark(run, runtime) == marks[run.run_id] for run in runs)
         if len(interrupted) == len(runs) and got_nowhere and time_is_up(settings):
@@ -172,13 +172,12 @@ def _record_no_progress(run: RunSpec, runtime: Runtime) -> None:
 
 
 def _rename(runs: Sequence[RunSpec]) -> None:
-    """squeue then shows what this task does; by its comment it is still found as one of its group."""
-    me = slurm_task()
-    if me is None:
+    """squeue then shows what this task does; by the token at the end it is still known as one of its submission."""
+    if slurm_task() is None:
         return
     name = runs[0].slug + (f"+{len(runs) - 1}" if len(runs) > 1 else "")
     try:
-        slurm.run(["scontrol", "update", f"jobid={me}", f"name={name}"], timeout_s=5)
+        rename_this_job(f"{name}-{job_mark()}")
     except MachineError as error:
         logger.info("the job keeps its name: %s", error)
 

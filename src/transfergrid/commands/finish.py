@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 from transfergrid import durable, job
 from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.ledger import Ledger, read_ledger
+from transfergrid.cluster.needs import needs_of
+from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import ENDED, settle
-from transfergrid.cluster.states import RunState, Snapshot, needs_of, take_snapshot
+from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.commands.console import make_console
 from transfergrid.commands.report import show_report
 from transfergrid.commands.sync import sync_and_publish
@@ -70,8 +72,8 @@ def _wait_until_all_is_told(grid: str, store: StorePaths) -> dict[str, RunState]
         ledger = read_ledger(store)
         run_ids = runs_of(grid, store, ledger)
         snapshot: Snapshot = take_snapshot(run_ids, store, ledger, needs=needs_of(store, ledger, run_ids))
-        undecided = [s for s in snapshot.states.values() if s.state == "unknown"]
-        if not undecided or time.monotonic() > deadline:
+        unsettled = [s for s in snapshot.states.values() if s.state == "unknown" and s.may_change]
+        if not unsettled or time.monotonic() > deadline:
             return dict(snapshot.states)
         time.sleep(POLL_S)
 

@@ -68,9 +68,8 @@ def carry_out(request: Request) -> int:
     if request.emit is not None:
         raise ConfigError("emit=DIR writes SLURM job scripts; it needs cluster=slurm")
     request = on_cpu_without_gpus(request)
-    plan = make_plan(
-        [c.run.run_id for c in request.configurations], request.runs, request.runtime, queued=queued(request)
-    )
+    in_queue = queued(sent_states(request))
+    plan = make_plan([c.run.run_id for c in request.configurations], request.runs, request.runtime, queued=in_queue)
     show_plan(console, plan, request)
     if request.dry_run:
         console.print("dry run: nothing was started or written")
@@ -88,11 +87,14 @@ def carry_out(request: Request) -> int:
     return show_failures(console, plan, endings)
 
 
-def relaunch(grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Sequence[str]) -> int:
-    """Submit these runs of a grid to SLURM again, and what needs them; `overrides`: `cluster.*` of a command line."""
+def relaunch(
+    grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Sequence[str], *, though_unknown: bool = False
+) -> int:
+    """Submit these runs of a grid to SLURM again, and what needs them; `overrides`: `cluster.*` of a command line.
+    though_unknown: on the user's word, though SLURM may still have them."""
     from transfergrid.commands import retry
 
-    return retry.relaunch(grid, store, run_ids, overrides)
+    return retry.relaunch(grid, store, run_ids, overrides, though_unknown=though_unknown)
 
 
 def on_cpu_without_gpus(request: Request) -> Request:
@@ -117,18 +119,22 @@ def runs_on_slurm(console: Console, cluster: ClusterSettings) -> bool:
     return True
 
 
-def queued(request: Request, ledger: Ledger | None = None, snapshot: Snapshot | None = None) -> dict[str, str]:
-    """Runs of this store that SLURM has, with a word on each."""
+def sent_states(request: Request, ledger: Ledger | None = None) -> Snapshot:
+    """The states of this store's runs that were sent to SLURM."""
     ledger = ledger or read_ledger(request.store)
-    sent = [r for s in ledger.submissions for task in s.tasks for r in task]
-    if not sent:
-        return {}
-    snapshot = snapshot or take_snapshot(dict.fromkeys(sent), request.store, ledger)
-    return {
-        run_id: f"job {state.job_id or '?'} {state.state}" + (f": {state.reason}" if state.reason else "")
-        for run_id, state in snapshot.states.items()
-        if state.is_live and state.job_id is not None
-    }
+    sent = dict.fromkeys(r for s in ledger.submissions for task in s.tasks for r in task)
+    return take_snapshot(sent, request.store, ledger)
+
+
+def queued(snapshot: Snapshot) -> dict[str, str]:
+    """Runs that SLURM has, or may have, with a word on each: they are not sent again."""
+    found = {}
+    for run_id, state in snapshot.states.items():
+        if state.undecided:
+            found[run_id] = f"unknown: {state.reason}"
+        elif state.is_live and state.job_id is not None:
+            found[run_id] = f"job {state.job_id} {state.state}" + (f": {state.reason}" if state.reason else "")
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan

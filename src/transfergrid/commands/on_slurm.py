@@ -5,28 +5,29 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid import durable, job
 from transfergrid.cluster import slurm
+from transfergrid.cluster.adopt import adopt_intents
 from transfergrid.cluster.emit import emit
 from transfergrid.cluster.groups import Group, first_tasks, make_groups
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.limits import Limits, assert_possible, named_partitions, queue_room, read_limits
-from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
+from transfergrid.cluster.ownership import Here, live_rows
+from transfergrid.cluster.slurm import SlurmDown
 from transfergrid.cluster.snapshot import take_snapshot_of_code
-from transfergrid.cluster.states import live_jobs
-from transfergrid.cluster.submit import Launch, Sender, adopt_intents, finish_resources, start_estimate
+from transfergrid.cluster.submit import Launch, Sender, finish_resources, start_estimate
 from transfergrid.commands.console import OK, command_line, count
 from transfergrid.commands.finish import finish
 from transfergrid.commands.grid_file import write_grid_of
-from transfergrid.commands.launch import preflight, prepare_folders, queued, show_plan
+from transfergrid.commands.launch import preflight, prepare_folders, queued, sent_states, show_plan
 from transfergrid.config import Request
 from transfergrid.cost import ADVISED_RUNS_PER_JOB, Estimate, estimate, gpu_hours, packing_advice
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, MachineError
 from transfergrid.plan import Plan, make_plan
 from transfergrid.resources import Resources
 from transfergrid.specs import Runtime
@@ -62,9 +63,11 @@ def carry_out(console: Console, request: Request) -> int:
         limits = read_limits(account=request.cluster.resources.account, qos=request.cluster.resources.qos)
     except SlurmDown as error:
         raise SlurmDown(f"SLURM does not answer ({error}); nothing was sent, launch again when it does") from error
-    plan = _plan(request, read_ledger(request.store))
+    plan, elsewhere = _plan(request, read_ledger(request.store))
     finishing = _assert_possible(plan, request, limits)
     show_plan(console, plan, request)
+    for line in elsewhere:
+        console.print(line, style="yellow", highlight=False, soft_wrap=True)
     _show_cost(console, plan, request)
     if request.dry_run:
         console.print("dry run: nothing was submitted or written")
@@ -85,10 +88,16 @@ def carry_out(console: Console, request: Request) -> int:
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
-def _plan(request: Request, ledger: Ledger) -> Plan:
+def _plan(request: Request, ledger: Ledger, sent: Set[str] = frozenset()) -> tuple[Plan, list[str]]:
+    """The plan, and what is to be said of runs whose jobs are on other clusters. sent: by this launcher, so that what
+    the user wants sent again is not sent a third time."""
     rows = [c.run.run_id for c in request.configurations]
-    in_queue = queued(request, ledger)
-    return make_plan(rows, request.runs, request.runtime, queued=in_queue, can_wait=True)
+    states = sent_states(request, ledger)
+    again = request.again - sent
+    in_queue = {run_id: told for run_id, told in queued(states).items() if run_id not in again}
+    can_wait = {run_id for run_id in in_queue if states.states[run_id].may_change}
+    plan = make_plan(rows, request.runs, request.runtime, queued=in_queue, can_wait=can_wait)
+    return plan, states.elsewhere
 
 
 def _assert_possible(plan: Plan, request: Request, limits: Limits) -> Resources:
@@ -164,9 +173,9 @@ def submit(console: Console, submitting: Submitting) -> int:
     began = time.monotonic()
     with _alone(console, request):
         ledger = read_ledger(request.store)
-        if adopt_intents(ledger):
+        if adopt_intents(ledger, submitting.limits.here):
             ledger = read_ledger(request.store)
-        plan = _without(_plan(request, ledger), submitting.sent)
+        plan = _without(_plan(request, ledger, submitting.sent)[0], submitting.sent)
         write_grid_of(console, request)
         room = _room(submitting.limits)
         if not plan.to_run or (room is not None and room < 2):
@@ -237,6 +246,7 @@ def _make_launch(submitting: Submitting, plan: Plan) -> tuple[Launch, dict[str, 
         settings=request.cluster,
         notify=request.notify,
         finish=submitting.finish,
+        cluster=submitting.limits.here.name,
     )
     return launch, {run.run_id: index for index, run in enumerate(runs)}
 
@@ -286,21 +296,23 @@ def _fitting(groups: list[Group], room: int | None) -> tuple[list[Group], int]:
 
 def _send_finish(console: Console, submitting: Submitting, sender: Sender, ledger: Ledger) -> None:
     """One finish job after everything of this grid that is alive; an older one that still waits is cancelled."""
-    grid = submitting.request.grid
-    older = [s.job_id for s in ledger.of_grid(grid, "finish") if s.job_id is not None]
+    grid, where = submitting.request.grid, submitting.limits.here
     new = [s.job_id for s in sender.sent if s.job_id is not None]
-    sender.send_finish(finish, [*_alive(ledger, grid), *new])
+    sender.send_finish(finish, [*_alive(ledger, grid, where), *new])
     submitting.is_finish_due = False
     try:
-        slurm.scancel(older, pending_only=True)
-    except SlurmRefused as error:  # another user's, of a store that is shared
+        older = {s.job_id: s.proof for s in ledger.of_grid(grid, "finish") if s.job_id is not None}
+        slurm.scancel(live_rows(older, where), pending_only=True)
+    except MachineError as error:  # another user's, of a store that is shared
         console.print(f"an older finish job of this grid stays: {error}", highlight=False, soft_wrap=True)
 
 
-def _alive(ledger: Ledger, grid: str) -> list[str]:
-    """Ids of the grid's jobs that SLURM has, in the order they were sent."""
-    earlier = [s.job_id for s in ledger.of_grid(grid, "runs") if s.job_id is not None]
-    alive = {slurm.base_id(job_id) for job_id in live_jobs(earlier) or {}}
+def _alive(ledger: Ledger, grid: str, where: Here) -> list[str]:
+    """Ids of the grid's jobs that this cluster has, in the order they were sent; none where it does not answer."""
+    earlier = {s.job_id: s.proof for s in ledger.of_grid(grid, "runs") if s.job_id is not None}
+    alive: set[str] = set()
+    with contextlib.suppress(MachineError):
+        alive = {slurm.base_id(task) for task in live_rows(earlier, where)}
     return [job_id for job_id in earlier if job_id in alive]
 
 
@@ -309,14 +321,15 @@ def _emit(console: Console, submitting: Submitting, folder: Path) -> int:
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"emit={folder} holds files already; give an empty or a new folder")
     ledger = read_ledger(request.store)
-    plan = _plan(request, ledger)
+    plan, _ = _plan(request, ledger)
     write_grid_of(console, request)
     if not plan.to_run:
         console.print("nothing to submit, nothing written")
         return OK
     launch, indices = _make_launch(submitting, plan)
     groups = _groups(plan, request, launch, submitting.limits)
-    script = emit(folder.absolute(), launch, groups, ledger, indices, _alive(ledger, request.grid))
+    live = _alive(ledger, request.grid, submitting.limits.here)
+    script = emit(folder.absolute(), launch, groups, ledger, indices, live)
     scripts = count(len(groups) + 1, "job script")
     console.print(f"wrote {scripts}; send them with: bash {script}", highlight=False, soft_wrap=True)
     return OK

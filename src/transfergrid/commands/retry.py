@@ -16,8 +16,11 @@ from transfergrid.records import read_grid
 from transfergrid.specs import Runtime
 
 
-def relaunch(grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Sequence[str]) -> int:
+def relaunch(
+    grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Sequence[str], *, though_unknown: bool = False
+) -> int:
     """Submit these runs of a grid again, and what needs them; `overrides`: of cluster.*, on top of the last launch's.
+    though_unknown: also those that SLURM may still have.
 
     Raises ConfigError where one of them was never sent to SLURM from this store.
     """
@@ -44,6 +47,8 @@ def relaunch(grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Se
         notify=payloads[-1].notify,
         overrides=overrides,
     )
+    if though_unknown:
+        request = replace(request, again=frozenset(run_ids))
     return carry_out(make_console(), request)
 
 

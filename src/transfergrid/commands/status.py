@@ -29,6 +29,7 @@ HELP = help_for(
         "python jobs/status.py run=ID logs=true                              follow its logs; a part of the ID will do",
         "python jobs/status.py grid=quickstart cancel=true                   with run=ID: that run alone",
         "python jobs/status.py grid=quickstart retry=oom cluster.mem_gb=64   or failed, timeout, lost, cancelled, ...",
+        "python jobs/status.py grid=quickstart retry=unknown                 shows why, and sends: you know it is gone",
     ),
     keys=False,
 )
@@ -87,7 +88,7 @@ def watch(console: Console, request: StatusRequest) -> View:
         if console.is_terminal:
             return _watch_terminal(console, request, view)
         console.print(view.summary, highlight=False, soft_wrap=True)
-        while view.is_live:
+        while view.may_change:
             time.sleep(WATCH_S)
             before, view = view, read_view(request)
             for line in changes(before, view):
@@ -120,7 +121,7 @@ def _watch_terminal(console: Console, request: StatusRequest, view: View) -> Vie
 
     try:
         with Live(screenful(console, view), console=console, transient=True, auto_refresh=False) as live:
-            while view.is_live:
+            while view.may_change:
                 time.sleep(WATCH_S)
                 view = read_view(request)
                 live.update(screenful(console, view), refresh=True)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from transfergrid.cluster import slurm, slurm_words
+from transfergrid.cluster import slurm
 from transfergrid.cluster.ledger import Submission, read_ledger
+from transfergrid.cluster.needs import needs_of
+from transfergrid.cluster.ownership import UNMARKED, Here, Proof, live_rows
+from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import settle
-from transfergrid.cluster.states import needs_of, take_snapshot
+from transfergrid.cluster.states import take_snapshot
 from transfergrid.commands.console import FAILED, OK, count
 from transfergrid.commands.status_view import View
-from transfergrid.config.status import StatusRequest
+from transfergrid.config.status import UNKNOWN, StatusRequest
 from transfergrid.errors import ConfigError, MachineError
 from transfergrid.paths import StorePaths
 from transfergrid.records import read_grid, record_head
@@ -30,28 +33,33 @@ SET_ASIDE = ("code", "data")  # a plan does not try these again while nothing ha
 
 # -------------------------------------------------------------------------------------------------------------- cancel
 def cancel(console: Console, view: View) -> int:
-    """End every live job of the grid, or of the one run; what has been done is looked up, not believed."""
+    """End every live job of the grid, or of the one run, that is proven ours; what has been done is looked up, not
+    believed."""
     _assert_slurm_answers(view, "cancel")
     live = [row.run_id for row in view.rows if view.state(row).is_live]
-    jobs, elsewhere = _own_jobs(view, live)
-    for run_id in elsewhere:
-        state = view.snapshot.states[run_id]
-        where = f"job {state.job_id} of another grid" if state.job_id else f"a launcher on {state.node or 'a machine'}"
-        console.print(f"left alone: {run_id}: belongs to {where}", highlight=False, soft_wrap=True)
-    if not jobs:
-        console.print("nothing to cancel: no job of it is pending or running")
-        return OK
-    runs = {run_id for task in jobs for run_id in _runs_of(view, task)}
+    jobs, kept = _own_jobs(view, live)
+    for run_id, why in kept.items():
+        console.print(f"left alone: {run_id}: {why}", highlight=False, soft_wrap=True)
+    if any(view.snapshot.states[run_id].undecided for run_id in kept):
+        code, nothing = FAILED, "nothing was cancelled"
+    else:
+        code, nothing = OK, "nothing to cancel: no job of it is pending or running"
+    where = Here(view.snapshot.cluster or "")
+    proven = set(live_rows(jobs, where))  # now, not when the view was made
+    if not proven:
+        console.print(nothing)
+        return code
+    runs = {run_id for task in proven for run_id in _runs_of(view, task)}
     dependents = _dependents(view, runs)
     with contextlib.suppress(MachineError):  # it may say no, or nothing for minutes, and do it all the same
-        slurm.scancel(_shortened(view, jobs))
-    left = _wait_until_gone(jobs)
+        slurm.scancel(_shortened(view, proven))
+    left = _wait_until_gone({task: jobs[task] for task in proven}, where)
     # SLURM forgets within minutes, where it keeps no accounting, that a waiting job was cancelled.
     ended = take_snapshot(runs, view.store, view.ledger).states
     with contextlib.suppress(OSError):
         settle(ended, view.store, view.ledger)
     console.print(
-        f"cancelled {count(len(jobs) - len(left), 'job')} of {count(len(runs), 'run')}"
+        f"cancelled {count(len(proven) - len(left), 'job')} of {count(len(runs), 'run')}"
         + (f"; {len(dependents)} that wait for them are cancelled by SLURM" if dependents else ""),
         highlight=False,
     )
@@ -59,19 +67,35 @@ def cancel(console: Console, view: View) -> int:
         told = f"still there after {VERIFY_S:.0f} s: {', '.join(sorted(left)[:20])}; give the command again"
         console.print(told, style="red", highlight=False, soft_wrap=True)
         return FAILED
-    return OK
+    return code
 
 
-def _own_jobs(view: View, live: Sequence[str]) -> tuple[set[str], list[str]]:
-    """(tasks to cancel, runs that are alive in somebody else's hands)."""
-    jobs, elsewhere = set(), []
+def _own_jobs(view: View, live: Sequence[str]) -> tuple[dict[str, Proof], dict[str, str]]:
+    """(tasks to cancel and what proves them ours, run -> why it is left alone)."""
+    jobs: dict[str, Proof] = {}
+    kept: dict[str, str] = {}
     for run_id in live:
         newest, state = view.ledger.newest(run_id), view.snapshot.states[run_id]
-        if newest is not None and state.job_id is not None and view.grid in (None, newest[0].grid):
-            jobs.add(state.job_id)
-        elif state.state == "running":
-            elsewhere.append(run_id)
-    return jobs, elsewhere
+        sent, task = (None, None) if newest is None else (newest[0], newest[0].task_id(newest[1]))
+        if sent is None or task is None or state.job_id != task:
+            if state.state == "running" or state.undecided:
+                kept[run_id] = _in_other_hands(state)
+        elif sent.cluster is not None and sent.cluster != view.snapshot.cluster:
+            kept[run_id] = f"{state.reason}; cancel it there, or with SLURM_CLUSTERS={sent.cluster} before this command"
+        elif not sent.proof.is_complete:
+            kept[run_id] = f"{UNMARKED}; if `scontrol show job {task}` shows it as yours: scancel {task}"
+        elif view.grid not in (None, sent.grid):
+            kept[run_id] = f"belongs to job {task} of another grid"
+        else:
+            jobs[task] = sent.proof
+    return jobs, kept
+
+
+def _in_other_hands(state: RunState) -> str:
+    if state.undecided:
+        return state.reason
+    where = f"job {state.job_id}" if state.job_id else f"a launcher on {state.node or 'a machine'}"
+    return f"belongs to {where}"
 
 
 def _runs_of(view: View, task_id: str) -> list[str]:
@@ -109,14 +133,13 @@ def _dependents(view: View, cancelled: set[str]) -> list[str]:
     return sorted(run_id for run_id, head in heads.items() if head is None)
 
 
-def _wait_until_gone(jobs: set[str]) -> set[str]:
+def _wait_until_gone(jobs: Mapping[str, Proof], where: Here) -> set[str]:
     """Those of these tasks that are neither ended nor ending when the time is up."""
     deadline = time.monotonic() + VERIFY_S
     while True:
         try:
-            entries = slurm.squeue({slurm.base_id(job_id) for job_id in jobs})
-            kinds = {e.job_id: slurm_words.meaning(e.state).kind for e in entries if e.state != "COMPLETING"}
-            left = {job_id for job_id in jobs if kinds.get(job_id) in ("waits", "runs")}
+            rows = live_rows(jobs, where)
+            left = {task for task in jobs if task in rows and rows[task].state != "COMPLETING"}
         except MachineError:
             left = set(jobs)
         if not left or time.monotonic() > deadline:
@@ -126,20 +149,31 @@ def _wait_until_gone(jobs: set[str]) -> set[str]:
 
 # --------------------------------------------------------------------------------------------------------------- retry
 def retry(console: Console, view: View, request: StatusRequest) -> int:
-    """Send again the runs of these failure classes, and what needs them."""
+    """Send again the runs of these failure classes, and what needs them; or, on the user's word, those of which it is
+    unknown whether SLURM still has them."""
     _assert_slurm_answers(view, "retry")
-    states = (view.state(row) for row in view.rows)
-    picked = [s.run_id for s in states if not s.is_live and s.failure_class in request.retry]
+    though_unknown = request.retry == UNKNOWN
+    states = [view.state(row) for row in view.rows]
+    if though_unknown:
+        picked = [s.run_id for s in states if s.undecided]
+    else:
+        picked = [s.run_id for s in states if not s.is_live and s.failure_class in request.retry]
     if not picked:
-        classes = sorted({s.failure_class for s in map(view.state, view.rows) if s.failure_class is not None})
-        console.print(f"nothing to retry: no run of that class; there is {', '.join(classes) or 'no failed run'}")
+        classes = {s.failure_class for s in states if s.failure_class is not None}
+        classes |= {"unknown" for s in states if s.undecided}
+        console.print(
+            f"nothing to retry: no run of that class; there is {', '.join(sorted(classes)) or 'no failed run'}"
+        )
         return OK
+    for state in states if though_unknown else ():
+        if state.undecided:
+            console.print(f"unknown: {state.run_id}: {state.reason}", highlight=False, soft_wrap=True)
     grid = view.grid or _grid_of(view, picked[0])
     console.print(f"retrying {count(len(picked), 'run')} of grid {grid}", highlight=False)
     from transfergrid.commands.launch import relaunch  # Hydra, which only those who launch need to wait for
 
     with _set_aside(view.store, picked):
-        return relaunch(grid, view.store, picked, request.overrides)
+        return relaunch(grid, view.store, picked, request.overrides, though_unknown=though_unknown)
 
 
 @contextlib.contextmanager

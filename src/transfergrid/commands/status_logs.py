@@ -106,7 +106,7 @@ def follow(console: Console, request: StatusRequest) -> int:
     looked = time.monotonic()
     try:
         while True:
-            was_live = view.is_live
+            was_live = view.may_change
             for path in log_files(view, row.run_id):
                 _print_added(path, offsets, shown)
             if not was_live:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid import durable
 from transfergrid.cluster.evidence import log_tail
-from transfergrid.cluster.states import RunState, State
+from transfergrid.cluster.run_state import RunState, State
 from transfergrid.commands.console import command_line
 from transfergrid.commands.progress import last_line
 from transfergrid.commands.status_view import BAD, Row, View
@@ -223,6 +223,9 @@ def next_steps(view: View) -> Iterator[str]:
             command += " cluster.mem_gb=..." if command else ""
         step = NEXT_STEP[name] + (f" ({command})" if command and name != "blocked" else "")
         yield f"next, {classes.count(name)} x {name}: {step}"
+    if doubtful := sum(view.state(row).undecided for row in view.rows):
+        command = command_line("status.py", view.grid, view.store, "retry=unknown") if view.grid else "retry=unknown"
+        yield f"next, {doubtful} x unknown: never sent again by itself; if you know that it is gone: {command}"
 
 
 def last_words(view: View, run_id: str, count: int) -> list[str]:

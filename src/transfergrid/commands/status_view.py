@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 from transfergrid import durable
 from transfergrid.cluster.ledger import Ledger, read_ledger
-from transfergrid.cluster.states import RunState, Snapshot, State, needs_of_spec, specs_of, take_snapshot
+from transfergrid.cluster.needs import needs_of_spec, specs_of
+from transfergrid.cluster.run_state import RunState, State
+from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.config.status import StatusRequest
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
@@ -55,8 +57,8 @@ class View:
         return self.snapshot.states[row.run_id]
 
     @property
-    def is_live(self) -> bool:
-        return any(self.state(row).is_live for row in self.rows)
+    def may_change(self) -> bool:
+        return any(self.state(row).may_change for row in self.rows)
 
     @property
     def has_failures(self) -> bool:
@@ -64,11 +66,12 @@ class View:
 
     @property
     def summary(self) -> str:
-        """Counts by state; and that SLURM did not answer, where it did not."""
+        """Counts by state; what other clusters have; and that SLURM did not answer, where it did not."""
         counts = Counter(self.state(row).state for row in self.rows)
         told = ", ".join(f"{counts[name]} {name}" for name in reversed(ORDER) if counts[name])
         what = f"grid {self.grid}" if self.grid is not None else self.rows[0].run_id
-        return "\n".join(filter(None, (f"{what}: {told or 'nothing was sent'}", self.silence)))
+        lines = (f"{what}: {told or 'nothing was sent'}", *self.snapshot.elsewhere, self.silence)
+        return "\n".join(filter(None, lines))
 
     @property
     def silence(self) -> str:

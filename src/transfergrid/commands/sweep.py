@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shlex
 import shutil
@@ -16,12 +17,15 @@ from typing import TYPE_CHECKING, Literal
 
 from transfergrid import durable, job, tracking
 from transfergrid.cluster import ledger, local, slurm
+from transfergrid.cluster.adopt import adopt, adopt_intents
 from transfergrid.cluster.limits import assert_possible, read_limits
+from transfergrid.cluster.ownership import here, is_alive, new_token
 from transfergrid.cluster.requeue import requeue_this_job
+from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import settle
 from transfergrid.cluster.slurm_words import meaning
 from transfergrid.cluster.snapshot import import_path, take_snapshot_of_code
-from transfergrid.cluster.states import RunState, live_jobs, take_snapshot
+from transfergrid.cluster.states import take_snapshot
 from transfergrid.commands import launch
 from transfergrid.commands.console import BAD_ARGUMENTS, OK, hashing_progress, make_console
 from transfergrid.commands.grid_file import write_grid_of
@@ -46,11 +50,9 @@ def sweep(arguments: Sequence[str]) -> int:
     request = asked.request
     tracking.validate(request.runtime, sends=not request.dry_run)
     if on_slurm and not request.dry_run:
-        from transfergrid.cluster.submit import adopt_intents  # submitit
-
         adopt_intents(ledger.read_ledger(request.store))  # those of a sweep that still waits have no job's id yet
     rows = [c.run.run_id for c in request.configurations]
-    plan = make_plan(rows, request.runs, request.runtime, queued=launch.queued(request))
+    plan = make_plan(rows, request.runs, request.runtime, queued=launch.queued(launch.sent_states(request)))
     if request.needs_only_checked and (missing := _missing(plan, request.runs)):
         print(f"error: {_told(asked, missing)}", file=sys.stderr)  # whole, however long the command is
         return BAD_ARGUMENTS
@@ -126,14 +128,16 @@ def _here(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> list[lo
 
         launch_name = f"{datetime.now(UTC).strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(4)}"
         payload = request.store.launches / launch_name / "specs.json"  # the pool writes one of its own for each run
-        run_sweep(task, list(planned), sweep=asked, payload=payload, name=f"sweep-{launch_name}")
+        name = f"sweep-{launch_name}"
+        folder = payload.parent / "slurm" / name
+        run_sweep(task, list(planned), sweep=asked, payload=payload, name=name, folder=folder)
     return endings
 
 
 # --------------------------------------------------------------------------------------------------------- on SLURM
 def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> list[local.Ended]:
     """By hydra-submitit-launcher: one job array, waited for."""
-    from transfergrid.cluster.submit import adopt, slurm_environment
+    from transfergrid.cluster.submit import slurm_environment  # submitit
 
     if not todo:
         return []
@@ -149,18 +153,21 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
         tasks=tuple((p.run.run_id,) for p in todo),
         submitted=datetime.now(UTC),
         gpus=asked.resources.gpus,
+        cluster=here().name,
+        token=new_token(),
+        uid=os.getuid(),
     )
     ledger.record(submission)  # without a job's id, which the launcher does not tell
-    setup = _write_setup(submission.folder, asked, take_snapshot_of_code(payload.parent))
-    jobs = f"{len(todo)} job{'s' if len(todo) > 1 else ''} named {submission.name}"
+    setup = _write_setup(submission, asked, take_snapshot_of_code(payload.parent))
+    jobs = f"{len(todo)} job{'s' if len(todo) > 1 else ''} named {submission.job_name}"
     console.print(f"{jobs}; waiting for {'them' if len(todo) > 1 else 'it'}", highlight=False, soft_wrap=True)
     run_ids = [p.run.run_id for p in todo]
     try:
         with slurm_environment():
-            _launch(run_ids, asked, payload, submission.name, setup)
-        _wait_for(submission.name, asked.request.cluster.poll_s)
+            _launch(run_ids, asked, payload, submission, setup)
+        _wait_for(submission.job_name, asked.request.cluster.poll_s)
     except KeyboardInterrupt:
-        print(f"the jobs go on; to end them: scancel --name={submission.name}", file=sys.stderr)
+        print(f"the jobs go on; to end them: scancel --name={submission.job_name}", file=sys.stderr)
         raise
     adopt([submission])
     known = ledger.read_ledger(store)
@@ -169,11 +176,12 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
     return [_ended(p.run, states[p.run.run_id]) for p in todo]
 
 
-def _launch(run_ids: Sequence[str], asked: Sweep, payload: Path, name: str, setup: Path) -> None:
+def _launch(run_ids: Sequence[str], asked: Sweep, payload: Path, submission: ledger.Submission, setup: Path) -> None:
     """Returns when all jobs have left a result, or the first has ended without one. Raises MachineError where SLURM
     took none."""
     try:
-        run_sweep(on_node, run_ids, sweep=asked, payload=payload, name=name, setup=setup)
+        name, folder = submission.job_name, submission.folder
+        run_sweep(on_node, run_ids, sweep=asked, payload=payload, name=name, folder=folder, setup=setup)
     except Exception as error:
         # By name, since submitit is known to `cluster` alone: a job that ended without a result, as failed runs' do.
         if type(error).__name__ != "UncompletedJobError":
@@ -181,14 +189,16 @@ def _launch(run_ids: Sequence[str], asked: Sweep, payload: Path, name: str, setu
             raise MachineError(f"SLURM did not take the sweep: {one_line(error)}") from error
 
 
-def _write_setup(folder: Path, asked: Sweep, code: Path) -> Path:
+def _write_setup(submission: ledger.Submission, asked: Sweep, code: Path) -> Path:
     """What each job does before python. A file, because Hydra would take the shell's ${NAME} for its own."""
     lines = [
         "set -eo pipefail",  # else a module that does not load goes unseen
         *asked.request.cluster.setup,
         f"export PYTHONPATH={shlex.quote(import_path(code))}",
+        f"export TRANSFERGRID_JOB_TOKEN={submission.token}",
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # srun since 22.05 does not take it from the job
     ]
+    folder = submission.folder
     durable.make_folder(folder)
     durable.write_bytes(folder / "setup.sh", "\n".join([*lines, ""]).encode())
     return (folder / "setup.sh").resolve()
@@ -203,7 +213,7 @@ def on_node(payload: str, run_id: str) -> None:
         asked.assert_same_code()
         run = next(r for r in asked.runs if r.run_id == run_id)
         with stop.installed():
-            outcome = job.carry_out(run, asked.runtime, stop=stop, live_jobs=live_jobs)
+            outcome = job.carry_out(run, asked.runtime, stop=stop, is_alive=is_alive)
             if outcome == "interrupted":
                 requeue_this_job()
     except Exception:

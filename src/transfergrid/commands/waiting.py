@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from transfergrid.cluster.evidence import log_tail
 from transfergrid.cluster.ledger import Ledger, read_ledger
+from transfergrid.cluster.needs import needs_of
+from transfergrid.cluster.ownership import live_rows
+from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import ENDED
 from transfergrid.cluster.slurm import SlurmDown
-from transfergrid.cluster.states import RunState, live_jobs, needs_of, take_snapshot
+from transfergrid.cluster.states import take_snapshot
 from transfergrid.commands.console import FAILED, OK, count
 from transfergrid.commands.finish import runs_of
 from transfergrid.commands.launch import show_results
@@ -39,7 +42,7 @@ def wait(console: Console, submitting: Submitting) -> int:
         run_ids = runs_of(request.grid, request.store, ledger)
         snapshot = take_snapshot(run_ids, request.store, ledger, needs=needs_of(request.store, ledger, run_ids))
         states = snapshot.states
-        live = any(state.is_live for state in states.values())
+        live = any(state.may_change for state in states.values())
         _tell_changes(console, states, told)
         try:
             if snapshot.slurm_error is not None:
@@ -70,8 +73,11 @@ def _lasts(what: str, since: dict[str, float]) -> float:
 
 
 def _finish_has_ended(ledger: Ledger, request: Request) -> bool:
-    jobs = [s.job_id for s in ledger.of_grid(request.grid, "finish") if s.job_id is not None]
-    return live_jobs(jobs) == {}
+    jobs = {s.job_id: s.proof for s in ledger.of_grid(request.grid, "finish") if s.job_id is not None}
+    try:
+        return not live_rows(jobs)
+    except MachineError:
+        return False
 
 
 def published_lines(ledger: Ledger, grid: str) -> list[str]:
@@ -102,4 +108,6 @@ def _show_endings(console: Console, states: Mapping[str, RunState]) -> int:
             step = f"; {NEXT_STEP[name]}" if name in NEXT_STEP and "launch again" not in state.reason else ""
             line = f"{name}: {state.run_id}: {state.reason}{step}"
             console.print(line, style="red", highlight=False, soft_wrap=True)
+        elif state.undecided:
+            console.print(f"unknown: {state.run_id}: {state.reason}", style="yellow", highlight=False, soft_wrap=True)
     return OK if all(s.state == "done" for s in states.values()) else FAILED

@@ -33,6 +33,7 @@ class Request:
     replace: rows that the grid has and this launch has not may go.
     select_by: the score on val that the grid's report chooses by; None leaves it as the grid has it.
     notes: what the user is told about the pictures, a line each.
+    again: runs that the user wants sent again though SLURM may still have them.
     """
 
     grid: str
@@ -51,6 +52,7 @@ class Request:
     select_by: SelectBy | None = None
     notes: tuple[str, ...] = ()
     facts: dict[str, DatasetFacts] = field(default_factory=dict)
+    again: frozenset[str] = frozenset()
 
     @property
     def store(self) -> StorePaths:

@@ -42,7 +42,7 @@ SITE_DEFAULTS = {
 }
 # Options of sbatch that the launcher sets itself: by them jobs are found, ordered and told to save.
 OWN_OPTIONS = (
-    *("array", "comment", "dependency", "error", "job-name", "kill-on-invalid-dep", "open-mode", "output", "parsable"),
+    *("array", "dependency", "error", "job-name", "kill-on-invalid-dep", "open-mode", "output", "parsable"),
     *("signal", "test-only", "wait", "wrap"),
 )
 KEY_OF = {"time": "timeout_min", "mem": "mem_gb", "cpus-per-task": "cpus"}
@@ -62,9 +62,14 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
     for key in _TEXT:
         _check_text(f"cluster.{key}", values[key])
     for key, value in values["sbatch"].items():
+        if key in ("M", "clusters"):
+            raise ConfigError(
+                f"cluster.sbatch: {key!r} would send jobs where no other command looks for them; export"
+                f" SLURM_CLUSTERS={value} instead, for this and every later command"
+            )
         if not re.fullmatch(r"[a-z][a-z-]*", str(key)):
             raise ConfigError(f"cluster.sbatch: {key!r} is not an option of sbatch; write it as {{mail-type: END}}")
-        if key in OWN_OPTIONS:
+        if any(own.startswith(str(key)) for own in OWN_OPTIONS):  # sbatch takes the beginning of a name for the name
             raise ConfigError(f"cluster.sbatch: {key!r} is set by the launcher itself; leave it out")
         if key in OWN_KEYS:
             raise ConfigError(f"cluster.sbatch: {key!r} has a key of its own, cluster.{KEY_OF.get(str(key), key)}=")

@@ -10,11 +10,13 @@ from transfergrid.config.names import grid_name_of
 from transfergrid.errors import FAILURE_CLASSES, ConfigError
 from transfergrid.paths import StorePaths
 
+UNKNOWN = ("unknown",)  # no failure class: runs that SLURM may still have
 # retry=NAME -> failure classes. `failed` takes whatever did not complete.
 RETRIED: dict[str, tuple[str, ...]] = {
     "failed": FAILURE_CLASSES,
     "oom": ("host_oom", "cuda_oom"),
     **{name: (name,) for name in FAILURE_CLASSES},
+    "unknown": UNKNOWN,
 }
 KEYS = ("grid", "store.dir", "cache.dir", "run", "logs", "watch", "cancel", "retry")
 
@@ -23,7 +25,8 @@ KEYS = ("grid", "store.dir", "cache.dir", "run", "logs", "watch", "cancel", "ret
 class StatusRequest:
     """grid: None where only run= is given: a run is found in whatever grid it stands.
 
-    run: the whole of a run_id, or a part that no other has. retry: failure classes. overrides: of the new launch.
+    run: the whole of a run_id, or a part that no other has. retry: failure classes, or UNKNOWN. overrides: of the new
+    launch.
     """
 
     grid: str | None

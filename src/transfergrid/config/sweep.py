@@ -183,14 +183,15 @@ def run_sweep(
     sweep: Sweep,
     payload: Path,
     name: str,
+    folder: Path,
     setup: Path | None = None,
 ) -> None:
     """Call task(payload, run_id) for each run by the sweep's launcher, and return once all have ended.
 
     task: with `basic` it is called here, one run after the other, and what it raises ends the sweep; with `slurm` it is
     a function at the top of a module, called in a job of each run, and the first job that ends without a result raises
-    the launcher's own exception here, while the others go on. payload: a file in the launch's folder, which also takes
-    what submitit writes. name: of the jobs. setup: a shell script that they source first. Leaves
+    the launcher's own exception here, while the others go on. payload: a file in the launch's folder. name: of the
+    jobs. folder: takes what submitit writes. setup: a shell script that they source first. Leaves
     <store>/sweeps/<launch>/multirun.yaml.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself
@@ -199,7 +200,7 @@ def run_sweep(
         "name": name,
         "payload": payload,
         "sweep_dir": sweep.request.store.root / "sweeps" / launch.name,
-        "submitit_dir": launch / "slurm" / name,
+        "submitit_dir": folder,
     }
     values: dict[str, Any] = {
         "run_id": "",

@@ -1,0 +1,131 @@
+"""Which job of SLURM's a submission became: the one that bears its token, not the one whose number sbatch printed.
+
+A banner may hold a number, and an answer may be lost. So after every sbatch, and of every intent that a launcher left
+behind, the job is found by what SLURM shows, and only then written into the ledger.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from transfergrid import durable
+from transfergrid.cluster import ledger as ledgers
+from transfergrid.cluster import slurm
+from transfergrid.cluster.ledger import Ledger, Submission
+from transfergrid.cluster.ownership import Here, here
+from transfergrid.cluster.slurm import SlurmDown
+from transfergrid.errors import one_line
+
+RETRY_S = 3.0
+LOOKS = 3  # at what SLURM shows, before a job of which sbatch said nothing counts as never sent
+
+
+def look_up(submission: Submission, deadline: float) -> Submission | None:
+    """A submission with its job's id, once SLURM shows that job; None where it has answered several times without it.
+
+    deadline: of time.monotonic(). Raises SlurmDown where it does not answer until then.
+    """
+    looks = 0
+    while looks < LOOKS:
+        try:
+            found = adopt([submission])
+        except SlurmDown as error:
+            if time.monotonic() > deadline:
+                raise SlurmDown(
+                    f"SLURM's controller has not answered ({one_line(error)}); launch again once it does: what was sent"
+                    " is found, what was not is sent"
+                ) from error
+            looks = 0
+        else:
+            if found:
+                return found[0]
+            looks += 1
+        time.sleep(RETRY_S)
+    return None
+
+
+def adopt(intents: Sequence[Submission]) -> list[Submission]:
+    """Those intents that became jobs, recorded with their ids, their pickles in place. All are of one cluster."""
+    adopted = []
+    ids = _job_ids(intents)
+    for intent in intents:
+        if intent.name in ids:
+            submission = replace(intent, job_id=ids[intent.name])
+            _put_pickles(submission)
+            ledgers.record(submission)
+            adopted.append(submission)
+    return adopted
+
+
+def _job_ids(intents: Sequence[Submission]) -> dict[str, str]:
+    """Name of each submission that SLURM shows -> its job's id. The number that sbatch told is looked at first, then
+    all that its user has in the queue, since tasks rename themselves; then the accounting, of what has ended."""
+    told = {s.name: number for s in intents if (number := _told_id(s)) is not None}
+    found: dict[str, str] = {}
+    rows = [(e.job_id, e.name) for e in slurm.squeue(told.values())]
+    _match([s for s in intents if s.name in told], rows, found)
+    missing = [s for s in intents if s.name not in found]
+    uids = {s.uid for s in missing if s.uid is not None}
+    _match(missing, [(e.job_id, e.name) for e in slurm.squeue(uids=uids)], found)
+    missing = [s for s in intents if s.name not in found]
+    if missing and uids:
+        since = min(s.submitted for s in missing)
+        account = slurm.sacct(uids=uids, since=since, cluster=missing[0].cluster)
+        _match(missing, [(a.job_id, a.name) for a in account or ()], found)
+    return found
+
+
+def _match(submissions: Sequence[Submission], rows: Sequence[tuple[str, str]], found: dict[str, str]) -> None:
+    """rows: (job id, name), of the submissions' own cluster."""
+    for submission in submissions:
+        proof = submission.proof
+        fitting = (j for j, name in rows if proof.cluster is not None and proof.fits(proof.cluster, name))
+        job_id = next(fitting, None)
+        if proof.is_complete and job_id is not None:
+            found[submission.name] = slurm.base_id(job_id)
+
+
+def _told_id(intent: Submission) -> str | None:
+    """The number that submitit read from sbatch's answer: the pickles' names begin with it."""
+    found = next(iter(intent.folder.glob("*_submitted.pkl")), None)
+    return None if found is None else slurm.base_id(found.name)
+
+
+def _put_pickles(submission: Submission) -> None:
+    """What submitit does after sbatch: each task's pickle under the task's name, where the task waits for it."""
+    pickles = [p for p in submission.folder.glob("*.pkl") if not p.name.endswith("_result.pkl")]
+    wanted = {f"{submission.task_id(index)}_submitted.pkl" for index in range(len(submission.tasks))}
+    if not pickles or {p.name for p in pickles} == wanted:
+        return
+    content = pickles[0].read_bytes()
+    for name in wanted:
+        durable.write_bytes(submission.folder / name, content)
+    for pickle in pickles:
+        if pickle.name not in wanted:
+            pickle.unlink()
+
+
+def adopt_intents(ledger: Ledger, where: Here | None = None) -> bool:
+    """Before anything is sent: what became of this cluster's intents that a launcher left behind; True if it had any.
+
+    Left as they are: those of another cluster, those that sbatch took, and those that this cluster may hide.
+    """
+    if not ledger.unsettled:
+        return False
+    where = where or here()
+    intents = [s for s in ledger.unsettled if s.proof.is_of(where.name)]
+    if not intents:
+        return False
+    for look in range(LOOKS):
+        found = {s.name for s in adopt(intents)}
+        intents = [s for s in intents if s.name not in found]
+        if not intents:
+            return True
+        if look + 1 < LOOKS:
+            time.sleep(RETRY_S)
+    for intent in intents:
+        if not intent.was_accepted and not where.may_hide(intent.proof):
+            ledgers.forget(intent)
+    return True

@@ -1,0 +1,87 @@
+"""What runs are made from, as the launches that sent them say, and what follows from that for their states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from transfergrid.cluster.evidence import Case, payload_runs
+from transfergrid.cluster.ledger import Ledger
+from transfergrid.cluster.run_state import RunState
+from transfergrid.paths import StorePaths
+from transfergrid.specs import RunSpec
+
+_STANDS_IN_THE_WAY = ("failed", "blocked", "cancelled", "lost")
+
+
+def needs_of(store: StorePaths, ledger: Ledger, run_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """What each run is made from, extractions included, as the launches that sent it say; unknown runs are left out."""
+    return {run_id: needs_of_spec(spec) for run_id, spec in specs_of(ledger, run_ids).items()}
+
+
+def needs_of_spec(spec: RunSpec) -> tuple[str, ...]:
+    return tuple(extraction.run_id for extraction in spec.extractions) + spec.needs
+
+
+def specs_of(ledger: Ledger, run_ids: Iterable[str]) -> dict[str, RunSpec]:
+    """The specs of those of these runs that were sent to SLURM by launches still on file."""
+    wanted = set(run_ids)
+    launches = {s.launch: None for s in reversed(ledger.submissions) if any(wanted.intersection(t) for t in s.tasks)}
+    found: dict[str, RunSpec] = {}
+    for launch in launches:
+        found = {run_id: spec for run_id, spec in payload_runs(launch).items() if run_id in wanted} | found
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def with_ancestors(run_ids: Sequence[str], needs: Mapping[str, Sequence[str]]) -> list[str]:
+    found = dict.fromkeys(run_ids)
+    frontier = list(found)
+    while frontier:
+        frontier = [n for n in dict.fromkeys(n for r in frontier for n in needs.get(r, ())) if n not in found]
+        found |= dict.fromkeys(frontier)
+    return list(found)
+
+
+# -------------------------------------------------------------------------------------------------------------- states
+def follow_needs(
+    run_id: str, states: dict[str, RunState], cases: Mapping[str, Case], needs: Mapping[str, Sequence[str]]
+) -> None:
+    """Say of a run what it waits for, or what blocks it; needed ones first. Each run is settled once."""
+    pending: list[tuple[str, bool]] = [(run_id, False)]
+    while pending:
+        each, needs_settled = pending.pop()
+        if not needs_settled:
+            pending.append((each, True))
+            pending.extend((n, False) for n in needs.get(each, ()) if _may_depend(states[n]))
+        elif _may_depend(states[each]):
+            states[each] = _depending(states[each], cases[each], [states[n] for n in needs.get(each, ())])
+
+
+def _may_depend(state: RunState) -> bool:
+    return state.state in ("not submitted", "cancelled", "lost", "blocked") or "ependency" in state.reason
+
+
+def _depending(state: RunState, case: Case, needed: Sequence[RunState]) -> RunState:
+    bad = next((n for n in needed if n.state in _STANDS_IN_THE_WAY), None)
+    if state.state == "pending":
+        other = bad or next((n for n in needed if n.state != "done"), None)
+        if other is None:
+            return state
+        never = bad is not None and state.never_starts
+        return replace(state, reason=f"waits for {_named(other)}" + (": it never starts" if never else ""))
+    has_started = state.state in ("lost", "cancelled") and (case.began or bool(state.elapsed_s))
+    if bad is None or has_started:
+        return state
+    return replace(state, state="blocked", failure_class="blocked", reason=f"needs {_named(bad)}")
+
+
+def _named(other: RunState) -> str:
+    """`R, which failed (data)`; of one that is itself blocked, what blocks it stands in its own reason."""
+    if other.state == "blocked":
+        return f"{other.run_id}, which is blocked: {other.reason}" if len(other.reason) < 200 else other.run_id
+    if other.state in ("failed", "lost", "cancelled"):
+        how = {"failed": "failed", "lost": "was lost", "cancelled": "was cancelled"}[other.state]
+        return f"{other.run_id}, which {how}" + (f" ({other.failure_class})" if other.state == "failed" else "")
+    return f"{other.run_id}, which is {other.state}"

@@ -1,0 +1,148 @@
+"""Whose job is it? The cluster that shows it and the mark at the end of its name prove it; its number proves nothing.
+
+Numbers meet: on a site's other cluster, after a reset, when they have wrapped around. So a row of squeue or sacct
+counts only where it fits a Proof, and nothing is cancelled, requeued or adopted that does not, as SLURM shows it at
+that moment.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from transfergrid.attempts import job_mark, restart_count, slurm_task
+from transfergrid.cluster import slurm
+from transfergrid.cluster.slurm_words import meaning
+from transfergrid.errors import MachineError
+
+UNMARKED = "an older release sent it, and noted neither its cluster nor a mark"
+
+
+def new_token() -> str:
+    """48 random bits, at the end of a job's name; two submissions never have the same."""
+    return secrets.token_hex(6)
+
+
+@dataclass(frozen=True, slots=True)
+class Here:
+    """The cluster that answers. hides_jobs: it shows a user no jobs of others (PrivateData)."""
+
+    name: str
+    hides_jobs: bool = False
+
+    def may_hide(self, proof: Proof) -> bool:
+        """Whether such a job may be in the queue though it is not shown."""
+        return self.hides_jobs and os.getuid() not in (0, proof.uid)
+
+
+def here(timeout_s: float = slurm.TIMEOUT_S) -> Here:
+    """Raises what read_config() raises."""
+    return here_of(read_config(timeout_s))
+
+
+def here_of(config: Mapping[str, str]) -> Here:
+    return Here(config["ClusterName"], "jobs" in config.get("PrivateData", "").lower())
+
+
+def read_config(timeout_s: float = slurm.TIMEOUT_S) -> dict[str, str]:
+    """SLURM's own settings, the cluster's name among them. Raises SlurmDown; SlurmRefused where SLURM_CLUSTERS names no
+    single cluster that answers."""
+    clusters = slurm.environment().get("SLURM_CLUSTERS", "")
+    if "," in clusters or clusters == "all":
+        raise slurm.SlurmRefused(f"SLURM_CLUSTERS={clusters} names several clusters; set it to one, or unset it")
+    config = slurm.show("config", timeout_s=timeout_s)[0]
+    if not config.get("ClusterName"):
+        raise slurm.SlurmDown("scontrol show config does not tell the cluster's name (ClusterName); try again later")
+    return config
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What must fit before a row of SLURM's counts as that of a job.
+
+    token: the name's end, or the whole name of a job that somebody wrote by hand. cluster and token are None of what an
+    older release sent: its unique name (or comment) then serves to show the job, and proves too little to touch it.
+    uid: of who sent it.
+    """
+
+    cluster: str | None
+    token: str | None
+    name: str = ""
+    uid: int | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.cluster is not None and self.token is not None
+
+    def is_of(self, cluster: str) -> bool:
+        """Whether it proves a job of this cluster, which then may be touched."""
+        return self.is_complete and self.cluster == cluster
+
+    def fits(self, cluster: str, name: str, comment: str = "") -> bool:
+        """Whether a job of this name, shown by this cluster, is the one."""
+        if self.token is None:
+            return self.name != "" and self.name in (name, comment)
+        return self.cluster == cluster and (name == self.token or name.endswith(f"-{self.token}"))
+
+
+def proof_of_attempt(owner: Mapping[str, Any]) -> Proof:
+    """By what an attempt noted of its job."""
+    return Proof(owner.get("slurm_cluster"), owner.get("slurm_mark"), uid=owner.get("uid"))
+
+
+# ------------------------------------------------------------------------------------------------------- what is alive
+def live_rows(jobs: Mapping[str, Proof], where: Here | None = None) -> dict[str, slurm.QueueEntry]:
+    """Of these jobs (`123`, which covers an array's tasks, or `123_4`) what is alive now and proven: task -> its row.
+
+    A job that is ending is alive. where: the cluster, if it is known already. Raises SlurmDown, SlurmRefused.
+    """
+    if not jobs:
+        return {}
+    where = where or here()
+    asked = {job_id: proof for job_id, proof in jobs.items() if proof.is_of(where.name)}
+    rows = {}
+    for entry in slurm.squeue(slurm.base_id(job_id) for job_id in asked):
+        proof = asked.get(entry.job_id) or asked.get(slurm.base_id(entry.job_id))
+        if proof is not None and proof.fits(where.name, entry.name) and meaning(entry.state).kind != "ended":
+            rows[entry.job_id] = entry
+    return rows
+
+
+def is_alive(owner: Mapping[str, Any]) -> bool | None:
+    """Whether the job of a run's newest attempt is alive; None where nothing proves it or the contrary."""
+    proof, task = proof_of_attempt(owner), str(owner["slurm_task"])
+    if not proof.is_complete:
+        return None
+    try:
+        where = here()
+        if proof.cluster != where.name:
+            return None
+        rows = [e for e in slurm.squeue([task]) if e.job_id == task and proof.fits(where.name, e.name)]
+    except MachineError:
+        return None
+    if rows:
+        return meaning(rows[0].state).kind != "ended"
+    if where.may_hide(proof):
+        return None
+    since = datetime.now(UTC) - timedelta(days=365)
+    account = slurm.sacct([task], since=since, cluster=where.name) or ()
+    told = [a for a in account if a.job_id == task and proof.fits(a.cluster, a.name)]
+    return None if told and meaning(told[-1].state).kind != "ended" else False
+
+
+# ----------------------------------------------------------------------------------------------------------- this job
+def row_of_this_job(timeout_s: float = slurm.TIMEOUT_S) -> slurm.QueueEntry | None:
+    """As the queue shows the job this process is in; None where it shows none that proves to be it, or a newer copy.
+
+    Raises SlurmDown, SlurmRefused.
+    """
+    me, mark, where = slurm_task(), job_mark(), here(timeout_s)
+    if me is None or mark is None or where.name != os.environ.get("SLURM_CLUSTER_NAME"):
+        return None
+    proof = Proof(where.name, mark)
+    rows = (e for e in slurm.squeue([me], timeout_s=timeout_s) if e.job_id == me and proof.fits(where.name, e.name))
+    return next((e for e in rows if e.restarts == restart_count()), None)

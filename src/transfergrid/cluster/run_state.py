@@ -1,0 +1,42 @@
+"""The noun that status, launch and report speak of: what is true of one run now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+State = Literal["done", "failed", "running", "pending", "blocked", "cancelled", "lost", "unknown", "not submitted"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """reason: one line for people: why it waits, how it ended. failure_class: of failed, blocked, cancelled and lost.
+
+    job_id: 123 or 123_4; None for a run of a local launcher. never_starts: pending, and SLURM will never start it.
+    undecided: unknown, and waiting here will not tell more. cluster: another than answers here, which has its job.
+    """
+
+    run_id: str
+    state: State
+    reason: str = ""
+    failure_class: str | None = None
+    job_id: str | None = None
+    node: str = ""
+    attempts: int = 0
+    elapsed_s: float | None = None
+    left_s: float | None = None
+    starts: datetime | None = None
+    never_starts: bool = False
+    undecided: bool = False
+    cluster: str | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether something may still come of it without a new launch."""
+        return self.state in ("pending", "running", "unknown")
+
+    @property
+    def may_change(self) -> bool:
+        """Whether that is worth waiting for here."""
+        return self.is_live and not self.undecided
