@@ -98,7 +98,8 @@ def _shown(
 
     comparisons = [read_comparison(grid, store) for grid in grids]
     runs = {run_id for comparison in comparisons for run_id in comparison.spent.costs}
-    if settle_bills(store, read_ledger(store), sorted(runs)).changed:
+    # A report that another process made stays as it is, its figures with it.
+    if figures is not None and settle_bills(store, read_ledger(store), sorted(runs)).changed:
         comparisons = [read_comparison(grid, store) for grid in grids]
     for comparison in comparisons:
         if len(comparisons) > 1:

@@ -143,8 +143,8 @@ def as_text(spent: Spent) -> str:
     parts = []
     if spent.extractions:
         parts.append(
-            f"Feature extraction, shared by all rows and in the seconds of none: {_runs(len(spent.extractions))},"
-            f" {_seconds(*spent.total(spent.extractions))}."
+            f"Feature extraction, shared by all rows and in their upstream seconds alone:"
+            f" {_runs(len(spent.extractions))}, {_seconds(*spent.total(spent.extractions))}."
         )
     if spent.costs:
         parts += [total_text(spent), _basis(spent)]
