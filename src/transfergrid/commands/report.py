@@ -97,7 +97,8 @@ def _shown(
     from transfergrid.report.write import report_name, write
 
     comparisons = [read_comparison(grid, store) for grid in grids]
-    runs = {run_id for comparison in comparisons for run_id in comparison.spent.costs}
+    runs = {entry.run_id for grid in grids for entry in read_grid(store.grid(grid))}
+    runs |= {run_id for comparison in comparisons for run_id in comparison.spent.costs}
     # A report that another process made stays as it is, its figures with it.
     if figures is not None and settle_bills(store, read_ledger(store), sorted(runs)).changed:
         comparisons = [read_comparison(grid, store) for grid in grids]
