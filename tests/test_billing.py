@@ -145,6 +145,16 @@ def test_a_job_of_the_same_number_that_is_not_ours_is_not_billed(accounting: Acc
     assert read_bill(store.run(A)) is None
 
 
+def test_of_two_clusters_with_that_number_the_one_is_billed_in_which_it_ran(
+    accounting: Accounting, store: StorePaths
+) -> None:
+    attempt(store, A, 1, "7", "13:00:05", 50.0)
+    ours = line("7", "13:00:00", "13:01:00", 60)
+    accounting.lines = [ours, line("7", "03:00:00", "04:00:00", 3600, submit="02:00:00").replace("alpha", "beta")]
+    settle_bills(store, ledger((A,)), [A])
+    assert [(j.cluster, j.elapsed_s) for j in bill(store, A).jobs] == [("alpha", 60.0)]
+
+
 def test_who_else_may_say_what_is_ours(accounting: Accounting, store: StorePaths) -> None:
     attempt(store, A, 1, "7", "13:00:05", 50.0)
     accounting.lines = [line("7", "13:00:00", "13:01:00", 60)]

@@ -391,7 +391,7 @@ def test_the_markdown_reads_as_percent_with_intervals_costs_and_next_steps(store
     ) in text
     assert "| fair | failed (cuda_oom) | 0 |" in text
     assert "| fair | resnet18 |  | 98.00 [97.71, 98.26] | +3.00 |  |\n" in text
-    assert "shared by all rows and in the seconds of none: 1 run, 1,234.5 s wall, 3.0 s GPU.\n" in text
+    assert "shared by all rows and in their upstream seconds alone: 1 run, 1,234.5 s wall, 3.0 s GPU.\n" in text
     assert f"- `{broken.run_id}`: cuda_oom: CUDA out of memory at step 3. Next: {NEXT_STEP['cuda_oom']}.\n" in text
     assert "Beside the published figures" not in text
 

@@ -114,7 +114,7 @@ def test_upstream_is_all_that_a_row_needs_and_the_total_counts_it_once(store: St
     assert comparison.spent.total() == (60.0 + 6.0 + 16.0, 30.0 + 5.0 + 7.0)
     text = write_report("mine", store, figures=False).read_text()
     assert "| 30.0 | 30.0 | 15.0 | 12.0 |" in text
-    assert "in the seconds of none: 2 runs, 16.0 s wall, 7.0 s GPU." in text
+    assert "in their upstream seconds alone: 2 runs, 16.0 s wall, 7.0 s GPU." in text
     assert "In all, what several rows share counted once: 5 runs, 82.0 s wall, 42.0 s GPU." in text
     assert "Seconds are those of 5 runs from the start and end of their attempts" in text
     assert text.count("In all, ") == 1
@@ -135,9 +135,11 @@ def test_what_failed_has_cost_something_too(store: StorePaths) -> None:
     cases.completed(store, run, wall_s=10.0, gpu_s=4.0)
     cases.failed(store, other, failure_class="timeout", error="no")
     write_bill(store.run(other.run_id), Bill(jobs=(job(50.0, 2),), attempt=1, is_closed=True))
-    cases.write_grid(store, "mine", [(run, ""), (other, "")])
+    killed = cases.spec("scratch", "baseline_cnn", seed=2)  # no record at all
+    write_bill(store.run(killed.run_id), Bill(jobs=(job(7.0, 1),), attempt=1, is_closed=True))
+    cases.write_grid(store, "mine", [(run, ""), (other, ""), (killed, "")])
     comparison = read_comparison("mine", store)
-    assert (comparison.rows[0].gpu_s, comparison.spent.total()) == (4.0, (60.0, 104.0))
+    assert (comparison.rows[0].gpu_s, comparison.spent.total()) == (4.0, (67.0, 111.0))
 
 
 def test_where_something_needed_has_no_record_upstream_is_empty_and_it_is_said(store: StorePaths) -> None:
@@ -147,3 +149,8 @@ def test_where_something_needed_has_no_record_upstream_is_empty_and_it_is_said(s
     comparison = read_comparison("mine", store)
     assert comparison.rows[0].upstream_gpu_s is None
     assert as_text(comparison.spent).endswith(" Not in it: 1 run without a record.\n")
+    (extraction,) = run.extractions  # paid for, but of what it needed itself nobody knows
+    write_bill(store.run(extraction.run_id), Bill(jobs=(job(50.0, 2),), attempt=1, is_closed=True))
+    comparison = read_comparison("mine", store)
+    assert (comparison.rows[0].upstream_gpu_s, comparison.spent.total()) == (None, (60.0, 104.0))
+    assert "Not in it" not in as_text(comparison.spent)

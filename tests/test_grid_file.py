@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,13 +13,17 @@ import tiny_data
 from cluster_cases import console, said
 from report_cases import completed, failed
 
+from transfergrid import job
+from transfergrid.cluster import ledger
+from transfergrid.cluster.ledger import Submission
+from transfergrid.commands import retry
 from transfergrid.commands.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.commands.launch import launch
 from transfergrid.config import Request, load_grid
 from transfergrid.config.names import named_by_datasets
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
-from transfergrid.records import read_grid
+from transfergrid.records import read_grid, write_grid
 from transfergrid.report.comparison import comparison_rows
 from transfergrid.report.write import write_report
 
@@ -187,10 +193,7 @@ def test_a_run_by_hand_that_takes_the_place_of_another_says_so_and_keeps_the_lis
     asked = small_runs.request(tmp_path, "model=tinynet_mnist", "phase=probe", "dataset=digits")
     write_grid_of(console(), asked)
     completed(asked.store, small_runs.final_run(asked))
-    entry = asked.entries()[0]
-    from transfergrid.records import write_grid
-
-    other = [type(entry)(**{f: getattr(entry, f) for f in entry.__slots__} | {"run_id": "of-an-older-release"})]
+    other = [replace(asked.entries()[0], run_id="of-an-older-release")]
     write_grid(asked.store.grid("adhoc"), grid="adhoc", entries=other)
     printed = console()
     assert_keeps_rows(printed, asked)
@@ -198,6 +201,36 @@ def test_a_run_by_hand_that_takes_the_place_of_another_says_so_and_keeps_the_lis
     (former,) = formers(asked.store, "adhoc")
     assert said(printed) == [f"the former grid 'adhoc' and its report are kept as grid={former}"]
     assert (read_grid(asked.store.grid(former)), read_grid(asked.store.grid("adhoc"))) == (other, asked.entries())
+
+
+def test_what_is_sent_again_is_what_the_grid_holds_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An extraction failed that both the former rows and those in their place need."""
+    one = ("grid.models=[tinynet_mnist]", "grid.seeds=[0]")
+    grids = [asked_for(tmp_path, *PROBES, *one, f"phase.probe.batch_size={n}", "replace=true") for n in (7, 9)]
+    for number, asked in enumerate(grids):
+        write_grid_of(console(), asked)
+        (run,) = asked.runs.values()
+        runs = [*run.extractions, run]
+        payload = job.write_payload(runs, asked.runtime, {run.run_id: ""}, cluster=asked.cluster_config)
+        sent = Submission(
+            name=f"s{number}",
+            grid="quickstart",
+            launch=payload.parent,
+            tasks=tuple((r.run_id,) for r in runs),
+            job_id=str(number),
+            submitted=datetime.now(UTC),
+        )
+        ledger.record(sent)
+    taken: list[Request] = []
+
+    def carry_out(_: object, request: Request) -> int:
+        taken.append(request)
+        return 0
+
+    monkeypatch.setattr(retry, "carry_out", carry_out)
+    (extraction,) = next(iter(grids[1].runs.values())).extractions
+    assert retry.relaunch("quickstart", grids[1].store, [extraction.run_id], []) == 0
+    assert [c.run.run_id for c in taken[0].configurations] == list(grids[1].runs)
 
 
 # ------------------------------------------------------------------------------------------------------------- names

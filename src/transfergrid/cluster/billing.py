@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from transfergrid.attempts import AttemptTime, attempt_times
 from transfergrid.bills import Bill, BilledJob, joined, read_bill, write_bill
 from transfergrid.cluster import slurm
-from transfergrid.cluster.ledger import Ledger
+from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths
 
@@ -40,14 +40,15 @@ class Allocation:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What the store knows of one job: when it was sent, and by run when its attempts began and how long they took."""
+    """What the store knows of one job: the submission that sent it, None where somebody wrote it by hand, and by run
+    when its attempts began and how long they took."""
 
     job_id: str
-    sent: datetime | None
+    submission: Submission | None
     attempts: Mapping[str, tuple[AttemptTime, ...]]
 
 
-# Whether these allocations, all of one job's number, are of the job that the store means.
+# Whether these allocations, all of one job's number on one cluster, are of the job that the store means.
 IsOurs = Callable[[Claim, Sequence[Allocation]], bool]
 
 
@@ -72,9 +73,8 @@ def settle_bills(
         return Settled(changed=False, is_final=True)
     billed: dict[str, list[BilledJob]] = {}
     for job_id, claim in claims.items():
-        allocations = found.get(job_id, [])
-        if allocations and (is_ours or began_or_was_sent_then)(claim, allocations):
-            for allocation in allocations:
+        for allocations in found.get(job_id, {}).values():
+            for allocation in allocations if (is_ours or began_or_was_sent_then)(claim, allocations) else ():
                 for run_id, share in _shares(claim, allocation).items():
                     billed.setdefault(run_id, []).append(_billed(allocation, share))
     begun = {run_id for claim in claims.values() for run_id, times in claim.attempts.items() if times}
@@ -92,8 +92,10 @@ def began_or_was_sent_then(claim: Claim, allocations: Sequence[Allocation]) -> b
     if any(moment is not None and _within(moment, each) for each in allocations for moment in starts):
         return True
     entered = [each.submitted for each in allocations if each.submitted is not None]
-    sent = claim.sent
-    return sent is not None and any(-SLACK_S <= (e - sent).total_seconds() <= SENT_SLACK_S for e in entered)
+    if claim.submission is None:
+        return False
+    sent = claim.submission.submitted
+    return any(-SLACK_S <= (moment - sent).total_seconds() <= SENT_SLACK_S for moment in entered)
 
 
 # ------------------------------------------------------------------------------------------------- what the store knows
@@ -106,14 +108,14 @@ def _is_settled(store: StorePaths, run_id: str) -> bool:
 
 def _claims(store: StorePaths, ledger: Ledger, run_ids: Sequence[str]) -> dict[str, Claim]:
     """By job: these runs' jobs, with every run that shares one of them."""
-    sent: dict[str, datetime] = {}
+    sent: dict[str, Submission] = {}
     packs: dict[str, set[str]] = {}
     wanted = set(run_ids)
     for submission in ledger.submissions:
         for index, task in enumerate(submission.tasks):
             job_id = submission.task_id(index)
             if job_id is not None and wanted.intersection(task):
-                sent[job_id] = submission.submitted
+                sent[job_id] = submission
                 packs.setdefault(job_id, set()).update(task)
     times = {r: attempt_times(store.run(r)) for r in wanted.union(*packs.values())}
     for run_id in run_ids:
@@ -171,7 +173,8 @@ def _write(store: StorePaths, run_id: str, found: Sequence[BilledJob]) -> bool:
 
 def _first_sign(claims: Mapping[str, Claim]) -> datetime:
     began = [_moment(a.started) for claim in claims.values() for times in claim.attempts.values() for a in times]
-    known = [m for m in (*began, *(claim.sent for claim in claims.values())) if m is not None]
+    sent = [claim.submission.submitted for claim in claims.values() if claim.submission is not None]
+    known = [moment for moment in (*began, *sent) if moment is not None]
     return min(known, default=datetime.now(UTC))
 
 
@@ -190,8 +193,8 @@ def _moment(text: str) -> datetime | None:
 
 
 # ------------------------------------------------------------------------------------------------ what accounting knows
-def sacct(job_ids: Iterable[str], *, since: datetime) -> dict[str, list[Allocation]] | None:
-    """By job (`123`, or `123_4`) its allocations, oldest first; None where no accounting answers."""
+def sacct(job_ids: Iterable[str], *, since: datetime) -> dict[str, dict[str, list[Allocation]]] | None:
+    """By job (`123`, or `123_4`) and cluster the allocations; None where no accounting answers."""
     bases = sorted({slurm.base_id(job_id) for job_id in job_ids})
     start = (since.astimezone(UTC) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S")
     command = ["sacct", "-n", "-P", "-X", "-D", "-S", start, "-j", ",".join(bases), "-o", ",".join(_FIELDS)]
@@ -199,11 +202,9 @@ def sacct(job_ids: Iterable[str], *, since: datetime) -> dict[str, list[Allocati
         text = slurm.run(command, timeout_s=TIMEOUT_S)
     except MachineError:
         return None
-    found: dict[str, list[Allocation]] = {}
+    found: dict[str, dict[str, list[Allocation]]] = {}
     for allocation in parse_sacct(text):
-        found.setdefault(allocation.job_id, []).append(allocation)
-    for allocations in found.values():
-        allocations.sort(key=lambda a: a.start or datetime.min.replace(tzinfo=UTC))
+        found.setdefault(allocation.job_id, {}).setdefault(allocation.cluster, []).append(allocation)
     return found
 
 

@@ -33,7 +33,10 @@ MIRROR_WAIT_S = 60.0
 
 HELP = help_for(
     "launch_grid.py",
-    "Plan a grid of models x datasets x phases x variants x seeds, show the plan, carry it out, show the table.",
+    "Plan a grid of models x datasets x phases x variants x seeds, show the plan, carry it out, show the table.\n"
+    "A grid goes by its file's name, by grid_name=NAME, or for grid=compare by its data: compare-<data set>. A launch\n"
+    "that would take rows with results out of a grid is refused: grid_name=NAME makes another one beside it,\n"
+    "replace=true takes its name and keeps the former grid and report under a dated one.",
     (
         "python jobs/launch_grid.py                                    the quickstart, minutes on a laptop",
         "python jobs/launch_grid.py dry_run=true                       show the plan, write nothing",

@@ -108,8 +108,10 @@ def _shown(
 
     comparisons = [read_comparison(grid, store, select_by=select_by) for grid in grids]
     joined(comparisons)  # grids that cannot stand in one report are refused before anything is shown
-    runs = {run_id for comparison in comparisons for run_id in comparison.spent.costs}
-    if settle_bills(store, read_ledger(store), sorted(runs)).changed:
+    runs = {entry.run_id for grid in grids for entry in read_grid(store.grid(grid))}
+    runs |= {run_id for comparison in comparisons for run_id in comparison.spent.costs}
+    # A report that another process made stays as it is, its figures with it.
+    if figures is not None and settle_bills(store, read_ledger(store), sorted(runs)).changed:
         comparisons = [read_comparison(grid, store, select_by=select_by) for grid in grids]
     for comparison in comparisons:
         if len(comparisons) > 1:

@@ -35,7 +35,8 @@ def relaunch(
         if wanted.intersection((*run.needs, *(e.run_id for e in run.extractions))):
             wanted.add(run.run_id)
     found = (payload.configuration(run) for payload in payloads for run in payload.runs if run.run_id in wanted)
-    rows = {entry.run_id for entry in read_grid(store.grid(grid))}  # an earlier launch's may have been replaced since
+    # What needs a run may be of an earlier launch, whose rows have been replaced since.
+    rows = {entry.run_id for entry in read_grid(store.grid(grid))} | set(run_ids)
     configurations = list({c.run.run_id: c for c in found if c is not None and c.run.run_id in rows}.values())
     if not configurations:
         raise ConfigError(f"{run_ids[0]} is needed by no configuration of grid {grid} that was sent; launch it again")

@@ -165,7 +165,7 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
         read(run_id)
     groups = [_by_seed(group) for group in _groups(grid, entries, found)]
     stored = StoredPredictions(store)
-    spent = costs.spent_on(found | failed, store)
+    spent = costs.spent_on([entry.run_id for entry in entries], found | failed, store)
     rows = [replace(_row(grid, group, found, failures, stored, spent), select_by=select_by) for group in groups]
     runs = [tuple(found[e.run_id] for e in group if e.run_id in found) for group in groups]
     answers = answers_about_joins(rows, runs, stored)

@@ -62,7 +62,7 @@ class Spent:
     def upstream_gpu_s(self, run_ids: Iterable[str]) -> float | None:
         """Mean over these runs; None where one of them is made from something of which the cost is not known."""
         needed = [self.upstream(run_id) for run_id in run_ids]
-        if not needed or any(not runs <= self.costs.keys() for runs in needed):
+        if not needed or any(runs & self.lacking or not runs <= self.costs.keys() for runs in needed):
             return None
         return fmean(sum(self.costs[run].gpu_s for run in runs) for runs in needed)
 
@@ -88,8 +88,9 @@ def cost_of(record: RunRecord, bill: Bill | None) -> RunCost:
     return RunCost(wall_s=record.phase_s, gpu_s=record.phase_s if record.on_gpu else 0.0, source="phase")
 
 
-def spent_on(found: Mapping[str, RunRecord], store: StorePaths) -> Spent:
-    """found: the records of a grid that have been read, failed ones too; what else they need is read here."""
+def spent_on(run_ids: Iterable[str], found: Mapping[str, RunRecord], store: StorePaths) -> Spent:
+    """run_ids: of a grid; found: their records that have been read, failed ones too. What else these need is read here;
+    what has no record and a bill has been paid for, too."""
     known: dict[str, RunRecord] = dict(found)
     needs: dict[str, tuple[str, ...]] = {}
     lacking: set[str] = set()
@@ -107,6 +108,10 @@ def spent_on(found: Mapping[str, RunRecord], store: StorePaths) -> Spent:
                 known[need] = record
                 frontier.append(need)
     costs = {run_id: cost_of(record, read_bill(store.run(run_id))) for run_id, record in known.items()}
+    for run_id in {*run_ids, *lacking} - costs.keys():
+        bill = read_bill(store.run(run_id))
+        if bill is not None:
+            costs[run_id] = RunCost(wall_s=bill.wall_s, gpu_s=bill.gpu_s, source="accounting")
     done = frozenset(r.run_id for r in known.values() if r.spec.phase == "extract" and r.status == "completed")
     return Spent(costs, needs, done, frozenset(lacking))
 
@@ -143,8 +148,8 @@ def as_text(spent: Spent) -> str:
     parts = []
     if spent.extractions:
         parts.append(
-            f"Feature extraction, shared by all rows and in the seconds of none: {_runs(len(spent.extractions))},"
-            f" {_seconds(*spent.total(spent.extractions))}."
+            f"Feature extraction, shared by all rows and in their upstream seconds alone:"
+            f" {_runs(len(spent.extractions))}, {_seconds(*spent.total(spent.extractions))}."
         )
     if spent.costs:
         parts += [total_text(spent), _basis(spent)]
@@ -159,7 +164,8 @@ def _basis(spent: Spent) -> str:
     sources = [cost.source for cost in spent.costs.values()]
     told = [f"{_runs(sources.count(s))} {words}" for s, words in _SOURCES.items() if s in sources]
     unended = sum(cost.unended for cost in spent.costs.values())
-    lacking = [f"{_runs(len(spent.lacking))} without a record"] if spent.lacking else []
+    unknown = len(spent.lacking - spent.costs.keys())
+    lacking = [f"{_runs(unknown)} without a record"] if unknown else []
     lacking += [f"{unended} attempt{'' if unended == 1 else 's'} that ended without a word"] if unended else []
     return f"Seconds are those of {'; of '.join(told)}." + (f" Not in it: {', '.join(lacking)}." if lacking else "")
 

@@ -225,21 +225,18 @@ def _join_table(comparison: Comparison) -> str:
 
 
 def _cost_table(comparison: Comparison) -> str:
-    header = [*NAMES, "epochs", "parameters", "trainable", "MB", "GFLOPs/image", "images/s"]
-    header += ["wall s", "phase s", "GPU s", "upstream GPU s"]
+    header = [*NAMES, "epochs", "wall s", "phase s", "GPU s", "upstream GPU s", "images/s"]
+    header += ["GFLOPs/image", "parameters", "trainable", "MB"]
     lines = [
         [
             *_names(row),
             number(row.epochs),
+            *(number(s, digits=1) for s in (row.wall_s, row.phase_s, row.gpu_s, row.upstream_gpu_s)),
+            number(row.images_per_s),
+            number(row.gflops_per_image, digits=3),
             number(row.parameters),
             number(row.trainable_parameters),
             number(row.size_mb, digits=2),
-            number(row.gflops_per_image, digits=3),
-            number(row.images_per_s),
-            number(row.wall_s, digits=1),
-            number(row.phase_s, digits=1),
-            number(row.gpu_s, digits=1),
-            number(row.upstream_gpu_s, digits=1),
         ]
         for row in comparison.rows
         if row.n_seeds
