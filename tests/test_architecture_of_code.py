@@ -47,6 +47,7 @@ WITHIN_LAYER = {
     ("backbones", "network_size"),  # the catalog states what a forward pass costs
     ("backbones", "architectures"),  # a backbone that this project trained is one of its architectures
     ("config", "classes"),
+    ("export", "inference"),
     ("finished", "network"),
     ("finished", "results"),
     ("images_at_hand", "folds"),
