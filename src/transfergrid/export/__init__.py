@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transfergrid import durable
 from transfergrid.config.predict import Format
 from transfergrid.export.check import logits_of_run, logits_of_script, write_pictures
-from transfergrid.export.programs import ONNX, PROGRAM, check, write_onnx, write_program
+from transfergrid.export.programs import ONNX, PROGRAM, assert_near, write_onnx, write_program
 from transfergrid.finished import Reading
 from transfergrid.paths import EXPORT_MARK
 from transfergrid.preprocess import FLAT_LEVELS
@@ -76,7 +76,7 @@ def export_network(
         exported = Exported(files=())
         if program is not None:
             (write_onnx if program == ONNX else write_program)(staging / program, network, preprocess)
-            durable.write_bytes(staging / SCRIPT, resources.files(__name__).joinpath("load.py.txt").read_bytes())
+            durable.write_bytes(staging / SCRIPT, _script())
             exported = _compared(network, preprocess, staging, program, reading)
         files = tuple(name for name in FILES if (staging / name).exists())
         for name in files:
@@ -97,12 +97,16 @@ def _compared(
     names, expected_NC = logits_of_run(network, preprocess, pictures, names, plain)
     found_NC = logits_of_script(staging, [pictures / name for name in names])
     difference = float(np.abs(found_NC - expected_NC).max())
-    check(difference, float(np.abs(expected_NC).max()), program)
+    assert_near(difference, float(np.abs(expected_NC).max()), program)
     of_precision = None
     if reading.precision != "fp32":
         _, own_NC = logits_of_run(network, preprocess, pictures, names, replace(plain, precision=reading.precision))
         of_precision = float(np.abs(_softmax(own_NC) - _softmax(expected_NC)).max())
     return Exported(files=(), largest_difference=difference, of_precision=of_precision)
+
+
+def _script() -> bytes:
+    return resources.files(__name__).joinpath("load.py.txt").read_bytes()
 
 
 def _softmax(logits_NC: Any) -> Any:

@@ -73,7 +73,7 @@ def write_onnx(path: Path, network: nn.Module, preprocess: tuple[PreprocessSpec,
     _compare(network, run, preprocess, ONNX)
 
 
-def check(difference: float, largest: float, name: str) -> None:
+def assert_near(difference: float, largest: float, name: str) -> None:
     """Raises ParityError where a logit differs by more than rounding does. largest: of the network's own logits."""
     if not difference <= TOLERANCE[name] * max(1.0, largest):
         raise ParityError(f"the exported {name} gives other logits than the run: they differ by {difference:.3g}")
@@ -99,7 +99,7 @@ def _compare(
         inputs = _noise(preprocess, size)
         with torch.no_grad():
             expected_NC, found_NC = network(*inputs)[0], made(*inputs)
-        check(float((found_NC - expected_NC).abs().max()), float(expected_NC.abs().max()), name)
+        assert_near(float((found_NC - expected_NC).abs().max()), float(expected_NC.abs().max()), name)
 
 
 def _noise(preprocess: tuple[PreprocessSpec, ...], size: int) -> list[Tensor]:
