@@ -50,6 +50,7 @@ WITHIN_LAYER = {
     ("backbones", "architectures"),  # a backbone that this project trained is one of its architectures
     ("config", "classes"),
     ("config", "folds"),  # how many images are trained on decides batch and epochs
+    ("export", "inference"),
     ("finished", "network"),
     ("head_path", "solved_head"),
     ("finished", "results"),

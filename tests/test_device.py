@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 import small_runs
 import torch
 
-from transfergrid import device, network
+from transfergrid import device, job, network
 from transfergrid.cluster import child, local
 from transfergrid.commands import launch
+from transfergrid.commands.console import make_console
 from transfergrid.device import Gpus, arithmetic, device_of, gpus, prepare_process
 from transfergrid.errors import MachineError
 from transfergrid.specs import Runtime
+from transfergrid.stopping import StopFlag
 
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"]
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 12040). Please update your GPU driver"
@@ -54,7 +57,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretended]:
 
 
 def runtime(named: str) -> Runtime:
-    return replace(Runtime(store_dir="s", cache_dir="c", data_dir="d", weights_dir="w", num_threads=1), device=named)
+    usual = Runtime(store_dir="s", cache_dir="c", data_dir="d", weights_dir="w", num_threads=1)
+    return replace(usual, device=named)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -165,11 +169,9 @@ def test_a_real_child_finds_no_gpu_however_many_are_named(monkeypatch: pytest.Mo
 
 def test_a_child_of_the_pool_sees_its_own_gpu_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    monkeypatch.setattr(local.job, "read_payload", lambda path: 1 / 0)  # after the variable is set
+    monkeypatch.setattr(job, "read_payload", lambda path: 1 / 0)  # after the variable is set
     with pytest.raises(ZeroDivisionError):
-        local._outcome(str(tmp_path), 0, "GPU-5ab", local.StopFlag())
-    import os
-
+        local._outcome(str(tmp_path), 0, "GPU-5ab", StopFlag())
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-5ab"
 
 
@@ -190,7 +192,7 @@ def test_a_launch_says_in_one_line_what_it_computes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(launch, "gpus_for", lambda _: found)
-    launch._tell_device(launch.make_console(), runtime(named))
+    launch._tell_device(make_console(), runtime(named))
     assert capsys.readouterr().out == expected
 
 

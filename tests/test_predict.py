@@ -16,19 +16,17 @@ from PIL import Image
 from small_runs import carry_out, final_run, paths_of, record_of, request
 from tiny_data import random_images, save_image
 
-from transfergrid import data, export
+from transfergrid import data
 from transfergrid.classes import match_classes
 from transfergrid.commands import predict
 from transfergrid.config import Request
 from transfergrid.data._decode import AS_STORED, Picture, PictureRules, read_picture
-from transfergrid.errors import DataError, MachineError, ParityError
+from transfergrid.errors import DataError
 from transfergrid.finished import Reading, network_of_run, reading_of
 from transfergrid.inference import Predicted, csv_header, csv_row, predict_files
-from transfergrid.preprocess import prepare_one
 from transfergrid.records import read_predictions
 from transfergrid.report.model_card import CardFacts, model_card
 from transfergrid.report.statistics import wilson
-from transfergrid.specs import PreprocessSpec
 
 PAIR = "model=tinynet_mnist+tinynet_cifar"
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -229,7 +227,9 @@ def test_without_output_the_csv_goes_to_standard_output_and_a_run_may_be_given_a
         (["run=RUN", "images=pictures", "topk=3"], "unknown key 'topk'; did you mean 'top_k'?"),
         (["run=RUN", "images=pictures", "images=pictures"], "'images' is given twice"),
         (["run=RUN", "images=pictures", "export_format=onnx"], "export_format= goes with export=DIR"),
-        (["run=RUN", "export=new", "export_format=onnx"], "not one of all, state_dict, torch_export"),
+        (["run=RUN", "export=new", "precision=fp32"], "precision= goes with images=DIR"),
+        (["run=RUN", "images=pictures", "precision=bf16"], "precision='bf16' is not one of run, fp32"),
+        (["run=RUN", "export=new", "export_format=tensorflow"], "not one of all, state_dict, torch_export, onnx"),
         (["run=RUN", "export=new", "top_k=2"], "top_k= goes with images=DIR"),
         (["run=RUN", "export=pictures"], "export='pictures' holds other files; give a new folder"),
         (["run=RUN", "export=a_file/new"], "a_file is a file, where a folder is needed"),
@@ -304,125 +304,6 @@ def test_the_script_answers_help_and_refuses_nonsense_without_loading_torch() ->
         assert done.stdout.splitlines()[-1] == ending
     done = subprocess.run([sys.executable, JOBS / "predict.py", "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: python jobs/predict.py key=value ...") and "exit codes: 0" in done.stdout
-
-
-# -------------------------------------------------------------------------------------------------------------- export
-LOADED = """
-import sys, torch
-sys.path.insert(0, sys.argv[1])
-import load
-images = torch.load(sys.argv[2])
-wide = dict(load.INPUTS[0], mode="recipe", resize_px=40, crop_px=30, interpolation="bicubic")
-pixels = [load.read(sys.argv[4], how) for how in (*load.INPUTS, wide)]
-assert not {"transfergrid", "torchvision", "timm"} & set(sys.modules)
-torch.save([load.logits(*images), *pixels], sys.argv[3])
-"""
-
-
-@pytest.mark.slow
-def test_an_export_loaded_with_torch_alone_gives_the_networks_logits(
-    place: Path,
-    pair: Request,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    run = final_run(pair)
-    folder = tmp_path / "export"
-    exit_code, out, err = answer(monkeypatch, capsys, place, f"run={run.run_id}", f"export={folder}")
-    assert (exit_code, out) == (0, "") and "largest difference" in err.splitlines()[-1]
-    names = ["README.md", "classes.json", "load.py", "model.pt2", "preprocessing.json", "weights.safetensors"]
-    assert sorted(p.name for p in folder.iterdir()) == names
-    assert json.loads((folder / "classes.json").read_text()) == list("0123456789")
-
-    network, preprocess = network_of_run(run, paths_of(run, pair.runtime), pair.runtime)
-    picture = save_image(tmp_path / "odd.png", Image.fromarray(random_images(57, 83, 3)))
-    images = [torch.from_numpy(random_images(7, 3, p.crop_px, p.crop_px)) for p in preprocess]
-    torch.save(images, tmp_path / "images.pt")
-    places = [folder, tmp_path / "images.pt", tmp_path / "found.pt", picture]
-    subprocess.run([sys.executable, "-c", LOADED, *map(str, places)], check=True, capture_output=True)
-    found_NC, *pixels = torch.load(tmp_path / "found.pt")
-    inputs = [
-        (x.float() / 255 - torch.tensor(p.mean).view(3, 1, 1)) / torch.tensor(p.std).view(3, 1, 1)
-        for x, p in zip(images, preprocess, strict=True)
-    ]
-    with torch.no_grad():
-        expected_NC, _ = network(*inputs)
-    assert expected_NC.shape == (7, 10) and float((found_NC - expected_NC).abs().max()) <= 1e-4
-    wide = PreprocessSpec(
-        mode="recipe", resize_px=40, crop_px=30, interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)
-    )
-    decoded = np.asarray(Image.open(picture))
-    for spec, read in zip((*preprocess, wide), pixels, strict=True):
-        assert np.array_equal(read[0].permute(1, 2, 0).numpy(), prepare_one(decoded, spec))
-
-
-def test_exported_weights_are_the_networks_own_and_an_older_export_leaves_nothing_behind(
-    place: Path,
-    scratch: Request,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from safetensors.torch import load_file
-
-    from transfergrid.architectures import build
-
-    run, folder = final_run(scratch), tmp_path / "export"
-    asked = (f"run={run.run_id}", f"export={folder}")
-    assert answer(monkeypatch, capsys, place, *asked, "export_format=torch_export")[0] == 0
-    assert (folder / "model.pt2").exists() and not (folder / "weights.safetensors").exists()
-    assert answer(monkeypatch, capsys, place, *asked, "export_format=state_dict")[0] == 0
-    assert sorted(p.name for p in folder.iterdir()) == [
-        "README.md",
-        "classes.json",
-        "preprocessing.json",
-        "weights.safetensors",
-    ]
-    state = load_file(folder / "weights.safetensors")
-    own = torch.load(paths_of(run, scratch.runtime).weights, weights_only=True)
-    assert all(torch.equal(state[name], value) for name, value in own.items()) and state.keys() == own.keys()
-    build("tinynet", 10, 0).load_state_dict(state)
-    assert "load_file" in (folder / "README.md").read_text()
-    inputs = json.loads((folder / "preprocessing.json").read_text())["inputs"]
-    assert [(i["name"], i["mode"], i["crop_px"], i["normalise"]) for i in inputs] == [
-        ("tinynet", "direct", 32, "constants")
-    ]
-
-
-def test_a_program_that_gives_other_logits_is_refused(
-    scratch: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = final_run(scratch)
-    network, preprocess = network_of_run(run, paths_of(run, scratch.runtime), scratch.runtime)
-    named = {"names": ["tinynet"], "class_names": list("0123456789"), "with_weights": False, "with_program": True}
-    load = torch.export.load
-
-    def shifted(file: object) -> object:
-        program = load(file)  # type: ignore[arg-type]
-        name = next(n for n in program.state_dict if n.endswith("bias"))
-        with torch.no_grad():
-            program.state_dict[name].add_(0.1)
-        return program
-
-    monkeypatch.setattr("torch.export.load", shifted)
-    with pytest.raises(ParityError, match="the exported program's logits differ by"):
-        export.export_network(network, preprocess, tmp_path, **named)  # type: ignore[arg-type]
-    assert not (tmp_path / "model.pt2").exists()
-
-
-def test_a_network_that_torch_export_does_not_take_says_what_remains(tmp_path: Path) -> None:
-    class Branches(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-            return (images if images.sum() > 0 else -images).mean((2, 3)), []
-
-    spec = PreprocessSpec(
-        mode="direct", resize_px=8, crop_px=8, interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1)
-    )
-    with pytest.raises(MachineError, match="torch.export does not take this network .*; give export_format=state_dict"):
-        export.export_network(
-            Branches(), (spec,), tmp_path, names=["x"], class_names=["a"], with_weights=False, with_program=True
-        )
 
 
 # ---------------------------------------------------------------------------------------------------------- model card

@@ -31,7 +31,8 @@ _HOST_CHUNK = 512
 _MIXED_CHUNK = 32
 _MATRIX_BYTES = 2**28
 _GIANT_PX = 2**26  # of a resized picture: 268 MB in Pillow, which keeps four bytes a pixel
-_FLAT = 1e-4  # added to a picture's standard deviation: no division by zero where it has one colour
+# Added to a picture's standard deviation, in levels of 0..255: no division by zero where it has one colour.
+FLAT_LEVELS = 255 * 1e-4
 
 
 def normalise(images_NHWC: Tensor, spec: PreprocessSpec, *, prepared: bool = False) -> Tensor:
@@ -45,9 +46,9 @@ def normalise(images_NHWC: Tensor, spec: PreprocessSpec, *, prepared: bool = Fal
     images_N3HW = images_NHWC.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)  # grey is repeated to three channels
     inputs_N3HW = images_N3HW.to(torch.float32, memory_format=torch.channels_last)
     if spec.normalise == "image":
-        inputs_N3HW.div_(255)
-        std_N311, mean_N311 = torch.std_mean(inputs_N3HW, dim=(2, 3), keepdim=True, correction=0)
-        return inputs_N3HW.sub_(mean_N311).div_(std_N311.add_(_FLAT))
+        # Of whole levels, in float64: the same figures on every device, in every layout, and in an export.
+        std_N311, mean_N311 = torch.std_mean(inputs_N3HW.double(), dim=(2, 3), keepdim=True, correction=0)
+        return inputs_N3HW.sub_(mean_N311.float()).div_((std_N311 + FLAT_LEVELS).float())
     mean_311, std_311 = (_per_channel(values, images_NHWC.device) for values in (spec.mean, spec.std))
     return inputs_N3HW.div_(255).sub_(mean_311).div_(std_311)
 

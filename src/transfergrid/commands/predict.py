@@ -6,6 +6,7 @@ import contextlib
 import csv
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -26,7 +27,7 @@ HELP = help_for(
     (
         "python jobs/predict.py run=RUN_ID images=DIR                       CSV to standard output",
         "python jobs/predict.py run=RUN_ID images=DIR top_k=3 output=FILE.csv",
-        "python jobs/predict.py run=RUN_ID export=DIR                       export_format=all|state_dict|torch_export",
+        "python jobs/predict.py run=RUN_ID export=DIR                       export_format=all|state_dict|...|onnx",
         "python jobs/predict.py run=results/runs/RUN_ID images=DIR device=cpu cluster.num_threads=2",
         "python jobs/predict.py run=PROBE_ID images=DIR weights_dir=DIR     or weights_files.<backbone>=FILE",
     ),
@@ -68,6 +69,7 @@ def _predict(request: PredictRequest, images: Path, network: nn.Module, preproce
     device = device_of(request.runtime)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     reading = reading_of(request.record.spec)
+    reading = replace(reading, precision="fp32") if request.in_fp32 else reading
     if by_its_batch(network, reading):
         print(
             "warning: this run was tested with test_bn=batch, so what an image is taken for depends on the images that "
@@ -108,7 +110,7 @@ def _export(
     arguments: tuple[str, ...],
 ) -> None:
     from transfergrid.export import SCRIPT, export_network
-    from transfergrid.finished import picture_rules_of
+    from transfergrid.finished import picture_rules_of, reading_of
     from transfergrid.report.model_card import CardFacts, model_card
 
     spec = request.record.spec
@@ -118,9 +120,9 @@ def _export(
         folder,
         names=[b.name for b in spec.backbones] or [spec.model],
         class_names=request.class_names,
+        export_format=request.export_format,
+        reading=reading_of(spec),
         rules=picture_rules_of(request.record),
-        with_weights=request.export_format != "torch_export",
-        with_program=request.export_format != "state_dict",
     )
     facts = CardFacts(
         class_names=request.class_names,
@@ -134,7 +136,13 @@ def _export(
     print(f"exported to {folder}: {', '.join((*exported.files, 'README.md'))}", file=sys.stderr)
     if exported.largest_difference is not None:
         print(
-            f"the program gives the network's logits, largest difference {exported.largest_difference:.2g}",
+            f"load.py gives the run's logits, largest difference {exported.largest_difference:.2g}",
+            file=sys.stderr,
+        )
+    if exported.of_precision is not None:
+        print(
+            f"the export computes in float32, the run in {reading_of(spec).precision}: on the pictures of the check a"
+            f" probability differs by up to {exported.of_precision:.2g}; precision=fp32 predicts as the export does",
             file=sys.stderr,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from transfergrid.paths import EXPORT_MARK, CachePaths, RunPaths, StorePaths
 from transfergrid.records import RunRecord, read_record
 from transfergrid.specs import Runtime, safe_name
 
-Format = Literal["all", "state_dict", "torch_export"]
-FORMATS: tuple[Format, ...] = ("all", "state_dict", "torch_export")
+Format = Literal["all", "state_dict", "torch_export", "onnx"]
+FORMATS: tuple[Format, ...] = ("all", "state_dict", "torch_export", "onnx")
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+PRECISIONS = ("run", "fp32")
 DEFAULTS: dict[str, str | None] = {
     "run": None,
     "images": None,
@@ -24,6 +27,7 @@ DEFAULTS: dict[str, str | None] = {
     "output": None,
     "export": None,
     "export_format": "all",
+    "precision": "run",
     "store.dir": "results",
     "cache.dir": "cache",
     "weights_dir": None,
@@ -38,7 +42,7 @@ class PredictRequest:
     """A finished run, and what is wanted of it: predictions of a folder's images, an export, or both.
 
     class_names: in the order of the logits. files: of the folder `images`, relative to it, sorted.
-    output: None = standard output.
+    output: None = standard output. in_fp32: compute in float32, as an export does, whatever the run computed in.
     """
 
     record: RunRecord
@@ -51,6 +55,7 @@ class PredictRequest:
     output: Path | None
     export: Path | None
     export_format: Format
+    in_fp32: bool
 
 
 def parse_predict(arguments: Sequence[str]) -> PredictRequest:
@@ -60,7 +65,7 @@ def parse_predict(arguments: Sequence[str]) -> PredictRequest:
         raise ConfigError("run= is needed: a finished run's id, or its folder; python jobs/status.py lists them")
     if values["images"] is None and values["export"] is None:
         raise ConfigError("nothing is asked for; give images=DIR, export=DIR or both")
-    for key, needs in (("output", "images"), ("top_k", "images"), ("export_format", "export")):
+    for key, needs in (("output", "images"), ("top_k", "images"), ("precision", "images"), ("export_format", "export")):
         if values[key] != DEFAULTS[key] and values[needs] is None:
             raise ConfigError(f"{key}= goes with {needs}=DIR")
     paths = _run_paths(str(values["run"]), Path(str(values["store.dir"])))
@@ -79,7 +84,8 @@ def parse_predict(arguments: Sequence[str]) -> PredictRequest:
         top_k=_top_k(values["top_k"], len(class_names)),
         output=_new_file(values["output"]),
         export=_new_folder(values["export"]),
-        export_format=cast(Format, _choice("export_format", values["export_format"], FORMATS)),
+        export_format=_export_format(values["export_format"]),
+        in_fp32=_choice("precision", values["precision"], PRECISIONS) == "fp32",
     )
 
 
@@ -188,6 +194,17 @@ def _new_folder(value: str | None) -> Path | None:
     if path.is_dir() and any(path.iterdir()) and not (path / EXPORT_MARK).exists():
         raise ConfigError(f"export={value!r} holds other files; give a new folder, or that of an earlier export")
     return path
+
+
+def _export_format(value: str | None) -> Format:
+    found = cast(Format, _choice("export_format", value, FORMATS))
+    lacking = [name for name in ONNX_PACKAGES if found == "onnx" and importlib.util.find_spec(name) is None]
+    if lacking:
+        raise ConfigError(
+            f"export_format=onnx needs {', '.join(lacking)}; install with: uv sync --extra onnx"
+            " (or pip install 'transfergrid[onnx]')"
+        )
+    return found
 
 
 def _check_parent(key: str, path: Path) -> None:

@@ -19,7 +19,7 @@ from transfergrid.report.calibration import confidence, expected_calibration_err
 from transfergrid.report.cells import markdown_table, number, percent
 from transfergrid.report.rerun import commands_of, hydra_value
 from transfergrid.report.statistics import wilson
-from transfergrid.specs import BackboneSpec, RunSpec, TrainSettings, to_dict
+from transfergrid.specs import BackboneSpec, ProbeSettings, RunSpec, TrainSettings, to_dict
 
 STATE_DICT_ONLY = """from safetensors.torch import load_file
 
@@ -28,6 +28,8 @@ state = load_file("weights.safetensors")  # name -> tensor
 FILES = {
     "weights.safetensors": "every parameter and buffer by name, float32",
     "model.pt2": "the network as a program of torch.export; any batch size; it needs no code but PyTorch",
+    "model.onnx": "the network in ONNX, float32; any batch size; inputs images_0, images_1, ... (N, 3, H, W)",
+    "model.onnx.data": "its parameters, which it reads from beside it",
     "load.py": "how to use it",
     "preprocessing.json": "size, interpolation, mean and standard deviation of each input",
     "classes.json": "class names, in the order of the logits",
@@ -84,10 +86,14 @@ def _use(facts: CardFacts) -> str:
     if facts.script is None:
         return f"{files}\n{_fenced('python', STATE_DICT_ONLY)}"
     checked = (
-        f"Read back from its file, the program's logits differ from the network's by {facts.largest_difference:.2g}"
+        "Run by itself on pictures of many kinds, `load.py` gave the logits of the run, with a largest difference of"
+        f" {facts.largest_difference:.2g}."
     )
-    run = "`python load.py picture.jpg` prints a picture's class; this is `load.py`, which needs PyTorch alone"
-    return f"{files}\n{checked} at most.\n\n{run} (Pillow to open files):\n\n{_fenced('python', facts.script)}"
+    needs = "onnxruntime" if "model.onnx" in facts.files else "PyTorch"
+    run = (
+        f"`python load.py picture.jpg` prints a picture's class; it needs {needs}, numpy and Pillow. This is `load.py`"
+    )
+    return f"{files}\n{checked}\n\n{run}:\n\n{_fenced('python', facts.script)}"
 
 
 def _results(record: RunRecord, test: Predictions | None) -> str:
@@ -195,8 +201,10 @@ def _limits(record: RunRecord) -> str:
         f" `python jobs/run_phase.py phase=evaluate run={record.run_id} dataset=image_folder dataset.folder=DIR`.",
         "A probability is the network's own; the calibration error says how far it can be taken at its word.",
     ]
-    if settings.precision == "bf16":
-        told.append("The figures were computed in bfloat16, the export computes in float32: close, but not the same.")
+    on_features = isinstance(settings, ProbeSettings) and settings.source == "features" and spec.extract is not None
+    precision = spec.extract.precision if on_features and spec.extract is not None else settings.precision
+    if precision != "fp32":
+        told.append(f"The figures were computed in {precision}, the export computes in fp32: close, but not the same.")
     if settings.test_bn == "batch":
         told.append(
             "The figures were read with BatchNorm by the batch at hand; the export uses its running statistics."
