@@ -156,7 +156,7 @@ def test_tied_choices_and_lengths_are_told(store: StorePaths, reverse: bool) -> 
 # ----------------------------------------------------------------------------------------------------------- select_by
 def of_two_minds(store: StorePaths, **launched: Any) -> list[tuple[RunSpec, str]]:
     """Parts and settings of which one is best by accuracy and the other by balanced accuracy and macro F1."""
-    runs = []
+    runs: list[tuple[RunSpec, str]] = []
     for name, variant, accuracy, other in (
         ("resnet18", "", 0.90, 0.60),
         ("googlenet", "", 0.80, 0.70),
