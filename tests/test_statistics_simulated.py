@@ -163,7 +163,7 @@ def test_a_true_difference_of_two_standard_errors_over_five_seeds_is_found_as_of
     assert 0.30 < computed < 0.50
 
 
-# ----------------------------------------------------------------------------------------------- questions across phases
+# ---------------------------------------------------------------------------------------------- questions across phases
 def families_of_a_grid(generator: np.random.Generator, *, seeds: int, probe_runs: int) -> list[list[float]]:
     """The p values of one grid without any difference, by question: is fine-tuning worth it over the probe, is each
     model worth it over the best from scratch, is the winner better than the next.
