@@ -111,7 +111,7 @@ def test_where_nothing_is_chosen_on_val_ties_are_on_test_and_nothing_is_tested(s
     assert contests_about(comparison, "winner", "mnist") == []
     assert page_text.verdict(comparison) == (
         "On mnist, tied on test: googlenet (probe) with 94.0 [92.4, 95.3] % and resnet18 (probe) with "
-        "94.0 [92.4, 95.3] % on the test images (highest on test; nothing is chosen on val of 3 rows)."
+        "94.0 [92.4, 95.3] % on the test images (highest on test of 3 rows; nothing is chosen on val)."
     )
 
 
