@@ -207,6 +207,7 @@ def test_the_page_says_by_what_where_it_is_not_accuracy_and_shows_the_score(stor
     )
     assert "| val | val balanced accuracy | train |" in text and "| 80.00 | 70.00 |" in text
     assert '<th scope="col" data-column="val_balanced_accuracy" aria-sort="none" class="number">' in page
+    assert '<th scope="col" data-column="val_accuracy" aria-sort="none" class="number extra">' in page
     assert "Val balanced accuracy \\%" in path.with_name("comparison.tex").read_text()
     write([read_comparison("g", store, select_by="accuracy")], figures=False)
     assert "select_by" not in path.read_text()

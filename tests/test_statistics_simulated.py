@@ -200,17 +200,17 @@ def families_of_a_grid(generator: np.random.Generator, *, seeds: int, probe_runs
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("seeds", "probe_runs"), [(1, 1), (3, 1), (3, 3)])
-def test_of_a_thousand_grids_without_a_difference_each_question_across_phases_errs_in_at_most_five_percent(
+def test_in_simulated_grids_without_a_difference_each_question_across_phases_errs_in_at_most_five_percent(
     seeds: int, probe_runs: int
 ) -> None:
     """One run of each row, a probe of one run beside three seeds, three seeds of each."""
-    generator = np.random.default_rng(8)
+    generator, grids = np.random.default_rng(8), GRIDS if seeds == 1 else GRIDS // 2
     called = np.zeros(3, dtype=int)
-    for _ in range(GRIDS):
+    for _ in range(grids):
         called += [
             min(p_values) < 0.05 for p_values in families_of_a_grid(generator, seeds=seeds, probe_runs=probe_runs)
         ]
-    assert (called > 0).all() and (called <= 0.05 * GRIDS).all(), called.tolist()
+    assert (called > 0).all() and (called <= 0.05 * grids).all(), called.tolist()
 
 
 def test_a_hundred_grids_without_a_difference_are_mostly_told_so() -> None:
