@@ -157,6 +157,7 @@ def test_the_best_number_of_epochs_is_told_with_its_end(store: StorePaths) -> No
         ({"n_val": 29, "optimizer_steps": 50}, "only 29 val images (below 30)"),
         ({"n_val": 30, "optimizer_steps": 49}, "only 49 optimizer steps (below 50)"),
         ({"n_val": 30, "optimizer_steps": 50}, None),
+        ({"n_val": 30, "optimizer_steps": 0}, None),
         ({"n_val": "9", "optimizer_steps": True}, None),
     ],
 )

@@ -158,6 +158,6 @@ def _together(searched: Mapping[str, Sequence[float]]) -> list[list[str]]:
 def _few(row: ComparisonRow) -> Iterator[str]:
     if row.val_accuracy is not None and row.n_val is not None and row.n_val < FEW_VAL_IMAGES:
         yield f"only {row.n_val} val {'image' if row.n_val == 1 else 'images'} (below {FEW_VAL_IMAGES})"
-    if row.optimizer_steps is not None and row.optimizer_steps < FEW_STEPS:
+    if row.optimizer_steps and row.optimizer_steps < FEW_STEPS:  # a head that is solved takes none
         steps = "optimizer step" if row.optimizer_steps == 1 else "optimizer steps"
         yield f"only {row.optimizer_steps} {steps} (below {FEW_STEPS})"
