@@ -17,7 +17,7 @@ from transfergrid.config.report import parse_report
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.metrics_log import read_metrics
 from transfergrid.paths import StorePaths
-from transfergrid.records import read_grid
+from transfergrid.records import read_grid, selected_by
 from transfergrid.tracking.pull import metrics_lines
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -111,6 +111,19 @@ def test_a_source_that_makes_no_sense_is_refused_in_one_line(arguments: list[str
 
 
 # ------------------------------------------------------------------------------------------------------ the same report
+@pytest.mark.parametrize(("written", "read"), [("macro_f1", "macro_f1"), ("f1", "accuracy"), ([], "accuracy")])
+def test_the_score_that_the_grid_chooses_by_comes_with_its_list(
+    server: StandIn, store: StorePaths, pulled: StorePaths, written: object, read: str
+) -> None:
+    small_grid(store)
+    put_grid(server, store)
+    files = server.run("grid-g").files
+    files["grid.json"] = json.dumps(json.loads(files["grid.json"]) | {"select_by": written}).encode()
+    _, said = pull_g(server, pulled)
+    assert selected_by(pulled.grid("g")) == read
+    assert any("grid.json of grid 'g' is damaged" in line for line in said) == (read != written)
+
+
 @pytest.mark.wandb
 def test_the_report_from_the_server_is_the_report_from_the_store(
     server: StandIn,

@@ -157,7 +157,7 @@ def test_tied_choices_and_lengths_are_told(store: StorePaths, reverse: bool) -> 
 # ----------------------------------------------------------------------------------------------------------- select_by
 def of_two_minds(store: StorePaths, **launched: Any) -> list[tuple[RunSpec, str]]:
     """Parts and settings of which one is best by accuracy and the other by balanced accuracy and macro F1."""
-    runs = []
+    runs: list[tuple[RunSpec, str]] = []
     for name, variant, accuracy, other in (
         ("resnet18", "", 0.90, 0.60),
         ("googlenet", "", 0.80, 0.70),
@@ -208,6 +208,7 @@ def test_the_page_says_by_what_where_it_is_not_accuracy_and_shows_the_score(stor
     )
     assert "| val | val balanced accuracy | train |" in text and "| 80.00 | 70.00 |" in text
     assert '<th scope="col" data-column="val_balanced_accuracy" aria-sort="none" class="number">' in page
+    assert '<th scope="col" data-column="val_accuracy" aria-sort="none" class="number extra">' in page
     assert "Val balanced accuracy \\%" in path.with_name("comparison.tex").read_text()
     write([read_comparison("g", store, select_by="accuracy")], figures=False)
     assert "select_by" not in path.read_text()

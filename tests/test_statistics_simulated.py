@@ -28,11 +28,18 @@ DRAWS = 500  # of the bootstrap: near 5 % p is then known to 0.014, which makes 
 
 
 def networks(
-    generator: np.random.Generator, accuracies: Sequence[float], *, seeds: int, images: int, seed_sd: float
+    generator: np.random.Generator,
+    accuracies: Sequence[float],
+    *,
+    seeds: int,
+    images: int,
+    seed_sd: float,
+    ease_N: Array | None = None,
 ) -> Array:
-    """(M, S, N) bool: are they right? seed_sd: of the accuracy of one model's seeds, in [0, 1]."""
+    """(M, S, N) bool: are they right? seed_sd: of the accuracy of one model's seeds, in [0, 1]. ease_N: of the images,
+    where other networks see them, too."""
     found = []
-    ease_N = EASE_SD * generator.standard_normal(images, dtype=np.float32)
+    ease_N = EASE_SD * generator.standard_normal(images, dtype=np.float32) if ease_N is None else ease_N
     for accuracy in accuracies:
         spread = (EASE_SD**2 + MODEL_SD**2 + REST_SD**2) ** 0.5
         z = NormalDist().inv_cdf(accuracy)
@@ -155,3 +162,62 @@ def test_a_true_difference_of_two_standard_errors_over_five_seeds_is_found_as_of
     computed = power(2 * error, variances, seeds=seeds, images=images)
     assert found / GRIDS == pytest.approx(computed, abs=0.03)
     assert 0.30 < computed < 0.50
+
+
+# ---------------------------------------------------------------------------------------------- questions across phases
+def families_of_a_grid(generator: np.random.Generator, *, seeds: int, probe_runs: int) -> list[list[float]]:
+    """The p values of one grid without any difference, by question: is fine-tuning worth it over the probe, is each
+    model worth it over the best from scratch, is the winner better than the next.
+
+    Three models, of each two settings of the probe and two of fine-tuning, and two networks from scratch; everything
+    compared is chosen on val, as worth.py does. probe_runs 1: a probe draws nothing and stands beside every seed.
+    """
+    test_images, val_images = 1_000, 500
+    ease_N = EASE_SD * generator.standard_normal(test_images + val_images, dtype=np.float32)
+
+    def trained(count: int, runs: int) -> Array:
+        """(count, runs, N); a single run has no luck of a seed, which would be a true difference of this network."""
+        sd = 0.0 if runs == 1 else 0.003
+        return networks(generator, [ACCURACY] * count, seeds=runs, images=len(ease_N), seed_sd=sd, ease_N=ease_N)
+
+    probes, tuned, scratch = trained(6, probe_runs), trained(6, seeds), trained(2, seeds)
+    rows = [np.broadcast_to(row_SN, (seeds, len(ease_N))) for row_SN in (*probes, *tuned, *scratch)]
+    val = [float(row_SN[:, test_images:].mean()) for row_SN in rows]
+
+    def best(among: Sequence[int]) -> int:
+        return max(among, key=val.__getitem__)
+
+    def p_of(pairs: Sequence[tuple[int, int]]) -> list[float]:
+        draws = DRAWS if seeds > 1 else 2
+        found = [compare(rows[a][:, :test_images], rows[b][:, :test_images], draws=draws).p_value for a, b in pairs]
+        return [p for p in holm(found) if p is not None]
+
+    from_scratch = best((12, 13))
+    finetuning = [(best((6 + 2 * m, 7 + 2 * m)), best((2 * m, 2 * m + 1))) for m in range(3)]
+    pretraining = [(best((2 * m, 2 * m + 1, 6 + 2 * m, 7 + 2 * m)), from_scratch) for m in range(3)]
+    winner, runner_up = sorted(range(len(rows)), key=val.__getitem__, reverse=True)[:2]
+    return [p_of(finetuning), p_of(pretraining), p_of([(winner, runner_up)])]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("seeds", "probe_runs"), [(1, 1), (3, 1), (3, 3)])
+def test_in_simulated_grids_without_a_difference_each_question_across_phases_errs_in_at_most_five_percent(
+    seeds: int, probe_runs: int
+) -> None:
+    """One run of each row, a probe of one run beside three seeds, three seeds of each."""
+    generator, grids = np.random.default_rng(8), GRIDS if seeds == 1 else GRIDS // 2
+    called = np.zeros(3, dtype=int)
+    for _ in range(grids):
+        called += [
+            min(p_values) < 0.05 for p_values in families_of_a_grid(generator, seeds=seeds, probe_runs=probe_runs)
+        ]
+    assert (called > 0).all() and (called <= 0.05 * grids).all(), called.tolist()
+
+
+def test_a_hundred_grids_without_a_difference_are_mostly_told_so() -> None:
+    """The quick one of the test above: more than 10 of 100 has a probability of 1.1 % at 5 %."""
+    generator = np.random.default_rng(9)
+    called = np.zeros(3, dtype=int)
+    for _ in range(100):
+        called += [min(p_values) < 0.05 for p_values in families_of_a_grid(generator, seeds=1, probe_runs=1)]
+    assert (called <= 10).all(), called.tolist()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from report_cases import entry
 from tracked_runs import carry_out, scratch_run, sync, verified, write_grid
 from wandb_server import StandIn
 
+from transfergrid import records
 from transfergrid.paths import StorePaths
 from transfergrid.tracking import Followed
 from transfergrid.tracking import sync as syncing
@@ -30,8 +33,9 @@ def test_a_run_that_the_grid_has_no_more_loses_its_tag_and_nothing_else(server: 
         carry_out(store, run)
     write_grid(store, [kept, dropped])
     assert sync(server, store).lines == [verified(2, sent=2)]
-    write_grid(store, [dropped], name="other")
+    records.write_grid(store.grid("other"), grid="other", entries=[entry(dropped)], select_by="macro_f1")
     assert sync(server, store, grid="other").lines == [verified(1, sent=0)]
+    assert json.loads(server.run("grid-other").files["grid.json"])["select_by"] == "macro_f1"
 
     write_grid(store, [kept])  # launched again with other seeds
     assert sync(server, store).lines == [verified(1, sent=0)]

@@ -41,6 +41,7 @@ HELP = help_for(
         "python jobs/launch_grid.py                                    the quickstart, minutes on a laptop",
         "python jobs/launch_grid.py dry_run=true                       show the plan, write nothing",
         "python jobs/launch_grid.py grid=individual_vs_parallel grid.datasets=[mnist] weights=random",
+        "python jobs/launch_grid.py select_by=balanced_accuracy        choices on val by it, or macro_f1",
         "python jobs/launch_grid.py cluster=slurm wait=true            SLURM jobs; wait for the table",
         "python jobs/launch_grid.py cluster=slurm emit=DIR             write the job scripts instead of sending them",
         "python jobs/launch_grid.py grid=compare dataset=image_folder dataset.folder=DIR 'grid.models=[resnet18]'",

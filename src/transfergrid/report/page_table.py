@@ -91,7 +91,7 @@ def columns(rows: Sequence[ComparisonRow]) -> tuple[Column, ...]:
     """All of COLUMNS in their order. In short: the time that was measured, and what tells these rows apart."""
     short = set(_SHORT) | {"gpu_s" if any(row.gpu_s for row in rows) else "wall_s"}
     short |= {"grid"} if len({row.grid for row in rows}) > 1 else set()
-    short |= {f"val_{row.select_by}" for row in rows}
+    short = short - {"val_accuracy"} | {f"val_{row.select_by}" for row in rows}  # what choices are by
     for name in ("protocol", "weights"):
         names = ("grid", "dataset", "model", "phase", "variant", *(n for n in ("protocol", "weights") if n in short))
         if len({tuple(getattr(row, n) for n in names) for row in rows}) < len(rows):

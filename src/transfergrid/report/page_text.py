@@ -50,15 +50,15 @@ def _best(comparison: Comparison, winner: Winner) -> str:
     score = WORDS[rows[winner.first[0]].select_by]
     by = "" if score == "accuracy" else f" by {score}"
     of = f"{winner.candidates} {'row' if winner.candidates == 1 else 'rows'}"
-    how = "highest on test; nothing is chosen on val" if winner.on_test else f"best on val{by}"
+    how = f"highest on test of {of}; nothing is chosen on val" if winner.on_test else f"best on val{by} of {of}"
     reached = [f"{accuracy_with_interval(rows[i])} %" for i in winner.first]
     names = row_names(*(rows[i] for i in (*winner.first, *winner.runners_up)))
     if len(winner.first) == 1:
-        text = f"On {dataset}, {names[0]} reaches {reached[0]} on the test images ({how} of {of})."
+        text = f"On {dataset}, {names[0]} reaches {reached[0]} on the test images ({how})."
     else:
         tied = "tied on test" if winner.on_test else f"tied on val{by}"
         each = _listed([f"{name} with {accuracy}" for name, accuracy in zip(names, reached, strict=False)])
-        text = f"On {dataset}, {tied}: {each} on the test images ({how} of {of})."
+        text = f"On {dataset}, {tied}: {each} on the test images ({how})."
     return " ".join([text, *_beside_the_next(comparison, winner, names)])
 
 

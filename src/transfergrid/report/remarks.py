@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # a comparison asks here what to say of its rows
 
 FEW_VAL_IMAGES = 30
 FEW_STEPS = 50
+_EDGES = {"lowest": "smallest", "highest": "largest"}
 _SEARCH = 3  # so many values of one setting are a search, whatever the variants are called; two are a comparison
 
 
@@ -49,11 +50,13 @@ def _letter(number: int) -> str:
 def edges(record: RunRecord) -> tuple[str, ...]:
     """Each searched quantity whose chosen value is the smallest or the largest offered, in words.
 
-    A search that says of itself where it ended (`details.search`) is believed. Zero is no end: nothing lies below it.
+    A search that says of itself where it ended (`details.search`, a mapping or one per quantity) is believed. Zero is
+    no end: nothing lies below it.
     """
-    search = record.details.get("search")
-    if isinstance(search, Mapping):
-        return (f"the {search.get('edge') or 'last'} of the search was chosen",) if search.get("at_edge") else ()
+    searches = record.details.get("search")
+    if searches is not None:
+        told = [searches] if isinstance(searches, Mapping) else searches if isinstance(searches, Sequence) else []
+        return tuple(text for search in told if isinstance(search, Mapping) for text in _told(search))
     chosen, choices = record.details.get("chosen"), record.details.get("choices")
     if not isinstance(chosen, Mapping) or not isinstance(choices, Sequence):
         return ()
@@ -64,6 +67,17 @@ def edges(record: RunRecord) -> tuple[str, ...]:
         if end := _end(chosen.get(name), values):
             found.append(f"{name} {chosen[name]:g} is the {end} of the search")
     return tuple(found)
+
+
+def _told(search: Mapping[str, Any]) -> Iterator[str]:
+    """Of one quantity: {name, chosen, at_edge, edge: lowest, highest, weakest or strongest, not_converged: values}."""
+    name, chosen, edge = search.get("name") or "the chosen value", search.get("chosen"), search.get("edge")
+    value = f"{name} {chosen:g}" if _is_number(chosen) else str(name)
+    if search.get("at_edge"):
+        yield f"{value} is the {_EDGES.get(str(edge), edge or 'last')} of the search"
+    unfinished = search.get("not_converged")
+    if isinstance(unfinished, list) and chosen in unfinished:
+        yield f"{value} has not converged"
 
 
 def _edges_of_seeds(done: Sequence[RunRecord]) -> Iterator[str]:
@@ -144,6 +158,6 @@ def _together(searched: Mapping[str, Sequence[float]]) -> list[list[str]]:
 def _few(row: ComparisonRow) -> Iterator[str]:
     if row.val_accuracy is not None and row.n_val is not None and row.n_val < FEW_VAL_IMAGES:
         yield f"only {row.n_val} val {'image' if row.n_val == 1 else 'images'} (below {FEW_VAL_IMAGES})"
-    if row.optimizer_steps is not None and row.optimizer_steps < FEW_STEPS:
+    if row.optimizer_steps and row.optimizer_steps < FEW_STEPS:  # a head that is solved takes none
         steps = "optimizer step" if row.optimizer_steps == 1 else "optimizer steps"
         yield f"only {row.optimizer_steps} {steps} (below {FEW_STEPS})"
