@@ -25,6 +25,7 @@ from transfergrid.config import Request
 from transfergrid.data._decode import PictureRules, decode, picture_facts
 from transfergrid.data._folder_hash import _kept_file
 from transfergrid.errors import ConfigError, DataError
+from transfergrid.paths import CachePaths
 from transfergrid.specs import to_dict
 
 NOISE = np.random.default_rng(0)
@@ -159,12 +160,12 @@ def test_a_later_plan_reads_no_pixels_and_finds_the_same_range(deep: tuple[Path,
     facts = data.facts(
         "image_folder",
         folder=place / "pictures16",
-        kept_hashes=place / "cache" / "folders",
+        kept_hashes=CachePaths(place / "cache").folder_hashes,
         progress=lambda _, total: read.append(total),
     )
     again = asked_for(place, place / "pictures16")
     assert final_run(again).run_id == final_run(asked).run_id
-    assert facts.depths == {"integer": (60, "test/dark/0.png")} and len(facts.extremes["test"]) == 20
+    assert read == [] and facts.depths == {"integer": (60, "test/dark/0.png")} and len(facts.extremes["test"]) == 20
 
 
 def test_a_range_that_is_given_is_taken_and_is_another_identity(deep: tuple[Path, Request], tmp_path: Path) -> None:
