@@ -451,6 +451,19 @@ def test_folders_that_are_not_named_as_imagenets_classes_are_refused_in_one_line
             own_head(tmp_path, folder, weights, *more)
 
 
+def test_a_head_of_ten_classes_is_not_taken_for_ten_others(tmp_path: Path) -> None:
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    same = one_picture_each(tmp_path / "same", names)
+    other = one_picture_each(tmp_path / "other", [*names[:9], "van"])
+    named = ["phase=evaluate", "model=tinynet_cifar"]
+    with pytest.raises(ConfigError, match="own head tells the classes of cifar10 apart; other has .van."):
+        request(tmp_path, *named, *folder_of(other))
+    with pytest.raises(ConfigError, match="own head tells the classes of cifar10 apart; digits has .0."):
+        request(tmp_path, *named)
+    assert final_run(request(tmp_path, *named, *folder_of(same))).rules == 1
+    assert final_run(request(tmp_path, "phase=evaluate", "model=tinynet_mnist")).rules == 1  # digits
+
+
 def test_the_list_of_wnids_is_timms_and_sorted() -> None:
     import timm
 

@@ -206,8 +206,11 @@ def test_test_pictures_beyond_the_range_of_train_are_counted_and_said(tmp_path: 
     folder = two_classes(tmp_path / "deep", save_16_bits, train=3, test=3)
     for name in ("dark/0.png", "light/1.png"):
         by_pillow(folder / "test" / name, np.full((32, 32), 65535, np.uint16))
-    notes = asked_for(tmp_path, folder).notes
+    asked = asked_for(tmp_path, folder, "dataset.val_seed=1")
+    notes = asked.notes
     assert notes[1:] == ("deep: test pictures with values beyond that range, which become 0 or 255: 2",)
+    assert carry_out(asked) == "completed"
+    assert record_of(final_run(asked), asked.runtime).details["beyond_value_range"] == {"test": 2}
 
 
 def test_mixed_depths_are_named_with_a_file_of_each_and_the_way_out(tmp_path: Path) -> None:
