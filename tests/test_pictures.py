@@ -178,6 +178,17 @@ def test_a_range_that_is_given_is_taken_and_is_another_identity(deep: tuple[Path
             asked_for(tmp_path, place / "pictures16", f"dataset.value_range={wrong}")
 
 
+def test_the_command_that_repeats_a_row_names_its_range(deep: tuple[Path, Request]) -> None:
+    from transfergrid.report.rerun import _dataset, hydra_value
+
+    place, asked = deep
+    run = final_run(asked)
+    told = list(_dataset(run))
+    assert f"dataset.value_range={hydra_value(run.dataset.value_range)}" in told
+    repeated = asked_for(place, place / "pictures16", *(t for t in told if t.startswith(("dataset.v", "dataset.o"))))
+    assert final_run(repeated).run_id == run.run_id
+
+
 def test_a_range_for_pictures_of_8_bits_is_refused(tmp_path: Path) -> None:
     folder = two_classes(tmp_path / "plain", save_8_bits, train=3, test=2)
     for where in (folder_arguments(folder), ["dataset=digits"]):
