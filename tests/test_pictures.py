@@ -25,6 +25,7 @@ from transfergrid.config import Request
 from transfergrid.data._decode import PictureRules, decode, picture_facts
 from transfergrid.data._folder_hash import _kept_file
 from transfergrid.errors import ConfigError, DataError
+from transfergrid.paths import CachePaths
 from transfergrid.specs import to_dict
 
 NOISE = np.random.default_rng(0)
@@ -159,12 +160,12 @@ def test_a_later_plan_reads_no_pixels_and_finds_the_same_range(deep: tuple[Path,
     facts = data.facts(
         "image_folder",
         folder=place / "pictures16",
-        kept_hashes=place / "cache" / "folders",
+        kept_hashes=CachePaths(place / "cache").folder_hashes,
         progress=lambda _, total: read.append(total),
     )
     again = asked_for(place, place / "pictures16")
     assert final_run(again).run_id == final_run(asked).run_id
-    assert facts.depths == {"integer": (60, "test/dark/0.png")} and len(facts.extremes["test"]) == 20
+    assert read == [] and facts.depths == {"integer": (60, "test/dark/0.png")} and len(facts.extremes["test"]) == 20
 
 
 def test_a_range_that_is_given_is_taken_and_is_another_identity(deep: tuple[Path, Request], tmp_path: Path) -> None:
@@ -175,6 +176,17 @@ def test_a_range_that_is_given_is_taken_and_is_another_identity(deep: tuple[Path
     for wrong in ("[5,5]", "[1]", "[0,nan]"):
         with pytest.raises(ConfigError, match=r"dataset.value_range=.*; wanted two numbers, the lower first"):
             asked_for(tmp_path, place / "pictures16", f"dataset.value_range={wrong}")
+
+
+def test_the_command_that_repeats_a_row_names_its_range(deep: tuple[Path, Request]) -> None:
+    from transfergrid.report.rerun import _dataset, hydra_value
+
+    place, asked = deep
+    run = final_run(asked)
+    told = list(_dataset(run))
+    assert f"dataset.value_range={hydra_value(run.dataset.value_range)}" in told
+    repeated = asked_for(place, place / "pictures16", *(t for t in told if t.startswith(("dataset.v", "dataset.o"))))
+    assert final_run(repeated).run_id == run.run_id
 
 
 def test_a_range_for_pictures_of_8_bits_is_refused(tmp_path: Path) -> None:
@@ -205,8 +217,11 @@ def test_test_pictures_beyond_the_range_of_train_are_counted_and_said(tmp_path: 
     folder = two_classes(tmp_path / "deep", save_16_bits, train=3, test=3)
     for name in ("dark/0.png", "light/1.png"):
         by_pillow(folder / "test" / name, np.full((32, 32), 65535, np.uint16))
-    notes = asked_for(tmp_path, folder).notes
+    asked = asked_for(tmp_path, folder, "dataset.val_seed=1")
+    notes = asked.notes
     assert notes[1:] == ("deep: test pictures with values beyond that range, which become 0 or 255: 2",)
+    assert carry_out(asked) == "completed"
+    assert record_of(final_run(asked), asked.runtime).details["beyond_value_range"] == {"test": 2}
 
 
 def test_mixed_depths_are_named_with_a_file_of_each_and_the_way_out(tmp_path: Path) -> None:

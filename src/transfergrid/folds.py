@@ -153,10 +153,16 @@ def rules_of(spec: DatasetSpec) -> PictureRules:
     return PictureRules(spec.value_range, spec.orientation)
 
 
-def picture_details(spec: DatasetSpec, runtime: Runtime) -> dict[str, str]:
-    """`orientation` for the record: `stored` only where pictures were left unturned against their EXIF data."""
-    unturned = spec.orientation == "stored" and dataset_facts(spec, runtime).turned > 0
-    return {"orientation": "stored" if unturned else "exif"}
+def picture_details(spec: DatasetSpec, runtime: Runtime) -> dict[str, object]:
+    """For the record. orientation: `stored` only where pictures were left unturned against their EXIF data.
+
+    beyond_value_range: split -> pictures whose values lie partly outside the range, where there are any.
+    """
+    facts = dataset_facts(spec, runtime)
+    unturned = spec.orientation == "stored" and facts.turned > 0
+    beyond = {} if spec.value_range is None else facts.beyond(spec.value_range)
+    details: dict[str, object] = {"orientation": "stored" if unturned else "exif"}
+    return details | ({"beyond_value_range": beyond} if beyond else {})
 
 
 def splits_of(facts: DatasetFacts) -> tuple[Split, ...]:

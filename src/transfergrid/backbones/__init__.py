@@ -49,7 +49,8 @@ class CatalogEntry:
     """One feature extractor: everything up to the last linear layer of a classification network.
 
     architecture: the name of its builder. tap: the node the features are read from. head: dotted name of the last
-    linear layer; empty where the trunk has no published head. head_classes: its outputs, 0 without a head.
+    linear layer; empty where the trunk has no published head. head_classes: its outputs, 0 without a head; classes_of:
+    the published data set whose classes they are, empty for ImageNet's.
     min_size_px: the smallest square input it takes; fixed_size_px: the only one, where there is only one.
     groups: (name, parameter-name prefixes) from the stem to the last stage; they part all the trunk's parameters.
     parameters: of the trunk, without the head. default_weights: a key of `weights`, or `random` where there are none.
@@ -69,6 +70,7 @@ class CatalogEntry:
     gmacs: float
     default_weights: str
     weights: Mapping[str, WeightsEntry]
+    classes_of: str = ""
 
     def recipe(self, label: str) -> WeightsEntry:
         """The published preprocessing of these weights; `random` and files take that of the default weights."""
@@ -170,7 +172,7 @@ def _catalog() -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _builtins(folder: Path) -> dict[str, Any]:
-    """name -> {sha256, file, command, trained_on, test_accuracy, input: {size_px, mean, std}}"""
+    """name -> {sha256, file, command, trained_on, classes_of, test_accuracy, input: {size_px, mean, std}}"""
     content: dict[str, Any] = json.loads((folder / "builtin.json").read_bytes())
     return content
 
@@ -181,7 +183,8 @@ def _entry(name: str, builtin_folder: Path) -> CatalogEntry:
     builtins = _builtins(builtin_folder)
     if name in builtins:
         weights = {"builtin": _builtin_weights(builtins[name])}
-        return _decode(name, {**catalog["templates"]["tinynet"], "default_weights": "builtin", "weights": weights})
+        own = {"default_weights": "builtin", "weights": weights, "classes_of": builtins[name].get("classes_of", "")}
+        return _decode(name, {**catalog["templates"]["tinynet"], **own})
     if name in catalog["networks"]:
         return _decode(name, catalog["networks"][name])
     if name in catalog["refused"]:

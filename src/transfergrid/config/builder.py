@@ -66,7 +66,7 @@ class GridBuilder:
         self.folders: dict[str, str] = {}
         self.facts: dict[str, DatasetFacts] = {}
         self.weights_files: dict[str, str] = {}
-        self.notes: list[str] = []
+        self.notes: dict[str, None] = {}
         self.protocol = cast(Protocol, choice("protocol", config.protocol, ("fair", "published")))
         if self.protocol == "published" and config.grid.study is None:
             raise ConfigError(
@@ -246,6 +246,7 @@ class GridBuilder:
         if config.dataset != base.config.dataset:
             choice_ = resolve_dataset(config, self.cache, keep=not self.config.dry_run, progress=self.progress)
             self.facts[choice_.spec.name] = choice_.facts
+            self.notes |= dict.fromkeys(choice_.notes)
         return Scope(config, choice_, self.protocol, self.catalog_dir)
 
     def _dataset_scope(self, dataset: str, of_run: ValueRange | None = None) -> Scope:
@@ -260,7 +261,7 @@ class GridBuilder:
             found = resolve_dataset(
                 config, self.cache, keep=not self.config.dry_run, progress=self.progress, of_run=of_run
             )
-            self.notes.extend(found.notes)
+            self.notes |= dict.fromkeys(found.notes)
             if found.folder is not None:
                 if self.folders.get(found.spec.name, found.folder) != found.folder:
                     raise ConfigError(f"two folders are both named {found.spec.name!r}; give one a dataset.name")

@@ -18,6 +18,7 @@ from transfergrid.config.dataset import DatasetChoice
 from transfergrid.config.models import is_architecture, split_model
 from transfergrid.config.schema import FINETUNE_DEFAULTS, PROBE_DEFAULTS, SCRATCH_DEFAULTS
 from transfergrid.config.settings import check_probe, check_training, in_range, settings_of
+from transfergrid.data import facts
 from transfergrid.data.geometry import preprocess_for, scratch_preprocess
 from transfergrid.errors import ConfigError
 from transfergrid.folds import RowCounts, count_rows
@@ -189,15 +190,15 @@ def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[
 
 def _counts_anew(scope: Scope, settings: Settings) -> bool:
     """Does another phase give other numbers than the first release did, with the same fields?"""
-    facts = scope.dataset.facts
+    known = scope.dataset.facts
     if isinstance(settings, ScratchSettings):
         if scope.protocol == "fair" and scope.rows.val_was_larger:
             return True
         # Images larger than the input are augmented at its size; smaller ones among others, at their own.
         augments = (settings.flip, settings.shift_px, settings.perspective, settings.rotation_deg, settings.cutout_px)
-        own_px, size_px = facts.image_size_px, settings.image_size_px
+        own_px, size_px = known.image_size_px, settings.image_size_px
         if own_px is None:
-            differs = facts.shortest_px is not None and facts.shortest_px < size_px
+            differs = known.shortest_px is not None and known.shortest_px < size_px
         else:
             differs = own_px > size_px
         return differs and settings.augment_at == "native" and any(augments)
@@ -209,7 +210,7 @@ def _counts_anew(scope: Scope, settings: Settings) -> bool:
     return (
         not settings.source.startswith("run:")
         and scope.dataset.folder is not None
-        and names_imagenet_anew(facts.class_names)
+        and names_imagenet_anew(known.class_names)
     )
 
 
@@ -251,15 +252,26 @@ def _evaluate_settings(
             )
     else:
         source = "own_head"
-        head_classes = backbones.entry(model, catalog_dir=scope.catalog_dir).head_classes
-        if head_classes == IMAGENET_CLASSES and scope.dataset.folder is not None:
-            imagenet_places(scope.dataset.facts.class_names, dataset=scope.dataset.spec.name)
-        elif head_classes != scope.dataset.spec.num_classes:
-            raise ConfigError(
-                f"phase=evaluate: {model}'s own head has {head_classes} classes, {scope.dataset.spec.name} has"
-                f" {scope.dataset.spec.num_classes}; give run=ID or phase.evaluate.checkpoint=FILE"
-            )
+        _check_own_head(scope, model)
     return replace(settings, source=source)
+
+
+def _check_own_head(scope: Scope, model: str) -> None:
+    """Raises ConfigError where the data set's classes are not those of the backbone's published head."""
+    entry, chosen = backbones.entry(model, catalog_dir=scope.catalog_dir), scope.dataset
+    if entry.head_classes == IMAGENET_CLASSES and chosen.folder is not None:
+        imagenet_places(chosen.facts.class_names, dataset=chosen.spec.name)
+    elif entry.head_classes != chosen.spec.num_classes:
+        raise ConfigError(
+            f"phase=evaluate: {model}'s own head has {entry.head_classes} classes, {chosen.spec.name} has"
+            f" {chosen.spec.num_classes}; give run=ID or phase.evaluate.checkpoint=FILE"
+        )
+    elif entry.classes_of and chosen.facts.class_names != facts(entry.classes_of).class_names:
+        other = next(n for n in chosen.facts.class_names if n not in facts(entry.classes_of).class_names)
+        raise ConfigError(
+            f"phase=evaluate: {model}'s own head tells the classes of {entry.classes_of} apart; {chosen.spec.name} has"
+            f" {other!r}, which is none of them; give run=ID or phase.evaluate.checkpoint=FILE"
+        )
 
 
 def check_splits(scope: Scope, phase: Phase) -> None:

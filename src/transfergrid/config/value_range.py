@@ -55,10 +55,8 @@ def about_range(value_range: ValueRange | None, facts: DatasetFacts, name: str) 
         f"{name}: pictures deeper than 8 bits: {deep}; values {_number(low)} to {_number(high)} become 0 to 255"
         " (dataset.value_range)"
     ]
-    for split, extremes in facts.extremes.items():
-        beyond = sum(not (low <= least and most <= high) for least, most in extremes)
-        if beyond:
-            notes.append(f"{name}: {split} pictures with values beyond that range, which become 0 or 255: {beyond}")
+    for split, count in facts.beyond(value_range).items():
+        notes.append(f"{name}: {split} pictures with values beyond that range, which become 0 or 255: {count}")
     if _BITS in facts.depths:
         notes.append(f"{name}: pictures of 8 bits, which stay as they are: {facts.depths[_BITS][0]}")
     return tuple(notes)

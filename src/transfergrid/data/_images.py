@@ -40,6 +40,12 @@ class DatasetFacts:
     depths: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     extremes: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
 
+    def beyond(self, value_range: tuple[float, float]) -> dict[str, int]:
+        """split -> how many images hold values outside the range, where there are any."""
+        low, high = value_range
+        counts = {s: sum(not (low <= least and most <= high) for least, most in e) for s, e in self.extremes.items()}
+        return {split: count for split, count in counts.items() if count}
+
 
 class LabeledImages(Protocol):
     """One split, in the data set's own order. labels_N: int64 in [0, num_classes); image_size_px as in DatasetFacts.
