@@ -153,34 +153,38 @@ def subset(spec: DatasetSpec, labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def make_folds(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Folds:
-    """From the labels (N,) of every whole split. val is 10 % of train unless the data set has its own.
-
-    Under `published` the same rows stay in the training set and serve the gate only. Where no class can spare an image
-    nothing is held out, and the gate compares the first images trained on.
-    """
-    seen = {split: subset(spec.dataset, labels_N) for split, labels_N in labels.items()}
-    everything = {split: Fold(split, index_N, labels[split][index_N]) for split, index_N in seen.items()}
-    unlabelled, test = everything["train"], everything["test"]
-    train = unlabelled
-    if "val" in everything:
-        gate = everything["val"]
-    else:
-        gate = held_out(spec, train)
-        if spec.protocol == "fair":
-            kept_N = ~np.isin(train.index_N, gate.index_N)
-            train = Fold("train", train.index_N[kept_N], train.labels_N[kept_N])
-    train = _share(spec, train)
-    val = gate if spec.protocol == "fair" and len(gate) else None
-    if not len(gate):
-        gate = Fold("train", train.index_N[:GATE_ROWS], train.labels_N[:GATE_ROWS])
-    return Folds(train, val, gate, test, unlabelled)
+    """From the labels (N,) of every whole split. Under `published` the held-out rows stay in the training set and
+    serve the gate only. Where no class can spare an image, the first images trained on serve it."""
+    unlabelled, held = _seen(spec, labels, "train"), held_out(spec, labels)
+    rest = unlabelled
+    if held.split == "train":
+        rest = _at(unlabelled, np.flatnonzero(~np.isin(unlabelled.index_N, held.index_N)))
+    train = _share(spec, rest if spec.protocol == "fair" else unlabelled)
+    return Folds(
+        train=train,
+        val=held if spec.protocol == "fair" and len(held) else None,
+        gate=held if len(held) else _at(train, np.arange(min(len(train), GATE_ROWS))),
+        test=_seen(spec, labels, "test"),
+        unlabelled=unlabelled,
+    )
 
 
-def held_out(spec: RunSpec, train: Fold) -> Fold:
-    """The rows of a data set without a val of its own that training under `fair` leaves out; `train`: all it sees."""
+def held_out(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:
+    """The data set's own val; without one, the 10 % of train that `val_seed` draws."""
+    if "val" in labels:
+        return _seen(spec, labels, "val")
     assert spec.val_seed is not None
-    held_N = val_indices(train.labels_N, val_seed=spec.val_seed)
-    return Fold("train", train.index_N[held_N], train.labels_N[held_N])
+    train = _seen(spec, labels, "train")
+    return _at(train, val_indices(train.labels_N, val_seed=spec.val_seed))
+
+
+def _seen(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]], split: Split) -> Fold:
+    index_N = subset(spec.dataset, labels[split])
+    return Fold(split, index_N, labels[split][index_N])
+
+
+def _at(fold: Fold, positions_N: NDArray[np.int64]) -> Fold:
+    return Fold(fold.split, fold.index_N[positions_N], fold.labels_N[positions_N])
 
 
 def _share(spec: RunSpec, train: Fold) -> Fold:
@@ -195,7 +199,7 @@ def _share(spec: RunSpec, train: Fold) -> Fold:
     else:
         assert spec.train_fraction is not None
         kept_N = stratified_subset(train.labels_N, max_images=_share_of(spec.train_fraction, len(train)), seed=seed)
-    return Fold(train.split, train.index_N[kept_N], train.labels_N[kept_N])
+    return _at(train, kept_N)
 
 
 def _share_of(train_fraction: float, num_train: int) -> int:

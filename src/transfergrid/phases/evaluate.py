@@ -118,11 +118,11 @@ def _fold(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:
     """The rows evaluated. `val` of a data set without its own is the 10 % that training under `fair` held out."""
     settings = spec.settings
     assert isinstance(settings, EvaluateSettings)
-    holds_out = settings.split == "val" and "val" not in labels
-    split: Split = "train" if holds_out else settings.split
-    index_N = subset(spec.dataset, labels[split])
-    fold = Fold(split, index_N, labels[split][index_N])
-    return held_out(spec, fold) if holds_out else fold
+    if settings.split == "val" and "val" not in labels:
+        return held_out(spec, labels)
+    labels_N = labels[settings.split]
+    index_N = subset(spec.dataset, labels_N)
+    return Fold(settings.split, index_N, labels_N[index_N])
 
 
 def _open(spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Evaluated:
