@@ -221,6 +221,15 @@ def test_finetuning_by_flops_is_what_the_code_passes_through_the_network(
     assert work_s(extraction, asked) == pytest.approx(600 * forward_s)
 
 
+def test_the_epochs_that_little_data_gets_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "CPU_IMAGE_S", 0.0)
+    left_open = ("phase.finetune.epochs=null", "phase.finetune.batch_size=null", "dataset.max_images=90")
+    asked = request(tmp_path, "phase=finetune", "model=resnet18", "weights=random", *left_open)
+    forward_s = cost.gflops_per_image(final_run(asked), asked.runtime) * 1e9 / cost.CPU_FLOP_PER_S["fp32"]
+    # 20 epochs of 5 batches of 16 of 81 images, 9 held out.
+    assert work_s(final_run(asked), asked) == pytest.approx((20 * (3 * 80 + 9) + 81 + 9 + 90 + 9) * forward_s)
+
+
 def test_a_gpu_and_more_threads_are_faster(tmp_path: Path) -> None:
     asked = request(tmp_path, "phase=finetune", "model=resnet18", "weights=random", "dataset.image_size_px=224")
     run = final_run(asked)
