@@ -82,7 +82,7 @@ class Lab:
 
     def alive(self) -> dict[tuple[str, str], str]:
         """(cluster, job or task) -> the job's name, of all that has not ended."""
-        found = {}
+        found: dict[tuple[str, str], str] = {}
         for name, cluster in self.clusters.items():
             lines = cluster.run("squeue", "-a", "-h", "-r", "-t", "all", "-o", "%i|%T|%j").splitlines()
             rows = (line.split("|", 2) for line in lines)
