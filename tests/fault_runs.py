@@ -182,9 +182,9 @@ class Grid:
         run_ids = [run_id for s in sent for task in s["tasks"] for run_id in task]
         assert len(run_ids) == len(set(run_ids)), run_ids
         assert all(s["job_id"] for s in sent), sent
-        in_slurm = self.slurm.run("squeue", "-h", "-t", "all", "-o", "%A %F %k").splitlines()
-        names = {s["name"] for s in sent}
-        ours = {line.split()[1] for line in in_slurm if line.split()[2] in names}
+        in_slurm = self.slurm.run("squeue", "-h", "-t", "all", "-o", "%A %F %j").splitlines()
+        tokens = {s["token"] for s in sent}
+        ours = {line.split()[1] for line in in_slurm if line.rpartition("-")[2] in tokens}
         assert ours == {s["job_id"] for s in sent}, in_slurm
 
 

@@ -160,7 +160,7 @@ def test_a_requeued_job_supersedes_its_older_copy_though_that_still_holds_the_lo
 
 @pytest.mark.parametrize("other", [{"slurm_cluster": "elsewhere"}, {"slurm_mark": "ba9876543210"}])
 def test_a_job_of_the_same_number_on_another_cluster_or_of_another_time_is_another_job(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, other: dict[str, str]
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, other: dict[str, Any]
 ) -> None:
     """Its restart count says nothing of this one, and it is asked for by what the attempt noted of it."""
     owned(paths, "7", **other)

@@ -144,6 +144,12 @@ REFUSED = [
     ("cluster.sbatch={hold: false}", "cluster.sbatch.hold=False is no value of an option; leave it out"),
     ("cluster.sbatch={hold: null}", "cluster.sbatch.hold=None is no value of an option; leave it out"),
     ("cluster.sbatch={dependency: 'afterok:1'}", "cluster.sbatch: 'dependency' is set by the launcher itself"),
+    ("cluster.sbatch={job-nam: mine}", "cluster.sbatch: 'job-nam' is set by the launcher itself"),
+    (
+        "cluster.sbatch={clusters: beta}",
+        "cluster.sbatch: 'clusters' would be followed by sbatch alone; export SLURM_CLUSTERS=beta",
+    ),
+    ("cluster.sbatch={M: beta}", "cluster.sbatch: 'M' would be followed by sbatch alone; export SLURM_CLUSTERS=beta"),
     ("cluster.sbatch={signal: 'USR1@10'}", "cluster.sbatch: 'signal' is set by the launcher itself; leave it out"),
     ("cluster.sbatch={time: 10}", "cluster.sbatch: 'time' has a key of its own, cluster.timeout_min="),
     ("cluster.sbatch={mem: 10G}", "cluster.sbatch: 'mem' has a key of its own, cluster.mem_gb="),

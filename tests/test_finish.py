@@ -59,8 +59,18 @@ def sent(store: StorePaths, runs: list[RunSpec], notify: str | None = NOTE, rows
     """The folder of the finish job of a launch that sent these runs as array 7; rows: of the grid, all unless given."""
     payload = job.write_payload(runs, runtime_in(store.root.parent))
     tasks = tuple((run.run_id,) for run in runs)
-    named = {"name": "tg-g-1", "cluster": CLUSTER, "token": TOKEN}
-    record(Submission(grid="g", launch=payload.parent, tasks=tasks, job_id="7", submitted=datetime.now(UTC), **named))
+    record(
+        Submission(
+            name="tg-g-1",
+            grid="g",
+            launch=payload.parent,
+            tasks=tasks,
+            job_id="7",
+            submitted=datetime.now(UTC),
+            cluster=CLUSTER,
+            token=TOKEN,
+        )
+    )
     write_grid(store.grid("g"), grid="g", entries=[entry(run) for run in (runs if rows is None else rows)])
     folder = payload.parent / "slurm" / "tg-g-finish"
     folder.mkdir(parents=True)

@@ -480,7 +480,7 @@ def test_a_launcher_killed_right_after_sbatch_leaves_a_job_that_the_next_one_ado
     grid = begin(brisk, *asked, env=env)
     assert grid.launch(check=False).code == -signal.SIGKILL
     assert [s["job_id"] for s in submissions(grid.store)] == [None]
-    [sent] = brisk.run("squeue", "-h", "-o", "%F %k").splitlines()[:1]
+    [sent] = brisk.run("squeue", "-h", "-o", "%F %j").splitlines()[:1]
     grid.launch()
     assert grid.job_id() == sent.split()[0]
     grid.assert_sent_once()

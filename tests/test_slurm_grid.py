@@ -215,7 +215,7 @@ def test_two_hundred_configurations_are_submitted_in_ten_seconds(slurm: Sandbox,
         slurm.run("scancel", "-u", "root")
 
 
-def test_the_status_of_a_thousand_takes_two_seconds_and_two_commands(slurm: Sandbox, tmp_path: Path) -> None:
+def test_the_status_of_a_thousand_takes_two_seconds_and_three_commands(slurm: Sandbox, tmp_path: Path) -> None:
     seeds = f"grid.seeds=[{','.join(map(str, range(1000)))}]"
     counted = tmp_path / "bin"
     counted.mkdir()
@@ -233,7 +233,7 @@ def test_the_status_of_a_thousand_takes_two_seconds_and_two_commands(slurm: Sand
             status = jobs("status.py", "grid=quickstart", env=env, cwd=tmp_path)
             taken_s.append(time.monotonic() - began)
             assert "1000 pending" in status.text
-            assert len((tmp_path / "calls").read_text().split()) <= 2
+            assert len((tmp_path / "calls").read_text().split()) <= 3  # which cluster, its queue, its accounts
         assert min(taken_s) < 2  # of three, since others may use the machine
     finally:
         slurm.run("scancel", "-u", "root")
@@ -283,8 +283,8 @@ def test_two_launchers_at_the_same_second_send_each_configuration_once(slurm: Sa
             sent = [run_id for s in submissions(folder / "results") for task in s["tasks"] for run_id in task]
             assert len(sent) == len(set(sent)) == 3
             assert sorted(sent_jobs(text) for text in said) == [0, 3]
-            in_queue = slurm.run("squeue", "-h", "-r", "-t", "PENDING", "-o", "%k").split()
-            assert len([comment for comment in in_queue if "-scratch-" in comment]) == 3
+            in_queue = slurm.run("squeue", "-h", "-r", "-t", "PENDING", "-o", "%j").split()
+            assert len([name for name in in_queue if "-scratch-" in name]) == 3
             slurm.run("scancel", "-u", "root")
             slurm.wait_for(lambda: not slurm.run("squeue", "-h", "-t", "PENDING", "-o", "%i").split(), timeout_s=30)
     finally:

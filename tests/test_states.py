@@ -499,9 +499,9 @@ def test_what_an_older_release_sent_is_shown_by_its_name_and_never_lost(
     store: StorePaths, slurm: ReplayedSlurm
 ) -> None:
     """Renamed tasks keep that name as their comment."""
-    old: dict[str, None] = {"cluster": None, "token": None}
     for number, run_id in enumerate(("a", "b", "c", "d"), start=5):
-        submit(store, (run_id,), job_id=str(number), name=f"tg-g-{run_id}-0a1b2c3d4e", **old)
+        name = f"tg-g-{run_id}-0a1b2c3d4e"
+        submit(store, (run_id,), job_id=str(number), name=name, cluster=None, token=None)
     lines = queue_line("5", "PENDING", name="tg-g-a-0a1b2c3d4e")
     lines += queue_line("6", "RUNNING", name="digits-cnn", comment="tg-g-b-0a1b2c3d4e")
     slurm.answers("squeue", lines + queue_line("7", "RUNNING", name=STRANGER, comment="tg-g-a-0a1b2c3d4e"))

@@ -311,6 +311,63 @@ def test_cancel_ends_the_grids_live_jobs_and_looks_whether_they_are_gone(
     assert [call for call in slurm.calls if call.startswith("scancel")] == ["scancel 7"], "one order for the array"
 
 
+@pytest.mark.parametrize("shown", ["RUNNING", "PENDING"])
+def test_cancel_touches_no_job_that_is_not_shown_as_ours_at_that_moment(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str], shown: str
+) -> None:
+    """Between the look and the order the number has become a stranger's."""
+    make_grid(store, "a")
+    submit(store, ("a",))
+    ours, theirs = queue_line("7", shown), queue_line("7", shown, name="train-their-net")
+    slurm.answers("squeue", ours)
+    script = slurm.folder / "squeue"
+    (slurm.folder / "later").write_text(theirs)
+    script.write_text(
+        script.read_text().replace("exit 0", f"cp {slurm.folder}/later {slurm.folder}/squeue.out; exit 0")
+    )
+    assert status(["grid=g", "cancel=true"]) == 0
+    assert "nothing to cancel" in printed(capsys)
+    assert not [call for call in slurm.calls if call.startswith("scancel")]
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ({"cluster": "beta"}, "cancel it there, or with SLURM_CLUSTERS=beta before this command"),
+        ({"cluster": None, "token": None, "name": "name-0123456789ab"}, "if `scontrol show job 7` shows it as yours"),
+    ],
+    ids=["another cluster's", "an older release's"],
+)
+def test_cancel_leaves_alone_what_is_not_proven_ours_here_and_says_where_to_cancel(
+    store: StorePaths,
+    slurm: ReplayedSlurm,
+    capsys: pytest.CaptureFixture[str],
+    sent: dict[str, str | None],
+    told: str,
+) -> None:
+    make_grid(store, "a")
+    submit(store, ("a",), **sent)  # type: ignore[arg-type]
+    slurm.answers("squeue", queue_line("7", "RUNNING"))
+    status(["grid=g", "cancel=true"])
+    text = printed(capsys)
+    assert "left alone: a: " in text and told in text
+    assert not [call for call in slurm.calls if call.startswith("scancel")]
+
+
+def test_cancel_never_takes_the_number_that_an_attempt_noted_for_that_of_the_runs_job(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process holds the run's lock; its attempt names job 5, the ledger job 7, of which SLURM shows nothing."""
+    make_grid(store, "a")
+    submit(store, ("a",))
+    attempt(store, "a", slurm_task="5", slurm_job_id="5")
+    slurm.answers("squeue", queue_line("5", "RUNNING"))
+    with durable.lock(store.run("a").lock, wait=False):
+        status(["grid=g", "cancel=true"])
+    assert "left alone: a: belongs to job 5" in printed(capsys)
+    assert not [call for call in slurm.calls if call.startswith("scancel")]
+
+
 def test_cancel_says_what_is_still_there(
     store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -363,6 +420,33 @@ def test_retry_sends_exactly_the_runs_of_its_class(
     assert sorted(os.listdir(store.run("a").root)) == []
     assert status(["grid=g", "retry=timeout"]) == 0
     assert "nothing to retry: no run of that class; there is cuda_oom, host_oom, lost" in printed(capsys)
+
+
+def test_what_is_unknown_is_sent_again_on_the_users_word_alone_with_its_evidence_shown(
+    store: StorePaths, slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "blind", "late", "lost")
+    submit(store, ("blind",))
+    submit(store, ("late",), job_id="8", seconds_ago=20)
+    submit(store, ("lost",), job_id="9")
+    slurm.answers("sacct", account_line("7", "RUNNING") + account_line("8", "PENDING"))
+    sent: list[tuple[list[str], bool]] = []
+
+    def relaunch(
+        grid: str, store: StorePaths, run_ids: list[str], overrides: tuple[str, ...], *, though_unknown: bool
+    ) -> int:
+        sent.append((run_ids, though_unknown))
+        return 0
+
+    monkeypatch.setattr("transfergrid.commands.launch.relaunch", relaunch)
+    assert status(["grid=g"]) == 1
+    text = printed(capsys)
+    assert "1 x unknown: never sent again by itself; if you know that it is gone:" in text
+    assert "python jobs/status.py grid=g retry=unknown" in text
+    assert status(["grid=g", "retry=failed"]) == 0
+    assert status(["grid=g", "retry=unknown"]) == 0
+    assert sent == [(["lost"], False), (["blind"], True)]
+    assert "unknown: blind: SLURM's accounting says RUNNING, its queue does not show job 7" in printed(capsys)
 
 
 def test_a_retry_that_sent_nothing_leaves_the_records_as_they_were(

@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from replayed_slurm import attempt, completed, make_grid, submit
+from replayed_slurm import TOKEN, attempt, completed, make_grid, submit
 from sandbox import Sandbox
 
 from transfergrid.cluster.ledger import Submission, read_ledger
+from transfergrid.cluster.ownership import live_rows
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.commands.status import status
@@ -34,8 +35,10 @@ def sbatch(sandbox: Sandbox, store: StorePaths, *options: str, tasks: tuple[str,
     array = (f"--array=0-{len(tasks) - 1}",) if len(tasks) > 1 and not any("--array" in o for o in options) else ()
     name = "%A_%a" if len(tasks) > 1 else "%j"
     logs = (f"--output={folder}/{name}_0_log.out", f"--error={folder}/{name}_0_log.err")
-    job_id = sandbox.run("sbatch", "--parsable", *logs, *array, *options, f"--wrap={command}").strip()
-    return submit(store, *((run_id,) for run_id in tasks), job_id=job_id, seconds_ago=0, name=f"sub-{tasks[0]}")
+    called = f"--job-name=by-hand-{TOKEN}"
+    job_id = sandbox.run("sbatch", "--parsable", called, *logs, *array, *options, f"--wrap={command}").strip()
+    sent = {"job_id": job_id, "name": f"sub-{tasks[0]}", "cluster": "sandbox"}
+    return submit(store, *((run_id,) for run_id in tasks), seconds_ago=0, **sent)  # type: ignore[arg-type]
 
 
 def look(store: StorePaths, *run_ids: str) -> Snapshot:
@@ -75,7 +78,8 @@ def test_pending_running_failed_and_cancelled_are_told_apart(slurm: Sandbox, sto
     slurm.run("scancel", f"{base}_2")
     gone = wait_for(store, "r2", "cancelled")
     assert gone.failure_class == "cancelled" and "before it started" in gone.reason
-    assert live_jobs([base]) == {f"{base}_0": 0, f"{base}_1": 0, f"{base}_3": 0}
+    array = read_ledger(store).newest("r0")
+    assert array is not None and set(live_rows({base: array[0].proof})) == {f"{base}_0", f"{base}_1", f"{base}_3"}
     slurm.run("scancel", base)
     for run_id in ("r0", "r1", "r3"):
         assert wait_for(store, run_id, "cancelled").failure_class == "cancelled"
@@ -106,7 +110,7 @@ def test_a_completed_job_without_a_record_is_not_done(slurm: Sandbox, store: Sto
 def test_a_requeued_job_is_alive_all_the_time(slurm: Sandbox, store: StorePaths) -> None:
     job = sbatch(slurm, store, tasks=("a",), command="sleep 60")
     wait_for(store, "a", "running")
-    attempt(store, "a", slurm_job_id=job.job_id, slurm_task=job.job_id)
+    attempt(store, "a", slurm_job_id=job.job_id, slurm_task=job.job_id, slurm_cluster="sandbox")
     assert job.job_id is not None
     slurm.run("scontrol", "requeue", job.job_id)
     for _ in range(10):
@@ -119,7 +123,7 @@ def test_a_requeued_job_is_alive_all_the_time(slurm: Sandbox, store: StorePaths)
         return look(store, "a").states["a"].state == "running"
 
     slurm.wait_for(is_back, 30)
-    assert live_jobs([job.job_id]) == {job.job_id: 1}
+    assert {j: row.restarts for j, row in live_rows({job.job_id: job.proof}).items()} == {job.job_id: 1}
 
 
 def test_cancel_ends_running_and_pending_jobs(
@@ -179,7 +183,7 @@ def test_without_accounting_the_queue_is_enough(
     wait_for(store, "cancelled", "cancelled")
     snapshot = look(store, "running", "exit-7", "cancelled")
     assert snapshot.states["running"].state == "running"
-    assert (snapshot.accounting, snapshot.slurm_error, snapshot.commands) == (False, None, 2)
+    assert (snapshot.accounting, snapshot.slurm_error, snapshot.commands) == (False, None, 3)
 
 
 def test_out_of_memory_is_named_with_and_without_accounting(

@@ -199,9 +199,10 @@ def test_what_a_task_raises_ends_a_sweep_here_and_leaves_the_command_line_as_it_
         if len(called) == 2:
             raise KeyboardInterrupt
 
+    payload = Path("store/launches/x/specs.json")
     typed = list(sys.argv)
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(task, ["a+b-1", "c.d-2", "e-3"], sweep=asked, payload=Path("store/launches/x/specs.json"), name="n")
+        run_sweep(task, ["a+b-1", "c.d-2", "e-3"], sweep=asked, payload=payload, name="n", folder=payload.parent)
     assert called == [("store/launches/x/specs.json", "a+b-1"), ("store/launches/x/specs.json", "c.d-2")]
     assert sys.argv == typed and [p.name for p in Path("store/sweeps/x").iterdir()] == ["multirun.yaml"]
 

@@ -44,9 +44,10 @@ class Place:
     def jobs(self) -> list[dict[str, str]]:
         """What the accounting says of the newest sweep's jobs."""
         (name,) = sorted(p.name for p in (self.folder / "results/sweeps").iterdir())[-1:]
-        columns = ("JobID", "State", "ExitCode", "AllocTRES", "ReqMem", "Timelimit", "Comment")
-        text = self.slurm.run("sacct", "-nXP", f"--name=sweep-{name}", f"--format={','.join(columns)}")
-        return [dict(zip(columns, line.split("|"), strict=True)) for line in text.splitlines()]
+        columns = ("JobID", "State", "ExitCode", "AllocTRES", "ReqMem", "Timelimit", "JobName")
+        text = self.slurm.run("sacct", "-nXP", f"--format={','.join(columns)}")
+        jobs = [dict(zip(columns, line.split("|"), strict=True)) for line in text.splitlines()]
+        return [job for job in jobs if job["JobName"].startswith(f"sweep-{name}-")]
 
     def record(self, model: str, phase: str) -> dict[str, Any]:
         (path,) = (self.folder / "results/runs").glob(f"digits-{model}-{phase}-*/record.json")

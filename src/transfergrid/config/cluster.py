@@ -64,8 +64,8 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
     for key, value in values["sbatch"].items():
         if key in ("M", "clusters"):
             raise ConfigError(
-                f"cluster.sbatch: {key!r} would send jobs where no other command looks for them; export"
-                f" SLURM_CLUSTERS={value} instead, for this and every later command"
+                f"cluster.sbatch: {key!r} would be followed by sbatch alone; export SLURM_CLUSTERS={value} instead,"
+                " which every command follows"
             )
         if not re.fullmatch(r"[a-z][a-z-]*", str(key)):
             raise ConfigError(f"cluster.sbatch: {key!r} is not an option of sbatch; write it as {{mail-type: END}}")
