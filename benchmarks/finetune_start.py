@@ -5,7 +5,7 @@ sets, each way from the same weights, with the same order of images; chosen on v
 hold out five tenths of the images. FOLDER/finetune_start.csv gets a line per training; a second call adds what is
 missing.
 
-    today       the head fits the weights' own BatchNorm statistics; training uses those of each batch (bn=train)
+    as_it_is    the head fits the weights' own BatchNorm statistics; training uses those of each batch (bn=train)
     eval        the same head; BatchNorm keeps the weights' own statistics (bn=eval)
     target      statistics of the training images (bn_statistics=target) under the head; training uses each batch's
     refitted    the head fits features that BatchNorm made with batch statistics; training goes on with them
@@ -46,10 +46,10 @@ from transfergrid.specs import FinetuneSettings, RunSpec, Runtime
 from transfergrid.stopping import StopFlag
 
 WAYS = {
-    "today": ["phase.finetune.bn=train"],
-    "eval": ["phase.finetune.bn=eval"],
-    "target": ["phase.finetune.bn=train", "phase.extract.bn_statistics=target"],
-    "refitted": ["phase.finetune.bn=train"],
+    "as_it_is": ["phase.finetune.head=probe"],
+    "eval": ["phase.finetune.head=probe", "phase.finetune.bn=eval"],
+    "target": ["phase.finetune.head=probe", "phase.extract.bn_statistics=target"],
+    "refitted": ["phase.finetune.head=refitted"],
 }
 MACHINE = ["device=cpu", "cluster.num_threads=1", "tracking=disabled", "phase.finetune.precision=fp32"]
 DATASETS = {
@@ -124,7 +124,7 @@ def fine_tune(spec: RunSpec, runtime: Runtime, *, refitted: bool) -> tuple[float
         setting = open_setting(context, tuple(b.preprocess for b in spec.backbones))
         network = build_joined(spec, runtime, setting, auxiliary=False)
         start = float("nan")
-        if settings.head == "probe":
+        if settings.head != "random":
             start = solve_head(network, setting, settings, batch_statistics=refitted)
         record = train_and_record(
             context,

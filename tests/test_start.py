@@ -47,6 +47,28 @@ def test_the_probes_own_head_falls_to_chance_under_batch_statistics_and_that_is_
     assert step["train/loss"] > 5
 
 
+@pytest.mark.realdata
+@pytest.mark.parametrize(
+    ("model", "dataset", "at_least"),
+    [
+        ("tinynet_cifar", ["dataset=mnist"], 0.75),
+        ("tinynet_mnist", ["dataset=image_folder", "dataset.folder={data}/cifar10-jpeg"], 0.2),
+    ],
+)
+def test_on_real_images_of_another_kind_the_start_is_the_probes_too(
+    real_data_dir: Path, tmp_path: Path, model: str, dataset: list[str], at_least: float
+) -> None:
+    images = [a.replace("{data}", str(real_data_dir)) for a in dataset]
+    few = [f"model={model}", "phase=finetune", "dataset.max_images=2000", "phase.finetune.epochs=1"]
+    starts = {}
+    for head in ("refitted", "probe"):
+        asked = request(tmp_path, *few, *images, f"data.dir={real_data_dir}", f"phase.finetune.head={head}")
+        assert carry_out(asked) == "completed"
+        starts[head] = record_of(final_run(asked), asked.runtime).details["start"]
+    assert starts["refitted"]["batch_accuracy"] > at_least > starts["probe"]["batch_accuracy"]
+    assert starts["probe"]["falls"] and not starts["refitted"]["falls"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
