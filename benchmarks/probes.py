@@ -1,4 +1,4 @@
-"""python benchmarks/probes.py few_images cifar10-jpeg=FOLDER [cache=DIR] > FILE   |   table FILE   |   time [threads=2]
+"""python benchmarks/probes.py few_images digits mnist cifar10-jpeg=FOLDER [cache=DIR] > FILE, or table FILE, or time
 
 few_images: the solved head, and what stands beside it, on 5, 20 and 100 images of each class; 10 draws, which all heads
 share, and a val no larger than the images trained on. Every choice is made on that val. A line of CSV per draw.
@@ -28,7 +28,7 @@ from transfergrid.config.schema import PROBE_DEFAULTS
 from transfergrid.data import load
 from transfergrid.data.splits import rows_per_class
 from transfergrid.folds import Fold, Folds
-from transfergrid.head_path import HeadPath, best_of
+from transfergrid.head_path import HeadPath, OnVal, best_of
 from transfergrid.heads import fit_standardiser
 from transfergrid.paths import store_paths
 from transfergrid.phases import RunContext
@@ -47,11 +47,12 @@ FORMER = ["phase.probe.solver=sgd", "phase.probe.lrs=[3e-4,1e-3,3e-3,1e-2]", "ph
 
 
 # ---------------------------------------------------------------------------------------------------------- few images
-def few_images(folders: dict[str, str], cache: str) -> None:
+def few_images(named: list[str], cache: str) -> None:
     """Features must be there: `run_phase.py phase=extract` for each network and data set makes them."""
-    datasets = [["dataset=digits"], ["dataset=mnist"]]
-    for name, path in folders.items():
-        datasets.append(["dataset=image_folder", f"dataset.folder={path}", f"dataset.name={name}"])
+    datasets = []
+    for name, _, folder in (each.partition("=") for each in named):
+        of_folder = ["dataset=image_folder", f"dataset.folder={folder}", f"dataset.name={name}"]
+        datasets.append(of_folder if folder else [f"dataset={name}"])
     out = csv.writer(sys.stdout)
     out.writerow(["dataset", "model", "shots", "draw", "n_val", "C", "at_edge", *HEADS])
     for dataset in datasets:
@@ -145,10 +146,11 @@ def measure_time(threads: int) -> None:
     train_ND, val_ND = standardiser.apply(features_ND[:54000]), standardiser.apply(features_ND[54000:])
     val_N = labels_N[54000:]
 
-    def score(head: LogisticRegression) -> tuple[float, float, float]:
+    def score(head: LogisticRegression) -> OnVal:
         logits_NC = head.logits(val_ND)
-        accuracy = float((logits_NC.argmax(1) == val_N).float().mean())
-        return accuracy, float(functional.cross_entropy(logits_NC, val_N)), accuracy
+        shares_V = (logits_NC.argmax(1) == val_N).double() / len(val_N)
+        accuracy = float(shares_V.sum())
+        return OnVal(accuracy, float(functional.cross_entropy(logits_NC, val_N)), accuracy, shares_V)
 
     for _ in range(2):
         began = time.monotonic()
@@ -204,10 +206,10 @@ def _former(features_ND: Tensor, labels_N: Tensor) -> tuple[int, float]:
 
 if __name__ == "__main__":
     what, *others = sys.argv[1:]
-    named = dict(other.split("=", 1) for other in others if "=" in other)
+    options = dict(other.split("=", 1) for other in others if other.startswith(("cache=", "threads=")))
     if what == "few_images":
-        few_images(named, named.pop("cache", "cache"))
+        few_images([o for o in others if not o.startswith("cache=")], options.get("cache", "cache"))
     elif what == "table":
         table(others[0])
     elif what == "time":
-        measure_time(int(named.get("threads", "2")))
+        measure_time(int(options.get("threads", "2")))

@@ -16,7 +16,7 @@ from transfergrid import reference_heads
 from transfergrid.errors import Interrupted
 from transfergrid.evaluation import cross_entropy, selection_score
 from transfergrid.folds import Fold, Folds
-from transfergrid.head_path import HeadPath, Tried, best_of, search_of
+from transfergrid.head_path import NOTHING_HELD_OUT, HeadPath, OnVal, Tried, best_of, search_of
 from transfergrid.metrics_log import MetricsLog
 from transfergrid.optimization import split_decay
 from transfergrid.phases import RunContext
@@ -138,18 +138,22 @@ def _problem(bench: Bench) -> SoftmaxProblem:
     return SoftmaxProblem(bench.features["train"], labels_N, num_classes=bench.num_classes, balanced=bench.balanced)
 
 
-def _on_val(bench: Bench, head: LogisticRegression) -> tuple[float, float, float]:
-    """Score, cross entropy and accuracy; nothing to go by where nothing is held out."""
+def _on_val(bench: Bench, head: LogisticRegression) -> OnVal:
     if bench.chooses_on is None:
-        return 0.0, 0.0, 0.0
+        return NOTHING_HELD_OUT
     logits_NC, labels_N = head.logits(bench.features["val"]).cpu().numpy(), bench.chooses_on.labels_N
-    predicted_N = logits_NC.argmax(1)
-    return bench.score(predicted_N), cross_entropy(logits_NC, labels_N), float((predicted_N == labels_N).mean())
+    right_N = logits_NC.argmax(1) == labels_N
+    shares_N = right_N / len(labels_N)
+    if bench.settings.select_by != "accuracy":  # every class counts alike
+        counts_C = np.bincount(labels_N, minlength=bench.num_classes)
+        shares_N = right_N / (counts_C[labels_N] * np.count_nonzero(counts_C))
+    score, loss = bench.score(logits_NC.argmax(1)), cross_entropy(logits_NC, labels_N)
+    return OnVal(score, loss, float(right_N.mean()), torch.from_numpy(shares_N))
 
 
 def _log(bench: Bench, log: MetricsLog, path: HeadPath, tried: Tried, *, elapsed_s: float) -> None:
     """A strength stands where a training has an epoch, and the iterations so far where it has steps."""
-    on_val = {} if bench.chooses_on is None else {"val/accuracy": tried.accuracy, "val/loss": tried.loss}
+    on_val = {} if bench.chooses_on is None else {"val/accuracy": tried.on_val.accuracy, "val/loss": tried.on_val.loss}
     log.write(
         "epoch",
         epoch=len(path.tried),
