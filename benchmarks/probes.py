@@ -32,7 +32,8 @@ from transfergrid.head_path import HeadPath, OnVal, best_of
 from transfergrid.heads import fit_standardiser
 from transfergrid.paths import store_paths
 from transfergrid.phases import RunContext
-from transfergrid.phases._heads_on_features import Bench, MadeHead, references, solve_beside, train_by_sgd
+from transfergrid.phases._heads_on_features import Bench, MadeHead, solve_beside, train_by_sgd
+from transfergrid.phases._other_heads import references
 from transfergrid.phases.probe import load_features
 from transfergrid.report.statistics import t_interval
 from transfergrid.solved_head import LogisticRegression, SoftmaxProblem, fit_lbfgs
