@@ -264,7 +264,7 @@ def test_a_run_by_hand_joins_the_grid_adhoc_and_what_it_overrides_is_its_variant
     request = load_run(["model=resnet18", "phase=probe", "weights=random", *sgd, "seed=5"])
     (row,) = request.configurations
     assert (request.grid, row.run.seed, request.replaces_grid) == ("adhoc", 5, False)
-    assert sorted(row.variant.split("_")) == ["probe.epochs-3", "probe.solver-sgd"]
+    assert row.variant == "probe.epochs-3-probe.solver-sgd"
     assert isinstance(row.run.settings, ProbeSettings) and row.run.settings.epochs == 3
     assert load_run(["model=resnet18", "weights=random", "grid_name=mine"]).grid == "mine"
 

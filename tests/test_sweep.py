@@ -151,7 +151,7 @@ def test_a_job_that_asks_for_a_gpu_is_told_to_use_it() -> None:
         "model=resnet18+googlenet phase=probe,finetune dataset=digits,mnist weights=random weights_seed=0,1",
         "model=baseline_cnn phase=evaluate phase.scratch.epochs=3 seed=0,1 phase.evaluate.split=test,val",
         "model=resnet18,vgg16 phase=finetune grid=individual_vs_parallel_as_published protocol=published dataset=mnist",
-        "model=resnet18 phase=finetune phase.probe.solver=sgd phase.probe.lrs=[0.1,0.2],[0.3] 'phase.probe.weight_decays=[0.0]'",
+        "model=resnet18 phase=finetune phase.probe.solver=sgd phase.probe.lrs=[0.1,0.2],[0.3] 'phase.probe.cs=[0.1]'",
     ],
 )
 def test_the_line_for_what_is_missing_makes_all_of_it(folder: Path, arguments: str) -> None:
