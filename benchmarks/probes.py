@@ -115,18 +115,33 @@ def _logits(made: MadeHead, features_ND: Tensor) -> Tensor:
 
 
 def table(path: str) -> None:
-    """The CSV of few_images as markdown: means over draws, and the solved head minus two others, paired."""
+    """The CSV of few_images as markdown: means over draws, and the solved head minus two others, paired by draw.
+
+    Last, for each number of images, the mean of all data sets and networks that have every draw.
+    """
     with open(path, encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     gains = ["− SGD [95 %]", "− C = 1 [95 %]"]
     header = ["images per class", "network", "SGD before", "C = 1", "solved", *gains, "kNN", "LDA", "QDA"]
     print(f"| {' | '.join(header)} |\n|---|---|{'---:|' * 8}")
+    cells: dict[str, list[list[dict[str, str]]]] = {}
     for key in dict.fromkeys((x["dataset"], x["shots"], x["model"]) for x in lines):
         own = [x for x in lines if (x["dataset"], x["shots"], x["model"]) == key]
-        means = {h: fmean(float(x[h]) for x in own) for h in HEADS if all(x[h] for x in own)}
-        gains = [_gain([float(x["solved"]) - float(x[other]) for x in own]) for other in ("sgd", "c1")]
-        cells = [f"{100 * means[h]:.2f}" if h in means else "" for h in HEADS]
-        print(f"| {key[0]}, {key[1]} | {key[2]} | " + " | ".join([*cells[:3], *gains, *cells[3:]]) + " |")
+        if len(own) == DRAWS:
+            cells.setdefault(key[1], []).append(own)
+            print(_line(f"{key[0]}, {key[1]}", key[2], [[x] for x in own]))
+    for shots, found in cells.items():
+        print(_line(f"all, {shots}", f"{len(found)} rows", list(map(list, zip(*found, strict=True)))))
+
+
+def _line(name: str, model: str, draws: list[list[dict[str, str]]]) -> str:
+    """draws: of each, the lines that are averaged."""
+    heads = [h for h in HEADS if all(x[h] for draw in draws for x in draw)]
+    means = {h: [fmean(float(x[h]) for x in draw) for draw in draws] for h in heads}
+    shown = [f"{100 * fmean(means[h]):.2f}" if h in means else "" for h in HEADS]
+    pairs = [zip(means["solved"], means[other], strict=True) for other in ("sgd", "c1")]
+    gains = [_gain([ours - theirs for ours, theirs in pair]) for pair in pairs]
+    return f"| {name} | {model} | " + " | ".join([*shown[:3], *gains, *shown[3:]]) + " |"
 
 
 def _gain(differences: list[float]) -> str:
