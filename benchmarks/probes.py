@@ -1,4 +1,4 @@
-"""python benchmarks/probes.py few_images cifar10-jpeg=FOLDER [cache=DIR] > FILE   |   table FILE   |   time [threads=2]
+"""python benchmarks/probes.py few_images digits mnist cifar10-jpeg=FOLDER [cache=DIR] > FILE, or table FILE, or time
 
 few_images: the solved head, and what stands beside it, on 5, 20 and 100 images of each class; 10 draws, which all heads
 share, and a val no larger than the images trained on. Every choice is made on that val. A line of CSV per draw.
@@ -28,11 +28,12 @@ from transfergrid.config.schema import PROBE_DEFAULTS
 from transfergrid.data import load
 from transfergrid.data.splits import rows_per_class
 from transfergrid.folds import Fold, Folds
-from transfergrid.head_path import HeadPath, best_of
+from transfergrid.head_path import HeadPath, OnVal, best_of
 from transfergrid.heads import fit_standardiser
 from transfergrid.paths import store_paths
 from transfergrid.phases import RunContext
-from transfergrid.phases._heads_on_features import Bench, MadeHead, references, solve_beside, train_by_sgd
+from transfergrid.phases._heads_on_features import Bench, MadeHead, solve_beside, train_by_sgd
+from transfergrid.phases._other_heads import references
 from transfergrid.phases.probe import load_features
 from transfergrid.report.statistics import t_interval
 from transfergrid.solved_head import LogisticRegression, SoftmaxProblem, fit_lbfgs
@@ -47,11 +48,12 @@ FORMER = ["phase.probe.solver=sgd", "phase.probe.lrs=[3e-4,1e-3,3e-3,1e-2]", "ph
 
 
 # ---------------------------------------------------------------------------------------------------------- few images
-def few_images(folders: dict[str, str], cache: str) -> None:
+def few_images(named: list[str], cache: str) -> None:
     """Features must be there: `run_phase.py phase=extract` for each network and data set makes them."""
-    datasets = [["dataset=digits"], ["dataset=mnist"]]
-    for name, path in folders.items():
-        datasets.append(["dataset=image_folder", f"dataset.folder={path}", f"dataset.name={name}"])
+    datasets = []
+    for name, _, folder in (each.partition("=") for each in named):
+        of_folder = ["dataset=image_folder", f"dataset.folder={folder}", f"dataset.name={name}"]
+        datasets.append(of_folder if folder else [f"dataset={name}"])
     out = csv.writer(sys.stdout)
     out.writerow(["dataset", "model", "shots", "draw", "n_val", "C", "at_edge", *HEADS])
     for dataset in datasets:
@@ -113,18 +115,33 @@ def _logits(made: MadeHead, features_ND: Tensor) -> Tensor:
 
 
 def table(path: str) -> None:
-    """The CSV of few_images as markdown: means over draws, and the solved head minus two others, paired."""
+    """The CSV of few_images as markdown: means over draws, and the solved head minus two others, paired by draw.
+
+    Last, for each number of images, the mean of all data sets and networks that have every draw.
+    """
     with open(path, encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
     gains = ["− SGD [95 %]", "− C = 1 [95 %]"]
     header = ["images per class", "network", "SGD before", "C = 1", "solved", *gains, "kNN", "LDA", "QDA"]
     print(f"| {' | '.join(header)} |\n|---|---|{'---:|' * 8}")
+    cells: dict[str, list[list[dict[str, str]]]] = {}
     for key in dict.fromkeys((x["dataset"], x["shots"], x["model"]) for x in lines):
         own = [x for x in lines if (x["dataset"], x["shots"], x["model"]) == key]
-        means = {h: fmean(float(x[h]) for x in own) for h in HEADS if all(x[h] for x in own)}
-        gains = [_gain([float(x["solved"]) - float(x[other]) for x in own]) for other in ("sgd", "c1")]
-        cells = [f"{100 * means[h]:.2f}" if h in means else "" for h in HEADS]
-        print(f"| {key[0]}, {key[1]} | {key[2]} | " + " | ".join([*cells[:3], *gains, *cells[3:]]) + " |")
+        if len(own) == DRAWS:
+            cells.setdefault(key[1], []).append(own)
+            print(_line(f"{key[0]}, {key[1]}", key[2], [[x] for x in own]))
+    for shots, found in cells.items():
+        print(_line(f"all, {shots}", f"{len(found)} rows", list(map(list, zip(*found, strict=True)))))
+
+
+def _line(name: str, model: str, draws: list[list[dict[str, str]]]) -> str:
+    """draws: of each, the lines that are averaged."""
+    heads = [h for h in HEADS if all(x[h] for draw in draws for x in draw)]
+    means = {h: [fmean(float(x[h]) for x in draw) for draw in draws] for h in heads}
+    shown = [f"{100 * fmean(means[h]):.2f}" if h in means else "" for h in HEADS]
+    pairs = [zip(means["solved"], means[other], strict=True) for other in ("sgd", "c1")]
+    gains = [_gain([ours - theirs for ours, theirs in pair]) for pair in pairs]
+    return f"| {name} | {model} | " + " | ".join([*shown[:3], *gains, *shown[3:]]) + " |"
 
 
 def _gain(differences: list[float]) -> str:
@@ -145,10 +162,11 @@ def measure_time(threads: int) -> None:
     train_ND, val_ND = standardiser.apply(features_ND[:54000]), standardiser.apply(features_ND[54000:])
     val_N = labels_N[54000:]
 
-    def score(head: LogisticRegression) -> tuple[float, float, float]:
+    def score(head: LogisticRegression) -> OnVal:
         logits_NC = head.logits(val_ND)
-        accuracy = float((logits_NC.argmax(1) == val_N).float().mean())
-        return accuracy, float(functional.cross_entropy(logits_NC, val_N)), accuracy
+        shares_V = (logits_NC.argmax(1) == val_N).double() / len(val_N)
+        accuracy = float(shares_V.sum())
+        return OnVal(accuracy, float(functional.cross_entropy(logits_NC, val_N)), accuracy, shares_V)
 
     for _ in range(2):
         began = time.monotonic()
@@ -204,10 +222,10 @@ def _former(features_ND: Tensor, labels_N: Tensor) -> tuple[int, float]:
 
 if __name__ == "__main__":
     what, *others = sys.argv[1:]
-    named = dict(other.split("=", 1) for other in others if "=" in other)
+    options = dict(other.split("=", 1) for other in others if other.startswith(("cache=", "threads=")))
     if what == "few_images":
-        few_images(named, named.pop("cache", "cache"))
+        few_images([o for o in others if not o.startswith("cache=")], options.get("cache", "cache"))
     elif what == "table":
         table(others[0])
     elif what == "time":
-        measure_time(int(named.get("threads", "2")))
+        measure_time(int(options.get("threads", "2")))

@@ -23,7 +23,8 @@ from transfergrid.specs import ProbeSettings, RunSpec, to_dict
 DESIGNED = (
     "grid, dataset, model, phase, variant, weights, protocol, n_seeds, n_train, test_accuracy, test_accuracy_std, "
     "ci95_low, ci95_high, val_accuracy, train_accuracy, test_loss, macro_precision, macro_recall, macro_f1, "
-    "lbfgs_test_accuracy, published_accuracy, published_rule, published_differs, delta_to_published, "
+    "lbfgs_test_accuracy, knn_test_accuracy, lda_test_accuracy, qda_test_accuracy, better_than_head, "
+    "published_accuracy, published_rule, published_differs, delta_to_published, "
     "best_single_model, delta_to_best_single, p_value_vs_best_single, verdict, epochs, parameters, "
     "trainable_parameters, size_mb, gflops_per_image, images_per_s, wall_s, phase_s, gpu_s, "
     "upstream_gpu_s, status, failure_class, "
@@ -48,10 +49,12 @@ def test_the_columns_are_the_designed_ones_in_order() -> None:
 def test_one_seed_fills_every_column_with_a_wilson_interval(store: StorePaths) -> None:
     run = cases.spec("probe", "resnet18")
     cases.write_grid(store, "mine", [(run, "")])
+    beside = {"lbfgs_test_accuracy": 0.956, "knn_test_accuracy": 0.961, "lda_test_accuracy": 0.95}
     on_val = {"val_loss": 0.25, "val_macro_recall": 0.941, "val_macro_f1": 0.942}
-    stated = {"n_val": 6_000, "optimizer_steps": 1_055}
-    metrics = {"lbfgs_test_accuracy": 0.956} | on_val
-    cases.completed(store, run, test_accuracy=0.9517, metrics=metrics, details=stated)
+    # Of 10,000 images: 293 and 200 are right by one alone; 100 and 117 could be chance.
+    counts = {"knn": {"only_right": 293, "only_head_right": 200}, "lda": {"only_right": 100, "only_head_right": 117}}
+    stated = {"n_val": 6_000, "optimizer_steps": 1_055, "references": counts}
+    cases.completed(store, run, test_accuracy=0.9517, metrics=beside | on_val, details=stated)
     (row,) = comparison_rows("mine", store)
     assert asdict(row) == {
         "grid": "mine",
@@ -74,6 +77,10 @@ def test_one_seed_fills_every_column_with_a_wilson_interval(store: StorePaths) -
         "macro_recall": 0.952,
         "macro_f1": 0.953,
         "lbfgs_test_accuracy": 0.956,
+        "knn_test_accuracy": 0.961,
+        "lda_test_accuracy": 0.95,
+        "qda_test_accuracy": None,
+        "better_than_head": "knn",
         "published_accuracy": None,
         "published_rule": None,
         "published_differs": None,
@@ -387,7 +394,7 @@ def test_the_markdown_reads_as_percent_with_intervals_costs_and_next_steps(store
     assert text.startswith("# Comparison: mine\n\n5 rows: 4 completed, 1 failed.\n")
     assert (
         "| mnist | resnet18+googlenet | probe |  | IMAGENET1K_V1 | fair | completed | 1 | 54,000 | "
-        "98.00 [97.71, 98.26] |  | 94.00 | 99.00 | 0.1250 | 95.10 | 95.20 | 95.30 |  |\n"
+        "98.00 [97.71, 98.26] |  | 94.00 | 99.00 | 0.1250 | 95.10 | 95.20 | 95.30 |  |  |  |  |\n"
     ) in text
     assert "| fair | failed (cuda_oom) | 0 |" in text
     assert "| fair | resnet18 |  | 98.00 [97.71, 98.26] | +3.00 |  |\n" in text

@@ -334,6 +334,19 @@ def test_a_joined_curve_counts_epochs_and_steps_through_both_phases(made: Made) 
     assert losses[8:10] == [1.0, 0.5]
 
 
+def test_a_solved_probe_has_no_curve_and_finetuning_from_it_begins_at_its_own_first_epoch(tmp_path: Path) -> None:
+    store = StorePaths(tmp_path)
+    probe = replace(run_of("probe", "tinynet_mnist", solver="lbfgs"), seed=None)
+    tuned = run_of("finetune", "tinynet_mnist", needs=(probe.run_id,))
+    trained(store, probe)
+    record = trained(store, tuned, epochs=3)
+    write_grid(store, "small", [(probe, ""), (tuned, "")])
+    material = Material(comparison=read_comparison("small", store), images=images_of(60))
+    assert [sketch.rows[0].phase for sketch in curves.sketches(material)] == ["finetune"]
+    one = track(material, record)
+    assert (one.phases, one.joints, one.epochs["train/loss"][0]) == (("finetune",), [], [1, 2, 3])
+
+
 def test_curves_are_parted_where_a_phase_ends() -> None:
     assert parted([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4], [2]) == [([1, 2], [0.1, 0.2]), ([3, 4], [0.3, 0.4])]
     assert parted([], [], []) == []

@@ -54,7 +54,7 @@ SCRATCH = one_epoch("scratch")
 LIGHTEST = ("lenet5",)
 WITHOUT_FC = ("resnet18", "googlenet", "resnet18+vgg16_gap", "resnet18+googlenet", "vgg16_gap+googlenet")
 TOYS: dict[str, tuple[Toy, ...]] = {
-    "quickstart": (Toy(("digits",), one_epoch("probe", "finetune", "scratch")),),
+    "quickstart": (Toy(("digits",), one_epoch("finetune", "scratch")),),
     "compare": (Toy(("digits",), BACKBONES),),
     "individual_vs_parallel": (Toy(("mnist",), BACKBONES),),
     "individual_vs_parallel_as_published": (Toy(("mnist",), (*BACKBONES, *one_epoch("probe")), WITHOUT_FC),),

@@ -189,7 +189,7 @@ def test_what_failed_by_circumstance_is_run_again(tmp_path: Path, failure_class:
 def test_changed_settings_are_another_run_which_no_failure_blocks(tmp_path: Path) -> None:
     request = grid(tmp_path, "grid.models=[resnet18]", "grid.phases=[probe]")
     fail(request, find(request, "probe", "resnet18"), "code")
-    changed = grid(tmp_path, "grid.models=[resnet18]", "grid.phases=[probe]", "phase.probe.epochs=3")
+    changed = grid(tmp_path, "grid.models=[resnet18]", "grid.phases=[probe]", "phase.probe.cs=[1]")
     assert plan_of(changed).counts() == {"run": 2}
 
 

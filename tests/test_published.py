@@ -278,3 +278,11 @@ def test_an_image_drawn_twice_in_an_epoch_is_augmented_alike_which_is_named(
 
 def test_only_a_weights_file_leaves_a_delta_meaningful() -> None:
     assert published.NO_MATTER == {"weights file"}
+
+
+def test_a_solved_head_differs_from_the_studys_in_its_solver_and_not_in_epochs_it_does_not_have() -> None:
+    figure = find("individual_vs_parallel", "mnist", "resnet18", "probe")
+    trained = differs(figure, cases.spec("probe", "resnet18", seed=0, epochs=7))
+    solved = differs(figure, cases.spec("probe", "resnet18", seed=None, solver="lbfgs", epochs=7))
+    assert "solver" in solved and "epochs" not in solved and "optimizer" not in solved
+    assert "solver" not in trained and "epochs" in trained

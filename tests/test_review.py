@@ -38,7 +38,12 @@ from transfergrid.stopping import StopFlag
 from transfergrid.training import fit
 
 TINY = "model=tinynet_mnist"
-ON_IMAGES = ["phase.probe.source=images", "phase.probe.lrs=[1e-3]", "phase.probe.weight_decays=[0]"]
+ON_IMAGES = [
+    "phase.probe.solver=sgd",
+    "phase.probe.source=images",
+    "phase.probe.lrs=[1e-3]",
+    "phase.probe.weight_decays=[0]",
+]
 ONE_EPOCH = ["phase.probe.epochs=1", "phase.finetune.epochs=1"]
 
 
@@ -256,7 +261,7 @@ def test_a_run_by_hand_takes_the_rules_of_the_grid_it_names() -> None:
 
 def test_a_probe_on_images_does_not_silently_take_the_first_of_several_learning_rates() -> None:
     with pytest.raises(ConfigError, match="source=images trains one head; give one value each"):
-        load_run([TINY, "phase=probe", "phase.probe.source=images"])
+        load_run([TINY, "phase=probe", "phase.probe.solver=sgd", "phase.probe.source=images"])
     load_run([TINY, "phase=probe", *ON_IMAGES])
 
 

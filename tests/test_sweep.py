@@ -125,7 +125,12 @@ def test_a_sweep_is_the_product_of_its_values_each_with_its_variant() -> None:
 def test_a_variant_too_long_to_be_spelled_out_is_still_its_own() -> None:
     many = ["final_lr_fraction=0.123456", "label_smoothing=0.123456", "momentum=0.81234", "warmup_fraction=0.1,0.2"]
     asked = load_sweep(
-        ["model=resnet18", "phase=probe", "dataset.max_images=1000", *(f"phase.probe.{m}" for m in many)]
+        [
+            "model=resnet18",
+            "phase=probe",
+            "dataset.max_images=1000",
+            *(f"phase.probe.{m}" for m in ("solver=sgd", *many)),
+        ]
     )
     variants = {c.variant for c in asked.request.configurations}
     assert len(variants) == 2 and {len(v) for v in variants} == {120}
@@ -147,11 +152,11 @@ def test_a_job_uses_the_gpu_it_asked_for_and_no_other() -> None:
     [
         "model=resnet18,googlenet phase=probe seed=0,1",
         "model=resnet18 phase=finetune phase.finetune.lr=1e-2,1e-3 seed=range(0,3)",
-        "model=resnet18 phase=finetune phase.probe.epochs=2,3 dataset.max_images=100,200 dataset=digits",
+        "model=resnet18 phase=finetune phase.probe.cs=[1],[2] dataset.max_images=100,200 dataset=digits",
         "model=resnet18+googlenet phase=probe,finetune dataset=digits,mnist weights=random weights_seed=0,1",
         "model=baseline_cnn phase=evaluate phase.scratch.epochs=3 seed=0,1 phase.evaluate.split=test,val",
         "model=resnet18,vgg16 phase=finetune grid=individual_vs_parallel_as_published protocol=published dataset=mnist",
-        "model=resnet18 phase=finetune phase.probe.lrs=[0.1,0.2],[0.3] 'phase.probe.weight_decays=[0.0]'",
+        "model=resnet18 phase=finetune phase.probe.solver=sgd phase.probe.lrs=[0.1,0.2],[0.3] 'phase.probe.cs=[0.1]'",
     ],
 )
 def test_the_line_for_what_is_missing_makes_all_of_it(folder: Path, arguments: str) -> None:

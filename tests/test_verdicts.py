@@ -202,6 +202,24 @@ def test_no_difference_is_zero_from_either_side_and_never_minus_zero(store: Stor
     assert [points(r.difference) for r in results if isinstance(r, PairedComparison)] == ["+0.00", "+0.00"]
 
 
+def test_a_solved_probe_has_wilsons_interval_and_stands_beside_every_seed_of_another_row(store: StorePaths) -> None:
+    probe = cases.spec("probe", "resnet18", seed=None, solver="lbfgs")
+    tuned = [cases.spec("finetune", "resnet18", seed=seed) for seed in (0, 1, 2)]
+    finished(store, probe, wrong_in(0, 100))
+    for run in tuned:
+        finished(store, run, wrong_in(0, 60 + 10 * (run.seed or 0)))
+    cases.write_grid(store, "mine", [(probe, ""), *((run, "") for run in tuned)])
+    row = read_comparison("mine", store).rows[0]
+    assert (row.phase, row.n_seeds, row.test_accuracy) == ("probe", 1, 0.9)
+    assert row.ci95_low == pytest.approx(0.8799, abs=1e-4) and row.ci95_high == pytest.approx(0.9171, abs=1e-4)
+    found = two_rows(store, tuned, [probe])
+    assert isinstance(found, PairedComparison)
+    assert (found.seeds, found.images, found.test) == (3, IMAGES, "paired_bootstrap")
+    assert found.difference == pytest.approx(0.03)  # 40, 30 and 20 images of a thousand
+    alone = two_rows(store, [probe], [probe])
+    assert isinstance(alone, PairedComparison) and (alone.seeds, alone.test) == (1, "mcnemar_exact")
+
+
 def test_rows_that_cannot_be_paired_say_why(store: StorePaths) -> None:
     run, later = (cases.spec("scratch", "baseline_cnn", seed=seed) for seed in (0, 7))
     elsewhere = cases.spec("scratch", "baseline_cnn", dataset="cifar10")

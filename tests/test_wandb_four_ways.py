@@ -42,7 +42,7 @@ pytestmark = pytest.mark.wandb
 
 GRID = [
     *("grid=quickstart", "grid.models=[tinynet_mnist]", "grid.phases=[probe,finetune]", "grid.seeds=[0,1]"),
-    *("grid.variants={}", "dataset.max_images=200", "phase.probe.epochs=2", "phase.probe.lbfgs=false"),
+    *("grid.variants={}", "dataset.max_images=200", "phase.probe.solver=sgd", "phase.probe.epochs=2"),
     *("phase.finetune.epochs=1", "cluster=local", "cluster.num_threads=1", "device=cpu"),
 ]
 RUNS = 5  # an extraction, two probes, two finetunings

@@ -12,13 +12,14 @@ import report_cases as cases
 from prediction_cases import finished
 
 from transfergrid import records
+from transfergrid.evaluation import mcnemar_exact
 from transfergrid.paths import StorePaths
 from transfergrid.report import page_text
 from transfergrid.report.comparison import Comparison, read_comparison
 from transfergrid.report.documents import as_markdown
 from transfergrid.report.joins import join_baselines
 from transfergrid.report.several import joined
-from transfergrid.report.statistics import PairedComparison, compare, mcnemar_exact, wilson
+from transfergrid.report.statistics import PairedComparison, compare, wilson
 from transfergrid.report.worth import Contest, Question, contests, contests_about, winners
 from transfergrid.specs import RunSpec
 

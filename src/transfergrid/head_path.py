@@ -1,7 +1,9 @@
 """Which strength of the penalty: a head is solved for one after the other, strongest first, and val chooses.
 
-C is scikit-learn's: the larger, the weaker the penalty. Rules, in order: the highest score on val, the lowest cross
-entropy on val, the stronger penalty.
+C is scikit-learn's: the larger, the weaker the penalty. Rules, in order: the highest score on val, where what lies
+within one standard error of it counts as equal; the lowest cross entropy on val; the stronger penalty. Fifty val images
+cannot tell scores apart that their cross entropy can: on training images that no head had seen, 26 draws of MNIST and
+digits, this rule gave 78.07 %, score before cross entropy 77.88 %, C = 1 77.85 %.
 """
 
 from __future__ import annotations
@@ -17,21 +19,33 @@ from torch import Tensor
 from transfergrid.solved_head import GRADIENT_NORM, Checked, LogisticRegression, SoftmaxProblem, minimise
 
 PATH_GRADIENT_NORM = 1e-4  # of the heads that val chooses among; the chosen one is solved to GRADIENT_NORM
-PATH_ITERATIONS = 500
+PATH_ITERATIONS = 200
 EXTENSIONS = 4  # at most so many steps beyond either end, of half a decade each
-LEFT_BEHIND = 3  # strengths in a row that are worse than the best on both counts end the path
+LEFT_BEHIND = 3  # strengths in a row that val has nothing for end the path
 
-Scored = Callable[[LogisticRegression], tuple[float, float, float]]  # score, loss and accuracy on val
+Scored = Callable[[LogisticRegression], "OnVal"]
+
+
+@dataclass(frozen=True, slots=True)
+class OnVal:
+    """score: what is chosen by. shares_V: what each val image adds to a mean of right ones, which may weigh classes
+    alike; it tells how sure a difference is. Everything is 0 where nothing is held out."""
+
+    score: float
+    loss: float
+    accuracy: float
+    shares_V: Tensor
+
+
+NOTHING_HELD_OUT = OnVal(0.0, 0.0, 0.0, torch.zeros(0))
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """One strength. score, loss and accuracy: on val; all 0 where nothing is held out."""
+    """One strength."""
 
     c: float
-    score: float
-    loss: float
-    accuracy: float
+    on_val: OnVal
     train_loss: float
     iterations: int
     gradient_norm: float
@@ -39,7 +53,7 @@ class Tried:
 
 @dataclass(slots=True)
 class HeadPath:
-    """How far a path is. solutions: the parameters of those strengths that others start from, or that lead."""
+    """How far a path is. solutions: the parameters (float32) that each strength ended at."""
 
     cs: tuple[float, ...]
     tried: list[Tried] = field(default_factory=list)
@@ -54,7 +68,7 @@ class HeadPath:
     def thaw(self, content: bytes, device: torch.device) -> float:
         """Stand where `freeze` was called; returns the seconds until then."""
         state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-        self.tried, self.solutions = [Tried(**t) for t in state["tried"]], state["solutions"]
+        self.tried, self.solutions = [_thawed(t) for t in state["tried"]], state["solutions"]
         return float(state["elapsed_s"])
 
     def advance(self, problem: SoftmaxProblem, score: Scored, *, check: Checked) -> Tried | None:
@@ -72,18 +86,15 @@ class HeadPath:
         )
         iterations, norm = found.iterations, found.gradient_norm
         head = problem.head(found.parameters, iterations=iterations, gradient_norm=norm, loss=found.loss)
-        tried = Tried(c, *score(head), found.loss, iterations, norm)
+        tried = Tried(c, score(head), found.loss, iterations, norm)
         self.tried.append(tried)
-        self.solutions[c] = found.parameters
-        ends = (min(self.tried, key=_strength).c, max(self.tried, key=_strength).c)
-        kept = {*ends, best_of(self.tried).c}
-        self.solutions = {known: self.solutions[known] for known in kept}
+        self.solutions[c] = found.parameters.float()
         return tried
 
     def finish(self, problem: SoftmaxProblem, *, check: Checked) -> LogisticRegression:
         """The chosen head, to its optimum."""
         best = best_of(self.tried)
-        found = minimise(problem, best.c, self.solutions[best.c], check=check)
+        found = minimise(problem, best.c, self.solutions[best.c].double(), check=check)
         iterations = best.iterations + found.iterations
         return problem.head(found.parameters, iterations=iterations, gradient_norm=found.gradient_norm, loss=found.loss)
 
@@ -98,15 +109,22 @@ class HeadPath:
     def _start(self, problem: SoftmaxProblem, c: float) -> Tensor:
         stronger = [known for known in self.solutions if known < c]
         nearest = max(stronger) if stronger else min(self.solutions, default=None)
-        return problem.start() if nearest is None else self.solutions[nearest]
+        return problem.start() if nearest is None else self.solutions[nearest].double()
 
 
 def _strength(tried: Tried) -> float:
     return tried.c
 
 
+def _thawed(state: dict[str, Any]) -> Tried:
+    return Tried(**state | {"on_val": OnVal(**state["on_val"])})
+
+
 def best_of(tried: Sequence[Tried]) -> Tried:
-    return min(tried, key=lambda t: (-t.score, t.loss, t.c))
+    """By the rules above. Scores are compared on the same val images, so the error is that of a paired mean."""
+    top = min(tried, key=lambda t: (-t.on_val.score, t.on_val.loss, t.c)).on_val
+    equal = [t for t in tried if top.score - t.on_val.score <= float((top.shares_V - t.on_val.shares_V).norm()) + 1e-9]
+    return min(equal, key=lambda t: (t.on_val.loss, t.c))
 
 
 def next_strength(tried: Sequence[Tried], cs: Sequence[float]) -> float | None:
@@ -131,10 +149,10 @@ def _beyond(end: float, sign: int) -> list[float]:
 
 
 def _left_behind(tried: Sequence[Tried]) -> bool:
-    """Whether the weakest strengths, LEFT_BEHIND in a row, have a lower score and a higher loss than the best."""
+    """Whether the weakest strengths, LEFT_BEHIND in a row, have no higher score and a higher loss than the best."""
     best = best_of(tried)
     weakest = sorted(tried, key=_strength)[-LEFT_BEHIND:]
-    worse = [t.c > best.c and t.score < best.score and t.loss > best.loss for t in weakest]
+    worse = [t.on_val.score <= best.on_val.score and t.on_val.loss > best.on_val.loss for t in weakest]
     return len(worse) == LEFT_BEHIND and all(worse)
 
 

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 KS = (1, 3, 5, 10, 20, 50)
 FIXED_K = 20  # where nothing is held out to choose on
-QUERY_ROWS = 512
+QUERY_ROWS = 2048
+SIMILARITIES = 1 << 25  # that are held at once
 
 Predict = Callable[[Tensor], Tensor]
 
@@ -24,7 +25,7 @@ def nearest_neighbours(train_ND: Tensor, labels_N: Tensor, rows_BD: Tensor, *, n
     most = min(max(KS), len(unit_ND))
     ks = sorted({min(k, most) for k in KS})
     found: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for some_BD in torch.split(rows_BD, QUERY_ROWS):
+    for some_BD in torch.split(rows_BD, max(1, min(QUERY_ROWS, SIMILARITIES // len(unit_ND)))):
         near = (functional.normalize(some_BD.float()) @ unit_ND.T).topk(most)
         classes_BK, votes_BK = labels_N[near.indices], 1 + 1e-3 * near.values
         for k in ks:
@@ -72,7 +73,7 @@ def quadratic_discriminant(
 
     def predict(rows_BD: Tensor) -> Tensor:
         found = []
-        for some_BD in torch.split(rows_BD, 4 * QUERY_ROWS):
+        for some_BD in torch.split(rows_BD, QUERY_ROWS):
             scores = []
             for mean_D, factor_DD, offset in zip(means, factors, offsets, strict=True):
                 whitened_DB = torch.linalg.solve_triangular(factor_DD, (some_BD.double() - mean_D).T, upper=False)

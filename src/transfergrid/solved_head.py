@@ -14,6 +14,7 @@ from torch import Tensor
 
 GRADIENT_NORM = 1e-5  # of a head that is published
 MAX_ITERATIONS = 1000
+STALE = 30  # iterations without a smaller gradient, after which float32 is taken to have no more to say
 PRECONDITIONER_ROWS = 8192
 HISTORY_BYTES = 2**28
 ABSENT_BIAS = 30.0  # nats that a class without a training row stands behind every other
@@ -148,10 +149,16 @@ def minimise(
     ridge = 1.0 / (c * problem.num_rows)
     inverse = problem.preconditioner(ridge)
     memory = _Memory(inverse, length=max(5, min(20, HISTORY_BYTES // (16 * start.numel()))))
-    at, dtype, iterations = start, torch.float32, 0
+    at, dtype, iterations, best, best_at = start, torch.float32, 0, float("inf"), 0
     value, loss, gradient = problem.evaluate(at, ridge, dtype)
     while True:
         norm = float(gradient.norm())
+        if norm < 0.9 * best:
+            best, best_at = norm, iterations
+        if dtype == torch.float32 and iterations - best_at >= STALE:
+            dtype, best_at = torch.float64, iterations
+            value, loss, gradient = problem.evaluate(at, ridge, dtype)
+            continue
         if norm < gradient_norm or iterations >= max_iterations:
             if dtype == torch.float64 or norm >= gradient_norm:
                 return Minimum(at, iterations, norm, loss)

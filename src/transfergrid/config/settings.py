@@ -138,10 +138,10 @@ def check_training(settings: TrainSettings, protocol: Protocol, *, where: str) -
 
 def check_probe(settings: ProbeSettings, protocol: Protocol) -> None:
     """Raises ConfigError for what a probe in particular cannot be asked."""
-    if settings.solver == "lbfgs":
-        _check_solved(settings, protocol)
-        return
-    if protocol == "published" and len(settings.lrs) * len(settings.weight_decays) > 1:
+    by_sgd = settings.solver == "sgd"
+    if settings.source == "images" and not by_sgd:
+        raise ConfigError("phase.probe.source=images has no features to solve on; set phase.probe.solver=sgd")
+    if by_sgd and protocol == "published" and len(settings.lrs) * len(settings.weight_decays) > 1:
         raise ConfigError(
             "protocol=published holds out no val to choose on; give one phase.probe.lrs and weight_decays"
         )
@@ -170,12 +170,12 @@ def check_probe(settings: ProbeSettings, protocol: Protocol) -> None:
                 raise ConfigError(
                     f"phase.probe.{name} cannot act on cached features; it needs phase.probe.source=images"
                 )
+    if not by_sgd:
+        _check_solved(settings, protocol)
 
 
 def _check_solved(settings: ProbeSettings, protocol: Protocol) -> None:
     """A solved head has no epochs or rates. What would change nothing is refused, so that equal runs have one id."""
-    if settings.source == "images":
-        raise ConfigError("phase.probe.source=images has no features to solve on; set phase.probe.solver=sgd")
     if protocol == "published" and len(settings.cs) > 1:
         raise ConfigError(
             "protocol=published holds out no val to choose on; set phase.probe.solver=sgd, or give one phase.probe.cs"

@@ -1,4 +1,4 @@
-"""The ways to make a probe's head on standardised features that lie on the device, and what is shown beside it."""
+"""The ways to make a probe's head on standardised features that lie on the device."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transfergrid import reference_heads
 from transfergrid.errors import Interrupted
 from transfergrid.evaluation import cross_entropy, selection_score
 from transfergrid.folds import Fold, Folds
-from transfergrid.head_path import HeadPath, Tried, best_of, search_of
+from transfergrid.head_path import NOTHING_HELD_OUT, HeadPath, OnVal, Tried, best_of, search_of
 from transfergrid.metrics_log import MetricsLog
 from transfergrid.optimization import split_decay
 from transfergrid.phases import RunContext
@@ -138,18 +137,22 @@ def _problem(bench: Bench) -> SoftmaxProblem:
     return SoftmaxProblem(bench.features["train"], labels_N, num_classes=bench.num_classes, balanced=bench.balanced)
 
 
-def _on_val(bench: Bench, head: LogisticRegression) -> tuple[float, float, float]:
-    """Score, cross entropy and accuracy; nothing to go by where nothing is held out."""
+def _on_val(bench: Bench, head: LogisticRegression) -> OnVal:
     if bench.chooses_on is None:
-        return 0.0, 0.0, 0.0
+        return NOTHING_HELD_OUT
     logits_NC, labels_N = head.logits(bench.features["val"]).cpu().numpy(), bench.chooses_on.labels_N
-    predicted_N = logits_NC.argmax(1)
-    return bench.score(predicted_N), cross_entropy(logits_NC, labels_N), float((predicted_N == labels_N).mean())
+    right_N = logits_NC.argmax(1) == labels_N
+    shares_N = right_N / len(labels_N)
+    if bench.settings.select_by != "accuracy":  # every class counts alike
+        counts_C = np.bincount(labels_N, minlength=bench.num_classes)
+        shares_N = right_N / (counts_C[labels_N] * np.count_nonzero(counts_C))
+    score, loss = bench.score(logits_NC.argmax(1)), cross_entropy(logits_NC, labels_N)
+    return OnVal(score, loss, float(right_N.mean()), torch.from_numpy(shares_N))
 
 
 def _log(bench: Bench, log: MetricsLog, path: HeadPath, tried: Tried, *, elapsed_s: float) -> None:
     """A strength stands where a training has an epoch, and the iterations so far where it has steps."""
-    on_val = {} if bench.chooses_on is None else {"val/accuracy": tried.accuracy, "val/loss": tried.loss}
+    on_val = {} if bench.chooses_on is None else {"val/accuracy": tried.on_val.accuracy, "val/loss": tried.on_val.loss}
     log.write(
         "epoch",
         epoch=len(path.tried),
@@ -218,54 +221,3 @@ def train_by_sgd(bench: Bench) -> MadeHead:
     } | result.rules(settings.epochs)
     weight_CD, bias_C = trainee.module.linear(head)
     return MadeHead(weight_CD, bias_C, details, settings.epochs, result.images_per_s, result.elapsed_before_s)
-
-
-# --------------------------------------------------------------------------------------------------------- beside them
-def references(bench: Bench, head_predicted_N: np.ndarray[Any, Any]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Test accuracies of heads that are not linear, or not trained, and what the record says of each.
-
-    only_right, only_head_right: test images that it alone, and that the probe's own head alone, has right.
-    """
-    train_ND, labels_N = bench.features["train"], bench.labels(bench.folds.train)
-    options: dict[str, Any] = {"num_classes": bench.num_classes, "balanced": bench.balanced}
-    made = {"lda": reference_heads.linear_discriminant(train_ND, labels_N, **options)}
-    quadratic = reference_heads.quadratic_discriminant(train_ND, labels_N, **options)
-    if quadratic is not None:
-        made["qda"] = quadratic
-    predicted: dict[str, tuple[np.ndarray[Any, Any], dict[str, Any]]] = {"knn": _neighbours(bench, labels_N)}
-    for name, predict in made.items():
-        bench.stop()
-        told = {} if bench.chooses_on is None else {"val": bench.score(_numpy(predict(bench.features["val"])))}
-        predicted[name] = (_numpy(predict(bench.features["test"])), told)
-    right_N = head_predicted_N == bench.folds.test.labels_N
-    metrics, details = {}, {}
-    for name, (predicted_N, told) in predicted.items():
-        theirs_N = predicted_N == bench.folds.test.labels_N
-        metrics[f"{name}_test_accuracy"] = float(theirs_N.mean())
-        counts = {"only_right": int((theirs_N & ~right_N).sum()), "only_head_right": int((right_N & ~theirs_N).sum())}
-        details[name] = told | counts
-    return metrics, details
-
-
-def _neighbours(bench: Bench, labels_N: Tensor) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-    """k by its score on val, then the larger; where nothing is held out, FIXED_K."""
-
-    def by_k(name: str) -> dict[int, Tensor]:
-        bench.stop()
-        rows_BD = bench.features[name]
-        return reference_heads.nearest_neighbours(
-            bench.features["train"], labels_N, rows_BD, num_classes=bench.num_classes
-        )
-
-    on_test = by_k("test")
-    if bench.chooses_on is None:
-        k = max(k for k in on_test if k <= reference_heads.FIXED_K)
-        return _numpy(on_test[k]), {"k": k, "ks": [k]}
-    scores = {k: bench.score(_numpy(predicted_N)) for k, predicted_N in by_k("val").items()}
-    k = max(scores, key=lambda k: (scores[k], k))
-    return _numpy(on_test[k]), {"k": k, "ks": list(scores), "val": scores[k]}
-
-
-def _numpy(values_N: Tensor) -> np.ndarray[Any, Any]:
-    found: np.ndarray[Any, Any] = values_N.cpu().numpy()
-    return found

@@ -45,7 +45,8 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
 
     from transfergrid.device import device_of
     from transfergrid.heads import fit_standardiser
-    from transfergrid.phases._heads_on_features import Bench, references, solve, solve_beside, train_by_sgd
+    from transfergrid.phases._heads_on_features import Bench, solve, solve_beside, train_by_sgd
+    from transfergrid.phases._other_heads import references
     from transfergrid.phases._parity import gate_logits
     from transfergrid.results import (
         Stopwatch,

@@ -1,4 +1,4 @@
-"""What a reader of one row must know: it was chosen at an end of a search, on few val images, or trained few steps."""
+"""What a reader of one row must know: it was chosen at an end of a search, rests on little or uneven data, or is old."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ from dataclasses import fields, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from transfergrid.folds import FEW_STEPS, FEW_VAL_IMAGES, IMBALANCE
 from transfergrid.records import RunRecord
 from transfergrid.report.selection import SIGN, best_on_val
-from transfergrid.specs import RunSpec
+from transfergrid.specs import RULES_VERSION, RunSpec
 
 if TYPE_CHECKING:  # a comparison asks here what to say of its rows
     from transfergrid.report.comparison import ComparisonRow
 
-FEW_VAL_IMAGES = 30
-FEW_STEPS = 50
 _EDGES = {"lowest": "smallest", "highest": "largest"}
 _SEARCH = 3  # so many values of one setting are a search, whatever the variants are called; two are a comparison
 
@@ -25,7 +24,11 @@ def with_remarks(rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunRecor
     """The rows with all that is to be said of them, joined by `; `."""
     ends = ends_of_variants(rows, runs)
     return [
-        replace(row, remarks="; ".join([*_edges_of_seeds(done), *ends.get(i, ()), *_few(row)]) or None)
+        replace(
+            row,
+            remarks="; ".join([*_edges_of_seeds(done), *ends.get(i, ()), *_few(row), *_old(done), *_uneven(done)])
+            or None,
+        )
         for i, (row, done) in enumerate(zip(rows, runs, strict=True))
     ]
 
@@ -161,3 +164,18 @@ def _few(row: ComparisonRow) -> Iterator[str]:
     if row.optimizer_steps and row.optimizer_steps < FEW_STEPS:  # a head that is solved takes none
         steps = "optimizer step" if row.optimizer_steps == 1 else "optimizer steps"
         yield f"only {row.optimizer_steps} {steps} (below {FEW_STEPS})"
+
+
+# -------------------------------------------------------------------------------------------------- how it was made
+def _old(done: Sequence[RunRecord]) -> Iterator[str]:
+    """Probes and fine-tunings of the first release: their rules, and so their numbers, are others."""
+    if any(record.spec.phase in ("probe", "finetune") and record.spec.rules < RULES_VERSION for record in done):
+        yield "made by an older release, under other rules (docs/storage.md); launch the grid again to make it anew"
+
+
+def _uneven(done: Sequence[RunRecord]) -> Iterator[str]:
+    """By the classes that it was trained on."""
+    for record in done[:1]:
+        counts = record.details.get("class_counts")
+        if isinstance(counts, Mapping) and counts["largest"] > IMBALANCE * counts["smallest"]:
+            yield f"uneven classes: {counts['smallest']} to {counts['largest']} images trained on"

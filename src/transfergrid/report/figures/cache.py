@@ -45,7 +45,8 @@ def sketches(material: Material) -> Iterator[Sketch]:
 
 
 def forward_passes(material: Material, dataset: str) -> list[Passes]:
-    """Per extraction. Needed: epochs x training images of each probe; its evaluations are not counted.
+    """Per extraction. Needed: epochs x training images of each probe, one pass for a solved one; its evaluations are
+    not counted.
 
     A probe that stands in several grids of a report was trained once.
     """
@@ -56,7 +57,7 @@ def forward_passes(material: Material, dataset: str) -> list[Passes]:
             if extraction not in found:
                 found[extraction] = Passes(_name(extraction), _images_extracted(material, extraction), 0, 0)
             before = found[extraction]
-            needed = before.needed + (run.epochs or 0) * (run.n_train or 0)
+            needed = before.needed + (run.epochs or 1) * (run.n_train or 0)
             found[extraction] = replace(before, needed=needed, runs=before.runs + 1)
     return sorted(found.values(), key=lambda p: (-p.needed, p.backbone))
 
