@@ -10,6 +10,7 @@ from transfergrid.attempts import AttemptTime
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
 from transfergrid.specs import (
+    RULES_VERSION,
     BackboneSpec,
     DatasetSpec,
     ExtractSettings,
@@ -134,6 +135,7 @@ def spec(
         protocol=protocol,  # type: ignore[arg-type]
         seed=seed,
         val_seed=0,
+        rules=RULES_VERSION if phase in ("probe", "finetune") else 1,
     )
 
 

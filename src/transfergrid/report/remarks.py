@@ -1,4 +1,4 @@
-"""What a reader of one row must know: it was chosen at an end of a search, rests on little or uneven data, or is old."""
+"""What a reader of one row must know: it was chosen at an end of a search, rests on little or uneven data, is old."""
 
 from __future__ import annotations
 
@@ -167,6 +167,12 @@ def _few(row: ComparisonRow) -> Iterator[str]:
 
 
 # -------------------------------------------------------------------------------------------------- how it was made
+def _how_made(row: ComparisonRow, done: Sequence[RunRecord]) -> Iterator[str]:
+    yield from _few(row)
+    yield from _uneven(done)
+    yield from _old(done)
+
+
 def _old(done: Sequence[RunRecord]) -> Iterator[str]:
     """Probes and fine-tunings of the first release: their rules, and so their numbers, are others."""
     if any(record.spec.phase in ("probe", "finetune") and record.spec.rules < RULES_VERSION for record in done):
