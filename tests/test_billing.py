@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -155,17 +156,18 @@ def test_of_two_clusters_with_that_number_the_one_is_billed_in_which_it_ran(
     assert [(j.cluster, j.elapsed_s) for j in bill(store, A).jobs] == [("alpha", 60.0)]
 
 
-def test_who_else_may_say_what_is_ours(accounting: Accounting, store: StorePaths) -> None:
+def test_of_jobs_of_one_number_only_that_with_our_token_on_our_cluster_is_billed(
+    accounting: Accounting, store: StorePaths
+) -> None:
     attempt(store, A, 1, "7", "13:00:05", 50.0)
-    accounting.lines = [line("7", "13:00:00", "13:01:00", 60)]
-    asked: list[tuple[str, str, str]] = []
-
-    def never(claim: Claim, allocations: Sequence[Allocation]) -> bool:
-        asked.extend((claim.job_id, each.name, each.cluster) for each in allocations)
-        return False
-
-    assert not settle_bills(store, ledger((A,)), [A], is_ours=never).changed
-    assert asked == [("7", "name", "alpha")]
+    [sent] = ledger((A,)).submissions
+    proven = Ledger([replace(sent, cluster="alpha", token="4f0c1b2a9d3e")])
+    ours = line("7", "13:00:00", "13:01:00", 60).replace("|name|", "|tg-mine-4f0c1b2a9d3e|")
+    accounting.lines = [line("7", "13:00:00", "13:02:00", 120), ours.replace("alpha", "beta")]
+    assert not settle_bills(store, proven, [A]).changed
+    accounting.lines = [*accounting.lines, ours]
+    settle_bills(store, proven, [A])
+    assert [(j.cluster, j.elapsed_s) for j in bill(store, A).jobs] == [("alpha", 60.0)]
 
 
 @pytest.mark.parametrize("task", [None, "7"])

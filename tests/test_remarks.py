@@ -184,6 +184,26 @@ def test_val_images_that_no_record_counts_are_counted_in_the_predictions(store: 
     assert read_comparison("g", store).rows[0].n_val is None  # nothing is held out there
 
 
+# ------------------------------------------------------------------------------------------------------- how it was made
+def test_a_probe_of_the_first_release_is_told_as_that_and_its_scratch_run_is_not(store: StorePaths) -> None:
+    runs = [replace(cases.spec("probe", "resnet18"), rules=1), cases.spec("probe", "vgg16"), cases.spec("scratch", "lenet5")]
+    for run in runs:
+        cases.completed(store, run)
+    cases.write_grid(store, "g", [(run, "") for run in runs])
+    told = [row.remarks for row in read_comparison("g", store).rows]
+    assert told[0] is not None and told[0].startswith("made by an older release, under other rules")
+    assert told[1:] == [None, None]
+
+
+def test_uneven_classes_are_told_with_their_numbers(store: StorePaths) -> None:
+    runs = [cases.spec("probe", model) for model in ("resnet18", "vgg16")]
+    for run, smallest in zip(runs, (19, 20), strict=True):
+        cases.completed(store, run, details={"class_counts": {"largest": 60, "smallest": smallest}})
+    cases.write_grid(store, "g", [(run, "") for run in runs])
+    told = [row.remarks for row in read_comparison("g", store).rows]
+    assert told == ["uneven classes: 19 to 60 images trained on", None]
+
+
 # ------------------------------------------------------------------------------------------------------- where it shows
 def test_each_text_has_one_mark_and_stands_once_below_every_table(store: StorePaths) -> None:
     few = {"n_val": 9, "choices": LRS, "chosen": {"lr": 0.01, "weight_decay": 0.0}}

@@ -7,7 +7,7 @@ time in it. Without accounting nothing is written, and reports count what the at
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
@@ -48,10 +48,6 @@ class Claim:
     attempts: Mapping[str, tuple[AttemptTime, ...]]
 
 
-# Whether these allocations, all of one job's number on one cluster, are of the job that the store means.
-IsOurs = Callable[[Claim, Sequence[Allocation]], bool]
-
-
 @dataclass(frozen=True, slots=True)
 class Settled:
     """changed: whether a bill was written. is_final: no bill is to change any more, or nobody can tell."""
@@ -60,9 +56,7 @@ class Settled:
     is_final: bool
 
 
-def settle_bills(
-    store: StorePaths, ledger: Ledger, run_ids: Iterable[str], *, is_ours: IsOurs | None = None
-) -> Settled:
+def settle_bills(store: StorePaths, ledger: Ledger, run_ids: Iterable[str]) -> Settled:
     """Bring bill.json of these runs, and of those that share a job with them, up to date.
 
     A store that cannot be written, and a SLURM that does not answer, change nothing.
@@ -74,7 +68,7 @@ def settle_bills(
     billed: dict[str, list[BilledJob]] = {}
     for job_id, claim in claims.items():
         for allocations in found.get(job_id, {}).values():
-            for allocation in allocations if (is_ours or began_or_was_sent_then)(claim, allocations) else ():
+            for allocation in _ours(claim, allocations):
                 for run_id, share in _shares(claim, allocation).items():
                     billed.setdefault(run_id, []).append(_billed(allocation, share))
     begun = {run_id for claim in claims.values() for run_id, times in claim.attempts.items() if times}
@@ -85,7 +79,16 @@ def settle_bills(
     return Settled(changed=any(changed), is_final=all(_is_settled(store, run_id) for run_id in begun))
 
 
-def began_or_was_sent_then(claim: Claim, allocations: Sequence[Allocation]) -> bool:
+def _ours(claim: Claim, allocations: Sequence[Allocation]) -> Sequence[Allocation]:
+    """Those, of one job's number on one cluster, that are of the job which the store means: by cluster and token, or by
+    times where an older release sent it or somebody wrote the job by hand."""
+    if claim.submission is not None and claim.submission.proof.is_complete:
+        proof = claim.submission.proof
+        return [a for a in allocations if proof.fits(a.cluster, a.name)]
+    return allocations if _began_or_was_sent_then(claim, allocations) else ()
+
+
+def _began_or_was_sent_then(claim: Claim, allocations: Sequence[Allocation]) -> bool:
     """Whether an attempt of ours began within one of them, or they were entered just after we sent ours: a number is
     given again, by another cluster or after years."""
     starts = [_moment(a.started) for times in claim.attempts.values() for a in times]
