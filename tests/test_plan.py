@@ -37,6 +37,21 @@ def plan_of(request: Request) -> Plan:
     return make_plan([c.run.run_id for c in request.configurations], request.runs, request.runtime)
 
 
+@pytest.mark.parametrize("can_wait", [True, False])
+def test_what_needs_a_run_that_slurm_has_is_sent_only_where_it_can_wait_for_it(tmp_path: Path, can_wait: bool) -> None:
+    """It cannot for a job of another cluster, nor for one of which nothing is sure."""
+    request = grid(tmp_path, "grid.models=[resnet18]")
+    probe = find(request, "probe", "resnet18")
+    rows = [c.run.run_id for c in request.configurations]
+    waited = {probe.run_id} if can_wait else set()
+    queued = {probe.run_id: "unknown: its job 7 is on cluster beta"}
+    plan = make_plan(rows, request.runs, request.runtime, queued=queued, can_wait=waited)
+    assert planned(plan, "probe", "resnet18").state == "in flight"
+    finetune = planned(plan, "finetune", "resnet18")
+    assert finetune.state == ("run" if can_wait else "blocked")
+    assert finetune.needs == ((probe.run_id,) if can_wait else ())
+
+
 def find(request: Request, phase: str, model: str) -> RunSpec:
     return next(r for r in request.runs.values() if (r.phase, r.model) == (phase, model))
 

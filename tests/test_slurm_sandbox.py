@@ -88,6 +88,9 @@ def conf(**options: object) -> str:
         ({"slurmd_timeout_s": 15}, "SlurmdTimeout=15"),
         ({"min_job_age_s": 20}, "MinJobAge=20"),
         ({"requeue_wait_s": 10}, "AuthInfo=socket=/box/run/munge.socket,cred_expire=10"),
+        ({"cluster_name": "beta"}, "ClusterName=beta"),
+        ({"accounts_in": "/other"}, "AccountingStoragePass=/other/run/munge.socket"),
+        ({"accounts_in": "/other"}, "AuthInfo=socket=/other/run/munge.socket,cred_expire=120"),
         ({"max_submit_jobs": 5}, "AccountingStorageEnforce=associations,limits,qos"),
     ],
 )
