@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from cluster_cases import scratch_run
 from transfergrid import durable
 from transfergrid.bills import Bill, read_bill
 from transfergrid.cluster import billing, slurm
-from transfergrid.cluster.billing import Allocation, Claim, Settled, gpus_of, parse_sacct, settle_bills
+from transfergrid.cluster.billing import Settled, gpus_of, parse_sacct, settle_bills
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths

@@ -184,9 +184,13 @@ def test_val_images_that_no_record_counts_are_counted_in_the_predictions(store: 
     assert read_comparison("g", store).rows[0].n_val is None  # nothing is held out there
 
 
-# ------------------------------------------------------------------------------------------------------- how it was made
+# ------------------------------------------------------------------------------------------------------ how it was made
 def test_a_probe_of_the_first_release_is_told_as_that_and_its_scratch_run_is_not(store: StorePaths) -> None:
-    runs = [replace(cases.spec("probe", "resnet18"), rules=1), cases.spec("probe", "vgg16"), cases.spec("scratch", "lenet5")]
+    runs = [
+        replace(cases.spec("probe", "resnet18"), rules=1),
+        cases.spec("probe", "vgg16"),
+        cases.spec("scratch", "lenet5"),
+    ]
     for run in runs:
         cases.completed(store, run)
     cases.write_grid(store, "g", [(run, "") for run in runs])

@@ -215,6 +215,7 @@ def train_by_sgd(bench: Bench) -> MadeHead:
     lr, decay = choices[head]
     details: dict[str, Any] = {
         "first_step": result.first_step,
+        "optimizer_steps": result.optimizer_steps,
         "chosen": {"head": head, "lr": lr, "weight_decay": decay},
         "choices": [{"lr": lr, "weight_decay": decay} for lr, decay in choices],
         "search": [search_of("lr", settings.lrs, lr), search_of("weight_decay", settings.weight_decays, decay)],
