@@ -194,8 +194,8 @@ class TrainSettings:
 
     @property
     def takes_steps(self) -> bool:
-        """Whether an optimizer steps over batches: a head that is solved for has none."""
-        return getattr(self, "solver", "sgd") == "sgd"
+        """Whether an optimizer steps over batches."""
+        return True
 
     def count_steps(self, num_rows: int) -> int:
         """Optimizer steps per epoch: the last, smaller batch counts unless drop_last; fewer images than a batch are
@@ -228,6 +228,11 @@ class ProbeSettings(TrainSettings):
     select_by: SelectBy = later("accuracy")
     solver: Literal["lbfgs", "sgd"] = later("sgd")
     cs: tuple[float, ...] = later((1.0,))
+
+    @property
+    def takes_steps(self) -> bool:
+        """A head that is solved for takes none."""
+        return self.solver == "sgd"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,13 +65,15 @@ def _imbalance(name: str, members: Sequence[_Trained]) -> Iterator[str]:
     uneven = [m for m in members if m.rows.is_imbalanced]
     if not uneven:
         return
-    remedies = ["select_by=balanced_accuracy chooses for it"]
+    remedies = []
+    if all(getattr(m.settings, "select_by", "accuracy") == "accuracy" for m in uneven):
+        remedies.append("select_by=balanced_accuracy chooses for it")
     if any(m.settings.class_weights == "none" for m in uneven):
         remedies.insert(0, "class_weights=balanced trains for it")
     train_C = max((m.rows.train_C for m in uneven), key=lambda counts_C: int(counts_C.sum()))
     yield (
         f"{name}: the largest class has {count(int(train_C.max()), 'image')} to train on, the smallest"
-        f" {int(train_C.min())}: {', '.join(remedies)}"
+        f" {int(train_C.min())}{': ' if remedies else ''}{', '.join(remedies)}"
     )
 
 
