@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from small_runs import carry_out, final_run, paths_of, request
-from tiny_data import random_images, save_image
+from tiny_data import save_image
 
 from transfergrid import data, export
 from transfergrid.commands import predict
@@ -323,7 +323,7 @@ def test_onnx_runs_without_torch_and_agrees_with_predict(
     assert sorted(p.name for p in folder.iterdir()) == [
         *("README.md", "classes.json", "load.py", "model.onnx", "preprocessing.json")
     ]
-    assert "It needs onnxruntime, numpy and Pillow" in (folder / "README.md").read_text()
+    assert "it needs onnxruntime, numpy and Pillow. This is `load.py`" in (folder / "README.md").read_text()
     assert_three_ways_agree(monkeypatch, place, asked, place / "pictures", folder)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import load, numpy\n"
@@ -435,7 +435,7 @@ def test_on_real_pictures_the_three_ways_agree(
     folder = tmp_path / "export"
     assert answer(monkeypatch, place, asked, f"export={folder}") == 0
     shares_NC = assert_three_ways_agree(monkeypatch, place, asked, tmp_path / "pictures", folder)
-    assert len({int(c) for c in shares_NC.argmax(1)}) > 1
+    assert np.ptp(shares_NC, axis=0).max() > 0.01, "the pictures must not all look alike"
 
 
 @pytest.mark.realdata
@@ -463,11 +463,10 @@ def test_on_photographs_a_join_of_torchvisions_networks_in_their_own_recipes_agr
     assert_three_ways_agree(monkeypatch, place, asked, tmp_path / "pictures", folder)
 
 
-def test_random_images_are_none_of_the_pictures_of_the_check(tmp_path: Path) -> None:
-    """The check's pictures hold every kind: modes, no contrast, one colour, EXIF orientation, 16 bits."""
+def test_the_pictures_of_the_check_are_of_every_kind(tmp_path: Path) -> None:
+    """Modes, next to no contrast, EXIF orientation, 16 bits."""
     names = check.write_pictures(tmp_path, 40)
     opened = {name: Image.open(tmp_path / name) for name in names}
     assert {image.mode for image in opened.values()} >= {"RGB", "L", "RGBA", "P", "CMYK", "I;16"}
     assert opened["tall.jpg"].getexif()[0x112] == 6
     assert set(np.unique(np.asarray(opened["faint.png"]))) == {120, 121}
-    assert not np.array_equal(np.asarray(opened["square.png"]), random_images(40, 40, 3))
