@@ -438,31 +438,6 @@ def test_on_real_pictures_the_three_ways_agree(
     assert np.ptp(shares_NC, axis=0).max() > 0.01, "the pictures must not all look alike"
 
 
-@pytest.mark.realdata
-@pytest.mark.slow
-@pytest.mark.parametrize("export_format", ["all", "onnx"])
-def test_on_photographs_a_join_of_torchvisions_networks_in_their_own_recipes_agrees(
-    export_format: str, place: Path, real_data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Bilinear and bicubic, two crops: each backbone's published transform on pictures of mixed sizes."""
-    for split, count in (("train", 8), ("test", 2)):
-        for of_class in sorted((real_data_dir / "cifar10-jpeg" / split).iterdir())[:3]:
-            for position, path in enumerate(sorted(of_class.iterdir())[:count]):
-                picture = Image.open(path).convert("RGB").resize((120 + 10 * position, 100))
-                save_image(tmp_path / "data" / split / of_class.name / path.name, picture)
-    asked = finished(
-        place,
-        *("model=shufflenet_v2_x0_5+efficientnet_b0", "phase=probe", "weights=random", "dataset=image_folder"),
-        *(f"dataset.folder={tmp_path / 'data'}", "dataset.image_size_px=null", "phase.extract.storage=float32"),
-    )
-    specs = [b.preprocess for b in final_run(asked).backbones]
-    assert {s.mode for s in specs} == {"recipe"} and {s.interpolation for s in specs} == {"bilinear", "bicubic"}
-    real_pictures(tmp_path / "pictures", "photographs", real_data_dir)
-    folder = tmp_path / "export"
-    assert answer(monkeypatch, place, asked, f"export={folder}", f"export_format={export_format}") == 0
-    assert_three_ways_agree(monkeypatch, place, asked, tmp_path / "pictures", folder)
-
-
 def test_the_pictures_of_the_check_are_of_every_kind(tmp_path: Path) -> None:
     """Modes, next to no contrast, EXIF orientation, 16 bits."""
     names = check.write_pictures(tmp_path, 40)
