@@ -105,7 +105,7 @@ def _compared(
     pictures = staging / "pictures"
     pictures.mkdir()
     names = write_pictures(pictures, max(spec.crop_px for spec in preprocess))
-    plain = replace(reading, precision="fp32", test_bn="running")
+    plain = replace(reading, precision="fp32", test_bn="running", batch_size=1)  # one by one, as the script reads them
     names, expected_NC = logits_of_run(network, preprocess, pictures, names, plain, rules)
     found_NC = logits_of_script(staging, [pictures / name for name in names])
     difference = float(np.abs(found_NC - expected_NC).max())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ def logits_of_script(folder: Path, files: list[Path]) -> NDArray[np.float32]:
     done = subprocess.run(
         [sys.executable, "load.py", "--json", *map(str, files)],
         cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums are added in the same order
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,
