@@ -293,7 +293,12 @@ def test_the_gate_leaves_the_network_as_it_was(probed: Request) -> None:
     _parity.gate_features(network, setting, precision="fp32")
     settings = run.settings
     assert isinstance(settings, FinetuneSettings)
-    start = hand_over(network, setting, settings, kept_in_eval=frozenset(), precision="fp32")
+    as_it_is = replace(settings, head="probe")
+    start = hand_over(network, setting, as_it_is, kept_in_eval=frozenset(), precision="fp32")
     assert start["measured"] and start["rows"] == 10 and start["batch_size"] == 32
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(module.training for module in network.modules())
+    hand_over(network, setting, settings, kept_in_eval=frozenset(), precision="fp32")
+    changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+    assert settings.head == "refitted" and changed == {"head.weight", "head.bias"}
     assert all(module.training for module in network.modules())

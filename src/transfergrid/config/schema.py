@@ -83,6 +83,8 @@ FINETUNE_DEFAULTS: dict[str, Any] = _COMMON | {
     "label_smoothing": 0.1,
     "flip": None,  # by the data set: not for digits
     "shift_px": 4,
+    # Measured (docs/results; three networks, three data sets): with the probe's head as it is the first step's loss is
+    # 11 instead of 2 on average, val in the end 79 % instead of 81 %.
     "head": "refitted",
     "bn": "train",
     "frozen_groups": (),

@@ -70,9 +70,9 @@ def hand_over(
     held_N = torch.cat(batches).numpy() < len(setting.folds.gate[0])
     with evaluating(network, setting.device, precision=precision, test_bn="running"):
         running_N = np.concatenate([_right(network, setting, rows_B) for rows_B in batches])[held_N]
+    if settings.head == "refitted":
+        _refit(network, setting, size, kept_in_eval=kept_in_eval, precision=precision)
     with evaluating(network, setting.device, precision=precision, test_bn="batch", kept_in_eval=kept_in_eval):
-        if settings.head == "refitted":
-            _refit(network, setting, size)
         batch_N = np.concatenate([_right(network, setting, rows_B) for rows_B in batches])[held_N]
     only_running, only_batch = int((running_N & ~batch_N).sum()), int((batch_N & ~running_N).sum())
     p_value = mcnemar_exact(only_running, only_batch)
@@ -92,21 +92,23 @@ def hand_over(
     )
 
 
-def _refit(network: JoinedNetwork, setting: Setting, size: int) -> None:
-    """Replace the head by the optimum, at C = 1, on features of the training rows in the network's present mode."""
+def _refit(
+    network: JoinedNetwork, setting: Setting, size: int, *, kept_in_eval: frozenset[str], precision: str
+) -> None:
+    """Replace the head by the optimum, at C = 1, on features of the training rows as batches of `size` make them."""
     fold = setting.folds.train
     order_N = torch.randperm(len(fold), generator=torch.Generator().manual_seed(0))
     order_N = order_N[: len(order_N) // size * size]  # the statistics of a shorter batch are not those of training
     features: list[Tensor] = []
-    for inputs in setting.inputs.batches(fold.split, torch.split(torch.from_numpy(fold.index_N)[order_N], size)):
-        blocks = [trunk(images) for trunk, images in zip(network.backbones, inputs, strict=True)]
-        features.append(torch.cat(blocks, dim=1).float())
-    with torch.inference_mode(mode=False), torch.enable_grad():  # which the solver needs
-        features_ND = torch.cat(features).clone()
-        labels_N = torch.from_numpy(fold.labels_N)[order_N].to(setting.device)
-        standardiser = fit_standardiser(features_ND)
-        solved = fit_lbfgs(standardiser.apply(features_ND), labels_N, num_classes=network.head.out_features)
-        weight_CD, bias_C = standardiser.fold(solved.weight_CD, solved.bias_C)
+    with evaluating(network, setting.device, precision=precision, test_bn="batch", kept_in_eval=kept_in_eval):
+        for inputs in setting.inputs.batches(fold.split, torch.split(torch.from_numpy(fold.index_N)[order_N], size)):
+            blocks = [trunk(images) for trunk, images in zip(network.backbones, inputs, strict=True)]
+            features.append(torch.cat(blocks, dim=1).float())
+    features_ND = torch.cat(features).clone()  # outside: the solver needs gradients, and no lower precision
+    labels_N = torch.from_numpy(fold.labels_N)[order_N].to(setting.device)
+    standardiser = fit_standardiser(features_ND)
+    solved = fit_lbfgs(standardiser.apply(features_ND), labels_N, num_classes=network.head.out_features)
+    weight_CD, bias_C = standardiser.fold(solved.weight_CD, solved.bias_C)
     network.head.weight.data.copy_(weight_CD)
     network.head.bias.data.copy_(bias_C)
 
