@@ -208,7 +208,7 @@ def test_a_solved_probe_has_wilsons_interval_and_stands_beside_every_seed_of_ano
     cases.write_grid(store, "mine", [(probe, ""), *((run, "") for run in tuned)])
     row = read_comparison("mine", store).rows[0]
     assert (row.phase, row.n_seeds, row.test_accuracy) == ("probe", 1, 0.9)
-    assert (row.ci95_low, row.ci95_high) == (pytest.approx(0.8799, abs=1e-4), pytest.approx(0.9171, abs=1e-4))
+    assert row.ci95_low == pytest.approx(0.8799, abs=1e-4) and row.ci95_high == pytest.approx(0.9171, abs=1e-4)
     found = two_rows(store, tuned, [probe])
     assert isinstance(found, PairedComparison)
     assert (found.seeds, found.images, found.test) == (3, IMAGES, "paired_bootstrap")
