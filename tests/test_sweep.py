@@ -118,7 +118,7 @@ def test_a_sweep_is_the_product_of_its_values_each_with_its_variant() -> None:
         for seed in (0, 1)
         for lr in (1, 2)
     }
-    assert len(asked.request.runs) == 8 + 4  # and their probes, which know no fine-tuning rate
+    assert len(asked.request.runs) == 8 + 2  # and their solved probes, which know no fine-tuning rate and no seed
     assert asked.request.needs_only_checked and asked.request.grid == "adhoc" and not asked.request.replaces_grid
 
 
