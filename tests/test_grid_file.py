@@ -27,7 +27,7 @@ from transfergrid.records import read_grid, write_grid
 from transfergrid.report.comparison import comparison_rows
 from transfergrid.report.write import write_report
 
-PROBES = ("grid=quickstart", "grid.phases=[probe]", "grid.variants={}")
+PROBES = ("grid=quickstart", "grid.phases=[probe]", "grid.variants={}", "phase.probe.solver=sgd")
 TWO = "grid.models=[tinynet_mnist,tinynet_cifar]"
 
 

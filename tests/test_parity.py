@@ -103,7 +103,9 @@ def test_one_held_out_image_is_enough(tmp_path: Path, num_images: int) -> None:
     assert gate["counting_rows"] >= 10 and gate["largest_ratio"] < 0.5
 
 
-@pytest.mark.parametrize("arguments", [["phase.probe.lrs=[1e-9]"], ["phase.extract.precision=bf16"]])
+@pytest.mark.parametrize(
+    "arguments", [["phase.probe.solver=sgd", "phase.probe.lrs=[1e-9]"], ["phase.extract.precision=bf16"]]
+)
 def test_weak_heads_and_coarse_features_are_no_failure(tmp_path: Path, arguments: list[str]) -> None:
     gate = little(tmp_path, "model=shufflenet_v2_x0_5+resnet18", "weights=random", *arguments, num_images=90)
     assert gate["rows"] == 90 and gate["largest_ratio"] <= 1
@@ -294,11 +296,11 @@ def test_the_gate_leaves_the_network_as_it_was(probed: Request) -> None:
     settings = run.settings
     assert isinstance(settings, FinetuneSettings)
     as_it_is = replace(settings, head="probe")
-    start = hand_over(network, setting, as_it_is, kept_in_eval=frozenset(), precision="fp32")
+    start = hand_over(network, setting, as_it_is, strength=1.0, kept_in_eval=frozenset(), precision="fp32")
     assert start["measured"] and start["rows"] == 10 and start["batch_size"] == 32
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(module.training for module in network.modules())
-    hand_over(network, setting, settings, kept_in_eval=frozenset(), precision="fp32")
+    hand_over(network, setting, settings, strength=1.0, kept_in_eval=frozenset(), precision="fp32")
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert settings.head == "refitted" and changed == {"head.weight", "head.bias"}
     assert all(module.training for module in network.modules())

@@ -69,15 +69,21 @@ def test_a_rows_command_makes_the_very_same_runs(arguments: tuple[str, ...], tmp
 
 
 def test_one_seed_is_a_run_by_hand_and_several_are_a_grid_of_another_name(tmp_path: Path) -> None:
-    rows, store = rows_of("grid=compare", "dataset=mnist", "grid.models=[resnet18]", folder=tmp_path)
+    one = ("grid=compare", "dataset=mnist", "grid.models=[resnet18]")
+    solved, store = rows_of(*one, folder=tmp_path)
+    assert [c.line for c in commands_of(solved[0], store)] == [
+        "python jobs/run_phase.py model=resnet18 phase=probe dataset=mnist"
+    ]
+    rows, store = rows_of(*one, "phase.probe.solver=sgd", folder=tmp_path)
     name = f"again-{rows[0][0].run_id[-12:]}"
     assert [c.line for c in commands_of(rows[0], store)] == [
         f"python jobs/launch_grid.py grid=compare grid_name={name} 'grid.models=[resnet18]' 'grid.phases=[probe]' "
         "'grid.seeds=[0,1,2]' dataset=mnist phase.probe.epochs=5 phase.probe.batch_size=256"
+        " phase.probe.solver=sgd"
     ]
     assert [c.line for c in commands_of(rows[0][1:2], store)] == [
         "python jobs/run_phase.py model=resnet18 phase=probe seed=1 dataset=mnist phase.probe.epochs=5"
-        " phase.probe.batch_size=256"
+        " phase.probe.batch_size=256 phase.probe.solver=sgd"
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from transfergrid.evaluation import selection_score
 from transfergrid.folds import Folds, class_weights
 from transfergrid.heads import Heads, losses_and_correct
 from transfergrid.specs import ProbeSettings, seed_for
@@ -40,6 +41,7 @@ class FeatureTrainee:
         self.module = Heads(feature_dim, num_classes, num_heads=num_heads, generator=generator).to(device)
         self.num_rows = len(features["train"])
         self.num_heads = num_heads
+        self._num_classes = num_classes
         self._features = features
         self._settings = settings
         watched = {"val": folds.val, "test": folds.test if watch_test else None, "train": folds.train}
@@ -71,11 +73,21 @@ class FeatureTrainee:
         return figures
 
     def choose_head(self, module: nn.Module) -> int:
-        """Highest val accuracy, then lowest val loss, then first."""
+        """Highest score on val, by what the run chooses by, then lowest val loss, then first."""
         if "val" not in self._labels:
             return head_without_val(self._settings)
-        accuracy_H, loss_H = self._score(module, "val")
-        return min(range(self.num_heads), key=lambda h: (-float(accuracy_H[h]), float(loss_H[h]), h))
+        score_H, loss_H = self._score(module, "val")
+        if self._settings.select_by != "accuracy":
+            score_H = self._selection_scores(module)
+        return min(range(self.num_heads), key=lambda h: (-float(score_H[h]), float(loss_H[h]), h))
+
+    def _selection_scores(self, module: nn.Module) -> Tensor:
+        labels_N = self._labels["val"]
+        with torch.inference_mode():
+            predicted_HN = module(self._features["val"]).argmax(-1).cpu().numpy()
+        true_N, by = labels_N.cpu().numpy(), self._settings.select_by
+        scores_H = [selection_score(each_N, true_N, num_classes=self._num_classes, by=by) for each_N in predicted_HN]
+        return torch.tensor(scores_H)
 
     def _score(self, module: nn.Module, name: str) -> tuple[Tensor, Tensor]:
         """Accuracy (H,) and loss (H,) on the CPU, in one pass over a fold that lies on the device."""

@@ -17,7 +17,7 @@ from transfergrid.errors import ParityError
 from transfergrid.folds import GATE_SETS, Fold
 from transfergrid.network import EVALUATION_BATCH, JoinedNetwork, evaluating, is_auxiliary
 from transfergrid.paths import store_paths
-from transfergrid.records import FLOAT16_LARGEST, Predictions, read_predictions
+from transfergrid.records import FLOAT16_LARGEST, Predictions, read_predictions, read_record
 from transfergrid.results import Logits, load_weights
 from transfergrid.specs import ExtractSettings, Runtime
 
@@ -28,6 +28,7 @@ LOGITS_ROUNDOFF = 2.0**-11  # the probe's logits are stored as float16
 ABSOLUTE_SLACK = 1e-4
 FLOAT16_SMALLEST = 2.0**-24  # below 2^-14 float16 keeps steps of this size, whatever the value
 PRECISION_ROUNDOFF = {"fp32": 2.0**-14, "tf32": 2.0**-10, "bf16": 2.0**-7}  # of a whole forward pass, relative
+UNCHOSEN_C = 1.0
 STORAGE_ROUNDOFF = {"float16": 2.0**-11, "float32": 0.0}
 
 
@@ -64,6 +65,13 @@ def load_probe(network: JoinedNetwork, run_id: str, runtime: Runtime) -> dict[st
             raise ParityError(f"{paths.weights}: {name} {tuple(value.shape)} has no place in this network")
     network.load_state_dict(state, strict=False)
     return read_predictions(paths)
+
+
+def probed_strength(run_id: str, runtime: Runtime) -> float:
+    """The C that the probe chose; 1 where it was not solved."""
+    record = read_record(store_paths(runtime).run(run_id))
+    chosen: Any = {} if record is None else record.details.get("chosen", {})
+    return float(chosen.get("C", UNCHOSEN_C))
 
 
 def gate_logits(

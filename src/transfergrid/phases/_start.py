@@ -54,11 +54,13 @@ def hand_over(
     setting: Setting,
     settings: FinetuneSettings,
     *,
+    strength: float,
     kept_in_eval: frozenset[str],
     precision: str,
 ) -> dict[str, Any]:
     """The fields of Start, for a network that holds the probe's head; with head=refitted it holds another one
-    afterwards. kept_in_eval: modules that training leaves in eval mode. Nothing else of the network changes."""
+    afterwards, solved at C = strength. kept_in_eval: modules that training leaves in eval mode. Nothing else of the
+    network changes."""
     if not batch_norm_layers(network, frozenset()):
         return asdict(Start(measured=False, reason="no_batch_norm"))
     if not batch_norm_layers(network, kept_in_eval):
@@ -71,7 +73,16 @@ def hand_over(
     with evaluating(network, setting.device, precision=precision, test_bn="running"):
         running_N = np.concatenate([_right(network, setting, rows_B) for rows_B in batches])[held_N]
     if settings.head == "refitted":
-        _refit(network, setting, size, kept_in_eval=kept_in_eval, precision=precision)
+        balanced = settings.class_weights == "balanced"
+        _refit(
+            network,
+            setting,
+            size,
+            strength=strength,
+            balanced=balanced,
+            kept_in_eval=kept_in_eval,
+            precision=precision,
+        )
     with evaluating(network, setting.device, precision=precision, test_bn="batch", kept_in_eval=kept_in_eval):
         batch_N = np.concatenate([_right(network, setting, rows_B) for rows_B in batches])[held_N]
     only_running, only_batch = int((running_N & ~batch_N).sum()), int((batch_N & ~running_N).sum())
@@ -93,9 +104,19 @@ def hand_over(
 
 
 def _refit(
-    network: JoinedNetwork, setting: Setting, size: int, *, kept_in_eval: frozenset[str], precision: str
+    network: JoinedNetwork,
+    setting: Setting,
+    size: int,
+    *,
+    strength: float,
+    balanced: bool,
+    kept_in_eval: frozenset[str],
+    precision: str,
 ) -> None:
-    """Replace the head by the optimum, at C = 1, on features of the training rows as batches of `size` make them."""
+    """Replace the head by the optimum, at C = strength, on the training rows' features as batches of `size` make them.
+
+    balanced: as SoftmaxProblem's.
+    """
     fold = setting.folds.train
     order_N = torch.randperm(len(fold), generator=torch.Generator().manual_seed(0))
     order_N = order_N[: len(order_N) // size * size]  # the statistics of a shorter batch are not those of training
@@ -107,7 +128,8 @@ def _refit(
     features_ND = torch.cat(features).clone()  # outside: the solver needs gradients, and no lower precision
     labels_N = torch.from_numpy(fold.labels_N)[order_N].to(setting.device)
     standardiser = fit_standardiser(features_ND)
-    solved = fit_lbfgs(standardiser.apply(features_ND), labels_N, num_classes=network.head.out_features)
+    rows_ND, num_classes = standardiser.apply(features_ND), network.head.out_features
+    solved = fit_lbfgs(rows_ND, labels_N, num_classes=num_classes, c=strength, balanced=balanced)
     weight_CD, bias_C = standardiser.fold(solved.weight_CD, solved.bias_C)
     network.head.weight.data.copy_(weight_CD)
     network.head.bias.data.copy_(bias_C)

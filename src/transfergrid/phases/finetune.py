@@ -9,7 +9,7 @@ gives other features; so the head is fitted to those anew, and what either is wo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transfergrid.phases import has_completed
 from transfergrid.specs import FinetuneSettings
@@ -32,7 +32,7 @@ def run(context: RunContext) -> RunRecord:
         open_setting,
         train_and_record,
     )
-    from transfergrid.phases._parity import assert_parity, load_probe
+    from transfergrid.phases._parity import assert_parity, load_probe, probed_strength
     from transfergrid.phases._start import hand_over
 
     spec, runtime, settings = context.spec, context.runtime, context.spec.settings
@@ -46,7 +46,9 @@ def run(context: RunContext) -> RunRecord:
     if stored is not None:
         names, made = [b.name for b in spec.backbones], spec.extract
         details["gate"] = assert_parity(network, setting, stored, names=names, made=made)
-        details["start"] = hand_over(network, setting, settings, kept_in_eval=kept_in_eval, precision=made.precision)
+        where: dict[str, Any] = {"kept_in_eval": kept_in_eval, "precision": made.precision}
+        strength = probed_strength(spec.needs[0], runtime)
+        details["start"] = hand_over(network, setting, settings, strength=strength, **where)
 
     def saved(trained: nn.Module) -> dict[str, Tensor] | None:
         return trained.state_dict() if runtime.keep_weights == "final" else None

@@ -118,6 +118,8 @@ def _changed(where: str, settings: Any, defaults: Any, *, everything: bool) -> I
         value = getattr(settings, f.name)
         if not hasattr(defaults, f.name):
             continue  # told otherwise: image_size_px by the data set, source of an evaluation by what is evaluated
+        if f.name in ("epochs", "batch_size") and not settings.takes_steps:
+            continue  # a solved head has none
         default = getattr(defaults, f.name)
         default = tuple(default) if isinstance(default, list) else default
         if f.name in FROM_ABOVE:
