@@ -222,7 +222,6 @@ def test_an_attempt_states_who_has_the_run_and_later_that_it_has_ended(
 ) -> None:
     as_job(monkeypatch, "7", task=4, restarts=2)
     monkeypatch.setenv("SLURMD_NODENAME", "n3")
-    monkeypatch.setenv("SLURM_CLUSTER_NAME", "alpha")
     monkeypatch.setenv("SLURM_JOB_GPUS", "1,3")
     with begin_attempt(paths, SPEC) as attempt:
         owner = read_owner(paths)

@@ -111,7 +111,7 @@ def test_what_changes_a_rows_runs_is_asked_about_too(tmp_path: Path) -> None:
     launched(tmp_path, *PROBES)
     changed = "it has 3 rows, of which this launch would change the runs of 3 (other settings, seeds or data, or"
     assert changed in refusal(asked_for(tmp_path, *PROBES, "grid.seeds=[0]"))
-    assert changed in refusal(asked_for(tmp_path, *PROBES, "phase.probe.batch_size=64"))
+    assert changed in refusal(asked_for(tmp_path, *PROBES, "phase.probe.batch_size=32"))
     both = asked_for(tmp_path, *PROBES, "grid.models=[tinynet_mnist]", "grid.seeds=[0,1]")
     assert "would leave out 2 and change the runs of 1 (" in refusal(both)
 

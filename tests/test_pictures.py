@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_data
+import torch
 from numpy.typing import NDArray
 from picture_files import png16, save_8_bits, save_16_bits, tiff, two_classes
 from PIL import Image
@@ -25,7 +26,9 @@ from transfergrid.config import Request
 from transfergrid.data._decode import PictureRules, decode, picture_facts
 from transfergrid.data._folder_hash import _kept_file
 from transfergrid.errors import ConfigError, DataError
-from transfergrid.paths import CachePaths
+from transfergrid.finished import network_of_run, picture_rules_of, reading_of
+from transfergrid.inference import predict_files
+from transfergrid.paths import CachePaths, store_paths
 from transfergrid.specs import to_dict
 
 NOISE = np.random.default_rng(0)
@@ -271,14 +274,20 @@ def test_predict_maps_16_bit_files_by_the_runs_range_and_says_what_does_not_fit(
 ) -> None:
     place, asked = deep
     run = final_run(asked).run_id
-    values = NOISE.uniform(3000, 50_000, (5, 1, 1)) * NOISE.uniform(0.9, 1.1, (5, 32, 32))
+    means = (3000, 6000, 9000, 42_000, 50_000)
+    values = np.array(means)[:, None, None] * NOISE.uniform(0.9, 1.1, (5, 32, 32))
     for number, picture in enumerate(values.astype(np.uint16)):
         by_pillow(tmp_path / f"{number}.png", picture)
     by_pillow(tmp_path / "beyond.png", np.full((32, 32), 65535, np.uint16))
     by_pillow(tmp_path / "plain.png", np.full((32, 32), 200, np.uint8))
     code, out, err = said(monkeypatch, capsys, place, f"run={run}", f"images={tmp_path}")
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert code == 0 and len({row["probability"] for row in rows[:5]}) == 5
+    assert code == 0 and len(rows) == 7
+    spec, record = final_run(asked), record_of(final_run(asked), asked.runtime)
+    network, preprocess = network_of_run(spec, store_paths(asked.runtime).run(run), asked.runtime)
+    options: Any = {"reading": reading_of(spec), "rules": picture_rules_of(record), "device": torch.device("cpu")}
+    found = predict_files(network, preprocess, tmp_path, [row["file"] for row in rows[:5]], **options)
+    assert len({float(p.logits_C[0]) for p in found if p.logits_C is not None}) == 5
     low, high = final_run(asked).dataset.value_range or (0, 0)
     assert f"warning: 1 image with values beyond the run's range {low:g} to {high:g}, which become 0 or 255" in err
     assert f"warning: 1 image with 8 bits, which stay as they are; the run's pictures hold {low:g} to {high:g}" in err
