@@ -226,7 +226,7 @@ def test_load_py_feeds_each_of_joined_networks_what_the_run_does(tmp_path: Path)
         ('x.std((0, 1), dtype=np.float64) + how["flat_levels"]', "np.maximum(x.std((0, 1), ddof=1), 1)"),  # as it was
         ('Image.Resampling[how["interpolation"].upper()]', "Image.Resampling.NEAREST"),
         ("round((edge - side) / 2)", "(edge - side + 1) // 2 + 1"),
-        ('picture.convert("RGB")', 'picture.convert("RGB").transpose(Image.Transpose.FLIP_LEFT_RIGHT)'),
+        ('opened().convert("RGB")', 'opened().convert("RGB").transpose(Image.Transpose.FLIP_LEFT_RIGHT)'),
         ('"preprocessing.json"', '"another.json"'),
     ],
 )
