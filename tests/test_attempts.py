@@ -19,6 +19,7 @@ from transfergrid.attempts import (
     attempt_times,
     begin_attempt,
     describe_owner,
+    job_mark,
     newest_attempt,
     read_owner,
     restart_count,
@@ -331,3 +332,13 @@ def test_a_job_is_named_as_squeue_names_it(
 def read_json(paths: RunPaths, number: int) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(paths.attempt(number).read_text())
     return content
+
+
+def test_a_job_sent_by_hand_from_one_of_ours_does_not_take_its_token_for_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRANSFERGRID_JOB_TOKEN", "4f0c1b2a9d3e")
+    monkeypatch.setenv("SLURM_JOB_NAME", "tg-mine-4f0c1b2a9d3e")
+    assert job_mark() == "4f0c1b2a9d3e"
+    monkeypatch.setenv("SLURM_JOB_NAME", "by-hand")
+    assert job_mark() == "by-hand"

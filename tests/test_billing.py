@@ -52,7 +52,7 @@ def line(
     job_id: str, start: str, end: str, seconds: int, tres: str = "cpu=4,gres/gpu=1", submit: str = "12:59:52"
 ) -> str:
     times = [t if t == "Unknown" else f"2026-11-20T{t}" for t in (submit, start, end)]
-    return "|".join((job_id, "name", "alpha", "COMPLETED", *times, str(seconds), f"billing=4,{tres},mem=16G"))
+    return "|".join((job_id, "alpha", "COMPLETED", *times, str(seconds), f"billing=4,{tres},mem=16G", "name"))
 
 
 def attempt(store: StorePaths, run_id: str, number: int, task: str | None, at: str, wall_s: float | None) -> None:
@@ -162,7 +162,7 @@ def test_of_jobs_of_one_number_only_that_with_our_token_on_our_cluster_is_billed
     attempt(store, A, 1, "7", "13:00:05", 50.0)
     [sent] = ledger((A,)).submissions
     proven = Ledger([replace(sent, cluster="alpha", token="4f0c1b2a9d3e")])
-    ours = line("7", "13:00:00", "13:01:00", 60).replace("|name|", "|tg-mine-4f0c1b2a9d3e|")
+    ours = line("7", "13:00:00", "13:01:00", 60).replace("|name", "|tg-mine-4f0c1b2a9d3e")
     accounting.lines = [line("7", "13:00:00", "13:02:00", 120), ours.replace("alpha", "beta")]
     assert not settle_bills(store, proven, [A]).changed
     accounting.lines = [*accounting.lines, ours]
@@ -207,5 +207,22 @@ def test_gpus_are_counted_from_what_was_allocated(tres: str, gpus: int) -> None:
     assert gpus_of(tres) == gpus
 
 
+def test_a_name_may_hold_the_separator() -> None:
+    (found,) = parse_sacct(
+        "7|c|COMPLETED|2026-11-20T12:00:00|2026-11-20T13:00:00|2026-11-20T13:00:09|9|gres/gpu=2|a|b\n"
+    )
+    assert (found.name, found.gpus, found.elapsed_s) == ("a|b", 2, 9.0)
+
+
+def test_a_hand_written_job_is_billed_on_the_cluster_that_its_attempt_names(
+    accounting: Accounting, store: StorePaths
+) -> None:
+    attempt(store, A, 1, "7", "13:00:05", 50.0)
+    owner = durable.read_json(store.run(A).attempt(1))
+    durable.write_json(store.run(A).attempt(1), owner | {"slurm_cluster": "beta"})
+    accounting.lines = [line("7", "13:00:00", "13:02:00", 120)]
+    assert not settle_bills(store, Ledger([]), [A]).changed
+
+
 def test_lines_that_are_none_of_a_started_job_are_left_out() -> None:
-    assert parse_sacct("\n7|x\n7|n|c|PENDING|2026-11-20T12:00:00|Unknown|Unknown|0|\n") == []
+    assert parse_sacct("\n7|x\n7|c|PENDING|2026-11-20T12:00:00|Unknown|Unknown|0||n\n") == []

@@ -121,6 +121,7 @@ def test_a_killed_child_is_recorded_as_lost_and_the_next_launch_continues(tmp_pa
 
 def test_two_launches_at_once_run_everything_once(tmp_path: Path) -> None:
     arguments = ["grid.models=[tinynet_mnist]", "grid.phases=[probe]", "grid.seeds=[0,1]", "grid.variants={}"]
+    arguments += ["phase.probe.solver=sgd"]
     both = [start(tmp_path, *arguments) for _ in range(2)]
     ended = [finish(process) for process in both]
     runs = list((tmp_path / "store" / "runs").iterdir())

@@ -183,6 +183,13 @@ def test_one_batchnorm_buffer_one_percent_off_is_refused(
     assert_refused(fine_tune(probed, tmp_path), "times what rounding allows")
 
 
+def test_a_network_that_computes_no_numbers_is_refused(
+    probed: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil_network(monkeypatch, lambda trunk: trunk.get_buffer("bn1.running_var").fill_(-1.0))
+    assert_refused(fine_tune(probed, tmp_path), "resnet18")
+
+
 def test_a_constant_block_of_features_is_refused(
     probed: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,11 +303,12 @@ def test_the_gate_leaves_the_network_as_it_was(probed: Request) -> None:
     settings = run.settings
     assert isinstance(settings, FinetuneSettings)
     as_it_is = replace(settings, head="probe")
-    start = hand_over(network, setting, as_it_is, strength=1.0, kept_in_eval=frozenset(), precision="fp32")
+    options: Any = {"strength": 1.0, "held_out": True, "kept_in_eval": frozenset(), "precision": "fp32"}
+    start = hand_over(network, setting, as_it_is, **options)
     assert start["measured"] and start["rows"] == 10 and start["batch_size"] == 32
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert all(module.training for module in network.modules())
-    hand_over(network, setting, settings, strength=1.0, kept_in_eval=frozenset(), precision="fp32")
+    hand_over(network, setting, settings, **options)
     changed = {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
     assert settings.head == "refitted" and changed == {"head.weight", "head.bias"}
     assert all(module.training for module in network.modules())

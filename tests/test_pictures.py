@@ -309,7 +309,8 @@ READ_ALL = """
 import sys, torch
 sys.path.insert(0, sys.argv[1])
 import load
-torch.save([load.read(path, load.INPUTS[0]) for path in sys.argv[3:]], sys.argv[2])
+read = [load.resize(load.decode(path), load.FACTS["inputs"][0]) for path in sys.argv[3:]]
+torch.save([torch.from_numpy(pixels) for pixels in read], sys.argv[2])
 """
 
 
@@ -341,7 +342,7 @@ def test_load_py_of_an_export_reads_pictures_as_the_run_does(
     subprocess.run([sys.executable, "-c", READ_ALL, *map(str, places)], check=True, capture_output=True)
     rules, spec = picture_rules_of(record_of(run, asked.runtime)), run.backbones[0].preprocess
     for file, read in zip(files, torch.load(tmp_path / "read.pt"), strict=True):
-        assert np.array_equal(read[0].permute(1, 2, 0).numpy(), prepare_one(decode(file, rules), spec)), file.name
+        assert np.array_equal(read.numpy(), prepare_one(decode(file, rules), spec)), file.name
 
 
 # -------------------------------------------------------------------------------------------------------- orientation

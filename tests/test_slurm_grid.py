@@ -241,8 +241,8 @@ def test_the_status_of_a_thousand_takes_two_seconds_and_three_commands(slurm: Sa
 
 def test_every_finetune_waits_for_its_own_probe_alone(slurm: Sandbox, tmp_path: Path) -> None:
     asked = ("grid=quickstart", "grid.models=[tinynet_mnist]", "grid.seeds=[0,1,2]", "grid.variants={}", *QUICK)
-    phases = "grid.phases=[probe,finetune]"
-    said = jobs("launch_grid.py", *asked, phases, "cluster=slurm", HELD, env=slurm.env, cwd=tmp_path)
+    by_sgd = ("grid.phases=[probe,finetune]", "phase.probe.solver=sgd")  # a probe for each seed
+    said = jobs("launch_grid.py", *asked, *by_sgd, "cluster=slurm", HELD, env=slurm.env, cwd=tmp_path)
     try:
         assert sent_jobs(said.text) == 7
         sent = {s["name"]: s for s in submissions(tmp_path / "results")}

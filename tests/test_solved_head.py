@@ -141,7 +141,7 @@ def test_the_path_goes_from_strong_to_weak_ends_where_val_leaves_it_and_is_exten
     weaker = walk({c: 1 / c for c in (*cs, 3e3, 1e4, 3e4, 1e5)})
     assert weaker == [*cs, 3e3, 1e4, 3e4, 1e5] and best_of(so_far).c == 1e5
     stronger = walk({c: c for c in (*cs, 3e-3, 1e-3, 3e-4, 1e-4)})
-    assert stronger == [0.01, 0.1, 1.0, 10.0, 3e-3, 1e-3, 3e-4, 1e-4]
+    assert stronger == [*cs, 3e-3, 1e-3, 3e-4, 1e-4]
     assert next_strength([tried(1.0, "1", 0.0)], (1.0,)) is None  # one that is asked for is all there is
 
 
@@ -330,3 +330,19 @@ def test_a_path_that_was_frozen_goes_on_where_it_stood() -> None:
     assert again.thaw(path.freeze(7.0), torch.device("cpu")) == 7.0
     assert [t.c for t in again.tried] == [0.1] and torch.equal(again.solutions[0.1], path.solutions[0.1])
     assert next_strength(again.tried, again.cs) == 1.0
+
+
+def test_a_path_that_was_computed_on_another_device_goes_on() -> None:
+    path = HeadPath(
+        (0.1, 1.0, 10.0), [tried(0.1, "10", 0.7), tried(1.0, "10", 0.6)], {0.1: torch.zeros(2), 1.0: torch.zeros(2)}
+    )
+    again = HeadPath(path.cs)
+    again.thaw(path.freeze(1.0), torch.device("meta"))
+    assert again.solutions[0.1].device.type == "meta"
+    assert best_of([*again.tried, tried(10.0, "10", 0.65)]).c == 1.0
+
+
+def test_a_path_does_not_end_where_it_began() -> None:
+    """Val's loss may rise at first, where few images are held out: weaker strengths are tried all the same."""
+    rising = [tried(c, "10", loss) for c, loss in ((1e-4, 0.41), (3e-4, 0.42), (1e-3, 0.43), (3e-3, 0.44))]
+    assert next_strength(rising, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 1.0)) == 1e-2

@@ -26,7 +26,7 @@ HELD = "cluster.sbatch={hold: true}"
 SEEDS = range(4)
 GRID = (
     *("grid=quickstart", "grid.variants={}", "grid.models=[baseline_cnn]", "grid.phases=[scratch]", *QUICK),
-    *("cluster=slurm", HELD),
+    *("cluster=slurm", HELD, "replace=true"),
 )
 ENDED = ("CANCELLED", "COMPLETED", "FAILED")
 # What a user's shell may set for SLURM's commands; each would make one of ours blind, or harmless where it should act.

@@ -120,7 +120,9 @@ def _is_this_job(owner: Mapping[str, Any]) -> bool:
 def job_mark() -> str | None:
     """What the name of the job of SLURM's that this process is in ends with: the token of the submission that sent it,
     or the whole name where somebody wrote the job by hand. None outside SLURM."""
-    return os.environ.get("TRANSFERGRID_JOB_TOKEN") or os.environ.get("SLURM_JOB_NAME")
+    token, name = os.environ.get("TRANSFERGRID_JOB_TOKEN"), os.environ.get("SLURM_JOB_NAME")
+    # A job that one of ours sends by hand inherits a token that is not its own.
+    return token if token and (name is None or name.endswith(f"-{token}")) else name
 
 
 def slurm_task() -> str | None:

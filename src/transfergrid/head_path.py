@@ -67,8 +67,9 @@ class HeadPath:
 
     def thaw(self, content: bytes, device: torch.device) -> float:
         """Stand where `freeze` was called; returns the seconds until then."""
-        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-        self.tried, self.solutions = [_thawed(t) for t in state["tried"]], state["solutions"]
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        self.tried = [_thawed(t) for t in state["tried"]]  # val's shares stay on the CPU, whatever computes the path
+        self.solutions = {c: parameters.to(device) for c, parameters in state["solutions"].items()}
         return float(state["elapsed_s"])
 
     def advance(self, problem: SoftmaxProblem, score: Scored, *, check: Checked) -> Tried | None:
@@ -133,7 +134,7 @@ def next_strength(tried: Sequence[Tried], cs: Sequence[float]) -> float | None:
     if not tried:
         return min(cs)
     weakest, strongest, best = max(tried, key=_strength).c, min(tried, key=_strength).c, best_of(tried).c
-    over = _left_behind(tried)
+    over = best != strongest and _left_behind(tried)  # at its beginning a path has not yet been anywhere
     if not over and (waiting := [c for c in cs if c > weakest]):
         return min(waiting)
     if len(cs) > 1 and best == weakest and not over:

@@ -99,7 +99,10 @@ def _put_pickles(submission: Submission) -> None:
     wanted = {f"{submission.task_id(index)}_submitted.pkl" for index in range(len(submission.tasks))}
     if not pickles or {p.name for p in pickles} == wanted:
         return
-    content = pickles[0].read_bytes()
+    contents = {p.read_bytes() for p in pickles}
+    if len(contents) > 1:  # a sweep's: each holds its own run, and submitit puts them in their places itself
+        return
+    [content] = contents
     for name in wanted:
         durable.write_bytes(submission.folder / name, content)
     for pickle in pickles:

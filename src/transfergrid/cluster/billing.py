@@ -21,7 +21,8 @@ from transfergrid.paths import StorePaths
 TIMEOUT_S = 15.0
 SLACK_S = 5.0  # between the clocks of a node and of the accounting, which counts whole seconds
 SENT_SLACK_S = 600.0  # an sbatch that hung, before its job was entered
-_FIELDS = ("JobID", "JobName", "Cluster", "State", "Submit", "Start", "End", "ElapsedRaw", "AllocTRES")
+# The name comes last, since it may hold whatever a user typed, the separator included.
+_FIELDS = ("JobID", "Cluster", "State", "Submit", "Start", "End", "ElapsedRaw", "AllocTRES", "JobName")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +86,9 @@ def _ours(claim: Claim, allocations: Sequence[Allocation]) -> Sequence[Allocatio
     if claim.submission is not None and claim.submission.proof.is_complete:
         proof = claim.submission.proof
         return [a for a in allocations if proof.fits(a.cluster, a.name)]
-    return allocations if _began_or_was_sent_then(claim, allocations) else ()
+    known = {a.cluster for times in claim.attempts.values() for a in times if a.cluster is not None}
+    there = [a for a in allocations if not known or a.cluster in known]
+    return there if there and _began_or_was_sent_then(claim, there) else ()
 
 
 def _began_or_was_sent_then(claim: Claim, allocations: Sequence[Allocation]) -> bool:
@@ -215,7 +218,7 @@ def parse_sacct(text: str) -> list[Allocation]:
     """Lines of jobs that have started: `5_[3-9]` are tasks that wait."""
     found = []
     for line in text.splitlines():
-        cells = dict(zip(_FIELDS, line.split(slurm.SEPARATOR), strict=False))
+        cells = dict(zip(_FIELDS, line.split(slurm.SEPARATOR, len(_FIELDS) - 1), strict=False))
         if len(cells) < len(_FIELDS) or "[" in cells["JobID"] or slurm.when(cells["Start"]) is None:
             continue
         found.append(

@@ -45,10 +45,22 @@ fi
 
 # find TOKEN: the id of the job of which SLURM shows that its name ends with it; nothing where there is none.
 find() {{
+  local rows
+  if ! rows=$(squeue -a -h -r -t all -u "$(id -u)" -o '%F|%j' 2>/dev/null); then
+    echo "squeue does not answer; run this again once it does" >&2
+    return 1
+  fi
   {{
-    squeue -a -h -r -t all -u "$(id -u)" -o '%F|%j'
-    sacct -M "$cluster" -n -P -X -u "$(id -u)" -S {since} -o JobID,JobName || true
-  }} 2>/dev/null | sed -nE "s/^([0-9]+)(_[0-9]+)?\\|.*-$1\\$/\\1/p" | sed -n 1p
+    printf '%s\n' "$rows"
+    sacct -M "$cluster" -n -P -X -u "$(id -u)" -S {since} -o JobID,JobName 2>/dev/null || true
+  }} | sed -nE "s/^([0-9]+)(_[0-9]+)?\\|.*-$1\\$/\\1/p" | sed -n 1p
+}}
+
+# line NAME: its line of the ledger, with who sends it, and when.
+line() {{
+  local sent
+  sent=$(date -u +%Y-%m-%dT%H:%M:%S+00:00)
+  sed -E -e 's/"submitted": "[^"]*"/"submitted": "'"$sent"'"/' -e 's/"uid": [0-9]+/"uid": '"$(id -u)"'/' "$1.json"
 }}
 
 # send NAME TOKEN OPTIONS...: one sbatch, of what SLURM does not have yet; its id, found by the token whatever sbatch
@@ -58,7 +70,7 @@ send() {{
   if [[ ! -s $name.id ]]; then
     id=$(find "$token")
     if [[ -z $id ]]; then
-      sed 's/"@JOB_ID@"/null/' "$name.json" >> "$ledger"
+      line "$name" | sed 's/"@JOB_ID@"/null/' >> "$ledger"
       sbatch "$@" "$name.sbatch" >/dev/null
       for try in 1 2 3; do
         id=$(find "$token")
@@ -71,7 +83,7 @@ send() {{
       exit 1
     fi
     echo "$id" > "$name.id"
-    sed "s/@JOB_ID@/$id/" "$name.json" >> "$ledger"
+    line "$name" | sed "s/@JOB_ID@/$id/" >> "$ledger"
   fi
   printf '%s  %s\\n' "$(cat "$name.id")" "$name"
 }}

@@ -179,7 +179,9 @@ def squeue(
 
 
 def _queue_entry(line: str) -> QueueEntry:
-    cells = [line[i * _WIDTH : (i + 1) * _WIDTH].strip() for i in range(len(_QUEUE) + 2)]
+    raw = line.encode()  # squeue counts bytes
+    parts = [raw[i * _WIDTH : (i + 1) * _WIDTH] for i in range(len(_QUEUE) + 2)]
+    cells = [part.decode(errors="replace").strip() for part in parts]
     job_id, state, reason, starts, used, left, restarts, nodes, name, comment, exit_code = cells
     return QueueEntry(
         job_id=job_id,

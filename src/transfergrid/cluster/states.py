@@ -201,7 +201,9 @@ def _unsent(look: Look, case: Case) -> RunState:
     if sent is None:
         return replace(state, reason="its last attempt was interrupted" if case.own.attempts else "")
     if look.age_s(case.submitted) < SETTLING_S:  # there is only the intent of it
-        return replace(state, state="unknown", reason="is being submitted")
+        may_hide = look.here is not None and look.here.may_hide(sent.proof)
+        kept = sent.was_accepted or may_hide or look.elsewhere(case) is not None
+        return replace(state, state="unknown", undecided=kept, reason="is being submitted")
     told = f"its launcher died while it submitted {sent.job_name}"
     if not sent.proof.is_complete:
         return replace(state, state="unknown", undecided=True, reason=f"{told}; {UNMARKED}")

@@ -25,8 +25,8 @@ def cautions(runs: Iterable[RunSpec], facts: Mapping[str, DatasetFacts]) -> list
     by_dataset: dict[str, list[_Trained]] = {}
     counted: dict[tuple[object, ...], RowCounts] = {}
     for run in runs:
-        if not isinstance(run.settings, TrainSettings):
-            continue
+        if not isinstance(run.settings, TrainSettings) or run.dataset.name not in facts:
+            continue  # what is sent again was told of when it was launched
         key = (run.dataset, run.protocol, run.train_fraction, run.shots)
         if key not in counted:
             counted[key] = count_rows(

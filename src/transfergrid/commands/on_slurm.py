@@ -93,7 +93,7 @@ def _plan(request: Request, ledger: Ledger, sent: Set[str] = frozenset()) -> tup
     the user wants sent again is not sent a third time."""
     rows = [c.run.run_id for c in request.configurations]
     states = sent_states(request, ledger)
-    again = request.again - sent
+    again = {run_id for run_id in request.again - sent if states.states[run_id].undecided}
     in_queue = {run_id: told for run_id, told in queued(states).items() if run_id not in again}
     can_wait = {run_id for run_id in in_queue if states.states[run_id].may_change}
     plan = make_plan(rows, request.runs, request.runtime, queued=in_queue, can_wait=can_wait)
@@ -301,7 +301,8 @@ def _send_finish(console: Console, submitting: Submitting, sender: Sender, ledge
     sender.send_finish(finish, [*_alive(ledger, grid, where), *new])
     submitting.is_finish_due = False
     try:
-        older = {s.job_id: s.proof for s in ledger.of_grid(grid, "finish") if s.job_id is not None}
+        finishing = [s for s in ledger.of_grid(grid, "finish") if s.proof.is_of(where.name)]
+        older = {s.job_id: s.proof for s in finishing if s.job_id is not None}
         slurm.scancel(live_rows(older, where), pending_only=True)
     except MachineError as error:  # another user's, of a store that is shared
         console.print(f"an older finish job of this grid stays: {error}", highlight=False, soft_wrap=True)
@@ -309,7 +310,8 @@ def _send_finish(console: Console, submitting: Submitting, sender: Sender, ledge
 
 def _alive(ledger: Ledger, grid: str, where: Here) -> list[str]:
     """Ids of the grid's jobs that this cluster has, in the order they were sent; none where it does not answer."""
-    earlier = {s.job_id: s.proof for s in ledger.of_grid(grid, "runs") if s.job_id is not None}
+    of_grid = [s for s in ledger.of_grid(grid, "runs") if s.proof.is_of(where.name)]
+    earlier = {s.job_id: s.proof for s in of_grid if s.job_id is not None}
     alive: set[str] = set()
     with contextlib.suppress(MachineError):
         alive = {slurm.base_id(task) for task in live_rows(earlier, where)}

@@ -99,7 +99,7 @@ def _in_other_hands(state: RunState) -> str:
 
 
 def _runs_of(view: View, task_id: str) -> list[str]:
-    for submission in view.ledger.submissions:
+    for submission in _sent_here(view):
         for index, task in enumerate(submission.tasks):
             if submission.task_id(index) == task_id:
                 return list(task)
@@ -109,12 +109,17 @@ def _runs_of(view: View, task_id: str) -> list[str]:
 def _shortened(view: View, jobs: set[str]) -> list[str]:
     """An array's own id where all of its tasks that are not done are to go: one order instead of hundreds."""
     given: set[str] = set()
-    for submission in view.ledger.submissions:
+    for submission in _sent_here(view):
         tasks = {str(submission.task_id(i)) for i in range(len(submission.tasks)) if _may_live(view, submission, i)}
         if submission.job_id is not None and tasks and tasks <= jobs:
             given.add(submission.job_id)
             jobs = jobs - tasks
     return sorted(given | jobs)
+
+
+def _sent_here(view: View) -> list[Submission]:
+    """Another cluster may have the same numbers."""
+    return [s for s in view.ledger.submissions if s.cluster == view.snapshot.cluster]
 
 
 def _may_live(view: View, submission: Submission, index: int) -> bool:

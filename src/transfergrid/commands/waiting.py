@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from transfergrid.cluster.evidence import log_tail
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of
-from transfergrid.cluster.ownership import live_rows
+from transfergrid.cluster.ownership import here, live_rows
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import ENDED
 from transfergrid.cluster.slurm import SlurmDown
@@ -73,9 +73,10 @@ def _lasts(what: str, since: dict[str, float]) -> float:
 
 
 def _finish_has_ended(ledger: Ledger, request: Request) -> bool:
-    jobs = {s.job_id: s.proof for s in ledger.of_grid(request.grid, "finish") if s.job_id is not None}
     try:
-        return not live_rows(jobs)
+        where = here()
+        finishing = [s for s in ledger.of_grid(request.grid, "finish") if s.proof.is_of(where.name)]
+        return not live_rows({s.job_id: s.proof for s in finishing if s.job_id is not None}, where)
     except MachineError:
         return False
 

@@ -224,7 +224,9 @@ def _hand_variant(overrides: dict[str, Any]) -> str:
     """What a run by hand changes from the defaults, spelled as its variant."""
     other = ("dataset.name", "dataset.folder")  # which data set it is stands in a column of its own
     named = [
-        key for key in sorted(overrides) if key.startswith(("phase.", "dataset.", "weights_seed", "class_weights"))
+        key
+        for key in sorted(overrides)
+        if key.startswith(("phase.", "dataset.", "weights_seed", "class_weights", "select_by"))
     ]
     changed = [f"{key}={overrides[key].value()}" for key in named if key not in other]
     name = safe_name(",".join(c.removeprefix("phase.") for c in changed)) if changed else ""

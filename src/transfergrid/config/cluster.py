@@ -62,7 +62,7 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
     for key in _TEXT:
         _check_text(f"cluster.{key}", values[key])
     for key, value in values["sbatch"].items():
-        if key in ("M", "clusters"):
+        if key in ("M", "cluster", "clusters"):  # sbatch takes the beginning of a name for the name
             raise ConfigError(
                 f"cluster.sbatch: {key!r} would be followed by sbatch alone; export SLURM_CLUSTERS={value} instead,"
                 " which every command follows"

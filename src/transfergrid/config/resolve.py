@@ -122,12 +122,14 @@ class Scope:
             return settings_of(EvaluateSettings, node, where=where, source="own_head", preprocess=None)
         flip = node.flip if node.flip is not None else self.dataset.facts.mirror_ok
         if phase == "probe":
-            given = with_usual(node, PROBE_DEFAULTS) | {"select_by": node.select_by or self.config.select_by}
+            chosen_by = "accuracy" if self.protocol == "published" else node.select_by or self.config.select_by
+            given = with_usual(node, PROBE_DEFAULTS) | {"select_by": chosen_by}
             probe = self._fitted(settings_of(ProbeSettings, node, where=where, flip=flip, **given), node)
             check_training(probe, self.protocol, where=where)
             check_probe(probe, self.protocol)
             # What nothing is solved for changes nothing: equal runs have one id.
-            unused = probe.solver == "sgd" and not probe.lbfgs
+            solves_one = not probe.lbfgs or probe.source == "images" or self.protocol == "published"
+            unused = probe.solver == "sgd" and solves_one
             return replace(probe, cs=UNCHOSEN_CS) if unused else probe
         if phase == "finetune":
             finetune = settings_of(

@@ -97,7 +97,8 @@ def read_picture(path: Path, rules: PictureRules) -> Picture:
     low, high = rules.value_range
     pixels = to_8_bits(values, rules.value_range)
     pixels_HW3 = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
-    return Picture(pixels_HW3, deep=True, outside=not bool(((values >= low) & (values <= high)).all()))
+    numbers = values[np.isfinite(values)] if values.dtype.kind == "f" else values
+    return Picture(pixels_HW3, deep=True, outside=not bool(((numbers >= low) & (numbers <= high)).all()))
 
 
 def to_8_bits(values: NDArray[Any], value_range: ValueRange) -> NDArray[np.uint8]:

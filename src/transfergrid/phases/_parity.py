@@ -5,6 +5,7 @@ N rows of the gate's index set, D features of all backbones, C classes. A block 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -167,7 +168,8 @@ def _compare(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions) -> _Compa
     top_N2 = expected_NC.topk(2, dim=1).values
     return _Compared(
         largest_difference=float(difference_NC.max()),
-        largest_ratio=float((difference_NC / bound_NC).max()),
+        # What is no number is no rounding either.
+        largest_ratio=float((difference_NC / bound_NC).nan_to_num(nan=math.inf).max()),
         counting_rows=int(((top_N2[:, 0] - top_N2[:, 1]) > 2 * bound_NC.amax(1)).sum()),
     )
 

@@ -37,7 +37,7 @@ class Start:
     """
 
     measured: bool
-    reason: Literal["no_batch_norm", "statistics_kept", "one_image_per_batch"] | None = None
+    reason: Literal["no_batch_norm", "statistics_kept", "one_image_per_batch", "nothing_held_out"] | None = None
     refitted: bool = False
     rows: int = 0
     batch_size: int = 0
@@ -55,12 +55,13 @@ def hand_over(
     settings: FinetuneSettings,
     *,
     strength: float,
+    held_out: bool,
     kept_in_eval: frozenset[str],
     precision: str,
 ) -> dict[str, Any]:
     """The fields of Start, for a network that holds the probe's head; with head=refitted it holds another one
-    afterwards, solved at C = strength. kept_in_eval: modules that training leaves in eval mode. Nothing else of the
-    network changes."""
+    afterwards, solved at C = strength. held_out: whether the gate's first rows are, or else those of a study, which
+    trains on them. kept_in_eval: modules that training leaves in eval mode. Nothing else of the network changes."""
     if not batch_norm_layers(network, frozenset()):
         return asdict(Start(measured=False, reason="no_batch_norm"))
     if not batch_norm_layers(network, kept_in_eval):
@@ -83,6 +84,8 @@ def hand_over(
             kept_in_eval=kept_in_eval,
             precision=precision,
         )
+    if not held_out:
+        return asdict(Start(measured=False, reason="nothing_held_out", refitted=settings.head == "refitted"))
     with evaluating(network, setting.device, precision=precision, test_bn="batch", kept_in_eval=kept_in_eval):
         batch_N = np.concatenate([_right(network, setting, rows_B) for rows_B in batches])[held_N]
     only_running, only_batch = int((running_N & ~batch_N).sum()), int((batch_N & ~running_N).sum())
@@ -119,13 +122,16 @@ def _refit(
     """
     fold = setting.folds.train
     order_N = torch.randperm(len(fold), generator=torch.Generator().manual_seed(0))
-    order_N = order_N[: len(order_N) // size * size]  # the statistics of a shorter batch are not those of training
+    # The last batch is filled up with the first rows: the statistics of a shorter one are not those of training.
+    filled_N = torch.cat([order_N, order_N[: -len(order_N) % size]])
     features: list[Tensor] = []
     with evaluating(network, setting.device, precision=precision, test_bn="batch", kept_in_eval=kept_in_eval):
-        for inputs in setting.inputs.batches(fold.split, torch.split(torch.from_numpy(fold.index_N)[order_N], size)):
+        for inputs in setting.inputs.batches(fold.split, torch.split(torch.from_numpy(fold.index_N)[filled_N], size)):
             blocks = [trunk(images) for trunk, images in zip(network.backbones, inputs, strict=True)]
             features.append(torch.cat(blocks, dim=1).float())
-    features_ND = torch.cat(features).clone()  # outside: the solver needs gradients, and no lower precision
+    features_ND = torch.cat(features)[
+        : len(fold)
+    ].clone()  # outside: the solver needs gradients, and no lower precision
     labels_N = torch.from_numpy(fold.labels_N)[order_N].to(setting.device)
     standardiser = fit_standardiser(features_ND)
     rows_ND, num_classes = standardiser.apply(features_ND), network.head.out_features

@@ -48,7 +48,8 @@ def run(context: RunContext) -> RunRecord:
         details["gate"] = assert_parity(network, setting, stored, names=names, made=made)
         where: dict[str, Any] = {"kept_in_eval": kept_in_eval, "precision": made.precision}
         strength = probed_strength(spec.needs[0], runtime)
-        details["start"] = hand_over(network, setting, settings, strength=strength, **where)
+        held_out = setting.folds.val is not None or spec.protocol == "published"
+        details["start"] = hand_over(network, setting, settings, strength=strength, held_out=held_out, **where)
 
     def saved(trained: nn.Module) -> dict[str, Tensor] | None:
         return trained.state_dict() if runtime.keep_weights == "final" else None

@@ -306,12 +306,17 @@ def _with_numbers(
         phase_s=field(lambda r: r.phase_s),
         gpu_s=spent.mean([r.run_id for r in done], "gpu_s"),
         upstream_gpu_s=spent.upstream_gpu_s([r.run_id for r in done]),
-        n_val=None if row.protocol == "published" else _count(done[0], "n_val") or stored.n_val(done[0].run_id),
+        n_val=None if row.protocol == "published" else _n_val(done[0], stored),
         val_loss=on_val("loss"),
         val_balanced_accuracy=on_val(METRICS["balanced_accuracy"]),
         val_macro_f1=on_val(METRICS["macro_f1"]),
         optimizer_steps=_count(done[0], "optimizer_steps"),
     )
+
+
+def _n_val(record: RunRecord, stored: StoredPredictions) -> int | None:
+    stated = _count(record, "n_val")
+    return stored.n_val(record.run_id) if stated is None else stated
 
 
 def _count(record: RunRecord, name: str) -> int | None:

@@ -26,8 +26,7 @@ def with_remarks(rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunRecor
     return [
         replace(
             row,
-            remarks="; ".join([*_edges_of_seeds(done), *ends.get(i, ()), *_few(row), *_old(done), *_uneven(done)])
-            or None,
+            remarks="; ".join([*_edges_of_seeds(done), *ends.get(i, ()), *_how_made(row, done)]) or None,
         )
         for i, (row, done) in enumerate(zip(rows, runs, strict=True))
     ]
@@ -159,6 +158,8 @@ def _together(searched: Mapping[str, Sequence[float]]) -> list[list[str]]:
 
 # --------------------------------------------------------------------------------------------------------- too little
 def _few(row: ComparisonRow) -> Iterator[str]:
+    if row.n_val == 0 and row.phase in ("probe", "finetune", "scratch") and row.protocol == "fair":
+        yield "no val image: nothing was chosen on val"
     if row.val_accuracy is not None and row.n_val is not None and row.n_val < FEW_VAL_IMAGES:
         yield f"only {row.n_val} val {'image' if row.n_val == 1 else 'images'} (below {FEW_VAL_IMAGES})"
     if row.optimizer_steps and row.optimizer_steps < FEW_STEPS:  # a head that is solved takes none
