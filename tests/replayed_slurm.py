@@ -15,13 +15,12 @@ from transfergrid.cluster.ledger import Submission, record
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, write_grid
 
-NOW = datetime.now(UTC)
 CLUSTER = "here"  # the one that answers
 TOKEN = "0123456789ab"  # of every submission, unless a test says otherwise
 
 
 def ago(seconds: float) -> datetime:
-    return NOW - timedelta(seconds=seconds)
+    return datetime.now(UTC) - timedelta(seconds=seconds)
 
 
 def stamp(moment: datetime | None) -> str:
