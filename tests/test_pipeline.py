@@ -59,7 +59,8 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_quickstart_ends_with_a_table_of_ten_completed_rows(quickstart: tuple[Path, str]) -> None:
     folder, printed = quickstart
     rows = table(folder, "quickstart")
-    assert len(rows) == 10 and all(row["status"] == "completed" and row["n_seeds"] == "3" for row in rows)
+    assert len(rows) == 10 and all(row["status"] == "completed" for row in rows)
+    assert all(row["n_seeds"] == ("1" if row["phase"] == "probe" else "3") for row in rows)
     assert "test accuracy" in printed and "tinynet_cifar" in printed and "report:" in printed
     assert all(row["ci95_low"] and row["ci95_high"] for row in rows)
 
@@ -69,14 +70,14 @@ def test_quickstart_ends_with_a_table_of_ten_completed_rows(quickstart: tuple[Pa
 def test_a_transferred_probe_beats_the_same_network_with_random_weights(
     quickstart: tuple[Path, str], model: str
 ) -> None:
-    """The 95 % interval of the difference, over seeds and test images, lies above zero."""
+    """The 95 % interval of the difference, over test images, lies above zero."""
     folder = quickstart[0]
     grid = json.loads((folder / "store" / "grids" / "quickstart.json").read_text())["configurations"]
     store = StorePaths(folder / "store")
     correct = {}
     for variant in ("", "random_weights"):
         runs = [c["run_id"] for c in grid if (c["model"], c["phase"], c["variant"]) == (model, "probe", variant)]
-        assert len(runs) == 3
+        assert len(runs) == 1  # a solved probe draws nothing
         correct[variant] = correct_matrix([read_predictions(store.run(run_id))["test"] for run_id in runs])
     found = compare(correct[""], correct["random_weights"])
     assert 0 < found.low < found.difference < found.high < 1 and found.p_value < 0.05
@@ -101,7 +102,7 @@ def test_launched_again_quickstart_reuses_everything_and_the_report_rebuilds_fro
     folder = quickstart[0]
     before = {p: p.stat().st_mtime_ns for p in (folder / "store" / "runs").rglob("*")}
     printed = run_script(folder, "launch_grid.py", timeout_s=60)
-    assert "30 reuse" in printed and "started" not in printed
+    assert "18 reuse" in printed and "started" not in printed
     assert {p: p.stat().st_mtime_ns for p in (folder / "store" / "runs").rglob("*")} == before
     csv_file = folder / "store" / "reports" / "quickstart" / "comparison.csv"
     first = csv_file.read_bytes()
@@ -119,7 +120,7 @@ def test_the_offline_wandb_runs_of_quickstart_hold_the_metrics_lines(quickstart:
 
     store = StorePaths(quickstart[0] / "store")
     trained = [r["run_id"] for r in records(quickstart[0]) if r["spec"]["phase"] != "extract"]
-    assert len(trained) == 30
+    assert len(trained) == 18
     for run_id in trained:
         lines = read_metrics(store.run(run_id).metrics)
         rows = rows_of_run(store, run_id)
