@@ -165,7 +165,8 @@ def test_a_grid_runs_from_the_command_line_on_a_few_real_images(
     grid: str, toy: Toy, place: Path, real_data_dir: Path
 ) -> None:
     places = (f"store.dir={place / 'store'}", f"cache.dir={place / 'cache'}", f"data.dir={real_data_dir}")
-    command = [*toy.command(grid, place / "cifar10-jpeg"), *places]
+    # Another toy of the same grid may have left its rows there.
+    command = [*toy.command(grid, place / "cifar10-jpeg"), *places, "replace=true"]
     done = subprocess.run(
         [sys.executable, CHECKOUT / "jobs" / "launch_grid.py", *command],
         capture_output=True,
@@ -176,17 +177,18 @@ def test_a_grid_runs_from_the_command_line_on_a_few_real_images(
     )
     assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
 
-    with open(place / "store" / "reports" / grid / "comparison.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
     asked = configurations(toy, grid, place / "cifar10-jpeg", places)
+    name = asked[0].grid  # a template's holds the data set's
+    with open(place / "store" / "reports" / name / "comparison.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
     key = ("dataset", "model", "phase", "variant")
-    assert {tuple(row[name] for name in key) for row in rows} == {
+    assert {tuple(row[column] for column in key) for row in rows} == {
         (c.run.dataset.name, c.run.model, c.run.phase, c.variant) for c in asked
     }
     for row in rows:
         assert row["status"] == "completed", row
         assert 0 < float(row["test_accuracy"]) <= 1, row
-        figure = lookup(grid=grid, **{name: row[name] for name in key})
+        figure = lookup(grid=name, **{column: row[column] for column in key})
         assert row["published_accuracy"] == ("" if figure is None else repr(figure.value)), row
         # Sixty images and random weights are not the study's training, so no difference to it is taken.
         assert row["delta_to_published"] == ""
