@@ -133,6 +133,7 @@ def test_load_py_and_the_program_and_predict_agree(
     assert_three_ways_agree(monkeypatch, place, asked, place / "pictures", folder)
 
 
+@pytest.mark.slow
 def test_a_faint_picture_is_taken_for_the_same_class_where_pictures_are_normalised_by_themselves(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
