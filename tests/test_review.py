@@ -343,13 +343,15 @@ def test_looking_at_a_lock_does_not_keep_its_owner_from_taking_it(tmp_path: Path
 def test_a_launch_that_is_terminated_ends_its_runs_too(tmp_path: Path) -> None:
     places = [f"store.dir={tmp_path / 'store'}", f"cache.dir={tmp_path / 'cache'}"]
     one_run = ["model=baseline_cnn", "phase=scratch", "phase.scratch.epochs=2000", "cluster=local"]
+    one_run += ["phase.scratch.batch_size=128"]
     script = Path(__file__).parents[1] / "jobs" / "run_phase.py"
     arguments = [*one_run, *small_runs.DATASET, *small_runs.MACHINE, *places]
     launch = subprocess.Popen([sys.executable, script, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    wanted = small_runs.request(tmp_path, *one_run, "phase.scratch.batch_size=128", "phase.scratch.precision=bf16")
+    wanted = small_runs.request(tmp_path, *one_run, "phase.scratch.precision=bf16")
     run = small_runs.paths_of(small_runs.final_run(wanted), wanted.runtime)
+    deadline = time.monotonic() + 120
     while not read_metrics(run.metrics):
-        assert launch.poll() is None
+        assert launch.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     launch.terminate()
     printed, _ = launch.communicate(timeout=30)
