@@ -36,8 +36,9 @@ def solved(folder: Path, *arguments: str, cache: Path | None = None) -> Request:
 
 def real_pixels(name: str, data_dir: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """60 images of each class to learn from and 200 others, as standardised random ReLU features of their pixels."""
-    options = {"folder": data_dir / name} if name == "cifar10-jpeg" else {"data_dir": data_dir}
-    images = load("image_folder" if name == "cifar10-jpeg" else name, split="train", **options)  # type: ignore[arg-type]
+    folder = data_dir / name if name == "cifar10-jpeg" else None
+    kind = name if folder is None else "image_folder"
+    images = load(kind, split="train", data_dir=data_dir, folder=folder)
     learn_N = rows_per_class(images.labels_N, count=60, seed=1)
     others_N = np.setdiff1d(np.arange(len(images.labels_N)), learn_N)
     others_N = others_N[rows_per_class(images.labels_N[others_N], count=20, seed=2)]
