@@ -28,6 +28,7 @@ SelectBy = Literal["accuracy", "balanced_accuracy", "macro_f1"]
 RANDOM_RULE_VERSION = 1  # of weights=random: constructor under a seed, then BatchNorm statistics from seeded noise
 FEATURE_FORMAT_VERSION = 1  # of the HDF5 layout and of everything else a FeatureKey does not name
 VAL_FRACTION = 0.1
+UNCHOSEN_C = 1.0  # of a solved head, where nothing is held out to choose on
 # Of probes and fine-tunings, for what no field names. 2: the gate's rows are up to 256, val first, then training rows.
 RULES_VERSION = 2
 T = TypeVar("T")

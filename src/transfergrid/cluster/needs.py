@@ -60,7 +60,7 @@ def follow_needs(
 
 
 def _may_depend(state: RunState) -> bool:
-    return state.state in ("not submitted", "cancelled", "lost", "blocked") or "ependency" in state.reason
+    return state.state in ("not submitted", "cancelled", "lost", "blocked") or state.waits_for_needs
 
 
 def _depending(state: RunState, case: Case, needed: Sequence[RunState]) -> RunState:

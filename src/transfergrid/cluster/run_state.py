@@ -14,6 +14,7 @@ class RunState:
     """reason: one line for people: why it waits, how it ended. failure_class: of failed, blocked, cancelled and lost.
 
     job_id: 123 or 123_4; None for a run of a local launcher. never_starts: pending, and SLURM will never start it.
+    waits_for_needs: pending, because of another job that it depends on.
     undecided: unknown, and waiting here will not tell more. cluster: another than answers here, which has its job.
     """
 
@@ -28,6 +29,7 @@ class RunState:
     left_s: float | None = None
     starts: datetime | None = None
     never_starts: bool = False
+    waits_for_needs: bool = False
     undecided: bool = False
     cluster: str | None = None
 

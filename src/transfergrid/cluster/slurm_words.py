@@ -67,17 +67,21 @@ def meaning(state: str) -> Meaning:
 # ------------------------------------------------------------------------------------------------------------- reasons
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """never: SLURM will not start such a job, however long it waits, unless the job or the cluster's rules change."""
+    """never: SLURM will not start such a job, however long it waits, unless the job or the cluster's rules change.
+
+    for_needs: what holds it up is another job that it depends on.
+    """
 
     words: str
     never: bool = False
+    for_needs: bool = False
 
 
 # The first pattern that is found counts. A held job waits for a person, a used-up budget for its next period, and a
 # limit per user or group for other jobs to end: they can start. A limit per job or per node cannot be waited out.
 REASONS: tuple[tuple[str, Wait], ...] = (
-    ("DependencyNeverSatisfied", Wait("what it needs did not complete", never=True)),
-    ("Dependency", Wait("waits for what it needs")),
+    ("DependencyNeverSatisfied", Wait("what it needs did not complete", never=True, for_needs=True)),
+    ("Dependency", Wait("waits for what it needs", for_needs=True)),
     ("PartitionTimeLimit", Wait("asks for more time than its partition allows; lower cluster.timeout_min", never=True)),
     (
         "(Association|QOS)TimeLimit|MaxWallDurationPerJob",
@@ -115,7 +119,7 @@ def wait(reason: str) -> Wait:
         return Wait("")
     for pattern, found in REASONS:
         if re.search(pattern, reason):
-            return Wait(f"{found.words} ({reason[:60]})", found.never)
+            return Wait(f"{found.words} ({reason[:60]})", found.never, found.for_needs)
     return Wait(f"waits ({reason[:60]})")
 
 

@@ -159,7 +159,8 @@ def _queued(look: Look, case: Case, entry: slurm.QueueEntry) -> RunState:
         wait = slurm_words.wait(entry.reason)
         reason = "; ".join(filter(None, (found.words, wait.words)))
         starts = entry.starts if look.age_s(entry.starts) < 0 else None
-        return replace(state, reason=reason, never_starts=wait.never, starts=starts, elapsed_s=None)
+        state = replace(state, never_starts=wait.never, waits_for_needs=wait.for_needs)
+        return replace(state, reason=reason, starts=starts, elapsed_s=None)
     if case.submission is not None and _at_work(look, case.submission, case.index, entry) != case.run_id:
         is_ending = entry.state == "COMPLETING"
         turn = f"its job {entry.job_id} is ending" if is_ending else f"waits for its turn in job {entry.job_id}"

@@ -29,9 +29,8 @@ from transfergrid.config.models import check_models, check_phases, is_architectu
 from transfergrid.config.names import DATASET_NAME, grid_name_of, named_by_datasets
 from transfergrid.config.resolve import Scope, check_splits, looks_like_file, make_evaluation, make_run
 from transfergrid.config.settings import check_settings, choice, in_range
-from transfergrid.config.value_range import ValueRange
 from transfergrid.config.variants import applies, check_names, checked_rule, variants_of
-from transfergrid.data import DatasetFacts
+from transfergrid.data import DatasetFacts, ValueRange
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import (

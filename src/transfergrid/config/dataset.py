@@ -13,7 +13,8 @@ from transfergrid import data
 from transfergrid.classes import imagenet_places
 from transfergrid.config.compose import nearest
 from transfergrid.config.settings import ABOVE_ZERO, choice, in_range
-from transfergrid.config.value_range import ValueRange, about_range, value_range_of
+from transfergrid.config.value_range import about_range, value_range_of
+from transfergrid.data import ValueRange
 from transfergrid.errors import ConfigError
 from transfergrid.paths import CachePaths
 from transfergrid.specs import DatasetSpec

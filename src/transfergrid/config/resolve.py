@@ -24,6 +24,7 @@ from transfergrid.errors import ConfigError
 from transfergrid.folds import RowCounts, count_rows
 from transfergrid.specs import (
     RULES_VERSION,
+    UNCHOSEN_C,
     BackboneSpec,
     EvaluateSettings,
     ExtractSettings,
@@ -39,7 +40,6 @@ from transfergrid.specs import (
 )
 
 T = TypeVar("T", bound=TrainSettings)
-UNCHOSEN_CS = (1.0,)
 SCRATCH_LR_PER_IMAGE = 0.1 / 128  # linear scaling with the batch, Goyal et al. 2017 (arXiv 1706.02677)
 
 
@@ -130,7 +130,7 @@ class Scope:
             # What nothing is solved for changes nothing: equal runs have one id.
             solves_one = not probe.lbfgs or probe.source == "images" or self.protocol == "published"
             unused = probe.solver == "sgd" and solves_one
-            return replace(probe, cs=UNCHOSEN_CS) if unused else probe
+            return replace(probe, cs=(UNCHOSEN_C,)) if unused else probe
         if phase == "finetune":
             finetune = settings_of(
                 FinetuneSettings, node, where=where, flip=flip, **with_usual(node, FINETUNE_DEFAULTS)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from transfergrid.data import DatasetFacts
+from transfergrid.data import DatasetFacts, ValueRange
 from transfergrid.errors import ConfigError
-
-ValueRange = tuple[float, float]
 
 _BITS = "8-bit"
 _GIVE = "give dataset.value_range=[low,high], the values that become 0 and 255"

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
-from transfergrid.data._decode import AS_STORED, PictureRules
+from transfergrid.data._decode import AS_STORED, PictureRules, ValueRange
 from transfergrid.data._images import ArrayImages, DatasetFacts, LabeledImages
 from transfergrid.errors import ConfigError
 from transfergrid.specs import Split
@@ -24,6 +24,7 @@ __all__ = [
     "DatasetFacts",
     "LabeledImages",
     "PictureRules",
+    "ValueRange",
     "facts",
     "find",
     "kinds",

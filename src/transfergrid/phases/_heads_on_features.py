@@ -22,10 +22,8 @@ from transfergrid.phases import RunContext
 from transfergrid.phases._feature_trainee import FeatureTrainee
 from transfergrid.records import read_newest_checkpoint, write_checkpoint
 from transfergrid.solved_head import LogisticRegression, SoftmaxProblem
-from transfergrid.specs import ProbeSettings
+from transfergrid.specs import UNCHOSEN_C, ProbeSettings
 from transfergrid.training import fit
-
-UNCHOSEN_C = 1.0  # where nothing is held out to choose on
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from transfergrid.network import EVALUATION_BATCH, JoinedNetwork, evaluating, is
 from transfergrid.paths import store_paths
 from transfergrid.records import FLOAT16_LARGEST, Predictions, read_predictions, read_record
 from transfergrid.results import Logits, load_weights
-from transfergrid.specs import ExtractSettings, Runtime
+from transfergrid.specs import UNCHOSEN_C, ExtractSettings, Runtime
 
 if TYPE_CHECKING:
     from transfergrid.phases._on_images import Setting
@@ -29,7 +29,6 @@ LOGITS_ROUNDOFF = 2.0**-11  # the probe's logits are stored as float16
 ABSOLUTE_SLACK = 1e-4
 FLOAT16_SMALLEST = 2.0**-24  # below 2^-14 float16 keeps steps of this size, whatever the value
 PRECISION_ROUNDOFF = {"fp32": 2.0**-14, "tf32": 2.0**-10, "bf16": 2.0**-7}  # of a whole forward pass, relative
-UNCHOSEN_C = 1.0
 STORAGE_ROUNDOFF = {"float16": 2.0**-11, "float32": 0.0}
 
 
