@@ -29,6 +29,7 @@ NOTE = 'cat > "$OUT"; env | grep ^TRANSFERGRID_ | sort >> "$OUT"; echo x >> "$OU
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
     """This process is the finish job 9. Of the array 7 the second task was killed for its memory."""
     as_job(monkeypatch, "9")
+    monkeypatch.delenv("TRANSFERGRID_DATA_DIR", raising=False)
     monkeypatch.setenv("OUT", str(tmp_path / "told"))
     monkeypatch.setattr(finishing, "SETTLE_S", 10.0)
     replayed = ReplayedSlurm(tmp_path / "bin", monkeypatch)
