@@ -63,7 +63,7 @@ for script in "$@"; do :; done
 name=$(sed -n 's/^#SBATCH --job-name=//p' "$script")
 last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
 for id in $(if [ "$last" ]; then seq -f {number}_%g 0 "$last"; else echo {number}; fi); do
-  printf '%-256s' "$id" PENDING None N/A 0:00 1:00:00 0 "" "$name" "(null)" 0 >> {self.folder}/squeue.taken
+  printf '%-256s' "$id" PENDING None N/A 0:00 1:00:00 0 "" "$(id -u)" "$name" "(null)" 0 >> {self.folder}/squeue.taken
   echo >> {self.folder}/squeue.taken
 done
 [ {code} = 0 ] && cp {self.folder}/squeue.taken {self.folder}/squeue.out
@@ -100,12 +100,13 @@ def queue_line(
     left: str = "1:00:00",
     restarts: int = 0,
     node: str = "",
+    uid: int = 0,
     status: int = 0,
     name: str = f"name-{TOKEN}",
     comment: str = "(null)",
 ) -> str:
     """One line of squeue -O in columns of 256 characters. status: of wait(), as squeue prints it."""
-    cells = (job_id, state, reason, stamp(started), used, left, restarts, node, name, comment, status)
+    cells = (job_id, state, reason, stamp(started), used, left, restarts, node, uid, name, comment, status)
     return "".join(f"{cell!s:<256}" for cell in cells) + "\n"
 
 

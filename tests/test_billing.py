@@ -170,6 +170,30 @@ def test_of_jobs_of_one_number_only_that_with_our_token_on_our_cluster_is_billed
     assert [(j.cluster, j.elapsed_s) for j in bill(store, A).jobs] == [("alpha", 60.0)]
 
 
+def test_two_clusters_that_gave_one_number_to_two_of_our_jobs_bill_each_its_own(
+    accounting: Accounting, store: StorePaths
+) -> None:
+    tokens = {"alpha": "4f0c1b2a9d3e", "beta": "0123456789ab"}
+    for run_id, cluster in ((A, "alpha"), (B, "beta")):
+        attempt(store, run_id, 1, "7", "13:00:05", 50.0)
+        owner = durable.read_json(store.run(run_id).attempt(1))
+        durable.write_json(store.run(run_id).attempt(1), owner | {"slurm_cluster": cluster})
+    sent = [
+        replace(ledger((run_id,)).submissions[0], name=cluster, cluster=cluster, token=tokens[cluster])
+        for run_id, cluster in ((A, "alpha"), (B, "beta"))
+    ]
+    lines = [line("7", "13:00:00", f"13:0{m}:00", 60 * m).replace("|name", f"|n-{tokens[c]}").replace("alpha", c)
+             for m, c in ((1, "alpha"), (2, "beta"))]  # fmt: skip
+    accounting.lines = lines
+    assert settle_bills(store, Ledger(sent), [A, B]) == Settled(changed=True, is_final=True)
+    assert sorted(command[:3] for command in accounting.asked) == [["sacct", "-M", "alpha"], ["sacct", "-M", "beta"]]
+    assert [[(j.cluster, j.elapsed_s) for j in bill(store, r).jobs] for r in (A, B)] == [
+        [("alpha", 60.0)],
+        [("beta", 120.0)],
+    ]
+    assert bill(store, A).is_closed and bill(store, B).is_closed
+
+
 @pytest.mark.parametrize("task", [None, "7"])
 def test_without_accounting_or_jobs_nothing_is_written(
     accounting: Accounting, store: StorePaths, task: str | None

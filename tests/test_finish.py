@@ -171,7 +171,7 @@ def test_it_waits_until_slurm_has_told_how_the_last_jobs_ended(
 
     clock = SimpleNamespace(sleep=sleep, monotonic=lambda: float(len(pauses)))
     monkeypatch.setattr(finishing, "time", clock)
-    monkeypatch.setattr("transfergrid.cluster.states.SETTLING_S", 1e6)
+    monkeypatch.setattr("transfergrid.cluster.slurm.SETTLING_S", 1e6)
     slurm.answers("squeue", ended.replace("OUT_OF_MEMORY", f"{'NODE_FAIL':<13}"))  # SLURM may start it again
     assert finish(sent(store, RUNS)) == {"done": 1, "failed": 1}
     assert pauses == [finishing.POLL_S] * 2

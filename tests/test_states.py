@@ -425,11 +425,29 @@ def test_a_strangers_job_of_the_same_number_tells_nothing_of_a_run(
 ) -> None:
     submit(store, ("a",), seconds_ago=20)
     submit(store, ("b",), job_id="8")
-    slurm.answers("squeue", queue_line("7", state, name=STRANGER) + queue_line("8", state, name=STRANGER))
+    slurm.answers("squeue", "".join(queue_line(j, state, name=STRANGER, uid=4711) for j in "78"))
     slurm.answers("sacct", account_line("7", state, name=STRANGER) + account_line("8", state, name=STRANGER))
     states = look(store, "a", "b").states
     assert (states["a"].state, states["a"].reason) == ("pending", "just submitted")
     assert (states["b"].state, states["b"].reason) == ("lost", "SLURM no longer knows job 8, and it left no record")
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_job_that_its_user_has_renamed_is_neither_lost_nor_sent_again_nor_touched(
+    store: StorePaths, slurm: ReplayedSlurm, state: str
+) -> None:
+    """As does `scontrol update JobId=7 JobName=mine`: no token proves it any more, and nothing says that it is gone."""
+    sent = submit(store, ("a",), ("b",), seconds_ago=90_000)
+    lines = queue_line("7_0", state, name="mine") + queue_line("7_1", "PENDING", name="mine")
+    slurm.answers("squeue", lines)
+    found = state_of(store)
+    assert (found.state, found.undecided, found.is_live, found.may_change) == ("unknown", True, True, False)
+    assert (
+        found.reason == f"job 7_0 of the same user is {state}, and its name is mine, not what was sent; was it renamed?"
+    )
+    assert live_rows({"7": sent.proof}) == {}
+    slurm.answers("sacct", account_line("7_0", "FAILED", exit_code="1:0"))  # under its own name: the number is new
+    assert state_of(store).state == "lost"
 
 
 def test_of_two_submissions_of_the_same_number_each_is_told_by_its_own_token(
@@ -504,7 +522,7 @@ def test_what_an_older_release_sent_is_shown_by_its_name_and_never_lost(
         submit(store, (run_id,), job_id=str(number), name=name, cluster=None, token=None)
     lines = queue_line("5", "PENDING", name="tg-g-a-0a1b2c3d4e")
     lines += queue_line("6", "RUNNING", name="digits-cnn", comment="tg-g-b-0a1b2c3d4e")
-    slurm.answers("squeue", lines + queue_line("7", "RUNNING", name=STRANGER, comment="tg-g-a-0a1b2c3d4e"))
+    slurm.answers("squeue", lines + queue_line("7", "RUNNING", name=STRANGER, uid=4711, comment="tg-g-a-0a1b2c3d4e"))
     slurm.answers("sacct", account_line("8", "TIMEOUT", name="tg-g-d-0a1b2c3d4e"))
     states = look(store, "a", "b", "c", "d").states
     assert [s.state for s in states.values()] == ["pending", "running", "unknown", "failed"]
@@ -567,7 +585,9 @@ ALIVE = {
     "it is gone": ("", "", OWNER, False),
     "it is gone, says the accounting too": ("", account_line("7", "NODE_FAIL"), OWNER, False),
     "the queue is blind": ("", account_line("7", "RUNNING"), OWNER, None),
-    "a stranger has its number": (queue_line("7", "RUNNING", name=STRANGER), "", OWNER, False),
+    "a stranger has its number": (queue_line("7", "RUNNING", name=STRANGER, uid=4711), "", OWNER, False),
+    "its user has renamed it": (queue_line("7", "RUNNING", name="mine"), "", OWNER, None),
+    "its user has another job of its number": (queue_line("7", "FAILED", name="mine"), "", OWNER, False),
     "the accounting's number is a stranger's": ("", account_line("7", "RUNNING", name=STRANGER), OWNER, False),
     "it is of another cluster": (queue_line("7", "FAILED"), "", OWNER | {"slurm_cluster": "beta"}, None),
     "an older release began it": (queue_line("7", "RUNNING"), "", {"slurm_task": "7"}, None),
@@ -589,7 +609,7 @@ def test_a_job_written_by_hand_is_known_by_its_whole_name(slurm: ReplayedSlurm) 
     owner = OWNER | {"slurm_mark": "run_phase"}
     slurm.answers("squeue", queue_line("7", "RUNNING", name="run_phase"))
     assert is_alive(owner) is True
-    slurm.answers("squeue", queue_line("7", "RUNNING", name="run_phase_2"))
+    slurm.answers("squeue", queue_line("7", "RUNNING", name="run_phase_2", uid=4711))
     assert is_alive(owner) is False
 
 

@@ -85,6 +85,22 @@ def test_a_grid_is_shown_with_states_reasons_epochs_and_counts(
     assert text.endswith("grid g: 1 done, 2 pending, 1 running")
 
 
+def test_a_solved_probe_counts_strengths_of_its_penalty_and_goes_on_while_its_end_is_the_best(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "a", "b")
+    submit(store, ("a",), ("b",))
+    slurm.answers("squeue", queue_line("7_0", "RUNNING") + queue_line("7_1", "RUNNING"))
+    for run_id, task, done in (("a", "7_0", 3), ("b", "7_1", 13)):
+        attempt(store, run_id, slurm_task=task)
+        write(store.run(run_id).spec, {"settings": {"solver": "lbfgs", "cs": [1.0] * 11, "epochs": 30}})
+        line = {"line": 1, "kind": "epoch", "epoch": done, "val/accuracy": 0.5, "time": ago(9).isoformat()}
+        store.run(run_id).metrics.write_text(json.dumps(line) + "\n")
+    assert status(["grid=g"]) == 0
+    text = printed(capsys)
+    assert " 3/11 C " in text and " 13/13 C " in text and "/30" not in text
+
+
 def test_a_failure_is_told_with_its_class_its_last_words_and_the_next_step(
     store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
 ) -> None:

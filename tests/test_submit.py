@@ -16,6 +16,7 @@ import pytest
 import submitit
 from cluster_cases import evaluate_run, executable, names_in, planned, scratch_run
 from replayed_slurm import CLUSTER, TOKEN, ReplayedSlurm, queue_line
+from replayed_slurm import submit as submitted
 
 from transfergrid.cluster import adopt as adoption
 from transfergrid.cluster import submit
@@ -399,7 +400,7 @@ def test_a_job_of_which_slurm_shows_no_trace_though_sbatch_took_it_is_never_sent
     with pytest.raises(MachineError, match="sbatch took tg-g-scratch-.*, and SLURM shows no job of that name"):
         sender_of(store).send(group_of(RUNS))
     [intent] = read_ledger(store).unsettled
-    assert adopt_intents(read_ledger(store)) is True
+    assert adopt_intents(read_ledger(store), alone=True) is True
     assert read_ledger(store).unsettled == [intent] and len(of(slurm, "sbatch")) == 1
 
 
@@ -476,11 +477,11 @@ def test_a_controller_that_stays_away_leaves_an_intent_which_the_next_launch_ado
     [intent] = read_ledger(store).unsettled
     assert intent.name == group.name
     comes_to_light(slurm)
-    assert adopt_intents(read_ledger(store)) is True
+    assert adopt_intents(read_ledger(store), alone=True) is True
     ledger = read_ledger(store)
     assert ledger.unsettled == [] and ledger.newest(RUNS[2].run.run_id) == (replace(intent, job_id="77"), 2)
     assert [n for n in names_in(intent.folder) if n.endswith(".pkl")] == [f"77_{i}_submitted.pkl" for i in range(3)]
-    assert adopt_intents(read_ledger(store)) is False  # once
+    assert adopt_intents(read_ledger(store), alone=True) is False  # once
 
 
 def test_a_controller_that_is_away_for_a_while_is_waited_for(
@@ -512,7 +513,7 @@ def test_a_launcher_that_died_between_sbatch_and_its_answer_is_followed_by_its_p
     ledger_file.write_text(ledger_file.read_text().splitlines()[0] + "\n")
     for i in (1, 2):
         (sent.folder / f"41_{i}_submitted.pkl").rename(sent.folder / f"{i}{i}{i}.pkl")
-    assert adopt_intents(read_ledger(store)) is True
+    assert adopt_intents(read_ledger(store), alone=True) is True
     assert read_ledger(store).submissions == [replace(sent, submitted=sent.submitted.replace(microsecond=0))]
     assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"41_{i}_submitted.pkl" for i in range(3)]
     assert of(slurm, "squeue")[-1].split(" -O")[0].endswith("-j 41")
@@ -526,7 +527,7 @@ def test_an_intent_that_sbatch_took_and_slurm_does_not_show_is_neither_adopted_n
     ledger_file = sent.launch / "slurm" / "submissions.jsonl"
     ledger_file.write_text(ledger_file.read_text().splitlines()[0] + "\n")
     slurm.answers("squeue", shown)
-    assert adopt_intents(read_ledger(store)) is True
+    assert adopt_intents(read_ledger(store), alone=True) is True
     assert [s.name for s in read_ledger(store).unsettled] == [sent.name]
     assert read_ledger(store).newest(RUNS[0].run.run_id) is not None
 
@@ -544,7 +545,7 @@ def test_an_intent_that_is_not_this_clusters_is_left_as_it_is(
     other: Any = replace(intent, **changed)  # type: ignore[arg-type]
     record(other)
     slurm.answers("squeue", queue_line("41_0", "PENDING", name=intent.job_name))
-    assert adopt_intents(read_ledger(store)) is False
+    assert adopt_intents(read_ledger(store), alone=True) is False
     assert [s.job_id for s in read_ledger(store).unsettled] == [None] and of(slurm, "squeue") == []
 
 
@@ -555,8 +556,28 @@ def test_where_others_jobs_are_hidden_anothers_intent_is_not_forgotten(
     sender = sender_of(store)
     sender._intend("tg-g-scratch-0", ((RUNS[0].run.run_id,),), "runs", 1)
     monkeypatch.setattr(os, "getuid", lambda: 4711)
-    assert adopt_intents(read_ledger(store)) is True
+    assert adopt_intents(read_ledger(store), alone=True) is True
     assert len(read_ledger(store).unsettled) == 1
+
+
+@pytest.mark.parametrize(
+    ("sender", "alone", "seconds_ago", "is_kept"),
+    [
+        ("launch", True, 1, False),  # its launcher died: it held the lock that this one holds now
+        ("launch", False, 1e6, True),
+        ("sweep", True, 60, True),
+        ("sweep", False, 200, False),
+        ("submit.sh", True, 60, True),
+        ("submit.sh", True, 200, False),
+    ],
+)
+def test_an_intent_whose_sender_may_still_be_at_work_is_not_forgotten(
+    slurm: ReplayedSlurm, store: StorePaths, sender: Any, alone: bool, seconds_ago: float, is_kept: bool
+) -> None:
+    intent = submitted(store, (RUNS[0].run.run_id,), job_id=None, seconds_ago=seconds_ago)
+    record(replace(intent, sender=sender))
+    assert adopt_intents(read_ledger(store), alone=alone) is True
+    assert len(read_ledger(store).unsettled) == is_kept
 
 
 def test_an_intent_that_never_became_a_job_is_forgotten_after_several_looks(
@@ -564,7 +585,7 @@ def test_an_intent_that_never_became_a_job_is_forgotten_after_several_looks(
 ) -> None:
     sender = sender_of(store)
     sender._intend("tg-g-scratch-0", tuple((p.run.run_id,) for p in RUNS), "runs", 1)
-    assert adopt_intents(read_ledger(store)) is True
+    assert adopt_intents(read_ledger(store), alone=True) is True
     assert len(of(slurm, "squeue")) == adoption.LOOKS
     ledger = read_ledger(store)
     assert ledger.unsettled == [] and ledger.newest(RUNS[0].run.run_id) is None

@@ -323,9 +323,14 @@ class RunSpec:
     @property
     def epochs(self) -> int | None:
         """What progress is counted in, where it can be told; of a solved probe the strengths of its penalty."""
-        if isinstance(self.settings, ProbeSettings) and self.settings.solver == "lbfgs":
+        if isinstance(self.settings, ProbeSettings) and self.is_solved:
             return len(self.settings.cs)
         return self.settings.epochs if isinstance(self.settings, TrainSettings) else None
+
+    @property
+    def is_solved(self) -> bool:
+        """Whether its lines are strengths of a penalty, not epochs of a training."""
+        return isinstance(self.settings, ProbeSettings) and self.settings.solver == "lbfgs"
 
     @property
     def slug(self) -> str:

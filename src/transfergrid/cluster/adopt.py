@@ -9,13 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 
 from transfergrid import durable
 from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, here
-from transfergrid.cluster.slurm import SlurmDown
+from transfergrid.cluster.slurm import SETTLING_S, SlurmDown
 from transfergrid.errors import one_line
 
 RETRY_S = 3.0
@@ -77,6 +78,13 @@ def _job_ids(intents: Sequence[Submission]) -> dict[str, str]:
     return found
 
 
+def _may_be_under_way(intent: Submission, *, alone: bool) -> bool:
+    """Whether its sender may be between the intent and sbatch's answer."""
+    if intent.sender == "launch":
+        return not alone
+    return (datetime.now(UTC) - intent.submitted).total_seconds() < SETTLING_S
+
+
 def _match(submissions: Sequence[Submission], rows: Sequence[tuple[str, str]], found: dict[str, str]) -> None:
     """rows: (job id, name), of the submissions' own cluster."""
     for submission in submissions:
@@ -110,10 +118,11 @@ def _put_pickles(submission: Submission) -> None:
             pickle.unlink()
 
 
-def adopt_intents(ledger: Ledger, where: Here | None = None) -> bool:
+def adopt_intents(ledger: Ledger, where: Here | None = None, *, alone: bool) -> bool:
     """Before anything is sent: what became of this cluster's intents that a launcher left behind; True if it had any.
 
-    Left as they are: those of another cluster, those that sbatch took, and those that this cluster may hide.
+    alone: whether the caller holds the store's lock, without which no other launcher sends. Left as they are: those of
+    another cluster, those that sbatch took, those that this cluster may hide, those whose sender may still be at work.
     """
     if not ledger.unsettled:
         return False
@@ -129,6 +138,6 @@ def adopt_intents(ledger: Ledger, where: Here | None = None) -> bool:
         if look + 1 < LOOKS:
             time.sleep(RETRY_S)
     for intent in intents:
-        if not intent.was_accepted and not where.may_hide(intent.proof):
+        if not (intent.was_accepted or where.may_hide(intent.proof) or _may_be_under_way(intent, alone=alone)):
             ledgers.forget(intent)
     return True

@@ -21,6 +21,7 @@ from transfergrid.paths import StorePaths
 TIMEOUT_S = 15.0
 SLACK_S = 5.0  # between the clocks of a node and of the accounting, which counts whole seconds
 SENT_SLACK_S = 600.0  # an sbatch that hung, before its job was entered
+Job = tuple[str | None, str]  # cluster, None where an older release did not note it, and number
 # The name comes last, since it may hold whatever a user typed, the separator included.
 _FIELDS = ("JobID", "Cluster", "State", "Submit", "Start", "End", "ElapsedRaw", "AllocTRES", "JobName")
 
@@ -44,7 +45,6 @@ class Claim:
     """What the store knows of one job: the submission that sent it, None where somebody wrote it by hand, and by run
     when its attempts began and how long they took."""
 
-    job_id: str
     submission: Submission | None
     attempts: Mapping[str, tuple[AttemptTime, ...]]
 
@@ -63,21 +63,31 @@ def settle_bills(store: StorePaths, ledger: Ledger, run_ids: Iterable[str]) -> S
     A store that cannot be written, and a SLURM that does not answer, change nothing.
     """
     claims = _claims(store, ledger, [r for r in dict.fromkeys(run_ids) if not _is_settled(store, r)])
-    found = sacct(claims, since=_first_sign(claims)) if claims else None
-    if found is None:
-        return Settled(changed=False, is_final=True)
+    told = _ask(claims)
     billed: dict[str, list[BilledJob]] = {}
-    for job_id, claim in claims.items():
+    begun: set[str] = set()
+    for (cluster, job_id), claim in claims.items():
+        if (found := told[cluster]) is None:
+            continue
+        begun |= {run_id for run_id, times in claim.attempts.items() if times}
         for allocations in found.get(job_id, {}).values():
             for allocation in _ours(claim, allocations):
                 for run_id, share in _shares(claim, allocation).items():
                     billed.setdefault(run_id, []).append(_billed(allocation, share))
-    begun = {run_id for claim in claims.values() for run_id, times in claim.attempts.items() if times}
     try:
         changed = [_write(store, run_id, jobs) for run_id, jobs in billed.items()]
     except (MachineError, OSError):
         return Settled(changed=False, is_final=True)
     return Settled(changed=any(changed), is_final=all(_is_settled(store, run_id) for run_id in begun))
+
+
+def _ask(claims: Mapping[Job, Claim]) -> dict[str | None, dict[str, dict[str, list[Allocation]]] | None]:
+    """By cluster what its accounting keeps of these jobs; one call for each."""
+    by_cluster: dict[str | None, list[str]] = {}
+    for cluster, job_id in claims:
+        by_cluster.setdefault(cluster, []).append(job_id)
+    since = _first_sign(claims)
+    return {cluster: sacct(job_ids, since=since, cluster=cluster) for cluster, job_ids in by_cluster.items()}
 
 
 def _ours(claim: Claim, allocations: Sequence[Allocation]) -> Sequence[Allocation]:
@@ -112,28 +122,41 @@ def _is_settled(store: StorePaths, run_id: str) -> bool:
     return bill.attempt >= max((a.number for a in attempt_times(store.run(run_id))), default=0)
 
 
-def _claims(store: StorePaths, ledger: Ledger, run_ids: Sequence[str]) -> dict[str, Claim]:
-    """By job: these runs' jobs, with every run that shares one of them."""
-    sent: dict[str, Submission] = {}
-    packs: dict[str, set[str]] = {}
+def _claims(store: StorePaths, ledger: Ledger, run_ids: Sequence[str]) -> dict[Job, Claim]:
+    """By job: these runs' jobs, with every run that shares one of them. An attempt that noted no cluster belongs to the
+    job of its number that the ledger has."""
+    sent: dict[Job, Submission] = {}
+    packs: dict[Job, set[str]] = {}
     wanted = set(run_ids)
     for submission in ledger.submissions:
         for index, task in enumerate(submission.tasks):
             job_id = submission.task_id(index)
             if job_id is not None and wanted.intersection(task):
-                sent[job_id] = submission
-                packs.setdefault(job_id, set()).update(task)
+                job = (submission.cluster, job_id)
+                sent[job] = submission
+                packs.setdefault(job, set()).update(task)
     times = {r: attempt_times(store.run(r)) for r in wanted.union(*packs.values())}
-    for run_id in run_ids:
-        for attempt in times[run_id]:
+    began: dict[tuple[Job, str], list[AttemptTime]] = {}
+    for run_id, attempts in times.items():
+        for attempt in attempts:
             if attempt.task is not None:
-                packs.setdefault(attempt.task, set()).add(run_id)
+                job = _job_of(attempt, sent)
+                began.setdefault((job, run_id), []).append(attempt)
+                if run_id in wanted:
+                    packs.setdefault(job, set()).add(run_id)
     return {
-        job_id: Claim(
-            job_id, sent.get(job_id), {r: tuple(a for a in times[r] if a.task == job_id) for r in sorted(pack)}
-        )
-        for job_id, pack in packs.items()
+        job: Claim(sent.get(job), {r: tuple(began.get((job, r), ())) for r in sorted(pack)})
+        for job, pack in packs.items()
     }
+
+
+def _job_of(attempt: AttemptTime, sent: Iterable[Job]) -> Job:
+    """The job an attempt was part of; what an older release sent stands in the ledger without its cluster."""
+    number = str(attempt.task)
+    known = [cluster for cluster, job_id in sent if job_id == number]
+    if attempt.cluster in known or (attempt.cluster is not None and None not in known):
+        return attempt.cluster, number
+    return (None if None in known or not known else known[0]), number
 
 
 def _shares(claim: Claim, allocation: Allocation) -> dict[str, float]:
@@ -168,8 +191,8 @@ def _write(store: StorePaths, run_id: str, found: Sequence[BilledJob]) -> bool:
     paths = store.run(run_id)
     former, times = read_bill(paths), attempt_times(paths)
     jobs = joined(former, found)
-    known = {job.job for job in jobs}
-    is_closed = all(job.has_ended for job in jobs) and all(a.task is None or a.task in known for a in times)
+    known = {(cluster, job.job) for job in jobs for cluster in (None, job.cluster)}
+    is_closed = all(j.has_ended for j in jobs) and all(a.task is None or (a.cluster, a.task) in known for a in times)
     bill = Bill(jobs=jobs, attempt=max((a.number for a in times), default=0), is_closed=is_closed)
     if bill == former or not paths.root.is_dir():  # a run that never began has no folder, and is given none
         return False
@@ -177,7 +200,7 @@ def _write(store: StorePaths, run_id: str, found: Sequence[BilledJob]) -> bool:
     return True
 
 
-def _first_sign(claims: Mapping[str, Claim]) -> datetime:
+def _first_sign(claims: Mapping[Job, Claim]) -> datetime:
     began = [_moment(a.started) for claim in claims.values() for times in claim.attempts.values() for a in times]
     sent = [claim.submission.submitted for claim in claims.values() if claim.submission is not None]
     known = [moment for moment in (*began, *sent) if moment is not None]
@@ -199,11 +222,17 @@ def _moment(text: str) -> datetime | None:
 
 
 # ------------------------------------------------------------------------------------------------ what accounting knows
-def sacct(job_ids: Iterable[str], *, since: datetime) -> dict[str, dict[str, list[Allocation]]] | None:
-    """By job (`123`, or `123_4`) and cluster the allocations; None where no accounting answers."""
+def sacct(
+    job_ids: Iterable[str], *, since: datetime, cluster: str | None
+) -> dict[str, dict[str, list[Allocation]]] | None:
+    """By job (`123`, or `123_4`) and cluster the allocations; None where no accounting answers.
+
+    cluster: whose accounts; None = this machine's.
+    """
     bases = sorted({slurm.base_id(job_id) for job_id in job_ids})
     start = (since.astimezone(UTC) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S")
-    command = ["sacct", "-n", "-P", "-X", "-D", "-S", start, "-j", ",".join(bases), "-o", ",".join(_FIELDS)]
+    where = ["-M", cluster] if cluster is not None else []
+    command = ["sacct", *where, "-n", "-P", "-X", "-D", "-S", start, "-j", ",".join(bases), "-o", ",".join(_FIELDS)]
     try:
         text = slurm.run(command, timeout_s=TIMEOUT_S)
     except MachineError:

@@ -164,5 +164,5 @@ def _write_job(path: Path, launch: Launch, submission: Submission, parameters: d
     command = f"{python_command(launch.settings)} -m {module} {shlex.quote(str(submission.folder))}"
     text = executor._make_submission_file_text(command, "")  # what submitit itself would send
     durable.write_bytes(path.with_name(path.name + ".sbatch"), text.encode())
-    line = json.dumps(as_line(replace(submission, job_id="@JOB_ID@")))
+    line = json.dumps(as_line(replace(submission, job_id="@JOB_ID@", sender="submit.sh")))
     durable.write_bytes(path.with_name(path.name + ".json"), line.encode() + b"\n")

@@ -118,6 +118,13 @@ class Look:
             return None
         return found if case.proof.fits(self.here.name, found.name, found.comment) else None
 
+    def renamed(self, case: Case) -> slurm.QueueEntry | None:
+        """A live job of a run's number and user that bears another name."""
+        found, here = self.queue.get(str(case.job_id)), self.here
+        if found is None or here is None or not case.proof.may_be_renamed(here.name, found):
+            return None
+        return None if any(s.proof.fits(here.name, found.name) for s in self.ledger.submissions) else found
+
     def accounted(self, case: Case) -> slurm.AccountEntry | None:
         """What the accounting keeps of a run's job, where it proves to be that."""
         clusters = {case.proof.cluster} if case.proof.cluster is not None else {cluster for cluster, _ in self.account}

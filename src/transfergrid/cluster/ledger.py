@@ -20,6 +20,7 @@ from transfergrid.cluster.ownership import Proof
 from transfergrid.paths import StorePaths
 
 Kind = Literal["runs", "finish"]
+Sender = Literal["launch", "sweep", "submit.sh"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +30,7 @@ class Submission:
     name: unique in the store. tasks: the run_ids of each task, in order (several where runs share a job). launch:
     folder of the launch. job_id: None while only intended. gpus: per task. cluster: SLURM's name of where it was sent.
     token: its own, at the end of the names of its jobs. Both are None in lines of an older release. uid: of who sent
-    it.
+    it. sender: what calls sbatch; of these only a launch holds the store's lock meanwhile.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Submission:
     cluster: str | None = None
     token: str | None = None
     uid: int | None = None
+    sender: Sender = "launch"
 
     @property
     def job_name(self) -> str:
@@ -94,6 +96,7 @@ def as_line(submission: Submission) -> dict[str, Any]:
         "cluster": submission.cluster,
         "token": submission.token,
         "uid": submission.uid,
+        "sender": submission.sender,
     }
 
 
@@ -153,4 +156,5 @@ def _read(path: Path) -> Iterator[Submission]:
             cluster=line.get("cluster"),
             token=line.get("token"),
             uid=line.get("uid"),
+            sender=line.get("sender", "launch"),
         )

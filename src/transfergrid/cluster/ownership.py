@@ -88,6 +88,12 @@ class Proof:
             return self.name != "" and self.name in (name, comment)
         return self.cluster == cluster and (name == self.token or name.endswith(f"-{self.token}"))
 
+    def may_be_renamed(self, cluster: str, row: slurm.QueueEntry) -> bool:
+        """Whether a live job of its number, on its cluster and of its user, bears another name: nothing tells whether
+        the user has renamed it or the number was given again."""
+        same = self.is_of(cluster) and self.uid is not None and self.uid == row.uid
+        return same and not self.fits(cluster, row.name) and meaning(row.state).kind != "ended"
+
 
 def proof_of_attempt(owner: Mapping[str, Any]) -> Proof:
     """By what an attempt noted of its job."""
@@ -121,11 +127,14 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
         where = here()
         if proof.cluster != where.name:
             return None
-        rows = [e for e in slurm.squeue([task]) if e.job_id == task and proof.fits(where.name, e.name)]
+        shown = [e for e in slurm.squeue([task]) if e.job_id == task]
     except MachineError:
         return None
+    rows = [e for e in shown if proof.fits(where.name, e.name)]
     if rows:
         return meaning(rows[0].state).kind != "ended"
+    if any(proof.may_be_renamed(where.name, e) for e in shown):
+        return None
     if where.may_hide(proof):
         return None
     since = datetime.now(UTC) - timedelta(days=365)

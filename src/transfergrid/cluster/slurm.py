@@ -18,6 +18,7 @@ from datetime import UTC, datetime, timedelta
 from transfergrid.errors import MachineError
 
 TIMEOUT_S = 30.0
+SETTLING_S = 150.0  # a requeue makes a job vanish or look ended for up to two minutes
 PROBE_S = 2.0  # auto: a controller that takes longer is not there
 SEPARATOR = "|"
 NAMES_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_RESERVATION")
@@ -132,8 +133,8 @@ class QueueEntry:
     """One job, or one task of an array, as squeue shows it.
 
     state: SLURM's word (PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, ...). reason: why it waits or how it ended.
-    starts: expected or true start. elapsed_s, left_s: None where SLURM does not say. comment: the user's, but of jobs
-    that an older release sent, whose group it names.
+    starts: expected or true start. elapsed_s, left_s: None where SLURM does not say. uid: of whose job it is. comment:
+    the user's, but of jobs that an older release sent, whose group it names.
     """
 
     job_id: str
@@ -144,12 +145,16 @@ class QueueEntry:
     left_s: float | None
     restarts: int
     nodes: str
+    uid: int | None
     name: str
     comment: str
     exit_code: int | None
 
 
-_QUEUE = ("JobArrayID", "State", "Reason", "StartTime", "TimeUsed", "TimeLeft", "RestartCnt", "NodeList", "Name")
+_QUEUE = (
+    *("JobArrayID", "State", "Reason", "StartTime", "TimeUsed", "TimeLeft", "RestartCnt", "NodeList", "UserID", "Name"),
+    *("Comment", "exit_code"),
+)
 _WIDTH = 256
 
 
@@ -165,7 +170,7 @@ def squeue(
     of_ids, of_names, of_users = sorted(set(job_ids)), sorted(set(names)), sorted(set(uids))
     if not of_ids and not of_names and not of_users:
         return []
-    fields = ",".join(f"{name}:{_WIDTH}" for name in (*_QUEUE, "Comment", "exit_code"))
+    fields = ",".join(f"{name}:{_WIDTH}" for name in _QUEUE)
     which = ["--name", ",".join(of_names)] if of_names else ["-u", ",".join(map(str, of_users))]
     which = ["-j", ",".join(of_ids)] if of_ids else which
     try:
@@ -180,9 +185,9 @@ def squeue(
 
 def _queue_entry(line: str) -> QueueEntry:
     raw = line.encode()  # squeue counts bytes
-    parts = [raw[i * _WIDTH : (i + 1) * _WIDTH] for i in range(len(_QUEUE) + 2)]
+    parts = [raw[i * _WIDTH : (i + 1) * _WIDTH] for i in range(len(_QUEUE))]
     cells = [part.decode(errors="replace").strip() for part in parts]
-    job_id, state, reason, starts, used, left, restarts, nodes, name, comment, exit_code = cells
+    job_id, state, reason, starts, used, left, restarts, nodes, uid, name, comment, exit_code = cells
     return QueueEntry(
         job_id=job_id,
         state=state,
@@ -192,6 +197,7 @@ def _queue_entry(line: str) -> QueueEntry:
         left_s=duration_s(left),
         restarts=int(restarts) if restarts.isdigit() else 0,
         nodes=nodes,
+        uid=int(uid) if uid.isdigit() else None,
         name=name,
         comment="" if comment == "(null)" else comment,
         exit_code=int(exit_code) if exit_code.isdigit() else None,

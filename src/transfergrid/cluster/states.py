@@ -34,7 +34,6 @@ from transfergrid.cluster.run_state import RunState, State
 from transfergrid.paths import StorePaths
 from transfergrid.records import phase_seconds
 
-SETTLING_S = 150.0  # a requeue makes a job vanish or look ended for up to two minutes
 RECORD_DELAY_S = 60.0  # until a file that a node has written is seen on a slow shared file system
 
 _STATE_OF_CLASS: dict[str, State] = {"blocked": "blocked", "cancelled": "cancelled", "lost": "lost"}
@@ -108,6 +107,9 @@ def _judge(look: Look, case: Case) -> RunState:
     if look.elsewhere(case) is not None:
         return _elsewhere(look, case)
     ending = ending_of(look, case, entry)
+    renamed = look.renamed(case)
+    if renamed is not None and (ending is None or slurm_words.meaning(ending.state).kind != "ended"):
+        return _under_another_name(case, renamed)
     if ending is not None:
         return _ended(look, case, ending)
     return _absent(look, case)
@@ -201,7 +203,7 @@ def _unsent(look: Look, case: Case) -> RunState:
     sent, state = case.submission, RunState(run_id=case.run_id, state="not submitted", attempts=case.own.attempts)
     if sent is None:
         return replace(state, reason="its last attempt was interrupted" if case.own.attempts else "")
-    if look.age_s(case.submitted) < SETTLING_S:  # there is only the intent of it
+    if look.age_s(case.submitted) < slurm.SETTLING_S:  # there is only the intent of it
         may_hide = look.here is not None and look.here.may_hide(sent.proof)
         kept = sent.was_accepted or may_hide or look.elsewhere(case) is not None
         return replace(state, state="unknown", undecided=kept, reason="is being submitted")
@@ -216,6 +218,19 @@ def _unsent(look: Look, case: Case) -> RunState:
         told += "; SLURM shows no job of that name" + (", though sbatch took it" if sent.was_accepted else "")
         return replace(state, state="unknown", undecided=True, reason=told)
     return replace(state, reason=f"{told}; launch again")
+
+
+def _under_another_name(case: Case, entry: slurm.QueueEntry) -> RunState:
+    told = f"job {entry.job_id} of the same user is {entry.state}, and its name is {entry.name}, not what was sent"
+    return RunState(
+        run_id=case.run_id,
+        state="unknown",
+        reason=f"{told}; was it renamed?",
+        job_id=case.job_id,
+        node=entry.nodes,
+        attempts=case.own.attempts,
+        undecided=True,
+    )
 
 
 def _elsewhere(look: Look, case: Case) -> RunState:
@@ -250,7 +265,7 @@ def _ended(look: Look, case: Case, ending: Ending) -> RunState:
     )
     if found.kind in ("waits", "runs", "unknown"):
         return _only_in_accounting(look, case, state, ending.state)
-    if found.may_return and look.age_s(ending.ended) < SETTLING_S:
+    if found.may_return and look.age_s(ending.ended) < slurm.SETTLING_S:
         return replace(state, reason=f"{found.words}; SLURM may start it again")
     if found.failure_class is not None:
         memory = f" ({ending.memory})" if ending.memory and found.failure_class == "host_oom" else ""
@@ -280,7 +295,7 @@ def _only_in_accounting(look: Look, case: Case, state: RunState, word: str) -> R
         if kind == "runs" or (case.began and not case.own.owner.get("ended")):  # the accounting hears of it later
             return replace(state, state="running", reason=told)
         return replace(state, state="pending", reason=told, elapsed_s=None)
-    late = look.age_s(case.submitted) >= SETTLING_S
+    late = look.age_s(case.submitted) >= slurm.SETTLING_S
     told = f", its queue does not show job {case.job_id}" if late else ""
     return replace(state, reason=f"SLURM's accounting says {word}{told}", undecided=late)
 
@@ -301,7 +316,7 @@ def _absent(look: Look, case: Case) -> RunState:
     if not case.began and _knows_siblings(look, case):
         # A waiting task of an array that is cancelled leaves the queue without a trace, in the accounting too.
         return _with_class(state, "cancelled", "was cancelled before it started")
-    if look.age_s(case.submitted) < SETTLING_S:
+    if look.age_s(case.submitted) < slurm.SETTLING_S:
         if case.began:
             return replace(state, reason="SLURM does not show its job")
         return replace(state, state="pending", reason="just submitted")

@@ -173,7 +173,7 @@ def submit(console: Console, submitting: Submitting) -> int:
     began = time.monotonic()
     with _alone(console, request):
         ledger = read_ledger(request.store)
-        if adopt_intents(ledger, submitting.limits.here):
+        if adopt_intents(ledger, submitting.limits.here, alone=True):
             ledger = read_ledger(request.store)
         plan = _without(_plan(request, ledger, submitting.sent)[0], submitting.sent)
         write_grid_of(console, request)

@@ -133,7 +133,7 @@ def state_text(state: RunState) -> str:
 # ------------------------------------------------------------------------------------------------------------ progress
 @dataclass(frozen=True, slots=True)
 class _Progress:
-    """epochs: `3/10`. to_go_s: estimated from the epochs so far."""
+    """epochs: `3/10`; `3/11 C` of a solved probe, which counts strengths of its penalty. to_go_s: from those so far."""
 
     epochs: str = ""
     best_val: float | None = None
@@ -141,10 +141,10 @@ class _Progress:
 
 
 def read_progress(view: View, row: Row) -> _Progress:
-    total = _total_epochs(view, row.run_id)
+    total, unit = _total_epochs(view, row.run_id)
     if view.state(row).state == "done":
         metrics = (_json(view, row.run_id, "record") or {}).get("metrics") or {}
-        return _Progress(f"{total}/{total}" if total else "", metrics.get("val_accuracy"))
+        return _Progress(f"{total}/{total}{unit}" if total else "", metrics.get("val_accuracy"))
     newest = last_line(view.store, row.run_id)
     if newest is None:
         return _Progress()
@@ -156,7 +156,8 @@ def read_progress(view: View, row: Row) -> _Progress:
         per_epoch_s = (last - first).total_seconds() / max(1, lines[-1]["epoch"] - lines[0]["epoch"])
         since_s = (datetime.now(UTC) - last).total_seconds()
         to_go_s = max(0.0, (total - lines[-1]["epoch"]) * per_epoch_s - since_s)
-    epochs = f"{newest['epoch']}/{total}" if total else str(newest["epoch"])
+    done = newest["epoch"]
+    epochs = f"{done}/{max(total, done)}{unit}" if total else str(done)  # a path goes on while its end is the best
     return _Progress(epochs, max(values, default=None), to_go_s)
 
 
@@ -175,13 +176,16 @@ def epoch_lines(view: View, run_id: str) -> list[dict[str, Any]]:
     return found
 
 
-def _total_epochs(view: View, run_id: str) -> int | None:
+def _total_epochs(view: View, run_id: str) -> tuple[int | None, str]:
+    """What a run's progress ends at, and what is counted where that is no epoch."""
     if run_id in view.specs:
-        return view.specs[run_id].epochs
-    spec = _json(view, run_id, "spec") or {}
-    settings = spec.get("settings") or {}
-    total = len(settings["cs"]) if settings.get("solver") == "lbfgs" else settings.get("epochs")
-    return total if isinstance(total, int) else None
+        spec = view.specs[run_id]
+        return spec.epochs, " C" if spec.is_solved else ""
+    settings = (_json(view, run_id, "spec") or {}).get("settings") or {}
+    if settings.get("solver") == "lbfgs":
+        return len(settings["cs"]), " C"
+    total = settings.get("epochs")
+    return (total if isinstance(total, int) else None), ""
 
 
 def _json(view: View, run_id: str, name: str) -> dict[str, Any] | None:

@@ -50,7 +50,7 @@ def sweep(arguments: Sequence[str]) -> int:
     request = asked.request
     tracking.validate(request.runtime, sends=not request.dry_run)
     if on_slurm and not request.dry_run:
-        adopt_intents(ledger.read_ledger(request.store))  # those of a sweep that still waits have no job's id yet
+        adopt_intents(ledger.read_ledger(request.store), alone=False)  # a sweep that still waits has no job's id yet
     rows = [c.run.run_id for c in request.configurations]
     plan = make_plan(rows, request.runs, request.runtime, queued=launch.queued(launch.sent_states(request)))
     if request.needs_only_checked and (missing := _missing(plan, request.runs)):
@@ -156,6 +156,7 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
         cluster=here().name,
         token=new_token(),
         uid=os.getuid(),
+        sender="sweep",
     )
     ledger.record(submission)  # without a job's id, which the launcher does not tell
     setup = _write_setup(submission, asked, take_snapshot_of_code(payload.parent))
@@ -178,13 +179,13 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
 
 def _launch(run_ids: Sequence[str], asked: Sweep, payload: Path, submission: ledger.Submission, setup: Path) -> None:
     """Returns when all jobs have left a result, or the first has ended without one. Raises MachineError where SLURM
-    took none."""
+    took none; SlurmDown where it cannot be asked, and then all stays as it is."""
     try:
         name, folder = submission.job_name, submission.folder
         run_sweep(on_node, run_ids, sweep=asked, payload=payload, name=name, folder=folder, setup=setup)
     except Exception as error:
         # By name, since submitit is known to `cluster` alone: a job that ended without a result, as failed runs' do.
-        if type(error).__name__ != "UncompletedJobError":
+        if type(error).__name__ != "UncompletedJobError" and not adopt([submission]):
             shutil.rmtree(payload.parent, ignore_errors=True)
             raise MachineError(f"SLURM did not take the sweep: {one_line(error)}") from error
 
@@ -237,4 +238,5 @@ def _wait_for(name: str, poll_s: float) -> None:
 
 def _ended(run: RunSpec, state: RunState) -> local.Ended:
     endings: dict[str, local.Ending] = {"done": "completed", "failed": "failed", "cancelled": "interrupted"}
+    endings |= {"unknown": "in flight", "pending": "in flight", "running": "in flight"}  # as far as SLURM tells
     return local.Ended(run, endings.get(state.state, "lost"), state.reason, state.failure_class)

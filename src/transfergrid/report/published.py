@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from transfergrid.report.studies import STUDIES, StudySettings
-from transfergrid.specs import ProbeSettings, RunSpec, TrainSettings
+from transfergrid.specs import RunSpec, TrainSettings
 
 Rule = Literal["best_on_test", "last", "study_choice", "as_stated", "corrected"]
 NO_MATTER = frozenset({"weights file"})  # the only listed difference that leaves a delta meaningful
@@ -103,7 +103,7 @@ def differs(figure: PublishedFigure, spec: RunSpec, *, probe: RunSpec | None = N
     names += [] if spec.protocol == "published" else ["protocol"]
     names += [] if spec.dataset.max_images is None else ["max_images"]
     names += [] if spec.train_fraction is None and spec.shots is None else ["share of the training images"]
-    if isinstance(spec.settings, ProbeSettings) and spec.settings.solver == "lbfgs":
+    if spec.is_solved:
         names.append("solver")  # a solved head has no epochs and no rates to compare
     elif figure.study.settings is not None and isinstance(spec.settings, TrainSettings):
         theirs = figure.study.settings

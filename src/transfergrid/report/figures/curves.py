@@ -9,7 +9,7 @@ from transfergrid.records import RunRecord
 from transfergrid.report.comparison import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Rows, Sketch, group_name, row_labels, row_name
-from transfergrid.report.figures.tracks import Track, binned_steps, is_solved, mean_over_seeds, parted, probe_of, track
+from transfergrid.report.figures.tracks import Track, binned_steps, mean_over_seeds, parted, probe_of, track
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +26,7 @@ WHAT_IS_DRAWN = (
 def sketches(material: Material) -> Iterator[Sketch]:
     yield from _of_rows(material)
     for (dataset, phase), found in material.groups().items():
-        rows = tuple((row, runs) for row, runs in found if not any(map(is_solved, runs)))
+        rows = tuple((row, runs) for row, runs in found if not any(r.spec.is_solved for r in runs))
         if phase in TRAINED and len(rows) > 1:
             yield _of_settings(material, dataset, phase, rows)
 
@@ -44,7 +44,7 @@ def _of_rows(material: Material) -> Iterator[Sketch]:
         shown = dict.fromkeys([*(probes[i] for i in ids if i in probes), row])
         yield _of_row(material, row, runs, shown=tuple(shown), phases="probe and finetune" if ids else "finetune")
     for row, runs in material.rows:
-        trained = row.phase == "scratch" or (row.phase == "probe" and not any(map(is_solved, runs)))
+        trained = row.phase == "scratch" or (row.phase == "probe" and not any(r.spec.is_solved for r in runs))
         if trained and not (row.phase == "probe" and joined.issuperset(r.run_id for r in runs)):
             yield _of_row(material, row, runs, shown=(row,), phases=row.phase)
 

@@ -14,7 +14,6 @@ from transfergrid.evaluation import Array
 from transfergrid.metrics_log import read_metrics
 from transfergrid.records import RunRecord
 from transfergrid.report.figures.material import Material
-from transfergrid.specs import ProbeSettings
 
 MAX_BINS = 300  # points of a per-batch curve: more than a figure has pixels for would only make its file large
 
@@ -37,12 +36,7 @@ def probe_of(material: Material, run: RunRecord) -> RunRecord | None:
     if run.spec.phase != "finetune" or not run.spec.needs:
         return None
     probe = material.record(run.spec.needs[0])
-    return probe if probe is not None and probe.spec.phase == "probe" and not is_solved(probe) else None
-
-
-def is_solved(run: RunRecord) -> bool:
-    """Whether its lines are strengths of a penalty, not epochs of a training."""
-    return isinstance(run.spec.settings, ProbeSettings) and run.spec.settings.solver == "lbfgs"
+    return probe if probe is not None and probe.spec.phase == "probe" and not probe.spec.is_solved else None
 
 
 def track(material: Material, run: RunRecord) -> Track:
