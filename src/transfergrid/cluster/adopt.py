@@ -54,7 +54,7 @@ def adopt(intents: Sequence[Submission]) -> list[Submission]:
     for intent in intents:
         if intent.name in ids:
             submission = replace(intent, job_id=ids[intent.name])
-            _put_pickles(submission)
+            put_pickles(submission)
             ledgers.record(submission)
             adopted.append(submission)
     return adopted
@@ -96,13 +96,13 @@ def _match(submissions: Sequence[Submission], rows: Sequence[tuple[str, str]], f
 
 
 def _told_id(intent: Submission) -> str | None:
-    """The number that submitit read from sbatch's answer: the pickles' names begin with it."""
-    found = next(iter(intent.folder.glob("*_submitted.pkl")), None)
+    """The number that sbatch told: the pickles' names begin with it."""
+    found = next(iter(intent.folder.glob("[0-9]*_submitted.pkl")), None)
     return None if found is None else slurm.base_id(found.name)
 
 
-def _put_pickles(submission: Submission) -> None:
-    """What submitit does after sbatch: each task's pickle under the task's name, where the task waits for it."""
+def put_pickles(submission: Submission) -> None:
+    """As submitit does after sbatch: each task's pickle under the task's name, where the task waits for it."""
     pickles = [p for p in submission.folder.glob("*.pkl") if not p.name.endswith("_result.pkl")]
     wanted = {f"{submission.task_id(index)}_submitted.pkl" for index in range(len(submission.tasks))}
     if not pickles or {p.name for p in pickles} == wanted:

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from transfergrid.attempts import AttemptTime, attempt_times
 from transfergrid.bills import Bill, BilledJob, joined, read_bill, write_bill
 from transfergrid.cluster import slurm
+from transfergrid.cluster.forms import ANY, WORD, rows
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths
@@ -24,6 +25,7 @@ SENT_SLACK_S = 600.0  # an sbatch that hung, before its job was entered
 Job = tuple[str | None, str]  # cluster, None where an older release did not note it, and number
 # The name comes last, since it may hold whatever a user typed, the separator included.
 _FIELDS = ("JobID", "Cluster", "State", "Submit", "Start", "End", "ElapsedRaw", "AllocTRES", "JobName")
+_FORMS = (slurm.JOB_OR_STEP, WORD, slurm.STATE, *[ANY] * 3, slurm.SECONDS, r"(\S+=\S+)?", ANY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,9 +248,9 @@ def sacct(
 def parse_sacct(text: str) -> list[Allocation]:
     """Lines of jobs that have started: `5_[3-9]` are tasks that wait."""
     found = []
-    for line in text.splitlines():
-        cells = dict(zip(_FIELDS, line.split(slurm.SEPARATOR, len(_FIELDS) - 1), strict=False))
-        if len(cells) < len(_FIELDS) or "[" in cells["JobID"] or slurm.when(cells["Start"]) is None:
+    for row in rows("sacct", text, _FORMS):
+        cells = dict(zip(_FIELDS, row, strict=True))
+        if "[" in cells["JobID"] or slurm.when(cells["Start"]) is None:
             continue
         found.append(
             Allocation(
@@ -268,6 +270,6 @@ def parse_sacct(text: str) -> list[Allocation]:
 def gpus_of(tres: str) -> int:
     """`billing=4,cpu=4,gres/gpu:a100=2,gres/gpu=2,mem=16G` -> 2. Where only types are counted, their sum."""
     counted = dict(part.split("=", 1) for part in tres.split(",") if "=" in part)
-    if "gres/gpu" in counted:
+    if counted.get("gres/gpu", "").isdigit():
         return int(counted["gres/gpu"])
     return sum(int(n) for name, n in counted.items() if re.fullmatch(r"gres/gpu:\S+", name) and n.isdigit())

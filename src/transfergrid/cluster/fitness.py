@@ -180,13 +180,12 @@ def _probe_here(*, skip_gpu: bool) -> ProbeAnswer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             timeout=LOCAL_TIMEOUT_S,
         )
+        output: bytes = done.stdout
     except subprocess.TimeoutExpired as error:
-        findings, said = parse_output(error.stdout.decode() if isinstance(error.stdout, bytes) else "")
-    else:
-        findings, said = parse_output(done.stdout)
+        output = error.stdout or b""
+    findings, said = parse_output(output.decode(errors="replace"))
     return ProbeAnswer(findings=findings, said=said)
 
 

@@ -63,7 +63,7 @@ class Submission:
 
     @property
     def was_accepted(self) -> bool:
-        """Whether sbatch said that it took it: submitit then puts the tasks' pickles in place."""
+        """Whether sbatch said that it took it: the tasks' pickles are then in place."""
         return next(self.folder.glob("*_submitted.pkl"), None) is not None
 
     def task_id(self, index: int) -> str | None:

@@ -12,12 +12,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from transfergrid.cluster import slurm
+from transfergrid.cluster.forms import ANY, MAYBE_NUMBER, NUMBER, WORD, rows
 from transfergrid.cluster.ownership import Here, here_of, read_config
 from transfergrid.errors import ConfigError
 from transfergrid.resources import Resources
 
 # How a node's state begins, as sinfo spells it; `powered_down` is none of them, such a node is woken when needed.
 UNUSABLE = ("down", "drain", "error", "fail", "future", "inval", "maint", "unknown")
+_OF_SINFO = (WORD, r"[A-Za-z_]+[^\sA-Za-z|]*", NUMBER, r"\d+\+?", r"\d+\+?", ANY)
+_OF_USER = (r"[^|]*", WORD, r"[^|]*", r"[^|]*", MAYBE_NUMBER, MAYBE_NUMBER)
+_OF_QOS = (WORD, MAYBE_NUMBER, MAYBE_NUMBER, r"[\d:-]*|UNLIMITED")
 ANY_TYPE = ""  # GPUs that SLURM counts without a type
 
 
@@ -158,9 +162,9 @@ def _partitions(entries: Iterable[Mapping[str, str]], shapes: Mapping[str, list[
 def _shapes(timeout_s: float) -> dict[str, list[NodeShape]]:
     """Partition -> its kinds of nodes. One line per kind, not per node: a cluster may have thousands."""
     found: dict[str, list[NodeShape]] = {}
-    for line in slurm.run(["sinfo", "-a", "-h", "-e", "-o", "%R|%T|%D|%c|%m|%G"], timeout_s=timeout_s).splitlines():
-        name, state, count, cpus, mem_mib, gres = line.strip().split("|", 5)
-        usable = 0 if state.endswith("*") or state.startswith(UNUSABLE) else int(count)
+    text = slurm.run(["sinfo", "-a", "-h", "-e", "-o", "%R|%T|%D|%c|%m|%G"], timeout_s=timeout_s)
+    for name, state, count, cpus, mem_mib, gres in rows("sinfo", text, _OF_SINFO):
+        usable = int(count) if takes_jobs(state) else 0
         shape = NodeShape(
             count=int(count),
             usable=usable,
@@ -170,6 +174,11 @@ def _shapes(timeout_s: float) -> dict[str, list[NodeShape]]:
         )
         found.setdefault(name, []).append(shape)
     return found
+
+
+def takes_jobs(state: str) -> bool:
+    """Of a node's state as sinfo spells it: `mixed-` and `idle~` do, `idle*` does not answer, `idle$` is maintained."""
+    return not state.startswith(UNUSABLE) and not set(state) & set("*$")
 
 
 def gpus_of(gres: str) -> dict[str, int]:
@@ -207,8 +216,8 @@ def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | 
     of_user = [*show, "user", user_name(), "withassoc", f"cluster={config['ClusterName']}", f"format={columns}"]
     of_qos = [*show, "qos", "format=Name,MaxSubmitJobsPerUser,GrpSubmitJobs,MaxWall"]
     try:
-        associations = [line.split("|") for line in slurm.run(of_user, timeout_s=timeout_s).splitlines() if line]
-        qos_lines = [line.split("|") for line in slurm.run(of_qos, timeout_s=timeout_s).splitlines() if line]
+        associations = rows("sacctmgr", slurm.run(of_user, timeout_s=timeout_s), _OF_USER)
+        qos_lines = rows("sacctmgr", slurm.run(of_qos, timeout_s=timeout_s), _OF_QOS)
     except (slurm.SlurmDown, slurm.SlurmRefused):
         return _Known()
     enforced = config.get("AccountingStorageEnforce", "none").lower()

@@ -15,12 +15,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from transfergrid.cluster.answers import Answer, answer
+from transfergrid.cluster.forms import ANY, JOB_ID, rows, say_unread
+from transfergrid.cluster.forms import duration_s as duration_s
+from transfergrid.cluster.forms import mebibytes as mebibytes
+from transfergrid.cluster.forms import when as when
 from transfergrid.errors import MachineError
 
 TIMEOUT_S = 30.0
 SETTLING_S = 150.0  # a requeue makes a job vanish or look ended for up to two minutes
 PROBE_S = 2.0  # auto: a controller that takes longer is not there
-SEPARATOR = "|"
+SBATCH_S = 240.0  # it tries again for two minutes by itself where the controller is full
 NAMES_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_RESERVATION")
 # Variables of SLURM's commands: inherited, they would become options of what is asked here. SQUEUE_PARTITION hides jobs
 # that are there, SCANCEL_STATE keeps scancel from cancelling, SBATCH_PARTITION outweighs a job script's own lines.
@@ -35,7 +40,16 @@ class SlurmDown(MachineError):
 
 
 class SlurmRefused(MachineError):
-    """SLURM answered, and said no; the message is its own."""
+    """The command failed, with other words than those of silence. said: its own, all of them on one line."""
+
+    def __init__(self, message: str, said: str = "") -> None:
+        super().__init__(message)
+        self.said = said
+
+    @property
+    def answer(self) -> Answer:
+        """Whether these words are a refusal at all."""
+        return answer(self.said)
 
 
 def environment() -> dict[str, str]:
@@ -52,34 +66,46 @@ def environment() -> dict[str, str]:
 
 
 def run(command: Sequence[str], *, timeout_s: float = TIMEOUT_S, environ: Mapping[str, str] | None = None) -> str:
-    """The command's output. Raises SlurmDown where nothing answers within the time, SlurmRefused for any other no."""
+    """The command's output; bytes that are no UTF-8 stand as replacements. Raises SlurmDown where nothing answers
+    within the time, SlurmRefused for any other failure."""
+    return _output(command, timeout_s, environ).decode(errors="replace")
+
+
+def _output(command: Sequence[str], timeout_s: float, environ: Mapping[str, str] | None = None) -> bytes:
+    done = _call(command, timeout_s, environ)
+    if done.returncode == 0:
+        return done.stdout
+    said = " ".join((done.stderr or done.stdout).decode(errors="replace").split())
+    told = f"{command[0]}: {said[-300:] or f'exit code {done.returncode}'}"  # what it failed of comes last
+    if answer(said) is Answer.SILENCE:
+        raise SlurmDown(told)
+    raise SlurmRefused(told, said)
+
+
+def _call(
+    command: Sequence[str], timeout_s: float, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    """The one place that runs a command of SLURM's."""
+    env = dict(environ if environ is not None else environment())
     try:
-        done = subprocess.run(
-            list(command),
-            env=dict(environ if environ is not None else environment()),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-        )
+        return subprocess.run(list(command), env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s)
     except FileNotFoundError:
         raise SlurmDown(f"{command[0]} is not on the PATH; run this where SLURM's commands are") from None
     except OSError as error:  # as a list of jobs too long for one command
-        raise SlurmRefused(f"{command[0]} cannot be run: {error.strerror}") from error
+        raise SlurmRefused(f"{command[0]} cannot be run: {error.strerror}", str(error.strerror)) from error
     except subprocess.TimeoutExpired:
         raise SlurmDown(f"{command[0]} got no answer from SLURM within {timeout_s:.0f} s; try again later") from None
-    if done.returncode == 0:
-        return done.stdout
-    said = " ".join((done.stderr or done.stdout).split()) or f"exit code {done.returncode}"
-    if is_silence(said):
-        raise SlurmDown(f"{command[0]}: {said[:300]}")
-    raise SlurmRefused(f"{command[0]}: {said[:300]}")
 
 
-def is_silence(said: str) -> bool:
-    """Whether a command's words mean that SLURM did not answer, so that what was asked may have happened or not."""
-    silence = r"unable to contact|socket timed out|timed out|connection refused|controller.*(down|not respond)"
-    return re.search(silence, said, re.IGNORECASE) is not None
+def sbatch(arguments: Sequence[str], *, environ: Mapping[str, str] | None = None) -> str | None:
+    """The id that it says it gave the job; None where it succeeded and no line of its answer tells one.
+
+    A banner may tell one as well: the job's own is that of its name (adopt.py). Raises SlurmDown, SlurmRefused.
+    """
+    text = run(["sbatch", *arguments], timeout_s=SBATCH_S, environ=environ)
+    form = r"^[ \t]*(?:Submitted batch job (\d+)(?: on cluster \S+)?|(\d+)(?:;\S+)?)[ \t\r]*$"
+    told = re.findall(form, text, re.MULTILINE)  # `1;cluster` with SBATCH_PARSABLE
+    return "".join(told[-1]) if told else None
 
 
 def inside_job() -> bool:
@@ -103,28 +129,22 @@ def test_only(options: Sequence[str]) -> str | None:
     Raises SlurmRefused where it would not take the job.
     """
     try:
-        done = subprocess.run(
-            ["sbatch", "--test-only", *options, "--wrap=true"],
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.SubprocessError):
+        done = _call(["sbatch", "--test-only", *options, "--wrap=true"], 5.0)
+    except (SlurmDown, SlurmRefused):
         return None
-    found = re.search(r"to start at (\S+?)T(\d\d:\d\d):\d\d .*?on nodes? (\S+)", done.stderr)
+    said = done.stderr.decode(errors="replace")
+    found = re.search(r"to start at (\S+?)T(\d\d:\d\d):\d\d .*?on nodes? (\S+)", said)
     if found is not None:
         return f"to start at {found[1]} {found[2]} UTC on {found[3]}"
-    refused = re.search(r"allocation failure: (.+)|(unrecognized option .+)", done.stderr)
-    if refused is not None and not is_silence(done.stderr):
-        raise SlurmRefused((refused[1] or refused[2]).strip())
+    refused = re.search(r"allocation failure: (.+)|(unrecognized option .+)", said)
+    if refused is not None and answer(said) is not Answer.SILENCE:
+        raise SlurmRefused((refused[1] or refused[2]).strip(), said)
     return None
 
 
 def count_own_jobs() -> int:
     """How many jobs of this user are in the queue, each task of an array counted."""
-    return len(run(["squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i"]).split())
+    return len(rows("squeue", run(["squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i"]), [JOB_ID]))
 
 
 # -------------------------------------------------------------------------------------------------------------- squeue
@@ -155,7 +175,8 @@ _QUEUE = (
     *("JobArrayID", "State", "Reason", "StartTime", "TimeUsed", "TimeLeft", "RestartCnt", "NodeList", "UserID", "Name"),
     *("Comment", "exit_code"),
 )
-_WIDTH = 256
+_WIDTH = 256  # bytes of a column, as squeue counts them
+_is_job = re.compile(JOB_ID.encode() + rb" *").fullmatch
 
 
 def squeue(
@@ -175,18 +196,24 @@ def squeue(
     which = ["-j", ",".join(of_ids)] if of_ids else which
     try:
         # -a: jobs in hidden partitions too.
-        text = run(["squeue", "-a", "-h", "-r", "-t", "all", *which, "-O", fields], timeout_s=timeout_s)
+        said = _output(["squeue", "-a", "-h", "-r", "-t", "all", *which, "-O", fields], timeout_s)
     except SlurmRefused as error:
         if "Invalid job id" in str(error):  # all of them were forgotten
             return []
         raise
-    return [_queue_entry(line) for line in text.splitlines() if re.match(r"\d+(_\d+)? ", line)]
+    entries, unread = [], []
+    for line in said.split(b"\n"):
+        cells = [line[i : i + _WIDTH] for i in range(0, len(line), _WIDTH)]
+        if len(cells) >= len(_QUEUE) and _is_job(cells[0]):
+            entries.append(_queue_entry(cells))
+        else:
+            unread.append(line.decode(errors="replace"))
+    say_unread("squeue", unread)
+    return entries
 
 
-def _queue_entry(line: str) -> QueueEntry:
-    raw = line.encode()  # squeue counts bytes
-    parts = [raw[i * _WIDTH : (i + 1) * _WIDTH] for i in range(len(_QUEUE))]
-    cells = [part.decode(errors="replace").strip() for part in parts]
+def _queue_entry(row: Sequence[bytes]) -> QueueEntry:
+    cells = [cell.decode(errors="replace").strip() for cell in row[: len(_QUEUE)]]
     job_id, state, reason, starts, used, left, restarts, nodes, uid, name, comment, exit_code = cells
     return QueueEntry(
         job_id=job_id,
@@ -229,6 +256,9 @@ class AccountEntry:
 
 # The name comes last, since it may hold whatever a user typed, the separator included.
 _ACCOUNT = ("JobID", "State", "ExitCode", "NodeList", "End", "ElapsedRaw", "ReqMem", "MaxRSS", "Cluster", "JobName")
+JOB_OR_STEP, SECONDS = rf"{JOB_ID}(?:\.\S+)?", r"\d*"  # `123_4.batch`, `.extern`, `.0`, `.interactive`
+STATE = r"[A-Z_]*( by \S+|\+)?"
+_OF_ACCOUNT = (JOB_OR_STEP, STATE, r"(\d+:\d+)?", *[ANY] * 2, SECONDS, *[ANY] * 4)
 
 
 def sacct(
@@ -258,11 +288,8 @@ def sacct(
 def parse_sacct(text: str) -> list[AccountEntry]:
     jobs: dict[tuple[str, str], dict[str, str]] = {}  # by cluster and id
     steps: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for line in text.splitlines():
-        values = line.split(SEPARATOR, len(_ACCOUNT) - 1)
-        if len(values) < len(_ACCOUNT):
-            continue
-        cells = dict(zip(_ACCOUNT, values, strict=True))
+    for row in rows("sacct", text, _OF_ACCOUNT):
+        cells = dict(zip(_ACCOUNT, row, strict=True))
         job_id, _, step = cells["JobID"].partition(".")
         if step:
             steps.setdefault((cells["Cluster"], job_id), []).append(cells)
@@ -272,7 +299,7 @@ def parse_sacct(text: str) -> list[AccountEntry]:
 
 
 def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> AccountEntry:
-    state = cells["State"].split()[0] if cells["State"] else "UNKNOWN"  # `CANCELLED by 0`
+    state = cells["State"].split()[0].rstrip("+") if cells["State"] else "UNKNOWN"  # `CANCELLED by 0`, `CANCELLED+`
     if state not in ("PENDING", "RUNNING", "REQUEUED", "COMPLETED"):
         if any(s["State"].startswith("OUT_OF_ME") for s in steps):
             state = "OUT_OF_MEMORY"
@@ -293,32 +320,6 @@ def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]])
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- values
-def when(text: str) -> datetime | None:
-    """`2026-11-20T13:00:00`, in UTC since environment() says so; None for N/A, Unknown or nothing."""
-    try:
-        return datetime.fromisoformat(text).replace(tzinfo=UTC)
-    except ValueError:
-        return None
-
-
-def duration_s(text: str) -> float | None:
-    """`1-02:03:04`, `02:03:04`, `03:04`, `03:04.567` in seconds; None for UNLIMITED, INVALID or nothing."""
-    match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text.strip())
-    if match is None:
-        return None
-    days, hours, minutes, seconds = (float(part or 0) for part in match.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def mebibytes(text: str) -> float | None:
-    """`1024K`, `16G`, `8Gn` in MiB; None for nothing."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)[nc]?", text.strip())
-    if match is None:
-        return None
-    return float(match[1]) * {"": 1 / 1024 / 1024, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0 * 1024}[match[2]]
-
-
 def base_id(job_id: str) -> str:
     """`123` of `123_4`: the id that covers all tasks of an array."""
     return job_id.partition("_")[0]
@@ -336,11 +337,16 @@ def scancel(job_ids: Iterable[str], *, pending_only: bool = False) -> None:
                 raise
 
 
+_MARKS = {"partition": "PartitionName=", "node": "NodeName=", "job": "JobId="}
+
+
 def show(what: str, name: str | None = None, *, timeout_s: float = TIMEOUT_S) -> list[dict[str, str]]:
     """`scontrol show config|partition|node|job` as dictionaries, one per entry."""
     command = ["scontrol", "-a", "show", what, *([name] if name is not None else [])]  # hidden partitions, too
     if what == "config":
-        pairs = (line.partition("=") for line in run(command, timeout_s=timeout_s).splitlines() if "=" in line)
-        return [{key.strip(): value.strip() for key, _, value in pairs}]
+        text = run(command, timeout_s=timeout_s)
+        return [{key: value.strip() for key, value in re.findall(r"^(\w\S*) *=(?: (.*)|)$", text, re.MULTILINE)}]
     lines = run([*command[:2], "-o", *command[2:]], timeout_s=timeout_s).splitlines()
-    return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines if line.strip()]
+    entries = [line.strip() for line in lines if line.strip().startswith(_MARKS[what])]
+    say_unread("scontrol", (line for line in lines if line.strip() not in entries))
+    return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in entries]

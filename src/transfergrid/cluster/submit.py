@@ -2,13 +2,13 @@
 
 Sequence of one group: its folder and tasks.json; its intent in the ledger; sbatch; its job id in the ledger. The id is
 that of the job which SLURM shows with the submission's token in its name, whatever sbatch printed (adopt.py). Where
-sbatch gets no answer the job may exist all the same: it is looked up likewise before anything is sent again.
+sbatch does not say one of its known refusals (answers.py) the job may exist all the same: it is looked up likewise
+before anything is decided.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import shlex
 import shutil
@@ -25,14 +25,15 @@ import submitit
 from transfergrid import durable
 from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
-from transfergrid.cluster.adopt import adopt, look_up
+from transfergrid.cluster.adopt import adopt, look_up, put_pickles
+from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.groups import Group
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
 from transfergrid.cluster.snapshot import import_path
 from transfergrid.cluster.task import TaskSettings, run_task
-from transfergrid.errors import ConfigError, MachineError
+from transfergrid.errors import ConfigError, MachineError, one_line
 from transfergrid.resources import ClusterSettings, Resources
 
 GIVE_UP_S = 300.0  # for a controller that does not answer
@@ -157,39 +158,72 @@ def finish_name(launch: Launch) -> str:
 def _send(
     submission: Submission, launch: Launch, parameters: dict[str, Any], function: Callable[[str], Any]
 ) -> Submission:
-    folder, deadline = submission.folder, time.monotonic() + GIVE_UP_S
+    script, deadline = _write_script(submission, launch.settings, parameters, function), time.monotonic() + GIVE_UP_S
     while True:
-        executor = make_executor(folder, launch.settings, parameters)
-        said = ""
+        refusal, silence = None, ""
         try:
-            with slurm_environment(), contextlib.redirect_stderr(io.StringIO()):  # which it prints as well as raises
-                # The same call for every task: a task finds its own by its array index, and so any pickle fits any.
-                executor.map_array(function, [str(folder)] * len(submission.tasks))
-        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-            said = " ".join(str(error).split())
-            has_answered = isinstance(error, submitit.core.utils.FailedJobError) and not slurm.is_silence(said)
-            if has_answered:
-                with contextlib.suppress(MachineError):  # it may have been taken, and the answer be about another thing
-                    if taken := adopt([submission]):
-                        return taken[0]
-                ledgers.forget(submission)
-                shutil.rmtree(folder, ignore_errors=True)
-                raise SlurmRefused(f"sbatch refused {submission.name}: {said[-300:]}") from error
-        adopted = look_up(submission, deadline)
-        if adopted is not None:
-            return adopted
-        if not said:  # sent again, it might be there twice
+            told = slurm.sbatch([str(script)], environ=environment_of_jobs())
+        except SlurmRefused as error:
+            refusal = error
+        except SlurmDown as error:
+            silence = one_line(error)
+        else:
+            put_pickles(replace(submission, job_id=told or "accepted"))
+        is_certain = refusal is not None and refusal.answer in (Answer.REFUSED, Answer.NO_ROOM)
+        found = _look_once(submission) if is_certain else [look_up(submission, deadline)]
+        if found and found[0] is not None:  # whatever sbatch said
+            script.rename(submission.folder / f"{found[0].job_id}_{script.name}")
+            return found[0]
+        if refusal is not None:
+            raise _refused(submission, refusal, is_shown=found is not None) from refusal
+        if not silence:  # sent again, it might be there twice
             raise MachineError(
                 f"sbatch took {submission.job_name}, and SLURM shows no job of that name; is it renamed by a plugin of"
                 " this cluster? What was sent stays as it is"
             )
         if time.monotonic() > deadline:
             raise SlurmDown(
-                f"sbatch has got no answer for {GIVE_UP_S / 60:.0f} minutes ({said[-200:]}); launch again once it does:"
-                " what was sent is found, what was not is sent"
+                f"sbatch has got no answer for {GIVE_UP_S / 60:.0f} minutes ({silence[-200:]}); launch again once it"
+                " does: what was sent is found, what was not is sent"
             )
-        for pickle in folder.glob("*.pkl"):
-            pickle.unlink()
+
+
+def _write_script(
+    submission: Submission, settings: ClusterSettings, parameters: dict[str, Any], function: Callable[[str], Any]
+) -> Path:
+    """What submitit would send, and the call that the job finds. sbatch itself is run by slurm.py: submitit reads no
+    answer that is not UTF-8, and waits for one for good."""
+    folder, num_tasks = submission.folder, len(submission.tasks)
+    executor = make_executor(folder, settings, parameters)
+    if num_tasks > 1:
+        executor.parameters["map_count"] = num_tasks
+    # The same call for every task: a task finds its own by its array index, and so any pickle fits any.
+    call = submitit.core.utils.DelayedSubmission(function, str(folder))
+    call.set_timeout(executor.parameters.get("time", 5), executor.max_num_timeout)
+    call.dump(folder / "call.pkl")
+    script = folder / "submission.sh"
+    text = executor._make_submission_file_text(executor._submitit_command_str, "")
+    durable.write_bytes(script, text.encode())
+    return script
+
+
+def _look_once(submission: Submission) -> list[Submission] | None:
+    """Of a job that sbatch refused: it may have been taken, and the answer be about another thing. None where SLURM
+    does not show its queue."""
+    try:
+        return adopt([submission])
+    except MachineError:
+        return None
+
+
+def _refused(submission: Submission, refusal: SlurmRefused, *, is_shown: bool) -> SlurmRefused:
+    """The error to raise. The intent is forgotten only once SLURM has shown that there is no such job."""
+    text = f"sbatch refused {submission.name}: {refusal.said[-300:]}"
+    if not is_shown:
+        return SlurmRefused(f"{text}; SLURM does not show its queue now, so the next launch looks again", refusal.said)
+    ledgers.forget(submission)
+    shutil.rmtree(submission.folder, ignore_errors=True)
+    return SlurmRefused(text, refusal.said)
 
 
 # --------------------------------------------------------------------------------------------------- sbatch parameters
@@ -275,16 +309,22 @@ def _common(launch: Launch, submission: Submission, resources: Resources, depend
     } | gpu
 
 
+def environment_of_jobs() -> dict[str, str]:
+    """For sbatch, which hands it on: this process's without variables of SLURM's commands."""
+    kept = slurm.environment()
+    for name in ("TZ", "LC_ALL"):  # those are for reading SLURM's times and words, not for the job
+        kept.pop(name, None)
+        if name in os.environ:
+            kept[name] = os.environ[name]
+    return kept
+
+
 @contextlib.contextmanager
 def slurm_environment() -> Iterator[None]:
-    """For sbatch, which submitit calls in this process: its environment without variables of SLURM's commands."""
-    before, kept = dict(os.environ), slurm.environment()
+    """For what calls sbatch in this process, as hydra-submitit-launcher does."""
+    before, kept = dict(os.environ), environment_of_jobs()
     os.environ.clear()
     os.environ.update(kept)
-    for name in ("TZ", "LC_ALL"):  # those are for reading SLURM's times and words, not for the job
-        os.environ.pop(name, None)
-        if name in before:
-            os.environ[name] = before[name]
     try:
         yield
     finally:
