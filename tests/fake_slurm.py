@@ -36,8 +36,8 @@ old|drained|4|8|32000|gpu:2
 """
 # DefaultAccount, Account, QOS, DefaultQOS, MaxSubmitJobs, GrpSubmitJobs
 USER = "lab|lab|long,normal|normal|200|\nlab|other|normal|normal|5|\n"
-# Name, MaxSubmitJobsPerUser, GrpSubmitJobs, MaxWall
-QOS = "normal|150||\nlong|||2-00:00:00\nsecret|||\n"
+# Name, MaxSubmitJobsPerUser, GrpSubmitJobs, MaxWall, MinTRESPerJob
+QOS = "normal|150|||\nlong|||2-00:00:00|\nsecret||||\n"
 
 
 class FakeSlurm:

@@ -13,9 +13,10 @@ from cluster_cases import evaluate_run, executable, names_in, planned, scratch_r
 from replayed_slurm import CLUSTER, ReplayedSlurm
 
 from transfergrid.cluster.emit import emit
+from transfergrid.cluster.finish_job import finish_resources
 from transfergrid.cluster.groups import make_groups
 from transfergrid.cluster.ledger import Submission, read_ledger, record
-from transfergrid.cluster.submit import Launch, finish_name, finish_resources
+from transfergrid.cluster.submit import Launch, finish_name
 from transfergrid.cluster.task import TaskSettings
 from transfergrid.paths import StorePaths
 from transfergrid.plan import PlannedRun
@@ -72,7 +73,7 @@ def emitted(
         payload=launch / "specs.json",
         source=launch / "src",
         settings=settings,
-        finish=finish_resources(settings, max_time_min=None),
+        finish=finish_resources(settings),
         cluster=CLUSTER,
     )
     return emit(folder, asked, groups, read_ledger(store), indices, live)

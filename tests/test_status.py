@@ -225,7 +225,8 @@ def test_a_watched_screen_holds_the_reasons_and_the_summary_in_80_columns_and_24
     lines = console.render_lines(command.screenful(console, read_view(load_status(["grid=g"]))))
     shown = ["".join(segment.text for segment in line).rstrip() for line in lines]
     assert len(shown) < 24 and shown[-1] == "grid g: 30 pending"
-    assert shown[-2].startswith("pending: ") and len(shown[-2]) <= 80
+    assert shown[-2].startswith("finish job: not submitted: ") and len(shown[-2]) <= 80
+    assert shown[-3].startswith("pending: ") and len(shown[-3]) <= 80
     assert sum("pending, never starts" in line for line in shown) >= 3
 
 

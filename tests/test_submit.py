@@ -21,6 +21,7 @@ from replayed_slurm import submit as submitted
 from transfergrid.cluster import adopt as adoption
 from transfergrid.cluster import submit
 from transfergrid.cluster.adopt import adopt_intents
+from transfergrid.cluster.finish_job import finish_resources
 from transfergrid.cluster.groups import Group, make_groups
 from transfergrid.cluster.ledger import read_ledger, record
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
@@ -104,7 +105,7 @@ def script(store: StorePaths, settings: ClusterSettings, depends: str | None = N
 
 
 def finish_script(store: StorePaths, settings: ClusterSettings) -> list[str]:
-    asked = submit.finish_resources(settings, max_time_min=None)
+    asked = finish_resources(settings)
     launch = launch_of(store, settings, finish=asked)
     sent = intended(launch, "tg-g-finish", ((),), "finish", 0)
     parameters = finish_parameters(launch, sent, dependency="afterany:41:42")
@@ -219,7 +220,6 @@ def test_the_finish_job_asks_for_no_gpu_nor_for_a_node_that_has_one(slurm: Repla
     small = replace(settings, resources=replace(asked_for, cpus=1, mem_gb=2.0))
     asked = options(finish_script(store, small))
     assert (asked["cpus-per-task"], asked["mem"]) == ("1", "2048M")
-    assert submit.finish_resources(settings, max_time_min=30).timeout_min == 30
 
 
 @pytest.mark.parametrize(("runs_per_job", "edge", "kill"), [(1, "afterok", True), (2, "afterany", False)])

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ from transfergrid.records import RECORD_FORMAT
 from transfergrid.specs import RunSpec, Runtime
 
 LOG_TAIL_BYTES = 65536
+FINISHED = "finished"  # in the folder of a finish job that has done all it is for
 
 
 # ------------------------------------------------------------------------------------------------ what the store knows
@@ -62,6 +63,10 @@ class Case:
     @property
     def proof(self) -> Proof:
         return self.submission.proof if self.submission is not None else proof_of_attempt(self.own.owner)
+
+    @property
+    def is_finish(self) -> bool:
+        return self.submission is not None and self.submission.kind == "finish"
 
     @property
     def began(self) -> bool:
@@ -158,6 +163,21 @@ def case_of(look: Look, run_id: str) -> Case:
         return Case(run_id, own, *newest, job_id=newest[0].task_id(newest[1]))
     # A job that somebody wrote by hand stands in no ledger; its attempt names it.
     return Case(run_id, own, None, 0, own.owner.get("slurm_task") or own.owner.get("slurm_job_id"))
+
+
+def finish_case(ledger: Ledger, grid: str) -> Case | None:
+    """The finish job of a grid, the newest; without its submission where jobs of the grid were sent after it, or none
+    was sent; None where no jobs of the grid were."""
+    sent = [s for s in ledger.of_grid(grid, "runs") if s.sender != "sweep"]
+    if not sent:
+        return None
+    name, unbegun = f"the finish job of {grid}", Own(None, {}, 0, False)
+    newest = next(iter(reversed(ledger.of_grid(grid, "finish"))), None)
+    if newest is None or newest.submitted < sent[-1].submitted:
+        return Case(name, unbegun, None, 0, None)
+    is_done = (newest.folder / FINISHED).exists()
+    own = replace(unbegun, record={"status": "completed"}) if is_done else unbegun
+    return Case(name, own, newest, 0, newest.job_id)
 
 
 # ----------------------------------------------------------------------------------------------------- what SLURM knows

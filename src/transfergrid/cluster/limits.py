@@ -21,7 +21,7 @@ from transfergrid.resources import Resources
 UNUSABLE = ("down", "drain", "error", "fail", "future", "inval", "maint", "unknown")
 _OF_SINFO = (WORD, r"[A-Za-z_]+[^\sA-Za-z|]*", NUMBER, r"\d+\+?", r"\d+\+?", ANY)
 _OF_USER = (r"[^|]*", WORD, r"[^|]*", r"[^|]*", MAYBE_NUMBER, MAYBE_NUMBER)
-_OF_QOS = (WORD, MAYBE_NUMBER, MAYBE_NUMBER, r"[\d:-]*|UNLIMITED")
+_OF_QOS = (WORD, MAYBE_NUMBER, MAYBE_NUMBER, r"[\d:-]*|UNLIMITED", ANY)
 ANY_TYPE = ""  # GPUs that SLURM counts without a type
 
 
@@ -42,7 +42,8 @@ class NodeShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
-    """max_time_min: None = no limit. state: UP, DOWN, DRAIN or INACTIVE. allow_*: None = all.
+    """max_time_min: None = no limit. state: UP, DOWN, DRAIN or INACTIVE. qos: its own, whose limits hold for all of its
+    jobs. allow_*: None = all.
 
     preempt_mode: what becomes of its jobs when they are preempted. grace_s: between warning and end of such a job.
     """
@@ -52,6 +53,7 @@ class Partition:
     max_time_min: int | None = None
     state: str = "UP"
     is_default: bool = False
+    qos: str | None = None
     allow_qos: frozenset[str] | None = None
     allow_accounts: frozenset[str] | None = None
     preempt_mode: str = "OFF"
@@ -84,13 +86,12 @@ class Partition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """here: which cluster it is. max_array_size: the largest index of an array, plus one. max_jobs: what this user may
-    have in the queue at once, None = no limit known. accounts, qos: what this user may name, None where SLURM does not
-    know. qos_max_time_min: of those QOS that limit it. accounting: whether states are kept in a database. requeue:
-    whether jobs may be requeued unless they say otherwise. preemption: by what (`none`, `partition_prio`, `qos`).
-    user_signal: whether a preempted job gets the signal it asked for. kill_wait_s: between SIGTERM and SIGKILL at the
-    time limit. min_job_age_s: so long
-    squeue knows of a job that has ended.
+    """here: which cluster it is. max_array_size: how many tasks an array may have. max_jobs: what this user may have in
+    the queue at once, None = no limit known. accounts, qos: what this user may name, None where SLURM does not know.
+    qos_max_time_min: of those QOS that limit it. gpu_qos: those that start no job without a GPU. accounting: whether
+    states are kept in a database. requeue: whether jobs may be requeued unless they say otherwise. preemption: by what
+    (`none`, `partition_prio`, `qos`). user_signal: whether a preempted job gets the signal it asked for. kill_wait_s:
+    between SIGTERM and SIGKILL at the time limit. min_job_age_s: so long squeue knows of a job that has ended.
     """
 
     here: Here
@@ -100,6 +101,7 @@ class Limits:
     accounts: frozenset[str] | None = None
     qos: frozenset[str] | None = None
     qos_max_time_min: Mapping[str, int] = field(default_factory=dict)
+    gpu_qos: frozenset[str] = frozenset()
     accounting: bool = False
     requeue: bool = True
     preemption: str = "none"
@@ -125,12 +127,13 @@ def read_limits(*, account: str | None = None, qos: str | None = None, timeout_s
     max_jobs = [n for n in (_number(config.get("MaxJobCount", "")), known.max_jobs) if n is not None]
     return Limits(
         here=here_of(config),
-        max_array_size=_number(config.get("MaxArraySize", "1001")) or 0,
+        max_array_size=_max_array_size(config),
         max_jobs=min(max_jobs, default=None),
         partitions=partitions,
         accounts=known.accounts,
         qos=known.qos,
         qos_max_time_min=known.qos_max_time_min,
+        gpu_qos=known.gpu_qos,
         accounting=accounting,
         requeue=config.get("JobRequeue", "1") == "1",
         preemption=config.get("PreemptType", "preempt/none").removeprefix("preempt/"),
@@ -138,6 +141,13 @@ def read_limits(*, account: str | None = None, qos: str | None = None, timeout_s
         kill_wait_s=_number(config.get("KillWait", "")) or 0,
         min_job_age_s=_number(config.get("MinJobAge", "")) or 0,
     )
+
+
+def _max_array_size(config: Mapping[str, str]) -> int:
+    """What an array may hold: tasks are numbered below MaxArraySize, and max_array_tasks bounds their count."""
+    size = _number(config.get("MaxArraySize", "1001")) or 0
+    tasks = re.search(r"\bmax_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
+    return size if tasks is None else min(size, int(tasks[1]))
 
 
 def _partitions(entries: Iterable[Mapping[str, str]], shapes: Mapping[str, list[NodeShape]]) -> dict[str, Partition]:
@@ -151,6 +161,7 @@ def _partitions(entries: Iterable[Mapping[str, str]], shapes: Mapping[str, list[
             max_time_min=_minutes(entry.get("MaxTime", "")),
             state=entry.get("State", "UP"),
             is_default=entry.get("Default") == "YES",
+            qos=None if entry.get("QoS", "N/A") in ("N/A", "(null)", "") else entry["QoS"],
             allow_qos=_names(entry.get("AllowQos", "ALL")),
             allow_accounts=_names(entry.get("AllowAccounts", "ALL")),
             preempt_mode=entry.get("PreemptMode", "OFF"),
@@ -207,6 +218,7 @@ class _Known:
     accounts: frozenset[str] | None = None
     qos: frozenset[str] | None = None
     qos_max_time_min: Mapping[str, int] = field(default_factory=dict)
+    gpu_qos: frozenset[str] = frozenset()
     max_jobs: int | None = None
 
 
@@ -214,7 +226,7 @@ def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | 
     show = ["sacctmgr", "-nP", "show"]
     columns = "DefaultAccount,Account,QOS,DefaultQOS,MaxSubmitJobs,GrpSubmitJobs"
     of_user = [*show, "user", user_name(), "withassoc", f"cluster={config['ClusterName']}", f"format={columns}"]
-    of_qos = [*show, "qos", "format=Name,MaxSubmitJobsPerUser,GrpSubmitJobs,MaxWall"]
+    of_qos = [*show, "qos", "format=Name,MaxSubmitJobsPerUser,GrpSubmitJobs,MaxWall,MinTRESPerJob"]
     try:
         associations = rows("sacctmgr", slurm.run(of_user, timeout_s=timeout_s), _OF_USER)
         qos_lines = rows("sacctmgr", slurm.run(of_qos, timeout_s=timeout_s), _OF_QOS)
@@ -238,6 +250,7 @@ def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | 
         accounts=frozenset(a[1] for a in associations),
         qos=frozenset(allowed),
         qos_max_time_min={name: time for name, time in times.items() if time is not None},
+        gpu_qos=frozenset(line[0] for line in qos_lines if re.search(r"gres/gpu(:\S+)?=[1-9]", line[4])),
         max_jobs=min((n for n in map(_number, submit) if n is not None), default=None),
     )
 
@@ -276,7 +289,9 @@ def assert_possible(resources: Resources, limits: Limits, *, what: str) -> None:
             f"{what}: cluster.timeout_min={resources.timeout_min} is more than QOS {resources.qos} ever gives;"
             f" give cluster.timeout_min={max_time_min} or less"
         )
-    reasons = [_against(resources, partition) for partition in named_partitions(resources, limits, what=what)]
+    reasons = [
+        _against(resources, partition, limits.gpu_qos) for partition in named_partitions(resources, limits, what=what)
+    ]
     if None not in reasons:
         raise ConfigError(f"{what}: {'; '.join(map(str, reasons))}")
 
@@ -306,7 +321,7 @@ def queue_room(limits: Limits, jobs_live_of_user: int) -> int | None:
     return None if limits.max_jobs is None else max(0, limits.max_jobs - jobs_live_of_user)
 
 
-def _against(asked: Resources, partition: Partition) -> str | None:
+def _against(asked: Resources, partition: Partition, gpu_qos: frozenset[str]) -> str | None:
     """Why such a job can never start in this partition, and what to give instead; None where it can."""
     where = f"partition {partition.name}"
     if partition.state != "UP":
@@ -317,6 +332,9 @@ def _against(asked: Resources, partition: Partition) -> str | None:
             return f"{where} does not take cluster.account={asked.account}; it takes: {allowed}"
     if partition.allow_qos is not None and asked.qos is not None and asked.qos not in partition.allow_qos:
         return f"{where} does not take cluster.qos={asked.qos}; it takes: {', '.join(sorted(partition.allow_qos))}"
+    demanding = gpu_qos.intersection((partition.qos, asked.qos)) if not asked.gpus else ()
+    for qos in sorted(filter(None, demanding)):
+        return f"{where} starts no job without a GPU (QOS {qos}); give cluster.gpus=1, or name another partition"
     if partition.max_time_min is not None and asked.timeout_min > partition.max_time_min:
         return (
             f"cluster.timeout_min={asked.timeout_min} is more than {where} ever gives;"

@@ -21,6 +21,7 @@ from transfergrid.cluster.evidence import (
     ask_slurm,
     case_of,
     ending_of,
+    finish_case,
     has_artifacts,
     last_sign,
     logs_of,
@@ -44,7 +45,8 @@ class Snapshot:
     """slurm_error: what squeue said where it did not answer. accounting: False where sacct was asked and did not.
 
     commands: how many commands of SLURM's were run, at most three, and one for each other cluster. cluster: SLURM's
-    name of the one that answers here; None where nobody was asked, or none does.
+    name of the one that answers here; None where nobody was asked, or none does. finish: of the grid's finish job;
+    None where no job of the grid was sent.
     """
 
     states: Mapping[str, RunState]
@@ -52,6 +54,7 @@ class Snapshot:
     accounting: bool
     commands: int
     cluster: str | None = None
+    finish: RunState | None = None
 
     @property
     def elsewhere(self) -> list[str]:
@@ -70,19 +73,23 @@ def take_snapshot(
     ledger: Ledger,
     *,
     needs: Mapping[str, Sequence[str]] | None = None,
+    grid: str | None = None,
     timeout_s: float = slurm.TIMEOUT_S,
 ) -> Snapshot:
-    """The state of each of these runs. needs: of each run, the runs it is made from; see needs_of()."""
+    """The state of each of these runs, and of the finish job of `grid`. needs: of each run, the runs it is made from;
+    see needs_of()."""
     needs = needs or {}
     asked = list(dict.fromkeys(run_ids))
     look = Look(store=store, ledger=ledger, now=datetime.now(UTC))
     cases = {run_id: case_of(look, run_id) for run_id in with_ancestors(asked, needs)}
-    ask_slurm(look, list(cases.values()), timeout_s)
+    finishing = None if grid is None else finish_case(ledger, grid)
+    ask_slurm(look, [*cases.values(), *([finishing] if finishing is not None else [])], timeout_s)
     states = {run_id: _with_artifacts(case, _judge(look, case)) for run_id, case in cases.items()}
     for run_id in asked:
         follow_needs(run_id, states, cases, needs)
     cluster = look.here.name if look.here is not None else None
-    return Snapshot({r: states[r] for r in asked}, look.error, look.accounting, look.commands, cluster)
+    finish = None if finishing is None else _judge_finish(look, finishing)
+    return Snapshot({r: states[r] for r in asked}, look.error, look.accounting, look.commands, cluster, finish)
 
 
 # ------------------------------------------------------------------------------------------------------------ judgement
@@ -113,6 +120,21 @@ def _judge(look: Look, case: Case) -> RunState:
     if ending is not None:
         return _ended(look, case, ending)
     return _absent(look, case)
+
+
+def _judge_finish(look: Look, case: Case) -> RunState:
+    if case.submission is None:
+        return RunState(run_id=case.run_id, state="not submitted", reason="was not sent; launch again sends it")
+    if case.own.is_done:
+        return RunState(run_id=case.run_id, state="done", job_id=case.job_id)
+    state = _judge(look, case)
+    report = look.store.report(case.submission.grid) / "comparison.csv"
+    made_since = report.exists() and report.stat().st_mtime > case.submission.submitted.timestamp()
+    if state.state == "lost" and made_since and state.failure_class == "lost":
+        return replace(
+            state, state="done", reason="", failure_class=None
+        )  # an older release's leaves no word of its own
+    return state
 
 
 def _with_artifacts(case: Case, state: RunState) -> RunState:
@@ -163,6 +185,8 @@ def _queued(look: Look, case: Case, entry: slurm.QueueEntry) -> RunState:
         starts = entry.starts if look.age_s(entry.starts) < 0 else None
         state = replace(state, never_starts=wait.never, waits_for_needs=wait.for_needs)
         return replace(state, reason=reason, starts=starts, elapsed_s=None)
+    if case.is_finish:
+        return state
     if case.submission is not None and _at_work(look, case.submission, case.index, entry) != case.run_id:
         is_ending = entry.state == "COMPLETING"
         turn = f"its job {entry.job_id} is ending" if is_ending else f"waits for its turn in job {entry.job_id}"
@@ -271,6 +295,8 @@ def _ended(look: Look, case: Case, ending: Ending) -> RunState:
         memory = f" ({ending.memory})" if ending.memory and found.failure_class == "host_oom" else ""
         return _with_class(state, found.failure_class, found.words + memory)
     if ending.state == "COMPLETED":
+        if case.is_finish:
+            return replace(state, state="done")
         if look.age_s(ending.ended) < RECORD_DELAY_S:
             return replace(state, reason="has ended; its record is not to be seen yet")
         return _with_class(state, "lost", f"job {case.job_id} ended without a record")

@@ -27,6 +27,7 @@ from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
 from transfergrid.cluster.adopt import adopt, look_up, put_pickles
 from transfergrid.cluster.answers import Answer
+from transfergrid.cluster.finish_job import finish_options
 from transfergrid.cluster.groups import Group
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import new_token
@@ -37,8 +38,6 @@ from transfergrid.errors import ConfigError, MachineError, one_line
 from transfergrid.resources import ClusterSettings, Resources
 
 GIVE_UP_S = 300.0  # for a controller that does not answer
-FINISH_CPUS, FINISH_MEM_GB, FINISH_MIN = 2, 4.0, 60
-OF_NODES_WITH_GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "nodelist", "nodes", "ntasks", "exclusive")
 # What sbatch says of a job that it would never take -> the setting that asks for it, and what there is.
 NEVER_TAKEN = {
     "Invalid feature specification": "cluster.constraint: no node has it; sinfo -o %f lists the features there are",
@@ -252,26 +251,10 @@ def sbatch_parameters(
     return parameters
 
 
-def finish_resources(settings: ClusterSettings, *, max_time_min: int | None) -> Resources:
-    """Of a job that needs no GPU, nor a node that has one. max_time_min: what its partition allows."""
-    own_partition = settings.finish_partition is not None
-    return replace(
-        settings.resources,
-        gpus=0,
-        gpu_type=None,
-        constraint=None,
-        qos=None if own_partition else settings.resources.qos,
-        cpus=min(FINISH_CPUS, settings.resources.cpus),
-        mem_gb=min(FINISH_MEM_GB, settings.resources.mem_gb),
-        timeout_min=min(FINISH_MIN, max_time_min or FINISH_MIN),
-        partition=settings.finish_partition or settings.resources.partition,
-    )
-
-
 def finish_parameters(launch: Launch, submission: Submission, *, dependency: str | None) -> dict[str, Any]:
     parameters = _common(launch, submission, launch.finish, dependency)
-    for option in OF_NODES_WITH_GPUS:
-        parameters["additional_parameters"].pop(option, None)
+    own = finish_options(launch.settings, has_gpu=launch.finish.gpus > 0)
+    parameters["additional_parameters"] = {"requeue": True, **own}
     return parameters
 
 
@@ -343,13 +326,7 @@ def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str
         by_shape.setdefault(settings.of_phase(phase), []).append(phase)
     told = {}
     for resources, members in by_shape.items():
-        named = {key: getattr(resources, key) for key in ("partition", "account", "qos", "constraint")}
-        gpu = f"gpu:{resources.gpu_type + ':' if resources.gpu_type else ''}{resources.gpus}"
-        named |= {"gres": gpu if resources.gpus else None, "exclude": settings.exclude}
-        options = [f"--{key}={value}" for key, value in named.items() if value]
-        options += [f"--cpus-per-task={resources.cpus}", f"--mem={round(resources.mem_gb * 1024)}M"]
-        options += [f"--time={resources.timeout_min}"]
-        options += [f"--{key}" if value is True else f"--{key}={value}" for key, value in settings.sbatch.items()]
+        options = slurm.request_options(resources, settings.exclude, settings.sbatch)
         try:
             told[", ".join(members)] = slurm.test_only(options)
         except SlurmRefused as error:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from transfergrid import durable, job
 from transfergrid.cluster.billing import settle_bills
+from transfergrid.cluster.evidence import FINISHED
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.run_state import RunState
@@ -51,6 +52,7 @@ def finish(folder: str) -> dict[str, int]:
         if asked["notify"]:
             _notify(console, asked["notify"], Path(folder), grid, store, states)
     sync_and_publish(console, payload.runtime, grid)
+    durable.write_bytes(Path(folder) / FINISHED, b"")
     return {str(state): n for state, n in Counter(s.state for s in states.values()).items()}
 
 

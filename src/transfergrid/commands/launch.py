@@ -127,7 +127,7 @@ def sent_states(request: Request, ledger: Ledger | None = None) -> Snapshot:
     """The states of this store's runs that were sent to SLURM."""
     ledger = ledger or read_ledger(request.store)
     sent = dict.fromkeys(r for s in ledger.submissions for task in s.tasks for r in task)
-    return take_snapshot(sent, request.store, ledger)
+    return take_snapshot(sent, request.store, ledger, grid=request.grid)
 
 
 def queued(snapshot: Snapshot) -> dict[str, str]:
@@ -136,8 +136,9 @@ def queued(snapshot: Snapshot) -> dict[str, str]:
     for run_id, state in snapshot.states.items():
         if state.undecided:
             found[run_id] = f"unknown: {state.reason}"
-        elif state.is_live and state.job_id is not None:
-            found[run_id] = f"job {state.job_id} {state.state}" + (f": {state.reason}" if state.reason else "")
+        elif state.is_live and (state.job_id is not None or state.state == "unknown"):
+            job = f"job {state.job_id} " if state.job_id is not None else ""
+            found[run_id] = f"{job}{state.state}" + (f": {state.reason}" if state.reason else "")
     return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,21 +13,25 @@ from typing import TYPE_CHECKING
 from transfergrid import durable, job
 from transfergrid.cluster import slurm
 from transfergrid.cluster.adopt import adopt_intents
+from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.emit import emit
+from transfergrid.cluster.finish_job import Place, find_place, finish_resources, is_due
 from transfergrid.cluster.groups import Group, first_tasks, make_groups
 from transfergrid.cluster.ledger import Ledger, read_ledger
-from transfergrid.cluster.limits import Limits, assert_possible, named_partitions, queue_room, read_limits
+from transfergrid.cluster.limits import Limits, assert_possible, queue_room, read_limits
 from transfergrid.cluster.ownership import Here, live_rows
-from transfergrid.cluster.slurm import SlurmDown
+from transfergrid.cluster.run_state import RunState
+from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
 from transfergrid.cluster.snapshot import take_snapshot_of_code
-from transfergrid.cluster.submit import Launch, Sender, finish_resources, start_estimate
-from transfergrid.commands.console import OK, command_line, count
+from transfergrid.cluster.states import Snapshot
+from transfergrid.cluster.submit import Launch, Sender, start_estimate
+from transfergrid.commands.console import FAILED, OK, command_line, count
 from transfergrid.commands.finish import finish
 from transfergrid.commands.grid_file import write_grid_of
 from transfergrid.commands.launch import preflight, prepare_folders, queued, sent_states, show_plan
 from transfergrid.config import Request
 from transfergrid.cost import ADVISED_RUNS_PER_JOB, Estimate, estimate, gpu_hours, packing_advice
-from transfergrid.errors import ConfigError, MachineError
+from transfergrid.errors import ConfigError, MachineError, one_line
 from transfergrid.plan import Plan, make_plan
 from transfergrid.resources import Resources
 from transfergrid.specs import Runtime
@@ -42,6 +46,7 @@ class Submitting:
 
     finish: what the finish job asks for. source: the snapshot of the code, once taken. sent: run_ids of all waves,
     which no later wave sends again, even if they failed. left: how many runs the last wave had no room for.
+    is_finish_due: whether a finish job is still to be sent. has_finish: whether one is in the queue, or has ended well.
     """
 
     request: Request
@@ -51,6 +56,7 @@ class Submitting:
     sent: set[str] = field(default_factory=set)
     left: int = 0
     is_finish_due: bool = False
+    has_finish: bool = False
 
 
 def carry_out(console: Console, request: Request) -> int:
@@ -63,11 +69,12 @@ def carry_out(console: Console, request: Request) -> int:
         limits = read_limits(account=request.cluster.resources.account, qos=request.cluster.resources.qos)
     except SlurmDown as error:
         raise SlurmDown(f"SLURM does not answer ({error}); nothing was sent, launch again when it does") from error
-    plan, elsewhere = _plan(request, read_ledger(request.store))
-    finishing = _assert_possible(plan, request, limits)
+    plan, snapshot = _plan(request, read_ledger(request.store))
+    finishing = _assert_possible(plan, request, limits, is_finish_due=is_due(snapshot.finish))
     show_plan(console, plan, request)
-    for line in elsewhere:
-        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+    for line in [*snapshot.elsewhere, finishing.note, _finish_again(snapshot.finish)]:
+        if line:
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
     _show_cost(console, plan, request)
     if request.dry_run:
         console.print("dry run: nothing was submitted or written")
@@ -75,44 +82,46 @@ def carry_out(console: Console, request: Request) -> int:
     _assert_room(plan, request, limits)
     prepare_folders(request.runtime)
     preflight(console, plan, request.runtime, runs_follow=False)
-    submitting = Submitting(request, limits, finishing)
+    submitting = Submitting(request, limits, finishing.resources)
     if request.emit is not None:
         return _emit(console, submitting, Path(request.emit))
     submit(console, submitting)
     if not request.wait:
-        _say_how_to_watch(console, request)
-        return OK
+        _say_how_to_watch(console, submitting)
+        return FAILED if submitting.left or submitting.is_finish_due else OK
     from transfergrid.commands.waiting import wait
 
     return wait(console, submitting)
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
-def _plan(request: Request, ledger: Ledger, sent: Set[str] = frozenset()) -> tuple[Plan, list[str]]:
-    """The plan, and what is to be said of runs whose jobs are on other clusters. sent: by this launcher, so that what
-    the user wants sent again is not sent a third time."""
+def _plan(request: Request, ledger: Ledger, sent: Set[str] = frozenset()) -> tuple[Plan, Snapshot]:
+    """The plan, and the states it was made from. sent: by this launcher, so that what the user wants sent again is not
+    sent a third time."""
     rows = [c.run.run_id for c in request.configurations]
     states = sent_states(request, ledger)
     again = {run_id for run_id in request.again - sent if states.states[run_id].undecided}
     in_queue = {run_id: told for run_id, told in queued(states).items() if run_id not in again}
     can_wait = {run_id for run_id in in_queue if states.states[run_id].may_change}
     plan = make_plan(rows, request.runs, request.runtime, queued=in_queue, can_wait=can_wait)
-    return plan, states.elsewhere
+    return plan, states
 
 
-def _assert_possible(plan: Plan, request: Request, limits: Limits) -> Resources:
-    """Before the first sbatch: SLURM takes jobs that can never start, and lets them wait for good. Returns what the
-    finish job asks for."""
+def _assert_possible(plan: Plan, request: Request, limits: Limits, *, is_finish_due: bool) -> Place:
+    """Before the first sbatch: SLURM takes jobs that can never start, and lets them wait for good. Returns where the
+    finish job goes."""
     settings = request.cluster
     for phase in dict.fromkeys(p.run.phase for p in plan.to_run):
         assert_possible(settings.of_phase(phase), limits, what=f"cluster={settings.name}, phase {phase}")
-    asked = finish_resources(settings, max_time_min=None)
-    key = "cluster.partition" if settings.finish_partition is None else "cluster.finish_partition"
-    named = named_partitions(asked, limits, what="the finish job", key=key)
-    times = [p.max_time_min for p in named if p.max_time_min]
-    finishing = finish_resources(settings, max_time_min=max(times) if times else None)
-    assert_possible(finishing, limits, what="the finish job (cluster.finish_partition)")
-    return finishing
+    return find_place(settings, limits) if plan.to_run or is_finish_due else Place(finish_resources(settings))
+
+
+def _finish_again(state: RunState | None) -> str:
+    """Of a finish job that this launch sends once more."""
+    if state is None or not is_due(state):
+        return ""
+    job = f"finish job {state.job_id}" if state.job_id is not None else "the finish job of an earlier launch"
+    return f"{job}: {state.state}" + (f": {state.reason}" if state.reason else "") + "; it is sent again"
 
 
 def _num_jobs(plan: Plan, packed: int) -> int:
@@ -175,13 +184,17 @@ def submit(console: Console, submitting: Submitting) -> int:
         ledger = read_ledger(request.store)
         if adopt_intents(ledger, submitting.limits.here, alone=True):
             ledger = read_ledger(request.store)
-        plan = _without(_plan(request, ledger, submitting.sent)[0], submitting.sent)
+        plan, snapshot = _plan(request, ledger, submitting.sent)
+        plan = _without(plan, submitting.sent)
+        submitting.is_finish_due |= is_due(snapshot.finish)
+        submitting.has_finish = snapshot.finish is not None and not is_due(snapshot.finish)
         write_grid_of(console, request)
         room = _room(submitting.limits)
         if not plan.to_run or (room is not None and room < 2):
             submitting.left = len(plan.to_run)
-            if not plan.to_run and submitting.is_finish_due:  # what was left has become impossible meanwhile
+            if not plan.to_run and submitting.is_finish_due:
                 _send_finish(console, submitting, Sender(_make_launch(submitting, plan)[0], ledger, {}), ledger)
+                console.print("no run to submit" + ("; submitted the finish job" if submitting.has_finish else ""))
             elif not submitting.left:
                 console.print("nothing to submit")
             return 0
@@ -189,19 +202,50 @@ def submit(console: Console, submitting: Submitting) -> int:
         groups, submitting.left = _fitting(_groups(plan, request, launch, submitting.limits), room)
         sender = Sender(launch, ledger, indices)
         try:
-            for group in groups:
-                sender.send(group)
+            submitting.left += _send(console, sender, groups)
         finally:
             submitting.sent |= {run_id for s in sender.sent for task in s.tasks for run_id in task}
             submitting.is_finish_due |= bool(sender.sent)
             jobs = sum(len(s.tasks) for s in sender.sent)
             if sender.sent and not submitting.left:  # of several waves, the last one's comes after all
                 _send_finish(console, submitting, sender, ledger)
-    finishing = f"; {count(submitting.left, 'run')} waiting for places" if submitting.left else " and a finish job"
+    sent = sum(s.kind == "runs" for s in sender.sent)
+    finishing = " and a finish job" if submitting.has_finish and not submitting.left else ""
+    finishing += f"; {count(submitting.left, 'run')} waiting for places" if submitting.left else ""
     took = f"{time.monotonic() - began:.1f} s"
-    text = f"submitted {count(jobs, 'job')} in {count(len(groups), 'submission')}{finishing}, {took}"
+    text = f"submitted {count(jobs, 'job')} in {count(sent, 'submission')}{finishing}, {took}"
     console.print(text, highlight=False, soft_wrap=True)
     return jobs
+
+
+def _send(console: Console, sender: Sender, groups: Sequence[Group]) -> int:
+    """Send these in their order, as far as SLURM has places; limits that nobody could read are met here. Returns how
+    many runs found none."""
+    for index, group in enumerate(groups):
+        part = group
+        while True:
+            try:
+                sender.send(part)
+                break
+            except SlurmRefused as error:
+                if error.answer is not Answer.NO_ROOM:
+                    raise
+                fewer = len(part.tasks) // 2
+                if fewer == 0:
+                    console.print(_no_room("more runs", error), style="yellow", highlight=False, soft_wrap=True)
+                    return _num_runs(groups[index:])
+                part = first_tasks(group, fewer)
+        if part is not group:  # what fits beside it the next wave finds out
+            return _num_runs(groups[index:]) - _num_runs([part])
+    return 0
+
+
+def _num_runs(groups: Sequence[Group]) -> int:
+    return sum(len(task) for group in groups for task in group.tasks)
+
+
+def _no_room(what: str, error: SlurmRefused) -> str:
+    return f"SLURM's queue has no place for {what} now ({one_line(error)[-160:]})"
 
 
 @contextlib.contextmanager
@@ -295,11 +339,19 @@ def _fitting(groups: list[Group], room: int | None) -> tuple[list[Group], int]:
 
 
 def _send_finish(console: Console, submitting: Submitting, sender: Sender, ledger: Ledger) -> None:
-    """One finish job after everything of this grid that is alive; an older one that still waits is cancelled."""
+    """One finish job after everything of this grid that is alive; an older one that still waits is cancelled. Where
+    the queue has no place for it, it stays due."""
     grid, where = submitting.request.grid, submitting.limits.here
     new = [s.job_id for s in sender.sent if s.job_id is not None]
-    sender.send_finish(finish, [*_alive(ledger, grid, where), *new])
-    submitting.is_finish_due = False
+    try:
+        sender.send_finish(finish, [*_alive(ledger, grid, where), *new])
+    except SlurmRefused as error:
+        if error.answer is not Answer.NO_ROOM:
+            raise
+        submitting.is_finish_due, submitting.has_finish = True, False
+        console.print(_no_room("the finish job", error), style="yellow", highlight=False, soft_wrap=True)
+        return
+    submitting.is_finish_due, submitting.has_finish = False, True
     try:
         finishing = [s for s in ledger.of_grid(grid, "finish") if s.proof.is_of(where.name)]
         older = {s.job_id: s.proof for s in finishing if s.job_id is not None}
@@ -337,8 +389,17 @@ def _emit(console: Console, submitting: Submitting, folder: Path) -> int:
     return OK
 
 
-def _say_how_to_watch(console: Console, request: Request) -> None:
+def _say_how_to_watch(console: Console, submitting: Submitting) -> None:
+    request = submitting.request
     line = command_line("status.py", request.grid, request.store, "watch=true")
     console.print(f"watch: {line}", highlight=False, soft_wrap=True)
     table = request.store.report(request.grid) / "comparison.md"
-    console.print(f"the finish job writes {table}", highlight=False, soft_wrap=True)
+    by_hand = command_line("report.py", request.grid, request.store)
+    if submitting.has_finish:
+        text = f"the finish job writes {table}; until then: {by_hand}"
+    elif submitting.left or submitting.is_finish_due:
+        what = count(submitting.left, "run") + " and the finish job" if submitting.left else "the finish job"
+        text = f"{what} found no place: launch again, or with wait=true; the table until then: {by_hand}"
+    else:
+        text = f"the table: {by_hand}"
+    console.print(text, highlight=False, soft_wrap=True)

@@ -75,7 +75,8 @@ def show(console: Console, view: View) -> None:
         console.print(reason, highlight=False, soft_wrap=True)
     for line, style in failure_lines(view):
         console.print(line, style=style, highlight=False, soft_wrap=True)
-    console.print(view.summary, highlight=False, soft_wrap=True)
+    for line in filter(None, (view.finish_line, view.summary)):
+        console.print(line, highlight=False, soft_wrap=True)
     if view.grid is not None and all(view.state(row).state == "done" for row in view.rows):
         line = command_line("report.py", view.grid, view.store)
         console.print(f"the table: {line}", highlight=False, soft_wrap=True)
@@ -106,6 +107,7 @@ def screenful(console: Console, view: View) -> Group:
     from transfergrid.commands.status_table import WIDE, reason_lines, status_table
 
     texts = list(reason_lines(view))[:REASONS_WATCHED] if console.width < WIDE else []
+    texts += [view.finish_line] if view.finish_line else []
     below = Group(*(Text(text, no_wrap=True, overflow="ellipsis") for text in texts), Text(view.summary))
     rows = max(5, console.height - 4)
     while True:

@@ -11,6 +11,7 @@ from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of_spec, specs_of
 from transfergrid.cluster.run_state import RunState, State
 from transfergrid.cluster.states import Snapshot, take_snapshot
+from transfergrid.commands.console import command_line
 from transfergrid.config.status import StatusRequest
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
@@ -58,7 +59,10 @@ class View:
 
     @property
     def may_change(self) -> bool:
-        return any(self.state(row).may_change for row in self.rows)
+        """Of the runs, and of a finish job that is at work."""
+        finish = self.snapshot.finish
+        is_last = finish is not None and finish.state == "running"
+        return is_last or any(self.state(row).may_change for row in self.rows)
 
     @property
     def has_failures(self) -> bool:
@@ -72,6 +76,20 @@ class View:
         what = f"grid {self.grid}" if self.grid is not None else self.rows[0].run_id
         lines = (f"{what}: {told or 'nothing was sent'}", *self.snapshot.elsewhere, self.silence)
         return "\n".join(filter(None, lines))
+
+    @property
+    def finish_line(self) -> str:
+        """What the finish job, which makes the table, does or did; nothing of one that did its work."""
+        state = self.snapshot.finish
+        if state is None or self.grid is None or state.state == "done":
+            return ""
+        job = f"finish job {state.job_id}" if state.job_id is not None else "finish job"
+        never = "; never starts" if state.never_starts and "never" not in state.reason else ""
+        told = f"{job}: {state.state}" + (f": {state.reason}" if state.reason else "") + never
+        if state.waits_for_needs or (state.is_live and not state.never_starts):
+            return told
+        again = "" if "launch again" in told else "; launch again sends it"
+        return f"{told}{again}; the table until then: {command_line('report.py', self.grid, self.store)}"
 
     @property
     def silence(self) -> str:
@@ -93,7 +111,8 @@ def read_view(request: StatusRequest) -> View:
         entries, held, known = [e for e in entries if e.run_id == found], [found], {found: None}
     specs = specs_of(ledger, known)
     needs = {run_id: needs_of_spec(spec) for run_id, spec in specs.items()}
-    snapshot = take_snapshot(known, store, ledger, needs=needs, timeout_s=SLURM_TIMEOUT_S)
+    grid = request.grid if request.run is None else None
+    snapshot = take_snapshot(known, store, ledger, needs=needs, grid=grid, timeout_s=SLURM_TIMEOUT_S)
     in_grid = {e.run_id for e in entries}
     needed = {need for run_id in in_grid for need in needs.get(run_id, ())}
     needed |= {need for run_id in needed for need in needs.get(run_id, ())}

@@ -48,11 +48,11 @@ def wait(console: Console, submitting: Submitting) -> int:
             if snapshot.slurm_error is not None:
                 raise SlurmDown(snapshot.slurm_error)
             since.pop("away", None)
-            if submitting.left:
+            if submitting.left or submitting.is_finish_due:
                 if submit(console, submitting) or live:
                     since.pop("starving", None)
-                elif submitting.left and _lasts("starving", since) > STARVING_S:
-                    left = count(submitting.left, "run")
+                elif (submitting.left or submitting.is_finish_due) and _lasts("starving", since) > STARVING_S:
+                    left = count(submitting.left, "run") if submitting.left else "the finish job"
                     raise MachineError(f"{left} find no place in SLURM's queue; free some, and launch again")
             elif not live and (_finish_has_ended(ledger, request) or _lasts("ended", since) > FINISH_GRACE_S):
                 break

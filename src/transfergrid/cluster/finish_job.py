@@ -1,0 +1,111 @@
+"""The job that ends a grid: where it may run, and what became of it.
+
+It asks for no GPU. Where its partition takes no such job another is looked for, and where none does it gets a GPU: a
+grid without it has no table, and nobody is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from transfergrid.cluster import slurm
+from transfergrid.cluster.answers import Answer
+from transfergrid.cluster.limits import Limits, Partition, assert_possible, named_partitions
+from transfergrid.cluster.run_state import RunState
+from transfergrid.cluster.slurm import SlurmRefused
+from transfergrid.errors import ConfigError
+from transfergrid.resources import ClusterSettings, Resources
+
+CPUS, MEM_GB, MINUTES = 2, 4.0, 60
+PLACES_TRIED = 6
+WHAT = "the finish job"
+OF_NODES_WITH_GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "nodelist", "nodes", "ntasks", "exclusive")
+OF_THEIR_TIME = ("hold", "begin", "deadline")  # of the runs; it comes when they have ended
+
+
+# --------------------------------------------------------------------------------------------------------------- place
+@dataclass(frozen=True, slots=True)
+class Place:
+    """resources: what the finish job asks for. note: a line for the plan, where that is not what was asked for."""
+
+    resources: Resources
+    note: str = ""
+
+
+def find_place(settings: ClusterSettings, limits: Limits) -> Place:
+    """Where SLURM takes the finish job, asked before anything is sent. Raises ConfigError where it takes it nowhere, or
+    not in the partition that the user named for it."""
+    key = "cluster.partition" if settings.finish_partition is None else "cluster.finish_partition"
+    asked = _bounded(finish_resources(settings), limits, key)
+    reason = _why_not(asked, settings, limits)
+    if reason is None:
+        return Place(asked)
+    if settings.finish_partition is not None:
+        raise ConfigError(f"{WHAT} (cluster.finish_partition): {reason}")
+    for resources in _other_places(asked, settings, limits):
+        if _why_not(resources, settings, limits) is None:
+            taken = f"asks for {resources.gpus} GPU" if resources.gpus else f"goes to partition {resources.partition}"
+            return Place(resources, f"{WHAT} {taken}, since {reason}; cluster.finish_partition= names another place")
+    raise ConfigError(f"{WHAT}: {reason}; give cluster.finish_partition=, a partition that takes jobs without a GPU")
+
+
+def finish_resources(settings: ClusterSettings) -> Resources:
+    """Of a job that needs no GPU, nor a node that has one."""
+    own_partition = settings.finish_partition is not None
+    return replace(
+        settings.resources,
+        gpus=0,
+        gpu_type=None,
+        constraint=None,
+        qos=None if own_partition else settings.resources.qos,
+        cpus=min(CPUS, settings.resources.cpus),
+        mem_gb=min(MEM_GB, settings.resources.mem_gb),
+        timeout_min=MINUTES,
+        partition=settings.finish_partition or settings.resources.partition,
+    )
+
+
+def _bounded(asked: Resources, limits: Limits, key: str = "cluster.partition") -> Resources:
+    """With no more time than its partitions give."""
+    named = named_partitions(asked, limits, what=WHAT, key=key)
+    times = [p.max_time_min for p in named if p.max_time_min]
+    return replace(asked, timeout_min=min([asked.timeout_min, *([max(times)] if times else [])]))
+
+
+def _other_places(asked: Resources, settings: ClusterSettings, limits: Limits) -> Iterator[Resources]:
+    """Other partitions, those without GPUs first; then a GPU where the runs get theirs."""
+    tried = {p.name for p in named_partitions(asked, limits, what=WHAT)}
+    others = [p for p in limits.partitions.values() if p.name not in tried and p.usable_nodes and p.state == "UP"]
+    for partition in sorted(others, key=_has_gpus)[:PLACES_TRIED]:
+        yield _bounded(replace(asked, partition=partition.name, qos=None), limits)
+    yield replace(asked, gpus=1, gpu_type=settings.resources.gpu_type, constraint=settings.resources.constraint)
+
+
+def _has_gpus(partition: Partition) -> tuple[bool, bool, str]:
+    return bool(partition.gpus_by_type), not partition.is_default, partition.name
+
+
+def _why_not(resources: Resources, settings: ClusterSettings, limits: Limits) -> str | None:
+    """Why SLURM would not take, or never start, such a job; None where it would."""
+    try:
+        assert_possible(resources, limits, what=WHAT)
+        options = finish_options(settings, has_gpu=resources.gpus > 0)
+        slurm.test_only(slurm.request_options(resources, settings.exclude, options))
+    except ConfigError as error:
+        return str(error).removeprefix(f"{WHAT}: ")
+    except SlurmRefused as error:
+        if error.answer is not Answer.NO_ROOM:
+            return f"SLURM refuses it in partition {resources.partition or limits.default_partition} ({error})"
+    return None
+
+
+def finish_options(settings: ClusterSettings, *, has_gpu: bool) -> dict[str, str | bool]:
+    """Of cluster.sbatch what holds for the finish job, too."""
+    dropped = OF_THEIR_TIME if has_gpu else (*OF_THEIR_TIME, *OF_NODES_WITH_GPUS)
+    return {key: value for key, value in settings.sbatch.items() if key not in dropped}
+
+
+def is_due(state: RunState | None) -> bool:
+    """Whether the next launch sends it (again): it was not sent, did not do its work, or can never start."""
+    return state is not None and (state.never_starts or state.state in ("not submitted", "failed", "lost", "cancelled"))
