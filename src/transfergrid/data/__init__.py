@@ -31,7 +31,7 @@ __all__ = [
     "load",
 ]
 
-_NOT_KINDS = ("geometry", "splits")
+_NOT_KINDS = ("damaged", "geometry", "splits")
 
 
 def kinds() -> tuple[str, ...]:
