@@ -327,7 +327,7 @@ def test_load_py_of_an_export_reads_pictures_as_the_run_does(
     run = final_run(asked)
     assert said(monkeypatch, capsys, place, f"run={run.run_id}", f"export={tmp_path / 'export'}")[0] == 0
     how = json.loads((tmp_path / "export" / "preprocessing.json").read_text())["pictures"]
-    assert how == {"value_range": list(run.dataset.value_range or ()), "orientation": "exif"}
+    assert how == {"value_range": list(run.dataset.value_range or ()), "orientation": "exif", "max_megapixels": 180}
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = tmp_path / "turned.jpg"
