@@ -356,7 +356,7 @@ def with_orientation(path: Path, orientation: int, side_px: tuple[int, int] = (1
     return path
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif"])
 def test_exif_turns_every_format_alike_and_none_twice(suffix: str, tmp_path: Path) -> None:
     for orientation, method in TURNED.items():
         path = with_orientation(tmp_path / f"{orientation}.{suffix}", orientation)
