@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_data
+from numpy.typing import NDArray
 from picture_files import save_8_bits, two_classes
 from PIL import Image
 from small_runs import carry_out, final_run, request
@@ -106,7 +107,9 @@ def test_a_large_picture_is_converted_strip_by_strip_to_the_same_pixels(
 ) -> None:
     image = Image.fromarray(tiny_data.random_images(37, 29, 3)).convert("P" if kind == "PA" else kind)
     path = tmp_path / f"x.{'jpg' if kind in ('CMYK', 'YCbCr') else 'png'}"
-    image.save(path, **({"transparency": bytes(range(256))} if kind == "PA" else {}))
+    if kind == "PA":
+        image.info["transparency"] = bytes(range(256))
+    image.save(path)
     whole = decode(path)
     assert whole.shape == (37, 29, 3) and np.array_equal(whole, np.asarray(Image.open(path).convert("RGB")))
     monkeypatch.setattr(_decode, "_STRIP_PX", 5 * 29)
@@ -136,8 +139,7 @@ def test_threads_hold_no_more_pixels_at_full_size_than_there_is_room_for(
     monkeypatch.setattr("transfergrid.data._threads.num_threads", lambda: 6)
     lock, held, most = threading.Lock(), [0], [0]
 
-    def look(image_HWC: data.ArrayImages | np.ndarray) -> int:  # type: ignore[type-arg]
-        assert isinstance(image_HWC, np.ndarray)
+    def look(image_HWC: NDArray[np.uint8]) -> int:
         own = image_HWC.shape[0] * image_HWC.shape[1]
         with lock:
             held[0] += own
@@ -145,7 +147,7 @@ def test_threads_hold_no_more_pixels_at_full_size_than_there_is_room_for(
         threading.Event().wait(0.02)
         with lock:
             held[0] -= own
-        return image_HWC.shape[0]
+        return len(image_HWC)
 
     assert images.each(range(10), look) == sides
     assert most[0] == 128 and _formats._in_use_px == 0
@@ -265,7 +267,7 @@ def test_newer_kinds_are_read_as_pillow_reads_them_and_counted(suffix: str, tmp_
 
 
 def test_a_heic_file_without_the_extra_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_formats.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     _formats.suffixes.cache_clear()
     try:
         path = tmp_path / "IMG_0001.HEIC"
