@@ -30,7 +30,7 @@ from transfergrid.errors import (
 from transfergrid.paths import RunPaths, store_paths
 from transfergrid.phases import RunContext, phase_module
 from transfergrid.provenance import PACKAGE, code_hash, provenance
-from transfergrid.records import RunRecord, record_head, remove_checkpoints, write_record
+from transfergrid.records import RunRecord, checksums_of, record_head, remove_checkpoints, write_record
 from transfergrid.specs import Configuration, RunSpec, Runtime, digest, from_dict, to_dict
 from transfergrid.stopping import StopFlag
 from transfergrid.usage import UsageMeter, host_name
@@ -169,7 +169,8 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
         with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
             record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop))
         attempt.assert_newest()
-        write_record(attempt.paths, replace(record, usage=usage.summary(), attempts=_attempts_until_now(attempt.paths)))
+        bound = replace(record, usage=usage.summary(), sha256=checksums_of(attempt.paths))
+        write_record(attempt.paths, replace(bound, attempts=_attempts_until_now(attempt.paths)))
         remove_checkpoints(attempt.paths)
         return "completed"
     except (Interrupted, KeyboardInterrupt) as error:
