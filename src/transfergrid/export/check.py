@@ -27,7 +27,7 @@ _ORIENTATION = 0x112  # the EXIF tag
 def logits_of_script(folder: Path, files: list[Path]) -> NDArray[np.float32]:
     """(N, C), as the folder's load.py gives them. Raises ParityError where it ends with an error."""
     done = subprocess.run(
-        [sys.executable, "load.py", "--json", *map(str, files)],
+        [sys.executable, "load.py", "--json", *(str(file.resolve()) for file in files)],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums are added in the same order
         capture_output=True,
