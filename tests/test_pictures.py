@@ -344,8 +344,8 @@ def test_load_py_of_an_export_reads_pictures_as_the_run_does(
     for file, read in zip(files, torch.load(tmp_path / "read.pt"), strict=True):
         assert np.array_equal(read.numpy(), prepare_one(decode(file, rules), spec)), file.name
     (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
-    asked = [sys.executable, "export/load.py", "program.png", "plain.png"]
-    ran = subprocess.run(asked, capture_output=True, text=True, cwd=tmp_path)
+    command = [sys.executable, "export/load.py", "program.png", "plain.png"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert ran.returncode == 1 and len(ran.stdout.splitlines()) == 1 and ran.stdout.startswith("plain.png: ")
     assert ran.stderr == "program.png: cannot identify image file 'program.png'\n"
 
