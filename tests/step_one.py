@@ -60,6 +60,9 @@ class MadeUp:
         read: NDArray[np.uint8] = self._bank[np.asarray(indices) % len(self._bank)]
         return read
 
+    def each(self, indices: Any, made: Any) -> Any:
+        return [made(image) for image in self.read(indices)]
+
     def array(self) -> NDArray[np.uint8]:
         raise AssertionError("nothing of a first step reads every image")
 

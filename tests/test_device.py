@@ -171,7 +171,7 @@ def test_a_child_of_the_pool_sees_its_own_gpu_alone(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     monkeypatch.setattr(job, "read_payload", lambda path: 1 / 0)  # after the variable is set
     with pytest.raises(ZeroDivisionError):
-        local._outcome(str(tmp_path), 0, "GPU-5ab", StopFlag())
+        local._outcome(str(tmp_path), 0, "GPU-5ab", StopFlag(), "tell")
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-5ab"
 
 

@@ -327,7 +327,7 @@ def test_load_py_of_an_export_reads_pictures_as_the_run_does(
     run = final_run(asked)
     assert said(monkeypatch, capsys, place, f"run={run.run_id}", f"export={tmp_path / 'export'}")[0] == 0
     how = json.loads((tmp_path / "export" / "preprocessing.json").read_text())["pictures"]
-    assert how == {"value_range": list(run.dataset.value_range or ()), "orientation": "exif"}
+    assert how == {"value_range": list(run.dataset.value_range or ()), "orientation": "exif", "max_megapixels": 180}
     exif = Image.Exif()
     exif[0x0112] = 6
     turned = tmp_path / "turned.jpg"
@@ -343,6 +343,11 @@ def test_load_py_of_an_export_reads_pictures_as_the_run_does(
     rules, spec = picture_rules_of(record_of(run, asked.runtime)), run.backbones[0].preprocess
     for file, read in zip(files, torch.load(tmp_path / "read.pt"), strict=True):
         assert np.array_equal(read.numpy(), prepare_one(decode(file, rules), spec)), file.name
+    (tmp_path / "program.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    command = [sys.executable, "export/load.py", "program.png", "plain.png"]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert ran.returncode == 1 and len(ran.stdout.splitlines()) == 1 and ran.stdout.startswith("plain.png: ")
+    assert ran.stderr == "program.png: cannot identify image file 'program.png'\n"
 
 
 # -------------------------------------------------------------------------------------------------------- orientation
@@ -356,7 +361,7 @@ def with_orientation(path: Path, orientation: int, side_px: tuple[int, int] = (1
     return path
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif", "avif"])
 def test_exif_turns_every_format_alike_and_none_twice(suffix: str, tmp_path: Path) -> None:
     for orientation, method in TURNED.items():
         path = with_orientation(tmp_path / f"{orientation}.{suffix}", orientation)

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from transfergrid import data
 from transfergrid.classes import match_classes
 from transfergrid.commands import predict
 from transfergrid.config import Request
-from transfergrid.data._decode import AS_STORED, Picture, PictureRules, read_picture
+from transfergrid.data._decode import AS_STORED, Picture, PictureRules, decoded
 from transfergrid.errors import DataError
 from transfergrid.finished import Reading, network_of_run, reading_of
 from transfergrid.inference import Predicted, csv_header, csv_row, predict_files
@@ -141,11 +142,11 @@ def test_few_images_are_in_memory_however_many_there_are(
 ) -> None:
     read: list[Path] = []
 
-    def noticed(path: Path, rules: PictureRules) -> Picture:
+    def noticed(path: Path, rules: PictureRules) -> AbstractContextManager[Picture]:
         read.append(path)
-        return read_picture(path, rules)
+        return decoded(path, rules)
 
-    monkeypatch.setattr("transfergrid.inference.read_picture", noticed)
+    monkeypatch.setattr("transfergrid.inference.decoded", noticed)
     run = final_run(scratch)
     network, preprocess = network_of_run(run, paths_of(run, scratch.runtime), scratch.runtime)
     files = [f"{index:03d}.png" for index in range(100)]

@@ -224,11 +224,11 @@ def test_of_logits_beyond_float16_the_largest_stays_the_largest_and_all_stay_fin
 def test_a_damaged_predictions_file_is_said_in_one_line(paths: RunPaths) -> None:
     write_predictions(paths, {"test": make_predictions(np.arange(50), np.arange(50), some_logits(50, 10))})
     content = paths.predictions.read_bytes()
-    with pytest.raises(DataError, match="launch the run again"):
+    with pytest.raises(DataError, match="and launch again"):
         read_predictions(RunPaths(paths.root / "absent"))
     for length in np.linspace(0, len(content) - 1, 40).astype(int):
         paths.predictions.write_bytes(content[:length])
-        with pytest.raises(DataError, match="predictions.npz cannot be read .*; launch the run again"):
+        with pytest.raises(DataError, match="predictions.npz cannot be read .*; delete .*record.json and launch again"):
             read_predictions(paths)
     rng = np.random.default_rng(0)
     for bit in rng.integers(0, 8 * len(content), 200):

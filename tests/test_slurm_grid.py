@@ -161,6 +161,31 @@ def test_the_same_through_an_sbatch_script(slurm: Sandbox, tmp_path: Path, local
         assert record["metrics"] == records(local_store)[run_id]["metrics"]
 
 
+def test_a_job_that_meets_damaged_features_extracts_them_again_itself(
+    slurm: Sandbox, tmp_path: Path, local_store: Path
+) -> None:
+    """One job: the extraction is a run of its own in it, with its record and its log."""
+    shutil.copytree(local_store.parent, tmp_path / "copy")
+    store = tmp_path / "copy" / "results"
+    [extraction] = [run for run in records(store) if "extract" in run and "tinynet_mnist" in run]
+    [probe] = [run for run in records(store) if "probe" in run and "tinynet_mnist" in run and "cifar" not in run]
+    shutil.rmtree(store / "runs" / probe)
+    [path] = (tmp_path / "copy" / "cache" / "features").glob("digits/train/tinynet_mnist-*.h5")
+    content = bytearray(path.read_bytes())
+    content[-1000] ^= 1
+    path.write_bytes(content)
+    said = jobs("launch_grid.py", *SMALL, "cluster=slurm", "wait=true", env=slurm.env, cwd=tmp_path / "copy")
+    assert said.code == 0, said.text
+    assert [s["tasks"] for s in submissions(store) if s["kind"] == "runs"] == [[[probe]]]
+    found = records(store)
+    assert found[probe]["metrics"] == records(local_store)[probe]["metrics"]
+    assert found[extraction]["attempt"] == 2 and found[probe]["attempt"] == 2
+    assert found[extraction]["attempts"][-1]["task"] == found[probe]["attempts"][-1]["task"] is not None
+    log = (store / "runs" / probe / "log.txt").read_text()
+    assert "does not match its checksum; kept as" in log and "Traceback" not in log
+    assert path.with_name(path.name + ".damaged").read_bytes() == content
+
+
 def test_the_same_through_scripts_that_are_written_out(slurm: Sandbox, tmp_path: Path, local_store: Path) -> None:
     said = jobs("launch_grid.py", *ONE, "cluster=slurm", "emit=scripts", env=slurm.env, cwd=tmp_path)
     assert said.code == 0, said.text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -254,28 +253,6 @@ def test_what_a_solved_head_cannot_be_asked_is_refused_in_one_line(arguments: li
     with pytest.raises(ConfigError) as raised:
         load_run(["model=tinynet_mnist", "phase=probe", *MACHINE, *arguments])
     assert words in str(raised.value)
-
-
-def test_features_that_are_no_numbers_are_named_in_one_line(
-    probe: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from transfergrid.phases import probe as phase
-
-    def spoiled(*arguments: object) -> object:
-        features, folds = load_features(*arguments)  # type: ignore[arg-type]
-        broken_ND = features["test"].features_ND.copy()
-        broken_ND[3, 1] = np.nan
-        return features | {"test": replace(features["test"], features_ND=broken_ND)}, folds
-
-    monkeypatch.setattr(phase, "load_features", spoiled)
-    runtime = replace(probe.runtime, store_dir=str(tmp_path))
-    assert job.carry_out(final_run(probe), runtime) == "failed"
-    record = record_of(final_run(probe), runtime)
-    assert record.failure_class == "data" and record.error is not None
-    assert (
-        "1 of 360 images of test have features of tinynet_mnist that are not finite (the first is image 3)"
-        in record.error
-    )
 
 
 # --------------------------------------------------------------------------------------------------------- beside it

@@ -5,6 +5,7 @@ GridError
 ├─ DataError                         images, labels or weights are missing, damaged or of another kind
 │  └─ CorruptFeatures                a cached feature file does not validate
 ├─ MissingInput                      a run that this one needs has not finished: names the run to repeat
+│  └─ LostFeatures                   its features were there and are damaged or gone: they are extracted again
 ├─ MachineError                      this machine cannot do it: no usable GPU, no right to write
 │  └─ StoreFull                      no space left where results or features are kept
 ├─ ParityError                       the assembled network does not reproduce what the probe stored
@@ -76,6 +77,10 @@ class MissingInput(GridError):
     """Something this run is made from has not finished. The message names the run to repeat."""
 
     failure_class = "blocked"
+
+
+class LostFeatures(MissingInput):
+    """Features that were extracted are damaged, and set aside, or gone. Extracting them again heals it."""
 
 
 class MachineError(GridError):

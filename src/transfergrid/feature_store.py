@@ -12,6 +12,7 @@ so a final name is a whole file; two writers of one key end in one valid file. R
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 import os
 import zlib
@@ -130,6 +131,7 @@ def writing(
                 os.close(descriptor)
             _finish(temporary)
             durable.publish(temporary, final)
+        _about_damage(final).unlink(missing_ok=True)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -206,20 +208,66 @@ def find(paths: CachePaths, key: FeatureKey, *, also_read: tuple[str, ...] = ())
 
     Trusts name, `complete`, shape and size, as planning does; read() verifies checksums.
     """
-    for cache in (paths, *(CachePaths(Path(folder)) for folder in also_read)):
-        path = cache.features(key)
-        if path.is_file() and _looks_whole(path, key):
+    own = paths.features(key)
+    shared = [CachePaths(Path(folder)).features(key) for folder in also_read]
+    for path in (own, *(path for path in shared if str(path) != _set_aside(own).get("path"))):
+        if path.is_file() and _damage(path, key) is None:
             return path
     return None
 
 
-def _looks_whole(path: Path, key: FeatureKey) -> bool:
+def damage(paths: CachePaths, key: FeatureKey) -> str | None:
+    """What is wrong with the features of `key` that this cache has or had; None where it never had any.
+
+    Reads headers alone; what a reader found in the rows is known from set_aside().
+    """
+    path = paths.features(key)
+    if os.path.lexists(path):
+        return _damage(path, key)
+    reason: str | None = _set_aside(path).get("reason")
+    return reason
+
+
+def set_aside(paths: CachePaths, key: FeatureKey, path: Path, reason: str, *, seen: os.stat_result) -> Path:
+    """Move the damaged file at `path` to the same name with `.damaged`, whose place is returned; find() will not find
+    it. One of another's cache stays where it is, and is no longer read. Nothing is done where the file is no longer
+    the one that was `seen`: it has been made again meanwhile."""
+    own, kept = paths.features(key), path
+    with contextlib.suppress(FileNotFoundError):
+        found = os.lstat(path)
+        if (found.st_ino, found.st_mtime_ns) != (seen.st_ino, seen.st_mtime_ns):
+            return path
+        durable.write_json(_about_damage(own), {"path": str(path), "reason": reason})
+        if path == own:
+            kept = path.with_name(path.name + ".damaged")
+            os.replace(path, kept)
+            durable.fsync_folder(path.parent)
+    return kept
+
+
+def _about_damage(path: Path) -> Path:
+    return path.with_name(path.name + ".damaged.json")
+
+
+def _set_aside(path: Path) -> dict[str, str]:
+    """path, reason: of the file that was last set aside for this name."""
+    try:
+        found: dict[str, str] = durable.read_json(_about_damage(path))
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return found
+
+
+def _damage(path: Path, key: FeatureKey) -> str | None:
+    """Why a file is not taken; None where it is whole, as far as its headers tell."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             _assert_whole(path, file, key)
-    except Exception:  # h5py raises half a dozen kinds for damaged files
-        return False
-    return True
+    except OSError as error:
+        return os.strerror(error.errno) if error.errno else one_line(error)[:120]
+    except Exception as error:  # h5py raises half a dozen kinds for damaged files
+        return one_line(error)[:200]
+    return None
 
 
 def _assert_whole(path: Path, file: h5py.File, key: FeatureKey) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from transfergrid import architectures, backbones
 from transfergrid.backbones.build import build
-from transfergrid.data import PictureRules
+from transfergrid.data import MAX_MEGAPIXELS, PictureRules
 from transfergrid.data.geometry import scratch_preprocess
 from transfergrid.errors import DataError
 from transfergrid.network import EVALUATION_BATCH, JoinedNetwork, Plain
@@ -52,10 +52,11 @@ def reading_of(spec: RunSpec) -> Reading:
     )
 
 
-def picture_rules_of(record: RunRecord) -> PictureRules:
+def picture_rules_of(record: RunRecord, max_megapixels: float = MAX_MEGAPIXELS) -> PictureRules:
     """How the pictures of a run were read. Where none of them was turned, others are, as their EXIF data say."""
     dataset = record.spec.dataset
-    return PictureRules(dataset.value_range, record.details.get("orientation", dataset.orientation))
+    orientation = record.details.get("orientation", dataset.orientation)
+    return PictureRules(dataset.value_range, orientation, max_megapixels)
 
 
 def network_of_run(spec: RunSpec, paths: RunPaths, runtime: Runtime) -> tuple[nn.Module, tuple[PreprocessSpec, ...]]:

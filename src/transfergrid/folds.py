@@ -129,28 +129,39 @@ def class_weights(settings: TrainSettings, train: Fold) -> NDArray[np.float32] |
 
 def dataset_facts(spec: DatasetSpec, runtime: Runtime) -> DatasetFacts:
     """The facts of a run's data set as it lies on disk now. Raises DataError where it has changed since the plan."""
-    found = _facts(spec.kind, runtime.data_folders.get(spec.name), str(cache_paths(runtime).folder_hashes))
+    found = _facts(
+        spec.kind,
+        runtime.data_folders.get(spec.name),
+        str(cache_paths(runtime).folder_hashes),
+        runtime.max_megapixels,
+    )
     if found.fingerprint != spec.fingerprint:
         raise DataError(f"data set {spec.name!r} has changed since this run was planned; launch again")
     return found
 
 
 @lru_cache(maxsize=64)
-def _facts(kind: str, folder: str | None, kept_hashes: str) -> DatasetFacts:
-    return data.facts(kind, folder=None if folder is None else Path(folder), kept_hashes=Path(kept_hashes), keep=False)
+def _facts(kind: str, folder: str | None, kept_hashes: str, max_megapixels: float) -> DatasetFacts:
+    return data.facts(
+        kind,
+        folder=None if folder is None else Path(folder),
+        kept_hashes=Path(kept_hashes),
+        keep=False,
+        max_megapixels=max_megapixels,
+    )
 
 
 def open_splits(spec: DatasetSpec, runtime: Runtime) -> dict[Split, LabeledImages]:
     """Every split of a data set, its files verified."""
     folder = runtime.data_folders.get(spec.name)
     where = {"data_dir": Path(runtime.data_dir), "folder": None if folder is None else Path(folder)}
-    facts, rules = dataset_facts(spec, runtime), rules_of(spec)
+    facts, rules = dataset_facts(spec, runtime), rules_of(spec, runtime)
     return {s: data.load(spec.kind, split=s, rules=rules, **where) for s in splits_of(facts)}  # type: ignore[arg-type]
 
 
-def rules_of(spec: DatasetSpec) -> PictureRules:
+def rules_of(spec: DatasetSpec, runtime: Runtime) -> PictureRules:
     """How the data set's files become 8-bit RGB."""
-    return PictureRules(spec.value_range, spec.orientation)
+    return PictureRules(spec.value_range, spec.orientation, runtime.max_megapixels)
 
 
 def picture_details(spec: DatasetSpec, runtime: Runtime) -> dict[str, object]:

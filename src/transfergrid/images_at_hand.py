@@ -50,7 +50,7 @@ def _load(dataset: DatasetSpec, split: Split, runtime: Runtime) -> LabeledImages
             data_dir=Path(runtime.data_dir),
             folder=None if folder is None else Path(folder),
             download=False,
-            rules=rules_of(dataset),
+            rules=rules_of(dataset, runtime),
         )
     except (GridError, OSError):
         return None

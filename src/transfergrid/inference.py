@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from transfergrid.data._decode import PictureRules, read_picture
+from transfergrid.data._decode import PictureRules, decoded
 from transfergrid.data._threads import in_threads
 from transfergrid.errors import DataError, one_line
 from transfergrid.finished import Reading
@@ -106,11 +106,13 @@ def _read(
 ) -> list[Prepared | DataError]:
     def prepare(file: str) -> Prepared | DataError:
         try:
-            picture = read_picture(folder / file, rules)
+            with decoded(folder / file, rules) as picture:
+                pixels = {spec: prepare_one(picture.pixels_HW3, spec) for spec in wanted}
+                return Prepared(pixels, picture.deep, picture.outside)
         except DataError as error:
             return error
-        pixels = {spec: prepare_one(picture.pixels_HW3, spec) for spec in wanted}
-        return Prepared(pixels, picture.deep, picture.outside)
+        except MemoryError as error:  # of this picture alone: the others are predicted all the same
+            return DataError(str(error) or f"{folder / file} does not fit into memory")
 
     return in_threads(prepare, files)
 

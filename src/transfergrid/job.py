@@ -19,6 +19,7 @@ from transfergrid.attempts import Attempt, AttemptTime, IsAlive, attempt_times, 
 from transfergrid.errors import (
     AlreadyRunning,
     Interrupted,
+    LostFeatures,
     MachineError,
     MissingInput,
     Superseded,
@@ -29,13 +30,17 @@ from transfergrid.errors import (
 from transfergrid.paths import RunPaths, store_paths
 from transfergrid.phases import RunContext, phase_module
 from transfergrid.provenance import PACKAGE, code_hash, provenance
-from transfergrid.records import RunRecord, record_head, remove_checkpoints, write_record
+from transfergrid.records import RunRecord, checksums_of, record_head, remove_checkpoints, write_record
 from transfergrid.specs import Configuration, RunSpec, Runtime, digest, from_dict, to_dict
 from transfergrid.stopping import StopFlag
 from transfergrid.usage import UsageMeter, host_name
 
 logger = logging.getLogger(__name__)
-Outcome = Literal["completed", "reused", "failed", "interrupted", "in flight", "superseded"]
+Outcome = Literal["completed", "reused", "failed", "interrupted", "in flight", "superseded", "lost features"]
+# What becomes of a run whose features are damaged or gone: they are extracted again here, before it is tried once more;
+# or its outcome says so; or it fails.
+OnLost = Literal["extract", "tell", "fail"]
+ELSEWHERE_POLL_S = 1.0
 
 
 # ------------------------------------------------------------------------------------------------------------- payload
@@ -106,13 +111,35 @@ def read_payload(path: Path) -> Payload:
 
 # ------------------------------------------------------------------------------------------------------------- one run
 def carry_out(
-    spec: RunSpec, runtime: Runtime, *, stop: StopFlag | None = None, is_alive: IsAlive | None = None
+    spec: RunSpec,
+    runtime: Runtime,
+    *,
+    stop: StopFlag | None = None,
+    is_alive: IsAlive | None = None,
+    on_lost: OnLost = "extract",
 ) -> Outcome:
     """Run one spec to its record, unless it is done or another process has it. Never raises but for programming errors
     in the bookkeeping itself: what goes wrong in a phase is written into the record, with its class.
 
     stop: a flag that is installed already. is_alive: how to ask SLURM whether an earlier attempt's job is alive.
     """
+    outcome = _claim_and_run(spec, runtime, stop, is_alive, fails="fail" == on_lost)
+    if outcome != "lost features" or on_lost == "tell":
+        return outcome
+    for extraction in spec.extractions:
+        while (made := carry_out(extraction, runtime, stop=stop, is_alive=is_alive)) == "in flight":
+            if stop is not None and stop.signal is not None:
+                return "interrupted"
+            time.sleep(ELSEWHERE_POLL_S)
+        if made == "interrupted":
+            return "interrupted"
+    return _claim_and_run(spec, runtime, stop, is_alive, fails=True)
+
+
+def _claim_and_run(
+    spec: RunSpec, runtime: Runtime, stop: StopFlag | None, is_alive: IsAlive | None, *, fails: bool
+) -> Outcome:
+    """fails: a run whose features are lost has failed."""
     paths = store_paths(runtime).run(spec.run_id)
     if phase_module(spec.phase).is_done(spec, runtime):
         return "reused"
@@ -120,7 +147,7 @@ def carry_out(
         with begin_attempt(paths, spec, is_alive=is_alive) as attempt, _logging_to(paths.log, attempt):
             if phase_module(spec.phase).is_done(spec, runtime):  # it ended while this process was starting
                 return "reused"
-            return _attempt(spec, runtime, attempt, stop)
+            return _attempt(spec, runtime, attempt, stop, fails=fails)
     except AlreadyRunning as error:
         logger.info("%s", error)
         return "in flight"
@@ -129,7 +156,7 @@ def carry_out(
         return "superseded"
 
 
-def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag | None) -> Outcome:
+def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag | None, *, fails: bool) -> Outcome:
     began = time.monotonic()
     try:
         from transfergrid.device import device_of, prepare_process  # torch
@@ -142,7 +169,8 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
         with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
             record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop))
         attempt.assert_newest()
-        write_record(attempt.paths, replace(record, usage=usage.summary(), attempts=_attempts_until_now(attempt.paths)))
+        bound = replace(record, usage=usage.summary(), sha256=checksums_of(attempt.paths))
+        write_record(attempt.paths, replace(bound, attempts=_attempts_until_now(attempt.paths)))
         remove_checkpoints(attempt.paths)
         return "completed"
     except (Interrupted, KeyboardInterrupt) as error:
@@ -151,6 +179,9 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
     except Superseded:
         raise
     except BaseException as error:
+        if isinstance(error, LostFeatures) and not fails:
+            logger.warning("%s", one_line(error))
+            return "lost features"
         logger.error("%s\n%s", one_line(error), traceback.format_exc())
         attempt.assert_newest()
         write_failure(attempt.paths, spec, error, attempt=attempt.number, phase_s=time.monotonic() - began)
@@ -200,11 +231,15 @@ def record_loss(spec: RunSpec, runtime: Runtime, error: BaseException) -> None:
 def assert_ready(spec: RunSpec, runtime: Runtime) -> None:
     """The second lock: a job checks what it needs itself, because a scheduler's word for it can be wrong.
 
-    Raises MissingInput naming the run to repeat.
+    Raises MissingInput naming the run to repeat, LostFeatures where nothing but that stands in the way.
     """
     for extraction in spec.extractions:
         if not phase_module("extract").is_done(extraction, runtime):
-            raise MissingInput(f"features of {extraction.model} are missing; run {extraction.run_id} first")
+            paths = store_paths(runtime).run(extraction.run_id)
+            head = record_head(paths)
+            ended_well = newest_attempt(paths) == 0 if head is None else head.status == "completed"
+            kind = LostFeatures if ended_well else MissingInput
+            raise kind(f"features of {extraction.model} are missing; run {extraction.run_id} first")
     for run_id in spec.needs:
         head = record_head(store_paths(runtime).run(run_id))
         if head is None or head.status != "completed":

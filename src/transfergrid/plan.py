@@ -11,7 +11,7 @@ from transfergrid import durable
 from transfergrid.attempts import describe_owner
 from transfergrid.errors import NEXT_STEP
 from transfergrid.paths import store_paths
-from transfergrid.phases import phase_module
+from transfergrid.phases import extract, phase_module
 from transfergrid.provenance import code_hash
 from transfergrid.records import record_head
 from transfergrid.specs import PHASES, RunSpec, Runtime
@@ -113,6 +113,8 @@ class _Planner:
             if other.state in ("blocked", "in flight") and not self._can_wait_for(other):
                 return PlannedRun(run, "blocked", f"waits for {need}, which is {other.state}")
         why = "not done yet"
+        if run.phase == "extract" and (damaged := extract.damaged(run, self.runtime)) is not None:
+            why = f"{damaged}: extracted again"
         if head is not None and head.failure_class is not None:
             why = f"failed before ({head.failure_class}): {NEXT_STEP[head.failure_class]}"
         elif paths.checkpoints.is_dir() and any(paths.checkpoints.iterdir()):

@@ -28,9 +28,8 @@ from transfergrid.specs import PreprocessSpec
 _WEIGHT_BITS = 22  # of Pillow's fixed-point weights for 8-bit channels
 _READ_AHEAD = 2
 _HOST_CHUNK = 512
-_MIXED_CHUNK = 32
 _MATRIX_BYTES = 2**28
-_GIANT_PX = 2**26  # of a resized picture: 268 MB in Pillow, which keeps four bytes a pixel
+_GIANT_PX = 2**24  # of a resized picture: 67 MB in Pillow, which keeps four bytes a pixel
 # Added to a picture's standard deviation, in levels of 0..255: no division by zero where it has one colour.
 FLAT_LEVELS = 255 * 1e-4
 
@@ -106,13 +105,8 @@ def prepare_images(
             raise ConfigError("the images have mixed sizes; give dataset.image_size_px=N to bring them to N x N")
         return torch.from_numpy(np.ascontiguousarray(images.read(indices)))
     prepared_NHWC = np.empty((len(indices), spec.crop_px, spec.crop_px, 3), dtype=np.uint8)
-    # A few at a time: photographs of full size are large.
-    for start in range(0, len(indices), _MIXED_CHUNK):
-        read = images.read(indices[start : start + _MIXED_CHUNK])
-        for row, prepared_HWC in enumerate(
-            in_threads(lambda image_HWC: prepare_one(image_HWC, spec), list(read)), start
-        ):
-            prepared_NHWC[row] = prepared_HWC  # grey is repeated to three channels
+    for row, prepared_HWC in enumerate(images.each(indices, lambda image_HWC: prepare_one(image_HWC, spec))):
+        prepared_NHWC[row] = prepared_HWC  # grey is repeated to three channels
     return torch.from_numpy(prepared_NHWC)
 
 
@@ -121,7 +115,8 @@ def prepare_one(image_HWC: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[n
     from PIL import Image
 
     full_height_px, full_width_px = _full_px(image_HWC.shape[0], image_HWC.shape[1], spec)
-    if full_height_px * full_width_px > _GIANT_PX:  # a line of a picture: 65,000 x 1 px would take 12.8 GB
+    # A line of a picture: 65,000 x 1 px would take 12.8 GB.
+    if full_height_px * full_width_px > max(_GIANT_PX, 4 * spec.crop_px**2):
         return resize_by_matrix(torch.from_numpy(image_HWC)[None], spec)[0].numpy()
     image = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC)
     resample = Image.Resampling.BILINEAR if spec.interpolation == "bilinear" else Image.Resampling.BICUBIC

@@ -45,6 +45,7 @@ class RunRecord:
     phase_s: the phase's own seconds, those before an interruption included. on_gpu: whether it computed on one.
     gpu_allocated_mib: the most that torch had allocated there, in 2^20 bytes. attempts: every start of the run up to
     this record, whatever became of it. usage: what it used of what it was given, see usage.UsageMeter.
+    sha256: of weights.pt and predictions.npz, by name; empty in records of earlier releases.
     """
 
     run_id: str
@@ -68,6 +69,25 @@ class RunRecord:
     attempt: int = 0
     attempts: tuple[AttemptTime, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+def checksums_of(paths: RunPaths) -> dict[str, str]:
+    """RunRecord.sha256 of what lies in a run's folder now; about 1 GB/s."""
+    return {path.name: durable.sha256_of(path) for path in (paths.weights, paths.predictions) if path.is_file()}
+
+
+def assert_as_recorded(paths: RunPaths, path: Path) -> None:
+    """Raises DataError where one of a run's files is not what its record was written with."""
+    try:
+        recorded = durable.read_json(paths.record)["sha256"][path.name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # no record, one of an earlier release, or one whose damage others name
+    if durable.sha256_of(path) != recorded:
+        raise DataError(
+            f"{path} is damaged: it is not the file that its record was written with; delete {paths.record} and launch"
+            " again"
+        )
 
 
 def write_record(paths: RunPaths, record: RunRecord) -> None:
@@ -121,7 +141,7 @@ _SHARES = ("accuracy", "precision", "recall", "f1")  # last word of metrics that
 
 def _check(record: RunRecord) -> None:
     """Raises ValueError where a file edited by hand holds what no run writes: reports rely on what is read here."""
-    for name in ("metrics", "details", "usage", "provenance"):
+    for name in ("metrics", "details", "usage", "provenance", "sha256"):
         if not isinstance(getattr(record, name), dict):
             raise ValueError(f"{name} is {getattr(record, name)!r}, not an object")
     for name in ("failure_class", "error"):
@@ -299,6 +319,7 @@ def write_predictions(paths: RunPaths, sets: Mapping[str, Predictions]) -> None:
 def read_predictions(paths: RunPaths) -> dict[str, Predictions]:
     """All sets of a run's predictions. Raises DataError where the file is missing or damaged."""
     try:
+        assert_as_recorded(paths, paths.predictions)
         with open(paths.predictions, "rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         return {
@@ -311,8 +332,12 @@ def read_predictions(paths: RunPaths) -> dict[str, Predictions]:
             )
             for name in sorted({name.rsplit("_", 1)[0] for name in arrays})
         }
+    except DataError:
+        raise
     except Exception as error:  # zipfile and numpy raise a dozen kinds for damaged files
-        raise DataError(f"{paths.predictions} cannot be read ({one_line(error)}); launch the run again") from error
+        raise DataError(
+            f"{paths.predictions} cannot be read ({one_line(error)}); delete {paths.record} and launch again"
+        ) from error
 
 
 # --------------------------------------------------------------------------------------------------------------- grids

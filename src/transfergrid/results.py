@@ -6,7 +6,6 @@ import io
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,14 @@ from transfergrid.evaluation import confusion_matrix, scores, top_k_accuracy
 from transfergrid.folds import Fold, Folds
 from transfergrid.paths import RunPaths
 from transfergrid.provenance import provenance
-from transfergrid.records import MANY_CLASSES, Predictions, RunRecord, make_predictions, write_predictions
+from transfergrid.records import (
+    MANY_CLASSES,
+    Predictions,
+    RunRecord,
+    assert_as_recorded,
+    make_predictions,
+    write_predictions,
+)
 from transfergrid.specs import RunSpec
 
 Logits = NDArray[np.float32]
@@ -44,14 +50,13 @@ def load_weights(paths: RunPaths) -> dict[str, Tensor]:
         raise MissingInput(
             f"the weights of {run_id} were not kept; delete {paths.record} and launch with keep_weights=final"
         )
-    return read_state(paths.weights)
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
     try:
-        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        assert_as_recorded(paths, paths.weights)
+        state: dict[str, Tensor] = torch.load(paths.weights, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
     except Exception as error:  # torch.load raises half a dozen kinds for damaged files
-        raise DataError(f"{path} is not a readable state dict ({type(error).__name__})") from error
+        raise DataError(f"{paths.weights} is not a readable state dict ({type(error).__name__})") from error
     return state
 
 

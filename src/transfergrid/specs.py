@@ -398,6 +398,7 @@ class Runtime:
     data_folders: dataset name -> its folder, for image folders. weights_files: weights identity -> file.
     report_figures: whether the report that ends a launch has figures; None = SLURM's finish job makes them, a launch
     at whose end somebody waits does not.
+    max_megapixels: a larger picture of a folder is refused before it is decoded.
     """
 
     store_dir: str
@@ -417,6 +418,7 @@ class Runtime:
     keep_weights: Literal["final", "none"] = "final"
     resident_gb: float = 8.0
     report_figures: bool | None = None
+    max_megapixels: float = 180.0
 
 
 # -------------------------------------------------------------------------------------------------------- identities

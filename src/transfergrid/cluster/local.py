@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,7 @@ from transfergrid.cluster.child import context, gpus_for
 from transfergrid.cluster.ownership import is_alive
 from transfergrid.errors import GridError, Lost, StoreFull, classify
 from transfergrid.paths import store_paths
+from transfergrid.phases import extract
 from transfergrid.plan import Plan, PlannedRun
 from transfergrid.records import record_head
 from transfergrid.specs import RunSpec, Runtime
@@ -50,6 +51,7 @@ class Watcher:
     def started(self, planned: PlannedRun) -> None: ...
     def running(self, planned: Iterable[PlannedRun]) -> None: ...
     def waiting(self, planned: PlannedRun) -> None: ...
+    def again(self, planned: PlannedRun) -> None: ...
     def ended(self, ended: Ended) -> None: ...
 
 
@@ -66,9 +68,13 @@ class _Pool:
     """The state of one run_plan: what waits, what runs, how things ended.
 
     elsewhere: runs that another process holds -> when to look again. Once it lets go they are found done, or are run.
+    places: of each run in the payload, extractions that may have to be done again included.
+    robbed: runs that found their features damaged or gone, once; a second time they fail.
     """
 
     waiting: list[tuple[int, PlannedRun]]
+    places: dict[str, int] = field(default_factory=dict)
+    robbed: set[str] = field(default_factory=set)
     children: list[_Child] = field(default_factory=list)
     endings: dict[str, Ended] = field(default_factory=dict)
     elsewhere: dict[str, float] = field(default_factory=dict)
@@ -80,9 +86,11 @@ def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
     todo = plan.to_run
     if not todo:
         return []
-    payload = job.write_payload([p.run for p in todo], runtime)
+    runs = {p.run.run_id: p.run for p in todo}
+    runs |= {e.run_id: e for p in todo for e in p.run.extractions if e.run_id not in runs}
+    payload = job.write_payload(list(runs.values()), runtime)
     slots = slots_for(runtime)
-    pool = _Pool(waiting=list(enumerate(todo)))
+    pool = _Pool(waiting=list(enumerate(todo)), places={run_id: place for place, run_id in enumerate(runs)})
     try:
         with _terminated_as_interrupted() as heard:
             while (pool.waiting or pool.children) and not heard:
@@ -141,7 +149,8 @@ def _start_ready(pool: _Pool, payload: Path, slots: Sequence[str | None], runtim
             continue
         pool.waiting.remove(item)
         slot = free.pop(0)
-        process = context().Process(target=_child, args=(str(payload), index, slots[slot]))
+        on_lost = "fail" if planned.run.run_id in pool.robbed else "tell"
+        process = context().Process(target=_child, args=(str(payload), index, slots[slot], on_lost))
         process.start()
         pool.children.append(_Child(index, planned, process, slot))
         watcher.started(planned)
@@ -176,6 +185,9 @@ def _collect(pool: _Pool, runtime: Runtime, watcher: Watcher) -> None:
             continue
         child.process.join()
         pool.children.remove(child)
+        if child.process.exitcode == _EXIT["lost features"]:
+            _extract_again(pool, child, runtime, watcher)
+            continue
         ended = _judge(child, runtime)
         if ended.ending != "in flight":
             _end(pool, watcher, ended)
@@ -183,6 +195,28 @@ def _collect(pool: _Pool, runtime: Runtime, watcher: Watcher) -> None:
         pool.waiting.append((child.index, child.planned))
         pool.elsewhere[child.planned.run.run_id] = time.monotonic() + ELSEWHERE_POLL_S
         watcher.waiting(child.planned)
+
+
+def _extract_again(pool: _Pool, child: _Child, runtime: Runtime, watcher: Watcher) -> None:
+    """A run found its features damaged or gone: their extraction stands before it, and before all that need it too."""
+    pool.robbed.add(child.planned.run.run_id)
+    pool.waiting.insert(0, (child.index, child.planned))
+    at_work = {p.run.run_id for _, p in pool.waiting} | {c.planned.run.run_id for c in pool.children}
+    for extraction in child.planned.run.extractions:
+        if extract.is_done(extraction, runtime) or extraction.run_id in at_work:
+            continue
+        why = extract.damaged(extraction, runtime) or f"features of {extraction.model} are gone"
+        again = PlannedRun(extraction, "run", f"{why}: extracted again")
+        pool.endings.pop(extraction.run_id, None)
+        pool.waiting = [(index, _after(planned, extraction.run_id)) for index, planned in pool.waiting]
+        pool.waiting.insert(0, (pool.places[extraction.run_id], again))
+        watcher.again(again)
+
+
+def _after(planned: PlannedRun, extraction: str) -> PlannedRun:
+    """What reads these features waits for them."""
+    reads = any(e.run_id == extraction for e in planned.run.extractions)
+    return replace(planned, needs=(*planned.needs, extraction)) if reads else planned
 
 
 def _judge(child: _Child, runtime: Runtime) -> Ended:
@@ -241,6 +275,7 @@ _EXIT: dict[str, int] = {
     "in flight": 13,
     "superseded": 14,
     "disk full": 15,
+    "lost features": 16,
 }
 
 _REASONS: dict[str, str] = {
@@ -249,14 +284,14 @@ _REASONS: dict[str, str] = {
 }
 
 
-def _child(payload: str, index: int, gpu: str | None) -> None:
+def _child(payload: str, index: int, gpu: str | None, on_lost: job.OnLost) -> None:
     """One run in a process of its own; its output goes to the run's log, its outcome into the exit code."""
     stop = StopFlag()
     with stop.installed():
-        sys.exit(_EXIT[_outcome(payload, index, gpu, stop)])
+        sys.exit(_EXIT[_outcome(payload, index, gpu, stop, on_lost)])
 
 
-def _outcome(payload: str, index: int, gpu: str | None, stop: StopFlag) -> str:
+def _outcome(payload: str, index: int, gpu: str | None, stop: StopFlag, on_lost: job.OnLost) -> str:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch looks when it first uses a GPU, which this process has not yet
     asked = job.read_payload(Path(payload))
@@ -269,7 +304,7 @@ def _outcome(payload: str, index: int, gpu: str | None, stop: StopFlag) -> str:
         os.dup2(descriptor, 2)
         os.close(descriptor)
     try:
-        return job.carry_out(run, runtime, stop=stop, is_alive=is_alive)
+        return job.carry_out(run, runtime, stop=stop, is_alive=is_alive, on_lost=on_lost)
     except Exception as error:
         if classify(error) != "disk_full":
             raise

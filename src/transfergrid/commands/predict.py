@@ -76,7 +76,7 @@ def _predict(request: PredictRequest, images: Path, network: nn.Module, preproce
             f"share its batch: the {reading.batch_size} that follow each other by name",
             file=sys.stderr,
         )
-    rules = picture_rules_of(request.record)
+    rules = picture_rules_of(request.record, request.runtime.max_megapixels)
     show, unreadable, outside, of_8_bits = progress_line("predicting"), 0, 0, 0
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line stands there
     with _opened(request.output) as file:
@@ -122,7 +122,7 @@ def _export(
         class_names=request.class_names,
         export_format=request.export_format,
         reading=reading_of(spec),
-        rules=picture_rules_of(request.record),
+        rules=picture_rules_of(request.record, request.runtime.max_megapixels),
     )
     facts = CardFacts(
         class_names=request.class_names,

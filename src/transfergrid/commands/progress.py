@@ -65,6 +65,10 @@ class LineWatcher(Watcher):
     def waiting(self, planned: PlannedRun) -> None:
         self._print(f"waiting     {planned.run.run_id}  another process is running it")
 
+    def again(self, planned: PlannedRun) -> None:
+        self._total += 1
+        self._print(f"again       {planned.run.run_id}  {planned.why}")
+
     def ended(self, ended: Ended) -> None:
         self._done += 1
         self._print(ended_line(ended, self._store))
@@ -80,6 +84,7 @@ class BarWatcher(Watcher):
     def __init__(self, progress: Progress, store: StorePaths, total: int) -> None:
         self._progress = progress
         self._store = store
+        self._total = total
         self._all = progress.add_task("runs", total=total, figures="")
         self._tasks: dict[str, TaskID] = {}
         self._looked = 0.0
@@ -104,6 +109,12 @@ class BarWatcher(Watcher):
 
     def waiting(self, planned: PlannedRun) -> None:
         self._progress.update(self._tasks[planned.run.run_id], figures="another process is running it")
+
+    def again(self, planned: PlannedRun) -> None:
+        self._total += 1
+        self._progress.update(self._all, total=self._total)
+        line = f"again       {planned.run.run_id}  {planned.why}"
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def ended(self, ended: Ended) -> None:
         task = self._tasks.pop(ended.run.run_id, None)

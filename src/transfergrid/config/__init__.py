@@ -222,7 +222,8 @@ def load_predict(arguments: Sequence[str]) -> PredictRequest:
 
 def _hand_variant(overrides: dict[str, Any]) -> str:
     """What a run by hand changes from the defaults, spelled as its variant."""
-    other = ("dataset.name", "dataset.folder")  # which data set it is stands in a column of its own
+    # Which data set it is stands in a column of its own; a limit changes no number.
+    other = ("dataset.name", "dataset.folder", "dataset.max_megapixels")
     named = [
         key
         for key in sorted(overrides)

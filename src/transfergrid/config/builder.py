@@ -301,6 +301,7 @@ class GridBuilder:
             keep_weights=config.keep_weights,
             resident_gb=config.data.resident_gb,
             report_figures=config.report.figures,
+            max_megapixels=config.dataset.max_megapixels,
         )
 
 

@@ -59,7 +59,15 @@ def resolve_dataset(
             f"dataset.folder={node.folder!r}: {node.kind} lies in data.dir; only image_folder takes a folder"
         )
     folder = None if node.folder is None else Path(node.folder).expanduser().resolve()
-    facts = data.facts(node.kind, folder=folder, kept_hashes=cache.folder_hashes, keep=keep, progress=progress)
+    in_range("dataset.max_megapixels", node.max_megapixels, ABOVE_ZERO, 100_000)
+    facts = data.facts(
+        node.kind,
+        folder=folder,
+        kept_hashes=cache.folder_hashes,
+        keep=keep,
+        progress=progress,
+        max_megapixels=node.max_megapixels,
+    )
     name = node.name or (folder.name if folder is not None else node.kind)
     if any(sign in name for sign in "/\\\n\0") or name.startswith(".") or not name.strip():
         raise ConfigError(f"dataset.name={name!r} cannot name a folder; use letters, digits, . _ and -")

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from transfergrid.classes import classes_of_run
-from transfergrid.data.image_folder import SUFFIXES, image_files
+from transfergrid.data import MAX_MEGAPIXELS
+from transfergrid.data._formats import suffixes
+from transfergrid.data.image_folder import image_files
 from transfergrid.errors import ConfigError
 from transfergrid.paths import EXPORT_MARK, CachePaths, RunPaths, StorePaths
 from transfergrid.records import RunRecord, read_record
@@ -33,6 +35,7 @@ DEFAULTS: dict[str, str | None] = {
     "weights_dir": None,
     "device": "auto",
     "cluster.num_threads": "0",
+    "dataset.max_megapixels": f"{MAX_MEGAPIXELS:g}",
 }
 FILES = "weights_files."
 
@@ -158,6 +161,7 @@ def _runtime(values: Mapping[str, str | None], weights_files: Mapping[str, str],
         weights_files={identities[n]: str(Path(f).expanduser().resolve()) for n, f in weights_files.items()},
         device=_choice("device", values["device"], ("auto", "cpu", "cuda")),
         num_threads=_number("cluster.num_threads", values["cluster.num_threads"], 0, 1024),
+        max_megapixels=_number("dataset.max_megapixels", values["dataset.max_megapixels"], 1, 100_000),
     )
 
 
@@ -166,7 +170,7 @@ def _files(images: Path) -> tuple[str, ...]:
         raise ConfigError(f"images={str(images)!r} is not a folder")
     files = image_files(images)
     if not files:
-        raise ConfigError(f"images={str(images)!r} holds no images; wanted files ending in {' '.join(SUFFIXES)}")
+        raise ConfigError(f"images={str(images)!r} holds no images; wanted files ending in {' '.join(suffixes())}")
     return tuple(files)
 
 

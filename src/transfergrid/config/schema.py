@@ -175,6 +175,7 @@ class DatasetConfig:
     value_range: the stored values that become 0 and 255 in a folder's pictures deeper than 8 bits; null = the least and
     the largest of train. orientation: exif | stored. small_pictures: whole | recipe, of those smaller than the input.
     classes: folders | imagenet, whose folders are named by wnids or 0 to 999.
+    max_megapixels: a larger picture of a folder is refused before it is decoded.
     """
 
     name: str | None = None
@@ -189,6 +190,7 @@ class DatasetConfig:
     orientation: str = "exif"
     small_pictures: str = "whole"
     classes: str = "folders"
+    max_megapixels: float = 180.0
 
 
 @dataclass

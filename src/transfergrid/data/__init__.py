@@ -14,12 +14,14 @@ from types import ModuleType
 from typing import cast
 
 from transfergrid.data._decode import AS_STORED, PictureRules, ValueRange
+from transfergrid.data._formats import MAX_MEGAPIXELS
 from transfergrid.data._images import ArrayImages, DatasetFacts, LabeledImages
 from transfergrid.errors import ConfigError
 from transfergrid.specs import Split
 
 __all__ = [
     "AS_STORED",
+    "MAX_MEGAPIXELS",
     "ArrayImages",
     "DatasetFacts",
     "LabeledImages",
@@ -31,7 +33,7 @@ __all__ = [
     "load",
 ]
 
-_NOT_KINDS = ("geometry", "splits")
+_NOT_KINDS = ("damaged", "geometry", "splits")
 
 
 def kinds() -> tuple[str, ...]:
@@ -47,16 +49,20 @@ def facts(
     kept_hashes: Path | None = None,
     keep: bool = True,
     progress: Callable[[int, int], None] | None = None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> DatasetFacts:
     """What the plan needs to know; reads images only where a folder must be hashed, and imports nothing heavy.
 
     kept_hashes: the folder where content hashes are kept; keep=False reads what is kept and writes nothing.
-    progress(done, total) is called now and then while files are hashed.
+    progress(done, total) is called now and then while files are hashed. max_megapixels: of a picture of a folder.
     """
     module = _module(kind, folder)
     if folder is None:
         return cast(DatasetFacts, module.FACTS)
-    return cast(DatasetFacts, module.facts(folder=folder, kept_hashes=kept_hashes, keep=keep, progress=progress))
+    found = module.facts(
+        folder=folder, kept_hashes=kept_hashes, keep=keep, progress=progress, max_megapixels=max_megapixels
+    )
+    return cast(DatasetFacts, found)
 
 
 def load(

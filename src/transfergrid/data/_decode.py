@@ -9,15 +9,22 @@ from __future__ import annotations
 import io
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from transfergrid.data._formats import MAX_MEGAPIXELS, opened, room_for, too_large
 from transfergrid.data._image_size import size_px, unreadable
+from transfergrid.data.damaged import DamagedImage
 from transfergrid.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
 
 ValueRange = tuple[float, float]
 Orientation = Literal["stored", "exif"]
@@ -26,10 +33,20 @@ Depth = Literal["8-bit", "integer", "float"]
 _ORIENTATION_TAG = 0x0112
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _NEVER_DEEP = (b"\xff\xd8", b"GIF8", b"BM", b"RIFF")  # JPEG, GIF, BMP, WebP
-_MAY_TURN = (b"Exif", b"eXIf", b"EXIF", b"Raw profile type exif", b"iff:Orientation", b"XML:com.adobe.xmp")
+_MAY_TURN = (
+    b"irot",
+    b"imir",
+    b"Exif",
+    b"eXIf",
+    b"EXIF",
+    b"Raw profile type exif",
+    b"iff:Orientation",
+    b"XML:com.adobe.xmp",
+)
 _BYTE_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _WIDE = re.compile(r"(RGB|RGBA|RGBX|R|G|B|A);16[BLN]")  # Pillow's names of colours of two bytes each
 _WIDE_BUT_NARROWED = re.compile(r"(LA|RGBa);16[BLN]")
+_STRIP_PX = 2**22  # converted at once: Pillow makes three copies of what it converts
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +54,12 @@ class PictureRules:
     """How a data set's files are read. value_range: the stored values that become 0 and 255, None = 8 bits only.
 
     orientation: whether a picture is turned as its EXIF data say, or left as its pixels lie.
+    max_megapixels: larger pictures are refused before they are decoded.
     """
 
     value_range: ValueRange | None = None
     orientation: Orientation = "stored"
+    max_megapixels: float = MAX_MEGAPIXELS
 
 
 AS_STORED = PictureRules()
@@ -71,67 +90,107 @@ class PictureFacts:
 
 
 def decode(path: Path, rules: PictureRules = AS_STORED) -> NDArray[np.uint8]:
-    """One file as (H, W, 3) RGB. Raises DataError naming the file."""
-    return read_picture(path, rules).pixels_HW3
+    """One file as (H, W, 3) RGB. Raises DamagedImage."""
+    with decoded(path, rules) as picture:
+        return picture.pixels_HW3
 
 
-def read_picture(path: Path, rules: PictureRules) -> Picture:
-    """Raises DataError naming the file, also where it is deeper than 8 bits and no range is known."""
-    from PIL import Image
+@contextmanager
+def decoded(path: Path, rules: PictureRules) -> Iterator[Picture]:
+    """The picture, for as long as the block lasts: what threads hold at full size at once is bounded by its pixels.
 
+    Raises DamagedImage, also where it is too large, or deeper than 8 bits and no range is known.
+    """
     try:
-        turns = rules.orientation == "exif"
-        with Image.open(path) as image:
-            if _depth(image) == "8-bit":
-                return Picture(np.array(_turned(image, turns).convert("RGB")), deep=False, outside=False)
-        values = _deep_values(path, turns=turns)
-    except (MemoryError, DataError):
-        raise
+        image = opened(path)
     except Exception as error:  # Pillow's decoders raise errors of every kind on damaged files
         raise unreadable(path, error) from error
+    with image:
+        width_px, height_px = image.size
+        reason = too_large(width_px, height_px, rules.max_megapixels)
+        if reason is not None:
+            raise DamagedImage(path, reason)
+        with room_for(width_px * height_px):
+            try:
+                picture = _read(image, path, rules)
+            except DataError:
+                raise
+            except MemoryError as error:
+                raise MemoryError(f"{path}, of {width_px} x {height_px} px, does not fit into memory") from error
+            except Exception as error:
+                raise unreadable(path, error) from error
+            image.close()  # with its own copy of the pixels
+            yield picture
+
+
+def _read(image: ImageFile, path: Path, rules: PictureRules) -> Picture:
+    turns = rules.orientation == "exif"
+    if _depth(image) == "8-bit":
+        return Picture(_rgb(_turned(image, turns)), deep=False, outside=False)
     if rules.value_range is None:
-        raise DataError(
-            f"{path} is deeper than 8 bits, and no range of values is known for it; convert it to 8 bits, as the other"
-            " pictures are, or give dataset.value_range=[low,high]"
+        raise DamagedImage(
+            path,
+            "is deeper than 8 bits, and no range of values is known for it; convert it to 8 bits, as the other pictures"
+            " are, or give dataset.value_range=[low,high]",
         )
     low, high = rules.value_range
+    values = _deep_values(path, turns=turns)
     pixels = to_8_bits(values, rules.value_range)
     pixels_HW3 = np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
     numbers = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     return Picture(pixels_HW3, deep=True, outside=not bool(((numbers >= low) & (numbers <= high)).all()))
 
 
+def _rgb(image: Any) -> NDArray[np.uint8]:
+    """np.array(image.convert("RGB")), by strips of a large picture."""
+    width_px, height_px = image.size
+    rows = max(1, _STRIP_PX // width_px)
+    if rows >= height_px:
+        return np.array(image.convert("RGB"))
+    pixels_HW3 = np.empty((height_px, width_px, 3), dtype=np.uint8)
+    for top in range(0, height_px, rows):
+        strip = image.crop((0, top, width_px, min(top + rows, height_px)))
+        pixels_HW3[top : top + rows] = np.asarray(strip.convert("RGB"))
+    return pixels_HW3
+
+
 def to_8_bits(values: NDArray[Any], value_range: ValueRange) -> NDArray[np.uint8]:
     """low -> 0, high -> 255, rounded; what lies beyond becomes 0 or 255, and what is no number 0."""
     low, high = value_range
-    scaled = (values.astype(np.float64) - low) * (255 / (high - low))
-    return np.clip(np.rint(np.nan_to_num(scaled, nan=0.0)), 0, 255).astype(np.uint8)
+    levels = np.empty(values.shape, dtype=np.uint8)
+    rows = max(1, _STRIP_PX // max(1, values[:1].size))
+    for top in range(0, len(values), rows):
+        scaled = (values[top : top + rows].astype(np.float64) - low) * (255 / (high - low))
+        levels[top : top + rows] = np.clip(np.rint(np.nan_to_num(scaled, nan=0.0)), 0, 255)
+    return levels
 
 
-def picture_facts(path: Path, content: bytes) -> PictureFacts:
-    """From the whole content of a file; only deeper than 8 bits is it decoded. Raises DataError naming the file."""
-    from PIL import Image
-
+def picture_facts(path: Path, content: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> PictureFacts:
+    """From the whole content of a file; only deeper than 8 bits is it decoded. Raises DamagedImage."""
     width_px, height_px = size_px(path, content)
+    reason = too_large(width_px, height_px, max_megapixels)
+    if reason is not None:
+        raise DamagedImage(path, reason)
     png = content.startswith(b"\x89PNG")
     may_be_deep = content[24:25] == b"\x10" if png else not content.startswith(_NEVER_DEEP)
     may_turn = not content.startswith(_TIFF) and any(mark in content for mark in _MAY_TURN)
     if not (may_be_deep or may_turn):
         return PictureFacts(width_px, height_px)
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with opened(io.BytesIO(content)) as image:
             turned = may_turn and _orientation(image) != 1
             depth = _depth(image) if may_be_deep else "8-bit"
         if depth == "8-bit":
             return PictureFacts(width_px, height_px, turned=turned)
-        values = _deep_values(io.BytesIO(content), turns=False)
+        with room_for(width_px * height_px):
+            values = _deep_values(io.BytesIO(content), turns=False)
     except (MemoryError, DataError):
         raise
     except Exception as error:
         raise unreadable(path, error) from error
     finite = values[np.isfinite(values)] if depth == "float" else values
     if not finite.size:
-        raise DataError(f"{path} holds no number at all; mend or remove it")
+        raise DamagedImage(path, "holds no number at all; mend or remove it")
     return PictureFacts(width_px, height_px, depth, turned, float(finite.min()), float(finite.max()))
 
 
@@ -153,22 +212,21 @@ def _raw_mode(tile: Any) -> str:
 
 def _deep_values(source: Path | IO[bytes], *, turns: bool) -> NDArray[Any]:
     """(H, W) or (H, W, 3), as stored."""
-    from PIL import Image
 
-    def opened() -> Any:
+    def again() -> Any:
         if not isinstance(source, Path):
             source.seek(0)
-        return Image.open(source)
+        return opened(source)
 
-    with opened() as image:
+    with again() as image:
         modes = [_raw_mode(tile) for tile in image.tile]
         if any(map(_WIDE_BUT_NARROWED.fullmatch, modes)):
             raise ValueError("16-bit colours with this kind of alpha are not read whole; save it without alpha")
         values: NDArray[Any] = np.array(_turned(image, turns))
         if any(map(_WIDE.fullmatch, modes)):
-            with opened() as again:
-                again.tile = [_other_byte(tile) for tile in again.tile]
-                lower = np.array(_turned(again, turns))
+            with again() as other:
+                other.tile = [_other_byte(tile) for tile in other.tile]
+                lower = np.array(_turned(other, turns))
             both: NDArray[Any] = (values[..., :3].astype(np.uint16) << 8) | lower[..., :3]
             return both
         # Pillow reads unsigned numbers of 32 bits as signed ones.

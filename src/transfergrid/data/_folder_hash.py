@@ -15,6 +15,7 @@ from typing import Any
 
 from transfergrid import durable
 from transfergrid.data._decode import Depth, PictureFacts, picture_facts
+from transfergrid.data._formats import MAX_MEGAPIXELS
 from transfergrid.data._threads import in_threads
 from transfergrid.specs import digest, safe_name
 
@@ -28,11 +29,12 @@ def content_of(
     kept_hashes: Path | None,
     keep: bool,
     progress: Callable[[int, int], None] | None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> tuple[str, dict[str, PictureFacts]]:
     """Fingerprint over sorted names and bytes, and what is known of each picture.
 
-    Only files whose size or time of change differs from what is kept are read. Raises DataError for a file that no
-    image format recognises.
+    Only files whose size or time of change differs from what is kept are read. Raises DamagedImage for a file that no
+    image format recognises, or that is too large.
     """
     kept_file = None if kept_hashes is None else _kept_file(kept_hashes, folder)
     kept = _kept(kept_file)
@@ -46,7 +48,9 @@ def content_of(
     changed = zip(relative_paths, states, strict=True)
     unknown = [(relative, state) for relative, state in changed if relative not in known]
     if unknown:
-        lines = in_threads(lambda entry: entry[1] + _content(folder / entry[0]), unknown, progress=progress)
+        lines = in_threads(
+            lambda entry: entry[1] + _content(folder / entry[0], max_megapixels), unknown, progress=progress
+        )
         known |= dict(zip((relative for relative, _ in unknown), lines, strict=True))
     if keep and kept_file is not None and known != kept:
         durable.write_json(kept_file, {"version": VERSION, "folder": str(folder.resolve()), "files": known})
@@ -65,9 +69,9 @@ def _state(path: Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns} "
 
 
-def _content(path: Path) -> str:
+def _content(path: Path, max_megapixels: float) -> str:
     content = path.read_bytes()
-    found = picture_facts(path, content)
+    found = picture_facts(path, content, max_megapixels=max_megapixels)
     extremes = "" if found.depth == "8-bit" else f" {found.low!r} {found.high!r}"
     size = f"{found.width_px}x{found.height_px} {found.depth} {'turned' if found.turned else 'upright'}"
     return f"{hashlib.sha256(content).hexdigest()} {size}{extremes}"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from transfergrid.errors import DataError
+from transfergrid.data._formats import opened, why_unread
+from transfergrid.data.damaged import DamagedImage
 
 HEAD_BYTES = 4096
 
@@ -14,7 +15,7 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def size_px(path: Path, head: bytes) -> tuple[int, int]:
-    """(width, height) of the file that begins with `head`. Raises DataError where no image format is recognised."""
+    """(width, height) of the file that begins with `head`. Raises DamagedImage where no image format is recognised."""
     # PNG and JPEG by hand: Pillow takes ten times as long to open one, which shows over 60,000 files.
     if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) >= 24:
         width_px, height_px = struct.unpack_from(">II", head, 16)
@@ -34,15 +35,16 @@ def _jpeg_size_px(head: bytes) -> tuple[int, int] | None:
 
 
 def _size_by_pillow_px(path: Path) -> tuple[int, int]:
-    from PIL import Image
-
     try:
-        with Image.open(path) as image:
+        with opened(path) as image:
             return image.size
     except Exception as error:  # Pillow's readers raise errors of every kind on damaged headers
         raise unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> DataError:
+def unreadable(path: Path, error: Exception) -> DamagedImage:
+    lacking = why_unread(path.name)
+    if lacking is not None:
+        return DamagedImage(path, lacking)
     detail = " ".join(str(error).replace(repr(str(path)), "").replace(str(path), "").split())[:120]
-    return DataError(f"{path} cannot be read as an image ({type(error).__name__}: {detail}); mend or remove it")
+    return DamagedImage(path, f"cannot be read as an image ({type(error).__name__}: {detail}); mend or remove it")

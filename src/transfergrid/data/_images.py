@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from transfergrid.data._threads import in_threads
+
+T = TypeVar("T")
 
 # N images, H W pixels, C channels (1 grey, 3 RGB)
 
@@ -25,6 +29,7 @@ class DatasetFacts:
     turned: how many images are shown otherwise where EXIF data are followed.
     depths: 8-bit, integer, float -> how many files, and the first of them. extremes: split -> the least and the largest
     value of each image that is deeper than 8 bits.
+    newly_read: suffix -> files, of the kinds that the first release left out.
     """
 
     kind: str
@@ -39,6 +44,7 @@ class DatasetFacts:
     turned: int = 0
     depths: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     extremes: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
+    newly_read: Mapping[str, int] = field(default_factory=dict)
 
     def beyond(self, value_range: tuple[float, float]) -> dict[str, int]:
         """split -> how many images hold values outside the range, where there are any."""
@@ -66,6 +72,10 @@ class LabeledImages(Protocol):
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> Sequence[NDArray[np.uint8]] | NDArray[np.uint8]:
         """HWC uint8 images, in the order asked for: one NHWC array where image_size_px is known, else a list."""
+        ...
+
+    def each(self, indices: Sequence[int] | NDArray[np.integer], made: Callable[[NDArray[np.uint8]], T]) -> list[T]:
+        """made(HWC uint8 image), in the order asked for, by threads: only a few images are in memory at full size."""
         ...
 
     def array(self) -> NDArray[np.uint8]:
@@ -107,6 +117,9 @@ class ArrayImages:
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
         return self._images_NHWC[np.asarray(indices, dtype=np.int64)]
+
+    def each(self, indices: Sequence[int] | NDArray[np.integer], made: Callable[[NDArray[np.uint8]], T]) -> list[T]:
+        return in_threads(lambda index: made(self._images_NHWC[index]), [int(index) for index in indices])
 
     def array(self) -> NDArray[np.uint8]:
         return self._images_NHWC

@@ -11,28 +11,46 @@ import os
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid.data._decode import AS_STORED, PictureRules, decode
+from transfergrid.data._decode import AS_STORED, PictureRules, decode, decoded
 from transfergrid.data._folder_hash import content_of
+from transfergrid.data._formats import MAX_MEGAPIXELS, NEWER_SUFFIXES, suffixes, too_large, why_unread
 from transfergrid.data._image_size import HEAD_BYTES, size_px, unreadable
 from transfergrid.data._images import DatasetFacts
 from transfergrid.data._threads import in_threads
+from transfergrid.data.damaged import DamagedImage
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.specs import Split
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+T = TypeVar("T")
 
 
 def facts(
-    *, folder: Path, kept_hashes: Path | None, keep: bool, progress: Callable[[int, int], None] | None
+    *,
+    folder: Path,
+    kept_hashes: Path | None,
+    keep: bool,
+    progress: Callable[[int, int], None] | None,
+    max_megapixels: float = MAX_MEGAPIXELS,
 ) -> DatasetFacts:
     listing = _listing(folder)
     relative_paths = [path for classes in listing.values() for paths in classes.values() for path in paths]
-    fingerprint, pictures = content_of(folder, relative_paths, kept_hashes=kept_hashes, keep=keep, progress=progress)
+    fingerprint, pictures = content_of(
+        folder,
+        relative_paths,
+        kept_hashes=kept_hashes,
+        keep=keep,
+        progress=progress,
+        max_megapixels=max_megapixels,
+    )
+    for path, picture in pictures.items():  # those that are kept were read under another limit
+        reason = too_large(picture.width_px, picture.height_px, max_megapixels)
+        if reason is not None:
+            raise DamagedImage(folder / path, reason)
     sizes_px = {(p.width_px, p.height_px) for p in pictures.values()}
     depths: dict[str, tuple[int, str]] = {}
     for path, picture in pictures.items():
@@ -50,6 +68,7 @@ def facts(
         num_images={split: sum(map(len, classes.values())) for split, classes in listing.items()},
         train_counts=tuple(map(len, listing.get("train", {}).values())),
         shortest_px=min(min(size) for size in sizes_px),
+        newly_read={s: n for s in NEWER_SUFFIXES if (n := sum(p.lower().endswith(s) for p in relative_paths))},
         turned=sum(p.turned for p in pictures.values()),
         depths=depths,
         extremes={
@@ -77,8 +96,9 @@ def find(*, folder: Path) -> None:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Every image below a folder, by name, sorted, relative to it; hidden files and folders do not count."""
-    return sorted(path.removeprefix("./") for path in _images_below(folder, "."))
+    """Every image below a folder, by name, sorted, relative to it, also those of a kind that is not read on this
+    machine; hidden files and folders do not count."""
+    return sorted(path.removeprefix("./") for path in _images_below(folder, ".", unread=True))
 
 
 class FolderImages:
@@ -95,6 +115,7 @@ class FolderImages:
         self.paths = paths
         self.labels_N = labels_N
         self.class_names = class_names
+        self._rules = rules
         self._decode = partial(decode, rules=rules)
 
     @cached_property
@@ -125,6 +146,13 @@ class FolderImages:
 
         in_threads(fill, range(len(paths)))
         return images_NHWC
+
+    def each(self, indices: Sequence[int] | NDArray[np.integer], made: Callable[[NDArray[np.uint8]], T]) -> list[T]:
+        def read(index: int) -> T:
+            with decoded(self.paths[index], self._rules) as picture:
+                return made(picture.pixels_HW3)
+
+        return in_threads(read, [int(index) for index in indices])
 
     def array(self) -> NDArray[np.uint8]:
         if self.image_size_px is None:
@@ -183,19 +211,20 @@ def _classes(folder: Path, split_folder: str) -> dict[str, list[str]]:
     for name, paths in classes.items():
         if not paths:
             raise DataError(
-                f"{folder / split_folder / name} has no images; wanted files ending in {' '.join(SUFFIXES)}"
+                f"{folder / split_folder / name} has no images; wanted files ending in {' '.join(suffixes())}"
             )
     return classes
 
 
-def _images_below(folder: Path, relative: str) -> list[str]:
+def _images_below(folder: Path, relative: str, *, unread: bool = False) -> list[str]:
+    """unread: also pictures of a kind that is not read on this machine."""
     found: list[str] = []
     with os.scandir(folder / relative) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir():
-                found += _images_below(folder, f"{relative}/{entry.name}")
-            elif entry.name.lower().endswith(SUFFIXES):
+                found += _images_below(folder, f"{relative}/{entry.name}", unread=unread)
+            elif entry.name.lower().endswith(suffixes()) or (unread and why_unread(entry.name)):
                 found.append(f"{relative}/{entry.name}")
     return found

@@ -27,7 +27,7 @@ _ORIENTATION = 0x112  # the EXIF tag
 def logits_of_script(folder: Path, files: list[Path]) -> NDArray[np.float32]:
     """(N, C), as the folder's load.py gives them. Raises ParityError where it ends with an error."""
     done = subprocess.run(
-        [sys.executable, "load.py", "--json", *map(str, files)],
+        [sys.executable, "load.py", "--json", *(str(file.resolve()) for file in files)],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums are added in the same order
         capture_output=True,
@@ -72,6 +72,7 @@ def write_pictures(folder: Path, side_px: int) -> list[str]:
     noise(side_px + 5, 2 * side_px + 1, 3).save(folder / "wide.png")
     Image.fromarray(ramp.astype(np.uint8)).convert("RGB").save(folder / "tall.jpg", exif=turned)
     noise(5, 9).save(folder / "small_grey.png")
+    noise(3, min(2**17, 3 * 2**24 // side_px**2 + 9), 3).save(folder / "line.png")  # a giant if it were resized whole
     Image.fromarray(flat_HW).save(folder / "one_colour.png")
     Image.fromarray(faint_HW).save(folder / "faint.png")
     noise(side_px, side_px + 3, 4).save(folder / "transparent.png")

@@ -8,19 +8,22 @@ what studies that left their frozen network in training mode compared, in a form
 
 from __future__ import annotations
 
+import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid import backbones, feature_store
 from transfergrid.errors import Interrupted
 from transfergrid.folds import dataset_facts, open_splits, splits_of, subset
-from transfergrid.paths import cache_paths
-from transfergrid.specs import RunSpec, Runtime, to_dict
+from transfergrid.paths import CachePaths, cache_paths
+from transfergrid.specs import FeatureKey, RunSpec, Runtime, to_dict
 
 if TYPE_CHECKING:
     from transfergrid.phases import RunContext
     from transfergrid.records import RunRecord
 
+logger = logging.getLogger(__name__)
 BATCH = 64  # fixed: part of the numbers in the last bits on some GPUs, and recorded nowhere else
 
 
@@ -34,8 +37,20 @@ def is_done(spec: RunSpec, runtime: Runtime) -> bool:
     return all(path is not None for path in found)
 
 
+def damaged(spec: RunSpec, runtime: Runtime) -> str | None:
+    """What is wrong with features that were extracted before; None where nothing is."""
+    cache, backbone = cache_paths(runtime), spec.backbones[0]
+    for split in splits_of(dataset_facts(spec.dataset, runtime)):
+        key = spec.feature_key(backbone, split)
+        if feature_store.find(cache, key, also_read=runtime.cache_also_read) is None:
+            reason = feature_store.damage(cache, key)
+            if reason is not None:
+                return f"features of {spec.model} on {split} are damaged ({reason})"
+    return None
+
+
 def run(context: RunContext) -> RunRecord:
-    """Write one feature file per split."""
+    """Write one feature file per split. A damaged one is set aside first."""
     import torch
 
     from transfergrid.backbones.build import Frozen, bn_statistics, build
@@ -69,6 +84,7 @@ def run(context: RunContext) -> RunRecord:
         keys[split] = key.digest
         if feature_store.find(cache, key, also_read=runtime.cache_also_read) is not None:
             continue
+        _set_aside(cache, key)
         index_N = torch.from_numpy(rows[split])
         made = Stopwatch()
         with (
@@ -104,3 +120,11 @@ def run(context: RunContext) -> RunRecord:
         **costs,
         images_per_s=num_images / forward_s if num_images else None,
     )
+
+
+def _set_aside(cache: CachePaths, key: FeatureKey) -> None:
+    path = cache.features(key)
+    if os.path.lexists(path):
+        reason = feature_store.damage(cache, key) or "it is of no use"
+        kept = feature_store.set_aside(cache, key, path, reason, seen=os.lstat(path))
+        logger.warning("%s; kept as %s, extracted again", reason, kept)

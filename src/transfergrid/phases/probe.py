@@ -10,22 +10,29 @@ heads that are not linear. The logits of a fixed index set are kept for the pari
 from __future__ import annotations
 
 import json
+import logging
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transfergrid import backbones, feature_store
-from transfergrid.errors import CorruptFeatures, DataError, MissingInput
-from transfergrid.folds import Fold, Folds, dataset_facts, make_folds, open_splits, picture_details
+from transfergrid.errors import CorruptFeatures, LostFeatures
+from transfergrid.folds import Fold, Folds, dataset_facts, make_folds, open_splits, picture_details, subset
 from transfergrid.paths import cache_paths
 from transfergrid.phases import has_completed
 from transfergrid.specs import ProbeSettings, RunSpec, Runtime, Split
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
+    from transfergrid.data import LabeledImages
     from transfergrid.phases import RunContext
     from transfergrid.records import RunRecord
 
 is_done = has_completed
+logger = logging.getLogger(__name__)
 COST = ("parameters", "size_mb", "gflops_per_image")  # of a backbone, in its feature files' provenance
 
 
@@ -62,7 +69,6 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     watch = Stopwatch()
     device = device_of(runtime)
     features, folds = load_features(spec, runtime)
-    _assert_numbers(spec, features)
     rows = {name: torch.from_numpy(_positions(features[fold.split].index_N, fold)) for name, fold in _named(folds)}
     stacked = {split: torch.from_numpy(found.features_ND).to(device) for split, found in features.items()}
     raw = {name: stacked[fold.split][rows[name].to(device)] for name, fold in _named(folds)}
@@ -109,57 +115,67 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     )
 
 
-def _assert_numbers(spec: RunSpec, features: dict[Split, feature_store.Features]) -> None:
-    """Raises DataError where a feature is infinite or not a number: no head can be made of it."""
-    import numpy as np
-
-    for split, found in features.items():
-        bad_N = np.logical_not(np.isfinite(found.features_ND).all(axis=1))
-        if bad_N.any():
-            row = int(found.index_N[bad_N.argmax()])
-            raise DataError(
-                f"{int(bad_N.sum())} of {len(found.index_N)} images of {split} have features of {spec.model} that are"
-                f" not finite (the first is image {row}); look at these images and at the weights of {spec.model}"
-            )
-
-
 def load_features(spec: RunSpec, runtime: Runtime) -> tuple[dict[Split, feature_store.Features], Folds]:
     """The run's features per split, backbones side by side (N, D1 + D2 + ...), and the folds.
 
-    Rows and labels of all backbones must agree with one another and with the data set itself. Raises MissingInput
-    where a file is missing, or was damaged and has been removed.
+    Raises LostFeatures naming every file that is missing, or is damaged and has been set aside.
     """
     import numpy as np
 
     cache = cache_paths(runtime)
     splits = open_splits(spec.dataset, runtime)
     joined: dict[Split, feature_store.Features] = {}
+    lost: list[str] = []
     for split, images in splits.items():
         blocks: list[feature_store.Features] = []
-        for backbone in spec.backbones:
+        for backbone, feature_dim in zip(spec.backbones, feature_dims(spec, runtime), strict=True):
             key = spec.feature_key(backbone, split)
             path = feature_store.find(cache, key, also_read=runtime.cache_also_read)
-            again = f"extract the features of {backbone.name} again (launch the grid)"
             if path is None:
-                raise MissingInput(f"features of {backbone.name} on {split} are missing; {again}")
+                lost.append(f"features of {backbone.name} on {split} are missing")
+                continue
+            seen = os.lstat(path)
             try:
                 found = feature_store.read(path, key)
-                labels_N = images.labels_N[found.index_N]
-                if not np.array_equal(labels_N, found.labels_N):
-                    raise CorruptFeatures(f"{path}: labels are not those of the data set")
+                _assert_of(found, images, subset(spec.dataset, images.labels_N), feature_dim, path=path)
+                blocks.append(found)
             except CorruptFeatures as error:
-                if not path.is_relative_to(cache.root):
-                    raise CorruptFeatures(f"{error}; it is another's cache: take it out of cache.also_read") from error
-                path.unlink(missing_ok=True)
-                raise MissingInput(f"{error}; the file has been removed: {again}") from error
-            if blocks and not np.array_equal(blocks[0].index_N, found.index_N):
-                raise CorruptFeatures(f"{path}: rows are not those of {spec.backbones[0].name}")
-            blocks.append(found)
+                kept = feature_store.set_aside(cache, key, path, str(error), seen=seen)
+                logger.warning("%s; %s", error, f"kept as {kept}" if kept != path else "no longer read")
+                lost.append(str(error))
+        if lost:
+            continue
         features_ND = blocks[0].features_ND
         if len(blocks) > 1:
             features_ND = np.concatenate([b.features_ND for b in blocks], axis=1)
         joined[split] = feature_store.Features(features_ND, blocks[0].labels_N, blocks[0].index_N)
+    if lost:
+        more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
+        raise LostFeatures(f"{lost[0]}{more}; extract again (launch the grid)")
     return joined, make_folds(spec, {split: images.labels_N for split, images in splits.items()})
+
+
+def _assert_of(
+    found: feature_store.Features, images: LabeledImages, index_N: NDArray[np.int64], feature_dim: int, *, path: Path
+) -> None:
+    """Raises CorruptFeatures unless a file's rows are those of the data set, all of them, and finite numbers.
+
+    No extraction writes others, so a file that holds some was changed afterwards, checksums and all.
+    """
+    import numpy as np
+
+    if found.features_ND.shape[1] != feature_dim:
+        raise CorruptFeatures(f"{path} has {found.features_ND.shape[1]} features a row, not {feature_dim}")
+    if not np.array_equal(found.index_N, index_N):
+        raise CorruptFeatures(f"{path}: rows are not those of the data set")
+    if not np.array_equal(images.labels_N[index_N], found.labels_N):
+        raise CorruptFeatures(f"{path}: labels are not those of the data set")
+    bad_N = np.logical_not(np.isfinite(found.features_ND).all(axis=1))
+    if bad_N.any():
+        raise CorruptFeatures(
+            f"{path}: {int(bad_N.sum())} of {len(bad_N)} rows are not finite, the first is image"
+            f" {int(index_N[bad_N.argmax()])}"
+        )
 
 
 def feature_dims(spec: RunSpec, runtime: Runtime) -> list[int]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transfergrid.errors import DataError, one_line
-from transfergrid.records import Predictions, RunRecord
+from transfergrid.paths import RunPaths
+from transfergrid.records import Predictions, RunRecord, assert_as_recorded
 
 if TYPE_CHECKING:  # a comparison asks here whether its predictions may be used
     from transfergrid.report.comparison import Comparison
@@ -30,15 +31,28 @@ def trusted(comparison: Comparison) -> list[int]:
 
 
 def finding(record: RunRecord, comparison: Comparison) -> str | None:
-    """None where the test accuracy recomputed from predictions.npz is the record's."""
+    """None where the test accuracy recomputed from predictions.npz is the record's, and its weights are as written."""
     if "test_accuracy" not in record.metrics:
         return None
     try:
-        return comparison.stored.disagreement(record)
+        return comparison.stored.disagreement(record) or _damaged_weights(comparison.store.run(record.run_id))
     except DataError as error:
         if not comparison.store.run(record.run_id).predictions.exists():
             return f"{record.run_id}: no predictions.npz, so its record cannot be checked and has no confusion matrix"
         return f"{record.run_id}: {one_line(error)}"
+
+
+def _damaged_weights(paths: RunPaths) -> str | None:
+    """Only weights that were touched since their record was written are read: they may be gigabytes. What uses them
+    reads them whole."""
+    try:
+        if paths.weights.stat().st_ctime_ns > paths.record.stat().st_ctime_ns:
+            assert_as_recorded(paths, paths.weights)
+    except OSError:  # no weights were kept
+        return None
+    except DataError as error:
+        return f"{paths.root.name}: {one_line(error)}"
+    return None
 
 
 def disagreement(record: RunRecord, test: Predictions) -> str | None:

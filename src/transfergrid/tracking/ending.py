@@ -92,7 +92,7 @@ def references(record: RunRecord, paths: RunPaths) -> Iterator[Any]:
             features.add_reference(f"cache:///{place}", name=place.name, checksum=False)  # its name holds its key
             yield features
     if paths.weights.is_file():
-        sha256 = durable.sha256_of(paths.weights)
+        sha256 = record.sha256.get(paths.weights.name) or durable.sha256_of(paths.weights)
         told = {"sha256": sha256, "model": spec.model, "dataset": spec.dataset.name, "run_id": record.run_id}
         weights = wandb.Artifact(_artifact_name("weights", record.run_id), type="model", metadata=told)
         weights.add_reference(f"store:///runs/{record.run_id}/weights.pt#{sha256}", name="weights.pt", checksum=False)

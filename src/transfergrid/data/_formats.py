@@ -1,0 +1,101 @@
+"""Which picture files are read, by which of Pillow's decoders, and how large they may be.
+
+No other decoder is tried, whatever a file holds: PostScript and PDF are programs, and would be run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from transfergrid.data._threads import num_threads
+
+if TYPE_CHECKING:
+    from PIL.ImageFile import ImageFile
+
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
+_JFIF, _AVIF, _HEIC = (".jfif",), (".avif",), (".heic", ".heif")
+NEWER_SUFFIXES = (*_JFIF, *_AVIF, *_HEIC)  # which the first release left out
+_DECODERS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "HEIF")
+
+MAX_MEGAPIXELS = 180.0  # about where Pillow itself refuses
+MAX_EDGE_PX = 2**17
+_ROOM_PX = 2**23  # a thread, of pictures at full size: some 11 bytes a pixel while one is read and resized
+
+
+@cache
+def suffixes() -> tuple[str, ...]:
+    """Lower case, of the files that are read on this machine."""
+    from PIL import features
+
+    avif = _AVIF if features.check("avif") else ()
+    return (*_SUFFIXES, *_JFIF, *avif, *(_HEIC if importlib.util.find_spec("pillow_heif") else ()))
+
+
+def why_unread(name: str) -> str | None:
+    """Why a file that is a picture by its name is not read on this machine; None where it is, or is none."""
+    if name.lower().endswith(suffixes()):
+        return None
+    if name.lower().endswith(_HEIC):
+        return "needs the extra transfergrid[heic]"
+    return "needs a Pillow that reads AVIF" if name.lower().endswith(_AVIF) else None
+
+
+def opened(source: Path | IO[bytes]) -> ImageFile:
+    """Pillow's image of a file, its pixels not read yet. Raises what Pillow raises."""
+    from PIL import Image
+
+    return Image.open(source, formats=_decoders())
+
+
+@cache
+def _decoders() -> tuple[str, ...]:
+    from PIL import Image
+
+    if importlib.util.find_spec("pillow_heif"):
+        from pillow_heif import register_heif_opener
+
+        register_heif_opener()
+    Image.init()
+    Image.MAX_IMAGE_PIXELS = None  # too_large() comes first, and its limit can be raised
+    return tuple(name for name in _DECODERS if name in Image.OPEN)
+
+
+def too_large(width_px: int, height_px: int, max_megapixels: float) -> str | None:
+    """Why a picture of this size is not decoded; None where it is."""
+    size = f"is of {width_px} x {height_px} px"
+    if min(width_px, height_px) < 1:
+        return f"{size}; mend or remove it"
+    if width_px * height_px > max_megapixels * 1e6:
+        return (
+            f"{size}, {width_px * height_px / 1e6:.1f} megapixels; dataset.max_megapixels={max_megapixels:g} is the"
+            " limit: shrink the picture, or raise it"
+        )
+    if max(width_px, height_px) > MAX_EDGE_PX:
+        return f"{size}; an edge may have {MAX_EDGE_PX} px at most: cut the picture"
+    return None
+
+
+_free = threading.Condition()
+_in_use_px = 0
+
+
+@contextmanager
+def room_for(num_px: int) -> Iterator[None]:
+    """Waits until so many pixels more may be in memory; a picture larger than all there is goes alone."""
+    global _in_use_px
+    most_px = _ROOM_PX * num_threads()
+    with _free:
+        _free.wait_for(lambda: _in_use_px == 0 or _in_use_px + num_px <= most_px)
+        _in_use_px += num_px
+    try:
+        yield
+    finally:
+        with _free:
+            _in_use_px -= num_px
+            _free.notify_all()
