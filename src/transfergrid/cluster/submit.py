@@ -53,7 +53,7 @@ class Launch:
     """What all groups of one launch share. folder: results/launches/<launch>. source: goes in front of PYTHONPATH.
 
     notify: the shell command by which the finish job tells that all has ended. finish: what that job asks for. cluster:
-    SLURM's name of where it is sent.
+    SLURM's name of where it is sent; None where files are written and no SLURM answers.
     """
 
     grid: str
@@ -62,7 +62,7 @@ class Launch:
     source: Path
     settings: ClusterSettings
     finish: Resources
-    cluster: str
+    cluster: str | None
     notify: str | None = None
 
 
@@ -227,9 +227,16 @@ def _refused(submission: Submission, refusal: SlurmRefused, *, is_shown: bool) -
 
 
 # --------------------------------------------------------------------------------------------------- sbatch parameters
+class _Writer(submitit.SlurmExecutor):
+    @classmethod
+    def affinity(cls) -> int:
+        """Of a script that may be sent from another machine: this one need not have srun."""
+        return 2
+
+
 def make_executor(folder: Path, settings: ClusterSettings, parameters: dict[str, Any]) -> submitit.SlurmExecutor:
     """A fresh one: parameters of an earlier submission would stick to it."""
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=_UNENDING, python=python_command(settings))
+    executor = _Writer(folder=folder, max_num_timeout=_UNENDING, python=python_command(settings))
     executor.update_parameters(**parameters)
     return executor
 
