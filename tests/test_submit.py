@@ -635,6 +635,13 @@ def test_sbatch_does_not_inherit_the_job_it_is_called_from(
     assert dict(os.environ) == before
 
 
+def test_what_calls_sbatch_by_itself_reads_latin_1_too() -> None:
+    with slurm_environment():
+        assert submitit.core.utils.CommandFunction(["printf", "M\\344rz"], verbose=False)() == "M\ufffdrz"
+        with pytest.raises(submitit.core.utils.FailedJobError, match="M\ufffdrz"):
+            submitit.core.utils.CommandFunction(["sh", "-c", "printf 'M\\344rz' >&2; exit 1"], verbose=False)()
+
+
 def test_the_environment_is_put_back_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "5")
     before = dict(os.environ)

@@ -9,9 +9,11 @@ before anything is decided.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import submitit
 
@@ -328,15 +331,21 @@ def environment_of_jobs() -> dict[str, str]:
 
 @contextlib.contextmanager
 def slurm_environment() -> Iterator[None]:
-    """For what calls sbatch in this process, as hydra-submitit-launcher does."""
+    """For what calls sbatch in this process, as hydra-submitit-launcher does; submitit itself reads UTF-8 alone."""
     before, kept = dict(os.environ), environment_of_jobs()
     os.environ.clear()
     os.environ.update(kept)
     try:
-        yield
+        with mock.patch.object(submitit.core.utils, "copy_process_streams", _copy_streams):
+            yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _copy_streams(process: subprocess.Popen[bytes], out: io.StringIO, err: io.StringIO, verbose: bool = False) -> None:
+    for said, stream in zip(process.communicate(), (out, err), strict=True):
+        stream.write(said.decode(errors="replace"))
 
 
 def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str, str]:
