@@ -92,6 +92,20 @@ class FakeSlurm:
         return [call[1:] for call in calls if call[0] == name]
 
 
+def noisy(folder: Path, real: Path) -> Path:
+    """Commands of a site that wraps SLURM's: each prints notes of its own, in Latin-1, before and after the answer."""
+    folder.mkdir()
+    for name in ("sinfo", "squeue", "scontrol", "sacct", "sacctmgr", "sbatch", "scancel", "srun"):
+        note = b"printf 'Wartung im M\\344rz: job 7 of 13 | see = w|e|b\\n7 7_1 gpu\\n'\n"
+        text = b'#!/bin/bash\n%s%s%s/%s "$@"; code=$?\n%sexit $code\n' % (
+            *(note, note.replace(b"\n'\n", b"\n' >&2\n")),
+            *(str(real).encode(), name.encode(), note),
+        )
+        (folder / name).write_bytes(text)
+        (folder / name).chmod(0o755)
+    return folder
+
+
 _PLAIN = """\
 #!/bin/sh
 name=${0##*/}

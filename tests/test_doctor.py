@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from fake_slurm import PARTITIONS, SINFO, FakeSlurm
+from cluster_cases import executable
+from fake_slurm import PARTITIONS, SINFO, FakeSlurm, noisy
 
 from transfergrid.cluster import checks, fitness, node_checks
 from transfergrid.cluster.checks import Check
@@ -327,6 +328,17 @@ def test_a_job_that_slurm_refuses_is_told_in_its_words(fake: FakeSlurm, tmp_path
     assert check.ok is False and check.said.endswith("Invalid account")
 
 
+def test_a_probe_whose_answer_is_lost_is_found_by_its_name(
+    fake: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site").mkdir()
+    lines = (f'{fake.folder}/sbatch "$@" >/dev/null', "printf 'Unspecified error im M\\344rz\\n' >&2; exit 1")
+    executable(tmp_path / "site" / "sbatch", *lines)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'site'}{os.pathsep}{os.environ['PATH']}")
+    answer = sent(fake, tmp_path)
+    assert (answer.job_id, answer.problem) == ("71", "")
+
+
 def test_a_job_whose_output_does_not_show_points_to_the_store(fake: FakeSlurm, tmp_path: Path) -> None:
     fake.outputs["node"] = None
     fake.save()
@@ -389,10 +401,18 @@ def test_an_unknown_partition_is_named_and_no_job_is_sent(fake: FakeSlurm, tmp_p
     assert lines["probe job"].ok is None and fake.called("sbatch") == []
 
 
+@pytest.mark.parametrize("is_noisy", [False, True])
 def test_the_whole_of_it_as_printed(
-    fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fake: FakeSlurm,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_noisy: bool,
 ) -> None:
-    """A node with everything but a GPU that torch can use and a folder it sees."""
+    """A node with all but a GPU that torch can use and a folder it sees, also where a site wraps the commands."""
+    if is_noisy:
+        site = noisy(tmp_path.parent / f"{tmp_path.name}-site", fake.folder)
+        monkeypatch.setenv("PATH", f"{site}{os.pathsep}{os.environ['PATH']}")
     findings: list[dict[str, Any]] = [
         {"host": "n7", "python": platform.python_version(), "code": {"hash": code_hash()}},
         {"torch": {"version": "2.13.0", "torchvision": "0.28.0"}, "gpu": {"error": "no driver"}},
@@ -401,6 +421,7 @@ def test_the_whole_of_it_as_printed(
     both = {"store": ALL_WELL, "cache": ALL_WELL}
     pair = {"first": "n7", "second": "n8", "pair": both, "answers": dict.fromkeys(both, True)}
     fake.outputs = {"node": "\n".join(map(json.dumps, findings)), "pair": json.dumps(pair)}
+    fake.say("squeue -u", "71\n72\n")
     fake.save()
     monkeypatch.chdir(tmp_path)
     code = doctor(["cluster=slurm", "cluster.partition=gpu", "store.dir=results", "cache.dir=cache", "wait_s=5"])
@@ -411,6 +432,7 @@ def test_the_whole_of_it_as_printed(
         "FAILED  gpu              torch cannot use the GPU of the job: no driver\n" + " " * 25 + "-> check" in printed
     )
     assert "--      clock            could not be checked" in printed
+    assert "ok      queue            2 of your jobs in the queue, 150 allowed" in printed
     assert "ok      store two nodes  files show after 0.1 s, locks and claims hold (n7 and n8)" in printed
     assert printed.splitlines()[-1] == "not fit: gpu, store shared, cache shared"
     assert "waiting for the queue, at most 5 s" in printed

@@ -32,11 +32,16 @@ LAUNCH = "20261120T120000-0a1b2c3d"
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
-    """An sbatch that numbers jobs from 101, unless a file `refuses` holds the number it is to refuse."""
+    """An sbatch that numbers jobs from 101, unless a file `refuses` holds the number it is to refuse.
+
+    Its answer is lost where there is a file `loses`. Jobs 55 and 77 of earlier days are in the queue, and it takes no
+    dependency on one that is not."""
     replayed = ReplayedSlurm(tmp_path / "bin", monkeypatch)
     replayed.answers("srun", "")
     folder = replayed.folder
-    executable(folder / "squeue", f"cat {folder}/jobs 2>/dev/null || true")
+    (folder / "jobs").write_text("55|theirs\n77_0|tg\n77_2|tg\nW\xe4rter\n", encoding="latin-1")
+    executable(folder / "squeue", f"cat {folder}/jobs")
+    executable(folder / "sleep", ":")
     executable(
         folder / "sbatch",
         f'echo "sbatch $*" >> {folder}/calls',
@@ -44,8 +49,11 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
         "for script; do :; done",
         f"number=$(($(cat {folder}/number 2>/dev/null || echo 100) + 1))",
         f'[ "$number" = "$(cat {folder}/refuses 2>/dev/null)" ] && echo "error: no" >&2 && exit 1',
+        'for id in $(echo "$1" | sed -n "s/--dependency=[a-z]*//p" | tr : " "); do',
+        f'grep -qE "^($id|${{id%_*}})[|]" {folder}/jobs || {{ echo "Job dependency problem" >&2; exit 1; }}; done',
         f"echo $number > {folder}/number",
         f'sed -n "s/^#SBATCH --job-name=/$number|/p" $script >> {folder}/jobs',
+        f'[ -f {folder}/loses ] && echo "sbatch: error: Unexpected message received" >&2 && exit 1',
         'echo "the maintenance of Monday is job 7"',
         'echo "Submitted batch job $number"',
     )
@@ -63,6 +71,7 @@ def emitted(
     runs: list[PlannedRun],
     settings: ClusterSettings = SLURM,
     live: tuple[str, ...] = (),
+    cluster: str | None = CLUSTER,
 ) -> Path:
     launch = store.launches / LAUNCH
     groups = make_groups(runs, settings, grid="g", launch=LAUNCH, max_array_size=1001)
@@ -74,7 +83,7 @@ def emitted(
         source=launch / "src",
         settings=settings,
         finish=finish_resources(settings),
-        cluster=CLUSTER,
+        cluster=cluster,
     )
     return emit(folder, asked, groups, read_ledger(store), indices, live)
 
@@ -229,7 +238,8 @@ def test_each_job_bears_a_token_of_its_own_in_its_name_and_in_the_ledger(
     script = emitted(tmp_path / "out", store, PARENTS)
     assert send(script).returncode == 0
     array, finish = sorted(read_ledger(store).submissions, key=lambda s: str(s.job_id))
-    jobs = dict(line.split("|") for line in (slurm.folder / "jobs").read_text().splitlines())
+    lines = (slurm.folder / "jobs").read_text(encoding="latin-1").splitlines()
+    jobs = dict(line.split("|") for line in lines if line.startswith("10"))
     assert jobs == {"101": array.job_name, "102": finish.job_name}
     assert array.token != finish.token and {array.cluster, finish.cluster} == {CLUSTER}
 
@@ -244,7 +254,7 @@ def test_killed_after_its_sbatch_it_finds_the_job_whatever_its_tasks_are_called_
         path.unlink()
     [array] = [s for s in read_ledger(store).submissions if s.kind == "runs"]
     jobs = slurm.folder / "jobs"
-    jobs.write_text(jobs.read_text().replace(array.job_name, f"digits-tinynet-{array.token}"))
+    jobs.write_text(jobs.read_text(encoding="latin-1").replace(array.job_name, f"digits-tinynet-{array.token}"))
     assert send(script).stdout.splitlines() == [f"101  {parents}", f"102  {finish}"]
     assert len(sent(slurm)) == 2
 
@@ -253,11 +263,51 @@ def test_a_job_that_slurm_does_not_show_by_its_token_ends_it_without_an_id(
     slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path
 ) -> None:
     script = emitted(tmp_path / "out", store, PARENTS)
-    script.write_text(script.read_text().replace("sleep 2", "sleep 0"))
     executable(slurm.folder / "squeue", "echo '101|renamed-by-a-plugin'; echo 'job 7'")
     done = send(script)
     assert done.returncode == 1 and "SLURM shows no job whose name ends with" in done.stderr
     assert [s.job_id for s in read_ledger(store).submissions] == [None] and len(sent(slurm)) == 1
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_job_whose_answer_is_lost_is_found_and_never_sent_again(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path, times: int
+) -> None:
+    script = emitted(tmp_path / "out", store, [*PARENTS, *CHILDREN])
+    (slurm.folder / "loses").touch()
+    for _ in range(times):
+        done = send(script)
+        assert (done.returncode, [line[:3] for line in done.stdout.splitlines()]) == (0, ["101", "102", "103", "104"])
+    assert len(sent(slurm)) == 4
+    assert sorted(s.job_id or "" for s in read_ledger(store).submissions) == ["101", "102", "103", "104"]
+
+
+def test_after_a_try_that_died_it_waits_for_no_parent_that_slurm_has_forgotten(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path
+) -> None:
+    script = emitted(tmp_path / "out", store, [*PARENTS, *CHILDREN], live=("55",))
+    (slurm.folder / "refuses").write_text("103")
+    died = send(script)
+    assert died.returncode == 1 and "sbatch did not take 03-" in died.stderr
+    (slurm.folder / "refuses").unlink()
+    jobs = slurm.folder / "jobs"  # the parents have ended long ago
+    jobs.write_bytes(b"".join(line for line in jobs.read_bytes().splitlines(True) if line[:3] not in (b"101", b"55|")))
+    done = send(script)
+    assert (done.returncode, done.stderr) == (0, "")
+    *_, other, finish = [call.split(" ", 1)[1] for call in sent(slurm)]
+    assert other == f"{stems(script.parent)[2]}.sbatch"
+    assert finish == f"--dependency=afterany:102:103 {stems(script.parent)[3]}.sbatch"
+
+
+def test_written_where_no_slurm_answered_it_is_of_the_cluster_that_it_is_sent_from(
+    slurm: ReplayedSlurm, store: StorePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("PATH", "/usr/bin:/bin")
+        script = emitted(tmp_path / "out", store, PARENTS, cluster=None)
+    assert send(script).returncode == 0
+    submissions = read_ledger(store).submissions
+    assert {s.cluster for s in submissions} == {CLUSTER} and {s.job_id for s in submissions} == {"101", "102"}
 
 
 def test_on_another_cluster_it_sends_nothing_and_says_where_to(

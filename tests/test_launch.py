@@ -13,6 +13,7 @@ from cluster_cases import as_job, console, executable, planned, runtime_in, said
 
 from transfergrid.cluster import local
 from transfergrid.commands.launch import launch, runs_on_slurm, show_failures
+from transfergrid.errors import MachineError
 from transfergrid.plan import Plan
 from transfergrid.resources import ClusterSettings
 
@@ -104,3 +105,38 @@ def test_the_plan_tells_apart_what_a_runs_readable_name_does_not(
     assert launch([*asked, f"store.dir={tmp_path / 'store'}", f"cache.dir={tmp_path / 'cache'}"]) == 0
     named = re.findall(r"-(extract|probe)(?:-s0)?-[0-9a-f]{12}(?: \((\w+)\))?  not done yet", capsys.readouterr().out)
     assert named == [("extract", "builtin"), ("extract", "random"), ("probe", ""), ("probe", "random_weights")]
+
+
+# ------------------------------------------------------------------------------------------------------ without a SLURM
+def toy(folder: Path, *more: str) -> list[str]:
+    grid = ["grid.models=[baseline_cnn]", "grid.phases=[scratch]", "grid.seeds=[0]", "cluster=slurm", "device=cpu"]
+    return [*grid, "cluster.gpus=0", f"store.dir={folder}/results", f"cache.dir={folder}/cache", *more]
+
+
+def what_was_not_checked(printed: str) -> str:
+    [line] = [line for line in printed.splitlines() if line.startswith("SLURM does not answer")]
+    said, _, rest = line.partition(": that the cluster ")
+    assert rest == "has and allows what is asked for is not checked"
+    return said
+
+
+def test_without_slurms_commands_a_launch_is_written_as_files(
+    commands: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(toy(tmp_path, f"emit={tmp_path}/out")) == 0
+    printed = capsys.readouterr().out
+    assert "scontrol is not on the PATH" in what_was_not_checked(printed) and "wrote 2 job scripts" in printed
+    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".json", ".json", ".sbatch", ".sbatch", ".sh"]
+    with pytest.raises(MachineError, match="SLURM does not answer .*; nothing was sent, launch again when it does"):
+        launch(toy(tmp_path))
+
+
+@pytest.mark.parametrize("words", ["Unable to contact slurm controller (connect failure)", "only on login nodes"])
+def test_where_no_controller_answers_the_plan_is_shown(
+    commands: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    executable(commands / "scontrol", f'echo "error: {words}" >&2; exit 1')
+    assert launch(toy(tmp_path, "dry_run=true")) == 0
+    printed = capsys.readouterr().out
+    assert words in what_was_not_checked(printed) and "SLURM expects" not in printed
+    assert "dry run: nothing was submitted or written" in printed and not (tmp_path / "results").exists()

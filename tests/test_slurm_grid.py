@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from fake_slurm import noisy
 from sandbox import Sandbox
 from slurm_runs import QUICK, ROOT, assert_same_numbers, jobs, records, sent_jobs, submissions
 from wandb_server import StandIn
@@ -199,6 +200,33 @@ def test_the_same_through_scripts_that_are_written_out(slurm: Sandbox, tmp_path:
     slurm.wait_for(lambda: table.exists() and "completed" in table.read_text(), timeout_s=120)
     for run_id, record in records(tmp_path / "results").items():
         assert record["metrics"] == records(local_store)[run_id]["metrics"]
+
+
+@pytest.mark.parametrize("way", ["launch", "emit"])
+def test_where_sbatch_loses_every_answer_and_all_commands_print_notes_each_job_is_sent_once(
+    slurm: Sandbox, tmp_path: Path, way: str
+) -> None:
+    real = Path(str(shutil.which("sbatch", path=slurm.env["PATH"]))).parent
+    lost = f"{real}/sbatch \"$@\" >/dev/null || exit 1\necho 'sbatch: error: Unexpected message received' >&2\nexit 1"
+    site = noisy(tmp_path / "site", real)
+    (site / "sbatch").write_text(f"#!/bin/sh\necho 'the maintenance is job 7'\n{lost}\n")
+    env = slurm.env | {"PATH": f"{site}:{slurm.env['PATH']}"}
+    asked = ("grid.models=[baseline_cnn]", "grid.phases=[scratch]", "grid.seeds=[0]", *QUICK, HELD, "cluster=slurm")
+    before = set(slurm.run("squeue", "-h", "-o", "%i").split())
+    for _ in range(2):
+        more = () if way == "launch" else ("emit=scripts",)
+        if not (tmp_path / "scripts").exists():
+            said = jobs("launch_grid.py", *asked, *more, env=env, cwd=tmp_path)
+            assert said.code == 0 and "Traceback" not in said.text, said.text
+        if way == "emit":
+            command = ["bash", "scripts/submit.sh"]
+            done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, errors="replace")
+            assert done.returncode == 0, done.stderr
+    new = set(slurm.run("squeue", "-h", "-o", "%i").split()) - before
+    assert new == {s["job_id"] for s in submissions(tmp_path / "results")} and len(new) == 2
+    said = jobs("status.py", "grid=quickstart", "cancel=true", env=env, cwd=tmp_path)
+    assert said.code == 0 and "cancelled 1 job of 1 run" in said.text and "Traceback" not in said.text, said.text
+    slurm.run("scancel", *new)
 
 
 def test_a_run_by_hand_in_a_job_of_its_own(slurm: Sandbox, tmp_path: Path, local_store: Path) -> None:

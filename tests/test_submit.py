@@ -336,15 +336,16 @@ def test_the_finish_job_comes_after_all_others_and_is_told_what_to_do(slurm: Rep
 
 
 # ------------------------------------------------------------------------------------------------ refusals and silence
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified",
-        "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates policy",
-        "",
-    ],
-)
-def test_a_definite_refusal_leaves_neither_folder_nor_intent(
+REFUSALS = {
+    "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified": 1,
+    "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates policy": 1,
+    "sbatch: error: lua: no project\nsbatch: error: Batch job submission failed: Unspecified error": adoption.LOOKS,
+    "": adoption.LOOKS,
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_refusal_leaves_neither_folder_nor_intent_once_slurm_shows_no_such_job(
     slurm: ReplayedSlurm, store: StorePaths, capfd: pytest.CaptureFixture[str], refusal: str
 ) -> None:
     sender, group = sender_of(store), group_of(RUNS)
@@ -355,8 +356,55 @@ def test_a_definite_refusal_leaves_neither_folder_nor_intent(
     assert names_in(sender.launch.folder / "slurm") == ["submissions.jsonl"]
     ledger = read_ledger(store)
     assert (ledger.unsettled, ledger.newest(RUNS[0].run.run_id), sender.sent) == ([], None, [])
-    assert len(of(slurm, "sbatch")) == 1
+    assert (len(of(slurm, "sbatch")), len(of(slurm, "squeue"))) == (1, REFUSALS[refusal])
     assert capfd.readouterr().err == ""  # it is told once, by the error
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_while_slurm_does_not_show_its_queue_nothing_that_reads_like_a_refusal_is_forgotten(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    monkeypatch.setattr(submit, "GIVE_UP_S", 0.0)
+    slurm.takes_jobs(77, "no word of it", code=1)
+    taking = slurm.folder / "sbatch"
+    taking.write_text(taking.read_text().replace("echo 'no word of it'", f"echo {shlex.quote(refusal)}"))
+    slurm.controller_is_down()
+    with pytest.raises(MachineError, match="looks again|launch again once it does"):
+        sender_of(store).send(group_of(RUNS))
+    [intent] = read_ledger(store).unsettled
+    assert intent.folder.is_dir()
+    comes_to_light(slurm)
+    assert adopt_intents(read_ledger(store)) is True
+    assert [s.job_id for s in read_ledger(store).submissions] == ["77"] and len(of(slurm, "sbatch")) == 1
+
+
+LOST = (
+    *("Unexpected message received", "Zero Bytes were transmitted or received", "Message receive failure"),
+    *("Header lengths are longer than data received", "Connection reset by peer", "Unspecified error"),
+    *(
+        "Slurm backup controller in standby mode",
+        "Wartung im M\xe4rz",
+        "Invalid account or account/partition combination",
+    ),
+)
+
+
+@pytest.mark.parametrize("words", LOST)
+def test_whatever_sbatch_says_of_a_job_that_was_taken_it_is_found_and_sent_once(
+    slurm: ReplayedSlurm, store: StorePaths, words: str
+) -> None:
+    slurm.takes_jobs(77, f"sbatch: error: Batch job submission failed: {words}", code=1)
+    script = slurm.folder / "sbatch"
+    script.write_bytes(script.read_text().replace("[ 1 = 0 ] && cp", "cp").encode("latin-1"))
+    sent = sender_of(store).send(group_of(RUNS))
+    assert (sent.job_id, len(of(slurm, "sbatch"))) == ("77", 1)
+    assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"77_{i}_submitted.pkl" for i in range(3)]
+
+
+def test_what_sbatch_says_in_latin_1_is_told_in_one_line(slurm: ReplayedSlurm, store: StorePaths) -> None:
+    (slurm.folder / "sbatch").write_bytes(b"#!/bin/sh\nprintf 'Invalid account f\\374r M\\344rz\\n' >&2; exit 1\n")
+    with pytest.raises(SlurmRefused, match="Invalid account f\ufffdr M\ufffdrz$"):
+        sender_of(store).send(group_of(RUNS))
 
 
 def queues_and_times_out(slurm: ReplayedSlurm) -> None:
@@ -372,6 +420,8 @@ def comes_to_light(slurm: ReplayedSlurm) -> None:
 BANNERS = (
     "the maintenance of Monday is job 7 of the series\nSubmitted batch job {number}",
     "job 7 waits\n{number}",
+    "Submitted batch job 7\n{number};here",
+    "M\xe4rz\nSubmitted batch job {number} on cluster here",
 )
 
 
@@ -402,15 +452,6 @@ def test_a_job_of_which_slurm_shows_no_trace_though_sbatch_took_it_is_never_sent
     [intent] = read_ledger(store).unsettled
     assert adopt_intents(read_ledger(store), alone=True) is True
     assert read_ledger(store).unsettled == [intent] and len(of(slurm, "sbatch")) == 1
-
-
-def test_an_answer_that_reads_like_a_refusal_of_a_job_that_was_taken_is_none(
-    slurm: ReplayedSlurm, store: StorePaths
-) -> None:
-    slurm.takes_jobs(77, "sbatch: error: Unexpected message received", code=1)
-    script = slurm.folder / "sbatch"
-    script.write_text(script.read_text().replace("[ 1 = 0 ] && cp", "cp"))
-    assert sender_of(store).send(group_of(RUNS)).job_id == "77"
 
 
 @pytest.mark.parametrize("tasks", [1, 3])
@@ -613,6 +654,13 @@ def test_sbatch_does_not_inherit_the_job_it_is_called_from(
     assert {name: seen[name] for name in mine} == mine
     assert "LC_ALL" not in seen and seen["PATH"] == before["PATH"]
     assert dict(os.environ) == before
+
+
+def test_what_calls_sbatch_by_itself_reads_latin_1_too() -> None:
+    with slurm_environment():
+        assert submitit.core.utils.CommandFunction(["printf", "M\\344rz"], verbose=False)() == "M\ufffdrz"
+        with pytest.raises(submitit.core.utils.FailedJobError, match="M\ufffdrz"):
+            submitit.core.utils.CommandFunction(["sh", "-c", "printf 'M\\344rz' >&2; exit 1"], verbose=False)()
 
 
 def test_the_environment_is_put_back_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

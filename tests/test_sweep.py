@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from replayed_slurm import ReplayedSlurm, queue_line, submit
 from small_runs import DATASET, MACHINE, TWO_EPOCHS
 
 from transfergrid.cluster import slurm
@@ -22,7 +23,8 @@ from transfergrid.commands import run_phase
 from transfergrid.commands import sweep as command
 from transfergrid.config import load_grid
 from transfergrid.config.sweep import launch_line, load_sweep, run_sweep
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, MachineError
+from transfergrid.paths import StorePaths
 from transfergrid.plan import make_plan
 
 JOBS = Path(__file__).resolve().parents[1] / "jobs"
@@ -236,3 +238,21 @@ def test_a_sweep_here_runs_every_combination_and_joins_the_table(tmp_path: Path)
     assert len(records) == 2 and all(r["status"] == "completed" for r in records)
     assert "2 reuse" in sweep()
     assert not list((tmp_path / "results/launches").iterdir())
+
+
+def test_a_sweep_whose_sbatch_lost_its_answer_leaves_no_job_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed = ReplayedSlurm(tmp_path / "bin", monkeypatch)
+    sent = submit(StorePaths(tmp_path / "results"), ("a",), job_id=None)
+    theirs = queue_line("7", "RUNNING", name="theirs")
+    replayed.answers("squeue", queue_line("41_0", "PENDING", name=sent.job_name) + theirs)
+
+    def lost(*_: object, **__: object) -> None:
+        raise RuntimeError("sbatch: error: Unexpected message received")
+
+    monkeypatch.setattr(command, "run_sweep", lost)
+    with pytest.raises(MachineError, match="SLURM did not take the sweep: RuntimeError: sbatch: error: Unexpected"):
+        command._launch(["a"], None, sent.launch / "specs.json", sent, tmp_path)  # type: ignore[arg-type]
+    assert [call for call in replayed.calls if call.startswith("scancel")] == ["scancel 41_0"]
+    assert not sent.launch.exists()

@@ -37,8 +37,9 @@ if [[ -n ${{SBATCH_CLUSTERS:-}} ]]; then export SLURM_CLUSTERS=$SBATCH_CLUSTERS;
 for name in {prefixes}; do
   case " {kept} " in *" $name "*) ;; *) unset "$name" ;; esac
 done
-here=$(scontrol show config | sed -n 's/^ClusterName *= *//p')
-if [[ $here != "$cluster" ]]; then
+here=$(scontrol show config | LC_ALL=C sed -n 's/^ClusterName *= *//p' | sed -n 1p)
+cluster=${{cluster:-$here}}
+if [[ -z $here || $here != "$cluster" ]]; then
   echo "these jobs were written for cluster $cluster, and this is ${{here:-none}}; send them from there" >&2
   exit 1
 fi
@@ -46,39 +47,62 @@ fi
 # find TOKEN: the id of the job of which SLURM shows that its name ends with it; nothing where there is none.
 find() {{
   local rows
-  if ! rows=$(squeue -a -h -r -t all -u "$(id -u)" -o '%F|%j' 2>/dev/null); then
-    echo "squeue does not answer; run this again once it does" >&2
+  if ! rows=$(squeue -a -h -r -t all -u "$(id -u)" -o '%i|%j' 2>/dev/null); then
+    echo "squeue does not answer; run this again once it does: what was sent is found, and not sent again" >&2
     return 1
   fi
   {{
     printf '%s\n' "$rows"
     sacct -M "$cluster" -n -P -X -u "$(id -u)" -S {since} -o JobID,JobName 2>/dev/null || true
-  }} | sed -nE "s/^([0-9]+)(_[0-9]+)?\\|.*-$1\\$/\\1/p" | sed -n 1p
+  }} | LC_ALL=C sed -nE "s/^([0-9]+)(_[^|]*)?\\|.*-$1\\$/\\1/p" | sed -n 1p
 }}
 
-# line NAME: its line of the ledger, with who sends it, and when.
+# alive IDS...: those that SLURM still has, with colons between; it refuses to wait for a job that it has forgotten.
+alive() {{
+  local rows id kept=
+  if [[ $# == 0 ]]; then return; fi
+  if ! rows=$(squeue -a -h -r -t all -j "$(IFS=,; echo "$*")" -o '%i|%j' 2>&1); then
+    if [[ $rows == *"Invalid job id"* ]]; then return; fi
+    echo "squeue does not answer: $rows" >&2
+    return 1
+  fi
+  for id; do
+    if LC_ALL=C grep -qE "^($id(_[^|]*)?|${{id%%_*}})\\|" <<< "$rows"; then kept+=:$id; fi
+  done
+  echo "${{kept#:}}"
+}}
+
+# line NAME: its line of the ledger, with who sends it, where, and when.
 line() {{
   local sent
   sent=$(date -u +%Y-%m-%dT%H:%M:%S+00:00)
-  sed -E -e 's/"submitted": "[^"]*"/"submitted": "'"$sent"'"/' -e 's/"uid": [0-9]+/"uid": '"$(id -u)"'/' "$1.json"
+  sed -E -e 's/"submitted": "[^"]*"/"submitted": "'"$sent"'"/' -e 's/"uid": [0-9]+/"uid": '"$(id -u)"'/' \
+    -e 's/"cluster": null/"cluster": "'"$cluster"'"/' "$1.json"
 }}
 
-# send NAME TOKEN OPTIONS...: one sbatch, of what SLURM does not have yet; its id, found by the token whatever sbatch
-# prints, goes into NAME.id and, so that jobs/status.py finds it, into the ledger.
+# send NAME TOKEN EDGE IDS...: one sbatch, of what SLURM does not have yet, after those jobs. Its id, found by the token
+# whatever sbatch says, goes into NAME.id and, so that jobs/status.py finds it, into the ledger.
 send() {{
-  local name=$1 token=$2 id try; shift 2
+  local name=$1 token=$2 edge=$3 id parents failed= try; shift 3
   if [[ ! -s $name.id ]]; then
     id=$(find "$token")
     if [[ -z $id ]]; then
+      parents=$(alive "$@")
+      set --
+      if [[ -n $parents ]]; then set -- "--dependency=$edge:$parents"; fi
+      if [[ -n $parents && $edge == afterok ]]; then set -- "$@" --kill-on-invalid-dep=yes; fi
       line "$name" | sed 's/"@JOB_ID@"/null/' >> "$ledger"
-      sbatch "$@" "$name.sbatch" >/dev/null
+      sbatch "$@" "$name.sbatch" >/dev/null || failed=$?
       for try in 1 2 3; do
         id=$(find "$token")
         if [[ -n $id ]]; then break; fi
         sleep 2
       done
     fi
-    if [[ -z $id ]]; then
+    if [[ -z $id && -n $failed ]]; then
+      echo "sbatch did not take $name, and SLURM shows no such job; run this again once that is mended" >&2
+      exit 1
+    elif [[ -z $id ]]; then
       echo "sbatch took $name, and SLURM shows no job whose name ends with $token" >&2
       exit 1
     fi
@@ -109,7 +133,7 @@ def emit(
             jobs=sum(len(g.tasks) for g in groups) + 1,
             grid=launch.grid,
             ledger=shlex.quote(str(launch.folder / "slurm" / "submissions.jsonl")),
-            cluster=shlex.quote(launch.cluster),
+            cluster=shlex.quote(launch.cluster or ""),
             prefixes=" ".join(f'"${{!{prefix}@}}"' for prefix in OF_CLIENTS),
             kept=" ".join(NAMES_THE_CLUSTER),
             since=(datetime.now(UTC) - timedelta(days=1)).strftime("%Y-%m-%d"),
@@ -125,7 +149,7 @@ def emit(
         sent = intended(launch, group.name, group.run_ids, "runs", group.resources.gpus)
         parameters = sbatch_parameters(launch, group, sent, dependency=None)
         _write_job(folder / name, launch, sent, parameters, module="transfergrid.cluster.task")
-        lines.append(_send_line(name, sent, group.edge, parents, kill=group.edge == "afterok"))
+        lines.append(_send_line(name, sent, group.edge, parents))
         for i, run_ids in enumerate(group.run_ids):
             task = f"$(cat {shlex.quote(name)}.id)" + (f"_{i}" if len(group.tasks) > 1 else "")
             task_of |= {run_id: task for run_id in run_ids}
@@ -135,7 +159,7 @@ def emit(
     parameters = finish_parameters(launch, sent, dependency=None)
     _write_job(folder / last, launch, sent, parameters, module="transfergrid.commands.finish")
     after = [*live, *(f"$(cat {shlex.quote(name)}.id)" for name in names)]
-    lines.append(_send_line(last, sent, "afterany", after, kill=False))
+    lines.append(_send_line(last, sent, "afterany", after))
     script = folder / "submit.sh"
     durable.write_bytes(script, ("\n".join(lines) + "\n").encode())
     script.chmod(0o775)
@@ -149,10 +173,9 @@ def _parent(run_id: str, task_of: Mapping[str, str], ledger: Ledger) -> str | No
     return None if known is None else known[0].task_id(known[1])
 
 
-def _send_line(name: str, sent: Submission, edge: str, parents: Sequence[str | None], *, kill: bool) -> str:
-    known = list(dict.fromkeys(p for p in parents if p is not None))
-    options = f' --dependency="{edge}:{":".join(known)}"' if known else ""
-    return f"send {shlex.quote(name)} {sent.token}{options}" + (" --kill-on-invalid-dep=yes" if known and kill else "")
+def _send_line(name: str, sent: Submission, edge: str, parents: Sequence[str | None]) -> str:
+    known = dict.fromkeys(f'"{p}"' for p in parents if p is not None)
+    return " ".join(["send", shlex.quote(name), str(sent.token), edge, *known])
 
 
 def _write_job(path: Path, launch: Launch, submission: Submission, parameters: dict[str, Any], *, module: str) -> None:

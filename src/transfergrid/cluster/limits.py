@@ -150,6 +150,11 @@ def _max_array_size(config: Mapping[str, str]) -> int:
     return size if tasks is None else min(size, int(tasks[1]))
 
 
+def unseen_limits() -> Limits:
+    """Of a cluster that does not answer, for what is only shown or written: SLURM's default of arrays, and no name."""
+    return Limits(here=Here(""), max_array_size=1001, max_jobs=None, partitions={})
+
+
 def _partitions(entries: Iterable[Mapping[str, str]], shapes: Mapping[str, list[NodeShape]]) -> dict[str, Partition]:
     found = {}
     for entry in entries:

@@ -15,6 +15,7 @@ from typing import Any
 from transfergrid import durable
 from transfergrid.cluster import slurm
 from transfergrid.cluster.ownership import new_token
+from transfergrid.cluster.slurm_words import meaning
 from transfergrid.cluster.snapshot import import_path
 from transfergrid.resources import ClusterSettings, Resources
 
@@ -23,8 +24,6 @@ LOOKS = 3  # at the queue, for a job that sbatch took
 LIMIT_MIN = 2
 POLL_S = 0.5
 RUN_S = LIMIT_MIN * 60 + 60.0  # SLURM ends a job at its limit, give or take
-_WAITING = ("PENDING", "CONFIGURING", "REQUEUED", "RESV_DEL_HOLD", "SPECIAL_EXIT")
-_LIVE = (*_WAITING, "RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "STAGE_OUT", "SIGNALING", "RESIZING")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +56,10 @@ class _Job:
     exit_code: int | None = None
     job_id: str = ""
     unseen: int = 0
+
+    @property
+    def is_live(self) -> bool:
+        return meaning(self.state).kind in ("waits", "runs")
 
 
 def small(resources: Resources, *, gpus: int) -> Resources:
@@ -109,7 +112,11 @@ def submit(script: str, *, folder: Path, resources: Resources, settings: Cluster
         "wckey": settings.wckey,
     }
     given = [f"--{key}={value}" for key, value in options.items() if value is not None]
-    slurm.run(["sbatch", "--no-requeue", *given, str(folder / "job.sh")])
+    try:
+        slurm.sbatch(["--no-requeue", *given, str(folder / "job.sh")])
+    except (slurm.SlurmRefused, slurm.SlurmDown):  # it may have been taken all the same
+        if name not in {entry.name for entry in slurm.squeue(names=[name])}:
+            raise
     return name
 
 
@@ -126,7 +133,7 @@ class ProbeJobs:
         return self
 
     def __exit__(self, *_: object) -> None:
-        late = [job.name for job in self._jobs.values() if job.state in _LIVE]
+        late = [job.name for job in self._jobs.values() if job.is_live]
         with contextlib.suppress(slurm.SlurmDown, slurm.SlurmRefused):  # they end by themselves after two minutes
             slurm.scancel(entry.job_id for entry in slurm.squeue(names=late) if entry.name in late)
 
@@ -136,7 +143,7 @@ class ProbeJobs:
         sent_s = time.time()
         try:
             job_name = submit(script, folder=folder, resources=resources, settings=settings, nodes=nodes)
-        except slurm.SlurmRefused as error:
+        except (slurm.SlurmRefused, slurm.SlurmDown) as error:
             self._refused[name] = str(error)
             return
         self._jobs[name] = _Job(job_name, folder / "output", sent_s)
@@ -151,7 +158,7 @@ class ProbeJobs:
         return answers | {name: ProbeAnswer(problem=said) for name, said in self._refused.items()}
 
     def _is_awaited(self, job: _Job, began: float) -> bool:
-        if job.state not in _LIVE:
+        if not job.is_live:
             return False
         if job.started is None:
             return time.monotonic() - began < self._queue_s
@@ -171,7 +178,7 @@ class ProbeJobs:
             job.state = entry.state if entry is not None else "ENDED"  # SLURM has forgotten it
             job.reason = entry.reason if entry is not None else ""
             job.exit_code = entry.exit_code if entry is not None else None
-            if job.started is None and job.state not in _WAITING:
+            if job.started is None and meaning(job.state).kind != "waits":
                 job.started = time.monotonic()
 
     def _answer(self, job: _Job) -> ProbeAnswer:

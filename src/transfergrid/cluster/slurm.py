@@ -217,7 +217,8 @@ def squeue(
     for line in said.split(b"\n"):
         cells = [line[i : i + _WIDTH] for i in range(0, len(line), _WIDTH)]
         if len(cells) >= len(_QUEUE) and _is_job(cells[0]):
-            entries.append(_queue_entry(cells))
+            if b"[" not in cells[0]:  # what -r leaves of an array at most
+                entries.append(_queue_entry(cells))
         else:
             unread.append(line.decode(errors="replace"))
     say_unread("squeue", unread)

@@ -124,7 +124,7 @@ def _judge(look: Look, case: Case) -> RunState:
 
 def _judge_finish(look: Look, case: Case) -> RunState:
     if case.submission is None:
-        return RunState(run_id=case.run_id, state="not submitted", reason="was not sent; launch again sends it")
+        return RunState(run_id=case.run_id, state="not submitted", reason="it was not sent")
     if case.own.is_done:
         return RunState(run_id=case.run_id, state="done", job_id=case.job_id)
     state = _judge(look, case)

@@ -9,9 +9,11 @@ before anything is decided.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import submitit
 
@@ -52,7 +55,7 @@ class Launch:
     """What all groups of one launch share. folder: results/launches/<launch>. source: goes in front of PYTHONPATH.
 
     notify: the shell command by which the finish job tells that all has ended. finish: what that job asks for. cluster:
-    SLURM's name of where it is sent.
+    SLURM's name of where it is sent; None where files are written and no SLURM answers.
     """
 
     grid: str
@@ -61,7 +64,7 @@ class Launch:
     source: Path
     settings: ClusterSettings
     finish: Resources
-    cluster: str
+    cluster: str | None
     notify: str | None = None
 
 
@@ -226,9 +229,16 @@ def _refused(submission: Submission, refusal: SlurmRefused, *, is_shown: bool) -
 
 
 # --------------------------------------------------------------------------------------------------- sbatch parameters
+class _Writer(submitit.SlurmExecutor):
+    @classmethod
+    def affinity(cls) -> int:
+        """Of a script that may be sent from another machine: this one need not have srun."""
+        return 2
+
+
 def make_executor(folder: Path, settings: ClusterSettings, parameters: dict[str, Any]) -> submitit.SlurmExecutor:
     """A fresh one: parameters of an earlier submission would stick to it."""
-    executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=_UNENDING, python=python_command(settings))
+    executor = _Writer(folder=folder, max_num_timeout=_UNENDING, python=python_command(settings))
     executor.update_parameters(**parameters)
     return executor
 
@@ -304,15 +314,21 @@ def environment_of_jobs() -> dict[str, str]:
 
 @contextlib.contextmanager
 def slurm_environment() -> Iterator[None]:
-    """For what calls sbatch in this process, as hydra-submitit-launcher does."""
+    """For what calls sbatch in this process, as hydra-submitit-launcher does; submitit itself reads UTF-8 alone."""
     before, kept = dict(os.environ), environment_of_jobs()
     os.environ.clear()
     os.environ.update(kept)
     try:
-        yield
+        with mock.patch.object(submitit.core.utils, "copy_process_streams", _copy_streams):
+            yield
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+def _copy_streams(process: subprocess.Popen[bytes], out: io.StringIO, err: io.StringIO, verbose: bool = False) -> None:
+    for said, stream in zip(process.communicate(), (out, err), strict=True):
+        stream.write(said.decode(errors="replace"))
 
 
 def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str, str]:

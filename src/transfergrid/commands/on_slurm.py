@@ -18,7 +18,7 @@ from transfergrid.cluster.emit import emit
 from transfergrid.cluster.finish_job import Place, find_place, finish_resources, is_due
 from transfergrid.cluster.groups import Group, first_tasks, make_groups
 from transfergrid.cluster.ledger import Ledger, read_ledger
-from transfergrid.cluster.limits import Limits, assert_possible, queue_room, read_limits
+from transfergrid.cluster.limits import Limits, assert_possible, queue_room, read_limits, unseen_limits
 from transfergrid.cluster.ownership import Here, live_rows
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
@@ -65,17 +65,17 @@ def carry_out(console: Console, request: Request) -> int:
         raise ConfigError(
             f"store.dir={request.runtime.store_dir}: SLURM reads % in the names of its log files; rename it"
         )
-    try:
-        limits = read_limits(account=request.cluster.resources.account, qos=request.cluster.resources.qos)
-    except SlurmDown as error:
-        raise SlurmDown(f"SLURM does not answer ({error}); nothing was sent, launch again when it does") from error
+    limits = _limits(console, request)
     plan, snapshot = _plan(request, read_ledger(request.store))
-    finishing = _assert_possible(plan, request, limits, is_finish_due=is_due(snapshot.finish))
+    if limits is None:
+        limits, finishing = unseen_limits(), Place(finish_resources(request.cluster))
+    else:
+        finishing = _assert_possible(plan, request, limits, is_finish_due=is_due(snapshot.finish))
     show_plan(console, plan, request)
     for line in [*snapshot.elsewhere, finishing.note, _finish_again(snapshot.finish)]:
         if line:
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
-    _show_cost(console, plan, request)
+    _show_cost(console, plan, request, limits)
     if request.dry_run:
         console.print("dry run: nothing was submitted or written")
         return OK
@@ -92,6 +92,20 @@ def carry_out(console: Console, request: Request) -> int:
     from transfergrid.commands.waiting import wait
 
     return wait(console, submitting)
+
+
+def _limits(console: Console, request: Request) -> Limits | None:
+    """What the cluster allows; None where it does not answer, and nothing is to be sent."""
+    asked = request.cluster.resources
+    try:
+        return read_limits(account=asked.account, qos=asked.qos)
+    except (SlurmDown, SlurmRefused) as error:
+        if not request.dry_run and request.emit is None:
+            text = f"SLURM does not answer ({error}); nothing was sent, launch again when it does"
+            raise type(error)(text) from error
+        text = f"SLURM does not answer ({error}): that the cluster has and allows what is asked for is not checked"
+        console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        return None
 
 
 # ---------------------------------------------------------------------------------------------------------------- plan
@@ -120,7 +134,9 @@ def _finish_again(state: RunState | None) -> str:
     """Of a finish job that this launch sends once more."""
     if state is None or not is_due(state):
         return ""
-    job = f"finish job {state.job_id}" if state.job_id is not None else "the finish job of an earlier launch"
+    if state.state == "not submitted":
+        return "the finish job of an earlier launch was not sent; it is sent now"
+    job = f"finish job {state.job_id}" if state.job_id is not None else "the finish job"
     return f"{job}: {state.state}" + (f": {state.reason}" if state.reason else "") + "; it is sent again"
 
 
@@ -128,7 +144,7 @@ def _num_jobs(plan: Plan, packed: int) -> int:
     return sum(-(-count // packed) for count in Counter(p.run.phase for p in plan.to_run).values())
 
 
-def _show_cost(console: Console, plan: Plan, request: Request) -> None:
+def _show_cost(console: Console, plan: Plan, request: Request, limits: Limits) -> None:
     """Jobs, expected GPU-hours, when SLURM thinks they start, and whether sharing jobs would pay."""
     if not plan.to_run:
         return
@@ -148,7 +164,8 @@ def _show_cost(console: Console, plan: Plan, request: Request) -> None:
     cost = f"{hours:.2f} GPU-hours" if hours else f"{wall_h:.2f} hours without a GPU"
     jobs = count(_num_jobs(plan, request.cluster.runs_per_job), "job")
     console.print(f"{jobs} and a finish job; expected {cost} ({basis})", highlight=False, soft_wrap=True)
-    for phase_names, text in start_estimate(request.cluster, phases).items():
+    expected = start_estimate(request.cluster, phases) if limits.here.name else {}
+    for phase_names, text in expected.items():
         console.print(f"SLURM expects {phase_names} jobs {text}", highlight=False, soft_wrap=True)
     packed_jobs = _num_jobs(plan, ADVISED_RUNS_PER_JOB)
     advice = packing_advice(estimates, runs_per_job=request.cluster.runs_per_job, packed_jobs=packed_jobs)
@@ -290,7 +307,7 @@ def _make_launch(submitting: Submitting, plan: Plan) -> tuple[Launch, dict[str, 
         settings=request.cluster,
         notify=request.notify,
         finish=submitting.finish,
-        cluster=submitting.limits.here.name,
+        cluster=submitting.limits.here.name or None,
     )
     return launch, {run.run_id: index for index, run in enumerate(runs)}
 

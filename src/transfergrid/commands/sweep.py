@@ -185,7 +185,9 @@ def _launch(run_ids: Sequence[str], asked: Sweep, payload: Path, submission: led
         run_sweep(on_node, run_ids, sweep=asked, payload=payload, name=name, folder=folder, setup=setup)
     except Exception as error:
         # By name, since submitit is known to `cluster` alone: a job that ended without a result, as failed runs' do.
-        if type(error).__name__ != "UncompletedJobError" and not adopt([submission]):
+        if type(error).__name__ != "UncompletedJobError":
+            # What was taken all the same has lost its launcher. Where no queue is shown, nothing is taken away.
+            slurm.scancel(e.job_id for e in slurm.squeue(names=[submission.job_name]) if e.name == submission.job_name)
             shutil.rmtree(payload.parent, ignore_errors=True)
             raise MachineError(f"SLURM did not take the sweep: {one_line(error)}") from error
 
