@@ -6,6 +6,8 @@ features (N, D); its published head, if asked for, returns logits (N, C).
 
 from __future__ import annotations
 
+import logging
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,13 @@ from transfergrid import backbones
 from transfergrid.backbones import CatalogEntry
 from transfergrid.backbones.construct import AUXILIARY, behead, construct, without_memory
 from transfergrid.backbones.families import parameter_groups
-from transfergrid.backbones.state_dicts import State, assign_weights, hub_fails_fast, read_state_dict, weights_file
+from transfergrid.backbones.match_names import Found, State, find_state
+from transfergrid.backbones.read_file import read_content
+from transfergrid.backbones.state_dicts import assign_weights, hub_fails_fast, weights_file
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.specs import RANDOM_RULE_VERSION, BackboneSpec
+
+logger = logging.getLogger(__name__)
 
 NOISE_IMAGES = 32
 NOISE_LARGEST_PX = 64
@@ -53,10 +59,10 @@ def build(
     path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
     with without_memory():
         trunk = _without_head(spec, construct(known.architecture, num_classes=1))
-    state = read_state_dict(path)
-    assign_weights(trunk, state, path=path, ignored=_heads(known))
+    found = state_for(trunk, path, ignored=_heads(known))
+    assign_weights(trunk, _within(trunk, found.state), path=path)
     if auxiliary:
-        _keep_auxiliary(trunk, state, path)
+        _keep_auxiliary(trunk, found.state, path)
     return trunk.eval()
 
 
@@ -75,11 +81,24 @@ def build_classifier(
     if not known.head:
         raise ConfigError(f"{spec.name} has no head of its own to evaluate; evaluate a run of it, run=ID")
     path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
-    state = _of_one_part(read_state_dict(path), known.head)
+    with without_memory():
+        trunk = _without_head(spec, construct(known.architecture, num_classes=1))
+    state = _with_own_head(state_for(trunk, path, ignored=_heads(known)), known.head)
     with without_memory():
         network = construct(known.architecture, num_classes=_classes_in(state, known.head, path))
-    assign_weights(network, state, path=path, ignored=AUXILIARY)
+    assign_weights(network, _within(network, state), path=path)
     return network.eval()
+
+
+def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = ()) -> Found:
+    """What a weights file holds of a network, which may be without memory; what was taken and left out is logged.
+
+    ignored: beginnings of names of heads, which the file may have or lack. Raises DataError.
+    """
+    found = find_state(read_content(path), network.state_dict(), path=path, ignored=ignored)
+    if found.note is not None:
+        logger.info("%s", found.note)
+    return found
 
 
 class Frozen(nn.Module):
@@ -181,12 +200,21 @@ def _heads(known: CatalogEntry) -> tuple[str, ...]:
     return (*AUXILIARY, f"{known.head}." if known.head else "classifier.")
 
 
-def _of_one_part(state: State, head: str) -> State:
-    """The names of a JoinedNetwork of one backbone, as a fine-tuning keeps it, become the network's own."""
-    if not all(name.startswith(("backbones.0.", "head.")) for name in state):
-        return state
-    names = (name.removeprefix("backbones.0.") if name.startswith("b") else f"{head}.{name[5:]}" for name in state)
-    return type(state)(zip(names, state.values(), strict=True))
+def _within(network: nn.Module, state: State) -> State:
+    """Without what the network does without: heads and what else a file was allowed to have."""
+    own = network.state_dict()
+    kept: State = OrderedDict((name, value) for name, value in state.items() if name in own)
+    kept._metadata = state._metadata  # type: ignore[attr-defined]
+    return kept
+
+
+def _with_own_head(found: Found, head: str) -> State:
+    """A fine-tuning of one backbone keeps a JoinedNetwork, whose head stands beside the backbone."""
+    joined = {name: value for name, value in found.beside.items() if name in ("head.weight", "head.bias")}
+    alone = found.prefix == "backbones.0." and not any(name.startswith("backbones.1.") for name in found.beside)
+    if f"{head}.weight" not in found.state and alone:
+        found.state.update((f"{head}{name[4:]}", value.float()) for name, value in joined.items())
+    return found.state
 
 
 def _classes_in(state: State, head: str, path: Path) -> int:
@@ -241,10 +269,12 @@ def _timm(
         path = local
     else:
         path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=False)
-    state = read_state_dict(path)
     head = str(timm.get_pretrained_cfg_value(architecture.removeprefix("timm/"), "classifier") or "head")
-    network = construct(architecture, num_classes=_classes_in(state, head, path) if num_classes is None else 0)
-    assign_weights(network, state, path=path, ignored=() if num_classes is None else (f"{head}.",))
+    network = construct(architecture, num_classes=0)
+    state = _with_own_head(state_for(network, path, ignored=(f"{head}.",)), head)
+    if num_classes is None:
+        network = construct(architecture, num_classes=_classes_in(state, head, path))
+    assign_weights(network, _within(network, state), path=path)
     return network
 
 
@@ -288,6 +318,7 @@ def _keep_auxiliary(trunk: nn.Module, state: State, path: Path) -> None:
         with without_memory():
             head = InceptionAux(channels, 1)
             head.fc2 = nn.Identity()
-        own: State = type(state)((k.removeprefix(f"{name}."), v) for k, v in state.items() if k.startswith(f"{name}."))
-        assign_weights(head, own, path=path, ignored=("fc2.",))
+        own: State = OrderedDict((k.removeprefix(f"{name}."), v) for k, v in state.items() if k.startswith(f"{name}."))
+        own._metadata = None  # type: ignore[attr-defined]
+        assign_weights(head, _within(head, own), path=path)
         setattr(trunk, name, head)
