@@ -211,9 +211,9 @@ def files(state: State, folder: Path) -> dict[str, Path]:
     ):
         for part, inside in halves.items():
             save({k: plain[k] for k in inside}, folder / f"{part}-{file}")
-        index = {k: f"{part}-{file}" for part, inside in halves.items() for k in inside}
+        weight_map = {k: f"{part}-{file}" for part, inside in halves.items() for k in inside}
         written[f"index of {kind}"] = folder / f"{file}.index.json"
-        written[f"index of {kind}"].write_text(json.dumps({"metadata": {}, "weight_map": index}))
+        written[f"index of {kind}"].write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
     return written
 
 

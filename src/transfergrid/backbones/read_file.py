@@ -129,9 +129,10 @@ def read_content(path: Path) -> Any:
 
             # Copied, because tensors inside such a file lie unaligned, and kernels then round differently.
             return {key: value.clone() for key, value in load_file(path).items()}
-        with torch.serialization.safe_globals(cast(Any, _allowed())), warnings.catch_warnings():
+        listed = torch.serialization.safe_globals(cast(Any, _allowed()))
+        with open(path, "rb") as file, listed, warnings.catch_warnings():  # opened here: torch goes by a name's suffix
             warnings.simplefilter("ignore")  # on the pickle's protocol: what cannot be read is said below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and safetensors each have their own errors for a damaged file
         objects = [] if safe else _unlisted(path)
         if objects:
