@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.specs import RANDOM_RULE_VERSION, BackboneSpec
 
 logger = logging.getLogger(__name__)
+Told = Callable[[str], None]
 
 NOISE_IMAGES = 32
 NOISE_LARGEST_PX = 64
@@ -41,11 +42,13 @@ def build(
     weights_files: Mapping[str, str],
     download: bool = True,
     auxiliary: bool = False,
+    told: Told = logger.info,
 ) -> nn.Module:
     """The trunk, in eval mode, on the CPU, with gradients on.
 
     weights_dir: where downloaded weights lie or are put. weights_files: weights identity -> file.
     auxiliary: GoogLeNet only: keep what the file has of the two auxiliary heads, for attach_auxiliary_heads.
+    told: is given one line on what was taken of a file that holds more than the network.
     Raises DataError if the weights are missing, damaged or of another network.
     """
     if auxiliary and spec.name != "googlenet":
@@ -54,12 +57,12 @@ def build(
         trunk = _without_head(spec, _random(spec))
         return trunk.eval()
     if spec.name.startswith("timm/"):
-        return _timm(spec, weights_dir, weights_files, download=download, num_classes=0).eval()
+        return _timm(spec, weights_dir, weights_files, download=download, num_classes=0, told=told).eval()
     known = backbones.entry(spec.name)
     path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
     with without_memory():
         trunk = _without_head(spec, construct(known.architecture, num_classes=1))
-    found = state_for(trunk, path, ignored=_heads(known))
+    found = state_for(trunk, path, ignored=_heads(known), told=told)
     assign_weights(trunk, _within(trunk, found.state), path=path)
     if auxiliary:
         _keep_auxiliary(trunk, found.state, path)
@@ -90,14 +93,14 @@ def build_classifier(
     return network.eval()
 
 
-def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = ()) -> Found:
-    """What a weights file holds of a network, which may be without memory; what was taken and left out is logged.
+def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = (), told: Told = logger.info) -> Found:
+    """What a weights file holds of a network, which may be without memory; what was taken and left out is told.
 
     ignored: beginnings of names of heads, which the file may have or lack. Raises DataError.
     """
     found = find_state(read_content(path), network.state_dict(), path=path, ignored=ignored)
     if found.note is not None:
-        logger.info("%s", found.note)
+        told(found.note)
     return found
 
 
@@ -256,6 +259,7 @@ def _timm(
     *,
     download: bool,
     num_classes: int | None,
+    told: Told = logger.info,
 ) -> nn.Module:
     """num_classes: 0 for the trunk, None for the head that the weights have."""
     import timm
@@ -271,7 +275,7 @@ def _timm(
         path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=False)
     head = str(timm.get_pretrained_cfg_value(architecture.removeprefix("timm/"), "classifier") or "head")
     network = construct(architecture, num_classes=0)
-    state = _with_own_head(state_for(network, path, ignored=(f"{head}.",)), head)
+    state = _with_own_head(state_for(network, path, ignored=(f"{head}.",), told=told), head)
     if num_classes is None:
         network = construct(architecture, num_classes=_classes_in(state, head, path))
     assign_weights(network, _within(network, state), path=path)

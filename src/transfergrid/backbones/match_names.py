@@ -6,6 +6,7 @@ file are its keys from the outermost to the tensor's, joined by dots, and what s
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -163,9 +164,10 @@ def _why_not(tensors: Mapping[str, Tensor], needed: Shapes, counts: Counter[str]
         name = _unlike(tensors, needed, prefix)[0]
         shapes = f"{tuple(tensors[prefix + name].shape)}, wanted {tuple(needed[name].shape)}"
         return f"is of another network{place}: {name!r} has shape {shapes}"
-    numbered = sum(bool(re.search(r"^(\w*\.)*?\d+\.(weight|bias)$", n)) for n in names)
     missing = [name for name in needed if prefix + name not in tensors]
-    if (count <= len(needed) // 2 and numbered > 0) or all(n.rpartition(".")[2].isdigit() for n in names):
+    common = os.path.commonprefix(names).rpartition(".")[0]
+    numbered = all(name[len(common) :].lstrip(".")[:1].isdigit() for name in names)
+    if numbered and count <= len(needed) // 2:
         says = "numbers its layers instead of naming them"
     else:
         more = sum(n.startswith(prefix) and n[len(prefix) :] not in needed for n in names)
