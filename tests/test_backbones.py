@@ -159,7 +159,10 @@ def test_weights_of_another_network_are_refused_with_the_first_key_that_does_not
     cases = {
         "it lacks 'layer1.0.conv1.weight'": {k: v for k, v in whole.items() if k != "layer1.0.conv1.weight"},
         "it has 'layer5.weight', which is unknown": {**whole, "layer5.weight": torch.zeros(1)},
-        "size mismatch for conv1.weight": {**whole, "conv1.weight": torch.zeros(64, 3, 3, 3)},
+        "'conv1.weight' has shape (64, 3, 3, 3), wanted (64, 3, 7, 7)": {
+            **whole,
+            "conv1.weight": torch.zeros(64, 3, 3, 3),
+        },
         "'layer4.1.bn2.running_var' holds values that are not finite": {
             **whole,
             "layer4.1.bn2.running_var": torch.full((512,), torch.nan),

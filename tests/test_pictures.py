@@ -182,7 +182,8 @@ def test_a_range_that_is_given_is_taken_and_is_another_identity(deep: tuple[Path
 
 
 def test_the_command_that_repeats_a_row_names_its_range(deep: tuple[Path, Request]) -> None:
-    from transfergrid.report.rerun import _dataset, hydra_value
+    from transfergrid.config.spelling import hydra_value
+    from transfergrid.report.rerun import _dataset
 
     place, asked = deep
     run = final_run(asked)

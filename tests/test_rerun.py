@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 
 import pytest
 import report_cases as cases
+from PIL import Image
 
 from transfergrid import durable
 from transfergrid.config import load_grid, load_run
+from transfergrid.config.compose import compose_config, parse_overrides
+from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
-from transfergrid.report.rerun import Command, commands_of, hydra_value
+from transfergrid.report.rerun import Command, commands_of
 from transfergrid.specs import DatasetSpec, EvaluateSettings, RunSpec, to_dict
 
 
@@ -49,6 +53,7 @@ def runs_by(command: Command, *more: str) -> set[str]:
             *("grid=compare", "dataset=cifar10", "grid.models=[resnet18]", "weights=random", "dataset.max_images=100"),
             *("dataset.image_size_px=96", "phase.extract.precision=bf16", "dataset.val_seed=4"),
         ),
+        ("grid=compare", "dataset=mnist", "grid.models=[resnet18]", "dataset.small_pictures=recipe"),
         (
             "grid=compare",
             "dataset=mnist",
@@ -57,7 +62,15 @@ def runs_by(command: Command, *more: str) -> set[str]:
             "grid.phases=[finetune]",
         ),
     ],
-    ids=["quickstart", "few images", "as published", "scratch as published", "other input", "random head"],
+    ids=[
+        "quickstart",
+        "few images",
+        "as published",
+        "scratch as published",
+        "other input",
+        "small by recipe",
+        "random head",
+    ],
 )
 def test_a_rows_command_makes_the_very_same_runs(arguments: tuple[str, ...], tmp_path: Path) -> None:
     rows, store = rows_of(*arguments, folder=tmp_path)
@@ -66,6 +79,60 @@ def test_a_rows_command_makes_the_very_same_runs(arguments: tuple[str, ...], tmp
         (command,) = commands_of(specs, store)
         assert runs_by(command) == {spec.run_id for spec in specs}
         assert command.to_fill_in == ()
+
+
+ODD = ("花", "Bilder_für_Klaus", "My Pictures (2024)", "x,y", "epoch=3-step=1000.ckpt", "it's [1]", 'a"b', "a\\", "\\'")
+
+
+@pytest.mark.parametrize(
+    "name", [*ODD, "~a", "a:b", "{a}", "null", "12", "a\tb", "résumé.pth", "a b ", "%d", "-", "1e3"]
+)
+def test_every_name_is_spelled_so_that_the_command_line_gives_it_back(name: str) -> None:
+    assert parse_overrides([f"dataset.name={hydra_value(name)}"])[0].value() == name
+
+
+@pytest.mark.parametrize("name", [name for name in ODD if name not in ("x,y", "it's [1]")])
+def test_the_name_of_a_file_may_be_typed_as_it_is(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    file.write_bytes(b"weights")
+    request = load_run(["model=resnet18", "phase=probe", "dataset=mnist", f"weights={file}"])
+    assert list(request.runtime.weights_files.values()) == [str(file)]
+
+
+def test_what_has_a_meaning_of_its_own_is_quoted_and_the_refusal_says_how() -> None:
+    with pytest.raises(ConfigError, match=re.escape("or any of = , : ( ) [ ] { } > ~ ' \" as key='\"value\"'")):
+        load_run(["model=resnet18", "phase=probe", "dataset=mnist", "weights=/a/x,y"])
+    with pytest.raises(ConfigError, match="letters beyond a-z"):
+        load_run(["model=resnet18", "phase=probe", "dataset=mnist", "notify.command=é"])
+
+
+def test_a_file_for_a_backbone_of_timm_is_given_by_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "a.pth"
+    file.write_bytes(b"weights")
+    (override,) = parse_overrides([f"weights_files.timm/resnet18.a1_in1k={file}"])
+    config = compose_config([f"weights_files.timm/resnet18.a1_in1k={file}", "weights_files.resnet18=b.pth"])
+    assert override.key_or_group == "weights_files.timm/resnet18.a1_in1k" and override.value() == str(file)
+    assert dict(config.weights_files) == {"timm/resnet18.a1_in1k": str(file), "resnet18": "b.pth"}
+
+
+@pytest.mark.parametrize("small", ["whole", "recipe"])
+@pytest.mark.parametrize("edge_px", [40, 300])
+@pytest.mark.parametrize("model", ["resnet18", "resnet18+inception_v3"])
+def test_runs_on_a_folder_of_pictures_of_mixed_sizes_are_made_again(
+    model: str, edge_px: int, small: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "My Pictures (2024)"
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (folder / place).mkdir(parents=True)
+        for more in (0, 20):
+            Image.new("RGB", (edge_px + more, edge_px)).save(folder / place / f"{more}.png")
+    arguments = ("grid=compare", "dataset=image_folder", f"dataset.folder={folder}", f"grid.models=[{model}]")
+    rows, store = rows_of(*arguments, f"dataset.small_pictures={small}", folder=tmp_path)
+    for specs in rows:
+        (command,) = commands_of(specs, store)
+        typed = command.line.replace("=FOLDER", f"={shlex.quote(str(folder))}")
+        again = Command(script=command.script, arguments=tuple(shlex.split(typed)[2:]), to_fill_in=())
+        assert runs_by(again, f"cache.dir={tmp_path / 'cache'}") == {spec.run_id for spec in specs}
 
 
 def test_one_seed_is_a_run_by_hand_and_several_are_a_grid_of_another_name(tmp_path: Path) -> None:

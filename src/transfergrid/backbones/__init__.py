@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from transfergrid import durable
+from transfergrid.backbones.weight_files import identity_of
 from transfergrid.errors import ConfigError, MachineError
 from transfergrid.specs import RANDOM_RULE_VERSION, WeightsSpec, safe_name
 
@@ -24,7 +25,7 @@ CATALOG = Path(__file__).with_name("catalog.json")
 BUILTIN_FOLDER = Path(__file__).with_name("weights")
 TIMM_FORMAT_VERSION = 2  # of the kept descriptions of timm networks: another version is described anew
 DESCRIBE_TIMEOUT_S = 600
-STATE_DICT_SUFFIXES = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt", ".tar", ".safetensors")
+STATE_DICT_SUFFIXES = (".pt", ".pth", ".pth.tar", ".bin", ".ckpt", ".tar", ".safetensors", ".index.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +135,8 @@ def weights_spec(name: str, weights: str, *, weights_seed: int = 0, catalog_dir:
         # Not the file's name: under another name it is still the same weights, and two of one name are not.
         sha256 = _sha256(str(path), stat.st_size, stat.st_mtime_ns)
         return WeightsSpec(label=f"file-{sha256[:12]}", identity=f"file:{sha256}")
+    if path.is_dir():
+        raise ConfigError(f"weights {weights!r} of {name!r} is a folder; give the file of the weights inside it")
     if "/" in weights or weights.endswith(STATE_DICT_SUFFIXES):
         raise ConfigError(f"weights file {weights!r} of {name!r} is not there; give a path, 'random', or a tag: {tags}")
     raise ConfigError(f"unknown weights {weights!r} of {name!r}; known: {tags}; or 'random', or the path of a file")
@@ -225,7 +228,7 @@ def _decode(name: str, facts: dict[str, Any]) -> CatalogEntry:
 @lru_cache(maxsize=256)
 def _sha256(path: str, size_bytes: int, mtime_ns: int) -> str:
     """sha256 of a file; size and time are there so that a changed file is read again."""
-    return durable.sha256_of(Path(path))
+    return identity_of(Path(path))
 
 
 # -------------------------------------------------------------------------------------------------------------- timm

@@ -6,7 +6,9 @@ features (N, D); its published head, if asked for, returns logits (N, C).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,14 @@ from transfergrid import backbones
 from transfergrid.backbones import CatalogEntry
 from transfergrid.backbones.construct import AUXILIARY, behead, construct, without_memory
 from transfergrid.backbones.families import parameter_groups
-from transfergrid.backbones.state_dicts import State, assign_weights, hub_fails_fast, read_state_dict, weights_file
+from transfergrid.backbones.match_names import Found, State, find_state
+from transfergrid.backbones.read_file import read_content
+from transfergrid.backbones.state_dicts import assign_weights, hub_fails_fast, weights_file
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.specs import RANDOM_RULE_VERSION, BackboneSpec
+
+logger = logging.getLogger(__name__)
+Told = Callable[[str], None]
 
 NOISE_IMAGES = 32
 NOISE_LARGEST_PX = 64
@@ -35,11 +42,13 @@ def build(
     weights_files: Mapping[str, str],
     download: bool = True,
     auxiliary: bool = False,
+    told: Told = logger.info,
 ) -> nn.Module:
     """The trunk, in eval mode, on the CPU, with gradients on.
 
     weights_dir: where downloaded weights lie or are put. weights_files: weights identity -> file.
     auxiliary: GoogLeNet only: keep what the file has of the two auxiliary heads, for attach_auxiliary_heads.
+    told: is given one line on what was taken of a file that holds more than the network.
     Raises DataError if the weights are missing, damaged or of another network.
     """
     if auxiliary and spec.name != "googlenet":
@@ -48,15 +57,15 @@ def build(
         trunk = _without_head(spec, _random(spec))
         return trunk.eval()
     if spec.name.startswith("timm/"):
-        return _timm(spec, weights_dir, weights_files, download=download, num_classes=0).eval()
+        return _timm(spec, weights_dir, weights_files, download=download, num_classes=0, told=told).eval()
     known = backbones.entry(spec.name)
     path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
     with without_memory():
         trunk = _without_head(spec, construct(known.architecture, num_classes=1))
-    state = read_state_dict(path)
-    assign_weights(trunk, state, path=path, ignored=_heads(known))
+    found = state_for(trunk, path, ignored=_heads(known), told=told)
+    assign_weights(trunk, _within(trunk, found.state), path=path)
     if auxiliary:
-        _keep_auxiliary(trunk, state, path)
+        _keep_auxiliary(trunk, found.state, path)
     return trunk.eval()
 
 
@@ -75,11 +84,24 @@ def build_classifier(
     if not known.head:
         raise ConfigError(f"{spec.name} has no head of its own to evaluate; evaluate a run of it, run=ID")
     path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
-    state = _of_one_part(read_state_dict(path), known.head)
+    with without_memory():
+        trunk = _without_head(spec, construct(known.architecture, num_classes=1))
+    state = _with_own_head(state_for(trunk, path, ignored=_heads(known)), known.head)
     with without_memory():
         network = construct(known.architecture, num_classes=_classes_in(state, known.head, path))
-    assign_weights(network, state, path=path, ignored=AUXILIARY)
+    assign_weights(network, _within(network, state), path=path)
     return network.eval()
+
+
+def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = (), told: Told = logger.info) -> Found:
+    """What a weights file holds of a network, which may be without memory; what was taken and left out is told.
+
+    ignored: beginnings of names of heads, which the file may have or lack. Raises DataError.
+    """
+    found = find_state(read_content(path), network.state_dict(), path=path, ignored=ignored)
+    if found.note is not None:
+        told(found.note)
+    return found
 
 
 class Frozen(nn.Module):
@@ -181,12 +203,21 @@ def _heads(known: CatalogEntry) -> tuple[str, ...]:
     return (*AUXILIARY, f"{known.head}." if known.head else "classifier.")
 
 
-def _of_one_part(state: State, head: str) -> State:
-    """The names of a JoinedNetwork of one backbone, as a fine-tuning keeps it, become the network's own."""
-    if not all(name.startswith(("backbones.0.", "head.")) for name in state):
-        return state
-    names = (name.removeprefix("backbones.0.") if name.startswith("b") else f"{head}.{name[5:]}" for name in state)
-    return type(state)(zip(names, state.values(), strict=True))
+def _within(network: nn.Module, state: State) -> State:
+    """Without what the network does without: heads and what else a file was allowed to have."""
+    own = network.state_dict()
+    kept: State = OrderedDict((name, value) for name, value in state.items() if name in own)
+    kept._metadata = state._metadata  # type: ignore[attr-defined]
+    return kept
+
+
+def _with_own_head(found: Found, head: str) -> State:
+    """A fine-tuning of one backbone keeps a JoinedNetwork, whose head stands beside the backbone."""
+    joined = {name: value for name, value in found.beside.items() if name in ("head.weight", "head.bias")}
+    alone = found.prefix == "backbones.0." and not any(name.startswith("backbones.1.") for name in found.beside)
+    if f"{head}.weight" not in found.state and alone:
+        found.state.update((f"{head}{name[4:]}", value.float()) for name, value in joined.items())
+    return found.state
 
 
 def _classes_in(state: State, head: str, path: Path) -> int:
@@ -228,6 +259,7 @@ def _timm(
     *,
     download: bool,
     num_classes: int | None,
+    told: Told = logger.info,
 ) -> nn.Module:
     """num_classes: 0 for the trunk, None for the head that the weights have."""
     import timm
@@ -241,10 +273,12 @@ def _timm(
         path = local
     else:
         path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=False)
-    state = read_state_dict(path)
     head = str(timm.get_pretrained_cfg_value(architecture.removeprefix("timm/"), "classifier") or "head")
-    network = construct(architecture, num_classes=_classes_in(state, head, path) if num_classes is None else 0)
-    assign_weights(network, state, path=path, ignored=() if num_classes is None else (f"{head}.",))
+    network = construct(architecture, num_classes=0)
+    state = _with_own_head(state_for(network, path, ignored=(f"{head}.",), told=told), head)
+    if num_classes is None:
+        network = construct(architecture, num_classes=_classes_in(state, head, path))
+    assign_weights(network, _within(network, state), path=path)
     return network
 
 
@@ -288,6 +322,7 @@ def _keep_auxiliary(trunk: nn.Module, state: State, path: Path) -> None:
         with without_memory():
             head = InceptionAux(channels, 1)
             head.fc2 = nn.Identity()
-        own: State = type(state)((k.removeprefix(f"{name}."), v) for k, v in state.items() if k.startswith(f"{name}."))
-        assign_weights(head, own, path=path, ignored=("fc2.",))
+        own: State = OrderedDict((k.removeprefix(f"{name}."), v) for k, v in state.items() if k.startswith(f"{name}."))
+        own._metadata = None  # type: ignore[attr-defined]
+        assign_weights(head, _within(head, own), path=path)
         setattr(trunk, name, head)

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from transfergrid import backbones, durable
+from transfergrid.backbones.match_names import State
+from transfergrid.backbones.weight_files import identity_of
 from transfergrid.errors import ConfigError, DataError, GridError, one_line
 from transfergrid.specs import BackboneSpec
 
 STALL_TIMEOUT_S = 30.0  # of a download that neither fails nor goes on
-WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys under which trainers put what they should have saved
-PREFIXES = ("module.", "_orig_mod.")  # DataParallel, torch.compile
-
-State = OrderedDict[str, Tensor]
 
 
 def weights_file(spec: BackboneSpec, *, weights_dir: Path, weights_files: Mapping[str, str], download: bool) -> Path:
@@ -51,81 +47,34 @@ def weights_file(spec: BackboneSpec, *, weights_dir: Path, weights_files: Mappin
     return _verified(path, known.hash_prefix)
 
 
-def read_state_dict(path: Path) -> State:
-    """name -> tensor in float32 on the CPU, unwrapped from what trainers put around it.
-
-    Nothing in the file is executed. Raises DataError if it cannot be read or holds no tensors.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            # Copied, because tensors inside such a file lie unaligned, and kernels then round differently.
-            content: Any = {key: value.clone() for key, value in load_file(path).items()}
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and safetensors each have their own errors for a damaged file
-        raise DataError(
-            f"{path} cannot be read as a state dict; it is cut short, or holds a whole object instead of "
-            f"model.state_dict() ({one_line(error)[:120]})"
-        ) from error
-    while isinstance(content, Mapping) and (inside := next((w for w in WRAPPERS if _is_mapping(content, w)), None)):
-        content = content[inside]
-    tensors = content if isinstance(content, Mapping) else {}
-    state: State = OrderedDict((str(k), v) for k, v in tensors.items() if isinstance(v, Tensor))
-    if not state:
-        raise DataError(f"{path} holds no state dict; save model.state_dict() with torch.save")
-    metadata = getattr(content, "_metadata", None)
-    for prefix in PREFIXES:
-        if all(key.startswith(prefix) for key in state):
-            state = OrderedDict((key.removeprefix(prefix), value) for key, value in state.items())
-            metadata = None
-    for key, value in state.items():
-        state[key] = value.float() if value.is_floating_point() else value
-    state._metadata = metadata  # type: ignore[attr-defined]  # versions of its layers, which loading goes by
-    return state
-
-
-def assign_weights(network: nn.Module, state: State, *, path: Path, ignored: tuple[str, ...]) -> None:
+def assign_weights(network: nn.Module, state: State, *, path: Path) -> None:
     """Give every parameter and buffer of the network its value; the network may be without memory.
 
-    ignored: beginnings of names in the file that the network does without (heads). Raises DataError, naming the
-    first key, if one is missing, unexpected, of another shape, or not finite.
+    Raises DataError, naming the first key, if one is missing, unexpected, of another shape, or not finite.
     """
     own = network.state_dict()
-    wanted: State = OrderedDict((_modern(k), v) for k, v in state.items() if not k.startswith(ignored))
-    wanted._metadata = getattr(state, "_metadata", None) or own._metadata  # type: ignore[attr-defined]
-    try:
-        found = network.load_state_dict(wanted, strict=False, assign=True)
-    except RuntimeError as error:
-        lines = str(error).strip().splitlines()
-        raise DataError(f"{path} is of another network: {lines[1 if len(lines) > 1 else 0].strip()}") from error
     # Files of before 2018 do not count batches.
-    missing = [key for key in found.missing_keys if not key.endswith("num_batches_tracked")]
-    if missing or found.unexpected_keys:
-        reason = f"it lacks {missing[0]!r}" if missing else f"it has {found.unexpected_keys[0]!r}, which is unknown"
-        raise DataError(
-            f"{path} is of another network: {reason} ({len(missing)} keys missing, "
-            f"{len(found.unexpected_keys)} unexpected)"
-        )
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unknown = [key for key in state if key not in own]
+    if missing or unknown:
+        reason = f"it lacks {missing[0]!r}" if missing else f"it has {unknown[0]!r}, which is unknown"
+        raise DataError(f"{path} is of another network: {reason} ({len(missing)} missing, {len(unknown)} unknown)")
+    for key, value in state.items():
+        if value.shape != own[key].shape:
+            shapes = f"{tuple(value.shape)}, wanted {tuple(own[key].shape)}"
+            raise DataError(f"{path} is of another network: {key!r} has shape {shapes}")
+    wanted: State = OrderedDict(state)
+    wanted._metadata = getattr(state, "_metadata", None) or own._metadata  # type: ignore[attr-defined]
+    network.load_state_dict(wanted, strict=False, assign=True)
     for key, value in network.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise DataError(f"{path} is damaged: {key!r} holds values that are not finite")
 
 
-def _modern(key: str) -> str:
-    """torchvision's DenseNet files were written when a layer's name could hold a dot (`norm.1`)."""
-    return re.sub(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.)", r"\1\2", key)
-
-
-def _is_mapping(content: Mapping[str, Any], key: str) -> bool:
-    return isinstance(content.get(key), Mapping)
-
-
 def _verified(path: Path, sha256_prefix: str) -> Path:
     if not path.is_file():
         raise DataError(f"weights file {path} is not there")
-    found = durable.sha256_of(path)
+    found = identity_of(path)
     if not found.startswith(sha256_prefix):
         raise DataError(
             f"{path} is not the file it should be: its sha256 begins with {found[: max(8, len(sha256_prefix))]}, "

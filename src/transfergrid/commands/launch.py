@@ -207,9 +207,11 @@ def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bo
     with console.status("checking data and weights"):
         if runs_follow:
             _tell_device(console, runtime)
-        message = ask(check_inputs, (runs, runtime), runs_follow=runs_follow).error
-    if message is not None:
-        raise DataError(message)
+        answer = ask(check_inputs, (runs, runtime), runs_follow=runs_follow)
+    if answer.error is not None:
+        raise DataError(answer.error)
+    for line in answer.value:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _tell_device(console: Console, runtime: Runtime) -> None:
@@ -225,9 +227,9 @@ def _tell_device(console: Console, runtime: Runtime) -> None:
         console.print(f"runs compute on the CPU: {found.problem}", highlight=False, soft_wrap=True)
 
 
-def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> None:
-    """Raises DataError for the first data set or weights that cannot be used. Loads torch where there are weights to
-    check: call it in a child."""
+def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
+    """A line on each weights file that holds more than the network. Raises DataError for the first data set or weights
+    that cannot be used. Loads torch where there are weights to check: call it in a child."""
     from transfergrid import data
     from transfergrid.specs import ProbeSettings
 
@@ -236,11 +238,18 @@ def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> None:
         data.find(dataset.kind, data_dir=Path(runtime.data_dir), folder=None if folder is None else Path(folder))
     on_features = (run for run in runs if isinstance(run.settings, ProbeSettings) and run.settings.source == "features")
     reading = set(on_features)
+    told: list[str] = []
     for backbone in dict.fromkeys(b for run in runs if run not in reading for b in run.backbones):
         if not backbone.weights.identity.startswith("random:"):
             from transfergrid.backbones.build import build
 
-            build(backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files)
+            build(
+                backbone,
+                weights_dir=Path(runtime.weights_dir),
+                weights_files=runtime.weights_files,
+                told=told.append,
+            )
+    return tuple(dict.fromkeys(told))
 
 
 # --------------------------------------------------------------------------------------------------------------- after

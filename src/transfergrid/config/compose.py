@@ -15,10 +15,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from transfergrid.config.schema import Config
+from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import ConfigError
 
 GROUPS = ("grid", "dataset", "phase", "cluster", "tracking")
@@ -28,6 +29,12 @@ _OPEN_NODES = (
     "cluster.by_phase",
     "cluster.sbatch",
 )  # dictionaries whose keys are the user's
+_OF_A_BACKBONE = "weights_files."  # then the backbone, whose name may hold a slash and dots
+_NAMES = (  # keys whose values are names of files and folders
+    *("weights", "weights_dir", "phase.evaluate.checkpoint", "dataset.folder", "dataset.name"),
+    *("data.dir", "store.dir", "cache.dir"),
+)
+_QUOTE = "quote a value that holds blanks, letters beyond a-z or any of = , : ( ) [ ] { } > ~ ' \" as key='\"value\"'"
 _SET_OTHERWISE = {
     "phase.name": "choose it as phase=NAME",
     "cluster.name": "choose it as cluster=NAME",
@@ -52,14 +59,15 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
     seen: set[str] = set()
     parsed = []
     for argument in arguments:
-        override = _parse(argument)
+        override = parse_override(argument)
         key = str(override.key_or_group)
         if override.is_add() or override.is_force_add() or override.is_delete():
             raise ConfigError(
                 f"{argument!r}: keys can be neither added nor removed, only set: key=value{_nearest_key(key)}"
             )
         if override.is_sweep_override():
-            raise ConfigError(f"{argument!r} gives several values where one is needed; a list is written key=[a,b]")
+            told = _QUOTE if key in _NAMES or key.startswith(_OF_A_BACKBONE) else "a list is written key=[a,b]"
+            raise ConfigError(f"{argument!r} gives several values where one is needed; {told}")
         if key in seen:
             raise ConfigError(f"{key!r} is given twice; give it once")
         seen.add(key)
@@ -74,16 +82,23 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
 
 
 @lru_cache(maxsize=1024)
-def _parse(argument: str) -> Override:
-    if "=" not in argument:
+def parse_override(argument: str) -> Override:
+    """One `key=value` by Hydra's grammar. The name of a file or folder may be typed as it is where that grammar has no
+    meaning for it; and a backbone's name may hold the slash of `timm/`, which Hydra allows in groups alone."""
+    key, equals, value = argument.partition("=")
+    if not equals:
         raise ConfigError(f"{argument!r} is not of the form key=value; see --help")
+    own_key = key.startswith(_OF_A_BACKBONE)
+    typed = f"weights_files={value}" if own_key else argument
     try:
-        return OverridesParser.create().parse_override(argument)
+        override = OverridesParser.create().parse_override(typed)
     except HydraException as error:
-        reason = str(error).splitlines()[0].strip()
-        raise ConfigError(
-            f"{argument!r} cannot be read ({reason}); quote a value that holds = , ( [ > or ~ as key='\"value\"'"
-        ) from error
+        if not own_key and key not in _NAMES:
+            reason = str(error).splitlines()[0].strip()
+            raise ConfigError(f"{argument!r} cannot be read ({reason}); {_QUOTE}") from error
+        override = OverridesParser.create().parse_override(f"{typed.partition('=')[0]}={hydra_value(value)}")
+    override.key_or_group, override.input_line = key, argument
+    return override
 
 
 def compose_config(arguments: Sequence[str]) -> DictConfig:
@@ -116,6 +131,10 @@ def assign(config: DictConfig, key: str, value: Any, *, where: str) -> None:
     """Set one dotted key. Raises ConfigError, opened by `where`, that says what the key takes."""
     is_open = key.startswith(_OPEN_NODES)
     try:
+        if key.startswith(_OF_A_BACKBONE):
+            with open_dict(config):
+                config.weights_files[key.removeprefix(_OF_A_BACKBONE)] = value
+            return
         OmegaConf.update(config, key, value, merge=not is_open, force_add=is_open)
     except (OmegaConfBaseException, TypeError) as error:
         raise ConfigError(f"{where}{_explain(error, key, value)}") from error

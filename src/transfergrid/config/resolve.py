@@ -10,7 +10,8 @@ from typing import TypeVar, cast
 
 from omegaconf import DictConfig
 
-from transfergrid import architectures, backbones, durable
+from transfergrid import architectures, backbones
+from transfergrid.backbones.weight_files import identity_of
 from transfergrid.classes import IMAGENET_CLASSES, imagenet_places, names_imagenet_anew
 from transfergrid.config.batches import fitted, with_usual
 from transfergrid.config.compose import nearest
@@ -154,7 +155,7 @@ class Scope:
 
 
 def looks_like_file(weights: str) -> bool:
-    return os.sep in weights or Path(weights).suffix in (".pt", ".pth", ".bin", ".ckpt", ".tar")
+    return os.sep in weights or weights.lower().endswith(backbones.STATE_DICT_SUFFIXES) or Path(weights).is_file()
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
@@ -246,7 +247,7 @@ def _evaluate_settings(
         file = Path(checkpoint).expanduser()
         if not file.is_file():
             raise ConfigError(f"phase.evaluate.checkpoint={checkpoint!r} is not a file")
-        source = f"file:{durable.sha256_of(file)}"
+        source = f"file:{identity_of(file)}"
         scope.weights_files[source] = str(file.resolve())
         if is_architecture(model):
             settings = replace(

@@ -14,7 +14,6 @@ from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig
@@ -22,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from transfergrid.config import Request, load_run
 from transfergrid.config.builder import FolderProgress
-from transfergrid.config.compose import conf_dir, is_setting, nearest, parse_overrides
+from transfergrid.config.compose import conf_dir, is_setting, nearest, parse_override
 from transfergrid.errors import ConfigError, one_line
 from transfergrid.resources import ClusterSettings, Resources
 from transfergrid.specs import RunSpec, digest
@@ -79,11 +78,7 @@ def load_sweep(arguments: Sequence[str], *, progress: FolderProgress | None = No
 
 def _options(argument: str) -> tuple[str, tuple[str, ...]]:
     """(key, every `key=value` that an argument stands for)."""
-    try:
-        override = OverridesParser.create().parse_override(argument)
-    except HydraException:
-        parse_overrides([argument])  # tells in its own words what cannot be read
-        raise
+    override = parse_override(argument)
     key = str(override.key_or_group)
     if key in _OF_A_LAUNCH:
         raise ConfigError(f"{key}= belongs to jobs/launch_grid.py; a sweep waits for its runs, and shows their table")

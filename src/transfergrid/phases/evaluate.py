@@ -158,11 +158,12 @@ def _from_file(
 
     if not spec.backbones:
         from transfergrid import architectures
-        from transfergrid.backbones.state_dicts import assign_weights, read_state_dict
+        from transfergrid.backbones.build import state_for
+        from transfergrid.backbones.state_dicts import assign_weights
 
         path = Path(runtime.weights_files[settings.source])
         network = architectures.build(spec.model, spec.dataset.num_classes, 0)
-        assign_weights(network, read_state_dict(path), path=path, ignored=())
+        assign_weights(network, state_for(network, path).state, path=path)
         assert settings.preprocess is not None
         return Plain(network), (settings.preprocess,)
     from transfergrid.backbones.build import build_classifier

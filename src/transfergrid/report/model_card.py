@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import DataError
 from transfergrid.evaluation import confusion_matrix
 from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.records import MANY_CLASSES, Predictions, RunRecord, read_predictions
 from transfergrid.report.calibration import confidence, expected_calibration_error
 from transfergrid.report.cells import markdown_table, number, percent
-from transfergrid.report.rerun import commands_of, hydra_value
+from transfergrid.report.rerun import commands_of
 from transfergrid.report.statistics import wilson
 from transfergrid.specs import BackboneSpec, ProbeSettings, RunSpec, TrainSettings, to_dict
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from transfergrid import backbones, data, durable
 from transfergrid.config.schema import FROM_ABOVE, Config
+from transfergrid.config.spelling import hydra_value
 from transfergrid.data.geometry import preprocess_for
 from transfergrid.errors import GridError
 from transfergrid.paths import StorePaths
@@ -83,6 +83,7 @@ def _overrides(spec: RunSpec, store: StorePaths) -> Iterator[str]:
     size = list(_image_size(spec))
     # Where a grid file of a study stands in between, what it sets is set back.
     yield from size or (["dataset.image_size_px=null"] if published else [])
+    yield from _small_pictures(spec)
     if isinstance(spec.settings, EvaluateSettings) and spec.settings.source.startswith("file:"):
         yield "phase.evaluate.checkpoint=FILE"
         if spec.settings.preprocess is not None:
@@ -171,6 +172,25 @@ def _image_size(spec: RunSpec) -> Iterator[str]:
         yield f"dataset.image_size_px={direct[0].preprocess.crop_px}"
 
 
+def _small_pictures(spec: RunSpec) -> Iterator[str]:
+    """Where the weights' own transform was taken for pictures below the crop size; of a folder without such pictures
+    this says nothing, and changes nothing."""
+    fed = [b.preprocess for b in spec.backbones]
+    if not fed or _evaluated(spec) is not None:
+        return
+    if spec.dataset.kind == "image_folder" and spec.dataset.name == "imagenet":  # whose file has recipe
+        if any(f.small == "whole" for f in fed):
+            yield "dataset.small_pictures=whole"
+        return
+    if not all(f.mode == "recipe" and f.small == "recipe" for f in fed):
+        return
+    if spec.dataset.kind != "image_folder":
+        native_px = data.facts(spec.dataset.kind).image_size_px
+        if native_px is None or native_px >= min(f.crop_px for f in fed):
+            return
+    yield "dataset.small_pictures=recipe"
+
+
 def _by_default(backbone: BackboneSpec, native_px: int | None) -> bool:
     try:
         known = backbones.entry(backbone.name)
@@ -220,21 +240,3 @@ def _to_fill_in(spec: RunSpec) -> tuple[str, ...]:
     if isinstance(spec.settings, EvaluateSettings) and spec.settings.source.startswith("file:"):
         texts.append(f"FILE: the checkpoint with sha256 {spec.settings.source.removeprefix('file:')}")
     return tuple(dict.fromkeys(texts))
-
-
-def hydra_value(value: Any) -> str:
-    """A value as the command line takes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (tuple, list)):
-        return "[" + ",".join(hydra_value(v) for v in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{name}:{hydra_value(v)}" for name, v in value.items()) + "}"
-    if not isinstance(value, str):
-        return repr(value)
-    if re.fullmatch(r"[A-Za-z_][\w./+-]*", value) and value.lower() not in ("true", "false", "null", "nan", "inf"):
-        return value
-    quoted = value.replace("\\'", "\\\\\\'").replace("'", "\\'")
-    return f"'{quoted}'"
