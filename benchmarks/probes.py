@@ -46,6 +46,7 @@ SIZES = {"threads": "1", "rows": "54000", "dims": "512"}
 HEADS = ("sgd", "c1", "solved", "knn", "lda", "qda")
 # The default probe of the release before.
 FORMER = ["phase.probe.solver=sgd", "phase.probe.lrs=[3e-4,1e-3,3e-3,1e-2]", "phase.probe.weight_decays=[0,1e-4]"]
+FORMER += ["phase.probe.epochs=5", "phase.probe.batch_size=256"]
 
 
 # ---------------------------------------------------------------------------------------------------------- few images
@@ -88,7 +89,7 @@ def _draws(dataset: list[str], model: str, cache: str) -> Iterator[list[object]]
                         RunContext(replace(spec, seed=draw), runtime, attempt, StopFlag()),
                         spec.settings,
                         {name: standardiser.apply(rows_ND) for name, rows_ND in raw.items()},
-                        Folds(folds["train"], folds["val"], folds["val"], whole.test, whole.unlabelled),
+                        Folds(folds["train"], folds["val"], (folds["val"],), whole.test, whole.unlabelled),
                         torch.device("cpu"),
                     )
                     accuracies, search = _heads(bench)

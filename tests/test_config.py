@@ -57,6 +57,13 @@ def test_every_file_of_conf_composes(group: str) -> None:
         assert name == str(node.get("name", node.get("mode"))).removesuffix("-{dataset}") or name == "image_folder"
 
 
+def test_what_one_command_line_sets_is_not_in_the_next_of_the_same_process() -> None:
+    before = compose_config(["grid=quickstart"])
+    changed = compose_config(["grid=quickstart", "grid.seeds=[7]", "grid.variants.mine={seed_count: 2}"])
+    assert list(changed.grid.seeds) == [7] and "mine" in changed.grid.variants
+    assert compose_config(["grid=quickstart"]) == before != changed
+
+
 def test_a_grid_file_is_named_as_it_names_itself() -> None:
     for name in choices("grid"):
         assert compose_config([f"grid={name}"]).grid.name.removesuffix("-{dataset}") == name

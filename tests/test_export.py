@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -165,7 +166,7 @@ def test_a_run_in_bfloat16_says_how_far_its_export_is_and_precision_fp32_predict
 
 
 # ------------------------------------------------------------------------------------- every preprocessing, by the unit
-def spec(**changes: object) -> PreprocessSpec:
+def spec(**changes: Any) -> PreprocessSpec:
     usual = PreprocessSpec(
         mode="direct",
         resize_px=24,
@@ -174,7 +175,7 @@ def spec(**changes: object) -> PreprocessSpec:
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
     )
-    return replace(usual, **changes)  # type: ignore[arg-type]
+    return replace(usual, **changes)
 
 
 class Pixels(torch.nn.Module):
@@ -184,7 +185,7 @@ class Pixels(torch.nn.Module):
         return torch.cat([x.flatten(1)[:, ::37][:, :40] for x in images], dim=1), []
 
 
-RECIPE = {"mode": "recipe", "resize_px": 29}
+RECIPE: dict[str, Any] = {"mode": "recipe", "resize_px": 29}
 EVERY = (
     spec(),
     spec(interpolation="bicubic"),
@@ -200,10 +201,19 @@ EVERY = (
 def test_load_py_feeds_each_of_joined_networks_what_the_run_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every preprocessing there is, as one join; the folder is given as users do, relative to where they are."""
+    """Every preprocessing there is, as one join; the folder is given as users do, relative to where they are.
+
+    What the script answers is taken from the export's own check."""
     monkeypatch.chdir(tmp_path)
     folder, pictures = Path("export"), Path("pictures")
     deep = PictureRules(value_range=(0, 65535), orientation="exif")
+    answers: list[tuple[list[str], NDArray[np.float32]]] = []
+
+    def kept(staging: Path, files: list[Path]) -> NDArray[np.float32]:
+        answers.append(([file.name for file in files], check.logits_of_script(staging, files)))
+        return answers[-1][1]
+
+    monkeypatch.setattr(export, "logits_of_script", kept)
     made = export.export_network(
         Pixels(),
         EVERY,
@@ -215,10 +225,12 @@ def test_load_py_feeds_each_of_joined_networks_what_the_run_does(
         rules=deep,
     )
     assert made.largest_difference is not None and made.largest_difference <= 1e-6
+    assert sorted(p.name for p in folder.iterdir()) == ["classes.json", "load.py", "model.pt2", "preprocessing.json"]
     pictures.mkdir()
-    names = check.write_pictures(pictures, 24)
+    names = check.write_pictures(pictures, max(given.crop_px for given in EVERY))
     found = [p.logits_C for p in predict_files(Pixels(), EVERY, pictures, names, reading=FP32, rules=deep, device=CPU)]
-    script_NC = check.logits_of_script(folder, [pictures / name for name in names])
+    ((files, script_NC),) = answers
+    assert files == names
     assert script_NC.shape == (11, 40 * len(EVERY)) and len(np.unique(script_NC)) > 1000
     np.testing.assert_allclose(script_NC, np.stack(found), atol=1e-6)  # type: ignore[arg-type]
 
@@ -240,7 +252,7 @@ def test_a_script_that_prepares_pictures_otherwise_fails_the_export(
     packaged = export._script().decode()
     assert line in packaged
     monkeypatch.setattr(export, "_script", lambda: packaged.replace(line, instead).encode())
-    named = {"names": ["n"], "class_names": [f"c{i}" for i in range(40)], "reading": FP32}
+    named: dict[str, Any] = {"names": ["n"], "class_names": [f"c{i}" for i in range(40)], "reading": FP32}
     by_picture = spec(mode="recipe", resize_px=31, crop_px=26, normalise="image")
     with pytest.raises(ParityError) as raised:
         export.export_network(
@@ -248,7 +260,7 @@ def test_a_script_that_prepares_pictures_otherwise_fails_the_export(
             (by_picture,),
             tmp_path / "export",
             export_format="torch_export",
-            **named,  # type: ignore[arg-type]
+            **named,
         )
     assert "gives other logits than the run" in str(raised.value) or "load.py does not run: " in str(raised.value)
     assert "\n" not in str(raised.value) and list((tmp_path / "export").iterdir()) == []
@@ -263,10 +275,13 @@ def test_exported_weights_are_the_networks_own_and_an_older_export_leaves_nothin
     from transfergrid.architectures import build
 
     run, folder = final_run(scratch), tmp_path / "export"
-    for given, kept in (("torch_export", ["load.py", "model.pt2"]), ("state_dict", ["weights.safetensors"])):
-        assert answer(monkeypatch, place, scratch, f"export={folder}", f"export_format={given}") == 0
-        names = ["README.md", "classes.json", "preprocessing.json", *kept]
-        assert sorted(p.name for p in folder.iterdir()) == sorted(names)
+    folder.mkdir()
+    for name in ("preprocessing.json", "load.py", "model.pt2", "model.onnx", "model.onnx.data", "classes.json"):
+        (folder / name).write_text("older")
+    assert answer(monkeypatch, place, scratch, f"export={folder}", "export_format=state_dict") == 0
+    names = ["README.md", "classes.json", "preprocessing.json", "weights.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == names
+    assert json.loads((folder / "classes.json").read_text()) == list("0123456789")
     state = load_file(folder / "weights.safetensors")
     own = torch.load(paths_of(run, scratch.runtime).weights, weights_only=True)
     assert all(torch.equal(state[name], value) for name, value in own.items()) and state.keys() == own.keys()

@@ -237,3 +237,18 @@ def test_the_terminal_has_the_marks_and_says_below_what_they_are(store: StorePat
         assert "a: only 9 val images (below 30)" in lines
         assert "* obtained with other settings: published_differs in comparison.csv names them" in " ".join(lines)
         assert max(map(len, lines)) <= width
+
+
+def test_a_head_that_understates_its_features_is_marked_in_every_table_with_what_the_mark_says() -> None:
+    rows = [row(better_than_head="knn; qda", remarks="only 9 val images (below 30)"), row(model="resnet18")]
+    for width in (80, 120):
+        lines = [line.rstrip() for line in shown(rows, width=width).splitlines()]
+        (marked,) = (line for line in lines if "▲" in line and "▲:" not in line)
+        assert "97.2 [95.0, 98.5] a,▲" in marked and "tinynet_mnist" in marked
+        told = " ".join(lines)
+        assert "▲: another head on the same features has more test images right" in told and "better_than_head" in told
+    _, below = footnotes(rows)
+    assert below[-1][0] == "▲" and short_table(rows).endswith(f"\n- ▲: {below[-1][1]}.\n")
+    latex = as_latex("g", rows)
+    assert "$^{a,\\triangle}$ &" in latex and "$^{\\triangle}$ another head" in latex
+    assert "▲" not in latex and "▲" not in shown(rows[1:]) and "triangle" not in as_latex("g", rows[1:])

@@ -72,7 +72,7 @@ def test_on_real_images_of_another_kind_the_start_is_the_probes_too(
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["model=vgg16", "weights=random", "dataset.max_images=20"], "no_batch_norm"),
+        (["model=alexnet", "weights=random", "dataset.max_images=20", "dataset.image_size_px=64"], "no_batch_norm"),
         (["model=tinynet_cifar", "phase.finetune.bn=eval"], "statistics_kept"),
         (["model=tinynet_cifar", "phase.finetune.micro_batch=1"], "one_image_per_batch"),
     ],

@@ -374,7 +374,7 @@ def test_while_slurm_does_not_show_its_queue_nothing_that_reads_like_a_refusal_i
     [intent] = read_ledger(store).unsettled
     assert intent.folder.is_dir()
     comes_to_light(slurm)
-    assert adopt_intents(read_ledger(store)) is True
+    assert adopt_intents(read_ledger(store), alone=True) is True
     assert [s.job_id for s in read_ledger(store).submissions] == ["77"] and len(of(slurm, "sbatch")) == 1
 
 

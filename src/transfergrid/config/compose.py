@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -109,12 +110,7 @@ def compose_config(arguments: Sequence[str]) -> DictConfig:
     """
     parsed = parse_overrides(arguments)
     groups = [str(o.input_line) for o in parsed if str(o.key_or_group) in GROUPS]
-    _store_schema()
-    try:
-        with initialize_config_dir(str(conf_dir()), version_base=None):
-            config = compose("config", groups)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_first_line(error.__cause__ or error)) from error
+    config = deepcopy(_composed(conf_dir(), tuple(groups)))
     for override in parsed:
         key = str(override.key_or_group)
         if key not in GROUPS:
@@ -122,9 +118,15 @@ def compose_config(arguments: Sequence[str]) -> DictConfig:
     return config
 
 
-@cache
-def _store_schema() -> None:
+@lru_cache(maxsize=64)
+def _composed(conf: Path, groups: tuple[str, ...]) -> DictConfig:
+    """The groups merged, before any value is set; kept, as Hydra takes long and a process asks for few of them."""
     ConfigStore.instance().store(name="schema", node=Config)
+    try:
+        with initialize_config_dir(str(conf), version_base=None):
+            return compose("config", list(groups))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_first_line(error.__cause__ or error)) from error
 
 
 def assign(config: DictConfig, key: str, value: Any, *, where: str) -> None:

@@ -20,10 +20,10 @@ from transfergrid.metrics_log import MetricsLog
 from transfergrid.optimization import split_decay
 from transfergrid.phases import RunContext
 from transfergrid.phases._feature_trainee import FeatureTrainee
+from transfergrid.phases._training import train
 from transfergrid.records import read_newest_checkpoint, write_checkpoint
 from transfergrid.solved_head import LogisticRegression, SoftmaxProblem
 from transfergrid.specs import UNCHOSEN_C, ProbeSettings
-from transfergrid.training import fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,26 +197,13 @@ def train_by_sgd(bench: Bench) -> MadeHead:
             decay_norm_and_bias=settings.decay_norm_and_bias,
         )
     ]
-    result = fit(
-        trainee,
-        settings,
-        groups,
-        attempt=context.attempt,
-        seed=spec.seed,
-        device=bench.device,
-        checkpoint_min_interval_s=context.runtime.checkpoint_min_interval_s,
-        stop=context.stop,
-    )
-    if result.best_state is not None:
-        trainee.module.load_state_dict(result.best_state)
+    result, details = train(context, trainee, groups, device=bench.device)
     head = trainee.choose_head(trainee.module)
     lr, decay = choices[head]
-    details: dict[str, Any] = {
-        "first_step": result.first_step,
-        "optimizer_steps": result.optimizer_steps,
+    details |= {
         "chosen": {"head": head, "lr": lr, "weight_decay": decay},
         "choices": [{"lr": lr, "weight_decay": decay} for lr, decay in choices],
         "search": [search_of("lr", settings.lrs, lr), search_of("weight_decay", settings.weight_decays, decay)],
-    } | result.rules(settings.epochs)
+    }
     weight_CD, bias_C = trainee.module.linear(head)
     return MadeHead(weight_CD, bias_C, details, settings.epochs, result.images_per_s, result.elapsed_before_s)

@@ -23,6 +23,7 @@ from transfergrid.optimization import ParameterGroup, split_decay
 from transfergrid.paths import cache_paths
 from transfergrid.phases import RunContext
 from transfergrid.phases._parity import gate_features, gate_logits
+from transfergrid.phases._training import train
 from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
 from transfergrid.records import RunRecord
 from transfergrid.results import (
@@ -43,7 +44,6 @@ from transfergrid.specs import (
     ScratchSettings,
     seed_for,
 )
-from transfergrid.training import fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,18 +181,7 @@ def train_and_record(
         watch_test=spec.protocol == "published",
     )
     with arithmetic(settings.precision):  # of the backward pass, too
-        result = fit(
-            trainee,
-            settings,
-            groups,
-            attempt=context.attempt,
-            seed=spec.seed,
-            device=setting.device,
-            checkpoint_min_interval_s=runtime.checkpoint_min_interval_s,
-            stop=context.stop,
-        )
-    if result.best_state is not None:
-        network.load_state_dict(result.best_state)
+        result, trained = train(context, trainee, groups, device=setting.device)
     reported = {"train": folds.train, "val": folds.val, "test": folds.test}
     made = {name: (fold, trainee.predict(network, fold)) for name, fold in reported.items() if fold is not None}
     metrics = score_folds(made)
@@ -218,11 +207,10 @@ def train_and_record(
         context.attempt,
         setting.device,
         metrics=metrics,
-        details={"first_step": result.first_step, "optimizer_steps": result.optimizer_steps}
+        details=trained
         | fold_details(folds, num_classes=spec.dataset.num_classes)
         | class_details(made, dataset_facts(spec.dataset, runtime).class_names)
         | picture_details(spec.dataset, runtime)
-        | result.rules(settings.epochs)
         | dict(details),
         phase_s=setting.watch.seconds + result.elapsed_before_s,
         n_train=len(folds.train),

@@ -25,7 +25,7 @@ from transfergrid.report.cells import accuracy_with_interval, markdown_table, nu
 from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow
 from transfergrid.report.failures import failure_lines
 from transfergrid.report.published import lookup
-from transfergrid.report.remarks import footnotes
+from transfergrid.report.remarks import UNDERSTATES, footnotes
 from transfergrid.report.selection import RULE, WORDS, val_score
 
 HOW_TO_READ = f"""\
@@ -151,7 +151,7 @@ def _accuracy_table(rows: Sequence[ComparisonRow]) -> str:
 def _beside_head(row: ComparisonRow, name: str) -> str:
     """Its test accuracy, marked where it says that a linear head understates the features."""
     marked = name in (row.better_than_head or "").split("; ")
-    return percent(getattr(row, f"{name}_test_accuracy")) + (" ▲" if marked else "")
+    return percent(getattr(row, f"{name}_test_accuracy")) + (f" {UNDERSTATES}" if marked else "")
 
 
 def _published_table(rows: Sequence[ComparisonRow]) -> str:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from transfergrid.report.cells import accuracy_with_interval, number, percent, points, weights_where_needed
 from transfergrid.report.comparison import ComparisonRow
-from transfergrid.report.remarks import footnotes
+from transfergrid.report.remarks import UNDERSTATES, footnotes
 from transfergrid.report.selection import WORDS, val_score
 
 HEADER = ("Model", "Phase", "Seeds", "Test \\% [95\\,\\%]", "Val \\%", "Published \\%", "vs.\\ best part")
 COST = ("Parameters", "GFLOPs", "GPU s", "Wall s")
+TRIANGLE = r"\triangle"  # of every LaTeX, as ▲ is not
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -63,7 +64,7 @@ def as_latex(grid: str, rows: Sequence[ComparisonRow], *, notes: Sequence[str] =
         block, marked = zip(*((r, m) for r, m in zip(rows, marks, strict=True) if _block(r) == dataset), strict=True)
         weights = weights_where_needed(block, "model", "phase", "variant")
         lines += [" & ".join(_cells(*told)) + r" \\" for told in zip(block, weights, marked, strict=True)]
-    told = [escape(note) for note in notes] + [f"$^{{{mark}}}$ {escape(text)}." for mark, text in remarks]
+    told = [escape(note) for note in notes] + [f"{_raised(mark)} {escape(text)}." for mark, text in remarks]
     below = [rf"\multicolumn{{{len(columns)}}}{{p{{\linewidth}}}}{{\footnotesize {text}}} \\" for text in told]
     return "\n".join([*lines, "\\bottomrule", *below, "\\end{tabular}"]) + "\n"
 
@@ -89,5 +90,9 @@ def _cells(row: ComparisonRow, weights: str, mark: str) -> tuple[str, ...]:
     )
     # A minus is a sign, not a hyphen.
     cells = [f"${text}$" if re.fullmatch(r"[+-][\d.]+", text) else escape(text) for text in texts]
-    cells[3] += f"$^{{{mark}}}$" if mark else ""
+    cells[3] += _raised(mark) if mark else ""
     return tuple(cells)
+
+
+def _raised(mark: str) -> str:
+    return f"$^{{{mark.replace(UNDERSTATES, TRIANGLE)}}}$"

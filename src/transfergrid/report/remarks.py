@@ -16,6 +16,11 @@ from transfergrid.specs import RULES_VERSION, RunSpec
 if TYPE_CHECKING:  # a comparison asks here what to say of its rows
     from transfergrid.report.comparison import ComparisonRow
 
+UNDERSTATES = "▲"
+_UNDERSTATED = (
+    "another head on the same features has more test images right (kNN, LDA or QDA: better_than_head in"
+    " comparison.csv), so this one understates them"
+)
 _EDGES = {"lowest": "smallest", "highest": "largest"}
 _SEARCH = 3  # so many values of one setting are a search, whatever the variants are called; two are a comparison
 
@@ -33,13 +38,18 @@ def with_remarks(rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunRecor
 
 
 def footnotes(rows: Sequence[ComparisonRow]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Beside each row its marks (`a,b`, mostly empty), and below the table what each mark says, once."""
+    """Beside each row its marks (`a,b`, mostly empty), and below the table what each mark says, once.
+
+    Last the mark ▲ where a probe's head understates the features.
+    """
     texts: dict[str, str] = {}
     marks = []
     for row in rows:
         told = row.remarks.split("; ") if row.remarks else []
-        marks.append(",".join(texts.setdefault(text, _letter(len(texts))) for text in told))
-    return marks, [(mark, text) for text, mark in texts.items()]
+        own = [texts.setdefault(text, _letter(len(texts))) for text in told]
+        marks.append(",".join([*own, UNDERSTATES] if row.better_than_head else own))
+    understated = [(UNDERSTATES, _UNDERSTATED)] if any(row.better_than_head for row in rows) else []
+    return marks, [(mark, text) for text, mark in texts.items()] + understated
 
 
 def _letter(number: int) -> str:
