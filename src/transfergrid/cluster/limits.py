@@ -7,6 +7,7 @@ for good. So a request is held against the cluster before anything is sent.
 from __future__ import annotations
 
 import getpass
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,12 @@ from dataclasses import dataclass, field
 from transfergrid.cluster import slurm
 from transfergrid.cluster.ownership import Here, here_of, read_config
 from transfergrid.errors import ConfigError
-from transfergrid.resources import Resources
+from transfergrid.resources import UNLIMITED, Resources
 
 # How a node's state begins, as sinfo spells it; `powered_down` is none of them, such a node is woken when needed.
 UNUSABLE = ("down", "drain", "error", "fail", "future", "inval", "maint", "unknown")
 ANY_TYPE = ""  # GPUs that SLURM counts without a type
+UNKNOWN_MIB = 1  # RealMemory of a node for which nobody has set it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +59,11 @@ class Partition:
     def max_mem_mib(self) -> int:
         """Of its largest node."""
         return max((s.mem_mib for s in self.shapes), default=0)
+
+    @property
+    def has_unknown_memory(self) -> bool:
+        """Whether SLURM was not told what memory some of its nodes have."""
+        return any(s.mem_mib <= UNKNOWN_MIB for s in self.shapes)
 
     @property
     def max_cpus(self) -> int:
@@ -175,7 +182,7 @@ def _shapes(timeout_s: float) -> dict[str, list[NodeShape]]:
 def gpus_of(gres: str) -> dict[str, int]:
     """`gpu:a100:4(S:0-1),gpu:2` -> {"a100": 4, "": 2}."""
     found: dict[str, int] = {}
-    for kind, count in re.findall(r"(?:^|,)gpu(?::([^:,()]*[^:,()\d][^:,()]*))?:(\d+)", gres):
+    for kind, count in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres):  # a type may be a number: gpu:3090:2
         found[kind or ANY_TYPE] = found.get(kind or ANY_TYPE, 0) + int(count)
     return found
 
@@ -262,12 +269,12 @@ def assert_possible(resources: Resources, limits: Limits, *, what: str) -> None:
         if name is not None and known is not None and name not in known:
             raise ConfigError(f"{what}: cluster.{key}={name!r} is none that you may use{_nearest(name, sorted(known))}")
     max_time_min = limits.qos_max_time_min.get(resources.qos or "")
-    if max_time_min is not None and resources.timeout_min > max_time_min:
+    if max_time_min is not None and resources.time_min > max_time_min:
         raise ConfigError(
-            f"{what}: cluster.timeout_min={resources.timeout_min} is more than QOS {resources.qos} ever gives;"
+            f"{what}: cluster.timeout_min={_shown_time(resources)} is more than QOS {resources.qos} ever gives;"
             f" give cluster.timeout_min={max_time_min} or less"
         )
-    reasons = [_against(resources, partition) for partition in named_partitions(resources, limits, what=what)]
+    reasons = [against(resources, partition) for partition in named_partitions(resources, limits, what=what)]
     if None not in reasons:
         raise ConfigError(f"{what}: {'; '.join(map(str, reasons))}")
 
@@ -297,7 +304,7 @@ def queue_room(limits: Limits, jobs_live_of_user: int) -> int | None:
     return None if limits.max_jobs is None else max(0, limits.max_jobs - jobs_live_of_user)
 
 
-def _against(asked: Resources, partition: Partition) -> str | None:
+def against(asked: Resources, partition: Partition) -> str | None:
     """Why such a job can never start in this partition, and what to give instead; None where it can."""
     where = f"partition {partition.name}"
     if partition.state != "UP":
@@ -308,9 +315,9 @@ def _against(asked: Resources, partition: Partition) -> str | None:
             return f"{where} does not take cluster.account={asked.account}; it takes: {allowed}"
     if partition.allow_qos is not None and asked.qos is not None and asked.qos not in partition.allow_qos:
         return f"{where} does not take cluster.qos={asked.qos}; it takes: {', '.join(sorted(partition.allow_qos))}"
-    if partition.max_time_min is not None and asked.timeout_min > partition.max_time_min:
+    if partition.max_time_min is not None and asked.time_min > partition.max_time_min:
         return (
-            f"cluster.timeout_min={asked.timeout_min} is more than {where} ever gives;"
+            f"cluster.timeout_min={_shown_time(asked)} is more than {where} ever gives;"
             f" give cluster.timeout_min={partition.max_time_min} or less"
         )
     return _against_nodes(asked, partition)
@@ -330,15 +337,21 @@ def _against_nodes(asked: Resources, partition: Partition) -> str | None:
     for key, value, most in (
         ("gpus", asked.gpus, most_gpus),
         ("cpus", asked.cpus, partition.max_cpus),
-        ("mem_gb", asked.mem_gb, partition.max_mem_mib / 1024),
+        ("mem_gb", asked.node_mem_gb, math.inf if partition.has_unknown_memory else partition.max_mem_mib / 1024),
     ):
+        if key == "mem_gb" and value > most and asked.mem_gb is None:
+            each = "mem_per_gpu_gb" if asked.mem_per_gpu_gb is not None else "mem_per_cpu_gb"
+            return (
+                f"cluster.{each}={getattr(asked, each):g} makes {value:g} GiB, and no node of {where} has more than"
+                f" {int(most * 10) / 10:g}; give less"
+            )
         if value > most:
             most = int(most * 10) / 10  # never more than there is
             return f"cluster.{key}={value:g} is more than any node of {where} has; give cluster.{key}={most:g} or less"
     if not any(_fits(asked, shape) for shape in partition.shapes):
         shapes = ", ".join(f"{s.cpus} CPUs {s.mem_mib / 1024:.1f} GiB {s.gpus} GPUs" for s in partition.shapes[:4])
         return (
-            f"no node of {where} has cluster.cpus={asked.cpus}, cluster.mem_gb={asked.mem_gb:g} and"
+            f"no node of {where} has cluster.cpus={asked.cpus}, cluster.mem_gb={asked.node_mem_gb:g} and"
             f" cluster.gpus={asked.gpus} at once; its nodes: {shapes}"
         )
     return None
@@ -346,4 +359,9 @@ def _against_nodes(asked: Resources, partition: Partition) -> str | None:
 
 def _fits(asked: Resources, shape: NodeShape) -> bool:
     gpus = shape.gpus_by_type.get(asked.gpu_type, 0) if asked.gpu_type is not None else shape.gpus
-    return asked.cpus <= shape.cpus and asked.mem_gb * 1024 <= shape.mem_mib and asked.gpus <= gpus
+    has_memory = shape.mem_mib <= UNKNOWN_MIB or asked.node_mem_gb * 1024 <= shape.mem_mib
+    return asked.cpus <= shape.cpus and has_memory and asked.gpus <= gpus
+
+
+def _shown_time(asked: Resources) -> str:
+    return "UNLIMITED" if asked.timeout_min == UNLIMITED else str(asked.timeout_min)

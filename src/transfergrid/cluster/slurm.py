@@ -115,10 +115,11 @@ def test_only(options: Sequence[str]) -> str | None:
     found = re.search(r"to start at (\S+?)T(\d\d:\d\d):\d\d .*?on nodes? (\S+)", done.stderr)
     if found is not None:
         return f"to start at {found[1]} {found[2]} UTC on {found[3]}"
-    refused = re.search(r"allocation failure: (.+)|(unrecognized option .+)", done.stderr)
-    if refused is not None and not is_silence(done.stderr):
-        raise SlurmRefused((refused[1] or refused[2]).strip())
-    return None
+    if done.returncode == 0 or is_silence(done.stderr):
+        return None
+    refused = re.search(r"allocation failure: (.+)", done.stderr)
+    said = refused[1] if refused is not None else " ".join((done.stderr or done.stdout).replace("error: ", "").split())
+    raise SlurmRefused(said.strip().removeprefix("sbatch: ")[:300] or f"sbatch ends with code {done.returncode}")
 
 
 def count_own_jobs() -> int:

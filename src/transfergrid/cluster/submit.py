@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -42,7 +43,16 @@ OF_NODES_WITH_GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "nodelis
 NEVER_TAKEN = {
     "Invalid feature specification": "cluster.constraint: no node has it; sinfo -o %f lists the features there are",
     "Invalid node name specified": "cluster.exclude: it names no node of this cluster; sinfo -N lists them",
-    "unrecognized option": "cluster.sbatch: sbatch --help lists its options",
+    r"unrecognized option|invalid option|requires an argument|allow an argument|ambiguous": (
+        "cluster.sbatch: sbatch --help lists its options"
+    ),
+    "mutually exclusive": "two options that exclude each other; look at cluster.sbatch",
+    "Memory required by task|Memory specification can not be satisfied": (
+        "the memory asked for; give less as cluster.mem_gb=, or cluster.mem_gb=null to ask for none"
+    ),
+    r"Invalid generic resource \(gres\) specification": (
+        "the GPUs or gres asked for; look at cluster.gpu_type, cluster.gpu_request and cluster.sbatch"
+    ),
 }
 _UNENDING = 1_000_000  # submitit's own count of timeouts; ours is max_requeues
 
@@ -221,15 +231,12 @@ def sbatch_parameters(
 def finish_resources(settings: ClusterSettings, *, max_time_min: int | None) -> Resources:
     """Of a job that needs no GPU, nor a node that has one. max_time_min: what its partition allows."""
     own_partition = settings.finish_partition is not None
+    time_min = min(FINISH_MIN, max_time_min or FINISH_MIN)
     return replace(
-        settings.resources,
-        gpus=0,
+        settings.resources.at_most(gpus=0, cpus=FINISH_CPUS, mem_gb=FINISH_MEM_GB, timeout_min=time_min),
         gpu_type=None,
         constraint=None,
         qos=None if own_partition else settings.resources.qos,
-        cpus=min(FINISH_CPUS, settings.resources.cpus),
-        mem_gb=min(FINISH_MEM_GB, settings.resources.mem_gb),
-        timeout_min=min(FINISH_MIN, max_time_min or FINISH_MIN),
         partition=settings.finish_partition or settings.resources.partition,
     )
 
@@ -243,25 +250,14 @@ def finish_parameters(launch: Launch, submission: Submission, *, dependency: str
 
 def _common(launch: Launch, submission: Submission, resources: Resources, dependency: str | None) -> dict[str, Any]:
     settings = launch.settings
-    gpu: dict[str, Any] = {}
-    if resources.gpu_type is not None and resources.gpus:
-        gpu = {"gres": f"gpu:{resources.gpu_type}:{resources.gpus}"}
-    elif resources.gpus:
-        gpu = {"gpus_per_node": resources.gpus}
+    options = settings.options(resources)
     return {
         "job_name": submission.job_name,
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "exclude": settings.exclude,
-        "time": resources.timeout_min,
-        "cpus_per_task": resources.cpus,
-        "mem": f"{round(resources.mem_gb * 1024)}M",
+        # Named here, each with submitit's own default otherwise, which is a time of five minutes and a wckey.
+        **{name.replace("-", "_"): options.pop(name, None) for name in ("time", "wckey")},
         "ntasks_per_node": 1,
         "nodes": 1,
         "dependency": dependency,
-        "wckey": settings.wckey,
         # srun since 22.05 does not inherit --cpus-per-task; sites with --export=NONE would lose the environment.
         "srun_args": [f"--cpus-per-task={resources.cpus}", "--export=ALL"],
         "setup": [
@@ -271,8 +267,8 @@ def _common(launch: Launch, submission: Submission, resources: Resources, depend
             "export PYTHONUNBUFFERED=1",
             f"export TRANSFERGRID_JOB_TOKEN={submission.token}",
         ],
-        "additional_parameters": {"requeue": True, **settings.sbatch},
-    } | gpu
+        "additional_parameters": {"requeue": True, **options},
+    }
 
 
 @contextlib.contextmanager
@@ -303,17 +299,12 @@ def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str
         by_shape.setdefault(settings.of_phase(phase), []).append(phase)
     told = {}
     for resources, members in by_shape.items():
-        named = {key: getattr(resources, key) for key in ("partition", "account", "qos", "constraint")}
-        gpu = f"gpu:{resources.gpu_type + ':' if resources.gpu_type else ''}{resources.gpus}"
-        named |= {"gres": gpu if resources.gpus else None, "exclude": settings.exclude}
-        options = [f"--{key}={value}" for key, value in named.items() if value]
-        options += [f"--cpus-per-task={resources.cpus}", f"--mem={round(resources.mem_gb * 1024)}M"]
-        options += [f"--time={resources.timeout_min}"]
-        options += [f"--{key}" if value is True else f"--{key}={value}" for key, value in settings.sbatch.items()]
+        asked = {"nodes": "1", "ntasks-per-node": "1"} | settings.options(resources)
+        options = [f"--{key}" if value is True else f"--{key}={value}" for key, value in asked.items()]
         try:
             told[", ".join(members)] = slurm.test_only(options)
         except SlurmRefused as error:
-            remedy = next((r for text, r in NEVER_TAKEN.items() if str(error).startswith(text)), None)
+            remedy = next((r for form, r in NEVER_TAKEN.items() if re.search(form, str(error), re.IGNORECASE)), None)
             if remedy is not None:
                 raise ConfigError(f"phase {members[0]}: SLURM refuses {remedy} ({error})") from error
             told[", ".join(members)] = f"to be refused now: {error}"

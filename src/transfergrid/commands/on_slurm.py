@@ -21,6 +21,7 @@ from transfergrid.cluster.ownership import Here, live_rows
 from transfergrid.cluster.slurm import SlurmDown
 from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.submit import Launch, Sender, finish_resources, start_estimate
+from transfergrid.cluster.yielding import fitted
 from transfergrid.commands.console import OK, command_line, count
 from transfergrid.commands.finish import finish
 from transfergrid.commands.grid_file import write_grid_of
@@ -64,10 +65,13 @@ def carry_out(console: Console, request: Request) -> int:
     except SlurmDown as error:
         raise SlurmDown(f"SLURM does not answer ({error}); nothing was sent, launch again when it does") from error
     plan, elsewhere = _plan(request, read_ledger(request.store))
+    request, yielded = _fitted(request, limits, plan)
     finishing = _assert_possible(plan, request, limits)
     show_plan(console, plan, request)
     for line in elsewhere:
         console.print(line, style="yellow", highlight=False, soft_wrap=True)
+    for line in yielded:
+        console.print(line, highlight=False, soft_wrap=True)
     _show_cost(console, plan, request)
     if request.dry_run:
         console.print("dry run: nothing was submitted or written")
@@ -98,6 +102,19 @@ def _plan(request: Request, ledger: Ledger, sent: Set[str] = frozenset()) -> tup
     can_wait = {run_id for run_id in in_queue if states.states[run_id].may_change}
     plan = make_plan(rows, request.runs, request.runtime, queued=in_queue, can_wait=can_wait)
     return plan, states.elsewhere
+
+
+def _fitted(request: Request, limits: Limits, plan: Plan) -> tuple[Request, list[str]]:
+    """The request with defaults that yield to what the partitions have, and a line about each that does."""
+    settings = request.cluster
+    common, told = fitted(settings.resources, limits, what="jobs")
+    lines = {} if told is None else {common: told}
+    by_phase = {}
+    for phase in dict.fromkeys((*(p.run.phase for p in plan.to_run), *settings.by_phase)):
+        by_phase[phase], told = fitted(settings.of_phase(phase), limits, what=f"phase {phase}")
+        if told is not None:
+            lines.setdefault(by_phase[phase], told)
+    return replace(request, cluster=replace(settings, resources=common, by_phase=by_phase)), list(lines.values())
 
 
 def _assert_possible(plan: Plan, request: Request, limits: Limits) -> Resources:
