@@ -118,8 +118,9 @@ def test_only(options: Sequence[str]) -> str | None:
     if done.returncode == 0 or is_silence(done.stderr):
         return None
     refused = re.search(r"allocation failure: (.+)", done.stderr)
-    said = refused[1] if refused is not None else " ".join((done.stderr or done.stdout).replace("error: ", "").split())
-    raise SlurmRefused(said.strip().removeprefix("sbatch: ")[:300] or f"sbatch ends with code {done.returncode}")
+    lines = [re.sub(r"^(sbatch: )?(error: )?", "", line.strip()) for line in (done.stderr or done.stdout).splitlines()]
+    said = refused[1].strip() if refused is not None else "; ".join(filter(None, lines))
+    raise SlurmRefused(said[:300] or f"sbatch ends with code {done.returncode}")
 
 
 def count_own_jobs() -> int:

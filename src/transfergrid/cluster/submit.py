@@ -43,7 +43,7 @@ OF_NODES_WITH_GPUS = ("gres", "gpus", "gpus-per-node", "gpus-per-task", "nodelis
 NEVER_TAKEN = {
     "Invalid feature specification": "cluster.constraint: no node has it; sinfo -o %f lists the features there are",
     "Invalid node name specified": "cluster.exclude: it names no node of this cluster; sinfo -N lists them",
-    r"unrecognized option|invalid option|requires an argument|allow an argument|ambiguous": (
+    r"unrecognized option|invalid option|requires an argument|allow an argument|ambiguous|Invalid (--|time spec)": (
         "cluster.sbatch: sbatch --help lists its options"
     ),
     "mutually exclusive": "two options that exclude each other; look at cluster.sbatch",
