@@ -92,10 +92,9 @@ def test_a_size_may_have_slurms_unit(text: str, expected: float | None) -> None:
 # --------------------------------------------------------------------------------------------------------------- names
 @pytest.mark.parametrize("name", ["0123", "12e3", "3090", "yes", "no", "on", "0x1F", "1_000", "1:30", "true"])
 def test_a_name_that_looks_like_a_number_stays_as_it_was_typed(lab: Lab, name: str) -> None:
-    text = (
-        f"partition: {name}\naccount: {name}\nqos: {name}\ngpu_type: {name}\nby_phase: {{probe: {{account: {name}}}}}\n"
-    )
-    settings = lab(text)
+    keys = ("partition", "account", "qos", "gpu_type")
+    lines = "".join(f"{key}: {name}\n" for key in keys)
+    settings = lab(f"{lines}by_phase: {{probe: {{account: {name}}}}}\n")
     asked = settings.resources
     assert (asked.partition, asked.account, asked.qos, asked.gpu_type) == (name,) * 4
     assert settings.of_phase("probe").account == name

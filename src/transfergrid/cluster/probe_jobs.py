@@ -87,6 +87,7 @@ def submit(script: str, *, folder: Path, resources: Resources, settings: Cluster
     options = {
         **{key: value for key, value in settings.options(resources).items() if not key.startswith("mail")},
         "job-name": name,
+        "time": str(LIMIT_MIN),
         "nodes": str(nodes),
         "ntasks-per-node": "1",
         "output": f"{folder}/output",
