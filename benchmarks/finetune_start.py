@@ -29,7 +29,7 @@ from transfergrid.job import carry_out
 from transfergrid.metrics_log import read_metrics
 from transfergrid.paths import RunPaths, store_paths
 from transfergrid.records import RunRecord, read_record
-from transfergrid.results import read_state
+from transfergrid.results import load_weights
 
 WAYS = {
     "as_it_is": ["phase.finetune.head=probe"],
@@ -111,7 +111,7 @@ def trained_here(folder: Path) -> Path:
     if not path.exists():
         arguments = [*DATASETS["cifar10-jpeg"][:2], "dataset.max_images=10000", *IMAGE_SIZE[TRAINED_HERE]]
         ((paths, record),) = run(folder, TRAINED_HERE, [*arguments, "weights=random", *PRETRAINING])
-        state = read_state(paths.weights)
+        state = load_weights(paths)
         names = {n: n.removeprefix("backbones.0.") if n.startswith("b") else f"fc.{n[5:]}" for n in state}
         torch.save({names[n]: value for n, value in state.items()}, path)
         print(f"{TRAINED_HERE}: test accuracy {record.metrics['test_accuracy']:.4f}", flush=True)

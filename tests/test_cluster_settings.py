@@ -12,7 +12,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from transfergrid.config.cluster import SITE_DEFAULTS, changed_cluster, cluster_settings, plain
-from transfergrid.config.compose import assign, parse_overrides
+from transfergrid.config.compose import parse_overrides, set_overrides
 from transfergrid.config.schema import ClusterConfig
 from transfergrid.errors import ConfigError
 from transfergrid.resources import ClusterSettings, Resources
@@ -30,8 +30,7 @@ def no_site_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings(*arguments: str, kind: str = "slurm") -> ClusterSettings:
     """As `cluster=slurm` and these arguments of a command line give them."""
     config = OmegaConf.create({"cluster": OmegaConf.structured(ClusterConfig(name=kind, kind=kind))})
-    for override in parse_overrides(arguments):
-        assign(config, str(override.key_or_group), override.value(), where="")
+    set_overrides(config, parse_overrides(arguments))
     return cluster_settings(config.cluster)
 
 
@@ -108,12 +107,32 @@ REFUSED = [
     ("cluster.gpus=1.5", "cluster.gpus=1.5 is not a whole number"),
     ("cluster.gpus=two", "cluster.gpus=two is not a whole number"),
     ("cluster.cpus=0", "cluster.cpus=0 is out of range; it must be at least 1"),
-    ("cluster.mem_gb=0", "cluster.mem_gb=0.0 is out of range; it must be at least 0.1"),
+    ("cluster.mem_gb=0.05", "cluster.mem_gb=0.05 is out of range; it must be at least 0.1"),
     ("cluster.mem_gb=nan", "cluster.mem_gb=nan is out of range"),
     ("cluster.mem_gb=inf", "cluster.mem_gb=inf is out of range"),
-    ("cluster.mem_gb=16G", "cluster.mem_gb=16G is not a number"),
+    ("cluster.mem_gb=16X", "cluster.mem_gb=16X is not a number or null"),
+    (
+        "cluster.by_phase={probe: {mem_gb: 4, mem_per_gpu_gb: 2}}",
+        "cluster.by_phase.probe.mem_gb=4 and cluster.by_phase.probe.mem_per_gpu_gb=2 both ask for memory; give one of",
+    ),
+    (
+        "cluster.gpu_request=gpus-per-task",
+        "cluster.gpu_request='gpus-per-task' is not one of auto, gpus-per-node, gres",
+    ),
+    ("cluster.gpus='a100:1'", "cluster.gpus=a100:1 is not a whole number; give gpus=1 and gpu_type=a100"),
+    ("cluster.partition=gpu,gpu-long", "'cluster.partition=gpu,gpu-long' gives several values where one is needed; as"),
+    ("cluster.time=30", "unknown key 'cluster.time'; did you mean 'cluster.timeout_min'?"),
+    ("cluster.mem=30", "unknown key 'cluster.mem'; did you mean 'cluster.mem_gb'?"),
+    ("cluster.gres='gpu:1'", "unknown key 'cluster.gres'; did you mean 'cluster.gpus'? (with cluster.gpu_type)"),
+    ("cluster.by_phase={probe: {time: 30}}", "cluster.by_phase.probe: unknown key 'time'; did you mean 'timeout_min'?"),
+    (
+        "cluster.by_phase={probe: {qos: 12e3}}",
+        "cluster.by_phase.probe.qos=12000.0 was read as a float; write that name",
+    ),
+    ("cluster.asked=[mem_gb]", "unknown key 'cluster.asked'"),
     ("cluster.timeout_min=0", "cluster.timeout_min=0 is out of range; it must be at least 1"),
-    ("cluster.timeout_min='4:00:00'", "cluster.timeout_min=4:00:00 is not a whole number"),
+    ("cluster.timeout_min='4 hours'", "cluster.timeout_min='4 hours' is not a time; give minutes as 480, or 8:00:00"),
+    ("cluster.timeout_min=1:30", "cluster.timeout_min=2 leaves a job no time"),  # minutes:seconds, as SLURM reads it
     ("cluster.num_threads=-1", "cluster.num_threads=-1 is out of range"),
     ("cluster.array_parallelism=-1", "cluster.array_parallelism=-1 is out of range"),
     ("cluster.runs_per_job=0", "cluster.runs_per_job=0 is out of range; it must be at least 1 and at most 1000"),
@@ -131,7 +150,6 @@ REFUSED = [
     ("cluster.gpu_type='a\"100'", "cluster.gpu_type='a\"100' is not a name"),
     ("cluster.wckey='a b'", "cluster.wckey='a b' is not a name"),
     ("cluster.exclude='n1 n2'", "cluster.exclude='n1 n2' is not a name"),
-    ("cluster.setup=module", "cluster.setup=module is not a list of names; a list is written cluster.setup=[a,b]"),
     ("cluster.scratch_dir=scratch", "cluster.scratch_dir='scratch' is no folder of a node"),
     ("cluster.scratch_dir=", "cluster.scratch_dir='' is no folder of a node"),
     (
@@ -149,7 +167,10 @@ REFUSED = [
         "cluster.sbatch={clusters: beta}",
         "cluster.sbatch: 'clusters' would be followed by sbatch alone; export SLURM_CLUSTERS=beta",
     ),
-    ("cluster.sbatch={M: beta}", "cluster.sbatch: 'M' would be followed by sbatch alone; export SLURM_CLUSTERS=beta"),
+    (
+        "cluster.sbatch={M: beta}",
+        "cluster.sbatch: 'M' (clusters) would be followed by sbatch alone; export SLURM_CLUSTERS=beta",
+    ),
     ("cluster.sbatch={signal: 'USR1@10'}", "cluster.sbatch: 'signal' is set by the launcher itself; leave it out"),
     ("cluster.sbatch={time: 10}", "cluster.sbatch: 'time' has a key of its own, cluster.timeout_min="),
     ("cluster.sbatch={mem: 10G}", "cluster.sbatch: 'mem' has a key of its own, cluster.mem_gb="),
@@ -161,12 +182,11 @@ REFUSED = [
     ),
     ("cluster.by_phase={probe: {memgb: 4}}", "cluster.by_phase.probe: unknown key 'memgb'; did you mean 'mem_gb'?"),
     ("cluster.by_phase={probe: {setup: x}}", "cluster.by_phase.probe: unknown key 'setup'; known: partition, account"),
-    ("cluster.by_phase={probe: {gpus: true}}", "cluster.by_phase.probe.gpus=True is not a number"),
-    ("cluster.by_phase={probe: {cpus: 1.5}}", "cluster.by_phase.probe.cpus=1.5 is not a number"),
-    ("cluster.by_phase={probe: {mem_gb: null}}", "cluster.by_phase.probe.mem_gb=None is not a number"),
-    ("cluster.by_phase={probe: {mem_gb: 0}}", "cluster.by_phase.probe.mem_gb=0 is out of range"),
+    ("cluster.by_phase={probe: {gpus: true}}", "cluster.by_phase.probe.gpus=True is not a whole number"),
+    ("cluster.by_phase={probe: {cpus: 1.5}}", "cluster.by_phase.probe.cpus=1.5 is not a whole number"),
+    ("cluster.by_phase={probe: {cpus: null}}", "cluster.by_phase.probe.cpus=None is not a whole number"),
+    ("cluster.by_phase={probe: {mem_gb: 0.01}}", "cluster.by_phase.probe.mem_gb=0.01 is out of range"),
     ("cluster.by_phase={probe: {qos: 'a b'}}", "cluster.by_phase.probe.qos='a b' is not a name"),
-    ("cluster.by_phase={probe: {qos: 5}}", "cluster.by_phase.probe.qos=5 is not a name"),
     ("cluster.by_phase={probe: {timeout_min: 2}}", "cluster.by_phase.probe.timeout_min=2 leaves a job no time"),
     ("cluster.kind=slurm", "cluster.kind= cannot be set on its own"),
     ("cluster.partitions=gpu", "unknown key 'cluster.partitions'; did you mean 'cluster.partition'?"),

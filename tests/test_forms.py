@@ -71,7 +71,7 @@ def test_rows_of_jobs_are_those_of_the_commands_alone(
     assert [e.job_id for e in found] == ["7_1", "7_2"]
     wrap(monkeypatch, tmp_path, replayed.folder)
     assert slurm.squeue(["7"]) == found and slurm.sacct(["7"], since=ago(60)) == account
-    assert billing.sacct(["7"], since=ago(60)) == {}  # no row of it is of the form that billing asks for
+    assert billing.sacct(["7"], since=ago(60), cluster=None) == {}  # no row of it is of the form that billing asks for
 
 
 def test_a_name_in_latin_1_leaves_the_other_columns_in_their_places(replayed: ReplayedSlurm) -> None:
@@ -176,7 +176,7 @@ def test_gpus_of_what_was_allocated(replayed: ReplayedSlurm, tres: str, gpus: in
     rest = f"{start}|{start}|{end}|60|{tres}|name"
     noise = "note|with|eight|bars|in|it|a|b|c\n7|c|NODE_FAIL|x|y|z|a minute||\n"
     replayed.answers("sacct", f"{noise}7|{CLUSTER}|CANCELLED by 1000|{rest}\n")
-    [allocation] = (billing.sacct(["7"], since=ago(60)) or {})["7"][CLUSTER]
+    [allocation] = (billing.sacct(["7"], since=ago(60), cluster=None) or {})["7"][CLUSTER]
     assert (allocation.gpus, allocation.elapsed_s) == (gpus, 60.0)
     assert allocation.end is not None and allocation.start == allocation.end - timedelta(seconds=60)
 

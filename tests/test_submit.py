@@ -156,6 +156,30 @@ RENDERED: list[tuple[ClusterSettings, dict[str, str | None], set[str]]] = [
     (with_resources(gpus=0, gpu_type="a100"), {}, {"gres", "gpus-per-node"}),
     (with_resources(cpus=12), {"cpus-per-task": "12"}, set()),
     (with_resources(mem_gb=1.5), {"mem": "1536M"}, set()),
+    (with_resources(mem_gb=None), {}, {"mem"}),
+    (with_resources(mem_gb=0), {"mem": "0"}, set()),
+    (with_resources(mem_gb=None, mem_per_cpu_gb=2), {"mem-per-cpu": "2048M"}, {"mem"}),
+    (with_resources(mem_gb=None, mem_per_gpu_gb=8), {"mem-per-gpu": "8192M"}, {"mem"}),
+    (with_resources(timeout_min=None), {}, {"time"}),
+    (with_resources(timeout_min=-1), {"time": "-1"}, set()),
+    (replace(SLURM, gpu_request="gpus"), {"gpus": "1"}, {"gpus-per-node", "gres"}),
+    (
+        replace(SLURM, gpu_request="gpus-per-node", resources=Resources(gpu_type="3090")),
+        {"gpus-per-node": "3090:1"},
+        {"gres", "gpus"},
+    ),
+    (
+        replace(SLURM, gpu_request="gres", sbatch={"gres": "lscratch:1"}),
+        {"gres": "gpu:1,lscratch:1"},
+        {"gpus-per-node", "gpus"},
+    ),
+    (
+        replace(SLURM, resources=Resources(gpu_type="a100"), sbatch={"gres": "lscratch:1"}),
+        {"gres": "gpu:a100:1,lscratch:1"},
+        {"gpus-per-node"},
+    ),
+    (replace(SLURM, sbatch={"gres": "lscratch:1"}), {"gres": "lscratch:1", "gpus-per-node": "1"}, set()),
+    (replace(SLURM, sbatch={"comment": "lab1"}), {"comment": "lab1"}, set()),
     (with_resources(timeout_min=15), {"time": "15"}, set()),
     (replace(SLURM, array_parallelism=2), {"array": "0-2%2"}, set()),
     (replace(SLURM, array_parallelism=50), {"array": "0-2%3"}, set()),
@@ -198,7 +222,7 @@ def test_every_setting_is_either_in_a_job_script_or_told_to_the_task() -> None:
         for f in fields(Resources)
         if getattr(s.resources, f.name) != getattr(Resources(), f.name)
     }
-    assert asked == {f.name for f in fields(Resources)}
+    assert asked == {f.name for f in fields(Resources)} - {"defaults"}  # which is about the others
     not_options = {"name", "kind", "poll_s"}
     tested_below = {"finish_partition", "setup", "python", "max_requeues", "stage_folders", "scratch_dir"}
     assert changed | not_options | tested_below == {f.name for f in fields(ClusterSettings)}

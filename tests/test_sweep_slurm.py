@@ -65,7 +65,7 @@ def test_each_combination_is_a_job_with_the_clusters_resources(place: Place) -> 
     assert done.returncode == 0, done.stdout + done.stderr
     jobs = place.jobs()
     assert [(j["State"], j["ExitCode"], j["ReqMem"], j["Timelimit"]) for j in jobs] == [
-        ("COMPLETED", "0:0", "2G", "00:30:00")
+        ("COMPLETED", "0:0", "1.50G", "00:30:00")
     ] * 2
     assert all("gres/gpu=1" in j["AllocTRES"] and "cpu=1," in j["AllocTRES"] for j in jobs)
     assert {place.record(m, "extract")["status"] for m in ("tinynet_mnist", "tinynet_cifar")} == {"completed"}

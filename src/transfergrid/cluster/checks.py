@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from transfergrid import data, durable
 from transfergrid.cluster import slurm
 from transfergrid.cluster.limits import Limits, Partition, assert_possible, named_partitions, queue_room
+from transfergrid.cluster.yielding import fitted
 from transfergrid.errors import ConfigError, DataError, GridError, one_line
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import PHASES, Runtime
@@ -63,11 +64,13 @@ def check_partition(settings: ClusterSettings, limits: Limits) -> Check:
     asked = {"runs": settings.resources} | {f"phase {p}": r for p in PHASES if (r := settings.by_phase.get(p))}
     if settings.finish_partition is not None:
         asked["finish job"] = replace(
-            settings.resources, partition=settings.finish_partition, gpus=0, gpu_type=None, cpus=1, timeout_min=60
+            settings.resources.at_most(gpus=0, cpus=1, mem_gb=4.0, timeout_min=60),
+            partition=settings.finish_partition,
+            gpu_type=None,
         )
     try:
         for what, resources in asked.items():
-            assert_possible(resources, limits, what=what)
+            assert_possible(fitted(resources, limits, what=what)[0], limits, what=what)
         partitions = named_partitions(settings.resources, limits, what="runs")
     except ConfigError as error:
         said, _, remedy = str(error).rpartition("; ")

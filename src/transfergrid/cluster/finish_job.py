@@ -54,14 +54,10 @@ def finish_resources(settings: ClusterSettings) -> Resources:
     """Of a job that needs no GPU, nor a node that has one."""
     own_partition = settings.finish_partition is not None
     return replace(
-        settings.resources,
-        gpus=0,
+        settings.resources.at_most(gpus=0, cpus=CPUS, mem_gb=MEM_GB, timeout_min=MINUTES),
         gpu_type=None,
         constraint=None,
         qos=None if own_partition else settings.resources.qos,
-        cpus=min(CPUS, settings.resources.cpus),
-        mem_gb=min(MEM_GB, settings.resources.mem_gb),
-        timeout_min=MINUTES,
         partition=settings.finish_partition or settings.resources.partition,
     )
 
@@ -70,7 +66,7 @@ def _bounded(asked: Resources, limits: Limits, key: str = "cluster.partition") -
     """With no more time than its partitions give."""
     named = named_partitions(asked, limits, what=WHAT, key=key)
     times = [p.max_time_min for p in named if p.max_time_min]
-    return replace(asked, timeout_min=min([asked.timeout_min, *([max(times)] if times else [])]))
+    return replace(asked, timeout_min=min([MINUTES, *([max(times)] if times else [])]))
 
 
 def _other_places(asked: Resources, settings: ClusterSettings, limits: Limits) -> Iterator[Resources]:
@@ -90,8 +86,7 @@ def _why_not(resources: Resources, settings: ClusterSettings, limits: Limits) ->
     """Why SLURM would not take, or never start, such a job; None where it would."""
     try:
         assert_possible(resources, limits, what=WHAT)
-        options = finish_options(settings, has_gpu=resources.gpus > 0)
-        slurm.test_only(slurm.request_options(resources, settings.exclude, options))
+        slurm.test_only(slurm.flags(settings_of_finish(settings, resources).options(resources)))
     except ConfigError as error:
         return str(error).removeprefix(f"{WHAT}: ")
     except SlurmRefused as error:
@@ -100,10 +95,10 @@ def _why_not(resources: Resources, settings: ClusterSettings, limits: Limits) ->
     return None
 
 
-def finish_options(settings: ClusterSettings, *, has_gpu: bool) -> dict[str, str | bool]:
-    """Of cluster.sbatch what holds for the finish job, too."""
-    dropped = OF_THEIR_TIME if has_gpu else (*OF_THEIR_TIME, *OF_NODES_WITH_GPUS)
-    return {key: value for key, value in settings.sbatch.items() if key not in dropped}
+def settings_of_finish(settings: ClusterSettings, resources: Resources) -> ClusterSettings:
+    """With what holds for the finish job of cluster.sbatch."""
+    dropped = OF_THEIR_TIME if resources.gpus else (*OF_THEIR_TIME, *OF_NODES_WITH_GPUS)
+    return replace(settings, sbatch={key: value for key, value in settings.sbatch.items() if key not in dropped})
 
 
 def is_due(state: RunState | None) -> bool:

@@ -7,6 +7,7 @@ for good. So a request is held against the cluster before anything is sent.
 from __future__ import annotations
 
 import getpass
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from transfergrid.cluster import slurm
 from transfergrid.cluster.forms import ANY, MAYBE_NUMBER, NUMBER, WORD, rows
 from transfergrid.cluster.ownership import Here, here_of, read_config
 from transfergrid.errors import ConfigError
-from transfergrid.resources import Resources
+from transfergrid.resources import UNLIMITED, Resources
 
 # How a node's state begins, as sinfo spells it; `powered_down` is none of them, such a node is woken when needed.
 UNUSABLE = ("down", "drain", "error", "fail", "future", "inval", "maint", "unknown")
@@ -23,6 +24,7 @@ _OF_SINFO = (WORD, r"[A-Za-z_]+[^\sA-Za-z|]*", NUMBER, r"\d+\+?", r"\d+\+?", ANY
 _OF_USER = (r"[^|]*", WORD, r"[^|]*", r"[^|]*", MAYBE_NUMBER, MAYBE_NUMBER)
 _OF_QOS = (WORD, MAYBE_NUMBER, MAYBE_NUMBER, r"[\d:-]*|UNLIMITED", ANY)
 ANY_TYPE = ""  # GPUs that SLURM counts without a type
+UNKNOWN_MIB = 1  # RealMemory of a node for which nobody has set it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +45,7 @@ class NodeShape:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Partition:
     """max_time_min: None = no limit. state: UP, DOWN, DRAIN or INACTIVE. qos: its own, whose limits hold for all of its
-    jobs. allow_*: None = all.
+    jobs. demands_gpu: that QOS starts no job without one. allow_*: None = all.
 
     preempt_mode: what becomes of its jobs when they are preempted. grace_s: between warning and end of such a job.
     """
@@ -54,6 +56,7 @@ class Partition:
     state: str = "UP"
     is_default: bool = False
     qos: str | None = None
+    demands_gpu: bool = False
     allow_qos: frozenset[str] | None = None
     allow_accounts: frozenset[str] | None = None
     preempt_mode: str = "OFF"
@@ -63,6 +66,11 @@ class Partition:
     def max_mem_mib(self) -> int:
         """Of its largest node."""
         return max((s.mem_mib for s in self.shapes), default=0)
+
+    @property
+    def has_unknown_memory(self) -> bool:
+        """Whether SLURM was not told what memory some of its nodes have."""
+        return any(s.mem_mib <= UNKNOWN_MIB for s in self.shapes)
 
     @property
     def max_cpus(self) -> int:
@@ -121,9 +129,9 @@ def read_limits(*, account: str | None = None, qos: str | None = None, timeout_s
     Raises SlurmDown where the controller does not answer. A silent database is no error: its answers are then None.
     """
     config = read_config(timeout_s)
-    partitions = _partitions(slurm.show("partition", timeout_s=timeout_s), _shapes(timeout_s))
     accounting = config.get("AccountingStorageType", "").endswith("/slurmdbd")
     known = _read_accounting(config, account, qos, timeout_s) if accounting else _Known()
+    partitions = _partitions(slurm.show("partition", timeout_s=timeout_s), _shapes(timeout_s), known.gpu_qos)
     max_jobs = [n for n in (_number(config.get("MaxJobCount", "")), known.max_jobs) if n is not None]
     return Limits(
         here=here_of(config),
@@ -155,7 +163,9 @@ def unseen_limits() -> Limits:
     return Limits(here=Here(""), max_array_size=1001, max_jobs=None, partitions={})
 
 
-def _partitions(entries: Iterable[Mapping[str, str]], shapes: Mapping[str, list[NodeShape]]) -> dict[str, Partition]:
+def _partitions(
+    entries: Iterable[Mapping[str, str]], shapes: Mapping[str, list[NodeShape]], gpu_qos: frozenset[str]
+) -> dict[str, Partition]:
     found = {}
     for entry in entries:
         name = entry["PartitionName"]
@@ -166,7 +176,8 @@ def _partitions(entries: Iterable[Mapping[str, str]], shapes: Mapping[str, list[
             max_time_min=_minutes(entry.get("MaxTime", "")),
             state=entry.get("State", "UP"),
             is_default=entry.get("Default") == "YES",
-            qos=None if entry.get("QoS", "N/A") in ("N/A", "(null)", "") else entry["QoS"],
+            qos=entry.get("QoS"),
+            demands_gpu=entry.get("QoS") in gpu_qos,
             allow_qos=_names(entry.get("AllowQos", "ALL")),
             allow_accounts=_names(entry.get("AllowAccounts", "ALL")),
             preempt_mode=entry.get("PreemptMode", "OFF"),
@@ -200,7 +211,7 @@ def takes_jobs(state: str) -> bool:
 def gpus_of(gres: str) -> dict[str, int]:
     """`gpu:a100:4(S:0-1),gpu:2` -> {"a100": 4, "": 2}."""
     found: dict[str, int] = {}
-    for kind, count in re.findall(r"(?:^|,)gpu(?::([^:,()]*[^:,()\d][^:,()]*))?:(\d+)", gres):
+    for kind, count in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres):  # a type may be a number: gpu:3090:2
         found[kind or ANY_TYPE] = found.get(kind or ANY_TYPE, 0) + int(count)
     return found
 
@@ -288,15 +299,17 @@ def assert_possible(resources: Resources, limits: Limits, *, what: str) -> None:
     ):
         if name is not None and known is not None and name not in known:
             raise ConfigError(f"{what}: cluster.{key}={name!r} is none that you may use{_nearest(name, sorted(known))}")
+    if resources.qos in limits.gpu_qos and not resources.gpus:
+        raise ConfigError(f"{what}: QOS {resources.qos} starts no job without a GPU; give cluster.gpus=1")
+            f"{what}: QOS {resources.qos} starts no job without a GPU; give cluster.gpus=1 or another QOS"
+        )
     max_time_min = limits.qos_max_time_min.get(resources.qos or "")
-    if max_time_min is not None and resources.timeout_min > max_time_min:
+    if max_time_min is not None and resources.time_min > max_time_min:
         raise ConfigError(
-            f"{what}: cluster.timeout_min={resources.timeout_min} is more than QOS {resources.qos} ever gives;"
+            f"{what}: cluster.timeout_min={_shown_time(resources)} is more than QOS {resources.qos} ever gives;"
             f" give cluster.timeout_min={max_time_min} or less"
         )
-    reasons = [
-        _against(resources, partition, limits.gpu_qos) for partition in named_partitions(resources, limits, what=what)
-    ]
+    reasons = [against(resources, partition) for partition in named_partitions(resources, limits, what=what)]
     if None not in reasons:
         raise ConfigError(f"{what}: {'; '.join(map(str, reasons))}")
 
@@ -326,7 +339,7 @@ def queue_room(limits: Limits, jobs_live_of_user: int) -> int | None:
     return None if limits.max_jobs is None else max(0, limits.max_jobs - jobs_live_of_user)
 
 
-def _against(asked: Resources, partition: Partition, gpu_qos: frozenset[str]) -> str | None:
+def against(asked: Resources, partition: Partition) -> str | None:
     """Why such a job can never start in this partition, and what to give instead; None where it can."""
     where = f"partition {partition.name}"
     if partition.state != "UP":
@@ -337,12 +350,11 @@ def _against(asked: Resources, partition: Partition, gpu_qos: frozenset[str]) ->
             return f"{where} does not take cluster.account={asked.account}; it takes: {allowed}"
     if partition.allow_qos is not None and asked.qos is not None and asked.qos not in partition.allow_qos:
         return f"{where} does not take cluster.qos={asked.qos}; it takes: {', '.join(sorted(partition.allow_qos))}"
-    demanding = gpu_qos.intersection((partition.qos, asked.qos)) if not asked.gpus else ()
-    for qos in sorted(filter(None, demanding)):
-        return f"{where} starts no job without a GPU (QOS {qos}); give cluster.gpus=1, or name another partition"
-    if partition.max_time_min is not None and asked.timeout_min > partition.max_time_min:
+    if partition.demands_gpu and not asked.gpus:
+        return f"{where} starts no job without a GPU (its QOS {partition.qos}); name another, or give cluster.gpus=1"
+    if partition.max_time_min is not None and asked.time_min > partition.max_time_min:
         return (
-            f"cluster.timeout_min={asked.timeout_min} is more than {where} ever gives;"
+            f"cluster.timeout_min={_shown_time(asked)} is more than {where} ever gives;"
             f" give cluster.timeout_min={partition.max_time_min} or less"
         )
     return _against_nodes(asked, partition)
@@ -362,15 +374,21 @@ def _against_nodes(asked: Resources, partition: Partition) -> str | None:
     for key, value, most in (
         ("gpus", asked.gpus, most_gpus),
         ("cpus", asked.cpus, partition.max_cpus),
-        ("mem_gb", asked.mem_gb, partition.max_mem_mib / 1024),
+        ("mem_gb", asked.node_mem_gb, math.inf if partition.has_unknown_memory else partition.max_mem_mib / 1024),
     ):
+        if key == "mem_gb" and value > most and asked.mem_gb is None:
+            each = "mem_per_gpu_gb" if asked.mem_per_gpu_gb is not None else "mem_per_cpu_gb"
+            return (
+                f"cluster.{each}={getattr(asked, each):g} makes {value:g} GiB, and no node of {where} has more than"
+                f" {int(most * 10) / 10:g}; give less"
+            )
         if value > most:
             most = int(most * 10) / 10  # never more than there is
             return f"cluster.{key}={value:g} is more than any node of {where} has; give cluster.{key}={most:g} or less"
     if not any(_fits(asked, shape) for shape in partition.shapes):
         shapes = ", ".join(f"{s.cpus} CPUs {s.mem_mib / 1024:.1f} GiB {s.gpus} GPUs" for s in partition.shapes[:4])
         return (
-            f"no node of {where} has cluster.cpus={asked.cpus}, cluster.mem_gb={asked.mem_gb:g} and"
+            f"no node of {where} has cluster.cpus={asked.cpus}, cluster.mem_gb={asked.node_mem_gb:g} and"
             f" cluster.gpus={asked.gpus} at once; its nodes: {shapes}"
         )
     return None
@@ -378,4 +396,9 @@ def _against_nodes(asked: Resources, partition: Partition) -> str | None:
 
 def _fits(asked: Resources, shape: NodeShape) -> bool:
     gpus = shape.gpus_by_type.get(asked.gpu_type, 0) if asked.gpu_type is not None else shape.gpus
-    return asked.cpus <= shape.cpus and asked.mem_gb * 1024 <= shape.mem_mib and asked.gpus <= gpus
+    has_memory = shape.mem_mib <= UNKNOWN_MIB or asked.node_mem_gb * 1024 <= shape.mem_mib
+    return asked.cpus <= shape.cpus and has_memory and asked.gpus <= gpus
+
+
+def _shown_time(asked: Resources) -> str:
+    return "UNLIMITED" if asked.timeout_min == UNLIMITED else str(asked.timeout_min)

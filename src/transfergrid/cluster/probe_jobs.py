@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,7 @@ class _Job:
 
 def small(resources: Resources, *, gpus: int) -> Resources:
     """What a probe asks for: the same place and kind of node as a run, and little of it, so that it starts soon."""
-    return replace(
-        resources,
-        gpus=min(gpus, resources.gpus),
-        cpus=min(2, resources.cpus),
-        mem_gb=min(4.0, resources.mem_gb),
-        timeout_min=LIMIT_MIN,
-    )
+    return resources.at_most(gpus=gpus, cpus=2, mem_gb=4.0, timeout_min=LIMIT_MIN)
 
 
 def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str], *, nodes: int) -> str:
@@ -93,27 +87,16 @@ def submit(script: str, *, folder: Path, resources: Resources, settings: Cluster
     """The job's name, which no other has; its script and output lie in `folder`. Raises SlurmRefused, SlurmDown."""
     name = f"{JOB_NAME}-{new_token()}"
     durable.write_bytes(folder / "job.sh", script.encode())
-    gpu = f"gpu:{resources.gpu_type}" if resources.gpu_type else "gpu"
     options = {
-        **{key: value for key, value in settings.sbatch.items() if not key.startswith("mail")},
+        **{key: value for key, value in settings.options(resources).items() if not key.startswith("mail")},
         "job-name": name,
         "time": str(LIMIT_MIN),
         "nodes": str(nodes),
         "ntasks-per-node": "1",
-        "cpus-per-task": str(resources.cpus),
-        "mem": f"{resources.mem_gb * 1024:.0f}M",
         "output": f"{folder}/output",
-        "gres": f"{gpu}:{resources.gpus}" if resources.gpus else None,
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "exclude": settings.exclude,
-        "wckey": settings.wckey,
     }
-    given = [f"--{key}={value}" for key, value in options.items() if value is not None]
     try:
-        slurm.sbatch(["--no-requeue", *given, str(folder / "job.sh")])
+        slurm.sbatch(["--no-requeue", *slurm.flags(options), str(folder / "job.sh")])
     except (slurm.SlurmRefused, slurm.SlurmDown):  # it may have been taken all the same
         if name not in {entry.name for entry in slurm.squeue(names=[name])}:
             raise

@@ -21,7 +21,6 @@ from transfergrid.cluster.forms import duration_s as duration_s
 from transfergrid.cluster.forms import mebibytes as mebibytes
 from transfergrid.cluster.forms import when as when
 from transfergrid.errors import MachineError
-from transfergrid.resources import Resources
 
 TIMEOUT_S = 30.0
 SETTLING_S = 150.0  # a requeue makes a job vanish or look ended for up to two minutes
@@ -137,21 +136,17 @@ def test_only(options: Sequence[str]) -> str | None:
     found = re.search(r"to start at (\S+?)T(\d\d:\d\d):\d\d .*?on nodes? (\S+)", said)
     if found is not None:
         return f"to start at {found[1]} {found[2]} UTC on {found[3]}"
-    refused = re.search(r"allocation failure: (.+)|(unrecognized option .+)", said)
-    if refused is not None and answer(said) is not Answer.SILENCE:
-        raise SlurmRefused((refused[1] or refused[2]).strip(), said)
-    return None
+    if done.returncode == 0 or answer(said) is Answer.SILENCE:
+        return None
+    refused = re.search(r"allocation failure: (.+)", said)
+    lines = [re.sub(r"^(sbatch: )?(error: )?", "", line.strip()) for line in said.splitlines()]
+    told = refused[1].strip() if refused is not None else "; ".join(filter(None, lines))
+    raise SlurmRefused(told[:300] or f"sbatch ends with code {done.returncode}", said)
 
 
-def request_options(resources: Resources, exclude: str | None, others: Mapping[str, str | bool]) -> list[str]:
-    """Of sbatch, for such a job; `others` as in cluster.sbatch."""
-    named = {key: getattr(resources, key) for key in ("partition", "account", "qos", "constraint")}
-    gpu = f"gpu:{resources.gpu_type + ':' if resources.gpu_type else ''}{resources.gpus}"
-    named |= {"gres": gpu if resources.gpus else None, "exclude": exclude}
-    options = [f"--{key}={value}" for key, value in named.items() if value]
-    options += [f"--cpus-per-task={resources.cpus}", f"--mem={round(resources.mem_gb * 1024)}M"]
-    options += [f"--time={resources.timeout_min}"]
-    return options + [f"--{key}" if value is True else f"--{key}={value}" for key, value in others.items()]
+def flags(options: Mapping[str, str | bool]) -> list[str]:
+    """As on a command line; True for those without a value."""
+    return [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items()]
 
 
 def count_own_jobs() -> int:

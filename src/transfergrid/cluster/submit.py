@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -30,7 +31,7 @@ from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
 from transfergrid.cluster.adopt import adopt, look_up, put_pickles
 from transfergrid.cluster.answers import Answer
-from transfergrid.cluster.finish_job import finish_options
+from transfergrid.cluster.finish_job import settings_of_finish
 from transfergrid.cluster.groups import Group
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import new_token
@@ -45,7 +46,16 @@ GIVE_UP_S = 300.0  # for a controller that does not answer
 NEVER_TAKEN = {
     "Invalid feature specification": "cluster.constraint: no node has it; sinfo -o %f lists the features there are",
     "Invalid node name specified": "cluster.exclude: it names no node of this cluster; sinfo -N lists them",
-    "unrecognized option": "cluster.sbatch: sbatch --help lists its options",
+    r"unrecognized option|invalid option|requires an argument|allow an argument|ambiguous|Invalid (--|time spec)": (
+        "cluster.sbatch: sbatch --help lists its options"
+    ),
+    "mutually exclusive": "two options that exclude each other; look at cluster.sbatch",
+    "Memory required by task|Memory specification can not be satisfied": (
+        "the memory asked for; give less as cluster.mem_gb=, or cluster.mem_gb=null to ask for none"
+    ),
+    r"Invalid generic resource \(gres\) specification": (
+        "the GPUs or gres asked for; look at cluster.gpu_type, cluster.gpu_request and cluster.sbatch"
+    ),
 }
 _UNENDING = 1_000_000  # submitit's own count of timeouts; ours is max_requeues
 
@@ -262,33 +272,20 @@ def sbatch_parameters(
 
 
 def finish_parameters(launch: Launch, submission: Submission, *, dependency: str | None) -> dict[str, Any]:
-    parameters = _common(launch, submission, launch.finish, dependency)
-    own = finish_options(launch.settings, has_gpu=launch.finish.gpus > 0)
-    parameters["additional_parameters"] = {"requeue": True, **own}
-    return parameters
+    settings = settings_of_finish(launch.settings, launch.finish)
+    return _common(replace(launch, settings=settings), submission, launch.finish, dependency)
 
 
 def _common(launch: Launch, submission: Submission, resources: Resources, dependency: str | None) -> dict[str, Any]:
     settings = launch.settings
-    gpu: dict[str, Any] = {}
-    if resources.gpu_type is not None and resources.gpus:
-        gpu = {"gres": f"gpu:{resources.gpu_type}:{resources.gpus}"}
-    elif resources.gpus:
-        gpu = {"gpus_per_node": resources.gpus}
+    options = settings.options(resources)
     return {
         "job_name": submission.job_name,
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "exclude": settings.exclude,
-        "time": resources.timeout_min,
-        "cpus_per_task": resources.cpus,
-        "mem": f"{round(resources.mem_gb * 1024)}M",
+        # Named here, each with submitit's own default otherwise, which is a time of five minutes and a wckey.
+        **{name.replace("-", "_"): options.pop(name, None) for name in ("time", "wckey")},
         "ntasks_per_node": 1,
         "nodes": 1,
         "dependency": dependency,
-        "wckey": settings.wckey,
         # srun since 22.05 does not inherit --cpus-per-task; sites with --export=NONE would lose the environment.
         "srun_args": [f"--cpus-per-task={resources.cpus}", "--export=ALL"],
         "setup": [
@@ -298,8 +295,8 @@ def _common(launch: Launch, submission: Submission, resources: Resources, depend
             "export PYTHONUNBUFFERED=1",
             f"export TRANSFERGRID_JOB_TOKEN={submission.token}",
         ],
-        "additional_parameters": {"requeue": True, **settings.sbatch},
-    } | gpu
+        "additional_parameters": {"requeue": True, **options},
+    }
 
 
 def environment_of_jobs() -> dict[str, str]:
@@ -342,11 +339,12 @@ def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str
         by_shape.setdefault(settings.of_phase(phase), []).append(phase)
     told = {}
     for resources, members in by_shape.items():
-        options = slurm.request_options(resources, settings.exclude, settings.sbatch)
+        asked = {"nodes": "1", "ntasks-per-node": "1"} | settings.options(resources)
+        options = slurm.flags(asked)
         try:
             told[", ".join(members)] = slurm.test_only(options)
         except SlurmRefused as error:
-            remedy = next((r for text, r in NEVER_TAKEN.items() if str(error).startswith(text)), None)
+            remedy = next((r for form, r in NEVER_TAKEN.items() if re.search(form, str(error), re.IGNORECASE)), None)
             if remedy is not None:
                 raise ConfigError(f"phase {members[0]}: SLURM refuses {remedy} ({error})") from error
             told[", ".join(members)] = f"to be refused now: {error}"

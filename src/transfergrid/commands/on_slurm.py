@@ -25,6 +25,7 @@ from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
 from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import Snapshot
 from transfergrid.cluster.submit import Launch, Sender, start_estimate
+from transfergrid.cluster.yielding import fitted
 from transfergrid.commands.console import FAILED, OK, command_line, count
 from transfergrid.commands.finish import finish
 from transfergrid.commands.grid_file import write_grid_of
@@ -67,14 +68,18 @@ def carry_out(console: Console, request: Request) -> int:
         )
     limits = _limits(console, request)
     plan, snapshot = _plan(request, read_ledger(request.store))
+    yielded: list[str] = []
     if limits is None:
         limits, finishing = unseen_limits(), Place(finish_resources(request.cluster))
     else:
+        request, yielded = _fitted(request, limits, plan)
         finishing = _assert_possible(plan, request, limits, is_finish_due=is_due(snapshot.finish))
     show_plan(console, plan, request)
     for line in [*snapshot.elsewhere, finishing.note, _finish_again(snapshot.finish)]:
         if line:
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
+    for line in yielded:
+        console.print(line, highlight=False, soft_wrap=True)
     _show_cost(console, plan, request, limits)
     if request.dry_run:
         console.print("dry run: nothing was submitted or written")
@@ -119,6 +124,19 @@ def _plan(request: Request, ledger: Ledger, sent: Set[str] = frozenset()) -> tup
     can_wait = {run_id for run_id in in_queue if states.states[run_id].may_change}
     plan = make_plan(rows, request.runs, request.runtime, queued=in_queue, can_wait=can_wait)
     return plan, states
+
+
+def _fitted(request: Request, limits: Limits, plan: Plan) -> tuple[Request, list[str]]:
+    """The request with defaults that yield to what the partitions have, and a line about each that does."""
+    settings = request.cluster
+    common, told = fitted(settings.resources, limits, what="jobs")
+    lines = {} if told is None else {common: told}
+    by_phase = {}
+    for phase in dict.fromkeys((*(p.run.phase for p in plan.to_run), *settings.by_phase)):
+        by_phase[phase], told = fitted(settings.of_phase(phase), limits, what=f"phase {phase}")
+        if told is not None:
+            lines.setdefault(by_phase[phase], told)
+    return replace(request, cluster=replace(settings, resources=common, by_phase=by_phase)), list(lines.values())
 
 
 def _assert_possible(plan: Plan, request: Request, limits: Limits, *, is_finish_due: bool) -> Place:

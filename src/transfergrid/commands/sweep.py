@@ -26,6 +26,7 @@ from transfergrid.cluster.settle import settle
 from transfergrid.cluster.slurm_words import meaning
 from transfergrid.cluster.snapshot import import_path, take_snapshot_of_code
 from transfergrid.cluster.states import take_snapshot
+from transfergrid.cluster.yielding import fitted
 from transfergrid.commands import launch
 from transfergrid.commands.console import BAD_ARGUMENTS, OK, hashing_progress, make_console
 from transfergrid.commands.grid_file import write_grid_of
@@ -45,7 +46,7 @@ def sweep(arguments: Sequence[str]) -> int:
     asked = load_sweep(arguments, progress=hashing_progress())
     on_slurm = asked.launcher == "slurm"
     if on_slurm:
-        _assert_slurm_can(asked)
+        asked = _assert_slurm_can(asked)
     asked = _with_its_device(asked, on_slurm=on_slurm)
     request = asked.request
     tracking.validate(request.runtime, sends=not request.dry_run)
@@ -74,8 +75,11 @@ def sweep(arguments: Sequence[str]) -> int:
 
 
 # ------------------------------------------------------------------------------------------------------------- checking
-def _assert_slurm_can(asked: Sweep) -> None:
-    """Raises ConfigError where SLURM does not answer, keeps no accounts, or has no node for such a job."""
+def _assert_slurm_can(asked: Sweep) -> Sweep:
+    """The sweep as this cluster can carry it out.
+
+    Raises ConfigError where SLURM does not answer, keeps no accounts, or has no node for such a job.
+    """
     instead = "use jobs/launch_grid.py"
     if not slurm.answers():
         raise ConfigError(f"cluster={asked.request.cluster.name}: SLURM does not answer here; submit from a login node")
@@ -84,11 +88,15 @@ def _assert_slurm_can(asked: Sweep) -> None:
     # The launcher asks sacct alone how a job ended, and waits for ever for one that died without a word.
     if not limits.accounting or slurm.sacct(["1"], since=datetime.now(UTC)) is None:
         raise ConfigError(f"hydra/launcher=slurm needs SLURM's accounting (sacct), which is not there; {instead}")
+    resources, told = fitted(resources, limits, what="sweep")
+    if told is not None:
+        make_console().print(told, highlight=False, soft_wrap=True)
     assert_possible(resources, limits, what="sweep")
     if len(asked.request.configurations) > limits.max_array_size:
         raise ConfigError(
             f"a sweep is one job array, of at most {limits.max_array_size} runs on this cluster; {instead}"
         )
+    return replace(asked, request=replace(asked.request, cluster=asked.request.cluster.all_as(resources)))
 
 
 def _with_its_device(asked: Sweep, *, on_slurm: bool) -> Sweep:

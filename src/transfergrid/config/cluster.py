@@ -10,20 +10,23 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfergrid.config.compose import assign, nearest, parse_overrides
+from transfergrid.config.compose import asked_twice, nearest, nearest_resource, parse_overrides, set_overrides
+from transfergrid.config.notation import as_meant, as_name, whole_or_real
+from transfergrid.config.sbatch_options import checked_option
 from transfergrid.config.schema import Config
 from transfergrid.config.settings import choice, in_range
 from transfergrid.errors import ConfigError
-from transfergrid.resources import MAX_PACKED, ClusterSettings, Resources
+from transfergrid.resources import GPU_REQUESTS, MAX_PACKED, MEMORY, UNLIMITED, ClusterSettings, Resources
 from transfergrid.specs import PHASES
 
 STARTUP_S = 60  # until a job's first step: python, torch, the first batch
 SIGNAL_EARLY_S = 60  # SLURM may send the signal so much earlier than asked (sbatch --signal)
-RESOURCES = tuple(f.name for f in fields(Resources))
+RESOURCES = tuple(f.name for f in fields(Resources) if f.name != "defaults")
+YIELDING = ("cpus", "mem_gb", "timeout_min")  # whose defaults are no reason to refuse a job
 RANGES: dict[str, tuple[float, float]] = {
     "gpus": (0, 64),
     "cpus": (1, 1024),
-    "mem_gb": (0.1, 16384),
+    **dict.fromkeys(MEMORY, (0.1, 16384)),
     "timeout_min": (1, 60 * 24 * 365),
     "num_threads": (0, 1024),
     "array_parallelism": (0, 1_000_000),
@@ -32,6 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "max_requeues": (0, 100_000),
     "poll_s": (0.5, 3600),
 }
+_SPECIAL = {"mem_gb": 0, "timeout_min": UNLIMITED}  # all of the node; no limit
 # What users of a cluster set for all their jobs.
 SITE_DEFAULTS = {
     "partition": "SBATCH_PARTITION",
@@ -40,13 +44,6 @@ SITE_DEFAULTS = {
     "constraint": "SBATCH_CONSTRAINT",
     "wckey": "SBATCH_WCKEY",
 }
-# Options of sbatch that the launcher sets itself: by them jobs are found, ordered and told to save.
-OWN_OPTIONS = (
-    *("array", "dependency", "error", "job-name", "kill-on-invalid-dep", "open-mode", "output", "parsable"),
-    *("signal", "test-only", "wait", "wrap"),
-)
-KEY_OF = {"time": "timeout_min", "mem": "mem_gb", "cpus-per-task": "cpus"}
-OWN_KEYS = {"partition", "account", "qos", "constraint", "time", "mem", "cpus-per-task", "exclude", "wckey"}
 _TEXT = ("partition", "finish_partition", "account", "qos", "constraint", "gpu_type", "wckey", "exclude")
 
 
@@ -57,28 +54,24 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
         for key, variable in SITE_DEFAULTS.items():  # else they would outweigh the job script's own lines
             values[key] = values[key] if values[key] is not None else os.environ.get(variable) or None
     choice("cluster.kind", values["kind"], ("auto", "local", "slurm"))
-    for key, (low, high) in RANGES.items():
-        in_range(f"cluster.{key}", values[key], low, high)
+    choice("cluster.gpu_request", values["gpu_request"], GPU_REQUESTS)
+    for key in RANGES:
+        _check_range(f"cluster.{key}", key, values[key])
     for key in _TEXT:
         _check_text(f"cluster.{key}", values[key])
+    defaults = frozenset(key for key in YIELDING if key not in values["asked"])
+    resources = Resources(**{key: values[key] for key in RESOURCES}, defaults=defaults)
+    by_phase = {str(p): _of_phase(str(p), given, resources) for p, given in values["by_phase"].items()}
+    for asked in (resources, *by_phase.values()):
+        if asked.mem_per_gpu_gb is not None and not (asked.gpus or by_phase):
+            raise ConfigError("cluster.mem_per_gpu_gb asks for memory by GPUs, and cluster.gpus=0; give cluster.mem_gb")
+    gpus = bool(resources.gpus) or any(asked.gpus for asked in by_phase.values())
+    options: dict[str, str | bool] = {}
     for key, value in values["sbatch"].items():
-        if key in ("M", "cluster", "clusters"):  # sbatch takes the beginning of a name for the name
-            raise ConfigError(
-                f"cluster.sbatch: {key!r} would be followed by sbatch alone; export SLURM_CLUSTERS={value} instead,"
-                " which every command follows"
-            )
-        if not re.fullmatch(r"[a-z][a-z-]*", str(key)):
-            raise ConfigError(f"cluster.sbatch: {key!r} is not an option of sbatch; write it as {{mail-type: END}}")
-        if any(own.startswith(str(key)) for own in OWN_OPTIONS):  # sbatch takes the beginning of a name for the name
-            raise ConfigError(f"cluster.sbatch: {key!r} is set by the launcher itself; leave it out")
-        if key in OWN_KEYS:
-            raise ConfigError(f"cluster.sbatch: {key!r} has a key of its own, cluster.{KEY_OF.get(str(key), key)}=")
-        if value is None or value is False:
-            raise ConfigError(
-                f"cluster.sbatch.{key}={value} is no value of an option; leave it out, or give true to set it"
-            )
-        if value is not True:  # as {hold: true}
-            _check_text(f"cluster.sbatch.{key}", str(value))
+        name, option = checked_option(key, value, gpus=gpus)
+        if option is not True:  # as {hold: true}
+            _check_text(f"cluster.sbatch.{key}", option)
+        options[name] = option
     for line in values["setup"]:
         if "\n" in line or "\0" in line:
             raise ConfigError("cluster.setup: one line of shell each; give a list")
@@ -88,19 +81,18 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
         raise ConfigError(
             f"cluster.scratch_dir={values['scratch_dir']!r} is no folder of a node; give one from its root, or $TMPDIR"
         )
-    resources = Resources(**{key: values[key] for key in RESOURCES})
     settings = ClusterSettings(
         name=values["name"],
         kind=values["kind"],
         resources=resources,
-        by_phase={str(p): _of_phase(str(p), given, resources) for p, given in values["by_phase"].items()},
+        by_phase=by_phase,
         setup=tuple(values["setup"]),
-        sbatch={str(k): v if v is True else str(v) for k, v in values["sbatch"].items()},
+        sbatch=options,
         **{
             key: values[key]
             for key in (
                 *("finish_partition", "array_parallelism", "runs_per_job", "signal_delay_s", "max_requeues", "wckey"),
-                *("exclude", "python", "stage_folders", "scratch_dir", "poll_s"),
+                *("exclude", "python", "stage_folders", "scratch_dir", "gpu_request", "poll_s"),
             )
         },
     )
@@ -120,13 +112,15 @@ def plain(node: DictConfig) -> dict[str, Any]:
 def changed_cluster(stored: Mapping[str, Any], overrides: Sequence[str]) -> DictConfig:
     """What plain() gave, with `cluster.<key>=<value>` of a command line applied. Raises ConfigError for other keys."""
     config = OmegaConf.structured(Config)
+    config.cluster.asked = list(YIELDING)  # of a launch that did not say what was
     for key, value in stored.items():
         OmegaConf.update(config, f"cluster.{key}", value, merge=False, force_add=True)
-    for override in parse_overrides(overrides):
+    parsed = parse_overrides(overrides)
+    for override in parsed:
         key = str(override.key_or_group)
         if not key.startswith("cluster."):
             raise ConfigError(f"{key}= cannot be changed for a retry; cluster.* can, the rest needs a launch")
-        assign(config, key, override.value(), where="")
+    set_overrides(config, parsed)
     node = config.cluster
     assert isinstance(node, DictConfig)
     return node
@@ -138,22 +132,26 @@ def _of_phase(phase: str, given: Any, resources: Resources) -> Resources:
         raise ConfigError(f"cluster.by_phase: unknown phase {phase!r}{nearest(phase, PHASES)}")
     if not isinstance(given, dict):
         raise ConfigError(f"{where}={given!r} is not a dictionary; it is written {{{phase}: {{mem_gb: 32}}}}")
-    number: dict[str, tuple[type, ...]] = {
-        "gpus": (int,),
-        "cpus": (int,),
-        "timeout_min": (int,),
-        "mem_gb": (int, float),
-    }
+    if twice := asked_twice(given, f"{where}."):
+        raise ConfigError(twice)
+    values: dict[str, Any] = dict.fromkeys(MEMORY) if any(given.get(key) is not None for key in MEMORY) else {}
     for key, value in given.items():
         if key not in RESOURCES:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest(str(key), RESOURCES)}")
-        if key in number:
-            if isinstance(value, bool) or not isinstance(value, number[key]):
-                raise ConfigError(f"{where}.{key}={value!r} is not a number")
-            in_range(f"{where}.{key}", value, *RANGES[key])
+            raise ConfigError(f"{where}: unknown key {key!r}{nearest_resource(str(key), RESOURCES)}")
+        if key in RANGES:
+            values[key] = whole_or_real(key, value, where=f"{where}.{key}")
+            _check_range(f"{where}.{key}", key, values[key])
         else:
-            _check_text(f"{where}.{key}", value)
-    return replace(resources, **given)
+            values[key] = as_name(as_meant(key, value, where=""), where=f"{where}.{key}")
+            _check_text(f"{where}.{key}", values[key])
+    asked = replace(resources, **values, defaults=resources.defaults - {*values})
+    # Memory by GPU is of the phases that have one.
+    return asked if asked.gpus or "mem_per_gpu_gb" in given else replace(asked, mem_per_gpu_gb=None)
+
+
+def _check_range(where: str, key: str, value: Any) -> None:
+    if value is not None and not (key in _SPECIAL and value == _SPECIAL[key]):
+        in_range(where, value, *RANGES[key])
 
 
 def _check_text(key: str, value: Any) -> None:
@@ -162,9 +160,9 @@ def _check_text(key: str, value: Any) -> None:
         raise ConfigError(f"{key}={value!r} is not a name that SLURM takes; one word, without spaces or quotes")
 
 
-def _check_time(key: str, timeout_min: int, signal_delay_s: int) -> None:
+def _check_time(key: str, timeout_min: int | None, signal_delay_s: int) -> None:
     needed_s = signal_delay_s + SIGNAL_EARLY_S + STARTUP_S
-    if timeout_min * 60 < needed_s:
+    if timeout_min is not None and timeout_min != UNLIMITED and timeout_min * 60 < needed_s:
         raise ConfigError(
             f"{key}={timeout_min} leaves a job no time: cluster.signal_delay_s={signal_delay_s} before"
             f" its end it is told to save, up to {SIGNAL_EARLY_S} s earlier, and it needs {STARTUP_S} s to start; give"

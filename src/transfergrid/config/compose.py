@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from functools import cache, lru_cache
@@ -19,9 +19,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from transfergrid.config.cluster_file import read_cluster_file
+from transfergrid.config.notation import as_meant
 from transfergrid.config.schema import Config
 from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import ConfigError
+from transfergrid.resources import MEMORY
 
 GROUPS = ("grid", "dataset", "phase", "cluster", "tracking")
 _OPEN_NODES = (
@@ -68,6 +71,8 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
             )
         if override.is_sweep_override():
             told = _QUOTE if key in _NAMES or key.startswith(_OF_A_BACKBONE) else "a list is written key=[a,b]"
+            if key.startswith("cluster.") and _is_text(key):
+                told = f"as one text it is written '{key}=\"{_typed(override)}\"'"
             raise ConfigError(f"{argument!r} gives several values where one is needed; {told}")
         if key in seen:
             raise ConfigError(f"{key!r} is given twice; give it once")
@@ -109,13 +114,69 @@ def compose_config(arguments: Sequence[str]) -> DictConfig:
     replaces the grid file's whole, as a list does, and `grid.variants.mine={...}` adds one entry.
     """
     parsed = parse_overrides(arguments)
-    groups = [str(o.input_line) for o in parsed if str(o.key_or_group) in GROUPS]
+    chosen = {str(o.key_or_group): o for o in parsed if str(o.key_or_group) in GROUPS}
+    groups = [str(o.input_line) for group, o in chosen.items() if group != "cluster"]
     config = deepcopy(_composed(conf_dir(), tuple(groups)))
-    for override in parsed:
-        key = str(override.key_or_group)
-        if key not in GROUPS:
-            assign(config, key, override.value(), where="")
+    cluster = str(chosen["cluster"].value()) if "cluster" in chosen else "auto"
+    for path, values in read_cluster_file(conf_dir() / "cluster" / f"{cluster}.yaml"):
+        set_cluster(config, {"name": cluster} | values, where=f"{path}: ")
+    set_overrides(config, parsed)
     return config
+
+
+def set_overrides(config: DictConfig, parsed: Sequence[Override]) -> None:
+    """What a command line sets, groups excepted. Raises ConfigError that says what a key takes."""
+    given = {str(o.key_or_group): _value(o) for o in parsed if str(o.key_or_group) not in GROUPS}
+    of_cluster = {key.removeprefix("cluster."): v for key, v in given.items() if key.startswith("cluster.")}
+    set_cluster(config, of_cluster, where="")
+    for key, value in given.items():
+        if not key.startswith("cluster."):
+            assign(config, key, value, where="")
+
+
+def set_cluster(config: DictConfig, values: Mapping[str, Any], *, where: str) -> None:
+    """What one file or one command line says of `cluster`, by keys without that word. It is remembered as asked for.
+
+    One way of asking for memory takes the place of what an earlier layer said. Raises ConfigError, opened by `where`.
+    """
+    if twice := asked_twice(values):
+        raise ConfigError(f"{where}{twice}")
+    changed = dict(values)
+    if any(values.get(key) is not None for key in MEMORY):
+        changed = dict.fromkeys(MEMORY) | changed
+    for name, value in changed.items():
+        key = f"cluster.{name}"
+        if not _is_known(key):
+            raise ConfigError(f"{where}unknown key {name!r}{_nearest_key(key)}")
+        try:
+            meant = as_meant(name.rpartition(".")[2], value, where=key)
+        except ConfigError as error:
+            raise ConfigError(f"{where}{error}") from error
+        assign(config, key, meant, where=where)
+    config.cluster.asked = sorted({*config.cluster.asked, *changed})
+
+
+def asked_twice(values: Mapping[str, Any], of: str = "cluster.") -> str | None:
+    """That more than one way of asking for memory is given; else None."""
+    given = [f"{of}{key}={values[key]}" for key in MEMORY if values.get(key) is not None]
+    return f"{' and '.join(given)} both ask for memory; give one of {', '.join(MEMORY)}" if len(given) > 1 else None
+
+
+def _value(override: Override) -> Any:
+    """As it was typed where the key takes a text: Hydra's grammar would make 12000.0 of an account 12e3."""
+    value = override.value()
+    return _typed(override) if _is_text(str(override.key_or_group)) and isinstance(value, (int, float)) else value
+
+
+def _typed(override: Override) -> str:
+    return str(override.input_line).partition("=")[2]
+
+
+def _is_text(key: str) -> bool:
+    """Whether a key takes a text, those in by_phase included."""
+    if key.startswith("cluster.by_phase."):
+        key = "cluster." + key.rpartition(".")[2]
+    return str in (_types().get(key), *get_args(_types().get(key))) and get_origin(_types()[key]) in (None, UnionType)
 
 
 @lru_cache(maxsize=64)
@@ -169,6 +230,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
+def nearest_resource(name: str, known: Sequence[str]) -> str:
+    """As nearest(), by SLURM's own names too."""
+    other = _OTHER_NAMES.get(name.replace("-", "_"), "").removeprefix("cluster.")
+    return f"; did you mean {other!r}?" if other in known else nearest(name, known)
+
+
 def _check_choice(group: str, value: Any) -> None:
     if not isinstance(value, str) or value not in choices(group):
         raise ConfigError(f"unknown {group} {str(value)!r}{nearest(str(value), choices(group))}")
@@ -212,6 +279,8 @@ def _types() -> dict[str, Any]:
         hints = get_type_hints(type(node))
         found: dict[str, Any] = {}
         for f in fields(node):
+            if not f.metadata.get("is_key", True):
+                continue
             found[prefix + f.name] = hints[f.name]
             if is_dataclass(value := getattr(node, f.name)):
                 found |= walk(f"{prefix}{f.name}.", value)
@@ -224,8 +293,25 @@ def _is_known(key: str) -> bool:
     return key in _types() or any(key.startswith(f"{node}.") for node in _OPEN_NODES)
 
 
+# What SLURM and others call what has a key of its own here.
+_OTHER_NAMES = {
+    **dict.fromkeys(("time", "time_min", "time_limit", "walltime", "timeout", "timelimit"), "cluster.timeout_min"),
+    **dict.fromkeys(("mem", "memory", "mem_per_node", "ram"), "cluster.mem_gb"),
+    **{"mem_per_cpu": "cluster.mem_per_cpu_gb", "mem_per_gpu": "cluster.mem_per_gpu_gb"},
+    **dict.fromkeys(("gpu", "gres", "gpus_per_node", "gpus_per_task", "ngpus", "num_gpus"), "cluster.gpus"),
+    **dict.fromkeys(("cpu", "cpus_per_task", "ncpus", "num_cpus", "cores"), "cluster.cpus"),
+    **{"queue": "cluster.partition", "project": "cluster.account", "modules": "cluster.setup"},
+    **dict.fromkeys(
+        ("comment", "nodelist", "mail_type", "mail_user", "reservation", "hold", "begin"), "cluster.sbatch"
+    ),
+    **dict.fromkeys(("nice", "licenses", "exclusive", "export", "options", "sbatch_options"), "cluster.sbatch"),
+}
+
+
 def _nearest_key(key: str) -> str:
     known = list(_types())
+    if key.startswith("cluster.") and (name := _OTHER_NAMES.get(key.removeprefix("cluster.").replace("-", "_"))):
+        return f"; did you mean {name!r}?" + (" (with cluster.gpu_type)" if name == "cluster.gpus" else "")
     same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1] and "." in k]
     if same_leaf and "." not in key:
         return f"; did you mean {' or '.join(map(repr, same_leaf))}?"

@@ -31,6 +31,8 @@ def help_for(script: str, purpose: str, examples: Sequence[str], *, keys: bool =
 def _defaults(prefix: str, node: Any) -> list[tuple[str, Any]]:
     found: list[tuple[str, Any]] = []
     for f in fields(node):
+        if not f.metadata.get("is_key", True):
+            continue
         value = getattr(node, f.name)
         found += _defaults(f"{prefix}{f.name}.", value) if is_dataclass(value) else [(prefix + f.name, value)]
     return found

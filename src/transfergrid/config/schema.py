@@ -110,6 +110,7 @@ SCRATCH_DEFAULTS: dict[str, Any] = _COMMON | {
 # Of the data set where nobody sets them: what stands above is for data that fill enough steps, see batches.py.
 _BY_SIZE = ("epochs", "batch_size")
 FROM_ABOVE = {"class_weights": "${class_weights}"}  # one key for all phases, which a phase's own overrides
+NO_KEY = {"is_key": False}  # of fields that stand in the configuration and that nobody sets
 _NOT_CONFIGURED = {"image_size_px"}  # of the scratch settings: it comes from dataset.image_size_px
 
 
@@ -217,6 +218,7 @@ class ClusterConfig:
     """docs/slurm.md. num_threads: CPU threads per run; 0 = the cores its process may use.
 
     by_phase: {phase: {key: value}} for phases that ask for other resources. sbatch: further options of sbatch.
+    asked: the keys that a file or a command line set; what is none of them is a default, and yields to the cluster.
     """
 
     name: str = "auto"
@@ -230,8 +232,11 @@ class ClusterConfig:
     gpus: int = 1
     gpu_type: str | None = None
     cpus: int = 4
-    mem_gb: float = 16.0
-    timeout_min: int = 240
+    mem_gb: float | None = 16.0
+    mem_per_cpu_gb: float | None = None
+    mem_per_gpu_gb: float | None = None
+    timeout_min: int | None = 240
+    gpu_request: str = "auto"
     by_phase: dict[str, Any] = field(default_factory=dict)
     array_parallelism: int = 0
     runs_per_job: int = 1
@@ -245,6 +250,7 @@ class ClusterConfig:
     stage_folders: bool = False
     scratch_dir: str = "/tmp"
     poll_s: float = 10.0
+    asked: list[str] = field(default_factory=list, metadata=NO_KEY)
 
 
 @dataclass

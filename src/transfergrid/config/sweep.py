@@ -129,6 +129,8 @@ def _check_launcher(sweep: Sweep) -> None:
         )
     if not sweep.request.needs_only_checked:
         raise ConfigError("needs=run: the jobs of a sweep do not wait for each other; jobs/launch_grid.py orders them")
+    if sweep.resources.time_min in (0, math.inf):
+        raise ConfigError("hydra-submitit-launcher needs a time of its jobs; give cluster.timeout_min=")
     if cluster.python is not None:
         raise ConfigError("cluster.python cannot be handed on by hydra-submitit-launcher; use jobs/launch_grid.py")
     phases = list(dict.fromkeys(c.run.phase for c in sweep.request.configurations))
@@ -204,7 +206,8 @@ def run_sweep(
     }
     if sweep.launcher == "slurm":  # options of sbatch by whatever name, which slurm.yaml cannot take from `cluster`
         cluster = sweep.request.cluster
-        options = cluster.sbatch | ({"wckey": cluster.wckey} if cluster.wckey else {})
+        own = {"partition", "account", "qos", "constraint", "exclude", "time", "cpus-per-task"}  # named in slurm.yaml
+        options = {key: value for key, value in cluster.options(sweep.resources).items() if key not in own}
         values["hydra"] = {"launcher": {"additional_parameters": options}}
     ConfigStore.instance().store(name="sweep_values", node=values)
 
@@ -223,16 +226,13 @@ def run_sweep(
 
 def _of_cluster(cluster: ClusterSettings, asked: Resources, *, runs: int, setup: Path | None) -> dict[str, Any]:
     """What conf/hydra/launcher/slurm.yaml names, in the launcher's own units and types."""
-    kind = "gpu" if asked.gpu_type is None else f"gpu:{asked.gpu_type}"
     return {
         "partition": asked.partition,
         "account": asked.account,
         "qos": asked.qos,
         "constraint": asked.constraint,
         "exclude": cluster.exclude,
-        "gres": f"{kind}:{asked.gpus}" if asked.gpus else None,
         "cpus": asked.cpus,
-        "mem_gb": math.ceil(asked.mem_gb),
         "timeout_min": asked.timeout_min,
         "signal_delay_s": cluster.signal_delay_s,
         "array_parallelism": cluster.array_parallelism or runs,
