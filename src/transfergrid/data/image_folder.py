@@ -78,7 +78,7 @@ def find(*, folder: Path) -> None:
 
 def image_files(folder: Path) -> list[str]:
     """Every image below a folder, by name, sorted, relative to it; hidden files and folders do not count."""
-    return sorted(path.removeprefix("./") for path in _images_below(folder, "."))
+    return sorted(path.removeprefix("./") for path in _images_below(folder, ".", dangling=True))
 
 
 class FolderImages:
@@ -188,14 +188,30 @@ def _classes(folder: Path, split_folder: str) -> dict[str, list[str]]:
     return classes
 
 
-def _images_below(folder: Path, relative: str) -> list[str]:
-    found: list[str] = []
-    with os.scandir(folder / relative) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                found += _images_below(folder, f"{relative}/{entry.name}")
-            elif entry.name.lower().endswith(SUFFIXES):
-                found.append(f"{relative}/{entry.name}")
+def _images_below(
+    folder: Path, relative: str, above: tuple[tuple[int, int], ...] = (), *, dangling: bool = False
+) -> list[str]:
+    """above: device and inode of the folders that lead here. dangling: keep links to nothing, to be named later.
+
+    Raises DataError for what is no file or folder to read.
+    """
+    path = folder / relative
+    try:
+        found: list[str] = []
+        stat = os.stat(path)
+        here = (stat.st_dev, stat.st_ino)
+        if here in above:
+            raise DataError(f"{path} is a link to a folder that holds it; remove the link")
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    found += _images_below(folder, f"{relative}/{entry.name}", (*above, here), dangling=dangling)
+                elif entry.name.lower().endswith(SUFFIXES):
+                    if not entry.is_file() and not (dangling and not os.path.exists(entry.path)):
+                        raise DataError(f"{entry.path} is a pipe, a device or a link to nothing; mend or remove it")
+                    found.append(f"{relative}/{entry.name}")
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read ({error.strerror}); mend or remove it") from error
     return found
