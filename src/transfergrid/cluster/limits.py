@@ -301,8 +301,6 @@ def assert_possible(resources: Resources, limits: Limits, *, what: str) -> None:
             raise ConfigError(f"{what}: cluster.{key}={name!r} is none that you may use{_nearest(name, sorted(known))}")
     if resources.qos in limits.gpu_qos and not resources.gpus:
         raise ConfigError(f"{what}: QOS {resources.qos} starts no job without a GPU; give cluster.gpus=1")
-            f"{what}: QOS {resources.qos} starts no job without a GPU; give cluster.gpus=1 or another QOS"
-        )
     max_time_min = limits.qos_max_time_min.get(resources.qos or "")
     if max_time_min is not None and resources.time_min > max_time_min:
         raise ConfigError(

@@ -16,6 +16,7 @@ from typing import Any
 from transfergrid import durable
 from transfergrid.data._decode import Depth, PictureFacts, picture_facts
 from transfergrid.data._formats import MAX_MEGAPIXELS
+from transfergrid.data._image_size import unreadable
 from transfergrid.data._threads import in_threads
 from transfergrid.specs import digest, safe_name
 
@@ -70,7 +71,10 @@ def _state(path: Path) -> str:
 
 
 def _content(path: Path, max_megapixels: float) -> str:
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise unreadable(path, error) from error
     found = picture_facts(path, content, max_megapixels=max_megapixels)
     extremes = "" if found.depth == "8-bit" else f" {found.low!r} {found.high!r}"
     size = f"{found.width_px}x{found.height_px} {found.depth} {'turned' if found.turned else 'upright'}"

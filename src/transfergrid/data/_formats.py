@@ -47,9 +47,12 @@ def why_unread(name: str) -> str | None:
 
 
 def opened(source: Path | IO[bytes]) -> ImageFile:
-    """Pillow's image of a file, its pixels not read yet. Raises what Pillow raises."""
+    """Pillow's image of a file, its pixels not read yet. Raises what Pillow raises, and OSError for a pipe or a device,
+    of which reading might never end."""
     from PIL import Image
 
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise OSError("is a pipe, a device or a folder")
     return Image.open(source, formats=_decoders())
 
 

@@ -96,8 +96,8 @@ def find(*, folder: Path) -> None:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Every image below a folder, by name, sorted, relative to it, also those of a kind that is not read on this
-    machine; hidden files and folders do not count."""
+    """Every image below a folder, by name, sorted, relative to it, whatever becomes of reading it; hidden files and
+    folders do not count."""
     return sorted(path.removeprefix("./") for path in _images_below(folder, ".", unread=True))
 
 
@@ -216,15 +216,33 @@ def _classes(folder: Path, split_folder: str) -> dict[str, list[str]]:
     return classes
 
 
-def _images_below(folder: Path, relative: str, *, unread: bool = False) -> list[str]:
-    """unread: also pictures of a kind that is not read on this machine."""
-    found: list[str] = []
-    with os.scandir(folder / relative) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            if entry.is_dir():
-                found += _images_below(folder, f"{relative}/{entry.name}", unread=unread)
-            elif entry.name.lower().endswith(suffixes()) or (unread and why_unread(entry.name)):
-                found.append(f"{relative}/{entry.name}")
+def _images_below(
+    folder: Path, relative: str, above: tuple[tuple[int, int], ...] = (), *, unread: bool = False
+) -> list[str]:
+    """above: device and inode of the folders that lead here. unread: also what cannot be read on this machine, links to
+    nothing and pipes among it, to be named when it is read.
+
+    Raises DataError for what is no file or folder to read.
+    """
+    path = folder / relative
+    try:
+        found: list[str] = []
+        stat = os.stat(path)
+        here = (stat.st_dev, stat.st_ino)
+        if here in above and unread:
+            return []  # all of it is there already
+        if here in above:
+            raise DataError(f"{path} is a link to a folder that holds it; remove the link")
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # a link may lead to itself
+                    found += _images_below(folder, f"{relative}/{entry.name}", (*above, here), unread=unread)
+                elif entry.name.lower().endswith(suffixes()) or (unread and why_unread(entry.name)):
+                    if not (unread or entry.is_file()):
+                        raise DataError(f"{entry.path} is a pipe, a device or a link to nothing; mend or remove it")
+                    found.append(f"{relative}/{entry.name}")
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read ({error.strerror}); mend or remove it") from error
     return found

@@ -187,4 +187,4 @@ def _write_csv(path: Path, fold: Fold, logits_NC: Logits, class_names: tuple[str
         fold.index_N.tolist(), fold.labels_N.tolist(), logits_NC.argmax(1).tolist(), probability_N.tolist(), strict=True
     ):
         writer.writerow([index, class_names[label], class_names[predicted], f"{probability:.4f}"])
-    durable.write_bytes(path, text.getvalue().encode())
+    durable.write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))

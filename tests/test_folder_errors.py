@@ -1,0 +1,59 @@
+"""What a file system refuses in a folder of images ends in one named error, and a pipe is not opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transfergrid.data import image_folder
+from transfergrid.data._decode import decode
+from transfergrid.data.damaged import DamagedImage
+from transfergrid.errors import DataError
+from transfergrid.folds import Fold
+from transfergrid.phases.evaluate import _write_csv
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: os.mkfifo(path), "x.png is a pipe, a device or a link to nothing"),
+        (lambda path: path.symlink_to("/nowhere/at/all.png"), "x.png is a pipe, a device or a link to nothing"),
+        (lambda path: path.symlink_to("x.png"), "x.png is a pipe, a device or a link to nothing"),
+        (lambda path: path.symlink_to(path.parent), "x.png is a link to a folder that holds it"),
+    ],
+    ids=["pipe", "dangling", "link to itself", "link to its parent"],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "0.png").touch()
+    make(tmp_path / "train/cat/x.png")
+
+    with pytest.raises(DataError, match=message):
+        image_folder.find(folder=tmp_path)
+
+
+def test_predictions_name_classes_that_are_not_utf8(tmp_path: Path) -> None:
+    names = (os.fsdecode(b"caf\xe9"), "dog")
+    fold = Fold("test", np.array([0]), np.array([1]))
+
+    _write_csv(tmp_path / "predictions.csv", fold, np.array([[0.0, 0.0]], dtype=np.float32), names)
+
+    assert (tmp_path / "predictions.csv").read_bytes().splitlines()[1] == b"0,dog,caf\xe9,0.5000"
+
+
+def test_predict_keeps_what_cannot_be_read_to_name_it_and_opens_no_pipe(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b.png").symlink_to("/nowhere/at/all.png")
+    (tmp_path / "c.png").symlink_to("c.png")
+    os.mkfifo(tmp_path / "d.png")
+    (tmp_path / "self").symlink_to(".")
+    assert image_folder.image_files(tmp_path) == ["a.png", "b.png", "c.png", "d.png"]
+    for name in ("b.png", "c.png", "d.png"):
+        with pytest.raises(DamagedImage) as refused:
+            decode(tmp_path / name)
+        assert refused.value.path == tmp_path / name
