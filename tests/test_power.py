@@ -1,9 +1,10 @@
 from math import comb
 
 import pytest
+from mcnemar_power import mcnemar_power
 
 from transfergrid.evaluation import mcnemar_exact
-from transfergrid.report.power import images_needed, mcnemar_power, needed, power, seeds_needed
+from transfergrid.report.power import images_needed, needed, power, seeds_needed
 from transfergrid.report.statistics import PairedComparison, Variances
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mcnemar_power import mcnemar_power
 
 from transfergrid.evaluation import mcnemar_exact
 from transfergrid.report.paired_rows import verdict
-from transfergrid.report.power import mcnemar_power, power
+from transfergrid.report.power import power
 from transfergrid.report.statistics import Variances, compare, holm
 
 # M models, S seeds, N test images

@@ -93,7 +93,7 @@ class GridBuilder:
             named = [self._dataset_scope(dataset).dataset.spec.name for dataset in datasets]
             self.name = named_by_datasets(self.name, named)
         variants: dict[str, dict[str, Any]] = {} if grid.only_variants else {"": {}}
-        variants |= variants_of(grid.variants, "grid.variants")
+        variants |= variants_of(grid.variants)
         if not variants:
             raise ConfigError("grid.only_variants=true leaves no row, because grid.variants is empty; give a variant")
         rules = self._rules()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, cast
 
 from omegaconf import DictConfig, OmegaConf
@@ -19,14 +18,14 @@ from transfergrid.specs import (
     Phase,
 )
 
-FolderProgress = Callable[[int, int], None]
 
-
-def variants_of(node: DictConfig, where: str) -> dict[str, dict[str, Any]]:
+def variants_of(node: DictConfig) -> dict[str, dict[str, Any]]:
     values = cast(dict[str, Any], OmegaConf.to_container(node))
     for name, changes in values.items():
         if not isinstance(changes, dict):
-            raise ConfigError(f"{where}.{name}={changes!r} must hold key: value pairs, as {{phase.finetune.lr: 0.1}}")
+            raise ConfigError(
+                f"grid.variants.{name}={changes!r} must hold key: value pairs, as {{phase.finetune.lr: 0.1}}"
+            )
     return {name: _flatten(changes) for name, changes in values.items()}
 
 

@@ -9,8 +9,6 @@ import math
 from bisect import bisect_left
 from statistics import NormalDist
 
-import numpy as np
-
 from transfergrid.report.statistics import CONFIDENCE, MeanSquares, PairedComparison, Variances, spread_of_mean
 
 LEVEL = 1 - CONFIDENCE
@@ -48,36 +46,13 @@ def power(difference: float, variances: Variances, *, seeds: int, images: int) -
     return found / STEPS
 
 
-def mcnemar_power(difference: float, disagreement: float, *, images: int) -> float:
-    """Probability that the exact McNemar test finds p < 5 %; disagreement: share of images that one of both has right.
-
-    Exact: binomial in how many images they disagree on, then in how many of those a has right.
-    """
-    from scipy.special import bdtr, gammaln, xlog1py, xlogy
-
-    assert 0 < disagreement <= 1 and abs(difference) <= disagreement, (difference, disagreement)
-    spread = 8 * math.sqrt(images * disagreement) + 8
-    low, high = max(0, int(images * disagreement - spread)), min(images, int(images * disagreement + spread))
-    n_D = np.arange(low, high + 1)
-    log_D = gammaln(images + 1) - gammaln(n_D + 1) - gammaln(images - n_D + 1)
-    chance_D = np.exp(log_D + xlogy(n_D, disagreement) + xlog1py(images - n_D, -disagreement))
-    share = (1 + difference / disagreement) / 2  # of the disagreements, those that a has right
-    found = 0.0
-    for n, chance in zip(n_D.tolist(), chance_D.tolist(), strict=True):
-        tail_K = bdtr(np.arange(n // 2 + 1), n, 0.5)
-        rejected = int(np.searchsorted(2 * tail_K, LEVEL))  # at most so many minus one on the rarer side
-        if rejected:
-            found += chance * float(bdtr(rejected - 1, n, share) + bdtr(rejected - 1, n, 1 - share))
-    return found
-
-
-def images_needed(comparison: PairedComparison, *, difference: float | None = None) -> int | None:
-    """Test images that would show this difference (default: the observed one) with 80 % power; None = no number would.
+def images_needed(comparison: PairedComparison) -> int | None:
+    """Test images that would show the observed difference with 80 % power; None = no number would.
 
     One seed: Connor 1987, "Sample size for testing differences in proportions for the paired-sample design". Several:
     with as many seeds as there are; where the seeds differ too much, more images cannot help.
     """
-    sought = _sought(comparison, difference)
+    sought = _sought(comparison)
     if comparison.seeds == 1:
         disagreement = max(comparison.variances.image + comparison.difference**2, sought)
         z, z_power = NormalDist().inv_cdf(1 - LEVEL / 2), NormalDist().inv_cdf(POWER)
@@ -89,15 +64,15 @@ def images_needed(comparison: PairedComparison, *, difference: float | None = No
     return candidates[at] if at < len(candidates) else None
 
 
-def seeds_needed(comparison: PairedComparison, *, difference: float | None = None) -> int | None:
-    """Seeds, on the same test images, that would show this difference with 80 % power; None = no number would.
+def seeds_needed(comparison: PairedComparison) -> int | None:
+    """Seeds, on the same test images, that would show the observed difference with 80 % power; None = no number would.
 
     None also for a comparison of one seed, which cannot say how much seeds differ.
     """
     if comparison.seeds == 1:
         return None
     candidates = range(2, MOST_SEEDS + 1)
-    sought, images, variances = _sought(comparison, difference), comparison.images, comparison.variances
+    sought, images, variances = _sought(comparison), comparison.images, comparison.variances
     at = bisect_left(candidates, POWER, key=lambda seeds: power(sought, variances, seeds=seeds, images=images))
     return candidates[at] if at < len(candidates) else None
 
@@ -117,8 +92,8 @@ def needed(comparison: PairedComparison) -> str:
     return f"neither {MOST_SEEDS:,} seeds nor more test images alone would be enough {aim}"
 
 
-def _sought(comparison: PairedComparison, difference: float | None) -> float:
-    return abs(comparison.difference if difference is None else difference) or SMALLEST_DIFFERENCE
+def _sought(comparison: PairedComparison) -> float:
+    return abs(comparison.difference) or SMALLEST_DIFFERENCE
 
 
 def _rounded(count: int) -> str:

@@ -240,13 +240,13 @@ def line_look(number: int) -> tuple[str, str, str]:
     return COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)], MARKERS[number % len(MARKERS)]
 
 
-def legend_below(figure: Figure, handles: Sequence[Artist], texts: Sequence[str], *, per_line: int = 5) -> None:
+def legend_below(figure: Figure, handles: Sequence[Artist], texts: Sequence[str]) -> None:
     """One legend for the whole figure, outside of the axes."""
     figure.legend(
         list(handles),
         list(texts),
         loc="outside lower center",
-        ncols=min(per_line, len(texts)),
+        ncols=min(5, len(texts)),
         handlelength=2.6,
     )
 
