@@ -237,10 +237,11 @@ def _images_below(
             for entry in entries:
                 if entry.name.startswith("."):
                     continue
-                if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # a link may lead to itself
+                kind = Path(entry.path) if entry.is_symlink() else entry  # a link may lead to itself
+                if kind.is_dir():
                     found += _images_below(folder, f"{relative}/{entry.name}", (*above, here), unread=unread)
                 elif entry.name.lower().endswith(suffixes()) or (unread and why_unread(entry.name)):
-                    if not (unread or entry.is_file()):
+                    if not (unread or kind.is_file()):
                         raise DataError(f"{entry.path} is a pipe, a device or a link to nothing; mend or remove it")
                     found.append(f"{relative}/{entry.name}")
     except OSError as error:
