@@ -23,7 +23,7 @@ from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.slurm import SlurmRefused
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.cluster.submit import Sender
-from transfergrid.commands.on_slurm import _send
+from transfergrid.commands.places import send_what_fits
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.resources import ClusterSettings, Resources
@@ -216,7 +216,7 @@ def sent_with(places: Places, runs: int) -> tuple[int, str]:
         [planned(scratch_run(seed)) for seed in range(runs)], SETTINGS, grid="g", launch="x-1", max_array_size=1001
     )
     said = Console(file=StringIO(), width=300)
-    left = _send(said, cast(Sender, places), groups)
+    left = send_what_fits(said, cast(Sender, places), groups)
     return left, cast(Any, said.file).getvalue()
 
 

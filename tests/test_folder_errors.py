@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from transfergrid.data import image_folder
 from transfergrid.data._decode import decode
+from transfergrid.data._folder_hash import _content
+from transfergrid.data._formats import MAX_MEGAPIXELS
 from transfergrid.data.damaged import DamagedImage
 from transfergrid.errors import DataError
 from transfergrid.folds import Fold
@@ -35,6 +38,25 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, make: Callable[[Path], Non
 
     with pytest.raises(DataError, match=message):
         image_folder.find(folder=tmp_path)
+
+
+@pytest.mark.parametrize("what", ["train/cat", "train/cat/0.png"])
+def test_what_one_may_not_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
+    scandir, read_bytes = os.scandir, Path.read_bytes
+
+    def refuse(path: Path) -> Path:
+        if Path(path) == tmp_path / what:
+            raise PermissionError(13, "Permission denied", str(path))
+        return path
+
+    monkeypatch.setattr(os, "scandir", lambda path: scandir(refuse(path)))
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read_bytes(refuse(path)))
+    with pytest.raises(DataError, match=f"{what} cannot be read.*Permission denied.*mend or remove it"):
+        image_folder.find(folder=tmp_path)
+        _content(tmp_path / what, MAX_MEGAPIXELS)
 
 
 def test_predictions_name_classes_that_are_not_utf8(tmp_path: Path) -> None:

@@ -56,6 +56,24 @@ def test_the_smallest_of_a_users_job_limits_counts(fake: FakeSlurm) -> None:
     assert limits.qos == frozenset({"normal", "long", "secret"})  # nobody checks who may use it
 
 
+def test_an_array_is_no_longer_than_the_scheduler_takes(fake: FakeSlurm) -> None:
+    fake.config(SchedulerParameters="bf_max_job_test=5,max_array_tasks=3,defer")
+    assert read_limits().max_array_size == 3
+
+
+def test_a_qos_that_demands_a_gpu_is_known_by_itself_and_as_a_partitions_own(fake: FakeSlurm) -> None:
+    fake.say("sacctmgr qos", "normal|150|||\nlong||||gres/gpu=1\nsecret||||gres/gpu=0,cpu=2\n")
+    fake.say("scontrol partition", "PartitionName=gpu QoS=long State=UP\nPartitionName=cpu QoS=secret State=UP\n")
+    limits = read_limits()
+    assert limits.gpu_qos == {"long"}
+    assert {p.name: p.demands_gpu for p in limits.partitions.values()} == {"gpu": True, "cpu": False}
+    with pytest.raises(ConfigError, match="phase probe: QOS long starts no job without a GPU; give cluster.gpus=1"):
+        assert_possible(Resources(partition="gpu", gpus=0, qos="long", mem_gb=1), limits, what="phase probe")
+    with pytest.raises(ConfigError, match=r"partition gpu starts no job without a GPU \(its QOS long\)"):
+        assert_possible(Resources(partition="gpu", gpus=0, mem_gb=1), limits, what="phase probe")
+    assert_possible(Resources(partition="gpu", gpus=1, mem_gb=1), limits, what="phase probe")
+
+
 def test_room_in_the_queue(fake: FakeSlurm) -> None:
     limits = read_limits(account="other")
     assert [queue_room(limits, live) for live in (0, 3, 5, 9)] == [5, 2, 0, 0]

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +15,9 @@ from transfergrid.cluster.adopt import adopt_intents
 from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.emit import emit
 from transfergrid.cluster.finish_job import Place, find_place, finish_resources, is_due
-from transfergrid.cluster.groups import Group, first_tasks, make_groups
+from transfergrid.cluster.groups import Group, make_groups
 from transfergrid.cluster.ledger import Ledger, read_ledger
-from transfergrid.cluster.limits import Limits, assert_possible, queue_room, read_limits, unseen_limits
+from transfergrid.cluster.limits import Limits, assert_possible, read_limits, unseen_limits
 from transfergrid.cluster.ownership import Here, live_rows
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
@@ -30,9 +29,10 @@ from transfergrid.commands.console import FAILED, OK, command_line, count
 from transfergrid.commands.finish import finish
 from transfergrid.commands.grid_file import write_grid_of
 from transfergrid.commands.launch import preflight, prepare_folders, queued, sent_states, show_plan
+from transfergrid.commands.places import assert_room, fitting, no_room, num_jobs, room_in_queue, send_what_fits
 from transfergrid.config import Request
 from transfergrid.cost import ADVISED_RUNS_PER_JOB, Estimate, estimate, gpu_hours, packing_advice
-from transfergrid.errors import ConfigError, MachineError, one_line
+from transfergrid.errors import ConfigError, MachineError
 from transfergrid.plan import Plan, make_plan
 from transfergrid.resources import Resources
 from transfergrid.specs import Runtime
@@ -84,7 +84,7 @@ def carry_out(console: Console, request: Request) -> int:
     if request.dry_run:
         console.print("dry run: nothing was submitted or written")
         return OK
-    _assert_room(plan, request, limits)
+    assert_room(plan, request, limits)
     prepare_folders(request.runtime)
     preflight(console, plan, request.runtime, runs_follow=False)
     submitting = Submitting(request, limits, finishing.resources)
@@ -158,10 +158,6 @@ def _finish_again(state: RunState | None) -> str:
     return f"{job}: {state.state}" + (f": {state.reason}" if state.reason else "") + "; it is sent again"
 
 
-def _num_jobs(plan: Plan, packed: int) -> int:
-    return sum(-(-count // packed) for count in Counter(p.run.phase for p in plan.to_run).values())
-
-
 def _show_cost(console: Console, plan: Plan, request: Request, limits: Limits) -> None:
     """Jobs, expected GPU-hours, when SLURM thinks they start, and whether sharing jobs would pay."""
     if not plan.to_run:
@@ -180,31 +176,15 @@ def _show_cost(console: Console, plan: Plan, request: Request, limits: Limits) -
     basis = "from records" if known == len(estimates) else some
     wall_h = sum(e.seconds for e in estimates.values()) / 3600
     cost = f"{hours:.2f} GPU-hours" if hours else f"{wall_h:.2f} hours without a GPU"
-    jobs = count(_num_jobs(plan, request.cluster.runs_per_job), "job")
+    jobs = count(num_jobs(plan, request.cluster.runs_per_job), "job")
     console.print(f"{jobs} and a finish job; expected {cost} ({basis})", highlight=False, soft_wrap=True)
     expected = start_estimate(request.cluster, phases) if limits.here.name else {}
     for phase_names, text in expected.items():
         console.print(f"SLURM expects {phase_names} jobs {text}", highlight=False, soft_wrap=True)
-    packed_jobs = _num_jobs(plan, ADVISED_RUNS_PER_JOB)
+    packed_jobs = num_jobs(plan, ADVISED_RUNS_PER_JOB)
     advice = packing_advice(estimates, runs_per_job=request.cluster.runs_per_job, packed_jobs=packed_jobs)
     if advice is not None:
         console.print(advice, highlight=False, soft_wrap=True)
-
-
-def _assert_room(plan: Plan, request: Request, limits: Limits) -> None:
-    room = _room(limits)
-    jobs = _num_jobs(plan, request.cluster.runs_per_job) + 1
-    if room is None or jobs <= room or request.wait or request.emit is not None:
-        return
-    packed = -(-len(plan.to_run) // max(1, room - 1 - len({p.run.phase for p in plan.to_run})))
-    raise ConfigError(
-        f"{jobs} jobs are to be sent, SLURM lets you have {max(0, room)} more in its queue; launch_grid.py sends them"
-        f" as places become free with wait=true, or set cluster.runs_per_job={max(2, packed)}"
-    )
-
-
-def _room(limits: Limits) -> int | None:
-    return None if limits.max_jobs is None else queue_room(limits, slurm.count_own_jobs())
 
 
 # -------------------------------------------------------------------------------------------------------------- submit
@@ -224,7 +204,7 @@ def submit(console: Console, submitting: Submitting) -> int:
         submitting.is_finish_due |= is_due(snapshot.finish)
         submitting.has_finish = snapshot.finish is not None and not is_due(snapshot.finish)
         write_grid_of(console, request)
-        room = _room(submitting.limits)
+        room = room_in_queue(submitting.limits)
         if not plan.to_run or (room is not None and room < 2):
             submitting.left = len(plan.to_run)
             if not plan.to_run and submitting.is_finish_due:
@@ -234,10 +214,10 @@ def submit(console: Console, submitting: Submitting) -> int:
                 console.print("nothing to submit")
             return 0
         launch, indices = _make_launch(submitting, plan)
-        groups, submitting.left = _fitting(_groups(plan, request, launch, submitting.limits), room)
+        groups, submitting.left = fitting(_groups(plan, request, launch, submitting.limits), room)
         sender = Sender(launch, ledger, indices)
         try:
-            submitting.left += _send(console, sender, groups)
+            submitting.left += send_what_fits(console, sender, groups)
         finally:
             submitting.sent |= {run_id for s in sender.sent for task in s.tasks for run_id in task}
             submitting.is_finish_due |= bool(sender.sent)
@@ -251,36 +231,6 @@ def submit(console: Console, submitting: Submitting) -> int:
     text = f"submitted {count(jobs, 'job')} in {count(sent, 'submission')}{finishing}, {took}"
     console.print(text, highlight=False, soft_wrap=True)
     return jobs
-
-
-def _send(console: Console, sender: Sender, groups: Sequence[Group]) -> int:
-    """Send these in their order, as far as SLURM has places; limits that nobody could read are met here. Returns how
-    many runs found none."""
-    for index, group in enumerate(groups):
-        part = group
-        while True:
-            try:
-                sender.send(part)
-                break
-            except SlurmRefused as error:
-                if error.answer is not Answer.NO_ROOM:
-                    raise
-                fewer = len(part.tasks) // 2
-                if fewer == 0:
-                    console.print(_no_room("more runs", error), style="yellow", highlight=False, soft_wrap=True)
-                    return _num_runs(groups[index:])
-                part = first_tasks(group, fewer)
-        if part is not group:  # what fits beside it the next wave finds out
-            return _num_runs(groups[index:]) - _num_runs([part])
-    return 0
-
-
-def _num_runs(groups: Sequence[Group]) -> int:
-    return sum(len(task) for group in groups for task in group.tasks)
-
-
-def _no_room(what: str, error: SlurmRefused) -> str:
-    return f"SLURM's queue has no place for {what} now ({one_line(error)[-160:]})"
 
 
 @contextlib.contextmanager
@@ -357,22 +307,6 @@ def _groups(plan: Plan, request: Request, launch: Launch, limits: Limits) -> lis
     )
 
 
-def _fitting(groups: list[Group], room: int | None) -> tuple[list[Group], int]:
-    """The groups, in order and the last one cut, that fit into the queue beside a finish job; and how many
-    runs do not."""
-    if room is None:
-        return groups, 0
-    fitting: list[Group] = []
-    places = room - 1
-    for group in groups:
-        if places <= 0:
-            break
-        fitting.append(group if len(group.tasks) <= places else first_tasks(group, places))
-        places -= len(group.tasks)
-    sent = sum(len(task) for group in fitting for task in group.tasks)
-    return fitting, sum(len(task) for group in groups for task in group.tasks) - sent
-
-
 def _send_finish(console: Console, submitting: Submitting, sender: Sender, ledger: Ledger) -> None:
     """One finish job after everything of this grid that is alive; an older one that still waits is cancelled. Where
     the queue has no place for it, it stays due."""
@@ -384,7 +318,7 @@ def _send_finish(console: Console, submitting: Submitting, sender: Sender, ledge
         if error.answer is not Answer.NO_ROOM:
             raise
         submitting.is_finish_due, submitting.has_finish = True, False
-        console.print(_no_room("the finish job", error), style="yellow", highlight=False, soft_wrap=True)
+        console.print(no_room("the finish job", error), style="yellow", highlight=False, soft_wrap=True)
         return
     submitting.is_finish_due, submitting.has_finish = False, True
     try:
