@@ -20,6 +20,7 @@ from transfergrid.errors import MachineError
 TIMEOUT_S = 30.0
 PROBE_S = 2.0  # auto: a controller that takes longer is not there
 SEPARATOR = "|"
+SILENCE = r"unable to contact|socket timed out|timed out|connection refused|controller.*(down|not respond)"
 NAMES_THE_CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SBATCH_RESERVATION")
 # Variables of SLURM's commands: inherited, they would become options of what is asked here. SQUEUE_PARTITION hides jobs
 # that are there, SCANCEL_STATE keeps scancel from cancelling, SBATCH_PARTITION outweighs a job script's own lines.
@@ -31,6 +32,10 @@ OF_CLIENTS = (
 
 class SlurmDown(MachineError):
     """SLURM's controller (or its database, for sacct) does not answer."""
+
+
+class SlurmMissing(SlurmDown):
+    """The command is not here, and will not be: inside a container, or on a machine that is none of SLURM's."""
 
 
 class SlurmRefused(MachineError):
@@ -62,7 +67,7 @@ def run(command: Sequence[str], *, timeout_s: float = TIMEOUT_S, environ: Mappin
             timeout=timeout_s,
         )
     except FileNotFoundError:
-        raise SlurmDown(f"{command[0]} is not on the PATH; run this where SLURM's commands are") from None
+        raise SlurmMissing(f"{command[0]} is not on the PATH; run this where SLURM's commands are") from None
     except OSError as error:  # as a list of jobs too long for one command
         raise SlurmRefused(f"{command[0]} cannot be run: {error.strerror}") from error
     except subprocess.TimeoutExpired:
@@ -77,8 +82,7 @@ def run(command: Sequence[str], *, timeout_s: float = TIMEOUT_S, environ: Mappin
 
 def is_silence(said: str) -> bool:
     """Whether a command's words mean that SLURM did not answer, so that what was asked may have happened or not."""
-    silence = r"unable to contact|socket timed out|timed out|connection refused|controller.*(down|not respond)"
-    return re.search(silence, said, re.IGNORECASE) is not None
+    return re.search(SILENCE, said, re.IGNORECASE) is not None
 
 
 def inside_job() -> bool:
