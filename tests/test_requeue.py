@@ -156,6 +156,41 @@ def test_a_controller_that_stays_away_is_given_up_after_minutes(
     assert len(slurm.calls) == 4 and of(slurm, "scontrol") == []
 
 
+@pytest.mark.parametrize("missing", ["scontrol", "squeue"])
+def test_without_slurms_commands_as_in_a_container_nobody_is_asked_twice(
+    slurm: ReplayedSlurm,
+    pauses: list[Callable[[], None]],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    missing: str,
+) -> None:
+    (slurm.folder / missing).unlink()
+    for tool in ("sh", "cat", "sleep"):
+        (slurm.folder / tool).symlink_to(f"/bin/{tool}")
+    monkeypatch.setenv("PATH", str(slurm.folder))
+    pauses += [lambda: pytest.fail("it waits for a command that will not come")]
+    assert requeue_this_job() == "cannot ask"
+    assert capfd.readouterr().out.count(f"{missing} is not on the PATH") == 1
+
+
+def test_a_site_that_forbids_it_is_asked_once(slurm: ReplayedSlurm, pauses: list[Callable[[], None]]) -> None:
+    folder, said = slurm.folder, "Requested operation is presently disabled for job 7"
+    told = f'echo "scontrol $*" >> {folder}/calls; [ "$1" = -a ] && exec cat {folder}/scontrol.out'
+    executable(folder / "scontrol", told, f"echo '{said}' >&2; exit 1")
+    pauses += [lambda: pytest.fail("it waits for another answer")]
+    assert requeue_this_job() == "cannot ask" and of(slurm, "scontrol") == [REQUEUE]
+
+
+def test_in_a_container_the_time_that_is_left_is_what_slurm_has_set(
+    slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requeue, "time", SimpleNamespace(time=lambda: 1_000_000.0))
+    (slurm.folder / "scontrol").unlink()
+    assert seconds_left() is None
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1000090")
+    assert seconds_left() == 90
+
+
 def test_a_plain_job_is_named_by_its_own_id(
     slurm: ReplayedSlurm, pauses: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

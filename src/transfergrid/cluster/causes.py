@@ -9,7 +9,7 @@ import signal
 from dataclasses import dataclass
 
 from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, DISK_FULL, OF_MACHINE, SAYS_SETUP_FAILED, SETUP_FAILED
-from transfergrid.cluster.slurm_words import exit_words, trace
+from transfergrid.cluster.slurm_words import trace
 from transfergrid.errors import OF_ULIMIT
 
 NO_LOG = 53  # the signal by which SLURM tells that a node could not open a job's log, or enter its folder
@@ -51,8 +51,8 @@ def cause_of(code: int, number: int, log: str, *, folder: str = "") -> Cause:
     traced = trace(log)
     if traced is not None and traced[0] != "cancelled":
         return Cause(*traced)
-    told = exit_words(code, number, log)
     killer = _signal_behind(code, number, log)
+    told = f"exit code {code}" if killer is None else f"signal {_name(killer)}"
     if killer in _CRASHES:
         if killer == signal.SIGABRT and "bad_alloc" in log:
             return Cause("host_oom", f"ended with {told}: it got no more memory")
@@ -96,5 +96,12 @@ def _signal_behind(code: int, number: int, log: str) -> int | None:
     if code > 128:
         return code - 128
     named = signal.strsignal(code) if 0 < code < signal.NSIG else None
-    told = re.findall(r"(?:\btasks? [\d,-]+|: +\d+):? +([A-Z][^\n(]+)", log)
-    return code if named is not None and any(named.lower() in words.lower() for words in told) else None
+    told = re.findall(r"srun: error: .*\btasks? \S+ +(.+)|: +\d+ ([A-Z].*) srun", log)
+    return code if named is not None and any(named in words for pair in told for words in pair) else None
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return str(number)
