@@ -54,7 +54,7 @@ def well_again(slurm: ReplayedSlurm, state: str = "RUNNING") -> None:
 def test_a_running_job_is_put_back_by_one_command(
     slurm: ReplayedSlurm, pauses: list[Callable[[], None]], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert requeue_this_job() is True
+    assert requeue_this_job() == "back"
     assert of(slurm, "scontrol") == [REQUEUE]
     assert [call.split(" -O")[0] for call in of(slurm, "squeue")] == ["squeue -a -h -r -t all -j 7_3"]
     assert capfd.readouterr().out == "job 7_3 has saved, and is back in the queue\n"
@@ -66,7 +66,7 @@ def test_a_job_that_slurm_is_ending_itself_is_left_to_it(
 ) -> None:
     """After scancel the user does not want it back; after a preemption SLURM requeues it itself."""
     slurm.answers("squeue", queue_line("7_3", state))
-    assert requeue_this_job() is False
+    assert requeue_this_job() == "left to slurm"
     assert of(slurm, "scontrol") == []
     assert capfd.readouterr().out == f"job 7_3 is {state}: SLURM is ending it itself\n"
 
@@ -84,7 +84,7 @@ def test_a_job_that_the_queue_does_not_show_as_this_one_is_not_put_back(
     slurm: ReplayedSlurm, pauses: list[Callable[[], None]], capfd: pytest.CaptureFixture[str], shown: str
 ) -> None:
     slurm.answers("squeue", shown)
-    assert requeue_this_job() is False
+    assert requeue_this_job() == "left to slurm"
     assert of(slurm, "scontrol") == [] and len(of(slurm, "squeue")) == requeue.BLIND_LOOKS
     assert "job 7_3 is not in the queue as this one" in capfd.readouterr().out
 
@@ -94,7 +94,7 @@ def test_on_another_cluster_that_answers_here_nothing_is_put_back(
 ) -> None:
     """It has a job of that number and even of that name."""
     slurm.is_cluster("elsewhere")
-    assert requeue_this_job() is False and of(slurm, "scontrol") == [] == of(slurm, "squeue")
+    assert requeue_this_job() == "left to slurm" and of(slurm, "scontrol") == [] == of(slurm, "squeue")
 
 
 def test_what_the_users_shell_sets_for_slurms_commands_does_not_hide_the_job(
@@ -102,7 +102,7 @@ def test_what_the_users_shell_sets_for_slurms_commands_does_not_hide_the_job(
 ) -> None:
     monkeypatch.setenv("SQUEUE_PARTITION", "cpu")
     executable(slurm.folder / "squeue", f'[ -z "$SQUEUE_PARTITION" ] && cat {slurm.folder}/squeue.out; exit 0')
-    assert requeue_this_job() is True and of(slurm, "scontrol") == [REQUEUE]
+    assert requeue_this_job() == "back" and of(slurm, "scontrol") == [REQUEUE]
 
 
 def test_its_name_is_changed_where_it_is_shown_as_this_one(slurm: ReplayedSlurm) -> None:
@@ -118,7 +118,7 @@ def test_it_is_asked_again_while_the_controller_is_away(
 ) -> None:
     slurm.controller_is_down()
     pauses += [lambda: None, lambda: well_again(slurm)]
-    assert requeue_this_job() is True
+    assert requeue_this_job() == "back"
     assert len(of(slurm, "squeue")) == 1 and of(slurm, "scontrol") == [REQUEUE]
     *waiting, last = capfd.readouterr().out.splitlines()
     assert len(waiting) == 2 and all(line.startswith("requeue of job 7_3: scontrol: ") for line in waiting)
@@ -133,7 +133,7 @@ def test_a_controller_that_goes_away_between_question_and_command_is_asked_both_
     told = f'echo "scontrol $*" >> {folder}/calls; [ "$1" = -a ] && exec cat {folder}/scontrol.out'
     executable(folder / "scontrol", told, f"echo '{said}' >&2; exit 1")
     pauses += [lambda: slurm.is_cluster(CLUSTER)]
-    assert requeue_this_job() is True
+    assert requeue_this_job() == "back"
     assert of(slurm, "scontrol") == [REQUEUE] * 2 and len(of(slurm, "squeue")) == 2
 
 
@@ -142,7 +142,7 @@ def test_a_job_that_slurm_ends_while_the_controller_was_away_is_left_to_it(
 ) -> None:
     slurm.controller_is_down()
     pauses += [lambda: well_again(slurm, "COMPLETING")]
-    assert requeue_this_job() is False
+    assert requeue_this_job() == "left to slurm"
     assert of(slurm, "scontrol") == []
 
 
@@ -152,8 +152,43 @@ def test_a_controller_that_stays_away_is_given_up_after_minutes(
     assert requeue.RETRY_S * requeue.TRIES == 300
     monkeypatch.setattr(requeue, "TRIES", 4)
     slurm.controller_is_down()
-    assert requeue_this_job() is False
+    assert requeue_this_job() == "cannot ask"
     assert len(slurm.calls) == 4 and of(slurm, "scontrol") == []
+
+
+@pytest.mark.parametrize("missing", ["scontrol", "squeue"])
+def test_without_slurms_commands_as_in_a_container_nobody_is_asked_twice(
+    slurm: ReplayedSlurm,
+    pauses: list[Callable[[], None]],
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    missing: str,
+) -> None:
+    (slurm.folder / missing).unlink()
+    for tool in ("sh", "cat", "sleep"):
+        (slurm.folder / tool).symlink_to(f"/bin/{tool}")
+    monkeypatch.setenv("PATH", str(slurm.folder))
+    pauses += [lambda: pytest.fail("it waits for a command that will not come")]
+    assert requeue_this_job() == "cannot ask"
+    assert capfd.readouterr().out.count(f"{missing} is not on the PATH") == 1
+
+
+def test_a_site_that_forbids_it_is_asked_once(slurm: ReplayedSlurm, pauses: list[Callable[[], None]]) -> None:
+    folder, said = slurm.folder, "Requested operation is presently disabled for job 7"
+    told = f'echo "scontrol $*" >> {folder}/calls; [ "$1" = -a ] && exec cat {folder}/scontrol.out'
+    executable(folder / "scontrol", told, f"echo '{said}' >&2; exit 1")
+    pauses += [lambda: pytest.fail("it waits for another answer")]
+    assert requeue_this_job() == "cannot ask" and of(slurm, "scontrol") == [REQUEUE]
+
+
+def test_in_a_container_the_time_that_is_left_is_what_slurm_has_set(
+    slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requeue, "time", SimpleNamespace(time=lambda: 1_000_000.0))
+    (slurm.folder / "scontrol").unlink()
+    assert seconds_left() is None
+    monkeypatch.setenv("SLURM_JOB_END_TIME", "1000090")
+    assert seconds_left() == 90
 
 
 def test_a_plain_job_is_named_by_its_own_id(
@@ -161,7 +196,7 @@ def test_a_plain_job_is_named_by_its_own_id(
 ) -> None:
     as_job(monkeypatch, "8", restarts=2)
     slurm.answers("squeue", queue_line("8", "RUNNING", restarts=2))
-    assert requeue_this_job() is True
+    assert requeue_this_job() == "back"
     assert of(slurm, "scontrol") == ["scontrol requeue 8"]
 
 
@@ -169,7 +204,7 @@ def test_outside_slurm_nobody_is_asked(
     slurm: ReplayedSlurm, pauses: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     as_job(monkeypatch, None)
-    assert requeue_this_job() is False and seconds_left() is None
+    assert requeue_this_job() == "left to slurm" and seconds_left() is None
     assert slurm.calls == []
 
 

@@ -270,10 +270,10 @@ def test_setup_lines_come_first_and_a_failing_one_ends_the_job(
     settings = replace(SLURM, setup=("module load cuda/12", "export X='a b'"))
     for lines in (script(store, settings), finish_script(store, settings)):
         first = lines.index("set -eo pipefail")
-        assert lines[first + 1 : first + 3] == ["module load cuda/12", "export X='a b'"]
-        assert lines[first + 4] == "export PYTHONUNBUFFERED=1"
-        assert re.fullmatch(r"export TRANSFERGRID_JOB_TOKEN=[0-9a-f]{12}", lines[first + 5])
-        [variable] = shlex.split(lines[first + 3].removeprefix("export "))
+        assert lines[first + 2 : first + 5 : 2] == ["module load cuda/12", "export X='a b'"]
+        assert lines[first + 7] == "export PYTHONUNBUFFERED=1"
+        assert re.fullmatch(r"export TRANSFERGRID_JOB_TOKEN=[0-9a-f]{12}", lines[first + 8])
+        [variable] = shlex.split(lines[first + 6].removeprefix("export "))
         source = launch_of(store).source
         assert variable == f"PYTHONPATH={source}:/home/me/it's mine"
         assert first > max(i for i, line in enumerate(lines) if line.startswith("#SBATCH"))

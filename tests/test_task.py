@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -18,8 +19,9 @@ from replayed_slurm import TOKEN, ReplayedSlurm, queue_line
 
 from transfergrid import job, provenance
 from transfergrid.cluster import local, ownership, task
+from transfergrid.cluster.requeue import Requeued
 from transfergrid.cluster.task import SIGNAL_EARLY_S, TaskSettings, progress_mark, run_task, time_is_up
-from transfergrid.errors import MachineError
+from transfergrid.errors import MachineError, StoreFull
 from transfergrid.paths import store_paths
 from transfergrid.plan import Plan
 from transfergrid.records import RunRecord, read_record, write_record
@@ -47,6 +49,7 @@ class Node:
         self.runtimes: list[Runtime] = []
         self.packs: list[Plan] = []
         self.requeued = 0
+        self.requeue_ends: Requeued = "back"
 
     def group(
         self,
@@ -104,9 +107,9 @@ def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
                 raise KeyboardInterrupt
             watcher.ended(local.Ended(planned.run, ending))  # type: ignore[arg-type]
 
-    def requeue() -> bool:
+    def requeue() -> Requeued:
         node.requeued += 1
-        return True
+        return node.requeue_ends
 
     monkeypatch.setattr("transfergrid.job.carry_out", carry_out)
     monkeypatch.setattr("transfergrid.cluster.local.run_plan", run_plan)
@@ -209,8 +212,7 @@ def test_a_job_that_had_finished_ends_well_though_the_code_is_another_by_now(nod
 
 
 def test_other_code_than_that_of_the_launch_is_recorded_as_a_failure_of_the_environment(node: Node) -> None:
-    with pytest.raises(MachineError, match="the launch was made with ffffffffffffffff; launch again"):
-        run_task(node.group([[0, 1]], code_hash="f" * 16))
+    assert exit_code(node.group([[0, 1]], code_hash="f" * 16)) == 71
     assert node.carried_out == []
     for run in RUNS[:2]:
         record = node.record(run)
@@ -251,6 +253,39 @@ def test_a_run_that_was_told_to_stop_and_has_saved_goes_on_in_the_same_job_later
     interrupted_after_saving(node, RUNS[0])
     assert exit_code(node.group([[0]])) == 1
     assert node.requeued == 1 and node.record(RUNS[0]) is None
+
+
+@pytest.mark.parametrize(("ends", "code"), [("back", 1), ("left to slurm", 1), ("cannot ask", 75)])
+def test_where_python_cannot_put_the_job_back_its_exit_code_asks_the_batch_script_to(
+    node: Node, ends: Requeued, code: int
+) -> None:
+    node.requeue_ends = ends
+    interrupted_after_saving(node, RUNS[0])
+    assert exit_code(node.group([[0]])) == code and node.record(RUNS[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), 73, "disk_full: OSError: [Errno 28] No space left"),
+        (StoreFull("no space left for x; free some space and launch again"), 73, "disk_full: no space left for x"),
+        (MachineError("no locks and no hard links here"), 71, "environment: no locks and no hard links here"),
+        (OSError(errno.ESTALE, "Stale file handle"), 71, "environment: OSError: [Errno 116] Stale file handle"),
+    ],
+)
+def test_what_no_record_could_tell_is_one_line_and_an_exit_code(
+    node: Node, capsys: pytest.CaptureFixture[str], error: Exception, code: int, said: str
+) -> None:
+    def fail(run: RunSpec) -> None:
+        raise error
+
+    node.on_run = fail
+    assert exit_code(node.group([[0]])) == code
+    printed = capsys.readouterr().err
+    assert said in printed and "Traceback" not in printed
+    error = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        run_task(node.group([[0]]))
 
 
 @pytest.mark.parametrize(("restarts", "goes_on"), [(None, True), (1, True), (2, False), (3, False)])

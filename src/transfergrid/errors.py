@@ -21,6 +21,7 @@ Each class carries the failure class that a record shows for it (see FAILURE_CLA
 from __future__ import annotations
 
 import errno
+import resource
 
 FAILURE_CLASSES = (
     "host_oom",
@@ -53,10 +54,16 @@ NEXT_STEP = {
 }
 
 
+def next_step(failure_class: str | None, remedy: str | None = None) -> str:
+    """What to do about a failure: its own remedy where one is known, else that of its class."""
+    return remedy or NEXT_STEP.get(failure_class or "lost", "read its log.txt")
+
+
 class GridError(Exception):
-    """Root of the tree; `failure_class` is what a record shows."""
+    """Root of the tree; `failure_class` and `remedy` (where the class's own would not help) are what a record shows."""
 
     failure_class = "code"
+    remedy: str | None = None
 
 
 class ConfigError(GridError, ValueError):
@@ -117,9 +124,10 @@ class AlreadyRunning(GridError):
 class Lost(GridError):
     """A run's process or job ended without a record. `failure_class`: what the system or SLURM tells of how."""
 
-    def __init__(self, message: str, failure_class: str = "lost") -> None:
+    def __init__(self, message: str, failure_class: str = "lost", remedy: str | None = None) -> None:
         super().__init__(message)
         self.failure_class = failure_class
+        self.remedy = remedy
 
 
 class Superseded(GridError):
@@ -147,25 +155,66 @@ _DEVICE = (
 )
 # torch.AcceleratorError carries CUDA's own number: cudaErrorMemoryAllocation, then illegal address, assert, misaligned.
 _CUDA_CODES = {2: "cuda_oom", 700: "code", 710: "code", 716: "code"}
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: of ulimit -f, or of a file system
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of a file system
+_OF_MACHINE = (errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, *NO_LOCKS)
 _ERRNOS = {
-    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "disk_full"),
-    errno.EROFS: "environment",
+    **dict.fromkeys(DISK_FULL, "disk_full"),
+    **dict.fromkeys(_OF_MACHINE, "environment"),
     errno.ENOMEM: "host_oom",
 }
+_NO_ROOM_TO_MAP = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+_NATIVE = (*_NO_ROOM_TO_MAP, "cannot open shared object", "undefined symbol", "version `")  # of what an import loads
+_NO_THREAD = "can't start new thread"
+OF_ULIMIT = (
+    "raise that limit before you launch, or give cluster.sbatch={propagate: NONE}, so that jobs have the node's own"
+    " limits, and launch again"
+)
 
 
 def classify(error: BaseException) -> str:
     """The failure class (one of FAILURE_CLASSES) of an exception that ended a run; where it tells nothing by itself,
     that of the exception it was raised from."""
-    seen: set[int] = set()
+    found = next((c for c in map(_class_of, _causes(error)) if c is not None), "code")
+    return "environment" if found in ("host_oom", "code") and ulimit_behind(error) is not None else found
+
+
+def remedy_of(error: BaseException) -> str | None:
+    """The remedy that an exception carries, or that of the limit behind it; None where its class's own holds."""
+    carried = next((c.remedy for c in _causes(error) if isinstance(c, GridError) and c.remedy), None)
+    return carried or (None if ulimit_behind(error) is None else OF_ULIMIT)
+
+
+def ulimit_behind(error: BaseException) -> str | None:
+    """`ulimit -v is 3000000`: the limit of this process by which such an error comes about; None where none is set."""
+    for cause in _causes(error):
+        number, said = getattr(cause, "errno", None), str(cause)
+        of_memory = isinstance(cause, MemoryError) or _has(said, (*_HOST_MEMORY, *_NO_ROOM_TO_MAP))
+        no_thread = isinstance(cause, RuntimeError) and _NO_THREAD in said
+        for flag, which, unit, fits in (
+            ("f", resource.RLIMIT_FSIZE, 1024, number == errno.EFBIG),
+            ("n", resource.RLIMIT_NOFILE, 1, number == errno.EMFILE),
+            ("v", resource.RLIMIT_AS, 1024, of_memory or no_thread),
+            ("u", resource.RLIMIT_NPROC, 1, no_thread),
+        ):
+            limit = resource.getrlimit(which)[0]
+            if fits and limit != resource.RLIM_INFINITY:
+                return f"ulimit -{flag} is {limit // unit}"
+    return None
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """The exception and those it was raised from."""
+    found: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and id(cause) not in seen:
-        seen.add(id(cause))
-        found = _class_of(cause)
-        if found is not None:
-            return found
+    while cause is not None and all(cause is not known for known in found):
+        found.append(cause)
         cause = cause.__cause__
-    return "code"
+    return found
+
+
+def _has(said: str, words: tuple[str, ...]) -> bool:
+    return any(word in said for word in words)
 
 
 def is_of_the_machine(error: BaseException) -> bool:
@@ -188,6 +237,8 @@ def _class_of(error: BaseException) -> str | None:
         return "environment"
     if isinstance(error, OSError):
         return _ERRNOS.get(error.errno or 0)
+    if isinstance(error, ImportError):
+        return "environment" if _has(str(error), _NATIVE) else None
     if not isinstance(error, RuntimeError):
         return None
     code = getattr(error, "error_code", None)
@@ -195,7 +246,7 @@ def _class_of(error: BaseException) -> str | None:
         return _CUDA_CODES[code]
     said = str(error).lstrip().partition("\n")[0]  # what follows is advice, and names errors of other kinds
     for words, failure_class in ((_A_BUG, "code"), (_HOST_MEMORY, "host_oom"), (_DEVICE_MEMORY, "cuda_oom")):
-        if any(word in said for word in words):
+        if _has(said, words):
             return failure_class
     return "environment" if "AcceleratorError" in kinds or said.startswith(_DEVICE) else None
 

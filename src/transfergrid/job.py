@@ -26,6 +26,8 @@ from transfergrid.errors import (
     classify,
     is_of_the_machine,
     one_line,
+    remedy_of,
+    ulimit_behind,
 )
 from transfergrid.paths import RunPaths, store_paths
 from transfergrid.phases import RunContext, phase_module
@@ -193,12 +195,15 @@ def write_failure(
 ) -> RunRecord:
     """The record of a run that failed, with its class and one line of reason; a fault of the machine's names it."""
     where = f" (on {host_name()})" if is_of_the_machine(error) else ""
+    limit = ulimit_behind(error)
+    where += f"; {limit} there" if limit is not None else ""
     record = RunRecord(
         run_id=spec.run_id,
         spec=spec,
         status="failed",
         failure_class=classify(error),
         error=one_line(error) + where,
+        remedy=remedy_of(error),
         phase_s=phase_s,
         attempt=attempt,
         attempts=_attempts_until_now(paths),

@@ -44,8 +44,9 @@ class RunRecord:
     published rule. gflops_per_image counts 2 x MAC of one forward pass. n_train: images trained on.
     phase_s: the phase's own seconds, those before an interruption included. on_gpu: whether it computed on one.
     gpu_allocated_mib: the most that torch had allocated there, in 2^20 bytes. attempts: every start of the run up to
-    this record, whatever became of it. usage: what it used of what it was given, see usage.UsageMeter.
-    sha256: of weights.pt and predictions.npz, by name; empty in records of earlier releases.
+    this record, whatever became of it. usage: what it used of what it was given, see usage.UsageMeter. remedy: of a
+    failure, where that of its class would not help. sha256: of weights.pt and predictions.npz, by name; empty in
+    records of earlier releases.
     """
 
     run_id: str
@@ -53,6 +54,7 @@ class RunRecord:
     status: Literal["completed", "failed"]
     failure_class: str | None = None
     error: str | None = None
+    remedy: str | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     parameters: int | None = None
@@ -144,7 +146,7 @@ def _check(record: RunRecord) -> None:
     for name in ("metrics", "details", "usage", "provenance", "sha256"):
         if not isinstance(getattr(record, name), dict):
             raise ValueError(f"{name} is {getattr(record, name)!r}, not an object")
-    for name in ("failure_class", "error"):
+    for name in ("failure_class", "error", "remedy"):
         if not isinstance(getattr(record, name), (str, type(None))):
             raise ValueError(f"{name} is {getattr(record, name)!r}, not a text")
     numbers = {f.name: getattr(record, f.name) for f in fields(record) if str(f.type).startswith(("int", "float"))}
@@ -168,6 +170,7 @@ class RecordHead:
     failure_class: str | None
     error: str | None
     code_hash: str | None
+    remedy: str | None = None
 
 
 def record_head(paths: RunPaths) -> RecordHead | None:
@@ -177,7 +180,11 @@ def record_head(paths: RunPaths) -> RecordHead | None:
         if content["format"] != RECORD_FORMAT:
             return None
         return RecordHead(
-            content["status"], content["failure_class"], content["error"], content["provenance"].get("code_hash")
+            content["status"],
+            content["failure_class"],
+            content["error"],
+            content["provenance"].get("code_hash"),
+            content.get("remedy"),
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -88,6 +88,7 @@ _SILENCE = (
     r"zero bytes were transmitted|unexpected message received|header lengths are longer|insane message length",
     r"broken pipe|transport endpoint is not connected|interrupted system call",
 )
+SILENCE = "|".join(_SILENCE)  # for grep -iE
 _VERDICT = "submission failed:"  # what sbatch says before it is of its tries, or names the limit
 
 

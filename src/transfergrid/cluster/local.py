@@ -43,6 +43,7 @@ class Ended:
     ending: Ending
     reason: str = ""
     failure_class: str | None = None
+    remedy: str | None = None
 
 
 class Watcher:
@@ -227,7 +228,7 @@ def _judge(child: _Child, runtime: Runtime) -> Ended:
     if code == _EXIT["failed"]:
         head = record_head(store_paths(runtime).run(run.run_id))
         if head is not None and head.failure_class is not None:
-            return Ended(run, "failed", head.error or "", head.failure_class)
+            return Ended(run, "failed", head.error or "", head.failure_class, head.remedy)
     quiet: tuple[Ending, ...] = ("reused", "interrupted", "in flight", "superseded")
     for ending in quiet:
         if code == _EXIT[ending]:

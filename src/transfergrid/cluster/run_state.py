@@ -12,6 +12,7 @@ State = Literal["done", "failed", "running", "pending", "blocked", "cancelled", 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
     """reason: one line for people: why it waits, how it ended. failure_class: of failed, blocked, cancelled and lost.
+    remedy: what helps, where that is not what helps its class; see errors.next_step.
 
     job_id: 123 or 123_4; None for a run of a local launcher. never_starts: pending, and SLURM will never start it.
     waits_for_needs: pending, because of another job that it depends on.
@@ -22,6 +23,7 @@ class RunState:
     state: State
     reason: str = ""
     failure_class: str | None = None
+    remedy: str | None = None
     job_id: str | None = None
     node: str = ""
     attempts: int = 0

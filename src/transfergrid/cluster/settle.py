@@ -33,6 +33,6 @@ def settle(states: Mapping[str, RunState], store: StorePaths, ledger: Ledger) ->
             payloads[path] = job.read_payload(path)
         run = next(r for r in payloads[path].runs if r.run_id == run_id)
         if not durable.is_locked(store.run(run_id).lock):
-            job.record_loss(run, payloads[path].runtime, Lost(state.reason, state.failure_class))
+            job.record_loss(run, payloads[path].runtime, Lost(state.reason, state.failure_class, state.remedy))
             recorded.append(run_id)
     return recorded

@@ -39,6 +39,10 @@ class SlurmDown(MachineError):
     """SLURM's controller (or its database, for sacct) does not answer."""
 
 
+class SlurmMissing(SlurmDown):
+    """The command is not here, and will not be: inside a container, or on a machine that is none of SLURM's."""
+
+
 class SlurmRefused(MachineError):
     """The command failed, with other words than those of silence. said: its own, all of them on one line."""
 
@@ -90,7 +94,7 @@ def _call(
     try:
         return subprocess.run(list(command), env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s)
     except FileNotFoundError:
-        raise SlurmDown(f"{command[0]} is not on the PATH; run this where SLURM's commands are") from None
+        raise SlurmMissing(f"{command[0]} is not on the PATH; run this where SLURM's commands are") from None
     except OSError as error:  # as a list of jobs too long for one command
         raise SlurmRefused(f"{command[0]} cannot be run: {error.strerror}", str(error.strerror)) from error
     except subprocess.TimeoutExpired:

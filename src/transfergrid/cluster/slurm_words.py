@@ -7,7 +7,6 @@ is not in these tables is `unknown`: never success, never failure.
 from __future__ import annotations
 
 import re
-import signal
 from dataclasses import dataclass
 from typing import Literal
 
@@ -140,22 +139,3 @@ def trace(log: str) -> tuple[str, str] | None:
     """(failure class, words) of the last trace of an ending in a log; None where there is none."""
     found = [(match.start(), name, words) for text, name, words in TRACES for match in re.finditer(text, log)]
     return max(found)[1:] if found else None
-
-
-def exit_words(code: int, number: int, log: str = "") -> str:
-    """`exit code 7`, `signal SIGKILL`; a shell tells a signal as 128 more than its number, and srun ends with
-    the number itself where a task of its step was killed, of which its log tells."""
-    if (
-        number == 0
-        and code == signal.SIGKILL
-        and re.search(r"srun: error: .*\btasks? \S+ Killed|: +\d+ Killed +srun", log)
-    ):
-        number = code
-    if number == 0 and code > 128:
-        number, code = code - 128, 0
-    if number:
-        try:
-            return f"signal {signal.Signals(number).name}"
-        except ValueError:
-            return f"signal {number}"
-    return f"exit code {code}"

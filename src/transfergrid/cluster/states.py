@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from transfergrid.cluster import slurm, slurm_words
+from transfergrid.cluster.causes import Cause, cause_of
 from transfergrid.cluster.evidence import (
     Case,
     Ending,
@@ -156,6 +157,7 @@ def _recorded(case: Case) -> RunState:
         run_id=case.run_id,
         state=_STATE_OF_CLASS.get(name, "failed"),
         failure_class=name,
+        remedy=record.get("remedy"),
         reason=reason,
         job_id=case.job_id if case.began else None,
         node=node_of(case.own),
@@ -300,13 +302,18 @@ def _ended(look: Look, case: Case, ending: Ending) -> RunState:
         if look.age_s(ending.ended) < RECORD_DELAY_S:
             return replace(state, reason="has ended; its record is not to be seen yet")
         return _with_class(state, "lost", f"job {case.job_id} ended without a record")
-    told = slurm_words.exit_words(ending.code, ending.signal, logs_of(case)) if ending.is_known_code else "a failure"
-    trace = trace_of(case)
-    if trace is not None and trace[0] != "cancelled":
-        return _with_class(state, *trace)
-    if ending.code in (126, 127) and ending.signal == 0:
-        return _with_class(state, "environment", f"ended with {told}: the node could not start python or the script")
-    return _with_class(state, "lost", f"ended with {told} and without a record; its log may say why")
+    return _with_cause(state, _cause_of(case, ending))
+
+
+def _cause_of(case: Case, ending: Ending) -> Cause:
+    """Of a job of which SLURM says no more than that it failed."""
+    if not ending.is_known_code:
+        trace = trace_of(case)
+        if trace is not None and trace[0] != "cancelled":
+            return Cause(*trace)
+        return Cause("lost", "ended with a failure and without a record; its log may say why")
+    folder = "" if case.submission is None else str(case.submission.folder)
+    return cause_of(ending.code, ending.signal, logs_of(case), folder=folder)
 
 
 def _only_in_accounting(look: Look, case: Case, state: RunState, word: str) -> RunState:
@@ -361,6 +368,10 @@ def _knows_siblings(look: Look, case: Case) -> bool:
     names += [(a.cluster, a.name, j) for (_, j), a in look.account.items()]
     of_base = ((cluster, name) for cluster, name, job_id in names if slurm.base_id(job_id) == base)
     return bool(task) and any(case.proof.fits(cluster, name) for cluster, name in of_base)
+
+
+def _with_cause(state: RunState, cause: Cause) -> RunState:
+    return replace(_with_class(state, cause.failure_class, cause.words), remedy=cause.remedy)
 
 
 def _with_class(state: RunState, failure_class: str, reason: str) -> RunState:

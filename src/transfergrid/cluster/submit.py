@@ -31,6 +31,7 @@ from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
 from transfergrid.cluster.adopt import adopt, look_up, put_pickles
 from transfergrid.cluster.answers import Answer
+from transfergrid.cluster.batch_script import setup_lines
 from transfergrid.cluster.finish_job import settings_of_finish
 from transfergrid.cluster.groups import Group
 from transfergrid.cluster.ledger import Ledger, Submission
@@ -288,13 +289,15 @@ def _common(launch: Launch, submission: Submission, resources: Resources, depend
         "dependency": dependency,
         # srun since 22.05 does not inherit --cpus-per-task; sites with --export=NONE would lose the environment.
         "srun_args": [f"--cpus-per-task={resources.cpus}", "--export=ALL"],
-        "setup": [
-            "set -eo pipefail",  # else a failing line is passed over
-            *settings.setup,
-            f"export PYTHONPATH={shlex.quote(import_path(launch.source))}",
-            "export PYTHONUNBUFFERED=1",
-            f"export TRANSFERGRID_JOB_TOKEN={submission.token}",
-        ],
+        "setup": setup_lines(
+            settings.setup,
+            (
+                f"export PYTHONPATH={shlex.quote(import_path(launch.source))}",
+                "export PYTHONUNBUFFERED=1",
+                f"export TRANSFERGRID_JOB_TOKEN={submission.token}",
+            ),
+            token=submission.token,
+        ),
         "additional_parameters": {"requeue": True, **options},
     }
 

@@ -18,6 +18,7 @@ from typing import Any
 from transfergrid import durable, job, tracking
 from transfergrid.attempts import job_mark, newest_attempt, restart_count, slurm_task
 from transfergrid.cluster import local
+from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, ends_in_one_line
 from transfergrid.cluster.ownership import is_alive
 from transfergrid.cluster.requeue import rename_this_job, requeue_this_job, seconds_left
 from transfergrid.cluster.staging import staged
@@ -57,9 +58,9 @@ class TaskSettings:
 
 def run_task(folder: str) -> dict[str, str]:
     """Carry out this task's runs. Returns their outcomes where all are done; else exits with code 1, so that whatever
-    waits for this task by `afterok` does not start."""
+    waits for this task by `afterok` does not start; with a code of batch_script.py where that tells more."""
     stop = StopFlag()
-    with stop.installed():
+    with ends_in_one_line(), stop.installed():
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
         settings = TaskSettings.read(Path(folder))
         payload = job.read_payload(Path(settings.payload))
@@ -79,8 +80,8 @@ def run_task(folder: str) -> dict[str, str]:
         outcomes = _carry_out(remaining, runtime, settings, stop)
         print(*(f"{run_id}: {outcome}" for run_id, outcome in outcomes.items()), sep="\n", flush=True)
         interrupted = [run for run in remaining if outcomes[run.run_id] == "interrupted"]
-        if interrupted:  # before anything that may take time: SLURM is about to end this job
-            _go_on_later(interrupted, runtime, settings)
+        if interrupted and _go_on_later(interrupted, runtime, settings):  # before anything that may take time
+            sys.exit(ASKS_FOR_REQUEUE)
         tracking.wait_for_mirror(mirror, MIRROR_WAIT_S.get(runtime.tracking, 0.0))
         if any(outcome not in ("completed", "reused") for outcome in outcomes.values()):
             sys.exit(1)
@@ -134,13 +135,14 @@ class _Outcomes(local.Watcher):
 
 
 # ---------------------------------------------------------------------------------------------------------- going on
-def _go_on_later(runs: Sequence[RunSpec], runtime: Runtime, settings: TaskSettings) -> None:
+def _go_on_later(runs: Sequence[RunSpec], runtime: Runtime, settings: TaskSettings) -> bool:
+    """Whether the batch script is to put the job back into the queue, because this process cannot."""
     if restart_count() < settings.max_requeues:
-        requeue_this_job()
-        return
+        return requeue_this_job() == "cannot ask"
     for run in runs:
         error = Lost(f"went on {restart_count()} times and is not done; give cluster.timeout_min more", "timeout")
         job.record_loss(run, runtime, error)
+    return False
 
 
 def progress_mark(run: RunSpec, runtime: Runtime) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid import durable, job
+from transfergrid.cluster.batch_script import ends_in_one_line
 from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.evidence import FINISHED
 from transfergrid.cluster.ledger import Ledger, read_ledger
@@ -36,6 +37,11 @@ NOTIFY_TIMEOUT_S = 120.0
 
 def finish(folder: str) -> dict[str, int]:
     """`folder`: of this job, with finish.json. Returns how many runs are in which state."""
+    with ends_in_one_line():
+        return _finish(folder)
+
+
+def _finish(folder: str) -> dict[str, int]:
     asked = durable.read_json(Path(folder) / "finish.json")
     payload = job.read_payload(Path(asked["payload"]))
     grid, store = str(asked["grid"]), store_paths(payload.runtime)

@@ -19,7 +19,7 @@ from transfergrid.commands.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.commands.progress import watching
 from transfergrid.config import Request, load_grid
 from transfergrid.config.help import help_for
-from transfergrid.errors import NEXT_STEP, ConfigError, DataError, MachineError, StoreFull
+from transfergrid.errors import ConfigError, DataError, MachineError, StoreFull, next_step
 from transfergrid.paths import StorePaths
 from transfergrid.plan import STATES, Plan, PlannedRun, make_plan
 from transfergrid.resources import ClusterSettings
@@ -277,7 +277,8 @@ def show_failures(console: Console, plan: Plan, endings: Sequence[local.Ended]) 
     waiting = [p for p in plan.runs if p.state in ("blocked", "in flight")]
     for ended in failed:
         name = ended.failure_class or ended.ending
-        step = f"; {NEXT_STEP[name]}" if name in NEXT_STEP and "launch again" not in ended.reason else ""
+        told = ended.failure_class is None or "launch again" in ended.reason
+        step = "" if told else f"; {next_step(name, ended.remedy)}"
         console.print(f"{name}: {ended.run.run_id}: {ended.reason}{step}", style="red", highlight=False, soft_wrap=True)
     for planned in waiting:
         style = "red" if planned.state == "blocked" else "yellow"

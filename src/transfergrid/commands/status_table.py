@@ -16,7 +16,7 @@ from transfergrid.cluster.run_state import RunState, State
 from transfergrid.commands.console import command_line
 from transfergrid.commands.progress import last_line
 from transfergrid.commands.status_view import BAD, Row, View
-from transfergrid.errors import NEXT_STEP
+from transfergrid.errors import next_step
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -218,15 +218,15 @@ def _and_more(names: Sequence[str]) -> str:
 
 
 def next_steps(view: View) -> Iterator[str]:
-    """One line per failure class that is there."""
+    """One line per failure class, and remedy, that is there."""
     states = [view.state(row) for row in view.rows if view.state(row).state in BAD]
-    classes = [state.failure_class or "lost" for state in states]
-    for name in dict.fromkeys(classes):
+    classes = [(state.failure_class or "lost", state.remedy) for state in states]
+    for name, remedy in dict.fromkeys(classes):
         command = command_line("status.py", view.grid, view.store, f"retry={name}") if view.grid else ""
         if name == "host_oom":
             command += " cluster.mem_gb=..." if command else ""
-        step = NEXT_STEP[name] + (f" ({command})" if command and name != "blocked" else "")
-        yield f"next, {classes.count(name)} x {name}: {step}"
+        step = next_step(name, remedy) + (f" ({command})" if command and name != "blocked" else "")
+        yield f"next, {classes.count((name, remedy))} x {name}: {step}"
     if doubtful := sum(view.state(row).undecided for row in view.rows):
         command = command_line("status.py", view.grid, view.store, "retry=unknown") if view.grid else "retry=unknown"
         yield f"next, {doubtful} x unknown: never sent again by itself; if you know that it is gone: {command}"

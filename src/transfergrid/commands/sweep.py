@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from transfergrid import durable, job, tracking
 from transfergrid.cluster import ledger, local, slurm
 from transfergrid.cluster.adopt import adopt, adopt_intents
+from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, ends_in_one_line, setup_lines
 from transfergrid.cluster.limits import assert_possible, read_limits
 from transfergrid.cluster.ownership import here, is_alive, new_token
 from transfergrid.cluster.requeue import requeue_this_job
@@ -202,13 +203,12 @@ def _launch(run_ids: Sequence[str], asked: Sweep, payload: Path, submission: led
 
 def _write_setup(submission: ledger.Submission, asked: Sweep, code: Path) -> Path:
     """What each job does before python. A file, because Hydra would take the shell's ${NAME} for its own."""
-    lines = [
-        "set -eo pipefail",  # else a module that does not load goes unseen
-        *asked.request.cluster.setup,
+    exports = (
         f"export PYTHONPATH={shlex.quote(import_path(code))}",
         f"export TRANSFERGRID_JOB_TOKEN={submission.token}",
         "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # srun since 22.05 does not take it from the job
-    ]
+    )
+    lines = setup_lines(asked.request.cluster.setup, exports, token=submission.token)
     folder = submission.folder
     durable.make_folder(folder)
     durable.write_bytes(folder / "setup.sh", "\n".join([*lines, ""]).encode())
@@ -220,13 +220,13 @@ def on_node(payload: str, run_id: str) -> None:
     a failed run as COMPLETED."""
     stop = StopFlag()
     try:
-        asked = job.read_payload(Path(payload))
-        asked.assert_same_code()
-        run = next(r for r in asked.runs if r.run_id == run_id)
-        with stop.installed():
+        with ends_in_one_line(), stop.installed():
+            asked = job.read_payload(Path(payload))
+            asked.assert_same_code()
+            run = next(r for r in asked.runs if r.run_id == run_id)
             outcome = job.carry_out(run, asked.runtime, stop=stop, is_alive=is_alive)
-            if outcome == "interrupted":
-                requeue_this_job()
+            if outcome == "interrupted" and requeue_this_job() == "cannot ask":
+                raise SystemExit(ASKS_FOR_REQUEUE)
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
@@ -249,4 +249,4 @@ def _wait_for(name: str, poll_s: float) -> None:
 def _ended(run: RunSpec, state: RunState) -> local.Ended:
     endings: dict[str, local.Ending] = {"done": "completed", "failed": "failed", "cancelled": "interrupted"}
     endings |= {"unknown": "in flight", "pending": "in flight", "running": "in flight"}  # as far as SLURM tells
-    return local.Ended(run, endings.get(state.state, "lost"), state.reason, state.failure_class)
+    return local.Ended(run, endings.get(state.state, "lost"), state.reason, state.failure_class, state.remedy)

@@ -22,7 +22,7 @@ from transfergrid.commands.launch import show_results
 from transfergrid.commands.on_slurm import Submitting, submit
 from transfergrid.commands.usage import show_usage
 from transfergrid.config import Request
-from transfergrid.errors import NEXT_STEP, MachineError
+from transfergrid.errors import MachineError, next_step
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -106,7 +106,7 @@ def _show_endings(console: Console, states: Mapping[str, RunState]) -> int:
     for state in states.values():
         if state.state in ENDED:
             name = state.failure_class or state.state
-            step = f"; {NEXT_STEP[name]}" if name in NEXT_STEP and "launch again" not in state.reason else ""
+            step = "" if "launch again" in state.reason else f"; {next_step(name, state.remedy)}"
             line = f"{name}: {state.run_id}: {state.reason}{step}"
             console.print(line, style="red", highlight=False, soft_wrap=True)
         elif state.undecided:

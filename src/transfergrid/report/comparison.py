@@ -99,6 +99,7 @@ class Failure:
     run_id: str
     failure_class: str
     error: str
+    remedy: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,7 +155,10 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
         elif record is not None:
             failed[run_id] = record
             failures[run_id] = Failure(
-                run_id=run_id, failure_class=record.failure_class or "code", error=record.error or "no reason recorded"
+                run_id=run_id,
+                failure_class=record.failure_class or "code",
+                error=record.error or "no reason recorded",
+                remedy=record.remedy,
             )
 
     for entry in entries:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from transfergrid.errors import NEXT_STEP, DataError, one_line
+from transfergrid.errors import DataError, next_step, one_line
 from transfergrid.records import read_grid
 from transfergrid.report import page_text, worth
 from transfergrid.report.blocks import Block, sections
@@ -85,7 +85,7 @@ def _comparison(rows: Sequence[ComparisonRow]) -> Table:
 
 def _failures(comparison: Comparison) -> Table:
     lines = [
-        (f.run_id, f.failure_class, " ".join(f.error.split()), NEXT_STEP.get(f.failure_class, "read its log.txt"))
+        (f.run_id, f.failure_class, " ".join(f.error.split()), next_step(f.failure_class, f.remedy))
         for f in comparison.failures
     ]
     return Table(columns=("run_id", "failure_class", "error", "next"), rows=tuple(lines))
