@@ -27,27 +27,32 @@ OF_THEIR_TIME = ("hold", "begin", "deadline")  # of the runs; it comes when they
 # --------------------------------------------------------------------------------------------------------------- place
 @dataclass(frozen=True, slots=True)
 class Place:
-    """resources: what the finish job asks for. note: a line for the plan, where that is not what was asked for."""
+    """resources: what the finish job asks for. note: a line for the plan, where that is not what was asked for.
+
+    refusal: why SLURM takes it nowhere; what the runs ask for may be the cause, so they are asked about first.
+    """
 
     resources: Resources
     note: str = ""
+    refusal: str = ""
 
 
 def find_place(settings: ClusterSettings, limits: Limits) -> Place:
-    """Where SLURM takes the finish job, asked before anything is sent. Raises ConfigError where it takes it nowhere, or
-    not in the partition that the user named for it."""
+    """Where SLURM takes the finish job, asked before anything is sent; there or nowhere, where the user named a
+    partition for it."""
     key = "cluster.partition" if settings.finish_partition is None else "cluster.finish_partition"
     asked = _bounded(finish_resources(settings), limits, key)
     reason = _why_not(asked, settings, limits)
     if reason is None:
         return Place(asked)
     if settings.finish_partition is not None:
-        raise ConfigError(f"{WHAT} (cluster.finish_partition): {reason}")
+        return Place(asked, refusal=f"{WHAT} (cluster.finish_partition): {reason}")
     for resources in _other_places(asked, settings, limits):
         if _why_not(resources, settings, limits) is None:
             taken = f"asks for {resources.gpus} GPU" if resources.gpus else f"goes to partition {resources.partition}"
             return Place(resources, f"{WHAT} {taken}, since {reason}; cluster.finish_partition= names another place")
-    raise ConfigError(f"{WHAT}: {reason}; give cluster.finish_partition=, a partition that takes jobs without a GPU")
+    remedy = "give cluster.finish_partition=, a partition that takes jobs without a GPU"
+    return Place(asked, refusal=f"{WHAT}: {reason}; {remedy}")
 
 
 def finish_resources(settings: ClusterSettings) -> Resources:

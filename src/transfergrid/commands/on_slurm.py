@@ -81,6 +81,8 @@ def carry_out(console: Console, request: Request) -> int:
     for line in yielded:
         console.print(line, highlight=False, soft_wrap=True)
     _show_cost(console, plan, request, limits)
+    if finishing.refusal:
+        raise ConfigError(finishing.refusal)
     if request.dry_run:
         console.print("dry run: nothing was submitted or written")
         return OK
