@@ -118,10 +118,10 @@ KINDS = {
     "probe": ("model=tinynet_cifar", "phase=probe"),
     "pair": (PAIR, "phase=finetune"),
 }
-QUICK = ("pair",)
 
 
-@pytest.mark.parametrize("kind", [k if k in QUICK else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
+@pytest.mark.slow  # the quick tests have the eight-way join below
+@pytest.mark.parametrize("kind", KINDS)
 def test_load_py_and_the_program_and_predict_agree(
     kind: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -67,9 +67,11 @@ def test_the_same_network_passes_with_room_to_spare(probed: Request, tmp_path: P
     "arguments",
     [
         ["model=shufflenet_v2_x0_5", "phase.extract.bn_statistics=target"],
-        ["model=googlenet"],
-        ["model=mobilenet_v3_small+shufflenet_v2_x0_5", "phase.extract.storage=float32"],
-        ["model=resnet18", "phase.extract.precision=bf16"],
+        pytest.param(["model=googlenet"], marks=pytest.mark.slow),
+        pytest.param(
+            ["model=mobilenet_v3_small+shufflenet_v2_x0_5", "phase.extract.storage=float32"], marks=pytest.mark.slow
+        ),
+        pytest.param(["model=resnet18", "phase.extract.precision=bf16"], marks=pytest.mark.slow),
     ],
 )
 def test_other_statistics_transforms_joins_and_precisions_pass_too(arguments: list[str], tmp_path: Path) -> None:

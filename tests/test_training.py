@@ -349,6 +349,9 @@ RESUMED = {
 }
 
 
+LONG = ("finetune", "finetune_l2_sp")
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
@@ -358,7 +361,7 @@ def num_steps(asked: Request) -> int:
     return max(int(line["step"]) for line in read_metrics(paths_of(final_run(asked), asked.runtime).metrics))
 
 
-@pytest.mark.parametrize("case", RESUMED)
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in LONG else c for c in RESUMED])
 def test_interrupted_at_a_step_a_run_ends_bit_for_bit_the_same(
     case: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -495,7 +498,7 @@ def assert_survives_kills(case: str, folder: Path, cache: Path, *, kills: int) -
     assert not list(root.rglob("*.tmp")) and not (root / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("case", KILLED)
+@pytest.mark.parametrize("case", [c if c == "probe" else pytest.param(c, marks=pytest.mark.slow) for c in KILLED])
 def test_killed_with_sigkill_a_run_ends_bit_for_bit_the_same(case: str, tmp_path: Path, cache: Path) -> None:
     assert_survives_kills(case, tmp_path, cache, kills=1)
 

@@ -173,6 +173,7 @@ def picture_details(spec: DatasetSpec, runtime: Runtime) -> dict[str, object]:
     unturned = spec.orientation == "stored" and facts.turned > 0
     beyond = {} if spec.value_range is None else facts.beyond(spec.value_range)
     details: dict[str, object] = {"orientation": "stored" if unturned else "exif"}
+    details |= {"inventory": found} if facts.inventory and (found := facts.inventory.as_details()) else {}
     return details | ({"beyond_value_range": beyond} if beyond else {})
 
 

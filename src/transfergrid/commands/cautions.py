@@ -40,6 +40,21 @@ def cautions(runs: Iterable[RunSpec], facts: Mapping[str, DatasetFacts]) -> list
     return [line for name, members in by_dataset.items() for line in _of_dataset(name, members)]
 
 
+def inventories(facts: Mapping[str, DatasetFacts]) -> Iterator[tuple[str, bool]]:
+    """One sentence on each folder of the user's: what was found; and whether something of it should be looked at."""
+    for name, found in facts.items():
+        if found.inventory is None:
+            continue
+        parts = list(found.inventory.parts(found.num_images))
+        deeper = {depth: n for depth, (n, _) in found.depths.items() if depth != "8-bit"}
+        if deeper:
+            parts.append("deeper than 8 bits: " + ", ".join(f"{n} {depth}" for depth, n in deeper.items()))
+        if found.newly_read:
+            read = ", ".join(f"{n} {suffix}" for suffix, n in found.newly_read.items())
+            parts.append(f"read, and left out by earlier releases: {read}")
+        yield f"{name}: {'; '.join(parts)}", found.inventory.is_odd
+
+
 def _of_dataset(name: str, members: Sequence[_Trained]) -> Iterator[str]:
     chosen = [m for m in members if m.run.protocol == "fair"]
     fewest = min((m.rows.val for m in chosen), default=FEW_VAL_IMAGES)

@@ -13,7 +13,7 @@ from transfergrid.cluster import local, slurm
 from transfergrid.cluster.child import ask, gpus_for
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.states import Snapshot, take_snapshot
-from transfergrid.commands.cautions import cautions
+from transfergrid.commands.cautions import cautions, inventories
 from transfergrid.commands.console import FAILED, OK, command_line, hashing_progress, make_console, run_script
 from transfergrid.commands.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.commands.progress import watching
@@ -151,6 +151,8 @@ def show_plan(console: Console, plan: Plan, request: Request) -> None:
     rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"
     console.print(f"grid {request.grid}: {rows}; with what they need: {told or 'nothing to do'}", highlight=False)
     _show_runs(console, plan, request)
+    for text, is_odd in inventories(request.facts):
+        console.print(text, style="yellow" if is_odd else None, highlight=False, markup=False, soft_wrap=True)
     for line in cautions((c.run for c in request.configurations), request.facts):
         console.print(line, style="yellow", highlight=False, soft_wrap=True)
 

@@ -57,7 +57,7 @@ PROBE_DEFAULTS: dict[str, Any] = _COMMON | {
     # Of solver=sgd. Measured on val, 5 epochs: 0.03 leads on digits (both tiny backbones), on MNIST (tinynet_mnist) and
     # on CIFAR-10 (tinynet_cifar); 0.1 on MNIST with tinynet_cifar; tinynet_mnist on CIFAR-10 asks for 1, and its row
     # says that it ended at the largest. A decay of 1e-2 moved a few val images, so there is none to choose.
-    "lrs": (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3),
+    "lrs": (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0),
     "weight_decays": (0.0,),
     "schedule": "cosine",
     "source": "features",

@@ -31,8 +31,8 @@ def content_of(
     keep: bool,
     progress: Callable[[int, int], None] | None,
     max_megapixels: float = MAX_MEGAPIXELS,
-) -> tuple[str, dict[str, PictureFacts]]:
-    """Fingerprint over sorted names and bytes, and what is known of each picture.
+) -> tuple[str, dict[str, PictureFacts], dict[str, str]]:
+    """Fingerprint over sorted names and bytes; what is known of each picture; each file's SHA-256.
 
     Only files whose size or time of change differs from what is kept are read. Raises DamagedImage for a file that no
     image format recognises, or that is too large.
@@ -58,11 +58,12 @@ def content_of(
 
     whole = hashlib.sha256()
     pictures: dict[str, PictureFacts] = {}
+    sha256_of: dict[str, str] = {}
     for relative in sorted(known):
-        _, _, sha256, *facts = known[relative].split()
-        whole.update(os.fsencode(relative) + f"\0{sha256}\n".encode())
+        _, _, sha256_of[relative], *facts = known[relative].split()
+        whole.update(os.fsencode(relative) + f"\0{sha256_of[relative]}\n".encode())
         pictures[relative] = _facts(*facts)
-    return f"content:{whole.hexdigest()[:32]}", pictures
+    return f"content:{whole.hexdigest()[:32]}", pictures, sha256_of
 
 
 def _state(path: Path) -> str:

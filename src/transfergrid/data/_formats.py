@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 _JFIF, _AVIF, _HEIC = (".jfif",), (".avif",), (".heic", ".heif")
 NEWER_SUFFIXES = (*_JFIF, *_AVIF, *_HEIC)  # which the first release left out
+_NEVER_READ = (  # pictures by their name, which people take for data
+    *(".jp2", ".j2k", ".jpx", ".jxl", ".tga", ".ico", ".svg", ".psd", ".eps", ".dcm", ".exr", ".hdr", ".pfm", ".jpe"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
 _DECODERS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "HEIF")
 
 MAX_MEGAPIXELS = 180.0  # about where Pillow itself refuses
@@ -43,7 +47,9 @@ def why_unread(name: str) -> str | None:
         return None
     if name.lower().endswith(_HEIC):
         return "needs the extra transfergrid[heic]"
-    return "needs a Pillow that reads AVIF" if name.lower().endswith(_AVIF) else None
+    if name.lower().endswith(_AVIF):
+        return "needs a Pillow that reads AVIF"
+    return "is of a kind that is not read; convert it to PNG or JPEG" if name.lower().endswith(_NEVER_READ) else None
 
 
 def opened(source: Path | IO[bytes]) -> ImageFile:

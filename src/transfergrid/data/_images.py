@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfergrid.data._threads import in_threads
+from transfergrid.data.inventory import Inventory
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ class DatasetFacts:
     turned: how many images are shown otherwise where EXIF data are followed.
     depths: 8-bit, integer, float -> how many files, and the first of them. extremes: split -> the least and the largest
     value of each image that is deeper than 8 bits.
-    newly_read: suffix -> files, of the kinds that the first release left out.
+    newly_read: suffix -> files, of the kinds that the first release left out. inventory: of a folder of the user's.
     """
 
     kind: str
@@ -45,6 +46,7 @@ class DatasetFacts:
     depths: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     extremes: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     newly_read: Mapping[str, int] = field(default_factory=dict)
+    inventory: Inventory | None = None
 
     def beyond(self, value_range: tuple[float, float]) -> dict[str, int]:
         """split -> how many images hold values outside the range, where there are any."""
