@@ -24,6 +24,7 @@ from transfergrid.commands import predict
 from transfergrid.config import load_run
 from transfergrid.data import _decode, _formats
 from transfergrid.data._decode import PictureRules, decode, picture_facts
+from transfergrid.data._folder_scan import image_files
 from transfergrid.data._image_size import unreadable
 from transfergrid.data.damaged import DamagedImage
 from transfergrid.data.image_folder import FolderImages
@@ -275,6 +276,6 @@ def test_a_heic_file_without_the_extra_says_what_it_needs(tmp_path: Path, monkey
         assert _formats.why_unread("x.png") is None and _formats.why_unread("notes.txt") is None
         assert unreadable(path, ValueError("?")).reason == "needs the extra transfergrid[heic]"
         path.write_bytes(b"\0\0\0\x18ftypheic")
-        assert data.image_folder.image_files(tmp_path) == [path.name]  # predict names it
+        assert image_files(tmp_path) == [path.name]  # predict names it
     finally:
         _formats.suffixes.cache_clear()

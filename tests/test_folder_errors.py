@@ -13,6 +13,7 @@ from PIL import Image
 from transfergrid.data import image_folder
 from transfergrid.data._decode import decode
 from transfergrid.data._folder_hash import _content
+from transfergrid.data._folder_scan import image_files
 from transfergrid.data._formats import MAX_MEGAPIXELS
 from transfergrid.data.damaged import DamagedImage
 from transfergrid.errors import DataError
@@ -74,7 +75,7 @@ def test_predict_keeps_what_cannot_be_read_to_name_it_and_opens_no_pipe(tmp_path
     (tmp_path / "c.png").symlink_to("c.png")
     os.mkfifo(tmp_path / "d.png")
     (tmp_path / "self").symlink_to(".")
-    assert image_folder.image_files(tmp_path) == ["a.png", "b.png", "c.png", "d.png"]
+    assert image_files(tmp_path) == ["a.png", "b.png", "c.png", "d.png"]
     for name in ("b.png", "c.png", "d.png"):
         with pytest.raises(DamagedImage) as refused:
             decode(tmp_path / name)

@@ -11,8 +11,8 @@ from typing import Any, Literal, cast
 
 from transfergrid.classes import classes_of_run
 from transfergrid.data import MAX_MEGAPIXELS
+from transfergrid.data._folder_scan import image_files
 from transfergrid.data._formats import suffixes
-from transfergrid.data.image_folder import image_files
 from transfergrid.errors import ConfigError
 from transfergrid.paths import EXPORT_MARK, CachePaths, RunPaths, StorePaths
 from transfergrid.records import RunRecord, read_record

@@ -1,0 +1,147 @@
+"""Everything that lies in a folder of images, by its place: what is read, and what is left out and why."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transfergrid.data import inventory
+from transfergrid.data._formats import suffixes, why_unread
+from transfergrid.errors import ConfigError, DataError
+
+_NAMES = {"val": ("val", "valid", "validation")}
+_OF_FILE_SERVERS = ("@eaDir", "__MACOSX", "#recycle", "@Recycle")  # thumbnails, forks of resources, bins
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """listing: split -> class -> paths relative to the folder, classes and paths sorted. The rest as in Inventory."""
+
+    listing: dict[str, dict[str, list[str]]]
+    renamed: dict[str, str]
+    skipped: dict[str, tuple[int, str]]
+    unused: tuple[str, ...]
+
+
+def scan(folder: Path) -> Scan:
+    """Everything in a folder, by its place. Checks the layout."""
+    if not folder.is_dir():
+        raise ConfigError(f"{folder} is not a folder; dataset.folder= wants one with train/<class>/ and test/<class>/")
+    beside = _folders_in(folder)
+    source_of = _sources(beside)
+    present = list(source_of)
+    if not present:
+        raise DataError(
+            f"{folder} has no train/, val/ or test/; wanted train/<class>/* and test/<class>/* (or val/<class>/*)"
+        )
+    if present == ["train"]:
+        raise DataError(f"{folder} has neither test/ nor val/; wanted one of them, with the classes of train/")
+    if "test" not in present:
+        source_of["test"] = source_of.pop("val")
+    skipped: dict[str, tuple[int, str]] = {}
+    listing = {split: _classes(folder, source, skipped) for split, source in source_of.items()}
+    first, classes = next(iter(listing.items()))
+    if first == "train" and len(classes) < 2:
+        raise DataError(f"{folder}: train/ has one class, {next(iter(classes))!r}; wanted two or more to tell apart")
+    for split, source in source_of.items():
+        if listing[split].keys() != classes.keys():
+            odd = sorted(listing[split].keys() ^ classes.keys())[0]
+            where = source if odd in listing[split] else source_of[first]
+            raise DataError(
+                f"{folder}: class {odd!r} is in {where}/ only; {source}/ and {source_of[first]}/ need the same classes"
+            )
+    renamed = {split: source for split, source in source_of.items() if source not in (split, "val")}
+    unused = tuple(name for name in beside if name not in source_of.values() and name not in _OF_FILE_SERVERS)
+    return Scan(listing, renamed, skipped, unused)
+
+
+def _folders_in(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(e.name for e in entries if not e.name.startswith(".") and os.path.isdir(e.path))
+    except OSError as error:
+        raise DataError(f"{folder} cannot be read ({error.strerror}); mend or remove it") from error
+
+
+def _sources(folders: Sequence[str]) -> dict[str, str]:
+    """split -> its folder: of the names that stand for it the first that is there, then such a name in capitals."""
+    found = {}
+    for split in inventory.SPLITS:
+        named = _NAMES.get(split, (split,))
+        exact = [name for name in named if name in folders]
+        alike = [name for wanted in named for name in folders if name.lower() == wanted]
+        if exact or alike:
+            found[split] = (exact or alike)[0]
+    return found
+
+
+def _classes(folder: Path, split_folder: str, skipped: dict[str, tuple[int, str]]) -> dict[str, list[str]]:
+    names = [name for name in _folders_in(folder / split_folder) if name not in _OF_FILE_SERVERS]
+    for name in sorted(os.listdir(folder / split_folder)):
+        if name in _OF_FILE_SERVERS:
+            inventory.skip(skipped, inventory.THUMBNAILS, f"{split_folder}/{name}")
+        elif name not in names and name.lower().endswith(suffixes()):
+            inventory.skip(skipped, inventory.OUTSIDE, f"{split_folder}/{name}")
+    if not names:
+        raise DataError(f"{folder / split_folder} has no class folders; wanted {split_folder}/<class>/*")
+    classes = {name: sorted(_images_below(folder, f"{split_folder}/{name}", skipped=skipped)) for name in names}
+    for name, paths in classes.items():
+        if not paths:
+            raise DataError(
+                f"{folder / split_folder / name} has no images; wanted files ending in {' '.join(suffixes())}"
+            )
+    return classes
+
+
+def _images_below(
+    folder: Path,
+    relative: str,
+    above: tuple[tuple[int, int], ...] = (),
+    *,
+    unread: bool = False,
+    skipped: dict[str, tuple[int, str]] | None = None,
+) -> list[str]:
+    """above: device and inode of the folders that lead here. unread: also what cannot be read on this machine, links to
+    nothing and pipes among it, to be named when it is read. skipped: is told of what is left out.
+
+    Raises DataError for what is no file or folder to read.
+    """
+    path = folder / relative
+    try:
+        found: list[str] = []
+        stat = os.stat(path)
+        here = (stat.st_dev, stat.st_ino)
+        if here in above and unread:
+            return []  # all of it is there already
+        if here in above:
+            raise DataError(f"{path} is a link to a folder that holds it; remove the link")
+        with os.scandir(path) as entries:
+            for entry in entries:
+                name = f"{relative}/{entry.name}"
+                if entry.name.startswith("."):
+                    inventory.skip(skipped, inventory.HIDDEN, name)
+                    continue
+                kind = Path(entry.path) if entry.is_symlink() else entry  # a link may lead to itself
+                if kind.is_dir() and entry.name in _OF_FILE_SERVERS and not unread:
+                    inventory.skip(skipped, inventory.THUMBNAILS, name)
+                elif kind.is_dir():
+                    found += _images_below(folder, name, (*above, here), unread=unread, skipped=skipped)
+                elif entry.name.lower().endswith(suffixes()) or (unread and why_unread(entry.name)):
+                    if not (unread or kind.is_file()):
+                        raise DataError(f"{entry.path} is a pipe, a device or a link to nothing; mend or remove it")
+                    found.append(name)
+                else:
+                    lacking = why_unread(entry.name)
+                    kind_of_it = Path(entry.name).suffix.lower() or "without a suffix"
+                    inventory.skip(skipped, f"{kind_of_it}, {lacking}" if lacking else kind_of_it, name)
+    except OSError as error:
+        raise DataError(f"{error.filename or path} cannot be read ({error.strerror}); mend or remove it") from error
+    return found
+
+
+def image_files(folder: Path) -> list[str]:
+    """Every image below a folder, by name, sorted, relative to it, whatever becomes of reading it; hidden files and
+    folders do not count."""
+    return sorted(path.removeprefix("./") for path in _images_below(folder, ".", unread=True))
