@@ -182,7 +182,7 @@ def test_an_index_file_is_known_by_its_parts_and_every_other_file_by_its_content
 
 
 @pytest.mark.slow
-def test_a_real_resnet18_in_every_shape_gives_the_same_features(tmp_path: Path) -> None:
+def test_a_real_resnet18_in_every_shape_has_the_same_weights_and_features(tmp_path: Path) -> None:
     network = reference("resnet18", num_classes=10)
     state = dict(network.state_dict())
     torch.save(state, tmp_path / "own.pth")
@@ -190,7 +190,11 @@ def test_a_real_resnet18_in_every_shape_gives_the_same_features(tmp_path: Path) 
     with torch.no_grad():
         wanted = from_file("resnet18", tmp_path / "own.pth")(batch)
         for name, path in shapes.files(state, tmp_path).items():
-            assert torch.equal(from_file("resnet18", path)(batch), wanted), name
+            trunk = from_file("resnet18", path)
+            same = [torch.equal(v, state[k]) for k, v in trunk.state_dict().items() if "num_batches" not in k]
+            assert len(same) == 100 and all(same), name
+            # Kernels of another memory format round otherwise, with the same weights.
+            assert torch.equal(trunk(batch), wanted) or name == "channels_last", name
 
 
 def test_a_file_saved_with_buffers_as_parameters_trains(tmp_path: Path) -> None:
