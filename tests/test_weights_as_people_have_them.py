@@ -16,7 +16,7 @@ from backbone_files import from_file, images, reference, spec_of
 from torch import Tensor, nn
 
 from transfergrid import backbones
-from transfergrid.backbones.build import build_classifier
+from transfergrid.backbones.build import build, build_classifier
 from transfergrid.backbones.match_names import Found, find_state
 from transfergrid.backbones.read_file import read_content
 from transfergrid.backbones.weight_files import identity_of
@@ -182,7 +182,7 @@ def test_an_index_file_is_known_by_its_parts_and_every_other_file_by_its_content
 
 
 @pytest.mark.slow
-def test_a_real_resnet18_in_every_shape_gives_the_same_features(tmp_path: Path) -> None:
+def test_a_real_resnet18_in_every_shape_has_the_same_weights_and_features(tmp_path: Path) -> None:
     network = reference("resnet18", num_classes=10)
     state = dict(network.state_dict())
     torch.save(state, tmp_path / "own.pth")
@@ -190,7 +190,11 @@ def test_a_real_resnet18_in_every_shape_gives_the_same_features(tmp_path: Path) 
     with torch.no_grad():
         wanted = from_file("resnet18", tmp_path / "own.pth")(batch)
         for name, path in shapes.files(state, tmp_path).items():
-            assert torch.equal(from_file("resnet18", path)(batch), wanted), name
+            trunk = from_file("resnet18", path)
+            same = [torch.equal(v, state[k]) for k, v in trunk.state_dict().items() if "num_batches" not in k]
+            assert len(same) == 100 and all(same), name
+            # Kernels of another memory format round otherwise, with the same weights.
+            assert torch.equal(trunk(batch), wanted) or name == "channels_last", name
 
 
 def test_a_file_saved_with_buffers_as_parameters_trains(tmp_path: Path) -> None:
@@ -217,3 +221,12 @@ def test_the_fine_tuned_weights_of_a_run_are_weights_and_a_classifier(tmp_path: 
     with torch.no_grad():
         assert torch.equal(classifier(batch), whole(batch))
         assert torch.equal(from_file("resnet18", path)(batch), from_file("resnet18", tmp_path / "plain.pth")(batch))
+
+
+def test_the_plan_is_told_what_was_taken(tmp_path: Path) -> None:
+    state = dict(reference("resnet18", num_classes=2).state_dict())
+    torch.save({"state_dict": shapes.under("module.encoder_q.", state)}, tmp_path / "moco.pth")
+    spec, told = spec_of("resnet18", str(tmp_path / "moco.pth"), size_px=32), list[str]()
+    files = {spec.weights.identity: str(tmp_path / "moco.pth")}
+    build(spec, weights_dir=tmp_path, weights_files=files, told=told.append)
+    assert told == ["weights file moco.pth: taken from the names under 'state_dict.module.encoder_q.'"]
