@@ -11,15 +11,17 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
+import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transfergrid.errors import MachineError, StoreFull
+from transfergrid.errors import DISK_FULL, MachineError, StoreFull
 
 
 def temporary_beside(final: Path) -> Path:
@@ -185,6 +187,36 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
+def copy_tree(
+    source: Path, target: Path, *, ignore: Callable[[str, list[str]], Iterable[str]] = lambda folder, names: ()
+) -> None:
+    """Copy a folder, what its links lead to included. ignore: as of shutil.copytree, which tells of a full disk in as
+    many words as there are files. The first error ends it; what was copied by then is the caller's to remove."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, folders, files in os.walk(source, onerror=refuse, followlinks=True):
+        here, left_out = target / Path(folder).relative_to(source), set(ignore(folder, [*folders, *files]))
+        folders[:] = [name for name in folders if name not in left_out]
+        with explained(here):
+            here.mkdir(parents=True, exist_ok=True)
+            for name in files:
+                if name not in left_out:
+                    shutil.copy2(Path(folder, name), here / name)
+
+
+class LogFile(logging.FileHandler):
+    """A log beside what is done, which goes on where the log finds no room: those lines are missing."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
+        """By default logging prints a traceback for every line."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -204,7 +236,11 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno == errno.EFBIG:
+            raise StoreFull(
+                f"{path} would be larger than a file may be here (ulimit -f); raise that limit and launch again"
+            ) from error
+        if error.errno in DISK_FULL:
             raise StoreFull(
                 f"no space left for {path} ({_free(path)} free); free some space and launch again"
             ) from error
