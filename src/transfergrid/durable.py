@@ -16,12 +16,16 @@ import os
 import secrets
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transfergrid.errors import DISK_FULL, MachineError, StoreFull
+from transfergrid import owner_locks
+from transfergrid.errors import DISK_FULL, NO_LOCKS, MachineError, StoreFull
+
+POLL_S = 0.2  # for a lock that cannot be waited for otherwise
 
 
 def temporary_beside(final: Path) -> Path:
@@ -101,6 +105,11 @@ def claim(final: Path, content: bytes) -> bool:
                 os.link(temporary, final)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in owner_locks.NO_LINKS:
+                    raise
+                told = f"the file system of {final.parent} makes no hard links; give another store.dir="
+                raise MachineError(told) from error
             fsync_folder(final.parent)
             return True
         finally:
@@ -110,30 +119,64 @@ def claim(final: Path, content: bytes) -> bool:
 
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the kernel lock on a file that is there for nothing else; yields whether it was obtained.
+    """Hold the lock on a file that is there for nothing else; yields whether it was obtained.
 
-    The kernel releases it when its holder ends, however it ends. Correctness never depends on it: on a shared file
-    system it may be local to a node, so what it guards is fenced by attempt numbers or content-addressed as well.
+    It is the kernel's, which releases it when its holder ends, however it ends; where the file system has none, it is
+    that of owner_locks.py. Correctness never depends on it: on a shared file system it may be local to a node, so what
+    it guards is fenced by attempt numbers or content-addressed as well. Raises MachineError where neither is there.
     """
     make_folder(path.parent)
     with explained(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
     try:
         share(descriptor, path.parent)
-        if wait:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield wait or _obtained(descriptor)
+        if (in_kernel := _flock(descriptor, wait=wait)) is not None:
+            while is_owned := in_kernel and owner_locks.is_held(path):  # by a machine that sees no kernel locks here
+                if not wait:
+                    break
+                time.sleep(POLL_S)
+            yield in_kernel and not is_owned
+            return
+        with explained(path):
+            while (held := owner_locks.acquire(path)) is None and wait:
+                time.sleep(POLL_S)
+        try:
+            yield held is not None
+        finally:
+            if held is not None:
+                held.release()
     finally:
         os.close(descriptor)
 
 
-def _obtained(descriptor: int) -> bool:
-    """Whether the lock is free now; asked a few times, because is_locked() holds it for the blink of an eye."""
+def has_kernel_locks(folder: Path) -> bool:
+    """Whether the kernel locks files there. The folder must be there, and may be written to."""
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".lock.", suffix=".tmp")
+    try:
+        return _flock(descriptor, wait=False) is not None
+    finally:
+        os.close(descriptor)
+        os.unlink(name)
+
+
+def break_lock(path: Path) -> None:
+    """Whoever holds it holds a file that nobody looks at any more."""
+    path.unlink(missing_ok=True)
+    owner_locks.break_lock(path)
+
+
+def _flock(descriptor: int, *, wait: bool) -> bool | None:
+    """Whether the kernel's lock was obtained; None where the file system has none. Not waiting, it is asked for a few
+    times, because is_locked() holds it for the blink of an eye."""
     for pause_s in (0.01, 0.01, 0.02, 0.04, 0.0):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             time.sleep(pause_s)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return None
+            raise
         else:
             return True
     return False
@@ -149,9 +192,12 @@ def is_locked(path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     finally:
         os.close(descriptor)
-    return False
+    return owner_locks.is_held(path)
 
 
 def share(descriptor: int, folder: Path) -> None:
