@@ -58,7 +58,7 @@ def begin_attempt(paths: RunPaths, spec: RunSpec, *, is_alive: IsAlive | None = 
             raise AlreadyRunning(f"{paths.root.name} is running already ({describe_owner(paths)})")
         if not obtained:
             # A copy that SLURM has given up still holds the lock. A new file is a new lock; the old one guards nothing.
-            paths.lock.unlink(missing_ok=True)
+            durable.break_lock(paths.lock)
             held.enter_context(durable.lock(paths.lock, wait=False))
         durable.sweep(paths.root)
         durable.sweep(paths.checkpoints)

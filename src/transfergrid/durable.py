@@ -11,15 +11,21 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
+import shutil
 import socket
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transfergrid.errors import MachineError, StoreFull
+from transfergrid import owner_locks
+from transfergrid.errors import DISK_FULL, NO_LOCKS, MachineError, StoreFull
+
+POLL_S = 0.2  # for a lock that cannot be waited for otherwise
 
 
 def temporary_beside(final: Path) -> Path:
@@ -99,6 +105,11 @@ def claim(final: Path, content: bytes) -> bool:
                 os.link(temporary, final)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in owner_locks.NO_LINKS:
+                    raise
+                told = f"the file system of {final.parent} makes no hard links; give another store.dir="
+                raise MachineError(told) from error
             fsync_folder(final.parent)
             return True
         finally:
@@ -108,30 +119,64 @@ def claim(final: Path, content: bytes) -> bool:
 
 @contextlib.contextmanager
 def lock(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold the kernel lock on a file that is there for nothing else; yields whether it was obtained.
+    """Hold the lock on a file that is there for nothing else; yields whether it was obtained.
 
-    The kernel releases it when its holder ends, however it ends. Correctness never depends on it: on a shared file
-    system it may be local to a node, so what it guards is fenced by attempt numbers or content-addressed as well.
+    It is the kernel's, which releases it when its holder ends, however it ends; where the file system has none, it is
+    that of owner_locks.py. Correctness never depends on it: on a shared file system it may be local to a node, so what
+    it guards is fenced by attempt numbers or content-addressed as well. Raises MachineError where neither is there.
     """
     make_folder(path.parent)
     with explained(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o664)
     try:
         share(descriptor, path.parent)
-        if wait:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield wait or _obtained(descriptor)
+        if (in_kernel := _flock(descriptor, wait=wait)) is not None:
+            while is_owned := in_kernel and owner_locks.is_held(path):  # by a machine that sees no kernel locks here
+                if not wait:
+                    break
+                time.sleep(POLL_S)
+            yield in_kernel and not is_owned
+            return
+        with explained(path):
+            while (held := owner_locks.acquire(path)) is None and wait:
+                time.sleep(POLL_S)
+        try:
+            yield held is not None
+        finally:
+            if held is not None:
+                held.release()
     finally:
         os.close(descriptor)
 
 
-def _obtained(descriptor: int) -> bool:
-    """Whether the lock is free now; asked a few times, because is_locked() holds it for the blink of an eye."""
+def has_kernel_locks(folder: Path) -> bool:
+    """Whether the kernel locks files there. The folder must be there, and may be written to."""
+    descriptor, name = tempfile.mkstemp(dir=folder, prefix=".lock.", suffix=".tmp")
+    try:
+        return _flock(descriptor, wait=False) is not None
+    finally:
+        os.close(descriptor)
+        os.unlink(name)
+
+
+def break_lock(path: Path) -> None:
+    """Whoever holds it holds a file that nobody looks at any more."""
+    path.unlink(missing_ok=True)
+    owner_locks.break_lock(path)
+
+
+def _flock(descriptor: int, *, wait: bool) -> bool | None:
+    """Whether the kernel's lock was obtained; None where the file system has none. Not waiting, it is asked for a few
+    times, because is_locked() holds it for the blink of an eye."""
     for pause_s in (0.01, 0.01, 0.02, 0.04, 0.0):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             time.sleep(pause_s)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return None
+            raise
         else:
             return True
     return False
@@ -147,9 +192,12 @@ def is_locked(path: Path) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
     finally:
         os.close(descriptor)
-    return False
+    return owner_locks.is_held(path)
 
 
 def share(descriptor: int, folder: Path) -> None:
@@ -185,6 +233,36 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
+def copy_tree(
+    source: Path, target: Path, *, ignore: Callable[[str, list[str]], Iterable[str]] = lambda folder, names: ()
+) -> None:
+    """Copy a folder, what its links lead to included. ignore: as of shutil.copytree, which tells of a full disk in as
+    many words as there are files. The first error ends it; what was copied by then is the caller's to remove."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for folder, folders, files in os.walk(source, onerror=refuse, followlinks=True):
+        here, left_out = target / Path(folder).relative_to(source), set(ignore(folder, [*folders, *files]))
+        folders[:] = [name for name in folders if name not in left_out]
+        with explained(here):
+            here.mkdir(parents=True, exist_ok=True)
+            for name in files:
+                if name not in left_out:
+                    shutil.copy2(Path(folder, name), here / name)
+
+
+class LogFile(logging.FileHandler):
+    """A log beside what is done, which goes on where the log finds no room: those lines are missing."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
+        """By default logging prints a traceback for every line."""
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 def sha256_of(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -204,7 +282,11 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno == errno.EFBIG:
+            raise StoreFull(
+                f"{path} would be larger than a file may be here (ulimit -f); raise that limit and launch again"
+            ) from error
+        if error.errno in DISK_FULL:
             raise StoreFull(
                 f"no space left for {path} ({_free(path)} free); free some space and launch again"
             ) from error

@@ -148,7 +148,13 @@ def _create(
 ) -> int:
     """Write the container around the rows and checksums to come; returns the byte offset of row 0."""
     with h5py.File(
-        path, "x", libver=("v110", "v114"), rdcc_nbytes=0, alignment_threshold=4096, alignment_interval=4096
+        path,
+        "x",
+        locking=False,  # its name is this process's alone
+        libver=("v110", "v114"),
+        rdcc_nbytes=0,
+        alignment_threshold=4096,
+        alignment_interval=4096,
     ) as file:
         # Of fixed length: these lie in checksummed headers; in the heap of other strings a flipped bit can hang HDF5.
         file.attrs["key"] = np.bytes_(canonical_json(key).encode())

@@ -18,6 +18,7 @@ from transfergrid import durable
 from transfergrid.attempts import Attempt, AttemptTime, IsAlive, attempt_times, begin_attempt, newest_attempt
 from transfergrid.errors import (
     AlreadyRunning,
+    GridError,
     Interrupted,
     LostFeatures,
     MachineError,
@@ -184,7 +185,9 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
         if isinstance(error, LostFeatures) and not fails:
             logger.warning("%s", one_line(error))
             return "lost features"
-        logger.error("%s\n%s", one_line(error), traceback.format_exc())
+        # Of a full disk, a missing file, a lock: where in the code that was seen tells nobody anything.
+        is_told = isinstance(error, GridError) or (isinstance(error, OSError) and classify(error) != "code")
+        logger.error("%s%s", one_line(error), "" if is_told else "\n" + traceback.format_exc())
         attempt.assert_newest()
         write_failure(attempt.paths, spec, error, attempt=attempt.number, phase_s=time.monotonic() - began)
         return "failed"
@@ -254,7 +257,8 @@ def assert_ready(spec: RunSpec, runtime: Runtime) -> None:
 @contextlib.contextmanager
 def _logging_to(path: Path, attempt: Attempt) -> Iterator[None]:
     """Everything this process logs also goes to the run's log.txt, one section per attempt."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    with durable.explained(path):
+        handler = durable.LogFile(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     assert handler.stream is not None
     durable.share(handler.stream.fileno(), path.parent)

@@ -6,6 +6,7 @@ What a relaunch takes back are whole lines, down to what its checkpoint covers; 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -43,19 +44,24 @@ class MetricsLog:
         self.lines += 1
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = {"line": self.lines, "kind": kind, **values, "time": now}
-        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        with durable.explained(Path(self._file.name)):
+            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
 
     def flush(self) -> None:
         with durable.explained(Path(self._file.name)):
             self._file.flush()
 
     def fsync(self) -> None:
-        self.flush()
-        os.fsync(self._file.fileno())
+        with durable.explained(Path(self._file.name)):
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        self.fsync()
-        self._file.close()
+        try:
+            self.fsync()
+        finally:
+            with contextlib.suppress(OSError):  # of what it could not write, as told
+                self._file.close()
 
     def __enter__(self) -> Self:
         return self

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import math
 import re
 from collections.abc import Mapping
@@ -316,11 +317,9 @@ def write_predictions(paths: RunPaths, sets: Mapping[str, Predictions]) -> None:
             if value is not None:
                 arrays[f"{name}_{f.name.split('_')[0]}"] = value
 
-    def write(temporary: Path) -> None:
-        with open(temporary, "xb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy types the keywords as its flags
-
-    durable.write_with(paths.predictions, write)
+    content = io.BytesIO()  # zipfile, on a full disk, ends with another error than that
+    np.savez(content, **arrays)  # type: ignore[arg-type]  # numpy types the keywords as its flags
+    durable.write_bytes(paths.predictions, content.getbuffer())
 
 
 def read_predictions(paths: RunPaths) -> dict[str, Predictions]:

@@ -22,11 +22,10 @@ def take_snapshot_of_code(launch: Path) -> Path:
     """
     root = launch / "code"
     durable.make_folder(root / "src")
-    with durable.explained(root):
-        shutil.copytree(PACKAGE, root / "src" / PACKAGE.name, ignore=IGNORED)
-        conf = PACKAGE.parents[1] / "conf"
-        if conf.is_dir():
-            shutil.copytree(conf, root / "conf", ignore=IGNORED)
+    durable.copy_tree(PACKAGE, root / "src" / PACKAGE.name, ignore=IGNORED)
+    conf = PACKAGE.parents[1] / "conf"
+    if conf.is_dir():
+        durable.copy_tree(conf, root / "conf", ignore=IGNORED)
     if hash_of(root / "src" / PACKAGE.name) != code_hash():
         raise MachineError(f"{PACKAGE} was edited while this launch was being made; nothing was sent, launch again")
     commit, dirty = git_state()

@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from transfergrid import durable
 from transfergrid.attempts import slurm_task
+from transfergrid.errors import MachineError
 from transfergrid.specs import Runtime, safe_name
 
 logger = logging.getLogger(__name__)
@@ -38,7 +40,7 @@ def staged(runtime: Runtime, datasets: Sequence[str], scratch_dir: str | None) -
         copies = {}
         for name, folder in folders.items():
             copies[name] = str(_copy(folder, scratch / safe_name(name)))
-    except OSError as error:
+    except (OSError, MachineError) as error:
         logger.warning("%s: not staged (%s), reading the shared folder", scratch, error)
         shutil.rmtree(scratch, ignore_errors=True)
         copies = {}
@@ -57,6 +59,6 @@ def _copy(source: Path, target: Path) -> Path:
     free = shutil.disk_usage(target.parent).free
     if needed > 0.9 * free:
         raise OSError(f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-    shutil.copytree(source, target)
+    durable.copy_tree(source, target)
     logger.info("staged %s to %s: %.0f MB in %.1f s", source, target, needed / 1e6, time.monotonic() - began)
     return target

@@ -39,7 +39,7 @@ from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
 from transfergrid.cluster.snapshot import import_path
 from transfergrid.cluster.task import TaskSettings, run_task
-from transfergrid.errors import ConfigError, MachineError, one_line
+from transfergrid.errors import ConfigError, MachineError, StoreFull, one_line
 from transfergrid.resources import ClusterSettings, Resources
 
 GIVE_UP_S = 300.0  # for a controller that does not answer
@@ -94,9 +94,10 @@ class Sender:
         """Raises SlurmRefused, SlurmDown."""
         parents = [task for task in map(self._parent, group.waits_for) if task is not None]
         submission = self._intend(group.name, group.run_ids, "runs", group.resources.gpus)
-        write_tasks(self.launch, group, self.indices)
-        parameters = sbatch_parameters(self.launch, group, submission, dependency=dependency(group.edge, parents))
-        submission = _send(submission, self.launch, parameters, run_task)
+        with _withdrawn_on_a_full_disk(submission):
+            write_tasks(self.launch, group, self.indices)
+            parameters = sbatch_parameters(self.launch, group, submission, dependency=dependency(group.edge, parents))
+            submission = _send(submission, self.launch, parameters, run_task)
         self.sent.append(submission)
         for i, run_ids in enumerate(group.run_ids):
             self._task_of |= {run_id: submission.task_id(i) or "" for run_id in run_ids}
@@ -106,9 +107,10 @@ class Sender:
         """The job that comes when all of `after` (job ids) have ended, however they ended."""
         name = finish_name(self.launch)
         submission = self._intend(name, ((),), "finish", 0)
-        write_finish(self.launch)
-        parameters = finish_parameters(self.launch, submission, dependency=dependency("afterany", after))
-        submission = _send(submission, self.launch, parameters, function)
+        with _withdrawn_on_a_full_disk(submission):
+            write_finish(self.launch)
+            parameters = finish_parameters(self.launch, submission, dependency=dependency("afterany", after))
+            submission = _send(submission, self.launch, parameters, function)
         self.sent.append(submission)
         return submission
 
@@ -237,6 +239,23 @@ def _refused(submission: Submission, refusal: SlurmRefused, *, is_shown: bool) -
     ledgers.forget(submission)
     shutil.rmtree(submission.folder, ignore_errors=True)
     return SlurmRefused(text, refusal.said)
+
+
+@contextlib.contextmanager
+def _withdrawn_on_a_full_disk(submission: Submission) -> Iterator[None]:
+    """Where its files find no room: as if it had never been meant. SLURM may have it already, and without its files it
+    would fail; so what SLURM shows under its token is cancelled. Raises StoreFull."""
+    try:
+        with durable.explained(submission.folder):
+            yield
+    except StoreFull:
+        with contextlib.suppress(SlurmRefused):  # it has ended
+            rows = slurm.squeue(names=[submission.job_name])
+            proof, cluster = submission.proof, str(submission.cluster)
+            slurm.scancel({slurm.base_id(row.job_id) for row in rows if proof.fits(cluster, row.name)})
+        shutil.rmtree(submission.folder, ignore_errors=True)  # first: the ledger needs its room
+        ledgers.forget(submission)
+        raise
 
 
 # --------------------------------------------------------------------------------------------------- sbatch parameters

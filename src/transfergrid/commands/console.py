@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid.errors import ConfigError, GridError, one_line
+from transfergrid.errors import ConfigError, GridError, classify, next_step, one_line, remedy_of
 from transfergrid.paths import StorePaths
 
 if TYPE_CHECKING:
@@ -32,12 +32,18 @@ def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
     except GridError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return FAILED
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()  # the reader of a pipe has gone, as `| head` does
+            return OK
+        if classify(error) == "code":
+            raise
+        step = next_step(classify(error), remedy_of(error))
+        print(f"error: {one_line(error)}; {step}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("interrupted; launch again to continue", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of a pipe has gone, as `| head` does
-        return OK
 
 
 def make_console() -> Console:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
@@ -32,7 +33,7 @@ from transfergrid.commands.launch import preflight, prepare_folders, queued, sen
 from transfergrid.commands.places import assert_room, fitting, no_room, num_jobs, room_in_queue, send_what_fits
 from transfergrid.config import Request
 from transfergrid.cost import ADVISED_RUNS_PER_JOB, Estimate, estimate, gpu_hours, packing_advice
-from transfergrid.errors import ConfigError, MachineError
+from transfergrid.errors import ConfigError, MachineError, StoreFull
 from transfergrid.plan import Plan, make_plan
 from transfergrid.resources import Resources
 from transfergrid.specs import Runtime
@@ -220,6 +221,12 @@ def submit(console: Console, submitting: Submitting) -> int:
         sender = Sender(launch, ledger, indices)
         try:
             submitting.left += send_what_fits(console, sender, groups)
+        except StoreFull:
+            if not sender.sent:  # what was meant to be sent has been withdrawn
+                shutil.rmtree(launch.folder, ignore_errors=True)
+                source = submitting.source
+                submitting.source = source if source is not None and source.is_dir() else None
+            raise
         finally:
             submitting.sent |= {run_id for s in sender.sent for task in s.tasks for run_id in task}
             submitting.is_finish_due |= bool(sender.sent)
@@ -268,7 +275,11 @@ def _make_launch(submitting: Submitting, plan: Plan) -> tuple[Launch, dict[str, 
     payload = job.write_payload(
         runs, _on_node(request.runtime), shown, cluster=request.cluster_config, notify=request.notify
     )
-    submitting.source = submitting.source or take_snapshot_of_code(payload.parent)
+    try:
+        submitting.source = submitting.source or take_snapshot_of_code(payload.parent)
+    except BaseException:  # as of a full disk: nothing half-copied stays
+        shutil.rmtree(payload.parent, ignore_errors=True)
+        raise
     launch = Launch(
         grid=request.grid,
         folder=payload.parent,

@@ -168,7 +168,11 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
         sender="sweep",
     )
     ledger.record(submission)  # without a job's id, which the launcher does not tell
-    setup = _write_setup(submission, asked, take_snapshot_of_code(payload.parent))
+    try:
+        setup = _write_setup(submission, asked, take_snapshot_of_code(payload.parent))
+    except BaseException:  # as of a full disk: nothing half-copied stays
+        shutil.rmtree(payload.parent, ignore_errors=True)
+        raise
     jobs = f"{len(todo)} job{'s' if len(todo) > 1 else ''} named {submission.job_name}"
     console.print(f"{jobs}; waiting for {'them' if len(todo) > 1 else 'it'}", highlight=False, soft_wrap=True)
     run_ids = [p.run.run_id for p in todo]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transfergrid import durable
-from transfergrid.errors import DataError, one_line
+from transfergrid.errors import DataError, StoreFull, one_line
 from transfergrid.specs import digest
 
 NETWORK_TIMEOUT_S = 4.0
@@ -77,8 +77,10 @@ class Published:
             # One process fetches; others that wanted the same find it there when the lock is theirs.
             with durable.lock(data_dir / f".{self.kind}.lock", wait=True):
                 if _look(data_dir / self.folder, wanted)[1]:
-                    with _quiet(), _bounded():
+                    with _quiet(), _bounded(), durable.explained(data_dir):
                         self.fetch(data_dir)
+        except StoreFull:
+            raise
         except Exception as error:  # whatever torchvision or the network raises, the user's next step is the same
             return f"the download failed: {one_line(error)}"
         return "the download did not bring it"

@@ -149,7 +149,7 @@ def _restart_wandb(runs: list[RunMirror]) -> None:
 def log_to(path: Path) -> None:
     """Warnings go to stderr and to a file that is made with the first of them."""
     durable.make_folder(path.parent)
-    handlers: list[logging.Handler] = [logging.StreamHandler(), logging.FileHandler(path, delay=True)]
+    handlers: list[logging.Handler] = [logging.StreamHandler(), durable.LogFile(path, delay=True)]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
 
 
