@@ -5,14 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from cluster_cases import executable
+from cluster_cases import as_job, executable, scratch_run
 from replayed_slurm import ReplayedSlurm, account_line, make_grid, submit
 
+from transfergrid.cluster import local
 from transfergrid.cluster.batch_script import setup_lines
 from transfergrid.cluster.causes import cause_of
 from transfergrid.cluster.ledger import read_ledger
@@ -84,6 +86,42 @@ def test_status_and_record_tell_the_remedy_of_a_cause_that_launching_again_would
     [line] = next_steps(view)
     assert line.startswith(f"next, 1 x environment: {state.remedy} (")
     assert NEXT_STEP["lost"] not in line
+
+
+@pytest.mark.parametrize(
+    ("code", "failure_class", "words", "step"),
+    [
+        (
+            -signal.SIGSEGV,
+            "environment",
+            "its process ended with signal SIGSEGV: a library crashed",
+            "mend the machine",
+        ),
+        (-signal.SIGILL, "environment", "built for another processor", "mend the machine"),
+        (-signal.SIGXCPU, "environment", "used up the CPU time of ulimit -t", "raise that limit"),
+        (-signal.SIGXFSZ, "disk_full", "a file larger than ulimit -f", "free space"),
+        (
+            -signal.SIGKILL,
+            "lost",
+            "signal SIGKILL; the end of its log.txt may say why",
+            "continues from its checkpoint",
+        ),
+        (15, "disk_full", "no space left for the record", "free space"),
+        (16, "environment", "this machine cannot do it", "mend the machine"),
+        (1, "lost", "exit code 1", "continues from its checkpoint"),
+    ],
+)
+def test_a_process_of_a_local_launch_is_told_alike(code: int, failure_class: str, words: str, step: str) -> None:
+    loss = local._loss(scratch_run(), code)
+    assert loss.failure_class == failure_class and words in str(loss)
+    assert step in next_step(loss.failure_class, loss.remedy)
+
+
+def test_in_a_pack_on_a_node_a_crash_names_the_setting_that_leaves_the_node_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    as_job(monkeypatch, "7")
+    assert "cluster.exclude=" in (local._loss(scratch_run(), -signal.SIGSEGV).remedy or "")
 
 
 # ------------------------------------------------------------------------------------------------- the batch script

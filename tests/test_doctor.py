@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import json
 import os
 import platform
 import re
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -137,6 +139,18 @@ UNFIT: dict[str, tuple[Callable[[Path, FakeSlurm], Check], str, str]] = {
         "ImportError: libcudart.so",
         "install torch",
     ),
+    "check_commands": (
+        lambda *_: node_checks.check_commands(
+            saying(commands={"squeue": False, "scontrol": False}, batch_script={"squeue": False, "scontrol": True})
+        ),
+        "there is no squeue and no scontrol, nor in the batch script",
+        "cluster.timeout_min=",
+    ),
+    "check_ulimits": (
+        lambda *_: node_checks.check_ulimits(saying(ulimits={"t": 600, "n": 1024, "v": 3_000_000})),
+        "ulimit -t is 600; ulimit -v is 3000000",
+        "propagate: NONE",
+    ),
     "check_gpu": (
         lambda *_: node_checks.check_gpu(
             saying(gpu={"error": "RuntimeError: no driver"}), device="auto", asked=1, on_slurm=True
@@ -259,7 +273,7 @@ def test_what_one_process_offers_another_examines_and_answers(tmp_path: Path) ->
     with offered(folder):
         found = examine(folder, 5.0)
         assert found.pop("seconds") < 1.0
-        assert found == {k: True for k in ("seen", "lock", "claim", "exclusive", "value", "answered")}
+        assert found == {k: True for k in ("seen", "lock", "claim", "exclusive", "value", "answered", "kernel_locks")}
         assert answered(folder, 0.0)
 
 
@@ -372,12 +386,64 @@ def test_a_probe_asks_for_what_a_run_would_ask_for(fake: FakeSlurm, tmp_path: Pa
 def test_a_probe_starts_python_as_a_run_does(tmp_path: Path) -> None:
     settings = ClusterSettings(setup=("module load python",), python="apptainer exec image.sif python")
     lines = job_script(settings, tmp_path, ["pair", "--folder=store=/a b"], nodes=2).splitlines()
-    assert lines[:3] == ["#!/bin/bash", "set -e", "module load python"]
-    assert str(tmp_path) in lines[3]
-    assert lines[4] == (
+    first = lines.index("set -eo pipefail")
+    assert lines[first + 1 : first + 4] == ["tg_line='module load python'", "module load python", "tg_line="]
+    assert str(tmp_path) in lines[first + 4]
+    assert lines[-1] == (
         "srun --mpi=none --nodes=2 --ntasks=2 --ntasks-per-node=1 apptainer exec image.sif python"
         " -m transfergrid.cluster.probe pair '--folder=store=/a b'"
     )
+
+
+def test_the_probes_script_tells_what_it_has_itself_and_which_line_of_setup_failed(tmp_path: Path) -> None:
+    executable(tmp_path / "bin" / "squeue", "true")
+    (tmp_path / "bin" / "bash").symlink_to("/bin/bash")
+
+    def said(*setup: str) -> tuple[dict[str, Any], str]:
+        script = job_script(ClusterSettings(setup=setup, python="true"), tmp_path, ["node"], nodes=1)
+        (tmp_path / "job.sh").write_text(script)
+        done = subprocess.run(
+            ["/bin/bash", tmp_path / "job.sh"],
+            env={"PATH": str(tmp_path / "bin")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return parse_output(done.stdout)
+
+    assert said("X=1") == ({"batch_script": {"squeue": True, "scontrol": False}}, "")
+    assert said("false") == ({}, "transfergrid: cluster.setup failed with exit code 1 at: false")
+
+
+def test_in_a_container_the_batch_script_does_what_the_run_cannot() -> None:
+    def check(inside: bool, outside: bool) -> Check:
+        return node_checks.check_commands(
+            saying(commands={"squeue": True, "scontrol": inside}, batch_script={"squeue": True, "scontrol": outside})
+        )
+
+    assert check(True, True).said == "squeue and scontrol are there"
+    in_container = check(False, True)
+    assert in_container.ok and "there is no scontrol; the batch script puts jobs back" in in_container.said
+    assert check(False, False).ok is False and node_checks.check_commands(saying()).ok is None
+
+
+def test_a_folder_without_locks_is_fit_and_says_so_and_one_without_links_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    found = checks.check_folder("store", tmp_path / "results")
+    assert found.ok and found.said.endswith("is writable; it has no locks, hard links take their place")
+    assert list((tmp_path / "results").iterdir()) == []
+    found = node_checks.check_shared(
+        "store", saying(folders={"store": ALL_WELL | {"kernel_locks": False}}), came_back=True
+    )
+    assert found.ok and "hard links in place of locks, which it has not, and claims hold" in found.said
+    monkeypatch.setattr("os.link", lambda *_: refuse())
+    found = checks.check_folder("store", tmp_path / "results")
+    assert found.ok is False
 
 
 def test_findings_are_told_apart_from_what_modules_print() -> None:
@@ -460,7 +526,7 @@ def test_a_machine_without_slurm_is_looked_at_by_itself(
     printed = capsys.readouterr().out
     assert "ok      gpu              none that torch can use, runs compute on the CPU: no driver" in printed
     names = [line[8:24].strip() for line in printed.splitlines()[1:-1]]
-    assert names[-6:] == ["python", "code", "torch", "gpu", "memory", "cores"] and "slurm" not in names
+    assert names[-7:] == ["python", "code", "torch", "gpu", "memory", "ulimits", "cores"] and "slurm" not in names
     assert doctor([*arguments, "device=cuda"]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "not fit: gpu"
 

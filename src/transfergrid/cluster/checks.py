@@ -43,9 +43,12 @@ def check_folder(name: str, folder: Path) -> Check:
         durable.make_folder(folder)
         durable.write_bytes(probe := folder / f".doctor-{os.getpid()}", b"?")
         probe.unlink()
+        with durable.lock(probe, wait=False):
+            locks = "" if durable.has_kernel_locks(folder) else "; it has no locks, hard links take their place"
+        durable.break_lock(probe)
     except (GridError, OSError) as error:
         return Check(f"{name} folder", False, one_line(error), f"give a folder that you can write to as {name}.dir=")
-    return Check(f"{name} folder", True, f"{folder} is writable")
+    return Check(f"{name} folder", True, f"{folder} is writable{locks}")
 
 
 def check_space(name: str, folder: Path, *, least_gb: float = MIN_FREE_GB) -> Check:

@@ -46,6 +46,7 @@ def local_checks(runtime: Runtime) -> Iterator[Check]:
     yield node_checks.check_torch(answer)
     yield node_checks.check_gpu(answer, device=runtime.device, asked=0, on_slurm=False)
     yield node_checks.check_memory(answer)
+    yield node_checks.check_ulimits(answer)
     yield node_checks.check_cores(answer, num_threads=runtime.num_threads)
 
 
@@ -112,6 +113,8 @@ def _node_lines(
     node = answers["node"]
     yield node_checks.check_probe(node)
     yield node_checks.check_python(node)
+    yield node_checks.check_commands(node)
+    yield node_checks.check_ulimits(node)
     yield node_checks.check_code(node)
     yield node_checks.check_torch(node)
     gpus = settings.resources.gpus

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Literal
 
 from transfergrid import durable, job
+from transfergrid.attempts import slurm_task
+from transfergrid.cluster.causes import cause_of
 from transfergrid.cluster.child import context, gpus_for
 from transfergrid.cluster.ownership import is_alive
-from transfergrid.errors import GridError, Lost, StoreFull, classify
+from transfergrid.errors import OF_ULIMIT, GridError, Lost, MachineError, StoreFull, classify, one_line
 from transfergrid.paths import store_paths
 from transfergrid.phases import extract
 from transfergrid.plan import Plan, PlannedRun
@@ -233,15 +235,24 @@ def _judge(child: _Child, runtime: Runtime) -> Ended:
     for ending in quiet:
         if code == _EXIT[ending]:
             return Ended(run, ending, _REASONS.get(ending, ""))
-    loss: GridError
-    if code == _EXIT["disk full"]:
-        loss = StoreFull(f"no space left for the record of {run.run_id}; free some space and launch again")
-    else:
-        what = f"signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit code {code}"
-        loss = Lost(f"its process ended with {what}; the end of its log.txt may say why")
-    with contextlib.suppress(StoreFull):  # then it is told here, and nowhere else
+    loss = _loss(run, code or 0)
+    with contextlib.suppress(MachineError):  # then it is told here, and nowhere else
         job.record_loss(run, runtime, loss)
-    return Ended(run, "failed" if isinstance(loss, StoreFull) else "lost", str(loss), loss.failure_class)
+    return Ended(run, "lost" if loss.failure_class == "lost" else "failed", str(loss), loss.failure_class, loss.remedy)
+
+
+def _loss(run: RunSpec, code: int) -> GridError:
+    """Of a process that ended without a record, by its exit code; a signal as less than 0."""
+    if code == _EXIT["disk full"]:
+        return StoreFull(f"no space left for the record of {run.run_id}; free some space and launch again")
+    if code == _EXIT["machine"]:
+        return Lost("this machine cannot do it; the last line of its log.txt says what", "environment")
+    cause = cause_of(max(code, 0), max(-code, 0), "")
+    if cause.failure_class != "lost":
+        of_a_node = slurm_task() is None and cause.remedy != OF_ULIMIT  # what helps there is no setting here
+        return Lost(f"its process {cause.words}", cause.failure_class, None if of_a_node else cause.remedy)
+    what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    return Lost(f"its process ended with {what}; the end of its log.txt may say why")
 
 
 def _end(pool: _Pool, watcher: Watcher, ended: Ended) -> None:
@@ -277,6 +288,7 @@ _EXIT: dict[str, int] = {
     "superseded": 14,
     "disk full": 15,
     "lost features": 16,
+    "machine": 17,
 }
 
 _REASONS: dict[str, str] = {
@@ -307,6 +319,10 @@ def _outcome(payload: str, index: int, gpu: str | None, stop: StopFlag, on_lost:
     try:
         return job.carry_out(run, runtime, stop=stop, is_alive=is_alive, on_lost=on_lost)
     except Exception as error:
-        if classify(error) != "disk_full":
+        failure_class = classify(error)
+        if failure_class not in ("disk_full", "environment"):
             raise
-        return "disk full"  # so full that not even the failure could be recorded
+        with contextlib.suppress(OSError):
+            print(f"{failure_class}: {one_line(error)}", flush=True)
+        # So full that not even the failure could be recorded; or without locks of any kind, or unreadable.
+        return "disk full" if failure_class == "disk_full" else "machine"

@@ -8,9 +8,11 @@ from typing import Any
 
 from transfergrid.cluster.checks import Check
 from transfergrid.cluster.probe_jobs import ProbeAnswer
+from transfergrid.errors import OF_ULIMIT
 from transfergrid.provenance import code_hash
 
 MAX_SKEW_S = 5.0
+LEAST_ULIMITS = {"t": 86_400, "f": 2_000_000, "v": 32_000_000, "n": 256}  # CPU seconds, KiB, KiB, open files
 MIN_MEMORY_GIB = 2.0  # torch with a small network and a data set in memory
 NOT_SHARED = "it must be a folder that every node sees under the same name; give another {name}.dir="
 NO_LOCKS = "mount it so that locks reach other nodes (NFS without nolock and local_lock, Lustre with flock)"
@@ -37,6 +39,37 @@ def check_python(answer: ProbeAnswer) -> Check:
         remedy = "start the same python there: cluster.python=, or cluster.setup=[...] that makes it the first"
         return Check("python", False, f"{found} there, {here} here", remedy)
     return Check("python", True, found if found == here else f"{found} there, {here} here")
+
+
+def check_commands(answer: ProbeAnswer) -> Check:
+    """Whether a run can put its job back into the queue, or its batch script can, outside a container."""
+    inside, outside = answer.findings.get("commands"), answer.findings.get("batch_script")
+    if inside is None or outside is None:
+        return _unknown("commands")
+    missing = [name for name, is_there in inside.items() if not is_there]
+    if not missing:
+        return Check("commands", True, "squeue and scontrol are there")
+    said = f"where cluster.python= runs, as in a container, there is no {' and no '.join(missing)}"
+    if all(outside.values()):
+        return Check("commands", True, f"{said}; the batch script puts jobs back into the queue")
+    remedy = (
+        "have SLURM's commands on the nodes or in the container; until then a run ends at its time limit, so give"
+        " cluster.timeout_min= for all of it, or launch again to continue"
+    )
+    return Check("commands", False, f"{said}, nor in the batch script", remedy)
+
+
+def check_ulimits(answer: ProbeAnswer) -> Check:
+    """Jobs take the limits of the shell that launches along, unless the site says otherwise."""
+    found = answer.findings.get("ulimits")
+    if found is None:
+        return _unknown("ulimits")
+    low = [
+        f"ulimit -{name} is {found[name]}" for name, least in LEAST_ULIMITS.items() if found.get(name, least) < least
+    ]
+    if low:
+        return Check("ulimits", False, "; ".join(low), OF_ULIMIT)
+    return Check("ulimits", True, "none that a run would meet")
 
 
 def check_code(answer: ProbeAnswer) -> Check:
@@ -154,7 +187,8 @@ def _judged(line: str, name: str, found: Mapping[str, Any], came_back: bool, bet
     if said:
         remedy = NO_LOCKS if len(said) == 1 and not found["lock"] else not_shared
         return Check(line, False, f"{', '.join(said)} ({between})", remedy)
-    return Check(line, True, f"files show after {found['seconds']:.1f} s, locks and claims hold ({between})")
+    locks = "locks" if found.get("kernel_locks", True) else "hard links in place of locks, which it has not,"
+    return Check(line, True, f"files show after {found['seconds']:.1f} s, {locks} and claims hold ({between})")
 
 
 def _unknown(name: str) -> Check:

@@ -11,6 +11,8 @@ import contextlib
 import json
 import os
 import platform
+import resource
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -41,7 +43,8 @@ def main() -> int:
 
 def _node(folders: Mapping[str, Path], visible_s: float, *, skip_gpu: bool) -> None:
     tell(host=host_name(), time_s=time.time(), python=platform.python_version(), cores=len(os.sched_getaffinity(0)))
-    tell(memory_gib=_free_memory_gib())
+    tell(memory_gib=_free_memory_gib(), ulimits=_ulimits())
+    tell(commands={name: shutil.which(name) is not None for name in ("squeue", "scontrol")})
     tell(folders=_examined(folders, visible_s))
     tell(code=_outcome(_code))
     tell(torch=_outcome(_torch))
@@ -86,7 +89,8 @@ def examine(folder: Path, wait_s: float) -> dict[str, Any]:
     """What this machine sees of what another one offers, and an answer to it.
 
     seen: whether it showed within wait_s, with seconds. lock, claim, exclusive: whether the other's lock, its claim by
-    hard link and its O_EXCL file are respected here. value: whether what it had written is read.
+    hard link and its O_EXCL file are respected here. value: whether what it had written is read. kernel_locks: whether
+    files there are locked by the kernel, or by hard links.
     """
     started = time.monotonic()
     if not _shows(folder, "offered", wait_s):
@@ -99,6 +103,7 @@ def examine(folder: Path, wait_s: float) -> dict[str, Any]:
         "exclusive": _is_refused(folder / "exclusive"),
         "value": (folder / "value").read_bytes() == b"first",
         "answered": _answer(folder),
+        "kernel_locks": durable.has_kernel_locks(folder),
     }
 
 
@@ -191,6 +196,14 @@ def _gpu() -> dict[str, Any]:
         assert float((ones @ ones).sum()) == 64.0**3
         names.append(torch.cuda.get_device_name(index))
     return {"names": names, "problem": found.problem}
+
+
+def _ulimits() -> dict[str, int]:
+    """Soft limits of this process that a run may meet, as `ulimit` names and counts them; those that are set."""
+    kinds = {"t": (resource.RLIMIT_CPU, 1), "f": (resource.RLIMIT_FSIZE, 1024), "v": (resource.RLIMIT_AS, 1024)}
+    kinds |= {"n": (resource.RLIMIT_NOFILE, 1)}
+    limits = {name: (resource.getrlimit(which)[0], unit) for name, (which, unit) in kinds.items()}
+    return {name: limit // unit for name, (limit, unit) in limits.items() if limit != resource.RLIM_INFINITY}
 
 
 def _free_memory_gib() -> float:

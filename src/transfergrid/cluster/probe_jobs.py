@@ -14,6 +14,7 @@ from typing import Any
 
 from transfergrid import durable
 from transfergrid.cluster import slurm
+from transfergrid.cluster.batch_script import setup_lines
 from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.slurm_words import meaning
 from transfergrid.cluster.snapshot import import_path
@@ -71,12 +72,13 @@ def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str]
     """Shell that starts the probe as a run is started: the same setup lines, python and code."""
     python = settings.python or shlex.quote(sys.executable)
     several = f"srun --mpi=none --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 " if nodes > 1 else ""
+    exports = (f"export PYTHONPATH={shlex.quote(import_path(source))} OMP_NUM_THREADS=1",)
     return "\n".join(
         [
             "#!/bin/bash",
-            "set -e",
-            *settings.setup,
-            f"export PYTHONPATH={shlex.quote(import_path(source))} OMP_NUM_THREADS=1",
+            *setup_lines(settings.setup, exports, token=None),
+            "has() { if command -v $1 >/dev/null; then echo true; else echo false; fi; }",
+            """echo '{"batch_script": {"squeue": '$(has squeue)', "scontrol": '$(has scontrol)'}}'""",
             f"{several}{python} -m transfergrid.cluster.probe {shlex.join(arguments)}",
             "",
         ]

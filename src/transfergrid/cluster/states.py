@@ -312,7 +312,7 @@ def _cause_of(case: Case, ending: Ending) -> Cause:
         if trace is not None and trace[0] != "cancelled":
             return Cause(*trace)
         return Cause("lost", "ended with a failure and without a record; its log may say why")
-    folder = "" if case.submission is None else str(case.submission.folder)
+    folder = "" if case.submission is None else str(case.submission.folder.absolute())
     return cause_of(ending.code, ending.signal, logs_of(case), folder=folder)
 
 
