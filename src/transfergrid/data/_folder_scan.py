@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfergrid.data import inventory
+from transfergrid.data import _inventory as inventory
 from transfergrid.data._formats import suffixes, why_unread
 from transfergrid.errors import ConfigError, DataError
 

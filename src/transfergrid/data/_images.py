@@ -9,8 +9,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from transfergrid.data._inventory import Inventory
 from transfergrid.data._threads import in_threads
-from transfergrid.data.inventory import Inventory
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 Names of splits may be written in capitals, and valid/ or validation/ serve as val/. Without train/ it serves evaluation
 alone, and may hold some of the classes that the evaluated network knows. Images of any size and mode become 8-bit RGB
 as they are read, by the data set's rules. Hidden files, thumbnails of file servers and files that are no images by
-their name are left out, and counted (inventory.py).
+their name are left out, and counted (_inventory.py).
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid.data import inventory
+from transfergrid.data import _inventory as inventory
 from transfergrid.data._decode import AS_STORED, PictureRules, decode, decoded
 from transfergrid.data._folder_hash import content_of
 from transfergrid.data._folder_scan import scan
 from transfergrid.data._formats import MAX_MEGAPIXELS, NEWER_SUFFIXES, too_large
 from transfergrid.data._image_size import HEAD_BYTES, size_px, unreadable
 from transfergrid.data._images import DatasetFacts
+from transfergrid.data._inventory import Inventory
 from transfergrid.data._threads import in_threads
 from transfergrid.data.damaged import DamagedImage
-from transfergrid.data.inventory import Inventory
 from transfergrid.errors import ConfigError
 from transfergrid.specs import Split
 
