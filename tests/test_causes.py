@@ -117,6 +117,12 @@ def test_a_process_of_a_local_launch_is_told_alike(code: int, failure_class: str
     assert step in next_step(loss.failure_class, loss.remedy)
 
 
+def test_a_killed_process_under_a_limit_of_cpu_time_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (4, 4) if which == resource.RLIMIT_CPU else (-1, -1))
+    loss = local._loss(scratch_run(), -signal.SIGKILL)
+    assert (loss.failure_class, loss.remedy) == ("environment", OF_ULIMIT) and "ulimit -t, which is 4 here" in str(loss)
+
+
 def test_in_a_pack_on_a_node_a_crash_names_the_setting_that_leaves_the_node_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
