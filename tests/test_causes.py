@@ -106,8 +106,8 @@ def test_status_and_record_tell_the_remedy_of_a_cause_that_launching_again_would
             "signal SIGKILL; the end of its log.txt may say why",
             "continues from its checkpoint",
         ),
-        (15, "disk_full", "no space left for the record", "free space"),
-        (16, "environment", "this machine cannot do it", "mend the machine"),
+        (local._EXIT["disk full"], "disk_full", "no space left for the record", "free space"),
+        (local._EXIT["machine"], "environment", "this machine cannot do it", "mend the machine"),
         (1, "lost", "exit code 1", "continues from its checkpoint"),
     ],
 )

@@ -258,7 +258,7 @@ _EXIT: dict[str, int] = {
     "in flight": 13,
     "superseded": 14,
     "disk full": 15,
-    "machine": 16,
+    "machine": 17,
 }
 
 _REASONS: dict[str, str] = {
