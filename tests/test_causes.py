@@ -106,8 +106,8 @@ def test_status_and_record_tell_the_remedy_of_a_cause_that_launching_again_would
             "signal SIGKILL; the end of its log.txt may say why",
             "continues from its checkpoint",
         ),
-        (15, "disk_full", "no space left for the record", "free space"),
-        (17, "environment", "this machine cannot do it", "mend the machine"),
+        (local._EXIT["disk full"], "disk_full", "no space left for the record", "free space"),
+        (local._EXIT["machine"], "environment", "this machine cannot do it", "mend the machine"),
         (1, "lost", "exit code 1", "continues from its checkpoint"),
     ],
 )
@@ -115,6 +115,12 @@ def test_a_process_of_a_local_launch_is_told_alike(code: int, failure_class: str
     loss = local._loss(scratch_run(), code)
     assert loss.failure_class == failure_class and words in str(loss)
     assert step in next_step(loss.failure_class, loss.remedy)
+
+
+def test_a_killed_process_under_a_limit_of_cpu_time_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (4, 4) if which == resource.RLIMIT_CPU else (-1, -1))
+    loss = local._loss(scratch_run(), -signal.SIGKILL)
+    assert (loss.failure_class, loss.remedy) == ("environment", OF_ULIMIT) and "ulimit -t, which is 4 here" in str(loss)
 
 
 def test_in_a_pack_on_a_node_a_crash_names_the_setting_that_leaves_the_node_out(

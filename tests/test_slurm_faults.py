@@ -437,8 +437,8 @@ def test_without_any_accounting_a_launch_that_waits_ends_with_the_right_states(
     said = grid.launch("wait=true", "cluster.setup=['test x$SLURM_ARRAY_TASK_ID != x1']", check=False)
     assert said.code == 1
     states = {seed: grid.state(seed=seed) for seed in (0, 1, 2)}
-    assert [s.state for s in states.values()] == ["done", "lost", "done"]
-    assert "exit code 1" in states[1].reason
+    assert [s.state for s in states.values()] == ["done", "failed", "done"]
+    assert states[1].failure_class == "environment" and "cluster.setup failed on the node" in states[1].reason
     assert "[3/3] done" in grid.launch("wait=true").text
     grid.completes(three_runs)
 

@@ -186,7 +186,8 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
             logger.warning("%s", one_line(error))
             return "lost features"
         # Of a full disk, a missing file, a lock: where in the code that was seen tells nobody anything.
-        is_told = isinstance(error, GridError) or (isinstance(error, OSError) and classify(error) != "code")
+        is_told = isinstance(error, GridError) or ulimit_behind(error) is not None
+        is_told |= isinstance(error, OSError | ImportError) and classify(error) != "code"
         logger.error("%s%s", one_line(error), "" if is_told else "\n" + traceback.format_exc())
         attempt.assert_newest()
         write_failure(attempt.paths, spec, error, attempt=attempt.number, phase_s=time.monotonic() - began)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 import sys
 import threading
@@ -251,6 +252,10 @@ def _loss(run: RunSpec, code: int) -> GridError:
     if cause.failure_class != "lost":
         of_a_node = slurm_task() is None and cause.remedy != OF_ULIMIT  # what helps there is no setting here
         return Lost(f"its process {cause.words}", cause.failure_class, None if of_a_node else cause.remedy)
+    cpu_s = resource.getrlimit(resource.RLIMIT_CPU)[0]
+    if code == -signal.SIGKILL and cpu_s != resource.RLIM_INFINITY:
+        told = f"its process was killed, as one is that has used more CPU time than ulimit -t, which is {cpu_s} here"
+        return Lost(told, "environment", OF_ULIMIT)
     what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     return Lost(f"its process ended with {what}; the end of its log.txt may say why")
 
