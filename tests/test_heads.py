@@ -234,7 +234,7 @@ def test_a_probe_publishes_the_head_that_led_on_val_and_scores_what_it_publishes
     assert np.array_equal(stored["gate"].index_N, folds.val.index_N)
     assert np.array_equal(stored["gate_train"].index_N, folds.train.index_N)
     choices = record.details["choices"]
-    assert len(choices) == 6 and choices[record.details["chosen"]["head"]]["lr"] == record.details["chosen"]["lr"]
+    assert len(choices) == 8 and choices[record.details["chosen"]["head"]]["lr"] == record.details["chosen"]["lr"]
 
 
 def test_T13_rows_are_in_data_set_order_and_joined_rows_agree(probe: Request) -> None:

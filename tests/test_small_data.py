@@ -408,6 +408,7 @@ def test_the_plan_names_few_val_images_few_steps_and_uneven_classes_once(
         *("grid.variants={shorter:{phase.finetune.epochs:8}}", "phase.finetune.epochs=10"),
     ]
     assert plan_of(tmp_path, capsys, *arguments, "phase.finetune.batch_size=64") == [
+        "pics: train 100 images (10 to 70 of a class), test 12 images (4 of a class)",
         "pics: 10 val images, fewer than 30: each is 10.0 points of the val accuracy that choices rest on",
         "pics: the largest class has 63 images to train on, the smallest 9: class_weights=balanced trains for it,"
         " select_by=balanced_accuracy chooses for it",
@@ -415,17 +416,18 @@ def test_the_plan_names_few_val_images_few_steps_and_uneven_classes_once(
         " phase.finetune.batch_size, or leave both unset",
     ]
     weighted = plan_of(tmp_path, capsys, *arguments, "class_weights=balanced")
-    assert weighted[1].endswith("to train on, the smallest 9: select_by=balanced_accuracy chooses for it")
-    assert len(weighted) == 3  # batches of 16 are 50 steps in ten epochs, 40 in eight
-    assert "finetune takes 40 optimizer steps" in weighted[2]
+    assert weighted[2].endswith("to train on, the smallest 9: select_by=balanced_accuracy chooses for it")
+    assert len(weighted) == 4  # batches of 16 are 50 steps in ten epochs, 40 in eight
+    assert "finetune takes 40 optimizer steps" in weighted[3]
 
 
-def test_the_plan_says_nothing_where_there_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_says_nothing_but_what_was_found_where_there_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert plan_of(tmp_path, capsys, "grid=quickstart") == []
     # Three times as many is not more than three times.
     folder = digits_folder(tmp_path / "thirds", 100, 34, 100, 100)
     arguments = ["dataset=image_folder", f"dataset.folder={folder}", "grid.models=[tinynet_mnist]"]
-    assert plan_of(tmp_path, capsys, "grid=compare", *arguments) == []
+    found = "thirds: train 334 images (34 to 100 of a class), test 16 images (4 of a class)"
+    assert plan_of(tmp_path, capsys, "grid=compare", *arguments) == [found]
 
 
 @pytest.mark.realdata
