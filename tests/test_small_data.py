@@ -421,7 +421,9 @@ def test_the_plan_names_few_val_images_few_steps_and_uneven_classes_once(
     assert "finetune takes 40 optimizer steps" in weighted[3]
 
 
-def test_the_plan_says_nothing_but_what_was_found_where_there_is_enough(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_says_nothing_but_what_was_found_where_there_is_enough(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert plan_of(tmp_path, capsys, "grid=quickstart") == []
     # Three times as many is not more than three times.
     folder = digits_folder(tmp_path / "thirds", 100, 34, 100, 100)
