@@ -357,6 +357,7 @@ def test_auxiliary_heads_follow_the_generator_and_belong_to_googlenet_alone(tmp_
         build(spec, weights_dir=tmp_path, weights_files={}, auxiliary=True)
 
 
+@pytest.mark.slow
 def test_a_timm_network_is_described_once_and_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     known = backbones.entry("timm/test_resnet", catalog_dir=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["timm-test_resnet.json"]

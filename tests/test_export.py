@@ -336,6 +336,7 @@ def exported(
 
 
 # ---------------------------------------------------------------------------------------------------------------- onnx
+@pytest.mark.slow
 def test_onnx_runs_without_torch_and_agrees_with_predict(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

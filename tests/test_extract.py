@@ -97,7 +97,7 @@ def stored(run: RunSpec, runtime: Runtime, split: Split) -> np.ndarray[tuple[int
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", *(pytest.param(n, marks=pytest.mark.slow) for n in WEIGHTS_OF if n != "resnet18")],
+    [pytest.param(name, marks=pytest.mark.slow) for name in WEIGHTS_OF],
 )
 def test_stored_features_are_those_of_a_plain_forward_pass_with_the_weights_own_transform(
     name: str, pictures: Path, tmp_path: Path

@@ -286,6 +286,7 @@ def test_a_small_file_that_declares_terabytes_is_refused(cache: CachePaths) -> N
 
 
 # ------------------------------------------------------------------------------------------------------ killed writers
+@pytest.mark.slow
 def test_killed_writers_leave_no_wrong_file_and_the_next_one_succeeds(cache: CachePaths) -> None:
     features_ND = some_features(300)
     path = cache.features(KEY)

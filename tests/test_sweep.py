@@ -214,6 +214,7 @@ def test_what_a_task_raises_ends_a_sweep_here_and_leaves_the_command_line_as_it_
     assert sys.argv == typed and [p.name for p in Path("store/sweeps/x").iterdir()] == ["multirun.yaml"]
 
 
+@pytest.mark.slow
 def test_a_sweep_here_runs_every_combination_and_joins_the_table(tmp_path: Path) -> None:
     """As a user runs it. Seeds of one setting are one row; the same again is nothing to do."""
     small = [*SMALL, "model=tinynet_mnist", "phase=probe", "seed=0,1"]

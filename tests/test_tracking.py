@@ -225,6 +225,7 @@ def rows_so_far(store: StorePaths, run_id: str) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_every_line_is_sent_once_though_the_mirror_is_killed_and_the_next_one_loses_wandb_to_a_signal(
     tmp_path: Path,
 ) -> None:
