@@ -196,6 +196,8 @@ def attempts(*, wall_s: float, gpu_s: float) -> tuple[AttemptTime, ...]:
     return tuple(AttemptTime(n, "2026-11-20T13:00:00+00:00", seconds, gpus=gpus) for n, seconds, gpus in times)
 
 
-def failed(store: StorePaths, run: RunSpec, *, failure_class: str, error: str) -> None:
-    record = RunRecord(run_id=run.run_id, spec=run, status="failed", failure_class=failure_class, error=error)
+def failed(store: StorePaths, run: RunSpec, *, failure_class: str, error: str, remedy: str | None = None) -> None:
+    record = RunRecord(
+        run_id=run.run_id, spec=run, status="failed", failure_class=failure_class, error=error, remedy=remedy
+    )
     records.write_record(store.run(run.run_id), record)

@@ -35,7 +35,7 @@ def enforcing(slurm_variant: Callable[..., Sandbox]) -> Iterator[Sandbox]:
     def try_made() -> bool:
         try:
             return made()
-        except Exception:  # noqa: BLE001
+        except Exception:
             return False
 
     assert slurm.wait_for(try_made, timeout_s=30)

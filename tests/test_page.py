@@ -14,6 +14,7 @@ from page_cases import IMAGE, N_TEST, QUOTES, SCRIPT, figure, hostile_grid, righ
 from prediction_cases import finished, predictions_of
 
 from transfergrid import records
+from transfergrid.errors import TOLD
 from transfergrid.paths import StorePaths
 from transfergrid.report.comparison import COLUMNS, read_comparison
 from transfergrid.report.embedding import embed
@@ -122,7 +123,8 @@ def test_a_row_without_a_result_does_not_say_that_nothing_differs_from_the_publi
 
 def test_a_reason_that_names_its_next_step_is_given_no_other_one(store: StorePaths) -> None:
     run = cases.spec("probe", "resnet18")
-    cases.failed(store, run, failure_class="data", error="record.json is damaged; delete it and launch again")
+    told = "record.json is damaged; delete it and launch again"
+    cases.failed(store, run, failure_class="data", error=told, remedy=TOLD)
     cases.write_grid(store, "small", [(run, "")])
     text = page_of(store).one("section", id="missing").text
     assert "delete it and launch again." in text and "Next:" not in text

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid import owner_locks
-from transfergrid.errors import DISK_FULL, NO_LOCKS, MachineError, StoreFull
+from transfergrid.errors import DISK_FULL, NO_LOCKS, TOLD, MachineError, StoreFull
 
 POLL_S = 0.2  # for a lock that cannot be waited for otherwise
 
@@ -255,7 +255,7 @@ def copy_tree(
 class LogFile(logging.FileHandler):
     """A log beside what is done, which goes on where the log finds no room: those lines are missing."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's own name)
+    def handleError(self, record: logging.LogRecord) -> None:
         """By default logging prints a traceback for every line."""
 
     def close(self) -> None:
@@ -284,11 +284,12 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise StoreFull(
-                f"{path} would be larger than a file may be here (ulimit -f); raise that limit and launch again"
+                f"{path} would be larger than a file may be here (ulimit -f); raise that limit and launch again",
+                remedy=TOLD,
             ) from error
         if error.errno in DISK_FULL:
             raise StoreFull(
-                f"no space left for {path} ({_free(path)} free); free some space and launch again"
+                f"no space left for {path} ({_free(path)} free); free some space and launch again", remedy=TOLD
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise MachineError(f"{path} is not writable; give another store.dir= or cache.dir=") from error

@@ -54,16 +54,25 @@ NEXT_STEP = {
 }
 
 
+TOLD = ""  # the remedy of an error whose message itself ends with what helps
+
+
 def next_step(failure_class: str | None, remedy: str | None = None) -> str:
-    """What to do about a failure: its own remedy where one is known, else that of its class."""
-    return remedy or NEXT_STEP.get(failure_class or "lost", "read its log.txt")
+    """What to do about a failure: its own remedy where one is known (TOLD: nothing more is to be said), else that of
+    its class."""
+    return NEXT_STEP.get(failure_class or "lost", "read its log.txt") if remedy is None else remedy
 
 
 class GridError(Exception):
-    """Root of the tree; `failure_class` and `remedy` (where the class's own would not help) are what a record shows."""
+    """Root of the tree; `failure_class` and `remedy` are what a record shows, the latter as next_step() takes it."""
 
     failure_class = "code"
     remedy: str | None = None
+
+    def __init__(self, *args: object, remedy: str | None = None) -> None:
+        super().__init__(*args)
+        if remedy is not None:
+            self.remedy = remedy
 
 
 class ConfigError(GridError, ValueError):
@@ -125,9 +134,8 @@ class Lost(GridError):
     """A run's process or job ended without a record. `failure_class`: what the system or SLURM tells of how."""
 
     def __init__(self, message: str, failure_class: str = "lost", remedy: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(message, remedy=remedy)
         self.failure_class = failure_class
-        self.remedy = remedy
 
 
 class Superseded(GridError):
@@ -181,8 +189,8 @@ def classify(error: BaseException) -> str:
 
 def remedy_of(error: BaseException) -> str | None:
     """The remedy that an exception carries, or that of the limit behind it; None where its class's own holds."""
-    carried = next((c.remedy for c in _causes(error) if isinstance(c, GridError) and c.remedy), None)
-    return carried or (None if ulimit_behind(error) is None else OF_ULIMIT)
+    carried = next((c.remedy for c in _causes(error) if isinstance(c, GridError) and c.remedy is not None), None)
+    return carried if carried is not None or ulimit_behind(error) is None else OF_ULIMIT
 
 
 def ulimit_behind(error: BaseException) -> str | None:

@@ -23,7 +23,7 @@ from transfergrid.data.splits import (
     val_indices,
     val_was_larger,
 )
-from transfergrid.errors import DataError
+from transfergrid.errors import TOLD, DataError
 from transfergrid.paths import cache_paths
 from transfergrid.specs import DatasetSpec, Protocol, RunSpec, Runtime, Split, TrainSettings, seed_for
 
@@ -136,7 +136,7 @@ def dataset_facts(spec: DatasetSpec, runtime: Runtime) -> DatasetFacts:
         runtime.max_megapixels,
     )
     if found.fingerprint != spec.fingerprint:
-        raise DataError(f"data set {spec.name!r} has changed since this run was planned; launch again")
+        raise DataError(f"data set {spec.name!r} has changed since this run was planned; launch again", remedy=TOLD)
     return found
 
 

@@ -245,7 +245,7 @@ def _judge(child: _Child, runtime: Runtime) -> Ended:
 def _loss(run: RunSpec, code: int) -> GridError:
     """Of a process that ended without a record, by its exit code; a signal as less than 0."""
     if code == _EXIT["disk full"]:
-        return StoreFull(f"no space left for the record of {run.run_id}; free some space and launch again")
+        return StoreFull(f"no space left for the record of {run.run_id}")
     if code == _EXIT["machine"]:
         return Lost("this machine cannot do it; the last line of its log.txt says what", "environment")
     cause = cause_of(max(code, 0), max(-code, 0), "")

@@ -129,12 +129,12 @@ def _judge_finish(look: Look, case: Case) -> RunState:
     if case.own.is_done:
         return RunState(run_id=case.run_id, state="done", job_id=case.job_id)
     state = _judge(look, case)
+    if state.state == "not submitted":  # an intent that its launcher left behind
+        return replace(state, reason="it was not sent")
     report = look.store.report(case.submission.grid) / "comparison.csv"
     made_since = report.exists() and report.stat().st_mtime > case.submission.submitted.timestamp()
     if state.state == "lost" and made_since and state.failure_class == "lost":
-        return replace(
-            state, state="done", reason="", failure_class=None
-        )  # an older release's leaves no word of its own
+        return replace(state, state="done", reason="", failure_class=None)  # an older release's says nothing itself
     return state
 
 

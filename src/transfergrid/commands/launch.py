@@ -279,9 +279,9 @@ def show_failures(console: Console, plan: Plan, endings: Sequence[local.Ended]) 
     waiting = [p for p in plan.runs if p.state in ("blocked", "in flight")]
     for ended in failed:
         name = ended.failure_class or ended.ending
-        told = ended.failure_class is None or "launch again" in ended.reason
-        step = "" if told else f"; {next_step(name, ended.remedy)}"
-        console.print(f"{name}: {ended.run.run_id}: {ended.reason}{step}", style="red", highlight=False, soft_wrap=True)
+        step = "" if ended.failure_class is None else next_step(name, ended.remedy)
+        text = "; ".join(filter(None, (f"{name}: {ended.run.run_id}: {ended.reason}", step)))
+        console.print(text, style="red", highlight=False, soft_wrap=True)
     for planned in waiting:
         style = "red" if planned.state == "blocked" else "yellow"
         text = f"{planned.state}: {planned.run.run_id}: {planned.why}"

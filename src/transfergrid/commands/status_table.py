@@ -123,7 +123,7 @@ def state_text(state: RunState) -> str:
     if state.state in ("failed", "lost"):
         return _short(state)
     text = f"{state.state}: {state.reason}" if state.reason else state.state
-    if state.never_starts and "never" not in text:
+    if state.never_starts:
         text += "; never starts"
     if state.starts is not None:
         text += f"; to start {state.starts.astimezone():%a %H:%M}"
@@ -220,7 +220,7 @@ def _and_more(names: Sequence[str]) -> str:
 def next_steps(view: View) -> Iterator[str]:
     """One line per failure class, and remedy, that is there."""
     states = [view.state(row) for row in view.rows if view.state(row).state in BAD]
-    classes = [(state.failure_class or "lost", state.remedy) for state in states]
+    classes = [(state.failure_class or "lost", state.remedy or None) for state in states]
     for name, remedy in dict.fromkeys(classes):
         command = command_line("status.py", view.grid, view.store, f"retry={name}") if view.grid else ""
         if name == "host_oom":

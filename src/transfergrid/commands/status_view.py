@@ -84,12 +84,13 @@ class View:
         if state is None or self.grid is None or state.state == "done":
             return ""
         job = f"finish job {state.job_id}" if state.job_id is not None else "finish job"
-        never = "; never starts" if state.never_starts and "never" not in state.reason else ""
+        never = "; never starts" if state.never_starts else ""
         told = f"{job}: {state.state}" + (f": {state.reason}" if state.reason else "") + never
         if state.waits_for_needs or (state.is_live and not state.never_starts):
             return told
-        again = "" if "launch again" in told else "; launch again sends it"
-        return f"{told}{again}; the table until then: {command_line('report.py', self.grid, self.store)}"
+        return (
+            f"{told}; launch again sends it; the table until then: {command_line('report.py', self.grid, self.store)}"
+        )
 
     @property
     def silence(self) -> str:

@@ -106,8 +106,8 @@ def _show_endings(console: Console, states: Mapping[str, RunState]) -> int:
     for state in states.values():
         if state.state in ENDED:
             name = state.failure_class or state.state
-            step = "" if "launch again" in state.reason else f"; {next_step(name, state.remedy)}"
-            line = f"{name}: {state.run_id}: {state.reason}{step}"
+            step = next_step(name, state.remedy)
+            line = "; ".join(filter(None, (f"{name}: {state.run_id}: {state.reason}", step)))
             console.print(line, style="red", highlight=False, soft_wrap=True)
         elif state.undecided:
             console.print(f"unknown: {state.run_id}: {state.reason}", style="yellow", highlight=False, soft_wrap=True)

@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from transfergrid.errors import ConfigError
 
 FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-class _Texts(yaml.SafeLoader):  # type: ignore[misc]
+class _Texts(yaml.SafeLoader):
     """Every value as a text, null as None. A key given twice is an error."""
 
-    yaml_implicit_resolvers = {  # noqa: RUF012, the name and type are the library's
+    yaml_implicit_resolvers = {
         first: [(tag, form) for tag, form in forms if tag.rpartition(":")[2] in ("null", "merge")]
         for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

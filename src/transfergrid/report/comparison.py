@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from transfergrid import durable, records
-from transfergrid.errors import ConfigError, DataError, one_line
+from transfergrid.errors import TOLD, ConfigError, DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
 from transfergrid.report import costs, published, statistics
@@ -145,11 +145,13 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
         try:
             record = records.read_record(store.run(run_id))
         except DataError as error:
-            failures[run_id] = Failure(run_id=run_id, failure_class=error.failure_class, error=one_line(error))
+            failures[run_id] = Failure(
+                run_id=run_id, failure_class=error.failure_class, error=one_line(error), remedy=error.remedy
+            )
             return
         if record is not None and record.run_id != run_id:
             another = f"its record.json is that of {record.run_id}; delete it and launch again"
-            failures[run_id] = Failure(run_id=run_id, failure_class="data", error=another)
+            failures[run_id] = Failure(run_id=run_id, failure_class="data", error=another, remedy=TOLD)
         elif record is not None and record.status == "completed":
             found[run_id] = record
         elif record is not None:

@@ -16,6 +16,6 @@ def failure_lines(failures: Sequence[Failure]) -> list[str]:
         step = next_step(failure.failure_class, failure.remedy)
         by_reason.setdefault((failure.failure_class, reason, step), []).append(f"`{failure.run_id}`")
     return [
-        f"{', '.join(run_ids)}: {failure_class}: {reason}." + ("" if "launch again" in reason else f" Next: {step}.")
+        f"{', '.join(run_ids)}: {failure_class}: {reason}." + (f" Next: {step}." if step else "")
         for (failure_class, reason, step), run_ids in by_reason.items()
     ]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from transfergrid import records
-from transfergrid.errors import DataError, one_line
+from transfergrid.errors import TOLD, DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import Predictions, RunRecord
 from transfergrid.report.integrity import disagreement
@@ -132,7 +132,9 @@ class StoredPredictions:
             edited, test = self.disagreement(run), self.of(run.run_id)
         except DataError as error:
             raise DataError(
-                f"the test predictions of {run.run_id} are missing or damaged; delete its record.json, and launch again"
+                f"the test predictions of {run.run_id} are missing or damaged; delete its record.json,"
+                " and launch again",
+                remedy=TOLD,
             ) from error
         if edited is not None:
             raise DataError(edited)
