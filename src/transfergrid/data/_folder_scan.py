@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transfergrid.data import _inventory as inventory
-from transfergrid.data._formats import suffixes, why_unread
+from transfergrid.data._formats import lacking_for, suffixes, why_unread
 from transfergrid.errors import ConfigError, DataError
 
 _NAMES = {"val": ("val", "valid", "validation")}
@@ -133,9 +133,9 @@ def _images_below(
                         raise DataError(f"{entry.path} is a pipe, a device or a link to nothing; mend or remove it")
                     found.append(name)
                 else:
-                    lacking = why_unread(entry.name)
-                    kind_of_it = Path(entry.name).suffix.lower() or "without a suffix"
-                    inventory.skip(skipped, f"{kind_of_it}, {lacking}" if lacking else kind_of_it, name)
+                    suffix = Path(entry.name).suffix.lower() or "without a suffix"
+                    lacking = lacking_for(entry.name)
+                    inventory.skip(skipped, f"{suffix}: {lacking}" if lacking else suffix, name)
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read ({error.strerror}); mend or remove it") from error
     return found

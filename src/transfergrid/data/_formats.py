@@ -41,15 +41,19 @@ def suffixes() -> tuple[str, ...]:
     return (*_SUFFIXES, *_JFIF, *avif, *(_HEIC if importlib.util.find_spec("pillow_heif") else ()))
 
 
-def why_unread(name: str) -> str | None:
-    """Why a file that is a picture by its name is not read on this machine; None where it is, or is none."""
+def lacking_for(name: str) -> str | None:
+    """What this machine needs before it reads such a picture; None where it reads it, or never will."""
     if name.lower().endswith(suffixes()):
         return None
     if name.lower().endswith(_HEIC):
         return "needs the extra transfergrid[heic]"
-    if name.lower().endswith(_AVIF):
-        return "needs a Pillow that reads AVIF"
-    return "is of a kind that is not read; convert it to PNG or JPEG" if name.lower().endswith(_NEVER_READ) else None
+    return "needs a Pillow that reads AVIF" if name.lower().endswith(_AVIF) else None
+
+
+def why_unread(name: str) -> str | None:
+    """Why a file that is a picture by its name is not read on this machine; None where it is, or is none."""
+    never = "is of a kind that is not read: convert it to PNG or JPEG"
+    return lacking_for(name) or (never if name.lower().endswith(_NEVER_READ) else None)
 
 
 def opened(source: Path | IO[bytes]) -> ImageFile:
