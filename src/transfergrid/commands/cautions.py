@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from transfergrid.commands.console import count
 from transfergrid.data import DatasetFacts
+from transfergrid.data.damaged import told
 from transfergrid.folds import FEW_STEPS, FEW_VAL_IMAGES, RowCounts, count_rows
 from transfergrid.specs import RunSpec, TrainSettings
 
@@ -53,6 +54,7 @@ def inventories(facts: Mapping[str, DatasetFacts]) -> Iterator[tuple[str, bool]]
             read = ", ".join(f"{n} {suffix}" for suffix, n in found.newly_read.items())
             parts.append(f"read, and left out by earlier releases: {read}")
         yield f"{name}: {'; '.join(parts)}", found.inventory.is_odd
+        yield from ((line, True) for line in told(found.inventory.damaged.items()))
 
 
 def _of_dataset(name: str, members: Sequence[_Trained]) -> Iterator[str]:

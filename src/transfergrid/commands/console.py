@@ -30,7 +30,7 @@ def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return BAD_ARGUMENTS
     except GridError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", *error.details, sep="\n", file=sys.stderr)
         return FAILED
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -63,8 +63,8 @@ def command_line(script: str, grid: str, store: StorePaths, *more: str) -> str:
 
 
 def hashing_progress() -> Callable[[int, int], None]:
-    """progress_line of a folder's images, hashed; in a log every tenth."""
-    return progress_line("hashing", in_logs=True)
+    """progress_line of a folder's images, hashed and decoded; in a log every tenth."""
+    return progress_line("checking", in_logs=True)
 
 
 def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) -> Callable[[int, int], None]:
