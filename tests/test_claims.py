@@ -13,7 +13,8 @@ from report_cases import completed, entry, failed, spec, write_grid
 
 from transfergrid import records
 from transfergrid.config import load_grid
-from transfergrid.config.compose import compose_config, conf_dir
+from transfergrid.config.compose import compose_config
+from transfergrid.config.folders import conf_dir
 from transfergrid.paths import StorePaths
 from transfergrid.report import published
 from transfergrid.report.claim_file import Claim, all_claims, claims_for

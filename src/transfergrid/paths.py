@@ -139,3 +139,22 @@ def store_paths(runtime: Runtime) -> StorePaths:
 
 def cache_paths(runtime: Runtime) -> CachePaths:
     return CachePaths(Path(runtime.cache_dir))
+
+
+# -------------------------------------------------------------------------------------------------------- what is typed
+VERBS = {  # of the `transfergrid` command -> the module in commands/ that carries it out
+    "launch": "launch",
+    "run": "run_phase",
+    "status": "status",
+    "report": "report",
+    "sync": "sync",
+    "predict": "predict",
+    "doctor": "doctor",
+}
+_SCRIPTS = {"launch": "launch_grid", "run": "run_phase"}  # in jobs/, where the name is another than the verb
+
+
+def typed(verb: str) -> str:
+    """How a user starts one: `python jobs/launch_grid.py` in a checkout, `transfergrid launch` where it is installed."""
+    installed = (Path(__file__).parent / "conf").is_dir()
+    return f"transfergrid {verb}" if installed else f"python jobs/{_SCRIPTS.get(verb, verb)}.py"

@@ -21,7 +21,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from transfergrid.config import Request, load_run
 from transfergrid.config.builder import FolderProgress
-from transfergrid.config.compose import conf_dir, is_setting, nearest, parse_override
+from transfergrid.config.compose import is_setting, nearest, parse_override
+from transfergrid.config.folders import conf_dir
 from transfergrid.errors import ConfigError, one_line
 from transfergrid.resources import ClusterSettings, Resources
 from transfergrid.specs import RunSpec, digest
