@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plan", "job", "cost", "inference", "export"),
     ("cluster", "report"),
     ("commands",),
+    ("__main__",),
 )
 WITHIN_LAYER = {
     ("durable", "errors"),

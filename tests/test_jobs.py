@@ -51,7 +51,7 @@ def test_ctrl_c_while_the_package_is_loaded_ends_without_a_word(tmp_path: Path) 
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-# ------------------------------------------------------------------------------------------------------------ the command
+# -------------------------------------------------------------------------------------------------------- the command
 def answer(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, *arguments: str
 ) -> tuple[int, str, str]:

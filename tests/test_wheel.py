@@ -20,7 +20,7 @@ Typed = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run(["uv", "build", "--wheel", "--quiet", "--out-dir", folder, ROOT], check=True, timeout=120)
+    subprocess.run(["uv", "build", "--wheel", "--quiet", "--out-dir", str(folder), str(ROOT)], check=True, timeout=120)
     (found,) = folder.glob("transfergrid-*.whl")
     return found
 
@@ -32,9 +32,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     freeze = ["uv", "pip", "freeze", "--quiet", "--exclude-editable", "--python", sys.executable]
     versions = subprocess.run(freeze, check=True, capture_output=True, text=True, timeout=60).stdout
     (folder / "versions.txt").write_text(versions)
-    subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, folder / "venv"], check=True, timeout=60)
-    install = ["uv", "pip", "install", "--quiet", "--python", folder / "venv", wheel, "-c", folder / "versions.txt"]
-    subprocess.run([*install, "--no-compile-bytecode"], check=True, timeout=300)
+    subprocess.run(["uv", "venv", "--quiet", "--python", sys.executable, str(folder / "venv")], check=True, timeout=60)
+    install = ["uv", "pip", "install", "--quiet", "--python", str(folder / "venv"), str(wheel)]
+    subprocess.run([*install, "-c", str(folder / "versions.txt"), "--no-compile-bytecode"], check=True, timeout=300)
     return folder / "venv" / "bin"
 
 

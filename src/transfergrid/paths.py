@@ -155,6 +155,6 @@ _SCRIPTS = {"launch": "launch_grid", "run": "run_phase"}  # in jobs/, where the 
 
 
 def typed(verb: str) -> str:
-    """How a user starts one: `python jobs/launch_grid.py` in a checkout, `transfergrid launch` where it is installed."""
+    """How a user starts one: `python jobs/launch_grid.py` in a checkout, else `transfergrid launch`."""
     installed = (Path(__file__).parent / "conf").is_dir()
     return f"transfergrid {verb}" if installed else f"python jobs/{_SCRIPTS.get(verb, verb)}.py"

@@ -181,6 +181,7 @@ def _composed(places: tuple[Path, ...], groups: tuple[str, ...]) -> DictConfig:
     places: those that OwnFolders names to Hydra, and the package's.
     """
     ConfigStore.instance().store(name="schema", node=Config)
+    folders.tell_hydra()
     try:
         with initialize_config_dir(str(folders.conf_dir()), version_base=None):
             return compose("transfergrid", list(groups))

@@ -49,4 +49,6 @@ class OwnFolders(SearchPathPlugin):
                 search_path.prepend(provider="transfergrid", path=f"file://{folder}")
 
 
-Plugins.instance().register(OwnFolders)
+def tell_hydra() -> None:
+    """Hydra's composition looks in them from now on."""
+    Plugins.instance().register(OwnFolders)
