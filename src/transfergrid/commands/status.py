@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from transfergrid.commands.console import FAILED, OK, command_line, make_console, run_script
+from transfergrid.commands.console import FAILED, OK, make_console, run_script
 from transfergrid.commands.status_view import View, changes, read_view
 from transfergrid.config import load_status
 from transfergrid.config.help import help_for
+from transfergrid.config.spelling import command_of_grid
 from transfergrid.config.status import StatusRequest
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def show(console: Console, view: View) -> None:
     for line in filter(None, (view.finish_line, view.summary)):
         console.print(line, highlight=False, soft_wrap=True)
     if view.grid is not None and all(view.state(row).state == "done" for row in view.rows):
-        line = command_line("report.py", view.grid, view.store)
+        line = command_of_grid("report.py", view.grid, view.store)
         console.print(f"the table: {line}", highlight=False, soft_wrap=True)
 
 

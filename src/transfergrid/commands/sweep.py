@@ -70,7 +70,7 @@ def sweep(arguments: Sequence[str]) -> int:
     try:
         endings = _on_slurm(console, asked, plan.to_run) if on_slurm else _here(console, asked, plan.to_run)
     finally:
-        tracking.wait_for_mirror(mirror, launch.MIRROR_WAIT_S)
+        tracking.wait_for_mirror(mirror, launch.MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
     launch.show_results(console, request)
     return launch.show_failures(console, plan, endings)
 

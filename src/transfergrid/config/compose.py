@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from transfergrid.config.cluster_file import read_cluster_file
+from transfergrid.config.names import conf_dir as conf_dir
 from transfergrid.config.notation import as_meant
 from transfergrid.config.schema import Config
 from transfergrid.config.spelling import hydra_value
@@ -46,11 +47,6 @@ _SET_OTHERWISE = {
     "dataset.kind": "choose it as dataset=NAME",
     "grid.study": "it is told by a grid file, whose settings go with it",
 }
-
-
-def conf_dir() -> Path:
-    """The folder of the configuration files: `conf/` of the checkout that this code is in."""
-    return Path(__file__).resolve().parents[3] / "conf"
 
 
 @cache

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from transfergrid.errors import ConfigError
 from transfergrid.specs import digest, safe_name
 
 DATASET_NAME = "{dataset}"  # in the name of a grid file that leaves the data set to the user
 LONGEST_GRID_NAME = 64
+
+
+def conf_dir() -> Path:
+    """The folder of the configuration files: `conf/` of the checkout that this code is in."""
+    return Path(__file__).resolve().parents[3] / "conf"
 
 
 def named_by_datasets(template: str, datasets: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transfergrid.config import Request, load_run
 from transfergrid.config.builder import FolderProgress
 from transfergrid.config.compose import conf_dir, is_setting, nearest, parse_override
+from transfergrid.config.spelling import command
 from transfergrid.errors import ConfigError, one_line
 from transfergrid.resources import ClusterSettings, Resources
 from transfergrid.specs import RunSpec, digest
@@ -165,7 +166,7 @@ def launch_line(sweep: Sweep, missing: Iterable[RunSpec]) -> str | None:
         named = ", ".join(f"v{number}: {{{changes}}}" for number, changes in enumerate(variants, 2))
         line.append(f"grid.variants={{{named}}}")
     name = f"{sweep.request.grid[:51]}_needs-{digest(line, 6)}"  # no other sweep's
-    return shlex.join(["python", "jobs/launch_grid.py", grid, f"grid_name={name}", *line])
+    return command("launch_grid.py", grid, f"grid_name={name}", *line)
 
 
 def _values(arguments: Iterable[str]) -> str:
