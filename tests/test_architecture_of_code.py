@@ -70,6 +70,7 @@ WITHIN_LAYER = {
     ("network", "images"),
     ("results", "device"),
     ("results", "folds"),
+    ("tracking", "config"),  # how a command is spelled
     ("training", "optimization"),
 }
 # Third parties that one place alone may import.

@@ -89,11 +89,11 @@ BAD_ARGUMENTS = [
     case("launch_grid", "quickstart", "'quickstart' is not of the form key=value"),
     case("launch_grid", "-m", "'-m' is not of the form key=value"),
     case("launch_grid", "grid.models=[resnet18", "cannot be read"),
-    case("launch_grid", "model=resnet18", "model= belongs to jobs/run_phase.py", "grid.models=[...]"),
+    case("launch_grid", "model=resnet18", "model= belongs to python jobs/run_phase.py", "grid.models=[...]"),
     case("launch_grid", "phase=probe", "grid.phases=[...]"),
     case("launch_grid", "phase.name=probe", "choose it as phase=NAME"),
     case("launch_grid", "dataset=mnist grid.datasets=[digits]", "both given"),
-    case("run_phase", "model=resnet18 grid.seeds=[0]", "belongs to jobs/launch_grid.py"),
+    case("run_phase", "model=resnet18 grid.seeds=[0]", "belongs to python jobs/launch_grid.py"),
     # Models.
     case("launch_grid", "grid.models=[]", "grid.models is empty"),
     case("launch_grid", "grid.models=resnet18", "is not a list of names", "grid.models=[a,b]"),

@@ -151,10 +151,12 @@ VERBS = {  # of the `transfergrid` command -> the module in commands/ that carri
     "predict": "predict",
     "doctor": "doctor",
 }
-_SCRIPTS = {"launch": "launch_grid", "run": "run_phase"}  # in jobs/, where the name is another than the verb
+_VERB_OF = {"launch_grid": "launch", "run_phase": "run"}  # where a script in jobs/ has another name
 
 
-def typed(verb: str) -> str:
-    """How a user starts one: `python jobs/launch_grid.py` in a checkout, else `transfergrid launch`."""
+def typed(script: str) -> str:
+    """How a user starts a script of jobs/: `python jobs/status.py` in a checkout, `transfergrid status` where the
+    package is installed."""
     installed = (Path(__file__).parent / "conf").is_dir()
-    return f"transfergrid {verb}" if installed else f"python jobs/{_SCRIPTS.get(verb, verb)}.py"
+    stem = script.removesuffix(".py")
+    return f"transfergrid {_VERB_OF.get(stem, stem)}" if installed else f"python jobs/{script}"

@@ -12,10 +12,13 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -51,6 +54,15 @@ _SET_OTHERWISE = {
 
 def choices(group: str) -> tuple[str, ...]:
     return tuple(sorted({path.stem for place in folders.conf_dirs() for path in (place / group).glob("*.yaml")}))
+
+
+class _OwnFolders(SearchPathPlugin):
+    """Hydra looks in the user's folders before it looks in the package's."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in reversed(folders.conf_dirs()):
+            if folder != folders.conf_dir().resolve():
+                search_path.prepend(provider="transfergrid", path=f"file://{folder}")
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
@@ -178,10 +190,10 @@ def _is_text(key: str) -> bool:
 def _composed(places: tuple[Path, ...], groups: tuple[str, ...]) -> DictConfig:
     """The groups merged, before any value is set; kept, as Hydra takes long and a process asks for few of them.
 
-    places: those that OwnFolders names to Hydra, and the package's.
+    places: those that _OwnFolders names to Hydra, and the package's.
     """
     ConfigStore.instance().store(name="schema", node=Config)
-    folders.tell_hydra()
+    Plugins.instance().register(_OwnFolders)
     try:
         with initialize_config_dir(str(folders.conf_dir()), version_base=None):
             return compose("transfergrid", list(groups))

@@ -5,10 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from hydra.core.config_search_path import ConfigSearchPath
-from hydra.core.plugins import Plugins
-from hydra.plugins.search_path_plugin import SearchPathPlugin
-
 from transfergrid.errors import ConfigError
 from transfergrid.provenance import PACKAGE
 
@@ -38,17 +34,3 @@ def find(group: str, name: str) -> Path | None:
     """The first file of this name."""
     files = (folder / group / f"{name}.yaml" for folder in conf_dirs())
     return next((file for file in files if file.is_file()), None)
-
-
-class OwnFolders(SearchPathPlugin):
-    """Hydra looks in the user's folders before it looks in the package's."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        for folder in reversed(conf_dirs()):
-            if folder != conf_dir().resolve():
-                search_path.prepend(provider="transfergrid", path=f"file://{folder}")
-
-
-def tell_hydra() -> None:
-    """Hydra's composition looks in them from now on."""
-    Plugins.instance().register(OwnFolders)
