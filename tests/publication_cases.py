@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transfergrid.report.comparison import COLUMNS
+from transfergrid.report.rows import COLUMNS
 from transfergrid.tracking.publication import Chosen, Publication, Table
 
 

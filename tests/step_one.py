@@ -23,7 +23,7 @@ from transfergrid.attempts import begin_attempt
 from transfergrid.backbones.build import build as build_backbone
 from transfergrid.config import load_grid
 from transfergrid.data import LabeledImages, facts
-from transfergrid.network import ImageTrainee
+from transfergrid.image_training import ImageTrainee
 from transfergrid.optimization import ParameterGroup, make_optimizer
 from transfergrid.paths import store_paths
 from transfergrid.phases import RunContext, _on_images, _parity, _training, phase_module

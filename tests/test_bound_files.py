@@ -17,10 +17,9 @@ from transfergrid import durable, job
 from transfergrid.commands import predict, report
 from transfergrid.config import Request
 from transfergrid.errors import DataError
-from transfergrid.finished import network_of_run
+from transfergrid.finished import load_weights, network_of_run
 from transfergrid.paths import RunPaths, store_paths
 from transfergrid.records import read_predictions, read_record
-from transfergrid.results import load_weights
 
 EVALUATION = ("model=tinynet", "phase=scratch", "phase.scratch.epochs=1")
 

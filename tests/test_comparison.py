@@ -15,8 +15,9 @@ from transfergrid.commands.tables import terminal_table
 from transfergrid.errors import NEXT_STEP, ConfigError, DataError
 from transfergrid.paths import StorePaths
 from transfergrid.report.cells import accuracy_with_interval
-from transfergrid.report.comparison import COLUMNS, ComparisonRow, comparison_rows, read_comparison
+from transfergrid.report.comparison import comparison_rows, read_comparison
 from transfergrid.report.documents import as_csv
+from transfergrid.report.rows import COLUMNS, ComparisonRow
 from transfergrid.report.write import write_report
 from transfergrid.specs import ProbeSettings, RunSpec, to_dict
 

@@ -12,9 +12,9 @@ import pytest
 import small_runs
 import torch
 
-from transfergrid import device, job, network
+from transfergrid import device, image_training, job
 from transfergrid.cluster import child, local
-from transfergrid.commands import launch
+from transfergrid.commands import before, launch
 from transfergrid.commands.console import make_console
 from transfergrid.device import Gpus, arithmetic, device_of, gpus, prepare_process
 from transfergrid.errors import MachineError
@@ -191,15 +191,15 @@ def test_a_launch_says_in_one_line_what_it_computes_on(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(launch, "gpus_for", lambda _: found)
-    launch._tell_device(make_console(), runtime(named))
+    monkeypatch.setattr(before, "gpus_for", lambda _: found)
+    before._tell_device(make_console(), runtime(named))
     assert capsys.readouterr().out == expected
 
 
 def test_device_cuda_without_a_usable_gpu_is_one_line_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(launch, "gpus_for", lambda _: child.GpusHere((), TOO_OLD))
+    monkeypatch.setattr(before, "gpus_for", lambda _: child.GpusHere((), TOO_OLD))
     places = [f"store.dir={tmp_path / 'store'}", f"cache.dir={tmp_path / 'cache'}", "tracking=disabled"]
     monkeypatch.setattr("sys.argv", ["launch_grid.py", "cluster=local", "device=cuda", *places])
     assert launch.main() == 1
@@ -225,10 +225,11 @@ def test_tf32_holds_inside_its_block_alone_also_after_an_error() -> None:
     assert flags() == (False, False)
     with arithmetic("tf32"):
         assert flags() == (True, True)
-        with network.autocast(torch.device("cpu"), "fp32"):  # as the parity gate of a tf32 fine-tuning on fp32 features
+        # As the parity gate of a tf32 fine-tuning on fp32 features.
+        with image_training.autocast(torch.device("cpu"), "fp32"):
             assert flags() == (False, False)
         assert flags() == (True, True)
-    with pytest.raises(ZeroDivisionError), network.autocast(torch.device("cpu"), "tf32"):
+    with pytest.raises(ZeroDivisionError), image_training.autocast(torch.device("cpu"), "tf32"):
         assert flags() == (True, True) and not torch.is_autocast_enabled("cpu")
         raise ZeroDivisionError
     assert flags() == (False, False)
@@ -284,7 +285,7 @@ def test_on_a_gpu_tf32_rounds_to_ten_bits_and_fp32_does_not() -> None:
     exact = a.double() @ a.double()
 
     def error(precision: str) -> float:
-        with network.autocast(torch.device("cuda"), precision):
+        with image_training.autocast(torch.device("cuda"), precision):
             return float(((a @ a).double() - exact).abs().max() / exact.abs().max())
 
     assert error("fp32") < 2.0**-20 < 2.0**-16 < error("tf32") < 2.0**-9

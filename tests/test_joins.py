@@ -17,9 +17,8 @@ from transfergrid import records
 from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.records import Predictions, make_predictions
 from transfergrid.report.comparison import read_comparison
-from transfergrid.report.integrity import EDITED
 from transfergrid.report.joins import Joins, as_markdown, error_overlap, join_baselines
-from transfergrid.report.predictions import StoredPredictions, averaged_correct_N, probabilities_NC
+from transfergrid.report.predictions import EDITED, StoredPredictions, averaged_correct_N, probabilities_NC
 from transfergrid.report.statistics import t_interval, wilson
 from transfergrid.report.write import write_report
 from transfergrid.specs import RunSpec

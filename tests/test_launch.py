@@ -12,7 +12,8 @@ import pytest
 from cluster_cases import as_job, console, executable, planned, runtime_in, said, scratch_run
 
 from transfergrid.cluster import local
-from transfergrid.commands.launch import launch, runs_on_slurm, show_failures
+from transfergrid.commands.launch import launch, runs_on_slurm
+from transfergrid.commands.shown import show_failures
 from transfergrid.errors import MachineError
 from transfergrid.plan import Plan
 from transfergrid.resources import ClusterSettings

@@ -17,12 +17,13 @@ from printed_commands import Collector
 from transfergrid import records
 from transfergrid.errors import TOLD
 from transfergrid.paths import StorePaths
-from transfergrid.report.comparison import COLUMNS, read_comparison
+from transfergrid.report.comparison import read_comparison
 from transfergrid.report.embedding import embed
-from transfergrid.report.integrity import EDITED
 from transfergrid.report.page import render_page
 from transfergrid.report.page_models import row_details
 from transfergrid.report.page_provenance import provenance_lines
+from transfergrid.report.predictions import EDITED
+from transfergrid.report.rows import COLUMNS
 from transfergrid.report.write import write_report
 
 

@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 
 from transfergrid.paths import StorePaths
-from transfergrid.report.comparison import COLUMNS
+from transfergrid.report.rows import COLUMNS
 from transfergrid.report.write import write_report
 
 pytestmark = pytest.mark.slow

@@ -12,12 +12,12 @@ import pytest
 import torch
 from small_runs import carry_out, final_run, paths_of, record_of, request
 
-from transfergrid import feature_store, job, records, results
+from transfergrid import feature_store, finished, job, records
 from transfergrid.backbones.build import build as real_build
 from transfergrid.config import Request
 from transfergrid.network import JoinedNetwork
 from transfergrid.paths import cache_paths
-from transfergrid.phases import _on_images, _parity
+from transfergrid.phases import _on_images, _parity, _setting
 from transfergrid.phases._start import hand_over
 from transfergrid.records import RunRecord, make_predictions
 from transfergrid.specs import BackboneSpec, FinetuneSettings, RunSpec, Runtime
@@ -211,7 +211,7 @@ def test_of_a_pair_the_backbone_that_differs_is_named(tmp_path: Path, monkeypatc
 def test_columns_of_the_probes_head_in_another_order_are_refused(
     probed: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = results.load_weights
+    real = finished.load_weights
 
     def swapped(*arguments: Any) -> dict[str, torch.Tensor]:
         state = real(*arguments)
@@ -296,7 +296,7 @@ def test_the_gate_leaves_the_network_as_it_was(probed: Request) -> None:
 
     run = final_run(probed)
     attempt: Attempt = None  # type: ignore[assignment]
-    setting = _on_images.open_setting(
+    setting = _setting.open_setting(
         RunContext(run, probed.runtime, attempt, StopFlag()), (run.backbones[0].preprocess,)
     )
     network: JoinedNetwork = _on_images.build_joined(run, probed.runtime, setting, auxiliary=False).train()

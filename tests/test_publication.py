@@ -17,8 +17,9 @@ import pytest
 from transfergrid import durable
 from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
-from transfergrid.report.comparison import COLUMNS, Comparison, read_comparison
+from transfergrid.report.comparison import Comparison, read_comparison
 from transfergrid.report.publication import publication_of
+from transfergrid.report.rows import COLUMNS
 from transfergrid.report.several import joined
 from transfergrid.report.write import write
 from transfergrid.tracking.publication import Publication, Table, row_config, row_summary

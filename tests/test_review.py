@@ -21,9 +21,9 @@ from torch import Tensor, nn
 
 from transfergrid import backbones, durable, job
 from transfergrid.attempts import begin_attempt
+from transfergrid.commands.before import check_inputs
 from transfergrid.commands.console import make_console
 from transfergrid.commands.grid_file import write_grid_of
-from transfergrid.commands.launch import check_inputs
 from transfergrid.config import Request, load_grid, load_run
 from transfergrid.data.splits import val_indices
 from transfergrid.errors import ConfigError, DataError, MissingInput, Superseded, TrainingDiverged

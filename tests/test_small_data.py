@@ -22,8 +22,8 @@ from transfergrid.config import load_grid, load_run
 from transfergrid.data import DatasetFacts
 from transfergrid.errors import ConfigError
 from transfergrid.folds import Fold, Folds, class_weights, count_rows, make_folds
+from transfergrid.image_training import ImageTrainee
 from transfergrid.images import NetworkInputs
-from transfergrid.network import ImageTrainee
 from transfergrid.phases._feature_trainee import FeatureTrainee, head_without_val
 from transfergrid.records import RunRecord
 from transfergrid.specs import FinetuneSettings, ProbeSettings, ScratchSettings, Split, TrainSettings

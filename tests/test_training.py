@@ -27,7 +27,7 @@ from small_runs import (
 )
 from torch import Tensor, nn
 
-from transfergrid import job, network, records, training
+from transfergrid import image_training, job, network, records, training
 from transfergrid.attempts import begin_attempt
 from transfergrid.config import Request
 from transfergrid.errors import Interrupted, Superseded, TrainingDiverged
@@ -274,10 +274,12 @@ def test_the_statistics_of_the_batch_are_used_for_testing_and_leave_no_trace() -
     with torch.no_grad():
         expected_NC = torch.cat([model.train()(part)[0] for part in torch.split(images_BCHW, 16)])
     model.load_state_dict(before)
-    by_batch_NC = network.predict(model, inputs, fold, precision="fp32", test_bn="batch", batch_size=16)
+    by_batch_NC = image_training.predict(model, inputs, fold, precision="fp32", test_bn="batch", batch_size=16)
     torch.testing.assert_close(torch.from_numpy(by_batch_NC), expected_NC)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert model.training and not np.allclose(by_batch_NC, network.predict(model, inputs, fold, precision="fp32"))
+    assert model.training and not np.allclose(
+        by_batch_NC, image_training.predict(model, inputs, fold, precision="fp32")
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints

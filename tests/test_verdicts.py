@@ -10,11 +10,12 @@ from transfergrid.evaluation import mcnemar_exact
 from transfergrid.paths import StorePaths
 from transfergrid.records import Predictions
 from transfergrid.report.cells import points
-from transfergrid.report.comparison import Comparison, ComparisonRow, read_comparison
+from transfergrid.report.comparison import Comparison, read_comparison
 from transfergrid.report.documents import as_markdown
 from transfergrid.report.families import Answer, answers
 from transfergrid.report.paired_rows import compare_rows, verdict
 from transfergrid.report.predictions import StoredPredictions
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.report.statistics import PairedComparison, p_text
 from transfergrid.report.verdicts import Group, against_best
 from transfergrid.specs import RunSpec

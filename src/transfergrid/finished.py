@@ -13,11 +13,10 @@ from transfergrid import architectures, backbones
 from transfergrid.backbones.build import build
 from transfergrid.data import MAX_MEGAPIXELS, PictureRules
 from transfergrid.data.geometry import scratch_preprocess
-from transfergrid.errors import DataError
+from transfergrid.errors import DataError, MissingInput
 from transfergrid.network import EVALUATION_BATCH, JoinedNetwork, Plain
 from transfergrid.paths import RunPaths, cache_paths
-from transfergrid.records import RunRecord
-from transfergrid.results import load_weights
+from transfergrid.records import RunRecord, assert_as_recorded
 from transfergrid.specs import (
     RANDOM_RULE_VERSION,
     BackboneSpec,
@@ -103,3 +102,20 @@ def _load(network: nn.Module, state: dict[str, Tensor], path: Path, *, whole: bo
     missing = [name for name in found.missing_keys if whole or name.startswith("head.")]
     if missing or found.unexpected_keys:
         raise DataError(f"{path} is of another network: {(missing + found.unexpected_keys)[0]!r} does not fit")
+
+
+def load_weights(paths: RunPaths) -> dict[str, Tensor]:
+    """A finished run's weights. Raises MissingInput with the remedy where they were not kept, DataError if damaged."""
+    run_id = paths.root.name
+    if not paths.weights.exists():
+        raise MissingInput(
+            f"the weights of {run_id} were not kept; delete {paths.record} and launch with keep_weights=final"
+        )
+    try:
+        assert_as_recorded(paths, paths.weights)
+        state: dict[str, Tensor] = torch.load(paths.weights, map_location="cpu", weights_only=True)
+    except DataError:
+        raise
+    except Exception as error:  # torch.load raises half a dozen kinds for damaged files
+        raise DataError(f"{paths.weights} is not a readable state dict ({type(error).__name__})") from error
+    return state

@@ -20,7 +20,7 @@ from transfergrid.data._decode import PictureRules, decoded
 from transfergrid.data._threads import in_threads
 from transfergrid.errors import DataError, one_line
 from transfergrid.finished import Reading
-from transfergrid.network import evaluating
+from transfergrid.image_training import evaluating
 from transfergrid.preprocess import normalise, prepare_one
 from transfergrid.specs import PreprocessSpec
 

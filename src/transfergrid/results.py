@@ -16,16 +16,13 @@ from torch import Tensor
 from transfergrid import durable
 from transfergrid.attempts import Attempt
 from transfergrid.device import has_tf32
-from transfergrid.errors import DataError, MissingInput
 from transfergrid.evaluation import confusion_matrix, scores, top_k_accuracy
 from transfergrid.folds import Fold, Folds
-from transfergrid.paths import RunPaths
 from transfergrid.provenance import provenance
 from transfergrid.records import (
     MANY_CLASSES,
     Predictions,
     RunRecord,
-    assert_as_recorded,
     make_predictions,
     write_predictions,
 )
@@ -41,23 +38,6 @@ def save_weights(attempt: Attempt, state: Mapping[str, Tensor]) -> None:
     content = io.BytesIO()  # torch's own writer would call a full disk a RuntimeError about positions
     torch.save(on_cpu, content)
     durable.write_bytes(attempt.paths.weights, content.getbuffer())
-
-
-def load_weights(paths: RunPaths) -> dict[str, Tensor]:
-    """A finished run's weights. Raises MissingInput with the remedy where they were not kept, DataError if damaged."""
-    run_id = paths.root.name
-    if not paths.weights.exists():
-        raise MissingInput(
-            f"the weights of {run_id} were not kept; delete {paths.record} and launch with keep_weights=final"
-        )
-    try:
-        assert_as_recorded(paths, paths.weights)
-        state: dict[str, Tensor] = torch.load(paths.weights, map_location="cpu", weights_only=True)
-    except DataError:
-        raise
-    except Exception as error:  # torch.load raises half a dozen kinds for damaged files
-        raise DataError(f"{paths.weights} is not a readable state dict ({type(error).__name__})") from error
-    return state
 
 
 def save_predictions(attempt: Attempt, made: Mapping[str, tuple[Fold, Logits]]) -> None:

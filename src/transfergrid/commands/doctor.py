@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from transfergrid.cluster.checks import Check
 from transfergrid.cluster.child import ask
 from transfergrid.cluster.fitness import is_on_slurm, local_checks, machine_checks, slurm_checks
+from transfergrid.commands.before import check_inputs
 from transfergrid.commands.console import FAILED, OK, make_console, run_script
-from transfergrid.commands.launch import check_inputs
 from transfergrid.config import Request, load_doctor
 from transfergrid.config.help import help_for
 

@@ -5,31 +5,24 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid import durable, tracking
+from transfergrid import tracking
 from transfergrid.cluster import local, slurm
-from transfergrid.cluster.child import ask, gpus_for
-from transfergrid.cluster.ledger import Ledger, read_ledger
-from transfergrid.cluster.states import Snapshot, take_snapshot
-from transfergrid.commands.cautions import cautions, inventories
-from transfergrid.commands.console import FAILED, OK, hashing_progress, make_console, run_script
+from transfergrid.commands.before import preflight, prepare_folders, queued, sent_states
+from transfergrid.commands.console import OK, hashing_progress, make_console, run_script
 from transfergrid.commands.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.commands.progress import watching
+from transfergrid.commands.shown import show_failures, show_plan, show_results
 from transfergrid.config import Request, load_grid
 from transfergrid.config.help import help_for
-from transfergrid.config.spelling import command_of_grid
-from transfergrid.errors import ConfigError, DataError, MachineError, StoreFull, next_step
-from transfergrid.paths import StorePaths
-from transfergrid.plan import STATES, Plan, PlannedRun, make_plan
+from transfergrid.errors import ConfigError
+from transfergrid.plan import make_plan
 from transfergrid.resources import ClusterSettings
-from transfergrid.specs import RunSpec, Runtime
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-FOLD_ABOVE = 40  # rows of the plan
 MIRROR_WAIT_S = 60.0
 
 HELP = help_for(
@@ -92,16 +85,6 @@ def carry_out(request: Request) -> int:
     return show_failures(console, plan, endings)
 
 
-def relaunch(
-    grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Sequence[str], *, though_unknown: bool = False
-) -> int:
-    """Submit these runs of a grid to SLURM again, and what needs them; `overrides`: `cluster.*` of a command line.
-    though_unknown: on the user's word, though SLURM may still have them."""
-    from transfergrid.commands import retry
-
-    return retry.relaunch(grid, store, run_ids, overrides, though_unknown=though_unknown)
-
-
 def on_cpu_without_gpus(request: Request) -> Request:
     """cluster.gpus=0 means the CPU, also on a machine that has a GPU."""
     if request.runtime.device != "auto" or request.cluster.resources.gpus > 0:
@@ -122,169 +105,3 @@ def runs_on_slurm(console: Console, cluster: ClusterSettings) -> bool:
         return False
     console.print("SLURM answers: submitting to it; cluster=local runs here")
     return True
-
-
-def sent_states(request: Request, ledger: Ledger | None = None) -> Snapshot:
-    """The states of this store's runs that were sent to SLURM."""
-    ledger = ledger or read_ledger(request.store)
-    sent = dict.fromkeys(r for s in ledger.submissions for task in s.tasks for r in task)
-    return take_snapshot(sent, request.store, ledger, grid=request.grid)
-
-
-def queued(snapshot: Snapshot) -> dict[str, str]:
-    """Runs that SLURM has, or may have, with a word on each: they are not sent again."""
-    found = {}
-    for run_id, state in snapshot.states.items():
-        if state.undecided:
-            found[run_id] = f"unknown: {state.reason}"
-        elif state.is_live and (state.job_id is not None or state.state == "unknown"):
-            job = f"job {state.job_id} " if state.job_id is not None else ""
-            found[run_id] = f"{job}{state.state}" + (f": {state.reason}" if state.reason else "")
-    return found
-
-
-# ---------------------------------------------------------------------------------------------------------------- plan
-def show_plan(console: Console, plan: Plan, request: Request) -> None:
-    for note in request.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
-    counts = plan.counts()
-    told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
-    rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"
-    console.print(f"grid {request.grid}: {rows}; with what they need: {told or 'nothing to do'}", highlight=False)
-    _show_runs(console, plan, request)
-    for text, is_odd in inventories(request.facts):
-        console.print(text, style="yellow" if is_odd else None, highlight=False, markup=False, soft_wrap=True)
-    for line in cautions((c.run for c in request.configurations), request.facts):
-        console.print(line, style="yellow", highlight=False, soft_wrap=True)
-
-
-def _show_runs(console: Console, plan: Plan, request: Request) -> None:
-    if len(plan.runs) <= FOLD_ABOVE:
-        variants = {c.run.run_id: c.variant for c in request.configurations}
-        for planned in plan.runs:
-            run = planned.run
-            # What the readable part of its name does not say.
-            more = run.weights_label if run.phase == "extract" else variants.get(run.run_id, "")
-            name = f"{run.run_id} ({more})" if more else run.run_id
-            console.print(f"  {planned.state:<9} {name}  {planned.why}", highlight=False, soft_wrap=True)
-        return
-    groups: dict[tuple[str, str, str], list[PlannedRun]] = {}
-    for planned in plan.runs:
-        groups.setdefault((planned.state, planned.run.phase, planned.run.dataset.name), []).append(planned)
-    for (state, phase, dataset), members in groups.items():
-        models = list(dict.fromkeys(p.run.model for p in members))
-        shown = ", ".join(models[:6]) + (f" and {len(models) - 6} more" if len(models) > 6 else "")
-        console.print(
-            f"  {state:<9} {len(members):>5} x {phase} on {dataset}: {shown}", highlight=False, soft_wrap=True
-        )
-        for planned in members[:3] if state in ("blocked", "in flight") else ():
-            console.print(f"            {planned.run.run_id}  {planned.why}", highlight=False, soft_wrap=True)
-
-
-# -------------------------------------------------------------------------------------------------------- before a run
-def prepare_folders(runtime: Runtime) -> None:
-    """Make store and cache, and write to each once. A folder that cannot be written is a bad argument."""
-    for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
-        try:
-            durable.make_folder(folder)
-            probe = durable.temporary_beside(folder / "writable")
-            with durable.explained(folder):
-                probe.write_bytes(b"?")
-                probe.unlink()
-        except StoreFull:
-            raise
-        except (MachineError, OSError) as error:
-            reason = error.strerror or type(error).__name__ if isinstance(error, OSError) else error
-            raise ConfigError(f"{folder} cannot be used ({reason}); give another store.dir= or cache.dir=") from error
-
-
-def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
-    """The GPU, data and weights of what is about to run, the latter fetched where there is a network, and verified.
-
-    runs_follow: they are carried out by this process's children. Raises MachineError where device=cuda cannot be.
-    """
-    runs = [p.run for p in plan.to_run]
-    if not runs:
-        return
-    # The first use of torch, some seconds: say what the silence is.
-    with console.status("checking data and weights"):
-        if runs_follow:
-            _tell_device(console, runtime)
-        answer = ask(check_inputs, (runs, runtime), runs_follow=runs_follow)
-    if answer.error is not None:
-        raise DataError(answer.error)
-    for line in answer.value:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-
-
-def _tell_device(console: Console, runtime: Runtime) -> None:
-    """One line where a GPU stays unused, or none is there; each run would say it to its own log alone."""
-    found = gpus_for(runtime)
-    if found.problem is None:
-        return
-    if found.visible:
-        console.print(f"not every GPU is used: {found.problem}", style="yellow", highlight=False, soft_wrap=True)
-    elif runtime.device == "cuda":
-        raise MachineError(f"device=cuda, but torch can use no GPU here: {found.problem}; device=cpu goes without")
-    else:
-        console.print(f"runs compute on the CPU: {found.problem}", highlight=False, soft_wrap=True)
-
-
-def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
-    """A line on each weights file that holds more than the network. Raises DataError for the first data set or weights
-    that cannot be used. Loads torch where there are weights to check: call it in a child."""
-    from transfergrid import data
-    from transfergrid.specs import ProbeSettings
-
-    for dataset in dict.fromkeys(run.dataset for run in runs):
-        folder = runtime.data_folders.get(dataset.name)
-        data.find(dataset.kind, data_dir=Path(runtime.data_dir), folder=None if folder is None else Path(folder))
-    on_features = (run for run in runs if isinstance(run.settings, ProbeSettings) and run.settings.source == "features")
-    reading = set(on_features)
-    told: list[str] = []
-    for backbone in dict.fromkeys(b for run in runs if run not in reading for b in run.backbones):
-        if not backbone.weights.identity.startswith("random:"):
-            from transfergrid.backbones.build import build
-
-            build(
-                backbone,
-                weights_dir=Path(runtime.weights_dir),
-                weights_files=runtime.weights_files,
-                told=told.append,
-            )
-    return tuple(dict.fromkeys(told))
-
-
-# --------------------------------------------------------------------------------------------------------------- after
-def show_results(console: Console, request: Request, *, reported: bool = False) -> None:
-    """reported: SLURM's finish job has made the report, figures and all; it is not made again without them."""
-    from transfergrid.commands.report import show_report
-
-    console.print()
-    if reported:
-        show_report(console, [request.grid], request.store, figures=None)
-        return
-    figures = request.runtime.report_figures is True
-    show_report(console, [request.grid], request.store, figures=figures)
-    if request.runtime.tracking == "online":  # the runs are there, the table is not
-        line = command_of_grid("report.py", request.grid, request.store, "publish=true")
-        console.print(f"in W&B, with figures: {line}", highlight=False, soft_wrap=True)
-    elif not figures:
-        line = command_of_grid("report.py", request.grid, request.store)
-        console.print(f"with figures: {line}", highlight=False, soft_wrap=True)
-
-
-def show_failures(console: Console, plan: Plan, endings: Sequence[local.Ended]) -> int:
-    """Each run that did not complete, with class, reason and next step."""
-    failed = [e for e in endings if e.ending not in ("completed", "reused")]
-    waiting = [p for p in plan.runs if p.state in ("blocked", "in flight")]
-    for ended in failed:
-        name = ended.failure_class or ended.ending
-        step = "" if ended.failure_class is None else next_step(name, ended.remedy)
-        text = "; ".join(filter(None, (f"{name}: {ended.run.run_id}: {ended.reason}", step)))
-        console.print(text, style="red", highlight=False, soft_wrap=True)
-    for planned in waiting:
-        style = "red" if planned.state == "blocked" else "yellow"
-        text = f"{planned.state}: {planned.run.run_id}: {planned.why}"
-        console.print(text, style=style, highlight=False, soft_wrap=True)
-    return FAILED if failed or any(p.state == "blocked" for p in waiting) else OK

@@ -175,7 +175,7 @@ def retry(console: Console, view: View, request: StatusRequest) -> int:
             console.print(f"unknown: {state.run_id}: {state.reason}", highlight=False, soft_wrap=True)
     grid = view.grid or _grid_of(view, picked[0])
     console.print(f"retrying {count(len(picked), 'run')} of grid {grid}", highlight=False)
-    from transfergrid.commands.launch import relaunch  # Hydra, which only those who launch need to wait for
+    from transfergrid.commands.retry import relaunch  # Hydra, which only those who launch need to wait for
 
     with _set_aside(view.store, picked):
         return relaunch(grid, view.store, picked, request.overrides, though_unknown=though_unknown)

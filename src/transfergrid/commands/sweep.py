@@ -28,7 +28,7 @@ from transfergrid.cluster.slurm_words import meaning
 from transfergrid.cluster.snapshot import import_path, take_snapshot_of_code
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.cluster.yielding import fitted
-from transfergrid.commands import launch
+from transfergrid.commands import before, launch, shown
 from transfergrid.commands.console import BAD_ARGUMENTS, OK, hashing_progress, make_console
 from transfergrid.commands.grid_file import write_grid_of
 from transfergrid.commands.progress import watching
@@ -55,25 +55,25 @@ def sweep(arguments: Sequence[str]) -> int:
     if on_slurm and not request.dry_run:
         adopt_intents(ledger.read_ledger(request.store), alone=False)  # a sweep that still waits has no job's id yet
     rows = [c.run.run_id for c in request.configurations]
-    plan = make_plan(rows, request.runs, request.runtime, queued=launch.queued(launch.sent_states(request)))
+    plan = make_plan(rows, request.runs, request.runtime, queued=before.queued(before.sent_states(request)))
     if request.needs_only_checked and (missing := _missing(plan, request.runs)):
         print(f"error: {_told(asked, missing)}", file=sys.stderr)  # whole, however long the command is
         return BAD_ARGUMENTS
     console = make_console()
-    launch.show_plan(console, plan, request)
+    shown.show_plan(console, plan, request)
     if request.dry_run:
         console.print("dry run: nothing was started or written")
         return OK
-    launch.prepare_folders(request.runtime)
-    launch.preflight(console, plan, request.runtime, runs_follow=not on_slurm)
+    before.prepare_folders(request.runtime)
+    before.preflight(console, plan, request.runtime, runs_follow=not on_slurm)
     write_grid_of(console, request)
     mirror = tracking.start_mirror(request.runtime, request.configurations)
     try:
         endings = _on_slurm(console, asked, plan.to_run) if on_slurm else _here(console, asked, plan.to_run)
     finally:
         tracking.wait_for_mirror(mirror, launch.MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
-    launch.show_results(console, request)
-    return launch.show_failures(console, plan, endings)
+    shown.show_results(console, request)
+    return shown.show_failures(console, plan, endings)
 
 
 # ------------------------------------------------------------------------------------------------------------- checking

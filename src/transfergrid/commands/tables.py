@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from transfergrid.report.cells import accuracy_with_interval, number, percent
-from transfergrid.report.comparison import ComparisonRow
 from transfergrid.report.remarks import footnotes
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.report.top_errors import HEADER, TEXT_COLUMNS, TopError
 
 if TYPE_CHECKING:

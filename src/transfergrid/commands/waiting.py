@@ -18,8 +18,8 @@ from transfergrid.cluster.slurm import SlurmDown
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.commands.console import FAILED, OK, count
 from transfergrid.commands.finish import runs_of
-from transfergrid.commands.launch import show_results
-from transfergrid.commands.on_slurm import Submitting, submit
+from transfergrid.commands.sending import Submitting, submit
+from transfergrid.commands.shown import show_results
 from transfergrid.commands.usage import show_usage
 from transfergrid.config import Request
 from transfergrid.errors import MachineError, next_step

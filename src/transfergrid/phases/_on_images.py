@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,20 +13,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from transfergrid import backbones
 from transfergrid.backbones.build import attach_auxiliary_heads, bn_statistics, build, group_parameters
-from transfergrid.device import arithmetic, device_of
-from transfergrid.folds import Folds, dataset_facts, make_folds, open_splits, picture_details
-from transfergrid.images import NetworkInputs
-from transfergrid.network import ImageTrainee, JoinedNetwork, is_auxiliary, is_classifier
+from transfergrid.device import arithmetic
+from transfergrid.folds import dataset_facts, picture_details
+from transfergrid.image_training import ImageTrainee
+from transfergrid.network import JoinedNetwork, is_auxiliary, is_classifier
 from transfergrid.network_size import describe
 from transfergrid.optimization import ParameterGroup, split_decay
 from transfergrid.paths import cache_paths
 from transfergrid.phases import RunContext
 from transfergrid.phases._parity import gate_features, gate_logits
+from transfergrid.phases._setting import Setting
 from transfergrid.phases._training import train
 from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
 from transfergrid.records import RunRecord
 from transfergrid.results import (
-    Stopwatch,
     class_details,
     fold_details,
     make_record,
@@ -37,40 +36,12 @@ from transfergrid.results import (
 )
 from transfergrid.specs import (
     FinetuneSettings,
-    PreprocessSpec,
     ProbeSettings,
     RunSpec,
     Runtime,
     ScratchSettings,
     seed_for,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """A run's device, folds and inputs, opened once."""
-
-    device: torch.device
-    folds: Folds
-    inputs: NetworkInputs
-    watch: Stopwatch
-
-
-def open_setting(context: RunContext, preprocess: tuple[PreprocessSpec, ...]) -> Setting:
-    """Images on the device where they fit; every row of every split that the run sees."""
-    spec, runtime = context.spec, context.runtime
-    watch = Stopwatch()
-    device = device_of(runtime)
-    splits = open_splits(spec.dataset, runtime)
-    folds = make_folds(spec, {split: images.labels_N for split, images in splits.items()})
-    rows: dict[Any, Any] = {}
-    estimates_bn = context.spec.extract is not None and context.spec.extract.bn_statistics == "target"
-    seen = (folds.unlabelled if estimates_bn else folds.train, folds.val, folds.test, *folds.gate)
-    for fold in (fold for fold in seen if fold is not None):
-        rows[fold.split] = sorted({*rows.get(fold.split, ()), *fold.index_N.tolist()})
-    as_arrays = {split: torch.tensor(index).numpy() for split, index in rows.items()}
-    inputs = NetworkInputs(splits, preprocess, device=device, resident_gb=runtime.resident_gb, rows=as_arrays)
-    return Setting(device, folds, inputs, watch)
 
 
 def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary: bool) -> JoinedNetwork:

@@ -15,15 +15,17 @@ import torch
 from torch import Tensor
 
 from transfergrid.errors import ParityError
+from transfergrid.finished import load_weights
 from transfergrid.folds import GATE_SETS, Fold
-from transfergrid.network import EVALUATION_BATCH, JoinedNetwork, evaluating, is_auxiliary
+from transfergrid.image_training import evaluating
+from transfergrid.network import EVALUATION_BATCH, JoinedNetwork, is_auxiliary
 from transfergrid.paths import store_paths
 from transfergrid.records import FLOAT16_LARGEST, Predictions, read_predictions, read_record
-from transfergrid.results import Logits, load_weights
+from transfergrid.results import Logits
 from transfergrid.specs import UNCHOSEN_C, ExtractSettings, Runtime
 
 if TYPE_CHECKING:
-    from transfergrid.phases._on_images import Setting
+    from transfergrid.phases._setting import Setting
 
 LOGITS_ROUNDOFF = 2.0**-11  # the probe's logits are stored as float16
 ABSOLUTE_SLACK = 1e-4

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transfergrid.network import JoinedNetwork, is_auxiliary, is_classifier
 from transfergrid.optimization import split_decay
 from transfergrid.phases import RunContext
-from transfergrid.phases._on_images import build_joined, open_setting, train_and_record
+from transfergrid.phases._on_images import build_joined, train_and_record
+from transfergrid.phases._setting import open_setting
 from transfergrid.records import RunRecord
 from transfergrid.specs import ProbeSettings
 

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from transfergrid.evaluation import mcnemar_exact
 from transfergrid.heads import fit_standardiser
-from transfergrid.network import JoinedNetwork, batch_norm_layers, evaluating
+from transfergrid.image_training import evaluating
+from transfergrid.network import JoinedNetwork, batch_norm_layers
 from transfergrid.solved_head import fit_lbfgs
 from transfergrid.specs import FinetuneSettings
 
 if TYPE_CHECKING:
-    from transfergrid.phases._on_images import Setting
+    from transfergrid.phases._setting import Setting
 
 Array = np.ndarray[Any, Any]
 LEVEL = 0.05

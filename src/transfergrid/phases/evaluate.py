@@ -56,8 +56,8 @@ def run(context: RunContext) -> RunRecord:
     import torch
 
     from transfergrid.device import device_of
+    from transfergrid.image_training import predict
     from transfergrid.images import NetworkInputs
-    from transfergrid.network import predict
     from transfergrid.network_size import describe
     from transfergrid.results import Stopwatch, class_details, make_record, save_predictions, score_folds
 

@@ -55,8 +55,8 @@ def run(context: RunContext) -> RunRecord:
 
     from transfergrid.backbones.build import Frozen, bn_statistics, build
     from transfergrid.device import device_of
+    from transfergrid.image_training import autocast
     from transfergrid.images import NetworkInputs
-    from transfergrid.network import autocast
     from transfergrid.network_size import describe
     from transfergrid.results import Stopwatch, make_record
 

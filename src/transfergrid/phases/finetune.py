@@ -25,14 +25,9 @@ is_done = has_completed
 
 def run(context: RunContext) -> RunRecord:
     """weights.pt: the JoinedNetwork's state dict, of the epoch the rule chose. Raises ParityError at the gate."""
-    from transfergrid.phases._on_images import (
-        build_joined,
-        depth_groups,
-        modules_kept_in_eval,
-        open_setting,
-        train_and_record,
-    )
+    from transfergrid.phases._on_images import build_joined, depth_groups, modules_kept_in_eval, train_and_record
     from transfergrid.phases._parity import assert_parity, load_probe, probed_strength
+    from transfergrid.phases._setting import open_setting
     from transfergrid.phases._start import hand_over
 
     spec, runtime, settings = context.spec, context.runtime, context.spec.settings

@@ -28,7 +28,8 @@ def run(context: RunContext) -> RunRecord:
     from transfergrid.data.geometry import scratch_preprocess
     from transfergrid.network import Plain
     from transfergrid.optimization import split_decay
-    from transfergrid.phases._on_images import open_setting, train_and_record
+    from transfergrid.phases._on_images import train_and_record
+    from transfergrid.phases._setting import open_setting
 
     spec, runtime, settings = context.spec, context.runtime, context.spec.settings
     assert isinstance(settings, ScratchSettings) and spec.seed is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from transfergrid.report.comparison import ComparisonRow
+from transfergrid.report.rows import ComparisonRow
 
 
 def percent(value: float | None, *, digits: int = 2) -> str:

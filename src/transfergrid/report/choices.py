@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, percent
-from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.report.selection import RULE, SIGN, WORDS, best_first, val_score
 
 _LEFT = 5

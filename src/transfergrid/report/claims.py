@@ -21,7 +21,8 @@ from transfergrid.records import RunRecord
 from transfergrid.report import paired_rows, statistics
 from transfergrid.report.cells import in_points, markdown_table, percent
 from transfergrid.report.claim_file import Claim, claims_for
-from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.report.selection import SIGN, WORDS, best_on_val, val_score
 from transfergrid.report.statistics import PairedComparison
 

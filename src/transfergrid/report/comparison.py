@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
 
@@ -18,79 +18,9 @@ from transfergrid.report.costs import Spent
 from transfergrid.report.families import Answer, answers_about_joins, beside_best_parts
 from transfergrid.report.predictions import StoredPredictions
 from transfergrid.report.remarks import with_remarks
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.report.selection import METRICS
 from transfergrid.specs import EvaluateSettings, RunSpec, SelectBy, from_dict
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComparisonRow:
-    """One line of comparison.csv; the fields are its columns, in order. None is an empty cell.
-
-    Numbers are means over the completed seeds, `n_seeds` of them, so the seconds say what one seed costs: wall_s and
-    gpu_s of all attempts of its run (gpu_s: what SLURM bills), phase_s of the phase's own work, upstream_gpu_s of all
-    that the run is made from, see costs.py. Accuracies and deltas in [0, 1], losses in nats, size_mb in 1e6 bytes.
-    The interval is Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]; where all
-    seeds have one accuracy, which is no width, Wilson's again. p_value_vs_best_single is Holm-adjusted within its
-    family, see families.py, and verdict (`better`, `worse`, `no difference shown`) is by it at 5 %; the test is
-    statistics.compare's. published_differs, better_than_head (see beyond_linear.py), failure_class and remarks join
-    several texts by `; `. status: `completed`, `failed`, `missing`, or `2/3 completed`. select_by: the score on val
-    that choices between rows are by. remarks: what makes the row's choice or training doubtful, see remarks.py.
-    """
-
-    grid: str
-    dataset: str
-    model: str
-    phase: str
-    variant: str
-    weights: str
-    protocol: str
-    n_seeds: int
-    n_train: int | None = None
-    test_accuracy: float | None = None
-    test_accuracy_std: float | None = None
-    ci95_low: float | None = None
-    ci95_high: float | None = None
-    val_accuracy: float | None = None
-    train_accuracy: float | None = None
-    test_loss: float | None = None
-    macro_precision: float | None = None
-    macro_recall: float | None = None
-    macro_f1: float | None = None
-    lbfgs_test_accuracy: float | None = None
-    knn_test_accuracy: float | None = None
-    lda_test_accuracy: float | None = None
-    qda_test_accuracy: float | None = None
-    better_than_head: str | None = None
-    published_accuracy: float | None = None
-    published_rule: str | None = None
-    published_differs: str | None = None
-    delta_to_published: float | None = None
-    best_single_model: str | None = None
-    delta_to_best_single: float | None = None
-    p_value_vs_best_single: float | None = None
-    verdict: str | None = None
-    epochs: int | None = None
-    parameters: int | None = None
-    trainable_parameters: int | None = None
-    size_mb: float | None = None
-    gflops_per_image: float | None = None
-    images_per_s: float | None = None
-    wall_s: float | None = None
-    phase_s: float | None = None
-    gpu_s: float | None = None
-    upstream_gpu_s: float | None = None
-    status: str
-    failure_class: str | None = None
-    n_val: int | None = None
-    val_loss: float | None = None
-    val_balanced_accuracy: float | None = None
-    val_macro_f1: float | None = None
-    select_by: SelectBy = "accuracy"
-    optimizer_steps: int | None = None
-    remarks: str | None = None
-
-
-COLUMNS = tuple(f.name for f in fields(ComparisonRow))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

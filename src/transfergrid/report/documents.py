@@ -22,10 +22,11 @@ from transfergrid.report import (
     worth,
 )
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, number, percent, points
-from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
 from transfergrid.report.failures import failure_lines
 from transfergrid.report.published import lookup
 from transfergrid.report.remarks import UNDERSTATES, footnotes
+from transfergrid.report.rows import COLUMNS, ComparisonRow
 from transfergrid.report.selection import RULE, WORDS, val_score
 
 HOW_TO_READ = f"""\

@@ -18,7 +18,7 @@ from transfergrid.report.selection import RULE, best_first, val_score
 from transfergrid.report.statistics import PairedComparison, holm, p_text
 
 if TYPE_CHECKING:  # a comparison asks here what it says about its joins
-    from transfergrid.report.comparison import ComparisonRow
+    from transfergrid.report.rows import ComparisonRow
 
 Question = Literal["models", "settings"]
 Family = tuple[Question, str, str]  # question, dataset, phase

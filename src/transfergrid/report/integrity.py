@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from transfergrid.errors import DataError, one_line
 from transfergrid.paths import RunPaths
-from transfergrid.records import Predictions, RunRecord, assert_as_recorded
+from transfergrid.records import RunRecord, assert_as_recorded
+from transfergrid.report.predictions import EDITED
 
 if TYPE_CHECKING:  # a comparison asks here whether its predictions may be used
     from transfergrid.report.comparison import Comparison
 
 HEADING = "Records and their predictions"
-EDITED = "record does not agree with its predictions"
 
 
 def findings(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
@@ -53,27 +51,6 @@ def _damaged_weights(paths: RunPaths) -> str | None:
     except DataError as error:
         return f"{paths.root.name}: {one_line(error)}"
     return None
-
-
-def disagreement(record: RunRecord, test: Predictions) -> str | None:
-    """What the record states and what its test predictions say, where both cannot be true.
-
-    Logits are stored as float16: where the right class and another are equal there, either may have been predicted.
-    """
-    stated = record.metrics.get("test_accuracy")
-    if stated is None:
-        return None
-    correct, n_test = int((test.predicted_N == test.label_N).sum()), len(test.index_N)
-    largest_NC = test.logits_NC == test.logits_NC.max(axis=1, keepdims=True)
-    classes_NC = np.arange(test.logits_NC.shape[1]) if test.classes_NC is None else test.classes_NC
-    open_N = (largest_NC & (classes_NC == test.label_N[:, None])).any(axis=1) & (largest_NC.sum(axis=1) > 1)
-    surely = int(((test.predicted_N == test.label_N) & ~open_N).sum())
-    if surely - 0.5 < stated * n_test < surely + int(open_N.sum()) + 0.5:
-        return None
-    return (
-        f"{record.run_id}: {EDITED}: it states a test accuracy of {100 * stated:.2f} %, "
-        f"{correct:,} of {n_test:,} stored predictions are right ({100 * correct / n_test:.2f} %)"
-    )
 
 
 def as_markdown(comparison: Comparison) -> str:

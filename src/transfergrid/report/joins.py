@@ -20,9 +20,10 @@ from transfergrid.errors import DataError, one_line
 from transfergrid.records import Predictions, RunRecord
 from transfergrid.report import statistics
 from transfergrid.report.cells import markdown_table, percent, points
-from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
 from transfergrid.report.families import weights_beside
 from transfergrid.report.predictions import StoredPredictions, averaged_correct_N, correct_SN, paired
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.report.selection import best_on_val
 from transfergrid.report.statistics import PairedComparison
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 
 from transfergrid.report.cells import accuracy_with_interval, number, percent, points, weights_where_needed
-from transfergrid.report.comparison import ComparisonRow
 from transfergrid.report.remarks import UNDERSTATES, footnotes
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.report.selection import WORDS, val_score
 
 HEADER = ("Model", "Phase", "Seeds", "Test \\% [95\\,\\%]", "Val \\%", "Published \\%", "vs.\\ best part")

@@ -15,7 +15,8 @@ from transfergrid.metrics_log import read_metrics
 from transfergrid.paths import StorePaths
 from transfergrid.records import RunRecord
 from transfergrid.report.cells import markdown_table, percent
-from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.report.selection import RULE, best_first
 
 ALONG = "along_one_run"

@@ -14,12 +14,13 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.config.spelling import launch_again
-from transfergrid.report import handover, integrity, page_models, page_provenance, page_text, remarks
+from transfergrid.report import handover, integrity, page_models, page_provenance, page_text, predictions, remarks
 from transfergrid.report.blocks import Block, Section, folded, sections
-from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
 from transfergrid.report.embedding import PAGE_BYTES, Embedded, embed
 from transfergrid.report.page_models import RowDetails
 from transfergrid.report.page_table import Cell, cells, columns
+from transfergrid.report.rows import ComparisonRow
 
 if TYPE_CHECKING:
     from transfergrid.report.figures import Figure
@@ -160,7 +161,7 @@ def _plain(section: Section) -> str:
 
 def _short(finding: str) -> str:
     """A finding without its run and its numbers, which stand further down."""
-    return integrity.EDITED if integrity.EDITED in finding else finding.partition(": ")[2].partition(",")[0]
+    return predictions.EDITED if predictions.EDITED in finding else finding.partition(": ")[2].partition(",")[0]
 
 
 def _provenance_verdict(codes: int) -> str:

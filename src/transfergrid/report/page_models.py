@@ -11,9 +11,10 @@ from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
 from transfergrid.report.cells import accuracy_with_interval, percent, weights_text
-from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
 from transfergrid.report.page_table import status_with_class
 from transfergrid.report.rerun import Command, commands_of
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.specs import RunSpec, from_dict, to_dict
 
 CHOICES_SHOWN = 24

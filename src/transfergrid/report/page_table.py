@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from transfergrid.report.cells import accuracy_with_interval, number, percent, points
-from transfergrid.report.comparison import COLUMNS, ComparisonRow
+from transfergrid.report.rows import COLUMNS, ComparisonRow
 from transfergrid.report.statistics import p_text
 
 LONG_WORD = 24  # characters: what is longer may break anywhere

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from transfergrid.report import integrity
 from transfergrid.report.cells import accuracy_with_interval
-from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
 from transfergrid.report.failures import failure_lines
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.report.selection import WORDS
 from transfergrid.report.worth import Winner, contests_about, in_words, row_names, winners
 

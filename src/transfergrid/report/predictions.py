@@ -12,13 +12,13 @@ from transfergrid import records
 from transfergrid.errors import TOLD, DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import Predictions, RunRecord
-from transfergrid.report.integrity import disagreement
 from transfergrid.report.statistics import PairedComparison
 
 # S seeds, N images in order of their index, C classes, K classes kept above 100
 Array = np.ndarray[Any, Any]
 BySeed = Mapping[int | None, Predictions]  # None: of a run that draws nothing, so that it stands for every seed
 LIMIT_BYTES = 512_000_000  # about 1,800 runs on 10,000 images of ten classes
+EDITED = "record does not agree with its predictions"
 _BLOCK = 8192  # images whose probabilities are in memory at once
 
 
@@ -179,4 +179,25 @@ def _rows(p: Predictions, rows: slice | Array) -> Predictions:
         p.logits_NC[rows],
         None if p.classes_NC is None else p.classes_NC[rows],
         None if p.logsumexp_N is None else p.logsumexp_N[rows],
+    )
+
+
+def disagreement(record: RunRecord, test: Predictions) -> str | None:
+    """What the record states and what its test predictions say, where both cannot be true.
+
+    Logits are stored as float16: where the right class and another are equal there, either may have been predicted.
+    """
+    stated = record.metrics.get("test_accuracy")
+    if stated is None:
+        return None
+    correct, n_test = int((test.predicted_N == test.label_N).sum()), len(test.index_N)
+    largest_NC = test.logits_NC == test.logits_NC.max(axis=1, keepdims=True)
+    classes_NC = np.arange(test.logits_NC.shape[1]) if test.classes_NC is None else test.classes_NC
+    open_N = (largest_NC & (classes_NC == test.label_N[:, None])).any(axis=1) & (largest_NC.sum(axis=1) > 1)
+    surely = int(((test.predicted_N == test.label_N) & ~open_N).sum())
+    if surely - 0.5 < stated * n_test < surely + int(open_N.sum()) + 0.5:
+        return None
+    return (
+        f"{record.run_id}: {EDITED}: it states a test accuracy of {100 * stated:.2f} %, "
+        f"{correct:,} of {n_test:,} stored predictions are right ({100 * correct / n_test:.2f} %)"
     )

@@ -13,9 +13,10 @@ from transfergrid.records import read_grid
 from transfergrid.report import page_text, worth
 from transfergrid.report.blocks import Block, sections
 from transfergrid.report.cells import markdown_table
-from transfergrid.report.comparison import COLUMNS, Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
 from transfergrid.report.page_table import Column, columns
 from transfergrid.report.remarks import footnotes
+from transfergrid.report.rows import COLUMNS, ComparisonRow
 from transfergrid.report.write import report_name
 from transfergrid.tracking.publication import KEY, MOST_TABLE_ROWS, Chosen, Publication, Table
 

@@ -7,8 +7,9 @@ from statistics import fmean
 
 from transfergrid.records import RunRecord
 from transfergrid.report.cells import markdown_table, number, percent
-from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
 from transfergrid.report.published import PublishedFigure, figures
+from transfergrid.report.rows import ComparisonRow
 
 _SHARES = frozenset({"test_accuracy", "train_accuracy"})
 _SHOWN = (*sorted(_SHARES), "test_loss", "train_loss", "wall_s")  # errors of evaluations have a section of their own

@@ -14,7 +14,7 @@ from transfergrid.report.selection import SIGN, best_on_val
 from transfergrid.specs import RULES_VERSION, RunSpec
 
 if TYPE_CHECKING:  # a comparison asks here what to say of its rows
-    from transfergrid.report.comparison import ComparisonRow
+    from transfergrid.report.rows import ComparisonRow
 
 UNDERSTATES = "▲"
 _UNDERSTATED = (

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from transfergrid.specs import SelectBy
 
 if TYPE_CHECKING:
-    from transfergrid.report.comparison import ComparisonRow
+    from transfergrid.report.rows import ComparisonRow
 
 # Scores that are closer are equal: one image more or less, of any val set and number of seeds, is a larger step.
 TIE = 1e-9

@@ -8,10 +8,11 @@ from dataclasses import replace
 from transfergrid.errors import ConfigError
 from transfergrid.report import costs, page_text
 from transfergrid.report.cells import accuracy_with_interval, markdown_table, percent
-from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
 from transfergrid.report.documents import as_markdown
 from transfergrid.report.families import Answer
 from transfergrid.report.remarks import footnotes
+from transfergrid.report.rows import ComparisonRow
 
 SEVERAL = " and "
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from transfergrid.report import families
 from transfergrid.report.cells import markdown_table, points, weights_where_needed
-from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
 from transfergrid.report.families import Answer, Question
 from transfergrid.report.power import needed
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.report.selection import RULE, is_tied
 from transfergrid.report.statistics import CONFIDENCE
 

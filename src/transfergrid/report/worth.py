@@ -15,8 +15,9 @@ from typing import Literal
 from transfergrid.records import RunRecord
 from transfergrid.report import families, integrity
 from transfergrid.report.cells import in_points, markdown_table, points, weights_where_needed
-from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
 from transfergrid.report.families import Answer, Pair
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.report.selection import best_first, best_on_test, best_on_val
 from transfergrid.report.verdicts import AgainstBest, against
 

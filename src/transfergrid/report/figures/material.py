@@ -13,7 +13,8 @@ from transfergrid.errors import DataError
 from transfergrid.evaluation import Array, confusion_matrix
 from transfergrid.images_at_hand import Images
 from transfergrid.records import Predictions, RunRecord
-from transfergrid.report.comparison import Comparison, ComparisonRow
+from transfergrid.report.comparison import Comparison
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.specs import digest, safe_name
 
 if TYPE_CHECKING:

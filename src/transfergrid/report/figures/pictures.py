@@ -12,10 +12,10 @@ from transfergrid.data import LabeledImages
 from transfergrid.errors import DataError
 from transfergrid.evaluation import Array
 from transfergrid.records import RunRecord
-from transfergrid.report.comparison import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Rows, Sketch, class_names, group_name, row_title
 from transfergrid.report.figures.tiles import tiles
+from transfergrid.report.rows import ComparisonRow
 from transfergrid.report.selection import best_on_val, val_score
 from transfergrid.specs import DatasetSpec, Split
 

@@ -11,9 +11,9 @@ import numpy as np
 from transfergrid.evaluation import Array
 from transfergrid.records import RunRecord
 from transfergrid.report.calibration import confidence, expected_calibration_error, reliability_bins
-from transfergrid.report.comparison import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Sketch, group_name, row_labels
+from transfergrid.report.rows import ComparisonRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,0 +1,42 @@
+"""What a run on images sees: its device, its folds and its inputs, opened once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from transfergrid.device import device_of
+from transfergrid.folds import Folds, make_folds, open_splits
+from transfergrid.images import NetworkInputs
+from transfergrid.phases import RunContext
+from transfergrid.results import Stopwatch
+from transfergrid.specs import PreprocessSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A run's device, folds and inputs, opened once."""
+
+    device: torch.device
+    folds: Folds
+    inputs: NetworkInputs
+    watch: Stopwatch
+
+
+def open_setting(context: RunContext, preprocess: tuple[PreprocessSpec, ...]) -> Setting:
+    """Images on the device where they fit; every row of every split that the run sees."""
+    spec, runtime = context.spec, context.runtime
+    watch = Stopwatch()
+    device = device_of(runtime)
+    splits = open_splits(spec.dataset, runtime)
+    folds = make_folds(spec, {split: images.labels_N for split, images in splits.items()})
+    rows: dict[Any, Any] = {}
+    estimates_bn = context.spec.extract is not None and context.spec.extract.bn_statistics == "target"
+    seen = (folds.unlabelled if estimates_bn else folds.train, folds.val, folds.test, *folds.gate)
+    for fold in (fold for fold in seen if fold is not None):
+        rows[fold.split] = sorted({*rows.get(fold.split, ()), *fold.index_N.tolist()})
+    as_arrays = {split: torch.tensor(index).numpy() for split, index in rows.items()}
+    inputs = NetworkInputs(splits, preprocess, device=device, resident_gb=runtime.resident_gb, rows=as_arrays)
+    return Setting(device, folds, inputs, watch)
