@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fault_runs import HELD, LONG, THREE, Grid
 from sandbox import Sandbox
-from slurm_runs import ROOT, jobs, without_slurm
+from slurm_runs import BRISK, ROOT, jobs, without_slurm
 
 pytestmark = pytest.mark.slurm
 
@@ -22,7 +22,7 @@ ONE = (*THREE, "grid.seeds=[0]")
 
 @pytest.fixture(scope="module")
 def brisk(slurm_variant: Callable[..., Sandbox]) -> Sandbox:
-    return slurm_variant(requeue_wait_s=5)
+    return slurm_variant(**BRISK)
 
 
 @pytest.fixture
