@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tracebacks
 from printed_commands import Collector, watch
 from sandbox import Options, Sandbox
 from slurm_sandbox import started
 
+# Each of some hundred processes would compile the package anew, and each job the copy of it that was launched.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Before torch is imported anywhere: waiting threads that spin slow everything else on the machine down.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -65,6 +69,21 @@ def what_was_printed_can_be_typed(collector: Collector) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
+def no_traceback(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """In the fault suite nothing that a user would look at holds one: see tracebacks.py."""
+    if request.node.path.stem not in tracebacks.FAULTS:
+        yield
+        return
+    began = time.time()
+    heard = tracebacks.listen(monkeypatch)
+    yield
+    told = [*heard, *tracebacks.in_logs(tmp_path_factory.getbasetemp(), began)]
+    assert not told, "a user would see a traceback:\n" + "\n".join(told)
+
+
+@pytest.fixture(autouse=True)
 def slurm_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
     """What a test that failed has killed or paused is brought back before the next."""
     is_asked_for = request.node.get_closest_marker("slurm") is not None and "slurm" in request.fixturenames
@@ -74,16 +93,20 @@ def slurm_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
         slurm.restore()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def slurm_variant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Sandbox]]:
-    """`slurm_variant(preempt="signal", gpus=0)`: a sandbox with these options (slurm_conf.Options), until the module
-    ends; `.stop()` ends it earlier."""
-    sandboxes: list[Sandbox] = []
+    """`slurm_variant(preempt="signal", gpus=0)`: a sandbox with these options (slurm_conf.Options), one for all that ask
+    for the same; whole again, whatever was done to it before. It lasts until the session ends, or `.stop()`."""
+    sandboxes: dict[Options, Sandbox] = {}
 
-    def start(**options: Any) -> Sandbox:
-        sandboxes.append(started(tmp_path_factory.mktemp("slurm"), Options(**options)))
-        return sandboxes[-1]
+    def start(**asked: Any) -> Sandbox:
+        options = Options(**asked)
+        sandbox = sandboxes.get(options)
+        if sandbox is None or not sandbox.exists():
+            sandbox = sandboxes[options] = started(tmp_path_factory.mktemp("slurm"), options)
+        sandbox.restore()
+        return sandbox
 
     yield start
-    for sandbox in sandboxes:
+    for sandbox in sandboxes.values():
         sandbox.stop()

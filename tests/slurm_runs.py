@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+# Sandboxes that several files share (see slurm_variant): nodes that fall silent and jobs that go back into the queue
+# are not waited for as long as on a real cluster; or limits of jobs and arrays are enforced.
+BRISK: dict[str, Any] = {"slurmd_timeout_s": 10, "requeue_wait_s": 5}
+LIMITED: dict[str, Any] = {"max_submit_jobs": 100, "max_array_size": 4, "cpus": 8}
 # One thread: a sum over threads depends on how many there are. The sandbox's GPUs are device nodes without a driver.
 QUICK = (
     *("device=cpu", "cluster.num_threads=1", "cluster.cpus=1", "cluster.mem_gb=1.5", "cluster.timeout_min=10"),

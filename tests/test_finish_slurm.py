@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from sandbox import Sandbox
-from slurm_runs import QUICK, jobs, records, submissions
+from slurm_runs import LIMITED, QUICK, jobs, records, submissions
 
 pytestmark = pytest.mark.slurm
 
@@ -18,9 +18,9 @@ SMALL = (
 
 
 @pytest.fixture(scope="module")
-def enforcing(slurm_variant: Callable[..., Sandbox]) -> Iterator[Sandbox]:
+def enforcing(slurm_variant: Callable[..., Sandbox]) -> Sandbox:
     """Partition `gpuonly` starts no job without a GPU, `three` takes three jobs of a user; nobody reads that limit."""
-    slurm = slurm_variant(max_submit_jobs=100)
+    slurm = slurm_variant(**LIMITED)
     for name, limit in (("gpuonly", "MinTRESPerJob=gres/gpu=1"), ("three", "MaxSubmitJobsPerUser=3")):
         slurm.run("sacctmgr", "-i", "add", "qos", name)
         slurm.run("sacctmgr", "-i", "modify", "qos", name, "set", limit)
@@ -39,8 +39,7 @@ def enforcing(slurm_variant: Callable[..., Sandbox]) -> Iterator[Sandbox]:
             return False
 
     assert slurm.wait_for(try_made, timeout_s=30)
-    yield slurm
-    slurm.stop()
+    return slurm
 
 
 def test_a_finish_job_that_its_partition_does_not_start_goes_to_another(enforcing: Sandbox, tmp_path: Path) -> None:

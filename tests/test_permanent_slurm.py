@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from fault_runs import HELD, LONG, THREE, Grid
 from sandbox import Sandbox
-from slurm_runs import jobs, without_slurm
+from slurm_runs import BRISK, ROOT, jobs, without_slurm
 
 pytestmark = pytest.mark.slurm
 
@@ -22,7 +22,7 @@ ONE = (*THREE, "grid.seeds=[0]")
 
 @pytest.fixture(scope="module")
 def brisk(slurm_variant: Callable[..., Sandbox]) -> Sandbox:
-    return slurm_variant(requeue_wait_s=5)
+    return slurm_variant(**BRISK)
 
 
 @pytest.fixture
@@ -37,19 +37,29 @@ def begin(tmp_path: Path, brisk: Sandbox, monkeypatch: pytest.MonkeyPatch) -> It
     brisk.run("scancel", "-u", "root")
 
 
-@pytest.mark.full
-def test_in_a_container_without_slurms_commands_a_run_goes_on_by_its_batch_script(
-    brisk: Sandbox, begin: Begin, tmp_path: Path
-) -> None:
-    undisturbed = tmp_path / "undisturbed"
-    undisturbed.mkdir()
-    said = jobs("launch_grid.py", *LONG, "cluster=local", env=without_slurm(), cwd=undisturbed)
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    said = jobs("launch_grid.py", *LONG, "cluster=local", env=without_slurm(), cwd=folder)
     assert said.code == 0, said.text
+    return folder / "results"
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["mounts", "processes"])
+def test_in_a_container_without_slurms_commands_a_run_goes_on_by_its_batch_script(
+    kind: str, brisk: Sandbox, begin: Begin, tmp_path: Path, undisturbed: Path
+) -> None:
+    """A root of its own without anything of SLURM's; as docker makes it, also process numbers and a host name of its
+    own."""
+    folders = tmp_path / "folders"
+    folders.write_text("\n".join([str(ROOT), sys.base_prefix, sys.prefix, str(tmp_path)]))
     grid = begin("contained", *LONG)
-    grid.launch(f"cluster.python='env PATH=/nowhere {sys.executable}'")
-    grid.working()
+    grid.launch(f"cluster.python='bash {ROOT}/tests/contained.sh {folders} {kind} {sys.executable}'")
+    first = grid.working()
+    assert (first["host"] == "contained", first["pid"] == 1) == (kind == "processes", kind == "processes")
     brisk.run("scancel", "--signal=USR2", grid.job_id())
-    grid.completes(undisturbed / "results")
+    grid.completes(undisturbed)
     second = grid.attempt(2)
     assert second is not None and second["slurm_restart_count"] == 1 and second["slurm_job_id"] == grid.job_id()
     assert "is not on the PATH" in grid.log() and "its batch script has put it back into the queue" in grid.log()

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from fault_runs import CHAIN, HELD, LONG, PAIR, THREE, TOLD_WITHIN_S, Grid, frozen, is_alive, with_sbatch
 from sandbox import Sandbox
-from slurm_runs import ROOT, jobs, submissions, without_slurm
+from slurm_runs import BRISK, ROOT, jobs, submissions, without_slurm
 
 from transfergrid.provenance import hash_of
 
@@ -53,8 +53,8 @@ def three_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def brisk(slurm_variant: Variant) -> Sandbox:
-    """Two nodes, a database; a silent node is given up after 15 s, a requeued job waits for 10 s."""
-    return slurm_variant(slurmd_timeout_s=15, requeue_wait_s=10)
+    """Two nodes, a database; a silent node is given up after 10 s, a requeued job waits for 5 s."""
+    return slurm_variant(**BRISK)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from fake_slurm import noisy
 from sandbox import Sandbox
-from slurm_runs import QUICK, ROOT, assert_same_numbers, jobs, records, sent_jobs, submissions
+from slurm_runs import LIMITED, QUICK, ROOT, assert_same_numbers, jobs, records, sent_jobs, submissions
 from wandb_server import StandIn
 
 pytestmark = pytest.mark.slurm
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slurm
 # The quickstart's own grid at one seed and one epoch, its variant of random weights left out.
 SMALL = (
     *("grid=quickstart", "grid.seeds=[0]", "grid.variants={}", "phase.finetune.epochs=1", "phase.scratch.epochs=1"),
-    *QUICK,
+    *("dataset.max_images=300", *QUICK),
 )
 HELD = "cluster.sbatch={hold: true}"
 
@@ -143,7 +143,7 @@ def test_launched_again_it_submits_nothing(launched: tuple[Path, str], slurm: Sa
 
 ONE = (
     *("grid=quickstart", "grid.seeds=[0]", "grid.variants={}", "grid.models=[tinynet_mnist]", "grid.phases=[probe]"),
-    *QUICK,
+    *("dataset.max_images=300", *QUICK),
 )
 
 
@@ -324,7 +324,7 @@ def test_two_launchers_at_the_same_second_send_each_configuration_once(slurm: Sa
         HELD,
     ]
     try:
-        for round_number in range(10):
+        for round_number in range(5):
             folder = tmp_path / str(round_number)
             folder.mkdir()
             launchers = [
@@ -345,17 +345,16 @@ def test_two_launchers_at_the_same_second_send_each_configuration_once(slurm: Sa
 
 
 def test_an_array_larger_than_the_cluster_takes_is_cut(slurm_variant: object, tmp_path: Path) -> None:
-    """25 equal configurations where an array may have 11 tasks: 11, 11 and 3; all completed."""
+    """Nine equal configurations where an array may have 4 tasks: 4, 4 and 1; all completed."""
     assert callable(slurm_variant)
-    slurm = slurm_variant(max_array_size=11, cpus=8)
-    seeds = f"grid.seeds=[{','.join(map(str, range(25)))}]"
+    slurm = slurm_variant(**LIMITED)
+    seeds = f"grid.seeds=[{','.join(map(str, range(9)))}]"
     epoch = ("phase.scratch.epochs=1", "dataset.max_images=100")
     said = jobs("launch_grid.py", *MANY, seeds, *epoch, "cluster=slurm", "wait=true", env=slurm.env, cwd=tmp_path)
     assert said.code == 0, said.text
     arrays = [len(s["tasks"]) for s in submissions(tmp_path / "results") if s["kind"] == "runs"]
-    assert arrays == [11, 11, 3]
-    assert [r["status"] for r in records(tmp_path / "results").values()] == ["completed"] * 25
-    slurm.stop()
+    assert arrays == [4, 4, 1]
+    assert [r["status"] for r in records(tmp_path / "results").values()] == ["completed"] * 9
 
 
 # ---------------------------------------------------------------------------------------------- waves, packs, requests
@@ -375,8 +374,18 @@ def test_runs_that_share_a_job_have_their_own_records_logs_and_failures(slurm: S
 
 def test_more_jobs_than_the_user_may_have_go_in_waves(slurm_variant: object, tmp_path: Path) -> None:
     assert callable(slurm_variant)
-    slurm = slurm_variant(max_submit_jobs=4)
-    asked = (*MANY, "grid.seeds=[0,1,2,3,4]", "phase.scratch.epochs=1", "cluster=slurm")
+    slurm = slurm_variant(**LIMITED)
+    allow = ("sacctmgr", "-i", "modify", "user", "root", "set")
+    slurm.run(*allow, "MaxSubmitJobs=4")
+    try:
+        _go_in_waves(slurm, tmp_path)
+    finally:
+        slurm.run(*allow, f"MaxSubmitJobs={LIMITED['max_submit_jobs']}")
+
+
+def _go_in_waves(slurm: Sandbox, tmp_path: Path) -> None:
+    epoch = ("phase.scratch.epochs=1", "dataset.max_images=100")
+    asked = (*MANY, "grid.seeds=[0,1,2,3,4]", *epoch, "cluster=slurm")
     refused = jobs("launch_grid.py", *asked, env=slurm.env, cwd=tmp_path)
     assert refused.code == 2
     assert "wait=true" in refused.text
@@ -385,7 +394,6 @@ def test_more_jobs_than_the_user_may_have_go_in_waves(slurm_variant: object, tmp
     said = jobs("launch_grid.py", *asked, "wait=true", env=slurm.env, cwd=tmp_path)
     assert said.code == 0, said.text
     assert [r["status"] for r in records(tmp_path / "results").values()] == ["completed"] * 5
-    slurm.stop()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import pytest
 from sandbox import Sandbox
+from slurm_runs import BRISK
 from small_runs import DATASET, TWO_EPOCHS
 
 pytestmark = pytest.mark.slurm
@@ -97,7 +98,7 @@ def test_a_run_that_fails_makes_its_job_fail_and_leaves_the_other(place: Place) 
 def test_a_job_told_to_save_goes_back_into_the_queue_and_the_sweep_waits_for_it(
     slurm_variant: Callable[..., Sandbox], tmp_path: Path
 ) -> None:
-    slurm = slurm_variant(requeue_wait_s=5)
+    slurm = slurm_variant(**BRISK)
     asked = ["model=baseline_cnn", "phase=scratch", "phase.scratch.epochs=150", "checkpoint.min_interval_s=2"]
     command = [sys.executable, str(JOBS / "run_phase.py"), "-m", *CLUSTER, *MACHINE, *asked]
     sweep = subprocess.Popen(command, cwd=tmp_path, env=slurm.env | {"OMP_NUM_THREADS": "1"})

@@ -40,7 +40,9 @@ def cluster(*, time_min: int | None = None, cpus: int = 8, mem_mib: int = 64_000
 def test_a_default_becomes_what_the_partition_has(limits: Limits, lowered: dict[str, int], told: str | None) -> None:
     asked, line = fitted(DEFAULT, limits, what="jobs")
     assert asked == replace(DEFAULT, **lowered)  # type: ignore[arg-type]
-    assert line == (None if told is None else f"jobs: jobs ask for {told}, all that partition p has")
+    has = "all that partition p has"
+    has += "; nobody has told SLURM what memory its nodes have" if asked.mem_gb is None else ""
+    assert line == (None if told is None else f"jobs: jobs ask for {told}, {has}")
     assert_possible(asked, limits, what="jobs")
 
 

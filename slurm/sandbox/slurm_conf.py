@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 MEMORY_MB = 8000  # per node; as its CPUs, declared, not measured
+_MEMORY_IS_COUNTED = ("SelectTypeParameters=CR_Core_Memory", "DefMemPerCPU=1000")
 JOB_IDS = 1000  # of each sandbox whose job numbers must be its own
 
 
@@ -15,8 +18,11 @@ JOB_IDS = 1000  # of each sandbox whose job numbers must be its own
 class Options:
     nodes: int = 2
     gpus: int = 2  # per node, fake: device nodes that no driver answers
+    gpu_types: str = "fake"  # of a node's GPUs, in turn; several are separated by commas
+    more_gres: str = ""  # of each node, beside its GPUs: `nvme:2,tmpdisk:100`
     cpus: int = 4  # per node, declared: may be more than the machine has
     accounting: bool = True
+    memory_mb: int | None = MEMORY_MB  # per node; None: nobody has told SLURM, which then counts no memory
     max_array_size: int = 1001
     cgroup_memory: bool = False
     preempt: Literal["signal", "no-signal"] | None = None
@@ -73,9 +79,8 @@ def _slurm_conf(options: Options, ports: Ports, folder: Path) -> str:
         "ProctrackType=proctrack/linuxproc",
         f"TaskPlugin={'task/cgroup' if options.cgroup_memory else 'task/none'}",
         "SelectType=select/cons_tres",
-        "SelectTypeParameters=CR_Core_Memory",
-        "DefMemPerCPU=1000",
-        "GresTypes=gpu",
+        *(["SelectTypeParameters=CR_Core"] if options.memory_mb is None else _MEMORY_IS_COUNTED),
+        f"GresTypes={','.join(['gpu', *_more_gres(options)])}",
         "ReturnToService=2",
         "JobRequeue=1",
         "MailProg=/bin/true",
@@ -96,12 +101,14 @@ def _slurm_conf(options: Options, ports: Ports, folder: Path) -> str:
     if options.cgroup_memory:
         # Nodes of two sandboxes share the machine's cgroups, where a job is its number: numbers of our own.
         lines.append(f"FirstJobId={ports.slurmctld * JOB_IDS}")
-    gres = f" Gres=gpu:fake:{options.gpus}" if options.gpus else ""
+    gpus = [f"gpu:{kind}:{count}" for kind, count in Counter(_gpus(options)).items()]
+    gres = ",".join(filter(None, [*gpus, options.more_gres]))
+    memory = "" if options.memory_mb is None else f" RealMemory={options.memory_mb}"
     size = f"CPUs={options.cpus} Boards=1 SocketsPerBoard=1 CoresPerSocket={options.cpus} ThreadsPerCore=1"
     for name, port in zip(node_names(options), ports.slurmd, strict=True):
         lines.append(
-            f"NodeName={name} NodeHostname={hostname} NodeAddr=127.0.0.1 Port={port} {size} "
-            f"RealMemory={MEMORY_MB}{gres} State=UNKNOWN"
+            f"NodeName={name} NodeHostname={hostname} NodeAddr=127.0.0.1 Port={port} {size}{memory} "
+            f"{'Gres=' + gres + ' ' if gres else ''}State=UNKNOWN"
         )
     return "\n".join([*lines, *_partition_lines(options)]) + "\n"
 
@@ -167,9 +174,19 @@ def _slurmdbd_conf(ports: Ports, folder: Path) -> str:
 
 def _gres_conf(options: Options, folder: Path) -> str:
     """A count alone would leave the node INVAL: each GPU is a device file."""
-    if not options.gpus:
-        return ""
-    return f"NodeName=n[1-{options.nodes}] Name=gpu Type=fake File={folder}/nvidia[0-{options.gpus - 1}]\n"
+    nodes = f"NodeName=n[1-{options.nodes}]"
+    of_gpus = [f"{nodes} Name=gpu Type={kind} File={folder}/nvidia{i}" for i, kind in enumerate(_gpus(options))]
+    others = [f"{nodes} Name={name} Count={count}" for name, count in _more_gres(options).items()]
+    return "".join(f"{line}\n" for line in [*of_gpus, *others])
+
+
+def _gpus(options: Options) -> list[str]:
+    """The type of each of a node's GPUs."""
+    return list(itertools.islice(itertools.cycle(options.gpu_types.split(",")), options.gpus))
+
+
+def _more_gres(options: Options) -> dict[str, str]:
+    return dict(each.split(":") for each in options.more_gres.split(",") if each)
 
 
 def _cgroup_conf(options: Options, memory_cgroups: Path | None) -> str:

@@ -89,9 +89,12 @@ def check_partition(settings: ClusterSettings, limits: Limits) -> Check:
 def _described(partition: Partition) -> str:
     time = "no time limit" if partition.max_time_min is None else f"at most {partition.max_time_min} min"
     gpus = " ".join(f"{count} {kind or 'GPU'}" for kind, count in partition.gpus_by_type.items()) or "no GPUs"
+    memory = f"{partition.max_mem_mib / 1024:.1f} GiB"
+    if partition.has_unknown_memory:
+        memory = "memory that SLURM was not told"
     return (
         f"{partition.name}, {time}, {partition.usable_nodes} of {partition.nodes} nodes take jobs, each up to "
-        f"{partition.max_cpus} CPUs, {partition.max_mem_mib / 1024:.1f} GiB, {gpus}"
+        f"{partition.max_cpus} CPUs, {memory}, {gpus}"
     )
 
 

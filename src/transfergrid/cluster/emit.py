@@ -44,17 +44,19 @@ if [[ -z $here || $here != "$cluster" ]]; then
   exit 1
 fi
 
-# find TOKEN: the id of the job of which SLURM shows that its name ends with it; nothing where there is none.
+# find TOKEN: the id of the job of which SLURM shows that its name ends with it; nothing where there is none. A job that
+# sbatch refused for what no node has is shown all the same, as failed and without ever a node.
 find() {{
   local rows
-  if ! rows=$(squeue -a -h -r -t all -u "$(id -u)" -o '%i|%j' 2>/dev/null); then
+  if ! rows=$(squeue -a -h -r -t all -u "$(id -u)" -o '%i|%j|%T|%N' 2>/dev/null); then
     echo "squeue does not answer; run this again once it does: what was sent is found, and not sent again" >&2
     return 1
   fi
   {{
     printf '%s\n' "$rows"
-    sacct -M "$cluster" -n -P -X -u "$(id -u)" -S {since} -o JobID,JobName 2>/dev/null || true
-  }} | LC_ALL=C sed -nE "s/^([0-9]+)(_[^|]*)?\\|.*-$1\\$/\\1/p" | sed -n 1p
+    sacct -M "$cluster" -n -P -X -u "$(id -u)" -S {since} -o JobID,JobName,State,NodeList 2>/dev/null || true
+  }} | LC_ALL=C sed -E '/\\|FAILED\\|(None assigned)?$/d' |
+    LC_ALL=C sed -nE "s/^([0-9]+)(_[^|]*)?\\|.*-$1(\\|[A-Z_]+[^|]*\\|[^|]*)?\\$/\\1/p" | sed -n 1p
 }}
 
 # alive IDS...: those that SLURM still has, with colons between; it refuses to wait for a job that it has forgotten.

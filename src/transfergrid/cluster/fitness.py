@@ -19,6 +19,7 @@ from transfergrid.cluster.limits import Limits, named_partitions, read_limits
 from transfergrid.cluster.probe import answered, offered
 from transfergrid.cluster.probe_jobs import ProbeAnswer, ProbeJobs, job_script, parse_output, small
 from transfergrid.cluster.snapshot import import_path, take_snapshot_of_code
+from transfergrid.cluster.yielding import fitted
 from transfergrid.errors import ConfigError, GridError, one_line
 from transfergrid.paths import cache_paths, store_paths
 from transfergrid.provenance import PACKAGE
@@ -82,6 +83,7 @@ def slurm_checks(
     if partition.ok is False:
         yield Check("probe job", None, "could not be checked: see the line partition")
         return
+    settings = settings.all_as(fitted(settings.resources, limits, what="runs")[0])  # as a launch would send them
     waiting(f"waiting for the queue, at most {queue_s:.0f} s")
     yield from _node_lines(runtime, settings, two_nodes=two_nodes, queue_s=queue_s, visible_s=visible_s)
 

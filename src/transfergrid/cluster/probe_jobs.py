@@ -100,7 +100,7 @@ def submit(script: str, *, folder: Path, resources: Resources, settings: Cluster
     try:
         slurm.sbatch(["--no-requeue", *slurm.flags(options), str(folder / "job.sh")])
     except (slurm.SlurmRefused, slurm.SlurmDown):  # it may have been taken all the same
-        if name not in {entry.name for entry in slurm.squeue(names=[name])}:
+        if name not in {entry.name for entry in slurm.squeue(names=[name]) if slurm.was_taken(entry)}:
             raise
     return name
 

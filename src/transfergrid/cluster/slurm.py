@@ -332,6 +332,12 @@ def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]])
     )
 
 
+def was_taken(entry: QueueEntry | AccountEntry) -> bool:
+    """Whether SLURM has taken such a job. One that sbatch refused for what no node has (BadConstraints) is shown all
+    the same, as FAILED and without ever a node."""
+    return entry.state != "FAILED" or bool(entry.nodes)
+
+
 def base_id(job_id: str) -> str:
     """`123` of `123_4`: the id that covers all tasks of an array."""
     return job_id.partition("_")[0]

@@ -29,7 +29,10 @@ def fitted(resources: Resources, limits: Limits, *, what: str) -> tuple[Resource
         for shape in partition.shapes:
             lowered = _lowered(resources, partition, shape, _qos_time(resources, limits))
             if lowered != resources and against(lowered, partition) is None:
-                return lowered, f"{what}: {_told(resources, lowered)}, all that partition {partition.name} has"
+                has = f"all that partition {partition.name} has"
+                if lowered.mem_gb is None and resources.mem_gb is not None:
+                    has += "; nobody has told SLURM what memory its nodes have"
+                return lowered, f"{what}: {_told(resources, lowered)}, {has}"
     return resources, None
 
 
