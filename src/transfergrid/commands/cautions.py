@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from transfergrid.commands.console import count
 from transfergrid.data import DatasetFacts
 from transfergrid.folds import FEW_STEPS, FEW_VAL_IMAGES, RowCounts, count_rows
+from transfergrid.names import shown
 from transfergrid.specs import RunSpec, TrainSettings
 
 
@@ -52,7 +53,7 @@ def inventories(facts: Mapping[str, DatasetFacts]) -> Iterator[tuple[str, bool]]
         if found.newly_read:
             read = ", ".join(f"{n} {suffix}" for suffix, n in found.newly_read.items())
             parts.append(f"read, and left out by earlier releases: {read}")
-        yield f"{name}: {'; '.join(parts)}", found.inventory.is_odd
+        yield shown(f"{name}: {'; '.join(parts)}"), found.inventory.is_odd
 
 
 def _of_dataset(name: str, members: Sequence[_Trained]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shlex
 import sys
 import time
@@ -21,6 +22,8 @@ OK, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
     """main(arguments) with its errors told in one line each: 2 for a request that makes no sense, 1 for the rest."""
     arguments = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack letters that a name has
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if any(a in ("--help", "-h", "help") for a in arguments):
             print(help_text.strip(), flush=True)
@@ -50,9 +53,9 @@ def make_console() -> Console:
     """The terminal as it is; where the output goes to a file or a pipe, 100 columns."""
     from rich.console import Console
 
-    # No markup: a message may well hold brackets, as [Errno 28] does.
-    console = Console(markup=False)
-    return console if console.is_terminal else Console(markup=False, width=100)
+    # No markup and no emoji: a message may well hold brackets, as [Errno 28] does, and a name `:x:`.
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(markup=False, emoji=False, width=100)
 
 
 def command_line(script: str, grid: str, store: StorePaths, *more: str) -> str:

@@ -20,6 +20,7 @@ from transfergrid.commands.progress import watching
 from transfergrid.config import Request, load_grid
 from transfergrid.config.help import help_for
 from transfergrid.errors import ConfigError, DataError, MachineError, StoreFull, next_step
+from transfergrid.names import shown
 from transfergrid.paths import StorePaths
 from transfergrid.plan import STATES, Plan, PlannedRun, make_plan
 from transfergrid.resources import ClusterSettings
@@ -145,7 +146,7 @@ def queued(snapshot: Snapshot) -> dict[str, str]:
 # ---------------------------------------------------------------------------------------------------------------- plan
 def show_plan(console: Console, plan: Plan, request: Request) -> None:
     for note in request.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        console.print(shown(note), highlight=False, markup=False, soft_wrap=True)
     counts = plan.counts()
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"

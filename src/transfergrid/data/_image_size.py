@@ -17,7 +17,7 @@ _START_OF_FRAME = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 def size_px(path: Path, head: bytes) -> tuple[int, int]:
     """(width, height) of the file that begins with `head`. Raises DamagedImage where no image format is recognised."""
     # PNG and JPEG by hand: Pillow takes ten times as long to open one, which shows over 60,000 files.
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) >= 24:
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR" and len(head) >= 24:
         width_px, height_px = struct.unpack_from(">II", head, 16)
         return width_px, height_px
     return (_jpeg_size_px(head) if head[:2] == b"\xff\xd8" else None) or _size_by_pillow_px(path)
