@@ -209,7 +209,16 @@ def named() -> Iterator[Odd]:
     for number, name in enumerate(map(os.fsencode, ODD_NAMES)):
         yield Odd(name + b".png", saved("PNG", number))
         yield Odd(name[:240] + b"-none.png", b"none", readable=False)
-    for other in (".hidden.png", "._fork.jpg", ".DS_Store", "Thumbs.db", "notes.txt", "no suffix", "photo.cr2", "x.svg"):
+    for other in (
+        ".hidden.png",
+        "._fork.jpg",
+        ".DS_Store",
+        "Thumbs.db",
+        "notes.txt",
+        "no suffix",
+        "photo.cr2",
+        "x.svg",
+    ):
         yield Odd(other.encode(), saved("PNG"))
 
 

@@ -157,9 +157,9 @@ def test_what_is_kept_is_one_file_per_folder_with_size_time_and_hash(tmp_path: P
     entries = json.loads(file.read_text())["files"]
     assert len(entries) == 12
     stat = (folder / "train" / "cat" / "0.png").stat()
-    size, mtime_ns, sha256, *picture = entries["train/cat/0.png"].split()
-    assert (int(size), int(mtime_ns), len(sha256)) == (stat.st_size, stat.st_mtime_ns, 64)
-    assert picture == ["8x8", "8-bit", "upright"]
+    size, mtime_ns, sha256, *picture = entries["train/cat/0.png"]
+    assert (size, mtime_ns, len(sha256)) == (stat.st_size, stat.st_mtime_ns, 64)
+    assert picture == [8, 8, "8-bit", False, 0.0, 0.0]
 
 
 def test_a_dry_run_reads_what_is_kept_and_writes_nothing(tmp_path: Path) -> None:

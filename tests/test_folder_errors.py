@@ -10,11 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from transfergrid.data import image_folder
+from transfergrid import data
 from transfergrid.data._decode import decode
-from transfergrid.data._folder_hash import _content
 from transfergrid.data._folder_scan import image_files
-from transfergrid.data._formats import MAX_MEGAPIXELS
 from transfergrid.data.damaged import DamagedImage
 from transfergrid.errors import DataError
 from transfergrid.folds import Fold
@@ -24,21 +22,21 @@ from transfergrid.phases.evaluate import _write_csv
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: os.mkfifo(path), "x.png is a pipe, a device or a link to nothing"),
-        (lambda path: path.symlink_to("/nowhere/at/all.png"), "x.png is a pipe, a device or a link to nothing"),
-        (lambda path: path.symlink_to("x.png"), "x.png is a pipe, a device or a link to nothing"),
-        (lambda path: path.symlink_to(path.parent), "x.png is a link to a folder that holds it"),
+        (lambda path: os.mkfifo(path), "x.png is a pipe, a device or a folder; mend or remove it; dataset.skip"),
+        (lambda path: path.symlink_to("/nowhere/at/all.png"), "x.png is a link to nothing; mend or remove it; dataset"),
+        (lambda path: path.symlink_to("x.png"), "x.png cannot be read .Too many levels of symbolic links.; mend or"),
+        (lambda path: path.symlink_to(path.parent), "x.png is a link to a folder that holds it; remove the link"),
     ],
     ids=["pipe", "dangling", "link to itself", "link to its parent"],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, make: Callable[[Path], None], message: str) -> None:
     for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "0.png").touch()
+        Image.new("RGB", (8, 8)).save(tmp_path / name / "0.png")
     make(tmp_path / "train/cat/x.png")
 
     with pytest.raises(DataError, match=message):
-        image_folder.find(folder=tmp_path)
+        data.facts("image_folder", folder=tmp_path)
 
 
 @pytest.mark.parametrize("what", ["train/cat", "train/cat/0.png"])
@@ -55,9 +53,8 @@ def test_what_one_may_not_read_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(os, "scandir", lambda path: scandir(refuse(path)))
     monkeypatch.setattr(Path, "read_bytes", lambda path: read_bytes(refuse(path)))
-    with pytest.raises(DataError, match=f"{what} cannot be read.*Permission denied.*mend or remove it"):
-        image_folder.find(folder=tmp_path)
-        _content(tmp_path / what, MAX_MEGAPIXELS)
+    with pytest.raises(DataError, match=f"{what} cannot be read .Permission denied.; mend or remove it"):
+        data.facts("image_folder", folder=tmp_path)
 
 
 def test_predictions_name_classes_that_are_not_utf8(tmp_path: Path) -> None:

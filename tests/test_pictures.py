@@ -413,7 +413,7 @@ def test_hashes_kept_by_the_first_release_are_completed_and_the_fingerprint_stay
     new = data.facts("image_folder", folder=folder, kept_hashes=kept)
     file = _kept_file(kept, folder)
     content = json.loads(file.read_text())
-    former = {name: " ".join(line.split()[:4]) for name, line in content["files"].items()}
+    former = {name: f"{bytes_} {ns} {sha} {w}x{h}" for name, (bytes_, ns, sha, w, h, *_) in content["files"].items()}
     file.write_text(json.dumps({"version": 1, "folder": str(folder), "files": former}))
     assert data.facts("image_folder", folder=folder, kept_hashes=kept) == new
     assert new.turned == 1 and json.loads(file.read_text()) == content

@@ -76,6 +76,11 @@ class GridError(Exception):
         if remedy is not None:
             self.remedy = remedy
 
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Further lines, for a terminal: the message alone says what happened."""
+        return ()
+
 
 class ConfigError(GridError, ValueError):
     """A request that makes no sense. One line: what, got, allowed, next."""

@@ -134,29 +134,42 @@ def dataset_facts(spec: DatasetSpec, runtime: Runtime) -> DatasetFacts:
         runtime.data_folders.get(spec.name),
         str(cache_paths(runtime).folder_hashes),
         runtime.max_megapixels,
+        spec.left_out > 0,
     )
-    if found.fingerprint != spec.fingerprint:
+    if found.fingerprint != spec.fingerprint or found.left_out != spec.left_out:
         raise DataError(f"data set {spec.name!r} has changed since this run was planned; launch again", remedy=TOLD)
     return found
 
 
 @lru_cache(maxsize=64)
-def _facts(kind: str, folder: str | None, kept_hashes: str, max_megapixels: float) -> DatasetFacts:
+def _facts(kind: str, folder: str | None, kept_hashes: str, max_megapixels: float, skip_damaged: bool) -> DatasetFacts:
     return data.facts(
         kind,
         folder=None if folder is None else Path(folder),
         kept_hashes=Path(kept_hashes),
         keep=False,
         max_megapixels=max_megapixels,
+        skip_damaged=skip_damaged,
     )
 
 
 def open_splits(spec: DatasetSpec, runtime: Runtime) -> dict[Split, LabeledImages]:
     """Every split of a data set, its files verified."""
+    return {split: open_split(spec, split, runtime) for split in splits_of(dataset_facts(spec, runtime))}
+
+
+def open_split(spec: DatasetSpec, split: Split, runtime: Runtime, *, download: bool = True) -> LabeledImages:
+    """Raises DataError where the data set has changed since the plan, as dataset_facts does."""
     folder = runtime.data_folders.get(spec.name)
-    where = {"data_dir": Path(runtime.data_dir), "folder": None if folder is None else Path(folder)}
-    facts, rules = dataset_facts(spec, runtime), rules_of(spec, runtime)
-    return {s: data.load(spec.kind, split=s, rules=rules, **where) for s in splits_of(facts)}  # type: ignore[arg-type]
+    return data.load(
+        spec.kind,
+        split=split,
+        data_dir=Path(runtime.data_dir),
+        folder=None if folder is None else Path(folder),
+        download=download,
+        rules=rules_of(spec, runtime),
+        files=dataset_facts(spec, runtime).files,
+    )
 
 
 def rules_of(spec: DatasetSpec, runtime: Runtime) -> PictureRules:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-from transfergrid import data, durable
+from transfergrid import durable
 from transfergrid.data import LabeledImages
 from transfergrid.errors import GridError
-from transfergrid.folds import dataset_facts, rules_of
+from transfergrid.folds import open_split
 from transfergrid.paths import StorePaths
 from transfergrid.specs import DatasetSpec, Runtime, Split, from_dict
 
@@ -41,17 +40,8 @@ class _AtHand:
 
 
 def _load(dataset: DatasetSpec, split: Split, runtime: Runtime) -> LabeledImages | None:
-    folder = runtime.data_folders.get(dataset.name)
     try:
-        dataset_facts(dataset, runtime)  # raises where a folder has changed since
-        return data.load(
-            dataset.kind,
-            split=split,
-            data_dir=Path(runtime.data_dir),
-            folder=None if folder is None else Path(folder),
-            download=False,
-            rules=rules_of(dataset, runtime),
-        )
+        return open_split(dataset, split, runtime, download=False)
     except (GridError, OSError):
         return None
 

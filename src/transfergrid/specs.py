@@ -94,6 +94,7 @@ class DatasetSpec:
     max_images: at most so many per split, class shares kept; None = all.
     value_range: the stored values that become 0 and 255, for pictures deeper than 8 bits; None = 8 bits as stored.
     orientation: whether pictures are turned as their EXIF data say, or left as their pixels lie.
+    left_out: how many files of a folder `dataset.skip_damaged` leaves out.
     """
 
     name: str
@@ -103,6 +104,7 @@ class DatasetSpec:
     max_images: int | None = None
     value_range: tuple[float, float] | None = later(None)
     orientation: Literal["stored", "exif"] = later("stored")
+    left_out: int = later(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

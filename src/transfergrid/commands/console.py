@@ -16,6 +16,7 @@ from transfergrid.paths import StorePaths
 if TYPE_CHECKING:
     from rich.console import Console
 
+_MOST_LINES = 100
 OK, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -33,7 +34,8 @@ def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return BAD_ARGUMENTS
     except GridError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        lines = as_many_as_fit(error.details, on_terminal=sys.stderr.isatty())
+        print(f"error: {one_line(error)}", *lines, sep="\n", file=sys.stderr)
         return FAILED
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -47,6 +49,12 @@ def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
     except KeyboardInterrupt:
         print("interrupted; launch again to continue", file=sys.stderr)
         return INTERRUPTED
+
+
+def as_many_as_fit(lines: Sequence[str], *, on_terminal: bool) -> list[str]:
+    """All lines in a file; on a terminal a hundred, and how to come by the others."""
+    more = len(lines) - _MOST_LINES if on_terminal else 0
+    return [*lines[:_MOST_LINES], f"  and {more} more: send the output to a file to see all"] if more > 0 else [*lines]
 
 
 def make_console() -> Console:
@@ -66,8 +74,8 @@ def command_line(script: str, grid: str, store: StorePaths, *more: str) -> str:
 
 
 def hashing_progress() -> Callable[[int, int], None]:
-    """progress_line of a folder's images, hashed; in a log every tenth."""
-    return progress_line("hashing", in_logs=True)
+    """progress_line of a folder's images, hashed and decoded; in a log every tenth."""
+    return progress_line("checking", in_logs=True)
 
 
 def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) -> Callable[[int, int], None]:

@@ -152,7 +152,7 @@ def show_plan(console: Console, plan: Plan, request: Request) -> None:
     rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"
     console.print(f"grid {request.grid}: {rows}; with what they need: {told or 'nothing to do'}", highlight=False)
     _show_runs(console, plan, request)
-    for text, is_odd in inventories(request.facts):
+    for text, is_odd in inventories(request.facts, on_terminal=console.is_terminal):
         console.print(text, style="yellow" if is_odd else None, highlight=False, markup=False, soft_wrap=True)
     for line in cautions((c.run for c in request.configurations), request.facts):
         console.print(line, style="yellow", highlight=False, soft_wrap=True)

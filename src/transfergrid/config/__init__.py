@@ -223,7 +223,7 @@ def load_predict(arguments: Sequence[str]) -> PredictRequest:
 def _hand_variant(overrides: dict[str, Any]) -> str:
     """What a run by hand changes from the defaults, spelled as its variant."""
     # Which data set it is stands in a column of its own; a limit changes no number.
-    other = ("dataset.name", "dataset.folder", "dataset.max_megapixels")
+    other = ("dataset.name", "dataset.folder", "dataset.max_megapixels", "dataset.skip_damaged")
     named = [
         key
         for key in sorted(overrides)

@@ -67,6 +67,7 @@ def resolve_dataset(
         keep=keep,
         progress=progress,
         max_megapixels=node.max_megapixels,
+        skip_damaged=node.skip_damaged,
     )
     name = node.name or (folder.name if folder is not None else node.kind)
     if any(sign in name for sign in "/\\\n\0") or name.startswith(".") or not name.strip():
@@ -98,6 +99,7 @@ def resolve_dataset(
         max_images=node.max_images,
         value_range=value_range,
         orientation="exif" if turns else "stored",
+        left_out=facts.left_out,
     )
     turned = (
         f"{name}: pictures turned as their EXIF data say: {facts.turned}; dataset.orientation=stored leaves them",

@@ -178,6 +178,7 @@ class DatasetConfig:
     the largest of train. orientation: exif | stored. small_pictures: whole | recipe, of those smaller than the input.
     classes: folders | imagenet, whose folders are named by wnids or 0 to 999.
     max_megapixels: a larger picture of a folder is refused before it is decoded.
+    skip_damaged: leave out the pictures of a folder that cannot be used, which else end the launch.
     """
 
     name: str | None = None
@@ -193,6 +194,7 @@ class DatasetConfig:
     small_pictures: str = "whole"
     classes: str = "folders"
     max_megapixels: float = 180.0
+    skip_damaged: bool = False
 
 
 @dataclass

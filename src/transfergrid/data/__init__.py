@@ -15,7 +15,7 @@ from typing import cast
 
 from transfergrid.data._decode import AS_STORED, PictureRules, ValueRange
 from transfergrid.data._formats import MAX_MEGAPIXELS
-from transfergrid.data._images import ArrayImages, DatasetFacts, LabeledImages
+from transfergrid.data._images import ArrayImages, DatasetFacts, FolderFiles, LabeledImages
 from transfergrid.errors import ConfigError
 from transfergrid.specs import Split
 
@@ -50,17 +50,24 @@ def facts(
     keep: bool = True,
     progress: Callable[[int, int], None] | None = None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    skip_damaged: bool = False,
 ) -> DatasetFacts:
     """What the plan needs to know; reads images only where a folder must be hashed, and imports nothing heavy.
 
     kept_hashes: the folder where content hashes are kept; keep=False reads what is kept and writes nothing.
-    progress(done, total) is called now and then while files are hashed. max_megapixels: of a picture of a folder.
+    progress(done, total) is called now and then while files are hashed and decoded. max_megapixels: of a picture of a
+    folder. skip_damaged: leaves out what cannot be used of a folder, which else raises DamagedImages.
     """
     module = _module(kind, folder)
     if folder is None:
         return cast(DatasetFacts, module.FACTS)
     found = module.facts(
-        folder=folder, kept_hashes=kept_hashes, keep=keep, progress=progress, max_megapixels=max_megapixels
+        folder=folder,
+        kept_hashes=kept_hashes,
+        keep=keep,
+        progress=progress,
+        max_megapixels=max_megapixels,
+        skip_damaged=skip_damaged,
     )
     return cast(DatasetFacts, found)
 
@@ -73,10 +80,12 @@ def load(
     folder: Path | None = None,
     download: bool = True,
     rules: PictureRules = AS_STORED,
+    files: FolderFiles | None = None,
 ) -> LabeledImages:
     """One split. Published files are verified first, and fetched where they are missing and download is True.
 
-    rules: how the pictures of a folder are read; published data sets have 8 bits and no EXIF data.
+    rules: how the pictures of a folder are read; published data sets have 8 bits and no EXIF data. files: those of the
+    folder's facts, from which nothing may have changed; without them the folder is read as it lies now.
 
     Raises DataError for files that are missing or damaged, ConfigError for a split the data set does not have.
     """
@@ -86,7 +95,7 @@ def load(
         if split not in splits:
             raise ConfigError(f"{kind} has no split {split!r}; it has: {', '.join(splits)}")
         return cast(LabeledImages, module.load(split=split, data_dir=data_dir, download=download))
-    return cast(LabeledImages, module.load(split=split, folder=folder, rules=rules))
+    return cast(LabeledImages, module.load(split=split, folder=folder, rules=rules, files=files))
 
 
 def find(kind: str, *, data_dir: Path, folder: Path | None = None, download: bool = True) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfergrid.data._formats import MAX_MEGAPIXELS, opened, room_for, too_large
-from transfergrid.data._image_size import size_px, unreadable
+from transfergrid.data._image_size import HEAD_BYTES, declared_size_px, unreadable
 from transfergrid.data.damaged import DamagedImage
 from transfergrid.errors import DataError
 
@@ -32,7 +32,6 @@ Depth = Literal["8-bit", "integer", "float"]
 
 _ORIENTATION_TAG = 0x0112
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_NEVER_DEEP = (b"\xff\xd8", b"GIF8", b"BM", b"RIFF")  # JPEG, GIF, BMP, WebP
 _MAY_TURN = (
     b"irot",
     b"imir",
@@ -107,9 +106,7 @@ def decoded(path: Path, rules: PictureRules) -> Iterator[Picture]:
         raise unreadable(path, error) from error
     with image:
         width_px, height_px = image.size
-        reason = too_large(width_px, height_px, rules.max_megapixels)
-        if reason is not None:
-            raise DamagedImage(path, reason)
+        _refuse_large(path, image.size, rules.max_megapixels)
         with room_for(width_px * height_px):
             try:
                 picture = _read(image, path, rules)
@@ -132,6 +129,7 @@ def _read(image: ImageFile, path: Path, rules: PictureRules) -> Picture:
             path,
             "is deeper than 8 bits, and no range of values is known for it; convert it to 8 bits, as the other pictures"
             " are, or give dataset.value_range=[low,high]",
+            "",
         )
     low, high = rules.value_range
     values = _deep_values(path, turns=turns)
@@ -165,33 +163,57 @@ def to_8_bits(values: NDArray[Any], value_range: ValueRange) -> NDArray[np.uint8
     return levels
 
 
-def picture_facts(path: Path, content: bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> PictureFacts:
-    """From the whole content of a file; only deeper than 8 bits is it decoded. Raises DamagedImage."""
-    width_px, height_px = size_px(path, content)
-    reason = too_large(width_px, height_px, max_megapixels)
-    if reason is not None:
-        raise DamagedImage(path, reason)
-    png = content.startswith(b"\x89PNG")
-    may_be_deep = content[24:25] == b"\x10" if png else not content.startswith(_NEVER_DEEP)
-    may_turn = not content.startswith(_TIFF) and any(mark in content for mark in _MAY_TURN)
-    if not (may_be_deep or may_turn):
-        return PictureFacts(width_px, height_px)
+def picture_facts(path: Path, source: Path | bytes, *, max_megapixels: float = MAX_MEGAPIXELS) -> PictureFacts:
+    """Of one file, which is decoded for it, a JPEG at an eighth of its size: all of it is read, little is computed.
+
+    source: its whole content, or its path again where that is large. Raises DamagedImage.
+    """
+    head = source if isinstance(source, bytes) else _head(source)
+    _refuse_large(path, declared_size_px(head), max_megapixels)  # before any decoder is asked
+    may_turn = not head.startswith(_TIFF) and (isinstance(source, Path) or any(mark in head for mark in _MAY_TURN))
     try:
-        with opened(io.BytesIO(content)) as image:
-            turned = may_turn and _orientation(image) != 1
-            depth = _depth(image) if may_be_deep else "8-bit"
-        if depth == "8-bit":
-            return PictureFacts(width_px, height_px, turned=turned)
-        with room_for(width_px * height_px):
-            values = _deep_values(io.BytesIO(content), turns=False)
+        with opened(_rewound(source)) as image:
+            width_px, height_px = image.size
+            _refuse_large(path, image.size, max_megapixels)
+            depth = _depth(image)
+            with room_for(width_px * height_px):
+                low, high = _try_to_read(image) if depth == "8-bit" else _extremes(path, _rewound(source))
+                turned = may_turn and _orientation(image) != 1
     except (MemoryError, DataError):
         raise
     except Exception as error:
         raise unreadable(path, error) from error
-    finite = values[np.isfinite(values)] if depth == "float" else values
+    return PictureFacts(width_px, height_px, depth, turned, low, high)
+
+
+def _refuse_large(path: Path, size_px: tuple[int, int] | None, max_megapixels: float) -> None:
+    large = None if size_px is None else too_large(*size_px, max_megapixels)
+    if large is not None:
+        raise DamagedImage(path, *large)
+
+
+def _try_to_read(image: ImageFile) -> tuple[float, float]:
+    image.draft(None, (1, 1))
+    image.load()
+    image.crop((0, 0, 1, 1)).convert("RGB")  # whether a picture can be converted is a matter of its mode
+    return 0.0, 0.0
+
+
+def _extremes(path: Path, source: Path | IO[bytes]) -> tuple[float, float]:
+    values = _deep_values(source, turns=False)
+    finite = values[np.isfinite(values)] if values.dtype.kind == "f" else values
     if not finite.size:
-        raise DamagedImage(path, "holds no number at all; mend or remove it")
-    return PictureFacts(width_px, height_px, depth, turned, float(finite.min()), float(finite.max()))
+        raise DamagedImage(path, "holds no number at all")
+    return float(finite.min()), float(finite.max())
+
+
+def _head(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def _rewound(source: Path | bytes) -> Path | IO[bytes]:
+    return source if isinstance(source, Path) else io.BytesIO(source)
 
 
 def _depth(image: Any) -> Depth:

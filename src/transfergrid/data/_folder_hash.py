@@ -1,6 +1,7 @@
 """Content of a folder of images: what each file holds, remembered together with its size and time of change.
 
-Beside the hash stand size, depth, turn and extremes of the picture, so that a later plan needs no pixels.
+Every file is decoded once, so that all that cannot be used is known before anything is computed. Beside the hash stand
+size, depth, turn and extremes of the picture, so that a later plan needs no pixels.
 """
 
 from __future__ import annotations
@@ -8,19 +9,61 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+import PIL
+
 from transfergrid import durable
 from transfergrid.data._decode import Depth, PictureFacts, picture_facts
-from transfergrid.data._formats import MAX_MEGAPIXELS
+from transfergrid.data._formats import MAX_MEGAPIXELS, decoders, too_large
 from transfergrid.data._image_size import unreadable
 from transfergrid.data._threads import in_threads
+from transfergrid.data.damaged import MEND, DamagedImage
 from transfergrid.specs import digest, safe_name
 
-VERSION = 2  # 1, of the first release, kept the size of a picture alone
+VERSION = 3  # 1, of the first release, kept the size of a picture alone; 2 did not decode it
+_AT_ONCE_BYTES = 2**24  # a larger file is read piece by piece
+
+State = tuple[int, int]
+# bytes, time of change in ns, SHA-256; then width, height, depth, turned, low, high of a picture, or a reason.
+_Entry = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """pictures: what is known of each that can be used. damaged: those that cannot, by path. sha256_of: of each file
+    that was read. state_of: its size in bytes and its time of change in ns when it was."""
+
+    pictures: Mapping[str, PictureFacts]
+    damaged: Mapping[str, DamagedImage]
+    sha256_of: Mapping[str, str]
+    state_of: Mapping[str, State]
+
+
+def fingerprint(paths: Iterable[str], sha256_of: Mapping[str, str]) -> str:
+    """Over sorted names and bytes."""
+    whole = hashlib.sha256()
+    for path in sorted(paths):
+        whole.update(os.fsencode(path) + f"\0{sha256_of[path]}\n".encode())
+    return f"content:{whole.hexdigest()[:32]}"
+
+
+def state(path: Path) -> State:
+    """Raises DamagedImage for what is no file. The message of an OSError is the system's."""
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise DamagedImage(path, "is a link to nothing") from error
+        raise
+    if not stat.S_ISREG(found.st_mode):
+        raise DamagedImage(path, "is a pipe, a device or a folder")
+    return found.st_size, found.st_mtime_ns
 
 
 def content_of(
@@ -31,71 +74,121 @@ def content_of(
     keep: bool,
     progress: Callable[[int, int], None] | None,
     max_megapixels: float = MAX_MEGAPIXELS,
-) -> tuple[str, dict[str, PictureFacts], dict[str, str]]:
-    """Fingerprint over sorted names and bytes; what is known of each picture; each file's SHA-256.
-
-    Only files whose size or time of change differs from what is kept are read. Raises DamagedImage for a file that no
-    image format recognises, or that is too large.
-    """
+) -> Content:
+    """Only files whose size or time of change differs from what is kept are read, and only bytes that no folder has
+    had before are decoded."""
     kept_file = None if kept_hashes is None else _kept_file(kept_hashes, folder)
-    kept = _kept(kept_file)
-    # The time is read before the content, so a file that changes meanwhile is read again next time.
-    states = in_threads(lambda relative: _state(folder / relative), relative_paths)
-    known = {
-        relative: kept[relative]
-        for relative, state in zip(relative_paths, states, strict=True)
-        if kept.get(relative, "").startswith(state)
-    }
-    changed = zip(relative_paths, states, strict=True)
-    unknown = [(relative, state) for relative, state in changed if relative not in known]
+    reader = _Reader(folder, kept_hashes, kept_file, max_megapixels)
+    found: dict[str, Any] = dict(zip(relative_paths, in_threads(reader.unchanged, relative_paths), strict=True))
+    unknown = [path for path, entry in found.items() if entry is None]
     if unknown:
-        lines = in_threads(
-            lambda entry: entry[1] + _content(folder / entry[0], max_megapixels), unknown, progress=progress
-        )
-        known |= dict(zip((relative for relative, _ in unknown), lines, strict=True))
-    if keep and kept_file is not None and known != kept:
-        durable.write_json(kept_file, {"version": VERSION, "folder": str(folder.resolve()), "files": known})
-
-    whole = hashlib.sha256()
+        found |= dict(zip(unknown, in_threads(reader.read, unknown, progress=progress), strict=True))
+    damaged = {path: entry for path, entry in found.items() if isinstance(entry, DamagedImage)}
+    known = {path: entry for path, entry in found.items() if not isinstance(entry, DamagedImage)}
+    if keep and kept_file is not None and known != reader.kept:
+        _keep(kept_file, folder, known)
     pictures: dict[str, PictureFacts] = {}
-    sha256_of: dict[str, str] = {}
-    for relative in sorted(known):
-        _, _, sha256_of[relative], *facts = known[relative].split()
-        whole.update(os.fsencode(relative) + f"\0{sha256_of[relative]}\n".encode())
-        pictures[relative] = _facts(*facts)
-    return f"content:{whole.hexdigest()[:32]}", pictures, sha256_of
+    for path, entry in sorted(known.items()):
+        if len(entry) == _DAMAGED:
+            damaged[path] = DamagedImage(folder / path, *entry[3:])
+        else:
+            pictures[path] = _facts(*entry[3:])
+            large = too_large(pictures[path].width_px, pictures[path].height_px, max_megapixels)
+            if large is not None:  # it was read under another limit
+                damaged[path] = DamagedImage(folder / path, *large)
+                del pictures[path]
+    return Content(
+        pictures=pictures,
+        damaged=dict(sorted(damaged.items())),
+        sha256_of={path: entry[2] for path, entry in known.items()},
+        state_of={path: (entry[0], entry[1]) for path, entry in known.items()},
+    )
 
 
-def _state(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size} {stat.st_mtime_ns} "
+_DAMAGED = 5  # so many parts has an entry that ends with a reason and its advice
 
 
-def _content(path: Path, max_megapixels: float) -> str:
-    try:
+class _Reader:
+    """One folder's files, by path; what is kept of them is asked first."""
+
+    def __init__(self, folder: Path, kept_hashes: Path | None, kept_file: Path | None, max_megapixels: float) -> None:
+        self.folder = folder
+        self.kept = _kept(kept_file) if kept_file is not None else {}
+        self._kept_hashes = kept_hashes
+        self._max_megapixels = max_megapixels
+
+    def unchanged(self, relative: str) -> _Entry | None:
+        """What is kept of the file, where it still has the size and time that it had."""
+        try:
+            kept = self.kept.get(relative)
+            return kept if kept is not None and kept[:2] == state(self.folder / relative) else None
+        except (OSError, DamagedImage):
+            return None
+
+    def read(self, relative: str) -> _Entry | DamagedImage:
+        """What is known of the file. A DamagedImage is one that is not remembered: the system's word, or a limit's."""
+        path = self.folder / relative
+        try:
+            # The time is read before the content, so a file that changes meanwhile is read again next time.
+            now = state(path)
+            return (*now, *self._content(path, now[0]))
+        except DamagedImage as damaged:
+            return damaged
+        except OSError as error:
+            return unreadable(path, error)
+        except MemoryError:
+            return DamagedImage(path, "does not fit into memory", may_pass=True)
+
+    def _content(self, path: Path, size: int) -> _Entry:
+        if size > _AT_ONCE_BYTES:
+            with open(path, "rb") as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return (sha256, *(self.by_content.get(sha256) or self._checked(path, path)))
         content = path.read_bytes()
-    except OSError as error:
-        raise unreadable(path, error) from error
-    found = picture_facts(path, content, max_megapixels=max_megapixels)
-    extremes = "" if found.depth == "8-bit" else f" {found.low!r} {found.high!r}"
-    size = f"{found.width_px}x{found.height_px} {found.depth} {'turned' if found.turned else 'upright'}"
-    return f"{hashlib.sha256(content).hexdigest()} {size}{extremes}"
+        sha256 = hashlib.sha256(content).hexdigest()
+        return (sha256, *(self.by_content.get(sha256) or self._checked(path, content)))
+
+    def _checked(self, path: Path, source: Path | bytes) -> _Entry:
+        try:
+            found = picture_facts(path, source, max_megapixels=self._max_megapixels)
+        except DamagedImage as damaged:
+            if damaged.may_pass or damaged.advice != MEND:  # not of the bytes alone
+                raise
+            return damaged.reason, damaged.advice
+        return found.width_px, found.height_px, found.depth, found.turned, found.low, found.high
+
+    @cached_property
+    def by_content(self) -> Mapping[str, _Entry]:
+        """SHA-256 -> what stands behind it, of every folder whose contents are kept beside this one's."""
+        files = [] if self._kept_hashes is None else sorted(self._kept_hashes.glob("*.json"))
+        return {entry[2]: entry[3:] for file in files for entry in _kept(file).values()}
 
 
 @lru_cache(maxsize=4096)  # most pictures of a folder are of a few kinds
-def _facts(size: str, depth: Depth, turn: str, low: str = "0", high: str = "0") -> PictureFacts:
-    width, height = size.split("x")
-    return PictureFacts(int(width), int(height), depth, turn == "turned", float(low), float(high))
+def _facts(width_px: int, height_px: int, depth: Depth, turned: bool, low: float, high: float) -> PictureFacts:
+    return PictureFacts(width_px, height_px, depth, turned, low, high)
 
 
 def _kept_file(kept_hashes: Path, folder: Path) -> Path:
     return kept_hashes / f"{safe_name(folder.name)[:60]}-{digest(str(folder.resolve()), 12)}.json"
 
 
-def _kept(kept_file: Path | None) -> dict[str, str]:
-    """Relative path -> `size mtime_ns sha256 WxH depth turn [low high]`; empty where none of this version is kept."""
+def _keep(kept_file: Path, folder: Path, known: Mapping[str, _Entry]) -> None:
+    content = {"version": VERSION, "reader": _reader(), "folder": str(folder.resolve()), "files": known}
+    durable.write_bytes(kept_file, json.dumps(content, separators=(",", ":")).encode())
+
+
+def _kept(kept_file: Path) -> dict[str, _Entry]:
+    """Empty where none of this version is kept; without what another Pillow found to be damaged."""
     try:
-        kept: Any = durable.read_json(kept_file) if kept_file is not None else {}
+        kept: Any = durable.read_json(kept_file)
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
-    return dict(kept["files"]) if kept.get("version") == VERSION else {}
+    if kept.get("version") != VERSION:
+        return {}
+    same = kept["reader"] == _reader()
+    return {path: tuple(entry) for path, entry in kept["files"].items() if same or len(entry) != _DAMAGED}
+
+
+def _reader() -> str:
+    return " ".join((PIL.__version__, *decoders()))

@@ -103,10 +103,11 @@ def _images_below(
     unread: bool = False,
     skipped: dict[str, tuple[int, str]] | None = None,
 ) -> list[str]:
-    """above: device and inode of the folders that lead here. unread: also what cannot be read on this machine, links to
-    nothing and pipes among it, to be named when it is read. skipped: is told of what is left out.
+    """above: device and inode of the folders that lead here. unread: also what cannot be read on this machine, to be
+    named when it is read. skipped: is told of what is left out. Links to nothing and pipes are named when they are
+    read.
 
-    Raises DataError for what is no file or folder to read.
+    Raises DataError for a folder that cannot be read, or that a link within it leads to again.
     """
     path = folder / relative
     try:
@@ -129,8 +130,6 @@ def _images_below(
                 elif kind.is_dir():
                     found += _images_below(folder, name, (*above, here), unread=unread, skipped=skipped)
                 elif entry.name.lower().endswith(suffixes()) or (unread and why_unread(entry.name)):
-                    if not (unread or kind.is_file()):
-                        raise DataError(f"{entry.path} is a pipe, a device or a link to nothing; mend or remove it")
                     found.append(name)
                 else:
                     suffix = Path(entry.name).suffix.lower() or "without a suffix"

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from transfergrid.data._threads import num_threads
+from transfergrid.data.damaged import MEND
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -60,18 +61,9 @@ def why_unread(name: str) -> str | None:
     return lacking_for(name) or (never if name.lower().endswith(_NEVER_READ) else None)
 
 
-def opened(source: Path | IO[bytes]) -> ImageFile:
-    """Pillow's image of a file, its pixels not read yet. Raises what Pillow raises, and OSError for a pipe or a device,
-    of which reading might never end."""
-    from PIL import Image
-
-    if isinstance(source, Path) and source.exists() and not source.is_file():
-        raise OSError("is a pipe, a device or a folder")
-    return Image.open(source, formats=_decoders())
-
-
 @cache
-def _decoders() -> tuple[str, ...]:
+def decoders() -> tuple[str, ...]:
+    """Pillow's names of the formats that are read on this machine."""
     from PIL import Image
 
     if importlib.util.find_spec("pillow_heif"):
@@ -96,18 +88,29 @@ def _quiet() -> None:
         libtiff.TIFFSetWarningHandler(None)
 
 
-def too_large(width_px: int, height_px: int, max_megapixels: float) -> str | None:
-    """Why a picture of this size is not decoded; None where it is."""
+def opened(source: Path | IO[bytes]) -> ImageFile:
+    """Pillow's image of a file, its pixels not read yet. Raises what Pillow raises, and OSError for a pipe or a device,
+    of which reading might never end."""
+    from PIL import Image
+
+    if isinstance(source, Path) and source.exists() and not source.is_file():
+        raise OSError("is a pipe, a device or a folder")
+    return Image.open(source, formats=decoders())
+
+
+def too_large(width_px: int, height_px: int, max_megapixels: float) -> tuple[str, str] | None:
+    """Why a picture of this size is not decoded, and what helps, as DamagedImage has them; None where it is."""
     size = f"is of {width_px} x {height_px} px"
     if min(width_px, height_px) < 1:
-        return f"{size}; mend or remove it"
+        return size, MEND
     if width_px * height_px > max_megapixels * 1e6:
         return (
             f"{size}, {width_px * height_px / 1e6:.1f} megapixels; dataset.max_megapixels={max_megapixels:g} is the"
-            " limit: shrink the picture, or raise it"
+            " limit: shrink the picture, or raise it",
+            "",
         )
     if max(width_px, height_px) > MAX_EDGE_PX:
-        return f"{size}; an edge may have {MAX_EDGE_PX} px at most: cut the picture"
+        return f"{size}; an edge may have {MAX_EDGE_PX} px at most: cut the picture", ""
     return None
 
 

@@ -9,12 +9,21 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid.data._inventory import Inventory
+from transfergrid.data._inventory import Inventory, Listing
 from transfergrid.data._threads import in_threads
 
 T = TypeVar("T")
 
 # N images, H W pixels, C channels (1 grey, 3 RGB)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderFiles:
+    """What is read of a folder. states: split -> (N, 2) int64, each file's bytes and its time of change in ns, in the
+    listing's order."""
+
+    listing: Listing
+    states: Mapping[str, NDArray[np.int64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +40,7 @@ class DatasetFacts:
     depths: 8-bit, integer, float -> how many files, and the first of them. extremes: split -> the least and the largest
     value of each image that is deeper than 8 bits.
     newly_read: suffix -> files, of the kinds that the first release left out. inventory: of a folder of the user's.
+    files: of such a folder, as they were when the fingerprint was taken.
     """
 
     kind: str
@@ -47,6 +57,12 @@ class DatasetFacts:
     extremes: Mapping[str, tuple[tuple[float, float], ...]] = field(default_factory=dict)
     newly_read: Mapping[str, int] = field(default_factory=dict)
     inventory: Inventory | None = None
+    files: FolderFiles | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def left_out(self) -> int:
+        """Files of a folder that cannot be used, and are left out."""
+        return 0 if self.inventory is None else len(self.inventory.damaged)
 
     def beyond(self, value_range: tuple[float, float]) -> dict[str, int]:
         """split -> how many images hold values outside the range, where there are any."""

@@ -13,6 +13,7 @@ SPLITS = ("train", "val", "test")
 OUTSIDE = "outside of class folders"
 THUMBNAILS = "folders of thumbnails"
 HIDDEN = "hidden"
+_NAMED = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,7 @@ class Inventory:
 
     folders: split -> the folder that serves as it, where that has another name. skipped: why -> how many entries, and
     the first. unused: folders beside those of the splits. copies: where -> how many pictures are there more than once,
-    byte for byte.
+    byte for byte. damaged: path -> why it cannot be used, of those that `skip_damaged` leaves out.
     """
 
     per_class: Mapping[str, tuple[int, int]]
@@ -29,12 +30,13 @@ class Inventory:
     skipped: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     copies: Mapping[str, int] = field(default_factory=dict)
+    damaged: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_odd(self) -> bool:
         """Whether a person should look: pictures are left out, or stand where they make a number too good."""
         across = [where for where in self.copies if not where.startswith("more than once")]
-        return bool(self.unused or across or set(self.skipped) - {HIDDEN})
+        return bool(self.unused or across or self.damaged or set(self.skipped) - {HIDDEN})
 
     def parts(self, num_images: Mapping[str, int]) -> Iterator[str]:
         """The sentence, in its parts. num_images: split -> images."""
@@ -43,16 +45,20 @@ class Inventory:
             yield f"{split} is {folder}/"
         if self.skipped:
             yield "not read: " + ", ".join(f"{n} {why} (as {first})" for why, (n, first) in self.skipped.items())
+        if self.damaged:
+            yield f"left out, as they cannot be used: {len(self.damaged)}"
         if self.unused:
             yield "not used: " + ", ".join(f"{name}/" for name in self.unused)
         if self.copies:
             yield "the same picture: " + ", ".join(f"{n} {where}" for where, n in self.copies.items())
 
     def as_details(self) -> dict[str, object]:
-        """For the record."""
+        """For the record; of what was left out as damaged the number and the first names."""
         counted = {why: n for why, (n, _) in self.skipped.items()}
         found = {"folders": dict(self.folders), "skipped": counted, "unused": list(self.unused)}
-        return {name: value for name, value in (found | {"copies": dict(self.copies)}).items() if value}
+        found |= {"copies": dict(self.copies), "damaged": len(self.damaged)}
+        found["damaged_files"] = sorted(self.damaged)[:_NAMED]
+        return {name: value for name, value in found.items() if value}
 
 
 def skip(skipped: dict[str, tuple[int, str]] | None, why: str, path: str) -> None:

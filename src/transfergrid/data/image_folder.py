@@ -8,8 +8,8 @@ their name are left out, and counted (_inventory.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -17,16 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfergrid.data import _inventory as inventory
-from transfergrid.data._decode import AS_STORED, PictureRules, decode, decoded
-from transfergrid.data._folder_hash import content_of
+from transfergrid.data._decode import AS_STORED, PictureRules, decoded
+from transfergrid.data._folder_hash import State, content_of, fingerprint, state
 from transfergrid.data._folder_scan import scan
-from transfergrid.data._formats import MAX_MEGAPIXELS, NEWER_SUFFIXES, too_large
+from transfergrid.data._formats import MAX_MEGAPIXELS, NEWER_SUFFIXES
 from transfergrid.data._image_size import HEAD_BYTES, size_px, unreadable
-from transfergrid.data._images import DatasetFacts
-from transfergrid.data._inventory import Inventory
+from transfergrid.data._images import DatasetFacts, FolderFiles
+from transfergrid.data._inventory import Inventory, Listing
 from transfergrid.data._threads import in_threads
-from transfergrid.data.damaged import DamagedImage
-from transfergrid.errors import ConfigError
+from transfergrid.data.damaged import DamagedImage, DamagedImages
+from transfergrid.errors import TOLD, ConfigError, DataError
 from transfergrid.specs import Split
 
 T = TypeVar("T")
@@ -39,11 +39,14 @@ def facts(
     keep: bool,
     progress: Callable[[int, int], None] | None,
     max_megapixels: float = MAX_MEGAPIXELS,
+    skip_damaged: bool = False,
 ) -> DatasetFacts:
+    """Raises DamagedImages where pictures cannot be used; with skip_damaged they are left out, unless a later try may
+    read them."""
     found = scan(folder)
     listing = found.listing
     relative_paths = [path for classes in listing.values() for paths in classes.values() for path in paths]
-    fingerprint, pictures, sha256_of = content_of(
+    content = content_of(
         folder,
         relative_paths,
         kept_hashes=kept_hashes,
@@ -51,10 +54,8 @@ def facts(
         progress=progress,
         max_megapixels=max_megapixels,
     )
-    for path, picture in pictures.items():  # those that are kept were read under another limit
-        reason = too_large(picture.width_px, picture.height_px, max_megapixels)
-        if reason is not None:
-            raise DamagedImage(folder / path, reason)
+    listing = _usable(folder, listing, content.damaged, skip_damaged=skip_damaged)
+    pictures, sha256_of = content.pictures, content.sha256_of
     sizes_px = {(p.width_px, p.height_px) for p in pictures.values()}
     depths: dict[str, tuple[int, str]] = {}
     for path, picture in pictures.items():
@@ -64,7 +65,7 @@ def facts(
     class_names = tuple(next(iter(listing.values())))
     return DatasetFacts(
         kind="image_folder",
-        fingerprint=fingerprint,
+        fingerprint=fingerprint(pictures, sha256_of),
         num_classes=len(class_names),
         class_names=class_names,
         image_size_px=_side_px(sizes_px),
@@ -72,13 +73,14 @@ def facts(
         num_images={split: sum(map(len, classes.values())) for split, classes in listing.items()},
         train_counts=tuple(map(len, listing.get("train", {}).values())),
         shortest_px=min(min(size) for size in sizes_px),
-        newly_read={s: n for s in NEWER_SUFFIXES if (n := sum(p.lower().endswith(s) for p in relative_paths))},
+        newly_read={s: n for s in NEWER_SUFFIXES if (n := sum(p.lower().endswith(s) for p in pictures))},
         inventory=Inventory(
             per_class=inventory.per_class(listing),
             folders=found.renamed,
             skipped=found.skipped,
             unused=found.unused,
             copies=inventory.copies(listing, sha256_of),
+            damaged={path: image.reason for path, image in content.damaged.items()},
         ),
         turned=sum(p.turned for p in pictures.values()),
         depths=depths,
@@ -86,11 +88,39 @@ def facts(
             split: tuple(deep[path] for paths in classes.values() for path in paths if path in deep)
             for split, classes in listing.items()
         },
+        files=FolderFiles(
+            listing,
+            {
+                split: np.array([content.state_of[path] for paths in classes.values() for path in paths], np.int64)
+                for split, classes in listing.items()
+            },
+        ),
     )
 
 
-def load(*, split: Split, folder: Path, rules: PictureRules = AS_STORED) -> FolderImages:
-    listing = scan(folder).listing
+def _usable(
+    folder: Path, listing: Listing, damaged: Mapping[str, DamagedImage], *, skip_damaged: bool
+) -> dict[str, dict[str, list[str]]]:
+    """The listing without what cannot be used. Raises DamagedImages, and DataError where a class has nothing left."""
+    refused = [image for image in damaged.values() if image.may_pass or not skip_damaged]
+    if refused:
+        raise DamagedImages(folder, refused)
+    left = {
+        split: {name: [path for path in paths if path not in damaged] for name, paths in classes.items()}
+        for split, classes in listing.items()
+    }
+    for classes, before in zip(left.values(), listing.values(), strict=True):
+        for name, paths in classes.items():
+            if not paths:
+                raise DataError(f"no picture of {(folder / before[name][0]).parent} can be used; mend or remove it")
+    return left
+
+
+def load(
+    *, split: Split, folder: Path, rules: PictureRules = AS_STORED, files: FolderFiles | None = None
+) -> FolderImages:
+    """files: of the facts that were taken; without them the folder is read as it lies now."""
+    listing = scan(folder).listing if files is None else files.listing
     if split not in listing:
         raise ConfigError(f"{folder} has no split {split!r}; it has: {', '.join(listing)}")
     classes = listing[split]
@@ -99,6 +129,7 @@ def load(*, split: Split, folder: Path, rules: PictureRules = AS_STORED) -> Fold
         np.repeat(np.arange(len(classes)), [len(paths) for paths in classes.values()]).astype(np.int64),
         class_names=tuple(classes),
         rules=rules,
+        states_N2=None if files is None else files.states[split],
     )
 
 
@@ -107,7 +138,10 @@ def find(*, folder: Path) -> None:
 
 
 class FolderImages:
-    """Images decoded when they are read, by a few threads."""
+    """Images decoded when they are read, by a few threads.
+
+    states_N2: each file's bytes and time of change in ns as planned; one that differs when it is read is refused.
+    """
 
     def __init__(
         self,
@@ -116,12 +150,13 @@ class FolderImages:
         *,
         class_names: tuple[str, ...],
         rules: PictureRules = AS_STORED,
+        states_N2: NDArray[np.int64] | None = None,
     ) -> None:
         self.paths = paths
         self.labels_N = labels_N
         self.class_names = class_names
         self._rules = rules
-        self._decode = partial(decode, rules=rules)
+        self._states_N2 = states_N2
 
     @cached_property
     def _sizes_px(self) -> list[tuple[int, int]]:
@@ -140,24 +175,43 @@ class FolderImages:
         return len(self.paths)
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> Sequence[NDArray[np.uint8]] | NDArray[np.uint8]:
-        paths = [self.paths[int(index)] for index in indices]
         side_px = self.image_size_px
         if side_px is None:
-            return in_threads(self._decode, paths)
-        images_NHWC = np.empty((len(paths), side_px, side_px, 3), dtype=np.uint8)
+            return self.each(indices, lambda image_HW3: image_HW3)
+        rows = [int(index) for index in indices]
+        images_NHWC = np.empty((len(rows), side_px, side_px, 3), dtype=np.uint8)
 
         def fill(row: int) -> None:
-            images_NHWC[row] = self._decode(paths[row])
+            images_NHWC[row] = self._made(rows[row], lambda image_HW3: image_HW3)
 
-        in_threads(fill, range(len(paths)))
+        in_threads(fill, range(len(rows)))
         return images_NHWC
 
     def each(self, indices: Sequence[int] | NDArray[np.integer], made: Callable[[NDArray[np.uint8]], T]) -> list[T]:
-        def read(index: int) -> T:
-            with decoded(self.paths[index], self._rules) as picture:
-                return made(picture.pixels_HW3)
+        return in_threads(lambda index: self._made(index, made), [int(index) for index in indices])
 
-        return in_threads(read, [int(index) for index in indices])
+    def _made(self, index: int, made: Callable[[NDArray[np.uint8]], T]) -> T:
+        """Raises DamagedImage, and DataError for a file that is not the one that was planned with."""
+        try:
+            with decoded(self.paths[index], self._rules) as picture:
+                result = made(picture.pixels_HW3)
+        except DamagedImage:
+            self._assert_unchanged(index)
+            raise
+        self._assert_unchanged(index)
+        return result
+
+    def _assert_unchanged(self, index: int) -> None:
+        """Asked after a file is read: one that had changed before that shows another time, or is gone."""
+        if self._states_N2 is None:
+            return
+        path = self.paths[index]
+        try:
+            now: State | None = state(path)
+        except (OSError, DamagedImage):
+            now = None
+        if now != tuple(self._states_N2[index]):
+            raise DataError(f"{path} has changed since this run was planned; launch again", remedy=TOLD)
 
     def array(self) -> NDArray[np.uint8]:
         if self.image_size_px is None:

@@ -145,6 +145,8 @@ def _dataset(spec: RunSpec) -> Iterator[str]:
         yield "dataset.folder=FOLDER"
     if chosen.name != chosen.kind and not imagenet:
         yield f"dataset.name={hydra_value(chosen.name)}"
+    if chosen.left_out:
+        yield "dataset.skip_damaged=true"
     defaults: Any = Config().dataset
     for f in fields(chosen):
         value = getattr(chosen, f.name)
