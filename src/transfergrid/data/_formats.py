@@ -28,6 +28,7 @@ _JFIF, _AVIF, _HEIC = (".jfif",), (".avif",), (".heic", ".heif")
 NEWER_SUFFIXES = (*_JFIF, *_AVIF, *_HEIC)  # which the first release left out
 _NEVER_READ = (  # pictures by their name, which people take for data
     *(".jp2", ".j2k", ".jpx", ".jxl", ".tga", ".ico", ".svg", ".psd", ".eps", ".dcm", ".exr", ".hdr", ".pfm", ".jpe"),
+    *(".mpo", ".apng", ".pnm", ".pbm", ".pam", ".pcx", ".sgi", ".dds", ".qoi", ".icns", ".cur", ".xbm", ".xpm", ".dib"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 )
 _DECODERS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "HEIF")
