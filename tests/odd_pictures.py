@@ -1,6 +1,6 @@
 """Some 900 odd picture files as a folder of classes, and which of them are pictures: known from how each was made.
 
-Only of what was damaged at random, or is a matter of taste, Pillow alone is asked, before the product is.
+Only of what is damaged at random, or a matter of taste, Pillow alone is asked.
 """
 
 from __future__ import annotations
@@ -8,19 +8,15 @@ from __future__ import annotations
 import io
 import os
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import numpy as np
+from damaged_pictures import KINDS, Odd, Options, by_pillow, damaged, picture, saved
 from picture_files import chunk
-from PIL import Image, features
+from PIL import Image
 
-KINDS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "GIF": "gif", "BMP": "bmp", "PPM": "ppm"}
-KINDS |= {"AVIF": "avif"} if features.check("avif") else {}
 NOT_READ = {"TGA": "tga", "ICO": "ico", "EPS": "eps", "JPEG2000": "jp2", "PDF": "pdf", "SGI": "rgb", "PCX": "pcx"}
 SUFFIXES = (*KINDS.values(), "tiff", "jpeg", "pgm", "jfif")
 MODES = "1 L LA P PA RGB RGBA CMYK YCbCr LAB HSV I I;16 F".split()
@@ -29,23 +25,10 @@ COMPRESSIONS |= {"jpeg": ["L", "RGB", "CMYK", "YCbCr"], "group3": ["1"], "group4
 CLASSES = (b"cat", b"caf\xc3\xa9", b'it\'s "here"', b"line\nbreak", b"\x1b[31mred", b"latin\xe9")
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ODD_NAMES = ["new\nline", "return\rhere", "both\r\n", "\u2028", "\u0085next", " leading", "trailing ", "a:cat:", "100%"]
-ODD_NAMES += (
-    "tab\there|a\"b|it's|a,b|=1+1|-rf|--help|$HOME|`id`|a;b|\u202egnp|\x1b[2J\x1b[31mred|\x1b]0;title\x07".split("|")
-)
-ODD_NAMES += "caf\u00e9 cafe\u0301 \U0001f408 \u732b \x7f\x08 \\n ... a.b #1 [x] {y} * ? <b> &amp; CON ~ ! (1) @".split(
-    " "
-)
+ODD_NAMES += "tab\there|a\"b|it's|a,b|=1+1|-rf|--help|$HOME|`id`|a;b|\u202egnp|\x1b[2J\x1b[31mred|\x7f\x08".split("|")
+ODD_NAMES += "caf\u00e9 cafe\u0301 \U0001f408 \u732b \\n ... a.b #1 [x] {y} * ? <b> &amp; CON ~ ! (1) @".split(" ")
 ODD_NAMES += ["\ufeff", "\ud7ff", "x" * 250, *map(os.fsdecode, (b"caf\xe9", b"\xff\xfe", b"\xc3", b"\xed\xa0\x80"))]
-Options = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Odd:
-    """One file. readable: whether it is a picture that is to be read; None: Pillow is asked."""
-
-    name: bytes
-    content: bytes
-    readable: bool | None = True
+NO_PICTURES = ".hidden.png ._fork.jpg .DS_Store Thumbs.db notes.txt no-suffix photo.cr2 x.svg".split(" ")
 
 
 @dataclass(slots=True)
@@ -82,37 +65,6 @@ def make(folder: Path, *, seed: int = 0) -> Made:
     made.refused |= {f"train/cat/{name}.png" for name in ("nowhere", "circle", "pipe")}
     made.good |= {"train/cat/folder.jpg/inside.png", "train/cat/link.png"}
     return made
-
-
-def by_pillow(content: bytes) -> bool:
-    """Whether Pillow alone reads it, as one of the formats, at a size that may be read."""
-    try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=[*KINDS]) as image:
-            warnings.simplefilter("ignore")
-            if image.width * image.height > 180e6 or max(image.size) > 2**17:
-                return False
-            image.convert("RGB")
-    except Exception:
-        return False
-    return True
-
-
-def picture(number: int = 0, mode: str = "RGB", width_px: int = 12, height_px: int = 10) -> Image.Image:
-    """A slope, another one for each number."""
-    grey = (np.add.outer(np.arange(height_px), 2 * np.arange(width_px)) * 5 + 40 * number).astype(np.uint8)
-    deep = {"F": np.float32, "I": np.int32, "I;16": np.uint16}
-    if mode in deep:
-        return Image.fromarray(grey.astype(deep[mode]) * 200)
-    rgb = Image.fromarray(np.stack([grey, grey[::-1], 255 - grey], 2))
-    if mode == "PA":
-        return rgb.convert("P").convert("PA")
-    return Image.fromarray(np.asarray(rgb), "LAB") if mode == "LAB" else rgb.convert(mode)
-
-
-def saved(kind: str, number: int = 0, mode: str = "RGB", **options: Any) -> bytes:
-    with io.BytesIO() as file:
-        picture(number, mode).save(file, kind, **options)
-        return file.getvalue()
 
 
 def formats() -> Iterator[Odd]:
@@ -169,9 +121,8 @@ def by_hand() -> Iterator[Odd]:
     yield Odd(b"large.jpg", jpeg.replace(b"\0\x0a\0\x0c", b"\xff\xdc\xff\xdc", 1), readable=False)
     yield Odd(b"no-frame.gif", gif[:13] + b";", readable=False)
     maxima = [b"P3 2 2 %s " % maximum + b"9 " * 12 for maximum in (b"9", b"70000", b"0", b"x", b"3")]
-    for number, content in enumerate(
-        (*maxima, b"P5 0 0 255\n", b"P6 40000 40000 255\n" + bytes(300), b"P3 " + b"9" * 99)
-    ):
+    maxima += [b"P5 0 0 255\n", b"P6 40000 40000 255\n" + bytes(300), b"P3 " + b"9" * 99]
+    for number, content in enumerate(maxima):
         yield Odd(b"ppm%d.ppm" % number, content, readable=number == 0)
     inserted = [chunk(b"tEXt", b"Comment\0" + b"x" * 1000), chunk(b"abCd", bytes(100)), chunk(b"gAMA", bytes(4))]
     inserted += [chunk(b"iCCP", b"x\0\0" + zlib.compress(b"none")), chunk(b"eXIf", b"MM\0*\xff\xff\xff\xff")]
@@ -185,13 +136,7 @@ def by_hand() -> Iterator[Odd]:
     rows = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + bytes([200] * 8) for _ in range(8)))) + chunk(b"IEND", b"")
     depth3, interlaced = (chunk(b"IHDR", rgb[16:24] + bytes(b)) for b in ((3, 2, 0, 0, 0), (8, 2, 0, 0, 1)))
     made = [paletted + chunk(b"PLTE", bytes(6)) + rows, paletted + rows, SIGNATURE + depth3 + rgb[33:]]
-    made += [
-        rgb[:29] + bytes(4) + rgb[33:],
-        rgb[:-12],
-        rgb.replace(b"IDATx", b"IDAT\0"),
-        rgb + b"trailing" * 99,
-        rgb + rgb,
-    ]
+    made += [rgb[:29] + bytes(4) + rgb[33:], rgb[:-12], rgb.replace(b"IDATx", b"IDAT\0"), rgb + bytes(99), rgb + rgb]
     for number, content in enumerate((*made, SIGNATURE + interlaced + rgb[33:])):
         yield Odd(b"made%d.png" % number, content, None)
     for bits in (1, 4, 8, 16, 24, 32, 3, 64):
@@ -209,45 +154,5 @@ def named() -> Iterator[Odd]:
     for number, name in enumerate(map(os.fsencode, ODD_NAMES)):
         yield Odd(name + b".png", saved("PNG", number))
         yield Odd(name[:240] + b"-none.png", b"none", readable=False)
-    for other in (
-        ".hidden.png",
-        "._fork.jpg",
-        ".DS_Store",
-        "Thumbs.db",
-        "notes.txt",
-        "no suffix",
-        "photo.cr2",
-        "x.svg",
-    ):
+    for other in NO_PICTURES:
         yield Odd(other.encode(), saved("PNG"))
-
-
-def damageable() -> list[Odd]:
-    """One small file of every kind."""
-    exif = Image.Exif()
-    exif[0x0112], exif[0x010E] = 6, "x" * 40
-    more = {"exif": exif, "icc_profile": b"\0\0\x02\x0cappl" + bytes(500)}
-    frames = {mode: {"save_all": True, "append_images": [picture(3, mode)]} for mode in ("RGB", "P")}
-    asked: dict[str, list[tuple[str, Options]]] = {
-        "JPEG": [("RGB", more), ("RGB", {"progressive": True}), ("CMYK", {})],
-        "PNG": [("RGBA", more), ("P", {"transparency": b"\0\x80\xff"}), ("I;16", {}), ("RGB", frames["RGB"])],
-        "TIFF": [("RGB", more), ("F", {}), ("L", {"big_tiff": True}), ("RGB", {"compression": "jpeg"})],
-        "WEBP": [("RGB", more), ("RGBA", {"lossless": True})],
-        **{"GIF": [("P", frames["P"])], "BMP": [("P", {})], "PPM": [("RGB", {})], "AVIF": [("RGB", {})]},
-    }
-    asked["TIFF"] += [("RGB", {"compression": "tiff_lzw"}), ("1", {"compression": "group4"})]
-    made = [(suffix, saved(kind, 5, mode, **o)) for kind, suffix in KINDS.items() for mode, o in asked[kind]]
-    made.append(("ppm", b"P3 4 4 255 " + b"7 " * 48))
-    return [Odd(f"{number}.{suffix}".encode(), content) for number, (suffix, content) in enumerate(made)]
-
-
-def damaged(seed: int, *, each: int) -> Iterator[Odd]:
-    """`each` cut and `each` with one to eight bits flipped of every kind, half of these near the beginning."""
-    noise = np.random.default_rng(seed)
-    for odd in damageable():
-        for number in range(each):
-            yield Odd(b"cut%d-" % number + odd.name, odd.content[: int(noise.integers(1, len(odd.content)))], None)
-            changed = bytearray(odd.content)
-            for at in noise.integers(0, noise.choice([len(changed), min(len(changed), 200)]), noise.integers(1, 9)):
-                changed[at] ^= 1 << int(noise.integers(8))
-            yield Odd(b"flip%d-" % number + odd.name, bytes(changed), None)

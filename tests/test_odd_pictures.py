@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import odd_pictures
 import pytest
+from damaged_pictures import by_pillow as reads_alone
+from damaged_pictures import damaged, saved
 from picture_files import chunk
 
 from transfergrid.commands import console
@@ -89,7 +91,7 @@ def test_a_list_is_cut_on_a_terminal_alone() -> None:
 
 # -------------------------------------------------------------------------------------------------------------- decode
 def test_a_png_that_begins_with_another_chunk_has_the_size_that_it_states_later(tmp_path: Path) -> None:
-    whole = odd_pictures.saved("PNG")
+    whole = saved("PNG")
     path = tmp_path / "x.png"
     path.write_bytes(whole[:8] + chunk(b"tEXt", b"a\0b" + bytes(20)) + whole[8:])
     assert size_px(path, path.read_bytes()) == (12, 10)
@@ -99,14 +101,14 @@ def test_a_png_that_begins_with_another_chunk_has_the_size_that_it_states_later(
 def test_what_is_damaged_at_random_is_refused_where_pillow_refuses_it_and_never_otherwise(tmp_path: Path) -> None:
     """And no other error comes out of the decoder, whatever the bytes are."""
     read = refused = 0
-    for odd in odd_pictures.damaged(seed=1, each=30):
+    for odd in damaged(seed=1, each=30):
         path = tmp_path / os.fsdecode(odd.name)
         path.write_bytes(odd.content)
-        by_pillow = odd_pictures.by_pillow(odd.content)
+        by_pillow = reads_alone(odd.content)
         try:
             facts = picture_facts(path, odd.content)
-        except DamagedImage as damaged:
-            assert not by_pillow, damaged
+        except DamagedImage as found:
+            assert not by_pillow, found
             refused += 1
             continue
         assert by_pillow, odd.name
@@ -133,7 +135,7 @@ print(refused)
 
 def test_pillow_and_libtiff_print_no_lines_of_their_own(tmp_path: Path) -> None:
     """Warnings, errors of a logger, and what libtiff writes by itself: none of them names a file."""
-    for odd in odd_pictures.damaged(seed=2, each=12):
+    for odd in damaged(seed=2, each=12):
         (tmp_path / os.fsdecode(odd.name)).write_bytes(odd.content)
     done = subprocess.run([sys.executable, "-c", QUIET, tmp_path], capture_output=True, text=True, check=True)
     assert done.stderr == "" and int(done.stdout) > 200
@@ -141,8 +143,8 @@ def test_pillow_and_libtiff_print_no_lines_of_their_own(tmp_path: Path) -> None:
 
 # ---------------------------------------------------------------------------------------------------- the whole folder
 def run(log: Path, script: str, *arguments: str) -> tuple[int, str]:
-    """Exit code (124 after two minutes) and output of a script of jobs/, whose memory stays below 2 GB."""
-    command = ["timeout", "120", sys.executable, str(ROOT / "jobs" / script), *arguments]
+    """Exit code (124 after five minutes) and output of a script of jobs/, whose memory stays below 2 GB."""
+    command = ["timeout", "300", sys.executable, str(ROOT / "jobs" / script), *arguments]
     with open(log, "wb") as file:
         process = subprocess.Popen(
             command, stdout=file, stderr=file, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
