@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from printed_commands import Collector, watch
 from sandbox import Options, Sandbox
 from slurm_sandbox import started
 
@@ -45,6 +46,22 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     sandbox = started(tmp_path_factory.mktemp("slurm"), Options())
     yield sandbox
     sandbox.stop()
+
+
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    """Takes every text that this process prints, raises or writes."""
+    with pytest.MonkeyPatch.context() as patch:
+        watch(patch, collector := Collector())
+        yield collector
+
+
+@pytest.fixture(autouse=True)
+def what_was_printed_can_be_typed(collector: Collector) -> Iterator[None]:
+    """Every command in a message, a log, a report or a record that a test caused goes through its parser."""
+    yield
+    if problems := collector.problems():
+        pytest.fail("printed, and cannot be typed:\n" + "\n".join(problems))
 
 
 @pytest.fixture(autouse=True)

@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("plan", "job", "cost", "inference", "export"),
     ("cluster", "report"),
     ("commands",),
+    ("__main__",),
 )
 WITHIN_LAYER = {
     ("durable", "errors"),
@@ -70,6 +71,7 @@ WITHIN_LAYER = {
     ("network", "images"),
     ("results", "device"),
     ("results", "folds"),
+    ("tracking", "config"),  # how a command is spelled
     ("training", "optimization"),
 }
 # Third parties that one place alone may import.

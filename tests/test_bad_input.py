@@ -89,11 +89,11 @@ BAD_ARGUMENTS = [
     case("launch_grid", "quickstart", "'quickstart' is not of the form key=value"),
     case("launch_grid", "-m", "'-m' is not of the form key=value"),
     case("launch_grid", "grid.models=[resnet18", "cannot be read"),
-    case("launch_grid", "model=resnet18", "model= belongs to jobs/run_phase.py", "grid.models=[...]"),
+    case("launch_grid", "model=resnet18", "model= belongs to python jobs/run_phase.py", "grid.models=[...]"),
     case("launch_grid", "phase=probe", "grid.phases=[...]"),
     case("launch_grid", "phase.name=probe", "choose it as phase=NAME"),
     case("launch_grid", "dataset=mnist grid.datasets=[digits]", "both given"),
-    case("run_phase", "model=resnet18 grid.seeds=[0]", "belongs to jobs/launch_grid.py"),
+    case("run_phase", "model=resnet18 grid.seeds=[0]", "belongs to python jobs/launch_grid.py"),
     # Models.
     case("launch_grid", "grid.models=[]", "grid.models is empty"),
     case("launch_grid", "grid.models=resnet18", "is not a list of names", "grid.models=[a,b]"),
@@ -309,7 +309,7 @@ def test_a_class_folder_without_images_is_named_in_one_line(
     assert everything_in(tmp_path) == before
 
 
-def test_a_corrupt_image_fails_the_run_with_class_data_and_its_name(
+def test_a_corrupt_image_is_told_before_anything_is_written_and_may_be_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -319,16 +319,20 @@ def test_a_corrupt_image_fails_the_run_with_class_data_and_its_name(
     size = ["dataset=image_folder", f"dataset.folder={folder}", "phase.scratch.batch_size=2"]
     answer = answer_of("launch_grid", [*SCRATCH.split(), *size, *ONE_EPOCH], monkeypatch, capsys)
     assert answer.exit_code == 1
-    (line,) = [line for line in answer.out.splitlines() if line.startswith("data: ")]
-    assert str(corrupt) in line and "mend the file" in line
+    (line,) = [line for line in answer.err.splitlines() if line.startswith("error: ")]
+    assert str(corrupt) in line and line.endswith("; mend or remove it; dataset.skip_damaged=true leaves it out")
     store = StorePaths(tmp_path / "results")
+    assert not store.root.exists()
+
+    again = answer_of(
+        "launch_grid", [*SCRATCH.split(), *size, *ONE_EPOCH, "dataset.skip_damaged=true"], monkeypatch, capsys
+    )
+    assert again.exit_code == 0 and f"  {corrupt.relative_to(folder)} cannot be read as an image" in again.out
     (row,) = read_grid(store.grid("quickstart"))
     record = read_record(store.run(row.run_id))
-    assert record is not None and (record.status, record.failure_class) == ("failed", "data")
-    assert str(corrupt) in (record.error or "")
-
-    again = answer_of("launch_grid", [*SCRATCH.split(), *size, *ONE_EPOCH], monkeypatch, capsys)
-    assert again.exit_code == 1 and "blocked" in again.out
+    assert record is not None and (record.status, record.spec.dataset.left_out) == ("completed", 1)
+    inventory = record.details["inventory"]
+    assert (inventory["damaged"], inventory["damaged_files"]) == (1, ["train/dog/1.png"])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small file system")

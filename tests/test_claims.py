@@ -13,7 +13,9 @@ from report_cases import completed, entry, failed, spec, write_grid
 
 from transfergrid import records
 from transfergrid.config import load_grid
-from transfergrid.config.compose import compose_config, conf_dir
+from transfergrid.config.compose import compose_config
+from transfergrid.config.folders import conf_dir
+from transfergrid.config.spelling import command_of_grid
 from transfergrid.paths import StorePaths
 from transfergrid.report import published
 from transfergrid.report.claim_file import Claim, all_claims, claims_for
@@ -266,7 +268,8 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(store: StorePat
     assert (decision.outcome, decision.difference) == ("not tested", None)
     assert "resnet10_wide lr_0.01 is 1/2 completed, resnet10_wide lr_0.001 is failed (code)" in decision.text
     assert "resnet10_wide lr_0.0001 is missing" in decision.text and "lr_0.1 " not in decision.text
-    assert decision.text.endswith("next: python jobs/launch_grid.py grid=small_resnet18_lr")
+    told = command_of_grid("launch_grid.py", "small_resnet18_lr", store)
+    assert decision.text.endswith(f"next: {told}")
 
 
 def test_missing_predictions_leave_a_claim_untested_and_the_others_decided(store: StorePaths) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from transfergrid.config import compose
 from transfergrid.config.cluster import SITE_DEFAULTS, changed_cluster, cluster_settings, plain
+from transfergrid.config.folders import VARIABLE
 from transfergrid.config.notation import gigabytes, minutes
 from transfergrid.config.sbatch_options import COLLIDES, SHORT, checked_option
 from transfergrid.errors import ConfigError
@@ -19,23 +20,18 @@ Lab = Callable[..., ClusterSettings]
 
 
 @pytest.fixture
-def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """The settings of cluster=mylab whose file holds this text, with these arguments."""
-    conf = tmp_path / "conf"
-    shutil.copytree(compose.conf_dir(), conf)
+    (tmp_path / "conf" / "cluster").mkdir(parents=True)
     for variable in SITE_DEFAULTS.values():
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(compose, "conf_dir", lambda: conf)
-    compose.choices.cache_clear()
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "conf"))
 
     def settings(text: str, *arguments: str) -> ClusterSettings:
-        (conf / "cluster" / "mylab.yaml").write_text(f"name: mylab\nkind: slurm\n{text}")
-        compose.choices.cache_clear()
+        (tmp_path / "conf" / "cluster" / "mylab.yaml").write_text(f"name: mylab\nkind: slurm\n{text}")
         return cluster_settings(compose.compose_config(["cluster=mylab", *arguments]).cluster)
 
-    yield settings
-    monkeypatch.undo()
-    compose.choices.cache_clear()
+    return settings
 
 
 # --------------------------------------------------------------------------------------------------------------- times
@@ -114,7 +110,7 @@ def test_what_has_one_clear_meaning_is_taken(lab: Lab) -> None:
 
 
 def test_one_file_may_build_on_another(lab: Lab) -> None:
-    (compose.conf_dir() / "cluster" / "base.yaml").write_text("account: vision\nmem_gb: 8\n")
+    (Path(os.environ[VARIABLE]) / "cluster" / "base.yaml").write_text("account: vision\nmem_gb: 8\n")
     settings = lab("defaults: [base, _self_]\nmem_per_gpu_gb: 16\n")
     assert (settings.resources.account, settings.resources.mem_gb, settings.name) == ("vision", None, "mylab")
 
@@ -141,7 +137,7 @@ def test_an_error_names_the_file_the_key_the_value_and_the_allowed_form(lab: Lab
     with pytest.raises(ConfigError) as refused:
         lab(f"{text}\n")
     message = str(refused.value)
-    assert message.startswith(str(compose.conf_dir() / "cluster" / "mylab.yaml")) and "\n" not in message
+    assert message.startswith(f"{os.environ[VARIABLE]}/cluster/mylab.yaml") and "\n" not in message
     assert told in message
 
 

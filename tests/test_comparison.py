@@ -248,7 +248,7 @@ def test_needs_differ_between_seeds_without_making_them_different(store: StorePa
 
 def test_a_grid_that_was_never_launched_is_named_with_those_that_were(store: StorePaths) -> None:
     cases.write_grid(store, "mine", [])
-    with pytest.raises(ConfigError, match=r"grid 'yours' was never launched.*launched there: mine; next: python"):
+    with pytest.raises(ConfigError, match=r"grid 'yours' was never launched.*launched there: mine; next: a launch"):
         comparison_rows("yours", store)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from transfergrid import architectures
 from transfergrid.backbones import names as backbone_names
 from transfergrid.backbones.timm_names import timm_names
 from transfergrid.commands import launch, predict, report, run_phase
-from transfergrid.config import Request, compose, load_grid, load_run
-from transfergrid.config.compose import choices, compose_config, conf_dir
+from transfergrid.config import Request, load_grid, load_run
+from transfergrid.config.compose import choices, compose_config
+from transfergrid.config.folders import VARIABLE, conf_dir
 from transfergrid.errors import ConfigError
 from transfergrid.specs import (
     EvaluateSettings,
@@ -70,17 +70,13 @@ def test_a_grid_file_is_named_as_it_names_itself() -> None:
 
 
 def test_the_grid_file_of_the_documentation_is_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    conf = Path(shutil.copytree(conf_dir(), tmp_path / "conf"))
+    (tmp_path / "grid").mkdir()
     page = (conf_dir().parent / "docs" / "adding.md").read_text(encoding="utf-8")
     lines = page.split("## A grid\n")[1].splitlines()
     block = "\n".join(line.removeprefix("    ") for line in lines if line.startswith("    "))
-    (conf / "grid" / "my_grid.yaml").write_text(f"# @package _global_\n{block}\n")
-    monkeypatch.setattr(compose, "conf_dir", lambda: conf)
-    compose.choices.cache_clear()
-    try:
-        request = load_grid(["grid=my_grid", "weights=random", "dry_run=true"])
-    finally:
-        compose.choices.cache_clear()
+    (tmp_path / "grid" / "my_grid.yaml").write_text(f"# @package _global_\n{block}\n")
+    monkeypatch.setenv(VARIABLE, str(tmp_path))
+    request = load_grid(["grid=my_grid", "weights=random", "dry_run=true"])
     rows = Counter((c.run.phase, c.run.dataset.name, c.variant) for c in request.configurations)
     # `weights: random` changes nothing where all weights are random.
     assert rows == {

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny_data
 from PIL import Image, ImageFile
+from test_comparison import row
 
 from transfergrid import data
 from transfergrid.commands.cautions import inventories
@@ -24,6 +25,8 @@ from transfergrid.data.damaged import DamagedImage, DamagedImages
 from transfergrid.errors import TOLD, DataError
 from transfergrid.folds import open_splits, picture_details
 from transfergrid.paths import StorePaths
+from transfergrid.records import RunRecord
+from transfergrid.report.remarks import with_remarks
 from transfergrid.report.rerun import commands_of
 from transfergrid.specs import RunSpec, Runtime
 
@@ -35,7 +38,7 @@ def folder(tmp_path: Path) -> Path:
     """Two classes of 12 JPEGs to train on and 6 to test, of 40 px."""
     for split, count in (("train", 12), ("test", 6)):
         for seed, name in enumerate(("cat", "dog")):
-            for index, pixels_HW3 in enumerate(tiny_data.random_images(count, 40, 40, 3, seed=seed)):
+            for index, pixels_HW3 in enumerate(tiny_data.random_images(count, 40, 40, 3, seed=seed + count)):
                 path = tmp_path / "pets" / split / name / f"{index:02}.jpg"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels_HW3).save(path, quality=90)
@@ -130,6 +133,10 @@ def test_what_is_left_out_is_counted_in_identity_plan_record_and_command(tmp_pat
     assert [line.split()[0] for line, _ in lines] == list(damaged)
     (command,) = commands_of([spec], StorePaths(tmp_path / "store"))
     assert "dataset.skip_damaged=true" in command.line.split()
+
+    record = RunRecord(run_id=spec.run_id, spec=spec, status="completed")
+    (marked,) = with_remarks([row()], [[record]])
+    assert marked.remarks == "without 6 files of the data set that cannot be used (dataset.skip_damaged=true)"
 
     for path in damaged:  # the same pictures without those files are another data set: nothing is left out
         (folder / path).unlink()

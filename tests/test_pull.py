@@ -189,7 +189,7 @@ def test_lines_that_the_server_lacks_are_a_problem_of_their_run(
     put_grid(server, store)
     put_history(server.run(run_id), [{"line": 9, "kind": "step", "epoch": 1, "batch": 9}])
     result, _ = pull_g(server, pulled)
-    assert result.problems == (f"{run_id}: its history has 7 lines of 9; next: jobs/sync.py",)
+    assert result.problems == (f"{run_id}: its history has 7 lines of 9; next: python jobs/sync.py",)
     assert result.missing == () and run_id in result.run_ids
     assert pull_g(server, pulled)[0].problems == result.problems  # told until it is mended
     put_history(server.run(run_id), [{"line": n, "kind": "step", "epoch": 1, "batch": n} for n in (7, 8)])

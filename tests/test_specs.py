@@ -183,7 +183,7 @@ def test_T17_a_features_key_covers_everything_that_changes_the_features_and_a_mi
         *(f"backbone.preprocess.{n}" for n in ("mode", "resize_px", "crop_px", "interpolation", "mean", "std")),
         *(f"backbone.preprocess.{n}" for n in ("antialias", "channels", "normalise", "small")),
         *(f"dataset.{n}" for n in ("name", "kind", "fingerprint", "num_classes", "max_images")),
-        *(f"dataset.{n}" for n in ("value_range", "orientation")),
+        *(f"dataset.{n}" for n in ("value_range", "orientation", "left_out")),
     }
     assert set(others) == expected
     for name, other in others.items():

@@ -106,6 +106,7 @@ def test_a_failure_is_told_with_its_class_its_last_words_and_the_next_step(
 ) -> None:
     make_grid(store, "a", "b")
     submission = submit(store, ("a",), ("b",))
+    write(submission.launch / "specs.json", {"cluster": {"mem_gb": 16.0}})
     attempt(store, "a", slurm_task="7_0")
     failed(store, "a", "data", "train.bin is damaged")
     store.run("a").log.write_text("INFO attempt 1 begins\n\x1b[31mERROR\x1b[0m train.bin is damaged\x07\n")
@@ -117,7 +118,7 @@ def test_a_failure_is_told_with_its_class_its_last_words_and_the_next_step(
     text = printed(capsys)
     assert "data: a: train.bin is damaged INFO attempt 1 begins ERROR train.bin is damaged host_oom: b:" in text
     assert "slurmstepd: error: Detected 1 oom-kill" in text
-    assert "python jobs/status.py grid=g retry=host_oom cluster.mem_gb=..." in text
+    assert "python jobs/status.py grid=g retry=host_oom cluster.mem_gb=32)" in text
     assert "next, 1 x data: mend the file" in text
 
 

@@ -81,7 +81,7 @@ def test_one_bad_combination_is_told_before_anything_is_written(
 @pytest.mark.parametrize(
     ("arguments", "telling"),
     [
-        (["needs=run"], "needs=run: the jobs of a sweep do not wait for each other; jobs/launch_grid.py"),
+        (["needs=run"], "needs=run: the jobs of a sweep do not wait for each other; python jobs/launch_grid.py"),
         (["cluster.python=podman run x python"], "cluster.python cannot be handed on"),
         (["phase=probe,finetune", "cluster.by_phase={probe: {gpus: 0}}"], "sweep over one phase at a time"),
     ],

@@ -123,4 +123,6 @@ def test_a_job_script_that_is_sent_from_elsewhere_says_how_to_send_it(tmp_path: 
         text=True,
     )
     told = f"error: {tmp_path} is not the folder of transfergrid; send the job from there, or export"
-    assert done.returncode == 2 and done.stderr.strip() == f"{told} TRANSFERGRID_HOME=FOLDER"
+    assert done.returncode == 2 and done.stderr.strip() == (
+        f"{told} TRANSFERGRID_HOME=FOLDER, or TRANSFERGRID_PYTHON=PYTHON, or put transfergrid on the PATH"
+    )

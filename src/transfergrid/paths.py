@@ -139,3 +139,24 @@ def store_paths(runtime: Runtime) -> StorePaths:
 
 def cache_paths(runtime: Runtime) -> CachePaths:
     return CachePaths(Path(runtime.cache_dir))
+
+
+# -------------------------------------------------------------------------------------------------------- what is typed
+VERBS = {  # of the `transfergrid` command -> the module in commands/ that carries it out
+    "launch": "launch",
+    "run": "run_phase",
+    "status": "status",
+    "report": "report",
+    "sync": "sync",
+    "predict": "predict",
+    "doctor": "doctor",
+}
+_VERB_OF = {"launch_grid": "launch", "run_phase": "run"}  # where a script in jobs/ has another name
+
+
+def typed(script: str) -> str:
+    """How a user starts a script of jobs/: `python jobs/status.py` in a checkout, `transfergrid status` where the
+    package is installed."""
+    installed = (Path(__file__).parent / "conf").is_dir()
+    stem = script.removesuffix(".py")
+    return f"transfergrid {_VERB_OF.get(stem, stem)}" if installed else f"python jobs/{script}"

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, DISK_FULL, OF_MACHINE, SAYS_SETUP_FAILED, SETUP_FAILED
 from transfergrid.cluster.slurm_words import trace
 from transfergrid.errors import OF_ULIMIT
+from transfergrid.paths import typed
 
 NO_LOG = 53  # the signal by which SLURM tells that a node could not open a job's log, or enter its folder
-DOCTOR = "jobs/doctor.py looks at a node"
+DOCTOR = f"{typed('doctor.py')} looks at a node"
 
 
 @dataclass(frozen=True, slots=True)

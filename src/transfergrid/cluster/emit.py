@@ -81,7 +81,7 @@ line() {{
 }}
 
 # send NAME TOKEN EDGE IDS...: one sbatch, of what SLURM does not have yet, after those jobs. Its id, found by the token
-# whatever sbatch says, goes into NAME.id and, so that jobs/status.py finds it, into the ledger.
+# whatever sbatch says, goes into NAME.id and, so that a status finds it, into the ledger.
 send() {{
   local name=$1 token=$2 edge=$3 id parents failed= try; shift 3
   if [[ ! -s $name.id ]]; then

@@ -82,7 +82,7 @@ def run_task(folder: str) -> dict[str, str]:
         interrupted = [run for run in remaining if outcomes[run.run_id] == "interrupted"]
         if interrupted and _go_on_later(interrupted, runtime, settings):  # before anything that may take time
             sys.exit(ASKS_FOR_REQUEUE)
-        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S.get(runtime.tracking, 0.0))
+        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S.get(runtime.tracking, 0.0), by_hand=tracking.by_hand(runtime))
         if any(outcome not in ("completed", "reused") for outcome in outcomes.values()):
             sys.exit(1)
     return outcomes

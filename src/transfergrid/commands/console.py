@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import io
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid.errors import ConfigError, GridError, classify, next_step, one_line, remedy_of
-from transfergrid.paths import StorePaths
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,13 +61,6 @@ def make_console() -> Console:
     # No markup and no emoji: a message may well hold brackets, as [Errno 28] does, and a name `:x:`.
     console = Console(markup=False, emoji=False)
     return console if console.is_terminal else Console(markup=False, emoji=False, width=100)
-
-
-def command_line(script: str, grid: str, store: StorePaths, *more: str) -> str:
-    """`python jobs/report.py grid=g ...`, to be pasted; with store.dir= where it is not the default."""
-    is_default = store.root.absolute() == Path("results").absolute()
-    where = [] if is_default else [f"store.dir={store.root}"]
-    return shlex.join(["python", f"jobs/{script}", f"grid={grid}", *where, *more])
 
 
 def hashing_progress() -> Callable[[int, int], None]:

@@ -25,10 +25,10 @@ HELP = help_for(
     "Is this machine or cluster fit? Each line passes, or names its remedy. On SLURM two jobs of seconds are sent to\n"
     "look at a node; wait_s=120 is how long they may wait in the queue.",
     (
-        "python jobs/doctor.py                                 SLURM where there is one, else this machine",
-        "python jobs/doctor.py cluster=slurm cluster.partition=gpu cluster.gpu_type=a100 store.dir=/shared/results",
-        "python jobs/doctor.py cluster=local device=cpu",
-        "python jobs/doctor.py grid=individual_vs_parallel     fetch and verify that grid's data and weights, too",
+        "                                SLURM where there is one, else this machine",
+        "cluster=slurm cluster.partition=gpu cluster.gpu_type=a100 store.dir=/shared/results",
+        "cluster=local device=cpu",
+        "grid=individual_vs_parallel     fetch and verify that grid's data and weights, too",
     ),
 )
 

@@ -14,11 +14,12 @@ from transfergrid.cluster.child import ask, gpus_for
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.commands.cautions import cautions, inventories
-from transfergrid.commands.console import FAILED, OK, command_line, hashing_progress, make_console, run_script
+from transfergrid.commands.console import FAILED, OK, hashing_progress, make_console, run_script
 from transfergrid.commands.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.commands.progress import watching
 from transfergrid.config import Request, load_grid
 from transfergrid.config.help import help_for
+from transfergrid.config.spelling import command_of_grid
 from transfergrid.errors import ConfigError, DataError, MachineError, StoreFull, next_step
 from transfergrid.names import shown
 from transfergrid.paths import StorePaths
@@ -39,13 +40,13 @@ HELP = help_for(
     "that would take rows with results out of a grid is refused: grid_name=NAME makes another one beside it,\n"
     "replace=true takes its name and keeps the former grid and report under a dated one.",
     (
-        "python jobs/launch_grid.py                                    the quickstart, minutes on a laptop",
-        "python jobs/launch_grid.py dry_run=true                       show the plan, write nothing",
-        "python jobs/launch_grid.py grid=individual_vs_parallel grid.datasets=[mnist] weights=random",
-        "python jobs/launch_grid.py select_by=balanced_accuracy        choices on val by it, or macro_f1",
-        "python jobs/launch_grid.py cluster=slurm wait=true            SLURM jobs; wait for the table",
-        "python jobs/launch_grid.py cluster=slurm emit=DIR             write the job scripts instead of sending them",
-        "python jobs/launch_grid.py grid=compare dataset=image_folder dataset.folder=DIR 'grid.models=[resnet18]'",
+        "                                   the quickstart, minutes on a laptop",
+        "dry_run=true                       show the plan, write nothing",
+        "grid=individual_vs_parallel grid.datasets=[mnist] weights=random",
+        "select_by=balanced_accuracy        choices on val by it, or macro_f1",
+        "cluster=slurm wait=true            SLURM jobs; wait for the table",
+        "cluster=slurm emit=DIR             write the job scripts instead of sending them",
+        "grid=compare dataset=image_folder dataset.folder=DIR 'grid.models=[resnet18]'",
     ),
 )
 
@@ -87,7 +88,7 @@ def carry_out(request: Request) -> int:
         with watching(console, request.store, len(plan.to_run)) as watcher:
             endings = local.run_plan(plan, request.runtime, watcher)
     finally:
-        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S)
+        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
     show_results(console, request)
     return show_failures(console, plan, endings)
 
@@ -267,10 +268,10 @@ def show_results(console: Console, request: Request, *, reported: bool = False) 
     figures = request.runtime.report_figures is True
     show_report(console, [request.grid], request.store, figures=figures)
     if request.runtime.tracking == "online":  # the runs are there, the table is not
-        line = command_line("report.py", request.grid, request.store, "publish=true")
+        line = command_of_grid("report.py", request.grid, request.store, "publish=true")
         console.print(f"in W&B, with figures: {line}", highlight=False, soft_wrap=True)
     elif not figures:
-        line = command_line("report.py", request.grid, request.store)
+        line = command_of_grid("report.py", request.grid, request.store)
         console.print(f"with figures: {line}", highlight=False, soft_wrap=True)
 
 

@@ -26,12 +26,13 @@ from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import Snapshot
 from transfergrid.cluster.submit import Launch, Sender, start_estimate
 from transfergrid.cluster.yielding import fitted
-from transfergrid.commands.console import FAILED, OK, command_line, count
+from transfergrid.commands.console import FAILED, OK, count
 from transfergrid.commands.finish import finish
 from transfergrid.commands.grid_file import write_grid_of
 from transfergrid.commands.launch import preflight, prepare_folders, queued, sent_states, show_plan
 from transfergrid.commands.places import assert_room, fitting, no_room, num_jobs, room_in_queue, send_what_fits
 from transfergrid.config import Request
+from transfergrid.config.spelling import command_of_grid
 from transfergrid.cost import ADVISED_RUNS_PER_JOB, Estimate, estimate, gpu_hours, packing_advice
 from transfergrid.errors import ConfigError, MachineError, StoreFull
 from transfergrid.plan import Plan, make_plan
@@ -373,10 +374,10 @@ def _emit(console: Console, submitting: Submitting, folder: Path) -> int:
 
 def _say_how_to_watch(console: Console, submitting: Submitting) -> None:
     request = submitting.request
-    line = command_line("status.py", request.grid, request.store, "watch=true")
+    line = command_of_grid("status.py", request.grid, request.store, "watch=true")
     console.print(f"watch: {line}", highlight=False, soft_wrap=True)
     table = request.store.report(request.grid) / "comparison.md"
-    by_hand = command_line("report.py", request.grid, request.store)
+    by_hand = command_of_grid("report.py", request.grid, request.store)
     if submitting.has_finish:
         text = f"the finish job writes {table}; until then: {by_hand}"
     elif submitting.left or submitting.is_finish_due:

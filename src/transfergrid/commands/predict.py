@@ -25,11 +25,11 @@ HELP = help_for(
     "A finished run (probe, finetune or scratch; its id or its folder) on every image below a folder, as CSV; or its\n"
     "export: weights, program, preprocessing, class names and a model card.",
     (
-        "python jobs/predict.py run=RUN_ID images=DIR                       CSV to standard output",
-        "python jobs/predict.py run=RUN_ID images=DIR top_k=3 output=FILE.csv",
-        "python jobs/predict.py run=RUN_ID export=DIR                       export_format=all|state_dict|...|onnx",
-        "python jobs/predict.py run=results/runs/RUN_ID images=DIR device=cpu cluster.num_threads=2",
-        "python jobs/predict.py run=PROBE_ID images=DIR weights_dir=DIR     or weights_files.<backbone>=FILE",
+        "run=RUN_ID images=DIR                       CSV to standard output",
+        "run=RUN_ID images=DIR top_k=3 output=FILE.csv",
+        "run=RUN_ID export=DIR                       export_format=all|state_dict|...|onnx",
+        "run=results/runs/RUN_ID images=DIR device=cpu cluster.num_threads=2",
+        "run=PROBE_ID images=DIR weights_dir=DIR     or weights_files.<backbone>=FILE",
     ),
     keys=False,
 )

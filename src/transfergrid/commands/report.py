@@ -40,11 +40,11 @@ HELP = help_for(
     "all of it back. Once more brings it up to date. The key comes from WANDB_API_KEY or `wandb login`, project and\n"
     "entity from the grid's last launch unless given.",
     (
-        "python jobs/report.py grid=quickstart",
-        "python jobs/report.py grid=quickstart figures=false store.dir=results",
-        "python jobs/report.py 'compare=[individual_vs_parallel,individual_vs_parallel_as_published]'",
-        "python jobs/report.py grid=quickstart publish=true project=transfergrid entity=my-team",
-        "python jobs/report.py grid=quickstart source=wandb entity=my-team project=transfergrid",
+        "grid=quickstart",
+        "grid=quickstart figures=false store.dir=results",
+        "'compare=[individual_vs_parallel,individual_vs_parallel_as_published]'",
+        "grid=quickstart publish=true project=transfergrid entity=my-team",
+        "grid=quickstart source=wandb entity=my-team project=transfergrid",
     ),
     keys=False,
 )

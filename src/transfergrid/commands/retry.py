@@ -11,7 +11,7 @@ from transfergrid.commands.console import make_console
 from transfergrid.commands.on_slurm import carry_out
 from transfergrid.config import load_retry
 from transfergrid.errors import ConfigError
-from transfergrid.paths import StorePaths
+from transfergrid.paths import StorePaths, typed
 from transfergrid.records import read_grid
 from transfergrid.specs import Runtime
 
@@ -29,7 +29,8 @@ def relaunch(
     runs = {run.run_id: run for payload in payloads for run in payload.runs}
     unknown = [run_id for run_id in run_ids if run_id not in runs]
     if unknown or not payloads:
-        raise ConfigError(f"{(unknown or [grid])[0]} was not sent to SLURM from {store.root}; use jobs/launch_grid.py")
+        instead = typed("launch_grid.py")
+        raise ConfigError(f"{(unknown or [grid])[0]} was not sent to SLURM from {store.root}; use {instead}")
     wanted = set(run_ids)
     for run in runs.values():  # needed ones come first in every payload
         if wanted.intersection((*run.needs, *(e.run_id for e in run.extractions))):

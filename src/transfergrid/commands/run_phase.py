@@ -19,12 +19,12 @@ HELP = help_for(
     "run_phase.py",
     "Run one configuration here: model, dataset, phase and seed. What it needs is run first, unless needs=check.",
     (
-        "python jobs/run_phase.py model=resnet18+googlenet dataset=mnist phase=probe seed=0",
-        "python jobs/run_phase.py model=baseline_cnn dataset=image_folder dataset.folder=DIR phase=scratch",
-        "python jobs/run_phase.py phase=evaluate run=RUN_ID dataset=cifar10",
-        "python jobs/run_phase.py phase=evaluate model=resnet50 dataset=image_folder dataset.folder=IMAGENET",
-        "python jobs/run_phase.py -m model=resnet18,googlenet phase=probe seed=range(0,3)   one run after the other",
-        "python jobs/run_phase.py -m cluster=slurm hydra/launcher=slurm model=resnet18,googlenet phase=probe",
+        "model=resnet18+googlenet dataset=mnist phase=probe seed=0",
+        "model=baseline_cnn dataset=image_folder dataset.folder=DIR phase=scratch",
+        "phase=evaluate run=RUN_ID dataset=cifar10",
+        "phase=evaluate model=resnet50 dataset=image_folder dataset.folder=IMAGENET",
+        "-m model=resnet18,googlenet phase=probe seed=range(0,3)   one run after the other",
+        "-m cluster=slurm hydra/launcher=slurm model=resnet18,googlenet phase=probe",
     ),
 )
 

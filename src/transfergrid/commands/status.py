@@ -6,10 +6,11 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from transfergrid.commands.console import FAILED, OK, command_line, make_console, run_script
+from transfergrid.commands.console import FAILED, OK, make_console, run_script
 from transfergrid.commands.status_view import View, changes, read_view
 from transfergrid.config import load_status
 from transfergrid.config.help import help_for
+from transfergrid.config.spelling import command_of_grid
 from transfergrid.config.status import StatusRequest
 
 if TYPE_CHECKING:
@@ -23,13 +24,13 @@ HELP = help_for(
     "A grid's configurations as they are now: state and reason, epoch, accuracy, times, and why what failed failed.\n"
     "Works from a fresh shell, by the grid's name; while SLURM does not answer, from the store alone.",
     (
-        "python jobs/status.py grid=quickstart",
-        "python jobs/status.py grid=quickstart watch=true                    redrawn until nothing is live any more",
-        "python jobs/status.py run=ID                                        one run: its attempts, jobs and logs",
-        "python jobs/status.py run=ID logs=true                              follow its logs; a part of the ID will do",
-        "python jobs/status.py grid=quickstart cancel=true                   with run=ID: that run alone",
-        "python jobs/status.py grid=quickstart retry=oom cluster.mem_gb=64   or failed, timeout, lost, cancelled, ...",
-        "python jobs/status.py grid=quickstart retry=unknown                 shows why, and sends: you know it is gone",
+        "grid=quickstart",
+        "grid=quickstart watch=true                    redrawn until nothing is live any more",
+        "run=ID                                        one run: its attempts, jobs and logs",
+        "run=ID logs=true                              follow its logs; a part of the ID will do",
+        "grid=quickstart cancel=true                   with run=ID: that run alone",
+        "grid=quickstart retry=oom cluster.mem_gb=64   or failed, timeout, lost, cancelled, ...",
+        "grid=quickstart retry=unknown                 shows why, and sends: you know it is gone",
     ),
     keys=False,
 )
@@ -78,7 +79,7 @@ def show(console: Console, view: View) -> None:
     for line in filter(None, (view.finish_line, view.summary)):
         console.print(line, highlight=False, soft_wrap=True)
     if view.grid is not None and all(view.state(row).state == "done" for row in view.rows):
-        line = command_line("report.py", view.grid, view.store)
+        line = command_of_grid("report.py", view.grid, view.store)
         console.print(f"the table: {line}", highlight=False, soft_wrap=True)
 
 

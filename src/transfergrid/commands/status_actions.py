@@ -20,7 +20,7 @@ from transfergrid.commands.console import FAILED, OK, count
 from transfergrid.commands.status_view import View
 from transfergrid.config.status import UNKNOWN, StatusRequest
 from transfergrid.errors import ConfigError, MachineError
-from transfergrid.paths import StorePaths
+from transfergrid.paths import StorePaths, typed
 from transfergrid.records import read_grid, record_head
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def _grid_of(view: View, run_id: str) -> str:
     for path in sorted(view.store.grid("x").parent.glob("*.json")):
         if any(entry.run_id == run_id for entry in read_grid(path)):
             return path.stem
-    raise ConfigError(f"{run_id} stands in no grid of {view.store.root}; run it again with jobs/run_phase.py")
+    raise ConfigError(f"{run_id} stands in no grid of {view.store.root}; run it again with {typed('run_phase.py')}")
 
 
 def _assert_slurm_answers(view: View, what: str) -> None:

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from transfergrid import durable
 from transfergrid.cluster.evidence import log_tail
 from transfergrid.cluster.run_state import RunState, State
-from transfergrid.commands.console import command_line
 from transfergrid.commands.progress import last_line
 from transfergrid.commands.status_view import BAD, Row, View
+from transfergrid.config.spelling import command, command_of_grid
 from transfergrid.errors import next_step
 
 if TYPE_CHECKING:
@@ -209,7 +209,9 @@ def failure_lines(view: View) -> Iterator[tuple[str, str | None]]:
         if number < FAILURES_WITH_LOG:
             yield from ((f"    {line}", "dim") for line in last_words(view, run_ids[0], LOG_LINES))
     if len(told) > FAILURES_SHOWN:
-        yield f"... and {len(told) - FAILURES_SHOWN} more reasons; jobs/status.py run=ID shows one run", "red"
+        unseen = list(told.values())[FAILURES_SHOWN][0]
+        one = command("status.py", f"run={unseen}", f"store.dir={view.store.root}")
+        yield f"... and {len(told) - FAILURES_SHOWN} more reasons; {one} shows one run", "red"
     yield from ((line, None) for line in next_steps(view))
 
 
@@ -222,14 +224,23 @@ def next_steps(view: View) -> Iterator[str]:
     states = [view.state(row) for row in view.rows if view.state(row).state in BAD]
     classes = [(state.failure_class or "lost", state.remedy or None) for state in states]
     for name, remedy in dict.fromkeys(classes):
-        command = command_line("status.py", view.grid, view.store, f"retry={name}") if view.grid else ""
-        if name == "host_oom":
-            command += " cluster.mem_gb=..." if command else ""
-        step = next_step(name, remedy) + (f" ({command})" if command and name != "blocked" else "")
+        more = _more_memory(view, [s.run_id for s in states if s.failure_class == name]) if name == "host_oom" else ()
+        again = command_of_grid("status.py", view.grid, view.store, f"retry={name}", *more) if view.grid else ""
+        step = next_step(name, remedy) + (f" ({again})" if again and name != "blocked" else "")
         yield f"next, {classes.count((name, remedy))} x {name}: {step}"
     if doubtful := sum(view.state(row).undecided for row in view.rows):
-        command = command_line("status.py", view.grid, view.store, "retry=unknown") if view.grid else "retry=unknown"
-        yield f"next, {doubtful} x unknown: never sent again by itself; if you know that it is gone: {command}"
+        again = command_of_grid("status.py", view.grid, view.store, "retry=unknown") if view.grid else "retry=unknown"
+        yield f"next, {doubtful} x unknown: never sent again by itself; if you know that it is gone: {again}"
+
+
+def _more_memory(view: View, run_ids: Sequence[str]) -> tuple[str, ...]:
+    """`cluster.mem_gb=32`, where the launch of these runs asked for 16; nothing where it asked in another way."""
+    newest = next((found for run_id in run_ids if (found := view.ledger.newest(run_id)) is not None), None)
+    try:
+        asked_gb = None if newest is None else durable.read_json(newest[0].launch / "specs.json")["cluster"]["mem_gb"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+    return (f"cluster.mem_gb={2 * asked_gb:g}",) if isinstance(asked_gb, (int, float)) and asked_gb > 0 else ()
 
 
 def last_words(view: View, run_id: str, count: int) -> list[str]:

@@ -11,7 +11,7 @@ from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of_spec, specs_of
 from transfergrid.cluster.run_state import RunState, State
 from transfergrid.cluster.states import Snapshot, take_snapshot
-from transfergrid.commands.console import command_line
+from transfergrid.config.spelling import command_of_grid, who_lists_runs
 from transfergrid.config.status import StatusRequest
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
@@ -88,9 +88,8 @@ class View:
         told = f"{job}: {state.state}" + (f": {state.reason}" if state.reason else "") + never
         if state.waits_for_needs or (state.is_live and not state.never_starts):
             return told
-        return (
-            f"{told}; launch again sends it; the table until then: {command_line('report.py', self.grid, self.store)}"
-        )
+        by_hand = command_of_grid("report.py", self.grid, self.store)
+        return f"{told}; launch again sends it; the table until then: {by_hand}"
 
     @property
     def silence(self) -> str:
@@ -108,7 +107,8 @@ def read_view(request: StatusRequest) -> View:
     held = _held(ledger, request.grid)
     known = dict.fromkeys([e.run_id for e in entries] + held)
     if request.run is not None:
-        found = _resolve(request.run, known if request.grid is not None else dict.fromkeys([*_stored(store), *held]))
+        every = known if request.grid is not None else dict.fromkeys([*_stored(store), *held])
+        found = _resolve(request.run, every, store)
         entries, held, known = [e for e in entries if e.run_id == found], [found], {found: None}
     specs = specs_of(ledger, known)
     needs = {run_id: needs_of_spec(spec) for run_id, spec in specs.items()}
@@ -152,7 +152,7 @@ def _stored(store: StorePaths) -> list[str]:
     return sorted(p.name for p in store.runs.iterdir()) if store.runs.is_dir() else []
 
 
-def _resolve(name: str, known: Iterable[str]) -> str:
+def _resolve(name: str, known: Iterable[str], store: StorePaths) -> str:
     """A whole run_id, else the one run that begins with, ends with or holds this text."""
     known = list(known)
     if name in known:
@@ -164,7 +164,7 @@ def _resolve(name: str, known: Iterable[str]) -> str:
         if found:
             shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
             raise ConfigError(f"run={name} fits {len(found)} runs: {shown}; give more of the name")
-    raise ConfigError(f"run={name} fits none of {len(known)} runs; jobs/status.py grid=NAME lists a grid's runs")
+    raise ConfigError(f"run={name} fits none of {len(known)} runs; {who_lists_runs(store)}")
 
 
 def _stored_spec(store: StorePaths, run_id: str) -> RunSpec | None:

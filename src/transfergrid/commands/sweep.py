@@ -34,6 +34,7 @@ from transfergrid.commands.grid_file import write_grid_of
 from transfergrid.commands.progress import watching
 from transfergrid.config.sweep import Sweep, launch_line, load_sweep, run_sweep
 from transfergrid.errors import ConfigError, MachineError, one_line
+from transfergrid.paths import typed
 from transfergrid.plan import Plan, PlannedRun, make_plan
 from transfergrid.specs import RunSpec
 from transfergrid.stopping import StopFlag
@@ -70,7 +71,7 @@ def sweep(arguments: Sequence[str]) -> int:
     try:
         endings = _on_slurm(console, asked, plan.to_run) if on_slurm else _here(console, asked, plan.to_run)
     finally:
-        tracking.wait_for_mirror(mirror, launch.MIRROR_WAIT_S)
+        tracking.wait_for_mirror(mirror, launch.MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
     launch.show_results(console, request)
     return launch.show_failures(console, plan, endings)
 
@@ -81,7 +82,7 @@ def _assert_slurm_can(asked: Sweep) -> Sweep:
 
     Raises ConfigError where SLURM does not answer, keeps no accounts, or has no node for such a job.
     """
-    instead = "use jobs/launch_grid.py"
+    instead = f"use {typed('launch_grid.py')}"
     if not slurm.answers():
         raise ConfigError(f"cluster={asked.request.cluster.name}: SLURM does not answer here; submit from a login node")
     resources = asked.resources

@@ -13,8 +13,9 @@ from transfergrid import durable
 from transfergrid.commands.console import FAILED, OK, count, make_console, progress_line, run_script
 from transfergrid.config import load_sync
 from transfergrid.config.help import help_for
+from transfergrid.config.spelling import command_of_grid
 from transfergrid.errors import ConfigError
-from transfergrid.paths import StorePaths
+from transfergrid.paths import StorePaths, store_paths
 from transfergrid.specs import Runtime, from_dict
 from transfergrid.tracking.account import Unreachable, find_account, why_silent
 
@@ -30,8 +31,8 @@ HELP = help_for(
     "at any time: from cron, and while jobs are running (what a checkpoint covers is sent).\n"
     "The key comes from WANDB_API_KEY or `wandb login`; project and entity from the grid's last launch unless given.",
     (
-        "python jobs/sync.py grid=quickstart",
-        "python jobs/sync.py grid=quickstart project=transfergrid entity=my-team store.dir=results",
+        "grid=quickstart",
+        "grid=quickstart project=transfergrid entity=my-team store.dir=results",
     ),
     keys=False,
 )
@@ -92,7 +93,7 @@ def sync_and_publish(console: Console, runtime: Runtime, grid: str) -> None:
     """
     if runtime.tracking == "disabled":
         return
-    by_hand = f"`python jobs/sync.py grid={grid}` sends what the server lacks"
+    by_hand = f"`{command_of_grid('sync.py', grid, store_paths(runtime))}` sends what the server lacks"
     try:
         url = find_account(runtime.wandb_project, runtime.wandb_entity).url
         if reason := why_silent(url):

@@ -23,6 +23,7 @@ from transfergrid.commands.on_slurm import Submitting, submit
 from transfergrid.commands.usage import show_usage
 from transfergrid.config import Request
 from transfergrid.errors import MachineError, next_step
+from transfergrid.paths import typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,7 +59,7 @@ def wait(console: Console, submitting: Submitting) -> int:
                 break
         except SlurmDown as error:
             if _lasts("away", since) > CONTROLLER_AWAY_S:
-                raise SlurmDown(f"{error}; the jobs go on, jobs/status.py shows them") from error
+                raise SlurmDown(f"{error}; the jobs go on, {typed('status.py')} shows them") from error
         time.sleep(request.cluster.poll_s)
     show_results(console, request, reported=True)
     show_usage(console, list(states), request.store)

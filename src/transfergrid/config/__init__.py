@@ -13,12 +13,14 @@ from transfergrid.config.report import ReportRequest, parse_report
 from transfergrid.config.status import StatusRequest, parse_status
 from transfergrid.config.sync import SyncRequest, parse_sync
 from transfergrid.errors import ConfigError
-from transfergrid.paths import StorePaths
+from transfergrid.paths import StorePaths, typed
 from transfergrid.records import GridEntry
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import Configuration, RunSpec, Runtime, SelectBy, digest, safe_name
 
 if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
     from transfergrid.config.builder import FolderProgress
     from transfergrid.data import DatasetFacts
 
@@ -74,11 +76,8 @@ class Request:
         ]
 
 
-def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
-    """The grid of a launch; `grid=quickstart` unless another is named. Raises ConfigError or DataError, in one line."""
-    # Hydra takes half a second to import, which those who only read the store need not wait for.
-    from transfergrid.config.builder import GridBuilder
-    from transfergrid.config.cluster import cluster_settings, plain
+def composed_grid(arguments: Sequence[str]) -> tuple[list[str], DictConfig]:
+    """What a launch is told, checked as far as it goes without data; with the grid named. Raises ConfigError."""
     from transfergrid.config.compose import compose_config, parse_overrides
 
     arguments = list(arguments)
@@ -89,14 +88,24 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
     for key in ("model", "seed", "run", "needs"):
         if key in overrides:
             raise ConfigError(
-                f"{key}= belongs to jobs/run_phase.py; a grid takes grid.models=[...] and grid.seeds=[...]"
+                f"{key}= belongs to {typed('run_phase.py')}; a grid takes grid.models=[...] and grid.seeds=[...]"
             )
     if "phase" in overrides:
-        raise ConfigError("phase= belongs to jobs/run_phase.py; a grid takes grid.phases=[...]")
+        raise ConfigError(f"phase= belongs to {typed('run_phase.py')}; a grid takes grid.phases=[...]")
     if "dataset" in overrides:
         if "grid.datasets" in overrides:
             raise ConfigError("dataset= and grid.datasets= are both given; give one")
         config.grid.datasets = [overrides["dataset"].value()]
+    return arguments, config
+
+
+def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
+    """The grid of a launch; `grid=quickstart` unless another is named. Raises ConfigError or DataError, in one line."""
+    # Hydra takes half a second to import, which those who only read the store need not wait for.
+    from transfergrid.config.builder import GridBuilder
+    from transfergrid.config.cluster import cluster_settings, plain
+
+    arguments, config = composed_grid(arguments)
     builder = GridBuilder(arguments, config, progress)
     configurations = builder.build()
     return Request(
@@ -118,10 +127,8 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
     )
 
 
-def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
-    """One configuration by hand; it joins the grid `grid_name=` (default adhoc), what it overrides is its variant."""
-    from transfergrid.config.builder import GridBuilder
-    from transfergrid.config.cluster import cluster_settings, plain
+def composed_run(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
+    """What a run by hand is told, by key, and its configuration, as composed_grid()."""
     from transfergrid.config.compose import compose_config, parse_overrides
     from transfergrid.config.settings import choice
 
@@ -129,19 +136,30 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
     config = compose_config(arguments)
     for key in overrides:
         if key.startswith("grid.") and "grid" not in overrides:
-            raise ConfigError(f"{key}= belongs to jobs/launch_grid.py; one run takes model=, dataset=, phase=, seed=")
+            raise ConfigError(
+                f"{key}= belongs to {typed('launch_grid.py')}; one run takes model=, dataset=, phase=, seed="
+            )
     choice("needs", config.needs, ("run", "check"))
+    if config.run is not None and (config.phase.name != "evaluate" or config.model):
+        raise ConfigError("run= goes with phase=evaluate and without model=, which the run itself tells")
+    if config.run is None and not config.model:
+        raise ConfigError("model= is needed, as model=resnet18 or model=resnet18+googlenet")
+    return overrides, config
+
+
+def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
+    """One configuration by hand; it joins the grid `grid_name=` (default adhoc), what it overrides is its variant."""
+    from transfergrid.config.builder import GridBuilder
+    from transfergrid.config.cluster import cluster_settings, plain
+
+    overrides, config = composed_run(arguments)
     builder = GridBuilder(list(arguments), config, progress)
     builder.name = grid_name_of(config.grid_name or "adhoc")
     variant = _hand_variant(overrides)
     if config.run is not None:
-        if config.phase.name != "evaluate" or config.model:
-            raise ConfigError("run= goes with phase=evaluate and without model=, which the run itself tells")
         # Which run is evaluated stands in no other column; its last 12 digits are its identity.
         of = f"run-{config.run[-12:]}"
         configuration = builder.evaluation_of(config.run, safe_name(",".join(filter(None, (of, variant)))))
-    elif not config.model:
-        raise ConfigError("model= is needed, as model=resnet18 or model=resnet18+googlenet")
     else:
         configuration = builder.one_run(config.model, config.phase.name, config.seed, variant)
     return Request(
@@ -184,10 +202,8 @@ class DoctorRequest:
     grid: Request | None = None
 
 
-def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
-    """The settings of a launch, its grid where one is named; and `wait_s=`, which no other script has."""
-    from transfergrid.config.builder import GridBuilder
-    from transfergrid.config.cluster import cluster_settings
+def composed_doctor(arguments: Sequence[str]) -> tuple[float, list[str], DictConfig]:
+    """(wait_s, the other arguments, their configuration). Raises ConfigError."""
     from transfergrid.config.compose import compose_config
     from transfergrid.config.settings import in_range
 
@@ -200,7 +216,15 @@ def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
             raise ConfigError(f"wait_s={waits[-1]} is not a number of seconds") from None
         in_range("wait_s", wait_s, 0, 86_400)
     others = [a for a in arguments if not a.startswith("wait_s=")]
-    config = compose_config(others)
+    return wait_s, others, compose_config(others)
+
+
+def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
+    """The settings of a launch, its grid where one is named; and `wait_s=`, which no other script has."""
+    from transfergrid.config.builder import GridBuilder
+    from transfergrid.config.cluster import cluster_settings
+
+    wait_s, others, config = composed_doctor(arguments)
     return DoctorRequest(
         runtime=GridBuilder(others, config, None).runtime(),
         cluster=cluster_settings(config.cluster),

@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from transfergrid.config.folders import find
 from transfergrid.errors import ConfigError
 
 FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -34,8 +35,10 @@ class _Texts(yaml.SafeLoader):
         return found
 
 
-def read_cluster_file(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+def read_cluster_file(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The file's values, those of the files that its `defaults` name first. Raises ConfigError that names the file."""
+    path = find("cluster", name)
+    assert path is not None, name  # a name of choices()
     try:
         content = yaml.load(path.read_bytes().decode(), Loader=_Texts)
     except yaml.MarkedYAMLError as error:
@@ -50,10 +53,9 @@ def read_cluster_file(path: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     for other in content.pop("defaults", None) or []:
         if other == "_self_":
             continue
-        below = path.parent / f"{other}.yaml"
-        if not isinstance(other, str) or not below.is_file() or below == path:
-            raise ConfigError(f"{path}: defaults: {other!r} is no other file of {path.parent}")
-        yield from read_cluster_file(below)
+        if not isinstance(other, str) or find("cluster", other) in (None, path):
+            raise ConfigError(f"{path}: defaults: {other!r} is no other file of cluster/")
+        yield from read_cluster_file(other)
     if isinstance(options := content.get("sbatch"), dict):
         content["sbatch"] = {key: FLAGS.get(str(value).lower(), value) for key, value in options.items()}
     yield path, {str(key): value for key, value in content.items()}

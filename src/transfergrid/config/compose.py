@@ -12,13 +12,17 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from transfergrid.config import folders
 from transfergrid.config.cluster_file import read_cluster_file
 from transfergrid.config.notation import as_meant
 from transfergrid.config.schema import Config
@@ -48,14 +52,17 @@ _SET_OTHERWISE = {
 }
 
 
-def conf_dir() -> Path:
-    """The folder of the configuration files: `conf/` of the checkout that this code is in."""
-    return Path(__file__).resolve().parents[3] / "conf"
-
-
-@cache
 def choices(group: str) -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in (conf_dir() / group).glob("*.yaml")))
+    return tuple(sorted({path.stem for place in folders.conf_dirs() for path in (place / group).glob("*.yaml")}))
+
+
+class _OwnFolders(SearchPathPlugin):
+    """Hydra looks in the user's folders before it looks in the package's."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in reversed(folders.conf_dirs()):
+            if folder != folders.conf_dir().resolve():
+                search_path.prepend(provider="transfergrid", path=f"file://{folder}")
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[Override]:
@@ -108,7 +115,7 @@ def parse_override(argument: str) -> Override:
 
 
 def compose_config(arguments: Sequence[str]) -> DictConfig:
-    """Merge conf/config.yaml, the groups and the overrides over the schema. Raises ConfigError in one line.
+    """Merge conf/transfergrid.yaml, the groups and the overrides over the schema. Raises ConfigError in one line.
 
     Hydra composes the groups; values are set here, each with its own check. So a dictionary whose keys are the user's
     replaces the grid file's whole, as a list does, and `grid.variants.mine={...}` adds one entry.
@@ -116,9 +123,9 @@ def compose_config(arguments: Sequence[str]) -> DictConfig:
     parsed = parse_overrides(arguments)
     chosen = {str(o.key_or_group): o for o in parsed if str(o.key_or_group) in GROUPS}
     groups = [str(o.input_line) for group, o in chosen.items() if group != "cluster"]
-    config = deepcopy(_composed(conf_dir(), tuple(groups)))
+    config = deepcopy(_composed(folders.conf_dirs(), tuple(groups)))
     cluster = str(chosen["cluster"].value()) if "cluster" in chosen else "auto"
-    for path, values in read_cluster_file(conf_dir() / "cluster" / f"{cluster}.yaml"):
+    for path, values in read_cluster_file(cluster):
         set_cluster(config, {"name": cluster} | values, where=f"{path}: ")
     set_overrides(config, parsed)
     return config
@@ -180,12 +187,16 @@ def _is_text(key: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _composed(conf: Path, groups: tuple[str, ...]) -> DictConfig:
-    """The groups merged, before any value is set; kept, as Hydra takes long and a process asks for few of them."""
+def _composed(places: tuple[Path, ...], groups: tuple[str, ...]) -> DictConfig:
+    """The groups merged, before any value is set; kept, as Hydra takes long and a process asks for few of them.
+
+    places: those that _OwnFolders names to Hydra, and the package's.
+    """
     ConfigStore.instance().store(name="schema", node=Config)
+    Plugins.instance().register(_OwnFolders)
     try:
-        with initialize_config_dir(str(conf), version_base=None):
-            return compose("config", list(groups))
+        with initialize_config_dir(str(folders.conf_dir()), version_base=None):
+            return compose("transfergrid", list(groups))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error.__cause__ or error)) from error
 

@@ -7,12 +7,14 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from transfergrid.config.schema import Config
+from transfergrid.paths import typed
 
 
 def help_for(script: str, purpose: str, examples: Sequence[str], *, keys: bool = True) -> str:
-    """Purpose, examples, exit codes and, with `keys`, every key with its default."""
-    lines = [f"usage: python jobs/{script} key=value ...", "", purpose, "", "examples:"]
-    lines += [f"  {example}" for example in examples]
+    """Purpose, examples (what is typed after the program), exit codes and, with `keys`, every key with its default."""
+    program = typed(script)
+    lines = [f"usage: {program} key=value ...", "", purpose, "", "examples:"]
+    lines += [f"  {program} {example}" for example in examples]
     lines += [
         "",
         "exit codes: 0 completed, 1 something failed (each named with its reason), 2 the request makes no sense",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from transfergrid.classes import classes_of_run
+from transfergrid.config.spelling import command, who_lists_runs
 from transfergrid.data import MAX_MEGAPIXELS
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._formats import suffixes
@@ -65,7 +66,8 @@ def parse_predict(arguments: Sequence[str]) -> PredictRequest:
     """Raises ConfigError, in one line, for what makes no sense; DataError for a record that cannot be read."""
     values, weights_files = _values(arguments)
     if values["run"] is None:
-        raise ConfigError("run= is needed: a finished run's id, or its folder; python jobs/status.py lists them")
+        told = who_lists_runs(StorePaths(Path(str(values["store.dir"]))))
+        raise ConfigError(f"run= is needed: a finished run's id, or its folder; {told}")
     if values["images"] is None and values["export"] is None:
         raise ConfigError("nothing is asked for; give images=DIR, export=DIR or both")
     for key, needs in (("output", "images"), ("top_k", "images"), ("precision", "images"), ("export_format", "export")):
@@ -124,7 +126,7 @@ def _run_paths(run: str, store_dir: Path) -> RunPaths:
         return store.run(run)
     names = [p.name for p in store.runs.iterdir()] if store.runs.is_dir() else []
     near = difflib.get_close_matches(run, names, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else "its folders are the run ids"
+    hint = f"did you mean {near[0]!r}?" if near else who_lists_runs(store)
     raise ConfigError(f"run={run!r} is neither a run's folder nor in {store.runs}; {hint}")
 
 
@@ -132,7 +134,8 @@ def _finished_record(paths: RunPaths) -> RunRecord:
     record = read_record(paths)
     name = paths.root.name
     if record is None:
-        raise ConfigError(f"run={name!r} has not finished; python jobs/status.py run={name} tells where it is")
+        told = command("status.py", f"run={name}", f"store.dir={paths.root.parent.parent}")
+        raise ConfigError(f"run={name!r} has not finished; {told} tells where it is")
     if record.status != "completed":
         raise ConfigError(f"run={name!r} has failed ({record.failure_class}: {record.error}); launch it again first")
     if record.spec.phase not in ("probe", "finetune", "scratch"):

@@ -21,14 +21,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from transfergrid.config import Request, load_run
 from transfergrid.config.builder import FolderProgress
-from transfergrid.config.compose import conf_dir, is_setting, nearest, parse_override
+from transfergrid.config.compose import is_setting, nearest, parse_override
+from transfergrid.config.folders import conf_dir
+from transfergrid.config.spelling import command
 from transfergrid.errors import ConfigError, one_line
+from transfergrid.paths import typed
 from transfergrid.resources import ClusterSettings, Resources
 from transfergrid.specs import RunSpec, digest
 
 LAUNCHERS = ("basic", "slurm")
 MAX_RUNS = 10_000
 _SWEPT_BESIDE_SETTINGS = ("model", "dataset", "phase", "seed", "run")
+_LAUNCH = typed("launch_grid.py")
 _OF_A_LAUNCH = ("wait", "emit", "notify.command")
 
 
@@ -81,7 +85,7 @@ def _options(argument: str) -> tuple[str, tuple[str, ...]]:
     override = parse_override(argument)
     key = str(override.key_or_group)
     if key in _OF_A_LAUNCH:
-        raise ConfigError(f"{key}= belongs to jobs/launch_grid.py; a sweep waits for its runs, and shows their table")
+        raise ConfigError(f"{key}= belongs to {_LAUNCH}; a sweep waits for its runs, and shows their table")
     if not override.is_sweep_override():
         return key, (argument,)
     if not override.is_discrete_sweep() or override.value_type == ValueType.GLOB_CHOICE_SWEEP:
@@ -128,11 +132,11 @@ def _check_launcher(sweep: Sweep) -> None:
             " give cluster=slurm"
         )
     if not sweep.request.needs_only_checked:
-        raise ConfigError("needs=run: the jobs of a sweep do not wait for each other; jobs/launch_grid.py orders them")
+        raise ConfigError(f"needs=run: the jobs of a sweep do not wait for each other; {_LAUNCH} orders them")
     if sweep.resources.time_min in (0, math.inf):
         raise ConfigError("hydra-submitit-launcher needs a time of its jobs; give cluster.timeout_min=")
     if cluster.python is not None:
-        raise ConfigError("cluster.python cannot be handed on by hydra-submitit-launcher; use jobs/launch_grid.py")
+        raise ConfigError(f"cluster.python cannot be handed on by hydra-submitit-launcher; use {_LAUNCH}")
     phases = list(dict.fromkeys(c.run.phase for c in sweep.request.configurations))
     if len({cluster.of_phase(phase) for phase in phases}) > 1:
         raise ConfigError(
@@ -165,7 +169,7 @@ def launch_line(sweep: Sweep, missing: Iterable[RunSpec]) -> str | None:
         named = ", ".join(f"v{number}: {{{changes}}}" for number, changes in enumerate(variants, 2))
         line.append(f"grid.variants={{{named}}}")
     name = f"{sweep.request.grid[:51]}_needs-{digest(line, 6)}"  # no other sweep's
-    return shlex.join(["python", "jobs/launch_grid.py", grid, f"grid_name={name}", *line])
+    return command("launch_grid.py", grid, f"grid_name={name}", *line)
 
 
 def _values(arguments: Iterable[str]) -> str:

@@ -9,11 +9,13 @@ trained for other numbers of epochs than their grid file says decide nothing: `n
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal
 
+from transfergrid.config.spelling import command, launch_again
 from transfergrid.errors import DataError, one_line
 from transfergrid.records import RunRecord
 from transfergrid.report import paired_rows, statistics
@@ -108,6 +110,12 @@ class _Asked:
     dataset: str
     comparison: Comparison | None
 
+    @property
+    def launch_again(self) -> str:
+        if self.comparison is None:
+            return command("launch_grid.py", f"grid={self.grid}")  # a claim's grids are files
+        return launch_again(self.grid, self.comparison.store)
+
     def require(self) -> None:
         """Raises _NotTested with all that is missing, unless each row of the claim can be used."""
         problems = [self._problem(model, variant) for model, variant in (*self.claim.first, *self.claim.second)]
@@ -178,7 +186,7 @@ def _decide(asked: _Asked) -> Decision:
             text = f"{other}, so this decides nothing: {decision.text}"
             decision = replace(decision, outcome="not shown", text=text)
     except DataError as missing:
-        again = claim.command or f"python jobs/launch_grid.py grid={asked.grid}"
+        again = command(*shlex.split(claim.command)) if claim.command else asked.launch_again
         text = f"{asked.dataset}: {one_line(missing)}; next: {again}"
         decision = Decision(claim=claim, grid=asked.grid, dataset=asked.dataset, outcome="not tested", text=text)
     if claim.artefact_of is None:

@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from transfergrid import durable, records
+from transfergrid.config.spelling import launch_again
 from transfergrid.errors import TOLD, ConfigError, DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.records import GridEntry, RunRecord
@@ -169,7 +170,7 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
     shared |= {needed.run_id for r in list(found.values()) for needed in r.spec.extractions}
     for run_id in sorted(shared):
         read(run_id)
-    groups = [_by_seed(group) for group in _groups(grid, entries, found)]
+    groups = [_by_seed(group) for group in _groups(grid, store, entries, found)]
     stored = StoredPredictions(store)
     spent = costs.spent_on([entry.run_id for entry in entries], found | failed, store)
     rows = [replace(_row(grid, group, found, failures, stored, spent), select_by=select_by) for group in groups]
@@ -197,12 +198,14 @@ def _entries(grid: str, store: StorePaths) -> list[GridEntry]:
         launched = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none"
         raise ConfigError(
             f"grid {grid!r} was never launched into {store.root}; launched there: {launched}; "
-            f"next: python jobs/launch_grid.py grid={grid}"
+            f"next: {launch_again(grid, store)}"
         ) from None
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
-def _groups(grid: str, entries: Sequence[GridEntry], found: Mapping[str, RunRecord]) -> list[list[GridEntry]]:
+def _groups(
+    grid: str, store: StorePaths, entries: Sequence[GridEntry], found: Mapping[str, RunRecord]
+) -> list[list[GridEntry]]:
     """The entries of each row, without extractions. Raises DataError where one row would mix settings."""
     groups: dict[tuple[str, ...], list[GridEntry]] = {}
     for e in dict.fromkeys(entries):
@@ -214,7 +217,7 @@ def _groups(grid: str, entries: Sequence[GridEntry], found: Mapping[str, RunReco
         if len(specs) > 1 or len({e.run_id if e.seed is None else e.seed for e in group}) < len(group):
             raise DataError(
                 f"grid {grid!r}: the row {' '.join(part for part in key if part)} holds runs of different settings "
-                f"({', '.join(e.run_id for e in group)}); next: python jobs/launch_grid.py grid={grid}"
+                f"({', '.join(e.run_id for e in group)}); next: {launch_again(grid, store)}"
             )
     return list(groups.values())
 

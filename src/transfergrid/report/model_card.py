@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from transfergrid.config.spelling import hydra_value
+from transfergrid.config.spelling import command, hydra_value
 from transfergrid.errors import DataError
 from transfergrid.evaluation import confusion_matrix
 from transfergrid.paths import RunPaths, StorePaths
@@ -194,12 +193,15 @@ def _settings(spec: RunSpec) -> str:
 def _limits(record: RunRecord) -> str:
     spec, settings = record.spec, record.spec.settings
     assert isinstance(settings, TrainSettings)
+    on_own_images = command(
+        "run_phase.py", "phase=evaluate", f"run={record.run_id}", "dataset=image_folder", "dataset.folder=DIR"
+    )
     told = [
         f"For images of the kind of {_plain(spec.dataset.name)}, prepared as `preprocessing.json` says. Every picture"
         " gets one of the classes, also one that shows none of them.",
         "The accuracy was measured on the test set named above. Other cameras, crops, places or times can lower it, and"
         " no class of people or of pictures was looked at apart. Try it on your own labelled images first:"
-        f" `python jobs/run_phase.py phase=evaluate run={record.run_id} dataset=image_folder dataset.folder=DIR`.",
+        f" `{on_own_images}`.",
         "A probability is the network's own; the calibration error says how far it can be taken at its word.",
     ]
     on_features = isinstance(settings, ProbeSettings) and settings.source == "features" and spec.extract is not None
@@ -231,7 +233,7 @@ def _licence(spec: RunSpec) -> str:
 
 def _made(record: RunRecord, paths: RunPaths, facts: CardFacts) -> str:
     commands = commands_of([record.spec], StorePaths(paths.root.parent.parent))
-    export = shlex.join(["python", "jobs/predict.py", *facts.arguments])
+    export = command("predict.py", *facts.arguments)
     text = _fenced("sh", "".join(f"{command.line}\n" for command in commands) + f"{export}\n") + "\n"
     text += "".join(f"- {_plain(told)}\n" for command in commands for told in command.to_fill_in)
     seen: dict[str, Any] = {"seconds of the phase": record.phase_s, **record.provenance}

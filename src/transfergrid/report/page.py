@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from transfergrid.config.spelling import launch_again
 from transfergrid.report import handover, integrity, page_models, page_provenance, page_text, remarks
 from transfergrid.report.blocks import Block, Section, folded, sections
 from transfergrid.report.comparison import Comparison, ComparisonRow
@@ -201,7 +201,7 @@ def _models(comparison: Comparison, context: Mapping[str, Any], embedded: Sequen
                 rows=[details[i] for i in indices],
                 figures=[e for e in embedded if e.figure.models == (model,)],
                 summary=context["summaries"].get(model, ""),
-                launch={i: _launch(comparison.rows[i]) for i in indices},
+                launch={i: launch_again(comparison.rows[i].grid, comparison.store) for i in indices},
             )
         )
     return found
@@ -210,10 +210,6 @@ def _models(comparison: Comparison, context: Mapping[str, Any], embedded: Sequen
 def _about(rows: Sequence[ComparisonRow]) -> str:
     size = next((f"{row.parameters:,} parameters" for row in rows if row.parameters is not None), "")
     return ", ".join(part for part in (f"{len(rows)} row{'s' if len(rows) != 1 else ''}", size) if part)
-
-
-def _launch(row: ComparisonRow) -> str:
-    return shlex.join(["python", "jobs/launch_grid.py", f"grid={row.grid}"])
 
 
 def _of_one_model(figure: Figure) -> bool:

@@ -181,6 +181,7 @@ def _few(row: ComparisonRow) -> Iterator[str]:
 def _how_made(row: ComparisonRow, done: Sequence[RunRecord]) -> Iterator[str]:
     yield from _few(row)
     yield from _uneven(done)
+    yield from _left_out(done)
     yield from _old(done)
 
 
@@ -188,6 +189,13 @@ def _old(done: Sequence[RunRecord]) -> Iterator[str]:
     """Probes and fine-tunings of the first release: their rules, and so their numbers, are others."""
     if any(record.spec.phase in ("probe", "finetune") and record.spec.rules < RULES_VERSION for record in done):
         yield "made by an older release, under other rules (docs/storage.md); launch the grid again to make it anew"
+
+
+def _left_out(done: Sequence[RunRecord]) -> Iterator[str]:
+    count = max((record.spec.dataset.left_out for record in done), default=0)
+    if count:
+        files = "file" if count == 1 else "files"
+        yield f"without {count} {files} of the data set that cannot be used (dataset.skip_damaged=true)"
 
 
 def _uneven(done: Sequence[RunRecord]) -> Iterator[str]:

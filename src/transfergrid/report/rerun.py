@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from transfergrid import backbones, data, durable
 from transfergrid.config.schema import FROM_ABOVE, Config
-from transfergrid.config.spelling import hydra_value
+from transfergrid.config.spelling import command, hydra_value
 from transfergrid.data.geometry import preprocess_for
 from transfergrid.errors import GridError
 from transfergrid.paths import StorePaths
@@ -32,7 +31,7 @@ class Command:
 
     @property
     def line(self) -> str:
-        return shlex.join(["python", f"jobs/{self.script}", *self.arguments])
+        return command(self.script, *self.arguments)
 
 
 def commands_of(specs: Sequence[RunSpec], store: StorePaths) -> tuple[Command, ...]:
@@ -63,12 +62,12 @@ def _training(specs: Sequence[RunSpec], store: StorePaths) -> Command:
     published = first.protocol == "published"
     if len(specs) == 1:
         script, arguments = "run_phase.py", [f"grid={STUDY_GRID}"] if published else []
-        arguments += [f"model={first.model}", f"phase={first.phase}"]
+        arguments += [f"model={hydra_value(first.model)}", f"phase={first.phase}"]
         arguments += [] if first.seed is None else [f"seed={first.seed}"]
     else:
         script, arguments = "launch_grid.py", [f"grid={STUDY_GRID if published else 'compare'}"]
         arguments += [f"grid_name=again-{first.run_id[-12:]}"]  # no other row's
-        arguments += [f"grid.models=[{first.model}]", f"grid.phases=[{first.phase}]"]
+        arguments += [f"grid.models=[{hydra_value(first.model)}]", f"grid.phases=[{first.phase}]"]
         arguments += [f"grid.seeds=[{','.join(str(s.seed) for s in specs)}]"]
         arguments += ["grid.rules=[]"] if published else []
     arguments += [*_dataset(first), *_overrides(first, store)]

@@ -18,8 +18,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transfergrid import attempts
+from transfergrid.config.spelling import command_of_grid
 from transfergrid.errors import ConfigError
-from transfergrid.paths import store_paths
+from transfergrid.paths import store_paths, typed
 from transfergrid.specs import Configuration, Runtime
 from transfergrid.tracking.account import Unreachable, find_account
 
@@ -37,7 +38,13 @@ def validate(runtime: Runtime, *, sends: bool = False) -> None:
         try:
             find_account(runtime.wandb_project, runtime.wandb_entity)
         except Unreachable as error:
-            raise ConfigError(f"tracking=online: {error}; or take tracking=offline and jobs/sync.py later") from None
+            told = f"tracking=online: {error}; or take tracking=offline, and later: {by_hand(runtime)}"
+            raise ConfigError(told) from None
+
+
+def by_hand(runtime: Runtime) -> str:
+    """The command that sends what W&B lacks."""
+    return command_of_grid("sync.py", runtime.grid, store_paths(runtime))
 
 
 def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> subprocess.Popen[bytes] | None:
@@ -87,7 +94,7 @@ def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> s
         return None
 
 
-def wait_for_mirror(process: subprocess.Popen[bytes] | None, timeout_s: float) -> bool:
+def wait_for_mirror(process: subprocess.Popen[bytes] | None, timeout_s: float, *, by_hand: str | None = None) -> bool:
     """Tell the mirror that no more runs will start, and wait for its end; whether it ended well within the time.
 
     One that is late is left alone: it ends by itself, soon after the last of its runs.
@@ -104,7 +111,9 @@ def wait_for_mirror(process: subprocess.Popen[bytes] | None, timeout_s: float) -
         return False
     if code != 0:
         logger.warning(
-            "the W&B mirror ended with code %d; the runs are not touched by it; jobs/sync.py sends the rest", code
+            "the W&B mirror ended with code %d; the runs are not touched by it; `%s` sends the rest",
+            code,
+            by_hand or typed("sync.py"),
         )
     return code == 0
 

@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from transfergrid import durable, records
+from transfergrid.config.spelling import command_of_grid
 from transfergrid.images_at_hand import images_at_hand
 from transfergrid.paths import StorePaths
 from transfergrid.tracking import Followed
@@ -75,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         over = threading.Event()
         if is_launched:
             patience_s = END_S if given.mode == "online" else None
-            threading.Thread(target=_hear_end, args=(over, patience_s), daemon=True).start()
+            by_hand = command_of_grid("sync.py", given.grid, store)
+            threading.Thread(target=_hear_end, args=(over, patience_s, by_hand), daemon=True).start()
         else:
             over.set()
         follow(runs, over)
@@ -124,14 +126,14 @@ def follow(runs: list[RunMirror], over: threading.Event) -> None:
             over.wait(POLL_S)
 
 
-def _hear_end(over: threading.Event, patience_s: float | None) -> None:
+def _hear_end(over: threading.Event, patience_s: float | None, by_hand: str) -> None:
     """In a thread: the launcher's end, also while a server is waited for. Then this process ends within patience_s."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
     over.set()
     if patience_s is not None:
         time.sleep(patience_s)
-        logger.warning("W&B did not take all within %.0f s; `python jobs/sync.py grid=NAME` sends the rest", patience_s)
+        logger.warning("W&B did not take all within %.0f s; `%s` sends the rest", patience_s, by_hand)
         end_wandb()
         os._exit(1)
 

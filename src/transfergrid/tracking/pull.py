@@ -22,7 +22,7 @@ from typing import Any
 
 from transfergrid import durable, records
 from transfergrid.errors import ConfigError, DataError, one_line
-from transfergrid.paths import RunPaths, StorePaths
+from transfergrid.paths import RunPaths, StorePaths, typed
 from transfergrid.records import GridEntry, RunRecord
 from transfergrid.specs import PHASES, SelectBy, safe_name, to_dict
 from transfergrid.tracking.account import Account, use_environment
@@ -263,7 +263,7 @@ def _write_metrics(path: Path, rows: Sequence[Mapping[str, Any]], *, rows_listed
     if len(rows) < rows_listed:
         raise DataError(f"{len(rows)} rows of its history could be read, the server lists {rows_listed}")
     if lines and len(lines) != max(lines):
-        raise DataError(f"its history has {len(lines)} lines of {max(lines)}; next: jobs/sync.py")
+        raise DataError(f"its history has {len(lines)} lines of {max(lines)}; next: {typed('sync.py')}")
 
 
 def metrics_lines(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:

@@ -1,0 +1,62 @@
+"""The `transfergrid` command: one verb for each script of jobs/, and the same functions behind both."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from importlib.metadata import version
+
+from transfergrid.paths import VERBS
+
+_PURPOSE = {
+    "launch": "plan a grid, run it or send it to SLURM, and show its table",
+    "run": "run one configuration by hand, with what it needs, or a sweep (-m)",
+    "status": "show where a grid's runs are; logs, cancel, retry",
+    "report": "build the comparison tables, figures and the page",
+    "sync": "send a grid's runs to Weights & Biases",
+    "predict": "apply a finished run to a folder of images, or export it",
+    "doctor": "check whether this machine or cluster is fit",
+}
+HELP = "\n".join(
+    (
+        "usage: transfergrid VERB key=value ...",
+        "",
+        "Which pretrained image model, alone or with another, transfers best to my data, and at what cost.",
+        "",
+        *(f"  {verb:<9}{purpose}" for verb, purpose in _PURPOSE.items()),
+        "",
+        "transfergrid launch           runs the quickstart: minutes on a laptop, no GPU, no network",
+        "transfergrid VERB --help      shows examples and keys",
+        "transfergrid --version        shows the version",
+    )
+)
+
+
+def main() -> int:
+    """Exit codes: 0 completed, 1 something failed, 2 the request makes no sense, 130 interrupted."""
+    verb, *arguments = sys.argv[1:] or ("--help",)
+    if verb in ("--help", "-h", "help"):
+        print(HELP)
+        return 0
+    if verb == "--version":
+        print(f"transfergrid {version('transfergrid')}")
+        return 0
+    if verb not in VERBS:
+        near = difflib.get_close_matches(verb.removeprefix("--"), VERBS, n=1)
+        hint = f"did you mean 'transfergrid {near[0]}'?" if near else f"known: {', '.join(VERBS)}"
+        if "=" in verb:
+            hint = f"the verb comes first: transfergrid launch {verb}"
+        print(f"error: unknown verb {verb!r}; {hint}", file=sys.stderr)
+        return 2
+    sys.argv = [f"transfergrid {verb}", *arguments]
+    try:
+        module = importlib.import_module(f"transfergrid.commands.{VERBS[verb]}")
+    except KeyboardInterrupt:
+        return 130
+    code: int = module.main()
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

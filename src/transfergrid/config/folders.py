@@ -1,0 +1,36 @@
+"""Where configuration files lie: the user's own folders first, then the one that comes with the package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from transfergrid.errors import ConfigError
+from transfergrid.provenance import PACKAGE
+
+VARIABLE = "TRANSFERGRID_CONF_DIR"
+
+
+def conf_dir() -> Path:
+    """That of the package: inside it where it is installed, beside src/ in a checkout."""
+    inside = PACKAGE / "conf"
+    return inside if inside.is_dir() else PACKAGE.parents[1] / "conf"
+
+
+def conf_dirs() -> tuple[Path, ...]:
+    """All that are read, first come first served: ./conf, $TRANSFERGRID_CONF_DIR, the user's own, the package's.
+
+    Raises ConfigError where the variable names no folder.
+    """
+    own = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "transfergrid"
+    named = os.environ.get(VARIABLE)
+    if named and not Path(named).expanduser().is_dir():
+        raise ConfigError(f"{VARIABLE}={named} is no folder; wanted one with grid/, dataset/ or cluster/, or unset it")
+    places = (Path("conf"), *((Path(named).expanduser(),) if named else ()), own, conf_dir())
+    return tuple(dict.fromkeys(place.resolve() for place in places if place.is_dir()))
+
+
+def find(group: str, name: str) -> Path | None:
+    """The first file of this name."""
+    files = (folder / group / f"{name}.yaml" for folder in conf_dirs())
+    return next((file for file in files if file.is_file()), None)
