@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 
+def chunk(name: bytes, content: bytes) -> bytes:
+    """Of a PNG file, whole."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
 def png16(path: Path, pixels: NDArray[Any]) -> Path:
     """uint16 (H, W, 1 | 2 | 3 | 4): grey, grey with alpha, RGB, RGBA."""
     height_px, width_px, channels = pixels.shape
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
     head = struct.pack(">IIBBBBB", width_px, height_px, 16, colour_type, 0, 0, 0)
     chunks = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

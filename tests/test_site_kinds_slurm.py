@@ -18,7 +18,6 @@ from slurm_sandbox import started
 
 from transfergrid.commands.launch import launch
 from transfergrid.commands.status import status
-from transfergrid.config import compose
 
 pytestmark = pytest.mark.slurm
 
@@ -104,12 +103,11 @@ def test_typed_gpus_that_are_numbers_other_gres_and_no_memory_stand_in_one_reque
 def test_the_same_from_a_cluster_file(
     site: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.copytree(compose.conf_dir(), tmp_path / "conf")
+    (tmp_path / "conf" / "cluster").mkdir(parents=True)
     (tmp_path / "conf" / "cluster" / "mylab.yaml").write_text(
         "name: mylab\nkind: slurm\ngpu_type: 3090\ngpu_request: gpus-per-node\nmem_gb: null\n"
         "sbatch: {gres: 'nvme:2', hold: true}\n"
     )
-    monkeypatch.setattr(compose, "conf_dir", lambda: tmp_path / "conf")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_CONF", str(site.conf))
     assert launch([*TINY, "cluster=mylab"]) == 0

@@ -23,6 +23,8 @@ from __future__ import annotations
 import errno
 import resource
 
+from transfergrid.names import shown
+
 FAILURE_CLASSES = (
     "host_oom",
     "cuda_oom",
@@ -265,8 +267,10 @@ def _class_of(error: BaseException) -> str | None:
 
 
 def one_line(error: BaseException) -> str:
-    """The error's message on one line of at most 400 characters, with its type where the message alone says little."""
-    text = " ".join(str(error).split())
+    """The error's message on one line of at most 400 characters, with its type where the message alone says little.
+
+    Nothing in it is obeyed by a terminal."""
+    text = shown(" ".join(str(error).split()))
     if not isinstance(error, GridError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= 400 else text[:397] + "..."

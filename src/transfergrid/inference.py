@@ -17,7 +17,9 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from transfergrid.data._decode import PictureRules, decoded
+from transfergrid.data._formats import lacking_for, why_unread
 from transfergrid.data._threads import in_threads
+from transfergrid.data.damaged import DamagedImage
 from transfergrid.errors import DataError, one_line
 from transfergrid.finished import Reading
 from transfergrid.image_training import evaluating
@@ -106,6 +108,9 @@ def _read(
 ) -> list[Prepared | DataError]:
     def prepare(file: str) -> Prepared | DataError:
         try:
+            never = None if lacking_for(file) else why_unread(file)
+            if never is not None:  # a camera's raw file would be read: as a TIFF file, of its thumbnail
+                raise DamagedImage(folder / file, never, "")
             with decoded(folder / file, rules) as picture:
                 pixels = {spec: prepare_one(picture.pixels_HW3, spec) for spec in wanted}
                 return Prepared(pixels, picture.deep, picture.outside)

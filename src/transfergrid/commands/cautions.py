@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from transfergrid.commands.console import count
+from transfergrid.commands.console import as_many_as_fit, count
 from transfergrid.data import DatasetFacts
 from transfergrid.data.damaged import told
 from transfergrid.folds import FEW_STEPS, FEW_VAL_IMAGES, RowCounts, count_rows
+from transfergrid.names import shown
 from transfergrid.specs import RunSpec, TrainSettings
 
 
@@ -41,8 +42,9 @@ def cautions(runs: Iterable[RunSpec], facts: Mapping[str, DatasetFacts]) -> list
     return [line for name, members in by_dataset.items() for line in _of_dataset(name, members)]
 
 
-def inventories(facts: Mapping[str, DatasetFacts]) -> Iterator[tuple[str, bool]]:
-    """One sentence on each folder of the user's: what was found; and whether something of it should be looked at."""
+def inventories(facts: Mapping[str, DatasetFacts], *, on_terminal: bool = False) -> Iterator[tuple[str, bool]]:
+    """One sentence on each folder of the user's: what was found; and whether something of it should be looked at. Then
+    a line for each picture that is left out."""
     for name, found in facts.items():
         if found.inventory is None:
             continue
@@ -53,8 +55,9 @@ def inventories(facts: Mapping[str, DatasetFacts]) -> Iterator[tuple[str, bool]]
         if found.newly_read:
             read = ", ".join(f"{n} {suffix}" for suffix, n in found.newly_read.items())
             parts.append(f"read, and left out by earlier releases: {read}")
-        yield f"{name}: {'; '.join(parts)}", found.inventory.is_odd
-        yield from ((line, True) for line in told(found.inventory.damaged.items()))
+        yield shown(f"{name}: {'; '.join(parts)}"), found.inventory.is_odd
+        damaged = told(found.inventory.damaged.items())
+        yield from ((line, True) for line in as_many_as_fit(damaged, on_terminal=on_terminal))
 
 
 def _of_dataset(name: str, members: Sequence[_Trained]) -> Iterator[str]:

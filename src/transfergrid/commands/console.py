@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -12,12 +13,15 @@ from transfergrid.errors import ConfigError, GridError, classify, next_step, one
 if TYPE_CHECKING:
     from rich.console import Console
 
+_MOST_LINES = 100
 OK, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
 
 def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
     """main(arguments) with its errors told in one line each: 2 for a request that makes no sense, 1 for the rest."""
     arguments = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack letters that a name has
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         if any(a in ("--help", "-h", "help") for a in arguments):
             print(help_text.strip(), flush=True)
@@ -27,7 +31,8 @@ def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return BAD_ARGUMENTS
     except GridError as error:
-        print(f"error: {one_line(error)}", *error.details, sep="\n", file=sys.stderr)
+        lines = as_many_as_fit(error.details, on_terminal=sys.stderr.isatty())
+        print(f"error: {one_line(error)}", *lines, sep="\n", file=sys.stderr)
         return FAILED
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -43,13 +48,19 @@ def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
         return INTERRUPTED
 
 
+def as_many_as_fit(lines: Sequence[str], *, on_terminal: bool) -> list[str]:
+    """All lines in a file; on a terminal a hundred, and how to come by the others."""
+    more = len(lines) - _MOST_LINES if on_terminal else 0
+    return [*lines[:_MOST_LINES], f"  and {more} more: send the output to a file to see all"] if more > 0 else [*lines]
+
+
 def make_console() -> Console:
     """The terminal as it is; where the output goes to a file or a pipe, 100 columns."""
     from rich.console import Console
 
-    # No markup: a message may well hold brackets, as [Errno 28] does.
-    console = Console(markup=False)
-    return console if console.is_terminal else Console(markup=False, width=100)
+    # No markup and no emoji: a message may well hold brackets, as [Errno 28] does, and a name `:x:`.
+    console = Console(markup=False, emoji=False)
+    return console if console.is_terminal else Console(markup=False, emoji=False, width=100)
 
 
 def hashing_progress() -> Callable[[int, int], None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from transfergrid import durable
 from transfergrid.commands.console import FAILED, OK, count, progress_line, run_script
 from transfergrid.config import PredictRequest, load_predict
 from transfergrid.config.help import help_for
+from transfergrid.names import csv_rows
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,7 +80,7 @@ def _predict(request: PredictRequest, images: Path, network: nn.Module, preproce
     show, unreadable, outside, of_8_bits = progress_line("predicting"), 0, 0, 0
     clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # the progress line stands there
     with _opened(request.output) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv_rows(file)
         writer.writerow(csv_header(request.top_k))
         found = predict_files(network, preprocess, images, request.files, reading=reading, rules=rules, device=device)
         for done, predicted in enumerate(found, start=1):
@@ -152,7 +152,7 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
     """The CSV's file, whole under its name once all is written; or standard output. File names keep their bytes."""
     if output is None:
         if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(errors="surrogateescape")
+            sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         yield sys.stdout
         return
     durable.make_folder(output.parent)

@@ -11,6 +11,7 @@ from transfergrid.commands.console import FAILED, OK
 from transfergrid.config import Request
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.errors import next_step
+from transfergrid.names import shown
 from transfergrid.plan import STATES, Plan, PlannedRun
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ FOLD_ABOVE = 40  # rows of the plan
 
 def show_plan(console: Console, plan: Plan, request: Request) -> None:
     for note in request.notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        console.print(shown(note), highlight=False, markup=False, soft_wrap=True)
     counts = plan.counts()
     told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"

@@ -5,8 +5,12 @@ No other decoder is tried, whatever a file holds: PostScript and PDF are program
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.util
+import logging
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -24,6 +28,7 @@ _JFIF, _AVIF, _HEIC = (".jfif",), (".avif",), (".heic", ".heif")
 NEWER_SUFFIXES = (*_JFIF, *_AVIF, *_HEIC)  # which the first release left out
 _NEVER_READ = (  # pictures by their name, which people take for data
     *(".jp2", ".j2k", ".jpx", ".jxl", ".tga", ".ico", ".svg", ".psd", ".eps", ".dcm", ".exr", ".hdr", ".pfm", ".jpe"),
+    *(".mpo", ".apng", ".pnm", ".pbm", ".pam", ".pcx", ".sgi", ".dds", ".qoi", ".icns", ".cur", ".xbm", ".xpm", ".dib"),
     *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 )
 _DECODERS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "HEIF")
@@ -67,8 +72,21 @@ def decoders() -> tuple[str, ...]:
 
         register_heif_opener()
     Image.init()
+    _quiet()
     Image.MAX_IMAGE_PIXELS = None  # too_large() comes first, and its limit can be raised
     return tuple(name for name in _DECODERS if name in Image.OPEN)
+
+
+def _quiet() -> None:
+    """What Pillow and libtiff say beside their errors names no file, and there may be a line of it for each."""
+    from PIL import _imaging
+
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow without libtiff, or with one that is not to be seen
+        libtiff = ctypes.CDLL(_imaging.__file__)
+        libtiff.TIFFSetErrorHandler(None)
+        libtiff.TIFFSetWarningHandler(None)
 
 
 def opened(source: Path | IO[bytes]) -> ImageFile:

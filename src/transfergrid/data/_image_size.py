@@ -26,7 +26,7 @@ def declared_size_px(head: bytes) -> tuple[int, int] | None:
 
     Read by hand: Pillow takes ten times as long to open one, which shows over 60,000 files.
     """
-    if head[:8] == b"\x89PNG\r\n\x1a\n" and len(head) >= 24:
+    if head[:8] == b"\x89PNG\r\n\x1a\n" and head[12:16] == b"IHDR" and len(head) >= 24:
         width_px, height_px = struct.unpack_from(">II", head, 16)
         return width_px, height_px
     return _jpeg_size_px(head) if head[:2] == b"\xff\xd8" else None

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from transfergrid.errors import TOLD, DataError
+from transfergrid.names import shown
 
 MEND = "mend or remove it"
-_MOST_LINES = 100
 
 
 class DamagedImage(DataError):
@@ -26,7 +26,7 @@ class DamagedImage(DataError):
         self.may_pass = may_pass
 
     def __str__(self) -> str:
-        return f"{self.path} {self.reason}" + (f"; {self.advice}" if self.advice else "")
+        return f"{shown(str(self.path))} {self.reason}" + (f"; {self.advice}" if self.advice else "")
 
 
 class DamagedImages(DataError):
@@ -51,7 +51,5 @@ class DamagedImages(DataError):
 
 
 def told(reasons: Iterable[tuple[Path | str, str]]) -> tuple[str, ...]:
-    """A line for each file; above 100 the rest is counted."""
-    lines = [f"  {path} {reason}" for path, reason in reasons]
-    more = len(lines) - _MOST_LINES
-    return tuple(lines[:_MOST_LINES]) + ((f"  and {more} more",) if more > 0 else ())
+    """A line for each file."""
+    return tuple(shown(f"  {path} {reason}") for path, reason in reasons)

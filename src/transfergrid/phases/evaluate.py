@@ -5,7 +5,6 @@ Top-1 and top-5 error, macro scores, and every prediction as CSV beside the reco
 
 from __future__ import annotations
 
-import csv
 import io
 import logging
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from transfergrid import durable
 from transfergrid.classes import NamedLogits, classes_of_run, match_classes, name_logits
 from transfergrid.evaluation import top_k_accuracy
 from transfergrid.folds import Fold, held_out, open_splits, subset
+from transfergrid.names import csv_rows
 from transfergrid.paths import store_paths
 from transfergrid.phases import has_completed
 from transfergrid.specs import EvaluateSettings, PreprocessSpec, RunSpec, Runtime, Split, from_dict
@@ -181,7 +181,7 @@ def _write_csv(path: Path, fold: Fold, logits_NC: Logits, class_names: tuple[str
     shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True)
     probability_N = 1.0 / np.exp(shifted_NC).sum(axis=1)
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+    writer = csv_rows(text)
     writer.writerow(["index", "label", "predicted", "probability"])
     for index, label, predicted, probability in zip(
         fold.index_N.tolist(), fold.labels_N.tolist(), logits_NC.argmax(1).tolist(), probability_N.tolist(), strict=True
