@@ -215,7 +215,13 @@ def make_folder(folder: Path) -> None:
     with explained(folder):
         make_folder(folder.parent)
         with contextlib.suppress(FileExistsError):
-            folder.mkdir()
+            try:
+                folder.mkdir()
+            except FileNotFoundError as error:
+                if not folder.parent.is_dir():  # removed meanwhile
+                    raise
+                told = f"{folder} cannot be made there; give another store.dir= or cache.dir="  # as in /proc
+                raise MachineError(told) from error
             mode = folder.parent.stat().st_mode
             with contextlib.suppress(PermissionError):
                 folder.chmod((folder.stat().st_mode | (mode & 0o2070)) & 0o7777)

@@ -29,7 +29,14 @@ from transfergrid.cluster.yielding import fitted
 from transfergrid.commands.console import FAILED, OK, count
 from transfergrid.commands.finish import finish
 from transfergrid.commands.grid_file import write_grid_of
-from transfergrid.commands.launch import preflight, prepare_folders, queued, sent_states, show_plan
+from transfergrid.commands.launch import (
+    check_without_writing,
+    preflight,
+    prepare_folders,
+    queued,
+    sent_states,
+    show_plan,
+)
 from transfergrid.commands.places import assert_room, fitting, no_room, num_jobs, room_in_queue, send_what_fits
 from transfergrid.config import Request
 from transfergrid.config.spelling import command_of_grid
@@ -85,10 +92,11 @@ def carry_out(console: Console, request: Request) -> int:
     _show_cost(console, plan, request, limits)
     if finishing.refusal:
         raise ConfigError(finishing.refusal)
+    assert_room(plan, request, limits)
     if request.dry_run:
+        check_without_writing(console, plan, request.runtime, runs_follow=False)
         console.print("dry run: nothing was submitted or written")
         return OK
-    assert_room(plan, request, limits)
     prepare_folders(request.runtime)
     preflight(console, plan, request.runtime, runs_follow=False)
     submitting = Submitting(request, limits, finishing.resources)

@@ -50,7 +50,7 @@ def sweep(arguments: Sequence[str]) -> int:
         asked = _assert_slurm_can(asked)
     asked = _with_its_device(asked, on_slurm=on_slurm)
     request = asked.request
-    tracking.validate(request.runtime, sends=not request.dry_run)
+    tracking.validate(request.runtime, sends=True)
     if on_slurm and not request.dry_run:
         adopt_intents(ledger.read_ledger(request.store), alone=False)  # a sweep that still waits has no job's id yet
     rows = [c.run.run_id for c in request.configurations]
@@ -61,6 +61,7 @@ def sweep(arguments: Sequence[str]) -> int:
     console = make_console()
     launch.show_plan(console, plan, request)
     if request.dry_run:
+        launch.check_without_writing(console, plan, request.runtime, runs_follow=not on_slurm)
         console.print("dry run: nothing was started or written")
         return OK
     launch.prepare_folders(request.runtime)

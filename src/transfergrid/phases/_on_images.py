@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from transfergrid import backbones
 from transfergrid.backbones.build import attach_auxiliary_heads, bn_statistics, build, group_parameters
+from transfergrid.backbones.weight_files import Taken, weights_taken
 from transfergrid.device import arithmetic, device_of
 from transfergrid.folds import Folds, dataset_facts, make_folds, open_splits, picture_details
 from transfergrid.images import NetworkInputs
@@ -48,12 +49,13 @@ from transfergrid.specs import (
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A run's device, folds and inputs, opened once."""
+    """A run's device, folds and inputs, opened once. taken: of the user's weights files, by backbone."""
 
     device: torch.device
     folds: Folds
     inputs: NetworkInputs
     watch: Stopwatch
+    taken: dict[str, Taken] = field(default_factory=dict)
 
 
 def open_setting(context: RunContext, preprocess: tuple[PreprocessSpec, ...]) -> Setting:
@@ -78,9 +80,16 @@ def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary
     assert spec.seed is not None
     trunks, feature_dim = [], 0
     for backbone in spec.backbones:
+        files: list[Taken] = []
         trunk = build(
-            backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, auxiliary=auxiliary
+            backbone,
+            weights_dir=Path(runtime.weights_dir),
+            weights_files=runtime.weights_files,
+            auxiliary=auxiliary,
+            told=files.append,
         )
+        if files and backbone.weights.is_file:
+            setting.taken[backbone.name] = files[0]
         if auxiliary:
             generator = torch.Generator().manual_seed(seed_for("auxiliary", spec.seed))
             attach_auxiliary_heads(trunk, spec.dataset.num_classes, generator)
@@ -211,6 +220,7 @@ def train_and_record(
         | fold_details(folds, num_classes=spec.dataset.num_classes)
         | class_details(made, dataset_facts(spec.dataset, runtime).class_names)
         | picture_details(spec.dataset, runtime)
+        | weights_taken(setting.taken)
         | dict(details),
         phase_s=setting.watch.seconds + result.elapsed_before_s,
         n_train=len(folds.train),
