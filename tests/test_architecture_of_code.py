@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "transfergrid"
 # A module or package may import those of lower layers and, inside a package, its own siblings; members of one layer
 # see each other only as WITHIN_LAYER lists.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "specs", "resources", "paths", "durable", "owner_locks", "stopping", "usage"),
+    ("errors", "specs", "resources", "paths", "durable", "owner_locks", "stopping", "usage", "texts"),
     (
         "data",
         "backbones",
@@ -44,6 +44,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 WITHIN_LAYER = {
     ("durable", "errors"),
     ("durable", "owner_locks"),
+    ("durable", "texts"),
     ("owner_locks", "errors"),
     ("paths", "specs"),
     ("attempts", "provenance"),

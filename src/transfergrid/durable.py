@@ -24,6 +24,7 @@ from typing import Any
 
 from transfergrid import owner_locks
 from transfergrid.errors import DISK_FULL, NO_LOCKS, TOLD, MachineError, StoreFull
+from transfergrid.texts import spelled_out
 
 POLL_S = 0.2  # for a lock that cannot be waited for otherwise
 
@@ -260,6 +261,9 @@ def copy_tree(
 
 class LogFile(logging.FileHandler):
     """A log beside what is done, which goes on where the log finds no room: those lines are missing."""
+
+    def __init__(self, path: Path, *, delay: bool = False) -> None:
+        super().__init__(path, encoding="utf-8", delay=delay, errors=spelled_out())
 
     def handleError(self, record: logging.LogRecord) -> None:
         """By default logging prints a traceback for every line."""

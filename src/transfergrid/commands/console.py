@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from transfergrid.errors import ConfigError, GridError, classify, next_step, one_line, remedy_of
+from transfergrid.texts import spelled_out
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,6 +20,7 @@ OK, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
     """main(arguments) with its errors told in one line each: 2 for a request that makes no sense, 1 for the rest."""
     arguments = sys.argv[1:]
+    write_whatever_names()
     try:
         if any(a in ("--help", "-h", "help") for a in arguments):
             print(help_text.strip(), flush=True)
@@ -43,9 +46,18 @@ def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
         return INTERRUPTED
 
 
+def write_whatever_names() -> None:
+    """What the terminal's encoding cannot hold is spelled out: a name of a file is no reason for an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=spelled_out())
+
+
 def make_console() -> Console:
     """The terminal as it is; where the output goes to a file or a pipe, 100 columns."""
     from rich.console import Console
+
+    write_whatever_names()
 
     # No markup: a message may well hold brackets, as [Errno 28] does.
     console = Console(markup=False)

@@ -25,6 +25,7 @@ from transfergrid.commands.sync import sync_and_publish
 from transfergrid.commands.usage import show_usage
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.records import read_grid
+from transfergrid.texts import spelled_out
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,6 +118,7 @@ def _notify(
             ["sh", "-c", command],
             input="\n".join(lines) + "\n",
             text=True,
+            errors=spelled_out(),
             env=os.environ | told,
             timeout=NOTIFY_TIMEOUT_S,
             check=True,

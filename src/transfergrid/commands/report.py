@@ -197,9 +197,10 @@ def _is_current(page: Path, comparisons: Sequence[Comparison]) -> bool:
     other rows, or a record that was deleted, leaves no newer record."""
     from transfergrid.report.documents import as_csv
     from transfergrid.report.several import joined
+    from transfergrid.texts import utf8
 
     table = page.with_name("comparison.csv")
-    if not page.exists() or not table.exists() or table.read_bytes() != as_csv(joined(comparisons).rows).encode():
+    if not page.exists() or not table.exists() or table.read_bytes() != utf8(as_csv(joined(comparisons).rows)):
         return False
     entries = [(c.store, e.run_id) for c in comparisons for e in read_grid(c.store.grid(c.grid))]
     records = (store.run(run_id).record for store, run_id in entries)

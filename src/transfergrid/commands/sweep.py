@@ -216,7 +216,7 @@ def _write_setup(submission: ledger.Submission, asked: Sweep, code: Path) -> Pat
     lines = setup_lines(asked.request.cluster.setup, exports, token=submission.token)
     folder = submission.folder
     durable.make_folder(folder)
-    durable.write_bytes(folder / "setup.sh", "\n".join([*lines, ""]).encode())
+    durable.write_bytes(folder / "setup.sh", os.fsencode("\n".join([*lines, ""])))
     return (folder / "setup.sh").resolve()
 
 

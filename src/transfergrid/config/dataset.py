@@ -18,6 +18,7 @@ from transfergrid.data import ValueRange
 from transfergrid.errors import ConfigError
 from transfergrid.paths import CachePaths
 from transfergrid.specs import DatasetSpec
+from transfergrid.texts import composed, existing
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def resolve_dataset(
         raise ConfigError(
             f"dataset.folder={node.folder!r}: {node.kind} lies in data.dir; only image_folder takes a folder"
         )
-    folder = None if node.folder is None else Path(node.folder).expanduser().resolve()
+    folder = None if node.folder is None else existing(Path(node.folder).expanduser()).resolve()
     in_range("dataset.max_megapixels", node.max_megapixels, ABOVE_ZERO, 100_000)
     facts = data.facts(
         node.kind,
@@ -68,7 +69,7 @@ def resolve_dataset(
         progress=progress,
         max_megapixels=node.max_megapixels,
     )
-    name = node.name or (folder.name if folder is not None else node.kind)
+    name = composed(node.name or (folder.name if folder is not None else node.kind))
     if any(sign in name for sign in "/\\\n\0") or name.startswith(".") or not name.strip():
         raise ConfigError(f"dataset.name={name!r} cannot name a folder; use letters, digits, . _ and -")
     if folder is not None and name in data.kinds():

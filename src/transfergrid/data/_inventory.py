@@ -21,7 +21,7 @@ class Inventory:
 
     folders: split -> the folder that serves as it, where that has another name. skipped: why -> how many entries, and
     the first. unused: folders beside those of the splits. copies: where -> how many pictures are there more than once,
-    byte for byte.
+    byte for byte. respelled: of each class whose folders look alike and are spelled in two ways, where and how.
     """
 
     per_class: Mapping[str, tuple[int, int]]
@@ -29,6 +29,7 @@ class Inventory:
     skipped: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     unused: tuple[str, ...] = ()
     copies: Mapping[str, int] = field(default_factory=dict)
+    respelled: tuple[str, ...] = ()
 
     @property
     def is_odd(self) -> bool:
@@ -45,6 +46,9 @@ class Inventory:
             yield "not read: " + ", ".join(f"{n} {why} (as {first})" for why, (n, first) in self.skipped.items())
         if self.unused:
             yield "not used: " + ", ".join(f"{name}/" for name in self.unused)
+        if self.respelled:
+            more = f" and {len(self.respelled) - 1} more" if len(self.respelled) > 1 else ""
+            yield f"class folders spelled in two ways are one class (Unicode NFC): {self.respelled[0]}{more}"
         if self.copies:
             yield "the same picture: " + ", ".join(f"{n} {where}" for where, n in self.copies.items())
 

@@ -78,6 +78,7 @@ def facts(
             folders=found.renamed,
             skipped=found.skipped,
             unused=found.unused,
+            respelled=found.respelled,
             copies=inventory.copies(listing, sha256_of),
         ),
         turned=sum(p.turned for p in pictures.values()),

@@ -20,6 +20,7 @@ from transfergrid.report.comparison import Comparison, ComparisonRow
 from transfergrid.report.embedding import PAGE_BYTES, Embedded, embed
 from transfergrid.report.page_models import RowDetails
 from transfergrid.report.page_table import Cell, cells, columns
+from transfergrid.texts import utf8
 
 if TYPE_CHECKING:
     from transfergrid.report.figures import Figure
@@ -69,7 +70,7 @@ def render_page(
     context = _context(comparison, markdown, summaries=summaries or {})
     context["figure_notes"] = list(figure_notes)
     bare = _rendered(context, comparison, figures, {}, ())
-    budget = PAGE_BYTES - len(bare.encode()) - _SPARE_BYTES - sum(1_000 + 6 * len(f.caption) for f in figures)
+    budget = PAGE_BYTES - len(utf8(bare)) - _SPARE_BYTES - sum(1_000 + 6 * len(f.caption) for f in figures)
     embedded, left_out = embed(figures, budget_bytes=max(0, budget))
     return _rendered(context, comparison, figures, embedded, left_out)
 
