@@ -9,6 +9,7 @@ from transfergrid.report.cells import accuracy_with_interval, number, percent
 from transfergrid.report.comparison import ComparisonRow
 from transfergrid.report.remarks import footnotes
 from transfergrid.report.top_errors import HEADER, TEXT_COLUMNS, TopError
+from transfergrid.texts import readable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,7 +105,7 @@ def _plain(*cells: str) -> list[Text]:
     """Cells in which square brackets are brackets, not rich's markup."""
     from rich.text import Text
 
-    return [Text(cell) for cell in cells]
+    return [Text(readable(cell)) for cell in cells]
 
 
 def _published(row: ComparisonRow) -> str:
