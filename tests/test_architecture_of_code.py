@@ -45,6 +45,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 WITHIN_LAYER = {
     ("durable", "errors"),
     ("errors", "names"),
+    ("durable", "names"),
     ("durable", "owner_locks"),
     ("owner_locks", "errors"),
     ("paths", "specs"),

@@ -19,7 +19,7 @@ from transfergrid import backbones
 from transfergrid.backbones.build import build, build_classifier
 from transfergrid.backbones.match_names import Found, find_state
 from transfergrid.backbones.read_file import read_content
-from transfergrid.backbones.weight_files import identity_of
+from transfergrid.backbones.weight_files import Taken, identity_of
 from transfergrid.errors import ConfigError, DataError, GridError
 
 
@@ -72,7 +72,7 @@ def test_what_holds_the_trunk_under_names_loads_bit_by_bit(name: str, files: Map
     needed = [k for k in TRUNK if not k.endswith("num_batches_tracked")]
     assert [k for k in needed if not torch.equal(found.state[k], TRUNK[k])] == []
     assert not any(isinstance(v, nn.Parameter) or v.requires_grad for v in found.state.values())
-    assert (found.note is None) == (found.prefix == "" and name not in LEAVES_OUT)
+    assert found.taken.is_plain == (found.prefix == "" and name not in LEAVES_OUT)
 
 
 LEAVES_OUT = ("head of another name", "projector beside")
@@ -95,9 +95,9 @@ def test_what_holds_no_trunk_under_names_is_refused_in_one_plain_line(tmp_path: 
 
 
 def test_which_of_two_was_taken_and_what_was_left_out_is_said(files: Mapping[str, Path]) -> None:
-    assert found_in(files["compile of DDP"]).note == (
-        f"weights file {files['compile of DDP'].name}: taken from the names under '_orig_mod.module.'"
-    )
+    taken = found_in(files["compile of DDP"]).taken
+    said = f"weights file {files['compile of DDP'].name}: {taken.names} names taken from those under"
+    assert taken.line == f"{said} '_orig_mod.module.'" and taken.names >= 120
     says = {
         "timm train.py": ("'state_dict.'", "not from those under 'state_dict_ema.'"),
         "torchvision reference": ("'model.'", "not from those under 'model_ema.module.'"),
@@ -106,8 +106,8 @@ def test_which_of_two_was_taken_and_what_was_left_out_is_said(files: Mapping[str
         "projector beside": ("not used: projector.0.weight", "(4)"),
     }
     for name, words in says.items():
-        note = found_in(files[name]).note
-        assert note is not None and all(word in note for word in words), (name, note)
+        line = found_in(files[name]).taken.line
+        assert all(word in line for word in words), (name, line)
 
 
 def test_a_network_with_more_layers_is_not_taken_for_this_one(tmp_path: Path) -> None:
@@ -226,7 +226,9 @@ def test_the_fine_tuned_weights_of_a_run_are_weights_and_a_classifier(tmp_path: 
 def test_the_plan_is_told_what_was_taken(tmp_path: Path) -> None:
     state = dict(reference("resnet18", num_classes=2).state_dict())
     torch.save({"state_dict": shapes.under("module.encoder_q.", state)}, tmp_path / "moco.pth")
-    spec, told = spec_of("resnet18", str(tmp_path / "moco.pth"), size_px=32), list[str]()
+    spec, told = spec_of("resnet18", str(tmp_path / "moco.pth"), size_px=32), list[Taken]()
     files = {spec.weights.identity: str(tmp_path / "moco.pth")}
     build(spec, weights_dir=tmp_path, weights_files=files, told=told.append)
-    assert told == ["weights file moco.pth: taken from the names under 'state_dict.module.encoder_q.'"]
+    (taken,) = told
+    assert (taken.prefix, taken.names, taken.others) == ("state_dict.module.encoder_q.", 120, ())
+    assert taken.line == "weights file moco.pth: 120 names taken from those under 'state_dict.module.encoder_q.'"

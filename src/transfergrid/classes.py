@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from transfergrid import data
 from transfergrid.errors import ConfigError, DataError
+from transfergrid.names import composed
 from transfergrid.paths import RunPaths
 from transfergrid.records import read_record
 from transfergrid.specs import RunSpec
@@ -36,14 +37,14 @@ def match_classes(own: Sequence[str], shown: Sequence[str], *, run_id: str, data
 
     Some of the run's classes may be missing. Raises DataError naming those that the run does not know.
     """
-    position = {name: i for i, name in enumerate(own)}
-    unknown = [name for name in shown if name not in position]
+    position = {composed(name): i for i, name in enumerate(own)}
+    unknown = [name for name in shown if composed(name) not in position]
     if unknown:
         raise DataError(
             f"classes are matched by name: {dataset} has {_some(unknown)}, which run={run_id!r} does not know;"
             f" it knows {_some(own)}"
         )
-    return np.array([position[name] for name in shown], dtype=np.int64)
+    return np.array([position[composed(name)] for name in shown], dtype=np.int64)
 
 
 @lru_cache(maxsize=1)

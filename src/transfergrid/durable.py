@@ -24,6 +24,7 @@ from typing import Any
 
 from transfergrid import owner_locks
 from transfergrid.errors import DISK_FULL, NO_LOCKS, TOLD, MachineError, StoreFull
+from transfergrid.names import spelled_out
 
 POLL_S = 0.2  # for a lock that cannot be waited for otherwise
 
@@ -215,7 +216,13 @@ def make_folder(folder: Path) -> None:
     with explained(folder):
         make_folder(folder.parent)
         with contextlib.suppress(FileExistsError):
-            folder.mkdir()
+            try:
+                folder.mkdir()
+            except FileNotFoundError as error:
+                if not folder.parent.is_dir():  # removed meanwhile
+                    raise
+                told = f"{folder} cannot be made there; give another store.dir= or cache.dir="  # as in /proc
+                raise MachineError(told) from error
             mode = folder.parent.stat().st_mode
             with contextlib.suppress(PermissionError):
                 folder.chmod((folder.stat().st_mode | (mode & 0o2070)) & 0o7777)
@@ -254,6 +261,9 @@ def copy_tree(
 
 class LogFile(logging.FileHandler):
     """A log beside what is done, which goes on where the log finds no room: those lines are missing."""
+
+    def __init__(self, path: Path, *, delay: bool = False) -> None:
+        super().__init__(path, encoding="utf-8", delay=delay, errors=spelled_out())
 
     def handleError(self, record: logging.LogRecord) -> None:
         """By default logging prints a traceback for every line."""

@@ -259,7 +259,7 @@ def assert_ready(spec: RunSpec, runtime: Runtime) -> None:
 def _logging_to(path: Path, attempt: Attempt) -> Iterator[None]:
     """Everything this process logs also goes to the run's log.txt, one section per attempt."""
     with durable.explained(path):
-        handler = durable.LogFile(path, encoding="utf-8")
+        handler = durable.LogFile(path)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     assert handler.stream is not None
     durable.share(handler.stream.fileno(), path.parent)

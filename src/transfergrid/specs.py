@@ -53,6 +53,11 @@ class WeightsSpec:
     label: str
     identity: str
 
+    @property
+    def is_file(self) -> bool:
+        """Whether they are a file of the user's."""
+        return self.identity.startswith("file:")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreprocessSpec:

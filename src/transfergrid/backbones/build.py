@@ -24,15 +24,21 @@ from transfergrid.backbones.families import parameter_groups
 from transfergrid.backbones.match_names import Found, State, find_state
 from transfergrid.backbones.read_file import read_content
 from transfergrid.backbones.state_dicts import assign_weights, hub_fails_fast, weights_file
+from transfergrid.backbones.weight_files import Taken
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.specs import RANDOM_RULE_VERSION, BackboneSpec
 
 logger = logging.getLogger(__name__)
-Told = Callable[[str], None]
+Told = Callable[[Taken], None]
 
 NOISE_IMAGES = 32
 NOISE_LARGEST_PX = 64
 USUAL_CLASSES = 1000  # of the head that a random network is constructed with where its own is not known
+
+
+def log_taken(taken: Taken) -> None:
+    if not taken.is_plain:
+        logger.info("%s", taken.line)
 
 
 def build(
@@ -42,13 +48,13 @@ def build(
     weights_files: Mapping[str, str],
     download: bool = True,
     auxiliary: bool = False,
-    told: Told = logger.info,
+    told: Told = log_taken,
 ) -> nn.Module:
     """The trunk, in eval mode, on the CPU, with gradients on.
 
     weights_dir: where downloaded weights lie or are put. weights_files: weights identity -> file.
     auxiliary: GoogLeNet only: keep what the file has of the two auxiliary heads, for attach_auxiliary_heads.
-    told: is given one line on what was taken of a file that holds more than the network.
+    told: is given what was taken of a file.
     Raises DataError if the weights are missing, damaged or of another network.
     """
     if auxiliary and spec.name != "googlenet":
@@ -70,7 +76,12 @@ def build(
 
 
 def build_classifier(
-    spec: BackboneSpec, *, weights_dir: Path, weights_files: Mapping[str, str], download: bool = True
+    spec: BackboneSpec,
+    *,
+    weights_dir: Path,
+    weights_files: Mapping[str, str],
+    download: bool = True,
+    told: Told = log_taken,
 ) -> nn.Module:
     """The network with its own published head, in eval mode: images (N, 3, H, W) -> logits (N, C), C as in the file.
 
@@ -79,28 +90,27 @@ def build_classifier(
     if spec.weights.identity.startswith("random:"):
         return _random(spec).eval()
     if spec.name.startswith("timm/"):
-        return _timm(spec, weights_dir, weights_files, download=download, num_classes=None).eval()
+        return _timm(spec, weights_dir, weights_files, download=download, num_classes=None, told=told).eval()
     known = backbones.entry(spec.name)
     if not known.head:
         raise ConfigError(f"{spec.name} has no head of its own to evaluate; evaluate a run of it, run=ID")
     path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
     with without_memory():
         trunk = _without_head(spec, construct(known.architecture, num_classes=1))
-    state = _with_own_head(state_for(trunk, path, ignored=_heads(known)), known.head)
+    state = _with_own_head(state_for(trunk, path, ignored=_heads(known), told=told), known.head)
     with without_memory():
         network = construct(known.architecture, num_classes=_classes_in(state, known.head, path))
     assign_weights(network, _within(network, state), path=path)
     return network.eval()
 
 
-def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = (), told: Told = logger.info) -> Found:
-    """What a weights file holds of a network, which may be without memory; what was taken and left out is told.
+def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = (), told: Told = log_taken) -> Found:
+    """What a weights file holds of a network, which may be without memory; told is given what was taken.
 
     ignored: beginnings of names of heads, which the file may have or lack. Raises DataError.
     """
     found = find_state(read_content(path), network.state_dict(), path=path, ignored=ignored)
-    if found.note is not None:
-        told(found.note)
+    told(found.taken)
     return found
 
 
@@ -259,7 +269,7 @@ def _timm(
     *,
     download: bool,
     num_classes: int | None,
-    told: Told = logger.info,
+    told: Told = log_taken,
 ) -> nn.Module:
     """num_classes: 0 for the trunk, None for the head that the weights have."""
     import timm

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transfergrid.backbones.weight_files import Taken, some
 from transfergrid.errors import DataError
 
 State = OrderedDict[str, Tensor]
@@ -45,13 +46,12 @@ class Found:
     """state: the network's own names -> float32 tensors, with those of its head as far as they are there.
 
     prefix: what stands before these names in the file. beside: the other tensors, by their names in the file.
-    note: one line on what was taken and left out; None where the file holds the network and nothing else.
     """
 
     state: State
     prefix: str
     beside: Mapping[str, Tensor]
-    note: str | None
+    taken: Taken
 
 
 def find_state(content: Any, wanted: Shapes, *, path: Path, ignored: tuple[str, ...]) -> Found:
@@ -79,7 +79,7 @@ def find_state(content: Any, wanted: Shapes, *, path: Path, ignored: tuple[str, 
     left_out = [chosen + name for name in extra] + [n for n in beside if not _TRAINERS.match(n)]
     others = sorted((p for p in whole if p != chosen), key=_rank)
     left_out = [name for name in left_out if not name.startswith(tuple(others))]
-    return Found(state, chosen, beside, _note(path, chosen, others, left_out))
+    return Found(state, chosen, beside, Taken(path.name, chosen, len(state), tuple(others), tuple(left_out)))
 
 
 def _flat(content: Any, prefix: str, versions: dict[str, Any], depth: int = 0) -> Iterator[tuple[str, Tensor]]:
@@ -145,7 +145,7 @@ def _refuse_other_layers(extra: Sequence[str], wanted: Shapes, path: Path) -> No
         if top in layers or not _HEADS.fullmatch(top):
             raise DataError(
                 f"{path} is of another network: it has {name!r}, which is unknown ({len(extra)} such names); "
-                f"wanted: {_some(list(wanted))}"
+                f"wanted: {some(list(wanted))}"
             )
 
 
@@ -172,18 +172,4 @@ def _why_not(tensors: Mapping[str, Tensor], needed: Shapes, counts: Counter[str]
     else:
         more = sum(n.startswith(prefix) and n[len(prefix) :] not in needed for n in names)
         says = f"is of another network{place}: it lacks {missing[0]!r} ({len(missing)} missing, {more} unknown)"
-    return f"{says}; it has: {_some(names)}; wanted: {_some(list(needed))}"
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(name if len(name) <= 48 else f"...{name[-45:]}" for name in names[:3])
-    return shown + (", ..." if len(names) > 3 else "")
-
-
-def _note(path: Path, prefix: str, others: Sequence[str], left_out: Sequence[str]) -> str | None:
-    told = [f"taken from the names under {prefix!r}"] if prefix else []
-    if others:
-        told.append(f"not from those under {', '.join(map(repr, others[:3]))}, which fit too")
-    if left_out:
-        told.append(f"not used: {_some(left_out)} ({len(left_out)})")
-    return f"weights file {path.name}: {'; '.join(told)}" if told else None
+    return f"{says}; it has: {some(names)}; wanted: {some(list(needed))}"

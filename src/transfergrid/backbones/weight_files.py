@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transfergrid import durable
 from transfergrid.errors import DataError
 
+logger = logging.getLogger(__name__)
 HEADER_LARGEST_BYTES = 100_000_000  # of safetensors, by its own rules
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before 1.6: the first number in the file
 _INDEX_LARGEST_BYTES = 50_000_000
@@ -30,6 +35,61 @@ _BEGINNINGS = (
     (b"%PDF", "a PDF document, not weights; download the file itself"),
 )
 _OTHERS_WEIGHTS = "torch's weights of the network are needed"
+_SHOWN = 3  # names
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What was taken of a weights file. Plain values: a process that looked hands it to one without torch.
+
+    prefix: what stands before the network's names in the file, containers included; "" where they stand alone.
+    names: how many were taken. others: prefixes under which the network's weights stand, too, and were not taken.
+    not_used: further names that were left out.
+    """
+
+    file: str
+    prefix: str
+    names: int
+    others: tuple[str, ...]
+    not_used: tuple[str, ...]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the file holds the network and nothing else."""
+        return not (self.prefix or self.others or self.not_used)
+
+    @property
+    def line(self) -> str:
+        told = [f"{self.names} names taken" + (f" from those under {self.prefix!r}" if self.prefix else "")]
+        if self.others:
+            told.append(f"not from those under {', '.join(map(repr, self.others[:_SHOWN]))}, which fit too")
+        if self.not_used:
+            told.append(f"not used: {some(self.not_used)} ({len(self.not_used)})")
+        return f"weights file {self.file}: {'; '.join(told)}"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """As a record holds it; of the names that were left out, their number and the first."""
+        return {
+            "file": self.file,
+            "prefix": self.prefix,
+            "names": self.names,
+            "others": list(self.others),
+            "not_used": len(self.not_used),
+            "first_not_used": list(self.not_used[:_SHOWN]),
+        }
+
+
+def weights_taken(files: Mapping[str, Taken]) -> dict[str, Any]:
+    """By backbone, as a record's details hold it; each is logged."""
+    for taken in files.values():
+        logger.info("%s", taken.line)
+    return {"weights_taken": {name: taken.fields for name, taken in files.items()}} if files else {}
+
+
+def some(names: Sequence[str]) -> str:
+    shown = ", ".join(name if len(name) <= 48 else f"...{name[-45:]}" for name in names[:_SHOWN])
+    return shown + (", ..." if len(names) > _SHOWN else "")
 
 
 def identity_of(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -163,7 +164,7 @@ def emit(
     after = [*live, *(f"$(cat {shlex.quote(name)}.id)" for name in names)]
     lines.append(_send_line(last, sent, "afterany", after))
     script = folder / "submit.sh"
-    durable.write_bytes(script, ("\n".join(lines) + "\n").encode())
+    durable.write_bytes(script, os.fsencode("\n".join(lines) + "\n"))
     script.chmod(0o775)
     return script
 
@@ -188,6 +189,6 @@ def _write_job(path: Path, launch: Launch, submission: Submission, parameters: d
         executor.parameters["map_count"] = len(submission.tasks)
     command = f"{python_command(launch.settings)} -m {module} {shlex.quote(str(submission.folder))}"
     text = executor._make_submission_file_text(command, "")  # what submitit itself would send
-    durable.write_bytes(path.with_name(path.name + ".sbatch"), text.encode())
+    durable.write_bytes(path.with_name(path.name + ".sbatch"), os.fsencode(text))
     line = json.dumps(as_line(replace(submission, job_id="@JOB_ID@", sender="submit.sh")))
-    durable.write_bytes(path.with_name(path.name + ".json"), line.encode() + b"\n")
+    durable.write_bytes(path.with_name(path.name + ".json"), os.fsencode(line) + b"\n")

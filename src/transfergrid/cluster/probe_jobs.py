@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import sys
 import time
@@ -88,7 +89,7 @@ def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str]
 def submit(script: str, *, folder: Path, resources: Resources, settings: ClusterSettings, nodes: int) -> str:
     """The job's name, which no other has; its script and output lie in `folder`. Raises SlurmRefused, SlurmDown."""
     name = f"{JOB_NAME}-{new_token()}"
-    durable.write_bytes(folder / "job.sh", script.encode())
+    durable.write_bytes(folder / "job.sh", os.fsencode(script))
     options = {
         **{key: value for key, value in settings.options(resources).items() if not key.startswith("mail")},
         "job-name": name,

@@ -218,7 +218,7 @@ def _write_script(
     call.dump(folder / "call.pkl")
     script = folder / "submission.sh"
     text = executor._make_submission_file_text(executor._submitit_command_str, "")
-    durable.write_bytes(script, text.encode())
+    durable.write_bytes(script, os.fsencode(text))
     return script
 
 

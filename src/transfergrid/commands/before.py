@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid import durable
-from transfergrid.cluster.child import ask, gpus_for
+from transfergrid.backbones.weight_files import Taken
+from transfergrid.cluster.child import Answer, ask, gpus_for
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.config import Request
 from transfergrid.errors import ConfigError, DataError, MachineError, StoreFull
 from transfergrid.plan import Plan
-from transfergrid.specs import RunSpec, Runtime
+from transfergrid.specs import EvaluateSettings, ProbeSettings, RunSpec, Runtime
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,7 +55,7 @@ def prepare_folders(runtime: Runtime) -> None:
             raise
         except (MachineError, OSError) as error:
             reason = error.strerror or type(error).__name__ if isinstance(error, OSError) else error
-            raise ConfigError(f"{folder} cannot be used ({reason}); give another store.dir= or cache.dir=") from error
+            raise ConfigError(_unusable(folder, reason)) from error
 
 
 def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
@@ -67,10 +71,33 @@ def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bo
         if runs_follow:
             _tell_device(console, runtime)
         answer = ask(check_inputs, (runs, runtime), runs_follow=runs_follow)
+    _tell(console, answer)
+
+
+def check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
+    """What a dry run can say of what prepare_folders() and preflight() refuse: nothing is written or fetched, and torch
+    is loaded, in a child, only where the user names weights files or asks for a GPU. Raises as they do."""
+    for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
+        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(_unusable(folder, os.strerror(errno.EACCES)))
+    if runs_follow and runtime.device == "cuda" and plan.to_run:
+        _tell_device(console, runtime)
+    runs = [p.run for p in plan.to_run if reads_file(p.run)]
+    if runs:
+        with console.status("checking weights files"):
+            _tell(console, ask(check_weights, (runs, runtime), runs_follow=False))
+
+
+def _tell(console: Console, answer: Answer) -> None:
     if answer.error is not None:
         raise DataError(answer.error)
     for line in answer.value:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _unusable(folder: Path, reason: object) -> str:
+    return f"{folder} cannot be used ({reason}); give another store.dir= or cache.dir="
 
 
 def _tell_device(console: Console, runtime: Runtime) -> None:
@@ -87,25 +114,48 @@ def _tell_device(console: Console, runtime: Runtime) -> None:
 
 
 def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
-    """A line on each weights file that holds more than the network. Raises DataError for the first data set or weights
+    """A line on what is taken of each of the user's weights files. Raises DataError for the first data set or weights
     that cannot be used. Loads torch where there are weights to check: call it in a child."""
     from transfergrid import data
-    from transfergrid.specs import ProbeSettings
 
     for dataset in dict.fromkeys(run.dataset for run in runs):
         folder = runtime.data_folders.get(dataset.name)
         data.find(dataset.kind, data_dir=Path(runtime.data_dir), folder=None if folder is None else Path(folder))
-    on_features = (run for run in runs if isinstance(run.settings, ProbeSettings) and run.settings.source == "features")
-    reading = set(on_features)
-    told: list[str] = []
-    for backbone in dict.fromkeys(b for run in runs if run not in reading for b in run.backbones):
-        if not backbone.weights.identity.startswith("random:"):
-            from transfergrid.backbones.build import build
+    return check_weights(runs, runtime)
 
+
+def check_weights(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
+    """The weights' part of check_inputs()."""
+    from transfergrid.backbones.build import build
+    from transfergrid.phases.evaluate import network_from_file
+
+    told: list[tuple[bool, Taken]] = []
+    evaluated = {run for run in runs if isinstance(run.settings, EvaluateSettings)}
+    for run in runs:
+        if isinstance(run.settings, EvaluateSettings) and reads_file(run):
+            network_from_file(run, runtime, told=partial(_note, told, True))
+    on_features = {r for r in runs if isinstance(r.settings, ProbeSettings) and r.settings.source == "features"}
+    others = (run for run in runs if run not in on_features and not (run in evaluated and reads_file(run)))
+    for backbone in dict.fromkeys(b for run in others for b in run.backbones):
+        if not backbone.weights.identity.startswith("random:"):
             build(
                 backbone,
                 weights_dir=Path(runtime.weights_dir),
                 weights_files=runtime.weights_files,
-                told=told.append,
+                told=partial(_note, told, backbone.weights.is_file),
             )
-    return tuple(dict.fromkeys(told))
+    return tuple(dict.fromkeys(taken.line for is_users, taken in told if is_users or not taken.is_plain))
+
+
+def _note(told: list[tuple[bool, Taken]], is_users: bool, taken: Taken) -> None:
+    told.append((is_users, taken))
+
+
+def reads_file(run: RunSpec) -> bool:
+    """Whether a run reads a weights file of the user's."""
+    if isinstance(run.settings, EvaluateSettings):
+        if run.settings.source.startswith("run:"):
+            return False
+        if run.settings.source.startswith("file:"):
+            return True
+    return any(b.weights.is_file for b in run.backbones)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from transfergrid.errors import ConfigError, GridError, classify, next_step, one_line, remedy_of
+from transfergrid.names import spelled_out
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,8 +21,7 @@ OK, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
     """main(arguments) with its errors told in one line each: 2 for a request that makes no sense, 1 for the rest."""
     arguments = sys.argv[1:]
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack letters that a name has
-        sys.stdout.reconfigure(errors="backslashreplace")
+    write_whatever_names()
     try:
         if any(a in ("--help", "-h", "help") for a in arguments):
             print(help_text.strip(), flush=True)
@@ -54,10 +54,18 @@ def as_many_as_fit(lines: Sequence[str], *, on_terminal: bool) -> list[str]:
     return [*lines[:_MOST_LINES], f"  and {more} more: send the output to a file to see all"] if more > 0 else [*lines]
 
 
+def write_whatever_names() -> None:
+    """What the terminal's encoding cannot hold is spelled out: a name of a file is no reason for an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=spelled_out())
+
+
 def make_console() -> Console:
     """The terminal as it is; where the output goes to a file or a pipe, 100 columns."""
     from rich.console import Console
 
+    write_whatever_names()
     # No markup and no emoji: a message may well hold brackets, as [Errno 28] does, and a name `:x:`.
     console = Console(markup=False, emoji=False)
     return console if console.is_terminal else Console(markup=False, emoji=False, width=100)

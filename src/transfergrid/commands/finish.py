@@ -23,6 +23,7 @@ from transfergrid.commands.console import make_console
 from transfergrid.commands.report import show_report
 from transfergrid.commands.sync import sync_and_publish
 from transfergrid.commands.usage import show_usage
+from transfergrid.names import spelled_out
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.records import read_grid
 
@@ -117,6 +118,7 @@ def _notify(
             ["sh", "-c", command],
             input="\n".join(lines) + "\n",
             text=True,
+            errors=spelled_out(),
             env=os.environ | told,
             timeout=NOTIFY_TIMEOUT_S,
             check=True,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from transfergrid import tracking
 from transfergrid.cluster import local, slurm
-from transfergrid.commands.before import preflight, prepare_folders, queued, sent_states
+from transfergrid.commands.before import check_without_writing, preflight, prepare_folders, queued, sent_states
 from transfergrid.commands.console import OK, hashing_progress, make_console, run_script
 from transfergrid.commands.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.commands.progress import watching
@@ -58,7 +58,7 @@ def carry_out(request: Request) -> int:
     console = make_console()
     assert_keeps_rows(console, request)
     submits = runs_on_slurm(console, request.cluster)
-    tracking.validate(request.runtime, sends=not submits and not request.dry_run)
+    tracking.validate(request.runtime, sends=not submits)
     if submits:
         from transfergrid.commands import on_slurm
 
@@ -70,6 +70,7 @@ def carry_out(request: Request) -> int:
     plan = make_plan([c.run.run_id for c in request.configurations], request.runs, request.runtime, queued=in_queue)
     show_plan(console, plan, request)
     if request.dry_run:
+        check_without_writing(console, plan, request.runtime, runs_follow=True)
         console.print("dry run: nothing was started or written")
         return OK
     prepare_folders(request.runtime)

@@ -14,7 +14,7 @@ from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
 from transfergrid.cluster.submit import start_estimate
 from transfergrid.cluster.yielding import fitted
-from transfergrid.commands.before import preflight, prepare_folders
+from transfergrid.commands.before import check_without_writing, preflight, prepare_folders
 from transfergrid.commands.console import FAILED, OK, count
 from transfergrid.commands.grid_file import write_grid_of
 from transfergrid.commands.places import assert_room, num_jobs
@@ -53,10 +53,11 @@ def carry_out(console: Console, request: Request) -> int:
     _show_cost(console, plan, request, limits)
     if finishing.refusal:
         raise ConfigError(finishing.refusal)
+    assert_room(plan, request, limits)
     if request.dry_run:
+        check_without_writing(console, plan, request.runtime, runs_follow=False)
         console.print("dry run: nothing was submitted or written")
         return OK
-    assert_room(plan, request, limits)
     prepare_folders(request.runtime)
     preflight(console, plan, request.runtime, runs_follow=False)
     submitting = Submitting(request, limits, finishing.resources)

@@ -13,7 +13,7 @@ from transfergrid import durable
 from transfergrid.commands.console import FAILED, OK, count, progress_line, run_script
 from transfergrid.config import PredictRequest, load_predict
 from transfergrid.config.help import help_for
-from transfergrid.names import csv_rows
+from transfergrid.names import csv_rows, utf8
 
 if TYPE_CHECKING:
     from torch import nn
@@ -132,7 +132,7 @@ def _export(
         arguments=arguments,
     )
     card = model_card(request.record, request.paths, facts)
-    durable.write_bytes(folder / "README.md", card.encode("utf-8", "surrogateescape"))
+    durable.write_bytes(folder / "README.md", utf8(card))
     print(f"exported to {folder}: {', '.join((*exported.files, 'README.md'))}", file=sys.stderr)
     if exported.largest_difference is not None:
         print(

@@ -195,11 +195,12 @@ def publish_report(
 def _is_current(page: Path, comparisons: Sequence[Comparison]) -> bool:
     """Whether the page was made after the newest record of its grids, and of these very rows: a grid launched anew with
     other rows, or a record that was deleted, leaves no newer record."""
+    from transfergrid.names import utf8
     from transfergrid.report.documents import as_csv
     from transfergrid.report.several import joined
 
     table = page.with_name("comparison.csv")
-    if not page.exists() or not table.exists() or table.read_bytes() != as_csv(joined(comparisons).rows).encode():
+    if not page.exists() or not table.exists() or table.read_bytes() != utf8(as_csv(joined(comparisons).rows)):
         return False
     entries = [(c.store, e.run_id) for c in comparisons for e in read_grid(c.store.grid(c.grid))]
     records = (store.run(run_id).record for store, run_id in entries)

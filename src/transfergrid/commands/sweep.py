@@ -51,7 +51,7 @@ def sweep(arguments: Sequence[str]) -> int:
         asked = _assert_slurm_can(asked)
     asked = _with_its_device(asked, on_slurm=on_slurm)
     request = asked.request
-    tracking.validate(request.runtime, sends=not request.dry_run)
+    tracking.validate(request.runtime, sends=True)
     if on_slurm and not request.dry_run:
         adopt_intents(ledger.read_ledger(request.store), alone=False)  # a sweep that still waits has no job's id yet
     rows = [c.run.run_id for c in request.configurations]
@@ -62,6 +62,7 @@ def sweep(arguments: Sequence[str]) -> int:
     console = make_console()
     shown.show_plan(console, plan, request)
     if request.dry_run:
+        before.check_without_writing(console, plan, request.runtime, runs_follow=not on_slurm)
         console.print("dry run: nothing was started or written")
         return OK
     before.prepare_folders(request.runtime)
@@ -216,7 +217,7 @@ def _write_setup(submission: ledger.Submission, asked: Sweep, code: Path) -> Pat
     lines = setup_lines(asked.request.cluster.setup, exports, token=submission.token)
     folder = submission.folder
     durable.make_folder(folder)
-    durable.write_bytes(folder / "setup.sh", "\n".join([*lines, ""]).encode())
+    durable.write_bytes(folder / "setup.sh", os.fsencode("\n".join([*lines, ""])))
     return (folder / "setup.sh").resolve()
 
 

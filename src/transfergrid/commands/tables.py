@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from transfergrid.names import readable
 from transfergrid.report.cells import accuracy_with_interval, number, percent
 from transfergrid.report.remarks import footnotes
 from transfergrid.report.rows import ComparisonRow
@@ -104,7 +105,7 @@ def _plain(*cells: str) -> list[Text]:
     """Cells in which square brackets are brackets, not rich's markup."""
     from rich.text import Text
 
-    return [Text(cell) for cell in cells]
+    return [Text(readable(cell)) for cell in cells]
 
 
 def _published(row: ComparisonRow) -> str:

@@ -16,6 +16,7 @@ from transfergrid.config.settings import ABOVE_ZERO, choice, in_range
 from transfergrid.config.value_range import about_range, value_range_of
 from transfergrid.data import ValueRange
 from transfergrid.errors import ConfigError
+from transfergrid.names import composed, existing
 from transfergrid.paths import CachePaths
 from transfergrid.specs import DatasetSpec
 
@@ -58,7 +59,7 @@ def resolve_dataset(
         raise ConfigError(
             f"dataset.folder={node.folder!r}: {node.kind} lies in data.dir; only image_folder takes a folder"
         )
-    folder = None if node.folder is None else Path(node.folder).expanduser().resolve()
+    folder = None if node.folder is None else existing(Path(node.folder).expanduser()).resolve()
     in_range("dataset.max_megapixels", node.max_megapixels, ABOVE_ZERO, 100_000)
     facts = data.facts(
         node.kind,
@@ -69,7 +70,7 @@ def resolve_dataset(
         max_megapixels=node.max_megapixels,
         skip_damaged=node.skip_damaged,
     )
-    name = node.name or (folder.name if folder is not None else node.kind)
+    name = composed(node.name or (folder.name if folder is not None else node.kind))
     if any(sign in name for sign in "/\\\n\0") or name.startswith(".") or not name.strip():
         raise ConfigError(f"dataset.name={name!r} cannot name a folder; use letters, digits, . _ and -")
     if folder is not None and name in data.kinds():

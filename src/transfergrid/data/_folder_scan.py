@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from transfergrid.data import _inventory as inventory
 from transfergrid.data._formats import lacking_for, suffixes, why_unread
 from transfergrid.errors import ConfigError, DataError
+from transfergrid.names import composed, readable
 
 _NAMES = {"val": ("val", "valid", "validation")}
 _OF_FILE_SERVERS = ("@eaDir", "__MACOSX", "#recycle", "@Recycle")  # thumbnails, forks of resources, bins
@@ -23,6 +25,7 @@ class Scan:
     renamed: dict[str, str]
     skipped: dict[str, tuple[int, str]]
     unused: tuple[str, ...]
+    respelled: tuple[str, ...]
 
 
 def scan(folder: Path) -> Scan:
@@ -41,7 +44,8 @@ def scan(folder: Path) -> Scan:
     if "test" not in present:
         source_of["test"] = source_of.pop("val")
     skipped: dict[str, tuple[int, str]] = {}
-    listing = {split: _classes(folder, source, skipped) for split, source in source_of.items()}
+    found = {split: _classes(folder, source, skipped) for split, source in source_of.items()}
+    listing, respelled = _compared(folder, found, source_of)
     first, classes = next(iter(listing.items()))
     if first == "train" and len(classes) < 2:
         raise DataError(f"{folder}: train/ has one class, {next(iter(classes))!r}; wanted two or more to tell apart")
@@ -54,7 +58,36 @@ def scan(folder: Path) -> Scan:
             )
     renamed = {split: source for split, source in source_of.items() if source not in (split, "val")}
     unused = tuple(name for name in beside if name not in source_of.values() and name not in _OF_FILE_SERVERS)
-    return Scan(listing, renamed, skipped, unused)
+    return Scan(listing, renamed, skipped, unused, respelled)
+
+
+def _compared(
+    folder: Path, found: dict[str, dict[str, list[str]]], source_of: dict[str, str]
+) -> tuple[dict[str, dict[str, list[str]]], tuple[str, ...]]:
+    """The classes by their composed names, in the order of the first split's folders, and those whose folders are
+    spelled in two ways. Raises DataError where one split has two folders for a class."""
+    listing: dict[str, dict[str, list[str]]] = {}
+    spelled: dict[str, dict[str, str]] = {}  # class -> how its folder is spelled -> where
+    for split, classes in found.items():
+        own: dict[str, list[str]] = {}
+        for name, paths in classes.items():
+            if (known := composed(name)) in own:
+                twin = next(n for n in classes if composed(n) == known)
+                raise DataError(
+                    f"{folder / source_of[split]}: the class folders {ascii(twin)} and {ascii(name)} look alike"
+                    f" ({readable(known)}); merge them, or rename one"
+                )
+            own[known] = paths
+            spelled.setdefault(known, {}).setdefault(name, source_of[split])
+        place = {name: i for i, name in enumerate(next(iter(listing.values()), own))}
+        listing[split] = dict(sorted(own.items(), key=partial(_place, place)))
+    two = {name: forms for name, forms in spelled.items() if len(forms) > 1}
+    told = (", ".join(f"{ascii(form)} in {where}/" for form, where in forms.items()) for forms in two.values())
+    return listing, tuple(told)
+
+
+def _place(place: Mapping[str, int], item: tuple[str, list[str]]) -> int:
+    return place.get(item[0], len(place))
 
 
 def _folders_in(folder: Path) -> list[str]:

@@ -23,6 +23,7 @@ class Inventory:
     folders: split -> the folder that serves as it, where that has another name. skipped: why -> how many entries, and
     the first. unused: folders beside those of the splits. copies: where -> how many pictures are there more than once,
     byte for byte. damaged: path -> why it cannot be used, of those that `skip_damaged` leaves out.
+    respelled: of each class whose folders look alike and are spelled in two ways, where and how.
     """
 
     per_class: Mapping[str, tuple[int, int]]
@@ -31,6 +32,7 @@ class Inventory:
     unused: tuple[str, ...] = ()
     copies: Mapping[str, int] = field(default_factory=dict)
     damaged: Mapping[str, str] = field(default_factory=dict)
+    respelled: tuple[str, ...] = ()
 
     @property
     def is_odd(self) -> bool:
@@ -49,6 +51,9 @@ class Inventory:
             yield f"left out, as they cannot be used: {len(self.damaged)}"
         if self.unused:
             yield "not used: " + ", ".join(f"{name}/" for name in self.unused)
+        if self.respelled:
+            more = f" and {len(self.respelled) - 1} more" if len(self.respelled) > 1 else ""
+            yield f"class folders spelled in two ways are one class (Unicode NFC): {self.respelled[0]}{more}"
         if self.copies:
             yield "the same picture: " + ", ".join(f"{n} {where}" for where, n in self.copies.items())
 

@@ -79,6 +79,7 @@ def facts(
             folders=found.renamed,
             skipped=found.skipped,
             unused=found.unused,
+            respelled=found.respelled,
             copies=inventory.copies(listing, sha256_of),
             damaged={path: image.reason for path, image in content.damaged.items()},
         ),

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from transfergrid import backbones
 from transfergrid.backbones.build import attach_auxiliary_heads, bn_statistics, build, group_parameters
+from transfergrid.backbones.weight_files import Taken, weights_taken
 from transfergrid.device import arithmetic
 from transfergrid.folds import dataset_facts, picture_details
 from transfergrid.image_training import ImageTrainee
@@ -49,9 +50,16 @@ def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary
     assert spec.seed is not None
     trunks, feature_dim = [], 0
     for backbone in spec.backbones:
+        files: list[Taken] = []
         trunk = build(
-            backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, auxiliary=auxiliary
+            backbone,
+            weights_dir=Path(runtime.weights_dir),
+            weights_files=runtime.weights_files,
+            auxiliary=auxiliary,
+            told=files.append,
         )
+        if files and backbone.weights.is_file:
+            setting.taken[backbone.name] = files[0]
         if auxiliary:
             generator = torch.Generator().manual_seed(seed_for("auxiliary", spec.seed))
             attach_auxiliary_heads(trunk, spec.dataset.num_classes, generator)
@@ -182,6 +190,7 @@ def train_and_record(
         | fold_details(folds, num_classes=spec.dataset.num_classes)
         | class_details(made, dataset_facts(spec.dataset, runtime).class_names)
         | picture_details(spec.dataset, runtime)
+        | weights_taken(setting.taken)
         | dict(details),
         phase_s=setting.watch.seconds + result.elapsed_before_s,
         n_train=len(folds.train),

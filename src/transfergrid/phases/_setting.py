@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from transfergrid.backbones.weight_files import Taken
 from transfergrid.device import device_of
 from transfergrid.folds import Folds, make_folds, open_splits
 from transfergrid.images import NetworkInputs
@@ -17,12 +18,13 @@ from transfergrid.specs import PreprocessSpec
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A run's device, folds and inputs, opened once."""
+    """A run's device, folds and inputs, opened once. taken: of the user's weights files, by backbone."""
 
     device: torch.device
     folds: Folds
     inputs: NetworkInputs
     watch: Stopwatch
+    taken: dict[str, Taken] = field(default_factory=dict)
 
 
 def open_setting(context: RunContext, preprocess: tuple[PreprocessSpec, ...]) -> Setting:

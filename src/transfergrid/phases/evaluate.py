@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfergrid import durable
+from transfergrid.backbones.weight_files import Taken, weights_taken
 from transfergrid.classes import NamedLogits, classes_of_run, match_classes, name_logits
 from transfergrid.evaluation import top_k_accuracy
 from transfergrid.folds import Fold, held_out, open_splits, subset
@@ -39,13 +40,14 @@ logger = logging.getLogger(__name__)
 class Evaluated:
     """A network, what each of its backbones is fed, and how BatchNorm is read, if not as usual.
 
-    own: its classes in the order of its logits; None where only their number can tell.
+    own: its classes in the order of its logits; None where only their number can tell. taken: of the user's file.
     """
 
     network: nn.Module
     preprocess: tuple[PreprocessSpec, ...]
     own: NamedLogits | None
     reading: Mapping[str, Any]
+    taken: Mapping[str, Taken] = field(default_factory=dict)
 
 
 def run(context: RunContext) -> RunRecord:
@@ -88,6 +90,7 @@ def run(context: RunContext) -> RunRecord:
     _write_csv(context.paths.predictions_csv, fold, logits_NC, named.class_names)
     cost = describe(network, [(3, p.crop_px, p.crop_px) for p in asked.preprocess])
     details = {"source": settings.source, "n_test": len(fold), **_errors(fold, logits_NC), **compared}
+    details |= weights_taken(asked.taken)
     return make_record(
         spec,
         context.attempt,
@@ -133,8 +136,10 @@ def _open(spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Eval
     assert isinstance(settings, EvaluateSettings)
     if settings.source.startswith("run:"):
         return _finished(settings.source.removeprefix("run:"), spec, runtime, class_names)
-    network, preprocess = _from_file(spec, runtime, settings)
-    return Evaluated(network.eval(), preprocess, None, {})
+    files: list[Taken] = []
+    network, preprocess = network_from_file(spec, runtime, told=files.append)
+    is_users = settings.source.startswith("file:") or any(b.weights.is_file for b in spec.backbones)
+    return Evaluated(network.eval(), preprocess, None, {}, {spec.model: files[0]} if files and is_users else {})
 
 
 def _finished(run_id: str, spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Evaluated:
@@ -150,12 +155,17 @@ def _finished(run_id: str, spec: RunSpec, runtime: Runtime, class_names: tuple[s
     return Evaluated(network, preprocess, named, {"test_bn": reading.test_bn, "batch_size": reading.batch_size})
 
 
-def _from_file(
-    spec: RunSpec, runtime: Runtime, settings: EvaluateSettings
+def network_from_file(
+    spec: RunSpec, runtime: Runtime, *, told: Callable[[Taken], None]
 ) -> tuple[nn.Module, tuple[PreprocessSpec, ...]]:
-    """A checkpoint of an architecture or a backbone, or the backbone's published weights, head included."""
+    """A checkpoint of an architecture or a backbone, or the backbone's published weights, head included.
+
+    Raises DataError, as a launch does that looks before the run.
+    """
     from transfergrid.network import Plain
 
+    settings = spec.settings
+    assert isinstance(settings, EvaluateSettings)
     if not spec.backbones:
         from transfergrid import architectures
         from transfergrid.backbones.build import state_for
@@ -163,7 +173,7 @@ def _from_file(
 
         path = Path(runtime.weights_files[settings.source])
         network = architectures.build(spec.model, spec.dataset.num_classes, 0)
-        assign_weights(network, state_for(network, path).state, path=path)
+        assign_weights(network, state_for(network, path, told=told).state, path=path)
         assert settings.preprocess is not None
         return Plain(network), (settings.preprocess,)
     from transfergrid.backbones.build import build_classifier
@@ -172,7 +182,9 @@ def _from_file(
     if settings.source.startswith("file:"):
         weights = replace(backbone.weights, identity=settings.source, label=settings.source[:13])
         backbone = replace(backbone, weights=weights)
-    network = build_classifier(backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files)
+    network = build_classifier(
+        backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, told=told
+    )
     return Plain(network), (backbone.preprocess,)
 
 

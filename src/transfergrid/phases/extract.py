@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid import backbones, feature_store
+from transfergrid.backbones.weight_files import Taken, weights_taken
 from transfergrid.errors import Interrupted
 from transfergrid.folds import dataset_facts, open_splits, splits_of, subset
 from transfergrid.paths import CachePaths, cache_paths
@@ -66,7 +67,10 @@ def run(context: RunContext) -> RunRecord:
     cache, backbone = cache_paths(runtime), spec.backbones[0]
     splits = open_splits(spec.dataset, runtime)
     rows = {split: subset(spec.dataset, images.labels_N) for split, images in splits.items()}
-    module = build(backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files).to(device)
+    files: list[Taken] = []
+    module = build(
+        backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, told=files.append
+    ).to(device)
     module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     inputs = NetworkInputs(splits, (backbone.preprocess,), device=device, resident_gb=runtime.resident_gb, rows=rows)
     if spec.extract is not None and spec.extract.bn_statistics == "target":
@@ -113,7 +117,8 @@ def run(context: RunContext) -> RunRecord:
         context.attempt,
         device,
         metrics={},
-        details={"feature_keys": keys, "feature_dim": feature_dim, "images": num_images},
+        details={"feature_keys": keys, "feature_dim": feature_dim, "images": num_images}
+        | weights_taken({backbone.name: files[0]} if files and backbone.weights.is_file else {}),
         phase_s=watch.seconds,
         n_train=None,
         trainable_parameters=0,

@@ -14,6 +14,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.config.spelling import launch_again
+from transfergrid.names import utf8
 from transfergrid.report import handover, integrity, page_models, page_provenance, page_text, predictions, remarks
 from transfergrid.report.blocks import Block, Section, folded, sections
 from transfergrid.report.comparison import Comparison
@@ -70,7 +71,7 @@ def render_page(
     context = _context(comparison, markdown, summaries=summaries or {})
     context["figure_notes"] = list(figure_notes)
     bare = _rendered(context, comparison, figures, {}, ())
-    budget = PAGE_BYTES - len(bare.encode()) - _SPARE_BYTES - sum(1_000 + 6 * len(f.caption) for f in figures)
+    budget = PAGE_BYTES - len(utf8(bare)) - _SPARE_BYTES - sum(1_000 + 6 * len(f.caption) for f in figures)
     embedded, left_out = embed(figures, budget_bytes=max(0, budget))
     return _rendered(context, comparison, figures, embedded, left_out)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeGuard
 
@@ -74,7 +74,7 @@ def _details(
         remarks=tuple(row.remarks.split("; ")) if row.remarks else (),
         choices=_choices(runs),
         choice_notes=_choice_notes(row, runs),
-        settings=_settings(specs[0]) if specs else (),
+        settings=(*_settings(specs[0]), *_files_taken(runs, store)) if specs else (),
         run_ids=run_ids,
     )
 
@@ -158,6 +158,26 @@ def _settings(spec: RunSpec) -> tuple[tuple[str, str], ...]:
     for run_id in spec.needs:
         named["made from"] = run_id
     return tuple((name, _text(value)) for name, value in named.items())
+
+
+def _files_taken(runs: Sequence[RunRecord], store: StorePaths) -> Iterator[tuple[str, str]]:
+    """What was taken of each weights file of the user's, by the runs themselves or the extractions they read."""
+    found: dict[tuple[str, str], None] = {}
+    for run in runs:
+        for record in (run, *(_record_of(e.run_id, store) for e in run.spec.extractions)):
+            taken = None if record is None else record.details.get("weights_taken")
+            for name, told in taken.items() if isinstance(taken, Mapping) else ():
+                if isinstance(told, Mapping):
+                    text = ", ".join(f"{k.replace('_', ' ')} {_text(v)}" for k, v in told.items() if v)
+                    found[f"weights file of {name}", text] = None
+    yield from found
+
+
+def _record_of(run_id: str, store: StorePaths) -> RunRecord | None:
+    try:
+        return records.read_record(store.run(run_id))
+    except DataError:
+        return None
 
 
 def _text(value: Any) -> str:

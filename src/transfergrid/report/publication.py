@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid.errors import DataError, next_step, one_line
+from transfergrid.names import readable, readable_in
 from transfergrid.records import read_grid
 from transfergrid.report import page_text, worth
 from transfergrid.report.blocks import Block, sections
@@ -44,21 +45,24 @@ def publication_of(comparison: Comparison, folder: Path, *, figures: bool = True
     grids = tuple(dict.fromkeys(row.grid for row in comparison.rows)) or (comparison.grid,)
     chosen = _chosen(comparison)
     per_class, notes = _per_class(comparison)
+    own = {"comparison": _comparison(comparison.rows), "per_class": per_class, "failures": _failures(comparison)}
     made, more_notes = _figures(folder, chosen) if figures else ({}, [])
     return Publication(
         grid=report_name(grids),
         grids=grids,
-        rows=tuple(asdict(row) for row in comparison.rows),
-        tables={"comparison": _comparison(comparison.rows), "per_class": per_class, "failures": _failures(comparison)}
+        rows=readable_in(tuple(asdict(row) for row in comparison.rows)),
+        tables={name: Table(columns=t.columns, rows=readable_in(t.rows)) for name, t in own.items()}
         | _told_tables((folder / "comparison.md").read_text(encoding="utf-8")),
         figures=made,
         single=tuple(name for name in made if _is_of_one_row(name)),
         files=[folder / name for name in FILES],
-        headline=page_text.verdict(comparison),
-        markdown_table=short_table(comparison.rows),
-        failures="".join(f"- {line}\n" for line in page_text.missing(comparison)),
-        notes=(*notes, *more_notes),
-        chosen=tuple(Chosen(title=_title(row), run_ids=tuple(r.run_id for r in runs)) for row, runs in chosen),
+        headline=readable(page_text.verdict(comparison)),
+        markdown_table=readable(short_table(comparison.rows)),
+        failures=readable("".join(f"- {line}\n" for line in page_text.missing(comparison))),
+        notes=readable_in((*notes, *more_notes)),
+        chosen=tuple(
+            Chosen(title=readable(_title(row)), run_ids=tuple(r.run_id for r in runs)) for row, runs in chosen
+        ),
         runs=len({entry.run_id for grid in grids for entry in read_grid(comparison.store.grid(grid))}),
     )
 

@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import Any
 
 from transfergrid import provenance
+from transfergrid.names import readable_in
 from transfergrid.records import RunRecord
 from transfergrid.specs import RunSpec, digest, safe_name, to_dict
 
@@ -52,7 +53,7 @@ def describe(spec: RunSpec, *, grid: str, variant: str, record: RunRecord | None
     config |= {"data_fingerprint": spec.dataset.fingerprint, "train_fraction": spec.train_fraction, "shots": spec.shots}
     if spec.extract is not None and spec.phase != "extract":
         config |= {f"extract_{name}": value for name, value in to_dict(spec.extract).items()}
-    return {
+    described = {
         "id": spec.run_id,
         "name": spec.slug,
         "group": grid[:128],
@@ -60,6 +61,7 @@ def describe(spec: RunSpec, *, grid: str, variant: str, record: RunRecord | None
         "tags": list(dict.fromkeys(tags)),
         "config": redacted(config | to_dict(spec.settings)),
     }
+    return dict(readable_in(described))
 
 
 def redacted(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,4 +83,4 @@ def summarise(record: RunRecord) -> dict[str, Any]:
     """The record's scalars under the record's names; `attempt` and `status` also tell a later mirror what was told."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     scalars = {name: value for name, value in values.items() if isinstance(value, (str, int, float))}
-    return redacted(dict(record.metrics) | scalars)
+    return dict(readable_in(redacted(dict(record.metrics) | scalars)))

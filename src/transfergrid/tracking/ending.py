@@ -15,6 +15,7 @@ from transfergrid import durable, records
 from transfergrid.errors import DataError
 from transfergrid.evaluation import confusion_matrix
 from transfergrid.images_at_hand import Images
+from transfergrid.names import readable, readable_in
 from transfergrid.paths import CachePaths, RunPaths
 from transfergrid.records import MANY_CLASSES, Predictions, RunRecord
 from transfergrid.specs import safe_name
@@ -44,7 +45,7 @@ class Ending:
 
     @property
     def class_names(self) -> list[str]:
-        return [str(name) for name in self.record.details.get("class_names", ())]
+        return [readable(str(name)) for name in self.record.details.get("class_names", ())]
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -88,13 +89,15 @@ def references(record: RunRecord, paths: RunPaths) -> Iterator[Any]:
             key = spec.feature_key(spec.backbones[0], split)
             place = CachePaths(Path()).features(key)
             told = {"key": key.digest, "backbone": key.backbone.name, "dataset": key.dataset.name, "split": split}
-            features = wandb.Artifact(_artifact_name("features", place.stem), type="features", metadata=told)
+            features = wandb.Artifact(
+                _artifact_name("features", place.stem), type="features", metadata=readable_in(told)
+            )
             features.add_reference(f"cache:///{place}", name=place.name, checksum=False)  # its name holds its key
             yield features
     if paths.weights.is_file():
         sha256 = record.sha256.get(paths.weights.name) or durable.sha256_of(paths.weights)
         told = {"sha256": sha256, "model": spec.model, "dataset": spec.dataset.name, "run_id": record.run_id}
-        weights = wandb.Artifact(_artifact_name("weights", record.run_id), type="model", metadata=told)
+        weights = wandb.Artifact(_artifact_name("weights", record.run_id), type="model", metadata=readable_in(told))
         weights.add_reference(f"store:///runs/{record.run_id}/weights.pt#{sha256}", name="weights.pt", checksum=False)
         yield weights
 
