@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,13 +49,24 @@ def scan(folder: Path) -> Scan:
     for split, source in source_of.items():
         if listing[split].keys() != classes.keys():
             odd = sorted(listing[split].keys() ^ classes.keys())[0]
-            where = source if odd in listing[split] else source_of[first]
+            where, other = (source, first) if odd in listing[split] else (source_of[first], split)
+            twin = next((name for name in listing[other] if _letters(name) == _letters(odd)), None)
+            if twin is not None:
+                raise DataError(
+                    f"{folder}: class {odd!a} is in {where}/ only, and {source_of[other]}/ has {twin!a}: the same name"
+                    " written otherwise; rename one of them"
+                )
             raise DataError(
                 f"{folder}: class {odd!r} is in {where}/ only; {source}/ and {source_of[first]}/ need the same classes"
             )
     renamed = {split: source for split, source in source_of.items() if source not in (split, "val")}
     unused = tuple(name for name in beside if name not in source_of.values() and name not in _OF_FILE_SERVERS)
     return Scan(listing, renamed, skipped, unused)
+
+
+def _letters(name: str) -> str:
+    """Equal for names that look alike: of composed and decomposed letters, in capitals, with blanks about them."""
+    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def _folders_in(folder: Path) -> list[str]:
