@@ -156,6 +156,7 @@ BAD_ARGUMENTS = [
     case("launch_grid", f"{SCRATCH} dataset=image_folder dataset.folder=nowhere", "nowhere is not a folder"),
     case("launch_grid", f"{SCRATCH} dataset=digits dataset.folder=.", "only image_folder takes a folder"),
     case("launch_grid", f"{SCRATCH} dataset.name=../../x", "'../../x' cannot name a folder"),
+    case("launch_grid", f"{SCRATCH} dataset.name=a\x1b[31mb", r"'a\x1b[31mb' cannot name a folder"),
     case("launch_grid", f"{SCRATCH} grid_name=../x", "grid name '../x' may hold only a-z"),
     case("report", "grid=../x", "grid name '../x' may hold only a-z"),
     case("report", "grid=mine", "'mine' was never launched in results"),

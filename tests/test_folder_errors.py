@@ -12,7 +12,7 @@ from PIL import Image
 
 from transfergrid import data
 from transfergrid.data._decode import decode
-from transfergrid.data._folder_scan import image_files
+from transfergrid.data._folder_scan import image_files, scan
 from transfergrid.data.damaged import DamagedImage
 from transfergrid.errors import DataError
 from transfergrid.folds import Fold
@@ -37,6 +37,22 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, make: Callable[[Path], Non
 
     with pytest.raises(DataError, match=message):
         data.facts("image_folder", folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("cafe\u0301", r"class 'cafe\\u0301' is in test/ only, and train/ has 'caf\\xe9'"),
+        ("CAF\u00c9 ", r"class 'CAF\\xc9 ' is in test/ only, and train/ has 'caf\\xe9'"),
+    ],
+    ids=["decomposed", "capitals and a blank"],
+)
+def test_class_names_that_look_alike_are_told_apart(tmp_path: Path, name: str, told: str) -> None:
+    for path in ("train/caf\u00e9", "train/zebra", f"test/{name}", "test/zebra"):
+        (tmp_path / path).mkdir(parents=True)
+        (tmp_path / path / "0.png").touch()
+    with pytest.raises(DataError, match=f"{told}.*: the same name written otherwise; rename one of them"):
+        scan(tmp_path)
 
 
 @pytest.mark.parametrize("what", ["train/cat", "train/cat/0.png"])

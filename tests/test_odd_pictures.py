@@ -26,6 +26,7 @@ from transfergrid.data._image_size import size_px
 from transfergrid.data.damaged import DamagedImage, told
 from transfergrid.errors import DataError, one_line
 from transfergrid.folds import Fold
+from transfergrid.inference import Prepared, _read
 from transfergrid.names import csv_rows, shown
 from transfergrid.phases.evaluate import _write_csv
 
@@ -139,6 +140,15 @@ def test_pillow_and_libtiff_print_no_lines_of_their_own(tmp_path: Path) -> None:
         (tmp_path / os.fsdecode(odd.name)).write_bytes(odd.content)
     done = subprocess.run([sys.executable, "-c", QUIET, tmp_path], capture_output=True, text=True, check=True)
     assert done.stderr == "" and int(done.stdout) > 200
+
+
+def test_predict_never_takes_the_thumbnail_of_a_raw_file_for_the_picture(tmp_path: Path) -> None:
+    """A camera's raw file is a TIFF file with a small picture before the large one, which Pillow would read."""
+    for name in ("a.NEF", "b.tif"):
+        (tmp_path / name).write_bytes(saved("TIFF"))
+    raw, tiff = _read(tmp_path, image_files(tmp_path), (), PictureRules())
+    assert str(raw) == f"{tmp_path / 'a.NEF'} is of a kind that is not read: convert it to PNG or JPEG"
+    assert tiff == Prepared({}, deep=False, outside=False)
 
 
 # ---------------------------------------------------------------------------------------------------- the whole folder

@@ -71,7 +71,7 @@ def resolve_dataset(
         skip_damaged=node.skip_damaged,
     )
     name = composed(node.name or (folder.name if folder is not None else node.kind))
-    if any(sign in name for sign in "/\\\n\0") or name.startswith(".") or not name.strip():
+    if any(sign in "/\\\x7f" or sign < " " for sign in name) or name.startswith(".") or not name.strip():
         raise ConfigError(f"dataset.name={name!r} cannot name a folder; use letters, digits, . _ and -")
     if folder is not None and name in data.kinds():
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +53,13 @@ def scan(folder: Path) -> Scan:
     for split, source in source_of.items():
         if listing[split].keys() != classes.keys():
             odd = sorted(listing[split].keys() ^ classes.keys())[0]
-            where = source if odd in listing[split] else source_of[first]
+            where, other = (source, first) if odd in listing[split] else (source_of[first], split)
+            twin = next((name for name in listing[other] if _letters(name) == _letters(odd)), None)
+            if twin is not None:
+                raise DataError(
+                    f"{folder}: class {odd!a} is in {where}/ only, and {source_of[other]}/ has {twin!a}: the same name"
+                    " written otherwise; rename one of them"
+                )
             raise DataError(
                 f"{folder}: class {odd!r} is in {where}/ only; {source}/ and {source_of[first]}/ need the same classes"
             )
@@ -88,6 +95,11 @@ def _compared(
 
 def _place(place: Mapping[str, int], item: tuple[str, list[str]]) -> int:
     return place.get(item[0], len(place))
+
+
+def _letters(name: str) -> str:
+    """Equal for names that look alike: of composed and decomposed letters, in capitals, with blanks about them."""
+    return unicodedata.normalize("NFKC", name).casefold().strip()
 
 
 def _folders_in(folder: Path) -> list[str]:
