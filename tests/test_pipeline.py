@@ -179,7 +179,7 @@ def test_the_probe_of_resnet18_on_all_of_mnist_agrees_with_scikit_learn(real_dat
         "dataset=mnist",
         "phase=probe",
         "weights=random",
-        "dataset.image_size_px=64",
+        "dataset.image_size_px=32",
         f"data.dir={real_data_dir}",
     )
     probe = next(r for r in records(tmp_path) if r["spec"]["phase"] == "probe")

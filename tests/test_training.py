@@ -500,12 +500,10 @@ def assert_survives_kills(case: str, folder: Path, cache: Path, *, kills: int) -
     assert not list(root.rglob("*.tmp")) and not (root / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("case", [c if c == "probe" else pytest.param(c, marks=pytest.mark.slow) for c in KILLED])
-def test_killed_with_sigkill_a_run_ends_bit_for_bit_the_same(case: str, tmp_path: Path, cache: Path) -> None:
-    assert_survives_kills(case, tmp_path, cache, kills=1)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", KILLED)
-def test_killed_again_and_again_a_run_ends_bit_for_bit_the_same(case: str, tmp_path: Path, cache: Path) -> None:
-    assert_survives_kills(case, tmp_path, cache, kills=3)
+@pytest.mark.parametrize(
+    ("case", "kills"), [("probe", 1), *(pytest.param(c, 3, marks=pytest.mark.slow) for c in KILLED)]
+)
+def test_killed_with_sigkill_once_or_again_and_again_a_run_ends_bit_for_bit_the_same(
+    case: str, kills: int, tmp_path: Path, cache: Path
+) -> None:
+    assert_survives_kills(case, tmp_path, cache, kills=kills)
