@@ -42,10 +42,10 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, make: Callable[[Path], Non
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("cafe\u0301", r"class 'cafe\\u0301' is in test/ only, and train/ has 'caf\\xe9'"),
+        ("CAF\u00c9", r"class 'CAF\\xc9' is in test/ only, and train/ has 'caf\\xe9'"),
         ("CAF\u00c9 ", r"class 'CAF\\xc9 ' is in test/ only, and train/ has 'caf\\xe9'"),
     ],
-    ids=["decomposed", "capitals and a blank"],
+    ids=["capitals", "capitals and a blank"],
 )
 def test_class_names_that_look_alike_are_told_apart(tmp_path: Path, name: str, told: str) -> None:
     for path in ("train/caf\u00e9", "train/zebra", f"test/{name}", "test/zebra"):
