@@ -106,8 +106,8 @@ def slurm_as_it_was(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def slurm_variant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Sandbox]]:
-    """`slurm_variant(preempt="signal", gpus=0)`: a sandbox with these options (slurm_conf.Options), one for all who ask
-    for the same; whole again, whatever was done to it before. It lasts until the session ends, or `.stop()`."""
+    """`slurm_variant(preempt="signal", gpus=0)`: a sandbox with these options (slurm_conf.Options), one for all that
+    ask for the same; whole again, whatever was done to it before. It lasts until the session ends, or `.stop()`."""
     sandboxes: dict[Options, Sandbox] = {}
 
     def start(**asked: Any) -> Sandbox:
