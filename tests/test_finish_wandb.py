@@ -10,6 +10,8 @@ import pytest
 from cluster_cases import console, runtime_in, said
 
 from transfergrid.commands.sync import sync_and_publish
+from transfergrid.config.spelling import command_of_grid
+from transfergrid.paths import store_paths
 from transfergrid.specs import Runtime
 
 KEY = "k" * 40
@@ -40,7 +42,8 @@ def test_where_tracking_is_disabled_nothing_is_said(runtime: Runtime, monkeypatc
 def test_without_a_key_it_says_how_to_send_it_later(runtime: Runtime) -> None:
     text = told(runtime)
     assert "no W&B key for http://127.0.0.1:9 on this machine" in text
-    assert "`python jobs/sync.py grid=quickstart` sends what the server lacks" in text
+    by_hand = command_of_grid("sync.py", "quickstart", store_paths(runtime))
+    assert f"`{by_hand}` sends what the server lacks" in text
 
 
 def test_a_key_in_netrc_is_one(runtime: Runtime, tmp_path: Path) -> None:

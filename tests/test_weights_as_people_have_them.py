@@ -97,7 +97,7 @@ def test_what_holds_no_trunk_under_names_is_refused_in_one_plain_line(tmp_path: 
 def test_which_of_two_was_taken_and_what_was_left_out_is_said(files: Mapping[str, Path]) -> None:
     taken = found_in(files["compile of DDP"]).taken
     said = f"weights file {files['compile of DDP'].name}: {taken.names} names taken from those under"
-    assert taken.line == f"{said} '_orig_mod.module.'" and taken.names >= 120
+    assert taken.line == f"{said} '_orig_mod.module.'" and taken.names >= 20
     says = {
         "timm train.py": ("'state_dict.'", "not from those under 'state_dict_ema.'"),
         "torchvision reference": ("'model.'", "not from those under 'model_ema.module.'"),
@@ -230,5 +230,5 @@ def test_the_plan_is_told_what_was_taken(tmp_path: Path) -> None:
     files = {spec.weights.identity: str(tmp_path / "moco.pth")}
     build(spec, weights_dir=tmp_path, weights_files=files, told=told.append)
     (taken,) = told
-    assert (taken.prefix, taken.names, taken.others) == ("state_dict.module.encoder_q.", 120, ())
-    assert taken.line == "weights file moco.pth: 120 names taken from those under 'state_dict.module.encoder_q.'"
+    assert (taken.prefix, taken.names, taken.others) == ("state_dict.module.encoder_q.", 122, ())
+    assert taken.line == "weights file moco.pth: 122 names taken from those under 'state_dict.module.encoder_q.'"
