@@ -8,7 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -318,3 +318,24 @@ def test_a_server_that_takes_nothing_for_a_minute_is_given_up(
     with pytest.raises(Unreachable, match="nothing went well for 0 s; at last run-\\d+: no answer in time"):
         one.carry_out()
     assert len(one.synced.problems) <= syncing.AT_ONCE
+
+
+def test_names_that_are_not_utf8_reach_the_server_spelled_out(store: StorePaths, server: StandIn) -> None:
+    """Of classes, of the data set and in an error: W&B takes text alone."""
+    odd = os.fsdecode(b"caf\xe9")
+    run, broken = scratch_run(), scratch_run(1)
+    named = replace(run, dataset=replace(run.dataset, name=odd))
+    write_grid(store, [named, broken])
+    names = [odd, *(f"class {n}" for n in range(1, 10))]
+    carry_out(store, named, details={"n_test": 50, "class_names": names})
+    with attempts.begin_attempt(store.run(broken.run_id), broken) as attempt:
+        write_lines(store.run(broken.run_id), upto=8)
+        fail(store.run(broken.run_id), broken, attempt.number, error=f"{odd}/1.png cannot be read")
+
+    first = sync(server, store)
+    assert (first.code, first.lines) == (0, [verified(2, sent=2)])
+    assert sync(server, store).lines == [verified(2, sent=0)]
+    assert server.errors == [] and not server.unknown_operations
+    sent = server.run(named.run_id)
+    assert r"class_accuracy/caf\xe9" in sent.summary and r"caf\\xe9" in json.dumps(sent.config)
+    assert "cannot be read" in json.dumps(server.run(broken.run_id).summary)

@@ -90,13 +90,13 @@ def complete(paths: RunPaths, run: RunSpec, attempt: int, **changes: Any) -> Non
     records.write_record(paths, replace(record, **changes))
 
 
-def fail(paths: RunPaths, run: RunSpec, attempt: int) -> None:
+def fail(paths: RunPaths, run: RunSpec, attempt: int, *, error: str = "no memory left") -> None:
     record = RunRecord(
         run_id=run.run_id,
         spec=run,
         status="failed",
         failure_class="cuda_oom",
-        error="no memory left",
+        error=error,
         attempt=attempt,
     )
     records.write_record(paths, record)
