@@ -26,7 +26,7 @@ from transfergrid.data import LabeledImages, facts
 from transfergrid.image_training import ImageTrainee
 from transfergrid.optimization import ParameterGroup, make_optimizer
 from transfergrid.paths import store_paths
-from transfergrid.phases import RunContext, _on_images, _parity, _training, phase_module
+from transfergrid.phases import RunContext, _on_images, _parity, _setting, _training, phase_module
 from transfergrid.specs import Configuration, DatasetSpec, RunSpec, Runtime, Split, TrainSettings
 from transfergrid.stopping import StopFlag
 
@@ -138,7 +138,7 @@ def first_step(run: RunSpec, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, 
                     hook.remove()
 
     with monkeypatch.context() as patch:
-        patch.setattr(_on_images, "open_splits", _made_up_splits)
+        patch.setattr(_setting, "open_splits", _made_up_splits)
         patch.setattr(_on_images, "build", _built)
         patch.setattr(_training, "fit", capture)
         # What a fine-tuning starts from is proved in test_parity; here no probe has run.

@@ -13,7 +13,7 @@ from small_runs import MACHINE, carry_out, final_run, record_of, request
 
 from transfergrid import architectures, durable
 from transfergrid.cluster.child import Answer
-from transfergrid.commands import launch as launching
+from transfergrid.commands import before as launching
 from transfergrid.commands.launch import launch
 from transfergrid.commands.run_phase import run_phase
 from transfergrid.errors import ConfigError, DataError, GridError, MachineError, one_line
