@@ -19,8 +19,8 @@ slurm:
 
 # what the documentation says of commands, keys and grids
 docs:
-    pytest -n 0 tests/test_printed_commands.py tests/test_config.py
+    pytest -n 0 tests/test_printed_commands.py tests/config/test_config.py
 
 # the wheel, installed into an empty environment and used in another folder
 wheel:
-    pytest -n 0 -m slow tests/test_wheel.py
+    pytest -n 0 -m slow tests/whole/test_wheel.py

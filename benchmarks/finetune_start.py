@@ -25,11 +25,11 @@ from pathlib import Path
 import torch
 
 from transfergrid.config import load_run
-from transfergrid.finished import load_weights
-from transfergrid.job import carry_out
-from transfergrid.metrics_log import read_metrics
+from transfergrid.networks.finished import load_weights
 from transfergrid.paths import RunPaths, store_paths
-from transfergrid.records import RunRecord, read_record
+from transfergrid.planning.job import carry_out
+from transfergrid.store.metrics_log import read_metrics
+from transfergrid.store.records import RunRecord, read_record
 
 WAYS = {
     "as_it_is": ["phase.finetune.head=probe"],

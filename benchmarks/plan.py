@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from transfergrid.config import load_grid
-from transfergrid.plan import make_plan
+from transfergrid.planning.plan import make_plan
 
 LAUNCH = Path(__file__).resolve().parents[1] / "jobs" / "launch_grid.py"
 REPEATS = 5

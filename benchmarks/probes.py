@@ -22,23 +22,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from transfergrid.attempts import begin_attempt
 from transfergrid.config import load_run
 from transfergrid.config.schema import PROBE_DEFAULTS
 from transfergrid.data import load
+from transfergrid.data.folds import Fold, Folds
 from transfergrid.data.splits import rows_per_class
-from transfergrid.folds import Fold, Folds
-from transfergrid.head_path import HeadPath, OnVal, best_of
-from transfergrid.heads import fit_standardiser
+from transfergrid.networks.head_path import HeadPath, OnVal, best_of
+from transfergrid.networks.heads import fit_standardiser
+from transfergrid.networks.solved_head import LogisticRegression, SoftmaxProblem, fit_lbfgs
 from transfergrid.paths import store_paths
 from transfergrid.phases import RunContext
 from transfergrid.phases._heads_on_features import Bench, MadeHead, solve_beside, train_by_sgd
 from transfergrid.phases._other_heads import references
 from transfergrid.phases.probe import load_features
-from transfergrid.report.statistics import t_interval
-from transfergrid.solved_head import LogisticRegression, SoftmaxProblem, fit_lbfgs
+from transfergrid.report.analysis.statistics import t_interval
 from transfergrid.specs import ProbeSettings, seed_for
-from transfergrid.stopping import StopFlag
+from transfergrid.store.attempts import begin_attempt
+from transfergrid.training.stopping import StopFlag
 
 MODELS = ("tinynet_mnist", "tinynet_cifar", "tinynet_mnist+tinynet_cifar")
 SHOTS, DRAWS = (5, 20, 100), 10

@@ -12,7 +12,7 @@ INTERRUPTED = 130
 
 def start(command: str) -> NoReturn:
     try:
-        main = importlib.import_module(f"transfergrid.commands.{command}").main
+        main = importlib.import_module(f"transfergrid.cli.{command}").main
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except ModuleNotFoundError as error:

@@ -9,10 +9,10 @@ import pytest
 import small_runs
 import torch
 
-from transfergrid import job
 from transfergrid.errors import DataError, MissingInput, classify, is_of_the_machine
-from transfergrid.plan import make_plan
-from transfergrid.records import read_record
+from transfergrid.planning import job
+from transfergrid.planning.plan import make_plan
+from transfergrid.store.records import read_record
 
 ADVICE = (
     "\nCUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
@@ -132,7 +132,7 @@ def test_a_broken_gpu_is_recorded_with_its_node_and_the_run_is_not_blocked(
     def broken(*arguments: object, **named: object) -> None:
         raise error
 
-    monkeypatch.setattr("transfergrid.training._forward_backward", broken)
+    monkeypatch.setattr("transfergrid.training.loop._forward_backward", broken)
     monkeypatch.setenv("SLURMD_NODENAME", "gpu-n7")
     asked = small_runs.request(tmp_path, "model=tinynet", "phase=scratch")
     run = small_runs.final_run(asked)

@@ -30,7 +30,7 @@ def run(script: str, *arguments: str, packages: Path) -> subprocess.CompletedPro
 def test_each_script_carries_out_a_command_of_the_package(script: str) -> None:
     found = re.search(r'start\("(\w+)"\)', (JOBS / script).read_text())
     assert found is not None
-    assert callable(importlib.import_module(f"transfergrid.commands.{found[1]}").main)
+    assert callable(importlib.import_module(f"transfergrid.cli.{found[1]}").main)
     assert found[1] in VERBS.values()  # and so does a verb of the command
     assert typed(script) == f"python jobs/{script}"
 
@@ -44,7 +44,7 @@ def test_a_python_without_the_package_is_told_how_to_run_the_script(tmp_path: Pa
 
 
 def test_ctrl_c_while_the_package_is_loaded_ends_without_a_word(tmp_path: Path) -> None:
-    commands = tmp_path / "transfergrid" / "commands"
+    commands = tmp_path / "transfergrid" / "cli"
     commands.mkdir(parents=True)
     (commands / "launch.py").write_text("raise KeyboardInterrupt")
     done = run("launch_grid.py", packages=tmp_path)

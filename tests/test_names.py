@@ -13,21 +13,21 @@ import pytest
 from PIL import Image
 from small_runs import MACHINE, carry_out, request
 
-from transfergrid import durable
-from transfergrid.classes import match_classes
-from transfergrid.commands.cautions import inventories
-from transfergrid.commands.launch import launch
+from transfergrid.cli.cautions import inventories
+from transfergrid.cli.launch import launch
 from transfergrid.config import load_run
 from transfergrid.data import DatasetFacts, facts
-from transfergrid.data.image_folder import load
+from transfergrid.data.sets.image_folder import load
 from transfergrid.errors import DataError
 from transfergrid.names import composed, existing, readable, readable_in, spelled_out
+from transfergrid.networks.classes import match_classes
 from transfergrid.paths import StorePaths
-from transfergrid.records import write_grid
-from transfergrid.report.comparison import read_comparison
+from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.publication import publication_of
 from transfergrid.report.write import write
 from transfergrid.specs import Split
+from transfergrid.store import durable
+from transfergrid.store.records import write_grid
 from transfergrid.tracking.description import describe
 from transfergrid.tracking.ending import Ending
 
@@ -158,7 +158,7 @@ def test_wandb_is_told_what_it_can_hold(trained: Path) -> None:
     (root,) = (trained / "store" / "runs").iterdir()
     store = StorePaths(trained / "store")
     paths = store.run(root.name)
-    from transfergrid.records import read_record
+    from transfergrid.store.records import read_record
 
     record = read_record(paths)
     assert record is not None

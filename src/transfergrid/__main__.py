@@ -51,7 +51,7 @@ def main() -> int:
         return 2
     sys.argv = [f"transfergrid {verb}", *arguments]
     try:
-        module = importlib.import_module(f"transfergrid.commands.{VERBS[verb]}")
+        module = importlib.import_module(f"transfergrid.cli.{VERBS[verb]}")
     except KeyboardInterrupt:
         return 130
     code: int = module.main()

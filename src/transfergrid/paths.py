@@ -142,7 +142,7 @@ def cache_paths(runtime: Runtime) -> CachePaths:
 
 
 # -------------------------------------------------------------------------------------------------------- what is typed
-VERBS = {  # of the `transfergrid` command -> the module in commands/ that carries it out
+VERBS = {  # of the `transfergrid` command -> the module in cli/ that carries it out
     "launch": "launch",
     "run": "run_phase",
     "status": "status",

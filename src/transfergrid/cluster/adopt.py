@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from transfergrid import durable
 from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, here
 from transfergrid.cluster.slurm import SETTLING_S, SlurmDown
 from transfergrid.errors import one_line
+from transfergrid.store import durable
 
 RETRY_S = 3.0
 LOOKS = 3  # at what SLURM shows, before a job of which sbatch said nothing counts as never sent

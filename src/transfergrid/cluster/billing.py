@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from transfergrid.attempts import AttemptTime, attempt_times
-from transfergrid.bills import Bill, BilledJob, joined, read_bill, write_bill
 from transfergrid.cluster import slurm
 from transfergrid.cluster.forms import ANY, WORD, rows
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths
+from transfergrid.store.attempts import AttemptTime, attempt_times
+from transfergrid.store.bills import Bill, BilledJob, joined, read_bill, write_bill
 
 TIMEOUT_S = 15.0
 SLACK_S = 5.0  # between the clocks of a node and of the accounting, which counts whole seconds

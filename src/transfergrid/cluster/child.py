@@ -18,7 +18,13 @@ from typing import Any
 from transfergrid.errors import one_line
 from transfergrid.specs import Runtime
 
-PRELOADED = ("transfergrid.job", "transfergrid.training", "transfergrid.network", "transfergrid.images", "torchvision")
+PRELOADED = (
+    "transfergrid.planning.job",
+    "transfergrid.training.loop",
+    "transfergrid.networks.joined",
+    "transfergrid.data.batches",
+    "torchvision",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,7 @@ def _gpus_here(visible: str | None) -> GpusHere:
 
 
 def _usable_gpus() -> tuple[tuple[int, ...], str | None]:
-    from transfergrid.device import gpus  # torch
+    from transfergrid.training.device import gpus  # torch
 
     found = gpus()
     return found.usable, found.problem

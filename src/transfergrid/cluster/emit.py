@@ -11,7 +11,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from transfergrid import durable
 from transfergrid.cluster.groups import Group
 from transfergrid.cluster.ledger import Ledger, Submission, as_line
 from transfergrid.cluster.slurm import NAMES_THE_CLUSTER, OF_CLIENTS
@@ -26,6 +25,7 @@ from transfergrid.cluster.submit import (
     write_finish,
     write_tasks,
 )
+from transfergrid.store import durable
 
 HEAD = """#!/usr/bin/env bash
 # Sends the {jobs} jobs of grid {grid} in the order of their dependencies. Run again, it sends what it has not sent yet.
@@ -160,7 +160,7 @@ def emit(
     last = f"{len(groups) + 1:02d}-{finish_name(launch)}"
     sent = intended(launch, finish_name(launch), ((),), "finish", 0)
     parameters = finish_parameters(launch, sent, dependency=None)
-    _write_job(folder / last, launch, sent, parameters, module="transfergrid.commands.finish")
+    _write_job(folder / last, launch, sent, parameters, module="transfergrid.cli.finish")
     after = [*live, *(f"$(cat {shlex.quote(name)}.id)" for name in names)]
     lines.append(_send_line(last, sent, "afterany", after))
     script = folder / "submit.sh"

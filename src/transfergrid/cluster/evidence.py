@@ -12,16 +12,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transfergrid import durable, job
-from transfergrid.attempts import newest_attempt
 from transfergrid.cluster import slurm, slurm_words
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, Proof, here, proof_of_attempt
 from transfergrid.errors import GridError, MachineError
 from transfergrid.paths import StorePaths
 from transfergrid.phases import phase_module
-from transfergrid.records import RECORD_FORMAT
+from transfergrid.planning import job
 from transfergrid.specs import RunSpec, Runtime
+from transfergrid.store import durable
+from transfergrid.store.attempts import newest_attempt
+from transfergrid.store.records import RECORD_FORMAT
 
 LOG_TAIL_BYTES = 65536
 FINISHED = "finished"  # in the folder of a finish job that has done all it is for

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
-from transfergrid.plan import PlannedRun
+from transfergrid.planning.plan import PlannedRun
 from transfergrid.resources import ClusterSettings, Resources
 from transfergrid.specs import PHASES, digest, safe_name
 

@@ -15,9 +15,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from transfergrid import durable
 from transfergrid.cluster.ownership import Proof
 from transfergrid.paths import StorePaths
+from transfergrid.store import durable
 
 Kind = Literal["runs", "finish"]
 Sender = Literal["launch", "sweep", "submit.sh"]

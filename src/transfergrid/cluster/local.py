@@ -18,18 +18,19 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Literal
 
-from transfergrid import durable, job
-from transfergrid.attempts import slurm_task
 from transfergrid.cluster.causes import cause_of
 from transfergrid.cluster.child import context, gpus_for
 from transfergrid.cluster.ownership import is_alive
 from transfergrid.errors import OF_ULIMIT, GridError, Lost, MachineError, StoreFull, classify, one_line
 from transfergrid.paths import store_paths
 from transfergrid.phases import extract
-from transfergrid.plan import Plan, PlannedRun
-from transfergrid.records import record_head
+from transfergrid.planning import job
+from transfergrid.planning.plan import Plan, PlannedRun
 from transfergrid.specs import RunSpec, Runtime
-from transfergrid.stopping import StopFlag
+from transfergrid.store import durable
+from transfergrid.store.attempts import slurm_task
+from transfergrid.store.records import record_head
+from transfergrid.training.stopping import StopFlag
 
 POLL_S = 0.1
 ELSEWHERE_POLL_S = 1.0

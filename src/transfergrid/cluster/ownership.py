@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from transfergrid.attempts import job_mark, restart_count, slurm_task
 from transfergrid.cluster import slurm
 from transfergrid.cluster.slurm_words import meaning
 from transfergrid.errors import MachineError
+from transfergrid.store.attempts import job_mark, restart_count, slurm_task
 
 UNMARKED = "an older release sent it, and noted neither its cluster nor a mark"
 

@@ -6,11 +6,11 @@ import os
 import time
 from typing import Literal
 
-from transfergrid.attempts import slurm_task
 from transfergrid.cluster import slurm
 from transfergrid.cluster.ownership import row_of_this_job
 from transfergrid.cluster.slurm import SlurmMissing, SlurmRefused
 from transfergrid.errors import MachineError
+from transfergrid.store.attempts import slurm_task
 
 Requeued = Literal["back", "left to slurm", "cannot ask"]
 

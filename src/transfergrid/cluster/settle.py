@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from transfergrid import durable, job
 from transfergrid.cluster.ledger import Ledger
 from transfergrid.cluster.run_state import RunState
 from transfergrid.errors import Lost
 from transfergrid.paths import StorePaths
-from transfergrid.records import record_head
+from transfergrid.planning import job
+from transfergrid.store import durable
+from transfergrid.store.records import record_head
 
 ENDED = ("failed", "blocked", "cancelled", "lost")
 

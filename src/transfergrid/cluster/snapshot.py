@@ -7,9 +7,9 @@ import os
 import shutil
 from pathlib import Path
 
-from transfergrid import durable
 from transfergrid.errors import MachineError
-from transfergrid.provenance import PACKAGE, code_hash, git_state, hash_of
+from transfergrid.store import durable
+from transfergrid.store.provenance import PACKAGE, code_hash, git_state, hash_of
 
 IGNORED = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
 

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from transfergrid import durable
-from transfergrid.attempts import slurm_task
 from transfergrid.errors import MachineError
 from transfergrid.specs import Runtime, safe_name
+from transfergrid.store import durable
+from transfergrid.store.attempts import slurm_task
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from transfergrid.cluster.needs import follow_needs, with_ancestors
 from transfergrid.cluster.ownership import UNMARKED
 from transfergrid.cluster.run_state import RunState, State
 from transfergrid.paths import StorePaths
-from transfergrid.records import phase_seconds
+from transfergrid.store.records import phase_seconds
 
 RECORD_DELAY_S = 60.0  # until a file that a node has written is seen on a slow shared file system
 

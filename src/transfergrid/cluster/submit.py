@@ -26,7 +26,6 @@ from unittest import mock
 
 import submitit
 
-from transfergrid import durable
 from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
 from transfergrid.cluster.adopt import adopt, look_up, put_pickles
@@ -41,6 +40,7 @@ from transfergrid.cluster.snapshot import import_path
 from transfergrid.cluster.task import TaskSettings, run_task
 from transfergrid.errors import ConfigError, MachineError, StoreFull, one_line
 from transfergrid.resources import ClusterSettings, Resources
+from transfergrid.store import durable
 
 GIVE_UP_S = 300.0  # for a controller that does not answer
 _MEMORY = "the memory asked for; give less as cluster.mem_gb=, or cluster.mem_gb=null to ask for none"

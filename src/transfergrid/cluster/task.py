@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transfergrid import durable, job, tracking
-from transfergrid.attempts import job_mark, newest_attempt, restart_count, slurm_task
+from transfergrid import tracking
 from transfergrid.cluster import local
 from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, ends_in_one_line
 from transfergrid.cluster.ownership import is_alive
@@ -25,10 +24,13 @@ from transfergrid.cluster.staging import staged
 from transfergrid.errors import Lost, MachineError
 from transfergrid.paths import store_paths
 from transfergrid.phases import phase_module
-from transfergrid.plan import Plan, PlannedRun
-from transfergrid.records import checkpoint_files
+from transfergrid.planning import job
+from transfergrid.planning.plan import Plan, PlannedRun
 from transfergrid.specs import RunSpec, Runtime, Split
-from transfergrid.stopping import StopFlag
+from transfergrid.store import durable
+from transfergrid.store.attempts import job_mark, newest_attempt, restart_count, slurm_task
+from transfergrid.store.records import checkpoint_files
+from transfergrid.training.stopping import StopFlag
 
 logger = logging.getLogger(__name__)
 MIRROR_WAIT_S = {"offline": 60.0, "online": 10.0}  # a GPU is not held for a server: the finish job sends the rest
@@ -148,8 +150,8 @@ def _go_on_later(runs: Sequence[RunSpec], runtime: Runtime, settings: TaskSettin
 def progress_mark(run: RunSpec, runtime: Runtime) -> tuple[str, ...]:
     """What tells whether a run got anywhere: its checkpoints, or the splits it has extracted."""
     if run.phase == "extract":
-        from transfergrid import feature_store
         from transfergrid.paths import cache_paths
+        from transfergrid.store import feature_store
 
         cache, backbone = cache_paths(runtime), run.backbones[0]
         splits: tuple[Split, ...] = ("train", "val", "test")

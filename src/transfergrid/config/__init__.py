@@ -14,9 +14,9 @@ from transfergrid.config.status import StatusRequest, parse_status
 from transfergrid.config.sync import SyncRequest, parse_sync
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths, typed
-from transfergrid.records import GridEntry
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import Configuration, RunSpec, Runtime, SelectBy, digest, safe_name
+from transfergrid.store.records import GridEntry
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

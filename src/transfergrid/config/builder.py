@@ -14,8 +14,6 @@ from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfergrid import backbones, durable
-from transfergrid.classes import classes_of_run, match_classes
 from transfergrid.config.compose import (
     choices,
     compose_config,
@@ -32,6 +30,8 @@ from transfergrid.config.settings import check_settings, choice, in_range
 from transfergrid.config.variants import applies, check_names, checked_rule, variants_of
 from transfergrid.data import DatasetFacts, ValueRange
 from transfergrid.errors import ConfigError, DataError
+from transfergrid.networks import backbones
+from transfergrid.networks.classes import classes_of_run, match_classes
 from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import (
     PHASES,
@@ -45,6 +45,7 @@ from transfergrid.specs import (
     from_dict,
     safe_name,
 )
+from transfergrid.store import durable
 
 FolderProgress = Callable[[int, int], None]
 

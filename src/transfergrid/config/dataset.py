@@ -10,13 +10,13 @@ from typing import Any, Literal, cast
 from omegaconf import DictConfig
 
 from transfergrid import data
-from transfergrid.classes import imagenet_places
 from transfergrid.config.compose import nearest
 from transfergrid.config.settings import ABOVE_ZERO, choice, in_range
 from transfergrid.config.value_range import about_range, value_range_of
 from transfergrid.data import ValueRange
 from transfergrid.errors import ConfigError
 from transfergrid.names import composed, existing
+from transfergrid.networks.classes import imagenet_places
 from transfergrid.paths import CachePaths
 from transfergrid.specs import DatasetSpec
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from transfergrid.errors import ConfigError
-from transfergrid.provenance import PACKAGE
+from transfergrid.store.provenance import PACKAGE
 
 VARIABLE = "TRANSFERGRID_CONF_DIR"
 

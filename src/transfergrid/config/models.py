@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from functools import lru_cache
 
-from transfergrid import architectures, backbones
-from transfergrid.backbones.timm_names import timm_names
 from transfergrid.config.compose import nearest
 from transfergrid.errors import ConfigError
+from transfergrid.networks import architectures, backbones
+from transfergrid.networks.backbones.timm_names import timm_names
 from transfergrid.specs import PHASES, Phase
 
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from transfergrid.classes import classes_of_run
 from transfergrid.config.spelling import command, who_lists_runs
 from transfergrid.data import MAX_MEGAPIXELS
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._formats import suffixes
 from transfergrid.errors import ConfigError
+from transfergrid.networks.classes import classes_of_run
 from transfergrid.paths import EXPORT_MARK, CachePaths, RunPaths, StorePaths
-from transfergrid.records import RunRecord, read_record
 from transfergrid.specs import Runtime, safe_name
+from transfergrid.store.records import RunRecord, read_record
 
 Format = Literal["all", "state_dict", "torch_export", "onnx"]
 FORMATS: tuple[Format, ...] = ("all", "state_dict", "torch_export", "onnx")

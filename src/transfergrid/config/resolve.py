@@ -10,9 +10,6 @@ from typing import TypeVar, cast
 
 from omegaconf import DictConfig
 
-from transfergrid import architectures, backbones
-from transfergrid.backbones.weight_files import identity_of
-from transfergrid.classes import IMAGENET_CLASSES, imagenet_places, names_imagenet_anew
 from transfergrid.config.batches import fitted, with_usual
 from transfergrid.config.compose import nearest
 from transfergrid.config.dataset import DatasetChoice
@@ -20,9 +17,12 @@ from transfergrid.config.models import is_architecture, split_model
 from transfergrid.config.schema import FINETUNE_DEFAULTS, PROBE_DEFAULTS, SCRATCH_DEFAULTS
 from transfergrid.config.settings import check_probe, check_training, in_range, settings_of
 from transfergrid.data import facts
+from transfergrid.data.folds import RowCounts, count_rows
 from transfergrid.data.geometry import preprocess_for, scratch_preprocess
 from transfergrid.errors import ConfigError
-from transfergrid.folds import RowCounts, count_rows
+from transfergrid.networks import architectures, backbones
+from transfergrid.networks.backbones.weight_files import identity_of
+from transfergrid.networks.classes import IMAGENET_CLASSES, imagenet_places, names_imagenet_anew
 from transfergrid.specs import (
     RULES_VERSION,
     UNCHOSEN_C,

@@ -1,4 +1,4 @@
-"""Data sets, one file per kind, found by its name.
+"""Data sets, one file per kind in `sets/`, found by its name.
 
 A published kind is a module with FACTS, load(split=, data_dir=, download=) and find(data_dir=, download=). A kind that
 lives in a folder of the user's has facts(folder=, ...), load(split=, folder=) and find(folder=) instead.
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import cast
 
+from transfergrid.data import sets
 from transfergrid.data._decode import AS_STORED, PictureRules, ValueRange
 from transfergrid.data._formats import MAX_MEGAPIXELS
 from transfergrid.data._images import ArrayImages, DatasetFacts, FolderFiles, LabeledImages
@@ -33,13 +34,11 @@ __all__ = [
     "load",
 ]
 
-_NOT_KINDS = ("damaged", "geometry", "splits")
-
 
 def kinds() -> tuple[str, ...]:
     """Every kind there is a module for, sorted."""
-    names = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in names if not name.startswith("_") and name not in _NOT_KINDS))
+    names = (module.name for module in pkgutil.iter_modules(sets.__path__))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
 def facts(
@@ -110,7 +109,7 @@ def find(kind: str, *, data_dir: Path, folder: Path | None = None, download: boo
 def _module(kind: str, folder: Path | None) -> ModuleType:
     if kind not in kinds():
         raise ConfigError(f"unknown kind of data set {kind!r}; known: {', '.join(kinds())}")
-    module = importlib.import_module(f"{__name__}.{kind}")
+    module = importlib.import_module(f"{sets.__name__}.{kind}")
     published = hasattr(module, "FACTS")
     if published and folder is not None:
         raise ConfigError(f"data set {kind!r} does not take a folder (got {folder}); give data.dir= instead")

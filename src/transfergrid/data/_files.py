@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfergrid import durable
 from transfergrid.errors import DataError, StoreFull, one_line
 from transfergrid.specs import digest
+from transfergrid.store import durable
 
 NETWORK_TIMEOUT_S = 4.0
 STALL_TIMEOUT_S = 30.0

@@ -18,13 +18,13 @@ from typing import Any
 
 import PIL
 
-from transfergrid import durable
 from transfergrid.data._decode import Depth, PictureFacts, picture_facts
 from transfergrid.data._formats import MAX_MEGAPIXELS, decoders, too_large
 from transfergrid.data._image_size import unreadable
 from transfergrid.data._threads import in_threads
 from transfergrid.data.damaged import MEND, DamagedImage
 from transfergrid.specs import digest, safe_name
+from transfergrid.store import durable
 
 VERSION = 3  # 1, of the first release, kept the size of a picture alone; 2 did not decode it
 _AT_ONCE_BYTES = 2**24  # a larger file is read piece by piece

@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from transfergrid import durable
 from transfergrid.config.predict import Format
 from transfergrid.data import AS_STORED, PictureRules
+from transfergrid.data.preprocess import FLAT_LEVELS
 from transfergrid.export.check import logits_of_run, logits_of_script, write_pictures
 from transfergrid.export.programs import ONNX, PROGRAM, assert_near, write_onnx, write_program
-from transfergrid.finished import Reading
+from transfergrid.networks.finished import Reading
 from transfergrid.paths import EXPORT_MARK
-from transfergrid.preprocess import FLAT_LEVELS
 from transfergrid.specs import PreprocessSpec, to_dict
+from transfergrid.store import durable
 
 WEIGHTS, SCRIPT, CLASSES = "weights.safetensors", "load.py", "classes.json"
 FILES = (EXPORT_MARK, CLASSES, WEIGHTS, PROGRAM, ONNX, f"{ONNX}.data", SCRIPT)  # ONNX keeps above 2 GB apart
@@ -128,7 +128,7 @@ def _softmax(logits_NC: Any) -> Any:
 
 def _inside(network: nn.Module) -> nn.Module:
     """An architecture's own module: its names are those of its file, without the wrapper's."""
-    from transfergrid.network import Plain
+    from transfergrid.networks.joined import Plain
 
     return network.network if isinstance(network, Plain) else network
 

@@ -16,8 +16,8 @@ from torch import nn
 
 from transfergrid.data import PictureRules
 from transfergrid.errors import ParityError
-from transfergrid.finished import Reading
-from transfergrid.inference import predict_files
+from transfergrid.export.inference import predict_files
+from transfergrid.networks.finished import Reading
 from transfergrid.specs import PreprocessSpec
 
 TIMEOUT_S = 1800.0

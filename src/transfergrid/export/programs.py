@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from transfergrid import durable
+from transfergrid.data.preprocess import normalise
 from transfergrid.errors import MachineError, ParityError, one_line
-from transfergrid.preprocess import normalise
 from transfergrid.specs import PreprocessSpec
+from transfergrid.store import durable
 
 PROGRAM, ONNX = "model.pt2", "model.onnx"
 # Of a logit, relative to the largest where that is above 1. torch runs the network's own kernels, onnxruntime others.

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, cast
 
-from transfergrid.attempts import Attempt
 from transfergrid.paths import RunPaths, store_paths
-from transfergrid.records import RunRecord, record_head
 from transfergrid.specs import Phase, RunSpec, Runtime
-from transfergrid.stopping import StopFlag
+from transfergrid.store.attempts import Attempt
+from transfergrid.store.records import RunRecord, record_head
+from transfergrid.training.stopping import StopFlag
 
 
 @dataclass(frozen=True, slots=True)

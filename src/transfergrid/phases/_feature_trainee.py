@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from transfergrid.evaluation import selection_score
-from transfergrid.folds import Folds, class_weights
-from transfergrid.heads import Heads, losses_and_correct
+from transfergrid.data.folds import Folds, class_weights
+from transfergrid.networks.heads import Heads, losses_and_correct
 from transfergrid.specs import ProbeSettings, seed_for
+from transfergrid.training.evaluation import selection_score
 
 
 def head_without_val(settings: ProbeSettings) -> int:

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transfergrid.data.folds import Fold, Folds
 from transfergrid.errors import Interrupted
-from transfergrid.evaluation import cross_entropy, selection_score
-from transfergrid.folds import Fold, Folds
-from transfergrid.head_path import NOTHING_HELD_OUT, HeadPath, OnVal, Tried, best_of, search_of
-from transfergrid.metrics_log import MetricsLog
-from transfergrid.optimization import split_decay
+from transfergrid.networks.head_path import NOTHING_HELD_OUT, HeadPath, OnVal, Tried, best_of, search_of
+from transfergrid.networks.solved_head import LogisticRegression, SoftmaxProblem
 from transfergrid.phases import RunContext
 from transfergrid.phases._feature_trainee import FeatureTrainee
 from transfergrid.phases._training import train
-from transfergrid.records import read_newest_checkpoint, write_checkpoint
-from transfergrid.solved_head import LogisticRegression, SoftmaxProblem
 from transfergrid.specs import UNCHOSEN_C, ProbeSettings
+from transfergrid.store.metrics_log import MetricsLog
+from transfergrid.store.records import read_newest_checkpoint, write_checkpoint
+from transfergrid.training.evaluation import cross_entropy, selection_score
+from transfergrid.training.optimization import split_decay
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,30 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from transfergrid import backbones
-from transfergrid.backbones.build import attach_auxiliary_heads, bn_statistics, build, group_parameters
-from transfergrid.backbones.weight_files import Taken, weights_taken
-from transfergrid.device import arithmetic
-from transfergrid.folds import dataset_facts, picture_details
-from transfergrid.image_training import ImageTrainee
-from transfergrid.network import JoinedNetwork, is_auxiliary, is_classifier
-from transfergrid.network_size import describe
-from transfergrid.optimization import ParameterGroup, split_decay
+from transfergrid.data.folds import dataset_facts, picture_details
+from transfergrid.networks import backbones
+from transfergrid.networks.backbones.build import attach_auxiliary_heads, bn_statistics, build, group_parameters
+from transfergrid.networks.backbones.weight_files import Taken, weights_taken
+from transfergrid.networks.joined import JoinedNetwork, is_auxiliary, is_classifier
+from transfergrid.networks.size import describe
 from transfergrid.paths import cache_paths
 from transfergrid.phases import RunContext
 from transfergrid.phases._parity import gate_features, gate_logits
 from transfergrid.phases._setting import Setting
 from transfergrid.phases._training import train
 from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
-from transfergrid.records import RunRecord
-from transfergrid.results import (
-    class_details,
-    fold_details,
-    make_record,
-    save_predictions,
-    save_weights,
-    score_folds,
-)
 from transfergrid.specs import (
     FinetuneSettings,
     ProbeSettings,
@@ -42,6 +30,18 @@ from transfergrid.specs import (
     Runtime,
     ScratchSettings,
     seed_for,
+)
+from transfergrid.store.records import RunRecord
+from transfergrid.training.device import arithmetic
+from transfergrid.training.on_images import ImageTrainee
+from transfergrid.training.optimization import ParameterGroup, split_decay
+from transfergrid.training.results import (
+    class_details,
+    fold_details,
+    make_record,
+    save_predictions,
+    save_weights,
+    score_folds,
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from transfergrid import reference_heads
+from transfergrid.networks import reference_heads
 from transfergrid.phases._heads_on_features import Bench
 
 

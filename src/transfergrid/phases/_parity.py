@@ -14,15 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from transfergrid.data.folds import GATE_SETS, Fold
 from transfergrid.errors import ParityError
-from transfergrid.finished import load_weights
-from transfergrid.folds import GATE_SETS, Fold
-from transfergrid.image_training import evaluating
-from transfergrid.network import EVALUATION_BATCH, JoinedNetwork, is_auxiliary
+from transfergrid.networks.finished import load_weights
+from transfergrid.networks.joined import EVALUATION_BATCH, JoinedNetwork, is_auxiliary
 from transfergrid.paths import store_paths
-from transfergrid.records import FLOAT16_LARGEST, Predictions, read_predictions, read_record
-from transfergrid.results import Logits
 from transfergrid.specs import UNCHOSEN_C, ExtractSettings, Runtime
+from transfergrid.store.records import FLOAT16_LARGEST, Predictions, read_predictions, read_record
+from transfergrid.training.on_images import evaluating
+from transfergrid.training.results import Logits
 
 if TYPE_CHECKING:
     from transfergrid.phases._setting import Setting

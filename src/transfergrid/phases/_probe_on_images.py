@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from transfergrid.network import JoinedNetwork, is_auxiliary, is_classifier
-from transfergrid.optimization import split_decay
+from transfergrid.networks.joined import JoinedNetwork, is_auxiliary, is_classifier
 from transfergrid.phases import RunContext
 from transfergrid.phases._on_images import build_joined, train_and_record
 from transfergrid.phases._setting import open_setting
-from transfergrid.records import RunRecord
 from transfergrid.specs import ProbeSettings
+from transfergrid.store.records import RunRecord
+from transfergrid.training.optimization import split_decay
 
 
 def run_probe(context: RunContext, settings: ProbeSettings) -> RunRecord:

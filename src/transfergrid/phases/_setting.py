@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-from transfergrid.backbones.weight_files import Taken
-from transfergrid.device import device_of
-from transfergrid.folds import Folds, make_folds, open_splits
-from transfergrid.images import NetworkInputs
+from transfergrid.data.batches import NetworkInputs
+from transfergrid.data.folds import Folds, make_folds, open_splits
+from transfergrid.networks.backbones.weight_files import Taken
 from transfergrid.phases import RunContext
-from transfergrid.results import Stopwatch
 from transfergrid.specs import PreprocessSpec
+from transfergrid.training.device import device_of
+from transfergrid.training.results import Stopwatch
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from transfergrid.evaluation import mcnemar_exact
-from transfergrid.heads import fit_standardiser
-from transfergrid.image_training import evaluating
-from transfergrid.network import JoinedNetwork, batch_norm_layers
-from transfergrid.solved_head import fit_lbfgs
+from transfergrid.networks.heads import fit_standardiser
+from transfergrid.networks.joined import JoinedNetwork, batch_norm_layers
+from transfergrid.networks.solved_head import fit_lbfgs
 from transfergrid.specs import FinetuneSettings
+from transfergrid.training.evaluation import mcnemar_exact
+from transfergrid.training.on_images import evaluating
 
 if TYPE_CHECKING:
     from transfergrid.phases._setting import Setting

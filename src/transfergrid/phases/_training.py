@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from transfergrid.optimization import ParameterGroup
 from transfergrid.phases import RunContext
 from transfergrid.specs import TrainSettings
-from transfergrid.training import FitResult, Trainee, fit
+from transfergrid.training.loop import FitResult, Trainee, fit
+from transfergrid.training.optimization import ParameterGroup
 
 
 def train(

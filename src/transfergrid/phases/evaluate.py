@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid import durable
-from transfergrid.backbones.weight_files import Taken, weights_taken
-from transfergrid.classes import NamedLogits, classes_of_run, match_classes, name_logits
-from transfergrid.evaluation import top_k_accuracy
-from transfergrid.folds import Fold, held_out, open_splits, subset
+from transfergrid.data.folds import Fold, held_out, open_splits, subset
 from transfergrid.names import csv_rows
+from transfergrid.networks.backbones.weight_files import Taken, weights_taken
+from transfergrid.networks.classes import NamedLogits, classes_of_run, match_classes, name_logits
 from transfergrid.paths import store_paths
 from transfergrid.phases import has_completed
 from transfergrid.specs import EvaluateSettings, PreprocessSpec, RunSpec, Runtime, Split, from_dict
+from transfergrid.store import durable
+from transfergrid.training.evaluation import top_k_accuracy
 
 if TYPE_CHECKING:
     from torch import nn
 
     from transfergrid.phases import RunContext
-    from transfergrid.records import RunRecord
-    from transfergrid.results import Logits
+    from transfergrid.store.records import RunRecord
+    from transfergrid.training.results import Logits
 
 is_done = has_completed
 logger = logging.getLogger(__name__)
@@ -57,11 +57,11 @@ def run(context: RunContext) -> RunRecord:
     """
     import torch
 
-    from transfergrid.device import device_of
-    from transfergrid.image_training import predict
-    from transfergrid.images import NetworkInputs
-    from transfergrid.network_size import describe
-    from transfergrid.results import Stopwatch, class_details, make_record, save_predictions, score_folds
+    from transfergrid.data.batches import NetworkInputs
+    from transfergrid.networks.size import describe
+    from transfergrid.training.device import device_of
+    from transfergrid.training.on_images import predict
+    from transfergrid.training.results import Stopwatch, class_details, make_record, save_predictions, score_folds
 
     spec, runtime, settings = context.spec, context.runtime, context.spec.settings
     assert isinstance(settings, EvaluateSettings)
@@ -143,7 +143,7 @@ def _open(spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Eval
 
 
 def _finished(run_id: str, spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Evaluated:
-    from transfergrid.finished import network_of_run, reading_of
+    from transfergrid.networks.finished import network_of_run, reading_of
 
     paths = store_paths(runtime).run(run_id)
     trained = from_dict(RunSpec, durable.read_json(paths.spec))
@@ -162,21 +162,21 @@ def network_from_file(
 
     Raises DataError, as a launch does that looks before the run.
     """
-    from transfergrid.network import Plain
+    from transfergrid.networks.joined import Plain
 
     settings = spec.settings
     assert isinstance(settings, EvaluateSettings)
     if not spec.backbones:
-        from transfergrid import architectures
-        from transfergrid.backbones.build import state_for
-        from transfergrid.backbones.state_dicts import assign_weights
+        from transfergrid.networks import architectures
+        from transfergrid.networks.backbones.build import state_for
+        from transfergrid.networks.backbones.state_dicts import assign_weights
 
         path = Path(runtime.weights_files[settings.source])
         network = architectures.build(spec.model, spec.dataset.num_classes, 0)
         assign_weights(network, state_for(network, path, told=told).state, path=path)
         assert settings.preprocess is not None
         return Plain(network), (settings.preprocess,)
-    from transfergrid.backbones.build import build_classifier
+    from transfergrid.networks.backbones.build import build_classifier
 
     backbone = spec.backbones[0]
     if settings.source.startswith("file:"):

@@ -13,16 +13,17 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid import backbones, feature_store
-from transfergrid.backbones.weight_files import Taken, weights_taken
+from transfergrid.data.folds import dataset_facts, open_splits, splits_of, subset
 from transfergrid.errors import Interrupted
-from transfergrid.folds import dataset_facts, open_splits, splits_of, subset
+from transfergrid.networks import backbones
+from transfergrid.networks.backbones.weight_files import Taken, weights_taken
 from transfergrid.paths import CachePaths, cache_paths
 from transfergrid.specs import FeatureKey, RunSpec, Runtime, to_dict
+from transfergrid.store import feature_store
 
 if TYPE_CHECKING:
     from transfergrid.phases import RunContext
-    from transfergrid.records import RunRecord
+    from transfergrid.store.records import RunRecord
 
 logger = logging.getLogger(__name__)
 BATCH = 64  # fixed: part of the numbers in the last bits on some GPUs, and recorded nowhere else
@@ -54,12 +55,12 @@ def run(context: RunContext) -> RunRecord:
     """Write one feature file per split. A damaged one is set aside first."""
     import torch
 
-    from transfergrid.backbones.build import Frozen, bn_statistics, build
-    from transfergrid.device import device_of
-    from transfergrid.image_training import autocast
-    from transfergrid.images import NetworkInputs
-    from transfergrid.network_size import describe
-    from transfergrid.results import Stopwatch, make_record
+    from transfergrid.data.batches import NetworkInputs
+    from transfergrid.networks.backbones.build import Frozen, bn_statistics, build
+    from transfergrid.networks.size import describe
+    from transfergrid.training.device import device_of
+    from transfergrid.training.on_images import autocast
+    from transfergrid.training.results import Stopwatch, make_record
 
     spec, runtime = context.spec, context.runtime
     watch = Stopwatch()

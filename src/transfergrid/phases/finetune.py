@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from transfergrid.phases import RunContext
-    from transfergrid.records import RunRecord
+    from transfergrid.store.records import RunRecord
 
 is_done = has_completed
 

@@ -15,12 +15,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transfergrid import backbones, feature_store
+from transfergrid.data.folds import Fold, Folds, dataset_facts, make_folds, open_splits, picture_details, subset
 from transfergrid.errors import CorruptFeatures, LostFeatures
-from transfergrid.folds import Fold, Folds, dataset_facts, make_folds, open_splits, picture_details, subset
+from transfergrid.networks import backbones
 from transfergrid.paths import cache_paths
 from transfergrid.phases import has_completed
 from transfergrid.specs import ProbeSettings, RunSpec, Runtime, Split
+from transfergrid.store import feature_store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from transfergrid.data import LabeledImages
     from transfergrid.phases import RunContext
-    from transfergrid.records import RunRecord
+    from transfergrid.store.records import RunRecord
 
 is_done = has_completed
 logger = logging.getLogger(__name__)
@@ -50,12 +51,12 @@ def run(context: RunContext) -> RunRecord:
 def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     import torch
 
-    from transfergrid.device import device_of
-    from transfergrid.heads import fit_standardiser
+    from transfergrid.networks.heads import fit_standardiser
     from transfergrid.phases._heads_on_features import Bench, solve, solve_beside, train_by_sgd
     from transfergrid.phases._other_heads import references
     from transfergrid.phases._parity import gate_logits
-    from transfergrid.results import (
+    from transfergrid.training.device import device_of
+    from transfergrid.training.results import (
         Stopwatch,
         class_details,
         fold_details,

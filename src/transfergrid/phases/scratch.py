@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from transfergrid.phases import RunContext
-    from transfergrid.records import RunRecord
+    from transfergrid.store.records import RunRecord
 
 is_done = has_completed
 
@@ -24,12 +24,12 @@ def run(context: RunContext) -> RunRecord:
     """weights.pt: the architecture's own state dict, of the epoch the rule chose."""
     import torch
 
-    from transfergrid import architectures
     from transfergrid.data.geometry import scratch_preprocess
-    from transfergrid.network import Plain
-    from transfergrid.optimization import split_decay
+    from transfergrid.networks import architectures
+    from transfergrid.networks.joined import Plain
     from transfergrid.phases._on_images import train_and_record
     from transfergrid.phases._setting import open_setting
+    from transfergrid.training.optimization import split_decay
 
     spec, runtime, settings = context.spec, context.runtime, context.spec.settings
     assert isinstance(settings, ScratchSettings) and spec.seed is not None

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from transfergrid.report import (
+from transfergrid.report.analysis import (
     choices,
     claims,
     costs,
@@ -15,19 +15,19 @@ from transfergrid.report import (
     integrity,
     joins,
     lengths,
-    page_text,
     published_metrics,
     top_errors,
     verdicts,
     worth,
 )
-from transfergrid.report.cells import accuracy_with_interval, markdown_table, number, percent, points
-from transfergrid.report.comparison import Comparison
-from transfergrid.report.failures import failure_lines
-from transfergrid.report.published import lookup
-from transfergrid.report.remarks import UNDERSTATES, footnotes
-from transfergrid.report.rows import COLUMNS, ComparisonRow
-from transfergrid.report.selection import RULE, WORDS, val_score
+from transfergrid.report.analysis.cells import accuracy_with_interval, markdown_table, number, percent, points
+from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.failures import failure_lines
+from transfergrid.report.analysis.remarks import UNDERSTATES, footnotes
+from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow
+from transfergrid.report.analysis.selection import RULE, WORDS, val_score
+from transfergrid.report.page import wording
+from transfergrid.report.studies.published import lookup
 
 HOW_TO_READ = f"""\
 - Accuracies are percent of the test images; val, train and test are evaluated without augmentation.
@@ -71,7 +71,7 @@ def as_markdown(comparison: Comparison) -> str:
     parts = [
         f"# Comparison: {comparison.grid}\n",
         f"{_counts(rows)}\n",
-        f"{page_text.verdict(comparison)}\n",
+        f"{wording.verdict(comparison)}\n",
         _accuracy_table(rows),
         "## How to read this\n",
         HOW_TO_READ + _chosen_by(rows),

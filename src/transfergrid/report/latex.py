@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from transfergrid.report.cells import accuracy_with_interval, number, percent, points, weights_where_needed
-from transfergrid.report.remarks import UNDERSTATES, footnotes
-from transfergrid.report.rows import ComparisonRow
-from transfergrid.report.selection import WORDS, val_score
+from transfergrid.report.analysis.cells import accuracy_with_interval, number, percent, points, weights_where_needed
+from transfergrid.report.analysis.remarks import UNDERSTATES, footnotes
+from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.analysis.selection import WORDS, val_score
 
 HEADER = ("Model", "Phase", "Seeds", "Test \\% [95\\,\\%]", "Val \\%", "Published \\%", "vs.\\ best part")
 COST = ("Parameters", "GFLOPs", "GPU s", "Wall s")

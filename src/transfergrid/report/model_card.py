@@ -12,14 +12,14 @@ import numpy as np
 
 from transfergrid.config.spelling import command, hydra_value
 from transfergrid.errors import DataError
-from transfergrid.evaluation import confusion_matrix
 from transfergrid.paths import RunPaths, StorePaths
-from transfergrid.records import MANY_CLASSES, Predictions, RunRecord, read_predictions
-from transfergrid.report.calibration import confidence, expected_calibration_error
-from transfergrid.report.cells import markdown_table, number, percent
-from transfergrid.report.rerun import commands_of
-from transfergrid.report.statistics import wilson
+from transfergrid.report.analysis.calibration import confidence, expected_calibration_error
+from transfergrid.report.analysis.cells import markdown_table, number, percent
+from transfergrid.report.analysis.rerun import commands_of
+from transfergrid.report.analysis.statistics import wilson
 from transfergrid.specs import BackboneSpec, ProbeSettings, RunSpec, TrainSettings, to_dict
+from transfergrid.store.records import MANY_CLASSES, Predictions, RunRecord, read_predictions
+from transfergrid.training.evaluation import confusion_matrix
 
 STATE_DICT_ONLY = """from safetensors.torch import load_file
 

@@ -10,15 +10,16 @@ from typing import Any
 
 from transfergrid.errors import DataError, next_step, one_line
 from transfergrid.names import readable, readable_in
-from transfergrid.records import read_grid
-from transfergrid.report import page_text, worth
-from transfergrid.report.blocks import Block, sections
-from transfergrid.report.cells import markdown_table
-from transfergrid.report.comparison import Comparison
-from transfergrid.report.page_table import Column, columns
-from transfergrid.report.remarks import footnotes
-from transfergrid.report.rows import COLUMNS, ComparisonRow
+from transfergrid.report.analysis import worth
+from transfergrid.report.analysis.cells import markdown_table
+from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.remarks import footnotes
+from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow
+from transfergrid.report.page import wording
+from transfergrid.report.page.blocks import Block, sections
+from transfergrid.report.page.table import Column, columns
 from transfergrid.report.write import report_name
+from transfergrid.store.records import read_grid
 from transfergrid.tracking.publication import KEY, MOST_TABLE_ROWS, Chosen, Publication, Table
 
 FILES = ("comparison.csv", "comparison.md", "comparison.tex", "index.html")
@@ -56,9 +57,9 @@ def publication_of(comparison: Comparison, folder: Path, *, figures: bool = True
         figures=made,
         single=tuple(name for name in made if _is_of_one_row(name)),
         files=[folder / name for name in FILES],
-        headline=readable(page_text.verdict(comparison)),
+        headline=readable(wording.verdict(comparison)),
         markdown_table=readable(short_table(comparison.rows)),
-        failures=readable("".join(f"- {line}\n" for line in page_text.missing(comparison))),
+        failures=readable("".join(f"- {line}\n" for line in wording.missing(comparison))),
         notes=readable_in((*notes, *more_notes)),
         chosen=tuple(
             Chosen(title=readable(_title(row)), run_ids=tuple(r.run_id for r in runs)) for row, runs in chosen

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from transfergrid.errors import ConfigError
-from transfergrid.report import costs, page_text
-from transfergrid.report.cells import accuracy_with_interval, markdown_table, percent
-from transfergrid.report.comparison import Comparison
+from transfergrid.report.analysis import costs
+from transfergrid.report.analysis.cells import accuracy_with_interval, markdown_table, percent
+from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.families import Answer
+from transfergrid.report.analysis.remarks import footnotes
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.documents import as_markdown
-from transfergrid.report.families import Answer
-from transfergrid.report.remarks import footnotes
-from transfergrid.report.rows import ComparisonRow
+from transfergrid.report.page import wording
 
 SEVERAL = " and "
 
@@ -72,7 +73,7 @@ def markdown(comparisons: Sequence[Comparison]) -> str:
     parts = [
         f"# Comparison: {whole.grid}\n",
         f"{len(whole.rows)} rows of {len(comparisons)} grids: {done} completed.\n",
-        f"{page_text.verdict(whole)}\n",
+        f"{wording.verdict(whole)}\n",
         _table(whole.rows),
         f"{costs.total_text(whole.spent)}\n",
     ]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfergrid import durable
 from transfergrid.errors import one_line
 from transfergrid.names import utf8
 from transfergrid.paths import StorePaths
 from transfergrid.report import several
-from transfergrid.report.comparison import Comparison, read_comparison
+from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.documents import as_csv
 from transfergrid.report.latex import as_latex
-from transfergrid.report.page import render_page
-from transfergrid.report.page_text import ties
+from transfergrid.report.page.render import render_page
+from transfergrid.report.page.wording import ties
+from transfergrid.store import durable
 
 
 def write_report(grid: str | Sequence[str], store: StorePaths, *, figures: bool = True) -> Path:
@@ -40,7 +40,7 @@ def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
     page = render_page(whole, markdown, figure_notes=["figures were not asked for, or are still being made"])
     durable.write_bytes(folder / "index.html", utf8(page))
     if figures:
-        from transfergrid.images_at_hand import images_at_hand
+        from transfergrid.data.images_at_hand import images_at_hand
         from transfergrid.report.figures import make_figures
 
         made, notes = make_figures(apart, folder / "figures", images=images_at_hand(whole.store))

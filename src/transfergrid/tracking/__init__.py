@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from transfergrid import attempts
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.errors import ConfigError
 from transfergrid.paths import store_paths, typed
 from transfergrid.specs import Configuration, Runtime
+from transfergrid.store import attempts
 from transfergrid.tracking.account import Unreachable, find_account
 
 logger = logging.getLogger(__name__)

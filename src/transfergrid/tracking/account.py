@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfergrid import durable
 from transfergrid.errors import MachineError, one_line
 from transfergrid.paths import StorePaths
+from transfergrid.store import durable
 
 ANSWER_TIMEOUT_S = 5.0
 LEFT_BEHIND_S = 86_400.0

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from transfergrid import provenance
 from transfergrid.names import readable_in
-from transfergrid.records import RunRecord
 from transfergrid.specs import RunSpec, digest, safe_name, to_dict
+from transfergrid.store import provenance
+from transfergrid.store.records import RunRecord
 
 SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 TAG_LENGTH = 64  # W&B refuses longer ones

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from transfergrid.paths import StorePaths
-from transfergrid.records import RunRecord
+from transfergrid.store.records import RunRecord
 from transfergrid.tracking import offline
 from transfergrid.tracking.account import Account
 from transfergrid.tracking.ending import FILES, Ending

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid import durable, records
+from transfergrid.data.images_at_hand import Images
 from transfergrid.errors import DataError
-from transfergrid.evaluation import confusion_matrix
-from transfergrid.images_at_hand import Images
 from transfergrid.names import readable, readable_in
 from transfergrid.paths import CachePaths, RunPaths
-from transfergrid.records import MANY_CLASSES, Predictions, RunRecord
 from transfergrid.specs import safe_name
+from transfergrid.store import durable, records
+from transfergrid.store.records import MANY_CLASSES, Predictions, RunRecord
 from transfergrid.tracking.description import summarise
+from transfergrid.training.evaluation import confusion_matrix
 
 FILES = ("record.json", "predictions.npz")  # what W&B keeps as it is
 WRONG_SHOWN = 8  # images

@@ -28,10 +28,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from transfergrid import durable, records
 from transfergrid.config.spelling import command_of_grid
-from transfergrid.images_at_hand import images_at_hand
+from transfergrid.data.images_at_hand import images_at_hand
 from transfergrid.paths import StorePaths
+from transfergrid.store import durable, records
 from transfergrid.tracking import Followed
 from transfergrid.tracking.account import Unreachable, end_wandb, find_account, use_environment
 from transfergrid.tracking.destinations import Destination, OfflineFiles, Server

@@ -25,9 +25,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transfergrid import durable
 from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
+from transfergrid.store import durable
 from transfergrid.tracking.description import as_line
 
 HEADER = struct.Struct("<4sHB")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transfergrid.durable import sha256_of
 from transfergrid.errors import DataError
 from transfergrid.specs import digest
+from transfergrid.store.durable import sha256_of
 from transfergrid.tracking.description import grid_tag, named_tag, shortened
 
 MOST_TABLE_ROWS = 200_000  # of a wandb.Table; W&B cuts there

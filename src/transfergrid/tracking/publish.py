@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transfergrid import durable
 from transfergrid.errors import DataError, GridError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.specs import safe_name
+from transfergrid.store import durable
 from transfergrid.tracking.account import Account, Unreachable, end_wandb, make_api, use_environment, why_silent
 from transfergrid.tracking.destinations import LEAN
 from transfergrid.tracking.publication import MOST_TABLE_ROWS, Publication, row_config, row_summary, row_title

@@ -20,11 +20,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from transfergrid import durable, records
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.paths import RunPaths, StorePaths, typed
-from transfergrid.records import GridEntry, RunRecord
 from transfergrid.specs import PHASES, SelectBy, safe_name, to_dict
+from transfergrid.store import durable, records
+from transfergrid.store.records import GridEntry, RunRecord
 from transfergrid.tracking.account import Account, use_environment
 from transfergrid.tracking.description import as_line, grid_tag
 from transfergrid.tracking.remote import Remote, RemoteFile, RemoteRun

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transfergrid import attempts, durable, records
+from transfergrid.data.images_at_hand import Images
 from transfergrid.errors import MachineError, one_line
-from transfergrid.images_at_hand import Images
-from transfergrid.metrics_log import MetricsTail, read_metrics
 from transfergrid.paths import StorePaths
-from transfergrid.records import RunRecord
 from transfergrid.specs import RunSpec, from_dict
+from transfergrid.store import attempts, durable, records
+from transfergrid.store.metrics_log import MetricsTail, read_metrics
+from transfergrid.store.records import RunRecord
 from transfergrid.tracking import Followed
 from transfergrid.tracking.description import AXES, as_row, describe
 from transfergrid.tracking.destinations import Destination, told_by

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transfergrid.metrics_log import TIMING_FIELDS
+from transfergrid.store.metrics_log import TIMING_FIELDS
 from transfergrid.tracking.description import as_line
 from transfergrid.tracking.ending import Ending
 from transfergrid.tracking.remote import Remote, RemoteRun, md5_of

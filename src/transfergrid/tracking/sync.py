@@ -21,12 +21,12 @@ from typing import Any
 
 from PIL import Image
 
-from transfergrid import durable, records
+from transfergrid.data.images_at_hand import images_at_hand
 from transfergrid.errors import DataError, GridError, one_line
-from transfergrid.images_at_hand import images_at_hand
-from transfergrid.metrics_log import read_metrics
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec, from_dict, safe_name
+from transfergrid.store import durable, records
+from transfergrid.store.metrics_log import read_metrics
 from transfergrid.tracking import Followed, offline
 from transfergrid.tracking.account import Account, Unreachable, end_wandb, use_environment, wandb_processes, why_silent
 from transfergrid.tracking.description import grid_tag

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from transfergrid import durable
 from transfergrid.paths import StorePaths
 from transfergrid.specs import safe_name
+from transfergrid.store import durable
 from transfergrid.tracking.account import Account
 from transfergrid.tracking.publication import Publication
 from transfergrid.tracking.workspace_panels import bars, confusion, curves, pictures, reports_api, scatters, tables

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transfergrid.data import LabeledImages
+from transfergrid.data.images_at_hand import Images
 from transfergrid.errors import one_line
-from transfergrid.images_at_hand import Images
-from transfergrid.report.comparison import Comparison
+from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.figures import (
     accuracy,
     architecture,
@@ -28,7 +29,6 @@ from transfergrid.report.figures import (
     style,
 )
 from transfergrid.report.figures.material import Material, Section, Sketch, row_key
-from transfergrid.report.predictions import StoredPredictions
 from transfergrid.specs import DatasetSpec, Split
 
 __all__ = ["Figure", "make_figures", "no_images", "row_key"]

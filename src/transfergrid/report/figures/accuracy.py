@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from transfergrid.report.cells import accuracy_with_interval, percent
+from transfergrid.report.analysis.cells import accuracy_with_interval, percent
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Sketch, group_name, row_labels
-from transfergrid.report.rows import ComparisonRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from transfergrid.records import RunRecord
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.report.figures.layers import Block, Trunk, kinds_text, networks, shape_text, trace
 from transfergrid.report.figures.material import Material, Sketch, group_name
-from transfergrid.report.rows import ComparisonRow
 from transfergrid.specs import RunSpec
+from transfergrid.store.records import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Sketch, group_name
-from transfergrid.report.rows import ComparisonRow
 from transfergrid.specs import RunSpec
 
 if TYPE_CHECKING:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transfergrid.errors import ConfigError
-from transfergrid.evaluation import Array
-from transfergrid.records import RunRecord
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import (
     Material,
@@ -22,6 +20,8 @@ from transfergrid.report.figures.material import (
     train_confusion,
 )
 from transfergrid.report.figures.tiles import tiles_beside
+from transfergrid.store.records import RunRecord
+from transfergrid.training.evaluation import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

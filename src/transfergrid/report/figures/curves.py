@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transfergrid.records import RunRecord
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Rows, Sketch, group_name, row_labels, row_name
 from transfergrid.report.figures.tracks import Track, binned_steps, mean_over_seeds, parted, probe_of, track
-from transfergrid.report.rows import ComparisonRow
+from transfergrid.store.records import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Sketch, group_name
-from transfergrid.report.rows import ComparisonRow
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from transfergrid import architectures, backbones
+from transfergrid.networks import architectures, backbones
 from transfergrid.specs import RunSpec, ScratchSettings
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Trunk:
 # ------------------------------------------------------------------------------------------------------------ networks
 def networks(spec: RunSpec) -> list[tuple[str, nn.Module, tuple[int, int, int]]]:
     """(name, network without values, input shape): an architecture, or each backbone of a model without its head."""
-    from transfergrid.backbones.construct import without_memory
+    from transfergrid.networks.backbones.construct import without_memory
 
     if not spec.backbones:
         size_px = spec.settings.image_size_px if isinstance(spec.settings, ScratchSettings) else 32
@@ -59,7 +59,7 @@ def networks(spec: RunSpec) -> list[tuple[str, nn.Module, tuple[int, int, int]]]
 
 
 def _trunk(name: str) -> nn.Module:
-    from transfergrid.backbones.construct import behead, construct, without_memory
+    from transfergrid.networks.backbones.construct import behead, construct, without_memory
 
     with without_memory():
         if name.startswith("timm/"):

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from transfergrid import records
+from transfergrid.data.images_at_hand import Images
 from transfergrid.errors import DataError
-from transfergrid.evaluation import Array, confusion_matrix
-from transfergrid.images_at_hand import Images
-from transfergrid.records import Predictions, RunRecord
-from transfergrid.report.comparison import Comparison
-from transfergrid.report.rows import ComparisonRow
+from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.specs import digest, safe_name
+from transfergrid.store import records
+from transfergrid.store.records import Predictions, RunRecord
+from transfergrid.training.evaluation import Array, confusion_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

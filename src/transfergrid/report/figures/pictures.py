@@ -10,14 +10,14 @@ import numpy as np
 
 from transfergrid.data import LabeledImages
 from transfergrid.errors import DataError
-from transfergrid.evaluation import Array
-from transfergrid.records import RunRecord
+from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.analysis.selection import best_on_val, val_score
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Rows, Sketch, class_names, group_name, row_title
 from transfergrid.report.figures.tiles import tiles
-from transfergrid.report.rows import ComparisonRow
-from transfergrid.report.selection import best_on_val, val_score
 from transfergrid.specs import DatasetSpec, Split
+from transfergrid.store.records import RunRecord
+from transfergrid.training.evaluation import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transfergrid.evaluation import Array
-from transfergrid.records import RunRecord
-from transfergrid.report.calibration import confidence, expected_calibration_error, reliability_bins
+from transfergrid.report.analysis.calibration import confidence, expected_calibration_error, reliability_bins
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Sketch, group_name, row_labels
-from transfergrid.report.rows import ComparisonRow
+from transfergrid.store.records import RunRecord
+from transfergrid.training.evaluation import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

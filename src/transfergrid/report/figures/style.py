@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from transfergrid import durable
+from transfergrid.store import durable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

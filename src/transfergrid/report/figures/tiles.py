@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transfergrid.data import LabeledImages
-from transfergrid.evaluation import Array
+from transfergrid.training.evaluation import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

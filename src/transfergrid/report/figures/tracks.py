@@ -10,10 +10,10 @@ from itertools import pairwise
 import numpy as np
 
 from transfergrid.errors import DataError
-from transfergrid.evaluation import Array
-from transfergrid.metrics_log import read_metrics
-from transfergrid.records import RunRecord
 from transfergrid.report.figures.material import Material
+from transfergrid.store.metrics_log import read_metrics
+from transfergrid.store.records import RunRecord
+from transfergrid.training.evaluation import Array
 
 MAX_BINS = 300  # points of a per-batch curve: more than a figure has pixels for would only make its file large
 

@@ -1,0 +1,161 @@
+"""Before runs are started or sent: what SLURM has already, the folders, the device, data and weights."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transfergrid.cluster.child import Answer, ask, gpus_for
+from transfergrid.cluster.ledger import Ledger, read_ledger
+from transfergrid.cluster.states import Snapshot, take_snapshot
+from transfergrid.config import Request
+from transfergrid.errors import ConfigError, DataError, MachineError, StoreFull
+from transfergrid.networks.backbones.weight_files import Taken
+from transfergrid.planning.plan import Plan
+from transfergrid.specs import EvaluateSettings, ProbeSettings, RunSpec, Runtime
+from transfergrid.store import durable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def sent_states(request: Request, ledger: Ledger | None = None) -> Snapshot:
+    """The states of this store's runs that were sent to SLURM."""
+    ledger = ledger or read_ledger(request.store)
+    sent = dict.fromkeys(r for s in ledger.submissions for task in s.tasks for r in task)
+    return take_snapshot(sent, request.store, ledger, grid=request.grid)
+
+
+def queued(snapshot: Snapshot) -> dict[str, str]:
+    """Runs that SLURM has, or may have, with a word on each: they are not sent again."""
+    found = {}
+    for run_id, state in snapshot.states.items():
+        if state.undecided:
+            found[run_id] = f"unknown: {state.reason}"
+        elif state.is_live and (state.job_id is not None or state.state == "unknown"):
+            job = f"job {state.job_id} " if state.job_id is not None else ""
+            found[run_id] = f"{job}{state.state}" + (f": {state.reason}" if state.reason else "")
+    return found
+
+
+def prepare_folders(runtime: Runtime) -> None:
+    """Make store and cache, and write to each once. A folder that cannot be written is a bad argument."""
+    for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
+        try:
+            durable.make_folder(folder)
+            probe = durable.temporary_beside(folder / "writable")
+            with durable.explained(folder):
+                probe.write_bytes(b"?")
+                probe.unlink()
+        except StoreFull:
+            raise
+        except (MachineError, OSError) as error:
+            reason = error.strerror or type(error).__name__ if isinstance(error, OSError) else error
+            raise ConfigError(_unusable(folder, reason)) from error
+
+
+def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
+    """The GPU, data and weights of what is about to run, the latter fetched where there is a network, and verified.
+
+    runs_follow: they are carried out by this process's children. Raises MachineError where device=cuda cannot be.
+    """
+    runs = [p.run for p in plan.to_run]
+    if not runs:
+        return
+    # The first use of torch, some seconds: say what the silence is.
+    with console.status("checking data and weights"):
+        if runs_follow:
+            _tell_device(console, runtime)
+        answer = ask(check_inputs, (runs, runtime), runs_follow=runs_follow)
+    _tell(console, answer)
+
+
+def check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
+    """What a dry run can say of what prepare_folders() and preflight() refuse: nothing is written or fetched, and torch
+    is loaded, in a child, only where the user names weights files or asks for a GPU. Raises as they do."""
+    for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
+        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(_unusable(folder, os.strerror(errno.EACCES)))
+    if runs_follow and runtime.device == "cuda" and plan.to_run:
+        _tell_device(console, runtime)
+    runs = [p.run for p in plan.to_run if reads_file(p.run)]
+    if runs:
+        with console.status("checking weights files"):
+            _tell(console, ask(check_weights, (runs, runtime), runs_follow=False))
+
+
+def _tell(console: Console, answer: Answer) -> None:
+    if answer.error is not None:
+        raise DataError(answer.error)
+    for line in answer.value:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _unusable(folder: Path, reason: object) -> str:
+    return f"{folder} cannot be used ({reason}); give another store.dir= or cache.dir="
+
+
+def _tell_device(console: Console, runtime: Runtime) -> None:
+    """One line where a GPU stays unused, or none is there; each run would say it to its own log alone."""
+    found = gpus_for(runtime)
+    if found.problem is None:
+        return
+    if found.visible:
+        console.print(f"not every GPU is used: {found.problem}", style="yellow", highlight=False, soft_wrap=True)
+    elif runtime.device == "cuda":
+        raise MachineError(f"device=cuda, but torch can use no GPU here: {found.problem}; device=cpu goes without")
+    else:
+        console.print(f"runs compute on the CPU: {found.problem}", highlight=False, soft_wrap=True)
+
+
+def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
+    """A line on what is taken of each of the user's weights files. Raises DataError for the first data set or weights
+    that cannot be used. Loads torch where there are weights to check: call it in a child."""
+    from transfergrid import data
+
+    for dataset in dict.fromkeys(run.dataset for run in runs):
+        folder = runtime.data_folders.get(dataset.name)
+        data.find(dataset.kind, data_dir=Path(runtime.data_dir), folder=None if folder is None else Path(folder))
+    return check_weights(runs, runtime)
+
+
+def check_weights(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
+    """The weights' part of check_inputs()."""
+    from transfergrid.networks.backbones.build import build
+    from transfergrid.phases.evaluate import network_from_file
+
+    told: list[tuple[bool, Taken]] = []
+    evaluated = {run for run in runs if isinstance(run.settings, EvaluateSettings)}
+    for run in runs:
+        if isinstance(run.settings, EvaluateSettings) and reads_file(run):
+            network_from_file(run, runtime, told=partial(_note, told, True))
+    on_features = {r for r in runs if isinstance(r.settings, ProbeSettings) and r.settings.source == "features"}
+    others = (run for run in runs if run not in on_features and not (run in evaluated and reads_file(run)))
+    for backbone in dict.fromkeys(b for run in others for b in run.backbones):
+        if not backbone.weights.identity.startswith("random:"):
+            build(
+                backbone,
+                weights_dir=Path(runtime.weights_dir),
+                weights_files=runtime.weights_files,
+                told=partial(_note, told, backbone.weights.is_file),
+            )
+    return tuple(dict.fromkeys(taken.line for is_users, taken in told if is_users or not taken.is_plain))
+
+
+def _note(told: list[tuple[bool, Taken]], is_users: bool, taken: Taken) -> None:
+    told.append((is_users, taken))
+
+
+def reads_file(run: RunSpec) -> bool:
+    """Whether a run reads a weights file of the user's."""
+    if isinstance(run.settings, EvaluateSettings):
+        if run.settings.source.startswith("run:"):
+            return False
+        if run.settings.source.startswith("file:"):
+            return True
+    return any(b.weights.is_file for b in run.backbones)

@@ -1,0 +1,86 @@
+"""jobs/doctor.py: is this machine or cluster fit; each line passes or names its remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from transfergrid.cli.before import check_inputs
+from transfergrid.cli.console import FAILED, OK, make_console, run_script
+from transfergrid.cluster.child import ask
+from transfergrid.config import Request, load_doctor
+from transfergrid.config.help import help_for
+from transfergrid.doctor.checks import Check
+from transfergrid.doctor.fitness import is_on_slurm, local_checks, machine_checks, slurm_checks
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+VISIBLE_S = 60.0  # NFS may keep the listing of a folder for so long (acdirmax)
+_MARKS = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("--", "yellow")}
+
+HELP = help_for(
+    "doctor.py",
+    "Is this machine or cluster fit? Each line passes, or names its remedy. On SLURM two jobs of seconds are sent to\n"
+    "look at a node; wait_s=120 is how long they may wait in the queue.",
+    (
+        "                                SLURM where there is one, else this machine",
+        "cluster=slurm cluster.partition=gpu cluster.gpu_type=a100 store.dir=/shared/results",
+        "cluster=local device=cpu",
+        "grid=individual_vs_parallel     fetch and verify that grid's data and weights, too",
+    ),
+)
+
+
+def main() -> int:
+    return run_script(doctor, HELP)
+
+
+def doctor(arguments: Sequence[str]) -> int:
+    """Exit code 0 when every line passes or could not be checked, 1 when some failed."""
+    request = load_doctor(arguments)
+    console = make_console()
+    on_slurm = is_on_slurm(request.cluster)
+    found: Iterator[Check] = machine_checks(request.runtime, weights_named=request.weights_named)
+    if request.grid is not None:
+        found = chain(found, [_inputs_of(request.grid)])
+    if on_slurm:
+        nodes = slurm_checks(
+            request.runtime,
+            request.cluster,
+            queue_s=request.wait_s,
+            visible_s=VISIBLE_S,
+            waiting=lambda text: console.print(f"        {text}", highlight=False),
+        )
+        found = chain(found, nodes)
+    else:
+        found = chain(found, local_checks(request.runtime))
+    where = "SLURM" if on_slurm else "this machine"
+    console.print(f"cluster={request.cluster.name}: runs go to {where}", highlight=False)
+    failed = [check for check in found if not _show(console, check)]
+    if failed:
+        names = ", ".join(check.name for check in failed)
+        console.print(f"not fit: {names}", style="red", highlight=False, soft_wrap=True)
+        return FAILED
+    console.print("fit", style="green")
+    return OK
+
+
+def _inputs_of(grid: Request) -> Check:
+    """What a launch does first: data and weights of the grid, fetched where there is a network, and verified."""
+    runs = [*grid.runs.values(), *(e for run in grid.runs.values() for e in run.extractions)]
+    message = ask(check_inputs, (list(dict.fromkeys(runs)), grid.runtime), runs_follow=False).error
+    if message is None:
+        return Check("inputs", True, f"data and weights of grid {grid.grid} are here, and verified")
+    return Check("inputs", False, message, "put that file where it is looked for, or fetch it where there is a network")
+
+
+def _show(console: Console, check: Check) -> bool:
+    """Print the line as soon as it is known; whether it did not fail."""
+    mark, style = _MARKS[check.ok]
+    line = f"{mark:<7} {check.name:<16} {check.said}"
+    console.print(line, style=style if check.ok is not True else None, highlight=False, soft_wrap=True)
+    if check.ok is False:
+        console.print(f"{'':<7} {'':<16} -> {check.remedy}", highlight=False, soft_wrap=True)
+    return check.ok is not False

@@ -1,0 +1,139 @@
+"""results/grids/<grid>.json as launches write it: what a launch would take out of a grid is asked about, and kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from transfergrid.cli.console import count
+from transfergrid.cluster.ledger import read_ledger
+from transfergrid.config import Request
+from transfergrid.config.names import LONGEST_GRID_NAME
+from transfergrid.errors import ConfigError
+from transfergrid.paths import StorePaths
+from transfergrid.specs import RunSpec, from_dict
+from transfergrid.store import durable
+from transfergrid.store.attempts import newest_attempt
+from transfergrid.store.records import GridEntry, read_grid, record_head, selected_by, write_grid
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What a launch takes out of its grid: so many of `rows` as are gone, or have other runs than before.
+
+    worth: whether any of the runs has a result or is under way; the others leave nothing behind.
+    """
+
+    rows: int
+    gone: int
+    changed: int
+    worth: bool
+
+    def __str__(self) -> str:
+        parts = []
+        if self.gone:
+            parts.append(f"leave out {self.gone}")
+        if self.changed:
+            parts.append(f"change the runs of {self.changed} (other settings, seeds or data, or another release)")
+        return f"it has {count(self.rows, 'row')}, of which this launch would {' and '.join(parts)}"
+
+
+def assert_keeps_rows(console: Console, request: Request) -> None:
+    """Raises ConfigError where a launch would take rows out of its grid and nobody has said that it may; a dry run says
+    it, and goes on."""
+    if not request.replaces_grid or request.replace:
+        return
+    loss = _loss(_before(request), request.entries(), request.store)
+    if loss is None or not loss.worth:
+        return
+    text = (
+        f"grid {request.grid!r} exists: {loss}; give grid_name=NAME for a grid of its own, or replace=true"
+        " (the former grid and its report are kept under another name)"
+    )
+    if not request.dry_run:
+        raise ConfigError(text)
+    console.print(f"it would not be launched: {text}", style="yellow", highlight=False, soft_wrap=True)
+
+
+def write_grid_of(console: Console, request: Request) -> None:
+    """A launch defines its grid anew; a run by hand joins it, in place of what its row held under other settings.
+
+    What is taken out stays, with the report, as a grid of its own, and that is said."""
+    path, entries = request.store.grid(request.grid), request.entries()
+    with durable.lock(path.with_name(f".{path.stem}.lock"), wait=True):  # runs by hand are started side by side
+        before = _before(request)
+        if not request.replaces_grid:
+            entries = [e for e in before if all(_stand_together(e, new, request) for new in entries)] + entries
+        if _loss(before, entries, request.store) is not None:
+            former = _set_aside(request.store, request.grid)
+            told = f"the former grid {request.grid!r} and its report are kept as grid={former}"
+            console.print(told, highlight=False, soft_wrap=True)
+        chosen_by = request.select_by or (
+            selected_by(path) if path.exists() and not request.replaces_grid else "accuracy"
+        )
+        write_grid(path, grid=request.grid, entries=entries, runtime=request.runtime, select_by=chosen_by)
+
+
+def _before(request: Request) -> list[GridEntry]:
+    path = request.store.grid(request.grid)
+    return read_grid(path) if path.exists() else []
+
+
+def _loss(before: Sequence[GridEntry], after: Sequence[GridEntry], store: StorePaths) -> Loss | None:
+    """None where every run that the grid has stays in it."""
+    kept = {entry.run_id for entry in after}
+    dropped = [entry for entry in before if entry.run_id not in kept]
+    if not dropped:
+        return None
+    rows_after = {_row(entry) for entry in after}
+    rows = {_row(entry) for entry in dropped}
+    sent = {run_id for s in read_ledger(store).submissions for task in s.tasks for run_id in task}
+    return Loss(
+        rows=len({_row(entry) for entry in before}),
+        gone=len(rows - rows_after),
+        changed=len(rows & rows_after),
+        worth=any(_has_come_to_something(store, entry.run_id, was_sent=entry.run_id in sent) for entry in dropped),
+    )
+
+
+def _row(entry: GridEntry) -> GridEntry:
+    return replace(entry, run_id="", seed=None)
+
+
+def _has_come_to_something(store: StorePaths, run_id: str, *, was_sent: bool) -> bool:
+    """Whether a run has a result, or was begun or sent to SLURM and has not failed: a failure is nothing to keep."""
+    head = record_head(store.run(run_id))
+    if head is None:
+        return was_sent or newest_attempt(store.run(run_id)) > 0
+    return head.status == "completed"
+
+
+def _set_aside(store: StorePaths, grid: str) -> str:
+    """The name under which the grid's list and its report, as they are now, can be had from here on."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dt%H%M%S")
+    former, number = f"{grid[: LONGEST_GRID_NAME - len(stamp) - 4]}-{stamp}", 1
+    while store.grid(former).exists() or store.report(former).exists():
+        number += 1
+        former = f"{former.partition(stamp)[0]}{stamp}-{number}"
+    durable.write_bytes(store.grid(former), store.grid(grid).read_bytes())
+    if store.report(grid).is_dir():
+        os.rename(store.report(grid), store.report(former))
+    return former
+
+
+def _stand_together(old: GridEntry, new: GridEntry, request: Request) -> bool:
+    """Whether two runs may stand in one grid: in different rows, or as two seeds of one."""
+    if replace(old, run_id="", seed=0) != replace(new, run_id="", seed=0):
+        return True
+    try:
+        found = from_dict(RunSpec, durable.read_json(request.store.run(old.run_id).spec))
+    except (OSError, ValueError):
+        return False
+    asked = next(c.run for c in request.configurations if c.run.run_id == new.run_id)
+    return found.seed != asked.seed and replace(found, seed=asked.seed, needs=asked.needs) == asked

@@ -1,0 +1,108 @@
+"""jobs/launch_grid.py: plan the grid, show the plan, carry it out, show the comparison table."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from transfergrid import tracking
+from transfergrid.cli.before import check_without_writing, preflight, prepare_folders, queued, sent_states
+from transfergrid.cli.console import OK, hashing_progress, make_console, run_script
+from transfergrid.cli.grid_file import assert_keeps_rows, write_grid_of
+from transfergrid.cli.progress import watching
+from transfergrid.cli.shown import show_failures, show_plan, show_results
+from transfergrid.cluster import local, slurm
+from transfergrid.config import Request, load_grid
+from transfergrid.config.help import help_for
+from transfergrid.errors import ConfigError
+from transfergrid.planning.plan import make_plan
+from transfergrid.resources import ClusterSettings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MIRROR_WAIT_S = 60.0
+
+HELP = help_for(
+    "launch_grid.py",
+    "Plan a grid of models x datasets x phases x variants x seeds, show the plan, carry it out, show the table.\n"
+    "A grid goes by its file's name, by grid_name=NAME, or for grid=compare by its data: compare-<data set>. A launch\n"
+    "that would take rows with results out of a grid is refused: grid_name=NAME makes another one beside it,\n"
+    "replace=true takes its name and keeps the former grid and report under a dated one.",
+    (
+        "                                   the quickstart, minutes on a laptop",
+        "dry_run=true                       show the plan, write nothing",
+        "grid=individual_vs_parallel grid.datasets=[mnist] weights=random",
+        "select_by=balanced_accuracy        choices on val by it, or macro_f1",
+        "cluster=slurm wait=true            SLURM jobs; wait for the table",
+        "cluster=slurm emit=DIR             write the job scripts instead of sending them",
+        "grid=compare dataset=image_folder dataset.folder=DIR 'grid.models=[resnet18]'",
+    ),
+)
+
+
+def main() -> int:
+    return run_script(launch, HELP)
+
+
+def launch(arguments: Sequence[str]) -> int:
+    """Exit code 0 when every configuration of the grid has completed, 1 when some failed."""
+    request = load_grid(arguments, progress=hashing_progress())
+    return carry_out(request)
+
+
+def carry_out(request: Request) -> int:
+    """Plan, show, run or submit, report: what launch_grid and run_phase share."""
+    console = make_console()
+    assert_keeps_rows(console, request)
+    submits = runs_on_slurm(console, request.cluster)
+    tracking.validate(request.runtime, sends=not submits)
+    if submits:
+        from transfergrid.cli import on_slurm
+
+        return on_slurm.carry_out(console, request)
+    if request.emit is not None:
+        raise ConfigError("emit=DIR writes SLURM job scripts; it needs cluster=slurm")
+    request = on_cpu_without_gpus(request)
+    in_queue = queued(sent_states(request))
+    plan = make_plan([c.run.run_id for c in request.configurations], request.runs, request.runtime, queued=in_queue)
+    show_plan(console, plan, request)
+    if request.dry_run:
+        check_without_writing(console, plan, request.runtime, runs_follow=True)
+        console.print("dry run: nothing was started or written")
+        return OK
+    prepare_folders(request.runtime)
+    preflight(console, plan, request.runtime, runs_follow=True)
+    write_grid_of(console, request)
+    mirror = tracking.start_mirror(request.runtime, request.configurations)
+    try:
+        with watching(console, request.store, len(plan.to_run)) as watcher:
+            endings = local.run_plan(plan, request.runtime, watcher)
+    finally:
+        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
+    show_results(console, request)
+    return show_failures(console, plan, endings)
+
+
+def on_cpu_without_gpus(request: Request) -> Request:
+    """cluster.gpus=0 means the CPU, also on a machine that has a GPU."""
+    if request.runtime.device != "auto" or request.cluster.resources.gpus > 0:
+        return request
+    return replace(request, runtime=replace(request.runtime, device="cpu"))
+
+
+def runs_on_slurm(console: Console, cluster: ClusterSettings) -> bool:
+    """`auto` is SLURM where its controller answers at once and this is not inside a job already; it says what it is."""
+    if cluster.kind != "auto":
+        return cluster.kind == "slurm"
+    if not slurm.answers():
+        if shutil.which("sbatch") is not None:
+            console.print("SLURM does not answer: running here; cluster=slurm submits once it does")
+        return False
+    if slurm.inside_job():
+        console.print("inside a SLURM job: running here; cluster=slurm submits")
+        return False
+    console.print("SLURM answers: submitting to it; cluster=local runs here")
+    return True

@@ -1,0 +1,182 @@
+"""launch_grid on SLURM: plan, show what it will cost, submit, and leave; or, with wait=true, stay until it is done."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transfergrid.cli.before import check_without_writing, preflight, prepare_folders
+from transfergrid.cli.console import FAILED, OK, count
+from transfergrid.cli.grid_file import write_grid_of
+from transfergrid.cli.places import assert_room, num_jobs
+from transfergrid.cli.sending import Submitting, alive_jobs, groups_of, make_launch, plan_now, submit
+from transfergrid.cli.shown import show_plan
+from transfergrid.cluster.emit import emit
+from transfergrid.cluster.finish_job import Place, find_place, finish_resources, is_due
+from transfergrid.cluster.ledger import read_ledger
+from transfergrid.cluster.limits import Limits, assert_possible, read_limits, unseen_limits
+from transfergrid.cluster.run_state import RunState
+from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
+from transfergrid.cluster.submit import start_estimate
+from transfergrid.cluster.yielding import fitted
+from transfergrid.config import Request
+from transfergrid.config.spelling import command_of_grid
+from transfergrid.errors import ConfigError
+from transfergrid.planning.cost import ADVISED_RUNS_PER_JOB, Estimate, estimate, gpu_hours, packing_advice
+from transfergrid.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def carry_out(console: Console, request: Request) -> int:
+    """Exit code 0 when submitted, or with wait=true when all completed; 1 when some failed."""
+    if "%" in str(Path(request.runtime.store_dir).absolute()):
+        raise ConfigError(
+            f"store.dir={request.runtime.store_dir}: SLURM reads % in the names of its log files; rename it"
+        )
+    limits = _limits(console, request)
+    plan, snapshot = plan_now(request, read_ledger(request.store))
+    yielded: list[str] = []
+    if limits is None:
+        limits, finishing = unseen_limits(), Place(finish_resources(request.cluster))
+    else:
+        request, yielded = _fitted(request, limits, plan)
+        finishing = _assert_possible(plan, request, limits, is_finish_due=is_due(snapshot.finish))
+    show_plan(console, plan, request)
+    for line in [*snapshot.elsewhere, finishing.note, _finish_again(snapshot.finish)]:
+        if line:
+            console.print(line, style="yellow", highlight=False, soft_wrap=True)
+    for line in yielded:
+        console.print(line, highlight=False, soft_wrap=True)
+    _show_cost(console, plan, request, limits)
+    if finishing.refusal:
+        raise ConfigError(finishing.refusal)
+    assert_room(plan, request, limits)
+    if request.dry_run:
+        check_without_writing(console, plan, request.runtime, runs_follow=False)
+        console.print("dry run: nothing was submitted or written")
+        return OK
+    prepare_folders(request.runtime)
+    preflight(console, plan, request.runtime, runs_follow=False)
+    submitting = Submitting(request, limits, finishing.resources)
+    if request.emit is not None:
+        return _emit(console, submitting, Path(request.emit))
+    submit(console, submitting)
+    if not request.wait:
+        _say_how_to_watch(console, submitting)
+        return FAILED if submitting.left or submitting.is_finish_due else OK
+    from transfergrid.cli.waiting import wait
+
+    return wait(console, submitting)
+
+
+def _limits(console: Console, request: Request) -> Limits | None:
+    """What the cluster allows; None where it does not answer, and nothing is to be sent."""
+    asked = request.cluster.resources
+    try:
+        return read_limits(account=asked.account, qos=asked.qos)
+    except (SlurmDown, SlurmRefused) as error:
+        if not request.dry_run and request.emit is None:
+            text = f"SLURM does not answer ({error}); nothing was sent, launch again when it does"
+            raise type(error)(text) from error
+        text = f"SLURM does not answer ({error}): that the cluster has and allows what is asked for is not checked"
+        console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        return None
+
+
+def _fitted(request: Request, limits: Limits, plan: Plan) -> tuple[Request, list[str]]:
+    """The request with defaults that yield to what the partitions have, and a line about each that does."""
+    settings = request.cluster
+    common, told = fitted(settings.resources, limits, what="jobs")
+    lines = {} if told is None else {common: told}
+    by_phase = {}
+    for phase in dict.fromkeys((*(p.run.phase for p in plan.to_run), *settings.by_phase)):
+        by_phase[phase], told = fitted(settings.of_phase(phase), limits, what=f"phase {phase}")
+        if told is not None:
+            lines.setdefault(by_phase[phase], told)
+    return replace(request, cluster=replace(settings, resources=common, by_phase=by_phase)), list(lines.values())
+
+
+def _assert_possible(plan: Plan, request: Request, limits: Limits, *, is_finish_due: bool) -> Place:
+    """Before the first sbatch: SLURM takes jobs that can never start, and lets them wait for good. Returns where the
+    finish job goes."""
+    settings = request.cluster
+    for phase in dict.fromkeys(p.run.phase for p in plan.to_run):
+        assert_possible(settings.of_phase(phase), limits, what=f"cluster={settings.name}, phase {phase}")
+    return find_place(settings, limits) if plan.to_run or is_finish_due else Place(finish_resources(settings))
+
+
+def _finish_again(state: RunState | None) -> str:
+    """Of a finish job that this launch sends once more."""
+    if state is None or not is_due(state):
+        return ""
+    if state.state == "not submitted":
+        return "the finish job of an earlier launch was not sent; it is sent now"
+    job = f"finish job {state.job_id}" if state.job_id is not None else "the finish job"
+    return f"{job}: {state.state}" + (f": {state.reason}" if state.reason else "") + "; it is sent again"
+
+
+def _show_cost(console: Console, plan: Plan, request: Request, limits: Limits) -> None:
+    """Jobs, expected GPU-hours, when SLURM thinks they start, and whether sharing jobs would pay."""
+    if not plan.to_run:
+        return
+    estimates: dict[str, Estimate] = {}
+    hours = 0.0
+    phases = list(dict.fromkeys(p.run.phase for p in plan.to_run))
+    for phase in phases:
+        members = [p for p in plan.to_run if p.run.phase == phase]
+        gpus = request.cluster.of_phase(phase).gpus
+        of_phase = estimate([p.run for p in members], request.runtime, gpus=gpus)
+        hours += gpu_hours(members, of_phase, gpus)
+        estimates |= of_phase
+    known = sum(e.basis != "flops" for e in estimates.values())
+    some = f"{known} of {len(estimates)} from records, the rest from FLOPs" if known else "from FLOPs, no records yet"
+    basis = "from records" if known == len(estimates) else some
+    wall_h = sum(e.seconds for e in estimates.values()) / 3600
+    cost = f"{hours:.2f} GPU-hours" if hours else f"{wall_h:.2f} hours without a GPU"
+    jobs = count(num_jobs(plan, request.cluster.runs_per_job), "job")
+    console.print(f"{jobs} and a finish job; expected {cost} ({basis})", highlight=False, soft_wrap=True)
+    expected = start_estimate(request.cluster, phases) if limits.here.name else {}
+    for phase_names, text in expected.items():
+        console.print(f"SLURM expects {phase_names} jobs {text}", highlight=False, soft_wrap=True)
+    packed_jobs = num_jobs(plan, ADVISED_RUNS_PER_JOB)
+    advice = packing_advice(estimates, runs_per_job=request.cluster.runs_per_job, packed_jobs=packed_jobs)
+    if advice is not None:
+        console.print(advice, highlight=False, soft_wrap=True)
+
+
+def _emit(console: Console, submitting: Submitting, folder: Path) -> int:
+    request = submitting.request
+    if folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"emit={folder} holds files already; give an empty or a new folder")
+    ledger = read_ledger(request.store)
+    plan, _ = plan_now(request, ledger)
+    write_grid_of(console, request)
+    if not plan.to_run:
+        console.print("nothing to submit, nothing written")
+        return OK
+    launch, indices = make_launch(submitting, plan)
+    groups = groups_of(plan, request, launch, submitting.limits)
+    live = alive_jobs(ledger, request.grid, submitting.limits.here)
+    script = emit(folder.absolute(), launch, groups, ledger, indices, live)
+    scripts = count(len(groups) + 1, "job script")
+    console.print(f"wrote {scripts}; send them with: bash {script}", highlight=False, soft_wrap=True)
+    return OK
+
+
+def _say_how_to_watch(console: Console, submitting: Submitting) -> None:
+    request = submitting.request
+    line = command_of_grid("status.py", request.grid, request.store, "watch=true")
+    console.print(f"watch: {line}", highlight=False, soft_wrap=True)
+    table = request.store.report(request.grid) / "comparison.md"
+    by_hand = command_of_grid("report.py", request.grid, request.store)
+    if submitting.has_finish:
+        text = f"the finish job writes {table}; until then: {by_hand}"
+    elif submitting.left or submitting.is_finish_due:
+        what = count(submitting.left, "run") + " and the finish job" if submitting.left else "the finish job"
+        text = f"{what} found no place: launch again, or with wait=true; the table until then: {by_hand}"
+    else:
+        text = f"the table: {by_hand}"
+    console.print(text, highlight=False, soft_wrap=True)

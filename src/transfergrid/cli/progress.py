@@ -1,0 +1,158 @@
+"""What a person sees while runs are carried out: bars on a terminal, plain lines in a log."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from transfergrid.cluster.local import Ended, Watcher
+from transfergrid.paths import StorePaths
+from transfergrid.planning.plan import PlannedRun
+from transfergrid.specs import RunSpec
+from transfergrid.store.records import read_record
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+REFRESH_S = 0.5
+BESIDE_NAME = 52  # columns for a bar, its count, the time, loss and accuracy
+
+
+@contextmanager
+def watching(console: Console, store: StorePaths, total: int) -> Iterator[Watcher]:
+    """The watcher for this output."""
+    if not console.is_terminal:
+        yield LineWatcher(console, store, total)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[figures]}"), console=console, transient=True) as progress:
+        yield BarWatcher(progress, store, total)
+
+
+def ended_line(ended: Ended, store: StorePaths) -> str:
+    """One line for a run that ended: how, which, seconds, test accuracy."""
+    line = f"{ended.ending:<11} {ended.run.run_id}"
+    if ended.ending == "completed":
+        record = read_record(store.run(ended.run.run_id))
+        assert record is not None
+        line += f"  {record.phase_s:.1f} s"
+        accuracy = record.metrics.get("test_accuracy")
+        line += "" if accuracy is None else f"  test accuracy {accuracy:.2%}"
+    elif ended.reason:
+        line += f"  ({ended.failure_class}) {ended.reason}" if ended.failure_class else f"  {ended.reason}"
+    return line
+
+
+class LineWatcher(Watcher):
+    """One line per start and per end."""
+
+    def __init__(self, console: Console, store: StorePaths, total: int) -> None:
+        self._console = console
+        self._store = store
+        self._total = total
+        self._done = 0
+
+    def started(self, planned: PlannedRun) -> None:
+        self._print(f"started     {planned.run.run_id}")
+
+    def waiting(self, planned: PlannedRun) -> None:
+        self._print(f"waiting     {planned.run.run_id}  another process is running it")
+
+    def again(self, planned: PlannedRun) -> None:
+        self._total += 1
+        self._print(f"again       {planned.run.run_id}  {planned.why}")
+
+    def ended(self, ended: Ended) -> None:
+        self._done += 1
+        self._print(ended_line(ended, self._store))
+
+    def _print(self, text: str) -> None:
+        line = f"[{self._done}/{self._total}] {text}"
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+class BarWatcher(Watcher):
+    """A bar over all runs, and one per run at work, counted in epochs."""
+
+    def __init__(self, progress: Progress, store: StorePaths, total: int) -> None:
+        self._progress = progress
+        self._store = store
+        self._total = total
+        self._all = progress.add_task("runs", total=total, figures="")
+        self._tasks: dict[str, TaskID] = {}
+        self._looked = 0.0
+
+    def started(self, planned: PlannedRun) -> None:
+        run = planned.run
+        if run.run_id in self._tasks:  # it was found held by another process, and is looked at again
+            return
+        name = shortened(run.slug, max(self._progress.console.width - BESIDE_NAME, 20))
+        self._tasks[run.run_id] = self._progress.add_task(name, total=_epochs(run), figures="")
+
+    def running(self, planned: Iterable[PlannedRun]) -> None:
+        now = time.monotonic()
+        if now - self._looked < REFRESH_S:
+            return
+        self._looked = now
+        for p in planned:
+            line = last_line(self._store, p.run.run_id)
+            if line is not None:
+                done = line["epoch"] if line["kind"] == "epoch" else line["epoch"] - 1
+                self._progress.update(self._tasks[p.run.run_id], completed=done, figures=_figures(line))
+
+    def waiting(self, planned: PlannedRun) -> None:
+        self._progress.update(self._tasks[planned.run.run_id], figures="another process is running it")
+
+    def again(self, planned: PlannedRun) -> None:
+        self._total += 1
+        self._progress.update(self._all, total=self._total)
+        line = f"again       {planned.run.run_id}  {planned.why}"
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def ended(self, ended: Ended) -> None:
+        task = self._tasks.pop(ended.run.run_id, None)
+        if task is not None:
+            self._progress.remove_task(task)
+        self._progress.advance(self._all)
+        self._progress.console.print(ended_line(ended, self._store), markup=False, highlight=False, soft_wrap=True)
+
+
+def shortened(name: str, width: int) -> str:
+    """At most `width` characters, from both ends: a run's name begins with its data set, and phase and seed end it."""
+    if len(name) <= width:
+        return name
+    end = (2 * width) // 3
+    return f"{name[: width - 1 - end]}…{name[-end:]}"
+
+
+def last_line(store: StorePaths, run_id: str) -> dict[str, Any] | None:
+    """The newest whole line of a run's metrics, from the end of the file."""
+    try:
+        with open(store.run(run_id).metrics, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            lines = file.read().split(b"\n")
+    except FileNotFoundError:
+        return None
+    for text in reversed(lines[:-1]):
+        try:
+            found: dict[str, Any] = json.loads(text)
+        except ValueError:
+            continue
+        return found
+    return None
+
+
+def _epochs(run: RunSpec) -> int:
+    return run.epochs or 1
+
+
+def _figures(line: dict[str, Any]) -> str:
+    shown = {"loss": line.get("train/loss"), "val": line.get("val/accuracy")}
+    return "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)

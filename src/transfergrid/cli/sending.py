@@ -1,0 +1,231 @@
+"""One wave of jobs to SLURM: what is neither done nor in flight, as far as its queue has places."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Iterator, Set
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transfergrid.cli.before import queued, sent_states
+from transfergrid.cli.console import count
+from transfergrid.cli.finish import finish
+from transfergrid.cli.grid_file import write_grid_of
+from transfergrid.cli.places import fitting, no_room, room_in_queue, send_what_fits
+from transfergrid.cluster import slurm
+from transfergrid.cluster.adopt import adopt_intents
+from transfergrid.cluster.answers import Answer
+from transfergrid.cluster.finish_job import is_due
+from transfergrid.cluster.groups import Group, make_groups
+from transfergrid.cluster.ledger import Ledger, read_ledger
+from transfergrid.cluster.limits import Limits
+from transfergrid.cluster.ownership import Here, live_rows
+from transfergrid.cluster.slurm import SlurmRefused
+from transfergrid.cluster.snapshot import take_snapshot_of_code
+from transfergrid.cluster.states import Snapshot
+from transfergrid.cluster.submit import Launch, Sender
+from transfergrid.config import Request
+from transfergrid.errors import MachineError, StoreFull
+from transfergrid.planning import job
+from transfergrid.planning.plan import Plan, make_plan
+from transfergrid.resources import Resources
+from transfergrid.specs import Runtime
+from transfergrid.store import durable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass(slots=True)
+class Submitting:
+    """What one launcher sends, in one wave or in several, and what all its waves share.
+
+    finish: what the finish job asks for. source: the snapshot of the code, once taken. sent: run_ids of all waves,
+    which no later wave sends again, even if they failed. left: how many runs the last wave had no room for.
+    is_finish_due: whether a finish job is still to be sent. has_finish: whether one is in the queue, or has ended well.
+    """
+
+    request: Request
+    limits: Limits
+    finish: Resources
+    source: Path | None = None
+    sent: set[str] = field(default_factory=set)
+    left: int = 0
+    is_finish_due: bool = False
+    has_finish: bool = False
+
+
+def plan_now(request: Request, ledger: Ledger, sent: Set[str] = frozenset()) -> tuple[Plan, Snapshot]:
+    """The plan, and the states it was made from. sent: by this launcher, so that what the user wants sent again is not
+    sent a third time."""
+    rows = [c.run.run_id for c in request.configurations]
+    states = sent_states(request, ledger)
+    again = {run_id for run_id in request.again - sent if states.states[run_id].undecided}
+    in_queue = {run_id: told for run_id, told in queued(states).items() if run_id not in again}
+    can_wait = {run_id for run_id in in_queue if states.states[run_id].may_change}
+    plan = make_plan(rows, request.runs, request.runtime, queued=in_queue, can_wait=can_wait)
+    return plan, states
+
+
+def submit(console: Console, submitting: Submitting) -> int:
+    """Send what is neither done nor in flight, as far as there are places in the queue; returns the number of jobs.
+
+    One launcher at a time: what another has sent meanwhile is seen, and not sent again. Raises SlurmDown, SlurmRefused.
+    """
+    request = submitting.request
+    began = time.monotonic()
+    with _alone(console, request):
+        ledger = read_ledger(request.store)
+        if adopt_intents(ledger, submitting.limits.here, alone=True):
+            ledger = read_ledger(request.store)
+        plan, snapshot = plan_now(request, ledger, submitting.sent)
+        plan = _without(plan, submitting.sent)
+        submitting.is_finish_due |= is_due(snapshot.finish)
+        submitting.has_finish = snapshot.finish is not None and not is_due(snapshot.finish)
+        write_grid_of(console, request)
+        room = room_in_queue(submitting.limits)
+        if not plan.to_run or (room is not None and room < 2):
+            submitting.left = len(plan.to_run)
+            if not plan.to_run and submitting.is_finish_due:
+                _send_finish(console, submitting, Sender(make_launch(submitting, plan)[0], ledger, {}), ledger)
+                console.print("no run to submit" + ("; submitted the finish job" if submitting.has_finish else ""))
+            elif not submitting.left:
+                console.print("nothing to submit")
+            return 0
+        launch, indices = make_launch(submitting, plan)
+        groups, submitting.left = fitting(groups_of(plan, request, launch, submitting.limits), room)
+        sender = Sender(launch, ledger, indices)
+        try:
+            submitting.left += send_what_fits(console, sender, groups)
+        except StoreFull:
+            if not sender.sent:  # what was meant to be sent has been withdrawn
+                shutil.rmtree(launch.folder, ignore_errors=True)
+                source = submitting.source
+                submitting.source = source if source is not None and source.is_dir() else None
+            raise
+        finally:
+            submitting.sent |= {run_id for s in sender.sent for task in s.tasks for run_id in task}
+            submitting.is_finish_due |= bool(sender.sent)
+            jobs = sum(len(s.tasks) for s in sender.sent)
+            if sender.sent and not submitting.left:  # of several waves, the last one's comes after all
+                _send_finish(console, submitting, sender, ledger)
+    sent = sum(s.kind == "runs" for s in sender.sent)
+    finishing = " and a finish job" if submitting.has_finish and not submitting.left else ""
+    finishing += f"; {count(submitting.left, 'run')} waiting for places" if submitting.left else ""
+    took = f"{time.monotonic() - began:.1f} s"
+    text = f"submitted {count(jobs, 'job')} in {count(sent, 'submission')}{finishing}, {took}"
+    console.print(text, highlight=False, soft_wrap=True)
+    return jobs
+
+
+@contextlib.contextmanager
+def _alone(console: Console, request: Request) -> Iterator[None]:
+    path = request.store.launches / ".submitting"
+    with durable.lock(path, wait=False) as obtained:
+        if obtained:
+            yield
+            return
+    console.print("another launch is submitting to this store; waiting for it")
+    with durable.lock(path, wait=True):
+        yield
+
+
+def _without(plan: Plan, sent: set[str]) -> Plan:
+    """The plan without what was sent before and would be sent again, and without what needs that."""
+    dropped: set[str] = set()
+    kept = []
+    for planned in plan.runs:  # needed ones come first
+        if planned.state == "run" and (planned.run.run_id in sent or dropped.intersection(planned.needs)):
+            dropped.add(planned.run.run_id)
+        else:
+            kept.append(planned)
+    return Plan(tuple(kept))
+
+
+def make_launch(submitting: Submitting, plan: Plan) -> tuple[Launch, dict[str, int]]:
+    """The launch and each run's place in its payload. The code is copied once, for all waves."""
+    request = submitting.request
+    runs = [p.run for p in plan.to_run]
+    variants = {c.run.run_id: c.variant for c in request.configurations}
+    shown = {run.run_id: variants[run.run_id] for run in runs if run.run_id in variants}
+    payload = job.write_payload(
+        runs, _on_node(request.runtime), shown, cluster=request.cluster_config, notify=request.notify
+    )
+    try:
+        submitting.source = submitting.source or take_snapshot_of_code(payload.parent)
+    except BaseException:  # as of a full disk: nothing half-copied stays
+        shutil.rmtree(payload.parent, ignore_errors=True)
+        raise
+    launch = Launch(
+        grid=request.grid,
+        folder=payload.parent,
+        payload=payload,
+        source=submitting.source,
+        settings=request.cluster,
+        notify=request.notify,
+        finish=submitting.finish,
+        cluster=submitting.limits.here.name or None,
+    )
+    return launch, {run.run_id: index for index, run in enumerate(runs)}
+
+
+def _on_node(runtime: Runtime) -> Runtime:
+    """The runtime as a job needs it: with absolute folders."""
+    return replace(
+        runtime,
+        store_dir=_absolute(runtime.store_dir),
+        cache_dir=_absolute(runtime.cache_dir),
+        data_dir=_absolute(runtime.data_dir),
+        weights_dir=_absolute(runtime.weights_dir),
+        cache_also_read=tuple(map(_absolute, runtime.cache_also_read)),
+        data_folders={name: _absolute(folder) for name, folder in runtime.data_folders.items()},
+    )
+
+
+def _absolute(folder: str) -> str:
+    return str(Path(folder).absolute())
+
+
+def groups_of(plan: Plan, request: Request, launch: Launch, limits: Limits) -> list[Group]:
+    return make_groups(
+        plan.to_run,
+        request.cluster,
+        grid=request.grid,
+        launch=launch.folder.name,
+        max_array_size=limits.max_array_size,
+    )
+
+
+def _send_finish(console: Console, submitting: Submitting, sender: Sender, ledger: Ledger) -> None:
+    """One finish job after everything of this grid that is alive; an older one that still waits is cancelled. Where
+    the queue has no place for it, it stays due."""
+    grid, where = submitting.request.grid, submitting.limits.here
+    new = [s.job_id for s in sender.sent if s.job_id is not None]
+    try:
+        sender.send_finish(finish, [*alive_jobs(ledger, grid, where), *new])
+    except SlurmRefused as error:
+        if error.answer is not Answer.NO_ROOM:
+            raise
+        submitting.is_finish_due, submitting.has_finish = True, False
+        console.print(no_room("the finish job", error), style="yellow", highlight=False, soft_wrap=True)
+        return
+    submitting.is_finish_due, submitting.has_finish = False, True
+    try:
+        finishing = [s for s in ledger.of_grid(grid, "finish") if s.proof.is_of(where.name)]
+        older = {s.job_id: s.proof for s in finishing if s.job_id is not None}
+        slurm.scancel(live_rows(older, where), pending_only=True)
+    except MachineError as error:  # another user's, of a store that is shared
+        console.print(f"an older finish job of this grid stays: {error}", highlight=False, soft_wrap=True)
+
+
+def alive_jobs(ledger: Ledger, grid: str, where: Here) -> list[str]:
+    """Ids of the grid's jobs that this cluster has, in the order they were sent; none where it does not answer."""
+    of_grid = [s for s in ledger.of_grid(grid, "runs") if s.proof.is_of(where.name)]
+    earlier = {s.job_id: s.proof for s in of_grid if s.job_id is not None}
+    alive: set[str] = set()
+    with contextlib.suppress(MachineError):
+        alive = {slurm.base_id(task) for task in live_rows(earlier, where)}
+    return [job_id for job_id in earlier if job_id in alive]

@@ -1,0 +1,133 @@
+"""jobs/status.py: a grid's configurations as they are now, by the grid's name; logs, cancel, retry."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from transfergrid.cli.console import FAILED, OK, make_console, run_script
+from transfergrid.cli.status_view import View, changes, read_view
+from transfergrid.config import load_status
+from transfergrid.config.help import help_for
+from transfergrid.config.spelling import command_of_grid
+from transfergrid.config.status import StatusRequest
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+
+WATCH_S = 5.0
+REASONS_WATCHED = 4
+
+HELP = help_for(
+    "status.py",
+    "A grid's configurations as they are now: state and reason, epoch, accuracy, times, and why what failed failed.\n"
+    "Works from a fresh shell, by the grid's name; while SLURM does not answer, from the store alone.",
+    (
+        "grid=quickstart",
+        "grid=quickstart watch=true                    redrawn until nothing is live any more",
+        "run=ID                                        one run: its attempts, jobs and logs",
+        "run=ID logs=true                              follow its logs; a part of the ID will do",
+        "grid=quickstart cancel=true                   with run=ID: that run alone",
+        "grid=quickstart retry=oom cluster.mem_gb=64   or failed, timeout, lost, cancelled, ...",
+        "grid=quickstart retry=unknown                 shows why, and sends: you know it is gone",
+    ),
+    keys=False,
+)
+
+
+def main() -> int:
+    return run_script(status, HELP)
+
+
+def status(arguments: Sequence[str]) -> int:
+    """Exit code 1 when some run has failed, is blocked, was cancelled or lost."""
+    request = load_status(arguments)
+    console = make_console()
+    if request.cancel:
+        from transfergrid.cli.status_actions import cancel
+
+        return cancel(console, read_view(request))
+    if request.retry:
+        from transfergrid.cli.status_actions import retry
+
+        return retry(console, read_view(request), request)
+    if request.logs:
+        from transfergrid.cli.status_logs import follow
+
+        return follow(console, request)
+    view = watch(console, request) if request.watch else read_view(request)
+    if request.run is not None:
+        from transfergrid.cli.status_logs import show_run
+
+        show_run(console, view)
+    else:
+        show(console, view)
+    return FAILED if view.has_failures else OK
+
+
+def show(console: Console, view: View) -> None:
+    from transfergrid.cli.status_table import WIDE, failure_lines, reason_lines, status_table
+
+    table = status_table(view, width=console.width)
+    if table.row_count:
+        console.print(table)
+    for reason in reason_lines(view) if console.width < WIDE else ():
+        console.print(reason, highlight=False, soft_wrap=True)
+    for line, style in failure_lines(view):
+        console.print(line, style=style, highlight=False, soft_wrap=True)
+    for line in filter(None, (view.finish_line, view.summary)):
+        console.print(line, highlight=False, soft_wrap=True)
+    if view.grid is not None and all(view.state(row).state == "done" for row in view.rows):
+        line = command_of_grid("report.py", view.grid, view.store)
+        console.print(f"the table: {line}", highlight=False, soft_wrap=True)
+
+
+def watch(console: Console, request: StatusRequest) -> View:
+    """Redraw until nothing is live; Ctrl-C ends it. In a log: a line per change. Returns the last look."""
+    view = read_view(request)
+    try:
+        if console.is_terminal:
+            return _watch_terminal(console, request, view)
+        console.print(view.summary, highlight=False, soft_wrap=True)
+        while view.may_change:
+            time.sleep(WATCH_S)
+            before, view = view, read_view(request)
+            for line in changes(before, view):
+                console.print(line, highlight=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        pass
+    return view
+
+
+def screenful(console: Console, view: View) -> Group:
+    """As many rows as fit the screen beside the reasons and the summary, which stands at the end and would be cut."""
+    from rich.console import Group
+    from rich.text import Text
+
+    from transfergrid.cli.status_table import WIDE, reason_lines, status_table
+
+    texts = list(reason_lines(view))[:REASONS_WATCHED] if console.width < WIDE else []
+    texts += [view.finish_line] if view.finish_line else []
+    below = Group(*(Text(text, no_wrap=True, overflow="ellipsis") for text in texts), Text(view.summary))
+    rows = max(5, console.height - 4)
+    while True:
+        drawn = Group(status_table(view, width=console.width, fold_above=rows), below)
+        lines = len(console.render_lines(drawn))
+        if rows == 1 or lines < console.height:
+            return drawn
+        rows = max(1, min(rows - 1, rows * console.height // lines))
+
+
+def _watch_terminal(console: Console, request: StatusRequest, view: View) -> View:
+    from rich.live import Live
+
+    try:
+        with Live(screenful(console, view), console=console, transient=True, auto_refresh=False) as live:
+            while view.may_change:
+                time.sleep(WATCH_S)
+                view = read_view(request)
+                live.update(screenful(console, view), refresh=True)
+    except KeyboardInterrupt:
+        pass
+    return view

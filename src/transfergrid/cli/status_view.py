@@ -1,0 +1,182 @@
+"""What jobs/status.py knows after one look: the rows of a grid, the true state of each, and where they come from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from transfergrid.cluster.ledger import Ledger, read_ledger
+from transfergrid.cluster.needs import needs_of_spec, specs_of
+from transfergrid.cluster.run_state import RunState, State
+from transfergrid.cluster.states import Snapshot, take_snapshot
+from transfergrid.config.spelling import command_of_grid, who_lists_runs
+from transfergrid.config.status import StatusRequest
+from transfergrid.errors import ConfigError
+from transfergrid.paths import StorePaths
+from transfergrid.specs import RunSpec, from_dict
+from transfergrid.store import durable
+from transfergrid.store.records import GridEntry, read_grid
+
+SLURM_TIMEOUT_S = 5.0
+ORDER: tuple[State, ...] = (
+    *("failed", "lost", "blocked", "cancelled", "unknown"),
+    *("running", "pending", "not submitted", "done"),
+)
+BAD: tuple[State, ...] = ("failed", "lost", "blocked", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One run as the grid names it."""
+
+    run_id: str
+    dataset: str
+    model: str
+    phase: str
+    variant: str = ""
+    seed: int | None = None
+
+    @property
+    def label(self) -> str:
+        phase = f"{self.phase}/{self.variant}" if self.variant else self.phase
+        return " ".join(filter(None, (self.dataset, self.model, phase, "" if self.seed is None else f"s{self.seed}")))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """grid: None where a run was asked for by its name alone. specs: of runs that were sent to SLURM."""
+
+    grid: str | None
+    store: StorePaths
+    rows: tuple[Row, ...]
+    ledger: Ledger
+    specs: Mapping[str, RunSpec]
+    snapshot: Snapshot
+
+    def state(self, row: Row) -> RunState:
+        return self.snapshot.states[row.run_id]
+
+    @property
+    def may_change(self) -> bool:
+        """Of the runs, and of a finish job that is at work."""
+        finish = self.snapshot.finish
+        is_last = finish is not None and finish.state == "running"
+        return is_last or any(self.state(row).may_change for row in self.rows)
+
+    @property
+    def has_failures(self) -> bool:
+        return any(self.state(row).state in BAD for row in self.rows)
+
+    @property
+    def summary(self) -> str:
+        """Counts by state; what other clusters have; and that SLURM did not answer, where it did not."""
+        counts = Counter(self.state(row).state for row in self.rows)
+        told = ", ".join(f"{counts[name]} {name}" for name in reversed(ORDER) if counts[name])
+        what = f"grid {self.grid}" if self.grid is not None else self.rows[0].run_id
+        lines = (f"{what}: {told or 'nothing was sent'}", *self.snapshot.elsewhere, self.silence)
+        return "\n".join(filter(None, lines))
+
+    @property
+    def finish_line(self) -> str:
+        """What the finish job, which makes the table, does or did; nothing of one that did its work."""
+        state = self.snapshot.finish
+        if state is None or self.grid is None or state.state == "done":
+            return ""
+        job = f"finish job {state.job_id}" if state.job_id is not None else "finish job"
+        never = "; never starts" if state.never_starts else ""
+        told = f"{job}: {state.state}" + (f": {state.reason}" if state.reason else "") + never
+        if state.waits_for_needs or (state.is_live and not state.never_starts):
+            return told
+        by_hand = command_of_grid("report.py", self.grid, self.store)
+        return f"{told}; launch again sends it; the table until then: {by_hand}"
+
+    @property
+    def silence(self) -> str:
+        """What is to be said where SLURM did not answer."""
+        if self.snapshot.slurm_error is None:
+            return ""
+        source = "the store and the accounting know" if self.snapshot.accounting else "the store knows"
+        return f"SLURM does not answer ({self.snapshot.slurm_error}); this is what {source}"
+
+
+def read_view(request: StatusRequest) -> View:
+    """Look at a grid, or at the one run that is asked for. Raises ConfigError for one that does not exist."""
+    store, ledger = request.store, read_ledger(request.store)
+    entries = [] if request.grid is None else _entries(store, request.grid, ledger)
+    held = _held(ledger, request.grid)
+    known = dict.fromkeys([e.run_id for e in entries] + held)
+    if request.run is not None:
+        every = known if request.grid is not None else dict.fromkeys([*_stored(store), *held])
+        found = _resolve(request.run, every, store)
+        entries, held, known = [e for e in entries if e.run_id == found], [found], {found: None}
+    specs = specs_of(ledger, known)
+    needs = {run_id: needs_of_spec(spec) for run_id, spec in specs.items()}
+    grid = request.grid if request.run is None else None
+    snapshot = take_snapshot(known, store, ledger, needs=needs, grid=grid, timeout_s=SLURM_TIMEOUT_S)
+    in_grid = {e.run_id for e in entries}
+    needed = {need for run_id in in_grid for need in needs.get(run_id, ())}
+    needed |= {need for run_id in needed for need in needs.get(run_id, ())}
+    # A run that an earlier launch of this grid sent, and that the grid no longer names, matters while it lives.
+    beside = [r for r in held if r not in in_grid and (r in needed or snapshot.states[r].is_live or request.run)]
+    rows = [Row(e.run_id, e.dataset, e.model, e.phase, e.variant, e.seed) for e in entries]
+    others = [_row_of(run_id, specs.get(run_id) or _stored_spec(store, run_id)) for run_id in beside]
+    return View(request.grid, store, tuple(others + rows), ledger, specs, snapshot)
+
+
+def changes(before: View, after: View) -> Iterator[str]:
+    """A line for each run whose state is another than before."""
+    for row in after.rows:
+        old, new = before.snapshot.states.get(row.run_id), after.state(row)
+        if old is None or old.state != new.state:
+            yield f"{new.state:<13} {row.run_id}  {new.reason}".rstrip()
+
+
+def _entries(store: StorePaths, grid: str, ledger: Ledger) -> list[GridEntry]:
+    try:
+        return read_grid(store.grid(grid))
+    except FileNotFoundError:
+        if ledger.of_grid(grid, "runs"):
+            return []
+    launched = ", ".join(sorted(p.stem for p in store.grid(grid).parent.glob("*.json"))) or "none"
+    raise ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {launched}")
+
+
+def _held(ledger: Ledger, grid: str | None) -> list[str]:
+    """The runs that a grid's submissions hold, or all that are in the ledger."""
+    of_grid = [s for s in ledger.submissions if s.kind == "runs" and grid in (None, s.grid)]
+    return list(dict.fromkeys(run_id for s in of_grid for task in s.tasks for run_id in task))
+
+
+def _stored(store: StorePaths) -> list[str]:
+    return sorted(p.name for p in store.runs.iterdir()) if store.runs.is_dir() else []
+
+
+def _resolve(name: str, known: Iterable[str], store: StorePaths) -> str:
+    """A whole run_id, else the one run that begins with, ends with or holds this text."""
+    known = list(known)
+    if name in known:
+        return name
+    for fits in (str.startswith, str.endswith, str.__contains__):
+        found = [run_id for run_id in known if fits(run_id, name)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+            raise ConfigError(f"run={name} fits {len(found)} runs: {shown}; give more of the name")
+    raise ConfigError(f"run={name} fits none of {len(known)} runs; {who_lists_runs(store)}")
+
+
+def _stored_spec(store: StorePaths, run_id: str) -> RunSpec | None:
+    try:
+        return from_dict(RunSpec, durable.read_json(store.run(run_id).spec))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _row_of(run_id: str, spec: RunSpec | None) -> Row:
+    """Extractions of one model differ in their weights alone, and so do their labels."""
+    if spec is None:
+        return Row(run_id, "", run_id, "")
+    weights = spec.weights_label if spec.phase == "extract" else ""
+    return Row(run_id, spec.dataset.name, spec.model, spec.phase, weights, spec.seed)

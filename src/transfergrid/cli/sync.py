@@ -1,0 +1,134 @@
+"""jobs/sync.py: bring W&B up to date with the store, and verify."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script
+from transfergrid.config import load_sync
+from transfergrid.config.help import help_for
+from transfergrid.config.spelling import command_of_grid
+from transfergrid.errors import ConfigError
+from transfergrid.paths import StorePaths, store_paths
+from transfergrid.specs import Runtime, from_dict
+from transfergrid.store import durable
+from transfergrid.tracking.account import Unreachable, find_account, why_silent
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from transfergrid.tracking.sync import Synced
+
+HELP = help_for(
+    "sync.py",
+    "Bring W&B to what the store holds of a grid: rows that are missing, by their numbers, then summaries, files and\n"
+    "pictures; then read all of it back and say what differs. It works from the runs' own files, so it may run again\n"
+    "at any time: from cron, and while jobs are running (what a checkpoint covers is sent).\n"
+    "The key comes from WANDB_API_KEY or `wandb login`; project and entity from the grid's last launch unless given.",
+    (
+        "grid=quickstart",
+        "grid=quickstart project=transfergrid entity=my-team store.dir=results",
+    ),
+    keys=False,
+)
+SHOWN = 20  # problems that are told one by one
+LONGEST_S = 1800.0  # of what the finish job does for W&B, each of both
+
+
+def main() -> int:
+    return run_script(sync, HELP)
+
+
+def sync(arguments: Sequence[str]) -> int:
+    """Exit code 0 when the server holds all that the store has, 1 when something differs or could not be sent."""
+    from transfergrid.tracking.sync import sync_grid  # training's modules have no part in it, but images' have
+
+    request = load_sync(arguments)
+    launched = launched_with(request.grid, request.store)
+    project = request.project or (launched.wandb_project if launched else "transfergrid")
+    entity = request.entity or (launched.wandb_entity if launched else None)
+    synced = sync_grid(
+        request.grid, request.store, find_account(project, entity), tick=progress_line("syncing", noun="runs")
+    )
+    show(make_console(), synced)
+    return FAILED if synced.problems else OK
+
+
+def launched_with(grid: str, store: StorePaths) -> Runtime | None:
+    """How the grid was last launched. Raises ConfigError where it never was."""
+    try:
+        content = durable.read_json(store.grid(grid))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in store.grid(grid).parent.glob("*.json"))) or "none"
+        raise ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {known}") from None
+    try:
+        return from_dict(Runtime, content["runtime"])
+    except (KeyError, TypeError, ValueError):
+        return None  # of another version
+
+
+def show(console: Console, synced: Synced) -> None:
+    wrong = len({problem.partition(":")[0] for problem in synced.problems} - {"grid.json"})  # which is no run
+    parts = [f"{count(synced.runs, 'run')} in the store", f"{synced.sent} brought up to date"]
+    parts += [f"{synced.runs - synced.elsewhere - wrong} read back and equal"]
+    parts += [f"{wrong} not"] if wrong else []
+    parts += [f"{synced.unfinished} unfinished yet"] if synced.unfinished else []
+    parts += [f"{synced.elsewhere} being sent by another process"] if synced.elsewhere else []
+    for problem in synced.problems[:SHOWN]:
+        console.print(problem, highlight=False, soft_wrap=True)
+    if len(synced.problems) > SHOWN:
+        console.print(f"... and {len(synced.problems) - SHOWN} more", highlight=False)
+    console.print(f"W&B: {', '.join(parts)}", highlight=False, soft_wrap=True)
+
+
+def sync_and_publish(console: Console, runtime: Runtime, grid: str) -> None:
+    """What the finish job does for W&B, where there is a key and a network: never an error, whatever W&B does.
+
+    In processes of their own: one that hangs ends in time, and one that dies takes nothing with it.
+    """
+    if runtime.tracking == "disabled":
+        return
+    by_hand = f"`{command_of_grid('sync.py', grid, store_paths(runtime))}` sends what the server lacks"
+    try:
+        url = find_account(runtime.wandb_project, runtime.wandb_entity).url
+        if reason := why_silent(url):
+            raise Unreachable(f"{url} does not answer ({reason})")
+    except Unreachable as error:
+        console.print(f"W&B: {error}; {by_hand}", highlight=False, soft_wrap=True)
+        return
+    where = [f"grid={grid}", f"store.dir={Path(runtime.store_dir)}", f"project={runtime.wandb_project}"]
+    where += [f"entity={runtime.wandb_entity}"] if runtime.wandb_entity else []
+    if not _tell(console, "transfergrid.cli.sync", where):
+        console.print(f"W&B: {by_hand}", highlight=False, soft_wrap=True)
+    _tell(console, "transfergrid.cli.report", [*where, "publish=true", "figures=keep"])  # whatever sync found
+
+
+def _tell(console: Console, module: str, arguments: Sequence[str]) -> bool:
+    """Run one of our own commands and print what it says last; whether it ended well."""
+    import_path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", module, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env=os.environ | {"PYTHONPATH": import_path},
+            timeout=LONGEST_S,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        console.print(f"W&B: {error}", highlight=False, soft_wrap=True)
+        return False
+    said = (done.stdout.strip() or done.stderr.strip()).splitlines()
+    for line in said[-3:]:
+        console.print(line, highlight=False, soft_wrap=True)
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

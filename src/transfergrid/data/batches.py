@@ -1,0 +1,105 @@
+"""Batches of network input from a run's images. N rows, B rows of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from transfergrid.data import LabeledImages, augment
+from transfergrid.data.preprocess import ImageSource, normalise, resize
+from transfergrid.data.small_images import SmallImages
+from transfergrid.specs import PreprocessSpec, Split, TrainSettings
+
+
+class NetworkInputs:
+    """Batches of network input for one or several backbones at once, from images held (where they fit) on the device.
+
+    Backbones that want the same preprocessing share their input tensor. Images of one size, none larger than the input,
+    are kept as they are; others are brought to the input's size as they are read.
+    """
+
+    def __init__(
+        self,
+        splits: Mapping[Split, LabeledImages],
+        preprocess: tuple[PreprocessSpec, ...],
+        *,
+        device: torch.device,
+        resident_gb: float,
+        rows: Mapping[Split, NDArray[np.int64]],
+    ) -> None:
+        self.device = device
+        self.preprocess = preprocess
+        self._num_images = {split: len(images) for split, images in splits.items()}
+        self._sources: dict[tuple[Split, PreprocessSpec | None], ImageSource] = {}
+        self._small: dict[Split, SmallImages] = {}
+        budget_per_row = resident_gb * 1e9 / max(sum(len(index_N) for index_N in rows.values()), 1)
+        for split, index_N in rows.items():
+            images = splits[split]
+            side_px = images.image_size_px
+            as_they_are = side_px is not None and side_px <= max(spec.crop_px for spec in preprocess)
+            wanted = {None} if as_they_are else set(preprocess)
+            if side_px is None:
+                self._small[split] = SmallImages(images, budget_bytes=int(budget_per_row * len(index_N)))
+            for spec in wanted:
+                budget = int(budget_per_row * len(index_N) / len(wanted))
+                self._sources[split, spec] = ImageSource(images, spec, device=device, budget_bytes=budget, rows=index_N)
+
+    def draw(self, plan: augment.AugmentPlan, split: Split, *, seed: int, epoch: int) -> augment.AugmentDraws:
+        """One epoch's random numbers, for every image of the split."""
+        return augment.draw(plan, num_images=self._num_images[split], seed=seed, epoch=epoch, device=self.device)
+
+    def batch(
+        self, split: Split, index_B: Tensor, *, draws: augment.AugmentDraws | None = None, augment_at: str = "native"
+    ) -> list[Tensor]:
+        """One normalised float32 input (B, 3, H, W) per backbone. augment_at: as in TrainSettings."""
+        made: dict[PreprocessSpec, Tensor] = {}
+        read: dict[PreprocessSpec | None, Tensor] = {}
+        for spec in dict.fromkeys(self.preprocess):
+            key = None if (split, None) in self._sources else spec
+            source = self._sources[split, key]
+            if key not in read:
+                read[key] = source.batch(index_B)
+            images_BHWC, prepared = read[key], source.prepared
+            if draws is not None and augment_at == "native" and not prepared and images_BHWC.shape[1] < spec.crop_px:
+                images_BHWC = augment.apply(images_BHWC, draws, index_B)
+            elif draws is not None:
+                images_BHWC = images_BHWC if prepared else resize(images_BHWC, spec)
+                images_BHWC, prepared = augment.apply(images_BHWC, draws, index_B), True
+                if augment_at == "native" and split in self._small:
+                    images_BHWC = self._small[split].augmented(images_BHWC, index_B, draws, spec)
+            made[spec] = normalise(images_BHWC, spec, prepared=prepared)
+        return [made[spec] for spec in self.preprocess]
+
+    def batches(self, split: Split, index_batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+        """batch() of each, unaugmented, in order; images that are not resident are read ahead of their use."""
+        key_of = {spec: None if (split, None) in self._sources else spec for spec in self.preprocess}
+        readers = {key: self._sources[split, key].batches(index_batches) for key in set(key_of.values())}
+        for _ in index_batches:
+            raw = {key: next(reader) for key, reader in readers.items()}
+            made = {
+                spec: normalise(raw[key], spec, prepared=self._sources[split, key].prepared)
+                for spec, key in key_of.items()
+            }
+            yield [made[spec] for spec in self.preprocess]
+
+
+def augment_plan(settings: TrainSettings) -> augment.AugmentPlan | None:
+    """None where the settings ask for no augmentation."""
+    kinds = (settings.flip, settings.shift_px, settings.perspective, settings.rotation_deg, settings.cutout_px)
+    if not any(kinds):
+        return None
+    return augment.AugmentPlan(
+        flip=settings.flip,
+        alternate_flip=settings.alternate_flip,
+        shift_px=settings.shift_px,
+        perspective=settings.perspective,
+        perspective_share=settings.perspective_share,
+        rotation_deg=settings.rotation_deg,
+        rotation_expand=settings.rotation_expand,
+        rotation_fill=settings.rotation_fill,
+        cutout_px=settings.cutout_px,
+    )

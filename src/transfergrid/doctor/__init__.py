@@ -1,0 +1,1 @@
+"""Whether a machine or a cluster is fit for a grid."""

@@ -1,0 +1,206 @@
+"""Every line of jobs/doctor.py in its order: first this machine, then SLURM's settings, then what nodes answer."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from transfergrid import data
+from transfergrid.cluster import slurm
+from transfergrid.cluster.limits import Limits, named_partitions, read_limits
+from transfergrid.cluster.snapshot import import_path, take_snapshot_of_code
+from transfergrid.cluster.yielding import fitted
+from transfergrid.doctor import checks, node_findings
+from transfergrid.doctor.checks import Check
+from transfergrid.doctor.nodecheck import answered, offered
+from transfergrid.doctor.nodecheck_jobs import ProbeAnswer, ProbeJobs, job_script, parse_output, small
+from transfergrid.errors import ConfigError, GridError, one_line
+from transfergrid.paths import cache_paths, store_paths
+from transfergrid.resources import ClusterSettings
+from transfergrid.specs import Runtime
+from transfergrid.store.provenance import PACKAGE
+
+LOCAL_TIMEOUT_S = 120.0  # of importing torch, from a slow disk
+
+
+def machine_checks(runtime: Runtime, *, weights_named: bool) -> Iterator[Check]:
+    """What holds wherever runs go."""
+    for name, folder in _folders(runtime).items():
+        yield checks.check_folder(name, folder)
+        yield checks.check_space(name, folder)
+    yield checks.check_tracking(runtime, os.environ)
+    yield checks.check_data(Path(runtime.data_dir), [k for k in data.kinds() if k != "image_folder"])
+    yield checks.check_weights(Path(runtime.weights_dir), was_named=weights_named)
+
+
+def local_checks(runtime: Runtime) -> Iterator[Check]:
+    """What holds where runs are carried out on this machine."""
+    answer = _probe_here(skip_gpu=runtime.device == "cpu")
+    yield node_findings.check_python(answer)
+    yield node_findings.check_code(answer)
+    yield node_findings.check_torch(answer)
+    yield node_findings.check_gpu(answer, device=runtime.device, asked=0, on_slurm=False)
+    yield node_findings.check_memory(answer)
+    yield node_findings.check_ulimits(answer)
+    yield node_findings.check_cores(answer, num_threads=runtime.num_threads)
+
+
+def slurm_checks(
+    runtime: Runtime,
+    settings: ClusterSettings,
+    *,
+    queue_s: float,
+    visible_s: float,
+    waiting: Callable[[str], None] = lambda text: None,
+) -> Iterator[Check]:
+    """queue_s: how long probe jobs may wait to start. visible_s: how long a file may take to show on another machine.
+    waiting(text) is called before the one long wait."""
+    try:
+        resources = settings.resources
+        limits = read_limits(account=resources.account, qos=resources.qos)
+    except GridError as error:
+        remedy = "run this where SLURM's commands are and its controller answers, or give cluster=local"
+        yield Check("slurm", False, one_line(error), remedy)
+        return
+    yield Check("slurm", True, f"answers; partitions: {', '.join(limits.partitions)}")
+    partition = checks.check_partition(settings, limits)
+    yield partition
+    yield checks.check_arrays(limits)
+    yield checks.check_queue(limits)
+    yield checks.check_accounting(limits)
+    yield checks.check_requeue(settings, limits)
+    try:
+        yield checks.check_preemption(settings, limits)
+        two_nodes = _has_two_nodes(settings, limits)
+    except ConfigError:  # an unknown partition, as told above
+        yield Check("preemption", None, "could not be checked: see the line partition")
+    if partition.ok is False:
+        yield Check("probe job", None, "could not be checked: see the line partition")
+        return
+    settings = settings.all_as(fitted(settings.resources, limits, what="runs")[0])  # as a launch would send them
+    waiting(f"waiting for the queue, at most {queue_s:.0f} s")
+    yield from _node_lines(runtime, settings, two_nodes=two_nodes, queue_s=queue_s, visible_s=visible_s)
+
+
+def _has_two_nodes(settings: ClusterSettings, limits: Limits) -> bool:
+    return any(p.usable_nodes > 1 for p in named_partitions(settings.resources, limits, what="runs"))
+
+
+def _node_lines(
+    runtime: Runtime, settings: ClusterSettings, *, two_nodes: bool, queue_s: float, visible_s: float
+) -> Iterator[Check]:
+    token = f"doctor-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
+    jobs_folder = (store_paths(runtime).launches / token).absolute()
+    # In the store the folder of the jobs themselves, so that one failing folder is told once.
+    folders = {"store": jobs_folder, "cache": (cache_paths(runtime).root / f".{token}").absolute()}
+    try:
+        answers, came_back = _probe_nodes(
+            runtime, settings, folders, two_nodes=two_nodes, queue_s=queue_s, visible_s=visible_s
+        )
+    except (GridError, OSError) as error:
+        remedy = "see the lines of the store and the cache, and SLURM's own word"
+        yield Check("probe job", False, one_line(error), remedy)
+        return
+    finally:
+        for folder in folders.values():
+            shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # it holds the folders of launches
+            jobs_folder.parent.rmdir()
+    node = answers["node"]
+    yield node_findings.check_probe(node)
+    yield node_findings.check_python(node)
+    yield node_findings.check_commands(node)
+    yield node_findings.check_ulimits(node)
+    yield node_findings.check_code(node)
+    yield node_findings.check_torch(node)
+    gpus = settings.resources.gpus
+    yield node_findings.check_gpu(node, device=runtime.device, asked=gpus, on_slurm=True)
+    yield node_findings.check_clock(node)
+    for name in folders:
+        yield node_findings.check_shared(name, node, came_back=came_back[name])
+    for name in folders:
+        yield node_findings.check_two_nodes(name, answers.get("pair"))
+
+
+def _probe_nodes(
+    runtime: Runtime,
+    settings: ClusterSettings,
+    folders: Mapping[str, Path],
+    *,
+    two_nodes: bool,
+    queue_s: float,
+    visible_s: float,
+) -> tuple[dict[str, ProbeAnswer], dict[str, bool]]:
+    """(answers of the jobs `node` and `pair`, whether the node's answer in each folder is read here)."""
+    here = {name: folder / "here" for name, folder in folders.items()}
+    pair = {name: folder / "pair" for name, folder in folders.items()}
+    source = take_snapshot_of_code(folders["store"])
+    gpus = 0 if runtime.device == "cpu" else 1
+    with ExitStack() as held, ProbeJobs(queue_s=queue_s, visible_s=visible_s) as jobs:
+        for folder in here.values():
+            held.enter_context(offered(folder))
+        arguments = ["node", *_named(here), f"--visible-s={visible_s:g}", *(() if gpus else ("--skip-gpu",))]
+        jobs.send(
+            "node",
+            job_script(settings, source, arguments, nodes=1),
+            folder=folders["store"] / "node-job",
+            resources=small(settings.resources, gpus=gpus),
+            settings=settings,
+        )
+        if two_nodes:
+            arguments = ["pair", *_named(pair), f"--visible-s={visible_s:g}"]
+            jobs.send(
+                "pair",
+                job_script(settings, source, arguments, nodes=2),
+                folder=folders["store"] / "pair-job",
+                resources=small(settings.resources, gpus=0),
+                settings=settings,
+                nodes=2,
+            )
+        answers = jobs.wait()
+        # An answer that does not come was never given, or is late: the node has said which.
+        seen = answers["node"].findings.get("folders", {})
+        return answers, {
+            name: answered(folder, visible_s if seen.get(name, {}).get("answered") else 0.0)
+            for name, folder in here.items()
+        }
+
+
+def _named(folders: Mapping[str, Path]) -> list[str]:
+    return [f"--folder={name}={folder}" for name, folder in folders.items()]
+
+
+def _probe_here(*, skip_gpu: bool) -> ProbeAnswer:
+    command = [sys.executable, "-m", "transfergrid.doctor.nodecheck", "node", *(["--skip-gpu"] if skip_gpu else [])]
+    try:
+        done = subprocess.run(
+            command,
+            env=os.environ | {"PYTHONPATH": import_path(PACKAGE.parent)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=LOCAL_TIMEOUT_S,
+        )
+        output: bytes = done.stdout
+    except subprocess.TimeoutExpired as error:
+        output = error.stdout or b""
+    findings, said = parse_output(output.decode(errors="replace"))
+    return ProbeAnswer(findings=findings, said=said)
+
+
+def _folders(runtime: Runtime) -> dict[str, Path]:
+    return {"store": store_paths(runtime).root, "cache": cache_paths(runtime).root}
+
+
+def is_on_slurm(settings: ClusterSettings) -> bool:
+    """What cluster=auto means here."""
+    if settings.kind != "auto":
+        return settings.kind == "slurm"
+    return not slurm.inside_job() and slurm.answers()

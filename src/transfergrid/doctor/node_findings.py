@@ -1,0 +1,195 @@
+"""What a node, or this machine, answered to the probe, judged: one function per line of jobs/doctor.py."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+from transfergrid.doctor.checks import Check
+from transfergrid.doctor.nodecheck_jobs import ProbeAnswer
+from transfergrid.errors import OF_ULIMIT
+from transfergrid.store.provenance import code_hash
+
+MAX_SKEW_S = 5.0
+LEAST_ULIMITS = {"t": 86_400, "f": 2_000_000, "v": 32_000_000, "n": 256}  # CPU seconds, KiB, KiB, open files
+MIN_MEMORY_GIB = 2.0  # torch with a small network and a data set in memory
+NOT_SHARED = "it must be a folder that every node sees under the same name; give another {name}.dir="
+NO_LOCKS = "mount it so that locks reach other nodes (NFS without nolock and local_lock, Lustre with flock)"
+
+
+def check_probe(answer: ProbeAnswer) -> Check:
+    """Whether a job starts, finds python, and is heard."""
+    if answer.unsure:
+        return Check("probe job", None, f"could not be checked: {answer.problem}")
+    if not answer.problem:
+        return Check("probe job", True, f"job {answer.job_id} ran on {answer.findings.get('host', 'a node')}")
+    if "does not show" in answer.problem:
+        return Check("probe job", False, answer.problem, NOT_SHARED.format(name="store"))
+    remedy = "these are SLURM's or the node's own words; cluster.python= and cluster.setup=[...] say how python starts"
+    return Check("probe job", False, answer.problem, remedy)
+
+
+def check_python(answer: ProbeAnswer) -> Check:
+    found = answer.findings.get("python")
+    if found is None:
+        return _unknown("python")
+    here = platform.python_version()
+    if found.split(".")[:2] != here.split(".")[:2]:
+        remedy = "start the same python there: cluster.python=, or cluster.setup=[...] that makes it the first"
+        return Check("python", False, f"{found} there, {here} here", remedy)
+    return Check("python", True, found if found == here else f"{found} there, {here} here")
+
+
+def check_commands(answer: ProbeAnswer) -> Check:
+    """Whether a run can put its job back into the queue, or its batch script can, outside a container."""
+    inside, outside = answer.findings.get("commands"), answer.findings.get("batch_script")
+    if inside is None or outside is None:
+        return _unknown("commands")
+    missing = [name for name, is_there in inside.items() if not is_there]
+    if not missing:
+        return Check("commands", True, "squeue and scontrol are there")
+    said = f"where cluster.python= runs, as in a container, there is no {' and no '.join(missing)}"
+    if all(outside.values()):
+        return Check("commands", True, f"{said}; the batch script puts jobs back into the queue")
+    remedy = (
+        "have SLURM's commands on the nodes or in the container; until then a run ends at its time limit, so give"
+        " cluster.timeout_min= for all of it, or launch again to continue"
+    )
+    return Check("commands", False, f"{said}, nor in the batch script", remedy)
+
+
+def check_ulimits(answer: ProbeAnswer) -> Check:
+    """Jobs take the limits of the shell that launches along, unless the site says otherwise."""
+    found = answer.findings.get("ulimits")
+    if found is None:
+        return _unknown("ulimits")
+    low = [
+        f"ulimit -{name} is {found[name]}" for name, least in LEAST_ULIMITS.items() if found.get(name, least) < least
+    ]
+    if low:
+        return Check("ulimits", False, "; ".join(low), OF_ULIMIT)
+    return Check("ulimits", True, "none that a run would meet")
+
+
+def check_code(answer: ProbeAnswer) -> Check:
+    found = answer.findings.get("code")
+    if found is None:
+        return _unknown("code")
+    if "error" in found:
+        remedy = "install what is missing into that python (uv sync), or name another in cluster.python="
+        return Check("code", False, found["error"], remedy)
+    if found["hash"] != code_hash():
+        remedy = "something there hides the launch's own copy; see PYTHONPATH in cluster.setup= and cluster.python="
+        return Check("code", False, f"another transfergrid is imported, from {found['folder']}", remedy)
+    return Check("code", True, f"transfergrid {found['hash']} is imported")
+
+
+def check_torch(answer: ProbeAnswer) -> Check:
+    found = answer.findings.get("torch")
+    if found is None:
+        return _unknown("torch")
+    if "error" in found:
+        remedy = "install torch and torchvision into that python (uv sync), or name another in cluster.python="
+        return Check("torch", False, found["error"], remedy)
+    return Check("torch", True, f"torch {found['version']}, torchvision {found['torchvision']}")
+
+
+def check_gpu(answer: ProbeAnswer, *, device: str, asked: int, on_slurm: bool) -> Check:
+    """asked: GPUs of a run's job. A machine without GPU is fit for device=auto, a job that asked for one is not."""
+    if device == "cpu":
+        return Check("gpu", None, "not looked at: device=cpu")
+    if on_slurm and asked == 0:
+        return Check("gpu", None, "not looked at: cluster.gpus=0")
+    found = answer.findings.get("gpu")
+    if found is None:
+        return _unknown("gpu")
+    if found.get("names"):
+        unused = f"; not used: {found['problem']}" if found.get("problem") else ""
+        return Check("gpu", True, ", ".join(found["names"]) + unused)
+    if not on_slurm and device == "auto":
+        return Check("gpu", True, f"none that torch can use, runs compute on the CPU: {found.get('error')}")
+    remedy = "check the node's driver and that torch is built for it, or compute without: device=cpu"
+    of_what = "the GPU of the job" if on_slurm else "a GPU here"
+    return Check("gpu", False, f"torch cannot use {of_what}: {found.get('error')}", remedy)
+
+
+def check_clock(answer: ProbeAnswer) -> Check:
+    """Nothing is decided by comparing clocks; what people read in logs and tables is."""
+    there = answer.findings.get("time_s")
+    if there is None or not answer.seen_s:
+        return _unknown("clock")
+    skew_s = max(answer.sent_s - there, there - answer.seen_s, 0.0)
+    if skew_s > MAX_SKEW_S:
+        ahead = "behind" if there < answer.sent_s else "ahead"
+        remedy = "have the clocks set (chrony, ntpd); times in records and in squeue will not agree until then"
+        return Check("clock", False, f"the node's clock is at least {skew_s:.0f} s {ahead} of this machine's", remedy)
+    return Check("clock", True, "the node's clock agrees with this machine's")
+
+
+def check_memory(answer: ProbeAnswer) -> Check:
+    found = answer.findings.get("memory_gib")
+    if found is None:
+        return _unknown("memory")
+    if found < MIN_MEMORY_GIB:
+        return Check(
+            "memory", False, f"{found:.1f} GiB available", f"end other programs: {MIN_MEMORY_GIB:g} GiB are needed"
+        )
+    return Check("memory", True, f"{found:.1f} GiB available")
+
+
+def check_cores(answer: ProbeAnswer, *, num_threads: int) -> Check:
+    found = answer.findings.get("cores")
+    if found is None:
+        return _unknown("cores")
+    if num_threads > found:
+        remedy = f"give cluster.num_threads={found} or less, or 0 for all there are"
+        return Check("cores", False, f"{found}, and cluster.num_threads={num_threads}", remedy)
+    return Check("cores", True, f"{found}")
+
+
+# ------------------------------------------------------------------------------------------------------ shared folders
+def check_shared(name: str, answer: ProbeAnswer, *, came_back: bool) -> Check:
+    """This machine offered, the node examined. came_back: whether the node's answer was read here."""
+    found = answer.findings.get("folders", {}).get(name)
+    if found is None:
+        return _unknown(f"{name} shared")
+    return _judged(f"{name} shared", name, found, came_back, "this machine and the node")
+
+
+def check_two_nodes(name: str, answer: ProbeAnswer | None) -> Check:
+    """Two nodes of one job. answer: None where the partition has one node."""
+    line = f"{name} two nodes"
+    if answer is None:
+        return Check(line, None, "not looked at: the partition has no second node that takes jobs")
+    first, second = answer.findings.get("first"), answer.findings.get("second")
+    found = answer.findings.get("pair", {}).get(name)
+    if found is None or "answers" not in answer.findings:
+        if answer.unsure or not answer.job_id:  # the queue is long, or a job of two nodes without GPU is not allowed
+            return Check(line, None, f"could not be checked: {answer.problem}")
+        return Check(line, False, answer.problem or "a job of two nodes said nothing", "run it once more; see the line")
+    return _judged(line, name, found, answer.findings["answers"][name], f"{first} and {second}")
+
+
+def _judged(line: str, name: str, found: Mapping[str, Any], came_back: bool, between: str) -> Check:
+    not_shared = NOT_SHARED.format(name=name)
+    if "error" in found:
+        return Check(line, False, found["error"], not_shared)
+    if not found["seen"]:
+        return Check(line, False, f"what one writes does not show on the other ({between})", not_shared)
+    faults = {
+        "a lock held on one is free on the other": not found["lock"],
+        "a claim by hard link is given twice": not found["claim"],
+        "an exclusive file is made twice": not found["exclusive"],
+        "a file replaced on one is read as before on the other": not (found["value"] and came_back),
+    }
+    said = [fault for fault, is_so in faults.items() if is_so]
+    if said:
+        remedy = NO_LOCKS if len(said) == 1 and not found["lock"] else not_shared
+        return Check(line, False, f"{', '.join(said)} ({between})", remedy)
+    locks = "locks" if found.get("kernel_locks", True) else "hard links in place of locks, which it has not,"
+    return Check(line, True, f"files show after {found['seconds']:.1f} s, {locks} and claims hold ({between})")
+
+
+def _unknown(name: str) -> Check:
+    return Check(name, None, "could not be checked: the probe did not get so far")

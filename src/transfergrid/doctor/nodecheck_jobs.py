@@ -1,0 +1,214 @@
+"""The check of nodecheck.py as short SLURM jobs, and what they answered: sent, waited for, cancelled where late."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transfergrid.cluster import slurm
+from transfergrid.cluster.batch_script import setup_lines
+from transfergrid.cluster.ownership import new_token
+from transfergrid.cluster.slurm_words import meaning
+from transfergrid.cluster.snapshot import import_path
+from transfergrid.resources import ClusterSettings, Resources
+from transfergrid.store import durable
+
+JOB_NAME = "tg-doctor"  # and a token, by which each is known
+LOOKS = 3  # at the queue, for a job that sbatch took
+LIMIT_MIN = 2
+POLL_S = 0.5
+RUN_S = LIMIT_MIN * 60 + 60.0  # SLURM ends a job at its limit, give or take
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeAnswer:
+    """What came of one probe. findings: as it told them, together. said: the last line that was no finding.
+
+    problem: why there are no findings, or not all; empty where the probe came to its end. sent_s, seen_s: clock of this
+    machine before it was sent and after its answer was read. unsure: it never got to start.
+    """
+
+    findings: Mapping[str, Any] = field(default_factory=dict)
+    job_id: str = ""
+    said: str = ""
+    problem: str = ""
+    unsure: bool = False
+    sent_s: float = 0.0
+    seen_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Job:
+    """name: by which SLURM shows it. job_id: empty until it does."""
+
+    name: str
+    output: Path
+    sent_s: float
+    state: str = "PENDING"
+    reason: str = ""
+    started: float | None = None
+    exit_code: int | None = None
+    job_id: str = ""
+    unseen: int = 0
+
+    @property
+    def is_live(self) -> bool:
+        return meaning(self.state).kind in ("waits", "runs")
+
+
+def small(resources: Resources, *, gpus: int) -> Resources:
+    """What a probe asks for: the same place and kind of node as a run, and little of it, so that it starts soon."""
+    return resources.at_most(gpus=gpus, cpus=2, mem_gb=4.0, timeout_min=LIMIT_MIN)
+
+
+def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str], *, nodes: int) -> str:
+    """Shell that starts the probe as a run is started: the same setup lines, python and code."""
+    python = settings.python or shlex.quote(sys.executable)
+    several = f"srun --mpi=none --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 " if nodes > 1 else ""
+    exports = (f"export PYTHONPATH={shlex.quote(import_path(source))} OMP_NUM_THREADS=1",)
+    return "\n".join(
+        [
+            "#!/bin/bash",
+            *setup_lines(settings.setup, exports, token=None),
+            "has() { if command -v $1 >/dev/null; then echo true; else echo false; fi; }",
+            """echo '{"batch_script": {"squeue": '$(has squeue)', "scontrol": '$(has scontrol)'}}'""",
+            f"{several}{python} -m transfergrid.doctor.nodecheck {shlex.join(arguments)}",
+            "",
+        ]
+    )
+
+
+def submit(script: str, *, folder: Path, resources: Resources, settings: ClusterSettings, nodes: int) -> str:
+    """The job's name, which no other has; its script and output lie in `folder`. Raises SlurmRefused, SlurmDown."""
+    name = f"{JOB_NAME}-{new_token()}"
+    durable.write_bytes(folder / "job.sh", os.fsencode(script))
+    options = {
+        **{key: value for key, value in settings.options(resources).items() if not key.startswith("mail")},
+        "job-name": name,
+        "time": str(LIMIT_MIN),
+        "nodes": str(nodes),
+        "ntasks-per-node": "1",
+        "output": f"{folder}/output",
+    }
+    try:
+        slurm.sbatch(["--no-requeue", *slurm.flags(options), str(folder / "job.sh")])
+    except (slurm.SlurmRefused, slurm.SlurmDown):  # it may have been taken all the same
+        if name not in {entry.name for entry in slurm.squeue(names=[name]) if slurm.was_taken(entry)}:
+            raise
+    return name
+
+
+class ProbeJobs:
+    """The probes of one call of doctor. Leaving the block cancels what has not ended."""
+
+    def __init__(self, *, queue_s: float, visible_s: float) -> None:
+        self._queue_s = queue_s
+        self._visible_s = visible_s
+        self._jobs: dict[str, _Job] = {}
+        self._refused: dict[str, str] = {}
+
+    def __enter__(self) -> ProbeJobs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        late = [job.name for job in self._jobs.values() if job.is_live]
+        with contextlib.suppress(slurm.SlurmDown, slurm.SlurmRefused):  # they end by themselves after two minutes
+            slurm.scancel(entry.job_id for entry in slurm.squeue(names=late) if entry.name in late)
+
+    def send(
+        self, name: str, script: str, *, folder: Path, resources: Resources, settings: ClusterSettings, nodes: int = 1
+    ) -> None:
+        sent_s = time.time()
+        try:
+            job_name = submit(script, folder=folder, resources=resources, settings=settings, nodes=nodes)
+        except (slurm.SlurmRefused, slurm.SlurmDown) as error:
+            self._refused[name] = str(error)
+            return
+        self._jobs[name] = _Job(job_name, folder / "output", sent_s)
+
+    def wait(self) -> dict[str, ProbeAnswer]:
+        """Until each has ended, or did not start in time."""
+        began = time.monotonic()
+        while any(self._is_awaited(job, began) for job in self._jobs.values()):
+            time.sleep(POLL_S)
+            self._look()
+        answers = {name: self._answer(job) for name, job in self._jobs.items()}
+        return answers | {name: ProbeAnswer(problem=said) for name, said in self._refused.items()}
+
+    def _is_awaited(self, job: _Job, began: float) -> bool:
+        if not job.is_live:
+            return False
+        if job.started is None:
+            return time.monotonic() - began < self._queue_s
+        return time.monotonic() - job.started < RUN_S
+
+    def _look(self) -> None:
+        try:
+            entries = {entry.name: entry for entry in slurm.squeue(names=(job.name for job in self._jobs.values()))}
+        except slurm.SlurmDown:
+            return  # asked again; the wait has an end
+        for job in self._jobs.values():
+            entry = entries.get(job.name)
+            job.unseen = job.unseen + 1 if entry is None else 0
+            if entry is None and job.unseen < LOOKS:
+                continue
+            job.job_id = entry.job_id if entry is not None else job.job_id
+            job.state = entry.state if entry is not None else "ENDED"  # SLURM has forgotten it
+            job.reason = entry.reason if entry is not None else ""
+            job.exit_code = entry.exit_code if entry is not None else None
+            if job.started is None and meaning(job.state).kind != "waits":
+                job.started = time.monotonic()
+
+    def _answer(self, job: _Job) -> ProbeAnswer:
+        if job.started is None:
+            why = f" (SLURM says: {job.reason})" if job.reason else ""
+            return ProbeAnswer(
+                job_id=job.job_id, problem=f"the probe job did not start in {self._queue_s:.0f} s{why}", unsure=True
+            )
+        text = _read_late(job.output, self._visible_s)
+        findings, said = parse_output(text or "")
+        ended = f"job {job.job_id or job.name} ended as {job.state}"
+        problem = ""
+        if text is None:
+            problem = f"{ended} and its output does not show in {job.output.parent}"
+        elif job.state not in ("COMPLETED", "COMPLETING", "ENDED"):
+            problem = f"{ended}: {said or 'without a word'}"
+        return ProbeAnswer(
+            findings=findings, job_id=job.job_id, said=said, problem=problem, sent_s=job.sent_s, seen_s=time.time()
+        )
+
+
+def parse_output(text: str) -> tuple[dict[str, Any], str]:
+    """(all findings together, the last line that is none): setup lines and modules may print what they like."""
+    findings: dict[str, Any] = {}
+    said = ""
+    for line in text.splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = None
+        if isinstance(found, dict):
+            findings |= found
+        elif line.strip():
+            said = line.strip()
+    return findings, said[:300]
+
+
+def _read_late(path: Path, wait_s: float) -> str | None:
+    """A file another machine wrote; None where it does not show in time."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        with contextlib.suppress(OSError):
+            if path.name in [entry.name for entry in path.parent.iterdir()]:
+                return path.read_text(errors="replace")
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(POLL_S)

@@ -1,0 +1,1 @@
+"""What f(x) is: backbones, architectures, joined networks, heads."""

@@ -1,0 +1,25 @@
+"""ResNet-18 for 32 px images with 3x3 convolutions on its shortcuts.
+
+He et al., "Deep Residual Learning" (https://arxiv.org/abs/1512.03385): `cifar_resnet18` whose three shortcuts between
+stages are 3x3 in place of 1x1, the first shape that the study `small_resnet18` counted. The study counted it only: its
+shortcuts had no padding, gave maps of 15 px beside 16 px, and could not be added. Here they are padded by one pixel.
+Shapes at 32 px: conv1 (N, 64, 32, 32), layer1 (N, 64, 32, 32), layer2 (N, 128, 16, 16), layer3 (N, 256, 8, 8),
+layer4 (N, 512, 4, 4), the global average (N, 512), fc (N, 10).
+Weights start as PyTorch's constructors draw them, as there.
+Images (N, 3, H, W) of at least 8 px -> logits (N, num_classes). 12,550,218 parameters for 10 classes.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from transfergrid.networks.architectures._residual import ResidualNetwork
+
+MIN_SIZE_PX = 8
+GFLOPS_AT_32_PX = 1.212
+BLOCKS = (2, 2, 2, 2)
+
+
+def build(num_classes: int) -> nn.Module:
+    """With weights from torch's global generator."""
+    return ResidualNetwork(num_classes, blocks=BLOCKS, shortcut_kernel=3)

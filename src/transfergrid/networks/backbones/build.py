@@ -1,0 +1,338 @@
+"""BackboneSpec -> network. Imports torch.
+
+N images, D feature dim, C classes, H W pixels. Every backbone takes normalised float images (N, 3, H, W) and returns
+features (N, D); its published head, if asked for, returns logits (N, C).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.googlenet import GoogLeNet, InceptionAux
+
+from transfergrid.errors import ConfigError, DataError, one_line
+from transfergrid.networks import backbones
+from transfergrid.networks.backbones import CatalogEntry
+from transfergrid.networks.backbones.construct import AUXILIARY, behead, construct, without_memory
+from transfergrid.networks.backbones.families import parameter_groups
+from transfergrid.networks.backbones.match_names import Found, State, find_state
+from transfergrid.networks.backbones.read_file import read_content
+from transfergrid.networks.backbones.state_dicts import assign_weights, hub_fails_fast, weights_file
+from transfergrid.networks.backbones.weight_files import Taken
+from transfergrid.specs import RANDOM_RULE_VERSION, BackboneSpec
+
+logger = logging.getLogger(__name__)
+Told = Callable[[Taken], None]
+
+NOISE_IMAGES = 32
+NOISE_LARGEST_PX = 64
+USUAL_CLASSES = 1000  # of the head that a random network is constructed with where its own is not known
+
+
+def log_taken(taken: Taken) -> None:
+    if not taken.is_plain:
+        logger.info("%s", taken.line)
+
+
+def build(
+    spec: BackboneSpec,
+    *,
+    weights_dir: Path,
+    weights_files: Mapping[str, str],
+    download: bool = True,
+    auxiliary: bool = False,
+    told: Told = log_taken,
+) -> nn.Module:
+    """The trunk, in eval mode, on the CPU, with gradients on.
+
+    weights_dir: where downloaded weights lie or are put. weights_files: weights identity -> file.
+    auxiliary: GoogLeNet only: keep what the file has of the two auxiliary heads, for attach_auxiliary_heads.
+    told: is given what was taken of a file.
+    Raises DataError if the weights are missing, damaged or of another network.
+    """
+    if auxiliary and spec.name != "googlenet":
+        raise ConfigError(f"{spec.name} has no auxiliary heads; only googlenet has; set aux_loss_weight=0")
+    if spec.weights.identity.startswith("random:"):
+        trunk = _without_head(spec, _random(spec))
+        return trunk.eval()
+    if spec.name.startswith("timm/"):
+        return _timm(spec, weights_dir, weights_files, download=download, num_classes=0, told=told).eval()
+    known = backbones.entry(spec.name)
+    path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
+    with without_memory():
+        trunk = _without_head(spec, construct(known.architecture, num_classes=1))
+    found = state_for(trunk, path, ignored=_heads(known), told=told)
+    assign_weights(trunk, _within(trunk, found.state), path=path)
+    if auxiliary:
+        _keep_auxiliary(trunk, found.state, path)
+    return trunk.eval()
+
+
+def build_classifier(
+    spec: BackboneSpec,
+    *,
+    weights_dir: Path,
+    weights_files: Mapping[str, str],
+    download: bool = True,
+    told: Told = log_taken,
+) -> nn.Module:
+    """The network with its own published head, in eval mode: images (N, 3, H, W) -> logits (N, C), C as in the file.
+
+    Raises ConfigError for a backbone without a head, DataError for a file without one.
+    """
+    if spec.weights.identity.startswith("random:"):
+        return _random(spec).eval()
+    if spec.name.startswith("timm/"):
+        return _timm(spec, weights_dir, weights_files, download=download, num_classes=None, told=told).eval()
+    known = backbones.entry(spec.name)
+    if not known.head:
+        raise ConfigError(f"{spec.name} has no head of its own to evaluate; evaluate a run of it, run=ID")
+    path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
+    with without_memory():
+        trunk = _without_head(spec, construct(known.architecture, num_classes=1))
+    state = _with_own_head(state_for(trunk, path, ignored=_heads(known), told=told), known.head)
+    with without_memory():
+        network = construct(known.architecture, num_classes=_classes_in(state, known.head, path))
+    assign_weights(network, _within(network, state), path=path)
+    return network.eval()
+
+
+def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = (), told: Told = log_taken) -> Found:
+    """What a weights file holds of a network, which may be without memory; told is given what was taken.
+
+    ignored: beginnings of names of heads, which the file may have or lack. Raises DataError.
+    """
+    found = find_state(read_content(path), network.state_dict(), path=path, ignored=ignored)
+    told(found.taken)
+    return found
+
+
+class Frozen(nn.Module):
+    """A backbone that stays as it is: eval mode for good, no gradients, features (N, D) in float32.
+
+    train() does nothing, so a loop that switches the whole model to training cannot move BatchNorm or wake dropout.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.training = False
+
+    def train(self, mode: bool = True) -> Frozen:
+        return self
+
+    @torch.no_grad()
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        features_ND: Tensor = self.network(images_NCHW)
+        return features_ND.float()
+
+
+def bn_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Re-estimate the running statistics of all BatchNorm layers in one pass over network inputs (N, 3, H, W).
+
+    Each layer's mean and variance become the averages over the batches, weighted by their images; while it lasts,
+    each layer normalises by its batch, and everything else (dropout) is in eval mode. Modes are restored.
+    """
+    layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not layers:
+        return
+    modes = [(m, m.training) for m in module.modules()]
+    momenta = [layer.momentum for layer in layers]
+    for m, _ in modes:
+        m.training = False  # not module.eval(): a Frozen part keeps its mode whatever is asked
+    for layer in layers:
+        layer.training = True
+        layer.reset_running_stats()
+    images_seen = 0
+    with torch.no_grad():
+        for images_NCHW in _none_alone(batches):
+            images_seen += len(images_NCHW)
+            for layer in layers:
+                layer.momentum = len(images_NCHW) / images_seen
+            module(images_NCHW)
+    assert images_seen > 0, "bn_statistics needs at least one batch"
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    for m, mode in modes:
+        m.training = mode
+
+
+def group_parameters(module: nn.Module, entry: CatalogEntry) -> list[tuple[str, list[tuple[str, nn.Parameter]]]]:
+    """(group, its named parameters) from the stem to the last stage; together all the trunk's, each once (asserted).
+
+    Auxiliary heads belong to no group.
+    """
+    found = parameter_groups(module, entry.groups, ignored=AUXILIARY)
+    named = dict(module.named_parameters())
+    return [
+        (group, [(name, named[name]) for name in names]) for (group, _), names in zip(entry.groups, found, strict=True)
+    ]
+
+
+def attach_auxiliary_heads(backbone: nn.Module, num_classes: int, generator: torch.Generator) -> None:
+    """Give a GoogLeNet trunk its two auxiliary classifiers: in training it returns (features, logits1, logits2).
+
+    Their convolution and first linear layer are the file's if build(auxiliary=True) found them; all else is drawn
+    from the generator. In eval mode the trunk returns features alone. Raises ConfigError for another backbone.
+    """
+    if not isinstance(backbone, GoogLeNet):
+        raise ConfigError(
+            f"{type(backbone).__name__} has no auxiliary heads; only googlenet has; set aux_loss_weight=0"
+        )
+    seed = int(torch.randint(2**31, (), generator=generator))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh = {"aux1": InceptionAux(512, num_classes), "aux2": InceptionAux(528, num_classes)}
+    device = next(backbone.parameters()).device
+    for name, head in fresh.items():
+        kept = getattr(backbone, name)
+        if kept is not None:
+            head.conv, head.fc1 = kept.conv, kept.fc1
+        setattr(backbone, name, head.to(device).train(backbone.training))
+    backbone.aux_logits = True
+
+
+# ----------------------------------------------------------------------------------------------------------- details
+def _without_head(spec: BackboneSpec, network: nn.Module) -> nn.Module:
+    if spec.name.startswith("timm/"):
+        network.reset_classifier(0)  # type: ignore[operator]
+        return network
+    known = backbones.entry(spec.name)
+    return behead(network, spec.name, known.head)
+
+
+def _heads(known: CatalogEntry) -> tuple[str, ...]:
+    """What names in a file begin with that the trunk does without."""
+    return (*AUXILIARY, f"{known.head}." if known.head else "classifier.")
+
+
+def _within(network: nn.Module, state: State) -> State:
+    """Without what the network does without: heads and what else a file was allowed to have."""
+    own = network.state_dict()
+    kept: State = OrderedDict((name, value) for name, value in state.items() if name in own)
+    kept._metadata = state._metadata  # type: ignore[attr-defined]
+    return kept
+
+
+def _with_own_head(found: Found, head: str) -> State:
+    """A fine-tuning of one backbone keeps a JoinedNetwork, whose head stands beside the backbone."""
+    joined = {name: value for name, value in found.beside.items() if name in ("head.weight", "head.bias")}
+    alone = found.prefix == "backbones.0." and not any(name.startswith("backbones.1.") for name in found.beside)
+    if f"{head}.weight" not in found.state and alone:
+        found.state.update((f"{head}{name[4:]}", value.float()) for name, value in joined.items())
+    return found.state
+
+
+def _classes_in(state: State, head: str, path: Path) -> int:
+    if f"{head}.weight" not in state:
+        raise DataError(
+            f"{path} holds no head ({head}.weight); it gives features only, so evaluate a run of it, run=ID"
+        )
+    return int(state[f"{head}.weight"].shape[0])
+
+
+def _random(spec: BackboneSpec) -> nn.Module:
+    """weights=random, rule 1: the constructor under the seed, then BatchNorm statistics from one batch of noise.
+
+    Without the second step BatchNorm scales nothing, and the features of GoogLeNet or MobileNetV3 vanish in float16.
+    The noise: 32 images of uniform uint8 values, of the input's size but at most 64 px where the network takes that
+    (timm: of the input's size).
+    """
+    rule, _, seed = spec.weights.identity.removeprefix("random:v").partition(":")
+    assert int(rule) == RANDOM_RULE_VERSION, spec.weights.identity
+    is_timm = spec.name.startswith("timm/")
+    known = None if is_timm else backbones.entry(spec.name)
+    architecture = known.architecture if known else spec.name.partition(".")[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        network = construct(architecture, num_classes=(known and known.head_classes) or USUAL_CLASSES).eval()
+    smallest_px = known.min_size_px if known else spec.preprocess.crop_px
+    size_px = max(min(spec.preprocess.crop_px, NOISE_LARGEST_PX), smallest_px)
+    generator = torch.Generator().manual_seed(int(seed))
+    noise = torch.randint(256, (NOISE_IMAGES, 3, size_px, size_px), generator=generator, dtype=torch.uint8)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.preprocess.mean, spec.preprocess.std))
+    bn_statistics(network, [(noise / 255 - mean) / std])
+    return network
+
+
+def _timm(
+    spec: BackboneSpec,
+    weights_dir: Path,
+    weights_files: Mapping[str, str],
+    *,
+    download: bool,
+    num_classes: int | None,
+    told: Told = log_taken,
+) -> nn.Module:
+    """num_classes: 0 for the trunk, None for the head that the weights have."""
+    import timm
+
+    architecture = spec.name.partition(".")[0]
+    if spec.weights.identity.startswith("tag:"):
+        name = spec.weights.identity.removeprefix("tag:timm/")
+        local = next((p for s in (".safetensors", ".pth", ".bin") if (p := weights_dir / f"{name}{s}").is_file()), None)
+        if local is None:
+            return _timm_downloaded(spec, name, weights_dir, download=download, num_classes=num_classes)
+        path = local
+    else:
+        path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=False)
+    head = str(timm.get_pretrained_cfg_value(architecture.removeprefix("timm/"), "classifier") or "head")
+    network = construct(architecture, num_classes=0)
+    state = _with_own_head(state_for(network, path, ignored=(f"{head}.",), told=told), head)
+    if num_classes is None:
+        network = construct(architecture, num_classes=_classes_in(state, head, path))
+    assign_weights(network, _within(network, state), path=path)
+    return network
+
+
+def _timm_downloaded(
+    spec: BackboneSpec, name: str, weights_dir: Path, *, download: bool, num_classes: int | None
+) -> nn.Module:
+    import timm
+
+    remedy = f"put {name}.safetensors into {weights_dir}, or give its folder as weights_dir="
+    if not download:
+        raise DataError(f"weights {spec.weights.label} of {spec.name} are not there; {remedy}")
+    extra: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    try:
+        with hub_fails_fast():
+            network: nn.Module = timm.create_model(name, pretrained=True, cache_dir=weights_dir, **extra)
+    except (OSError, RuntimeError) as error:
+        raise DataError(
+            f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]}); {remedy}"
+        ) from error
+    return network
+
+
+def _none_alone(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The batches, a last one of a single image joined to the one before: one value has no variance."""
+    held: Tensor | None = None
+    for batch in batches:
+        if held is not None and len(batch) == 1:
+            batch = torch.cat([held, batch])
+        elif held is not None:
+            yield held
+        held = batch
+    if held is not None:
+        yield held
+
+
+def _keep_auxiliary(trunk: nn.Module, state: State, path: Path) -> None:
+    """Load what the file has of GoogLeNet's auxiliary heads, but their outputs; nothing if it has none."""
+    if "aux1.conv.conv.weight" not in state or "aux2.conv.conv.weight" not in state:
+        return
+    for name, channels in (("aux1", 512), ("aux2", 528)):
+        with without_memory():
+            head = InceptionAux(channels, 1)
+            head.fc2 = nn.Identity()
+        own: State = OrderedDict((k.removeprefix(f"{name}."), v) for k, v in state.items() if k.startswith(f"{name}."))
+        own._metadata = None  # type: ignore[attr-defined]
+        assign_weights(head, _within(head, own), path=path)
+        setattr(trunk, name, head)

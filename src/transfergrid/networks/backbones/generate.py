@@ -1,0 +1,163 @@
+"""Write catalog.json from the installed torchvision: `python -m transfergrid.networks.backbones.generate` (a minute).
+
+Networks are constructed and tried on the device `meta`, so neither memory nor weights are needed. A weights tag is left
+out where its input differs from the only size the constructor's network takes (ViT at 384 or 518 px).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+from torchvision import models
+
+from transfergrid.networks.architectures import tinynet
+from transfergrid.networks.backbones import CATALOG
+from transfergrid.networks.backbones.construct import behead, construct, last_linear, without_memory
+from transfergrid.networks.backbones.families import groups_of, parameter_groups, tap_of
+from transfergrid.networks.size import describe as network_size
+from transfergrid.store import durable
+
+DEFAULT_TAG = "IMAGENET1K_V1"
+NO_LINEAR_LAYER = "ends in no linear layer"
+
+
+def generate() -> dict[str, Any]:
+    """The whole content of catalog.json."""
+    networks: dict[str, Any] = {}
+    refused: dict[str, str] = {}
+    for name in models.list_models(module=models):
+        facts = describe(name, name)
+        if facts is None:
+            refused[name] = NO_LINEAR_LAYER
+        else:
+            networks[name] = facts
+    networks["vgg16_gap"] = describe("vgg16_gap", "vgg16")
+    return {
+        "torchvision": torchvision.__version__.split("+")[0],
+        "networks": dict(sorted(networks.items())),
+        "refused": refused,
+        "templates": {"tinynet": _tinynet()},
+    }
+
+
+def describe(name: str, architecture: str, *, num_classes: int = 1000) -> dict[str, Any] | None:
+    """One entry, or None for a network that ends in no linear layer."""
+    with without_memory():
+        network = construct(architecture, num_classes=num_classes).to("meta").eval()
+    head = last_linear(network)
+    if head is None:
+        return None
+    has_head = name != "vgg16_gap"
+    trunk = behead(network, name, head)
+    weights = {} if architecture == "tinynet" else published_weights(name, architecture)
+    usual_px = min((w["crop_px"] for w in weights.values()), default=32)
+    smallest_px, fixed_px = sizes_px(trunk, usual_px)
+    if fixed_px is not None:
+        weights = {tag: w for tag, w in weights.items() if w["crop_px"] == fixed_px}
+    groups = groups_of(architecture, trunk) if architecture != "tinynet" else _tinynet_groups()
+    if not has_head:
+        groups = [group for group in groups if group[0] not in ("fc6", "fc7")]
+    parameter_groups(trunk, groups)
+    default = DEFAULT_TAG if DEFAULT_TAG in weights else next(iter(weights), "builtin")
+    return {
+        "architecture": architecture,
+        "tap": "global_average" if name == "vgg16_gap" else tap_of(architecture),
+        "head": head if has_head else "",
+        "feature_dim": trunk(torch.empty(1, 3, usual_px, usual_px, device="meta")).shape[1],
+        "head_classes": num_classes if has_head else 0,
+        "min_size_px": smallest_px,
+        "fixed_size_px": fixed_px,
+        "groups": groups,
+        "parameters": sum(p.numel() for p in trunk.parameters()),
+        "gmacs": gmacs(trunk, weights[default]["crop_px"] if default in weights else usual_px),
+        "default_weights": default,
+        "weights": weights,
+    }
+
+
+def published_weights(name: str, architecture: str) -> dict[str, Any]:
+    """Tag -> file and preprocessing, as the transforms of torchvision's weights say."""
+    found: dict[str, Any] = {}
+    for member in models.get_model_weights(architecture):
+        if name == "vgg16" and member.name == "IMAGENET1K_FEATURES":
+            continue  # its classifier, and so fc7, is filled with NaN; vgg16_gap has it
+        transforms = member.transforms()
+        file = member.url.rsplit("/", 1)[1]
+        match = re.search(r"-([0-9a-f]{8,})\.", file)
+        assert match is not None, file
+        found[member.name] = {
+            "file": file,
+            "hash_prefix": match.group(1),
+            "resize_px": transforms.resize_size[0],
+            "crop_px": transforms.crop_size[0],
+            "interpolation": transforms.interpolation.value,
+            "mean": list(transforms.mean),
+            "std": list(transforms.std),
+        }
+    return found
+
+
+def gmacs(trunk: nn.Module, size_px: int) -> float:
+    """1e9 multiply-accumulates of one image's forward pass, to 1e3."""
+    return round(network_size(trunk, [(3, size_px, size_px)]).gflops_per_image / 2, 6)
+
+
+def sizes_px(trunk: nn.Module, usual_px: int) -> tuple[int, int | None]:
+    """(smallest square input, the only one or None), by trial; `usual_px` is taken.
+
+    A network that refuses one pixel more is held to its usual size, though some take multiples of a patch, and MaxViT
+    takes the three sizes that its first layer rounds up.
+    """
+    assert takes(trunk, usual_px)
+    if not takes(trunk, usual_px + 1):
+        return usual_px, usual_px
+    if takes(trunk, 1):  # most do: they pad, and average over what is left
+        return 1, None
+    low, high = 1, usual_px  # low is too small, high is taken
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if takes(trunk, middle) else (middle, high)
+    return high, None
+
+
+@torch.no_grad()
+def takes(trunk: nn.Module, size_px: int) -> bool:
+    """Whether a forward pass of two images of this size yields features."""
+    device = next(trunk.parameters()).device
+    try:
+        features_ND = trunk(torch.empty(2, 3, size_px, size_px, device=device))
+    except (RuntimeError, ValueError, AssertionError, ZeroDivisionError):
+        return False
+    return bool(features_ND.ndim == 2 and features_ND.shape[0] == 2)
+
+
+def as_text(content: dict[str, Any]) -> str:
+    """JSON with one network a line, so that a diff shows which network changed."""
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, dict) and value:
+            inner = ",\n".join(f"    {json.dumps(name)}: {json.dumps(facts)}" for name, facts in value.items())
+            lines.append(f"  {json.dumps(key)}: {{\n{inner}\n  }}")
+        else:
+            lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
+def _tinynet() -> dict[str, Any]:
+    """What the built-in backbones share; each adds its weights. Smaller images are refused, though it takes them."""
+    facts = describe("tinynet", "tinynet", num_classes=10)
+    assert facts is not None
+    return {**facts, "min_size_px": tinynet.MIN_SIZE_PX}
+
+
+def _tinynet_groups() -> list[tuple[str, list[str]]]:
+    return [("stem", ["block1"]), *((f"stage{i - 1}", [f"block{i}"]) for i in range(2, 5))]
+
+
+if __name__ == "__main__":
+    durable.write_bytes(CATALOG, as_text(generate()).encode())

@@ -1,0 +1,33 @@
+"""Where a head that is not linear, or not trained, does better on the same features than the probe's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transfergrid.report.analysis.statistics import CONFIDENCE, holm
+from transfergrid.store.records import RunRecord
+from transfergrid.training.evaluation import mcnemar_exact
+
+
+def better_than_head(runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    """Names (`knn`, `lda`, `qda`) that have more test images right than the head in every run of a row.
+
+    By the exact McNemar test at 5 %, Holm-adjusted within a run. Test decides nothing here but the mark.
+    """
+    marked = [_of_run(run) for run in runs]
+    return tuple(name for name in marked[0] if all(name in others for others in marked)) if marked else ()
+
+
+def _of_run(run: RunRecord) -> list[str]:
+    counts = {name: (told["only_right"], told["only_head_right"]) for name, told in _references(run).items()}
+    adjusted = holm([mcnemar_exact(*pair) for pair in counts.values()])
+    return [
+        name
+        for (name, (only_right, only_head)), p in zip(counts.items(), adjusted, strict=True)
+        if only_right > only_head and p is not None and p < 1 - CONFIDENCE
+    ]
+
+
+def _references(run: RunRecord) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = run.details.get("references", {})
+    return found

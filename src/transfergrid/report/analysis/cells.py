@@ -1,0 +1,53 @@
+"""Numbers as the report's tables print them, and Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transfergrid.report.analysis.rows import ComparisonRow
+
+
+def percent(value: float | None, *, digits: int = 2) -> str:
+    return "" if value is None else f"{100 * value:.{digits}f}"
+
+
+def points(delta: float | None) -> str:
+    """A difference of accuracies in percentage points, signed."""
+    return "" if delta is None else f"{100 * delta:+.2f}"
+
+
+def in_points(difference: float, low: float, high: float) -> str:
+    """`+0.03 points [-0.05, +0.11]`"""
+    return f"{points(difference)} points [{points(low)}, {points(high)}]"
+
+
+def accuracy_with_interval(row: ComparisonRow) -> str:
+    """`97.2 [95.0, 98.5]`; a second decimal only where the interval is narrower than one percentage point."""
+    if row.ci95_low is None or row.ci95_high is None:
+        return percent(row.test_accuracy)
+    digits = 2 if row.ci95_high - row.ci95_low < 0.01 else 1
+    low, high = percent(row.ci95_low, digits=digits), percent(row.ci95_high, digits=digits)
+    return f"{percent(row.test_accuracy, digits=digits)} [{low}, {high}]"
+
+
+def weights_text(label: str) -> str:
+    """The `weights` of a row in words: `weights random`; of a join, whose parts may differ, part by part."""
+    words = {"builtin": "shipped with transfergrid"}
+    return "weights " + "+".join(words.get(part, part) for part in label.split("+"))
+
+
+def weights_where_needed(rows: Sequence[ComparisonRow], *shown: str) -> list[str]:
+    """weights_text of those rows which the fields shown do not tell apart; the others have an empty text."""
+    names = [tuple(getattr(row, name) for name in shown) for row in rows]
+    return [weights_text(row.weights) if names.count(name) > 1 else "" for row, name in zip(rows, names, strict=True)]
+
+
+def number(value: float | None, *, digits: int = 0) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], *, left: int) -> str:
+    """A Markdown table; the first `left` columns are text, the others numbers, to the right."""
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    cells = [header, rule, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in cells)

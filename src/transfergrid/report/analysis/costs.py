@@ -1,0 +1,178 @@
+"""What runs cost: seconds and GPU seconds of all their attempts, of what they are made from, and in all.
+
+SLURM's bill counts where the store has one (bills.py). Else what the record says of its attempts: their wall time, on
+the GPUs they had. A record of an earlier release says neither, and stands with the seconds of its phase.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Literal
+
+from transfergrid.errors import DataError
+from transfergrid.paths import StorePaths
+from transfergrid.specs import RunSpec
+from transfergrid.store import records
+from transfergrid.store.bills import Bill, read_bill
+from transfergrid.store.records import RunRecord
+
+Source = Literal["accounting", "attempts", "phase"]
+_SOURCES: dict[Source, str] = {
+    "accounting": "as SLURM's accounting bills them (AllocTRES x elapsed, runs that share a job by their own time)",
+    "attempts": "from the start and end of their attempts, times the GPUs they had (no bill of SLURM's)",
+    "phase": "of their phase alone, because their records are of an earlier release and tell no more",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunCost:
+    """wall_s, gpu_s: of all attempts, those that failed or were requeued included; but for `unended` ones, which were
+    killed, so that nothing but SLURM's accounting could tell how long they were."""
+
+    wall_s: float
+    gpu_s: float
+    source: Source
+    unended: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """By run_id, of every run of a grid and of all that these are made from, in however many steps.
+
+    needs: what each is made from itself. extractions: those of them that have completed. lacking: runs that are needed
+    and have no record.
+    """
+
+    costs: Mapping[str, RunCost] = field(default_factory=dict)
+    needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    extractions: frozenset[str] = frozenset()
+    lacking: frozenset[str] = frozenset()
+
+    def upstream(self, run_id: str) -> set[str]:
+        """All that a run is made from, each once."""
+        found: set[str] = set()
+        frontier = set(self.needs.get(run_id, ()))
+        while frontier:
+            found |= frontier
+            frontier = {need for run in frontier for need in self.needs.get(run, ())} - found
+        return found
+
+    def upstream_gpu_s(self, run_ids: Iterable[str]) -> float | None:
+        """Mean over these runs; None where one of them is made from something of which the cost is not known."""
+        needed = [self.upstream(run_id) for run_id in run_ids]
+        if not needed or any(runs & self.lacking or not runs <= self.costs.keys() for runs in needed):
+            return None
+        return fmean(sum(self.costs[run].gpu_s for run in runs) for runs in needed)
+
+    def mean(self, run_ids: Iterable[str], name: Literal["wall_s", "gpu_s"]) -> float | None:
+        values = [getattr(self.costs[run_id], name) for run_id in run_ids]
+        return fmean(values) if values else None
+
+    def total(self, run_ids: Iterable[str] | None = None) -> tuple[float, float]:
+        """(wall seconds, GPU seconds) of these runs, of all by default: what several share is in it once."""
+        chosen = [self.costs[run_id] for run_id in set(self.costs if run_ids is None else run_ids) & self.costs.keys()]
+        return sum(c.wall_s for c in chosen), sum(c.gpu_s for c in chosen)
+
+
+def cost_of(record: RunRecord, bill: Bill | None) -> RunCost:
+    if bill is not None and bill.jobs:
+        return RunCost(wall_s=bill.wall_s, gpu_s=bill.gpu_s, source="accounting")
+    if record.attempts:
+        gpus = 1 if record.on_gpu else 0
+        times = [(a.wall_s or 0.0, gpus if a.gpus is None else a.gpus) for a in record.attempts]
+        unended = sum(a.wall_s is None for a in record.attempts)
+        wall_s, gpu_s = sum(s for s, _ in times), sum(s * n for s, n in times)
+        return RunCost(wall_s=wall_s, gpu_s=gpu_s, source="attempts", unended=unended)
+    return RunCost(wall_s=record.phase_s, gpu_s=record.phase_s if record.on_gpu else 0.0, source="phase")
+
+
+def spent_on(run_ids: Iterable[str], found: Mapping[str, RunRecord], store: StorePaths) -> Spent:
+    """run_ids: of a grid; found: their records that have been read, failed ones too. What else these need is read here;
+    what has no record and a bill has been paid for, too."""
+    known: dict[str, RunRecord] = dict(found)
+    needs: dict[str, tuple[str, ...]] = {}
+    lacking: set[str] = set()
+    frontier = list(known)
+    while frontier:
+        run_id = frontier.pop()
+        needs[run_id] = made_from(known[run_id].spec)
+        for need in needs[run_id]:
+            if need in known or need in lacking:
+                continue
+            record = _record(need, store)
+            if record is None:
+                lacking.add(need)
+            else:
+                known[need] = record
+                frontier.append(need)
+    costs = {run_id: cost_of(record, read_bill(store.run(run_id))) for run_id, record in known.items()}
+    for run_id in {*run_ids, *lacking} - costs.keys():
+        bill = read_bill(store.run(run_id))
+        if bill is not None:
+            costs[run_id] = RunCost(wall_s=bill.wall_s, gpu_s=bill.gpu_s, source="accounting")
+    done = frozenset(r.run_id for r in known.values() if r.spec.phase == "extract" and r.status == "completed")
+    return Spent(costs, needs, done, frozenset(lacking))
+
+
+def made_from(spec: RunSpec) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*spec.needs, *(run.run_id for run in spec.extractions))))
+
+
+def _record(run_id: str, store: StorePaths) -> RunRecord | None:
+    try:
+        record = records.read_record(store.run(run_id))
+    except DataError:
+        return None
+    return record if record is not None and record.run_id == run_id else None
+
+
+def joined(several: Iterable[Spent]) -> Spent:
+    """Of grids of one store: what they share is one run's cost."""
+    costs: dict[str, RunCost] = {}
+    needs: dict[str, tuple[str, ...]] = {}
+    extractions: set[str] = set()
+    lacking: set[str] = set()
+    for spent in several:
+        extractions |= spent.extractions
+        costs |= spent.costs
+        needs |= spent.needs
+        lacking |= spent.lacking
+    return Spent(costs, needs, frozenset(extractions), frozenset(lacking))
+
+
+# ------------------------------------------------------------------------------------------------------------ in words
+def as_text(spent: Spent) -> str:
+    """Paragraphs below the table of costs: the extractions, the total, where the seconds are from."""
+    parts = []
+    if spent.extractions:
+        parts.append(
+            f"Feature extraction, shared by all rows and in their upstream seconds alone:"
+            f" {_runs(len(spent.extractions))}, {_seconds(*spent.total(spent.extractions))}."
+        )
+    if spent.costs:
+        parts += [total_text(spent), _basis(spent)]
+    return "".join(f"\n{part}\n" for part in parts)
+
+
+def total_text(spent: Spent) -> str:
+    return f"In all, what several rows share counted once: {_runs(len(spent.costs))}, {_seconds(*spent.total())}."
+
+
+def _basis(spent: Spent) -> str:
+    sources = [cost.source for cost in spent.costs.values()]
+    told = [f"{_runs(sources.count(s))} {words}" for s, words in _SOURCES.items() if s in sources]
+    unended = sum(cost.unended for cost in spent.costs.values())
+    unknown = len(spent.lacking - spent.costs.keys())
+    lacking = [f"{_runs(unknown)} without a record"] if unknown else []
+    lacking += [f"{unended} attempt{'' if unended == 1 else 's'} that ended without a word"] if unended else []
+    return f"Seconds are those of {'; of '.join(told)}." + (f" Not in it: {', '.join(lacking)}." if lacking else "")
+
+
+def _runs(number: int) -> str:
+    return f"{number} run{'' if number == 1 else 's'}"
+
+
+def _seconds(wall_s: float, gpu_s: float) -> str:
+    return f"{wall_s:,.1f} s wall, {gpu_s:,.1f} s GPU"

@@ -1,0 +1,333 @@
+"""What a claim about a joined model needs beside it: is it the pair, or only a second opinion, or more arithmetic?
+
+Beside each join stand, all from stored predictions: its parts alone; its parts' softmax probabilities averaged, which
+costs no training; how much the parts' errors overlap, and the accuracy if one always knew which part to trust; and the
+single model of about equal FLOPs among the grid's rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from transfergrid.errors import DataError, one_line
+from transfergrid.report.analysis import statistics
+from transfergrid.report.analysis.cells import markdown_table, percent, points
+from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.families import weights_beside
+from transfergrid.report.analysis.predictions import StoredPredictions, averaged_correct_N, correct_SN, paired
+from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.analysis.selection import best_on_val
+from transfergrid.report.analysis.statistics import PairedComparison
+from transfergrid.store.records import Predictions, RunRecord
+
+# S seeds, N test images
+Array = np.ndarray[Any, Any]
+Runs = Mapping[ComparisonRow, tuple[RunRecord, ...]]
+EQUAL_FLOPS_FACTOR = 1.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Mean over seeds, in [0, 1], with the table's 95 % interval: Wilson for one seed, Student's t for several."""
+
+    model: str
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorOverlap:
+    """How much the parts fail on the same images; shares of the test images, means over seeds.
+
+    all_wrong_if_independent: the product of the parts' error rates. jaccard: all wrong / any wrong, None if a seed has
+    no error at all. disagreement: some parts right and some wrong. kappa: Cohen's, of right against wrong, mean over
+    the pairs of parts; 1 = the same images, 0 = as if independent; None where a part makes no error or only errors.
+    """
+
+    any_wrong: float
+    all_wrong: float
+    all_wrong_if_independent: float
+    disagreement: float
+    jaccard: float | None
+    kappa: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EqualFlops:
+    """The single model whose GFLOPs per image are closest to the join's, within a factor of 1.5.
+
+    flops_ratio: its FLOPs / the join's. difference: the join minus it, None where its predictions cannot be paired.
+    """
+
+    row: ComparisonRow
+    flops_ratio: float
+    difference: PairedComparison | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinBaselines:
+    """One join beside its baselines. seeds: those that the join and all its parts share, (None,) where none has one.
+
+    n_test: test images.
+
+    oracle: right wherever one part is right. joined_minus_averaged: paired on seeds and images, p not adjusted.
+    equal_flops: None where no single model of the grid comes that close.
+    """
+
+    row: ComparisonRow
+    seeds: tuple[int | None, ...]
+    n_test: int
+    joined: Accuracy
+    parts: tuple[Accuracy, ...]
+    averaged: Accuracy
+    oracle: Accuracy
+    overlap: ErrorOverlap
+    joined_minus_averaged: PairedComparison
+    equal_flops: EqualFlops | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joins:
+    """All joins of a grid that could be set beside their baselines, and why others, or single runs, could not."""
+
+    baselines: tuple[JoinBaselines, ...]
+    notes: tuple[str, ...]
+
+
+def join_baselines(comparison: Comparison) -> Joins:
+    """Baselines of every finished or partly finished join that was trained; the seeds are those all its parts have.
+
+    A run whose predictions cannot be used, or contradict its record, is left out and named in a note.
+    """
+    runs = dict(zip(comparison.rows, comparison.runs, strict=True))
+    tested = _Tested(runs, comparison.stored)
+    found, notes = [], []
+    for row in comparison.rows:
+        if "+" not in row.model or row.phase == "evaluate" or not row.n_seeds:
+            continue
+        parts = part_rows(row, comparison.rows)
+        if isinstance(parts, str):
+            notes.append(f"{_name(row)}: {parts}.")
+            continue
+        try:
+            found.append(_baselines(row, parts, equal_flops_row(row, comparison.rows), tested))
+        except DataError as error:
+            notes.append(f"{_name(row)}: {one_line(error)}.")
+    return Joins(baselines=tuple(found), notes=tuple([*notes, *tested.left_out.values()]))
+
+
+def part_rows(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[ComparisonRow] | str:
+    """The rows of a join's parts, in its order, under the same conditions; or a sentence about what is missing."""
+    parts = list(dict.fromkeys(row.model.split("+")))
+    alike = {single.model: single for single in rows if single.n_seeds and _alike(single, row)}
+    missing = [part for part in parts if part not in alike]
+    if missing:
+        return f"no baselines, because {', '.join(missing)} has no result under the same conditions"
+    return [alike[part] for part in parts]
+
+
+def equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> ComparisonRow | None:
+    """The finished single model under the same conditions with FLOPs closest to the join's, or None.
+
+    Of several that are equally close, the best on val.
+    """
+    if not row.gflops_per_image:
+        return None
+    distances = [
+        (abs(math.log(single.gflops_per_image / row.gflops_per_image)), position)
+        for position, single in enumerate(rows)
+        if "+" not in single.model and _alike(single, row) and single.gflops_per_image and single.n_seeds
+    ]
+    closest, position = min(distances, default=(math.inf, -1))
+    alike = [i for distance, i in distances if distance - closest < 1e-9]
+    if len(alike) > 1 and (best := best_on_val(rows, alike)) is not None:
+        position = best
+    return rows[position] if closest <= math.log(EQUAL_FLOPS_FACTOR) else None
+
+
+def _alike(single: ComparisonRow, join: ComparisonRow) -> bool:
+    conditions = (join.dataset, join.phase, join.variant, join.protocol)
+    same = (single.dataset, single.phase, single.variant, single.protocol) == conditions
+    return same and single.weights in weights_beside(join, single.model)
+
+
+def _name(row: ComparisonRow) -> str:
+    return " ".join(part for part in (row.dataset, row.model, row.phase, row.variant) if part)
+
+
+# ------------------------------------------------------------------------------------------------------------ numbers
+@dataclass(frozen=True, slots=True)
+class _Tested:
+    """Test predictions of rows. left_out: a sentence per run whose predictions say nothing that could be relied on."""
+
+    runs: Runs
+    stored: StoredPredictions
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def paired(self, rows: Sequence[ComparisonRow]) -> tuple[tuple[int | None, ...], dict[str, list[Predictions]]]:
+        """By model, see predictions.paired."""
+        return paired({row.model: self._by_seed(self.runs[row]) for row in rows})
+
+    def _by_seed(self, runs: Sequence[RunRecord]) -> dict[int | None, Predictions]:
+        found: dict[int | None, Predictions] = {}
+        for run in runs:
+            try:
+                test = self.stored.trusted(run)
+            except DataError as error:
+                why = one_line(error).removeprefix(f"{run.run_id}: ")
+                self.left_out[run.run_id] = f"`{run.run_id}` is left out: {why}."
+                continue
+            if run.spec.seed is not None or len(runs) == 1:
+                found[run.spec.seed] = test
+        return found
+
+
+def _baselines(
+    row: ComparisonRow, parts: Sequence[ComparisonRow], equal: ComparisonRow | None, tested: _Tested
+) -> JoinBaselines:
+    seeds, sets = tested.paired([row, *parts])
+    of_parts = {part.model: sets[part.model] for part in parts}
+    joined_SN = correct_SN(sets[row.model])
+    parts_SN = {name: correct_SN(predictions) for name, predictions in of_parts.items()}
+    averaged_SN = _averaged_SN(list(of_parts.values()), num_classes=tested.runs[row][0].spec.dataset.num_classes)
+    oracle_SN = np.any(np.stack(list(parts_SN.values())), axis=0)
+    return JoinBaselines(
+        row=row,
+        seeds=seeds,
+        n_test=joined_SN.shape[1],
+        joined=_accuracy(row.model, joined_SN),
+        parts=tuple(_accuracy(name, part_SN) for name, part_SN in parts_SN.items()),
+        averaged=_accuracy("averaged probabilities", averaged_SN),
+        oracle=_accuracy("oracle", oracle_SN),
+        overlap=error_overlap(list(parts_SN.values())),
+        joined_minus_averaged=statistics.compare(joined_SN, averaged_SN),
+        equal_flops=None if equal is None else _equal_flops(row, equal, tested),
+    )
+
+
+def _averaged_SN(parts: Sequence[Sequence[Predictions]], *, num_classes: int) -> Array:
+    return np.stack([averaged_correct_N(of_seed, num_classes=num_classes) for of_seed in zip(*parts, strict=True)])
+
+
+def _equal_flops(row: ComparisonRow, equal: ComparisonRow, tested: _Tested) -> EqualFlops:
+    assert equal.gflops_per_image is not None and row.gflops_per_image is not None
+    try:
+        _, sets = tested.paired([row, equal])
+        difference = statistics.compare(correct_SN(sets[row.model]), correct_SN(sets[equal.model]))
+    except DataError:
+        difference = None
+    return EqualFlops(row=equal, flops_ratio=equal.gflops_per_image / row.gflops_per_image, difference=difference)
+
+
+def _accuracy(model: str, correct_SN: Array) -> Accuracy:
+    images = correct_SN.shape[1]
+    accuracies = [float(a) for a in correct_SN.mean(axis=1)]
+    if len(set(accuracies)) == 1:  # one seed, or all alike: what is left is chance among images
+        low, high = statistics.wilson(int(correct_SN[0].sum()), images)
+    else:
+        low, high = statistics.t_interval(accuracies)
+    return Accuracy(model=model, mean=fmean(accuracies), low=max(0.0, low), high=min(1.0, high))
+
+
+def error_overlap(correct: Sequence[Array]) -> ErrorOverlap:
+    """Of two or more models' (S, N) bool matrices over the same seeds and images."""
+    wrong_MSN = ~np.stack(list(correct))
+    any_S, all_S = wrong_MSN.any(axis=0).mean(axis=1), wrong_MSN.all(axis=0).mean(axis=1)
+    pairs = [pair for a_SN, b_SN in combinations(wrong_MSN, 2) for pair in zip(a_SN, b_SN, strict=True)]
+    kappas = [_kappa(a_N, b_N) for a_N, b_N in pairs]
+    known = [kappa for kappa in kappas if kappa is not None]
+    return ErrorOverlap(
+        any_wrong=float(any_S.mean()),
+        all_wrong=float(all_S.mean()),
+        all_wrong_if_independent=float(wrong_MSN.mean(axis=2).prod(axis=0).mean()),
+        disagreement=float((any_S - all_S).mean()),
+        jaccard=float((all_S / any_S).mean()) if any_S.all() else None,
+        kappa=fmean(known) if known and len(known) == len(kappas) else None,
+    )
+
+
+def _kappa(a_N: Array, b_N: Array) -> float | None:
+    observed = float((a_N == b_N).mean())
+    by_chance = float(a_N.mean() * b_N.mean() + (1 - a_N.mean()) * (1 - b_N.mean()))
+    constant = a_N.all() or b_N.all() or not a_N.any() or not b_N.any()
+    return None if constant else (observed - by_chance) / (1 - by_chance)
+
+
+# ----------------------------------------------------------------------------------------------------------- markdown
+_ABOUT = """\
+Averaged: the softmax probabilities of the parts, each trained alone, averaged; it costs no training, but as many
+forward passes as the join. Oracle: right wherever one part is right, so no way of choosing between the parts can do
+better. Overlap: the share of test images that all parts get wrong, beside what independent errors would give, and
+Cohen's kappa of right against wrong (1: the same images; 0: as if independent). Equal FLOPs: the single model of the
+same rows whose FLOPs per image are closest, within a factor of 1.5. Every interval is for its comparison alone.
+"""
+
+
+def as_markdown(joins: Joins) -> str:
+    """A section of two tables, or nothing where the grid has no join."""
+    if not joins.baselines and not joins.notes:
+        return ""
+    notes = "".join(f"- {note}\n" for note in joins.notes)
+    tables = [_average_table(joins.baselines), _errors_table(joins.baselines)] if joins.baselines else []
+    return "\n".join(part for part in ("## Joined models beside their baselines\n", _ABOUT, *tables, notes) if part)
+
+
+_NAMES = ("dataset", "model", "phase", "variant")
+
+
+def _average_table(baselines: Sequence[JoinBaselines]) -> str:
+    header = [*_NAMES, "parts alone", "seeds", "joined [95 %]", "averaged [95 %]", "joined - averaged [95 %]"]
+    lines = [
+        [
+            *_names(b),
+            ", ".join(f"{part.model} {percent(part.mean)}" for part in b.parts),
+            str(len(b.seeds)),
+            _interval(b.joined),
+            _interval(b.averaged),
+            difference_text(b.joined_minus_averaged),
+        ]
+        for b in baselines
+    ]
+    return f"The join, and the average of its parts:\n\n{markdown_table(header, lines, left=5)}"
+
+
+def _errors_table(baselines: Sequence[JoinBaselines]) -> str:
+    header = [*_NAMES, "equal FLOPs", "joined - equal FLOPs [95 %]", "oracle", "all wrong", "if independent", "kappa"]
+    lines = [
+        [
+            *_names(b),
+            "none" if b.equal_flops is None else _equal_text(b.equal_flops),
+            difference_text(b.equal_flops.difference) if b.equal_flops and b.equal_flops.difference else "",
+            percent(b.oracle.mean),
+            percent(b.overlap.all_wrong),
+            percent(b.overlap.all_wrong_if_independent),
+            "" if b.overlap.kappa is None else f"{b.overlap.kappa:z.2f}",
+        ]
+        for b in baselines
+    ]
+    return f"The single model of equal FLOPs, and the errors of the parts:\n\n{markdown_table(header, lines, left=5)}"
+
+
+def _names(b: JoinBaselines) -> list[str]:
+    return [getattr(b.row, name) for name in _NAMES]
+
+
+def _equal_text(equal: EqualFlops) -> str:
+    return f"{equal.row.model} {percent(equal.row.test_accuracy)} (x {equal.flops_ratio:.2f})"
+
+
+def _interval(accuracy: Accuracy) -> str:
+    return f"{percent(accuracy.mean)} [{percent(accuracy.low)}, {percent(accuracy.high)}]"
+
+
+def difference_text(difference: PairedComparison) -> str:
+    """`+0.03 [-0.05, +0.11]`, in percentage points."""
+    return f"{points(difference.difference)} [{points(difference.low)}, {points(difference.high)}]"

@@ -1,0 +1,117 @@
+"""How many epochs: each number with a schedule of its own length, beside one long run read where it passes it.
+
+From variants named `epochs_<n>` and `along_one_run` of the same model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from transfergrid.errors import DataError
+from transfergrid.paths import StorePaths
+from transfergrid.report.analysis.cells import markdown_table, percent
+from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.analysis.selection import RULE, best_first
+from transfergrid.store.metrics_log import read_metrics
+from transfergrid.store.records import RunRecord
+
+ALONG = "along_one_run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Length:
+    """Means over seeds, in [0, 1]; None where there is no such run or epoch.
+
+    own: trained for so long, schedule and all; along: the long run, on val, after so many epochs.
+    """
+
+    dataset: str
+    model: str
+    epochs: int
+    own_val: float | None
+    own_test: float | None
+    along_val: float | None
+
+
+def lengths(comparison: Comparison) -> tuple[Length, ...]:
+    """By dataset and model, shortest first; none for a grid without `along_one_run`."""
+    long_runs = {
+        (row.dataset, row.model): runs
+        for row, runs in zip(comparison.rows, comparison.runs, strict=True)
+        if row.variant == ALONG
+    }
+    found = []
+    for (dataset, model), runs in long_runs.items():
+        curves = [_val_by_epoch(run, comparison.store) for run in runs]
+        own = {
+            int(match[1]): row
+            for row in comparison.rows
+            if (row.dataset, row.model) == (dataset, model) and (match := re.fullmatch(r"epochs_(\d+)", row.variant))
+        }
+        found += [_length(row, epochs, curves) for epochs, row in sorted(own.items())]
+    return tuple(found)
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """Empty for a grid without `along_one_run`."""
+    found = lengths(comparison)
+    if not found:
+        return ""
+    header = ("dataset", "model", "epochs", "own schedule: test", "own schedule: val", "along one run: val")
+    lines = [
+        [f.dataset, f.model, str(f.epochs), percent(f.own_test), percent(f.own_val), percent(f.along_val)]
+        for f in found
+    ]
+    about = (
+        "A run of its own for each number of epochs, and one run at a constant rate read where it passes it. Read\n"
+        "along one run, a fall says that its weights got worse; whether more epochs are worse, the other column says.\n"
+    )
+    table = markdown_table(header, lines, left=2)
+    best = "".join(f"- {note}\n" for note in _best_lengths(comparison))
+    return "\n".join(part for part in (f"## Number of epochs, both ways\n\n{about}\n{table}", best) if part)
+
+
+def _best_lengths(comparison: Comparison) -> Iterator[str]:
+    """Per dataset and model the number of epochs that is best on val, ties and ends of what was tried included."""
+    rows = comparison.rows
+    for dataset, model in dict.fromkeys((f.dataset, f.model) for f in lengths(comparison)):
+        own = [
+            i
+            for i, row in enumerate(rows)
+            if (row.dataset, row.model) == (dataset, model)
+            and row.status == "completed"
+            and re.fullmatch(r"epochs_\d+", row.variant)
+        ]
+        ordered = best_first(rows, own)
+        if not ordered:
+            continue
+        tied = [str(rows[i].epochs) for i in ordered[0]]
+        told = f"{tied[0]} epochs" if len(tied) == 1 else f"tied: {' and '.join(tied)} epochs ({RULE})"
+        ends = rows[ordered[0][0]].remarks
+        yield f"{dataset} {model}, best on val: {told}{f'; {ends}' if ends else ''}."
+
+
+def _length(row: ComparisonRow, epochs: int, curves: Sequence[dict[int, float]]) -> Length:
+    along = [curve[epochs] for curve in curves if epochs in curve]
+    return Length(
+        dataset=row.dataset,
+        model=row.model,
+        epochs=epochs,
+        own_val=row.val_accuracy,
+        own_test=row.test_accuracy,
+        along_val=fmean(along) if along and len(along) == len(curves) else None,
+    )
+
+
+def _val_by_epoch(run: RunRecord, store: StorePaths) -> dict[int, float]:
+    """Empty where the run's metrics are gone or damaged, which leaves the column empty."""
+    try:
+        lines = read_metrics(store.run(run.run_id).metrics)
+        kept = [line for line in lines if line["kind"] == "epoch" and "val/accuracy" in line]
+        return {int(line["epoch"]): float(line["val/accuracy"]) for line in kept}
+    except (DataError, KeyError, TypeError, ValueError):
+        return {}

@@ -1,0 +1,102 @@
+"""How likely a difference would have been shown, and how many test images or seeds it would take to tell it.
+
+Everything is for one comparison at 5 % two-sided; a family of comparisons needs somewhat more.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from statistics import NormalDist
+
+from transfergrid.report.analysis.statistics import CONFIDENCE, MeanSquares, PairedComparison, Variances, spread_of_mean
+
+LEVEL = 1 - CONFIDENCE
+POWER = 0.80  # Cohen 1988, Statistical power analysis for the behavioral sciences, 2.4
+SMALLEST_DIFFERENCE = 0.005  # asked for where the observed difference is zero
+MOST_SEEDS = 1_000
+MOST_IMAGES = 1_000_000_000
+STEPS = 200  # of the distribution of the seeds' mean square
+
+
+def power(difference: float, variances: Variances, *, seeds: int, images: int) -> float:
+    """Probability that `statistics.compare` finds p < 5 % where the true difference is this, for several seeds.
+
+    The mean is taken as normal; the standard error and Student's quantile follow from the mean square of the seeds,
+    which has only S - 1 degrees of freedom, so the result is the mean over its chi-squared distribution (the others,
+    with thousands, are taken at their expectation).
+    """
+    from scipy.special import chdtri, ndtr, stdtrit
+
+    assert seeds >= 2, seeds
+    true = math.sqrt(variances.seed / seeds + variances.image / images + variances.rest / (seeds * images))
+    if true == 0:
+        return float(difference != 0)
+    found = 0.0
+    for step in range(STEPS):
+        chi = float(chdtri(seeds - 1, (step + 0.5) / STEPS)) / (seeds - 1)
+        squares = MeanSquares(
+            seed=(variances.rest + images * variances.seed) * chi,
+            image=variances.rest + seeds * variances.image,
+            rest=variances.rest,
+        )
+        error, freedom = spread_of_mean(squares, seeds=seeds, images=images, differing=images)
+        bound = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
+        found += float(ndtr((difference - bound) / true) + ndtr((-difference - bound) / true))
+    return found / STEPS
+
+
+def images_needed(comparison: PairedComparison) -> int | None:
+    """Test images that would show the observed difference with 80 % power; None = no number would.
+
+    One seed: Connor 1987, "Sample size for testing differences in proportions for the paired-sample design". Several:
+    with as many seeds as there are; where the seeds differ too much, more images cannot help.
+    """
+    sought = _sought(comparison)
+    if comparison.seeds == 1:
+        disagreement = max(comparison.variances.image + comparison.difference**2, sought)
+        z, z_power = NormalDist().inv_cdf(1 - LEVEL / 2), NormalDist().inv_cdf(POWER)
+        total = z * math.sqrt(disagreement) + z_power * math.sqrt(disagreement - sought**2)
+        return math.ceil((total / sought) ** 2)
+    candidates = range(2, MOST_IMAGES + 1)
+    seeds, variances = comparison.seeds, comparison.variances
+    at = bisect_left(candidates, POWER, key=lambda images: power(sought, variances, seeds=seeds, images=images))
+    return candidates[at] if at < len(candidates) else None
+
+
+def seeds_needed(comparison: PairedComparison) -> int | None:
+    """Seeds, on the same test images, that would show the observed difference with 80 % power; None = no number would.
+
+    None also for a comparison of one seed, which cannot say how much seeds differ.
+    """
+    if comparison.seeds == 1:
+        return None
+    candidates = range(2, MOST_SEEDS + 1)
+    sought, images, variances = _sought(comparison), comparison.images, comparison.variances
+    at = bisect_left(candidates, POWER, key=lambda seeds: power(sought, variances, seeds=seeds, images=images))
+    return candidates[at] if at < len(candidates) else None
+
+
+def needed(comparison: PairedComparison) -> str:
+    """What it would take to tell the observed difference: `about 38,000 test images would be needed to tell`."""
+    aim = "to tell" if comparison.difference else f"to tell {100 * SMALLEST_DIFFERENCE:g} points"
+    images = images_needed(comparison)
+    if comparison.seeds == 1:
+        assert images is not None
+        return f"about {_rounded(images)} test images would be needed {aim}"
+    seeds = seeds_needed(comparison)
+    if seeds is not None:
+        return f"about {_rounded(seeds)} seeds would be needed {aim}"
+    if images is not None:
+        return f"no number of seeds would do: about {_rounded(images)} test images would be needed {aim}"
+    return f"neither {MOST_SEEDS:,} seeds nor more test images alone would be enough {aim}"
+
+
+def _sought(comparison: PairedComparison) -> float:
+    return abs(comparison.difference) or SMALLEST_DIFFERENCE
+
+
+def _rounded(count: int) -> str:
+    """Two digits, since no plan is more exact than that."""
+    scale = 10 ** max(0, len(str(count)) - 2)
+    return f"{-(-count // scale) * scale:,}"

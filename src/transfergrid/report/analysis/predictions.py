@@ -1,0 +1,203 @@
+"""The stored test predictions of a grid's runs: read and checked once, paired by seed and image, and averaged."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from transfergrid.errors import TOLD, DataError, one_line
+from transfergrid.paths import StorePaths
+from transfergrid.report.analysis.statistics import PairedComparison
+from transfergrid.store import records
+from transfergrid.store.records import Predictions, RunRecord
+
+# S seeds, N images in order of their index, C classes, K classes kept above 100
+Array = np.ndarray[Any, Any]
+BySeed = Mapping[int | None, Predictions]  # None: of a run that draws nothing, so that it stands for every seed
+LIMIT_BYTES = 512_000_000  # about 1,800 runs on 10,000 images of ten classes
+EDITED = "record does not agree with its predictions"
+_BLOCK = 8192  # images whose probabilities are in memory at once
+
+
+def probabilities_NC(predictions: Predictions, *, num_classes: int) -> Array:
+    """Softmax (N, C) in float64. Above 100 classes only the 20 kept ones have a probability, the others count as 0."""
+    logits_NC = predictions.logits_NC.astype(np.float64)
+    if predictions.classes_NC is None or predictions.logsumexp_N is None:
+        exponentials_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
+        full_NC: Array = exponentials_NC / exponentials_NC.sum(axis=1, keepdims=True)
+        return full_NC
+    kept_NK = np.exp(logits_NC - predictions.logsumexp_N.astype(np.float64)[:, None])
+    spread_NC = np.zeros((len(logits_NC), num_classes))
+    np.put_along_axis(spread_NC, predictions.classes_NC, kept_NK, axis=1)
+    return spread_NC
+
+
+def averaged_correct_N(parts: Sequence[Predictions], *, num_classes: int) -> Array:
+    """(N,) bool: is the class with the largest mean probability over the models the right one?
+
+    The predictions must hold the same images in the same order, as `paired` returns them.
+    """
+    label_N = parts[0].label_N
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(label_N), _BLOCK)]
+    correct = []
+    for block in blocks:
+        summed_NC = sum(probabilities_NC(_rows(part, block), num_classes=num_classes) for part in parts)
+        correct.append(np.asarray(summed_NC).argmax(axis=1) == label_N[block])
+    joined_N: Array = np.concatenate(correct)
+    return joined_N
+
+
+def correct_SN(predictions: Sequence[Predictions]) -> Array:
+    """(S, N) bool, one row per seed, of predictions that `paired` returned."""
+    return np.stack([p.predicted_N == p.label_N for p in predictions])
+
+
+def paired(models: Mapping[str, BySeed]) -> tuple[tuple[int | None, ...], dict[str, list[Predictions]]]:
+    """The seeds that all models share, and per model its predictions in that order.
+
+    A run without a seed stands beside each seed of the others; where no model has seeds, the one seed is None. Raises
+    DataError where no seed is shared, or where the models did not see the same images with the same labels.
+    """
+    seeds = _shared_seeds(models)
+    if not seeds:
+        without = ", ".join(name for name, by_seed in models.items() if not by_seed) or "none, but the seeds differ"
+        raise DataError(f"no seed with stored predictions of all of {', '.join(models)} (without any: {without})")
+    chosen = {
+        name: [by_seed[None] if None in by_seed else by_seed[seed] for seed in seeds]
+        for name, by_seed in models.items()
+    }
+    first = chosen[next(iter(models))][0]
+    for name, sets in chosen.items():
+        same = [np.array_equal([s.index_N, s.label_N], [first.index_N, first.label_N]) for s in sets]
+        if not all(same):
+            raise DataError(f"{name} was not tested on the same images as {next(iter(models))}: nothing can be paired")
+    return seeds, chosen
+
+
+def _shared_seeds(models: Mapping[str, BySeed]) -> tuple[int | None, ...]:
+    seeded = [{s for s in by_seed if s is not None} for by_seed in models.values() if None not in by_seed]
+    return tuple(sorted(set.intersection(*seeded))) if seeded else (None,)
+
+
+class StoredPredictions:
+    """Test predictions of one store's runs for all sections of a report: each file is read and checked once.
+
+    Those used last stay in memory, up to `limit_bytes`; a larger grid reads some files again. compared: by the runs of
+    two rows, what paired_rows.compare_rows has found.
+    """
+
+    def __init__(self, store: StorePaths, *, limit_bytes: int = LIMIT_BYTES) -> None:
+        self.store = store
+        self._limit_bytes = limit_bytes
+        self._kept: OrderedDict[str, Predictions] = OrderedDict()
+        self._kept_bytes = 0
+        self._refused: dict[str, str] = {}
+        self._agrees: dict[str, str | None] = {}
+        self._n_val: dict[str, int] = {}
+        self.compared: dict[tuple[tuple[str, ...], tuple[str, ...]], PairedComparison] = {}
+
+    def of(self, run_id: str) -> Predictions:
+        """In order of the image index. Raises DataError where the file is missing, damaged, or has no test images."""
+        if run_id in self._refused:
+            raise DataError(self._refused[run_id])
+        if run_id not in self._kept:
+            try:
+                self._keep(run_id, self._read(run_id))
+            except DataError as error:
+                self._refused[run_id] = one_line(error)
+                raise
+        self._kept.move_to_end(run_id)
+        return self._kept[run_id]
+
+    def n_val(self, run_id: str) -> int | None:
+        """How many val images the run has predictions of; None where it has none, or they cannot be read."""
+        try:
+            self.of(run_id)
+        except DataError:
+            return None
+        return self._n_val.get(run_id)
+
+    def disagreement(self, run: RunRecord) -> str | None:
+        """What the record states that these predictions contradict, see integrity.disagreement. Raises as `of`."""
+        if run.run_id not in self._agrees:
+            self._agrees[run.run_id] = disagreement(run, self.of(run.run_id))
+        return self._agrees[run.run_id]
+
+    def trusted(self, run: RunRecord) -> Predictions:
+        """As `of`; raises DataError, too, where the record contradicts them. What rests on predictions starts here."""
+        try:
+            edited, test = self.disagreement(run), self.of(run.run_id)
+        except DataError as error:
+            raise DataError(
+                f"the test predictions of {run.run_id} are missing or damaged; delete its record.json,"
+                " and launch again",
+                remedy=TOLD,
+            ) from error
+        if edited is not None:
+            raise DataError(edited)
+        return test
+
+    def _read(self, run_id: str) -> Predictions:
+        paths = self.store.run(run_id)
+        sets = records.read_predictions(paths)
+        test = sets.get("test")
+        if test is None or not len(test.index_N):
+            raise DataError(f"{paths.predictions} holds no test images; launch the run again")
+        if "val" in sets:
+            self._n_val[run_id] = len(sets["val"].index_N)
+        try:
+            return _in_order(test)
+        except (ValueError, IndexError) as error:
+            raise DataError(f"{paths.predictions} is damaged ({one_line(error)}); launch the run again") from error
+
+    def _keep(self, run_id: str, test: Predictions) -> None:
+        self._kept[run_id] = test
+        self._kept_bytes += _bytes(test)
+        while self._kept_bytes > self._limit_bytes and len(self._kept) > 1:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_bytes -= _bytes(oldest)
+
+
+def _bytes(p: Predictions) -> int:
+    arrays = (p.index_N, p.label_N, p.logits_NC, p.classes_NC, p.logsumexp_N)
+    return sum(array.nbytes for array in arrays if array is not None)
+
+
+def _in_order(p: Predictions) -> Predictions:
+    if p.logits_NC.ndim != 2 or not len(p.index_N) == len(p.label_N) == len(p.logits_NC) > 0:
+        raise ValueError(f"{len(p.index_N)} indices, {len(p.label_N)} labels, {len(p.logits_NC)} rows of logits")
+    return _rows(p, np.argsort(p.index_N, kind="stable"))
+
+
+def _rows(p: Predictions, rows: slice | Array) -> Predictions:
+    return Predictions(
+        p.index_N[rows],
+        p.label_N[rows],
+        p.logits_NC[rows],
+        None if p.classes_NC is None else p.classes_NC[rows],
+        None if p.logsumexp_N is None else p.logsumexp_N[rows],
+    )
+
+
+def disagreement(record: RunRecord, test: Predictions) -> str | None:
+    """What the record states and what its test predictions say, where both cannot be true.
+
+    Logits are stored as float16: where the right class and another are equal there, either may have been predicted.
+    """
+    stated = record.metrics.get("test_accuracy")
+    if stated is None:
+        return None
+    correct, n_test = int((test.predicted_N == test.label_N).sum()), len(test.index_N)
+    largest_NC = test.logits_NC == test.logits_NC.max(axis=1, keepdims=True)
+    classes_NC = np.arange(test.logits_NC.shape[1]) if test.classes_NC is None else test.classes_NC
+    open_N = (largest_NC & (classes_NC == test.label_N[:, None])).any(axis=1) & (largest_NC.sum(axis=1) > 1)
+    surely = int(((test.predicted_N == test.label_N) & ~open_N).sum())
+    if surely - 0.5 < stated * n_test < surely + int(open_N.sum()) + 0.5:
+        return None
+    return (
+        f"{record.run_id}: {EDITED}: it states a test accuracy of {100 * stated:.2f} %, "
+        f"{correct:,} of {n_test:,} stored predictions are right ({100 * correct / n_test:.2f} %)"
+    )

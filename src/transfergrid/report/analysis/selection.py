@@ -1,0 +1,81 @@
+"""Choosing on val: by which score, what counts as equal, and which of equal rows stands first where one must be taken.
+
+The order in which a grid lists its rows decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from transfergrid.specs import SelectBy
+
+if TYPE_CHECKING:
+    from transfergrid.report.analysis.rows import ComparisonRow
+
+# Scores that are closer are equal: one image more or less, of any val set and number of seeds, is a larger step.
+TIE = 1e-9
+WORDS: dict[SelectBy, str] = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+}
+METRICS: dict[SelectBy, str] = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "macro_recall",
+    "macro_f1": "macro_f1",
+}  # of a record, after `val_`: balanced accuracy is the mean recall over the classes
+SIGN = "--"  # in a variant's name, between what is compared and the choice: the choices are a search by their purpose
+RULE = "of rows tied on val the one with the lower val loss comes first, then the one with fewer FLOPs per image"
+
+
+def val_score(row: ComparisonRow) -> float | None:
+    """What the row is chosen by, in [0, 1]; None where there is no such score, as under protocol `published`."""
+    scores = {
+        "accuracy": row.val_accuracy,
+        "balanced_accuracy": row.val_balanced_accuracy,
+        "macro_f1": row.val_macro_f1,
+    }
+    return scores[row.select_by]
+
+
+def best_first(rows: Sequence[ComparisonRow], among: Iterable[int] | None = None) -> list[list[int]]:
+    """Positions of the rows that have a score on val, best first; those that are tied stand in one list, by RULE."""
+    candidates = range(len(rows)) if among is None else among
+    scored = [(score, i) for i in candidates if (score := val_score(rows[i])) is not None]
+    return _grouped(scored, rows)
+
+
+def best_on_test(rows: Sequence[ComparisonRow], among: Iterable[int]) -> list[int]:
+    """Positions of the rows with the highest accuracy on test, for where nothing was chosen on val."""
+    scored = [(accuracy, i) for i in among if (accuracy := rows[i].test_accuracy) is not None]
+    return next(iter(_grouped(scored, rows)), [])
+
+
+def best_on_val(rows: Sequence[ComparisonRow], among: Iterable[int] | None = None) -> int | None:
+    """The row that is taken where one must be; None where no row has a score on val."""
+    ordered = best_first(rows, among)
+    return ordered[0][0] if ordered else None
+
+
+def is_tied(row: ComparisonRow, best: ComparisonRow) -> bool:
+    """Whether two rows have one score on val."""
+    a, b = val_score(row), val_score(best)
+    return a is not None and b is not None and abs(a - b) < TIE
+
+
+def _grouped(scored: list[tuple[float, int]], rows: Sequence[ComparisonRow]) -> list[list[int]]:
+    groups: list[tuple[float, list[int]]] = []
+    for score, i in sorted(scored, key=lambda pair: -pair[0]):
+        if groups and groups[-1][0] - score < TIE:
+            groups[-1][1].append(i)
+        else:
+            groups.append((score, [i]))
+    return [sorted(group, key=lambda i: _by_rule(rows[i])) for _, group in groups]
+
+
+def _by_rule(row: ComparisonRow) -> tuple[object, ...]:
+    """RULE, then parameters and names, which end every tie; what is not recorded stands last."""
+    numbers = (row.val_loss, row.gflops_per_image, row.parameters)
+    known = tuple((value is None, value or 0.0) for value in numbers)
+    return (*known, row.model, row.phase, row.variant, row.weights, row.grid)

@@ -1,0 +1,151 @@
+"""Is the difference real? Each row beside the one chosen on val, among models and among the settings of one model."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transfergrid.report.analysis import families
+from transfergrid.report.analysis.cells import markdown_table, points, weights_where_needed
+from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.families import Answer, Question
+from transfergrid.report.analysis.power import needed
+from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.analysis.selection import RULE, is_tied
+from transfergrid.report.analysis.statistics import CONFIDENCE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgainstBest:
+    """One row minus the best of its group. needed: what it would take to tell, empty where a difference is shown.
+
+    seeds: those in common, of how many where a row has more, or beside one run that has no seed; empty where no
+    comparison could be made.
+    """
+
+    row: ComparisonRow
+    answer: Answer
+    needed: str
+    seeds: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Rows that answer one question: `models` of one variant, or the `settings` (variants) of one model.
+
+    best: the highest score on val among the completed rows, so the test set has no part in the choice. tied: those
+    with the same score, see selection.RULE. others: the remaining rows with a result, in the comparison's order.
+    """
+
+    question: Question
+    dataset: str
+    phase: str
+    name: str  # the variant whose models these are, or the model whose settings these are
+    best: ComparisonRow
+    tied: tuple[ComparisonRow, ...]
+    others: tuple[AgainstBest, ...]
+
+
+def against_best(comparison: Comparison) -> tuple[Group, ...]:
+    """Every group of at least two rows under `fair`; see families.py for what p is adjusted over."""
+    rows = comparison.rows
+    found = {
+        family: families.answers(pairs, comparison.runs, comparison.stored)
+        for family, pairs in families.families(rows).items()
+    }
+    return tuple(
+        Group(
+            question=key[0],
+            dataset=key[1],
+            phase=key[2],
+            name=key[3],
+            best=rows[best],
+            tied=tuple(rows[i] for i in others if is_tied(rows[i], rows[best])),
+            others=tuple(against(rows[i], rows[best], found[key[:3]][i, best]) for i in others),
+        )
+        for key, (best, others) in families.groups(rows).items()
+    )
+
+
+def against(row: ComparisonRow, best: ComparisonRow, answer: Answer) -> AgainstBest:
+    """answer: of the one minus the other, whichever way round."""
+    result = answer.result
+    if isinstance(result, str):
+        return AgainstBest(row=row, answer=answer, needed="", seeds="")
+    would_take = ""
+    if answer.verdict == "no difference shown":
+        alone = result.p_value < 1 - CONFIDENCE
+        would_take = "shown if it were the only comparison, not among so many" if alone else needed(result)
+    fewer, seeds = sorted((row.n_seeds, best.n_seeds))
+    in_common = f"{result.seeds} of {seeds}" if result.seeds < seeds else str(seeds)
+    if fewer == 1 < result.seeds:  # a run that draws nothing stands beside each seed
+        in_common = f"{seeds} beside one run"
+    return AgainstBest(row=row, answer=answer, needed=would_take, seeds=in_common)
+
+
+# ----------------------------------------------------------------------------------------------------------- markdown
+_ABOUT = """\
+Each row minus the one beside it, in points of test accuracy, on the same seeds and test images. What is best is chosen
+on val; its name on test may be another; {rule}. {tests} The brackets are 95 % intervals of one comparison alone. p is
+Holm-adjusted over as many comparisons as stand in brackets behind it: those of this dataset that ask the same question,
+between models of one phase (joins beside their best part are among them), between settings, or across phases. A
+difference is called real below 5 %. `No difference shown` is not `equal`: the interval says how large a difference may
+still be, the column beside the verdict what it would take to tell the observed one at 5 % with 80 % power.
+"""
+_TESTS = {
+    "mcnemar_exact": "Rows of one seed: exact McNemar test, about these trained networks and other test images; what "
+    "other seeds would change, one seed cannot say. The exact test is more cautious than the interval: where "
+    "that leaves out zero by a little, the verdict is still by p.",
+    "paired_bootstrap": "Rows of several seeds: paired bootstrap over seeds and test images (10,000 draws), about "
+    "other trainings and other test images.",
+}
+_TITLES: dict[Question, str] = {"models": "Models of the same variant", "settings": "Settings of the same model"}
+
+
+def as_markdown(groups: Sequence[Group], answers: Sequence[Answer] = (), *, tables: str = "") -> str:
+    """A section, or nothing where no group has two rows and nothing else was asked. tables: of the questions across
+    phases, whose answers these are."""
+    if not groups and not tables:
+        return ""
+    results = [other.answer.result for group in groups for other in group.others] + [a.result for a in answers]
+    used = {result.test for result in results if not isinstance(result, str)}
+    about = _ABOUT.format(rule=RULE, tests=" ".join(text for test, text in _TESTS.items() if test in used))
+    parts = ["## Is the difference real?\n", textwrap.fill(about, width=120, break_on_hyphens=False) + "\n"]
+    parts += [tables] if tables else []
+    for question, title in _TITLES.items():
+        asked = [group for group in groups if group.question == question]
+        if asked:
+            parts.append(f"{title}:\n\n{_table(question, asked)}")
+    return "\n".join(parts)
+
+
+def _table(question: Question, groups: Sequence[Group]) -> str:
+    header = ["dataset", "phase", "variant" if question == "models" else "model", "best on val", "row beside it"]
+    header += ["verdict", "what it would take to tell", "seeds", "difference [95 %]", "p (Holm)"]
+    lines = []
+    for group in groups:
+        best, *names = _names(group)
+        if group.tied:
+            tied = [name for name, other in zip(names, group.others, strict=True) if other.row in group.tied]
+            best += f", tied with {' and '.join(tied)}"
+        for name, other in zip(names, group.others, strict=True):
+            lines.append([group.dataset, group.phase, group.name, best, name, *_cells(other)])
+    return markdown_table(header, lines, left=7)
+
+
+def _names(group: Group) -> list[str]:
+    """What the best row is in its group, then the others, with weights where nothing else tells them apart."""
+    rows = [group.best, *(other.row for other in group.others)]
+    field = "model" if group.question == "models" else "variant"
+    names = [getattr(row, field) or "the grid's own settings" for row in rows]
+    weights = weights_where_needed(rows, field)
+    return [", ".join(filter(None, pair)) for pair in zip(names, weights, strict=True)]
+
+
+def _cells(other: AgainstBest) -> list[str]:
+    result = other.answer.result
+    if isinstance(result, str):
+        return ["", f"not compared: {result}", "", "", ""]
+    difference = f"{points(result.difference)} [{points(result.low)}, {points(result.high)}]"
+    return [str(other.answer.verdict), other.needed, other.seeds, difference, other.answer.p_text]

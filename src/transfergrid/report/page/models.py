@@ -1,0 +1,194 @@
+"""The page's section of each model: what it is, how each of its rows was trained and chosen, and how to do it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypeGuard
+
+from transfergrid.errors import DataError
+from transfergrid.paths import StorePaths
+from transfergrid.report.analysis.cells import accuracy_with_interval, percent, weights_text
+from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.rerun import Command, commands_of
+from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.page.table import status_with_class
+from transfergrid.specs import RunSpec, from_dict, to_dict
+from transfergrid.store import durable, records
+from transfergrid.store.records import GridEntry, RunRecord
+
+CHOICES_SHOWN = 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowDetails:
+    """One row, in full. choices: header and lines of what it was selected from; chosen: the line that was."""
+
+    index: int
+    title: str
+    accuracy: str
+    status: str
+    flags: tuple[str, ...]
+    differs: tuple[str, ...]
+    published: str
+    commands: tuple[Command, ...]
+    remarks: tuple[str, ...]
+    choices: tuple[tuple[str, ...], ...]
+    choice_notes: tuple[str, ...]
+    settings: tuple[tuple[str, str], ...]
+    run_ids: tuple[str, ...]
+
+
+def row_details(comparison: Comparison, flags: Sequence[Sequence[str]]) -> list[RowDetails]:
+    """Beside each row of the comparison."""
+    entries = {grid: _entries(grid, comparison.store) for grid in {row.grid for row in comparison.rows}}
+    return [
+        _details(index, row, runs, marks, entries[row.grid], comparison.store)
+        for index, (row, runs, marks) in enumerate(zip(comparison.rows, comparison.runs, flags, strict=True))
+    ]
+
+
+def _details(
+    index: int,
+    row: ComparisonRow,
+    runs: Sequence[RunRecord],
+    flags: Sequence[str],
+    entries: Sequence[GridEntry],
+    store: StorePaths,
+) -> RowDetails:
+    key = _key(row)
+    run_ids = tuple(dict.fromkeys(e.run_id for e in entries if _key(e) == key))
+    specs = [spec for run_id in run_ids if (spec := _spec_of(run_id, store)) is not None]
+    weights = weights_text(row.weights) if row.weights else ""
+    parts = (row.grid, row.dataset, row.phase, row.variant, weights, f"protocol {row.protocol}")
+    rule = f" ({row.published_rule.replace('_', ' ')})" if row.published_rule else ""
+    return RowDetails(
+        index=index,
+        title=" · ".join(part for part in parts if part),
+        accuracy=accuracy_with_interval(row),
+        status=status_with_class(row),
+        flags=tuple(flags),
+        differs=tuple(row.published_differs.split("; ")) if row.published_differs else (),
+        published="" if row.published_accuracy is None else f"{percent(row.published_accuracy)} %{rule}",
+        commands=commands_of(specs, store),
+        remarks=tuple(row.remarks.split("; ")) if row.remarks else (),
+        choices=_choices(runs),
+        choice_notes=_choice_notes(row, runs),
+        settings=(*_settings(specs[0]), *_files_taken(runs, store)) if specs else (),
+        run_ids=run_ids,
+    )
+
+
+def _key(row: ComparisonRow | GridEntry) -> tuple[str, ...]:
+    return (row.dataset, row.model, row.phase, row.variant, row.weights, row.protocol)
+
+
+def _entries(grid: str, store: StorePaths) -> list[GridEntry]:
+    return [e for e in records.read_grid(store.grid(grid)) if e.phase != "extract"]
+
+
+def _spec_of(run_id: str, store: StorePaths) -> RunSpec | None:
+    """From its record, else from spec.json, which an attempt leaves; None where neither is there."""
+    try:
+        record = records.read_record(store.run(run_id))
+        return record.spec if record is not None else from_dict(RunSpec, durable.read_json(store.run(run_id).spec))
+    except (DataError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# ---------------------------------------------------------------------------------------------- what it was chosen from
+def _choices(runs: Sequence[RunRecord]) -> tuple[tuple[str, ...], ...]:
+    """Header, then one line per candidate with how many seeds chose it; empty where nothing was chosen."""
+    offered = next((c for r in runs if _is_list_of_dicts(c := r.details.get("choices")) and len(c) > 1), None)
+    if offered is None:
+        return ()
+    names = list(dict.fromkeys(name for candidate in offered for name in candidate))
+    lines = []
+    for candidate in offered[:CHOICES_SHOWN]:
+        seeds = [
+            "the one run" if r.spec.seed is None else str(r.spec.seed)
+            for r in runs
+            if _chosen(r) == {name: candidate.get(name) for name in names}
+        ]
+        lines.append((*(_text(candidate.get(name)) for name in names), ", ".join(seeds)))
+    return ((*names, "chosen on val by seed"), *lines)
+
+
+def _is_list_of_dicts(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and all(isinstance(v, dict) for v in value)
+
+
+def _chosen(run: RunRecord) -> dict[str, Any]:
+    chosen = run.details.get("chosen")
+    return {k: v for k, v in chosen.items() if k != "head"} if isinstance(chosen, dict) else {}
+
+
+def _choice_notes(row: ComparisonRow, runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    if not runs:
+        return ()
+    notes = []
+    offered = runs[0].details.get("choices")
+    if _is_list_of_dicts(offered) and len(offered) > CHOICES_SHOWN:
+        notes.append(f"{len(offered) - CHOICES_SHOWN} more candidates stand in record.json")
+    selection = getattr(runs[0].spec.settings, "selection", None)
+    if selection == "best_on_test":
+        notes.append("epoch: the best on the test set, as the study did; the number is therefore optimistic")
+    elif selection is not None:
+        notes.append(f"epoch: the last of {row.epochs}")
+    if not offered and row.protocol == "fair" and row.phase in ("finetune", "scratch"):
+        notes.append("one setting, fixed beforehand; nothing was chosen for this row")
+    return tuple(notes)
+
+
+# ---------------------------------------------------------------------------------------------------------- settings
+def _settings(spec: RunSpec) -> tuple[tuple[str, str], ...]:
+    """Everything that its identity covers, but the seed: (name, value), dotted."""
+    named: dict[str, Any] = {}
+    for part in spec.backbones:
+        named[f"backbone {part.name}"] = f"tap {part.tap}, weights {part.weights.label} ({part.weights.identity})"
+        fed = part.preprocess
+        how = f"to {fed.crop_px} px" if fed.mode == "direct" else f"edge {fed.resize_px} px, centre {fed.crop_px} px"
+        named[f"input of {part.name}"] = f"{how}, {fed.interpolation}, mean {_text(fed.mean)}, std {_text(fed.std)}"
+    named |= {f"dataset.{name}": value for name, value in to_dict(spec.dataset).items()}
+    named["val_seed"] = spec.val_seed
+    named |= {f"dataset.{name}": getattr(spec, name) for name in ("train_fraction", "shots") if getattr(spec, name)}
+    if spec.extract is not None:
+        named |= {f"extract.{name}": value for name, value in to_dict(spec.extract).items()}
+    named |= {f"{spec.phase}.{f.name}": getattr(spec.settings, f.name) for f in fields(spec.settings)}
+    for run_id in spec.needs:
+        named["made from"] = run_id
+    return tuple((name, _text(value)) for name, value in named.items())
+
+
+def _files_taken(runs: Sequence[RunRecord], store: StorePaths) -> Iterator[tuple[str, str]]:
+    """What was taken of each weights file of the user's, by the runs themselves or the extractions they read."""
+    found: dict[tuple[str, str], None] = {}
+    for run in runs:
+        for record in (run, *(_record_of(e.run_id, store) for e in run.spec.extractions)):
+            taken = None if record is None else record.details.get("weights_taken")
+            for name, told in taken.items() if isinstance(taken, Mapping) else ():
+                if isinstance(told, Mapping):
+                    text = ", ".join(f"{k.replace('_', ' ')} {_text(v)}" for k, v in told.items() if v)
+                    found[f"weights file of {name}", text] = None
+    yield from found
+
+
+def _record_of(run_id: str, store: StorePaths) -> RunRecord | None:
+    try:
+        return records.read_record(store.run(run_id))
+    except DataError:
+        return None
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_text, value)) or "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k} {_text(v)}" for k, v in value.items())
+    return str(value)

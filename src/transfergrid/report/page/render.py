@@ -1,0 +1,227 @@
+"""index.html: the whole report on one page, in one file that loads nothing and runs no script but its own.
+
+Names of models, classes, data sets, folders and errors come from outside: jinja2 escapes all of them, and the page's
+policy lets a browser run or fetch nothing else, whatever was overlooked.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+from transfergrid.config.spelling import launch_again
+from transfergrid.names import utf8
+from transfergrid.report.analysis import handover, integrity, predictions, remarks
+from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.page import models, provenance, wording
+from transfergrid.report.page.blocks import Block, Section, folded, sections
+from transfergrid.report.page.embedding import PAGE_BYTES, Embedded, embed
+from transfergrid.report.page.models import RowDetails
+from transfergrid.report.page.table import Cell, cells, columns
+
+if TYPE_CHECKING:
+    from transfergrid.report.figures import Figure
+
+FIRST = ("Published claims",)  # sections of the Markdown that stand above the table
+ELSEWHERE = ("", "Failed runs", integrity.HEADING, "rows")  # those that the page tells in its own place
+OF_A_MODEL = ("curves", "errors", "architecture", "calibration")  # figures that stand with their model where it is one
+_SPARE_BYTES = 100_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageRow:
+    """A line of the sortable table. filters: (name, value) of what the selects choose by. mark: of its footnotes."""
+
+    index: int
+    cells: list[Cell]
+    filters: tuple[tuple[str, str], ...]
+    flags: tuple[str, ...]
+    kind: str
+    mark: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSection:
+    """launch: beside the index of a row, the command of its grid, where no run tells the exact one."""
+
+    name: str
+    about: str
+    rows: list[RowDetails]
+    figures: list[Embedded]
+    summary: str
+    launch: Mapping[int, str]
+
+
+def render_page(
+    comparison: Comparison,
+    markdown: str,
+    *,
+    figures: Sequence[Figure] = (),
+    figure_notes: Sequence[str] = (),
+    summaries: Mapping[str, str] | None = None,
+) -> str:
+    """The page as text, below 5 MB. `markdown`: comparison.md, whose sections the page shows as they stand.
+
+    summaries: model -> its layers as torchinfo prints them.
+    """
+    context = _context(comparison, markdown, summaries=summaries or {})
+    context["figure_notes"] = list(figure_notes)
+    bare = _rendered(context, comparison, figures, {}, ())
+    budget = PAGE_BYTES - len(utf8(bare)) - _SPARE_BYTES - sum(1_000 + 6 * len(f.caption) for f in figures)
+    embedded, left_out = embed(figures, budget_bytes=max(0, budget))
+    return _rendered(context, comparison, figures, embedded, left_out)
+
+
+# --------------------------------------------------------------------------------------------------------- the template
+def _rendered(
+    context: dict[str, Any],
+    comparison: Comparison,
+    figures: Sequence[Figure],
+    embedded: Mapping[str, Embedded],
+    left_out: Sequence[Figure],
+) -> str:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("transfergrid.report.page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = _asset("page.css"), _asset("page.js")
+    with_model = [e for e in embedded.values() if _of_one_model(e.figure)]
+    general = [e for e in embedded.values() if not _of_one_model(e.figure)]
+    return environment.get_template("page.html.j2").render(
+        context,
+        style=Markup(style),
+        script=Markup(script),
+        policy=_policy(style, script),
+        figures=bool(figures),
+        figure_sections=_by_section(general),
+        left_out=[figure.png.name for figure in left_out],
+        models=_models(comparison, context, with_model),
+    )
+
+
+def _asset(name: str) -> str:
+    return (resources.files("transfergrid.report.page") / "templates" / name).read_text(encoding="utf-8")
+
+
+def _policy(style: str, script: str) -> str:
+    def source(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; img-src data:; style-src {source(style)}; script-src {source(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- the context
+def _context(comparison: Comparison, markdown: str, *, summaries: Mapping[str, str]) -> dict[str, Any]:
+    told = [Section(s.heading, tuple(map(folded, s.blocks))) for s in sections(markdown)]
+    doubts = [tuple(_short(text) for text in found) for found in integrity.findings(comparison)]
+    kinds = zip(doubts, provenance.code_flags(comparison), handover.flags(comparison), strict=True)
+    flags = [tuple(dict.fromkeys(mark for marks in row for mark in marks)) for row in kinds]
+    shown = columns(comparison.rows)
+    marks, footnotes = remarks.footnotes(comparison.rows)
+    rows = [_row(index, row, shown, flags[index], marks[index]) for index, row in enumerate(comparison.rows)]
+    lines = provenance.provenance_lines(comparison)
+    header = provenance.HEADER
+    numeric = tuple(name == "runs" for name in header)
+    codes = len({line[2] for line in lines})
+    return {
+        "title": f"Comparison: {comparison.grid}",
+        "verdict": wording.verdict(comparison),
+        "counts": " ".join(line for block in told[0].blocks[:1] for line in block.lines),
+        "times": provenance.times(comparison),
+        "first": [s for s in told if _plain(s) in FIRST],
+        "others": [s for s in told if _plain(s) not in FIRST + ELSEWHERE],
+        "columns": shown,
+        "rows": rows,
+        "footnotes": footnotes,
+        "filters": _filters(rows),
+        "details": models.row_details(comparison, flags),
+        "summaries": summaries,
+        "missing": wording.missing(comparison),
+        "provenance": Block(kind="table", header=header, numeric=numeric, cells=tuple(lines)),
+        "provenance_verdict": _provenance_verdict(codes),
+    }
+
+
+def _plain(section: Section) -> str:
+    """Its heading without the grid, which stands before it in a report of several."""
+    return section.heading.rpartition(": ")[2]
+
+
+def _short(finding: str) -> str:
+    """A finding without its run and its numbers, which stand further down."""
+    return predictions.EDITED if predictions.EDITED in finding else finding.partition(": ")[2].partition(",")[0]
+
+
+def _provenance_verdict(codes: int) -> str:
+    if codes == 0:
+        return "No run has completed yet."
+    if codes == 1:
+        return "All runs were made by the same code."
+    return f"The runs were made by {codes} versions of the code; rows that differ are marked in the table."
+
+
+def _row(index: int, row: ComparisonRow, shown: Sequence[Any], flags: tuple[str, ...], mark: str) -> PageRow:
+    values = tuple((name, getattr(row, name)) for name in ("grid", "dataset", "phase", "status"))
+    kind = row.status if row.status in ("completed", "failed", "missing") else "partly"
+    return PageRow(index=index, cells=cells(row, shown), filters=values, flags=flags, kind=kind, mark=mark)
+
+
+def _filters(rows: Sequence[PageRow]) -> list[dict[str, Any]]:
+    """Dataset, phase and status; the grid where there are several."""
+    found = []
+    for position, name in enumerate(("grid", "dataset", "phase", "status")):
+        options = list(dict.fromkeys(row.filters[position][1] for row in rows))
+        if name != "grid" or len(options) > 1:
+            found.append({"name": name, "label": name, "options": options})
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------- the models
+def _models(comparison: Comparison, context: Mapping[str, Any], embedded: Sequence[Embedded]) -> list[ModelSection]:
+    details: Sequence[RowDetails] = context["details"]
+    found = []
+    for model in dict.fromkeys(row.model for row in comparison.rows):
+        indices = [i for i, row in enumerate(comparison.rows) if row.model == model]
+        rows = [comparison.rows[i] for i in indices]
+        found.append(
+            ModelSection(
+                name=model,
+                about=_about(rows),
+                rows=[details[i] for i in indices],
+                figures=[e for e in embedded if e.figure.models == (model,)],
+                summary=context["summaries"].get(model, ""),
+                launch={i: launch_again(comparison.rows[i].grid, comparison.store) for i in indices},
+            )
+        )
+    return found
+
+
+def _about(rows: Sequence[ComparisonRow]) -> str:
+    size = next((f"{row.parameters:,} parameters" for row in rows if row.parameters is not None), "")
+    return ", ".join(part for part in (f"{len(rows)} row{'s' if len(rows) != 1 else ''}", size) if part)
+
+
+def _of_one_model(figure: Figure) -> bool:
+    return figure.section in OF_A_MODEL and len(figure.models) == 1
+
+
+def _by_section(embedded: Sequence[Embedded]) -> list[tuple[str, list[Embedded]]]:
+    names = list(dict.fromkeys(e.figure.section for e in embedded))
+    return [(name, [e for e in embedded if e.figure.section == name]) for name in names]
+
+
+__all__ = ["Section", "render_page"]

@@ -1,0 +1,1 @@
+"""What the published studies did and printed."""

@@ -1,0 +1,186 @@
+"""Published figures beside our rows, from a hand-written mapping (`published.csv`), and what differs between the two.
+
+published.csv, one line per figure: the row of ours it belongs to (grid, dataset, model, phase, variant); metric and
+value (accuracies and errors in [0, 1], losses in nats, wall_s in seconds); rule; `stands` = `yes` for the one figure
+that the table's `published_accuracy` shows; epochs the study trained, and the epoch the figure belongs to, both
+counted from 1; the key in `settings.STUDIES`; what differs whatever our settings; source; the row it was taken from.
+Which figure stands: the study's own rule in grids that replay it, the last epoch in `individual_vs_parallel`.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from transfergrid.report.studies.settings import STUDIES, StudySettings
+from transfergrid.specs import RunSpec, TrainSettings
+
+Rule = Literal["best_on_test", "last", "study_choice", "as_stated", "corrected"]
+NO_MATTER = frozenset({"weights file"})  # the only listed difference that leaves a delta meaningful
+_ROTATION = ("rotation_deg", "rotation_expand", "rotation_fill")
+_CONDITIONAL = frozenset({"momentum", "decay_norm_and_bias"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedFigure:
+    """One figure as its study printed it.
+
+    rule: `best_on_test` and `last` epoch; `study_choice`: an epoch the study picked by a rule it does not state;
+    `as_stated` by the study about someone else's network, and its `corrected` value.
+    epochs: how long the study trained; epoch: which of them (from 1) the figure belongs to; None where unknown.
+    differs: what no setting of ours can change in this row. source_row: where the value was read.
+    """
+
+    grid: str
+    dataset: str
+    model: str
+    phase: str
+    variant: str
+    metric: str
+    value: float
+    rule: Rule
+    stands: bool
+    epochs: int | None
+    epoch: int | None
+    study: StudySettings | None
+    differs: tuple[str, ...]
+    source: str
+    source_row: str
+    note: str
+
+
+def lookup(*, grid: str, dataset: str, model: str, phase: str, variant: str) -> PublishedFigure | None:
+    """The published test accuracy of one row, or None; another dataset name (`cifar10-jpeg`) is another dataset."""
+    return _standing().get((grid, dataset, model, phase, variant))
+
+
+@lru_cache(maxsize=1)
+def figures() -> tuple[PublishedFigure, ...]:
+    """All published figures, in the order of published.csv."""
+    with open(Path(__file__).with_name("published.csv"), encoding="utf-8", newline="") as file:
+        return tuple(_figure(line) for line in csv.DictReader(file))
+
+
+@lru_cache(maxsize=1)
+def _standing() -> dict[tuple[str, str, str, str, str], PublishedFigure]:
+    return {(f.grid, f.dataset, f.model, f.phase, f.variant): f for f in figures() if f.stands}
+
+
+def _figure(line: dict[str, str]) -> PublishedFigure:
+    return PublishedFigure(
+        grid=line["grid"],
+        dataset=line["dataset"],
+        model=line["model"],
+        phase=line["phase"],
+        variant=line["variant"],
+        metric=line["metric"],
+        value=float(line["value"]),
+        rule=cast(Rule, line["rule"]),
+        stands=line["stands"] == "yes",
+        epochs=int(line["epochs"]) if line["epochs"] else None,
+        epoch=int(line["at_epoch"]) if line["at_epoch"] else None,
+        study=STUDIES[line["study"]] if line["study"] else None,
+        differs=tuple(line["differs"].split(";")) if line["differs"] else (),
+        source=line["source"],
+        source_row=line["source_row"],
+        note=line["note"],
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- differences
+def differs(figure: PublishedFigure, spec: RunSpec, *, probe: RunSpec | None = None) -> tuple[str, ...]:
+    """Names of what differs between a run and the figure's training, in a fixed order; empty if nothing does.
+
+    Hardware and the seed are not listed. `weights file`: the same network from a file of the user's. probe: what a
+    fine-tuning started from; `its probe` where that differs from the study's in what the fine-tuning does not.
+    """
+    if figure.study is None:
+        return figure.differs
+    names = list(figure.differs)
+    names += [] if spec.protocol == "published" else ["protocol"]
+    names += [] if spec.dataset.max_images is None else ["max_images"]
+    names += [] if spec.train_fraction is None and spec.shots is None else ["share of the training images"]
+    if spec.is_solved:
+        names.append("solver")  # a solved head has no epochs and no rates to compare
+    elif figure.study.settings is not None and isinstance(spec.settings, TrainSettings):
+        theirs = figure.study.settings
+        if figure.rule in ("best_on_test", "last"):
+            theirs = replace(theirs, selection=cast(Any, figure.rule))
+        elif figure.rule == "study_choice":
+            names.append("selection")
+            theirs = replace(theirs, selection=spec.settings.selection)
+        ours_named, theirs_named = _effective(spec.settings), _effective(replace(theirs, epochs=figure.epochs or 0))
+        for name, value in theirs_named.items():
+            # Momentum matters between two SGDs only; where one is Adam, `optimizer` has said it.
+            matters = name not in _CONDITIONAL or (value is not None and ours_named[name] is not None)
+            names += [name] if matters and ours_named[name] != value else []
+    elif isinstance(spec.settings, TrainSettings) and spec.settings.epochs != figure.epochs:
+        names.append("epochs")
+    names += _input_differs(figure.study, spec)
+    if probe is not None and not {*names, *figure.study.beyond_options} >= _of_probe(figure, probe):
+        names.append("its probe")
+    if isinstance(spec.settings, TrainSettings) and _drawn_twice(figure.study.settings, spec.settings):
+        names.append("augmentation of an image drawn twice in an epoch")
+    return (*names, *figure.study.beyond_options)
+
+
+def _of_probe(figure: PublishedFigure, probe: RunSpec) -> set[str]:
+    """What differs from the probe that the study has a figure of; nothing where it has none."""
+    own = lookup(grid=figure.grid, dataset=figure.dataset, model=figure.model, phase="probe", variant=figure.variant)
+    return set() if own is None else set(differs(own, probe))
+
+
+def _drawn_twice(theirs: TrainSettings | None, ours: TrainSettings) -> bool:
+    """Both draw rows with replacement: ours augments an image twice alike in one epoch, theirs anew each time."""
+    replaced = theirs is not None and theirs.sampling == ours.sampling == "replacement"
+    return replaced and _effective(ours)["augmentation"] is not None
+
+
+def _input_differs(study: StudySettings, spec: RunSpec) -> list[str]:
+    """What differs in a backbone's input and weights. The studies resize straight to a square, bilinear, on PIL, and
+    start from the weights' own BatchNorm statistics."""
+    names = []
+    fed = [b.preprocess for b in spec.backbones]
+    if any(p.mode != "direct" or p.crop_px != study.image_size_px for p in fed):
+        names.append("image_size_px")
+    if any(p.interpolation != "bilinear" or not p.antialias for p in fed):
+        names.append("interpolation")
+    weights = [b.weights for b in spec.backbones]
+    from_file = [w for w in weights if w.identity.startswith("file:")]
+    if study.weights is not None and any(w.label != study.weights for w in weights if w not in from_file):
+        names.append("weights")
+    names += ["bn_statistics"] if spec.extract is not None and spec.extract.bn_statistics != "imagenet" else []
+    return names + (["weights file"] if from_file else [])
+
+
+def _effective(settings: TrainSettings) -> dict[str, Any]:
+    """A phase's settings by the name a reader knows, without what has no effect (momentum under Adam)."""
+    values = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    for name in ("lbfgs", "cs"):
+        values.pop(name, None)  # of what is reported beside the probe; it changes nothing in it
+    decays = values.get("weight_decays", (values.get("weight_decay", 0.0),))
+
+    def take(*names: str) -> tuple[Any, ...]:
+        return tuple(values.pop(name) for name in names)
+
+    momentum, spares_norm = take("momentum", "nesterov"), take("decay_norm_and_bias")
+    lookahead, schedule = take("lookahead_k", "lookahead_alpha"), take("step_epochs", "step_gamma", "final_lr_fraction")
+    warmup, augment_at = take("warmup_fraction"), take("augment_at")
+    update = take("lr_update", "cosine_epochs")
+    augmentation = take("flip", "alternate_flip", "shift_px", "cutout_px")
+    perspective, rotation = take("perspective", "perspective_share"), take(*_ROTATION)
+    augmentation += (perspective if perspective[0] else None, rotation if rotation[0] else None)
+    normalise = take("normalise", "mean", "std") if "normalise" in values else ("constants",)
+    micro_batch = values["micro_batch"] or settings.batch_size
+    return values | {
+        "micro_batch": micro_batch if micro_batch < settings.batch_size else None,
+        "momentum": momentum if settings.optimizer == "sgd" else None,
+        "decay_norm_and_bias": spares_norm if any(decays) else None,
+        "lookahead": lookahead if settings.lookahead else None,
+        "schedule": (settings.schedule, *warmup, *(() if settings.schedule == "constant" else (*schedule, *update))),
+        "normalise": normalise[:1] if normalise[0] == "image" else normalise,
+        "augmentation": (*augmentation, *augment_at) if any(augmentation) else None,
+    }

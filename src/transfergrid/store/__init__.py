@@ -1,0 +1,1 @@
+"""What must survive: safe writing, claims and attempts, records, feature files."""

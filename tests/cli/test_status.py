@@ -1,0 +1,529 @@
+"""jobs/status.py as a person uses it: what it prints and how it exits. squeue and sacct are replayed."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from cluster_cases import extract_run
+from replayed_slurm import (
+    ReplayedSlurm,
+    account_line,
+    ago,
+    attempt,
+    completed,
+    failed,
+    make_grid,
+    queue_line,
+    submit,
+    write,
+)
+from rich.console import Console
+
+from transfergrid.cli import status as command
+from transfergrid.cli import status_actions, status_logs
+from transfergrid.cli.status import status
+from transfergrid.cli.status_table import clock, printable
+from transfergrid.cli.status_view import read_view
+from transfergrid.config import load_status
+from transfergrid.errors import ConfigError, MachineError
+from transfergrid.paths import StorePaths
+from transfergrid.specs import to_dict
+from transfergrid.store import durable
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StorePaths:
+    monkeypatch.chdir(tmp_path)
+    return StorePaths(tmp_path / "results")
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
+    monkeypatch.setattr(status_actions, "VERIFY_S", 0.3)
+    monkeypatch.setattr(status_actions, "VERIFY_POLL_S", 0.05)
+    return ReplayedSlurm(tmp_path / "bin", monkeypatch)
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    return " ".join(capsys.readouterr().out.split())
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+def test_a_grid_is_shown_with_states_reasons_epochs_and_counts(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "a", "b", "c", "d")
+    submit(store, ("a",), ("b",), ("c",), ("d",))
+    completed(store, "a", metrics={"val_accuracy": 0.9876}, phase_s=3725)
+    attempt(store, "b", slurm_task="7_1")
+    write(store.run("b").spec, {"settings": {"epochs": 10}})
+    lines = [
+        {"line": i, "kind": "epoch", "epoch": i, "val/accuracy": value, "time": ago(100 - 10 * i).isoformat()}
+        for i, value in ((1, 0.5), (2, 0.8125), (3, 0.7))
+    ]
+    store.run("b").metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    queue = queue_line("7_1", "RUNNING", used="12:34", left="47:26", node="n17") + queue_line(
+        "7_2", "PENDING", "PartitionTimeLimit"
+    )
+    slurm.answers("squeue", queue + queue_line("7_3", "PENDING", "Priority"))
+    assert status(["grid=g"]) == 0
+    text = printed(capsys)
+    assert "digits model_a probe s0" in text and "98.76%" in text and "1:02:05" in text
+    assert "3/10" in text and "81.25%" in text and "12:34" in text and "n17" in text
+    assert "never starts" in text and "(PartitionTimeLimit)" in text and "(Priority)" in text
+    assert text.endswith("grid g: 1 done, 2 pending, 1 running")
+
+
+def test_a_solved_probe_counts_strengths_of_its_penalty_and_goes_on_while_its_end_is_the_best(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "a", "b")
+    submit(store, ("a",), ("b",))
+    slurm.answers("squeue", queue_line("7_0", "RUNNING") + queue_line("7_1", "RUNNING"))
+    for run_id, task, done in (("a", "7_0", 3), ("b", "7_1", 13)):
+        attempt(store, run_id, slurm_task=task)
+        write(store.run(run_id).spec, {"settings": {"solver": "lbfgs", "cs": [1.0] * 11, "epochs": 30}})
+        line = {"line": 1, "kind": "epoch", "epoch": done, "val/accuracy": 0.5, "time": ago(9).isoformat()}
+        store.run(run_id).metrics.write_text(json.dumps(line) + "\n")
+    assert status(["grid=g"]) == 0
+    text = printed(capsys)
+    assert " 3/11 C " in text and " 13/13 C " in text and "/30" not in text
+
+
+def test_a_failure_is_told_with_its_class_its_last_words_and_the_next_step(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "a", "b")
+    submission = submit(store, ("a",), ("b",))
+    write(submission.launch / "specs.json", {"cluster": {"mem_gb": 16.0}})
+    attempt(store, "a", slurm_task="7_0")
+    failed(store, "a", "data", "train.bin is damaged")
+    store.run("a").log.write_text("INFO attempt 1 begins\n\x1b[31mERROR\x1b[0m train.bin is damaged\x07\n")
+    errors = submission.logs(1)[1]
+    errors.parent.mkdir(parents=True)
+    errors.write_text("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0\n")
+    slurm.answers("squeue", queue_line("7_1", "FAILED", started=ago(900), used="1:00", status=256))
+    assert status(["grid=g"]) == 1
+    text = printed(capsys)
+    assert "data: a: train.bin is damaged INFO attempt 1 begins ERROR train.bin is damaged host_oom: b:" in text
+    assert "slurmstepd: error: Detected 1 oom-kill" in text
+    assert "python jobs/status.py grid=g retry=host_oom cluster.mem_gb=32)" in text
+    assert "next, 1 x data: mend the file" in text
+
+
+def test_without_slurm_it_says_so_and_shows_what_the_store_knows(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_grid(store, "a", "b")
+    submit(store, ("a",), ("b",))
+    completed(store, "a")
+    slurm.controller_is_down()
+    slurm.has_no_accounting()
+    assert status(["grid=g"]) == 0
+    text = printed(capsys)
+    assert "grid g: 1 done, 1 unknown SLURM does not answer (scontrol: slurm_load_jobs error: Unable to contact" in text
+    assert "this is what the store knows" in text and "unknown since" in text
+
+    slurm.is_cluster("here")
+    slurm.answers("squeue", "", sleep_s=30)
+    monkeypatch.setattr("transfergrid.cli.status_view.SLURM_TIMEOUT_S", 0.3)
+    began = time.monotonic()
+    assert status(["grid=g"]) == 0
+    assert time.monotonic() - began < 3
+    assert "no answer from SLURM within" in printed(capsys)
+
+
+def test_a_run_that_the_grid_only_needs_has_a_row_while_it_lives(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "a")
+    submit(store, ("an-extraction",), job_id="6")
+    submit(store, ("of-an-earlier-launch",), job_id="5")
+    slurm.answers("squeue", queue_line("6", "RUNNING"))
+    slurm.answers("sacct", account_line("5", "TIMEOUT"))
+    assert status(["grid=g"]) == 0
+    text = printed(capsys)
+    assert "an-extraction" in text and "of-an-earlier-launch" not in text
+    assert text.endswith("grid g: 1 not submitted, 1 running")
+
+
+def test_extractions_of_one_model_are_told_apart_by_their_weights(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "a")
+    random = extract_run()
+    file = replace(random.backbones[0].weights, label="file-0123456789ab", identity="file:0123456789ab")
+    runs = [random, replace(random, backbones=(replace(random.backbones[0], weights=file),))]
+    for run in runs:
+        durable.write_json(store.run(run.run_id).spec, to_dict(run))
+    submit(store, *((run.run_id,) for run in runs), job_id="6")
+    slurm.answers("squeue", queue_line("6_0", "RUNNING") + queue_line("6_1", "RUNNING"))
+    assert status(["grid=g"]) == 0
+    text = printed(capsys)
+    assert "digits resnet18 extract/random " in text and "digits resnet18 extract/file-0123456789ab " in text
+
+
+def test_a_thousand_runs_take_two_commands_and_forty_lines(store: StorePaths, slurm: ReplayedSlurm) -> None:
+    run_ids = [f"run-{i}" for i in range(1000)]
+    make_grid(store, *run_ids)
+    submit(store, *((run_id,) for run_id in run_ids))
+    queue = []
+    for i, run_id in enumerate(run_ids):
+        if i % 10 < 6:
+            completed(store, run_id, metrics={"val_accuracy": 0.9})
+        elif i % 10 == 6:
+            attempt(store, run_id, slurm_task=f"7_{i}")
+            queue.append(queue_line(f"7_{i}", "FAILED", started=ago(900), used="1:00", status=256))
+        else:
+            queue.append(queue_line(f"7_{i}", "PENDING" if i % 10 < 9 else "RUNNING", "Priority"))
+    slurm.answers("squeue", "".join(queue))
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, CHECKOUT / "jobs" / "status.py", "grid=g"],
+        capture_output=True,
+        text=True,
+        cwd=store.root.parent,
+    )
+    took_s = time.monotonic() - began
+    assert done.returncode == 1 and done.stderr == ""
+    assert done.stdout.rstrip().endswith("grid g: 600 done, 200 pending, 100 running, 100 lost")
+    assert "600 x probe on digits" in " ".join(done.stdout.split())
+    assert len(done.stdout.splitlines()) < 60
+    assert slurm.asked() == ["squeue", "sacct"]
+    assert took_s < 4, took_s  # two seconds on a machine that does nothing else
+
+
+def test_it_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\nfrom transfergrid.cli import status, status_actions, status_logs, status_table\n"
+        "print(sorted({'torch', 'torchvision', 'pandas', 'sklearn', 'timm', 'hydra', 'omegaconf'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# ---------------------------------------------------------------------------------------------------------------- watch
+def test_a_watched_screen_holds_the_reasons_and_the_summary_in_80_columns_and_24_lines(
+    store: StorePaths, slurm: ReplayedSlurm
+) -> None:
+    names = [f"timm_a_backbone_with_a_name_that_takes_two_lines_{i}" for i in range(30)]
+    make_grid(store, *names)
+    submit(store, *((name,) for name in names))
+    queue = "".join(queue_line(f"7_{i}", "PENDING", "PartitionTimeLimit") for i in range(30))
+    slurm.answers("squeue", queue)
+    console = Console(width=80, height=24, force_terminal=True, file=io.StringIO())
+    lines = console.render_lines(command.screenful(console, read_view(load_status(["grid=g"]))))
+    shown = ["".join(segment.text for segment in line).rstrip() for line in lines]
+    assert len(shown) < 24 and shown[-1] == "grid g: 30 pending"
+    assert shown[-2].startswith("finish job: not submitted: ") and len(shown[-2]) <= 80
+    assert shown[-3].startswith("pending: ") and len(shown[-3]) <= 80
+    assert sum("pending, never starts" in line for line in shown) >= 3
+
+
+def test_watching_in_a_log_tells_each_change_and_ends_when_nothing_lives(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "WATCH_S", 0.1)
+    make_grid(store, "a")
+    submit(store, ("a",))
+    slurm.answers("squeue", queue_line("7", "RUNNING"))
+    timer = threading.Timer(0.4, lambda: completed(store, "a"))
+    timer.start()
+    assert status(["grid=g", "watch=true"]) == 0
+    timer.join()
+    text = printed(capsys)
+    assert text.startswith("grid g: 1 running done a") and text.endswith(
+        "grid g: 1 done the table: python jobs/report.py grid=g"
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------------ run
+def test_one_run_is_shown_with_its_attempts_jobs_and_logs(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "digits-a-probe-s0-111111111111", "digits-b-probe-s0-222222222222")
+    run_id = "digits-a-probe-s0-111111111111"
+    submit(store, (run_id,), job_id="6", seconds_ago=9000)
+    submission = submit(store, (run_id,))
+    attempt(store, run_id, 1, slurm_task="6", ended=ago(8000).isoformat(), seconds_ago=8900)
+    attempt(store, run_id, 2, slurm_restart_count=1)
+    store.run(run_id).log.write_text("attempt 2 begins\nepoch 3 of 10\n")
+    slurm.answers("squeue", queue_line("7", "RUNNING", restarts=1, node="n1", used="5:00"))
+    for name in ("111111111111", "digits-a", "a-probe", run_id):
+        assert status([f"run={name}"]) == 0
+        text = printed(capsys)
+        assert f"run {run_id}" in text and "job 7 restart 1 on n1" in text and "attempt 1: job 6 on n1" in text
+        for path in (submission.logs(0)[1], store.run(run_id).log):
+            assert str(path.relative_to(store.root.parent)) in text
+        assert "last lines attempt 2 begins epoch 3 of 10" in text
+    with pytest.raises(ConfigError, match="run=probe fits 2 runs"):
+        status(["grid=g", "run=probe"])
+    with pytest.raises(ConfigError, match="fits none of 2 runs"):
+        status(["grid=g", "run=vgg"])
+
+
+def test_logs_are_followed_until_the_run_ends(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_logs, "FOLLOW_POLL_S", 0.05)
+    monkeypatch.setattr(status_logs, "STATE_POLL_S", 0.1)
+    make_grid(store, "a")
+    submission = submit(store, ("a",))
+    attempt(store, "a")
+    slurm.answers("squeue", queue_line("7", "RUNNING"))
+    store.run("a").log.write_text("first\n")
+
+    def go_on() -> None:
+        time.sleep(0.3)
+        with open(store.run("a").log, "a") as file:
+            file.write("second\nhalf a li")
+        submission.logs(0)[0].parent.mkdir(parents=True)
+        submission.logs(0)[0].write_text("of slurm\n")
+        time.sleep(0.3)
+        with open(store.run("a").log, "a") as file:
+            file.write("ne\n")
+        completed(store, "a")
+
+    thread = threading.Thread(target=go_on)
+    thread.start()
+    assert status(["run=a", "logs=true"]) == 0
+    thread.join()
+    lines = capsys.readouterr().out.splitlines()
+    log = f"==> {store.run('a').log.relative_to(store.root.parent)} <=="
+    assert lines[:3] == [log, "first", "second"]
+    assert "of slurm" in lines and "half a line" in lines and lines[-1] == "a: done"
+
+
+# --------------------------------------------------------------------------------------------------------------- cancel
+def test_cancel_ends_the_grids_live_jobs_and_looks_whether_they_are_gone(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "a", "b", "c", "shared")
+    submit(store, ("a",), ("b",), ("c",))
+    submit(store, ("shared",), job_id="9", grid="another")
+    completed(store, "a")
+    live = queue_line("7_1", "RUNNING") + queue_line("7_2", "PENDING", "Priority") + queue_line("9", "RUNNING")
+    slurm.answers("squeue", live)
+    slurm.answers("scancel", "")
+    gone = "".join(queue_line(j, "COMPLETING") for j in ("7_1", "7_2"))
+    script = slurm.folder / "scancel"
+    (slurm.folder / "after").write_text(gone)
+    script.write_text(
+        script.read_text().replace("exit 0", f"cp {slurm.folder}/after {slurm.folder}/squeue.out; exit 1")
+    )
+    assert status(["grid=g", "cancel=true"]) == 0
+    text = printed(capsys)
+    assert "left alone: shared: belongs to job 9 of another grid" in text
+    assert text.endswith("cancelled 2 jobs of 2 runs"), "though scancel itself said no"
+    assert [call for call in slurm.calls if call.startswith("scancel")] == ["scancel 7"], "one order for the array"
+
+
+@pytest.mark.parametrize("shown", ["RUNNING", "PENDING"])
+def test_cancel_touches_no_job_that_is_not_shown_as_ours_at_that_moment(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str], shown: str
+) -> None:
+    """Between the look and the order the number has become a stranger's."""
+    make_grid(store, "a")
+    submit(store, ("a",))
+    ours, theirs = queue_line("7", shown), queue_line("7", shown, name="train-their-net")
+    slurm.answers("squeue", ours)
+    script = slurm.folder / "squeue"
+    (slurm.folder / "later").write_text(theirs)
+    script.write_text(
+        script.read_text().replace("exit 0", f"cp {slurm.folder}/later {slurm.folder}/squeue.out; exit 0")
+    )
+    assert status(["grid=g", "cancel=true"]) == 0
+    assert "nothing to cancel" in printed(capsys)
+    assert not [call for call in slurm.calls if call.startswith("scancel")]
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        ({"cluster": "beta"}, "cancel it there, or with SLURM_CLUSTERS=beta before this command"),
+        ({"cluster": None, "token": None, "name": "name-0123456789ab"}, "if `scontrol show job 7` shows it as yours"),
+    ],
+    ids=["another cluster's", "an older release's"],
+)
+def test_cancel_leaves_alone_what_is_not_proven_ours_here_and_says_where_to_cancel(
+    store: StorePaths,
+    slurm: ReplayedSlurm,
+    capsys: pytest.CaptureFixture[str],
+    sent: dict[str, str | None],
+    told: str,
+) -> None:
+    make_grid(store, "a")
+    submit(store, ("a",), **sent)  # type: ignore[arg-type]
+    slurm.answers("squeue", queue_line("7", "RUNNING"))
+    status(["grid=g", "cancel=true"])
+    text = printed(capsys)
+    assert "left alone: a: " in text and told in text
+    assert not [call for call in slurm.calls if call.startswith("scancel")]
+
+
+def test_cancel_never_takes_the_number_that_an_attempt_noted_for_that_of_the_runs_job(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A process holds the run's lock; its attempt names job 5, the ledger job 7, of which SLURM shows nothing."""
+    make_grid(store, "a")
+    submit(store, ("a",))
+    attempt(store, "a", slurm_task="5", slurm_job_id="5")
+    slurm.answers("squeue", queue_line("5", "RUNNING"))
+    with durable.lock(store.run("a").lock, wait=False):
+        status(["grid=g", "cancel=true"])
+    assert "left alone: a: belongs to job 5" in printed(capsys)
+    assert not [call for call in slurm.calls if call.startswith("scancel")]
+
+
+def test_cancel_says_what_is_still_there(
+    store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "a", "b")
+    submit(store, ("a",), ("b",))
+    slurm.answers("squeue", queue_line("7_0", "RUNNING") + queue_line("7_1", "RUNNING"))
+    assert status(["grid=g", "run=b", "cancel=true"]) == 1
+    assert "cancelled 0 jobs of 1 run still there after" in printed(capsys)
+    assert [call for call in slurm.calls if call.startswith("scancel")] == ["scancel 7_1"]
+
+
+def test_cancel_and_retry_do_nothing_while_slurm_does_not_answer(store: StorePaths, slurm: ReplayedSlurm) -> None:
+    make_grid(store, "a")
+    submit(store, ("a",))
+    slurm.controller_is_down()
+    for action in ("cancel=true", "retry=failed"):
+        with pytest.raises(MachineError, match="SLURM does not answer"):
+            status(["grid=g", action])
+    assert not [call for call in slurm.calls if call.startswith("scancel")]
+
+
+# ---------------------------------------------------------------------------------------------------------------- retry
+def test_retry_sends_exactly_the_runs_of_its_class(
+    store: StorePaths, slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "a", "b", "c", "d", "e")
+    for run_id, failure_class in (("a", "code"), ("b", "host_oom"), ("c", "cuda_oom"), ("d", "lost")):
+        failed(store, run_id, failure_class)
+    completed(store, "e")
+    sent: list[tuple[str, list[str], tuple[str, ...], list[bool]]] = []
+
+    def relaunch(
+        grid: str, store: StorePaths, run_ids: list[str], overrides: tuple[str, ...], *, though_unknown: bool
+    ) -> int:
+        assert not though_unknown
+        sent.append((grid, run_ids, overrides, [store.run(r).record.exists() for r in run_ids]))
+        if run_ids == ["a"]:
+            submit(store, ("a",), seconds_ago=-600)  # now, whatever the clock of these tests says
+        return 0
+
+    monkeypatch.setattr("transfergrid.cli.retry.relaunch", relaunch, raising=False)
+    assert status(["grid=g", "retry=oom", "cluster.mem_gb=64"]) == 0
+    assert status(["grid=g", "retry=code"]) == 0
+    assert status(["run=d", "retry=failed"]) == 0
+    assert sent == [
+        ("g", ["b", "c"], ("cluster.mem_gb=64",), [True, True]),
+        ("g", ["a"], (), [False]),  # what failed by code is not tried again while its record stands
+        ("g", ["d"], (), [True]),
+    ]
+    assert sorted(os.listdir(store.run("a").root)) == []
+    assert status(["grid=g", "retry=timeout"]) == 0
+    assert "nothing to retry: no run of that class; there is cuda_oom, host_oom, lost" in printed(capsys)
+
+
+def test_what_is_unknown_is_sent_again_on_the_users_word_alone_with_its_evidence_shown(
+    store: StorePaths, slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "blind", "late", "lost")
+    submit(store, ("blind",))
+    submit(store, ("late",), job_id="8", seconds_ago=20)
+    submit(store, ("lost",), job_id="9")
+    slurm.answers("sacct", account_line("7", "RUNNING") + account_line("8", "PENDING"))
+    sent: list[tuple[list[str], bool]] = []
+
+    def relaunch(
+        grid: str, store: StorePaths, run_ids: list[str], overrides: tuple[str, ...], *, though_unknown: bool
+    ) -> int:
+        sent.append((run_ids, though_unknown))
+        return 0
+
+    monkeypatch.setattr("transfergrid.cli.retry.relaunch", relaunch)
+    assert status(["grid=g"]) == 1
+    text = printed(capsys)
+    assert "1 x unknown: never sent again by itself; if you know that it is gone:" in text
+    assert "python jobs/status.py grid=g retry=unknown" in text
+    assert status(["grid=g", "retry=failed"]) == 0
+    assert status(["grid=g", "retry=unknown"]) == 0
+    assert sent == [(["lost"], False), (["blind"], True)]
+    assert "unknown: blind: SLURM's accounting says RUNNING, its queue does not show job 7" in printed(capsys)
+
+
+def test_a_retry_that_sent_nothing_leaves_the_records_as_they_were(
+    store: StorePaths, slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_grid(store, "a")
+    failed(store, "a", "code")
+    monkeypatch.setattr("transfergrid.cli.retry.relaunch", lambda *arguments, **more: 0)
+    assert status(["grid=g", "retry=failed"]) == 0
+    assert os.listdir(store.run("a").root) == ["record.json"]
+
+
+def test_a_retry_that_cannot_be_sent_leaves_the_records_as_they_were(
+    store: StorePaths, slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_grid(store, "a")
+    failed(store, "a", "code")
+
+    def relaunch(*arguments: object, **more: object) -> int:
+        raise MachineError("sbatch said no")
+
+    monkeypatch.setattr("transfergrid.cli.retry.relaunch", relaunch, raising=False)
+    with pytest.raises(MachineError):
+        status(["grid=g", "retry=failed"])
+    assert os.listdir(store.run("a").root) == ["record.json"]
+
+
+# ------------------------------------------------------------------------------------------------------------ arguments
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["watch"], "status takes grid="),
+        (["epochs=3"], "status takes grid="),
+        (["grid=g", "grid=h"], "given twice"),
+        (["grid="], "names nothing"),
+        (["grid=../x"], "may hold only"),
+        (["grid=nowhere"], "never launched in results; launched there: none"),
+        (["watch=yes"], "give true or false"),
+        (["logs=true"], "logs=true follows one run"),
+        (["cancel=true", "retry=failed"], "one at a time"),
+        (["retry=everything"], "choose from failed, oom, host_oom"),
+        (["cluster.mem_gb=3"], "it goes with retry="),
+        (["device=cpu", "retry=failed"], "and with retry= cluster.*="),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(store: StorePaths, arguments: list[str], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        status(arguments)
+    assert told in str(caught.value) and len(str(caught.value)) <= 200 and "\n" not in str(caught.value)
+    assert not store.root.exists()
+
+
+def test_arguments_are_read_as_they_stand() -> None:
+    asked = load_status(["run=abc", "retry=oom", "cluster.gpu_type=a100", "cluster.mem_gb=32", "store.dir=here"])
+    assert (asked.grid, asked.run, asked.retry) == (None, "abc", ("host_oom", "cuda_oom"))
+    assert asked.overrides == ("cluster.gpu_type=a100", "cluster.mem_gb=32") and asked.store.root == Path("here")
+    assert load_status([]).grid == "quickstart"
+
+
+def test_times_and_text_are_fit_to_print() -> None:
+    assert [clock(s) for s in (None, 5, 65, 3725, 90061)] == ["", "0:05", "1:05", "1:02:05", "1-01:01:01"]
+    assert printable("a\x1b[31mred\x1b[0m\x07\r[b]\n") == "ared[b] "

@@ -1,0 +1,31 @@
+"""What jobs/sync.py is asked, and what it says of how it went."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from transfergrid.cli.sync import show
+from transfergrid.config.sync import parse_sync
+from transfergrid.errors import ConfigError
+from transfergrid.tracking.sync import Synced
+
+
+@pytest.mark.parametrize("argument", ["project=a/b", "entity=my team?", "tracking.project=" + "a" * 129])
+def test_a_name_that_wandb_does_not_take_is_refused_before_anything_is_sent(argument: str) -> None:
+    with pytest.raises(ConfigError, match="is not a name W&B takes"):
+        parse_sync(["grid=g", argument])
+
+
+def test_a_grid_file_that_is_not_there_is_told_but_is_no_run() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    show(console, Synced(runs=2, problems=["a: no tag 'x'", "a: state is 'failed'", "grid.json: refused"]))
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "a: no tag 'x'",
+        "a: state is 'failed'",
+        "grid.json: refused",
+        "W&B: 2 runs in the store, 0 brought up to date, 1 read back and equal, 1 not",
+    ]

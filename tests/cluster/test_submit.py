@@ -1,0 +1,720 @@
+"""Groups -> SLURM: the job script, what is asked of sbatch, and what becomes of a submission without an answer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import submitit
+from cluster_cases import evaluate_run, executable, names_in, planned, scratch_run
+from replayed_slurm import CLUSTER, TOKEN, ReplayedSlurm, queue_line
+from replayed_slurm import submit as submitted
+
+from transfergrid.cluster import adopt as adoption
+from transfergrid.cluster import submit
+from transfergrid.cluster.adopt import adopt_intents
+from transfergrid.cluster.finish_job import finish_resources
+from transfergrid.cluster.groups import Group, make_groups
+from transfergrid.cluster.ledger import read_ledger, record
+from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
+from transfergrid.cluster.submit import (
+    Launch,
+    Sender,
+    dependency,
+    finish_name,
+    finish_parameters,
+    intended,
+    make_executor,
+    sbatch_parameters,
+    slurm_environment,
+    start_estimate,
+)
+from transfergrid.cluster.task import TaskSettings, run_task
+from transfergrid.errors import ConfigError, MachineError
+from transfergrid.paths import StorePaths
+from transfergrid.planning.plan import PlannedRun
+from transfergrid.resources import ClusterSettings, Resources
+
+SLURM = ClusterSettings(name="slurm", kind="slurm")
+TIMED_OUT = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"
+RUNS = [planned(scratch_run(seed)) for seed in range(3)]
+CHILDREN = [planned(evaluate_run(seed), RUNS[seed].run.run_id) for seed in range(3)]
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
+    """Every job that is sent becomes job 41; nothing else is in the queue; pauses take no time."""
+    for name in [n for n in os.environ if n.startswith(("SLURM_", "SBATCH_"))]:
+        monkeypatch.delenv(name)
+    replayed = ReplayedSlurm(tmp_path / "bin", monkeypatch)
+    replayed.answers("srun", "")
+    replayed.takes_jobs(41)
+    monkeypatch.setattr(adoption, "RETRY_S", 0.0)
+    monkeypatch.setattr(submit, "GIVE_UP_S", 10.0)
+    return replayed
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StorePaths:
+    return StorePaths(tmp_path / "results")
+
+
+def launch_of(store: StorePaths, settings: ClusterSettings = SLURM, **more: Any) -> Launch:
+    folder = store.launches / "20261120T120000-0a1b2c3d"
+    source = folder / "code" / "src"
+    asked: dict[str, Any] = {"finish": Resources(), "cluster": CLUSTER} | more
+    return Launch(grid="g", folder=folder, payload=folder / "specs.json", source=source, settings=settings, **asked)
+
+
+def group_of(runs: Sequence[PlannedRun], settings: ClusterSettings = SLURM) -> Group:
+    [group] = make_groups(runs, settings, grid="g", launch="l1", max_array_size=1001)
+    return group
+
+
+def sender_of(store: StorePaths, settings: ClusterSettings = SLURM) -> Sender:
+    indices = {p.run.run_id: i for i, p in enumerate([*RUNS, *CHILDREN])}
+    return Sender(launch_of(store, settings), read_ledger(store), indices)
+
+
+def of(slurm: ReplayedSlurm, command: str) -> list[str]:
+    return [call for call in slurm.calls if call.startswith(f"{command} ")]
+
+
+# ------------------------------------------------------------------------------------------------------ the job script
+def text_of(folder: Path, settings: ClusterSettings, parameters: dict[str, Any], tasks: int) -> list[str]:
+    """The job script's lines, as submitit itself would send them."""
+    executor = make_executor(folder, settings, parameters)
+    if tasks > 1:
+        executor.parameters["map_count"] = tasks
+    return executor._make_submission_file_text(executor._submitit_command_str, "").splitlines()
+
+
+def script(store: StorePaths, settings: ClusterSettings, depends: str | None = None) -> list[str]:
+    group, launch = group_of(RUNS, settings), launch_of(store, settings)
+    sent = replace(intended(launch, group.name, group.run_ids, "runs", 1), token=TOKEN)
+    parameters = sbatch_parameters(launch, group, sent, dependency=depends)
+    return text_of(store.root / "job", settings, parameters, len(group.tasks))
+
+
+def finish_script(store: StorePaths, settings: ClusterSettings) -> list[str]:
+    asked = finish_resources(settings)
+    launch = launch_of(store, settings, finish=asked)
+    sent = intended(launch, "tg-g-finish", ((),), "finish", 0)
+    parameters = finish_parameters(launch, sent, dependency="afterany:41:42")
+    return text_of(store.root / "finish", settings, parameters, 1)
+
+
+def options(lines: Sequence[str]) -> dict[str, str | None]:
+    """What is asked of sbatch; None for an option without a value."""
+    given = [line.removeprefix("#SBATCH --").partition("=") for line in lines if line.startswith("#SBATCH ")]
+    assert len({name for name, _, _ in given}) == len(given)
+    return {name: shlex.split(value)[0] if equals else None for name, equals, value in given}
+
+
+def with_resources(**asked: Any) -> ClusterSettings:
+    return replace(SLURM, resources=Resources(**asked))
+
+
+def test_of_a_cluster_of_which_nothing_is_said_only_the_defaults_are_asked(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    name, folder = group_of(RUNS).name, store.root / "job"
+    assert options(script(store, SLURM)) == {
+        "job-name": f"{name}-{TOKEN}",
+        "array": "0-2%3",
+        "gpus-per-node": "1",
+        "cpus-per-task": "4",
+        "mem": "16384M",
+        "time": "240",
+        "nodes": "1",
+        "ntasks-per-node": "1",
+        "signal": "USR2@120",
+        "requeue": None,
+        "open-mode": "append",
+        "output": f"{folder}/%A_%a_0_log.out",
+        "error": f"{folder}/%A_%a_0_log.err",
+    }
+
+
+RENDERED: list[tuple[ClusterSettings, dict[str, str | None], set[str]]] = [
+    (with_resources(partition="gpu,long"), {"partition": "gpu,long"}, set()),
+    (with_resources(account="lab"), {"account": "lab"}, set()),
+    (with_resources(qos="high"), {"qos": "high"}, set()),
+    (with_resources(constraint="a100&nvlink"), {"constraint": "a100&nvlink"}, set()),
+    (with_resources(constraint="[rack1|rack2]"), {"constraint": "[rack1|rack2]"}, set()),
+    (with_resources(gpus=2), {"gpus-per-node": "2"}, {"gres"}),
+    (with_resources(gpus=2, gpu_type="a100"), {"gres": "gpu:a100:2"}, {"gpus-per-node"}),
+    (with_resources(gpus=0), {}, {"gres", "gpus-per-node"}),
+    (with_resources(gpus=0, gpu_type="a100"), {}, {"gres", "gpus-per-node"}),
+    (with_resources(cpus=12), {"cpus-per-task": "12"}, set()),
+    (with_resources(mem_gb=1.5), {"mem": "1536M"}, set()),
+    (with_resources(mem_gb=None), {}, {"mem"}),
+    (with_resources(mem_gb=0), {"mem": "0"}, set()),
+    (with_resources(mem_gb=None, mem_per_cpu_gb=2), {"mem-per-cpu": "2048M"}, {"mem"}),
+    (with_resources(mem_gb=None, mem_per_gpu_gb=8), {"mem-per-gpu": "8192M"}, {"mem"}),
+    (with_resources(timeout_min=None), {}, {"time"}),
+    (with_resources(timeout_min=-1), {"time": "-1"}, set()),
+    (replace(SLURM, gpu_request="gpus"), {"gpus": "1"}, {"gpus-per-node", "gres"}),
+    (
+        replace(SLURM, gpu_request="gpus-per-node", resources=Resources(gpu_type="3090")),
+        {"gpus-per-node": "3090:1"},
+        {"gres", "gpus"},
+    ),
+    (
+        replace(SLURM, gpu_request="gres", sbatch={"gres": "lscratch:1"}),
+        {"gres": "gpu:1,lscratch:1"},
+        {"gpus-per-node", "gpus"},
+    ),
+    (
+        replace(SLURM, resources=Resources(gpu_type="a100"), sbatch={"gres": "lscratch:1"}),
+        {"gres": "gpu:a100:1,lscratch:1"},
+        {"gpus-per-node"},
+    ),
+    (replace(SLURM, sbatch={"gres": "lscratch:1"}), {"gres": "lscratch:1", "gpus-per-node": "1"}, set()),
+    (replace(SLURM, sbatch={"comment": "lab1"}), {"comment": "lab1"}, set()),
+    (with_resources(timeout_min=15), {"time": "15"}, set()),
+    (replace(SLURM, array_parallelism=2), {"array": "0-2%2"}, set()),
+    (replace(SLURM, array_parallelism=50), {"array": "0-2%3"}, set()),
+    (replace(SLURM, signal_delay_s=300), {"signal": "USR2@300"}, set()),
+    (replace(SLURM, wckey="project7"), {"wckey": "project7"}, set()),
+    (replace(SLURM, exclude="n[1-3],n7"), {"exclude": "n[1-3],n7"}, set()),
+    (
+        replace(SLURM, sbatch={"mail-type": "END,FAIL", "hold": True, "comment": "lab1"}),
+        {"mail-type": "END,FAIL", "hold": None, "requeue": None, "comment": "lab1"},
+        set(),
+    ),
+    (replace(SLURM, by_phase={"scratch": Resources(cpus=7)}), {"cpus-per-task": "7"}, set()),
+    (replace(SLURM, by_phase={"evaluate": Resources(cpus=7)}), {"cpus-per-task": "4"}, set()),
+    (replace(SLURM, runs_per_job=3), {}, {"array"}),
+]
+ABSENT = {"partition", "account", "qos", "constraint", "gres", "exclude", "wckey", "dependency", "kill-on-invalid-dep"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected", "absent"), RENDERED, ids=[str(sorted(e or a)) for _, e, a in RENDERED]
+)
+def test_each_setting_is_asked_of_sbatch_and_what_is_not_set_is_left_to_the_site(
+    slurm: ReplayedSlurm,
+    store: StorePaths,
+    settings: ClusterSettings,
+    expected: dict[str, str | None],
+    absent: set[str],
+) -> None:
+    asked = options(script(store, settings))
+    assert {name: asked[name] for name in expected} == expected
+    assert not (absent | (ABSENT - set(expected))) & set(asked)
+
+
+def test_every_setting_is_either_in_a_job_script_or_told_to_the_task() -> None:
+    """A new field must be rendered, or be listed here."""
+    changed = {f.name for s, _, _ in RENDERED for f in fields(s) if getattr(s, f.name) != getattr(SLURM, f.name)}
+    asked = {
+        f.name
+        for s, _, _ in RENDERED
+        for f in fields(Resources)
+        if getattr(s.resources, f.name) != getattr(Resources(), f.name)
+    }
+    assert asked == {f.name for f in fields(Resources)} - {"defaults"}  # which is about the others
+    not_options = {"name", "kind", "poll_s"}
+    tested_below = {"finish_partition", "setup", "python", "max_requeues", "stage_folders", "scratch_dir"}
+    assert changed | not_options | tested_below == {f.name for f in fields(ClusterSettings)}
+    assert not changed & (not_options | tested_below)
+
+
+def test_the_finish_job_asks_for_no_gpu_nor_for_a_node_that_has_one(slurm: ReplayedSlurm, store: StorePaths) -> None:
+    asked_for = Resources(
+        partition="gpu", account="lab", qos="high", constraint="a100", gpus=4, gpu_type="a100", cpus=32, mem_gb=256
+    )
+    settings = replace(SLURM, resources=asked_for, wckey="w", sbatch={"mail-type": "END", "gres": "gpu:4"})
+    expected = {"partition": "gpu", "account": "lab", "qos": "high", "cpus-per-task": "2", "mem": "4096M", "time": "60"}
+    expected |= {"wckey": "w", "mail-type": "END", "dependency": "afterany:41:42", "nodes": "1"}
+    asked = options(finish_script(store, settings))
+    assert {name: asked[name] for name in expected} == expected
+    assert not {"gres", "gpus-per-node", "constraint", "array", "kill-on-invalid-dep"} & set(asked)
+    asked = options(finish_script(store, replace(settings, finish_partition="cpu")))
+    assert asked["partition"] == "cpu" and "qos" not in asked  # a QOS is of the partition it was given for
+    small = replace(settings, resources=replace(asked_for, cpus=1, mem_gb=2.0))
+    asked = options(finish_script(store, small))
+    assert (asked["cpus-per-task"], asked["mem"]) == ("1", "2048M")
+
+
+@pytest.mark.parametrize(("runs_per_job", "edge", "kill"), [(1, "afterok", True), (2, "afterany", False)])
+def test_a_job_whose_dependency_can_never_be_met_is_ended_and_one_that_comes_in_any_case_is_not(
+    slurm: ReplayedSlurm, store: StorePaths, runs_per_job: int, edge: str, kill: bool
+) -> None:
+    settings = replace(SLURM, runs_per_job=runs_per_job)
+    assert group_of(RUNS, settings).edge == edge
+    for depends in (None, f"{edge}:7:8_3"):
+        asked = options(script(store, settings, depends))
+        assert asked.get("dependency") == depends
+        assert asked.get("kill-on-invalid-dep") == ("yes" if kill and depends else None)
+
+
+def test_parents_are_named_once_each() -> None:
+    assert dependency("afterok", ["7_1", "7_2", "7_1", "8"]) == "afterok:7_1:7_2:8"
+    assert dependency("afterany", []) is None
+
+
+def test_setup_lines_come_first_and_a_failing_one_ends_the_job(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/home/me/it's mine")
+    settings = replace(SLURM, setup=("module load cuda/12", "export X='a b'"))
+    for lines in (script(store, settings), finish_script(store, settings)):
+        first = lines.index("set -eo pipefail")
+        assert lines[first + 2 : first + 5 : 2] == ["module load cuda/12", "export X='a b'"]
+        assert lines[first + 7] == "export PYTHONUNBUFFERED=1"
+        assert re.fullmatch(r"export TRANSFERGRID_JOB_TOKEN=[0-9a-f]{12}", lines[first + 8])
+        [variable] = shlex.split(lines[first + 6].removeprefix("export "))
+        source = launch_of(store).source
+        assert variable == f"PYTHONPATH={source}:/home/me/it's mine"
+        assert first > max(i for i, line in enumerate(lines) if line.startswith("#SBATCH"))
+
+
+@pytest.mark.parametrize(
+    ("python", "expected"),
+    [
+        (None, [sys.executable]),
+        ("singularity exec --nv tg.sif python3", "singularity exec --nv tg.sif python3".split()),
+    ],
+)
+def test_python_is_this_interpreter_or_the_users_command_and_starts_with_signals_ignored(
+    slurm: ReplayedSlurm, store: StorePaths, python: str | None, expected: list[str]
+) -> None:
+    settings = replace(SLURM, python=python, resources=Resources(cpus=6))
+    [command] = [shlex.split(line) for line in script(store, settings) if line.startswith("srun ")]
+    assert {"--cpus-per-task=6", "--export=ALL"} <= set(command)
+    shell = command.index("sh")
+    assert command[shell : shell + 3] == ["sh", "-c", 'trap "" USR2 TERM; exec "$0" "$@"']
+    assert command[shell + 3 :] == [*expected, "-u", "-m", "submitit.core._submit", str(store.root / "job")]
+
+
+def test_what_a_task_must_know_lies_in_its_groups_folder(slurm: ReplayedSlurm, store: StorePaths) -> None:
+    settings = replace(SLURM, max_requeues=3, signal_delay_s=90, scratch_dir="$TMPDIR", runs_per_job=2)
+    sender = sender_of(store, settings)
+    group = group_of([RUNS[2], RUNS[0], RUNS[1]], settings)
+    sender.send(group)
+    told = TaskSettings.read(sender.launch.folder / "slurm" / group.name)
+    assert (told.payload, told.tasks) == (str(sender.launch.payload), ((2, 0), (1,)))
+    assert (told.signal_delay_s, told.max_requeues, told.stage_to, told.asks_for_gpu) == (90, 3, None, True)
+    staging = replace(settings, stage_folders=True, resources=Resources(gpus=0))
+    submit.write_tasks(launch_of(store, staging), group_of(RUNS, staging), sender.indices)
+    told = TaskSettings.read(sender.launch.folder / "slurm" / group_of(RUNS, staging).name)
+    assert (told.stage_to, told.asks_for_gpu) == ("$TMPDIR", False)
+
+
+# ---------------------------------------------------------------------------------------------------------- one sbatch
+def test_a_group_is_sent_once_and_its_children_wait_for_their_own_parents(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    sender = sender_of(store)
+    sent = sender.send(group_of(RUNS))
+    assert (sent.job_id, sent.tasks, sent.gpus) == ("41", tuple((p.run.run_id,) for p in RUNS), 1)
+    assert read_ledger(store).submissions == [replace(sent, submitted=sent.submitted.replace(microsecond=0))]
+    assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"41_{i}_submitted.pkl" for i in range(3)]
+    slurm.takes_jobs(42)
+    child = sender.send(group_of(CHILDREN[1:2]))
+    lines = (child.folder / "42_submission.sh").read_text().splitlines()
+    assert (options(lines)["dependency"], options(lines)["kill-on-invalid-dep"]) == ("afterok:41_1", "yes")
+    assert len(of(slurm, "sbatch")) == 2
+    assert [call.split(" -O")[0].split()[-1] for call in of(slurm, "squeue")] == ["41", "42"]  # one each
+    assert sender.sent == [sent, child]
+    assert (sent.cluster, sent.uid) == (CLUSTER, os.getuid()) and sent.token != child.token
+
+
+def test_a_child_waits_for_a_parent_of_an_earlier_launch_and_not_for_one_of_which_nothing_was_sent(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    sender_of(store).send(group_of(RUNS[:2]))
+    slurm.takes_jobs(50)
+    later = sender_of(store)
+    for child, expected in ((CHILDREN[1], "afterok:41_1"), (CHILDREN[2], None)):
+        sent = later.send(group_of([child]))
+        assert options((sent.folder / "50_submission.sh").read_text().splitlines()).get("dependency") == expected
+
+
+def test_each_task_is_the_same_call_so_that_any_pickle_fits_any(slurm: ReplayedSlurm, store: StorePaths) -> None:
+    sent = sender_of(store).send(group_of(RUNS))
+    for i in range(3):
+        call = submitit.core.utils.DelayedSubmission.load(sent.folder / f"41_{i}_submitted.pkl")
+        assert (call.function, call.args, call.kwargs) == (run_task, (str(sent.folder),), {})
+
+
+def test_the_finish_job_comes_after_all_others_and_is_told_what_to_do(slurm: ReplayedSlurm, store: StorePaths) -> None:
+    launch = launch_of(store, notify="mail me")
+    sender = Sender(launch, read_ledger(store), {})
+    sent = sender.send_finish(run_task, ["41", "42", "41"])
+    assert sent.name == finish_name(launch) == "tg-g-finish-0a1b2c3d"
+    assert options((sent.folder / "41_submission.sh").read_text().splitlines())["dependency"] == "afterany:41:42"
+    told = (sent.folder / "finish.json").read_text()
+    assert '"notify": "mail me"' in told and f'"payload": "{launch.payload}"' in told
+    assert read_ledger(store).of_grid("g", "finish")[0].job_id == "41"
+
+
+# ------------------------------------------------------------------------------------------------ refusals and silence
+REFUSALS = {
+    "sbatch: error: Batch job submission failed: Invalid account or account/partition combination specified": 1,
+    "sbatch: error: QOSMaxSubmitJobPerUserLimit\nsbatch: error: Batch job submission failed: Job violates policy": 1,
+    "sbatch: error: lua: no project\nsbatch: error: Batch job submission failed: Unspecified error": adoption.LOOKS,
+    "": adoption.LOOKS,
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_a_refusal_leaves_neither_folder_nor_intent_once_slurm_shows_no_such_job(
+    slurm: ReplayedSlurm, store: StorePaths, capfd: pytest.CaptureFixture[str], refusal: str
+) -> None:
+    sender, group = sender_of(store), group_of(RUNS)
+    slurm.answers("sbatch", "", error=f"{refusal}\n", code=1)
+    with pytest.raises(SlurmRefused, match=f"^sbatch refused {group.name}: ") as refused:
+        sender.send(group)
+    assert str(refused.value).endswith(" ".join(refusal.split())) and "\n" not in str(refused.value)
+    assert names_in(sender.launch.folder / "slurm") == ["submissions.jsonl"]
+    ledger = read_ledger(store)
+    assert (ledger.unsettled, ledger.newest(RUNS[0].run.run_id), sender.sent) == ([], None, [])
+    assert (len(of(slurm, "sbatch")), len(of(slurm, "squeue"))) == (1, REFUSALS[refusal])
+    assert capfd.readouterr().err == ""  # it is told once, by the error
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_while_slurm_does_not_show_its_queue_nothing_that_reads_like_a_refusal_is_forgotten(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch, refusal: str
+) -> None:
+    monkeypatch.setattr(submit, "GIVE_UP_S", 0.0)
+    slurm.takes_jobs(77, "no word of it", code=1)
+    taking = slurm.folder / "sbatch"
+    taking.write_text(taking.read_text().replace("echo 'no word of it'", f"echo {shlex.quote(refusal)}"))
+    slurm.controller_is_down()
+    with pytest.raises(MachineError, match="looks again|launch again once it does"):
+        sender_of(store).send(group_of(RUNS))
+    [intent] = read_ledger(store).unsettled
+    assert intent.folder.is_dir()
+    comes_to_light(slurm)
+    assert adopt_intents(read_ledger(store), alone=True) is True
+    assert [s.job_id for s in read_ledger(store).submissions] == ["77"] and len(of(slurm, "sbatch")) == 1
+
+
+LOST = (
+    *("Unexpected message received", "Zero Bytes were transmitted or received", "Message receive failure"),
+    *("Header lengths are longer than data received", "Connection reset by peer", "Unspecified error"),
+    *(
+        "Slurm backup controller in standby mode",
+        "Wartung im M\xe4rz",
+        "Invalid account or account/partition combination",
+    ),
+)
+
+
+@pytest.mark.parametrize("words", LOST)
+def test_whatever_sbatch_says_of_a_job_that_was_taken_it_is_found_and_sent_once(
+    slurm: ReplayedSlurm, store: StorePaths, words: str
+) -> None:
+    slurm.takes_jobs(77, f"sbatch: error: Batch job submission failed: {words}", code=1)
+    script = slurm.folder / "sbatch"
+    script.write_bytes(script.read_text().replace("[ 1 = 0 ] && cp", "cp").encode("latin-1"))
+    sent = sender_of(store).send(group_of(RUNS))
+    assert (sent.job_id, len(of(slurm, "sbatch"))) == ("77", 1)
+    assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"77_{i}_submitted.pkl" for i in range(3)]
+
+
+def test_what_sbatch_says_in_latin_1_is_told_in_one_line(slurm: ReplayedSlurm, store: StorePaths) -> None:
+    (slurm.folder / "sbatch").write_bytes(b"#!/bin/sh\nprintf 'Invalid account f\\374r M\\344rz\\n' >&2; exit 1\n")
+    with pytest.raises(SlurmRefused, match="Invalid account f\ufffdr M\ufffdrz$"):
+        sender_of(store).send(group_of(RUNS))
+
+
+def queues_and_times_out(slurm: ReplayedSlurm) -> None:
+    """sbatch: the job comes into being, its answer does not arrive."""
+    slurm.takes_jobs(77, TIMED_OUT, code=1)
+
+
+def comes_to_light(slurm: ReplayedSlurm) -> None:
+    slurm.is_cluster(CLUSTER)
+    slurm.answers("squeue", (slurm.folder / "squeue.taken").read_text())
+
+
+BANNERS = (
+    "the maintenance of Monday is job 7 of the series\nSubmitted batch job {number}",
+    "job 7 waits\n{number}",
+    "Submitted batch job 7\n{number};here",
+    "M\xe4rz\nSubmitted batch job {number} on cluster here",
+)
+
+
+@pytest.mark.parametrize("banner", BANNERS)
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_no_line_that_sbatch_prints_beside_its_answer_supplies_the_id(
+    slurm: ReplayedSlurm, store: StorePaths, tasks: int, banner: str
+) -> None:
+    """Job 7 is a stranger's, and alive; what was sent is found by the token in its name."""
+    slurm.takes_jobs(41, banner)
+    (slurm.folder / "squeue.taken").write_text(queue_line("7", "RUNNING", name="train-their-net"))
+    sent = sender_of(store).send(group_of(RUNS[:tasks]))
+    assert sent.job_id == "41" == read_ledger(store).submissions[0].job_id
+    ids = [f"41_{i}" for i in range(tasks)] if tasks > 1 else ["41"]
+    assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"{i}_submitted.pkl" for i in ids]
+    assert len(of(slurm, "sbatch")) == 1
+
+
+def test_a_job_of_which_slurm_shows_no_trace_though_sbatch_took_it_is_never_sent_again(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    """As where a plugin of the site renames jobs: 41 is there, and nothing proves it to be ours."""
+    slurm.takes_jobs(41)
+    script = slurm.folder / "sbatch"
+    script.write_text(script.read_text().replace('"$name" "(null)"', '"renamed" "(null)"'))
+    with pytest.raises(MachineError, match="sbatch took tg-g-scratch-.*, and SLURM shows no job of that name"):
+        sender_of(store).send(group_of(RUNS))
+    [intent] = read_ledger(store).unsettled
+    assert adopt_intents(read_ledger(store), alone=True) is True
+    assert read_ledger(store).unsettled == [intent] and len(of(slurm, "sbatch")) == 1
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_job_whose_sbatch_timed_out_is_adopted_and_never_sent_again(
+    slurm: ReplayedSlurm, store: StorePaths, tasks: int
+) -> None:
+    sender, group = sender_of(store), group_of(RUNS[:tasks])
+    queues_and_times_out(slurm)
+    script = slurm.folder / "sbatch"
+    script.write_text(script.read_text().replace("[ 1 = 0 ] && cp", "cp"))
+    sent = sender.send(group)
+    assert sent.job_id == "77" and len(of(slurm, "sbatch")) == 1
+    assert [call.split(" -O")[0] for call in of(slurm, "squeue")] == [f"squeue -a -h -r -t all -u {os.getuid()}"]
+    ids = [f"77_{i}" for i in range(tasks)] if tasks > 1 else ["77"]
+    assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"{i}_submitted.pkl" for i in ids]
+    for each in ids:
+        call = submitit.core.utils.DelayedSubmission.load(sent.folder / f"{each}_submitted.pkl")
+        assert (call.function, call.args) == (run_task, (str(sent.folder),))
+    ledger = read_ledger(store)
+    assert ledger.unsettled == [] and [s.job_id for s in ledger.submissions] == ["77"]
+    slurm.takes_jobs(78)
+    child = sender.send(group_of(CHILDREN[:1]))
+    parent = "77_0" if tasks > 1 else "77"
+    assert options((child.folder / "78_submission.sh").read_text().splitlines())["dependency"] == f"afterok:{parent}"
+
+
+def test_a_job_that_slurm_does_not_have_after_several_looks_is_sent_again(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    (slurm.folder / "sbatch").rename(slurm.folder / "taking")
+    executable(
+        slurm.folder / "sbatch",
+        f'echo "sbatch $*" >> {slurm.folder}/calls',
+        f'[ -e {slurm.folder}/tried ] && exec {slurm.folder}/taking "$@"',
+        f"touch {slurm.folder}/tried; echo '{TIMED_OUT}' >&2; exit 1",
+    )
+    sent = sender_of(store).send(group_of(RUNS))
+    assert sent.job_id == "41"
+    assert slurm.asked() == ["sbatch", *["squeue", "sacct"] * adoption.LOOKS, "sbatch", "sbatch", "squeue"]
+    assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"41_{i}_submitted.pkl" for i in range(3)]
+
+
+def test_a_sbatch_that_never_gets_an_answer_is_given_up_and_found_by_the_next_launch(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "GIVE_UP_S", 0.0)
+    slurm.answers("sbatch", "", error=TIMED_OUT, code=1)
+    group = group_of(RUNS)
+    with pytest.raises(SlurmDown, match="sbatch has got no answer for 0 minutes .*Socket timed out"):
+        sender_of(store).send(group)
+    assert len(of(slurm, "sbatch")) == 1 and len(of(slurm, "squeue")) == adoption.LOOKS
+    assert [s.name for s in read_ledger(store).unsettled] == [group.name]
+
+
+def test_a_controller_that_stays_away_leaves_an_intent_which_the_next_launch_adopts(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(submit, "GIVE_UP_S", 0.0)
+    group = group_of(RUNS)
+    queues_and_times_out(slurm)
+    slurm.controller_is_down()
+    with pytest.raises(SlurmDown, match="controller has not answered .* what was sent is found"):
+        sender_of(store).send(group)
+    [intent] = read_ledger(store).unsettled
+    assert intent.name == group.name
+    comes_to_light(slurm)
+    assert adopt_intents(read_ledger(store), alone=True) is True
+    ledger = read_ledger(store)
+    assert ledger.unsettled == [] and ledger.newest(RUNS[2].run.run_id) == (replace(intent, job_id="77"), 2)
+    assert [n for n in names_in(intent.folder) if n.endswith(".pkl")] == [f"77_{i}_submitted.pkl" for i in range(3)]
+    assert adopt_intents(read_ledger(store), alone=True) is False  # once
+
+
+def test_a_controller_that_is_away_for_a_while_is_waited_for(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = group_of(RUNS)
+    queues_and_times_out(slurm)
+    slurm.controller_is_down()
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 5:
+            comes_to_light(slurm)
+
+    clock = SimpleNamespace(sleep=sleep, monotonic=lambda: float(len(pauses)))
+    monkeypatch.setattr(submit, "time", clock)
+    monkeypatch.setattr(adoption, "time", clock)
+    assert sender_of(store).send(group).job_id == "77"
+    assert len(pauses) == 5 and len(of(slurm, "sbatch")) == 1
+
+
+def test_a_launcher_that_died_between_sbatch_and_its_answer_is_followed_by_its_pickles(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    """submitit had begun to put them in place, under names with the job's id, which SLURM still shows as ours."""
+    sent = sender_of(store).send(group_of(RUNS))
+    ledger_file = sent.launch / "slurm" / "submissions.jsonl"
+    ledger_file.write_text(ledger_file.read_text().splitlines()[0] + "\n")
+    for i in (1, 2):
+        (sent.folder / f"41_{i}_submitted.pkl").rename(sent.folder / f"{i}{i}{i}.pkl")
+    assert adopt_intents(read_ledger(store), alone=True) is True
+    assert read_ledger(store).submissions == [replace(sent, submitted=sent.submitted.replace(microsecond=0))]
+    assert [n for n in names_in(sent.folder) if n.endswith(".pkl")] == [f"41_{i}_submitted.pkl" for i in range(3)]
+    assert of(slurm, "squeue")[-1].split(" -O")[0].endswith("-j 41")
+
+
+@pytest.mark.parametrize("shown", ["", queue_line("41_0", "RUNNING", name="train-their-net")])
+def test_an_intent_that_sbatch_took_and_slurm_does_not_show_is_neither_adopted_nor_forgotten(
+    slurm: ReplayedSlurm, store: StorePaths, shown: str
+) -> None:
+    sent = sender_of(store).send(group_of(RUNS))
+    ledger_file = sent.launch / "slurm" / "submissions.jsonl"
+    ledger_file.write_text(ledger_file.read_text().splitlines()[0] + "\n")
+    slurm.answers("squeue", shown)
+    assert adopt_intents(read_ledger(store), alone=True) is True
+    assert [s.name for s in read_ledger(store).unsettled] == [sent.name]
+    assert read_ledger(store).newest(RUNS[0].run.run_id) is not None
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"cluster": "elsewhere"}, {"cluster": None, "token": None, "uid": None}],
+    ids=["of another cluster", "of an older release"],
+)
+def test_an_intent_that_is_not_this_clusters_is_left_as_it_is(
+    slurm: ReplayedSlurm, store: StorePaths, changed: dict[str, str | None]
+) -> None:
+    sender = sender_of(store)
+    intent = sender._intend("tg-g-scratch-0", tuple((p.run.run_id,) for p in RUNS), "runs", 1)
+    other: Any = replace(intent, **changed)  # type: ignore[arg-type]
+    record(other)
+    slurm.answers("squeue", queue_line("41_0", "PENDING", name=intent.job_name))
+    assert adopt_intents(read_ledger(store), alone=True) is False
+    assert [s.job_id for s in read_ledger(store).unsettled] == [None] and of(slurm, "squeue") == []
+
+
+def test_where_others_jobs_are_hidden_anothers_intent_is_not_forgotten(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm.is_cluster(CLUSTER, PrivateData="accounts,jobs")
+    sender = sender_of(store)
+    sender._intend("tg-g-scratch-0", ((RUNS[0].run.run_id,),), "runs", 1)
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    assert adopt_intents(read_ledger(store), alone=True) is True
+    assert len(read_ledger(store).unsettled) == 1
+
+
+@pytest.mark.parametrize(
+    ("sender", "alone", "seconds_ago", "is_kept"),
+    [
+        ("launch", True, 1, False),  # its launcher died: it held the lock that this one holds now
+        ("launch", False, 1e6, True),
+        ("sweep", True, 60, True),
+        ("sweep", False, 200, False),
+        ("submit.sh", True, 60, True),
+        ("submit.sh", True, 200, False),
+    ],
+)
+def test_an_intent_whose_sender_may_still_be_at_work_is_not_forgotten(
+    slurm: ReplayedSlurm, store: StorePaths, sender: Any, alone: bool, seconds_ago: float, is_kept: bool
+) -> None:
+    intent = submitted(store, (RUNS[0].run.run_id,), job_id=None, seconds_ago=seconds_ago)
+    record(replace(intent, sender=sender))
+    assert adopt_intents(read_ledger(store), alone=alone) is True
+    assert len(read_ledger(store).unsettled) == is_kept
+
+
+def test_an_intent_that_never_became_a_job_is_forgotten_after_several_looks(
+    slurm: ReplayedSlurm, store: StorePaths
+) -> None:
+    sender = sender_of(store)
+    sender._intend("tg-g-scratch-0", tuple((p.run.run_id,) for p in RUNS), "runs", 1)
+    assert adopt_intents(read_ledger(store), alone=True) is True
+    assert len(of(slurm, "squeue")) == adoption.LOOKS
+    ledger = read_ledger(store)
+    assert ledger.unsettled == [] and ledger.newest(RUNS[0].run.run_id) is None
+
+
+# --------------------------------------------------------------------------------------------------------- environment
+def test_sbatch_does_not_inherit_the_job_it_is_called_from(
+    slurm: ReplayedSlurm, store: StorePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_job = {"SLURM_JOB_ID": "5", "SLURM_CPUS_PER_TASK": "64", "SLURM_MEM_PER_NODE": "1", "SBATCH_PARTITION": "old"}
+    of_job |= {"SRUN_CPUS_PER_TASK": "64", "SALLOC_X": "1", "PMI_RANK": "0", "PMIX_RANK": "0"}
+    of_job |= {"SQUEUE_PARTITION": "cpu", "SCANCEL_STATE": "R", "SINFO_ALL": "1", "SACCT_FORMAT": "x"}
+    of_job |= {"SCONTROL_ALL": "1", "SBATCH_CLUSTERS": "other"}
+    mine = {"SLURM_CONF": "/etc/other.conf", "TZ": "Asia/Tokyo", "MY_SETTING": "a b", "SLURMISH": "mine"}
+    for name, value in (of_job | mine).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("LC_ALL", raising=False)
+    before = dict(os.environ)
+    (slurm.folder / "sbatch").rename(slurm.folder / "taking")
+    executable(slurm.folder / "sbatch", f"env > {slurm.folder}/env", f'exec {slurm.folder}/taking "$@"')
+    sender_of(store).send(group_of(RUNS))
+    seen = dict(line.partition("=")[::2] for line in (slurm.folder / "env").read_text().splitlines())
+    assert not set(of_job) & set(seen)
+    assert seen["SLURM_CLUSTERS"] == "other"  # which every command heeds, not sbatch alone
+    assert {name: seen[name] for name in mine} == mine
+    assert "LC_ALL" not in seen and seen["PATH"] == before["PATH"]
+    assert dict(os.environ) == before
+
+
+def test_what_calls_sbatch_by_itself_reads_latin_1_too() -> None:
+    with slurm_environment():
+        assert submitit.core.utils.CommandFunction(["printf", "M\\344rz"], verbose=False)() == "M\ufffdrz"
+        with pytest.raises(submitit.core.utils.FailedJobError, match="M\ufffdrz"):
+            submitit.core.utils.CommandFunction(["sh", "-c", "printf 'M\\344rz' >&2; exit 1"], verbose=False)()
+
+
+def test_the_environment_is_put_back_also_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "5")
+    before = dict(os.environ)
+    with pytest.raises(ZeroDivisionError), slurm_environment():
+        assert "SLURM_JOB_ID" not in os.environ
+        os.environ["LEFT"] = "1"
+        _ = 1 // 0
+    assert dict(os.environ) == before
+
+
+# ------------------------------------------------------------------------------------------------------------ estimate
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("allocation failure: Invalid feature specification", "phase probe: SLURM refuses cluster.constraint: no node"),
+        ("allocation failure: Invalid node name specified", "phase probe: SLURM refuses cluster.exclude: it names no"),
+        ("sbatch: unrecognized option '--foo=bar'", "phase probe: SLURM refuses cluster.sbatch: sbatch --help"),
+    ],
+)
+def test_what_sbatch_would_never_take_is_refused_with_its_setting(slurm: ReplayedSlurm, said: str, told: str) -> None:
+    executable(slurm.folder / "sbatch", f'echo "{said}" >&2; exit 1')
+    with pytest.raises(ConfigError, match=told):
+        start_estimate(ClusterSettings(), ["probe", "finetune"])
+
+
+def test_what_sbatch_refuses_for_now_is_shown_in_place_of_the_start(slurm: ReplayedSlurm) -> None:
+    executable(slurm.folder / "sbatch", 'echo "allocation failure: Requested reservation is invalid" >&2; exit 1')
+    expected = {"probe, finetune": "to be refused now: Requested reservation is invalid"}
+    assert start_estimate(ClusterSettings(), ["probe", "finetune"]) == expected
+    executable(slurm.folder / "sbatch", 'echo "allocation failure: Unable to contact slurm controller" >&2; exit 1')
+    assert start_estimate(ClusterSettings(), ["probe"]) == {}

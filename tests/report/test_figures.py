@@ -1,0 +1,491 @@
+"""A grid's figures: what they show, that they can be read, and that one which cannot be made stops no other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from figure_cases import images_of, run_of, trained
+from PIL import Image
+from report_cases import completed, write_grid
+
+from transfergrid.paths import StorePaths
+from transfergrid.report.analysis.comparison import Comparison, read_comparison
+from transfergrid.report.figures import (
+    Figure,
+    accuracy,
+    cache,
+    confusions,
+    cost,
+    curves,
+    make_figures,
+    no_images,
+    pictures,
+    reliability,
+    row_key,
+    style,
+)
+from transfergrid.report.figures.cache import forward_passes
+from transfergrid.report.figures.confusions import class_scores, confused_pairs
+from transfergrid.report.figures.cost import pareto_front
+from transfergrid.report.figures.material import Material, Sketch, row_labels
+from transfergrid.report.figures.pictures import best_by_val, chosen_examples
+from transfergrid.report.figures.tiles import TILE_PX, tile
+from transfergrid.report.figures.tracks import Track, binned_steps, mean_over_seeds, parted, smoothed, track
+from transfergrid.report.several import joined
+from transfergrid.specs import RunSpec
+from transfergrid.training.evaluation import confusion_matrix, scores
+
+LONG = "timm/" + "very_long_network_name_" * 4 + "patch16_224"
+ODD = "net_$x^2$_{<b>&"
+
+
+def small_grid(store: StorePaths) -> Comparison:
+    """A probe and a fine-tuning from it by two seeds, a pair's probe by one, and a network from scratch."""
+    runs: list[tuple[RunSpec, str]] = []
+    for seed in (0, 1):
+        probe = run_of("probe", "tinynet_mnist", seed=seed)
+        finetune = run_of("finetune", "tinynet_mnist", seed=seed, needs=(probe.run_id,))
+        trained(store, probe, heads=2, epochs=2)
+        trained(store, finetune, epochs=3, accuracy=0.9)
+        runs += [(probe, ""), (finetune, "")]
+    pair = run_of("probe", "tinynet_mnist+tinynet_cifar")
+    trained(store, pair, epochs=2)
+    runs.append((pair, ""))
+    for extraction in pair.extractions:
+        completed(store, extraction, metrics={}, details={"images": 260})
+    scratch = run_of("scratch", "baseline_cnn", image_size_px=32)
+    trained(store, scratch, accuracy=0.7)
+    write_grid(store, "small", [*runs, (scratch, "")])
+    return read_comparison("small", store)
+
+
+@dataclass(frozen=True)
+class Made:
+    comparison: Comparison
+    folder: Path
+    figures: list[Figure]
+    notes: list[str]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    root = tmp_path_factory.mktemp("figures")
+    comparison, folder = small_grid(StorePaths(root / "results")), root / "figures"
+    folder.mkdir()
+    (folder / "accuracy-of-a-row-that-is-gone.png").write_bytes(b"old")
+    figures, notes = make_figures(comparison, folder, images=images_of(60))
+    return Made(comparison, folder, figures, notes)
+
+
+@pytest.fixture
+def styled() -> Iterator[None]:
+    with style.house_style():
+        yield
+
+
+# -------------------------------------------------------------------------------------------------------- all together
+def test_every_section_has_its_figures_in_two_formats(made: Made) -> None:
+    assert made.notes == []
+    sections = [figure.section for figure in made.figures]
+    assert {name: sections.count(name) for name in dict.fromkeys(sections)} == {
+        "accuracy": 6,  # probe, finetune and scratch, each with intervals and as train against test
+        "cost": 2,
+        "curves": 4,  # joined, the pair's, from scratch, and both probes together
+        "errors": 9,  # four rows twice, and the grid of predictions
+        "calibration": 3,
+        "data": 1,
+        "architecture": 3,
+        "cache": 1,
+    }
+    assert len({figure.name for figure in made.figures}) == len(made.figures) == 29
+    for figure in made.figures:
+        with Image.open(figure.png) as image:
+            width_px, height_px = image.size
+            assert image.info["dpi"] == pytest.approx((150, 150), abs=0.1)
+        assert 4.5 * 150 <= width_px <= 9 * 150 and 150 < height_px < 11 * 150, figure.name
+        assert figure.svg.read_text().startswith("<?xml") and figure.svg.stat().st_size > 5_000
+
+
+def test_a_figure_names_its_rows_and_models(made: Made) -> None:
+    keys = {row_key(row) for row in made.comparison.rows}
+    assert all(set(figure.row_keys) <= keys and figure.row_keys for figure in made.figures)
+    joined = next(f for f in made.figures if f.section == "curves" and f.models == ("tinynet_mnist",))
+    assert joined.row_keys == (
+        "mnist | tinynet_mnist | probe |  | IMAGENET1K_V1 | fair",
+        "mnist | tinynet_mnist | finetune |  | IMAGENET1K_V1 | fair",
+    )
+    assert "probe and finetune" in joined.title
+
+
+def test_only_the_figures_of_now_remain_in_the_folder(made: Made) -> None:
+    there = {path.name for path in made.folder.iterdir()}
+    assert there == {path.name for figure in made.figures for path in (figure.png, figure.svg)}
+
+
+@pytest.mark.slow
+def test_the_same_records_give_the_same_bytes(made: Made, styled: None, tmp_path: Path) -> None:
+    material = Material(comparison=made.comparison, images=images_of(60))
+    kinds = (accuracy, cost, curves, confusions, reliability, pictures, cache)
+    firsts: list[Sketch] = [next(kind.sketches(material)) for kind in kinds]
+    for sketch in firsts:
+        for again in style.save(sketch.draw(), tmp_path, sketch.name):
+            assert again.read_bytes() == (made.folder / again.name).read_bytes(), again.name
+
+
+def test_a_missing_file_costs_its_own_figures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transfergrid.report.figures._KINDS", (accuracy, curves, confusions, pictures))
+    store = StorePaths(tmp_path / "results")
+    whole, broken = run_of("scratch", "baseline_cnn"), run_of("scratch", "resnet18_5m")
+    for run in (whole, broken):
+        trained(store, run)
+    store.run(broken.run_id).metrics.unlink()
+    store.run(broken.run_id).predictions.write_bytes(b"not a zip file")
+    write_grid(store, "g", [(whole, ""), (broken, "")])
+    figures, notes = make_figures(read_comparison("g", store), tmp_path / "figures", images=no_images)
+    names = {figure.name.rsplit("-", 1)[0] for figure in figures}
+    assert names == {
+        "accuracy-mnist-scratch",
+        "train-test-mnist-scratch",
+        "curves-mnist-baseline_cnn-scratch",
+        "confusion-mnist-baseline_cnn-scratch",
+        "errors-mnist-baseline_cnn-scratch",
+    }
+    assert len(notes) == 6
+    assert "Accuracy and loss of mnist · resnet18_5m · scratch" in notes[0] and "metrics.jsonl is missing" in notes[0]
+    assert "settings" in notes[1].lower() and "predictions.npz cannot be read" in notes[2]
+    assert "the train images of mnist are not at hand" in notes[4]
+
+
+def test_a_grid_without_any_result_has_no_figures(tmp_path: Path) -> None:
+    store = StorePaths(tmp_path)
+    write_grid(store, "g", [(run_of("scratch", "baseline_cnn"), "")])
+    assert make_figures(read_comparison("g", store), tmp_path / "figures") == ([], [])
+
+
+# -------------------------------------------------------------------------------------------------------- can be read
+@dataclass(frozen=True)
+class DrawnText:
+    text: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+    size_pt: float
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[DrawnText]:
+    """Every text as it is really drawn into a PNG, in pixels from the top left."""
+    from matplotlib.backends.backend_agg import RendererAgg
+
+    seen: list[DrawnText] = []
+    draw_text: Any = RendererAgg.draw_text
+
+    def record(
+        self: Any, gc: Any, x: float, y: float, s: str, prop: Any, angle: float, *rest: Any, **more: Any
+    ) -> None:
+        assert not more.get("ismath") and rest[:1] in ((), (False,)), f"{s} is drawn as a formula"
+        width, height, descent = self.get_text_width_height_descent(s, prop, False)
+        box = (x, y - height + descent, x + width, y + descent)
+        if angle == 90:
+            box = (x - height + descent, y - width, x + descent, y)
+        seen.append(DrawnText(s, *box, prop.get_size_in_points()))
+        draw_text(self, gc, x, y, s, prop, angle, *rest, **more)
+
+    monkeypatch.setattr(RendererAgg, "draw_text", record)
+    return seen
+
+
+def overlapping(texts: Sequence[DrawnText]) -> list[tuple[str, str]]:
+    """Pairs that share more than a pixel in both directions."""
+
+    def shared(a: DrawnText, b: DrawnText) -> bool:
+        across = min(a.right, b.right) - max(a.left, b.left)
+        return across > 1 and min(a.bottom, b.bottom) - max(a.top, b.top) > 1
+
+    return [(a.text, b.text) for a, b in combinations(texts, 2) if shared(a, b)]
+
+
+def assert_legible(sketch: Sketch, drawn: list[DrawnText]) -> list[str]:
+    """No text over another, none cut, none small; the texts drawn."""
+    drawn.clear()
+    figure = sketch.draw()
+    style.lay_out(figure)
+    figure.canvas.draw()
+    width_px, height_px = figure.get_size_inches() * 150
+    assert overlapping(drawn) == [], sketch.name
+    cut = [t.text for t in drawn if t.left < 0 or t.top < 0 or t.right > width_px + 1 or t.bottom > height_px + 1]
+    assert cut == [], sketch.name
+    assert min(t.size_pt for t in drawn) >= 7, sketch.name
+    return [t.text for t in drawn]
+
+
+def many_models(store: StorePaths, number: int) -> Comparison:
+    """Every eighth with a name too long for its line, every eighth with odd characters."""
+    runs = []
+    for i in range(number):
+        name = f"{LONG}_{i}" if i % 8 == 3 else f"{ODD}_{i}" if i % 8 == 6 else f"network_{i}"
+        run = run_of("probe", name)
+        costs: dict[str, Any] = {"parameters": 10**6 * (1 + i), "size_mb": 4.0 * (1 + i), "gpu_s": 10.0 * (number - i)}
+        trained(store, run, accuracy=0.5 + i / 2 / number, epochs=2, **costs)
+        runs.append((run, ""))
+    write_grid(store, "many", runs)
+    return read_comparison("many", store)
+
+
+@pytest.mark.parametrize("number", [10, pytest.param(50, marks=pytest.mark.slow)])
+def test_labels_of_many_models_stay_legible(number: int, tmp_path: Path, styled: None, drawn: list[DrawnText]) -> None:
+    comparison = many_models(StorePaths(tmp_path / "results"), number)
+    material = Material(comparison=comparison, images=no_images)
+    sketches = [*accuracy.sketches(material), *cost.sketches(material), *cache.sketches(material)]
+    sketches += [s for s in curves.sketches(material) if s.name.startswith("settings")]
+    texts = [assert_legible(sketch, drawn) for sketch in sketches]
+    intervals = texts[0]
+    assert all(any(text.endswith(f"_{i}") for text in intervals) for i in range(number))
+    assert f"{ODD}_6" in intervals  # every character as it was typed
+    assert sum("…" in text for text in intervals) == sum(i % 8 == 3 for i in range(number))
+
+
+@pytest.mark.parametrize(("without", "counted"), [(1, "1 row"), (2, "2 rows")])
+def test_the_panel_of_gpu_seconds_says_how_many_rows_ran_without_a_gpu(
+    without: int, counted: str, tmp_path: Path, styled: None, drawn: list[DrawnText]
+) -> None:
+    rows = [
+        replace(row, gpu_s=0.0 if i < without else 9.0, upstream_gpu_s=1.0)
+        for i, row in enumerate(many_models(StorePaths(tmp_path / "results"), 4).rows)
+    ]
+    sketch = Sketch(
+        name="pareto",
+        title="",
+        caption="",
+        section="cost",
+        rows=(),
+        draw=partial(cost.draw_scatter, rows, title="mnist"),
+    )
+    texts = assert_legible(sketch, drawn)
+    assert {
+        "size [MB]",
+        "GPU seconds of one seed, with what it needs",
+        f"(not shown: {counted} ran without a GPU)",
+    } <= set(texts)
+    assert sum("not shown" in text for text in texts) == 1
+    rows = [replace(row, gpu_s=0.0) for row in rows]
+    drawn.clear()
+    cost.draw_scatter(rows, title="mnist").canvas.draw()
+    assert "wall seconds of one seed (no GPU)" in [t.text for t in drawn]
+
+
+@pytest.mark.slow
+def test_the_figures_of_single_rows_are_legible_with_long_class_names(
+    tmp_path: Path, styled: None, drawn: list[DrawnText]
+) -> None:
+    store = StorePaths(tmp_path / "results")
+    run = run_of("scratch", ODD, num_classes=30)
+    names = [f"a rather long name <of> class $no$ {i}" for i in range(30)]
+    trained(store, run, accuracy=0.6, class_names=names)
+    write_grid(store, "g", [(run, "")])
+    material = Material(comparison=read_comparison("g", store), images=images_of(60, num_classes=30))
+    kinds = (curves, confusions, reliability, pictures)
+    for sketch in (sketch for kind in kinds for sketch in kind.sketches(material)):
+        assert_legible(sketch, drawn)
+
+
+def test_two_phases_are_told_apart_in_one_curve(made: Made, tmp_path: Path, drawn: list[DrawnText]) -> None:
+    material = Material(comparison=made.comparison, images=no_images)
+    with style.house_style():
+        texts = assert_legible(next(curves.sketches(material)), drawn)
+    assert texts.count("probe ◂") == texts.count("▸ finetune") == 4
+
+
+def test_architectures_are_legible(made: Made, tmp_path: Path, drawn: list[DrawnText]) -> None:
+    from transfergrid.report.figures import architecture
+
+    material = Material(comparison=made.comparison, images=no_images)
+    with style.house_style():
+        texts = [assert_legible(sketch, drawn) for sketch in architecture.sketches(material)]
+    assert "tinynet_mnist: 61,338 parameters" in texts[0]
+    assert "concatenation: 64 + 64" in texts[1] and "10 · 1.29k parameters" in texts[1]
+    assert "baseline_cnn: 242,474 parameters" in texts[2]
+
+
+# ------------------------------------------------------------------------------------------------------------- numbers
+def test_the_pareto_front_holds_what_nothing_cheaper_beats() -> None:
+    points = [(3.0, 0.9), (1.0, 0.5), (2.0, 0.5), (2.0, 0.8), (4.0, 0.9), (5.0, 0.95), (1.0, 0.4)]
+    assert pareto_front(points) == [1, 3, 0, 5]
+    assert pareto_front([]) == []
+
+
+def test_a_joined_curve_counts_epochs_and_steps_through_both_phases(made: Made) -> None:
+    material = Material(comparison=made.comparison, images=no_images)
+    finetune = next(runs[0] for row, runs in material.rows if row.phase == "finetune")
+    one = track(material, finetune)
+    assert one.phases == ("probe", "finetune") and one.joints == [(2, 8)]
+    assert one.epochs["train/loss"] == ([1, 2, 3, 4, 5], [1.0, 0.5, 1.0, 0.5, pytest.approx(1 / 3)])
+    xs, losses = one.steps["train/loss"]
+    assert xs == list(range(1, 21))
+    assert losses[:3] == [1.0, 0.5, pytest.approx(1 / 3)]  # of the chosen head; the other's are 9
+    assert losses[8:10] == [1.0, 0.5]
+
+
+def test_a_solved_probe_has_no_curve_and_finetuning_from_it_begins_at_its_own_first_epoch(tmp_path: Path) -> None:
+    store = StorePaths(tmp_path)
+    probe = replace(run_of("probe", "tinynet_mnist", solver="lbfgs"), seed=None)
+    tuned = run_of("finetune", "tinynet_mnist", needs=(probe.run_id,))
+    trained(store, probe)
+    record = trained(store, tuned, epochs=3)
+    write_grid(store, "small", [(probe, ""), (tuned, "")])
+    material = Material(comparison=read_comparison("small", store), images=images_of(60))
+    assert [sketch.rows[0].phase for sketch in curves.sketches(material)] == ["finetune"]
+    one = track(material, record)
+    assert (one.phases, one.joints, one.epochs["train/loss"][0]) == (("finetune",), [], [1, 2, 3])
+
+
+def test_curves_are_parted_where_a_phase_ends() -> None:
+    assert parted([1, 2, 3, 4], [0.1, 0.2, 0.3, 0.4], [2]) == [([1, 2], [0.1, 0.2]), ([3, 4], [0.3, 0.4])]
+    assert parted([], [], []) == []
+
+
+def test_the_mean_over_seeds_stands_where_every_seed_has_a_value() -> None:
+    tracks = [Track(("scratch",), {"val/loss": ([1, 2], [1.0, 0.5])}), Track(("scratch",), {"val/loss": ([1], [0.5])})]
+    assert mean_over_seeds(tracks, "val/loss") == ([1], [0.75])
+    assert mean_over_seeds(tracks, "test/loss") == ([], [])
+
+
+def test_batches_are_binned_with_their_range() -> None:
+    steps = list(range(1, 601))
+    two = [Track(("scratch",), steps={"train/loss": (steps, [float(x + seed) for x in steps])}) for seed in (0, 1)]
+    [(x_B, low_B, high_B, mean_B)] = binned_steps(two, "train/loss")
+    assert len(x_B) == 300 and x_B[:2].tolist() == [1.5, 3.5]
+    assert low_B[:2].tolist() == [1.0, 3.0] and high_B[:2].tolist() == [3.0, 5.0]
+    assert mean_B[150] == pytest.approx(302.0)
+    assert binned_steps(two, "train/accuracy") == []
+    assert smoothed(np.array([0.0, 3.0, 6.0]), reach=1).tolist() == [1.5, 3.0, 4.5]
+
+
+def test_class_scores_are_those_whose_means_are_the_macro_scores() -> None:
+    generator = np.random.default_rng(0)
+    label_N, logits_NC = generator.integers(0, 5, 200), generator.normal(size=(200, 5))
+    logits_NC[:, 4] = -9  # one class is never predicted
+    found = class_scores(confusion_matrix(label_N, logits_NC.argmax(1), num_classes=5))
+    macro = scores(logits_NC, label_N, split="test")
+    assert found.precision_C.mean() == pytest.approx(macro["test_macro_precision"], abs=1e-12)
+    assert found.recall_C.mean() == pytest.approx(macro["test_macro_recall"], abs=1e-12)
+    assert found.f1_C.mean() == pytest.approx(macro["test_macro_f1"], abs=1e-12)
+    assert found.precision_C[4] == found.f1_C[4] == 0
+
+
+def test_the_most_confused_pairs_come_first() -> None:
+    counts_CC = np.array([[9, 2, 0], [5, 7, 2], [0, 0, 8]])
+    assert confused_pairs(counts_CC, most=8) == [(1, 0, 5), (0, 1, 2), (1, 2, 2)]
+    assert confused_pairs(counts_CC, most=1) == [(1, 0, 5)]
+
+
+def test_forward_passes_are_counted_once_with_the_cache_and_each_epoch_without(made: Made) -> None:
+    material = Material(comparison=made.comparison, images=no_images)
+    passes = forward_passes(material, "mnist")
+    # tinynet_mnist is read by its own two probes and by the pair's: 3 x 2 epochs x 200 images.
+    assert [(p.backbone, p.done, p.needed, p.runs) for p in passes] == [
+        ("tinynet_mnist · IMAGENET1K_V1", 260, 1_200, 3),
+        ("tinynet_cifar · IMAGENET1K_V1", 260, 400, 1),
+    ]
+
+
+def test_a_probe_that_stands_in_two_grids_of_a_report_is_one_probe(made: Made) -> None:
+    twice = joined([made.comparison, made.comparison])
+    assert len(twice.rows) == 2 * len(made.comparison.rows)
+    alone, together = (
+        forward_passes(Material(comparison=c, images=no_images), "mnist") for c in (made.comparison, twice)
+    )
+    assert alone == together
+
+
+def test_a_mean_of_some_of_the_seeds_is_told_below_its_figure(made: Made) -> None:
+    rows = made.comparison.rows
+    partly = [replace(row, status="2/5 completed") if row.model == "baseline_cnn" else row for row in rows]
+    captions = []
+    for shown in (rows, tuple(partly)):
+        material = Material(comparison=replace(made.comparison, rows=shown), images=no_images)
+        captions.append([sketch.caption for sketch in accuracy.sketches(material) if "scratch" in sketch.name])
+    assert captions[1][0] == f"{captions[0][0]} Not of all seeds: baseline_cnn (2/5 completed)."
+
+
+def test_the_row_whose_predictions_are_shown_is_the_best_on_val(made: Made) -> None:
+    rows = Material(comparison=made.comparison, images=no_images).rows
+    best = best_by_val(rows)
+    assert best is not None and best[0].val_accuracy == max(row.val_accuracy or 0 for row, _ in rows)
+    assert best_by_val([]) is None
+
+
+def test_shown_predictions_hold_at_most_six_errors() -> None:
+    wrong_N = np.arange(100) % 10 == 0
+    chosen = chosen_examples(wrong_N, total=16)
+    assert len(set(chosen.tolist())) == 16 and (np.diff(chosen) > 0).all()
+    assert wrong_N[chosen].sum() >= 6
+    assert len(chosen_examples(np.ones(3, dtype=bool), total=16)) == 3
+
+
+def test_a_tile_holds_the_whole_image() -> None:
+    wide = np.zeros((4, 8, 1), dtype=np.uint8)
+    made_HWC = tile(wide)
+    assert made_HWC.shape == (TILE_PX, TILE_PX, 3)
+    assert (made_HWC[TILE_PX // 2] == 0).all() and (made_HWC[0] == 255).all()
+
+
+def test_rows_are_named_by_what_tells_them_apart(made: Made) -> None:
+    rows = list(made.comparison.rows)
+    assert row_labels(rows[:1]) == ["tinynet_mnist"]
+    assert row_labels(rows[:2]) == ["tinynet_mnist · probe", "tinynet_mnist · finetune"]
+
+
+# --------------------------------------------------------------------------------------------------------------- texts
+def test_long_names_give_way_in_the_middle_and_stay_distinct() -> None:
+    assert style.shorten("short", 10) == "short"
+    assert style.shorten("abcdefghijklmnop", 9) == "abcd…mnop"
+    assert style.shorten("two\nlines\x07", 20) == "two lines"
+    assert style.shorten_all(["aaaa1zzzz", "aaaa2zzzz"], 8) == ["aaaa…zzz", "aa…z (2)"]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.2471, "0.247"), (12.0, "12"), (999.6, "1k"), (61_338, "61.3k"), (11_181_642, "11.2M"), (2e9, "2G")],
+)
+def test_counts_have_three_digits_and_a_unit(value: float, text: str) -> None:
+    assert style.count_text(value) == text
+
+
+def test_neighbours_are_spread_no_further_than_they_must() -> None:
+    assert style.spread([0.5, 0.9], 0.1, 0.0, 1.0) == [0.5, 0.9]
+    assert style.spread([0.5, 0.5], 0.1, 0.0, 1.0) == pytest.approx([0.45, 0.55])
+    assert style.spread([1.0, 0.99], 0.1, 0.0, 1.0) == pytest.approx([1.0, 0.9])
+    assert style.spread([0.0] * 3, 0.6, 0.0, 1.0) == pytest.approx([0.0, 0.5, 1.0])
+
+
+def test_many_items_fold_into_columns_and_pages() -> None:
+    def lengths(number: int) -> list[list[int]]:
+        return [[len(column) for column in page] for page in style.columns(list(range(number)))]
+
+    assert lengths(25) == [[25]]
+    assert lengths(26) == [[13, 13]]
+    assert lengths(50) == [[25, 25]]
+    assert lengths(51) == [[13, 13], [25]]
+    assert lengths(0) == []
+
+
+def test_samples_bear_the_data_sets_own_names_though_the_network_has_others_in_another_order(tmp_path: Path) -> None:
+    run = run_of("probe", "resnet18")
+    others = [f"other {i}" for i in range(10)][::-1]
+    completed(StorePaths(tmp_path), run, details={"class_names": others})
+    write_grid(StorePaths(tmp_path), "g", [(run, "")])
+    material = Material(comparison=read_comparison("g", StorePaths(tmp_path)), images=images_of(40))
+    samples = next(sketch for sketch in pictures.sketches(material) if sketch.section == "data")
+    with style.house_style():
+        drawn = samples.draw()
+    words = [text.get_text() for text in drawn.axes[0].get_yticklabels()] + [t.get_text() for t in drawn.axes[0].texts]
+    assert {f"class {i}" for i in range(10)} <= set(words) and not set(others) & set(words)
