@@ -277,8 +277,8 @@ def test_a_join_is_compared_with_its_own_part_that_is_best_on_val(store: StorePa
 
 def test_under_published_val_and_the_best_single_stay_empty(store: StorePaths) -> None:
     write_join(store, protocol="published")
-    for row in comparison_rows("mine", store):
-        assert (row.val_accuracy, row.best_single_model, row.delta_to_best_single) == (None, None, None)
+    for found in comparison_rows("mine", store):
+        assert (found.val_accuracy, found.best_single_model, found.delta_to_best_single) == (None, None, None)
 
 
 def test_a_join_without_all_its_parts_has_no_best_single(store: StorePaths) -> None:

@@ -290,7 +290,8 @@ def test_a_mirror_without_anything_to_send_ends_with_its_launcher_and_never_load
         "os._exit(0)"
     )
     command = [sys.executable, "-c", launcher, str(store.root)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "support")}
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (here, here.parent / "support")))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     wait_until(lambda: not Path(f"/proc/{int(done.stdout)}").exists())
     assert not (store.wandb / "wandb").exists()
