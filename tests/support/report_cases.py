@@ -130,7 +130,13 @@ def spec(
         phase=phase,  # type: ignore[arg-type]
         model=model,
         backbones=() if phase == "scratch" else tuple(backbone(name, **options) for name in model.split("+")),
-        dataset=DatasetSpec(name=dataset, kind=dataset, fingerprint="f", num_classes=10, max_images=max_images),
+        dataset=DatasetSpec(
+            name=dataset,
+            kind=dataset if dataset.isidentifier() else "image_folder",
+            fingerprint="f",
+            num_classes=10,
+            max_images=max_images,
+        ),
         extract=None if phase == "scratch" else ExtractSettings(),
         settings=KINDS[phase](**FAIR_SETTINGS[phase] | changes),
         protocol=protocol,  # type: ignore[arg-type]
