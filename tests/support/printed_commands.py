@@ -23,7 +23,7 @@ from transfergrid.store import durable
 # A word of a shell: quoted as shlex quotes, or of letters that need no quotes. What is unquoted is an argument only
 # where it holds `=` or is -m, so that a command ends where the sentence goes on.
 _QUOTED = r"(?:'[^']*'|\"[^\"]*\"|[\w@%+=:,./<>{}\[\]()*-])"
-COMMAND = re.compile(rf"jobs/(\w+)\.py((?: +(?:-m\b|(?='?[\w./-]+=){_QUOTED}+))*)")
+COMMAND = re.compile(rf"jobs/([a-z]\w*)\.py((?: +(?:-m\b|(?='?[\w./-]+=){_QUOTED}+))*)")
 ALWAYS_HELP = "usage: python jobs/"
 SUFFIXES = (".json", ".md", ".html", ".csv", ".tex", ".sh", ".txt", ".jsonl")
 # What no shell and no parser can know. FILE, FOLDER and DIR are told beside the command: no record knows a place.
