@@ -35,6 +35,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--forbid-skips", action="store_true", help="fail if any test was skipped or none was run")
 
 
+_LONG = ("whole", "networks", "export")  # folders whose files take longest, longest first
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no worker is left alone with one at the end."""
+
+    def place(item: pytest.Item) -> int:
+        return next((i for i, name in enumerate(_LONG) if name in item.path.parts), len(_LONG))
+
+    items.sort(key=place)
+
+
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if not session.config.getoption("--forbid-skips") or exitstatus != 0 or hasattr(session.config, "workerinput"):
         return

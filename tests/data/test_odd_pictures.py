@@ -30,6 +30,12 @@ from transfergrid.export.inference import Prepared, _read
 from transfergrid.names import csv_rows, shown
 from transfergrid.phases.evaluate import _write_csv
 
+MEASURE = """
+import resource, subprocess, sys
+code = subprocess.run(sys.argv[2:]).returncode
+open(sys.argv[1], "w").write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
 ROOT = Path(__file__).resolve().parents[2]
 DEEP = PictureRules(value_range=(0.0, 65535.0), orientation="exif")
 NAMES = [*odd_pictures.ODD_NAMES, *map(os.fsdecode, odd_pictures.CLASSES)]
@@ -155,16 +161,16 @@ def test_predict_never_takes_the_thumbnail_of_a_raw_file_for_the_picture(tmp_pat
 def run(log: Path, script: str, *arguments: str) -> tuple[int, str]:
     """Exit code (124 after five minutes) and output of a script of jobs/, whose memory stays below 2 GB."""
     command = ["timeout", "300", sys.executable, str(ROOT / "jobs" / script), *arguments]
+    used = log.with_suffix(".kb")
+    measure = [sys.executable, "-c", MEASURE, str(used), *command]  # a child's own peak begins with its parent's size
     with open(log, "wb") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            measure, stdout=file, stderr=file, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
         )
-        _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    assert used.ru_maxrss < 2_000_000  # kB, of the process and of those it waited for
+    assert int(used.read_text()) < 2_000_000  # kB, of the largest of all its processes
     text = log.read_bytes().decode()
     assert "Traceback" not in text and "Warning" not in text and "\x1b" not in text
-    return process.returncode, text
+    return done.returncode, text
 
 
 def listed(text: str, root: str) -> Iterator[str]:
