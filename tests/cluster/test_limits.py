@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_slurm import FakeSlurm
+from fake_slurm import PARTITIONS, FakeSlurm
 
 from transfergrid.cluster.limits import Limits, assert_possible, gpus_of, queue_room, read_limits
 from transfergrid.cluster.slurm import SlurmDown
+from transfergrid.cluster.yielding import fitted
 from transfergrid.errors import ConfigError
 from transfergrid.resources import Resources
 
@@ -62,7 +64,7 @@ def test_an_array_is_no_longer_than_the_scheduler_takes(fake: FakeSlurm) -> None
 
 
 def test_a_qos_that_demands_a_gpu_is_known_by_itself_and_as_a_partitions_own(fake: FakeSlurm) -> None:
-    fake.say("sacctmgr qos", "normal|150|||\nlong||||gres/gpu=1\nsecret||||gres/gpu=0,cpu=2\n")
+    fake.say("sacctmgr qos", "normal|150||||||||\nlong||||gres/gpu=1|||||\nsecret||||gres/gpu=0,cpu=2|||||\n")
     fake.say("scontrol partition", "PartitionName=gpu QoS=long State=UP\nPartitionName=cpu QoS=secret State=UP\n")
     limits = read_limits()
     assert limits.gpu_qos == {"long"}
@@ -72,6 +74,57 @@ def test_a_qos_that_demands_a_gpu_is_known_by_itself_and_as_a_partitions_own(fak
     with pytest.raises(ConfigError, match=r"partition gpu starts no job without a GPU \(its QOS long\)"):
         assert_possible(Resources(partition="gpu", gpus=0, mem_gb=1), limits, what="phase probe")
     assert_possible(Resources(partition="gpu", gpus=1, mem_gb=1), limits, what="phase probe")
+
+
+OF_A_JOB = "normal|150|||||gres/gpu=2,mem=64G|gres/gpu=1||\nwide||||||gres/gpu=8,cpu=6|||OverPartQOS\nsecret|||||||||\n"
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({"gpus": 2}, "cluster.gpus=2 is more than QOS normal ever gives; give cluster.gpus=1 or less"),
+        ({"mem_gb": 100}, "cluster.mem_gb=100 is more than QOS normal ever gives; give cluster.mem_gb=64 or less"),
+        ({"qos": "wide", "cpus": 8}, "cluster.cpus=8 is more than QOS wide ever gives; give cluster.cpus=6 or less"),
+        (
+            {"qos": "secret", "cpus": 9},
+            "cluster.cpus=9 is more than account lab ever gives; give cluster.cpus=8 or less",
+        ),
+        ({"qos": "secret", "gpus": 4}, None),
+        ({"qos": "wide", "gpus": 2}, None),
+        ({"gpus": 1, "cpus": 8}, None),
+    ],
+)
+def test_a_job_that_a_qos_or_an_account_never_lets_start_is_refused(
+    fake: FakeSlurm, asked: dict[str, Any], told: str | None
+) -> None:
+    fake.say("sacctmgr qos", OF_A_JOB)
+    fake.say("sacctmgr user", "lab|lab|normal,secret,wide|normal|200|||cpu=8,gres/gpu=4\n")
+    resources = Resources(**{"partition": "gpu", "gpus": 1, "cpus": 4, "mem_gb": 16} | asked)
+    if told is None:
+        assert_possible(resources, read_limits(), what="phase probe")
+    else:
+        with pytest.raises(ConfigError, match=f"phase probe: {told}"):
+            assert_possible(resources, read_limits(), what="phase probe")
+
+
+def test_a_partitions_own_qos_goes_before_the_jobs_unless_that_says_otherwise(fake: FakeSlurm) -> None:
+    fake.say("sacctmgr qos", OF_A_JOB + "part||||||cpu=2|||\n")
+    fake.say("sacctmgr user", "lab|lab|normal,wide|normal|200|||\n")
+    fake.say("scontrol partition", PARTITIONS.replace("PartitionName=gpu", "PartitionName=gpu QoS=part", 1))
+    resources = Resources(partition="gpu", gpus=1, cpus=4, mem_gb=16)
+    with pytest.raises(ConfigError, match="cluster.cpus=4 is more than QOS part ever gives"):
+        assert_possible(resources, read_limits(), what="phase probe")
+    assert_possible(replace(resources, qos="wide"), read_limits(), what="phase probe")
+
+
+def test_a_default_yields_to_what_a_qos_gives(fake: FakeSlurm) -> None:
+    fake.say("sacctmgr qos", "normal|150|||||cpu=2,mem=8G|||\n")
+    limits = read_limits()
+    default = Resources(partition="gpu", defaults=frozenset({"cpus", "mem_gb"}))
+    lowered, line = fitted(default, limits, what="phase probe")
+    assert (lowered.cpus, lowered.mem_gb, lowered.gpus) == (2, 8, 1)
+    assert line is not None and "cluster.cpus=2 (default 4), cluster.mem_gb=8 (default 16)" in line
+    assert_possible(lowered, limits, what="phase probe")
 
 
 def test_room_in_the_queue(fake: FakeSlurm) -> None:

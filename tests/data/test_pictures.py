@@ -407,6 +407,15 @@ def test_orientation_is_in_the_identity_only_where_some_picture_is_turned(tmp_pa
         asked_for(tmp_path, folder, "dataset.orientation=up")
 
 
+def test_a_folder_behind_a_link_keeps_its_name_and_the_plan_says_so(tmp_path: Path) -> None:
+    (tmp_path / "my_pets").symlink_to(two_classes(tmp_path / "base", save_8_bits, train=2, test=2))
+    asked = asked_for(tmp_path, tmp_path / "my_pets")
+    assert final_run(asked).dataset.name == "base"
+    assert asked.notes == ("base: named after what my_pets links to; dataset.name=my_pets names it after the link",)
+    named = asked_for(tmp_path, tmp_path / "my_pets", "dataset.name=my_pets")
+    assert final_run(named).dataset.name == "my_pets" and named.notes == ()
+
+
 def test_hashes_kept_by_the_first_release_are_completed_and_the_fingerprint_stays(tmp_path: Path) -> None:
     folder, kept = two_classes(tmp_path / "photos", save_8_bits, train=3, test=2), tmp_path / "kept"
     with_orientation(folder / "train/dark/0.png", 6, (30, 30))

@@ -489,3 +489,8 @@ def test_samples_bear_the_data_sets_own_names_though_the_network_has_others_in_a
         drawn = samples.draw()
     words = [text.get_text() for text in drawn.axes[0].get_yticklabels()] + [t.get_text() for t in drawn.axes[0].texts]
     assert {f"class {i}" for i in range(10)} <= set(words) and not set(others) & set(words)
+
+
+def test_a_letter_that_the_font_lacks_stands_as_its_number_and_not_as_a_box() -> None:
+    assert style.clean("猫 chat \U0001f408\n Ünïcödé Ωж") == "U+732B chat U+1F408 Ünïcödé Ωж"
+    assert style.shorten_all(["猫", "犬"], 10) == ["U+732B", "U+72AC"]

@@ -34,10 +34,10 @@ gpu|down*|1|32|256000|gpu:a100:4(S:0-1)
 cpu|allocated|10|48|192000|(null)
 old|drained|4|8|32000|gpu:2
 """
-# DefaultAccount, Account, QOS, DefaultQOS, MaxSubmitJobs, GrpSubmitJobs
-USER = "lab|lab|long,normal|normal|200|\nlab|other|normal|normal|5|\n"
-# Name, MaxSubmitJobsPerUser, GrpSubmitJobs, MaxWall, MinTRESPerJob
-QOS = "normal|150|||\nlong|||2-00:00:00|\nsecret||||\n"
+# DefaultAccount, Account, QOS, DefaultQOS, MaxSubmitJobs, GrpSubmitJobs, GrpTRES, MaxTRESPerJob
+USER = "lab|lab|long,normal|normal|200|||\nlab|other|normal|normal|5|||\n"
+# Name, MaxSubmitJobsPerUser, GrpSubmitJobs, MaxWall, MinTRESPerJob, GrpTRES, MaxTRESPer: Job, User, Account, Flags
+QOS = "normal|150||||||||\nlong|||2-00:00:00||||||\nsecret|||||||||\n"
 
 
 class FakeSlurm:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from transfergrid.cluster import slurm
+from transfergrid.cluster.ceilings import KINDS, TRES, Ceiling, above, ceiling_of
 from transfergrid.cluster.forms import ANY, MAYBE_NUMBER, NUMBER, WORD, rows
 from transfergrid.cluster.ownership import Here, here_of, read_config
 from transfergrid.errors import ConfigError
@@ -21,8 +22,8 @@ from transfergrid.resources import UNLIMITED, Resources
 # How a node's state begins, as sinfo spells it; `powered_down` is none of them, such a node is woken when needed.
 UNUSABLE = ("down", "drain", "error", "fail", "future", "inval", "maint", "unknown")
 _OF_SINFO = (WORD, r"[A-Za-z_]+[^\sA-Za-z|]*", NUMBER, r"\d+\+?", r"\d+\+?", ANY)
-_OF_USER = (r"[^|]*", WORD, r"[^|]*", r"[^|]*", MAYBE_NUMBER, MAYBE_NUMBER)
-_OF_QOS = (WORD, MAYBE_NUMBER, MAYBE_NUMBER, r"[\d:-]*|UNLIMITED", ANY)
+_OF_USER = (r"[^|]*", WORD, r"[^|]*", r"[^|]*", MAYBE_NUMBER, MAYBE_NUMBER, TRES, TRES)
+_OF_QOS = (WORD, MAYBE_NUMBER, MAYBE_NUMBER, r"[\d:-]*|UNLIMITED", TRES, TRES, TRES, TRES, TRES, ANY)
 ANY_TYPE = ""  # GPUs that SLURM counts without a type
 UNKNOWN_MIB = 1  # RealMemory of a node for which nobody has set it
 
@@ -100,6 +101,8 @@ class Limits:
     states are kept in a database. requeue: whether jobs may be requeued unless they say otherwise. preemption: by what
     (`none`, `partition_prio`, `qos`). user_signal: whether a preempted job gets the signal it asked for. kill_wait_s:
     between SIGTERM and SIGKILL at the time limit. min_job_age_s: so long squeue knows of a job that has ended.
+    qos_ceilings, own_ceiling: what a QOS, by its name, and this user's association let one hold at once. default_qos:
+    of a job that names none. over_partition: the QOS whose limits go before those of a partition's QOS.
     """
 
     here: Here
@@ -116,6 +119,10 @@ class Limits:
     user_signal: bool = False
     kill_wait_s: int = 30
     min_job_age_s: int = 300
+    qos_ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
+    own_ceiling: Ceiling | None = None
+    default_qos: str = "normal"
+    over_partition: frozenset[str] = frozenset()
 
     @property
     def default_partition(self) -> str | None:
@@ -148,6 +155,10 @@ def read_limits(*, account: str | None = None, qos: str | None = None, timeout_s
         user_signal="send_user_signal" in config.get("SlurmctldParameters", "") + config.get("PreemptParameters", ""),
         kill_wait_s=_number(config.get("KillWait", "")) or 0,
         min_job_age_s=_number(config.get("MinJobAge", "")) or 0,
+        qos_ceilings=known.qos_ceilings,
+        own_ceiling=known.own_ceiling,
+        default_qos=known.default_qos,
+        over_partition=known.over_partition,
     )
 
 
@@ -236,13 +247,18 @@ class _Known:
     qos_max_time_min: Mapping[str, int] = field(default_factory=dict)
     gpu_qos: frozenset[str] = frozenset()
     max_jobs: int | None = None
+    qos_ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
+    own_ceiling: Ceiling | None = None
+    default_qos: str = "normal"
+    over_partition: frozenset[str] = frozenset()
 
 
 def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | None, timeout_s: float) -> _Known:
     show = ["sacctmgr", "-nP", "show"]
-    columns = "DefaultAccount,Account,QOS,DefaultQOS,MaxSubmitJobs,GrpSubmitJobs"
+    columns = "DefaultAccount,Account,QOS,DefaultQOS,MaxSubmitJobs,GrpSubmitJobs,GrpTRES,MaxTRESPerJob"
     of_user = [*show, "user", user_name(), "withassoc", f"cluster={config['ClusterName']}", f"format={columns}"]
-    of_qos = [*show, "qos", "format=Name,MaxSubmitJobsPerUser,GrpSubmitJobs,MaxWall,MinTRESPerJob"]
+    columns = "Name,MaxSubmitJobsPerUser,GrpSubmitJobs,MaxWall,MinTRESPerJob"
+    of_qos = [*show, "qos", f"format={columns},GrpTRES,MaxTRESPerJob,MaxTRESPerUser,MaxTRESPerAccount,Flags"]
     try:
         associations = rows("sacctmgr", slurm.run(of_user, timeout_s=timeout_s), _OF_USER)
         qos_lines = rows("sacctmgr", slurm.run(of_qos, timeout_s=timeout_s), _OF_QOS)
@@ -262,12 +278,19 @@ def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | 
     submit = [cell for a in mine for cell in a[4:6]]
     submit += [cell for line in qos_lines if line[0] == used_qos for cell in line[1:3]]
     times = {line[0]: _minutes(line[3]) for line in qos_lines}
+    of_account = dict(zip(("group", "job"), mine[0][6:8], strict=True))
     return _Known(
         accounts=frozenset(a[1] for a in associations),
         qos=frozenset(allowed),
         qos_max_time_min={name: time for name, time in times.items() if time is not None},
         gpu_qos=frozenset(line[0] for line in qos_lines if re.search(r"gres/gpu(:\S+)?=[1-9]", line[4])),
         max_jobs=min((n for n in map(_number, submit) if n is not None), default=None),
+        qos_ceilings={
+            line[0]: ceiling_of(f"QOS {line[0]}", dict(zip(KINDS, line[5:9], strict=True))) for line in qos_lines
+        },
+        own_ceiling=ceiling_of(f"account {mine[0][1]}", of_account),
+        default_qos=mine[0][3] or "normal",
+        over_partition=frozenset(line[0] for line in qos_lines if "OverPartQOS" in line[9].split(",")),
     )
 
 
@@ -307,9 +330,20 @@ def assert_possible(resources: Resources, limits: Limits, *, what: str) -> None:
             f"{what}: cluster.timeout_min={_shown_time(resources)} is more than QOS {resources.qos} ever gives;"
             f" give cluster.timeout_min={max_time_min} or less"
         )
-    reasons = [against(resources, partition) for partition in named_partitions(resources, limits, what=what)]
+    reasons = [
+        against(resources, partition) or above(resources, ceilings(resources, partition, limits))
+        for partition in named_partitions(resources, limits, what=what)
+    ]
     if None not in reasons:
         raise ConfigError(f"{what}: {'; '.join(map(str, reasons))}")
+
+
+def ceilings(resources: Resources, partition: Partition, limits: Limits) -> list[Ceiling]:
+    """What bounds such a job in this partition, the most important first."""
+    qos = resources.qos or limits.default_qos
+    layers = [limits.qos_ceilings.get(partition.qos or ""), limits.qos_ceilings.get(qos)]
+    layers = layers[::-1] if qos in limits.over_partition else layers
+    return [layer for layer in (*layers, limits.own_ceiling) if layer is not None]
 
 
 def named_partitions(

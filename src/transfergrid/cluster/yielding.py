@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from transfergrid.cluster.limits import UNKNOWN_MIB, Limits, NodeShape, Partition, against, named_partitions
+from transfergrid.cluster.ceilings import above, room
+from transfergrid.cluster.limits import UNKNOWN_MIB, Limits, NodeShape, Partition, against, ceilings, named_partitions
 from transfergrid.errors import ConfigError
 from transfergrid.resources import Resources
 
@@ -23,17 +24,26 @@ def fitted(resources: Resources, limits: Limits, *, what: str) -> tuple[Resource
     for partition in partitions if resources.defaults else []:
         if "mem_gb" in resources.defaults and partition.max_mem_mib <= UNKNOWN_MIB:
             continue
-        if against(resources, partition) is None and resources.time_min <= _qos_time(resources, limits):
+        layers = ceilings(resources, partition, limits)
+        possible = against(resources, partition) is None and above(resources, layers) is None
+        if possible and resources.time_min <= _qos_time(resources, limits):
             return resources, None
     for partition in partitions if resources.defaults else []:
-        for shape in partition.shapes:
+        layers = ceilings(resources, partition, limits)
+        for shape in (_below(shape, room(layers)) for shape in partition.shapes):
             lowered = _lowered(resources, partition, shape, _qos_time(resources, limits))
-            if lowered != resources and against(lowered, partition) is None:
-                has = f"all that partition {partition.name} has"
+            if lowered != resources and against(lowered, partition) is None and above(lowered, layers) is None:
+                bounded = "" if room(layers) == (math.inf, math.inf) else " and your QOS or account allows"
+                has = f"all that partition {partition.name} has{bounded}"
                 if lowered.mem_gb is None and resources.mem_gb is not None:
                     has += "; nobody has told SLURM what memory its nodes have"
                 return lowered, f"{what}: {_told(resources, lowered)}, {has}"
     return resources, None
+
+
+def _below(shape: NodeShape, room: tuple[float, float]) -> NodeShape:
+    """What one job may have of such a node. room: CPUs and MiB that a QOS or an account lets it have."""
+    return replace(shape, cpus=int(min(shape.cpus, room[0])), mem_mib=int(min(shape.mem_mib, room[1])))
 
 
 def _qos_time(resources: Resources, limits: Limits) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ def resolve_dataset(
         skip_damaged=node.skip_damaged,
     )
     name = composed(node.name or (folder.name if folder is not None else node.kind))
+    linked = _about_link(name, node.folder, folder) if folder is not None and node.name is None else ()
     if any(sign in "/\\\x7f" or sign < " " for sign in name) or name.startswith(".") or not name.strip():
         raise ConfigError(f"dataset.name={name!r} cannot name a folder; use letters, digits, . _ and -")
     if folder is not None and name in data.kinds():
@@ -114,5 +116,17 @@ def resolve_dataset(
         node.train_fraction,
         node.shots,
         cast(Any, choice("dataset.small_pictures", node.small_pictures, ("whole", "recipe"))),
-        (*about_range(value_range, facts, name), *(turned if turns else ())),
+        (
+            *about_range(value_range, facts, name),
+            *(turned if turns else ()),
+            *linked,
+        ),
     )
+
+
+def _about_link(name: str, typed: str, folder: Path) -> tuple[str, ...]:
+    """What the plan says of a folder that was typed as a link of another name."""
+    link = composed(os.path.basename(os.path.abspath(os.path.expanduser(typed))))
+    if link == composed(folder.name):
+        return ()
+    return (f"{name}: named after what {link} links to; dataset.name={link} names it after the link",)

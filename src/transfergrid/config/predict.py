@@ -73,11 +73,7 @@ def parse_predict(arguments: Sequence[str]) -> PredictRequest:
     for key, needs in (("output", "images"), ("top_k", "images"), ("precision", "images"), ("export_format", "export")):
         if values[key] != DEFAULTS[key] and values[needs] is None:
             raise ConfigError(f"{key}= goes with {needs}=DIR")
-    paths = _run_paths(str(values["run"]), Path(str(values["store.dir"])))
-    record = _finished_record(paths)
-    class_names = classes_of_run(record.spec, paths)
-    if class_names is None:
-        raise ConfigError(f"{paths.record} does not name the run's classes; delete it and launch the run again")
+    paths, record, class_names = finished_run(str(values["run"]), Path(str(values["store.dir"])))
     images = None if values["images"] is None else Path(values["images"])
     return PredictRequest(
         record=record,
@@ -92,6 +88,16 @@ def parse_predict(arguments: Sequence[str]) -> PredictRequest:
         export_format=_export_format(values["export_format"]),
         in_fp32=_choice("precision", values["precision"], PRECISIONS) == "fp32",
     )
+
+
+def finished_run(run: str, store_dir: Path) -> tuple[RunPaths, RunRecord, tuple[str, ...]]:
+    """A run whose network can be used, and its classes. run: its id, or its folder. Raises ConfigError or DataError."""
+    paths = _run_paths(run, store_dir)
+    record = _finished_record(paths)
+    class_names = classes_of_run(record.spec, paths)
+    if class_names is None:
+        raise ConfigError(f"{paths.record} does not name the run's classes; delete it and launch the run again")
+    return paths, record, class_names
 
 
 def _values(arguments: Sequence[str]) -> tuple[dict[str, str | None], dict[str, str]]:

@@ -12,6 +12,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,7 +77,7 @@ def house_style() -> Iterator[None]:
     from matplotlib import style
 
     with style.context(_RC, after_reset=True), warnings.catch_warnings():
-        # A class named in a script that the font does not have is shown as boxes; it is no reason to say more.
+        # Names go through clean(), which leaves no such letter; a text that did not is no reason to say more.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
@@ -119,8 +120,21 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
 
 # ---------------------------------------------------------------------------------------------------------------- text
 def clean(text: str) -> str:
-    """One line without control characters, which no font shows."""
-    return " ".join("".join(c if unicodedata.category(c)[0] != "C" else " " for c in text).split())
+    """One line without control characters, which no font shows. A letter that the font lacks stands as its number, as
+    `U+732B`: a box would stand for any."""
+    visible = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
+    if not visible.isascii():
+        visible = "".join(c if c.isascii() or ord(c) in _letters() else f"U+{ord(c):04X}" for c in visible)
+    return " ".join(visible.split())
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """Of the font that figures are drawn with."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    family = _RC["font.sans-serif"]
+    return frozenset(get_font(findfont(FontProperties(family=family))).get_charmap())
 
 
 def shorten(text: str, length: int) -> str:
