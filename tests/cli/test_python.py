@@ -47,7 +47,7 @@ def test_rows_records_and_features_are_those_of_the_files(launched: Path) -> Non
     found = transfergrid.read_features(run, "train", store=launched / "results", cache=launched / "cache")
     assert list(found) == ["tinynet_mnist"]
     features = found["tinynet_mnist"]
-    assert features.features_ND.shape == (120, 96) and features.features_ND.dtype == np.float16
+    assert features.features_ND.shape == (120, 64) and features.features_ND.dtype == np.float16
     assert np.bincount(features.labels_N).tolist() == [12] * 10 and len(features.index_N) == 120
 
 

@@ -99,7 +99,7 @@ def test_a_job_that_a_qos_or_an_account_never_lets_start_is_refused(
 ) -> None:
     fake.say("sacctmgr qos", OF_A_JOB)
     fake.say("sacctmgr user", "lab|lab|normal,secret,wide|normal|200|||cpu=8,gres/gpu=4\n")
-    resources = Resources(**{"partition": "gpu", "gpus": 1, "cpus": 4, "mem_gb": 16} | asked)
+    resources = replace(Resources(partition="gpu", gpus=1, cpus=4, mem_gb=16), **asked)
     if told is None:
         assert_possible(resources, read_limits(), what="phase probe")
     else:

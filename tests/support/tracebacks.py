@@ -24,7 +24,8 @@ FAULTS = (
     "test_wandb_faults",
 )
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):\n(?:[ \t|+].*\n|\n)*(.*)")
-_IS_LOG = re.compile(r"log\.txt|.*_log\.(out|err)|.*\.log|output").fullmatch
+# Not what the W&B client keeps for its own developers, debug.log and debug-internal.log.
+_IS_LOG = re.compile(r"log\.txt|.*_log\.(out|err)|(?!debug).*\.log|output").fullmatch
 _NO_LOGS = ("code", "cache", "checkpoints", "node_modules", "__pycache__")
 
 

@@ -43,9 +43,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 # split -> colour, line style, marker
 SPLITS = {"train": (BLUE, "-", "o"), "val": (ORANGE, "--", "s"), "test": (BLACK, ":", "^")}
 
+_FONT = "DejaVu Sans"  # comes with matplotlib: the same on every machine
 _RC = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: the same on every machine
+    "font.sans-serif": [_FONT],
     "font.size": 8.0,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8.0,
@@ -133,8 +134,7 @@ def _letters() -> frozenset[int]:
     """Of the font that figures are drawn with."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    family = _RC["font.sans-serif"]
-    return frozenset(get_font(findfont(FontProperties(family=family))).get_charmap())
+    return frozenset(get_font(findfont(FontProperties(family=_FONT))).get_charmap())
 
 
 def shorten(text: str, length: int) -> str:
