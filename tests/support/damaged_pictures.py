@@ -33,7 +33,7 @@ def by_pillow(content: bytes) -> bool:
             if image.width * image.height > 180e6 or max(image.size) > 2**17:
                 return False
             image.convert("RGB")
-    except Exception:
+    except Exception:  # its decoders raise errors of every kind on damaged files
         return False
     return True
 

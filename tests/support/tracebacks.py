@@ -44,7 +44,7 @@ def listen(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         for stream in said:
             text = stream.decode(errors="replace") if isinstance(stream, bytes) else stream or ""
             if "Traceback" in text:
-                heard.append(f"`{' '.join(map(str, self.args))[:200]}` printed:\n{text}")  # type: ignore[arg-type]
+                heard.append(f"{self.args!r:.200} printed:\n{text}")
         return said
 
     def reading(self: pytest.CaptureFixture[Any]) -> Any:

@@ -60,14 +60,13 @@ def predict(arguments: Sequence[str]) -> int:
 
 def _predict(request: PredictRequest, images: Path, network: nn.Module, preprocess: tuple[PreprocessSpec, ...]) -> int:
     """How many images could not be read; each is named as it is met."""
-    import torch
 
     from transfergrid.export.inference import by_its_batch, csv_header, csv_row, predict_files
     from transfergrid.networks.finished import picture_rules_of, reading_of
-    from transfergrid.training.device import device_of
+    from transfergrid.training.device import device_of, on_device
 
     device = device_of(request.runtime)
-    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = on_device(network, device)
     reading = reading_of(request.record.spec)
     reading = replace(reading, precision="fp32") if request.in_fp32 else reading
     if by_its_batch(network, reading):

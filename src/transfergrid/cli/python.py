@@ -107,11 +107,10 @@ def load_model(
     weights_dir: where a probe's pretrained weights lie; a fine-tuned network holds its own. Raises ConfigError for a
     run that cannot be loaded, with what helps, and DataError for files that are damaged.
     """
-    import torch
 
     from transfergrid.config.predict import finished_run
     from transfergrid.networks.finished import network_of_run
-    from transfergrid.training.device import device_of, prepare_process
+    from transfergrid.training.device import device_of, on_device, prepare_process
 
     paths, record, class_names = finished_run(run, Path(store))
     runtime = Runtime(
@@ -124,5 +123,4 @@ def load_model(
     prepare_process(runtime)
     network, preprocess = network_of_run(record.spec, paths, runtime)
     place = device_of(runtime)
-    network = network.to(place, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return Model(network, preprocess, class_names, record, place)
+    return Model(on_device(network, place), preprocess, class_names, record, place)

@@ -32,7 +32,7 @@ from transfergrid.specs import (
     seed_for,
 )
 from transfergrid.store.records import RunRecord
-from transfergrid.training.device import arithmetic
+from transfergrid.training.device import arithmetic, on_device
 from transfergrid.training.on_images import ImageTrainee
 from transfergrid.training.optimization import ParameterGroup, split_decay
 from transfergrid.training.results import (
@@ -66,13 +66,11 @@ def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary
         trunks.append(trunk)
         feature_dim += backbones.entry(backbone.name, catalog_dir=cache_paths(runtime).catalog).feature_dim
     generator = torch.Generator().manual_seed(seed_for("head", spec.seed))
-    network = JoinedNetwork(
-        trunks, feature_dim=feature_dim, num_classes=spec.dataset.num_classes, generator=generator
-    ).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = JoinedNetwork(trunks, feature_dim=feature_dim, num_classes=spec.dataset.num_classes, generator=generator)
+    network = on_device(network, setting.device)
     if spec.extract is not None and spec.extract.bn_statistics == "target":
         _use_target_statistics(spec, network, setting)
-    joined: JoinedNetwork = network
-    return joined
+    return network
 
 
 def _use_target_statistics(spec: RunSpec, network: JoinedNetwork, setting: Setting) -> None:

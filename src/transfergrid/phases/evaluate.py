@@ -55,11 +55,10 @@ def run(context: RunContext) -> RunRecord:
 
     Labels and predictions are places among the network's own classes, which `class_names` names.
     """
-    import torch
 
     from transfergrid.data.batches import NetworkInputs
     from transfergrid.networks.size import describe
-    from transfergrid.training.device import device_of
+    from transfergrid.training.device import device_of, on_device
     from transfergrid.training.on_images import predict
     from transfergrid.training.results import Stopwatch, class_details, make_record, save_predictions, score_folds
 
@@ -70,7 +69,7 @@ def run(context: RunContext) -> RunRecord:
     splits = open_splits(spec.dataset, runtime)
     fold = _fold(spec, {split: images.labels_N for split, images in splits.items()})
     asked = _open(spec, runtime, splits[fold.split].class_names)
-    network = asked.network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = on_device(asked.network, device)
     # Every image is used once, so a resident copy would serve nothing: they stream, however many there are.
     inputs = NetworkInputs(splits, asked.preprocess, device=device, resident_gb=0.0, rows={fold.split: fold.index_N})
     forward = Stopwatch()

@@ -58,7 +58,7 @@ def run(context: RunContext) -> RunRecord:
     from transfergrid.data.batches import NetworkInputs
     from transfergrid.networks.backbones.build import Frozen, bn_statistics, build
     from transfergrid.networks.size import describe
-    from transfergrid.training.device import device_of
+    from transfergrid.training.device import device_of, on_device
     from transfergrid.training.on_images import autocast
     from transfergrid.training.results import Stopwatch, make_record
 
@@ -69,10 +69,10 @@ def run(context: RunContext) -> RunRecord:
     splits = open_splits(spec.dataset, runtime)
     rows = {split: subset(spec.dataset, images.labels_N) for split, images in splits.items()}
     files: list[Taken] = []
-    module = build(
+    built = build(
         backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, told=files.append
-    ).to(device)
-    module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    )
+    module = on_device(built, device)
     inputs = NetworkInputs(splits, (backbone.preprocess,), device=device, resident_gb=runtime.resident_gb, rows=rows)
     if spec.extract is not None and spec.extract.bn_statistics == "target":
         index_N = torch.from_numpy(rows["train"])

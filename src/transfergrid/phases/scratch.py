@@ -22,13 +22,13 @@ is_done = has_completed
 
 def run(context: RunContext) -> RunRecord:
     """weights.pt: the architecture's own state dict, of the epoch the rule chose."""
-    import torch
 
     from transfergrid.data.geometry import scratch_preprocess
     from transfergrid.networks import architectures
     from transfergrid.networks.joined import Plain
     from transfergrid.phases._on_images import train_and_record
     from transfergrid.phases._setting import open_setting
+    from transfergrid.training.device import on_device
     from transfergrid.training.optimization import split_decay
 
     spec, runtime, settings = context.spec, context.runtime, context.spec.settings
@@ -36,7 +36,7 @@ def run(context: RunContext) -> RunRecord:
     preprocess = scratch_preprocess(settings)
     setting = open_setting(context, (preprocess,))
     built = architectures.build(spec.model, spec.dataset.num_classes, spec.seed)
-    network = Plain(built).to(setting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = on_device(Plain(built), setting.device)
     groups = split_decay(
         "network",
         network.parameters(),
