@@ -148,7 +148,7 @@ def test_every_file_of_a_report_is_utf8(figures: bool, trained: Path) -> None:
     written = [p for p in folder.rglob("*") if p.suffix in (".md", ".csv", ".tex", ".html", ".svg", ".json")]
     assert len(written) >= 4
     assert all("caf" in p.read_text(encoding="utf-8") for p in written if p.suffix in (".md", ".csv", ".html"))
-    published = publication_of(comparison, folder)
+    published = publication_of([comparison], folder)
     for told in (published.rows, [t.rows for t in published.tables.values()], published.headline):
         str(told).encode()
     assert "caf\\xe9" in published.markdown_table

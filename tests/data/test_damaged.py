@@ -136,7 +136,7 @@ def test_what_is_left_out_is_counted_in_identity_plan_record_and_command(tmp_pat
 
     record = RunRecord(run_id=spec.run_id, spec=spec, status="completed")
     (marked,) = with_remarks([row()], [[record]])
-    assert marked.remarks == "without 6 files of the data set that cannot be used (dataset.skip_damaged=true)"
+    assert marked.cell("remarks") == "without 6 files of the data set that cannot be used (dataset.skip_damaged=true)"
 
     for path in damaged:  # the same pictures without those files are another data set: nothing is left out
         (folder / path).unlink()

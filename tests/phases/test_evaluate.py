@@ -334,7 +334,8 @@ def test_published_weights_on_an_imagenet_folder_stand_beside_what_is_stated_and
     from transfergrid.cli.console import make_console
     from transfergrid.cli.grid_file import write_grid_of
     from transfergrid.report.analysis.comparison import read_comparison
-    from transfergrid.report.analysis.top_errors import as_markdown, top_errors
+    from transfergrid.report.analysis.top_errors import section, top_errors
+    from transfergrid.report.markdown import section_text
 
     named = ["model=resnet50", "weights=random", "dataset=imagenet", f"dataset.folder={imagenet}"]
     asked = request(tmp_path, "phase=evaluate", *named, "dataset.max_images=null", "dataset.image_size_px=32")
@@ -352,7 +353,7 @@ def test_published_weights_on_an_imagenet_folder_stand_beside_what_is_stated_and
         (1000, 0.0357, 0.07138),
     ]
     assert top1.differs == ("weights", "image_size_px")
-    markdown = as_markdown(read_comparison("adhoc", asked.store))
+    markdown = section_text(section(read_comparison("adhoc", asked.store)))
     assert "| 3.57 | 7.14 |" in markdown and "an ensemble of residual networks" in markdown
 
 

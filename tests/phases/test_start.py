@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import report_cases as cases
+from report_cases import as_markdown
 from small_runs import carry_out, final_run, paths_of, record_of, request
 
 from transfergrid.paths import StorePaths
+from transfergrid.report import documents
 from transfergrid.report.analysis import handover
 from transfergrid.report.analysis.comparison import read_comparison
-from transfergrid.report.documents import as_markdown
 from transfergrid.report.page.render import render_page
 from transfergrid.store.metrics_log import read_metrics
 
@@ -132,7 +133,7 @@ def test_a_start_below_the_probe_stands_in_the_document_beside_the_row_and_on_th
     assert "against 93.00 % by its statistics" in told
     assert handover.flags(comparison) == [("starts below its probe",)]
     assert handover.summary(comparison) == ["1 of 1 fine-tunings start below their probe: see the report"]
-    page = render_page(comparison, told)
+    page = render_page(comparison, documents.sections(comparison))
     assert "starts below its probe" in page and "12.50 % of 144 held-out images" in page
 
 
@@ -158,5 +159,5 @@ def test_what_the_gate_could_not_judge_and_constant_features_are_said(tmp_path: 
 def test_of_a_hand_over_in_order_and_of_older_records_nothing_is_said(tmp_path: Path, details: dict[str, Any]) -> None:
     comparison, _ = report_of(tmp_path, **details)
     assert handover.flags(comparison) == [()] and handover.summary(comparison) == []
-    assert handover.HEADING not in as_markdown(comparison)
+    assert handover.TITLE not in as_markdown(comparison)
     assert not math.isnan(comparison.rows[0].test_accuracy)

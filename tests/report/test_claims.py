@@ -17,10 +17,10 @@ from transfergrid.config.folders import conf_dir
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.claim_file import Claim, all_claims, claims_for
-from transfergrid.report.analysis.claims import Decision, as_markdown, decide, decisions_of
+from transfergrid.report.analysis.claims import Decision, decide, decisions_of, section
 from transfergrid.report.analysis.comparison import read_comparison
-from transfergrid.report.analysis.selection import SIGN
 from transfergrid.report.analysis.statistics import difference_of_published
+from transfergrid.report.markdown import section_text
 from transfergrid.report.studies import published
 from transfergrid.report.write import write_report
 from transfergrid.specs import EvaluateSettings, RunSpec
@@ -380,13 +380,13 @@ def test_the_rows_of_a_claim_stand_in_its_grid_files_and_are_trained_for_as_long
             continue
         whole = load_grid([f"grid={grid}", "cluster=local"])
         trained = {
-            (c.run.model, c.variant.partition(SIGN)[0]): getattr(c.run.settings, "epochs", None)
+            (c.run.model, c.variant.partition("--")[0]): getattr(c.run.settings, "epochs", None)
             for c in whole.configurations
             if c.run.phase == claim.phase
         }
         assert all(trained[row] == claim.epochs_of(row[1]) for row in (*claim.first, *claim.second))
         config = compose_config([f"grid={grid}"]).grid
-        variants = {str(name).partition(SIGN)[0] for name in config.variants}
+        variants = {str(name).partition("--")[0] for name in config.variants}
         rows = (*claim.first, *claim.second)
         assert claim.datasets[0] in config.datasets and claim.phase in config.phases
         assert {model for model, _ in rows} <= set(config.models)
@@ -397,11 +397,11 @@ def test_the_rows_of_a_claim_stand_in_its_grid_files_and_are_trained_for_as_long
 def test_the_report_tells_claims_with_the_published_interval(store: StorePaths) -> None:
     measure(store, "individual_vs_parallel", singles_and_pairs(0.90, 0.95), phase="finetune", dataset="mnist", seeds=2)
     comparison = read_comparison("individual_vs_parallel", store)
-    text = as_markdown(decisions_of(comparison))
+    text = section_text(section(decisions_of(comparison)))
     assert "than the best single network. | confirmed | resnet18+googlenet 95.00 against googlenet 90.00" in text
     assert text.count(" | mnist | individual_vs_parallel |\n") == 1
     low, high = difference_of_published(0.9955, 10_000, 0.9949, 10_000)[1:]
     assert f"| 99.55 against 99.49: +0.06 points [{100 * low:+.2f}, {100 * high:+.2f}] |" in text
     report = write_report("individual_vs_parallel", store, figures=False).read_text(encoding="utf-8")
     assert text in report and "## Joined models beside their baselines" in report
-    assert as_markdown([]) == ""
+    assert section([]) is None

@@ -15,9 +15,10 @@ from sklearn.metrics import cohen_kappa_score
 
 from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.report.analysis.comparison import read_comparison
-from transfergrid.report.analysis.joins import Joins, as_markdown, error_overlap, join_baselines
+from transfergrid.report.analysis.joins import Joins, error_overlap, join_baselines, section
 from transfergrid.report.analysis.predictions import EDITED, StoredPredictions, averaged_correct_N, probabilities_NC
 from transfergrid.report.analysis.statistics import t_interval, wilson
+from transfergrid.report.markdown import section_text
 from transfergrid.report.write import write_report
 from transfergrid.specs import RunSpec
 from transfergrid.store import records
@@ -169,7 +170,7 @@ def test_a_seed_whose_record_contradicts_its_predictions_is_left_out_and_named(s
     assert [(b.seeds, b.joined.mean) for b in joins.baselines] == [((0,), 0.9)]
     (note,) = joins.notes
     assert note.startswith(f"`{runs[3].run_id}` is left out: {EDITED}")
-    assert note in as_markdown(joins)
+    assert note in section_text(section(joins))
 
 
 def test_an_edited_single_of_equal_flops_is_named_and_not_compared(store: StorePaths) -> None:
@@ -199,7 +200,7 @@ def test_damaged_predictions_leave_a_note_and_break_nothing(store: StorePaths, d
     assert joins.baselines == ()
     assert "no seed with stored predictions" in joins.notes[0] and "(without any: resnet18)" in joins.notes[0]
     assert joins.notes[1].startswith(f"`{runs[0].run_id}` is left out: the test predictions of")
-    assert joins.notes[0] in as_markdown(joins)
+    assert joins.notes[0] in section_text(section(joins))
 
 
 def test_runs_on_other_images_are_not_paired(store: StorePaths) -> None:
@@ -241,7 +242,7 @@ def test_a_part_is_the_row_with_the_joins_own_weights_of_it(store: StorePaths) -
 def test_a_grid_without_joins_has_no_section(store: StorePaths) -> None:
     run = spec("finetune", "resnet18")
     finished(store, run, right_but(0))
-    assert as_markdown(baselines(store, [run])) == ""
+    assert section(baselines(store, [run])) is None
 
 
 # ---------------------------------------------------------------------------------------------------------- equal FLOPs
@@ -280,7 +281,7 @@ def test_the_section_shows_every_number_once(store: StorePaths) -> None:
     finished(store, first, right_but(0, 1, 2), val=0.95)  # of two singles of equal FLOPs it is the best on val
     finished(store, second, right_but(2, 3))
     finished(store, pair, right_but(2))
-    text = as_markdown(baselines(store, [first, second, pair]))
+    text = section_text(section(baselines(store, [first, second, pair])))
     assert "| mnist | resnet18+googlenet | finetune |  | resnet18 70.00, googlenet 80.00 | 1 | 90.00 [" in text
     assert "| mnist | resnet18+googlenet | finetune |  | resnet18 70.00 (x 1.00) | +20.00 [" in text
     assert "] | 90.00 | 10.00 | 6.00 | 0.21 |" in text

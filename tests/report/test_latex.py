@@ -41,7 +41,7 @@ def test_a_row_of_some_of_its_seeds_says_of_how_many(tmp_path: Path) -> None:
     store = StorePaths(tmp_path)
     small_grid(store)
     rows = comparison_rows("small", store)
-    partly = replace(rows[0], n_seeds=2, status="2/5 completed")
+    partly = replace(rows[0], n_seeds=2, status="2/5 completed", n_launched=5)
     seeds = [line.split(" & ")[2] for line in as_latex("small", [partly, *rows]).splitlines() if " & " in line][1:]
     assert seeds[:2] == ["2/5", "2"] and [row.status for row in rows[3:]] == ["failed", "missing"]
     assert seeds[-2:] == ["0", "0"]

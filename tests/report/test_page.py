@@ -264,7 +264,7 @@ def test_the_policy_allows_this_pages_script_and_style_and_nothing_else(
 def test_the_page_refers_to_nothing_outside_itself(store: StorePaths, tmp_path: Path) -> None:
     small_grid(store)
     comparison = read_comparison("small", store)
-    page = parse(render_page(comparison, "# x\n", figures=[figure(tmp_path, "one")]))
+    page = parse(render_page(comparison, [], figures=[figure(tmp_path, "one")]))
     found = [
         e.attributes.get(name, "")
         for tag in ("a", "img", "link", "script")
@@ -297,7 +297,7 @@ def test_figures_that_do_not_fit_are_left_out_by_name_and_the_first_are_kept(tmp
 def test_the_page_stays_below_five_megabytes_and_names_what_it_leaves_out(store: StorePaths, tmp_path: Path) -> None:
     small_grid(store)
     figures = [figure(tmp_path, f"noise{i}", width_px=760, noise=True) for i in range(20)]
-    html = render_page(read_comparison("small", store), "# x\n", figures=figures, figure_notes=["no `images` here"])
+    html = render_page(read_comparison("small", store), [], figures=figures, figure_notes=["no `images` here"])
     page = parse(html)
     shown = [f.attributes["id"].removeprefix("figure-") for f in page.all("figure")]
     named = [c.text for c in page.one("section", id="figure-notes").all("code")]
@@ -311,7 +311,7 @@ def test_a_small_svg_is_embedded_as_it_is_and_figures_of_one_model_stand_in_its_
     small_grid(store)
     drawn = figure(tmp_path, "curves", section="curves", models=("googlenet",), title="Curves")
     drawn.svg.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    page = parse(render_page(read_comparison("small", store), "# x\n", figures=[drawn, figure(tmp_path, "all")]))
+    page = parse(render_page(read_comparison("small", store), [], figures=[drawn, figure(tmp_path, "all")]))
     assert [f.attributes["id"] for f in page.one("section", id="figures").all("figure")] == ["figure-all"]
     model = page.one("details", id="model-1")
     assert model.all("summary")[0].one("b").text == "googlenet"

@@ -19,7 +19,6 @@ from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.analysis.rows import COLUMNS
 from transfergrid.report.publication import publication_of
-from transfergrid.report.several import joined
 from transfergrid.report.write import write
 from transfergrid.store import durable
 from transfergrid.tracking.publication import Publication, Table, row_config, row_summary
@@ -39,7 +38,7 @@ def folder(comparison: Comparison) -> Path:
 
 @pytest.fixture
 def publication(comparison: Comparison, folder: Path) -> Publication:
-    return publication_of(comparison, folder)
+    return publication_of([comparison], folder)
 
 
 def test_the_comparison_table_is_comparison_csv_cell_by_cell(publication: Publication, folder: Path) -> None:
@@ -84,16 +83,25 @@ def test_the_markdown_table_and_the_verdict_stand_on_the_page_in_the_same_words(
     assert all(cell.removesuffix(" a") in page for cell in cells)
 
 
-def test_tables_of_comparison_md_are_told_cell_by_cell_with_numbers_as_numbers(publication: Publication) -> None:
+def test_tables_of_the_sections_are_sent_in_full_under_the_names_of_comparison_csv(
+    publication: Publication,
+) -> None:
     costs = publication.tables["cost"]
     assert costs.columns[:2] == ("dataset", "model")
-    assert costs.rows[0][costs.columns.index("wall s")] == 10.0
-    assert costs.rows[0][costs.columns.index("parameters")] == 11_181_642.0
+    assert costs.rows[0][costs.columns.index("wall_s")] == 10.0
+    assert costs.rows[0][costs.columns.index("parameters")] == 11_181_642
     statistics = publication.tables["statistics"]
-    assert {row[statistics.columns.index("best on val")] for row in statistics.rows} == {"resnet18+googlenet"}
+    assert {row[statistics.columns.index("best_on_val")] for row in statistics.rows} == {"resnet18+googlenet"}
     winner = publication.tables["winner"]
     assert winner.rows[0][:4] == ("mnist", "resnet18+googlenet (probe)", "resnet18 (probe)", "better")
     assert {"joins", "failures"} <= set(publication.tables)
+    (join,) = (
+        dict(zip(publication.tables["joins"].columns, row, strict=True)) for row in publication.tables["joins"].rows
+    )
+    pair = next(row for row in publication.rows if row["model"] == "resnet18+googlenet")
+    for name in ("test_accuracy", "ci95_low", "ci95_high", "delta_to_best_single"):
+        assert join[name] == pair[name] and isinstance(pair[name], float)  # 0.9525, not "95.2 [92.1, 98.4]"
+    assert join["p_holm"] == pair["p_value_vs_best_single"] and join["family_size"] == 2
 
 
 def test_scores_per_class_are_of_all_seeds_and_add_up_to_the_accuracy(publication: Publication) -> None:
@@ -120,10 +128,10 @@ def test_the_verdicts_row_is_chosen_with_all_its_runs(publication: Publication, 
 def test_figures_of_single_rows_are_told_apart_and_left_out_on_request(comparison: Comparison, folder: Path) -> None:
     for name in ("accuracy-mnist-probe-123456", "confusion-mnist-resnet18-probe-abcdef"):
         durable.write_bytes(folder / "figures" / f"{name}.png", b"png")
-    made = publication_of(comparison, folder)
+    made = publication_of([comparison], folder)
     assert set(made.figures) == {"accuracy-mnist-probe-123456", "confusion-mnist-resnet18-probe-abcdef"}
     assert made.single == ("confusion-mnist-resnet18-probe-abcdef",)
-    assert publication_of(comparison, folder, figures=False).figures == {}
+    assert publication_of([comparison], folder, figures=False).figures == {}
 
 
 def test_several_grids_are_published_under_both_names(tmp_path: Path) -> None:
@@ -131,7 +139,7 @@ def test_several_grids_are_published_under_both_names(tmp_path: Path) -> None:
     for name in ("small", "other"):
         page_cases.small_grid(store, name)
     both = [read_comparison(name, store) for name in ("small", "other")]
-    made = publication_of(joined(both), write(both, figures=False).parent, figures=False)
+    made = publication_of(both, write(both, figures=False).parent, figures=False)
     assert (made.grid, made.grids, made.grid_tags) == (
         "small-vs-other",
         ("small", "other"),

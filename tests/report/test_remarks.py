@@ -19,6 +19,7 @@ from transfergrid.report.analysis import choices, lengths
 from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.analysis.remarks import edges, footnotes
 from transfergrid.report.latex import as_latex
+from transfergrid.report.markdown import section_text
 from transfergrid.report.publication import short_table
 from transfergrid.report.write import write_report
 from transfergrid.specs import RunSpec
@@ -85,7 +86,7 @@ def test_of_several_seeds_it_is_told_how_many(store: StorePaths) -> None:
         cases.completed(store, run, details={"choices": LRS, "chosen": {"lr": lr, "weight_decay": 0.0}})
     cases.write_grid(store, "g", [(run, "") for run in runs])
     (found,) = read_comparison("g", store).rows
-    assert found.remarks == "lr 0.01 is the largest of the search (2 of 3 seeds)"
+    assert found.cell("remarks") == "lr 0.01 is the largest of the search (2 of 3 seeds)"
 
 
 # ---------------------------------------------------------------------------------------------- a search by variants
@@ -93,7 +94,7 @@ def remarks_of(store: StorePaths, rows: list[tuple[RunSpec, str, float]]) -> dic
     for run, _, val in rows:
         cases.completed(store, run, metrics={"val_accuracy": val})
     cases.write_grid(store, "g", [(run, variant) for run, variant, _ in rows])
-    return {found.variant: found.remarks for found in read_comparison("g", store).rows}
+    return {found.variant: "; ".join(found.remarks) or None for found in read_comparison("g", store).rows}
 
 
 def scratch(**changes: Any) -> RunSpec:
@@ -128,7 +129,7 @@ def test_two_variants_are_a_comparison_unless_their_names_say_that_they_are_choi
     named = [(scratch(lr=0.1), "sgd--lr_0.1", 0.8), (scratch(lr=0.2), "sgd--lr_0.2", 0.9)]
     end = "best on val at an end of the search: lr 0.2 is the largest of 2 tried"
     assert remarks_of(store, named) == {"sgd--lr_0.1": None, "sgd--lr_0.2": end}
-    assert f"- mnist lenet5 scratch sgd: {end}.\n" in choices.as_markdown(read_comparison("g", store))
+    assert f"- mnist lenet5 scratch sgd: {end}.\n" in section_text(choices.section(read_comparison("g", store)))
 
 
 def test_other_kinds_of_settings_and_more_training_images_are_no_search(store: StorePaths) -> None:
@@ -146,7 +147,9 @@ def test_the_best_number_of_epochs_is_told_with_its_end(store: StorePaths) -> No
     rows.append((scratch(epochs=95, schedule="constant"), "along_one_run", 0.99))
     end = "best on val at an end of the search: epochs 95 is the largest of 3 tried"
     assert remarks_of(store, rows)["epochs_95"] == end
-    assert f"- mnist lenet5, best on val: 95 epochs; {end}.\n" in lengths.as_markdown(read_comparison("g", store))
+    assert f"- mnist lenet5, best on val: 95 epochs; {end}.\n" in section_text(
+        lengths.section(read_comparison("g", store))
+    )
 
 
 # --------------------------------------------------------------------------------------------------------- too little
@@ -168,7 +171,7 @@ def test_few_val_images_and_few_steps_are_told_with_their_numbers(
     run = cases.spec("finetune", "resnet18")
     cases.completed(store, run, details=details)
     cases.write_grid(store, "g", [(run, "")])
-    assert read_comparison("g", store).rows[0].remarks == told
+    assert read_comparison("g", store).rows[0].cell("remarks") == told
 
 
 def test_val_images_that_no_record_counts_are_counted_in_the_predictions(store: StorePaths) -> None:
@@ -178,7 +181,7 @@ def test_val_images_that_no_record_counts_are_counted_in_the_predictions(store: 
     records.write_predictions(store.run(run.run_id), sets)
     cases.write_grid(store, "g", [(run, "")])
     (found,) = read_comparison("g", store).rows
-    assert (found.n_val, found.remarks) == (9, "only 9 val images (below 30)")
+    assert (found.n_val, found.cell("remarks")) == (9, "only 9 val images (below 30)")
     published = cases.spec("finetune", "resnet18", protocol="published")
     cases.completed(store, published, details={"n_val": 9})
     cases.write_grid(store, "g", [(published, "")])
@@ -196,8 +199,8 @@ def test_a_probe_of_the_first_release_is_told_as_that_and_its_scratch_run_is_not
         cases.completed(store, run)
     cases.write_grid(store, "g", [(run, "") for run in runs])
     told = [row.remarks for row in read_comparison("g", store).rows]
-    assert told[0] is not None and told[0].startswith("made by an older release, under other rules")
-    assert told[1:] == [None, None]
+    assert told[0][0].startswith("made by an older release, under other rules")
+    assert told[1:] == [(), ()]
 
 
 def test_uneven_classes_are_told_with_their_numbers(store: StorePaths) -> None:
@@ -205,7 +208,7 @@ def test_uneven_classes_are_told_with_their_numbers(store: StorePaths) -> None:
     for run, smallest in zip(runs, (19, 20), strict=True):
         cases.completed(store, run, details={"class_counts": {"largest": 60, "smallest": smallest}})
     cases.write_grid(store, "g", [(run, "") for run in runs])
-    told = [row.remarks for row in read_comparison("g", store).rows]
+    told = [row.cell("remarks") for row in read_comparison("g", store).rows]
     assert told == ["uneven classes: 19 to 60 images trained on", None]
 
 
@@ -231,7 +234,10 @@ def test_each_text_has_one_mark_and_stands_once_below_every_table(store: StorePa
 
 
 def test_the_terminal_has_the_marks_and_says_below_what_they_are(store: StorePaths) -> None:
-    rows = [row(remarks="only 9 val images (below 30)"), row(published_accuracy=0.9955, published_differs="protocol")]
+    rows = [
+        row(remarks=("only 9 val images (below 30)",)),
+        row(published_accuracy=0.9955, published_differs=("protocol",)),
+    ]
     for width in (80, 120):
         lines = [line.rstrip() for line in shown(rows, width=width).splitlines()]
         assert any("97.2 [95.0, 98.5] a" in line for line in lines)
@@ -241,7 +247,7 @@ def test_the_terminal_has_the_marks_and_says_below_what_they_are(store: StorePat
 
 
 def test_a_head_that_understates_its_features_is_marked_in_every_table_with_what_the_mark_says() -> None:
-    rows = [row(better_than_head="knn; qda", remarks="only 9 val images (below 30)"), row(model="resnet18")]
+    rows = [row(better_than_head=("knn", "qda"), remarks=("only 9 val images (below 30)",)), row(model="resnet18")]
     for width in (80, 120):
         lines = [line.rstrip() for line in shown(rows, width=width).splitlines()]
         (marked,) = (line for line in lines if "▲" in line and "▲:" not in line)

@@ -24,7 +24,8 @@ from transfergrid.report.analysis import choices, lengths
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.analysis.families import best_parts, groups
 from transfergrid.report.analysis.selection import best_first
-from transfergrid.report.analysis.verdicts import against_best, as_markdown
+from transfergrid.report.analysis.verdicts import against_best, section
+from transfergrid.report.markdown import section_text
 from transfergrid.report.page import wording
 from transfergrid.report.publication import publication_of
 from transfergrid.report.several import joined
@@ -80,7 +81,7 @@ def test_page_terminal_markdown_latex_and_wandb_say_the_tie(
     assert "Tied on val on mnist: baseline\\_cnn (scratch) and resnet18 (finetune)." in (
         folder / "comparison.tex"
     ).read_text().replace("{(}", "(")
-    published = publication_of(comparison, folder, figures=False)
+    published = publication_of([comparison], folder, figures=False)
     assert published.headline == said
     assert [chosen.title for chosen in published.chosen] == [
         "mnist · baseline_cnn · scratch",
@@ -130,7 +131,7 @@ def test_tied_parts_of_a_join_are_told_and_the_one_with_the_lower_loss_is_taken(
         "mnist resnet18+googlenet probe: its parts googlenet and resnet18 are tied on val: of rows tied on val the one "
         "with the lower val loss comes first, then the one with fewer FLOPs per image.",
     )
-    text = as_markdown(against_best(comparison))
+    text = section_text(section(against_best(comparison)))
     assert "| resnet18+googlenet, tied with " in text
 
 
@@ -151,8 +152,10 @@ def test_tied_choices_and_lengths_are_told(store: StorePaths, reverse: bool) -> 
     comparison = read_comparison("g", store)
     (choice,) = choices.choices(comparison)
     assert choice.chosen is not None and choice.chosen.variant == "sgd--lr_0.3"
-    assert "mnist lenet5 scratch sgd: lr_0.3 and lr_0.1 are tied on val: of rows" in choices.as_markdown(comparison)
-    assert "mnist lenet5, best on val: tied: 5 and 10 epochs (of rows" in lengths.as_markdown(comparison)
+    assert "mnist lenet5 scratch sgd: lr_0.3 and lr_0.1 are tied on val: of rows" in section_text(
+        choices.section(comparison)
+    )
+    assert "mnist lenet5, best on val: tied: 5 and 10 epochs (of rows" in section_text(lengths.section(comparison))
 
 
 # ----------------------------------------------------------------------------------------------------------- select_by

@@ -13,6 +13,7 @@ import report_cases as cases
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis import choices, lengths, published_metrics, top_errors
 from transfergrid.report.analysis.comparison import read_comparison
+from transfergrid.report.markdown import section_text
 from transfergrid.report.studies import published
 from transfergrid.specs import EvaluateSettings, RunSpec
 
@@ -60,7 +61,7 @@ def test_each_optimizer_takes_its_best_choice_on_val_though_another_is_better_on
         "adam": "adam--lr_0.01",
         "sgd": "sgd--lr_0.1",
     }
-    text = choices.as_markdown(read_comparison("g", store))
+    text = section_text(choices.section(read_comparison("g", store)))
     assert "| adam | lr_0.01 | 92.00 | 80.0 [79.2, 80.8] | lr_0.001 90.00 |" in text
 
 
@@ -70,12 +71,12 @@ def test_nothing_is_chosen_while_a_candidate_is_unfinished(store: StorePaths) ->
     cases.completed(store, done)
     (choice,) = choices.choices(read_comparison("g", store))
     assert (choice.chosen, choice.unfinished) == (None, ("lr_0.2",))
-    assert "not yet: lr_0.2 unfinished" in choices.as_markdown(read_comparison("g", store))
+    assert "not yet: lr_0.2 unfinished" in section_text(choices.section(read_comparison("g", store)))
 
 
 def test_plain_variants_are_no_choices(store: StorePaths) -> None:
     cases.write_grid(store, "g", [(scratch(), "batch_128")])
-    assert choices.as_markdown(read_comparison("g", store)) == ""
+    assert choices.section(read_comparison("g", store)) is None
 
 
 # ------------------------------------------------------------------------------------------------------------ lengths
@@ -96,12 +97,12 @@ def test_each_number_of_epochs_stands_beside_the_long_run_at_that_epoch(store: S
         (5, 0.6, 0.7, pytest.approx(0.56)),  # the mean of 0.55 and 0.57
         (10, 0.6, 0.7, None),  # the long run stopped at its ninth epoch
     ]
-    assert "| cifar10 | resnet10_wide | 5 | 70.00 | 60.00 | 56.00 |" in lengths.as_markdown(comparison)
+    assert "| cifar10 | resnet10_wide | 5 | 70.00 | 60.00 | 56.00 |" in section_text(lengths.section(comparison))
 
 
 def test_without_a_long_run_there_is_no_such_table(store: StorePaths) -> None:
     cases.write_grid(store, "g", [(scratch(epochs=5), "epochs_5")])
-    assert lengths.as_markdown(read_comparison("g", store)) == ""
+    assert lengths.section(read_comparison("g", store)) is None
 
 
 # --------------------------------------------------------------------------------------------------- all that was said
@@ -109,7 +110,7 @@ def test_losses_and_training_accuracy_of_resnet50_stand_beside_ours(store: Store
     run = cases.spec("finetune", "resnet50", epochs=1)
     cases.write_grid(store, "resnet50_one_epoch", [(run, "")])
     cases.completed(store, run, metrics={"train_accuracy": 0.98, "train_loss": 0.25, "test_loss": 0.0625})
-    text = published_metrics.as_markdown(read_comparison("resnet50_one_epoch", store))
+    text = section_text(published_metrics.section(read_comparison("resnet50_one_epoch", store)))
     assert "| mnist | resnet50 | finetune |  | train accuracy | last | 98.00 | 99.46 |" in text
     assert "| train loss | last | 0.2500 | 0.0199 |" in text
     assert "| test loss | last | 0.0625 | 0.0147 |" in text
@@ -123,9 +124,9 @@ def test_the_best_epoch_on_test_stands_only_where_test_was_watched(store: StoreP
     cases.write_grid(store, "small_resnet18_as_published", [(watched, "")])
     cases.completed(store, fair, test_accuracy=0.95)
     cases.completed(store, watched, test_accuracy=0.91, details={"rule": rule})
-    text = published_metrics.as_markdown(read_comparison("small_resnet18", store))
+    text = section_text(published_metrics.section(read_comparison("small_resnet18", store)))
     assert "| test accuracy | last | 95.00 | 91.19 |" in text
-    text = published_metrics.as_markdown(read_comparison("small_resnet18_as_published", store))
+    text = section_text(published_metrics.section(read_comparison("small_resnet18_as_published", store)))
     assert "| test accuracy | last | 90.00 | 91.19 |" in text
 
 
@@ -159,7 +160,7 @@ def test_the_error_of_a_finished_run_is_named_by_it_and_not_taken_for_that_of_th
     published_head, finished_run = top_errors.top_errors(read_comparison("adhoc", store))
     assert (published_head.corrected, published_head.differs) == (0.2387, ("image_size_px",))
     assert finished_run.differs == ("weights", "image_size_px")
-    assert finished_run.cells()[:3] == ["imagenet", "resnet50", "run-0123456789ab"]
+    assert top_errors.table([finished_run]).texts()[0][:3] == ["imagenet", "resnet50", "run-0123456789ab"]
 
 
 def test_the_error_on_training_images_is_not_that_of_the_published_test(store: StorePaths) -> None:

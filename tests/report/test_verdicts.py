@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_cases as cases
+from report_cases import as_markdown
 
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.cells import points
@@ -14,7 +15,6 @@ from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.statistics import PairedComparison, p_text
 from transfergrid.report.analysis.verdicts import Group, against_best
-from transfergrid.report.documents import as_markdown
 from transfergrid.specs import RunSpec
 from transfergrid.store import records
 from transfergrid.store.records import Predictions

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import report_cases as cases
 from prediction_cases import finished
+from report_cases import as_markdown
 
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.analysis.joins import join_baselines
 from transfergrid.report.analysis.statistics import PairedComparison, compare, wilson
 from transfergrid.report.analysis.worth import Contest, Question, contests, contests_about, winners
-from transfergrid.report.documents import as_markdown
 from transfergrid.report.page import wording
 from transfergrid.report.several import joined
 from transfergrid.specs import RunSpec

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from transfergrid.paths import StorePaths
+from transfergrid.report import documents, markdown
+from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.specs import (
     RULES_VERSION,
@@ -208,6 +210,11 @@ def failed(store: StorePaths, run: RunSpec, *, failure_class: str, error: str, r
         run_id=run.run_id, spec=run, status="failed", failure_class=failure_class, error=error, remedy=remedy
     )
     records.write_record(store.run(run.run_id), record)
+
+
+def as_markdown(comparison: Comparison) -> str:
+    """comparison.md of one grid."""
+    return markdown.document(f"Comparison: {comparison.grid}", documents.sections(comparison))
 
 
 def row(**changes: object) -> ComparisonRow:

@@ -98,10 +98,10 @@ def _shown(
     select_by: SelectBy | None = None,
 ) -> tuple[list[Comparison], Path]:
     """The comparisons, and the path of comparison.md."""
-    from transfergrid.cli.tables import errors_table, terminal_table
+    from transfergrid.cli.tables import rich_table, terminal_table
     from transfergrid.report.analysis import handover
     from transfergrid.report.analysis.comparison import read_comparison
-    from transfergrid.report.analysis.top_errors import top_errors
+    from transfergrid.report.analysis.top_errors import table, top_errors
     from transfergrid.report.page.wording import verdict
     from transfergrid.report.several import joined
     from transfergrid.report.write import report_name, write
@@ -120,7 +120,7 @@ def _shown(
         console.print(f"\n{verdict(comparison)}", highlight=False, markup=False)
         if errors := top_errors(comparison):
             console.print()
-            console.print(errors_table(errors))
+            console.print(rich_table(table(errors), may_go=("variant", "differs", "as_stated", "corrected")))
         for line in handover.summary(comparison):
             console.print(line, style="yellow", highlight=False, soft_wrap=True)
     path = store.report(report_name(grids)) / "comparison.md"
@@ -173,7 +173,6 @@ def publish_report(
     Raises Unreachable where W&B cannot be used.
     """
     from transfergrid.report.publication import publication_of
-    from transfergrid.report.several import joined
     from transfergrid.tracking.account import find_account
     from transfergrid.tracking.publish import publish
 
@@ -181,8 +180,7 @@ def publish_report(
         console.print(text, highlight=False, soft_wrap=True)
 
     target = find_account(project, entity)
-    whole = joined(comparisons)
-    published = publish(target, whole.store, publication_of(whole, folder, figures=figures), say=say)
+    published = publish(target, comparisons[0].store, publication_of(comparisons, folder, figures=figures), say=say)
     for problem in published.problems[:SHOWN]:
         say(problem)
     if len(published.problems) > SHOWN:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from operator import attrgetter
 
-from transfergrid.report.analysis.cells import accuracy_with_interval, number, percent, points, weights_where_needed
+from transfergrid.report.analysis.cells import accuracy_with_interval, percent, weights_where_needed
+from transfergrid.report.analysis.columns import pick, test_accuracy
 from transfergrid.report.analysis.remarks import UNDERSTATES, footnotes
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import WORDS, val_score
+from transfergrid.report.blocks import Column, figure, words
 
-HEADER = ("Model", "Phase", "Seeds", "Test \\% [95\\,\\%]", "Val \\%", "Published \\%", "vs.\\ best part")
-COST = ("Parameters", "GFLOPs", "GPU s", "Wall s")
+LABELS = {
+    "model": "Model",
+    "published_accuracy": "Published %",
+    "delta_to_best_single": "vs. best part",
+    "parameters": "Parameters",
+    "gflops_per_image": "GFLOPs",
+    "wall_s": "Wall s",
+}
 TRIANGLE = r"\triangle"  # of every LaTeX, as ▲ is not
 _SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -42,57 +52,83 @@ def escape(text: str) -> str:
     return "".join(_SPECIAL.get(sign, sign) for sign in re.sub(r"[\s\x00-\x1f\x7f]+", " ", text))
 
 
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """weights: of the row, where nothing else tells it from another of its block."""
+
+    row: ComparisonRow
+    weights: str
+
+
 def as_latex(grid: str, rows: Sequence[ComparisonRow], *, notes: Sequence[str] = ()) -> str:
     """Needs \\usepackage{booktabs}. One block of lines per data set; a row without a result shows its status.
 
     notes: sentences below the table, before what the marks of single rows say.
     """
-    columns = "ll" + "r" * (len(HEADER) + len(COST) - 2)
+    columns = _columns(rows)
     marks, remarks = footnotes(rows)
-    by = next((WORDS[row.select_by] for row in rows if row.select_by != "accuracy"), None)
-    header = [f"Val {by} \\%" if by and name == "Val \\%" else name for name in (*HEADER, *COST)]
+    aligned = "".join("r" if column.is_number else "l" for column in columns)
     lines = [
         f"% Comparison {' '.join(grid.split())}; needs \\usepackage{{booktabs}}.",
         "% Brackets: 95 % interval, Wilson over test images for one seed, Student's t over seeds for several"
         " (Wilson where they agree). Seeds 2/5: two of five have completed.",
-        f"\\begin{{tabular}}{{{columns}}}",
+        f"\\begin{{tabular}}{{{aligned}}}",
         "\\toprule",
-        " & ".join(header) + r" \\",
+        " & ".join(escape(column.heading) for column in columns) + r" \\",
     ]
-    for dataset in dict.fromkeys(_block(row) for row in rows):
-        lines += ["\\midrule", f"\\multicolumn{{{len(columns)}}}{{l}}{{\\emph{{{escape(dataset)}}}}} \\\\"]
-        block, marked = zip(*((r, m) for r, m in zip(rows, marks, strict=True) if _block(r) == dataset), strict=True)
-        weights = weights_where_needed(block, "model", "phase", "variant")
-        lines += [" & ".join(_cells(*told)) + r" \\" for told in zip(block, weights, marked, strict=True)]
-    told = [escape(note) for note in notes] + [f"{_raised(mark)} {escape(text)}." for mark, text in remarks]
-    below = [rf"\multicolumn{{{len(columns)}}}{{p{{\linewidth}}}}{{\footnotesize {text}}} \\" for text in told]
-    return "\n".join([*lines, "\\bottomrule", *below, "\\end{tabular}"]) + "\n"
+    for title in dict.fromkeys(_block(row) for row in rows):
+        lines += ["\\midrule", _over_all(columns, "l", rf"\emph{{{escape(title)}}}")]
+        block = [(row, mark) for row, mark in zip(rows, marks, strict=True) if _block(row) == title]
+        weights = weights_where_needed([row for row, _ in block], "model", "phase", "variant")
+        for (row, mark), label in zip(block, weights, strict=True):
+            cells = [_cell(column, column.text(_Line(row, label)), mark) for column in columns]
+            lines.append(" & ".join(cells) + r" \\")
+    below = [escape(note) for note in notes] + [f"{_raised(mark)} {escape(text)}." for mark, text in remarks]
+    lines += ["\\bottomrule", *(_over_all(columns, r"p{\linewidth}", rf"\footnotesize {text}") for text in below)]
+    return "\n".join([*lines, "\\end{tabular}"]) + "\n"
+
+
+def _columns(rows: Sequence[ComparisonRow]) -> list[Column[_Line]]:
+    by = next((f"{WORDS[row.select_by]} " for row in rows if row.select_by != "accuracy"), "")
+    of_row: Callable[[_Line], ComparisonRow] = attrgetter("row")
+    measured = [
+        words("n_seeds", _seeds, label="Seeds", is_number=True),
+        test_accuracy("Test %", _accuracy),
+        figure("val_score", percent, val_score, label=f"Val {by}%"),
+        *pick("published_accuracy delta_to_best_single parameters gflops_per_image gpu_s wall_s", **LABELS),
+    ]
+    (model,) = pick("model", **LABELS)
+    return [model.of(of_row), words("phase", _phase, label="Phase"), *(column.of(of_row) for column in measured)]
+
+
+def _accuracy(row: ComparisonRow) -> str:
+    return accuracy_with_interval(row) if row.test_accuracy is not None else row.status
+
+
+def _phase(line: _Line) -> str:
+    return ", ".join(part for part in (line.row.phase, line.row.variant, line.weights) if part)
+
+
+def _seeds(row: ComparisonRow) -> str:
+    """`2/5` where some are missing."""
+    some = row.n_launched is not None and 0 < row.n_seeds < row.n_launched
+    return f"{row.n_seeds}/{row.n_launched}" if some else str(row.n_seeds)
 
 
 def _block(row: ComparisonRow) -> str:
     return f"{row.dataset}, protocol {row.protocol}" if row.protocol != "fair" else row.dataset
 
 
-def _cells(row: ComparisonRow, weights: str, mark: str) -> tuple[str, ...]:
-    accuracy = accuracy_with_interval(row) if row.test_accuracy is not None else row.status
-    texts = (
-        row.model,
-        ", ".join(filter(None, (row.phase, row.variant, weights))),
-        row.status.partition(" ")[0] if 0 < row.n_seeds and row.status != "completed" else str(row.n_seeds),
-        accuracy,
-        percent(val_score(row)),
-        percent(row.published_accuracy),
-        points(row.delta_to_best_single),
-        number(row.parameters),
-        number(row.gflops_per_image, digits=3),
-        number(row.gpu_s, digits=1),
-        number(row.wall_s, digits=1),
-    )
+def _over_all(columns: Sequence[Column[_Line]], alignment: str, text: str) -> str:
+    """A line that all columns share."""
+    return rf"\multicolumn{{{len(columns)}}}{{{alignment}}}{{{text}}} \\"
+
+
+def _cell(column: Column[_Line], text: str, mark: str) -> str:
     # A minus is a sign, not a hyphen.
-    cells = [f"${text}$" if re.fullmatch(r"[+-][\d.]+", text) else escape(text) for text in texts]
-    cells[3] += _raised(mark) if mark else ""
-    return tuple(cells)
+    cell = f"${text}$" if text and column.unit == "points" else escape(text)
+    return cell + _raised(mark) if mark and column.is_marked else cell
 
 
 def _raised(mark: str) -> str:
-    return f"$^{{{mark.replace(UNDERSTATES, TRIANGLE)}}}$"
+    return f"$^{{{mark.translate({ord(UNDERSTATES): TRIANGLE})}}}$"

@@ -14,9 +14,11 @@ from transfergrid.config.spelling import command, hydra_value
 from transfergrid.errors import DataError
 from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.report.analysis.calibration import confidence, expected_calibration_error
-from transfergrid.report.analysis.cells import markdown_table, number, percent
+from transfergrid.report.analysis.cells import number, percent
 from transfergrid.report.analysis.rerun import commands_of
 from transfergrid.report.analysis.statistics import wilson
+from transfergrid.report.blocks import plain
+from transfergrid.report.markdown import table_text
 from transfergrid.specs import BackboneSpec, ProbeSettings, RunSpec, TrainSettings, to_dict
 from transfergrid.store.records import MANY_CLASSES, Predictions, RunRecord, read_predictions
 from transfergrid.training.evaluation import confusion_matrix
@@ -82,7 +84,7 @@ def _summary(record: RunRecord, facts: CardFacts) -> str:
 
 
 def _use(facts: CardFacts) -> str:
-    files = markdown_table(["file", "holds"], [[name, FILES[name]] for name in facts.files], left=2)
+    files = _table(["file", "holds"], [[name, FILES[name]] for name in facts.files], left=2)
     if facts.script is None:
         return f"{files}\n{_fenced('python', STATE_DICT_ONLY)}"
     checked = (
@@ -117,7 +119,7 @@ def _results(record: RunRecord, test: Predictions | None) -> str:
         " what other images of the same kind would change; it says nothing about other seeds.\n"
     )
     unread = "" if test is not None else "The stored predictions cannot be read: no calibration, no scores per class.\n"
-    return markdown_table(["", "value"], lines, left=1) + "\n" + note + unread
+    return _table(["", "value"], lines, left=1) + "\n" + note + unread
 
 
 def _of_seed(spec: RunSpec) -> str:
@@ -140,7 +142,7 @@ def _per_class(test: Predictions | None, class_names: Sequence[str]) -> str:
         ]
         for c, name in enumerate(class_names)
     ]
-    return markdown_table(["class", "test images", "precision %", "recall %", "F1 %"], lines, left=1)
+    return _table(["class", "test images", "precision %", "recall %", "F1 %"], lines, left=1)
 
 
 def _data(record: RunRecord) -> str:
@@ -159,7 +161,7 @@ def _data(record: RunRecord) -> str:
         ["protocol", f"{spec.protocol}: {rule}"],
         ["epoch kept", "the best on the test set, which flatters the accuracy above" if chosen else "the last"],
     ]
-    return markdown_table(["", "value"], lines, left=2)
+    return _table(["", "value"], lines, left=2)
 
 
 def _share(spec: RunSpec) -> str:
@@ -175,7 +177,7 @@ def _network(record: RunRecord) -> str:
     lines += [["parameters", number(record.parameters)], ["trained of them", number(record.trainable_parameters)]]
     lines += [["size, MB of float32", number(record.size_mb, digits=1)]]
     lines += [["GFLOPs per image (2 x MAC)", number(record.gflops_per_image, digits=3)]]
-    return markdown_table(["", "value"], lines, left=2)
+    return _table(["", "value"], lines, left=2)
 
 
 def _part(backbone: BackboneSpec) -> str:
@@ -187,7 +189,7 @@ def _settings(spec: RunSpec) -> str:
     lines += [[name, hydra_value(value)] for name, value in to_dict(spec.settings).items()]
     if spec.extract is not None:
         lines += [[f"extract.{name}", hydra_value(value)] for name, value in to_dict(spec.extract).items()]
-    return markdown_table(["setting", "value"], [[name, _plain(value)] for name, value in lines], left=2)
+    return _table(["setting", "value"], [[name, _plain(value)] for name, value in lines], left=2)
 
 
 def _limits(record: RunRecord) -> str:
@@ -238,7 +240,11 @@ def _made(record: RunRecord, paths: RunPaths, facts: CardFacts) -> str:
     text += "".join(f"- {_plain(told)}\n" for command in commands for told in command.to_fill_in)
     seen: dict[str, Any] = {"seconds of the phase": record.phase_s, **record.provenance}
     lines = [[name, _plain(str(value))] for name, value in seen.items() if value is not None]
-    return text + "\n" + markdown_table(["provenance", "value"], lines, left=2)
+    return text + "\n" + _table(["provenance", "value"], lines, left=2)
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]], *, left: int) -> str:
+    return table_text(plain(header, lines, left=left))
 
 
 def _fenced(language: str, code: str) -> str:

@@ -4,62 +4,49 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from transfergrid.errors import DataError, next_step, one_line
 from transfergrid.names import readable, readable_in
+from transfergrid.report import several
 from transfergrid.report.analysis import worth
-from transfergrid.report.analysis.cells import markdown_table
+from transfergrid.report.analysis.columns import COMPARISON, of_rows
 from transfergrid.report.analysis.comparison import Comparison
-from transfergrid.report.analysis.remarks import footnotes
 from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow
+from transfergrid.report.blocks import Section
+from transfergrid.report.markdown import list_text, table_text
 from transfergrid.report.page import wording
-from transfergrid.report.page.blocks import Block, sections
-from transfergrid.report.page.table import Column, columns
+from transfergrid.report.page.table import short_names
 from transfergrid.report.write import report_name
 from transfergrid.store.records import read_grid
 from transfergrid.tracking.publication import KEY, MOST_TABLE_ROWS, Chosen, Publication, Table
 
 FILES = ("comparison.csv", "comparison.md", "comparison.tex", "index.html")
-# Sections of comparison.md -> what their tables are called in W&B; others are called as their headings.
-NAMES = {
-    "Published claims": "claims",
-    "Is the difference real?": "statistics",
-    "Joined models beside their best part": "joins",
-    "Beside the published figures": "published",
-}
-# Lines above a table -> what it is called, where a section has several.
-TITLED = {
-    f"{worth.TITLES['winner']}:": "winner",
-    f"{worth.TITLES['finetuning']}:": "finetuning_over_probe",
-    f"{worth.TITLES['pretraining']}:": "pretraining_over_scratch",
-}
 OF_ONE_ROW = ("confusion", "errors", "curves", "architecture")  # how the names of such figures begin
 MOST_FIGURES = 300  # beyond it, of single rows only those that the verdict names
-_NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 
 
-def publication_of(comparison: Comparison, folder: Path, *, figures: bool = True) -> Publication:
-    """folder: where report/write.py has just written this comparison. figures: whether it made them, too."""
+def publication_of(comparisons: Sequence[Comparison], folder: Path, *, figures: bool = True) -> Publication:
+    """folder: where report/write.py has just written these grids. figures: whether it made them, too."""
+    comparison = several.joined(comparisons)
     grids = tuple(dict.fromkeys(row.grid for row in comparison.rows)) or (comparison.grid,)
     chosen = _chosen(comparison)
     per_class, notes = _per_class(comparison)
-    own = {"comparison": _comparison(comparison.rows), "per_class": per_class, "failures": _failures(comparison)}
+    tables = {"comparison": _comparison(comparison.rows), "per_class": per_class, "failures": _failures(comparison)}
+    tables |= _tables(several.sections(comparisons))
     made, more_notes = _figures(folder, chosen) if figures else ({}, [])
     return Publication(
         grid=report_name(grids),
         grids=grids,
-        rows=readable_in(tuple(asdict(row) for row in comparison.rows)),
-        tables={name: Table(columns=t.columns, rows=readable_in(t.rows)) for name, t in own.items()}
-        | _told_tables((folder / "comparison.md").read_text(encoding="utf-8")),
+        rows=readable_in(tuple(row.cells() for row in comparison.rows)),
+        tables={name: Table(columns=t.columns, rows=readable_in(t.rows)) for name, t in tables.items()},
         figures=made,
         single=tuple(name for name in made if _is_of_one_row(name)),
         files=[folder / name for name in FILES],
         headline=readable(wording.verdict(comparison)),
         markdown_table=readable(short_table(comparison.rows)),
-        failures=readable("".join(f"- {line}\n" for line in wording.missing(comparison))),
+        failures=readable(list_text(wording.missing(comparison))),
         notes=readable_in((*notes, *more_notes)),
         chosen=tuple(
             Chosen(title=readable(_title(row)), run_ids=tuple(r.run_id for r in runs)) for row, runs in chosen
@@ -70,23 +57,15 @@ def publication_of(comparison: Comparison, folder: Path, *, figures: bool = True
 
 def short_table(rows: Sequence[ComparisonRow]) -> str:
     """The columns that the page shows before all are asked for, as it spells them: texts first, then numbers."""
-    shown = sorted((c for c in columns(rows) if c.in_short), key=lambda column: column.is_number)
-    marks, notes = footnotes(rows)
-    lines = [[marked(column, row, mark) for column in shown] for row, mark in zip(rows, marks, strict=True)]
-    table = markdown_table([c.label for c in shown], lines, left=sum(not c.is_number for c in shown))
-    below = "".join(f"- {mark}: {text}.\n" for mark, text in notes)
-    return "\n".join(part for part in (table, below) if part)
-
-
-def marked(column: Column, row: ComparisonRow, mark: str) -> str:
-    """A cell; that of the test accuracy with the row's mark."""
-    return " ".join(filter(None, (column.text(row), mark if column.name == "test_accuracy" else "")))
+    short = short_names(rows)
+    columns = sorted((c for name, c in COMPARISON.items() if name in short), key=lambda column: column.is_number)
+    return table_text(of_rows("short", columns, rows), units=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
 def _comparison(rows: Sequence[ComparisonRow]) -> Table:
     """comparison.csv at full precision."""
-    return Table(columns=COLUMNS, rows=tuple(tuple(getattr(row, name) for name in COLUMNS) for row in rows))
+    return Table(columns=COLUMNS, rows=tuple(tuple(row.cells().values()) for row in rows))
 
 
 def _failures(comparison: Comparison) -> Table:
@@ -128,40 +107,15 @@ def _scored(comparison: Comparison, runs: Sequence[Any]) -> Iterator[tuple[Any, 
     yield from zip(class_names(runs[0]), *(values_C.tolist() for values_C in columns_C), strict=True)
 
 
-def _told_tables(markdown: str) -> dict[str, Table]:
-    """The tables of comparison.md, cell by cell as they stand there; the second below a heading ends in _2, unless the
-    line above it has a name in TITLED."""
-    found: dict[str, Table] = {}
-    for section in sections(markdown):
-        blocks = section.blocks if section.heading else ()
-        unnamed = 0
-        for above, block in zip((None, *blocks), blocks, strict=False):
-            if block.kind != "table":
-                continue
-            titled = TITLED.get(above.lines[0]) if above and above.lines else None
-            unnamed += titled is None
-            name = _table_name(section.heading, titled)
-            found[name if titled or unnamed == 1 else f"{name}_{unnamed}"] = _told(block)
+def _tables(sections: Sequence[Section]) -> dict[str, Table]:
+    """What the sections below the comparison show, in full: the facts of their columns, not their texts."""
+    found = {}
+    for section in sections:
+        grid = re.sub(r"[^a-z0-9]+", "_", section.grid.lower()).strip("_")
+        for table in section.tables if section.title else ():
+            columns, rows = table.facts()
+            found[f"{grid}_{table.name}" if grid else table.name] = Table(columns=columns, rows=rows)
     return found
-
-
-def _table_name(heading: str, titled: str | None) -> str:
-    grid, _, title = heading.rpartition(": ")
-    words = f"{grid} {titled or NAMES.get(title, title)}".lower()
-    return re.sub(r"[^a-z0-9]+", "_", words).strip("_")
-
-
-def _told(block: Block) -> Table:
-    cells = [_typed(column) for column in zip(*block.cells, strict=True)]
-    return Table(columns=block.header, rows=tuple(zip(*cells, strict=True)))
-
-
-def _typed(column: Sequence[str]) -> list[Any]:
-    """Numbers where all cells are; nothing for an empty cell."""
-    told = [cell for cell in column if cell]
-    if told and all(_NUMBER.fullmatch(cell) for cell in told):
-        return [float(cell.replace(",", "")) if cell else None for cell in column]
-    return [cell or None for cell in column]
 
 
 # ------------------------------------------------------------------------------------------------- figures and verdict

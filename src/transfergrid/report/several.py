@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from transfergrid.errors import ConfigError
+from transfergrid.report import documents
 from transfergrid.report.analysis import costs
-from transfergrid.report.analysis.cells import accuracy_with_interval, markdown_table, percent
+from transfergrid.report.analysis.columns import of_rows, pick
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer
-from transfergrid.report.analysis.remarks import footnotes
-from transfergrid.report.analysis.rows import ComparisonRow
-from transfergrid.report.documents import as_markdown
+from transfergrid.report.blocks import Section
 from transfergrid.report.page import wording
 
 SEVERAL = " and "
@@ -60,40 +59,23 @@ def named_apart(comparison: Comparison) -> Comparison:
     """For figures and LaTeX, which do not name a row's grid: the variant tells it, too, where there are several."""
     if len({row.grid for row in comparison.rows}) < 2:
         return comparison
-    rows = tuple(replace(row, variant=f"{row.variant} in {row.grid}".strip()) for row in comparison.rows)
-    return replace(comparison, rows=rows)
+    rows = [
+        replace(row, variant=f"{row.variant} in {row.grid}".strip(), own_variant=row.variant) for row in comparison.rows
+    ]
+    return replace(comparison, rows=tuple(rows))
 
 
-def markdown(comparisons: Sequence[Comparison]) -> str:
-    """comparison.md: of several grids one short table of all rows, then what each grid's own report says."""
+def sections(comparisons: Sequence[Comparison]) -> list[Section]:
+    """Of several grids one short table of all rows, then what each grid's own report says."""
     if len(comparisons) == 1:
-        return as_markdown(comparisons[0])
+        return documents.sections(comparisons[0])
     whole = joined(comparisons)
     done = sum(row.status == "completed" for row in whole.rows)
-    parts = [
-        f"# Comparison: {whole.grid}\n",
-        f"{len(whole.rows)} rows of {len(comparisons)} grids: {done} completed.\n",
-        f"{wording.verdict(whole)}\n",
-        _table(whole.rows),
-        f"{costs.total_text(whole.spent)}\n",
-    ]
-    for comparison in comparisons:
-        _, _, own = as_markdown(comparison).partition("\n")
-        headed = own.replace("\n## ", f"\n## {comparison.grid}: ")
-        parts.append(f"## {comparison.grid}: rows\n{headed}")
-    return "\n".join(parts)
-
-
-def _table(rows: Sequence[ComparisonRow]) -> str:
-    header = ["grid", "dataset", "model", "phase", "variant", "status", "seeds", "test [95 %]", "val", "published"]
-    marks, notes = footnotes(rows)
-    lines = [
-        [
-            *(row.grid, row.dataset, row.model, row.phase, row.variant, row.status, str(row.n_seeds)),
-            " ".join(filter(None, (accuracy_with_interval(row), mark))),
-            *(percent(row.val_accuracy), percent(row.published_accuracy)),
-        ]
-        for row, mark in zip(rows, marks, strict=True)
-    ]
-    below = "".join(f"- {mark}: {text}.\n" for mark, text in notes)
-    return "\n".join(part for part in (markdown_table(header, lines, left=6), below) if part)
+    counts = f"{len(whole.rows)} rows of {len(comparisons)} grids: {done} completed."
+    names = "grid dataset model phase variant status n_seeds test_accuracy val_accuracy published_accuracy"
+    table = of_rows("rows", pick(names), whole.rows)
+    first = Section(
+        name="rows", about=[counts, wording.verdict(whole)], tables=[table], below=[costs.total_text(whole.spent)]
+    )
+    own = [replace(s, grid=c.grid, title=s.title or "rows") for c in comparisons for s in documents.sections(c)]
+    return [first, *own]

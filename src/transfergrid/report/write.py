@@ -8,7 +8,7 @@ from pathlib import Path
 from transfergrid.errors import one_line
 from transfergrid.names import utf8
 from transfergrid.paths import StorePaths
-from transfergrid.report import several
+from transfergrid.report import markdown, several
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.documents import as_csv
 from transfergrid.report.latex import as_latex
@@ -32,12 +32,12 @@ def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
     whole = several.joined(comparisons)
     apart = several.named_apart(whole)
     folder = whole.store.report(report_name([c.grid for c in comparisons]))
-    markdown = several.markdown(comparisons)
+    sections = several.sections(comparisons)
     durable.write_bytes(folder / "comparison.csv", utf8(as_csv(whole.rows)))
-    durable.write_bytes(folder / "comparison.md", utf8(markdown))
+    durable.write_bytes(folder / "comparison.md", utf8(markdown.document(f"Comparison: {whole.grid}", sections)))
     durable.write_bytes(folder / "comparison.tex", utf8(as_latex(whole.grid, apart.rows, notes=ties(apart))))
     # Tables and page stand before the figures are begun: those can take minutes, and a job has its limits.
-    page = render_page(whole, markdown, figure_notes=["figures were not asked for, or are still being made"])
+    page = render_page(whole, sections, figure_notes=["figures were not asked for, or are still being made"])
     durable.write_bytes(folder / "index.html", utf8(page))
     if figures:
         from transfergrid.data.images_at_hand import images_at_hand
@@ -45,7 +45,7 @@ def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
 
         made, notes = make_figures(apart, folder / "figures", images=images_at_hand(whole.store))
         summaries = _summaries(whole, notes)
-        page = render_page(whole, markdown, figures=made, figure_notes=notes, summaries=summaries)
+        page = render_page(whole, sections, figures=made, figure_notes=notes, summaries=summaries)
         durable.write_bytes(folder / "index.html", utf8(page))
     return folder / "comparison.md"
 

@@ -1,4 +1,4 @@
-"""Numbers as the report's tables print them, and Markdown tables."""
+"""Numbers as the report's tables print them."""
 
 from __future__ import annotations
 
@@ -44,10 +44,3 @@ def weights_where_needed(rows: Sequence[ComparisonRow], *shown: str) -> list[str
 
 def number(value: float | None, *, digits: int = 0) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
-
-
-def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]], *, left: int) -> str:
-    """A Markdown table; the first `left` columns are text, the others numbers, to the right."""
-    rule = ["---"] * left + ["---:"] * (len(header) - left)
-    cells = [header, rule, *([cell.replace("|", "\\|") for cell in line] for line in lines)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in cells)

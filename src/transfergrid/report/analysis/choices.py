@@ -6,14 +6,14 @@ So each of the things compared gets its own small search, on images that are not
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from transfergrid.report.analysis.cells import accuracy_with_interval, markdown_table, percent
+from transfergrid.report.analysis.cells import accuracy_with_interval, percent
+from transfergrid.report.analysis.columns import pick
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
-from transfergrid.report.analysis.selection import RULE, SIGN, WORDS, best_first, val_score
-
-_LEFT = 5
+from transfergrid.report.analysis.selection import RULE, WORDS, best_first, choice_of, val_score
+from transfergrid.report.blocks import Column, Section, Table, figure, words
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,25 +38,29 @@ def choices(comparison: Comparison) -> tuple[Choice, ...]:
     """Per dataset, model, phase and thing compared; none where no variant's name has the sign."""
     families: dict[tuple[str, ...], list[ComparisonRow]] = {}
     for row in comparison.rows:
-        name, sign, _ = row.variant.partition(SIGN)
-        if sign:
-            families.setdefault((row.dataset, row.model, row.phase, row.weights, row.protocol, name), []).append(row)
+        choice = choice_of(row.variant)
+        if choice is not None:
+            key = (row.dataset, row.model, row.phase, row.weights, row.protocol, choice[0])
+            families.setdefault(key, []).append(row)
     return tuple(_choice(key[-1], rows) for key, rows in families.items())
 
 
-def as_markdown(comparison: Comparison) -> str:
-    """Empty for a grid without such variants."""
-    found = choices(comparison)
-    if not found:
-        return ""
-    header = ("dataset", "model", "phase", "compared", "chosen on val", "val", "test [95 %]", "val of the others")
-    score = WORDS[found[0].candidates[0].select_by]
+def section(comparison: Comparison) -> Section | None:
+    """None for a grid without such variants."""
+    rows = choices(comparison)
+    if not rows:
+        return None
+    score = WORDS[rows[0].candidates[0].select_by]
     about = (
-        f"Each thing compared takes the choice with the best mean {score} on val over its seeds; test is read after.\n"
+        f"Each thing compared takes the choice with the best mean {score} on val over its seeds; test is read after."
     )
-    table = markdown_table(header, [_line(choice) for choice in found], left=_LEFT)
-    notes = "".join(f"- {note}\n" for choice in found for note in _notes(choice))
-    return "\n".join(part for part in (f"## Chosen on val\n\n{about}\n{table}", notes) if part)
+    return Section(
+        name="choices",
+        title="Chosen on val",
+        about=[about],
+        tables=[Table(name="chosen_on_val", columns=_COLUMNS, rows=rows)],
+        items=[note for choice in rows for note in _notes(choice)],
+    )
 
 
 def _notes(choice: Choice) -> Iterator[str]:
@@ -68,7 +72,7 @@ def _notes(choice: Choice) -> Iterator[str]:
     if len(choice.tied) > 1:
         yield f"{name}: {' and '.join(map(_named, choice.tied))} are tied on val: {RULE}."
     if row.remarks:
-        yield f"{name}: {row.remarks}."
+        yield f"{name}: {'; '.join(row.remarks)}."
 
 
 def _choice(name: str, rows: list[ComparisonRow]) -> Choice:
@@ -78,14 +82,31 @@ def _choice(name: str, rows: list[ComparisonRow]) -> Choice:
 
 
 def _named(row: ComparisonRow) -> str:
-    return row.variant.partition(SIGN)[2]
+    choice = choice_of(row.variant)
+    return choice[1] if choice else ""
 
 
-def _line(choice: Choice) -> list[str]:
-    first = choice.candidates[0]
-    names = [first.dataset, first.model, first.phase, choice.name]
-    if choice.chosen is None:
-        return [*names, f"not yet: {', '.join(choice.unfinished)} unfinished", "", "", ""]
-    others = [f"{_named(r)} {percent(val_score(r))}" for r in choice.candidates if r is not choice.chosen]
-    own = accuracy_with_interval(choice.chosen)
-    return [*names, _named(choice.chosen), percent(val_score(choice.chosen)), own, ", ".join(others)]
+def _chosen(choice: Choice) -> str:
+    return _named(choice.chosen) if choice.chosen else f"not yet: {', '.join(choice.unfinished)} unfinished"
+
+
+def _others(choice: Choice) -> str:
+    others = [row for row in choice.candidates if choice.chosen and row is not choice.chosen]
+    return ", ".join(f"{_named(row)} {percent(val_score(row))}" for row in others)
+
+
+_TEST: Column[Choice] = figure(
+    "test_accuracy",
+    str,
+    lambda choice: choice.chosen.test_accuracy if choice.chosen else None,
+    label="test",
+    beside="[95 %]",
+)
+_COLUMNS: list[Column[Choice]] = [
+    *(column.of(lambda choice: choice.candidates[0]) for column in pick("dataset model phase")),
+    words("compared", "name"),
+    words("chosen_on_val", _chosen, label="chosen on val"),
+    figure("val", percent, lambda choice: val_score(choice.chosen) if choice.chosen else None),
+    replace(_TEST, text=lambda choice: accuracy_with_interval(choice.chosen) if choice.chosen else ""),
+    words("val_of_the_others", _others, label="val of the others", is_number=True),
+]

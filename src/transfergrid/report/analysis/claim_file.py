@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tomllib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +10,7 @@ from typing import Any, Literal
 
 from transfergrid.report.analysis import statistics
 from transfergrid.report.analysis.cells import in_points, percent
+from transfergrid.report.analysis.selection import epochs_of
 
 Test = Literal["best_beats_best", "beats_each", "each_beats_its_rival", "not_worse", "published_value"]
 
@@ -62,8 +62,8 @@ class Claim:
 
     def epochs_of(self, variant: str) -> int | None:
         """That the grid file trains this variant's row for; None of an evaluation."""
-        named = re.fullmatch(r"epochs_(\d+)", variant)
-        return int(named[1]) if named else self.epochs
+        named = epochs_of(variant)
+        return self.epochs if named is None else named
 
 
 def claims_for(grid: str) -> list[Claim]:

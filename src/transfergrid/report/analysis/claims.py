@@ -12,18 +12,20 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from statistics import fmean
 from typing import Literal
 
 from transfergrid.config.spelling import command, launch_again
 from transfergrid.errors import DataError, one_line
 from transfergrid.report.analysis import paired_rows, statistics
-from transfergrid.report.analysis.cells import in_points, markdown_table, percent
+from transfergrid.report.analysis.cells import in_points, percent
 from transfergrid.report.analysis.claim_file import Claim, claims_for
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
-from transfergrid.report.analysis.selection import SIGN, WORDS, best_on_val, val_score
+from transfergrid.report.analysis.selection import WORDS, best_on_val, choice_of, val_score
 from transfergrid.report.analysis.statistics import PairedComparison
+from transfergrid.report.blocks import Column, Section, Table, words
 from transfergrid.store.records import RunRecord
 
 Outcome = Literal["confirmed", "contradicted", "not shown", "artefact", "not tested"]
@@ -148,7 +150,7 @@ class _Asked:
             (row, runs)
             for row, runs in pairs
             if (row.dataset, row.model, row.phase) == (self.dataset, model, self.claim.phase)
-            and row.variant.partition(SIGN)[0] == variant
+            and variant == (choice_of(row.variant) or (row.variant,))[0]
             and (row.protocol == "fair" or self.claim.phase == "evaluate")
         ]
 
@@ -311,25 +313,23 @@ _ABOUT = """\
 What the studies conclude, and what the rows of this grid say about it. Intervals are 95 %, paired on seeds and test
 images. A claim of several comparisons is confirmed only if all of them say higher, after Holm over the comparisons of
 the claim, and contradicted if one says lower. The interval of a published difference is Newcombe's, from the two
-figures alone.
-"""
+figures alone."""
 
 
-def as_markdown(decisions: Sequence[Decision]) -> str:
-    """A section, or nothing where the grid decides no claim."""
+_COLUMNS: list[Column[Decision]] = [
+    words("claim", "claim.statement"),
+    words("outcome"),
+    words("measured", "text", more={name: attrgetter(name) for name in ("difference", "low", "high")}),
+    words("published", lambda d: d.claim.published.text if d.claim.published else None),
+    words("caveat", "claim.caveat", label="about the published evidence"),
+    words("dataset"),
+    words("study", "claim.study"),
+]
+
+
+def section(decisions: Sequence[Decision]) -> Section | None:
+    """None where the grid decides no claim."""
     if not decisions:
-        return ""
-    header = ["claim", "outcome", "measured", "published", "about the published evidence", "dataset", "study"]
-    lines = [
-        [
-            d.claim.statement,
-            d.outcome,
-            d.text,
-            d.claim.published.text if d.claim.published else "",
-            d.claim.caveat or "",
-            d.dataset,
-            d.claim.study,
-        ]
-        for d in decisions
-    ]
-    return f"## Published claims\n\n{_ABOUT}\n" + markdown_table(header, lines, left=len(header))
+        return None
+    table = Table(name="claims", columns=_COLUMNS, rows=decisions)
+    return Section(name="claims", title="Published claims", about=[_ABOUT], tables=[table])

@@ -185,6 +185,7 @@ def _row(
         weights=first.weights,
         protocol=first.protocol,
         n_seeds=len(done),
+        n_launched=len(group),
         status=_status(total=len(group), completed=len(done), failed=len(failed)),
         failure_class="; ".join(dict.fromkeys(f.failure_class for f in failed)) or None,
     )
@@ -212,7 +213,7 @@ def _with_numbers(
         # Under `published` nothing is chosen on val, so a number there would only mislead.
         return None if row.protocol == "published" else metric(f"val_{name}")
 
-    def field(read: Callable[[RunRecord], float | None]) -> float | None:
+    def mean_of(read: Callable[[RunRecord], float | None]) -> float | None:
         return _mean([read(r) for r in done])
 
     test_accuracy = metric("test_accuracy")
@@ -235,15 +236,15 @@ def _with_numbers(
         knn_test_accuracy=metric("knn_test_accuracy"),
         lda_test_accuracy=metric("lda_test_accuracy"),
         qda_test_accuracy=metric("qda_test_accuracy"),
-        better_than_head="; ".join(better_than_head(done)) or None,
+        better_than_head=better_than_head(done),
         epochs=done[0].epochs,
         parameters=done[0].parameters,
         trainable_parameters=done[0].trainable_parameters,
         size_mb=done[0].size_mb,
         gflops_per_image=done[0].gflops_per_image,
-        images_per_s=field(lambda r: r.images_per_s),
+        images_per_s=mean_of(lambda r: r.images_per_s),
         wall_s=spent.mean([r.run_id for r in done], "wall_s"),
-        phase_s=field(lambda r: r.phase_s),
+        phase_s=mean_of(lambda r: r.phase_s),
         gpu_s=spent.mean([r.run_id for r in done], "gpu_s"),
         upstream_gpu_s=spent.upstream_gpu_s([r.run_id for r in done]),
         n_val=None if row.protocol == "published" else _n_val(done[0], stored),
@@ -304,7 +305,7 @@ def _beside_published(row: ComparisonRow, done: Sequence[RunRecord], stored: Sto
     comparable = row.test_accuracy is not None and published.NO_MATTER.issuperset(names)
     return replace(
         row,
-        published_differs="; ".join(names) or None,
+        published_differs=names,
         delta_to_published=row.test_accuracy - figure.value if comparable and row.test_accuracy is not None else None,
     )
 

@@ -143,7 +143,7 @@ def joined(several: Iterable[Spent]) -> Spent:
 
 
 # ------------------------------------------------------------------------------------------------------------ in words
-def as_text(spent: Spent) -> str:
+def in_words(spent: Spent) -> list[str]:
     """Paragraphs below the table of costs: the extractions, the total, where the seconds are from."""
     parts = []
     if spent.extractions:
@@ -153,7 +153,7 @@ def as_text(spent: Spent) -> str:
         )
     if spent.costs:
         parts += [total_text(spent), _basis(spent)]
-    return "".join(f"\n{part}\n" for part in parts)
+    return parts
 
 
 def total_text(spent: Spent) -> str:

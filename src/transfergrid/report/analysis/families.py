@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from transfergrid.report.analysis.cells import in_points
 from transfergrid.report.analysis.paired_rows import Verdict, compare_rows, verdict
 from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.analysis.selection import RULE, best_first, val_score
@@ -45,11 +46,28 @@ class Answer:
 
     @property
     def p_text(self) -> str:
-        """`0.031 (of 5)`; `< 0.001` below, since a bootstrap of 10,000 draws knows no smaller differences."""
-        if self.p_adjusted is None:
-            return ""
-        p = "< 0.001" if self.p_adjusted < 0.001 else p_text(self.p_adjusted, ".3f")
-        return f"{p} (of {self.family_size})"
+        """`0.031 (of 5)`"""
+        return "" if self.p_adjusted is None else f"{_p(self.p_adjusted)} (of {self.family_size})"
+
+    @property
+    def in_words(self) -> str:
+        """`no difference shown (+0.03 points [-0.05, +0.11], p = 0.400 after Holm over 3)`"""
+        result = self.result
+        if isinstance(result, str) or self.p_adjusted is None:
+            return f"not compared: {result}"
+        equals = "p" if _is_tiny(self.p_adjusted) else "p ="
+        over = f" after Holm over {self.family_size}" if self.family_size > 1 else ""
+        difference = in_points(result.difference, result.low, result.high)
+        return f"{self.verdict} ({difference}, {equals} {_p(self.p_adjusted)}{over})"
+
+
+def _is_tiny(p: float) -> bool:
+    """A bootstrap of 10,000 draws knows no smaller differences."""
+    return p < 0.001
+
+
+def _p(p: float) -> str:
+    return "< 0.001" if _is_tiny(p) else p_text(p, ".3f")
 
 
 def families(rows: Sequence[ComparisonRow]) -> dict[Family, list[Pair]]:
@@ -99,7 +117,7 @@ def best_parts(rows: Sequence[ComparisonRow]) -> dict[int, int]:
 
 def _best_parts(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[int]:
     """The best part on val, and after it those that are tied with it."""
-    parts = set(row.model.split("+"))
+    parts = set(row.parts)
     if len(parts) < 2 or row.protocol == "published" or row.test_accuracy is None:
         return []
     singles = {
@@ -135,11 +153,10 @@ def beside_best_parts(
             p_value_vs_best_single=answer.p_adjusted,
             verdict=answer.verdict,
         )
-        name = " ".join(part for part in (row.dataset, row.model, row.phase, row.variant) if part)
         if note := _note(result, seeds=max(row.n_seeds, single.n_seeds)):
-            notes.append(f"{name} beside {single.model}: {note}.")
+            notes.append(f"{row.title} beside {single.model}: {note}.")
         if len(tied := _best_parts(row, rows)) > 1:
-            notes.append(f"{name}: its parts {' and '.join(rows[t].model for t in tied)} are tied on val: {RULE}.")
+            notes.append(f"{row.title}: its parts {' and '.join(rows[t].model for t in tied)} are tied on val: {RULE}.")
     return beside, notes
 
 
@@ -152,11 +169,8 @@ def _note(result: PairedComparison | str, *, seeds: int) -> str | None:
 
 
 def weights_beside(join: ComparisonRow, model: str) -> set[str]:
-    """The labels with which a single model stands under a join's conditions: a part of it has its own.
-
-    A join's weights are its parts' labels in their order, equal ones once; so which is whose can stay open.
-    """
-    parts, labels = join.model.split("+"), join.weights.split("+")
+    """The labels with which a single model stands under a join's conditions: a part of it has its own."""
+    parts, labels = join.parts, join.weights_of_parts
     if model in parts and len(parts) == len(labels):
         return {join.weights, labels[parts.index(model)]}
     return {join.weights, *labels}

@@ -6,31 +6,23 @@ Read from `details` of the records, which older ones have in another form or not
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from transfergrid.report.analysis.cells import percent
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.statistics import p_text
+from transfergrid.report.blocks import Finding, Section
 from transfergrid.store.records import RunRecord
 
-HEADING = "Where fine-tuning started"
+TITLE = "Where fine-tuning started"
 BELOW = "starts below its probe"
 NOT_JUDGED = "hand-over not judged"
 SEVERAL = {BELOW: "start below their probe", NOT_JUDGED: "begin with a hand-over that the gate could not judge"}
 
 
-@dataclass(frozen=True, slots=True)
-class Remark:
-    """kind: a few words, for beside a row. sentence: with the run and the numbers."""
-
-    kind: str
-    sentence: str
-
-
-def remarks(record: RunRecord) -> list[Remark]:
+def remarks(record: RunRecord) -> list[Finding]:
     """Mostly none."""
-    return [Remark(kind, f"{record.run_id}: {text}") for kind, text in (*_start(record), *_gate(record))]
+    return [Finding(record.run_id, kind, text) for kind, text in (*_start(record), *_gate(record))]
 
 
 def flags(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -38,10 +30,10 @@ def flags(comparison: Comparison) -> list[tuple[str, ...]]:
     return [tuple(dict.fromkeys(r.kind for run in runs for r in remarks(run))) for runs in comparison.runs]
 
 
-def as_markdown(comparison: Comparison) -> str:
-    """A section, or nothing where no fine-tuning has a remark."""
-    lines = "".join(f"- {remark.sentence}.\n" for remark in _all(comparison))
-    return f"## {HEADING}\n\n{lines}" if lines else ""
+def section(comparison: Comparison) -> Section | None:
+    """None where no fine-tuning has a remark."""
+    items = [f"{remark.sentence}." for remark in _all(comparison)]
+    return Section(name="handover", title=TITLE, items=items) if items else None
 
 
 def summary(comparison: Comparison) -> list[str]:
@@ -54,7 +46,7 @@ def summary(comparison: Comparison) -> list[str]:
     ]
 
 
-def _all(comparison: Comparison) -> list[Remark]:
+def _all(comparison: Comparison) -> list[Finding]:
     return [remark for record in _records(comparison) for remark in remarks(record)]
 
 

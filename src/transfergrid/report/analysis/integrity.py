@@ -7,40 +7,42 @@ from typing import TYPE_CHECKING
 from transfergrid.errors import DataError, one_line
 from transfergrid.paths import RunPaths
 from transfergrid.report.analysis.predictions import EDITED
+from transfergrid.report.blocks import Finding, Section
 from transfergrid.store.records import RunRecord, assert_as_recorded
 
 if TYPE_CHECKING:  # a comparison asks here whether its predictions may be used
     from transfergrid.report.analysis.comparison import Comparison
 
-HEADING = "Records and their predictions"
+NO_PREDICTIONS = "no predictions.npz"
+DAMAGED_PREDICTIONS = "its predictions cannot be read"
+OTHER_WEIGHTS = "its weights are not as they were written"
 
 
-def findings(comparison: Comparison) -> tuple[tuple[str, ...], ...]:
-    """Beside each row, one sentence per completed run that does not stand on its predictions; mostly empty."""
-    return tuple(
-        tuple(sentence for record in runs if (sentence := finding(record, comparison)) is not None)
-        for runs in comparison.runs
-    )
+def findings(comparison: Comparison) -> tuple[tuple[Finding, ...], ...]:
+    """Beside each row, one per completed run that does not stand on its predictions; mostly empty."""
+    return tuple(tuple(f for record in runs if (f := finding(record, comparison))) for runs in comparison.runs)
 
 
 def trusted(comparison: Comparison) -> list[int]:
     """Positions of the rows of which no record contradicts its predictions."""
-    return [i for i, found in enumerate(findings(comparison)) if not any(EDITED in sentence for sentence in found)]
+    return [i for i, of_row in enumerate(findings(comparison)) if all(f.kind != EDITED for f in of_row)]
 
 
-def finding(record: RunRecord, comparison: Comparison) -> str | None:
+def finding(record: RunRecord, comparison: Comparison) -> Finding | None:
     """None where the test accuracy recomputed from predictions.npz is the record's, and its weights are as written."""
     if "test_accuracy" not in record.metrics:
         return None
+    paths = comparison.store.run(record.run_id)
     try:
-        return comparison.stored.disagreement(record) or _damaged_weights(comparison.store.run(record.run_id))
+        return comparison.stored.disagreement(record) or _damaged_weights(paths)
     except DataError as error:
-        if not comparison.store.run(record.run_id).predictions.exists():
-            return f"{record.run_id}: no predictions.npz, so its record cannot be checked and has no confusion matrix"
-        return f"{record.run_id}: {one_line(error)}"
+        if not paths.predictions.exists():
+            text = f"{NO_PREDICTIONS}, so its record cannot be checked and has no confusion matrix"
+            return Finding(record.run_id, NO_PREDICTIONS, text)
+        return Finding(record.run_id, DAMAGED_PREDICTIONS, one_line(error))
 
 
-def _damaged_weights(paths: RunPaths) -> str | None:
+def _damaged_weights(paths: RunPaths) -> Finding | None:
     """Only weights that were touched since their record was written are read: they may be gigabytes. What uses them
     reads them whole."""
     try:
@@ -49,11 +51,11 @@ def _damaged_weights(paths: RunPaths) -> str | None:
     except OSError:  # no weights were kept
         return None
     except DataError as error:
-        return f"{paths.root.name}: {one_line(error)}"
+        return Finding(paths.root.name, OTHER_WEIGHTS, one_line(error))
     return None
 
 
-def as_markdown(comparison: Comparison) -> str:
-    """A section, or nothing where every record stands on its predictions."""
-    lines = [f"- {sentence}.\n" for found in findings(comparison) for sentence in found]
-    return f"## {HEADING}\n\n{''.join(lines)}" if lines else ""
+def section(comparison: Comparison) -> Section | None:
+    """None where every record stands on its predictions."""
+    items = [f"{finding.sentence}." for of_row in findings(comparison) for finding in of_row]
+    return Section(name="integrity", title="Records and their predictions", items=items) if items else None

@@ -8,9 +8,10 @@ single model of about equal FLOPs among the grid's rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
+from operator import attrgetter
 from statistics import fmean
 from typing import Any
 
@@ -18,13 +19,15 @@ import numpy as np
 
 from transfergrid.errors import DataError, one_line
 from transfergrid.report.analysis import statistics
-from transfergrid.report.analysis.cells import markdown_table, percent, points
+from transfergrid.report.analysis.cells import percent
+from transfergrid.report.analysis.columns import difference, pick
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import weights_beside
 from transfergrid.report.analysis.predictions import StoredPredictions, averaged_correct_N, correct_SN, paired
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import best_on_val
 from transfergrid.report.analysis.statistics import PairedComparison
+from transfergrid.report.blocks import Column, Section, Table, figure, words
 from transfergrid.store.records import Predictions, RunRecord
 
 # S seeds, N test images
@@ -111,22 +114,22 @@ def join_baselines(comparison: Comparison) -> Joins:
     tested = _Tested(runs, comparison.stored)
     found, notes = [], []
     for row in comparison.rows:
-        if "+" not in row.model or row.phase == "evaluate" or not row.n_seeds:
+        if len(row.parts) < 2 or row.phase == "evaluate" or not row.n_seeds:
             continue
         parts = part_rows(row, comparison.rows)
         if isinstance(parts, str):
-            notes.append(f"{_name(row)}: {parts}.")
+            notes.append(f"{row.title}: {parts}.")
             continue
         try:
             found.append(_baselines(row, parts, equal_flops_row(row, comparison.rows), tested))
         except DataError as error:
-            notes.append(f"{_name(row)}: {one_line(error)}.")
+            notes.append(f"{row.title}: {one_line(error)}.")
     return Joins(baselines=tuple(found), notes=tuple([*notes, *tested.left_out.values()]))
 
 
 def part_rows(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[ComparisonRow] | str:
     """The rows of a join's parts, in its order, under the same conditions; or a sentence about what is missing."""
-    parts = list(dict.fromkeys(row.model.split("+")))
+    parts = list(dict.fromkeys(row.parts))
     alike = {single.model: single for single in rows if single.n_seeds and _alike(single, row)}
     missing = [part for part in parts if part not in alike]
     if missing:
@@ -144,7 +147,7 @@ def equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> Compar
     distances = [
         (abs(math.log(single.gflops_per_image / row.gflops_per_image)), position)
         for position, single in enumerate(rows)
-        if "+" not in single.model and _alike(single, row) and single.gflops_per_image and single.n_seeds
+        if len(single.parts) == 1 and _alike(single, row) and single.gflops_per_image and single.n_seeds
     ]
     closest, position = min(distances, default=(math.inf, -1))
     alike = [i for distance, i in distances if distance - closest < 1e-9]
@@ -157,10 +160,6 @@ def _alike(single: ComparisonRow, join: ComparisonRow) -> bool:
     conditions = (join.dataset, join.phase, join.variant, join.protocol)
     same = (single.dataset, single.phase, single.variant, single.protocol) == conditions
     return same and single.weights in weights_beside(join, single.model)
-
-
-def _name(row: ComparisonRow) -> str:
-    return " ".join(part for part in (row.dataset, row.model, row.phase, row.variant) if part)
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers
@@ -179,12 +178,10 @@ class _Tested:
     def _by_seed(self, runs: Sequence[RunRecord]) -> dict[int | None, Predictions]:
         found: dict[int | None, Predictions] = {}
         for run in runs:
-            try:
-                test = self.stored.trusted(run)
-            except DataError as error:
-                why = one_line(error).removeprefix(f"{run.run_id}: ")
-                self.left_out[run.run_id] = f"`{run.run_id}` is left out: {why}."
+            if (why := self.stored.doubt(run)) is not None:
+                self.left_out[run.run_id] = f"`{run.run_id}` is left out: {why.text}."
                 continue
+            test = self.stored.of(run.run_id)
             if run.spec.seed is not None or len(runs) == 1:
                 found[run.spec.seed] = test
         return found
@@ -261,73 +258,78 @@ def _kappa(a_N: Array, b_N: Array) -> float | None:
     return None if constant else (observed - by_chance) / (1 - by_chance)
 
 
-# ----------------------------------------------------------------------------------------------------------- markdown
+# ------------------------------------------------------------------------------------------------------------ in words
 _ABOUT = """\
 Averaged: the softmax probabilities of the parts, each trained alone, averaged; it costs no training, but as many
 forward passes as the join. Oracle: right wherever one part is right, so no way of choosing between the parts can do
 better. Overlap: the share of test images that all parts get wrong, beside what independent errors would give, and
 Cohen's kappa of right against wrong (1: the same images; 0: as if independent). Equal FLOPs: the single model of the
-same rows whose FLOPs per image are closest, within a factor of 1.5. Every interval is for its comparison alone.
-"""
+same rows whose FLOPs per image are closest, within a factor of 1.5. Every interval is for its comparison alone."""
 
 
-def as_markdown(joins: Joins) -> str:
-    """A section of two tables, or nothing where the grid has no join."""
+def _parts_text(b: JoinBaselines) -> str:
+    return ", ".join(f"{part.model} {percent(part.mean)}" for part in b.parts)
+
+
+def _equal_text(b: JoinBaselines) -> str:
+    equal = b.equal_flops
+    return f"{equal.row.model} {percent(equal.row.test_accuracy)} (x {equal.flops_ratio:.2f})" if equal else "none"
+
+
+def _accuracy_column(name: str) -> Column[JoinBaselines]:
+    """Of one field; with its interval."""
+
+    def text(b: JoinBaselines) -> str:
+        accuracy: Accuracy = getattr(b, name)
+        return f"{percent(accuracy.mean)} [{percent(accuracy.low)}, {percent(accuracy.high)}]"
+
+    more = {f"{name}_{end}": attrgetter(f"{name}.{end}") for end in ("low", "high")}
+    return replace(figure(name, str, f"{name}.mean", beside="[95 %]", more=more), text=text)
+
+
+_AVERAGES: list[Column[JoinBaselines]] = [
+    words("parts_alone", _parts_text, label="parts alone"),
+    figure("seeds", str, lambda b: len(b.seeds)),
+    _accuracy_column("joined"),
+    _accuracy_column("averaged"),
+    difference("joined_minus_averaged", "joined - averaged", attrgetter("joined_minus_averaged")),
+]
+_ERRORS: list[Column[JoinBaselines]] = [
+    words("equal_flops", _equal_text, label="equal FLOPs"),
+    difference(
+        "joined_minus_equal_flops",
+        "joined - equal FLOPs",
+        lambda b: b.equal_flops.difference if b.equal_flops else None,
+    ),
+    figure("oracle", percent, "oracle.mean"),
+    figure("all_wrong", percent, "overlap.all_wrong", label="all wrong"),
+    figure("if_independent", percent, "overlap.all_wrong_if_independent", label="if independent"),
+    figure("kappa", lambda kappa: "" if kappa is None else f"{kappa:z.2f}", "overlap.kappa"),
+]
+
+
+def section(joins: Joins) -> Section | None:
+    """Two tables; None where the grid has no join."""
     if not joins.baselines and not joins.notes:
-        return ""
-    notes = "".join(f"- {note}\n" for note in joins.notes)
-    tables = [_average_table(joins.baselines), _errors_table(joins.baselines)] if joins.baselines else []
-    return "\n".join(part for part in ("## Joined models beside their baselines\n", _ABOUT, *tables, notes) if part)
-
-
-_NAMES = ("dataset", "model", "phase", "variant")
-
-
-def _average_table(baselines: Sequence[JoinBaselines]) -> str:
-    header = [*_NAMES, "parts alone", "seeds", "joined [95 %]", "averaged [95 %]", "joined - averaged [95 %]"]
-    lines = [
-        [
-            *_names(b),
-            ", ".join(f"{part.model} {percent(part.mean)}" for part in b.parts),
-            str(len(b.seeds)),
-            _interval(b.joined),
-            _interval(b.averaged),
-            difference_text(b.joined_minus_averaged),
-        ]
-        for b in baselines
-    ]
-    return f"The join, and the average of its parts:\n\n{markdown_table(header, lines, left=5)}"
-
-
-def _errors_table(baselines: Sequence[JoinBaselines]) -> str:
-    header = [*_NAMES, "equal FLOPs", "joined - equal FLOPs [95 %]", "oracle", "all wrong", "if independent", "kappa"]
-    lines = [
-        [
-            *_names(b),
-            "none" if b.equal_flops is None else _equal_text(b.equal_flops),
-            difference_text(b.equal_flops.difference) if b.equal_flops and b.equal_flops.difference else "",
-            percent(b.oracle.mean),
-            percent(b.overlap.all_wrong),
-            percent(b.overlap.all_wrong_if_independent),
-            "" if b.overlap.kappa is None else f"{b.overlap.kappa:z.2f}",
-        ]
-        for b in baselines
-    ]
-    return f"The single model of equal FLOPs, and the errors of the parts:\n\n{markdown_table(header, lines, left=5)}"
-
-
-def _names(b: JoinBaselines) -> list[str]:
-    return [getattr(b.row, name) for name in _NAMES]
-
-
-def _equal_text(equal: EqualFlops) -> str:
-    return f"{equal.row.model} {percent(equal.row.test_accuracy)} (x {equal.flops_ratio:.2f})"
-
-
-def _interval(accuracy: Accuracy) -> str:
-    return f"{percent(accuracy.mean)} [{percent(accuracy.low)}, {percent(accuracy.high)}]"
-
-
-def difference_text(difference: PairedComparison) -> str:
-    """`+0.03 [-0.05, +0.11]`, in percentage points."""
-    return f"{points(difference.difference)} [{points(difference.low)}, {points(difference.high)}]"
+        return None
+    of_row: Callable[[JoinBaselines], ComparisonRow] = attrgetter("row")
+    names = [column.of(of_row) for column in pick("dataset model phase variant")]
+    averages = Table(
+        name="joined_models_beside_their_baselines",
+        title="The join, and the average of its parts",
+        columns=names + _AVERAGES,
+        rows=joins.baselines,
+    )
+    errors = Table(
+        name="joined_models_beside_their_baselines_2",
+        title="The single model of equal FLOPs, and the errors of the parts",
+        columns=names + _ERRORS,
+        rows=joins.baselines,
+    )
+    return Section(
+        name="baselines",
+        title="Joined models beside their baselines",
+        about=[_ABOUT],
+        tables=[averages, errors] if joins.baselines else [],
+        items=joins.notes,
+    )

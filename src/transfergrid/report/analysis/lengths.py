@@ -5,17 +5,17 @@ From variants named `epochs_<n>` and `along_one_run` of the same model.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
-from transfergrid.report.analysis.cells import markdown_table, percent
+from transfergrid.report.analysis.cells import percent
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
-from transfergrid.report.analysis.selection import RULE, best_first
+from transfergrid.report.analysis.selection import RULE, best_first, epochs_of
+from transfergrid.report.blocks import Column, Section, Table, figure, words
 from transfergrid.store.metrics_log import read_metrics
 from transfergrid.store.records import RunRecord
 
@@ -48,31 +48,35 @@ def lengths(comparison: Comparison) -> tuple[Length, ...]:
     for (dataset, model), runs in long_runs.items():
         curves = [_val_by_epoch(run, comparison.store) for run in runs]
         own = {
-            int(match[1]): row
+            epochs: row
             for row in comparison.rows
-            if (row.dataset, row.model) == (dataset, model) and (match := re.fullmatch(r"epochs_(\d+)", row.variant))
+            if (row.dataset, row.model) == (dataset, model) and (epochs := epochs_of(row.variant)) is not None
         }
         found += [_length(row, epochs, curves) for epochs, row in sorted(own.items())]
     return tuple(found)
 
 
-def as_markdown(comparison: Comparison) -> str:
-    """Empty for a grid without `along_one_run`."""
-    found = lengths(comparison)
-    if not found:
-        return ""
-    header = ("dataset", "model", "epochs", "own schedule: test", "own schedule: val", "along one run: val")
-    lines = [
-        [f.dataset, f.model, str(f.epochs), percent(f.own_test), percent(f.own_val), percent(f.along_val)]
-        for f in found
-    ]
-    about = (
-        "A run of its own for each number of epochs, and one run at a constant rate read where it passes it. Read\n"
-        "along one run, a fall says that its weights got worse; whether more epochs are worse, the other column says.\n"
-    )
-    table = markdown_table(header, lines, left=2)
-    best = "".join(f"- {note}\n" for note in _best_lengths(comparison))
-    return "\n".join(part for part in (f"## Number of epochs, both ways\n\n{about}\n{table}", best) if part)
+_COLUMNS: list[Column[Length]] = [
+    words("dataset"),
+    words("model"),
+    figure("epochs", str),
+    figure("own_test", percent, label="own schedule: test"),
+    figure("own_val", percent, label="own schedule: val"),
+    figure("along_val", percent, label="along one run: val"),
+]
+_ABOUT = """\
+A run of its own for each number of epochs, and one run at a constant rate read where it passes it. Read
+along one run, a fall says that its weights got worse; whether more epochs are worse, the other column says."""
+
+
+def section(comparison: Comparison) -> Section | None:
+    """None for a grid without `along_one_run`."""
+    rows = lengths(comparison)
+    if not rows:
+        return None
+    table = Table(name="number_of_epochs_both_ways", columns=_COLUMNS, rows=rows)
+    items = list(_best_lengths(comparison))
+    return Section(name="lengths", title="Number of epochs, both ways", about=[_ABOUT], tables=[table], items=items)
 
 
 def _best_lengths(comparison: Comparison) -> Iterator[str]:
@@ -84,14 +88,14 @@ def _best_lengths(comparison: Comparison) -> Iterator[str]:
             for i, row in enumerate(rows)
             if (row.dataset, row.model) == (dataset, model)
             and row.status == "completed"
-            and re.fullmatch(r"epochs_\d+", row.variant)
+            and epochs_of(row.variant) is not None
         ]
         ordered = best_first(rows, own)
         if not ordered:
             continue
         tied = [str(rows[i].epochs) for i in ordered[0]]
         told = f"{tied[0]} epochs" if len(tied) == 1 else f"tied: {' and '.join(tied)} epochs ({RULE})"
-        ends = rows[ordered[0][0]].remarks
+        ends = "; ".join(rows[ordered[0][0]].remarks)
         yield f"{dataset} {model}, best on val: {told}{f'; {ends}' if ends else ''}."
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from transfergrid.errors import TOLD, DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.statistics import PairedComparison
+from transfergrid.report.blocks import Finding
 from transfergrid.store import records
 from transfergrid.store.records import Predictions, RunRecord
 
@@ -19,6 +20,7 @@ Array = np.ndarray[Any, Any]
 BySeed = Mapping[int | None, Predictions]  # None: of a run that draws nothing, so that it stands for every seed
 LIMIT_BYTES = 512_000_000  # about 1,800 runs on 10,000 images of ten classes
 EDITED = "record does not agree with its predictions"
+UNREAD = "no predictions to rest on"
 _BLOCK = 8192  # images whose probabilities are in memory at once
 
 
@@ -95,7 +97,7 @@ class StoredPredictions:
         self._kept: OrderedDict[str, Predictions] = OrderedDict()
         self._kept_bytes = 0
         self._refused: dict[str, str] = {}
-        self._agrees: dict[str, str | None] = {}
+        self._agrees: dict[str, Finding | None] = {}
         self._n_val: dict[str, int] = {}
         self.compared: dict[tuple[tuple[str, ...], tuple[str, ...]], PairedComparison] = {}
 
@@ -120,25 +122,28 @@ class StoredPredictions:
             return None
         return self._n_val.get(run_id)
 
-    def disagreement(self, run: RunRecord) -> str | None:
-        """What the record states that these predictions contradict, see integrity.disagreement. Raises as `of`."""
+    def disagreement(self, run: RunRecord) -> Finding | None:
+        """What the record states that these predictions contradict. Raises as `of`."""
         if run.run_id not in self._agrees:
             self._agrees[run.run_id] = disagreement(run, self.of(run.run_id))
         return self._agrees[run.run_id]
 
     def trusted(self, run: RunRecord) -> Predictions:
         """As `of`; raises DataError, too, where the record contradicts them. What rests on predictions starts here."""
+        doubt = self.doubt(run)
+        if doubt is None:
+            return self.of(run.run_id)
+        raise DataError(doubt.sentence) if doubt.kind == EDITED else DataError(doubt.text, remedy=TOLD)
+
+    def doubt(self, run: RunRecord) -> Finding | None:
+        """Why nothing can rest on the predictions of this run; None where they are as its record says."""
         try:
-            edited, test = self.disagreement(run), self.of(run.run_id)
-        except DataError as error:
-            raise DataError(
-                f"the test predictions of {run.run_id} are missing or damaged; delete its record.json,"
-                " and launch again",
-                remedy=TOLD,
-            ) from error
-        if edited is not None:
-            raise DataError(edited)
-        return test
+            return self.disagreement(run)
+        except DataError:
+            text = (
+                f"the test predictions of {run.run_id} are missing or damaged; delete its record.json, and launch again"
+            )
+            return Finding(run.run_id, UNREAD, text)
 
     def _read(self, run_id: str) -> Predictions:
         paths = self.store.run(run_id)
@@ -182,7 +187,7 @@ def _rows(p: Predictions, rows: slice | Array) -> Predictions:
     )
 
 
-def disagreement(record: RunRecord, test: Predictions) -> str | None:
+def disagreement(record: RunRecord, test: Predictions) -> Finding | None:
     """What the record states and what its test predictions say, where both cannot be true.
 
     Logits are stored as float16: where the right class and another are equal there, either may have been predicted.
@@ -197,7 +202,8 @@ def disagreement(record: RunRecord, test: Predictions) -> str | None:
     surely = int(((test.predicted_N == test.label_N) & ~open_N).sum())
     if surely - 0.5 < stated * n_test < surely + int(open_N.sum()) + 0.5:
         return None
-    return (
-        f"{record.run_id}: {EDITED}: it states a test accuracy of {100 * stated:.2f} %, "
+    text = (
+        f"{EDITED}: it states a test accuracy of {100 * stated:.2f} %, "
         f"{correct:,} of {n_test:,} stored predictions are right ({100 * correct / n_test:.2f} %)"
     )
+    return Finding(record.run_id, EDITED, text)

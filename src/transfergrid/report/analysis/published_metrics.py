@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import fmean
 
-from transfergrid.report.analysis.cells import markdown_table, number, percent
+from transfergrid.report.analysis.cells import number, percent
+from transfergrid.report.analysis.columns import pick
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.blocks import Column, Section, Table, figure, words
 from transfergrid.report.studies.published import PublishedFigure, figures
 from transfergrid.store.records import RunRecord
 
@@ -15,32 +18,51 @@ _SHARES = frozenset({"test_accuracy", "train_accuracy"})
 _SHOWN = (*sorted(_SHARES), "test_loss", "train_loss", "wall_s")  # errors of evaluations have a section of their own
 
 
-def as_markdown(comparison: Comparison) -> str:
-    """Empty where the standing figures are all there is."""
-    lines = []
-    for row, runs in zip(comparison.rows, comparison.runs, strict=True):
-        lines += [_line(row, runs, figure) for figure in of_row(row) if not figure.stands]
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One figure of a study beside ours, in the metric's unit."""
+
+    row: ComparisonRow
+    figure: PublishedFigure
+    ours: float | None
+
+    def text(self, value: float | None) -> str:
+        if self.figure.metric in _SHARES:
+            return percent(value)
+        return number(value, digits=1 if self.figure.metric == "wall_s" else 4)
+
+
+_COLUMNS: list[Column[Published]] = [
+    *(column.of(lambda line: line.row) for column in pick("dataset model phase variant")),
+    words("figure", lambda line: line.figure.metric.replace("_", " ")),
+    words("rule", lambda line: line.figure.rule.replace("_", " ")),
+    replace(figure("ours", str), text=lambda line: line.text(line.ours)),
+    replace(figure("published", str, "figure.value"), text=lambda line: line.text(line.figure.value)),
+]
+_ABOUT = """\
+Accuracies in percent, losses in nats, seconds per run. Our training figures are evaluated after the last
+epoch, in eval mode and without augmentation; the studies' mostly are running means while training. Ours
+are seconds of the run alone: where it reads cached features, their extraction, shared by rows, is extra."""
+
+
+def section(comparison: Comparison) -> Section | None:
+    """None where the standing figures are all there is."""
+    lines = [
+        Published(row, theirs, _ours(runs, theirs))
+        for row, runs in zip(comparison.rows, comparison.runs, strict=True)
+        for theirs in of_row(row)
+        if not theirs.stands
+    ]
     if not lines:
-        return ""
-    header = ("dataset", "model", "phase", "variant", "figure", "rule", "ours", "published")
-    about = (
-        "Accuracies in percent, losses in nats, seconds per run. Our training figures are evaluated after the last\n"
-        "epoch, in eval mode and without augmentation; the studies' mostly are running means while training. Ours\n"
-        "are seconds of the run alone: where it reads cached features, their extraction, shared by rows, is extra.\n"
-    )
-    return f"## Everything published\n\n{about}\n" + markdown_table(header, lines, left=6)
+        return None
+    table = Table(name="everything_published", columns=_COLUMNS, rows=lines)
+    return Section(name="everything published", title="Everything published", about=[_ABOUT], tables=[table])
 
 
 def of_row(row: ComparisonRow) -> tuple[PublishedFigure, ...]:
     """All figures of one row, whatever metric and rule."""
     key = (row.grid, row.dataset, row.model, row.phase, row.variant)
     return tuple(f for f in figures() if (f.grid, f.dataset, f.model, f.phase, f.variant) == key and f.metric in _SHOWN)
-
-
-def _line(row: ComparisonRow, runs: Sequence[RunRecord], figure: PublishedFigure) -> list[str]:
-    names = [row.dataset, row.model, row.phase, row.variant, figure.metric.replace("_", " ")]
-    rule = figure.rule.replace("_", " ")
-    return [*names, rule, _shown(figure.metric, _ours(runs, figure)), _shown(figure.metric, figure.value)]
 
 
 def _ours(runs: Sequence[RunRecord], figure: PublishedFigure) -> float | None:
@@ -62,9 +84,3 @@ def _ours(runs: Sequence[RunRecord], figure: PublishedFigure) -> float | None:
         values = [run.metrics.get(figure.metric) for run in runs]
     known = [value for value in values if isinstance(value, (int, float))]
     return fmean(known) if len(known) == len(runs) else None
-
-
-def _shown(metric: str, value: float | None) -> str:
-    if metric in _SHARES:
-        return percent(value)
-    return number(value, digits=1 if metric == "wall_s" else 4)

@@ -9,7 +9,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.data.folds import FEW_STEPS, FEW_VAL_IMAGES, IMBALANCE
-from transfergrid.report.analysis.selection import SIGN, best_on_val
+from transfergrid.report.analysis.selection import best_on_val, choice_of
 from transfergrid.specs import RULES_VERSION, RunSpec
 from transfergrid.store.records import RunRecord
 
@@ -26,13 +26,10 @@ _SEARCH = 3  # so many values of one setting are a search, whatever the variants
 
 
 def with_remarks(rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunRecord]]) -> list[ComparisonRow]:
-    """The rows with all that is to be said of them, joined by `; `."""
+    """The rows with all that is to be said of them."""
     ends = ends_of_variants(rows, runs)
     return [
-        replace(
-            row,
-            remarks="; ".join([*_edges_of_seeds(done), *ends.get(i, ()), *_how_made(row, done)]) or None,
-        )
+        replace(row, remarks=(*_edges_of_seeds(done), *ends.get(i, ()), *_how_made(row, done)))
         for i, (row, done) in enumerate(zip(rows, runs, strict=True))
     ]
 
@@ -45,8 +42,7 @@ def footnotes(rows: Sequence[ComparisonRow]) -> tuple[list[str], list[tuple[str,
     texts: dict[str, str] = {}
     marks = []
     for row in rows:
-        told = row.remarks.split("; ") if row.remarks else []
-        own = [texts.setdefault(text, _letter(len(texts))) for text in told]
+        own = [texts.setdefault(text, _letter(len(texts))) for text in row.remarks]
         marks.append(",".join([*own, UNDERSTATES] if row.better_than_head else own))
     understated = [(UNDERSTATES, _UNDERSTATED)] if any(row.better_than_head for row in rows) else []
     return marks, [(mark, text) for text, mark in texts.items()] + understated
@@ -123,8 +119,8 @@ def ends_of_variants(rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunR
     for i, (row, done) in enumerate(zip(rows, runs, strict=True)):
         if row.status == "completed" and done:
             numbers, others = _settings(done[0].spec)
-            compared, sign, _ = row.variant.partition(SIGN)
-            key = (row.grid, compared if sign else None, others)
+            choice = choice_of(row.variant)
+            key = (row.grid, choice and choice[0], others)
             searches.setdefault(key, {})[i] = numbers
     found = {}
     for (_, compared, _), tried in searches.items():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from transfergrid.specs import SelectBy
+
+_NO_COLUMN = {"column": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +19,9 @@ class ComparisonRow:
     The interval is Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]; where all
     seeds have one accuracy, which is no width, Wilson's again. p_value_vs_best_single is Holm-adjusted within its
     family, see families.py, and verdict (`better`, `worse`, `no difference shown`) is by it at 5 %; the test is
-    statistics.compare's. published_differs, better_than_head (see beyond_linear.py), failure_class and remarks join
-    several texts by `; `. status: `completed`, `failed`, `missing`, or `2/3 completed`. select_by: the score on val
-    that choices between rows are by. remarks: what makes the row's choice or training doubtful, see remarks.py.
+    statistics.compare's. published_differs, better_than_head (see beyond_linear.py) and remarks are several texts;
+    comparison.csv joins them by `; `. status: `completed`, `failed`, `missing`, or `2/3 completed`. select_by: the
+    score on val that choices between rows are by. remarks: what makes the row doubtful, see remarks.py.
     """
 
     grid: str
@@ -45,10 +47,10 @@ class ComparisonRow:
     knn_test_accuracy: float | None = None
     lda_test_accuracy: float | None = None
     qda_test_accuracy: float | None = None
-    better_than_head: str | None = None
+    better_than_head: tuple[str, ...] = ()
     published_accuracy: float | None = None
     published_rule: str | None = None
-    published_differs: str | None = None
+    published_differs: tuple[str, ...] = ()
     delta_to_published: float | None = None
     best_single_model: str | None = None
     delta_to_best_single: float | None = None
@@ -72,7 +74,34 @@ class ComparisonRow:
     val_macro_f1: float | None = None
     select_by: SelectBy = "accuracy"
     optimizer_steps: int | None = None
-    remarks: str | None = None
+    remarks: tuple[str, ...] = ()
+    # Of the row, and no columns: how many runs it was launched with, and its variant where the shown one tells more.
+    n_launched: int | None = field(default=None, metadata=_NO_COLUMN)
+    own_variant: str | None = field(default=None, metadata=_NO_COLUMN)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The networks of a join, in its order; of a single model itself."""
+        return tuple(self.model.split("+"))
+
+    @property
+    def weights_of_parts(self) -> tuple[str, ...]:
+        """The labels of a join's parts in their order, equal ones once; so which is whose can stay open."""
+        return tuple(self.weights.split("+"))
+
+    @property
+    def title(self) -> str:
+        """`mnist resnet18 finetune batch_64`"""
+        return " ".join(part for part in (self.dataset, self.model, self.phase, self.variant) if part)
+
+    def cell(self, name: str) -> str | float | None:
+        """The value of a column; several texts are joined, and none is None."""
+        value = getattr(self, name)
+        return ("; ".join(value) or None) if isinstance(value, tuple) else value
+
+    def cells(self) -> dict[str, str | float | None]:
+        """All of COLUMNS, in order."""
+        return {name: self.cell(name) for name in COLUMNS}
 
 
-COLUMNS = tuple(f.name for f in fields(ComparisonRow))
+COLUMNS = tuple(f.name for f in fields(ComparisonRow) if f.metadata != _NO_COLUMN)

@@ -5,6 +5,7 @@ The order in which a grid lists its rows decides nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,21 @@ METRICS: dict[SelectBy, str] = {
     "balanced_accuracy": "macro_recall",
     "macro_f1": "macro_f1",
 }  # of a record, after `val_`: balanced accuracy is the mean recall over the classes
-SIGN = "--"  # in a variant's name, between what is compared and the choice: the choices are a search by their purpose
+_SIGN = "--"  # in a variant's name, between what is compared and the choice: the choices are a search by their purpose
+_EPOCHS = re.compile(r"epochs_(\d+)")  # a variant of that length
 RULE = "of rows tied on val the one with the lower val loss comes first, then the one with fewer FLOPs per image"
+
+
+def choice_of(variant: str) -> tuple[str, str] | None:
+    """(what is compared, the choice), of a variant named `<what is compared>--<choice>`; None of any other."""
+    compared, sign, choice = variant.partition(_SIGN)
+    return (compared, choice) if sign else None
+
+
+def epochs_of(variant: str) -> int | None:
+    """Of a variant named `epochs_<n>`; None of any other."""
+    match = _EPOCHS.fullmatch(variant)
+    return int(match[1]) if match else None
 
 
 def val_score(row: ComparisonRow) -> float | None:

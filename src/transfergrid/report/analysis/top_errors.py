@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transfergrid.report.analysis.cells import markdown_table, number, percent
+from transfergrid.report.analysis.cells import number, percent
 from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.blocks import Column, Section, Table, figure, words
 from transfergrid.report.studies.published import PublishedFigure, figures
 from transfergrid.specs import EvaluateSettings, RunSpec
 from transfergrid.store.records import RunRecord
 
 METRICS = {"top1_error": "top-1", "top5_error": "top-5"}
-HEADER = (
-    "dataset",
-    "model",
-    "variant",
-    "weights",
-    "differs",
-    "error %",
-    "images",
-    "measured",
-    "as stated",
-    "corrected",
-)
-TEXT_COLUMNS = 6
 _CORRECTED_WEIGHTS = "IMAGENET1K_V1"  # whose error torchvision's documentation gives
 
 
@@ -46,9 +35,19 @@ class TopError:
     differs: tuple[str, ...]
     notes: tuple[str, ...]
 
-    def cells(self) -> list[str]:
-        names = [self.dataset, self.model, self.variant, self.weights, ", ".join(self.differs), METRICS[self.metric]]
-        return [*names, number(self.images), percent(self.measured), percent(self.as_stated), percent(self.corrected)]
+
+COLUMNS: list[Column[TopError]] = [
+    words("dataset"),
+    words("model"),
+    words("variant"),
+    words("weights"),
+    words("differs", lambda error: ", ".join(error.differs)),
+    words("error", lambda error: METRICS[error.metric], label="error %"),
+    figure("images", number),
+    figure("measured", percent),
+    figure("as_stated", percent, label="as stated"),
+    figure("corrected", percent),
+]
 
 
 def top_errors(comparison: Comparison) -> tuple[TopError, ...]:
@@ -61,14 +60,17 @@ def top_errors(comparison: Comparison) -> tuple[TopError, ...]:
     return tuple(found)
 
 
-def as_markdown(comparison: Comparison) -> str:
-    """Empty for a grid without evaluations."""
+def table(errors: Sequence[TopError]) -> Table[TopError]:
+    return Table(name="top_1_and_top_5_errors", columns=COLUMNS, rows=errors)
+
+
+def section(comparison: Comparison) -> Section | None:
+    """None for a grid without evaluations."""
     errors = top_errors(comparison)
     if not errors:
-        return ""
-    table = markdown_table(HEADER, [error.cells() for error in errors], left=TEXT_COLUMNS)
+        return None
     notes = dict.fromkeys(note for error in errors for note in error.notes)
-    return "## Top-1 and top-5 errors\n\n" + table + "".join(f"\n- {note}" for note in notes) + "\n" * bool(notes)
+    return Section(name="errors", title="Top-1 and top-5 errors", tables=[table(errors)], items=list(notes))
 
 
 def _error(record: RunRecord, metric: str, variant: str) -> TopError:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from operator import attrgetter
+from typing import Any, TypeVar
 
 from transfergrid.report.analysis import families
-from transfergrid.report.analysis.cells import markdown_table, points, weights_where_needed
+from transfergrid.report.analysis.cells import weights_where_needed
+from transfergrid.report.analysis.columns import adjusted_p, difference
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer, Question
 from transfergrid.report.analysis.power import needed
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import RULE, is_tied
-from transfergrid.report.analysis.statistics import CONFIDENCE
+from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison
+from transfergrid.report.blocks import Column, Section, Table, figure, words
+
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +90,7 @@ def against(row: ComparisonRow, best: ComparisonRow, answer: Answer) -> AgainstB
     return AgainstBest(row=row, answer=answer, needed=would_take, seeds=in_common)
 
 
-# ----------------------------------------------------------------------------------------------------------- markdown
+# ----------------------------------------------------------------------------------------------------------- in words
 _ABOUT = """\
 Each row minus the one beside it, in points of test accuracy, on the same seeds and test images. What is best is chosen
 on val; its name on test may be another; {rule}. {tests} The brackets are 95 % intervals of one comparison alone. p is
@@ -103,35 +109,83 @@ _TESTS = {
 _TITLES: dict[Question, str] = {"models": "Models of the same variant", "settings": "Settings of the same model"}
 
 
-def as_markdown(groups: Sequence[Group], answers: Sequence[Answer] = (), *, tables: str = "") -> str:
-    """A section, or nothing where no group has two rows and nothing else was asked. tables: of the questions across
-    phases, whose answers these are."""
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """best, name: of the best row and the one beside it, in their group."""
+
+    group: Group
+    best: str
+    name: str
+    beside: AgainstBest
+
+
+def section(
+    groups: Sequence[Group], answers: Sequence[Answer] = (), *, tables: Sequence[Table[Any]] = ()
+) -> Section | None:
+    """None where no group has two rows and nothing else was asked. tables: of the questions across phases, whose
+    answers these are."""
     if not groups and not tables:
-        return ""
+        return None
     results = [other.answer.result for group in groups for other in group.others] + [a.result for a in answers]
     used = {result.test for result in results if not isinstance(result, str)}
     about = _ABOUT.format(rule=RULE, tests=" ".join(text for test, text in _TESTS.items() if test in used))
-    parts = ["## Is the difference real?\n", textwrap.fill(about, width=120, break_on_hyphens=False) + "\n"]
-    parts += [tables] if tables else []
+    return Section(
+        name="statistics",
+        title="Is the difference real?",
+        about=[textwrap.fill(about, width=120, break_on_hyphens=False)],
+        tables=[*tables, *_tables(groups)],
+    )
+
+
+def _tables(groups: Sequence[Group]) -> list[Table[_Line]]:
+    """One per question that is asked."""
+    found: list[Table[_Line]] = []
     for question, title in _TITLES.items():
-        asked = [group for group in groups if group.question == question]
-        if asked:
-            parts.append(f"{title}:\n\n{_table(question, asked)}")
-    return "\n".join(parts)
+        lines = [line for group in groups if group.question == question for line in _lines(group)]
+        if lines:
+            name = "statistics_2" if found else "statistics"
+            found.append(Table(name=name, title=title, columns=_columns(question), rows=lines))
+    return found
 
 
-def _table(question: Question, groups: Sequence[Group]) -> str:
-    header = ["dataset", "phase", "variant" if question == "models" else "model", "best on val", "row beside it"]
-    header += ["verdict", "what it would take to tell", "seeds", "difference [95 %]", "p (Holm)"]
-    lines = []
-    for group in groups:
-        best, *names = _names(group)
-        if group.tied:
-            tied = [name for name, other in zip(names, group.others, strict=True) if other.row in group.tied]
-            best += f", tied with {' and '.join(tied)}"
-        for name, other in zip(names, group.others, strict=True):
-            lines.append([group.dataset, group.phase, group.name, best, name, *_cells(other)])
-    return markdown_table(header, lines, left=7)
+def _columns(question: Question) -> list[Column[_Line]]:
+    return [
+        words("dataset", "group.dataset"),
+        words("phase", "group.phase"),
+        words("variant" if question == "models" else "model", "group.name"),
+        words("best_on_val", "best", label="best on val"),
+        words("row_beside_it", "name", label="row beside it"),
+        *answer_columns(attrgetter("beside")),
+    ]
+
+
+def answer_columns(read: Callable[[Row], AgainstBest]) -> list[Column[Row]]:
+    """Verdict, what it would take to tell, seeds, difference, p."""
+
+    def result(row: Row) -> PairedComparison | None:
+        found = read(row).answer.result
+        return None if isinstance(found, str) else found
+
+    def needed_to_tell(row: Row) -> str:
+        found = read(row)
+        return f"not compared: {found.answer.result}" if isinstance(found.answer.result, str) else found.needed
+
+    seeds: Column[Row] = figure("seeds", str, lambda row: getattr(result(row), "seeds", None))
+    return [
+        words("verdict", lambda row: read(row).answer.verdict),
+        words("needed_to_tell", needed_to_tell, label="what it would take to tell"),
+        replace(seeds, text=lambda row: read(row).seeds),
+        difference("difference", "difference", result),
+        adjusted_p(lambda row: read(row).answer),
+    ]
+
+
+def _lines(group: Group) -> list[_Line]:
+    best, *names = _names(group)
+    if group.tied:
+        tied = [name for name, other in zip(names, group.others, strict=True) if other.row in group.tied]
+        best += f", tied with {' and '.join(tied)}"
+    return [_Line(group, best, name, other) for name, other in zip(names, group.others, strict=True)]
 
 
 def _names(group: Group) -> list[str]:
@@ -141,11 +195,3 @@ def _names(group: Group) -> list[str]:
     names = [getattr(row, field) or "the grid's own settings" for row in rows]
     weights = weights_where_needed(rows, field)
     return [", ".join(filter(None, pair)) for pair in zip(names, weights, strict=True)]
-
-
-def _cells(other: AgainstBest) -> list[str]:
-    result = other.answer.result
-    if isinstance(result, str):
-        return ["", f"not compared: {result}", "", "", ""]
-    difference = f"{points(result.difference)} [{points(result.low)}, {points(result.high)}]"
-    return [str(other.answer.verdict), other.needed, other.seeds, difference, other.answer.p_text]

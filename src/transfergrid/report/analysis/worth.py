@@ -13,12 +13,13 @@ from itertools import product
 from typing import Literal
 
 from transfergrid.report.analysis import families, integrity
-from transfergrid.report.analysis.cells import in_points, markdown_table, points, weights_where_needed
+from transfergrid.report.analysis.cells import weights_where_needed
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer, Pair
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import best_first, best_on_test, best_on_val
-from transfergrid.report.analysis.verdicts import AgainstBest, against
+from transfergrid.report.analysis.verdicts import AgainstBest, against, answer_columns
+from transfergrid.report.blocks import Column, Table, words
 from transfergrid.store.records import RunRecord
 
 Question = Literal["winner", "finetuning", "pretraining"]
@@ -58,6 +59,11 @@ class Contest:
     dataset: str
     first: ComparisonRow
     second: AgainstBest  # of which `row` is the second, and the answer is of the first minus it
+
+    @property
+    def names(self) -> tuple[str, str]:
+        first, second = row_names(self.first, self.second.row)
+        return first, second
 
 
 def winners(comparison: Comparison) -> list[Winner]:
@@ -197,37 +203,27 @@ def _chosen(rows: Sequence[ComparisonRow], side: Sequence[int]) -> int | None:
 
 
 # -------------------------------------------------------------------------------------------------------- in words
-def in_words(answer: Answer) -> str:
-    """`no difference shown (+0.03 points [-0.05, +0.11], p = 0.400 after Holm over 3)`"""
-    result = answer.result
-    if isinstance(result, str):
-        return f"not compared: {result}"
-    p = answer.p_text.partition(" (of ")[0]
-    told = p if p.startswith("<") else f"= {p}"
-    over = f" after Holm over {answer.family_size}" if answer.family_size > 1 else ""
-    return f"{answer.verdict} ({in_points(result.difference, result.low, result.high)}, p {told}{over})"
+_COLUMNS: list[Column[Contest]] = [
+    words("dataset"),
+    words("row", lambda contest: contest.names[0]),
+    words("beside", lambda contest: contest.names[1]),
+    *answer_columns(lambda contest: contest.second),
+]
+_TABLES: dict[Question, str] = {
+    "winner": "winner",
+    "finetuning": "finetuning_over_probe",
+    "pretraining": "pretraining_over_scratch",
+}
 
 
-def tables(found: Sequence[Contest]) -> str:
-    """A titled table per question that is asked; empty where none is."""
-    texts = []
-    for question, title in TITLES.items():
-        lines = [_line(contest) for contest in found if contest.question == question]
-        if lines:
-            header = ["dataset", "row", "beside", "verdict", "what it would take to tell", "seeds"]
-            table = markdown_table([*header, "difference [95 %]", "p (Holm)"], lines, left=6)
-            texts.append(f"{title}:\n\n{table}")
-    return "\n".join(texts)
-
-
-def _line(contest: Contest) -> list[str]:
-    answer, names = contest.second.answer, row_names(contest.first, contest.second.row)
-    if isinstance(answer.result, str):
-        return [contest.dataset, *names, "", f"not compared: {answer.result}", "", "", ""]
-    result = answer.result
-    difference = f"{points(result.difference)} [{points(result.low)}, {points(result.high)}]"
-    told = [str(answer.verdict), contest.second.needed, contest.second.seeds]
-    return [contest.dataset, *names, *told, difference, answer.p_text]
+def tables(found: Sequence[Contest]) -> list[Table[Contest]]:
+    """One per question that is asked."""
+    rows = {question: [contest for contest in found if contest.question == question] for question in TITLES}
+    return [
+        Table(name=_TABLES[question], title=TITLES[question], columns=_COLUMNS, rows=contests)
+        for question, contests in rows.items()
+        if contests
+    ]
 
 
 def row_names(*rows: ComparisonRow) -> list[str]:

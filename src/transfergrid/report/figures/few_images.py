@@ -53,7 +53,7 @@ def by_model(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonRow]]:
 
 
 def _says_share(row: ComparisonRow) -> bool:
-    variant = row.variant.removesuffix(f"in {row.grid}").strip()  # as several grids in one report are told apart
+    variant = row.variant if row.own_variant is None else row.own_variant
     return variant == "" or variant.startswith(("shots_", "fraction_"))
 
 

@@ -9,10 +9,12 @@ from typing import Any, TypeGuard
 from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.cells import accuracy_with_interval, percent, weights_text
+from transfergrid.report.analysis.columns import status_with_class
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rerun import Command, commands_of
 from transfergrid.report.analysis.rows import ComparisonRow
-from transfergrid.report.page.table import status_with_class
+from transfergrid.report.blocks import Table, plain
+from transfergrid.report.page.provenance import Flag
 from transfergrid.specs import RunSpec, from_dict, to_dict
 from transfergrid.store import durable, records
 from transfergrid.store.records import GridEntry, RunRecord
@@ -22,24 +24,24 @@ CHOICES_SHOWN = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowDetails:
-    """One row, in full. choices: header and lines of what it was selected from; chosen: the line that was."""
+    """One row, in full. choices: what it was selected from; None where nothing was chosen."""
 
     index: int
     title: str
     accuracy: str
     status: str
-    flags: tuple[str, ...]
+    flags: tuple[Flag, ...]
     differs: tuple[str, ...]
     published: str
     commands: tuple[Command, ...]
     remarks: tuple[str, ...]
-    choices: tuple[tuple[str, ...], ...]
+    choices: Table[Sequence[str]] | None
     choice_notes: tuple[str, ...]
     settings: tuple[tuple[str, str], ...]
     run_ids: tuple[str, ...]
 
 
-def row_details(comparison: Comparison, flags: Sequence[Sequence[str]]) -> list[RowDetails]:
+def row_details(comparison: Comparison, flags: Sequence[Sequence[Flag]]) -> list[RowDetails]:
     """Beside each row of the comparison."""
     entries = {grid: _entries(grid, comparison.store) for grid in {row.grid for row in comparison.rows}}
     return [
@@ -52,7 +54,7 @@ def _details(
     index: int,
     row: ComparisonRow,
     runs: Sequence[RunRecord],
-    flags: Sequence[str],
+    flags: Sequence[Flag],
     entries: Sequence[GridEntry],
     store: StorePaths,
 ) -> RowDetails:
@@ -68,10 +70,10 @@ def _details(
         accuracy=accuracy_with_interval(row),
         status=status_with_class(row),
         flags=tuple(flags),
-        differs=tuple(row.published_differs.split("; ")) if row.published_differs else (),
+        differs=row.published_differs,
         published="" if row.published_accuracy is None else f"{percent(row.published_accuracy)} %{rule}",
         commands=commands_of(specs, store),
-        remarks=tuple(row.remarks.split("; ")) if row.remarks else (),
+        remarks=row.remarks,
         choices=_choices(runs),
         choice_notes=_choice_notes(row, runs),
         settings=(*_settings(specs[0]), *_files_taken(runs, store)) if specs else (),
@@ -97,11 +99,11 @@ def _spec_of(run_id: str, store: StorePaths) -> RunSpec | None:
 
 
 # ---------------------------------------------------------------------------------------------- what it was chosen from
-def _choices(runs: Sequence[RunRecord]) -> tuple[tuple[str, ...], ...]:
-    """Header, then one line per candidate with how many seeds chose it; empty where nothing was chosen."""
+def _choices(runs: Sequence[RunRecord]) -> Table[Sequence[str]] | None:
+    """One line per candidate with the seeds that chose it."""
     offered = next((c for r in runs if _is_list_of_dicts(c := r.details.get("choices")) and len(c) > 1), None)
     if offered is None:
-        return ()
+        return None
     names = list(dict.fromkeys(name for candidate in offered for name in candidate))
     lines = []
     for candidate in offered[:CHOICES_SHOWN]:
@@ -111,7 +113,8 @@ def _choices(runs: Sequence[RunRecord]) -> tuple[tuple[str, ...], ...]:
             if _chosen(r) == {name: candidate.get(name) for name in names}
         ]
         lines.append((*(_text(candidate.get(name)) for name in names), ", ".join(seeds)))
-    return ((*names, "chosen on val by seed"), *lines)
+    header = [*names, "chosen on val by seed"]
+    return plain(header, lines, left=len(header))
 
 
 def _is_list_of_dicts(value: Any) -> TypeGuard[list[dict[str, Any]]]:

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.blocks import Table, plain
 from transfergrid.store.records import RunRecord
 
 HEADER = ("git commit", "changed since", "code hash", "torch", "CUDA", "device", "hosts", "runs")
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """A doubt about a row in a few words, and what it rests on."""
+
+    kind: str
+    detail: str = ""
+
+    @property
+    def text(self) -> str:
+        return f"{self.kind} ({self.detail})" if self.detail else self.kind
 
 
 def provenance_lines(comparison: Comparison) -> list[tuple[str, ...]]:
@@ -25,6 +39,10 @@ def provenance_lines(comparison: Comparison) -> list[tuple[str, ...]]:
     ]
 
 
+def table(comparison: Comparison) -> Table[Sequence[str]]:
+    return plain(HEADER, provenance_lines(comparison), left=len(HEADER) - 1)
+
+
 def times(comparison: Comparison) -> tuple[str, str] | None:
     """When the first of the runs began and the last ended, ISO 8601 UTC; None where no record says it."""
     began = [str(r.provenance["started"]) for r in _records(comparison) if r.provenance.get("started")]
@@ -32,19 +50,19 @@ def times(comparison: Comparison) -> tuple[str, str] | None:
     return (min(began), max(ended)) if began and ended else None
 
 
-def code_flags(comparison: Comparison) -> list[tuple[str, ...]]:
+def code_flags(comparison: Comparison) -> list[tuple[Flag, ...]]:
     """Beside each row: made by several versions of the code, or by another one than most runs here."""
     counted = Counter(h for record in _records(comparison) if (h := _hash(record)))
     usual = counted.most_common(1)[0][0] if counted else ""
     return [_flag(runs, usual) for runs in comparison.runs]
 
 
-def _flag(runs: Sequence[RunRecord], usual: str) -> tuple[str, ...]:
+def _flag(runs: Sequence[RunRecord], usual: str) -> tuple[Flag, ...]:
     hashes = sorted({h for r in runs if (h := _hash(r))})
     if len(hashes) > 1:
-        return (f"seeds of different code ({', '.join(hashes)})",)
+        return (Flag("seeds of different code", ", ".join(hashes)),)
     if hashes and hashes[0] != usual:
-        return (f"other code than most rows ({hashes[0]}, not {usual})",)
+        return (Flag("other code than most rows", f"{hashes[0]}, not {usual}"),)
     return ()
 
 

@@ -15,20 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid.config.spelling import launch_again
 from transfergrid.names import utf8
-from transfergrid.report.analysis import handover, integrity, predictions, remarks
+from transfergrid.report.analysis import handover, integrity, remarks
+from transfergrid.report.analysis.columns import COMPARISON
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.blocks import Section
 from transfergrid.report.page import models, provenance, wording
-from transfergrid.report.page.blocks import Block, Section, folded, sections
 from transfergrid.report.page.embedding import PAGE_BYTES, Embedded, embed
 from transfergrid.report.page.models import RowDetails
-from transfergrid.report.page.table import Cell, cells, columns
+from transfergrid.report.page.provenance import Flag
+from transfergrid.report.page.table import Cell, cells_of, short_names, shown
 
 if TYPE_CHECKING:
     from transfergrid.report.figures import Figure
 
-FIRST = ("Published claims",)  # sections of the Markdown that stand above the table
-ELSEWHERE = ("", "Failed runs", integrity.HEADING, "rows")  # those that the page tells in its own place
+FIRST = ("claims",)  # sections that stand above the table
+ELSEWHERE = ("rows", "failures", "integrity")  # those that the page tells in its own place
 OF_A_MODEL = ("curves", "errors", "architecture", "calibration")  # figures that stand with their model where it is one
 _SPARE_BYTES = 100_000
 
@@ -38,9 +40,10 @@ class PageRow:
     """A line of the sortable table. filters: (name, value) of what the selects choose by. mark: of its footnotes."""
 
     index: int
+    parts: tuple[str, ...]
     cells: list[Cell]
     filters: tuple[tuple[str, str], ...]
-    flags: tuple[str, ...]
+    flags: tuple[Flag, ...]
     kind: str
     mark: str
 
@@ -59,17 +62,17 @@ class ModelSection:
 
 def render_page(
     comparison: Comparison,
-    markdown: str,
+    sections: Sequence[Section],
     *,
     figures: Sequence[Figure] = (),
     figure_notes: Sequence[str] = (),
     summaries: Mapping[str, str] | None = None,
 ) -> str:
-    """The page as text, below 5 MB. `markdown`: comparison.md, whose sections the page shows as they stand.
+    """The page as text, below 5 MB. sections: those of comparison.md.
 
     summaries: model -> its layers as torchinfo prints them.
     """
-    context = _context(comparison, markdown, summaries=summaries or {})
+    context = _context(comparison, sections, summaries=summaries or {})
     context["figure_notes"] = list(figure_notes)
     bare = _rendered(context, comparison, figures, {}, ())
     budget = PAGE_BYTES - len(utf8(bare)) - _SPARE_BYTES - sum(1_000 + 6 * len(f.caption) for f in figures)
@@ -95,6 +98,7 @@ def _rendered(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["shown"] = shown
     style, script = _asset("page.css"), _asset("page.js")
     with_model = [e for e in embedded.values() if _of_one_model(e.figure)]
     general = [e for e in embedded.values() if not _of_one_model(e.figure)]
@@ -125,45 +129,37 @@ def _policy(style: str, script: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- the context
-def _context(comparison: Comparison, markdown: str, *, summaries: Mapping[str, str]) -> dict[str, Any]:
-    told = [Section(s.heading, tuple(map(folded, s.blocks))) for s in sections(markdown)]
-    doubts = [tuple(_short(text) for text in found) for found in integrity.findings(comparison)]
-    kinds = zip(doubts, provenance.code_flags(comparison), handover.flags(comparison), strict=True)
-    flags = [tuple(dict.fromkeys(mark for marks in row for mark in marks)) for row in kinds]
-    shown = columns(comparison.rows)
+def _context(comparison: Comparison, sections: Sequence[Section], *, summaries: Mapping[str, str]) -> dict[str, Any]:
+    flags = _flags(comparison)
+    short = short_names(comparison.rows)
     marks, footnotes = remarks.footnotes(comparison.rows)
-    rows = [_row(index, row, shown, flags[index], marks[index]) for index, row in enumerate(comparison.rows)]
-    lines = provenance.provenance_lines(comparison)
-    header = provenance.HEADER
-    numeric = tuple(name == "runs" for name in header)
-    codes = len({line[2] for line in lines})
+    rows = [_row(index, row, short, flags[index], marks[index]) for index, row in enumerate(comparison.rows)]
+    codes = len({line[2] for line in provenance.provenance_lines(comparison)})
     return {
         "title": f"Comparison: {comparison.grid}",
         "verdict": wording.verdict(comparison),
-        "counts": " ".join(line for block in told[0].blocks[:1] for line in block.lines),
+        "counts": sections[0].about[0] if sections else "",
         "times": provenance.times(comparison),
-        "first": [s for s in told if _plain(s) in FIRST],
-        "others": [s for s in told if _plain(s) not in FIRST + ELSEWHERE],
-        "columns": shown,
+        "first": [s for s in sections if s.name in FIRST],
+        "others": [s for s in sections if s.name not in FIRST + ELSEWHERE],
+        "columns": [(column, name in short) for name, column in COMPARISON.items()],
         "rows": rows,
         "footnotes": footnotes,
         "filters": _filters(rows),
         "details": models.row_details(comparison, flags),
         "summaries": summaries,
         "missing": wording.missing(comparison),
-        "provenance": Block(kind="table", header=header, numeric=numeric, cells=tuple(lines)),
+        "provenance": provenance.table(comparison),
         "provenance_verdict": _provenance_verdict(codes),
     }
 
 
-def _plain(section: Section) -> str:
-    """Its heading without the grid, which stands before it in a report of several."""
-    return section.heading.rpartition(": ")[2]
-
-
-def _short(finding: str) -> str:
-    """A finding without its run and its numbers, which stand further down."""
-    return predictions.EDITED if predictions.EDITED in finding else finding.partition(": ")[2].partition(",")[0]
+def _flags(comparison: Comparison) -> list[tuple[Flag, ...]]:
+    """Beside each row what is doubtful about its runs, in a few words and without doubles."""
+    doubts = [[Flag(finding.kind) for finding in of_row] for of_row in integrity.findings(comparison)]
+    starts = [[Flag(kind) for kind in of_row] for of_row in handover.flags(comparison)]
+    beside = zip(doubts, provenance.code_flags(comparison), starts, strict=True)
+    return [tuple(dict.fromkeys(flag for flags in of_row for flag in flags)) for of_row in beside]
 
 
 def _provenance_verdict(codes: int) -> str:
@@ -174,10 +170,12 @@ def _provenance_verdict(codes: int) -> str:
     return f"The runs were made by {codes} versions of the code; rows that differ are marked in the table."
 
 
-def _row(index: int, row: ComparisonRow, shown: Sequence[Any], flags: tuple[str, ...], mark: str) -> PageRow:
+def _row(index: int, row: ComparisonRow, short: frozenset[str], flags: tuple[Flag, ...], mark: str) -> PageRow:
     values = tuple((name, getattr(row, name)) for name in ("grid", "dataset", "phase", "status"))
     kind = row.status if row.status in ("completed", "failed", "missing") else "partly"
-    return PageRow(index=index, cells=cells(row, shown), filters=values, flags=flags, kind=kind, mark=mark)
+    return PageRow(
+        index=index, parts=row.parts, cells=cells_of(row, short), filters=values, flags=flags, kind=kind, mark=mark
+    )
 
 
 def _filters(rows: Sequence[PageRow]) -> list[dict[str, Any]]:
@@ -222,6 +220,3 @@ def _of_one_model(figure: Figure) -> bool:
 def _by_section(embedded: Sequence[Embedded]) -> list[tuple[str, list[Embedded]]]:
     names = list(dict.fromkeys(e.figure.section for e in embedded))
     return [(name, [e for e in embedded if e.figure.section == name]) for name in names]
-
-
-__all__ = ["Section", "render_page"]

@@ -10,7 +10,7 @@ from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.failures import failure_lines
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import WORDS
-from transfergrid.report.analysis.worth import Winner, contests_about, in_words, row_names, winners
+from transfergrid.report.analysis.worth import Winner, contests_about, row_names, winners
 
 MOST_PAIRS = 3  # told in the verdict
 
@@ -69,7 +69,7 @@ def _beside_the_next(comparison: Comparison, winner: Winner, names: Sequence[str
     asked = contests_about(comparison, "winner", winner.dataset)
     for (a, b), contest in list(zip(winner.pairs, asked, strict=True))[:MOST_PAIRS]:
         role = "" if b in winner.first else "the runner-up on val, "
-        yield f"{named[a]} against {role}{named[b]}: {in_words(contest.second.answer)}."
+        yield f"{named[a]} against {role}{named[b]}: {contest.second.answer.in_words}."
     if len(asked) > MOST_PAIRS:
         yield f"{len(asked) - MOST_PAIRS} more stand below."
 
@@ -99,5 +99,5 @@ def _rows(comparison: Comparison) -> Iterator[str]:
 
 
 def _findings(comparison: Comparison) -> Iterator[str]:
-    for found in integrity.findings(comparison):
-        yield from (f"{text}." for text in found)
+    for of_row in integrity.findings(comparison):
+        yield from (f"{finding.sentence}." for finding in of_row)

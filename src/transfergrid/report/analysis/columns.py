@@ -1,0 +1,140 @@
+"""The columns of the comparison table, each defined once: every output picks from them.
+
+A column that is added to ComparisonRow appears in comparison.csv, in W&B and on the page. Give it a label here where
+its name alone would not do, and add its name to the tables that shall show it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from operator import attrgetter
+from typing import TypeVar
+
+from transfergrid.report.analysis.cells import accuracy_with_interval, number, percent, points
+from transfergrid.report.analysis.families import Answer
+from transfergrid.report.analysis.remarks import UNDERSTATES, footnotes
+from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow
+from transfergrid.report.analysis.statistics import PairedComparison, p_text
+from transfergrid.report.blocks import Column, Table, Value, figure, words
+
+Row = TypeVar("Row")
+NAMES = "dataset model phase variant weights protocol"
+HEADS = {"knn": "kNN", "lda": "LDA", "qda": "QDA"}
+
+
+def _rounded(digits: int) -> Callable[[float | None], str]:
+    return lambda value: number(value, digits=digits)
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else p_text(value, ".2g")
+
+
+# name -> (label, unit, how its value is written)
+_FIGURES: Mapping[str, tuple[str, str, Callable[[float | None], str]]] = {
+    "n_seeds": ("seeds", "", number),
+    "n_train": ("trained on", "images", number),
+    "test_accuracy_std": ("test std", "points", percent),
+    "ci95_low": ("95 % low", "%", percent),
+    "ci95_high": ("95 % high", "%", percent),
+    "val_accuracy": ("val", "%", percent),
+    "train_accuracy": ("train", "%", percent),
+    "test_loss": ("test loss", "nats", _rounded(4)),
+    "macro_precision": ("macro precision", "%", percent),
+    "macro_recall": ("macro recall", "%", percent),
+    "macro_f1": ("macro F1", "%", percent),
+    "lbfgs_test_accuracy": ("L-BFGS test", "%", percent),
+    "published_accuracy": ("published", "%", percent),
+    "delta_to_published": ("ours - published", "points", points),
+    "delta_to_best_single": ("vs best single", "points", points),
+    "p_value_vs_best_single": ("p (Holm)", "", _p),
+    "epochs": ("epochs", "", number),
+    "parameters": ("parameters", "", number),
+    "trainable_parameters": ("trainable", "", number),
+    "size_mb": ("size", "MB", _rounded(2)),
+    "gflops_per_image": ("GFLOPs/image", "", _rounded(3)),
+    "images_per_s": ("images/s", "", number),
+    "wall_s": ("wall s", "", _rounded(1)),
+    "phase_s": ("phase s", "", _rounded(1)),
+    "gpu_s": ("GPU s", "", _rounded(1)),
+    "upstream_gpu_s": ("upstream GPU s", "", _rounded(1)),
+    "n_val": ("val images", "", number),
+    "val_loss": ("val loss", "nats", _rounded(4)),
+    "val_balanced_accuracy": ("val balanced accuracy", "%", percent),
+    "val_macro_f1": ("val macro F1", "%", percent),
+    "optimizer_steps": ("optimizer steps", "", number),
+}
+
+
+def _column(name: str) -> Column[ComparisonRow]:
+    if name == "test_accuracy":
+        return test_accuracy("test", accuracy_with_interval)
+    if name in _FIGURES:
+        label, unit, spelled = _FIGURES[name]
+        return figure(name, spelled, label=label, unit=unit)
+    if name == "status":
+        return replace(words(name), text=status_with_class)
+    return words(name, lambda row: row.cell(name), label=name.replace("_", " "))
+
+
+def test_accuracy(label: str, text: Callable[[ComparisonRow], str]) -> Column[ComparisonRow]:
+    """With its interval; a row's footnote marks stand here."""
+    more = {name: attrgetter(name) for name in ("ci95_low", "ci95_high")}
+    column: Column[ComparisonRow] = figure(
+        "test_accuracy", str, label=label, unit="%", beside="[95 %]", is_marked=True, more=more
+    )
+    return replace(column, text=text)
+
+
+def _of_head(name: str, label: str) -> Column[ComparisonRow]:
+    """Test accuracy of another head, marked where it says that a linear head understates the features."""
+    column: Column[ComparisonRow] = figure(f"{name}_test_accuracy", percent, label=f"{label} test", unit="%")
+
+    def text(row: ComparisonRow) -> str:
+        return column.text(row) + (f" {UNDERSTATES}" if name in row.better_than_head else "")
+
+    return replace(column, text=text)
+
+
+def status_with_class(row: ComparisonRow) -> str:
+    """`failed (timeout)`"""
+    return f"{row.status} ({row.failure_class})" if row.failure_class else row.status
+
+
+COMPARISON: Mapping[str, Column[ComparisonRow]] = {name: _column(name) for name in COLUMNS} | {
+    f"{name}_test_accuracy": _of_head(name, label) for name, label in HEADS.items()
+}
+
+
+def pick(names: str, **labels: str) -> list[Column[ComparisonRow]]:
+    """Columns of the comparison by their names, with spaces between; labels: name -> other words above it."""
+    return [COMPARISON[n].labelled(labels[n]) if n in labels else COMPARISON[n] for n in names.split()]
+
+
+def of_rows(name: str, columns: Sequence[Column[ComparisonRow]], rows: Sequence[ComparisonRow]) -> Table[ComparisonRow]:
+    """A table of comparison rows, with their footnotes."""
+    marks, notes = footnotes(rows)
+    return Table(name=name, columns=columns, rows=rows, marks=marks, notes=notes)
+
+
+def difference(name: str, label: str, read: Callable[[Row], PairedComparison | None]) -> Column[Row]:
+    """`+0.03 [-0.05, +0.11]`, in percentage points; nothing where no comparison could be made."""
+
+    def fact(field: str) -> Callable[[Row], Value]:
+        return lambda row: getattr(read(row), field, None)
+
+    def text(row: Row) -> str:
+        found = read(row)
+        return "" if found is None else f"{points(found.difference)} [{points(found.low)}, {points(found.high)}]"
+
+    more = {f"{name}_low": fact("low"), f"{name}_high": fact("high")}
+    column: Column[Row] = figure(name, str, fact("difference"), label=label, beside="[95 %]", more=more)
+    return replace(column, text=text)
+
+
+def adjusted_p(read: Callable[[Row], Answer]) -> Column[Row]:
+    """p adjusted by Holm, and over how many comparisons; nothing where the comparison could not be made."""
+    more = {"family_size": lambda row: read(row).family_size}
+    column: Column[Row] = figure("p_holm", str, lambda row: read(row).p_adjusted, label="p (Holm)", more=more)
+    return replace(column, text=lambda row: read(row).p_text)
