@@ -85,7 +85,7 @@ def figure(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Table(Generic[Row]):
     """name: of this table in W&B. title: a line above it. marks: beside each row; notes: (mark, what it says)."""
 
@@ -128,7 +128,7 @@ def plain(header: Sequence[str], lines: Sequence[Sequence[str]], *, left: int) -
     return Table(name="", columns=columns, rows=lines)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Section:
     """Paragraphs, tables, a list, and paragraphs below it, in this order; text may hold `code` in backticks.
 

@@ -72,7 +72,7 @@ def sections(comparison: Comparison) -> list[Section]:
     answers = [contest.second.answer for contest in contests]
     found = [
         _comparison(comparison),
-        Section(name="how to read", title="How to read this", items=[*HOW_TO_READ, *_chosen_by(comparison.rows)]),
+        Section("how to read", "How to read this", items=[*HOW_TO_READ, *_chosen_by(comparison.rows)]),
         claims.section(claims.decisions_of(comparison)),
         _published(comparison.rows),
         published_metrics.section(comparison),
@@ -94,7 +94,7 @@ def sections(comparison: Comparison) -> list[Section]:
 def _comparison(comparison: Comparison) -> Section:
     rows = comparison.rows
     about = [_counts(rows), wording.verdict(comparison)]
-    return Section(name="rows", about=about, tables=[of_rows("rows", _accuracy_columns(rows), rows)])
+    return Section("rows", about=about, tables=[of_rows("rows", _accuracy_columns(rows), rows)])
 
 
 def _counts(rows: Sequence[ComparisonRow]) -> str:
@@ -139,10 +139,10 @@ def _published(rows: Sequence[ComparisonRow]) -> Section | None:
     )
     about = "The difference stands only where nothing differs from the study but the weights file and the hardware."
     return Section(
-        name="published",
-        title="Beside the published figures",
+        "published",
+        "Beside the published figures",
         about=[about],
-        tables=[Table(name="published", columns=columns, rows=beside)],
+        tables=[Table("published", columns, beside)],
         items=_published_notes(rows),
     )
 
@@ -176,11 +176,7 @@ def _joins(comparison: Comparison) -> Section | None:
     )
     table = Table(name="joins", columns=[*columns, adjusted_p(lambda pair: pair[1])], rows=pairs)
     return Section(
-        name="joins",
-        title="Joined models beside their best part",
-        about=[about],
-        tables=[table],
-        items=comparison.notes,
+        "joins", "Joined models beside their best part", about=[about], tables=[table], items=comparison.notes
     )
 
 
@@ -192,10 +188,10 @@ def _costs(comparison: Comparison) -> Section | None:
     seconds = "wall_s phase_s gpu_s upstream_gpu_s images_per_s"
     size = "gflops_per_image parameters trainable_parameters size_mb"
     columns = pick(f"{NAMES} epochs {seconds} {size}", size_mb="MB")
-    table = Table(name="cost", columns=columns, rows=rows)
-    return Section(name="cost", title="Cost", tables=[table], below=costs.in_words(comparison.spent))
+    table = Table("cost", columns, rows)
+    return Section("cost", "Cost", tables=[table], below=costs.in_words(comparison.spent))
 
 
 def _failures(comparison: Comparison) -> Section | None:
     lines = failure_lines(comparison.failures)
-    return Section(name="failures", title="Failed runs", items=lines) if lines else None
+    return Section("failures", "Failed runs", items=lines) if lines else None

@@ -75,7 +75,7 @@ def sections(comparisons: Sequence[Comparison]) -> list[Section]:
     names = "grid dataset model phase variant status n_seeds test_accuracy val_accuracy published_accuracy"
     table = of_rows("rows", pick(names), whole.rows)
     first = Section(
-        name="rows", about=[counts, wording.verdict(whole)], tables=[table], below=[costs.total_text(whole.spent)]
+        "rows", about=[counts, wording.verdict(whole)], tables=[table], below=[costs.total_text(whole.spent)]
     )
     own = [replace(s, grid=c.grid, title=s.title or "rows") for c in comparisons for s in documents.sections(c)]
     return [first, *own]

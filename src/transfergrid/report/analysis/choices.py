@@ -55,10 +55,10 @@ def section(comparison: Comparison) -> Section | None:
         f"Each thing compared takes the choice with the best mean {score} on val over its seeds; test is read after."
     )
     return Section(
-        name="choices",
-        title="Chosen on val",
+        "choices",
+        "Chosen on val",
         about=[about],
-        tables=[Table(name="chosen_on_val", columns=_COLUMNS, rows=rows)],
+        tables=[Table("chosen_on_val", _COLUMNS, rows)],
         items=[note for choice in rows for note in _notes(choice)],
     )
 

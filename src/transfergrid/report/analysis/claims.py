@@ -331,5 +331,5 @@ def section(decisions: Sequence[Decision]) -> Section | None:
     """None where the grid decides no claim."""
     if not decisions:
         return None
-    table = Table(name="claims", columns=_COLUMNS, rows=decisions)
-    return Section(name="claims", title="Published claims", about=[_ABOUT], tables=[table])
+    table = Table("claims", _COLUMNS, decisions)
+    return Section("claims", "Published claims", about=[_ABOUT], tables=[table])

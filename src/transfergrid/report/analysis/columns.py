@@ -115,7 +115,7 @@ def pick(names: str, **labels: str) -> list[Column[ComparisonRow]]:
 def of_rows(name: str, columns: Sequence[Column[ComparisonRow]], rows: Sequence[ComparisonRow]) -> Table[ComparisonRow]:
     """A table of comparison rows, with their footnotes."""
     marks, notes = footnotes(rows)
-    return Table(name=name, columns=columns, rows=rows, marks=marks, notes=notes)
+    return Table(name, columns, rows, marks=marks, notes=notes)
 
 
 def difference(name: str, label: str, read: Callable[[Row], PairedComparison | None]) -> Column[Row]:

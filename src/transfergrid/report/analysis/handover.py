@@ -33,7 +33,7 @@ def flags(comparison: Comparison) -> list[tuple[str, ...]]:
 def section(comparison: Comparison) -> Section | None:
     """None where no fine-tuning has a remark."""
     items = [f"{remark.sentence}." for remark in _all(comparison)]
-    return Section(name="handover", title=TITLE, items=items) if items else None
+    return Section("handover", TITLE, items=items) if items else None
 
 
 def summary(comparison: Comparison) -> list[str]:

@@ -58,4 +58,4 @@ def _damaged_weights(paths: RunPaths) -> Finding | None:
 def section(comparison: Comparison) -> Section | None:
     """None where every record stands on its predictions."""
     items = [f"{finding.sentence}." for of_row in findings(comparison) for finding in of_row]
-    return Section(name="integrity", title="Records and their predictions", items=items) if items else None
+    return Section("integrity", "Records and their predictions", items=items) if items else None

@@ -314,21 +314,14 @@ def section(joins: Joins) -> Section | None:
         return None
     of_row: Callable[[JoinBaselines], ComparisonRow] = attrgetter("row")
     names = [column.of(of_row) for column in pick("dataset model phase variant")]
-    averages = Table(
-        name="joined_models_beside_their_baselines",
-        title="The join, and the average of its parts",
-        columns=names + _AVERAGES,
-        rows=joins.baselines,
-    )
-    errors = Table(
-        name="joined_models_beside_their_baselines_2",
-        title="The single model of equal FLOPs, and the errors of the parts",
-        columns=names + _ERRORS,
-        rows=joins.baselines,
-    )
+    name = "joined_models_beside_their_baselines"
+    about_average = "The join, and the average of its parts"
+    about_errors = "The single model of equal FLOPs, and the errors of the parts"
+    averages = Table(name, names + _AVERAGES, joins.baselines, about_average)
+    errors = Table(f"{name}_2", names + _ERRORS, joins.baselines, about_errors)
     return Section(
-        name="baselines",
-        title="Joined models beside their baselines",
+        "baselines",
+        "Joined models beside their baselines",
         about=[_ABOUT],
         tables=[averages, errors] if joins.baselines else [],
         items=joins.notes,

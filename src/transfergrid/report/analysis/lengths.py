@@ -74,9 +74,9 @@ def section(comparison: Comparison) -> Section | None:
     rows = lengths(comparison)
     if not rows:
         return None
-    table = Table(name="number_of_epochs_both_ways", columns=_COLUMNS, rows=rows)
+    table = Table("number_of_epochs_both_ways", _COLUMNS, rows)
     items = list(_best_lengths(comparison))
-    return Section(name="lengths", title="Number of epochs, both ways", about=[_ABOUT], tables=[table], items=items)
+    return Section("lengths", "Number of epochs, both ways", about=[_ABOUT], tables=[table], items=items)
 
 
 def _best_lengths(comparison: Comparison) -> Iterator[str]:

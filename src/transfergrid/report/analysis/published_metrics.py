@@ -55,8 +55,8 @@ def section(comparison: Comparison) -> Section | None:
     ]
     if not lines:
         return None
-    table = Table(name="everything_published", columns=_COLUMNS, rows=lines)
-    return Section(name="everything published", title="Everything published", about=[_ABOUT], tables=[table])
+    table = Table("everything_published", _COLUMNS, lines)
+    return Section("everything published", "Everything published", about=[_ABOUT], tables=[table])
 
 
 def of_row(row: ComparisonRow) -> tuple[PublishedFigure, ...]:

@@ -61,7 +61,7 @@ def top_errors(comparison: Comparison) -> tuple[TopError, ...]:
 
 
 def table(errors: Sequence[TopError]) -> Table[TopError]:
-    return Table(name="top_1_and_top_5_errors", columns=COLUMNS, rows=errors)
+    return Table("top_1_and_top_5_errors", COLUMNS, errors)
 
 
 def section(comparison: Comparison) -> Section | None:
@@ -70,7 +70,7 @@ def section(comparison: Comparison) -> Section | None:
     if not errors:
         return None
     notes = dict.fromkeys(note for error in errors for note in error.notes)
-    return Section(name="errors", title="Top-1 and top-5 errors", tables=[table(errors)], items=list(notes))
+    return Section("errors", "Top-1 and top-5 errors", tables=[table(errors)], items=list(notes))
 
 
 def _error(record: RunRecord, metric: str, variant: str) -> TopError:

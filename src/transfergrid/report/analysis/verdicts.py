@@ -130,8 +130,8 @@ def section(
     used = {result.test for result in results if not isinstance(result, str)}
     about = _ABOUT.format(rule=RULE, tests=" ".join(text for test, text in _TESTS.items() if test in used))
     return Section(
-        name="statistics",
-        title="Is the difference real?",
+        "statistics",
+        "Is the difference real?",
         about=[textwrap.fill(about, width=120, break_on_hyphens=False)],
         tables=[*tables, *_tables(groups)],
     )
@@ -144,7 +144,7 @@ def _tables(groups: Sequence[Group]) -> list[Table[_Line]]:
         lines = [line for group in groups if group.question == question for line in _lines(group)]
         if lines:
             name = "statistics_2" if found else "statistics"
-            found.append(Table(name=name, title=title, columns=_columns(question), rows=lines))
+            found.append(Table(name, _columns(question), lines, title))
     return found
 
 

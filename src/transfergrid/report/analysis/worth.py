@@ -220,7 +220,7 @@ def tables(found: Sequence[Contest]) -> list[Table[Contest]]:
     """One per question that is asked."""
     rows = {question: [contest for contest in found if contest.question == question] for question in TITLES}
     return [
-        Table(name=_TABLES[question], title=TITLES[question], columns=_COLUMNS, rows=contests)
+        Table(_TABLES[question], _COLUMNS, contests, TITLES[question])
         for question, contests in rows.items()
         if contests
     ]

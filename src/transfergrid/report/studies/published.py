@@ -149,7 +149,7 @@ def _input_differs(study: StudySettings, spec: RunSpec) -> list[str]:
     if any(p.interpolation != "bilinear" or not p.antialias for p in fed):
         names.append("interpolation")
     weights = [b.weights for b in spec.backbones]
-    from_file = [w for w in weights if w.identity.startswith("file:")]
+    from_file = [w for w in weights if w.is_file]
     if study.weights is not None and any(w.label != study.weights for w in weights if w not in from_file):
         names.append("weights")
     names += ["bn_statistics"] if spec.extract is not None and spec.extract.bn_statistics != "imagenet" else []
