@@ -38,8 +38,8 @@ class Column(Generic[Row]):
 
     @property
     def heading(self) -> str:
-        """`test [95 %]`"""
-        return f"{self.label} {self.beside}".strip()
+        """`test [95 %]`, with common spaces"""
+        return f"{self.label} {self.beside}".strip().replace("\u00a0", " ")
 
     @property
     def heading_with_unit(self) -> str:

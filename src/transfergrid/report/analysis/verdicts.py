@@ -174,7 +174,7 @@ def answer_columns(read: Callable[[Row], AgainstBest]) -> list[Column[Row]]:
     return [
         words("verdict", lambda row: read(row).answer.verdict),
         words("needed_to_tell", needed_to_tell, label="what it would take to tell"),
-        replace(seeds, text=lambda row: read(row).seeds),
+        replace(seeds, text=lambda row: read(row).seeds, is_number=False),
         difference("difference", "difference", result),
         adjusted_p(lambda row: read(row).answer),
     ]
