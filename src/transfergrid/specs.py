@@ -54,9 +54,14 @@ class WeightsSpec:
     identity: str
 
     @property
+    def kind(self) -> str:
+        """`tag`, `random`, `file` or `builtin`"""
+        return self.identity.partition(":")[0]
+
+    @property
     def is_file(self) -> bool:
         """Whether they are a file of the user's."""
-        return self.identity.startswith("file:")
+        return self.kind == "file"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

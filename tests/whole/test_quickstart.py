@@ -10,8 +10,8 @@ import pytest
 from launched import records, run_script, table
 
 from transfergrid.paths import StorePaths
-from transfergrid.report.analysis.statistics import compare, correct_matrix
-from transfergrid.store.records import read_predictions
+from transfergrid.report.analysis.predictions import StoredPredictions, correct_SN
+from transfergrid.report.analysis.statistics import compare
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,12 @@ def test_a_transferred_probe_beats_the_same_network_with_random_weights(
     """The 95 % interval of the difference, over test images, lies above zero."""
     folder = quickstart[0]
     grid = json.loads((folder / "store" / "grids" / "quickstart.json").read_text())["configurations"]
-    store = StorePaths(folder / "store")
+    stored = StoredPredictions(StorePaths(folder / "store"))
     correct = {}
     for variant in ("", "random_weights"):
         runs = [c["run_id"] for c in grid if (c["model"], c["phase"], c["variant"]) == (model, "probe", variant)]
         assert len(runs) == 1  # a solved probe draws nothing
-        correct[variant] = correct_matrix([read_predictions(store.run(run_id))["test"] for run_id in runs])
+        correct[variant] = correct_SN([stored.of(run_id) for run_id in runs])
     found = compare(correct[""], correct["random_weights"])
     assert 0 < found.low < found.difference < found.high < 1 and found.p_value < 0.05
 

@@ -220,14 +220,13 @@ def _limits(record: RunRecord) -> str:
 def _licence(spec: RunSpec) -> str:
     told = []
     for backbone in spec.backbones:
-        kind = backbone.weights.identity.partition(":")[0]
         where = {
             "tag": "pretrained weights of others: their publisher's licence holds for what is made from them, and the"
             " terms of the images they were trained on may (ImageNet: research, not commerce)",
             "file": "a file of the user's: whoever made it has licensed it, or has not",
             "builtin": "shipped with transfergrid (Apache-2.0)",
             "random": "random numbers at the start: no one else's",
-        }[kind]
+        }[backbone.weights.kind]
         told.append(f"- {_plain(backbone.name)}, {_plain(backbone.weights.label)}: {where}.\n")
     data = f"- {_plain(spec.dataset.name)}: the terms of the images trained on may hold for the network, too.\n"
     return "".join(told) + data

@@ -30,6 +30,7 @@ from transfergrid.store.records import RunRecord
 
 Outcome = Literal["confirmed", "contradicted", "not shown", "artefact", "not tested"]
 LEVEL = 0.05
+_ACCURACIES = {"test_top1_error": "test_top1_accuracy", "test_top5_error": "test_top5_accuracy"}
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
@@ -279,10 +280,8 @@ def _against_published(asked: _Asked) -> Decision:
 
 
 def _value(run: RunRecord, metric: str) -> float | None:
-    if not metric.endswith("_error"):
-        return run.metrics.get(metric)
-    accuracy = run.metrics.get(metric.removesuffix("_error") + "_accuracy")
-    return None if accuracy is None else 1 - accuracy
+    accuracy = run.metrics.get(_ACCURACIES.get(metric, metric))
+    return accuracy if accuracy is None or metric not in _ACCURACIES else 1 - accuracy
 
 
 # ---------------------------------------------------------------------------------------------------------------- words

@@ -28,6 +28,7 @@ METRICS: dict[SelectBy, str] = {
 }  # of a record, after `val_`: balanced accuracy is the mean recall over the classes
 _SIGN = "--"  # in a variant's name, between what is compared and the choice: the choices are a search by their purpose
 _EPOCHS = re.compile(r"epochs_(\d+)")  # a variant of that length
+_SHARE = re.compile(r"(shots|fraction)_.*")  # a variant trained on that share of the images
 RULE = "of rows tied on val the one with the lower val loss comes first, then the one with fewer FLOPs per image"
 
 
@@ -41,6 +42,11 @@ def epochs_of(variant: str) -> int | None:
     """Of a variant named `epochs_<n>`; None of any other."""
     match = _EPOCHS.fullmatch(variant)
     return int(match[1]) if match else None
+
+
+def is_share(variant: str) -> bool:
+    """Whether a variant's name says nothing but the share of the images that it is trained on."""
+    return _SHARE.fullmatch(variant) is not None
 
 
 def val_score(row: ComparisonRow) -> float | None:

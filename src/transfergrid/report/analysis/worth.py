@@ -180,7 +180,7 @@ def _pretraining_pairs(
 
 
 def _random_parts(run: RunRecord) -> int:
-    return sum(backbone.weights.identity.startswith("random:") for backbone in run.spec.backbones)
+    return sum(backbone.weights.kind == "random" for backbone in run.spec.backbones)
 
 
 def _chosen_pairs(rows: Sequence[ComparisonRow], left: Sequence[int], right: Sequence[int]) -> list[Pair]:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.analysis.selection import is_share
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Sketch, group_name
 
@@ -54,7 +55,7 @@ def by_model(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonRow]]:
 
 def _says_share(row: ComparisonRow) -> bool:
     variant = row.variant if row.own_variant is None else row.own_variant
-    return variant == "" or variant.startswith(("shots_", "fraction_"))
+    return variant == "" or is_share(variant)
 
 
 def _several(rows: Sequence[ComparisonRow], name: str) -> bool:
