@@ -70,7 +70,7 @@ def sections(comparison: Comparison) -> list[Section]:
     """All that the report of one grid says, from top to bottom; the first is the comparison itself."""
     contests = worth.contests(comparison)
     answers = [contest.second.answer for contest in contests]
-    found = [
+    sections_or_none = [
         _comparison(comparison),
         Section("how to read", "How to read this", items=[*HOW_TO_READ, *_chosen_by(comparison.rows)]),
         claims.section(claims.decisions_of(comparison)),
@@ -87,7 +87,7 @@ def sections(comparison: Comparison) -> list[Section]:
         _failures(comparison),
         integrity.section(comparison),
     ]
-    return [section for section in found if section is not None]
+    return [section for section in sections_or_none if section is not None]
 
 
 # ------------------------------------------------------------------------------------------------------- the comparison

@@ -198,7 +198,7 @@ def _limits(record: RunRecord) -> str:
     on_own_images = command(
         "run_phase.py", "phase=evaluate", f"run={record.run_id}", "dataset=image_folder", "dataset.folder=DIR"
     )
-    told = [
+    texts = [
         f"For images of the kind of {_plain(spec.dataset.name)}, prepared as `preprocessing.json` says. Every picture"
         " gets one of the classes, also one that shows none of them.",
         "The accuracy was measured on the test set named above. Other cameras, crops, places or times can lower it, and"
@@ -209,16 +209,16 @@ def _limits(record: RunRecord) -> str:
     on_features = isinstance(settings, ProbeSettings) and settings.source == "features" and spec.extract is not None
     precision = spec.extract.precision if on_features and spec.extract is not None else settings.precision
     if precision != "fp32":
-        told.append(f"The figures were computed in {precision}, the export computes in fp32: close, but not the same.")
+        texts.append(f"The figures were computed in {precision}, the export computes in fp32: close, but not the same.")
     if settings.test_bn == "batch":
-        told.append(
+        texts.append(
             "The figures were read with BatchNorm by the batch at hand; the export uses its running statistics."
         )
-    return "".join(f"- {text}\n" for text in told)
+    return "".join(f"- {text}\n" for text in texts)
 
 
 def _licence(spec: RunSpec) -> str:
-    told = []
+    lines = []
     for backbone in spec.backbones:
         where = {
             "tag": "pretrained weights of others: their publisher's licence holds for what is made from them, and the"
@@ -227,16 +227,16 @@ def _licence(spec: RunSpec) -> str:
             "builtin": "shipped with transfergrid (Apache-2.0)",
             "random": "random numbers at the start: no one else's",
         }[backbone.weights.kind]
-        told.append(f"- {_plain(backbone.name)}, {_plain(backbone.weights.label)}: {where}.\n")
+        lines.append(f"- {_plain(backbone.name)}, {_plain(backbone.weights.label)}: {where}.\n")
     data = f"- {_plain(spec.dataset.name)}: the terms of the images trained on may hold for the network, too.\n"
-    return "".join(told) + data
+    return "".join(lines) + data
 
 
 def _made(record: RunRecord, paths: RunPaths, facts: CardFacts) -> str:
     commands = commands_of([record.spec], StorePaths(paths.root.parent.parent))
     export = command("predict.py", *facts.arguments)
     text = _fenced("sh", "".join(f"{command.line}\n" for command in commands) + f"{export}\n") + "\n"
-    text += "".join(f"- {_plain(told)}\n" for command in commands for told in command.to_fill_in)
+    text += "".join(f"- {_plain(hint)}\n" for command in commands for hint in command.to_fill_in)
     seen: dict[str, Any] = {"seconds of the phase": record.phase_s, **record.provenance}
     lines = [[name, _plain(str(value))] for name, value in seen.items() if value is not None]
     return text + "\n" + _table(["provenance", "value"], lines, left=2)

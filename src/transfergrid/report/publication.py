@@ -109,13 +109,13 @@ def _scored(comparison: Comparison, runs: Sequence[Any]) -> Iterator[tuple[Any, 
 
 def _tables(sections: Sequence[Section]) -> dict[str, Table]:
     """What the sections below the comparison show, in full: the facts of their columns, not their texts."""
-    found = {}
+    tables = {}
     for section in sections:
         grid = re.sub(r"[^a-z0-9]+", "_", section.grid.lower()).strip("_")
         for table in section.tables if section.title else ():
             columns, rows = table.facts()
-            found[f"{grid}_{table.name}" if grid else table.name] = Table(columns=columns, rows=rows)
-    return found
+            tables[f"{grid}_{table.name}" if grid else table.name] = Table(columns=columns, rows=rows)
+    return tables
 
 
 # ------------------------------------------------------------------------------------------------- figures and verdict
@@ -130,10 +130,10 @@ def _figures(folder: Path, chosen: Sequence[tuple[ComparisonRow, Any]]) -> tuple
     found = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
     if len(found) <= MOST_FIGURES:
         return found, []
-    kept = {row_name(kind, row) for kind in OF_ONE_ROW for row, _ in chosen}
-    shown = {name: path for name, path in found.items() if name in kept or not _is_of_one_row(name)}
-    note = f"{len(found) - len(shown)} figures of single rows are in the folder of the report and on its page only"
-    return shown, [note]
+    names = {row_name(kind, row) for kind in OF_ONE_ROW for row, _ in chosen}
+    sent = {name: path for name, path in found.items() if name in names or not _is_of_one_row(name)}
+    note = f"{len(found) - len(sent)} figures of single rows are in the folder of the report and on its page only"
+    return sent, [note]
 
 
 def _is_of_one_row(name: str) -> bool:

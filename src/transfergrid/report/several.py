@@ -27,9 +27,9 @@ def joined(comparisons: Sequence[Comparison]) -> Comparison:
         return comparisons[0]
     scores = {row.select_by: c.grid for c in comparisons for row in c.rows}
     if len(scores) > 1:
-        told = ", ".join(f"{grid} by {score}" for score, grid in scores.items())
+        named = ", ".join(f"{grid} by {score}" for score, grid in scores.items())
         raise ConfigError(
-            f"these grids choose on val by different scores ({told}); give select_by=NAME for all of them"
+            f"these grids choose on val by different scores ({named}); give select_by=NAME for all of them"
         )
     failures = {failure.run_id: failure for c in comparisons for failure in c.failures}
     return Comparison(
@@ -47,12 +47,12 @@ def joined(comparisons: Sequence[Comparison]) -> Comparison:
 
 def _joins(comparisons: Sequence[Comparison]) -> dict[int, Answer]:
     """At the positions that the rows have in the joined comparison."""
-    found: dict[int, Answer] = {}
+    answers: dict[int, Answer] = {}
     before = 0
     for comparison in comparisons:
-        found |= {before + i: answer for i, answer in comparison.joins.items()}
+        answers |= {before + i: answer for i, answer in comparison.joins.items()}
         before += len(comparison.rows)
-    return found
+    return answers
 
 
 def named_apart(comparison: Comparison) -> Comparison:

@@ -58,14 +58,14 @@ def _summaries(comparison: Comparison, notes: list[str]) -> dict[str, str]:
     """Model -> its layers; a network that cannot be built here is noted, and stops nothing."""
     from transfergrid.report.figures.layers import summary
 
-    found: dict[str, str] = {}
+    summaries: dict[str, str] = {}
     for runs in comparison.runs:
         for record in runs[:1]:
-            if record.spec.model in found:
+            if record.spec.model in summaries:
                 continue
             try:
-                found[record.spec.model] = summary(record.spec)
+                summaries[record.spec.model] = summary(record.spec)
             except Exception as error:  # whatever one network's code does, the report is wanted
                 notes.append(f"no layers of {record.spec.model}: {one_line(error)}")
-                found[record.spec.model] = ""
-    return found
+                summaries[record.spec.model] = ""
+    return summaries

@@ -53,6 +53,6 @@ def reliability_bins(confidence_N: Array, correct_N: Array, *, bins: int = 15) -
 
 def expected_calibration_error(confidence_N: Array, correct_N: Array, *, bins: int = 15) -> float:
     """Mean over images of |accuracy - confidence| of their bin, in [0, 1] (Guo et al. 2017, eq. 3)."""
-    found = reliability_bins(confidence_N, correct_N, bins=bins)
-    gap_B = np.nan_to_num(np.abs(found.accuracy_B - found.confidence_B))
-    return float((found.images_B * gap_B).sum() / len(confidence_N))
+    reliability = reliability_bins(confidence_N, correct_N, bins=bins)
+    gap_B = np.nan_to_num(np.abs(reliability.accuracy_B - reliability.confidence_B))
+    return float((reliability.images_B * gap_B).sum() / len(confidence_N))

@@ -133,16 +133,16 @@ class _Asked:
 
     def other_epochs(self) -> str:
         """`run with 2 epochs instead of 10`, by row where they differ; empty where all are as the grid file says."""
-        found: dict[str, str] = {}
+        texts: dict[str, str] = {}
         for model, variant in (*self.claim.first, *self.claim.second):
             meant = self.claim.epochs_of(variant)
             for row, runs in self._found(model, variant):
                 epochs = getattr(runs[0].spec.settings, "epochs", None)
                 if meant is not None and epochs != meant:
                     unit = "epoch" if epochs == 1 else "epochs"
-                    found[_name(row.model, row.variant)] = f"run with {epochs} {unit} instead of {meant}"
-        told = set(found.values())
-        return told.pop() if len(told) == 1 else ", ".join(f"{name} {text}" for name, text in found.items())
+                    texts[_name(row.model, row.variant)] = f"run with {epochs} {unit} instead of {meant}"
+        distinct = set(texts.values())
+        return distinct.pop() if len(distinct) == 1 else ", ".join(f"{name} {text}" for name, text in texts.items())
 
     def _found(self, model: str, variant: str) -> list[Found]:
         """Rows under protocol `fair`; an evaluation trains nothing, so it may have any."""
@@ -156,12 +156,12 @@ class _Asked:
         ]
 
     def _problem(self, model: str, variant: str) -> str | None:
-        found = self._found(model, variant)
-        if not found:
+        choices = self._found(model, variant)
+        if not choices:
             return f"{_name(model, variant)} is missing"
-        if len({row.variant for row, _ in found}) < len(found):
-            return f"{_name(model, variant)} stands in {len(found)} rows"
-        problems = [self._problem_of(*choice, chosen=len(found) > 1) for choice in found]
+        if len({row.variant for row, _ in choices}) < len(choices):
+            return f"{_name(model, variant)} stands in {len(choices)} rows"
+        problems = [self._problem_of(*choice, chosen=len(choices) > 1) for choice in choices]
         return ", ".join(problem for problem in problems if problem) or None
 
     def _problem_of(self, row: ComparisonRow, runs: tuple[RunRecord, ...], *, chosen: bool) -> str | None:

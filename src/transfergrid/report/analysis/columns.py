@@ -125,8 +125,8 @@ def difference(name: str, label: str, read: Callable[[Row], PairedComparison | N
         return lambda row: getattr(read(row), field, None)
 
     def text(row: Row) -> str:
-        found = read(row)
-        return "" if found is None else f"{points(found.difference)} [{points(found.low)}, {points(found.high)}]"
+        result = read(row)
+        return "" if result is None else f"{points(result.difference)} [{points(result.low)}, {points(result.high)}]"
 
     more = {f"{name}_low": fact("low"), f"{name}_high": fact("high")}
     column: Column[Row] = figure(name, str, fact("difference"), label=label, beside="[95 %]", more=more)

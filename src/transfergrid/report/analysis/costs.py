@@ -162,12 +162,12 @@ def total_text(spent: Spent) -> str:
 
 def _basis(spent: Spent) -> str:
     sources = [cost.source for cost in spent.costs.values()]
-    told = [f"{_runs(sources.count(s))} {words}" for s, words in _SOURCES.items() if s in sources]
+    parts = [f"{_runs(sources.count(s))} {words}" for s, words in _SOURCES.items() if s in sources]
     unended = sum(cost.unended for cost in spent.costs.values())
     unknown = len(spent.lacking - spent.costs.keys())
     lacking = [f"{_runs(unknown)} without a record"] if unknown else []
     lacking += [f"{unended} attempt{'' if unended == 1 else 's'} that ended without a word"] if unended else []
-    return f"Seconds are those of {'; of '.join(told)}." + (f" Not in it: {', '.join(lacking)}." if lacking else "")
+    return f"Seconds are those of {'; of '.join(parts)}." + (f" Not in it: {', '.join(lacking)}." if lacking else "")
 
 
 def _runs(number: int) -> str:

@@ -72,12 +72,12 @@ def _p(p: float) -> str:
 
 def families(rows: Sequence[ComparisonRow]) -> dict[Family, list[Pair]]:
     """All pairs that a report of these rows compares."""
-    found: dict[Family, list[Pair]] = {}
+    pairs_by_family: dict[Family, list[Pair]] = {}
     for row, part in best_parts(rows).items():
-        found.setdefault(("models", rows[row].dataset, rows[row].phase), []).append((row, part))
+        pairs_by_family.setdefault(("models", rows[row].dataset, rows[row].phase), []).append((row, part))
     for key, (best, others) in groups(rows).items():
-        found.setdefault(key[:3], []).extend((other, best) for other in others)
-    return found
+        pairs_by_family.setdefault(key[:3], []).extend((other, best) for other in others)
+    return pairs_by_family
 
 
 def answers(
@@ -98,11 +98,11 @@ def answers_about_joins(
 ) -> dict[Pair, Answer]:
     """Each join beside its best part, from the families that hold one."""
     wanted = set(best_parts(rows).items())
-    found: dict[Pair, Answer] = {}
+    answers_by_pair: dict[Pair, Answer] = {}
     for pairs in families(rows).values():
         if not wanted.isdisjoint(pairs):
-            found |= {pair: answer for pair, answer in answers(pairs, runs, stored).items() if pair in wanted}
-    return found
+            answers_by_pair |= {pair: answer for pair, answer in answers(pairs, runs, stored).items() if pair in wanted}
+    return answers_by_pair
 
 
 # ------------------------------------------------------------------------------------------------------ which rows
@@ -111,8 +111,8 @@ def best_parts(rows: Sequence[ComparisonRow]) -> dict[int, int]:
 
     Under `published` nothing is held out to choose by, so those joins have none.
     """
-    found = {i: _best_parts(row, rows) for i, row in enumerate(rows)}
-    return {i: best[0] for i, best in found.items() if best}
+    parts_by_join = {i: _best_parts(row, rows) for i, row in enumerate(rows)}
+    return {i: best[0] for i, best in parts_by_join.items() if best}
 
 
 def _best_parts(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[int]:
@@ -191,12 +191,12 @@ def groups(rows: Sequence[ComparisonRow]) -> dict[GroupKey, tuple[int, list[int]
         members.setdefault(("models", row.dataset, row.phase, row.variant), []).append(i)
     for i, row in tested:
         members.setdefault(("settings", row.dataset, row.phase, row.model), []).append(i)
-    found = {}
+    groups_by_key = {}
     for key, group in members.items():
         ordered = best_first(rows, [i for i in group if rows[i].status == "completed"])
         # Rows of one model that differ in nothing but weights stand in its models group already.
         several = len({rows[i].variant for i in group}) > 1 if key[0] == "settings" else len(group) > 1
         if several and ordered:
             best = ordered[0][0]
-            found[key] = best, [i for i in group if i != best]
-    return found
+            groups_by_key[key] = best, [i for i in group if i != best]
+    return groups_by_key

@@ -38,8 +38,8 @@ def section(comparison: Comparison) -> Section | None:
 
 def summary(comparison: Comparison) -> list[str]:
     """For a terminal: one line per kind, with how many fine-tunings it is true of."""
-    found = _all(comparison)
-    counts = {kind: sum(remark.kind == kind for remark in found) for kind in dict.fromkeys(r.kind for r in found)}
+    findings = _all(comparison)
+    counts = {kind: sum(remark.kind == kind for remark in findings) for kind in dict.fromkeys(r.kind for r in findings)}
     return [
         f"{number} of {_finetunings(comparison)} fine-tunings {SEVERAL.get(kind, f'have {kind}')}: see the report"
         for kind, number in counts.items()
@@ -76,13 +76,13 @@ def _gate(record: RunRecord) -> list[tuple[str, str]]:
     gate = record.details.get("gate")
     if not isinstance(gate, Mapping):
         return []
-    found = []
+    findings = []
     if gate.get("judged") is False and gate.get("reason") == "rounding":
         text = f"on none of {gate.get('rows')} images is the probe surer than rounding, so the gate could not judge"
-        found.append((NOT_JUDGED, f"{text} whether this network is the one that was probed"))
+        findings.append((NOT_JUDGED, f"{text} whether this network is the one that was probed"))
     same = f"gives the same features for all {gate.get('rows')} images of the gate"
     constant: Any = gate.get("constant_backbones") or ()
-    return found + [(f"constant features of {name}", f"{name} {same}") for name in constant]
+    return findings + [(f"constant features of {name}", f"{name} {same}") for name in constant]
 
 
 def _number(values: Mapping[str, Any], name: str) -> float | None:

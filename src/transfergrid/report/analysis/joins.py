@@ -172,15 +172,15 @@ class _Tested:
         return paired({row.model: self._by_seed(self.runs[row]) for row in rows})
 
     def _by_seed(self, runs: Sequence[RunRecord]) -> dict[int | None, Predictions]:
-        found: dict[int | None, Predictions] = {}
+        predictions: dict[int | None, Predictions] = {}
         for run in runs:
             if (why := self.stored.doubt(run)) is not None:
                 self.left_out[run.run_id] = f"`{run.run_id}` is left out: {why.text}."
                 continue
             test = self.stored.of(run.run_id)
             if run.spec.seed is not None or len(runs) == 1:
-                found[run.spec.seed] = test
-        return found
+                predictions[run.spec.seed] = test
+        return predictions
 
 
 def _baselines(

@@ -44,7 +44,7 @@ def lengths(comparison: Comparison) -> tuple[Length, ...]:
         for row, runs in zip(comparison.rows, comparison.runs, strict=True)
         if row.variant == ALONG
     }
-    found = []
+    lengths_by_model = []
     for (dataset, model), runs in long_runs.items():
         curves = [_val_by_epoch(run, comparison.store) for run in runs]
         own = {
@@ -52,8 +52,8 @@ def lengths(comparison: Comparison) -> tuple[Length, ...]:
             for row in comparison.rows
             if (row.dataset, row.model) == (dataset, model) and (epochs := epochs_of(row.variant)) is not None
         }
-        found += [_length(row, epochs, curves) for epochs, row in sorted(own.items())]
-    return tuple(found)
+        lengths_by_model += [_length(row, epochs, curves) for epochs, row in sorted(own.items())]
+    return tuple(lengths_by_model)
 
 
 _COLUMNS: list[Column[Length]] = [
@@ -115,7 +115,7 @@ def _val_by_epoch(run: RunRecord, store: StorePaths) -> dict[int, float]:
     """Empty where the run's metrics are gone or damaged, which leaves the column empty."""
     try:
         lines = read_metrics(store.run(run.run_id).metrics)
-        kept = [line for line in lines if line["kind"] == "epoch" and "val/accuracy" in line]
-        return {int(line["epoch"]): float(line["val/accuracy"]) for line in kept}
+        with_val = [line for line in lines if line["kind"] == "epoch" and "val/accuracy" in line]
+        return {int(line["epoch"]): float(line["val/accuracy"]) for line in with_val}
     except (DataError, KeyError, TypeError, ValueError):
         return {}

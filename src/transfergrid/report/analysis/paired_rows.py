@@ -40,10 +40,10 @@ def compare_rows(
     if key not in stored.compared:
         a_SN, b_SN = correct_SN(sets["the first"]), correct_SN(sets["the second"])
         stored.compared[key] = compare(b_SN, a_SN) if turned else compare(a_SN, b_SN)
-    found = stored.compared[key]
+    result = stored.compared[key]
     if not turned:
-        return found
-    return replace(found, difference=0.0 - found.difference, low=0.0 - found.high, high=0.0 - found.low)  # no -0.0
+        return result
+    return replace(result, difference=0.0 - result.difference, low=0.0 - result.high, high=0.0 - result.low)  # no -0.0
 
 
 def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int | None, Predictions]:

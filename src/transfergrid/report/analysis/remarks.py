@@ -69,12 +69,12 @@ def edges(record: RunRecord) -> tuple[str, ...]:
     if not isinstance(chosen, Mapping) or not isinstance(choices, Sequence):
         return ()
     offered = [choice for choice in choices if isinstance(choice, Mapping)]
-    found = []
+    texts = []
     for name in dict.fromkeys(str(name) for choice in offered for name in choice):
         values = {choice.get(name) for choice in offered if _is_number(choice.get(name))}
         if end := _end(chosen.get(name), values):
-            found.append(f"{name} {chosen[name]:g} is the {end} of the search")
-    return tuple(found)
+            texts.append(f"{name} {chosen[name]:g} is the {end} of the search")
+    return tuple(texts)
 
 
 def _told(search: Mapping[str, Any]) -> Iterator[str]:
@@ -135,8 +135,8 @@ def _settings(spec: RunSpec) -> tuple[dict[str, float], tuple[Any, ...]]:
     values = {f.name: getattr(spec.settings, f.name) for f in fields(spec.settings)}
     numbers = {name: value for name, value in values.items() if _is_number(value)}
     others = tuple((name, value) for name, value in values.items() if name not in numbers)
-    made = (spec.phase, spec.model, spec.backbones, spec.dataset, spec.extract, spec.protocol, spec.val_seed)
-    return numbers, (*made, spec.train_fraction, spec.shots, others)
+    identity = (spec.phase, spec.model, spec.backbones, spec.dataset, spec.extract, spec.protocol, spec.val_seed)
+    return numbers, (*identity, spec.train_fraction, spec.shots, others)
 
 
 def _ends(best: int, tried: Mapping[int, Mapping[str, float]], *, at_least: int) -> Iterator[str]:

@@ -52,12 +52,12 @@ COLUMNS: list[Column[TopError]] = [
 
 def top_errors(comparison: Comparison) -> tuple[TopError, ...]:
     """Of every completed evaluation, in the order of the grid's rows. A figure counts whatever grid its study is in."""
-    found = []
+    errors = []
     for row, runs in zip(comparison.rows, comparison.runs, strict=True):
         for record in runs:
             if record.spec.phase == "evaluate":
-                found += [_error(record, metric, row.variant) for metric in METRICS if metric in record.details]
-    return tuple(found)
+                errors += [_error(record, metric, row.variant) for metric in METRICS if metric in record.details]
+    return tuple(errors)
 
 
 def table(errors: Sequence[TopError]) -> Table[TopError]:

@@ -56,7 +56,7 @@ class Group:
 def against_best(comparison: Comparison) -> tuple[Group, ...]:
     """Every group of at least two rows under `fair`; see families.py for what p is adjusted over."""
     rows = comparison.rows
-    found = {
+    answers = {
         family: families.answers(pairs, comparison.runs, comparison.stored)
         for family, pairs in families.families(rows).items()
     }
@@ -68,7 +68,7 @@ def against_best(comparison: Comparison) -> tuple[Group, ...]:
             name=key[3],
             best=rows[best],
             tied=tuple(rows[i] for i in others if is_tied(rows[i], rows[best])),
-            others=tuple(against(rows[i], rows[best], found[key[:3]][i, best]) for i in others),
+            others=tuple(against(rows[i], rows[best], answers[key[:3]][i, best]) for i in others),
         )
         for key, (best, others) in families.groups(rows).items()
     )
@@ -139,13 +139,13 @@ def section(
 
 def _tables(groups: Sequence[Group]) -> list[Table[_Line]]:
     """One per question that is asked."""
-    found: list[Table[_Line]] = []
+    tables: list[Table[_Line]] = []
     for question, title in _TITLES.items():
         lines = [line for group in groups if group.question == question for line in _lines(group)]
         if lines:
-            name = "statistics_2" if found else "statistics"
-            found.append(Table(name, _columns(question), lines, title))
-    return found
+            name = "statistics_2" if tables else "statistics"
+            tables.append(Table(name, _columns(question), lines, title))
+    return tables
 
 
 def _columns(question: Question) -> list[Column[_Line]]:
@@ -163,12 +163,12 @@ def answer_columns(read: Callable[[Row], AgainstBest]) -> list[Column[Row]]:
     """Verdict, what it would take to tell, seeds, difference, p."""
 
     def result(row: Row) -> PairedComparison | None:
-        found = read(row).answer.result
-        return None if isinstance(found, str) else found
+        outcome = read(row).answer.result
+        return None if isinstance(outcome, str) else outcome
 
     def needed_to_tell(row: Row) -> str:
-        found = read(row)
-        return f"not compared: {found.answer.result}" if isinstance(found.answer.result, str) else found.needed
+        other = read(row)
+        return f"not compared: {other.answer.result}" if isinstance(other.answer.result, str) else other.needed
 
     seeds: Column[Row] = figure("seeds", str, lambda row: getattr(result(row), "seeds", None))
     return [

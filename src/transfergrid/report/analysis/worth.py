@@ -76,7 +76,7 @@ def winners(comparison: Comparison) -> list[Winner]:
         if rows[i].test_accuracy is not None and run_ids not in seen:  # one row of several grids is one candidate
             seen.add(run_ids)
             tested.append(i)
-    found = []
+    by_dataset = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         among = [i for i in tested if rows[i].dataset == dataset]
         ordered = best_first(rows, among)
@@ -89,8 +89,8 @@ def winners(comparison: Comparison) -> list[Winner]:
                 candidates=sum(map(len, ordered)) or len(among),
                 on_test=not ordered,
             )
-            found.append(winner)
-    return found
+            by_dataset.append(winner)
+    return by_dataset
 
 
 def contests(comparison: Comparison) -> list[Contest]:
@@ -107,12 +107,12 @@ def contests_about(comparison: Comparison, question: Question, dataset: str) -> 
     """One family, in the comparison's order."""
     rows = comparison.rows
     pairs = _pairs(comparison, question, dataset)
-    found = families.answers(pairs, comparison.runs, comparison.stored)
+    answers = families.answers(pairs, comparison.runs, comparison.stored)
     if question == "winner":
-        found = {pair: _told_elsewhere(pair, comparison) or answer for pair, answer in found.items()}
+        answers = {pair: _told_elsewhere(pair, comparison) or answer for pair, answer in answers.items()}
     return [
         Contest(question=question, dataset=dataset, first=rows[a], second=against(rows[b], rows[a], answer))
-        for (a, b), answer in found.items()
+        for (a, b), answer in answers.items()
     ]
 
 
@@ -124,11 +124,11 @@ def _told_elsewhere(pair: Pair, comparison: Comparison) -> Answer | None:
         return None
     rows, runs = tuple(comparison.rows[i] for i in places), tuple(comparison.runs[i] for i in places)
     own = replace(comparison, rows=rows, runs=runs)
-    asked = (places.index(pair[0]), places.index(pair[1]))
+    own_pair = (places.index(pair[0]), places.index(pair[1]))
     others = [_pairs(own, question, dataset) for question in ("finetuning", "pretraining")]
     for pairs in (*families.families(own.rows).values(), *others):
-        if any(set(asked) == set(other) for other in pairs):
-            return families.answers([*pairs, asked], own.runs, own.stored)[asked]
+        if any(set(own_pair) == set(other) for other in pairs):
+            return families.answers([*pairs, own_pair], own.runs, own.stored)[own_pair]
     return None
 
 
@@ -149,17 +149,17 @@ def _pairs(comparison: Comparison, question: str, dataset: str) -> list[Pair]:
 
 def _finetuning_pairs(rows: Sequence[ComparisonRow], group: Sequence[int]) -> list[Pair]:
     """Per model and weights: its best fine-tuning on val beside its best probe."""
-    found = []
+    pairs = []
     for key in dict.fromkeys((rows[i].model, rows[i].weights) for i in group):
         own = [i for i in group if (rows[i].model, rows[i].weights) == key]
         sides = [[i for i in own if rows[i].phase == phase] for phase in ("finetune", "probe")]
         # Where nothing is chosen on val, each setting stands beside its own.
-        found += _chosen_pairs(rows, *sides) or [
+        pairs += _chosen_pairs(rows, *sides) or [
             (a, b)
             for a, b in product(*sides)
             if (rows[a].variant, rows[a].protocol) == (rows[b].variant, rows[b].protocol)
         ]
-    return found
+    return pairs
 
 
 def _pretraining_pairs(
@@ -172,11 +172,11 @@ def _pretraining_pairs(
     untrained = {i for i in group if _random_parts(runs[i][0]) == len(runs[i][0].spec.backbones)}
     scratch = [i for i in group if rows[i].phase == "scratch" or (rows[i].phase == "finetune" and i in untrained)]
     pretrained = [i for i in group if rows[i].phase in ("probe", "finetune") and not _random_parts(runs[i][0])]
-    found = []
+    pairs = []
     for key in dict.fromkeys((rows[i].model, rows[i].weights) for i in pretrained):
         own = [i for i in pretrained if (rows[i].model, rows[i].weights) == key]
-        found += _chosen_pairs(rows, own, scratch)
-    return found
+        pairs += _chosen_pairs(rows, own, scratch)
+    return pairs
 
 
 def _random_parts(run: RunRecord) -> int:
@@ -185,15 +185,15 @@ def _random_parts(run: RunRecord) -> int:
 
 def _chosen_pairs(rows: Sequence[ComparisonRow], left: Sequence[int], right: Sequence[int]) -> list[Pair]:
     """One pair per protocol that both sides have; where they share none, one across protocols."""
-    found = []
+    pairs = []
     for protocol in dict.fromkeys(rows[i].protocol for i in left):
         sides = [_chosen(rows, [i for i in side if rows[i].protocol == protocol]) for side in (left, right)]
         if sides[0] is not None and sides[1] is not None:
-            found.append((sides[0], sides[1]))
+            pairs.append((sides[0], sides[1]))
     across = _chosen(rows, left), _chosen(rows, right)
-    if not found and across[0] is not None and across[1] is not None:
-        found.append((across[0], across[1]))
-    return found
+    if not pairs and across[0] is not None and across[1] is not None:
+        pairs.append((across[0], across[1]))
+    return pairs
 
 
 def _chosen(rows: Sequence[ComparisonRow], side: Sequence[int]) -> int | None:
@@ -230,10 +230,10 @@ def row_names(*rows: ComparisonRow) -> list[str]:
     """`resnet18 (finetune, batch_64)`, with what else these rows differ in: weights, protocol, grid; and the status."""
     weights = weights_where_needed(rows, "model", "phase", "variant")
     differ = [name for name in ("protocol", "grid") if len({getattr(row, name) for row in rows}) > 1]
-    found = []
+    names = []
     for row, label in zip(rows, weights, strict=True):
         also = [f"{name} {getattr(row, name)}" for name in differ]
         status = row.status if row.status != "completed" else ""
-        told = ", ".join(part for part in (row.phase, row.variant, label, *also, status) if part)
-        found.append(f"{row.model} ({told})")
-    return found
+        conditions = ", ".join(part for part in (row.phase, row.variant, label, *also, status) if part)
+        names.append(f"{row.model} ({conditions})")
+    return names

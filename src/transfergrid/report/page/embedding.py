@@ -31,27 +31,27 @@ def embed(figures: Sequence[Figure], *, budget_bytes: int) -> tuple[dict[str, Em
     """(by name, left out). The first figures matter most: those at the end are left out where nothing else helps."""
     *wider, narrowest = WIDTHS_PX
     fitting = (_all_at(width_px, figures, budget_bytes) for width_px in wider)
-    made = next((m for m in fitting if m is not None), None) or [_embedded(f, narrowest) for f in figures]
-    kept: dict[str, Embedded] = {}
+    embedded_figures = next((m for m in fitting if m is not None), None) or [_embedded(f, narrowest) for f in figures]
+    fitting_by_name: dict[str, Embedded] = {}
     left_out = []
-    for embedded in made:
+    for embedded in embedded_figures:
         if len(embedded.uri) <= budget_bytes:
             budget_bytes -= len(embedded.uri)
-            kept[embedded.figure.name] = embedded
+            fitting_by_name[embedded.figure.name] = embedded
         else:
             left_out.append(embedded.figure)
-    return kept, tuple(left_out)
+    return fitting_by_name, tuple(left_out)
 
 
 def _all_at(width_px: int, figures: Sequence[Figure], budget_bytes: int) -> list[Embedded] | None:
     """None as soon as they are too large together: the rest need not be made at this width."""
-    made = []
+    embedded = []
     for figure in figures:
-        made.append(_embedded(figure, width_px))
-        budget_bytes -= len(made[-1].uri)
+        embedded.append(_embedded(figure, width_px))
+        budget_bytes -= len(embedded[-1].uri)
         if budget_bytes < 0:
             return None
-    return made
+    return embedded
 
 
 def _embedded(figure: Figure, width_px: int) -> Embedded:

@@ -165,15 +165,15 @@ def _settings(spec: RunSpec) -> tuple[tuple[str, str], ...]:
 
 def _files_taken(runs: Sequence[RunRecord], store: StorePaths) -> Iterator[tuple[str, str]]:
     """What was taken of each weights file of the user's, by the runs themselves or the extractions they read."""
-    found: dict[tuple[str, str], None] = {}
+    lines: dict[tuple[str, str], None] = {}
     for run in runs:
         for record in (run, *(_record_of(e.run_id, store) for e in run.spec.extractions)):
             taken = None if record is None else record.details.get("weights_taken")
-            for name, told in taken.items() if isinstance(taken, Mapping) else ():
-                if isinstance(told, Mapping):
-                    text = ", ".join(f"{k.replace('_', ' ')} {_text(v)}" for k, v in told.items() if v)
-                    found[f"weights file of {name}", text] = None
-    yield from found
+            for name, facts in taken.items() if isinstance(taken, Mapping) else ():
+                if isinstance(facts, Mapping):
+                    text = ", ".join(f"{k.replace('_', ' ')} {_text(v)}" for k, v in facts.items() if v)
+                    lines[f"weights file of {name}", text] = None
+    yield from lines
 
 
 def _record_of(run_id: str, store: StorePaths) -> RunRecord | None:

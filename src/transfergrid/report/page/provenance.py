@@ -29,13 +29,13 @@ def provenance_lines(comparison: Comparison) -> list[tuple[str, ...]]:
     """Under HEADER: one line per code, library and device, most runs first."""
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
     for record in _records(comparison):
-        told = record.provenance
-        dirty = {"True": "yes", "False": "no"}.get(str(told.get("git_dirty")), "unknown")
-        known = (str(told.get(name) or "") for name in ("code_hash", "torch", "cuda", "device"))
-        groups.setdefault((str(told.get("git_commit") or "unknown")[:12], dirty, *known), []).append(record)
+        provenance = record.provenance
+        dirty = {"True": "yes", "False": "no"}.get(str(provenance.get("git_dirty")), "unknown")
+        known = (str(provenance.get(name) or "") for name in ("code_hash", "torch", "cuda", "device"))
+        groups.setdefault((str(provenance.get("git_commit") or "unknown")[:12], dirty, *known), []).append(record)
     return [
-        (*key, ", ".join(sorted({str(r.provenance.get("host") or "unknown") for r in found})), f"{len(found):,}")
-        for key, found in sorted(groups.items(), key=lambda item: -len(item[1]))
+        (*key, ", ".join(sorted({str(r.provenance.get("host") or "unknown") for r in records})), f"{len(records):,}")
+        for key, records in sorted(groups.items(), key=lambda item: -len(item[1]))
     ]
 
 

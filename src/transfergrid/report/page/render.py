@@ -180,22 +180,22 @@ def _row(index: int, row: ComparisonRow, short: frozenset[str], flags: tuple[Fla
 
 def _filters(rows: Sequence[PageRow]) -> list[dict[str, Any]]:
     """Dataset, phase and status; the grid where there are several."""
-    found = []
+    filters = []
     for position, name in enumerate(("grid", "dataset", "phase", "status")):
         options = list(dict.fromkeys(row.filters[position][1] for row in rows))
         if name != "grid" or len(options) > 1:
-            found.append({"name": name, "label": name, "options": options})
-    return found
+            filters.append({"name": name, "label": name, "options": options})
+    return filters
 
 
 # ----------------------------------------------------------------------------------------------------------- the models
 def _models(comparison: Comparison, context: Mapping[str, Any], embedded: Sequence[Embedded]) -> list[ModelSection]:
     details: Sequence[RowDetails] = context["details"]
-    found = []
+    sections = []
     for model in dict.fromkeys(row.model for row in comparison.rows):
         indices = [i for i, row in enumerate(comparison.rows) if row.model == model]
         rows = [comparison.rows[i] for i in indices]
-        found.append(
+        sections.append(
             ModelSection(
                 name=model,
                 about=_about(rows),
@@ -205,7 +205,7 @@ def _models(comparison: Comparison, context: Mapping[str, Any], embedded: Sequen
                 launch={i: launch_again(comparison.rows[i].grid, comparison.store) for i in indices},
             )
         )
-    return found
+    return sections
 
 
 def _about(rows: Sequence[ComparisonRow]) -> str:

@@ -23,9 +23,9 @@ def verdict(comparison: Comparison) -> str:
     rows = comparison.rows
     if not any(row.test_accuracy is not None for row in rows):
         return "Nothing can be said yet: no row has a test accuracy."
-    found = {winner.dataset: winner for winner in winners(comparison)}
+    winner_of = {winner.dataset: winner for winner in winners(comparison)}
     sentences = [
-        _best(comparison, found[dataset]) if dataset in found else f"On {dataset} no row has a result yet."
+        _best(comparison, winner_of[dataset]) if dataset in winner_of else f"On {dataset} no row has a result yet."
         for dataset in dict.fromkeys(row.dataset for row in rows)
     ]
     return " ".join(sentences) + _passed_over(len(rows) - len(integrity.trusted(comparison))) + _unfinished(rows)
@@ -66,12 +66,12 @@ def _best(comparison: Comparison, winner: Winner) -> str:
 def _beside_the_next(comparison: Comparison, winner: Winner, names: Sequence[str]) -> Iterator[str]:
     """The tests of the winner, or of the first of those that are tied, beside the others."""
     named = dict(zip((*winner.first, *winner.runners_up), names, strict=True))
-    asked = contests_about(comparison, "winner", winner.dataset)
-    for (a, b), contest in list(zip(winner.pairs, asked, strict=True))[:MOST_PAIRS]:
+    contests = contests_about(comparison, "winner", winner.dataset)
+    for (a, b), contest in list(zip(winner.pairs, contests, strict=True))[:MOST_PAIRS]:
         role = "" if b in winner.first else "the runner-up on val, "
         yield f"{named[a]} against {role}{named[b]}: {contest.second.answer.in_words}."
-    if len(asked) > MOST_PAIRS:
-        yield f"{len(asked) - MOST_PAIRS} more stand below."
+    if len(contests) > MOST_PAIRS:
+        yield f"{len(contests) - MOST_PAIRS} more stand below."
 
 
 def _listed(names: Sequence[str]) -> str:
