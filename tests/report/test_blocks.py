@@ -2,8 +2,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from report_cases import row
+
 from transfergrid.report import markdown
 from transfergrid.report.analysis.cells import percent
+from transfergrid.report.analysis.columns import COMPARISON, pick
+from transfergrid.report.analysis.rows import COLUMNS as COLUMNS_OF_CSV
 from transfergrid.report.blocks import Column, Section, Table, figure, plain, words
 from transfergrid.report.page.table import PageTable, shown
 
@@ -24,10 +28,9 @@ COLUMNS: list[Column[Line]] = [
 ROWS = [Line("a|b", 0.971167), Line("", None)]
 
 
-def test_a_column_is_told_with_and_without_its_unit_and_under_other_words() -> None:
+def test_a_column_is_told_with_and_without_its_unit_and_of_a_part_of_its_line() -> None:
     accuracy = COLUMNS[2]
     assert (accuracy.heading, accuracy.heading_with_unit) == ("test [95 %]", "test,\u00a0% [95 %]")
-    assert accuracy.labelled("ours [95 %]").heading == "ours [95 %]"
     of_pair: Column[tuple[int, Line]] = accuracy.of(lambda pair: pair[1])
     pair = (3, ROWS[0])
     assert (of_pair.text(pair), of_pair.value(pair), of_pair.more["low"](pair)) == ("97.12", 0.971167, 0.5)
@@ -69,3 +72,20 @@ def test_columns_of_names_that_never_change_leave_their_table_on_the_page_and_ar
         [("one two three", "phrase"), ("1", "number")]
     ]
     assert shown(plain(["weights"], [], left=1)).header == [("weights", "")]
+
+
+def test_columns_of_the_comparison_are_picked_by_name_and_may_stand_under_other_words() -> None:
+    accuracy, seconds = pick("test_accuracy wall_s", test_accuracy="ours [95 %]")
+    assert [accuracy.heading, seconds.heading, seconds.heading_with_unit] == ["ours [95 %]", "wall s", "wall\u00a0s"]
+    assert COMPARISON["test_accuracy"].heading == "test [95 %]"
+    assert list(COMPARISON) == list(COLUMNS_OF_CSV)  # the page and W&B show all of comparison.csv, in its order
+    line = row(
+        test_accuracy=0.971167,
+        ci95_low=0.96,
+        ci95_high=0.98,
+        remarks=("a", "b"),
+        better_than_head=("knn",),
+        knn_test_accuracy=0.98,
+    )
+    assert (accuracy.value(line), accuracy.text(line)) == (0.971167, "97.1 [96.0, 98.0]")
+    assert COMPARISON["remarks"].value(line) == "a; b" and COMPARISON["knn_test_accuracy"].text(line) == "98.00 ▲"

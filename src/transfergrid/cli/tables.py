@@ -58,7 +58,7 @@ def rich_table(
         drawn.add_column(
             column.heading, justify="right" if column.is_number else "left", no_wrap=no_wrap, overflow="fold"
         )
-    for row, texts in zip(table.rows, table.marked_texts(), strict=True):
+    for row, texts in zip(table.rows, table.texts(), strict=True):
         # In a Text square brackets are brackets, not rich's markup.
         drawn.add_row(*(Text(readable(text)) for text in texts), style=style(row))
     if table.notes:

@@ -55,10 +55,6 @@ class Column(Generic[Row]):
             "Column[Other]", replace(column, value=_after(self.value, row), text=_after(self.text, row), more=more)
         )
 
-    def labelled(self, label: str) -> Column[Row]:
-        """Under other words, which tell what brackets hold, too."""
-        return replace(self, label=label, beside="")
-
 
 def _after(read: Callable[[Row], Any], row: Callable[[Other], Row]) -> Callable[[Other], Any]:
     return lambda line: read(row(line))
@@ -97,15 +93,11 @@ class Table(Generic[Row]):
     notes: Sequence[tuple[str, str]] = ()
 
     def texts(self) -> list[list[str]]:
-        """Every line as it is read."""
-        return [[column.text(row) for column in self.columns] for row in self.rows]
-
-    def marked_texts(self) -> list[list[str]]:
-        """As `texts`, with the mark of a line behind the cell that takes it."""
+        """Every line as it is read, its mark behind the cell that takes it."""
         marks = self.marks or [""] * len(self.rows)
         return [
-            [f"{text} {mark}" if mark and c.is_marked else text for c, text in zip(self.columns, line, strict=True)]
-            for line, mark in zip(self.texts(), marks, strict=True)
+            [f"{c.text(row)} {mark}".strip() if mark and c.is_marked else c.text(row) for c in self.columns]
+            for row, mark in zip(self.rows, marks, strict=True)
         ]
 
     def facts(self) -> tuple[tuple[str, ...], tuple[tuple[Value, ...], ...]]:

@@ -108,8 +108,9 @@ COMPARISON: Mapping[str, Column[ComparisonRow]] = {name: _column(name) for name 
 
 
 def pick(names: str, **labels: str) -> list[Column[ComparisonRow]]:
-    """Columns of the comparison by their names, with spaces between; labels: name -> other words above it."""
-    return [COMPARISON[n].labelled(labels[n]) if n in labels else COMPARISON[n] for n in names.split()]
+    """Columns of the comparison by name, with spaces between; labels: name -> what shall stand above it instead."""
+    columns = [COMPARISON[name] for name in names.split()]
+    return [replace(c, label=labels[c.name], beside="") if c.name in labels else c for c in columns]
 
 
 def of_rows(name: str, columns: Sequence[Column[ComparisonRow]], rows: Sequence[ComparisonRow]) -> Table[ComparisonRow]:

@@ -81,7 +81,7 @@ def shown(table: Table[Any]) -> PageTable:
         if column.name in FOLDED and len(texts) == 1:
             held[column.name] = texts.pop()
     table = table.without(list(held))
-    lines = table.marked_texts()
+    lines = table.texts()
     wide = [max(map(len, texts)) > SENTENCE for texts in zip(*lines, strict=True)]
     return PageTable(
         title=table.title,
