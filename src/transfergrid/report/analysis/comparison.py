@@ -54,6 +54,11 @@ class Comparison:
     notes: tuple[str, ...] = ()
     joins: Mapping[int, Answer] = field(default_factory=dict)
 
+    @property
+    def records(self) -> list[RunRecord]:
+        """Of all completed runs, each once."""
+        return list({record.run_id: record for runs in self.runs for record in runs}.values())
+
 
 def comparison_rows(grid: str, store: StorePaths) -> list[ComparisonRow]:
     """The rows of a grid in the order it was launched. Raises as read_comparison does."""

@@ -5,7 +5,7 @@ Read from `details` of the records, which older ones have in another form or not
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from transfergrid.report.analysis.cells import percent
@@ -47,15 +47,11 @@ def summary(comparison: Comparison) -> list[str]:
 
 
 def _all(comparison: Comparison) -> list[Finding]:
-    return [remark for record in _records(comparison) for remark in remarks(record)]
+    return [remark for record in comparison.records for remark in remarks(record)]
 
 
 def _finetunings(comparison: Comparison) -> int:
-    return sum(record.spec.phase == "finetune" for record in _records(comparison))
-
-
-def _records(comparison: Comparison) -> Sequence[RunRecord]:
-    return list({record.run_id: record for runs in comparison.runs for record in runs}.values())
+    return sum(record.spec.phase == "finetune" for record in comparison.records)
 
 
 def _start(record: RunRecord) -> list[tuple[str, str]]:

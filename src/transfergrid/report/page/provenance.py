@@ -28,7 +28,7 @@ class Flag:
 def provenance_lines(comparison: Comparison) -> list[tuple[str, ...]]:
     """Under HEADER: one line per code, library and device, most runs first."""
     groups: dict[tuple[str, ...], list[RunRecord]] = {}
-    for record in _records(comparison):
+    for record in comparison.records:
         provenance = record.provenance
         dirty = {"True": "yes", "False": "no"}.get(str(provenance.get("git_dirty")), "unknown")
         known = (str(provenance.get(name) or "") for name in ("code_hash", "torch", "cuda", "device"))
@@ -45,14 +45,14 @@ def table(comparison: Comparison) -> Table[Sequence[str]]:
 
 def times(comparison: Comparison) -> tuple[str, str] | None:
     """When the first of the runs began and the last ended, ISO 8601 UTC; None where no record says it."""
-    began = [str(r.provenance["started"]) for r in _records(comparison) if r.provenance.get("started")]
-    ended = [str(r.provenance["ended"]) for r in _records(comparison) if r.provenance.get("ended")]
+    began = [str(r.provenance["started"]) for r in comparison.records if r.provenance.get("started")]
+    ended = [str(r.provenance["ended"]) for r in comparison.records if r.provenance.get("ended")]
     return (min(began), max(ended)) if began and ended else None
 
 
 def code_flags(comparison: Comparison) -> list[tuple[Flag, ...]]:
     """Beside each row: made by several versions of the code, or by another one than most runs here."""
-    counted = Counter(h for record in _records(comparison) if (h := _hash(record)))
+    counted = Counter(h for record in comparison.records if (h := _hash(record)))
     usual = counted.most_common(1)[0][0] if counted else ""
     return [_flag(runs, usual) for runs in comparison.runs]
 
@@ -68,7 +68,3 @@ def _flag(runs: Sequence[RunRecord], usual: str) -> tuple[Flag, ...]:
 
 def _hash(record: RunRecord) -> str:
     return str(record.provenance.get("code_hash") or "")
-
-
-def _records(comparison: Comparison) -> list[RunRecord]:
-    return list({record.run_id: record for runs in comparison.runs for record in runs}.values())
