@@ -40,7 +40,7 @@ _OPEN_NODES = (
 _OF_A_BACKBONE = "weights_files."  # then the backbone, whose name may hold a slash and dots
 _NAMES = (  # keys whose values are names of files and folders
     *("weights", "weights_dir", "phase.evaluate.checkpoint", "dataset.folder", "dataset.name"),
-    *("data.dir", "store.dir", "cache.dir"),
+    *("data.dir", "store.dir", "cache.dir", "again"),
 )
 _QUOTE = "quote a value that holds blanks, letters beyond a-z or any of = , : ( ) [ ] { } > ~ ' \" as key='\"value\"'"
 _SET_OTHERWISE = {
