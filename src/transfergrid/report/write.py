@@ -56,7 +56,7 @@ def report_name(grids: Sequence[str]) -> str:
 
 def _summaries(comparison: Comparison, notes: list[str]) -> dict[str, str]:
     """Model -> its layers; a network that cannot be built here is noted, and stops nothing."""
-    from transfergrid.report.figures.layers import summary
+    from transfergrid.report.figures.architecture import table
 
     found: dict[str, str] = {}
     for runs in comparison.runs:
@@ -64,7 +64,7 @@ def _summaries(comparison: Comparison, notes: list[str]) -> dict[str, str]:
             if record.spec.model in found:
                 continue
             try:
-                found[record.spec.model] = summary(record.spec)
+                found[record.spec.model] = table(record.spec)
             except Exception as error:  # whatever one network's code does, the report is wanted
                 notes.append(f"no layers of {record.spec.model}: {one_line(error)}")
                 found[record.spec.model] = ""
