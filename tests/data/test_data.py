@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def test_checksums_and_class_names_are_torchvisions_own() -> None:
     assert list(fashion_mnist.FACTS.class_names) == datasets.FashionMNIST.classes
     for module, theirs in ((cifar10, datasets.CIFAR10), (cifar100, datasets.CIFAR100)):
         assert list(module.CHECKSUMS.items()) == [tuple(entry) for entry in theirs.train_list + theirs.test_list]
-        assert module.URL == theirs.url
+        assert module.SET.url == theirs.url
     published = [datasets.SVHN.split_list[split] for split in ("train", "test")]
     assert list(svhn.CHECKSUMS.items()) == [(name, md5) for _, name, md5 in published]
 
@@ -270,7 +271,7 @@ def test_a_missing_file_is_fetched_quietly_once_and_found(
         (data_dir / "b.mat").write_bytes(b"b")
 
     for _ in range(2):
-        files = _files.Published(kind="svhn", folder=".", url=answering_url, fetch=fetch)
+        files = replace(svhn.SET, url=answering_url, fetch=fetch)
         found = files.locate([("a.mat", "b.mat")], data_dir=tmp_path / "new", download=True)
         assert found == [tmp_path / "new" / "b.mat"]
     assert fetched == [tmp_path / "new"]
@@ -282,7 +283,7 @@ def test_a_download_that_fails_says_why_on_the_line_that_names_the_files(answeri
     def fetch(data_dir: Path) -> None:
         raise RuntimeError("Error downloading\n a.mat")
 
-    files = _files.Published(kind="svhn", folder=".", url=answering_url, fetch=fetch)
+    files = replace(svhn.SET, url=answering_url, fetch=fetch)
     with pytest.raises(
         DataError, match=r"svhn: a.mat not found in .* \(the download failed: RuntimeError: Error downloading a.mat\)"
     ):

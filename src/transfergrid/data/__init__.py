@@ -1,7 +1,8 @@
 """Data sets, one file per kind in `sets/`, found by its name.
 
-A published kind is a module with FACTS, load(split=, data_dir=, download=) and find(data_dir=, download=). A kind that
-lives in a folder of the user's has facts(folder=, ...), load(split=, folder=) and find(folder=) instead.
+A published kind is a module with FACTS, load(split=, data_dir=, download=) and find(data_dir=, download=), most often
+those of a _files.PublishedSet. A kind that lives in a folder of the user's has facts(folder=, ...), load(split=,
+folder=) and find(folder=) instead.
 """
 
 from __future__ import annotations

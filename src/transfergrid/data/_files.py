@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from transfergrid.data._images import ArrayImages, DatasetFacts
 from transfergrid.errors import DataError, StoreFull, one_line
-from transfergrid.specs import digest
+from transfergrid.specs import Split, digest
 from transfergrid.store import durable
 
 NETWORK_TIMEOUT_S = 4.0
@@ -26,34 +27,77 @@ def published_fingerprint(kind: str, checksums: Mapping[str, str]) -> str:
     return f"published:{digest({'kind': kind, 'checksums': dict(checksums)}, 32)}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """Where the files of a published data set lie, and how they get there.
+def by_torchvision(name: str, *calls: Mapping[str, str]) -> Callable[[Path], None]:
+    """The download of torchvision's class of this name; one call, or one for each of these further arguments."""
 
-    folder: below data.dir, as torchvision lays it out. url: who is asked first whether there is a network. fetch:
-    torchvision's own download into data.dir.
+    def fetch(data_dir: Path) -> None:
+        from torchvision import datasets
+
+        for arguments in calls or ({},):
+            getattr(datasets, name)(str(data_dir), download=True, **arguments)
+
+    return fetch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedSet:
+    """A published data set: what the plan knows of it, where its files lie, how they get there and how they are read.
+
+    folder: below data.dir, as torchvision lays it out. url: who is asked first whether there is a network.
+    checksums: file name -> md5 or sha256; no other file is read. files: split -> its files, each as the names that
+    serve equally, best first. parse(files, class_names=): (path, verified bytes) of a split's files -> its images;
+    raises DataError. fetch: the download into data.dir. The other fields are those of DatasetFacts.
     """
 
     kind: str
     folder: str
     url: str
+    checksums: Mapping[str, str]
+    files: Mapping[str, Sequence[tuple[str, ...]]]
+    parse: Callable[..., ArrayImages]
     fetch: Callable[[Path], None]
+    class_names: tuple[str, ...]
+    image_size_px: int | None
+    mirror_ok: bool
+    num_images: dict[str, int]
+    train_counts: tuple[int, ...]
 
-    def read(
-        self,
-        wanted: Sequence[tuple[str, ...]],
-        *,
-        data_dir: Path,
-        download: bool,
-        checksums: Mapping[str, str],
+    @property
+    def facts(self) -> DatasetFacts:
+        return DatasetFacts(
+            kind=self.kind,
+            fingerprint=published_fingerprint(self.kind, self.checksums),
+            num_classes=len(self.class_names),
+            class_names=self.class_names,
+            image_size_px=self.image_size_px,
+            mirror_ok=self.mirror_ok,
+            num_images=self.num_images,
+            train_counts=self.train_counts,
+        )
+
+    def load(
+        self, *, split: Split, data_dir: Path, download: bool, checksums: Mapping[str, str] | None = None
+    ) -> ArrayImages:
+        """One split. checksums: instead of the published ones."""
+        files = self._read(self.files[split], data_dir, download, checksums or self.checksums)
+        return self.parse(files, class_names=self.class_names)
+
+    def find(self, *, data_dir: Path, download: bool, checksums: Mapping[str, str] | None = None) -> None:
+        """Make sure that the files of all splits are there and verified."""
+        every = [names for split in self.files.values() for names in split]
+        self._read(every, data_dir, download, checksums or self.checksums)
+
+    def _read(
+        self, files: Sequence[tuple[str, ...]], data_dir: Path, download: bool, checksums: Mapping[str, str]
     ) -> list[tuple[Path, bytes]]:
-        """Path and verified bytes of one file per entry of `wanted` (names that serve equally, best first), fetched
-        where one is missing. checksums: by name. Raises DataError, without a network within seconds."""
+        """Path and verified bytes of each file, fetched where one is missing. Raises DataError, without a network
+        within seconds."""
+        wanted = [tuple(name for name in names if name in checksums) for names in files]
         paths = self.locate(wanted, data_dir=data_dir, download=download)
         return [(path, verified(path, wanted=checksums[path.name])) for path in paths]
 
     def locate(self, wanted: Sequence[tuple[str, ...]], *, data_dir: Path, download: bool) -> list[Path]:
-        """The files alone, as read() finds them."""
+        """The files alone."""
         folder = data_dir / self.folder
         found, missing = _look(folder, wanted)
         reason = "download is off"

@@ -3,7 +3,7 @@
 published.csv, one line per figure: the row of ours it belongs to (grid, dataset, model, phase, variant); metric and
 value (accuracies and errors in [0, 1], losses in nats, wall_s in seconds); rule; `stands` = `yes` for the one figure
 that the table's `published_accuracy` shows; epochs the study trained, and the epoch the figure belongs to, both
-counted from 1; the row that replays it, see settings.py; what differs whatever our settings; source; the row it was taken from.
+counted from 1; the row that replays it, see settings.py; what differs whatever our settings; source; where it was read.
 Which figure stands: the study's own rule in grids that replay it, the last epoch in `individual_vs_parallel`.
 """
 
