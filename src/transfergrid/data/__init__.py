@@ -1,7 +1,7 @@
 """Data sets, one file per kind in `sets/`, found by its name.
 
 A published kind is a module with FACTS, load(split=, data_dir=, download=) and find(data_dir=, download=), most often
-those of a _files.PublishedSet. A kind that lives in a folder of the user's has facts(folder=, ...), load(split=,
+those of a published.PublishedSet. A kind that lives in a folder of the user's has facts(folder=, ...), load(split=,
 folder=) and find(folder=) instead.
 """
 
@@ -17,7 +17,7 @@ from typing import cast
 from transfergrid.data import sets
 from transfergrid.data._decode import AS_STORED, PictureRules, ValueRange
 from transfergrid.data._formats import MAX_MEGAPIXELS
-from transfergrid.data._images import ArrayImages, DatasetFacts, FolderFiles, LabeledImages
+from transfergrid.data.images import ArrayImages, DatasetFacts, FolderFiles, LabeledImages
 from transfergrid.errors import ConfigError
 from transfergrid.specs import Split
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid.data._images import ArrayImages
+from transfergrid.data.images import ArrayImages
 from transfergrid.errors import DataError
 
 FILES = {  # images and labels of each split, in that order, plain or gzipped

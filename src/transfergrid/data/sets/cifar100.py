@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from transfergrid.data._files import PublishedSet, by_torchvision
+from transfergrid.data.published import PublishedSet, by_torchvision
 from transfergrid.data.sets import _cifar
 
 CHECKSUMS = {  # md5, as in torchvision

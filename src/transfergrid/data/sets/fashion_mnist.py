@@ -5,7 +5,7 @@ Only the gzipped files have published checksums, so only they are read; torchvis
 
 from __future__ import annotations
 
-from transfergrid.data._files import PublishedSet, by_torchvision
+from transfergrid.data.published import PublishedSet, by_torchvision
 from transfergrid.data.sets import _idx
 
 CHECKSUMS = {  # md5, as in torchvision

@@ -22,10 +22,10 @@ from transfergrid.data._folder_hash import State, content_of, fingerprint, state
 from transfergrid.data._folder_scan import scan
 from transfergrid.data._formats import MAX_MEGAPIXELS, NEWER_SUFFIXES
 from transfergrid.data._image_size import HEAD_BYTES, size_px, unreadable
-from transfergrid.data._images import DatasetFacts, FolderFiles
 from transfergrid.data._inventory import Inventory, Listing
 from transfergrid.data._threads import in_threads
 from transfergrid.data.damaged import DamagedImage, DamagedImages
+from transfergrid.data.images import DatasetFacts, FolderFiles
 from transfergrid.errors import TOLD, ConfigError, DataError
 from transfergrid.specs import Split
 

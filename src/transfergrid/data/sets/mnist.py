@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from transfergrid.data._files import PublishedSet, by_torchvision
+from transfergrid.data.published import PublishedSet, by_torchvision
 from transfergrid.data.sets import _idx
 
 CHECKSUMS = {  # md5; the gzipped ones are torchvision's

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid.data._files import PublishedSet, by_torchvision
-from transfergrid.data._images import ArrayImages
+from transfergrid.data.images import ArrayImages
+from transfergrid.data.published import PublishedSet, by_torchvision
 from transfergrid.errors import DataError
 
 CHECKSUMS = {  # md5, as in torchvision

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfergrid.data._images import ArrayImages, DatasetFacts
+from transfergrid.data.images import ArrayImages, DatasetFacts
 from transfergrid.errors import DataError, StoreFull, one_line
 from transfergrid.specs import Split, digest
 from transfergrid.store import durable
@@ -22,7 +22,7 @@ NETWORK_TIMEOUT_S = 4.0
 STALL_TIMEOUT_S = 30.0
 
 
-def published_fingerprint(kind: str, checksums: Mapping[str, str]) -> str:
+def fingerprint_of(kind: str, checksums: Mapping[str, str]) -> str:
     """Identity of a published data set: 32 hex digits over its checksums."""
     return f"published:{digest({'kind': kind, 'checksums': dict(checksums)}, 32)}"
 
@@ -43,19 +43,19 @@ def by_torchvision(name: str, *calls: Mapping[str, str]) -> Callable[[Path], Non
 class PublishedSet:
     """A published data set: what the plan knows of it, where its files lie, how they get there and how they are read.
 
-    folder: below data.dir, as torchvision lays it out. url: who is asked first whether there is a network.
-    checksums: file name -> md5 or sha256; no other file is read. files: split -> its files, each as the names that
-    serve equally, best first. parse(files, class_names=): (path, verified bytes) of a split's files -> its images;
-    raises DataError. fetch: the download into data.dir. The other fields are those of DatasetFacts.
+    folder: below data.dir, as torchvision lays it out. checksums: file name -> md5 or sha256; no other file is read.
+    files: split -> its files, each as the names that serve equally, best first. parse(files, class_names=): (path,
+    verified bytes) of a split's files -> its images; raises DataError. fetch: the download into data.dir; without it
+    the user puts the files there. url: who is asked first whether there is a network. The rest is DatasetFacts'.
     """
 
     kind: str
     folder: str
-    url: str
+    url: str = ""
     checksums: Mapping[str, str]
     files: Mapping[str, Sequence[tuple[str, ...]]]
     parse: Callable[..., ArrayImages]
-    fetch: Callable[[Path], None]
+    fetch: Callable[[Path], None] | None = None
     class_names: tuple[str, ...]
     image_size_px: int | None
     mirror_ok: bool
@@ -66,7 +66,7 @@ class PublishedSet:
     def facts(self) -> DatasetFacts:
         return DatasetFacts(
             kind=self.kind,
-            fingerprint=published_fingerprint(self.kind, self.checksums),
+            fingerprint=fingerprint_of(self.kind, self.checksums),
             num_classes=len(self.class_names),
             class_names=self.class_names,
             image_size_px=self.image_size_px,
@@ -114,6 +114,8 @@ class PublishedSet:
 
     def _fetched(self, wanted: Sequence[tuple[str, ...]], data_dir: Path) -> str:
         """Fetch, and say in a few words how that went."""
+        if self.fetch is None:
+            return "nothing fetches them"
         if not reachable(self.url, timeout_s=NETWORK_TIMEOUT_S):
             return f"{self.url} is not reachable from here"
         try:
