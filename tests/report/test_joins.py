@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prediction_cases import finished, predictions_of, right_but
-from report_cases import completed, spec, write_grid
+from report_cases import completed, spec, write_grid, write_report
 from sklearn.metrics import cohen_kappa_score
 
 from transfergrid.paths import RunPaths, StorePaths
@@ -18,7 +18,6 @@ from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.analysis.joins import Joins, as_markdown, error_overlap, join_baselines
 from transfergrid.report.analysis.predictions import EDITED, StoredPredictions, averaged_correct_N, probabilities_NC
 from transfergrid.report.analysis.statistics import t_interval, wilson
-from transfergrid.report.write import write_report
 from transfergrid.specs import RunSpec
 from transfergrid.store import records
 from transfergrid.store.records import Predictions, make_predictions
@@ -74,28 +73,25 @@ def test_probabilities_of_many_classes_are_those_of_the_kept_ones_and_zero_elsew
 # -------------------------------------------------------------------------------------------------------------- errors
 def test_overlap_of_errors_counted_by_hand() -> None:
     overlap = error_overlap([right_but(0, 1, 2)[None], right_but(2, 3)[None]])
-    assert overlap.any_wrong == pytest.approx(0.4)
     assert overlap.all_wrong == pytest.approx(0.1)
     assert overlap.all_wrong_if_independent == pytest.approx(0.3 * 0.2)
     assert overlap.disagreement == pytest.approx(0.3)
-    assert overlap.jaccard == pytest.approx(1 / 4)
     assert overlap.kappa == pytest.approx(cohen_kappa_score(right_but(0, 1, 2), right_but(2, 3)), abs=1e-12)
 
 
 def test_overlap_of_three_parts_is_of_all_and_any_and_kappa_of_pairs() -> None:
     parts = [right_but(0, 1, 2), right_but(1, 2, 3), right_but(2, 9)]
     overlap = error_overlap([part[None] for part in parts])
-    assert overlap.any_wrong == pytest.approx(0.5)
     assert overlap.all_wrong == pytest.approx(0.1)
     kappas = [cohen_kappa_score(parts[i], parts[j]) for i, j in ((0, 1), (0, 2), (1, 2))]
     assert overlap.kappa == pytest.approx(sum(kappas) / 3, abs=1e-12)
 
 
-def test_a_part_without_errors_has_no_kappa_and_two_have_no_jaccard() -> None:
+def test_a_part_without_errors_has_no_kappa_and_neither_have_two() -> None:
     perfect = right_but()[None]
     assert error_overlap([perfect, right_but(1)[None]]).kappa is None
     both = error_overlap([perfect, perfect])
-    assert (both.kappa, both.jaccard, both.any_wrong) == (None, None, 0.0)
+    assert (both.kappa, both.disagreement, both.all_wrong) == (None, 0.0, 0.0)
 
 
 # ----------------------------------------------------------------------------------------------------------- baselines
@@ -142,7 +138,7 @@ def test_images_are_matched_by_their_index_not_by_their_place(store: StorePaths)
     turned = make_predictions(straight.index_N[::-1], straight.label_N[::-1], straight.logits_NC[::-1])
     records.write_predictions(store.run(second.run_id), {"test": turned})
     (found,) = baselines(store, [first, second, pair]).baselines
-    assert found.overlap.jaccard == 1.0
+    assert found.overlap.disagreement == 0.0 and found.overlap.all_wrong == pytest.approx(0.1)
     assert found.joined_minus_averaged.difference == 0.0
 
 

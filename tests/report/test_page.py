@@ -13,6 +13,7 @@ from html_tree import Element, parse
 from page_cases import IMAGE, N_TEST, QUOTES, SCRIPT, figure, hostile_grid, right_N, small_grid
 from prediction_cases import finished, predictions_of
 from printed_commands import Collector
+from report_cases import write_report
 
 from transfergrid.errors import TOLD
 from transfergrid.paths import StorePaths
@@ -23,7 +24,6 @@ from transfergrid.report.page.embedding import embed
 from transfergrid.report.page.models import row_details
 from transfergrid.report.page.provenance import provenance_lines
 from transfergrid.report.page.render import render_page
-from transfergrid.report.write import write_report
 from transfergrid.store import records
 
 

@@ -3,14 +3,12 @@ import pytest
 
 from transfergrid.report.analysis.statistics import (
     compare,
-    correct_matrix,
     difference_of_published,
     holm,
     published_interval,
     t_interval,
     wilson,
 )
-from transfergrid.store.records import Predictions
 from transfergrid.training.evaluation import mcnemar_exact
 
 
@@ -81,27 +79,6 @@ def test_t_interval_of_five_values_uses_the_quantile_with_four_degrees_of_freedo
 
 def test_t_interval_of_two_values_is_wide() -> None:
     assert t_interval([0.9, 1.0]) == pytest.approx((0.95 - 12.706205 * 0.05, 0.95 + 12.706205 * 0.05), abs=1e-6)
-
-
-def predictions(index: list[int], label: list[int], predicted: list[int]) -> Predictions:
-    logits_NC = np.eye(3, dtype=np.float16)[predicted]
-    return Predictions(np.array(index), np.array(label), logits_NC)
-
-
-def test_correct_matrix_pairs_images_by_their_index_whatever_their_order() -> None:
-    first = predictions([0, 1, 2], [0, 1, 2], [0, 1, 0])
-    second = predictions([2, 0, 1], [2, 0, 1], [2, 0, 0])
-    assert correct_matrix([first, second]).tolist() == [[True, True, False], [True, False, True]]
-
-
-def test_correct_matrix_refuses_predictions_of_different_images() -> None:
-    with pytest.raises(ValueError, match="different test images"):
-        correct_matrix([predictions([0, 1], [0, 1], [0, 1]), predictions([0, 2], [0, 1], [0, 1])])
-
-
-def test_correct_matrix_refuses_the_same_indices_of_another_data_set() -> None:
-    with pytest.raises(ValueError, match="different test images"):
-        correct_matrix([predictions([0, 1], [0, 1], [0, 1]), predictions([0, 1], [2, 1], [2, 1])])
 
 
 # ------------------------------------------------------------------------------------------------------------ p values

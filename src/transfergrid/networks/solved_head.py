@@ -39,10 +39,6 @@ class LogisticRegression:
     def logits(self, features_ND: Tensor) -> Tensor:
         return features_ND.float() @ self.weight_CD.T.float() + self.bias_C.float()
 
-    @property
-    def converged(self) -> bool:
-        return self.gradient_norm < GRADIENT_NORM
-
 
 class SoftmaxProblem:
     """The training rows and all that does not depend on the strength of the penalty.

@@ -47,16 +47,14 @@ class Accuracy:
 class ErrorOverlap:
     """How much the parts fail on the same images; shares of the test images, means over seeds.
 
-    all_wrong_if_independent: the product of the parts' error rates. jaccard: all wrong / any wrong, None if a seed has
-    no error at all. disagreement: some parts right and some wrong. kappa: Cohen's, of right against wrong, mean over
-    the pairs of parts; 1 = the same images, 0 = as if independent; None where a part makes no error or only errors.
+    all_wrong_if_independent: the product of the parts' error rates. disagreement: some parts right and some wrong.
+    kappa: Cohen's, of right against wrong, mean over the pairs of parts; 1 = the same images, 0 = as if independent;
+    None where a part makes no error or only errors.
     """
 
-    any_wrong: float
     all_wrong: float
     all_wrong_if_independent: float
     disagreement: float
-    jaccard: float | None
     kappa: float | None
 
 
@@ -245,11 +243,9 @@ def error_overlap(correct: Sequence[Array]) -> ErrorOverlap:
     kappas = [_kappa(a_N, b_N) for a_N, b_N in pairs]
     known = [kappa for kappa in kappas if kappa is not None]
     return ErrorOverlap(
-        any_wrong=float(any_S.mean()),
         all_wrong=float(all_S.mean()),
         all_wrong_if_independent=float(wrong_MSN.mean(axis=2).prod(axis=0).mean()),
         disagreement=float((any_S - all_S).mean()),
-        jaccard=float((all_S / any_S).mean()) if any_S.all() else None,
         kappa=fmean(known) if known and len(known) == len(kappas) else None,
     )
 

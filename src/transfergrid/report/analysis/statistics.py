@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from transfergrid.store.records import Predictions
 from transfergrid.training.evaluation import mcnemar_exact
 
 # S seeds, N test images, P patterns, K bootstrap draws
@@ -116,17 +115,8 @@ class PairedComparison:
     variances: Variances
 
 
-def correct_matrix(predictions: Sequence[Predictions]) -> Array:
-    """(S, N) bool, one row per seed, columns by image index. Raises ValueError if the seeds saw different images."""
-    order_SN = [np.argsort(p.index_N, kind="stable") for p in predictions]
-    images = [np.stack([p.index_N, p.label_N])[:, o] for p, o in zip(predictions, order_SN, strict=True)]
-    if any(not np.array_equal(images[0], other) for other in images[1:]):
-        raise ValueError("predictions of different test images cannot be paired; compare runs of one dataset and split")
-    return np.stack([(p.predicted_N == p.label_N)[o] for p, o in zip(predictions, order_SN, strict=True)])
-
-
 def compare(correct_a_SN: Array, correct_b_SN: Array, *, draws: int = DRAWS, seed: int = 0) -> PairedComparison:
-    """Is a better than b? Rows are seeds, columns test images, in the same order for both (see correct_matrix).
+    """Is a better than b? Rows are seeds, columns test images, in the same order for both.
 
     The interval is a paired bootstrap that draws seeds and images with replacement. Taken as it is, it would be wrong
     twice: five seeds drawn from five spread too little, and drawing both margins counts the rest variance about three
