@@ -7,9 +7,11 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from small_runs import MACHINE, carry_out, final_run, record_of
 
 from transfergrid import data
@@ -41,7 +43,10 @@ def added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         labels_N = np.arange(num_images, dtype=np.int64) % 2
         noise_NHWC = np.random.default_rng(num_images).integers(0, 40, (num_images, 16, 16, 1))
         images_NHWC = np.stack([lines if label == 0 else lines.transpose(1, 0, 2) for label in labels_N])
-        arrays = {"images": (images_NHWC * 0.8 + noise_NHWC).astype(np.uint8), "labels": labels_N}
+        arrays: dict[str, NDArray[Any]] = {
+            "images": (images_NHWC * 0.8 + noise_NHWC).astype(np.uint8),
+            "labels": labels_N,
+        }
         for name, array in arrays.items():
             np.save(path := folder / f"{split}_{name}.npy", array)
             md5 = hashlib.md5(path.read_bytes()).hexdigest()

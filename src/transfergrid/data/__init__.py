@@ -61,7 +61,7 @@ def facts(
     module = _module(kind, folder)
     if folder is None:
         return cast(DatasetFacts, module.FACTS)
-    found = module.facts(
+    folder_facts = module.facts(
         folder=folder,
         kept_hashes=kept_hashes,
         keep=keep,
@@ -69,7 +69,7 @@ def facts(
         max_megapixels=max_megapixels,
         skip_damaged=skip_damaged,
     )
-    return cast(DatasetFacts, found)
+    return cast(DatasetFacts, folder_facts)
 
 
 def load(

@@ -151,13 +151,13 @@ def _told(alternatives: tuple[str, ...]) -> str:
 
 
 def _look(folder: Path, wanted: Sequence[tuple[str, ...]]) -> tuple[list[Path], list[tuple[str, ...]]]:
-    found: list[Path] = []
+    paths: list[Path] = []
     missing: list[tuple[str, ...]] = []
     for alternatives in wanted:
         present = [folder / name for name in alternatives if (folder / name).is_file()]
-        found.extend(present[:1])
+        paths.extend(present[:1])
         missing.extend([] if present else [alternatives])
-    return found, missing
+    return paths, missing
 
 
 def reachable(url: str, *, timeout_s: float) -> bool:

@@ -73,10 +73,10 @@ def assign_weights(network: nn.Module, state: State, *, path: Path) -> None:
 def _verified(path: Path, sha256_prefix: str) -> Path:
     if not path.is_file():
         raise DataError(f"weights file {path} is not there")
-    found = identity_of(path)
-    if not found.startswith(sha256_prefix):
+    sha256 = identity_of(path)
+    if not sha256.startswith(sha256_prefix):
         raise DataError(
-            f"{path} is not the file it should be: its sha256 begins with {found[: max(8, len(sha256_prefix))]}, "
+            f"{path} is not the file it should be: its sha256 begins with {sha256[: max(8, len(sha256_prefix))]}, "
             f"expected {sha256_prefix}; remove it and fetch it again"
         )
     return path

@@ -49,7 +49,7 @@ def sketches(material: Material) -> Iterator[Sketch]:
         if spec.phase == "evaluate" and not spec.backbones:
             continue  # its training's own row shows the network
         sizes_px = tuple(b.preprocess.crop_px for b in spec.backbones) or getattr(spec.settings, "image_size_px", None)
-        key = (spec.model, sizes_px, spec.dataset.num_classes)
+        key: tuple[object, ...] = (spec.model, sizes_px, spec.dataset.num_classes)
         seen.setdefault(key, (runs[0], []))[1].append(row)
     for key, (run, rows) in seen.items():
         yield Sketch(

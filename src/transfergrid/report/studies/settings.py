@@ -18,7 +18,11 @@ from transfergrid.store import durable
 
 FILE = Path(__file__).with_name("settings.json")
 REPLAYS = ("individual_vs_parallel_as_published", "scratch_cifar10_as_published", "small_resnet18_as_published")
-_KINDS = {"probe": ProbeSettings, "finetune": FinetuneSettings, "scratch": ScratchSettings}
+_KINDS: dict[str, type[TrainSettings]] = {
+    "probe": ProbeSettings,
+    "finetune": FinetuneSettings,
+    "scratch": ScratchSettings,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,7 @@ def study(row: str) -> StudySettings:
         return NOT_STATED
     grid, _, _, phase, variant = row.split("/")
     stored = _stored()[row]
-    settings = from_dict(_KINDS[phase], stored["settings"])
+    settings: TrainSettings = from_dict(_KINDS[phase], stored["settings"])
     name = grid.removesuffix("_as_published")
     beyond = _BEYOND.get(name, (_BORDER,) if settings.shift_px else ())
     beyond += (_LOOKAHEAD,) if settings.lookahead else ()
