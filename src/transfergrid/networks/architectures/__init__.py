@@ -33,7 +33,13 @@ class ArchitectureEntry:
 
 
 def names() -> tuple[str, ...]:
-    return tuple(sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")))
+    return _names(tuple(__path__))
+
+
+@lru_cache(maxsize=8)
+def _names(places: tuple[str, ...]) -> tuple[str, ...]:
+    """Asked several times for each run of a plan."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(places) if not m.name.startswith("_")))
 
 
 @lru_cache(maxsize=64)
