@@ -11,7 +11,7 @@ import pytest
 import small_runs
 import tiny_data
 from cluster_cases import console, said
-from report_cases import completed, failed
+from report_cases import completed, failed, write_report
 
 from transfergrid.cli import retry
 from transfergrid.cli.grid_file import assert_keeps_rows, write_grid_of
@@ -24,7 +24,6 @@ from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.planning import job
 from transfergrid.report.analysis.comparison import comparison_rows
-from transfergrid.report.write import write_report
 from transfergrid.store.records import read_grid, write_grid
 
 PROBES = ("grid=quickstart", "grid.phases=[probe]", "grid.variants={}", "phase.probe.solver=sgd")

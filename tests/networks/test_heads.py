@@ -17,7 +17,7 @@ from transfergrid.config import Request
 from transfergrid.data.folds import Fold, Folds, open_splits
 from transfergrid.errors import LostFeatures
 from transfergrid.networks.heads import Heads, Standardiser, fit_standardiser, losses_and_correct
-from transfergrid.networks.solved_head import fit_lbfgs
+from transfergrid.networks.solved_head import GRADIENT_NORM, fit_lbfgs
 from transfergrid.paths import RunPaths, cache_paths
 from transfergrid.phases._feature_trainee import FeatureTrainee
 from transfergrid.phases.probe import load_features
@@ -193,7 +193,7 @@ def test_the_optimum_is_scikit_learns_logistic_regression() -> None:
     features_ND = fit_standardiser(features_ND).apply(features_ND)
     found = fit_lbfgs(features_ND, labels_N, num_classes=5)
     theirs = LogisticRegression(C=1.0, tol=1e-8, max_iter=5000).fit(features_ND.numpy().astype(np.float64), labels_N)
-    assert found.converged and found.gradient_norm < 1e-5 and found.weight_CD.dtype == torch.float64
+    assert found.gradient_norm < GRADIENT_NORM <= 1e-5 and found.weight_CD.dtype == torch.float64
     np.testing.assert_allclose(found.weight_CD, theirs.coef_, atol=2e-3)
     np.testing.assert_allclose(
         found.bias_C - found.bias_C.mean(), theirs.intercept_ - theirs.intercept_.mean(), atol=2e-3
@@ -206,8 +206,8 @@ def test_the_optimum_is_scikit_learns_logistic_regression() -> None:
 
 def test_the_optimum_of_separable_and_of_collinear_features_is_found_too() -> None:
     features_ND, labels_N = blobs(200, 40, 10, spread=0.1)
-    assert fit_lbfgs(features_ND, labels_N, num_classes=10).converged
-    assert fit_lbfgs(torch.cat([features_ND, features_ND], 1), labels_N, num_classes=10).converged
+    assert fit_lbfgs(features_ND, labels_N, num_classes=10).gradient_norm < GRADIENT_NORM
+    assert fit_lbfgs(torch.cat([features_ND, features_ND], 1), labels_N, num_classes=10).gradient_norm < GRADIENT_NORM
 
 
 # ---------------------------------------------------------------------------------------------------- whole probes

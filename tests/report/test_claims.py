@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from prediction_cases import finished, right_but
-from report_cases import completed, entry, failed, spec, write_grid
+from report_cases import completed, entry, failed, spec, write_grid, write_report
 
 from transfergrid.config import load_grid
 from transfergrid.config.compose import compose_config
@@ -22,7 +22,6 @@ from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.analysis.statistics import difference_of_published
 from transfergrid.report.markdown import section_text
 from transfergrid.report.studies import published
-from transfergrid.report.write import write_report
 from transfergrid.specs import EvaluateSettings, RunSpec
 from transfergrid.store import records
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import report_cases as cases
-from report_cases import row
+from report_cases import row, write_report
 from rich.console import Console
 from test_published import as_published
 
@@ -18,7 +18,6 @@ from transfergrid.report.analysis.cells import accuracy_with_interval
 from transfergrid.report.analysis.comparison import comparison_rows, read_comparison
 from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow
 from transfergrid.report.documents import as_csv
-from transfergrid.report.write import write_report
 from transfergrid.specs import ProbeSettings, RunSpec, to_dict
 from transfergrid.store import durable, records
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import report_cases as cases
+from report_cases import write_report
 
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.analysis.costs import cost_of, in_words
 from transfergrid.report.several import joined
-from transfergrid.report.write import write_report
 from transfergrid.specs import RunSpec
 from transfergrid.store import durable
 from transfergrid.store.attempts import AttemptTime

@@ -311,7 +311,7 @@ def test_architectures_are_legible(made: Made, tmp_path: Path, drawn: list[Drawn
     with style.house_style():
         texts = [assert_legible(sketch, drawn) for sketch in architecture.sketches(material)]
     assert "tinynet_mnist: 61,338 parameters" in texts[0]
-    assert "concatenation: 64 + 64" in texts[1] and "10 · 1.29k parameters" in texts[1]
+    assert "head on 64 + 64 · 10 · 1.29k" in texts[1] and "tinynet_cifar" in texts[1]
     assert "baseline_cnn: 242,474 parameters" in texts[2]
 
 

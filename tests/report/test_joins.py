@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from prediction_cases import finished, predictions_of, right_but
-from report_cases import completed, spec, write_grid
+from report_cases import completed, spec, write_grid, write_report
 from sklearn.metrics import cohen_kappa_score
 
 from transfergrid.paths import RunPaths, StorePaths
@@ -19,7 +19,6 @@ from transfergrid.report.analysis.joins import Joins, error_overlap, join_baseli
 from transfergrid.report.analysis.predictions import EDITED, StoredPredictions, averaged_correct_N, probabilities_NC
 from transfergrid.report.analysis.statistics import t_interval, wilson
 from transfergrid.report.markdown import section_text
-from transfergrid.report.write import write_report
 from transfergrid.specs import RunSpec
 from transfergrid.store import records
 from transfergrid.store.records import Predictions, make_predictions

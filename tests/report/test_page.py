@@ -13,6 +13,7 @@ from html_tree import Element, parse
 from page_cases import IMAGE, N_TEST, QUOTES, SCRIPT, figure, hostile_grid, right_N, small_grid
 from prediction_cases import finished, predictions_of
 from printed_commands import Collector
+from report_cases import write_report
 
 from transfergrid.errors import TOLD
 from transfergrid.paths import StorePaths
@@ -23,7 +24,6 @@ from transfergrid.report.page.embedding import embed
 from transfergrid.report.page.models import row_details
 from transfergrid.report.page.provenance import provenance_lines
 from transfergrid.report.page.render import render_page
-from transfergrid.report.write import write_report
 from transfergrid.store import records
 
 
@@ -327,15 +327,14 @@ def test_a_models_section_tells_command_settings_choice_and_runs_of_each_row(sto
     runs = small_grid(store)
     article = page_of(store).one("article", id="row-0")
     assert article.one("h3").text == "small · mnist · probe · weights IMAGENET1K_V1 · protocol fair"
-    line = article.one("pre", _class="command").text
-    name = f"again-{runs['resnet18 0'].run_id[-12:]}"
-    assert line.startswith(f"python jobs/launch_grid.py grid=compare grid_name={name} 'grid.models=[resnet18]'")
-    assert "'grid.seeds=[0,1]'" in line and "phase.probe.batch_size=128" in line
+    lines = [pre.text for pre in article.all("pre", _class="command")]
+    ids = [runs["resnet18 0"].run_id, runs["resnet18 1"].run_id]
+    assert lines == [f"python jobs/run_phase.py again={run_id} store.dir={store.root}" for run_id in ids]
     offered = [[td.text for td in tr.all("td")] for tr in article.one("tbody").all("tr")]
     assert offered == [["0.001", "0", ""], ["0.01", "0", "0, 1"]]
     settings = {d.one("dt").text: d.one("dd").text for d in article.one("dl").all("div")}
     assert settings["probe.label_smoothing"] == "0.1" and settings["dataset.name"] == "mnist"
-    assert [c.text for c in article.all("code")[1:]] == [runs["resnet18 0"].run_id, runs["resnet18 1"].run_id]
+    assert [c.text for c in article.all("code")[2:]] == ids
 
 
 def test_what_differs_from_the_published_protocol_stands_with_its_row(store: StorePaths) -> None:

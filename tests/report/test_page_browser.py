@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from page_cases import IMAGE, QUOTES, SCRIPT, hostile_grid, small_grid
+from report_cases import write_report
 from selenium.common.exceptions import NoAlertPresentException
 from selenium.webdriver import Chrome, ChromeOptions, Keys
 from selenium.webdriver.chrome.service import Service
@@ -17,7 +18,6 @@ from selenium.webdriver.support.select import Select
 
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.rows import COLUMNS
-from transfergrid.report.write import write_report
 
 pytestmark = pytest.mark.slow
 

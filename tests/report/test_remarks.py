@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import report_cases as cases
 from prediction_cases import finished, predictions_of
-from report_cases import row
+from report_cases import row, write_report
 from test_comparison import shown
 
 from transfergrid.paths import StorePaths
@@ -21,7 +21,6 @@ from transfergrid.report.analysis.remarks import edges, footnotes
 from transfergrid.report.latex import as_latex
 from transfergrid.report.markdown import section_text
 from transfergrid.report.publication import short_table
-from transfergrid.report.write import write_report
 from transfergrid.specs import RunSpec
 from transfergrid.store import records
 from transfergrid.store.records import RunRecord

@@ -2,18 +2,19 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import report_cases as cases
 from PIL import Image
 
-from transfergrid.config import load_grid, load_run
+from transfergrid.config import Request, load_grid, load_run
 from transfergrid.config.compose import compose_config, parse_overrides
 from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
-from transfergrid.report.analysis.rerun import Command, commands_of
+from transfergrid.report.analysis.rerun import commands_of
 from transfergrid.specs import DatasetSpec, EvaluateSettings, RunSpec, to_dict
 from transfergrid.store import durable
 
@@ -30,12 +31,11 @@ def rows_of(*arguments: str, folder: Path) -> tuple[list[list[RunSpec]], StorePa
     return list(rows.values()), store
 
 
-def runs_by(command: Command, *more: str) -> set[str]:
-    """The runs that a command line makes, read from the line as a shell would split it."""
-    python, script, *arguments = shlex.split(command.line)
-    assert (python, script) == ("python", f"jobs/{command.script}")
-    load = load_run if command.script == "run_phase.py" else load_grid
-    return {c.run.run_id for c in load([*arguments, *more]).configurations}
+def run_by(line: str, *more: str) -> Request:
+    """What a command line asks for, read from the line as a shell would split it."""
+    python, script, *arguments = shlex.split(line)
+    assert (python, script) == ("python", "jobs/run_phase.py")
+    return load_run([*arguments, *more])
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_a_rows_command_makes_the_very_same_runs(arguments: tuple[str, ...], tmp
     rows, store = rows_of(*arguments, folder=tmp_path)
     assert rows
     for specs in rows:
-        (command,) = commands_of(specs, store)
-        assert runs_by(command) == {spec.run_id for spec in specs}
-        assert command.to_fill_in == ()
+        commands = commands_of(specs, store)
+        assert all(command.to_fill_in == () for command in commands)
+        assert [run_by(command.line).configurations[0].run for command in commands] == specs
 
 
 ODD = ("花", "Bilder_für_Klaus", "My Pictures (2024)", "x,y", "epoch=3-step=1000.ckpt", "it's [1]", 'a"b', "a\\", "\\'")
@@ -129,58 +129,161 @@ def test_runs_on_a_folder_of_pictures_of_mixed_sizes_are_made_again(
     arguments = ("grid=compare", "dataset=image_folder", f"dataset.folder={folder}", f"grid.models=[{model}]")
     rows, store = rows_of(*arguments, f"dataset.small_pictures={small}", folder=tmp_path)
     for specs in rows:
-        (command,) = commands_of(specs, store)
-        typed = command.line.replace("=FOLDER", f"={shlex.quote(str(folder))}")
-        again = Command(script=command.script, arguments=tuple(shlex.split(typed)[2:]), to_fill_in=())
-        assert runs_by(again, f"cache.dir={tmp_path / 'cache'}") == {spec.run_id for spec in specs}
+        for spec, command in zip(specs, commands_of(specs, store), strict=True):
+            typed = command.line.replace("=FOLDER", f"={shlex.quote(str(folder))}")
+            again = run_by(typed, f"cache.dir={tmp_path / 'cache'}")
+            assert again.configurations[0].run == spec
+            assert again.runtime.data_folders == {spec.dataset.name: str(folder)}
 
 
-def test_one_seed_is_a_run_by_hand_and_several_are_a_grid_of_another_name(tmp_path: Path) -> None:
-    one = ("grid=compare", "dataset=mnist", "grid.models=[resnet18]")
-    solved, store = rows_of(*one, folder=tmp_path)
-    assert [c.line for c in commands_of(solved[0], store)] == [
-        "python jobs/run_phase.py model=resnet18 phase=probe dataset=mnist"
-    ]
-    rows, store = rows_of(*one, "phase.probe.solver=sgd", folder=tmp_path)
-    name = f"again-{rows[0][0].run_id[-12:]}"
-    assert [c.line for c in commands_of(rows[0], store)] == [
-        f"python jobs/launch_grid.py grid=compare grid_name={name} 'grid.models=[resnet18]' 'grid.phases=[probe]' "
-        "'grid.seeds=[0,1,2]' dataset=mnist phase.probe.epochs=5 phase.probe.batch_size=256"
-        " phase.probe.solver=sgd"
-    ]
-    assert [c.line for c in commands_of(rows[0][1:2], store)] == [
-        "python jobs/run_phase.py model=resnet18 phase=probe seed=1 dataset=mnist phase.probe.epochs=5"
-        " phase.probe.batch_size=256 phase.probe.solver=sgd"
-    ]
+def test_a_command_is_the_runs_id_and_the_store_where_that_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, seed_1 = cases.spec("probe", "resnet18"), cases.spec("probe", "resnet18", seed=1)
+    monkeypatch.chdir(tmp_path)
+    lines = [c.line for c in commands_of([spec, seed_1], StorePaths(Path("results")))]
+    assert lines == [f"python jobs/run_phase.py again={s.run_id}" for s in (spec, seed_1)]
+    (command,) = commands_of([spec], StorePaths(tmp_path / "other"))
+    assert command.line == f"python jobs/run_phase.py again={spec.run_id} store.dir={tmp_path}/other"
+
+
+def test_a_run_that_was_read_from_wandb_is_carried_out_in_the_users_own_store(tmp_path: Path) -> None:
+    spec, pulled = cases.spec("probe", "resnet18"), StorePaths(tmp_path / "cache/wandb/me/mine")
+    durable.write_json(pulled.run(spec.run_id).pulled, {})
+    (command,) = commands_of([spec], pulled)
+    assert command.line == f"python jobs/run_phase.py again={pulled.run(spec.run_id).root}"
 
 
 def test_files_and_folders_that_no_record_knows_are_for_the_reader_to_fill_in(tmp_path: Path) -> None:
     spec = cases.spec("probe", "resnet18", backbone_options={"identity": "file:abc", "weights": "file-abc"})
-    spec = spec.__class__(
-        **{name: getattr(spec, name) for name in spec.__slots__} | {"dataset": folder_named('it\'s "mine"')}
-    )
-    (command,) = commands_of([spec], StorePaths(tmp_path))
-    assert "weights=FILE" in command.arguments and "dataset.folder=FOLDER" in command.arguments
-    assert "dataset.name='it\\'s \"mine\"'" in command.arguments
+    spec = replace(spec, dataset=folder_named('it\'s "mine"'))
+    store = StorePaths(tmp_path)
+    durable.write_json(store.run(spec.run_id).spec, to_dict(spec))
+    (command,) = commands_of([spec], store)
+    assert command.line.endswith(" dataset.folder=FOLDER weights=FILE")
     assert command.to_fill_in == (
         'FOLDER: the folder of it\'s "mine", whose content has the hash content:1',
         "FILE of resnet18: the file with sha256 abc",
     )
     with pytest.raises(ConfigError, match="FOLDER"):
-        runs_by(command)
+        run_by(command.line)
 
 
 def folder_named(name: str) -> DatasetSpec:
     return DatasetSpec(name=name, kind="image_folder", fingerprint="content:1", num_classes=10)
 
 
-def test_an_evaluation_of_a_run_names_that_run(tmp_path: Path) -> None:
-    trained = cases.spec("probe", "resnet18")
+def started(folder: Path, *specs: RunSpec) -> tuple[str, str]:
+    """The arguments of a store in which these runs have begun, and of its cache."""
+    store = StorePaths(folder / "results")
+    for spec in specs:
+        durable.write_json(store.run(spec.run_id).spec, to_dict(spec))
+    return f"store.dir={store.root}", f"cache.dir={folder / 'cache'}"
+
+
+def probe_of(*arguments: str) -> RunSpec:
+    return load_run(["model=resnet18", "phase=probe", "dataset=mnist", *arguments]).configurations[0].run
+
+
+def evaluation(trained: RunSpec) -> RunSpec:
     settings = EvaluateSettings(source=f"run:{trained.run_id}", split="test", precision="fp32", preprocess=None)
-    values = {name: getattr(trained, name) for name in trained.__slots__}
-    spec = RunSpec(**values | {"phase": "evaluate", "settings": settings, "seed": None, "needs": (trained.run_id,)})
-    (command,) = commands_of([spec], StorePaths(tmp_path))
-    assert command.line.startswith(f"python jobs/run_phase.py phase=evaluate run={trained.run_id} dataset=mnist")
+    return replace(trained, phase="evaluate", settings=settings, seed=None, needs=(trained.run_id,))
+
+
+def test_a_run_brings_what_it_needs_and_is_the_row_of_the_grid_that_has_it(tmp_path: Path) -> None:
+    trained = probe_of()
+    spec = evaluation(trained)
+    where = started(tmp_path, trained, spec)
+    request = load_run([f"again={spec.run_id}", *where])
+    assert list(request.runs) == [trained.run_id, spec.run_id]
+    assert (request.grid, request.configurations[0].variant) == ("adhoc", f"run-{spec.run_id[-12:]}")
+    row = replace(request.entries()[0], variant="mine")
+    durable.write_json(StorePaths(tmp_path / "results").grid("pets"), {"configurations": [asdict(row)]})
+    request = load_run([f"again={spec.run_id}", *where])
+    assert (request.grid, request.runtime.grid, request.configurations[0].variant) == ("pets", "pets", "mine")
+    assert load_run([f"again={spec.run_id}", *where, "grid_name=new"]).grid == "new"
+
+
+def test_a_run_of_another_store_is_given_by_its_folder(tmp_path: Path) -> None:
+    spec = probe_of("phase.probe.solver=sgd", "seed=3")
+    started(tmp_path / "theirs", spec)
+    folder = tmp_path / "theirs/results/runs" / spec.run_id
+    request = load_run([f"again={folder}", f"store.dir={tmp_path / 'mine'}", "device=cpu", "cluster.cpus=2"])
+    assert request.configurations[0].run == spec
+    assert (request.runtime.store_dir, request.runtime.device) == (str(tmp_path / "mine"), "cpu")
+
+
+def test_weights_files_are_taken_where_they_hold_what_the_run_was_made_of(tmp_path: Path) -> None:
+    file, other = tmp_path / "a.pth", tmp_path / "b.pth"
+    file.write_bytes(b"weights")
+    other.write_bytes(b"others")
+    spec = probe_of(f"weights={file}")
+    arguments = [f"again={spec.run_id}", *started(tmp_path, spec)]
+    request = load_run([*arguments, f"weights={file}"])
+    assert request.configurations[0].run == spec
+    assert request.runtime.weights_files == {spec.backbones[0].weights.identity: str(file)}
+    with pytest.raises(ConfigError, match=r"b\.pth' is not the file of resnet18"):
+        load_run([*arguments, f"weights={other}"])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        *("seed=1", "model=vgg16", "phase=probe", "dataset=mnist", "grid=quickstart", "protocol=fair"),
+        *("phase.probe.epochs=3", "dataset.shots=2", "weights_seed=1", "grid.seeds=[1]", "run=x", "select_by=accuracy"),
+    ],
+)
+def test_what_would_make_another_run_of_it_is_refused(argument: str, tmp_path: Path) -> None:
+    spec = probe_of()
+    key = argument.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"^again= takes {re.escape(key)} from the run's spec.json; leave {key}= out"):
+        load_run([f"again={spec.run_id}", *started(tmp_path, spec), argument])
+
+
+def test_places_that_the_run_does_not_have_are_refused(tmp_path: Path) -> None:
+    spec = probe_of()
+    arguments = [f"again={spec.run_id}", *started(tmp_path, spec)]
+    for place, problem in (
+        ("weights=random", "made of no weights file"),
+        (f"dataset.folder={tmp_path}", "only image_folder takes a folder"),
+        ("phase.evaluate.checkpoint=a.pth", "reads no checkpoint"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            load_run([*arguments, place])
+
+
+def test_a_run_that_is_not_there_is_told_from_one_that_is(tmp_path: Path) -> None:
+    spec = probe_of()
+    where = started(tmp_path, spec)
+    with pytest.raises(ConfigError, match=f"did you mean '{re.escape(spec.run_id)}'"):
+        load_run([f"again={spec.run_id}0", *where])
+    trained = evaluation(spec)
+    started(tmp_path, trained)
+    (tmp_path / "results/runs" / spec.run_id / "spec.json").unlink()
+    with pytest.raises(ConfigError, match=f"spec.json is missing, which tells what {re.escape(spec.run_id)} was"):
+        load_run([f"again={trained.run_id}", *where])
+
+
+def test_a_spec_that_was_edited_or_is_of_other_rules_is_not_carried_out(tmp_path: Path) -> None:
+    spec = probe_of()
+    where = started(tmp_path, spec)
+    edited = to_dict(replace(spec, val_seed=5))
+    durable.write_json(tmp_path / "results/runs" / spec.run_id / "spec.json", edited)
+    with pytest.raises(ConfigError, match="tells of another run"):
+        load_run([f"again={spec.run_id}", *where])
+    old = replace(spec, rules=1)
+    started(tmp_path, old)
+    with pytest.raises(ConfigError, match="was planned by another release"):
+        load_run([f"again={old.run_id}", *where])
+
+
+def test_a_folder_with_other_pictures_is_refused(tmp_path: Path) -> None:
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / "mine" / place).mkdir(parents=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "mine" / place / "0.png")
+    spec = replace(probe_of(), dataset=folder_named("mine"))
+    with pytest.raises(ConfigError, match=r"mine holds other pictures than .* instead of content:1"):
+        load_run([f"again={spec.run_id}", *started(tmp_path, spec), f"dataset.folder={tmp_path / 'mine'}"])
 
 
 def test_nothing_was_started_so_there_is_no_command(tmp_path: Path) -> None:

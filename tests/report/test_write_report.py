@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import report_cases as cases
+from report_cases import write_report
 from rich.console import Console
 
 from transfergrid.cli.report import show_report
 from transfergrid.config import load_grid
 from transfergrid.paths import StorePaths
 from transfergrid.report import figures
-from transfergrid.report.write import write_report
 
 
 @pytest.fixture

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from transfergrid.paths import StorePaths
 from transfergrid.report import documents, markdown
-from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.write import write
 from transfergrid.specs import (
     RULES_VERSION,
     BackboneSpec,
@@ -235,3 +237,9 @@ def row(**changes: object) -> ComparisonRow:
         "status": "completed",
     }
     return ComparisonRow(**content | changes)  # type: ignore[arg-type]
+
+
+def write_report(grid: str | Sequence[str], store: StorePaths, *, figures: bool = True) -> Path:
+    """The report of a grid, or of several side by side; returns the path of comparison.md."""
+    grids = [grid] if isinstance(grid, str) else grid
+    return write(tuple(read_comparison(name, store) for name in grids), figures=figures)

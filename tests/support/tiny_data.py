@@ -34,7 +34,7 @@ def write_idx(folder: Path, *, zipped: bool) -> dict[str, str]:
     """Twelve training and ten test images of MNIST's format; returns their checksums."""
     folder.mkdir(parents=True)
     checksums: dict[str, str] = {}
-    for num_images, (images_name, labels_name) in zip((12, 10), _idx.STEMS.values(), strict=True):
+    for num_images, ((images_name, _), (labels_name, _)) in zip((12, 10), _idx.FILES.values(), strict=True):
         labels_N = (np.arange(num_images) % 10).astype(np.uint8)
         for name, array in ((images_name, random_images(num_images, 28, 28)), (labels_name, labels_N)):
             content = idx_bytes(array)

@@ -6,13 +6,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from transfergrid.cli.console import hashing_progress, run_script
+from transfergrid.cli.console import OK, hashing_progress, make_console, run_script
 from transfergrid.cli.launch import carry_out
 from transfergrid.cluster import slurm
 from transfergrid.cluster.requeue import requeue_this_job
 from transfergrid.config import Request, load_run
 from transfergrid.config.help import help_for
+from transfergrid.config.spelling import command, folder_value
 from transfergrid.errors import ConfigError
+from transfergrid.phases import phase_module
 from transfergrid.planning.plan import make_plan
 
 HELP = help_for(
@@ -22,6 +24,7 @@ HELP = help_for(
         "model=resnet18+googlenet dataset=mnist phase=probe seed=0",
         "model=baseline_cnn dataset=image_folder dataset.folder=DIR phase=scratch",
         "phase=evaluate run=RUN_ID dataset=cifar10",
+        "again=RUN_ID                       the run of that id, from its spec.json in the store",
         "phase=evaluate model=resnet50 dataset=image_folder dataset.folder=IMAGENET",
         "-m model=resnet18,googlenet phase=probe seed=range(0,3)   one run after the other",
         "-m cluster=slurm hydra/launcher=slurm model=resnet18,googlenet phase=probe",
@@ -39,9 +42,23 @@ def run_phase(arguments: Sequence[str]) -> int:
 
         return sweep([a for a in arguments if a not in ("-m", "--multirun")])
     request = load_run(arguments, progress=hashing_progress())
+    if any(argument.startswith("again=") for argument in arguments) and _is_done(request):
+        return OK
     if request.needs_only_checked:
         _assert_needs_done(request)
     return _in_this_job(request) if slurm.inside_job() and request.cluster.kind != "local" else carry_out(request)
+
+
+def _is_done(request: Request) -> bool:
+    """Whether the run of `again=` is done; then that is said, and how it is computed anew."""
+    run = request.configurations[0].run
+    if not phase_module(run.phase).is_done(run, request.runtime):
+        return False
+    folder = request.store.run(run.run_id).root
+    anew = command("run_phase.py", f"again={folder_value(str(folder))}", "store.dir=DIR")
+    message = f"{run.run_id} is done: its results are in {folder}\nto compute it anew, into another store DIR: {anew}"
+    make_console().print(message, highlight=False, markup=False, soft_wrap=True)
+    return True
 
 
 def _in_this_job(request: Request) -> int:

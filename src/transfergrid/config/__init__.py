@@ -85,7 +85,7 @@ def composed_grid(arguments: Sequence[str]) -> tuple[list[str], DictConfig]:
     if "grid" not in overrides:
         arguments.append("grid=quickstart")
     config = compose_config(arguments)
-    for key in ("model", "seed", "run", "needs"):
+    for key in ("model", "seed", "run", "again", "needs"):
         if key in overrides:
             raise ConfigError(
                 f"{key}= belongs to {typed('run_phase.py')}; a grid takes grid.models=[...] and grid.seeds=[...]"
@@ -129,17 +129,21 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
 
 def composed_run(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
     """What a run by hand is told, by key, and its configuration, as composed_grid()."""
+    from transfergrid.config.again import check_keys
     from transfergrid.config.compose import compose_config, parse_overrides
     from transfergrid.config.settings import choice
 
     overrides = {str(o.key_or_group): o for o in parse_overrides(arguments)}
     config = compose_config(arguments)
+    choice("needs", config.needs, ("run", "check"))
+    if config.again is not None:
+        check_keys(overrides)
+        return overrides, config
     for key in overrides:
         if key.startswith("grid.") and "grid" not in overrides:
             raise ConfigError(
                 f"{key}= belongs to {typed('launch_grid.py')}; one run takes model=, dataset=, phase=, seed="
             )
-    choice("needs", config.needs, ("run", "check"))
     if config.run is not None and (config.phase.name != "evaluate" or config.model):
         raise ConfigError("run= goes with phase=evaluate and without model=, which the run itself tells")
     if config.run is None and not config.model:
@@ -148,7 +152,11 @@ def composed_run(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
 
 
 def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
-    """One configuration by hand; it joins the grid `grid_name=` (default adhoc), what it overrides is its variant."""
+    """One configuration by hand; it joins the grid `grid_name=` (default adhoc), what it overrides is its variant.
+
+    again=RUN_ID: a run whose spec is known, see again.py.
+    """
+    from transfergrid.config.again import run_again
     from transfergrid.config.builder import GridBuilder
     from transfergrid.config.cluster import cluster_settings, plain
 
@@ -156,7 +164,9 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
     builder = GridBuilder(list(arguments), config, progress)
     builder.name = grid_name_of(config.grid_name or "adhoc")
     variant = _hand_variant(overrides)
-    if config.run is not None:
+    if config.again is not None:
+        configuration = run_again(builder)
+    elif config.run is not None:
         # Which run is evaluated stands in no other column; its last 12 digits are its identity.
         of = f"run-{config.run[-12:]}"
         configuration = builder.evaluation_of(config.run, safe_name(",".join(filter(None, (of, variant)))))

@@ -162,12 +162,12 @@ class GridBuilder:
             except DataError as error:
                 raise ConfigError(str(error)) from error
         self._check_weights([trained.model])
-        self._find_files_of(trained)
+        self.find_files_of(trained)
         run = make_evaluation(scope, trained)
         self.runs |= {trained.run_id: trained, run.run_id: run}
         return Configuration(grid=self.name, variant=variant, run=run)
 
-    def _find_files_of(self, trained: RunSpec) -> None:
+    def find_files_of(self, trained: RunSpec) -> None:
         """The files of the weights that a finished run started from, as far as the command line names them."""
         for backbone in trained.backbones:
             file = self.config.weights_files.get(backbone.name) or self.config.weights

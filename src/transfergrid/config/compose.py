@@ -22,6 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from transfergrid import data
 from transfergrid.config import folders
 from transfergrid.config.cluster_file import read_cluster_file
 from transfergrid.config.notation import as_meant
@@ -29,6 +30,7 @@ from transfergrid.config.schema import Config
 from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import ConfigError
 from transfergrid.resources import MEMORY
+from transfergrid.specs import PHASES
 
 GROUPS = ("grid", "dataset", "phase", "cluster", "tracking")
 _OPEN_NODES = (
@@ -40,7 +42,7 @@ _OPEN_NODES = (
 _OF_A_BACKBONE = "weights_files."  # then the backbone, whose name may hold a slash and dots
 _NAMES = (  # keys whose values are names of files and folders
     *("weights", "weights_dir", "phase.evaluate.checkpoint", "dataset.folder", "dataset.name"),
-    *("data.dir", "store.dir", "cache.dir"),
+    *("data.dir", "store.dir", "cache.dir", "again"),
 )
 _QUOTE = "quote a value that holds blanks, letters beyond a-z or any of = , : ( ) [ ] { } > ~ ' \" as key='\"value\"'"
 _SET_OTHERWISE = {
@@ -53,7 +55,16 @@ _SET_OTHERWISE = {
 
 
 def choices(group: str) -> tuple[str, ...]:
-    return tuple(sorted({path.stem for place in folders.conf_dirs() for path in (place / group).glob("*.yaml")}))
+    files = {path.stem for place in folders.conf_dirs() for path in (place / group).glob("*.yaml")}
+    return tuple(sorted(files.union(_without_file(group))))
+
+
+def _without_file(group: str) -> dict[str, dict[str, str]]:
+    """Name -> content of the choices that need no file: phases and published data sets. A file of the name wins."""
+    if group == "phase":
+        return {phase: {"name": phase} for phase in PHASES}
+    kinds = [kind for kind in data.kinds() if kind != "image_folder"] if group == "dataset" else []
+    return {kind: {"name": kind, "kind": kind} for kind in kinds}
 
 
 class _OwnFolders(SearchPathPlugin):
@@ -192,7 +203,14 @@ def _composed(places: tuple[Path, ...], groups: tuple[str, ...]) -> DictConfig:
 
     places: those that _OwnFolders names to Hydra, and the package's.
     """
-    ConfigStore.instance().store(name="schema", node=Config)
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    for group in GROUPS:
+        for name, content in _without_file(group).items():
+            if folders.find(group, name) is None:
+                store.store(group=group, name=name, node=content)
+            else:  # Hydra would take what an earlier call has stored for the file's schema
+                store.repo.get(group, {}).pop(f"{name}.yaml", None)
     Plugins.instance().register(_OwnFolders)
     try:
         with initialize_config_dir(str(folders.conf_dir()), version_base=None):

@@ -92,7 +92,7 @@ def parse_predict(arguments: Sequence[str]) -> PredictRequest:
 
 def finished_run(run: str, store_dir: Path) -> tuple[RunPaths, RunRecord, tuple[str, ...]]:
     """A run whose network can be used, and its classes. run: its id, or its folder. Raises ConfigError or DataError."""
-    paths = _run_paths(run, store_dir)
+    paths = run_paths(run, store_dir)
     record = _finished_record(paths)
     class_names = classes_of_run(record.spec, paths)
     if class_names is None:
@@ -122,8 +122,8 @@ def _values(arguments: Sequence[str]) -> tuple[dict[str, str | None], dict[str, 
     return values, weights_files
 
 
-def _run_paths(run: str, store_dir: Path) -> RunPaths:
-    """A run by its folder, or by its id in the store."""
+def run_paths(run: str, store_dir: Path, *, key: str = "run") -> RunPaths:
+    """A run by its folder, or by its id in the store. Raises ConfigError, which names the key that gave it."""
     folder = Path(run).expanduser()
     if (folder / "spec.json").is_file():
         return RunPaths(folder)
@@ -133,7 +133,7 @@ def _run_paths(run: str, store_dir: Path) -> RunPaths:
     names = [p.name for p in store.runs.iterdir()] if store.runs.is_dir() else []
     near = difflib.get_close_matches(run, names, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else who_lists_runs(store)
-    raise ConfigError(f"run={run!r} is neither a run's folder nor in {store.runs}; {hint}")
+    raise ConfigError(f"{key}={run!r} is neither a run's folder nor in {store.runs}; {hint}")
 
 
 def _finished_record(paths: RunPaths) -> RunRecord:

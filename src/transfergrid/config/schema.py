@@ -323,6 +323,7 @@ class Config:
     model: str | None = None
     seed: int = 0
     run: str | None = None
+    again: str | None = None
     grid_name: str | None = None
     replace: bool = False
     needs: str = "run"

@@ -1,7 +1,8 @@
 """Data sets, one file per kind in `sets/`, found by its name.
 
-A published kind is a module with FACTS, load(split=, data_dir=, download=) and find(data_dir=, download=). A kind that
-lives in a folder of the user's has facts(folder=, ...), load(split=, folder=) and find(folder=) instead.
+A published kind is a module with FACTS, load(split=, data_dir=, download=) and find(data_dir=, download=), most often
+those of a published.PublishedSet. A kind that lives in a folder of the user's has facts(folder=, ...), load(split=,
+folder=) and find(folder=) instead.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import cast
 from transfergrid.data import sets
 from transfergrid.data._decode import AS_STORED, PictureRules, ValueRange
 from transfergrid.data._formats import MAX_MEGAPIXELS
-from transfergrid.data._images import ArrayImages, DatasetFacts, FolderFiles, LabeledImages
+from transfergrid.data.images import ArrayImages, DatasetFacts, FolderFiles, LabeledImages
 from transfergrid.errors import ConfigError
 from transfergrid.specs import Split
 
@@ -60,7 +61,7 @@ def facts(
     module = _module(kind, folder)
     if folder is None:
         return cast(DatasetFacts, module.FACTS)
-    found = module.facts(
+    folder_facts = module.facts(
         folder=folder,
         kept_hashes=kept_hashes,
         keep=keep,
@@ -68,7 +69,7 @@ def facts(
         max_megapixels=max_megapixels,
         skip_damaged=skip_damaged,
     )
-    return cast(DatasetFacts, found)
+    return cast(DatasetFacts, folder_facts)
 
 
 def load(

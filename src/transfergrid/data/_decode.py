@@ -266,10 +266,10 @@ def _other_byte(tile: Any) -> Any:
 
 def _orientation(image: Any) -> int:
     try:
-        found = image.getexif().get(_ORIENTATION_TAG, 1)
+        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # damaged EXIF data turn nothing
         return 1
-    return found if found in range(2, 9) else 1
+    return orientation if orientation in range(2, 9) else 1
 
 
 def _turned(image: Any, turns: bool) -> Any:

@@ -56,14 +56,14 @@ def fingerprint(paths: Iterable[str], sha256_of: Mapping[str, str]) -> str:
 def state(path: Path) -> State:
     """Raises DamagedImage for what is no file. The message of an OSError is the system's."""
     try:
-        found = path.stat()
+        status = path.stat()
     except FileNotFoundError as error:
         if path.is_symlink():
             raise DamagedImage(path, "is a link to nothing") from error
         raise
-    if not stat.S_ISREG(found.st_mode):
+    if not stat.S_ISREG(status.st_mode):
         raise DamagedImage(path, "is a pipe, a device or a folder")
-    return found.st_size, found.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def content_of(
@@ -79,12 +79,12 @@ def content_of(
     had before are decoded."""
     kept_file = None if kept_hashes is None else _kept_file(kept_hashes, folder)
     reader = _Reader(folder, kept_hashes, kept_file, max_megapixels)
-    found: dict[str, Any] = dict(zip(relative_paths, in_threads(reader.unchanged, relative_paths), strict=True))
-    unknown = [path for path, entry in found.items() if entry is None]
+    entries: dict[str, Any] = dict(zip(relative_paths, in_threads(reader.unchanged, relative_paths), strict=True))
+    unknown = [path for path, entry in entries.items() if entry is None]
     if unknown:
-        found |= dict(zip(unknown, in_threads(reader.read, unknown, progress=progress), strict=True))
-    damaged = {path: entry for path, entry in found.items() if isinstance(entry, DamagedImage)}
-    known = {path: entry for path, entry in found.items() if not isinstance(entry, DamagedImage)}
+        entries |= dict(zip(unknown, in_threads(reader.read, unknown, progress=progress), strict=True))
+    damaged = {path: entry for path, entry in entries.items() if isinstance(entry, DamagedImage)}
+    known = {path: entry for path, entry in entries.items() if not isinstance(entry, DamagedImage)}
     if keep and kept_file is not None and known != reader.kept:
         _keep(kept_file, folder, known)
     pictures: dict[str, PictureFacts] = {}
@@ -120,8 +120,8 @@ class _Reader:
     def unchanged(self, relative: str) -> _Entry | None:
         """What is kept of the file, where it still has the size and time that it had."""
         try:
-            kept = self.kept.get(relative)
-            return kept if kept is not None and kept[:2] == state(self.folder / relative) else None
+            entry = self.kept.get(relative)
+            return entry if entry is not None and entry[:2] == state(self.folder / relative) else None
         except (OSError, DamagedImage):
             return None
 
@@ -150,12 +150,12 @@ class _Reader:
 
     def _checked(self, path: Path, source: Path | bytes) -> _Entry:
         try:
-            found = picture_facts(path, source, max_megapixels=self._max_megapixels)
+            picture = picture_facts(path, source, max_megapixels=self._max_megapixels)
         except DamagedImage as damaged:
             if damaged.may_pass or damaged.advice != MEND:  # not of the bytes alone
                 raise
             return damaged.reason, damaged.advice
-        return found.width_px, found.height_px, found.depth, found.turned, found.low, found.high
+        return picture.width_px, picture.height_px, picture.depth, picture.turned, picture.low, picture.high
 
     @cached_property
     def by_content(self) -> Mapping[str, _Entry]:
@@ -181,13 +181,13 @@ def _keep(kept_file: Path, folder: Path, known: Mapping[str, _Entry]) -> None:
 def _kept(kept_file: Path) -> dict[str, _Entry]:
     """Empty where none of this version is kept; without what another Pillow found to be damaged."""
     try:
-        kept: Any = durable.read_json(kept_file)
+        content: Any = durable.read_json(kept_file)
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
-    if kept.get("version") != VERSION:
+    if content.get("version") != VERSION:
         return {}
-    same = kept["reader"] == _reader()
-    return {path: tuple(entry) for path, entry in kept["files"].items() if same or len(entry) != _DAMAGED}
+    same = content["reader"] == _reader()
+    return {path: tuple(entry) for path, entry in content["files"].items() if same or len(entry) != _DAMAGED}
 
 
 def _reader() -> str:

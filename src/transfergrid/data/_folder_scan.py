@@ -45,8 +45,8 @@ def scan(folder: Path) -> Scan:
     if "test" not in present:
         source_of["test"] = source_of.pop("val")
     skipped: dict[str, tuple[int, str]] = {}
-    found = {split: _classes(folder, source, skipped) for split, source in source_of.items()}
-    listing, respelled = _compared(folder, found, source_of)
+    paths_of = {split: _classes(folder, source, skipped) for split, source in source_of.items()}
+    listing, respelled = _compared(folder, paths_of, source_of)
     first, classes = next(iter(listing.items()))
     if first == "train" and len(classes) < 2:
         raise DataError(f"{folder}: train/ has one class, {next(iter(classes))!r}; wanted two or more to tell apart")
@@ -89,8 +89,8 @@ def _compared(
         place = {name: i for i, name in enumerate(next(iter(listing.values()), own))}
         listing[split] = dict(sorted(own.items(), key=partial(_place, place)))
     two = {name: forms for name, forms in spelled.items() if len(forms) > 1}
-    told = (", ".join(f"{ascii(form)} in {where}/" for form, where in forms.items()) for forms in two.values())
-    return listing, tuple(told)
+    respelled = (", ".join(f"{ascii(form)} in {where}/" for form, where in forms.items()) for forms in two.values())
+    return listing, tuple(respelled)
 
 
 def _place(place: Mapping[str, int], item: tuple[str, list[str]]) -> int:
@@ -112,14 +112,14 @@ def _folders_in(folder: Path) -> list[str]:
 
 def _sources(folders: Sequence[str]) -> dict[str, str]:
     """split -> its folder: of the names that stand for it the first that is there, then such a name in capitals."""
-    found = {}
+    source_of = {}
     for split in inventory.SPLITS:
         named = _NAMES.get(split, (split,))
         exact = [name for name in named if name in folders]
         alike = [name for wanted in named for name in folders if name.lower() == wanted]
         if exact or alike:
-            found[split] = (exact or alike)[0]
-    return found
+            source_of[split] = (exact or alike)[0]
+    return source_of
 
 
 def _classes(folder: Path, split_folder: str, skipped: dict[str, tuple[int, str]]) -> dict[str, list[str]]:
@@ -156,7 +156,7 @@ def _images_below(
     """
     path = folder / relative
     try:
-        found: list[str] = []
+        paths: list[str] = []
         stat = os.stat(path)
         here = (stat.st_dev, stat.st_ino)
         if here in above and unread:
@@ -173,16 +173,16 @@ def _images_below(
                 if kind.is_dir() and entry.name in _OF_FILE_SERVERS and not unread:
                     inventory.skip(skipped, inventory.THUMBNAILS, name)
                 elif kind.is_dir():
-                    found += _images_below(folder, name, (*above, here), unread=unread, skipped=skipped)
+                    paths += _images_below(folder, name, (*above, here), unread=unread, skipped=skipped)
                 elif entry.name.lower().endswith(suffixes()) or (unread and why_unread(entry.name)):
-                    found.append(name)
+                    paths.append(name)
                 else:
                     suffix = Path(entry.name).suffix.lower() or "without a suffix"
                     lacking = lacking_for(entry.name)
                     inventory.skip(skipped, f"{suffix}: {lacking}" if lacking else suffix, name)
     except OSError as error:
         raise DataError(f"{error.filename or path} cannot be read ({error.strerror}); mend or remove it") from error
-    return found
+    return paths
 
 
 def image_files(folder: Path) -> list[str]:

@@ -60,10 +60,10 @@ class Inventory:
     def as_details(self) -> dict[str, object]:
         """For the record; of what was left out as damaged the number and the first names."""
         counted = {why: n for why, (n, _) in self.skipped.items()}
-        found = {"folders": dict(self.folders), "skipped": counted, "unused": list(self.unused)}
-        found |= {"copies": dict(self.copies), "damaged": len(self.damaged)}
-        found["damaged_files"] = sorted(self.damaged)[:_NAMED]
-        return {name: value for name, value in found.items() if value}
+        details = {"folders": dict(self.folders), "skipped": counted, "unused": list(self.unused)}
+        details |= {"copies": dict(self.copies), "damaged": len(self.damaged)}
+        details["damaged_files"] = sorted(self.damaged)[:_NAMED]
+        return {name: value for name, value in details.items() if value}
 
 
 def skip(skipped: dict[str, tuple[int, str]] | None, why: str, path: str) -> None:
@@ -80,18 +80,18 @@ def copies(listing: Listing, sha256_of: Mapping[str, str]) -> dict[str, int]:
         for name, paths in classes.items():
             for path in paths:
                 places.setdefault(sha256_of[path], []).append((split, name))
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for where in places.values():
         if len(where) == 1:
             continue
         splits = [s for s in SPLITS if any(s == split for split, _ in where)]
         if len({name for _, name in where}) > 1:
-            found["in two classes or more"] += 1
+            counts["in two classes or more"] += 1
         if len(splits) > 1:
-            found[f"in {' and in '.join(splits)}"] += 1
+            counts[f"in {' and in '.join(splits)}"] += 1
         elif len(set(where)) == 1:
-            found[f"more than once in {splits[0]}"] += 1
-    return dict(found)
+            counts[f"more than once in {splits[0]}"] += 1
+    return dict(counts)
 
 
 def per_class(listing: Listing) -> dict[str, tuple[int, int]]:

@@ -56,7 +56,7 @@ class NetworkInputs:
         self, split: Split, index_B: Tensor, *, draws: augment.AugmentDraws | None = None, augment_at: str = "native"
     ) -> list[Tensor]:
         """One normalised float32 input (B, 3, H, W) per backbone. augment_at: as in TrainSettings."""
-        made: dict[PreprocessSpec, Tensor] = {}
+        inputs: dict[PreprocessSpec, Tensor] = {}
         read: dict[PreprocessSpec | None, Tensor] = {}
         for spec in dict.fromkeys(self.preprocess):
             key = None if (split, None) in self._sources else spec
@@ -71,8 +71,8 @@ class NetworkInputs:
                 images_BHWC, prepared = augment.apply(images_BHWC, draws, index_B), True
                 if augment_at == "native" and split in self._small:
                     images_BHWC = self._small[split].augmented(images_BHWC, index_B, draws, spec)
-            made[spec] = normalise(images_BHWC, spec, prepared=prepared)
-        return [made[spec] for spec in self.preprocess]
+            inputs[spec] = normalise(images_BHWC, spec, prepared=prepared)
+        return [inputs[spec] for spec in self.preprocess]
 
     def batches(self, split: Split, index_batches: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         """batch() of each, unaugmented, in order; images that are not resident are read ahead of their use."""
@@ -80,11 +80,11 @@ class NetworkInputs:
         readers = {key: self._sources[split, key].batches(index_batches) for key in set(key_of.values())}
         for _ in index_batches:
             raw = {key: next(reader) for key, reader in readers.items()}
-            made = {
+            inputs = {
                 spec: normalise(raw[key], spec, prepared=self._sources[split, key].prepared)
                 for spec, key in key_of.items()
             }
-            yield [made[spec] for spec in self.preprocess]
+            yield [inputs[spec] for spec in self.preprocess]
 
 
 def augment_plan(settings: TrainSettings) -> augment.AugmentPlan | None:

@@ -129,16 +129,16 @@ def class_weights(settings: TrainSettings, train: Fold) -> NDArray[np.float32] |
 
 def dataset_facts(spec: DatasetSpec, runtime: Runtime) -> DatasetFacts:
     """The facts of a run's data set as it lies on disk now. Raises DataError where it has changed since the plan."""
-    found = _facts(
+    facts = _facts(
         spec.kind,
         runtime.data_folders.get(spec.name),
         str(cache_paths(runtime).folder_hashes),
         runtime.max_megapixels,
         spec.left_out > 0,
     )
-    if found.fingerprint != spec.fingerprint or found.left_out != spec.left_out:
+    if facts.fingerprint != spec.fingerprint or facts.left_out != spec.left_out:
         raise DataError(f"data set {spec.name!r} has changed since this run was planned; launch again", remedy=TOLD)
-    return found
+    return facts
 
 
 @lru_cache(maxsize=64)
@@ -186,7 +186,7 @@ def picture_details(spec: DatasetSpec, runtime: Runtime) -> dict[str, object]:
     unturned = spec.orientation == "stored" and facts.turned > 0
     beyond = {} if spec.value_range is None else facts.beyond(spec.value_range)
     details: dict[str, object] = {"orientation": "stored" if unturned else "exif"}
-    details |= {"inventory": found} if facts.inventory and (found := facts.inventory.as_details()) else {}
+    details |= {"inventory": listed} if facts.inventory and (listed := facts.inventory.as_details()) else {}
     return details | ({"beyond_value_range": beyond} if beyond else {})
 
 

@@ -34,8 +34,8 @@ class _AtHand:
     def __call__(self, dataset: DatasetSpec, split: Split) -> LabeledImages | None:
         key = (dataset.name, dataset.fingerprint, split)
         if key not in self.loaded:
-            found = (_load(dataset, split, runtime) for runtime in self.places)
-            self.loaded[key] = next((one for one in found if one is not None), None)
+            candidates = (_load(dataset, split, runtime) for runtime in self.places)
+            self.loaded[key] = next((one for one in candidates if one is not None), None)
         return self.loaded[key]
 
 
@@ -48,7 +48,7 @@ def _load(dataset: DatasetSpec, split: Split, runtime: Runtime) -> LabeledImages
 
 def _launched(store: StorePaths) -> list[Runtime]:
     """Of the grids as they were last launched, then of the launches that are still there, the newest first."""
-    found: list[Runtime] = []
+    runtimes: list[Runtime] = []
     grids, launches = store.grid("any").parent.glob("*.json"), store.launches.glob("*/specs.json")
     for path in (*sorted(grids), *sorted(launches, reverse=True)):
         try:
@@ -56,9 +56,9 @@ def _launched(store: StorePaths) -> list[Runtime]:
             runtime = from_dict(Runtime, content["runtime"])
         except (OSError, ValueError, KeyError, TypeError):
             continue  # being removed, or of another version
-        if runtime not in found:
-            found.append(runtime)
-    return found
+        if runtime not in runtimes:
+            runtimes.append(runtime)
+    return runtimes
 
 
 def _of_environment(store: StorePaths) -> list[Runtime]:

@@ -50,8 +50,8 @@ def logits_of_run(
 ) -> tuple[list[str], NDArray[np.float32]]:
     """The pictures that the run can read, by predict.py's own function, and their logits (N, C)."""
     device = torch.device("cpu")
-    found = predict_files(network, preprocess, folder, names, reading=reading, rules=rules, device=device)
-    read = [(p.file, p.logits_C) for p in found if p.logits_C is not None]
+    predictions = predict_files(network, preprocess, folder, names, reading=reading, rules=rules, device=device)
+    read = [(p.file, p.logits_C) for p in predictions if p.logits_C is not None]
     return [file for file, _ in read], np.stack([logits_C for _, logits_C in read])
 
 

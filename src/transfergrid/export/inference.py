@@ -138,5 +138,5 @@ def _logits(
     }
     with evaluating(network, device, precision=reading.precision, test_bn=reading.test_bn):
         logits_BC, _ = network(*(inputs[spec] for spec in preprocess))
-    found: NDArray[np.float32] = logits_BC.float().cpu().numpy()
-    return found
+    logits: NDArray[np.float32] = logits_BC.float().cpu().numpy()
+    return logits

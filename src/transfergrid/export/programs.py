@@ -56,9 +56,9 @@ def write_onnx(path: Path, network: nn.Module, preprocess: tuple[PreprocessSpec,
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # of torch about its own deprecated parts
-            made = torch.onnx.export(program, tuple(_noise(preprocess, 2)), dynamo=True, verbose=False)
-            assert made is not None
-            made.save(path)
+            exported = torch.onnx.export(program, tuple(_noise(preprocess, 2)), dynamo=True, verbose=False)
+            assert exported is not None
+            exported.save(path)
     except Exception as error:  # the exporter raises a dozen kinds for what it cannot translate
         raise MachineError(
             f"ONNX has no form of this network ({one_line(error)[:160]}); give export_format=torch_export"
@@ -105,9 +105,9 @@ def _compare(
 def _noise(preprocess: tuple[PreprocessSpec, ...], size: int) -> list[Tensor]:
     """A seeded batch of random pixels, normalised for each backbone."""
     generator = torch.Generator().manual_seed(size)
-    made = []
+    inputs = []
     for spec in preprocess:
         shape = (size, spec.crop_px, spec.crop_px, 3)
         pixels_NHWC = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-        made.append(normalise(pixels_NHWC, spec, prepared=True))
-    return made
+        inputs.append(normalise(pixels_NHWC, spec, prepared=True))
+    return inputs

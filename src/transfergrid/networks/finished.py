@@ -96,12 +96,12 @@ def _without_file(backbone: BackboneSpec) -> BackboneSpec:
 def _load(network: nn.Module, state: dict[str, Tensor], path: Path, *, whole: bool) -> None:
     """whole: every parameter and buffer must be in the state; otherwise the head."""
     try:
-        found = network.load_state_dict(state, strict=False)
+        misfits = network.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise DataError(f"{path} is of another network: {str(error).splitlines()[-1].strip()}") from error
-    missing = [name for name in found.missing_keys if whole or name.startswith("head.")]
-    if missing or found.unexpected_keys:
-        raise DataError(f"{path} is of another network: {(missing + found.unexpected_keys)[0]!r} does not fit")
+    missing = [name for name in misfits.missing_keys if whole or name.startswith("head.")]
+    if missing or misfits.unexpected_keys:
+        raise DataError(f"{path} is of another network: {(missing + misfits.unexpected_keys)[0]!r} does not fit")
 
 
 def load_weights(paths: RunPaths) -> dict[str, Tensor]:

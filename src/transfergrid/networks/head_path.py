@@ -77,7 +77,7 @@ class HeadPath:
         c = next_strength(self.tried, self.cs)
         if c is None:
             return None
-        found = minimise(
+        optimum = minimise(
             problem,
             c,
             self._start(problem, c),
@@ -85,27 +85,29 @@ class HeadPath:
             max_iterations=PATH_ITERATIONS,
             check=check,
         )
-        iterations, norm = found.iterations, found.gradient_norm
-        head = problem.head(found.parameters, iterations=iterations, gradient_norm=norm, loss=found.loss)
-        tried = Tried(c, score(head), found.loss, iterations, norm)
+        iterations, norm = optimum.iterations, optimum.gradient_norm
+        head = problem.head(optimum.parameters, iterations=iterations, gradient_norm=norm, loss=optimum.loss)
+        tried = Tried(c, score(head), optimum.loss, iterations, norm)
         self.tried.append(tried)
-        self.solutions[c] = found.parameters.float()
+        self.solutions[c] = optimum.parameters.float()
         return tried
 
     def finish(self, problem: SoftmaxProblem, *, check: Checked) -> LogisticRegression:
         """The chosen head, to its optimum."""
         best = best_of(self.tried)
-        found = minimise(problem, best.c, self.solutions[best.c].double(), check=check)
-        iterations = best.iterations + found.iterations
-        return problem.head(found.parameters, iterations=iterations, gradient_norm=found.gradient_norm, loss=found.loss)
+        optimum = minimise(problem, best.c, self.solutions[best.c].double(), check=check)
+        iterations = best.iterations + optimum.iterations
+        return problem.head(
+            optimum.parameters, iterations=iterations, gradient_norm=optimum.gradient_norm, loss=optimum.loss
+        )
 
     def search(self, chosen: LogisticRegression) -> dict[str, Any]:
         """What `details.search` says of it."""
         best, values = best_of(self.tried), sorted(t.c for t in self.tried)
         unsolved = {t.c for t in self.tried if t.gradient_norm >= PATH_GRADIENT_NORM}
         unsolved = (unsolved - {best.c}) | ({best.c} if chosen.gradient_norm >= GRADIENT_NORM else set())
-        found = search_of("C", values, best.c, lowest="strongest", highest="weakest")
-        return found | {"extended": len(set(values) - set(self.cs)), "not_converged": sorted(unsolved)}
+        search = search_of("C", values, best.c, lowest="strongest", highest="weakest")
+        return search | {"extended": len(set(values) - set(self.cs)), "not_converged": sorted(unsolved)}
 
     def _start(self, problem: SoftmaxProblem, c: float) -> Tensor:
         stronger = [known for known in self.solutions if known < c]

@@ -27,11 +27,11 @@ class JoinedNetwork(nn.Module):
         """One input (B, 3, H, W) per backbone -> logits (B, C) and, in training, those of auxiliary heads."""
         blocks, auxiliary = [], []
         for backbone, images in zip(self.backbones, inputs, strict=True):
-            made = backbone(images)
-            if isinstance(made, tuple):
-                made, *heads = made
+            features = backbone(images)
+            if isinstance(features, tuple):
+                features, *heads = features
                 auxiliary += heads
-            blocks.append(made)
+            blocks.append(features)
         return self.head(torch.cat(blocks, dim=1)), auxiliary
 
 

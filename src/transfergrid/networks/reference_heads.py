@@ -24,15 +24,15 @@ def nearest_neighbours(train_ND: Tensor, labels_N: Tensor, rows_BD: Tensor, *, n
     unit_ND = functional.normalize(train_ND.float())
     most = min(max(KS), len(unit_ND))
     ks = sorted({min(k, most) for k in KS})
-    found: dict[int, list[Tensor]] = {k: [] for k in ks}
+    votes: dict[int, list[Tensor]] = {k: [] for k in ks}
     for some_BD in torch.split(rows_BD, max(1, min(QUERY_ROWS, SIMILARITIES // len(unit_ND)))):
         near = (functional.normalize(some_BD.float()) @ unit_ND.T).topk(most)
         classes_BK, votes_BK = labels_N[near.indices], 1 + 1e-3 * near.values
         for k in ks:
             votes_BC = torch.zeros(len(some_BD), num_classes, device=rows_BD.device)
             votes_BC.scatter_add_(1, classes_BK[:, :k], votes_BK[:, :k])
-            found[k].append(votes_BC.argmax(1))
-    return {k: torch.cat(parts) for k, parts in found.items()}
+            votes[k].append(votes_BC.argmax(1))
+    return {k: torch.cat(parts) for k, parts in votes.items()}
 
 
 def linear_discriminant(train_ND: Tensor, labels_N: Tensor, *, num_classes: int, balanced: bool = False) -> Predict:
@@ -72,14 +72,14 @@ def quadratic_discriminant(
         offsets.append(priors_C[label] - factors[-1].diagonal().log().sum())
 
     def predict(rows_BD: Tensor) -> Tensor:
-        found = []
+        labels = []
         for some_BD in torch.split(rows_BD, QUERY_ROWS):
             scores = []
             for mean_D, factor_DD, offset in zip(means, factors, offsets, strict=True):
                 whitened_DB = torch.linalg.solve_triangular(factor_DD, (some_BD.double() - mean_D).T, upper=False)
                 scores.append(offset - 0.5 * whitened_DB.square().sum(0))
-            found.append(torch.stack(scores).argmax(0))
-        return torch.cat(found)
+            labels.append(torch.stack(scores).argmax(0))
+        return torch.cat(labels)
 
     return predict
 

@@ -13,14 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSize:
-    """parameters: all; trainable: those with gradients on. size_mb: 1e6 bytes of parameters and buffers in float32.
+    """size_mb: 1e6 bytes of parameters and buffers in float32.
 
     gflops_per_image: of a forward pass in eval mode, 1e9 x 2 x multiply-accumulate in convolutions, matrix products
     and attention; what is done per element (activations, norms) does not count.
     """
 
     parameters: int
-    trainable: int
     size_mb: float
     gflops_per_image: float
 
@@ -44,7 +43,6 @@ def describe(module: nn.Module, input_shapes: Sequence[tuple[int, ...]]) -> Netw
         m.training = mode
     return NetworkSize(
         parameters=sum(p.numel() for p in parameters),
-        trainable=sum(p.numel() for p in parameters if p.requires_grad),
         size_mb=4 * sum(t.numel() for t in (*parameters, *buffers)) / 1e6,
         gflops_per_image=counter.get_total_flops() / 1e9,
     )

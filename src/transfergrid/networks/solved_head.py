@@ -39,10 +39,6 @@ class LogisticRegression:
     def logits(self, features_ND: Tensor) -> Tensor:
         return features_ND.float() @ self.weight_CD.T.float() + self.bias_C.float()
 
-    @property
-    def converged(self) -> bool:
-        return self.gradient_norm < GRADIENT_NORM
-
 
 class SoftmaxProblem:
     """The training rows and all that does not depend on the strength of the penalty.
@@ -168,26 +164,26 @@ def minimise(
         check()
         direction = -memory.apply(gradient)
         slope = float((gradient * direction).sum())
-        step, found = 1.0, None
-        while found is None and step > 1e-6:
+        step, accepted = 1.0, None
+        while accepted is None and step > 1e-6:
             there = at + step * direction
             new_value, new_loss, new_gradient = problem.evaluate(there, ridge, dtype)
             new_slope = float((new_gradient * direction).sum())
             # Near the optimum the values differ by less than their rounding; there the slopes decide.
             flat = new_value <= value + 1e-6 * abs(value) and abs(new_slope) <= 0.9 * abs(slope)
             if new_value <= value + 1e-4 * step * slope or flat:
-                found = there
+                accepted = there
             else:
                 step *= min(0.5, max(0.1, slope / (slope - new_slope))) if new_slope > 0 else 0.5
-        if found is None:
+        if accepted is None:
             if dtype == torch.float64:
                 return Minimum(at, iterations, norm, loss)
             dtype = torch.float64
             memory.clear()
             value, loss, gradient = problem.evaluate(at, ridge, dtype)
             continue
-        memory.add(found - at, new_gradient - gradient)
-        at, value, loss, gradient = found, new_value, new_loss, new_gradient
+        memory.add(accepted - at, new_gradient - gradient)
+        at, value, loss, gradient = accepted, new_value, new_loss, new_gradient
         iterations += 1
 
 
@@ -225,7 +221,7 @@ def fit_lbfgs(
 ) -> LogisticRegression:
     """One strength by itself, from zero. Deterministic."""
     problem = SoftmaxProblem(features_ND, labels_N, num_classes=num_classes, balanced=balanced)
-    found = minimise(problem, c, problem.start())
+    optimum = minimise(problem, c, problem.start())
     return problem.head(
-        found.parameters, iterations=found.iterations, gradient_norm=found.gradient_norm, loss=found.loss
+        optimum.parameters, iterations=optimum.iterations, gradient_norm=optimum.gradient_norm, loss=optimum.loss
     )

@@ -236,6 +236,7 @@ def _made(record: RunRecord, paths: RunPaths, facts: CardFacts) -> str:
     commands = commands_of([record.spec], StorePaths(paths.root.parent.parent))
     export = command("predict.py", *facts.arguments)
     text = _fenced("sh", "".join(f"{command.line}\n" for command in commands) + f"{export}\n") + "\n"
+    text += "- The first command needs the store that holds the run, which has its settings in `spec.json`.\n"
     text += "".join(f"- {_plain(hint)}\n" for command in commands for hint in command.to_fill_in)
     seen: dict[str, Any] = {"seconds of the phase": record.phase_s, **record.provenance}
     lines = [[name, _plain(str(value))] for name, value in seen.items() if value is not None]

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from transfergrid.errors import one_line
 from transfergrid.names import utf8
-from transfergrid.paths import StorePaths
 from transfergrid.report import markdown, several
-from transfergrid.report.analysis.comparison import Comparison, read_comparison
+from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.documents import as_csv
 from transfergrid.report.latex import as_latex
 from transfergrid.report.page.render import render_page
@@ -17,18 +16,11 @@ from transfergrid.report.page.wording import ties
 from transfergrid.store import durable
 
 
-def write_report(grid: str | Sequence[str], store: StorePaths, *, figures: bool = True) -> Path:
+def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
     """Write the report of one grid, or of several side by side under <A>-vs-<B>; returns the path of comparison.md.
 
-    Without `figures` the tables and the page alone, in a second. Raises as comparison.read_comparison does, and then
-    writes nothing.
+    Without `figures` the tables and the page alone, in a second.
     """
-    grids = [grid] if isinstance(grid, str) else list(grid)
-    return write(tuple(read_comparison(name, store) for name in grids), figures=figures)
-
-
-def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
-    """As write_report, of grids that have been read."""
     whole = several.joined(comparisons)
     apart = several.named_apart(whole)
     folder = whole.store.report(report_name([c.grid for c in comparisons]))
@@ -56,7 +48,7 @@ def report_name(grids: Sequence[str]) -> str:
 
 def _summaries(comparison: Comparison, notes: list[str]) -> dict[str, str]:
     """Model -> its layers; a network that cannot be built here is noted, and stops nothing."""
-    from transfergrid.report.figures.layers import summary
+    from transfergrid.report.figures.architecture import table
 
     summaries: dict[str, str] = {}
     for runs in comparison.runs:
@@ -64,7 +56,7 @@ def _summaries(comparison: Comparison, notes: list[str]) -> dict[str, str]:
             if record.spec.model in summaries:
                 continue
             try:
-                summaries[record.spec.model] = summary(record.spec)
+                summaries[record.spec.model] = table(record.spec)
             except Exception as error:  # whatever one network's code does, the report is wanted
                 notes.append(f"no layers of {record.spec.model}: {one_line(error)}")
                 summaries[record.spec.model] = ""

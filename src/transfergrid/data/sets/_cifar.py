@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid.data._images import ArrayImages
+from transfergrid.data.images import ArrayImages
 from transfergrid.errors import DataError
 
 SIZE_PX = 32

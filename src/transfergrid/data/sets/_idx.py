@@ -5,18 +5,20 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid.data._images import ArrayImages
+from transfergrid.data.images import ArrayImages
 from transfergrid.errors import DataError
 
-STEMS = {
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+FILES = {  # images and labels of each split, in that order, plain or gzipped
+    split: [
+        (f"{start}-images-idx3-ubyte", f"{start}-images-idx3-ubyte.gz"),
+        (f"{start}-labels-idx1-ubyte", f"{start}-labels-idx1-ubyte.gz"),
+    ]
+    for split, start in (("train", "train"), ("test", "t10k"))
 }
 
 
@@ -32,12 +34,6 @@ def parse(content: bytes) -> NDArray[np.uint8]:
     if len(content) - start != math.prod(shape):
         raise ValueError(f"IDX file of shape {shape} holds {len(content) - start} bytes, wanted {math.prod(shape)}")
     return np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape).copy()
-
-
-def names(splits: tuple[str, ...], checksums: Mapping[str, str]) -> list[tuple[str, ...]]:
-    """Of images and labels of each split, in that order, plain or gzipped: only what can be verified counts."""
-    stems = [stem for split in splits for stem in STEMS[split]]
-    return [tuple(name for name in (stem, f"{stem}.gz") if name in checksums) for stem in stems]
 
 
 def images_of(files: list[tuple[Path, bytes]], *, class_names: tuple[str, ...]) -> ArrayImages:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from functools import partial
 
-from transfergrid.data import _files
-from transfergrid.data._images import ArrayImages, DatasetFacts
+from transfergrid.data.published import PublishedSet, by_torchvision
 from transfergrid.data.sets import _cifar
-from transfergrid.specs import Split
 
-URL = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz"
 CHECKSUMS = {  # md5, as in torchvision
     "train": "16019d7e3df5f24257cddd939b257f8d",
     "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",
@@ -26,31 +22,18 @@ CLASS_NAMES = tuple(
     wardrobe whale willow_tree wolf woman worm
     """.split()
 )
-FACTS = DatasetFacts(
+SET = PublishedSet(
     kind="cifar100",
-    fingerprint=_files.published_fingerprint("cifar100", CHECKSUMS),
-    num_classes=100,
+    folder="cifar-100-python",
+    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    checksums=CHECKSUMS,
+    files={"train": [("train",)], "test": [("test",)]},
+    parse=partial(_cifar.images_of, labels_key="fine_labels"),
+    fetch=by_torchvision("CIFAR100"),
     class_names=CLASS_NAMES,
     image_size_px=32,
     mirror_ok=True,
     num_images={"train": 50_000, "test": 10_000},
     train_counts=(500,) * 100,
 )
-
-
-def load(*, split: Split, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> ArrayImages:
-    files = FILES.read([(split,)], data_dir=data_dir, download=download, checksums=checksums)
-    return _cifar.images_of(files, labels_key="fine_labels", class_names=FACTS.class_names)
-
-
-def find(*, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> None:
-    FILES.read([(name,) for name in CHECKSUMS], data_dir=data_dir, download=download, checksums=checksums)
-
-
-def _fetch(data_dir: Path) -> None:
-    from torchvision.datasets import CIFAR100
-
-    CIFAR100(str(data_dir), download=True)
-
-
-FILES = _files.Published(kind="cifar100", folder="cifar-100-python", url=URL, fetch=_fetch)
+FACTS, load, find = SET.facts, SET.load, SET.find

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid.data import _files, splits
-from transfergrid.data._images import ArrayImages, DatasetFacts
+from transfergrid.data import published, splits
+from transfergrid.data.images import ArrayImages, DatasetFacts
 from transfergrid.errors import DataError
 from transfergrid.specs import Split
 
@@ -23,7 +23,7 @@ SPLIT_SEED = 0
 NUM_TEST = 360
 FACTS = DatasetFacts(
     kind="digits",
-    fingerprint=_files.published_fingerprint("digits", {FILE: SHA256, "split": f"stratified-{SPLIT_SEED}-{NUM_TEST}"}),
+    fingerprint=published.fingerprint_of("digits", {FILE: SHA256, "split": f"stratified-{SPLIT_SEED}-{NUM_TEST}"}),
     num_classes=10,
     class_names=tuple("0123456789"),
     image_size_px=8,
@@ -34,14 +34,14 @@ FACTS = DatasetFacts(
 
 
 def load(*, split: Split, data_dir: Path, download: bool) -> ArrayImages:
-    images_NHWC, labels_N = parse(_files.verified(_path(), wanted=SHA256))
+    images_NHWC, labels_N = parse(published.verified(_path(), wanted=SHA256))
     test = splits.stratified_subset(labels_N, max_images=NUM_TEST, seed=SPLIT_SEED)
     rows = test if split == "test" else np.setdiff1d(np.arange(len(labels_N)), test)
     return ArrayImages(images_NHWC[rows], labels_N[rows], class_names=FACTS.class_names)
 
 
 def find(*, data_dir: Path, download: bool) -> None:
-    _files.verified(_path(), wanted=SHA256)
+    published.verified(_path(), wanted=SHA256)
 
 
 def parse(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -22,10 +22,10 @@ from transfergrid.data._folder_hash import State, content_of, fingerprint, state
 from transfergrid.data._folder_scan import scan
 from transfergrid.data._formats import MAX_MEGAPIXELS, NEWER_SUFFIXES
 from transfergrid.data._image_size import HEAD_BYTES, size_px, unreadable
-from transfergrid.data._images import DatasetFacts, FolderFiles
 from transfergrid.data._inventory import Inventory, Listing
 from transfergrid.data._threads import in_threads
 from transfergrid.data.damaged import DamagedImage, DamagedImages
+from transfergrid.data.images import DatasetFacts, FolderFiles
 from transfergrid.errors import TOLD, ConfigError, DataError
 from transfergrid.specs import Split
 
@@ -43,8 +43,8 @@ def facts(
 ) -> DatasetFacts:
     """Raises DamagedImages where pictures cannot be used; with skip_damaged they are left out, unless a later try may
     read them."""
-    found = scan(folder)
-    listing = found.listing
+    tree = scan(folder)
+    listing = tree.listing
     relative_paths = [path for classes in listing.values() for paths in classes.values() for path in paths]
     content = content_of(
         folder,
@@ -76,10 +76,10 @@ def facts(
         newly_read={s: n for s in NEWER_SUFFIXES if (n := sum(p.lower().endswith(s) for p in pictures))},
         inventory=Inventory(
             per_class=inventory.per_class(listing),
-            folders=found.renamed,
-            skipped=found.skipped,
-            unused=found.unused,
-            respelled=found.respelled,
+            folders=tree.renamed,
+            skipped=tree.skipped,
+            unused=tree.unused,
+            respelled=tree.respelled,
             copies=inventory.copies(listing, sha256_of),
             damaged={path: image.reason for path, image in content.damaged.items()},
         ),
@@ -106,15 +106,15 @@ def _usable(
     refused = [image for image in damaged.values() if image.may_pass or not skip_damaged]
     if refused:
         raise DamagedImages(folder, refused)
-    left = {
+    usable = {
         split: {name: [path for path in paths if path not in damaged] for name, paths in classes.items()}
         for split, classes in listing.items()
     }
-    for classes, before in zip(left.values(), listing.values(), strict=True):
+    for classes, before in zip(usable.values(), listing.values(), strict=True):
         for name, paths in classes.items():
             if not paths:
                 raise DataError(f"no picture of {(folder / before[name][0]).parent} can be used; mend or remove it")
-    return left
+    return usable
 
 
 def load(

@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid.data import _files
-from transfergrid.data._images import ArrayImages, DatasetFacts
+from transfergrid.data.images import ArrayImages
+from transfergrid.data.published import PublishedSet, by_torchvision
 from transfergrid.errors import DataError
-from transfergrid.specs import Split
 
-URL = "http://ufldl.stanford.edu/housenumbers/"
 CHECKSUMS = {  # md5, as in torchvision
     "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
     "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
 }
-FACTS = DatasetFacts(
-    kind="svhn",
-    fingerprint=_files.published_fingerprint("svhn", CHECKSUMS),
-    num_classes=10,
-    class_names=tuple("0123456789"),
-    image_size_px=32,
-    mirror_ok=False,
-    num_images={"train": 73_257, "test": 26_032},
-    train_counts=(4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
-)
 
 
-def load(*, split: Split, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> ArrayImages:
-    wanted = [(f"{split}_32x32.mat",)]
-    [(path, content)] = FILES.read(wanted, data_dir=data_dir, download=download, checksums=checksums)
+def images_of(files: list[tuple[Path, bytes]], *, class_names: tuple[str, ...]) -> ArrayImages:
+    [(path, content)] = files
     try:
         images_NHWC, labels_N = parse(content)
     except ValueError as error:
         raise DataError(f"{path}: {error}") from error
-    return ArrayImages(images_NHWC, labels_N, class_names=FACTS.class_names)
-
-
-def find(*, data_dir: Path, download: bool, checksums: Mapping[str, str] = CHECKSUMS) -> None:
-    FILES.read([(name,) for name in CHECKSUMS], data_dir=data_dir, download=download, checksums=checksums)
+    return ArrayImages(images_NHWC, labels_N, class_names=class_names)
 
 
 def parse(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -61,11 +43,18 @@ def parse(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return np.ascontiguousarray(images_HWCN.transpose(3, 0, 1, 2)), labels_N % 10
 
 
-def _fetch(data_dir: Path) -> None:
-    from torchvision.datasets import SVHN
-
-    for split in ("train", "test"):
-        SVHN(str(data_dir), split=split, download=True)
-
-
-FILES = _files.Published(kind="svhn", folder=".", url=URL, fetch=_fetch)
+SET = PublishedSet(
+    kind="svhn",
+    folder=".",
+    url="http://ufldl.stanford.edu/housenumbers/",
+    checksums=CHECKSUMS,
+    files={"train": [("train_32x32.mat",)], "test": [("test_32x32.mat",)]},
+    parse=images_of,
+    fetch=by_torchvision("SVHN", {"split": "train"}, {"split": "test"}),
+    class_names=tuple("0123456789"),
+    image_size_px=32,
+    mirror_ok=False,
+    num_images={"train": 73_257, "test": 26_032},
+    train_counts=(4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
+)
+FACTS, load, find = SET.facts, SET.load, SET.find

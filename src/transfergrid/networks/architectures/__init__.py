@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
+import pkgutil
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +21,6 @@ from transfergrid.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import nn
-
-FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +33,13 @@ class ArchitectureEntry:
 
 
 def names() -> tuple[str, ...]:
-    return tuple(sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_")))
+    return _names(tuple(__path__))
+
+
+@lru_cache(maxsize=8)
+def _names(places: tuple[str, ...]) -> tuple[str, ...]:
+    """Asked several times for each run of a plan."""
+    return tuple(sorted(m.name for m in pkgutil.iter_modules(places) if not m.name.startswith("_")))
 
 
 @lru_cache(maxsize=64)
@@ -43,7 +49,7 @@ def entry(name: str) -> ArchitectureEntry:
         near = difflib.get_close_matches(name.lower(), names(), n=3, cutoff=0.5) or names()
         raise ConfigError(f"unknown architecture {name!r}; nearest: {', '.join(near)}")
     # From the text, not from the module: importing it would load torch.
-    text = (FOLDER / f"{name}.py").read_text()
+    text = text_of(name)
     return ArchitectureEntry(
         name=name,
         min_size_px=int(_stated("MIN_SIZE_PX", text, name=name)),
@@ -69,6 +75,12 @@ def build(name: str, num_classes: int, seed: int) -> nn.Module:
         torch.manual_seed(seed)
         module: nn.Module = importlib.import_module(f"{__name__}.{known.name}").build(num_classes)
     return module
+
+
+def text_of(name: str) -> str:
+    spec = importlib.util.find_spec(f"{__name__}.{name}")
+    assert spec is not None and spec.origin is not None, name
+    return Path(spec.origin).read_text(encoding="utf-8")
 
 
 def _stated(constant: str, text: str, *, name: str) -> float:

@@ -239,9 +239,9 @@ def _timm_entry(name: str, catalog_dir: Path | None) -> CatalogEntry:
         raise ConfigError(f"backbone {name!r} needs a folder for its description; give cache.dir=")
     path = catalog_dir / f"timm-{safe_name(name.removeprefix('timm/'))}.json"
     if path.is_file():
-        kept = durable.read_json(path)
-        if kept["name"] == name and kept["version"] == TIMM_FORMAT_VERSION:
-            return _decode(name, kept["entry"])
+        stored = durable.read_json(path)
+        if stored["name"] == name and stored["version"] == TIMM_FORMAT_VERSION:
+            return _decode(name, stored["entry"])
     facts = _describe_timm(name)
     durable.write_json(path, {"name": name, "version": TIMM_FORMAT_VERSION, "entry": facts})
     return _decode(name, facts)

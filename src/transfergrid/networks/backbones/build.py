@@ -68,10 +68,10 @@ def build(
     path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
     with without_memory():
         trunk = _without_head(spec, construct(known.architecture, num_classes=1))
-    found = state_for(trunk, path, ignored=_heads(known), told=told)
-    assign_weights(trunk, _within(trunk, found.state), path=path)
+    match = state_for(trunk, path, ignored=_heads(known), told=told)
+    assign_weights(trunk, _within(trunk, match.state), path=path)
     if auxiliary:
-        _keep_auxiliary(trunk, found.state, path)
+        _keep_auxiliary(trunk, match.state, path)
     return trunk.eval()
 
 
@@ -109,9 +109,9 @@ def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = (), 
 
     ignored: beginnings of names of heads, which the file may have or lack. Raises DataError.
     """
-    found = find_state(read_content(path), network.state_dict(), path=path, ignored=ignored)
-    told(found.taken)
-    return found
+    match = find_state(read_content(path), network.state_dict(), path=path, ignored=ignored)
+    told(match.taken)
+    return match
 
 
 class Frozen(nn.Module):
@@ -169,10 +169,11 @@ def group_parameters(module: nn.Module, entry: CatalogEntry) -> list[tuple[str, 
 
     Auxiliary heads belong to no group.
     """
-    found = parameter_groups(module, entry.groups, ignored=AUXILIARY)
+    grouped = parameter_groups(module, entry.groups, ignored=AUXILIARY)
     named = dict(module.named_parameters())
     return [
-        (group, [(name, named[name]) for name in names]) for (group, _), names in zip(entry.groups, found, strict=True)
+        (group, [(name, named[name]) for name in names])
+        for (group, _), names in zip(entry.groups, grouped, strict=True)
     ]
 
 
@@ -192,9 +193,9 @@ def attach_auxiliary_heads(backbone: nn.Module, num_classes: int, generator: tor
         fresh = {"aux1": InceptionAux(512, num_classes), "aux2": InceptionAux(528, num_classes)}
     device = next(backbone.parameters()).device
     for name, head in fresh.items():
-        kept = getattr(backbone, name)
-        if kept is not None:
-            head.conv, head.fc1 = kept.conv, kept.fc1
+        published = getattr(backbone, name)
+        if published is not None:
+            head.conv, head.fc1 = published.conv, published.fc1
         setattr(backbone, name, head.to(device).train(backbone.training))
     backbone.aux_logits = True
 
@@ -216,9 +217,9 @@ def _heads(known: CatalogEntry) -> tuple[str, ...]:
 def _within(network: nn.Module, state: State) -> State:
     """Without what the network does without: heads and what else a file was allowed to have."""
     own = network.state_dict()
-    kept: State = OrderedDict((name, value) for name, value in state.items() if name in own)
-    kept._metadata = state._metadata  # type: ignore[attr-defined]
-    return kept
+    wanted: State = OrderedDict((name, value) for name, value in state.items() if name in own)
+    wanted._metadata = state._metadata  # type: ignore[attr-defined]
+    return wanted
 
 
 def _with_own_head(found: Found, head: str) -> State:

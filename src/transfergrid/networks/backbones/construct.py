@@ -35,8 +35,8 @@ def construct(architecture: str, *, num_classes: int) -> nn.Module:
     if architecture == "googlenet":
         return GoogLeNetWithHeads(num_classes, aux_logits=False, transform_input=True, init_weights=True)
     if architecture == "inception_v3":
-        kept = {"transform_input": True, "aux_logits": False, "init_weights": True}
-        return cast(nn.Module, models.inception_v3(num_classes=num_classes, **kept))
+        options = {"transform_input": True, "aux_logits": False, "init_weights": True}
+        return cast(nn.Module, models.inception_v3(num_classes=num_classes, **options))
     return cast(nn.Module, models.get_model(architecture, weights=None, num_classes=num_classes))
 
 

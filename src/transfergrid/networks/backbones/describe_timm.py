@@ -71,13 +71,13 @@ def published_weights(architecture: str) -> dict[str, Any]:
     first = get_pretrained_cfg(architecture)
     tags = [n.partition(".")[2] for n in list_pretrained(f"{architecture}.*")]
     tags.sort(key=lambda tag: first is None or tag != first.tag)
-    found: dict[str, Any] = {}
+    weights: dict[str, Any] = {}
     for tag in tags:
         config = get_pretrained_cfg(f"{architecture}.{tag}")
         if config is None or config.input_size[0] != 3 or config.crop_mode not in (None, "center"):
             continue
         crop_px = config.input_size[-1]
-        found[tag] = {
+        weights[tag] = {
             "file": f"{architecture}.{tag}",
             "hash_prefix": "",
             "resize_px": int(crop_px / config.crop_pct),
@@ -86,7 +86,7 @@ def published_weights(architecture: str) -> dict[str, Any]:
             "mean": list(config.mean),
             "std": list(config.std),
         }
-    return found
+    return weights
 
 
 def depth_groups(trunk: nn.Module) -> Groups:

@@ -116,15 +116,15 @@ def parameter_groups(
     ignored: the beginnings of names that are not the trunk's.
     """
     names = [name for name, _ in trunk.named_parameters() if not name.startswith(ignored)]
-    found: list[list[str]] = []
+    names_of_groups: list[list[str]] = []
     for _, prefixes in groups:
         ends = tuple(prefix + "." for prefix in prefixes)
         whole = set(prefixes)
-        found.append([name for name in names if name in whole or name.startswith(ends)])
-    flat = [name for group in found for name in group]
+        names_of_groups.append([name for name in names if name in whole or name.startswith(ends)])
+    flat = [name for group in names_of_groups for name in group]
     assert len(flat) == len(set(flat)) and set(flat) == set(names), sorted(set(names) ^ set(flat))[:3]
-    assert all(found), [name for (name, _), group in zip(groups, found, strict=True) if not group]
-    return found
+    assert all(names_of_groups), [name for (name, _), group in zip(groups, names_of_groups, strict=True) if not group]
+    return names_of_groups
 
 
 def _has(module: nn.Module, path: str) -> bool:

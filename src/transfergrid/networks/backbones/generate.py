@@ -82,7 +82,7 @@ def describe(name: str, architecture: str, *, num_classes: int = 1000) -> dict[s
 
 def published_weights(name: str, architecture: str) -> dict[str, Any]:
     """Tag -> file and preprocessing, as the transforms of torchvision's weights say."""
-    found: dict[str, Any] = {}
+    weights: dict[str, Any] = {}
     for member in models.get_model_weights(architecture):
         if name == "vgg16" and member.name == "IMAGENET1K_FEATURES":
             continue  # its classifier, and so fc7, is filled with NaN; vgg16_gap has it
@@ -90,7 +90,7 @@ def published_weights(name: str, architecture: str) -> dict[str, Any]:
         file = member.url.rsplit("/", 1)[1]
         match = re.search(r"-([0-9a-f]{8,})\.", file)
         assert match is not None, file
-        found[member.name] = {
+        weights[member.name] = {
             "file": file,
             "hash_prefix": match.group(1),
             "resize_px": transforms.resize_size[0],
@@ -99,7 +99,7 @@ def published_weights(name: str, architecture: str) -> dict[str, Any]:
             "mean": list(transforms.mean),
             "std": list(transforms.std),
         }
-    return found
+    return weights
 
 
 def gmacs(trunk: nn.Module, size_px: int) -> float:

@@ -150,21 +150,21 @@ def read_content(path: Path) -> Any:
 def _unlisted(path: Path) -> list[str]:
     """Full names of what a pickle refers to and nothing may become; read from its instructions, never followed."""
     allowed = {name for _, name in _allowed()}
-    found: dict[str, None] = {}
+    classes: dict[str, None] = {}
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
                 with archive.open(name) as file:
-                    found = dict.fromkeys(_referred(cast(BinaryIO, file)))
+                    classes = dict.fromkeys(_referred(cast(BinaryIO, file)))
         else:
             with open(path, "rb") as legacy:
                 for _ in range(4):  # torch.save before 1.6: a number, a version, the system, then the object
-                    found |= dict.fromkeys(_referred(legacy))
+                    classes |= dict.fromkeys(_referred(legacy))
     except Exception:  # pickletools has no error of its own for damaged files: ValueError, IndexError, ...
         pass
-    torchs_own = {n for n in found if n.startswith(_TORCHS_OWN) or (n.startswith("torch.") and n.count(".") == 1)}
-    return [name for name in found if name not in allowed | torchs_own]
+    torchs_own = {n for n in classes if n.startswith(_TORCHS_OWN) or (n.startswith("torch.") and n.count(".") == 1)}
+    return [name for name in classes if name not in allowed | torchs_own]
 
 
 def _referred(file: BinaryIO) -> Iterator[str]:

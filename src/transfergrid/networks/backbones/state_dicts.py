@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,14 +12,13 @@ from urllib.request import urlopen
 import torch
 from torch import nn
 
+from transfergrid.data.published import stalls_end
 from transfergrid.errors import ConfigError, DataError, GridError, one_line
 from transfergrid.networks import backbones
 from transfergrid.networks.backbones.match_names import State
 from transfergrid.networks.backbones.weight_files import identity_of
 from transfergrid.specs import BackboneSpec
 from transfergrid.store import durable
-
-STALL_TIMEOUT_S = 30.0  # of a download that neither fails nor goes on
 
 
 def weights_file(spec: BackboneSpec, *, weights_dir: Path, weights_files: Mapping[str, str], download: bool) -> Path:
@@ -75,10 +73,10 @@ def assign_weights(network: nn.Module, state: State, *, path: Path) -> None:
 def _verified(path: Path, sha256_prefix: str) -> Path:
     if not path.is_file():
         raise DataError(f"weights file {path} is not there")
-    found = identity_of(path)
-    if not found.startswith(sha256_prefix):
+    sha256 = identity_of(path)
+    if not sha256.startswith(sha256_prefix):
         raise DataError(
-            f"{path} is not the file it should be: its sha256 begins with {found[: max(8, len(sha256_prefix))]}, "
+            f"{path} is not the file it should be: its sha256 begins with {sha256[: max(8, len(sha256_prefix))]}, "
             f"expected {sha256_prefix}; remove it and fetch it again"
         )
     return path
@@ -112,17 +110,6 @@ def _fetch(spec: BackboneSpec, path: Path, hash_prefix: str, *, download: bool) 
                 f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]}); "
                 f"{remedy}"
             ) from error
-
-
-@contextlib.contextmanager
-def stalls_end() -> Iterator[None]:
-    """Connections opened inside end with an error when nothing comes for STALL_TIMEOUT_S."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALL_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 @contextlib.contextmanager

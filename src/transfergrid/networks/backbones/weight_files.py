@@ -60,12 +60,12 @@ class Taken:
 
     @property
     def line(self) -> str:
-        told = [f"{self.names} names taken" + (f" from those under {self.prefix!r}" if self.prefix else "")]
+        parts = [f"{self.names} names taken" + (f" from those under {self.prefix!r}" if self.prefix else "")]
         if self.others:
-            told.append(f"not from those under {', '.join(map(repr, self.others[:_SHOWN]))}, which fit too")
+            parts.append(f"not from those under {', '.join(map(repr, self.others[:_SHOWN]))}, which fit too")
         if self.not_used:
-            told.append(f"not used: {some(self.not_used)} ({len(self.not_used)})")
-        return f"weights file {self.file}: {'; '.join(told)}"
+            parts.append(f"not used: {some(self.not_used)} ({len(self.not_used)})")
+        return f"weights file {self.file}: {'; '.join(parts)}"
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -88,8 +88,8 @@ def weights_taken(files: Mapping[str, Taken]) -> dict[str, Any]:
 
 
 def some(names: Sequence[str]) -> str:
-    shown = ", ".join(name if len(name) <= 48 else f"...{name[-45:]}" for name in names[:_SHOWN])
-    return shown + (", ..." if len(names) > _SHOWN else "")
+    first_names = ", ".join(name if len(name) <= 48 else f"...{name[-45:]}" for name in names[:_SHOWN])
+    return first_names + (", ..." if len(names) > _SHOWN else "")
 
 
 def identity_of(path: Path) -> str:

@@ -3,7 +3,7 @@
 published.csv, one line per figure: the row of ours it belongs to (grid, dataset, model, phase, variant); metric and
 value (accuracies and errors in [0, 1], losses in nats, wall_s in seconds); rule; `stands` = `yes` for the one figure
 that the table's `published_accuracy` shows; epochs the study trained, and the epoch the figure belongs to, both
-counted from 1; the key in `settings.STUDIES`; what differs whatever our settings; source; the row it was taken from.
+counted from 1; the row that replays it, see settings.py; what differs whatever our settings; source; where it was read.
 Which figure stands: the study's own rule in grids that replay it, the last epoch in `individual_vs_parallel`.
 """
 
@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from transfergrid.report.studies.settings import STUDIES, StudySettings
+from transfergrid.report.studies.settings import StudySettings, study
 from transfergrid.specs import RunSpec, TrainSettings
 
 Rule = Literal["best_on_test", "last", "study_choice", "as_stated", "corrected"]
@@ -82,7 +82,7 @@ def _figure(line: dict[str, str]) -> PublishedFigure:
         stands=line["stands"] == "yes",
         epochs=int(line["epochs"]) if line["epochs"] else None,
         epoch=int(line["at_epoch"]) if line["at_epoch"] else None,
-        study=STUDIES[line["study"]] if line["study"] else None,
+        study=study(line["study"]) if line["study"] else None,
         differs=tuple(line["differs"].split(";")) if line["differs"] else (),
         source=line["source"],
         source_row=line["source_row"],

@@ -13,47 +13,91 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from transfergrid.data.images import ArrayImages, DatasetFacts
 from transfergrid.errors import DataError, StoreFull, one_line
-from transfergrid.specs import digest
+from transfergrid.specs import Split, digest
 from transfergrid.store import durable
 
 NETWORK_TIMEOUT_S = 4.0
-STALL_TIMEOUT_S = 30.0
+STALL_TIMEOUT_S = 30.0  # of a download that neither fails nor goes on
 
 
-def published_fingerprint(kind: str, checksums: Mapping[str, str]) -> str:
+def fingerprint_of(kind: str, checksums: Mapping[str, str]) -> str:
     """Identity of a published data set: 32 hex digits over its checksums."""
     return f"published:{digest({'kind': kind, 'checksums': dict(checksums)}, 32)}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
-    """Where the files of a published data set lie, and how they get there.
+def by_torchvision(name: str, *calls: Mapping[str, str]) -> Callable[[Path], None]:
+    """The download of torchvision's class of this name; one call, or one for each of these further arguments."""
 
-    folder: below data.dir, as torchvision lays it out. url: who is asked first whether there is a network. fetch:
-    torchvision's own download into data.dir.
+    def fetch(data_dir: Path) -> None:
+        from torchvision import datasets
+
+        for arguments in calls or ({},):
+            getattr(datasets, name)(str(data_dir), download=True, **arguments)
+
+    return fetch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedSet:
+    """A published data set: what the plan knows of it, where its files lie, how they get there and how they are read.
+
+    folder: below data.dir, as torchvision lays it out. checksums: file name -> md5 or sha256; no other file is read.
+    files: split -> its files, each as the names that serve equally, best first. parse(files, class_names=): (path,
+    verified bytes) of a split's files -> its images; raises DataError. fetch: the download into data.dir; without it
+    the user puts the files there. url: who is asked first whether there is a network. The rest is DatasetFacts'.
     """
 
     kind: str
     folder: str
-    url: str
-    fetch: Callable[[Path], None]
+    url: str = ""
+    checksums: Mapping[str, str]
+    files: Mapping[str, Sequence[tuple[str, ...]]]
+    parse: Callable[..., ArrayImages]
+    fetch: Callable[[Path], None] | None = None
+    class_names: tuple[str, ...]
+    image_size_px: int | None
+    mirror_ok: bool
+    num_images: dict[str, int]
+    train_counts: tuple[int, ...]
 
-    def read(
-        self,
-        wanted: Sequence[tuple[str, ...]],
-        *,
-        data_dir: Path,
-        download: bool,
-        checksums: Mapping[str, str],
+    @property
+    def facts(self) -> DatasetFacts:
+        return DatasetFacts(
+            kind=self.kind,
+            fingerprint=fingerprint_of(self.kind, self.checksums),
+            num_classes=len(self.class_names),
+            class_names=self.class_names,
+            image_size_px=self.image_size_px,
+            mirror_ok=self.mirror_ok,
+            num_images=self.num_images,
+            train_counts=self.train_counts,
+        )
+
+    def load(
+        self, *, split: Split, data_dir: Path, download: bool, checksums: Mapping[str, str] | None = None
+    ) -> ArrayImages:
+        """One split. checksums: instead of the published ones."""
+        files = self._read(self.files[split], data_dir, download, checksums or self.checksums)
+        return self.parse(files, class_names=self.class_names)
+
+    def find(self, *, data_dir: Path, download: bool, checksums: Mapping[str, str] | None = None) -> None:
+        """Make sure that the files of all splits are there and verified."""
+        every = [names for split in self.files.values() for names in split]
+        self._read(every, data_dir, download, checksums or self.checksums)
+
+    def _read(
+        self, files: Sequence[tuple[str, ...]], data_dir: Path, download: bool, checksums: Mapping[str, str]
     ) -> list[tuple[Path, bytes]]:
-        """Path and verified bytes of one file per entry of `wanted` (names that serve equally, best first), fetched
-        where one is missing. checksums: by name. Raises DataError, without a network within seconds."""
+        """Path and verified bytes of each file, fetched where one is missing. Raises DataError, without a network
+        within seconds."""
+        wanted = [tuple(name for name in names if name in checksums) for names in files]
         paths = self.locate(wanted, data_dir=data_dir, download=download)
         return [(path, verified(path, wanted=checksums[path.name])) for path in paths]
 
     def locate(self, wanted: Sequence[tuple[str, ...]], *, data_dir: Path, download: bool) -> list[Path]:
-        """The files alone, as read() finds them."""
+        """The files alone."""
         folder = data_dir / self.folder
         found, missing = _look(folder, wanted)
         reason = "download is off"
@@ -70,6 +114,8 @@ class Published:
 
     def _fetched(self, wanted: Sequence[tuple[str, ...]], data_dir: Path) -> str:
         """Fetch, and say in a few words how that went."""
+        if self.fetch is None:
+            return "nothing fetches them"
         if not reachable(self.url, timeout_s=NETWORK_TIMEOUT_S):
             return f"{self.url} is not reachable from here"
         try:
@@ -77,7 +123,7 @@ class Published:
             # One process fetches; others that wanted the same find it there when the lock is theirs.
             with durable.lock(data_dir / f".{self.kind}.lock", wait=True):
                 if _look(data_dir / self.folder, wanted)[1]:
-                    with _quiet(), _bounded(), durable.explained(data_dir):
+                    with _quiet(), stalls_end(), durable.explained(data_dir):
                         self.fetch(data_dir)
         except StoreFull:
             raise
@@ -105,13 +151,13 @@ def _told(alternatives: tuple[str, ...]) -> str:
 
 
 def _look(folder: Path, wanted: Sequence[tuple[str, ...]]) -> tuple[list[Path], list[tuple[str, ...]]]:
-    found: list[Path] = []
+    paths: list[Path] = []
     missing: list[tuple[str, ...]] = []
     for alternatives in wanted:
         present = [folder / name for name in alternatives if (folder / name).is_file()]
-        found.extend(present[:1])
+        paths.extend(present[:1])
         missing.extend([] if present else [alternatives])
-    return found, missing
+    return paths, missing
 
 
 def reachable(url: str, *, timeout_s: float) -> bool:
@@ -142,8 +188,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bounded() -> Iterator[None]:
-    """With an end to every wait on a connection that has gone silent; torchvision sets none."""
+def stalls_end() -> Iterator[None]:
+    """Connections opened inside end with an error when nothing comes for STALL_TIMEOUT_S; torchvision sets no end."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_TIMEOUT_S)
     try:
