@@ -29,6 +29,7 @@ from transfergrid.store.records import read_predictions
 from transfergrid.training.loop import fit
 from transfergrid.training.optimization import split_decay
 from transfergrid.training.stopping import StopFlag
+from transfergrid.training.usage import UsageMeter
 
 CPU = torch.device("cpu")
 RANDOM_PROBE = ["model=shufflenet_v2_x0_5", "weights=random", "phase=probe"]
@@ -90,6 +91,7 @@ def train_heads(
             device=CPU,
             checkpoint_min_interval_s=60,
             stop=StopFlag(),
+            usage=UsageMeter(gpu=False),
         )
     assert isinstance(trainee.module, Heads)
     return trainee.module

@@ -170,7 +170,7 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
             raise Interrupted(f"stopped by signal {given.signal} before it began; launch again")
         stop = given or StopFlag()
         with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
-            record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop))
+            record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop, usage))
         attempt.assert_newest()
         bound = replace(record, usage=usage.summary(), sha256=checksums_of(attempt.paths))
         write_record(attempt.paths, replace(bound, attempts=_attempts_until_now(attempt.paths)))

@@ -141,3 +141,15 @@ def lookahead_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         with torch.no_grad():
             for p, kept in zip(moved, fast, strict=True):
                 p.copy_(kept)
+
+
+@contextlib.contextmanager
+def averaged_weights(
+    module: nn.Module, ema: AveragedModel | None, optimizer: torch.optim.Optimizer
+) -> Iterator[nn.Module]:
+    """The module to evaluate: EMA's copy, or the module itself holding Lookahead's slow weights inside the block."""
+    if ema is not None:
+        yield ema.module
+        return
+    with lookahead_weights(optimizer):
+        yield module
