@@ -20,9 +20,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from transfergrid.config import Request, load_run
-from transfergrid.config.builder import FolderProgress
 from transfergrid.config.compose import is_setting, nearest, parse_override
 from transfergrid.config.folders import conf_dir
+from transfergrid.config.scopes import FolderProgress
 from transfergrid.config.spelling import command
 from transfergrid.errors import ConfigError, one_line
 from transfergrid.paths import typed
