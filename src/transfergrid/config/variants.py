@@ -46,26 +46,19 @@ class Rule:
 
 def read_variants(node: DictConfig) -> tuple[Variant, ...]:
     """Raises ConfigError. Whether a changed key exists is seen when the variant is first used."""
-    by_name: dict[str, object] = {str(name): value for name, value in _plain(node).items()}
-    for name, value in by_name.items():
-        if not isinstance(value, dict):
-            raise ConfigError(
-                f"grid.variants.{name}={value!r} must hold key: value pairs, as {{phase.finetune.lr: 0.1}}"
-            )
-    return tuple(_variant(name, _flatten(value)) for name, value in by_name.items())
+    by_name = OmegaConf.to_container(node)
+    assert isinstance(by_name, dict)
+    return tuple(_variant(str(name), changes) for name, changes in by_name.items())
 
 
 def read_rules(node: ListConfig) -> tuple[Rule, ...]:
     return tuple(_rule(value) for value in OmegaConf.to_container(node) or ())
 
 
-def _plain(node: DictConfig) -> dict[object, object]:
-    container = OmegaConf.to_container(node)
-    assert isinstance(container, dict)
-    return dict(container)
-
-
-def _variant(name: str, flat: dict[str, object]) -> Variant:
+def _variant(name: str, value: object) -> Variant:
+    if not isinstance(value, dict):
+        raise ConfigError(f"grid.variants.{name}={value!r} must hold key: value pairs, as {{phase.finetune.lr: 0.1}}")
+    flat = _flatten(value)
     if safe_name(name) != name and name:
         raise ConfigError(f"grid.variants: {name!r} may hold only a-z 0-9 . _ + -")
     selection = _selection(flat, f"grid.variants.{name}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +22,7 @@ from transfergrid.phases._parity import gate_features, gate_logits
 from transfergrid.phases._setting import Setting
 from transfergrid.phases._training import train
 from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
-from transfergrid.specs import (
-    FinetuneSettings,
-    ProbeSettings,
-    RunSpec,
-    Runtime,
-    ScratchSettings,
-    seed_for,
-)
+from transfergrid.specs import FinetuneSettings, ProbeSettings, RunSpec, Runtime, ScratchSettings, seed_for
 from transfergrid.store.records import RunRecord
 from transfergrid.training.device import arithmetic, on_device
 from transfergrid.training.on_images import ImageTrainee
@@ -135,8 +127,8 @@ def train_and_record(
     groups: list[ParameterGroup],
     *,
     kept_in_eval: frozenset[str],
-    details: Mapping[str, Any],
-    saved: Any,
+    details: Mapping[str, object],
+    saved: Callable[[nn.Module], dict[str, Tensor] | None],
     gate_precision: str | None = None,
 ) -> RunRecord:
     """fit(), the study's checkpoint rule, predictions, weights, record.
@@ -169,7 +161,7 @@ def train_and_record(
         blocks = gate_features(network, setting, precision=gate_precision)
         kept |= gate_logits(folds.gate, blocks, network.head.weight.detach(), network.head.bias.detach())
     save_predictions(context.attempt, kept)
-    state: dict[str, Tensor] | None = saved(network)
+    state = saved(network)
     if state is not None:
         save_weights(context.attempt, state)
     sizes = [(3, p.crop_px, p.crop_px) for p in setting.inputs.preprocess]
