@@ -33,8 +33,9 @@ from transfergrid.report.analysis.comparison import comparison_rows
 from transfergrid.specs import EvaluateSettings, FinetuneSettings, ProbeSettings, RunSpec, to_dict
 from transfergrid.store import durable
 from transfergrid.store.attempts import begin_attempt
+from transfergrid.store.checkpoints import checkpoint_files
 from transfergrid.store.metrics_log import read_metrics
-from transfergrid.store.records import checkpoint_files, read_grid
+from transfergrid.store.records import read_grid
 from transfergrid.training.loop import fit
 from transfergrid.training.optimization import split_decay
 from transfergrid.training.stopping import StopFlag

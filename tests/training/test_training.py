@@ -36,10 +36,10 @@ from transfergrid.paths import RunPaths
 from transfergrid.phases import phase_module
 from transfergrid.planning import job
 from transfergrid.specs import RunSpec, ScratchSettings
-from transfergrid.store import records
+from transfergrid.store import checkpoints, records
 from transfergrid.store.attempts import begin_attempt
+from transfergrid.store.checkpoints import checkpoint_files
 from transfergrid.store.metrics_log import read_metrics
-from transfergrid.store.records import checkpoint_files
 from transfergrid.training import loop, on_images, progress
 from transfergrid.training.loop import FitResult, epoch_order, fit
 from transfergrid.training.optimization import ParameterGroup, make_anchors, pull_to_start
@@ -304,7 +304,7 @@ def test_checkpoints_are_as_frequent_as_asked_for(
     spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    real = records.write_checkpoint
+    real = checkpoints.write_checkpoint
 
     def watched(*arguments: Any, step: int, **options: Any) -> None:
         saved.append(step)

@@ -88,7 +88,7 @@ def depth_groups(
         entry = backbones.entry(backbone.name, catalog_dir=cache_paths(runtime).catalog)
         found = group_parameters(trunk, entry)
         for position, (name, parameters) in enumerate(found):
-            own |= {id(p) for _, p in parameters}
+            own |= {id(p) for _, p in parameters}  # frozen ones too: what is left over below is no trunk's
             if name in settings.frozen_groups:
                 for _, p in parameters:
                     p.requires_grad_(False)
@@ -97,7 +97,7 @@ def depth_groups(
             lr = settings.stem_lr * (settings.lr / settings.stem_lr) ** share
             label = name if len(spec.backbones) == 1 else f"{backbone.name}.{name}"
             own_parameters = [p for _, p in parameters]
-            if settings.l2_sp:
+            if settings.l2_sp:  # the pull to the start takes the place of the pull to zero
                 groups.append(ParameterGroup(label, lr, 0.0, own_parameters, l2_sp=settings.l2_sp))
                 continue
             groups += decayed(label, own_parameters, lr=lr)
@@ -151,6 +151,7 @@ def train_and_record(
     )
     with arithmetic(settings.precision):  # of the backward pass, too
         result, trained = train(context, trainee, groups, device=setting.device)
+    # The training images as well, without augmentation: the last epoch's mean is of weights that have since changed.
     reported = {"train": folds.train, "val": folds.val, "test": folds.test}
     made = {name: (fold, trainee.predict(network, fold)) for name, fold in reported.items() if fold is not None}
     metrics = score_folds(made)
@@ -160,6 +161,7 @@ def train_and_record(
         assert isinstance(network, JoinedNetwork)
         blocks = gate_features(network, setting, precision=gate_precision)
         kept |= gate_logits(folds.gate, blocks, network.head.weight.detach(), network.head.bias.detach())
+    # Before the record, which marks the run as done and holds the checksums of both files.
     save_predictions(context.attempt, kept)
     state = saved(network)
     if state is not None:

@@ -110,6 +110,7 @@ def assert_parity(
     expected = _whole_gate(stored, setting.folds.gate)
     blocks = gate_features(network, setting, precision=made.precision)
     weight_CD, bias_C = network.head.weight.detach(), network.head.bias.detach()
+    # By blocks: a join's sum can hide that one backbone is wrong, as where its weights in the head are small.
     bounds = [_bound(x_ND, w_CD, made) for x_ND, w_CD in zip(blocks, _of_blocks(blocks, weight_CD), strict=True)]
     parts = _parts(blocks, weight_CD)
     whole_NC = sum(parts, start=torch.zeros(())) + bias_C.double().cpu()
@@ -118,9 +119,11 @@ def assert_parity(
     if len(parts) > 1:
         pairs = enumerate(zip(parts, bounds, strict=True))
         by_block = [_compare(part_NC, bound_NC, stored[_part_set(i)]) for i, (part_NC, bound_NC) in pairs]
+    # A backbone that answers every image alike explains a mismatch best, so the message names it.
     named = zip(names, blocks, strict=True)
     constant = [name for name, x_ND in named if _is_constant(x_ND, PRECISION_ROUNDOFF[made.precision])]
     worst = max(found, *by_block, key=lambda compared: compared.largest_ratio)
+    # Logits and not accuracy: a wrong transform or order can leave the accuracy of few rows as it was.
     if worst.largest_ratio > 1:
         differing = [name for name, part in zip(names, by_block, strict=True) if part.largest_ratio > 1]
         raise ParityError(_mismatch(worst, differing or list(names), constant))

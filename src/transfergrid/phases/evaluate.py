@@ -72,7 +72,7 @@ def run(context: RunContext) -> RunRecord:
     network = on_device(asked.network, device)
     # Every image is used once, so a resident copy would serve nothing: they stream, however many there are.
     inputs = NetworkInputs(splits, asked.preprocess, device=device, resident_gb=0.0, rows={fold.split: fold.index_N})
-    forward = Stopwatch()
+    forward = Stopwatch()  # images per second without the imports and the weights, as in training
     logits_NC = predict(network, inputs, fold, precision=settings.precision, **asked.reading)
     images_per_s = len(fold) / forward.seconds
     names, dataset = splits[fold.split].class_names, spec.dataset

@@ -74,6 +74,7 @@ def run(context: RunContext) -> RunRecord:
     )
     module = on_device(built, device)
     inputs = NetworkInputs(splits, (backbone.preprocess,), device=device, resident_gb=runtime.resident_gb, rows=rows)
+    # Before any split, and from the training images alone: test features by test statistics would see the test set.
     if spec.extract is not None and spec.extract.bn_statistics == "target":
         index_N = torch.from_numpy(rows["train"])
         bn_statistics(module, (images for [images] in inputs.batches("train", torch.split(index_N, BATCH))))
@@ -81,6 +82,7 @@ def run(context: RunContext) -> RunRecord:
     size_px = backbone.preprocess.crop_px
     cost = describe(network, [(3, size_px, size_px)])
     feature_dim = backbones.entry(backbone.name, catalog_dir=cache.catalog).feature_dim
+    # Kept in the files: a probe must tell what its backbones cost without building one.
     costs = {"parameters": cost.parameters, "size_mb": cost.size_mb, "gflops_per_image": cost.gflops_per_image}
     keys = {}
     num_images, forward_s = 0, 0.0
@@ -88,7 +90,7 @@ def run(context: RunContext) -> RunRecord:
         key = spec.feature_key(backbone, split)
         keys[split] = key.digest
         if feature_store.find(cache, key, also_read=runtime.cache_also_read) is not None:
-            continue
+            continue  # made by an earlier attempt, or in a shared cache
         _set_aside(cache, key)
         index_N = torch.from_numpy(rows[split])
         made = Stopwatch()
@@ -104,6 +106,7 @@ def run(context: RunContext) -> RunRecord:
             torch.inference_mode(),
             autocast(device, key.precision),
         ):
+            # Full batches only: some kernels round differently for other sizes, and a row must not depend on that.
             padding = index_N[-1:].expand(-len(index_N) % BATCH)
             padded = torch.split(torch.cat([index_N, padding]), BATCH)
             for number, [images_BCHW] in enumerate(inputs.batches(split, padded)):

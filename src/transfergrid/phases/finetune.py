@@ -36,8 +36,10 @@ def run(context: RunContext) -> RunRecord:
     network = build_joined(spec, runtime, setting, auxiliary=settings.aux_loss_weight > 0)
     details: dict[str, object] = {"gate": {"judged": False, "reason": "random_head"}}
     stored = None if settings.head == "random" else load_probe(network, spec.needs[0], runtime)
+    # Before modules_kept_in_eval, which looks at what is frozen here.
     groups = depth_groups(spec, runtime, network, settings)
     kept_in_eval = modules_kept_in_eval(network, all_batch_norm=settings.bn == "eval")
+    # Before the first step: once the weights have moved, nobody can tell a wrong transform from training.
     if stored is not None:
         names, made = [b.name for b in spec.backbones], spec.extract
         details["gate"] = assert_parity(network, setting, stored, names=names, made=made)

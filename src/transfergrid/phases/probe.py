@@ -73,7 +73,7 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     rows = {name: torch.from_numpy(_positions(features[fold.split].index_N, fold)) for name, fold in _named(folds)}
     stacked = {split: torch.from_numpy(found.features_ND).to(device) for split, found in features.items()}
     raw = {name: stacked[fold.split][rows[name].to(device)] for name, fold in _named(folds)}
-    standardiser = fit_standardiser(raw["train"])
+    standardiser = fit_standardiser(raw["train"])  # of the rows trained on: val and test must not shape their input
     standardised = {name: standardiser.apply(rows_ND) for name, rows_ND in raw.items()}
     bench = Bench(context, settings, standardised, folds, device)
     head = solve(bench) if settings.solver == "lbfgs" else train_by_sgd(bench)
@@ -88,6 +88,7 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     details |= fold_details(folds, num_classes=spec.dataset.num_classes)
     details |= class_details(made, dataset_facts(spec.dataset, runtime).class_names)
     details |= picture_details(spec.dataset, runtime)
+    # Beside every head stands the solved one: the same number twice where that is the head itself.
     if settings.solver == "lbfgs":
         metrics["lbfgs_test_accuracy"] = metrics["test_accuracy"]
     elif settings.lbfgs:
@@ -96,6 +97,7 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
         metrics["lbfgs_test_accuracy"] = float((test_NC.argmax(1) == folds.test.labels_N).mean())
     beside, details["references"] = references(bench, made["test"][1].argmax(1))
     metrics |= beside
+    # The gate's logits from float16 features as they are stored, so that fine-tuning knows what rounding explains.
     in_gate = [(features[fold.split], fold) for fold in folds.gate]
     gate_ND = torch.cat([torch.from_numpy(x.features_ND[_positions(x.index_N, fold)]) for x, fold in in_gate])
     gate = gate_logits(folds.gate, torch.split(gate_ND, feature_dims(spec, runtime), dim=1), weight_CD, bias_C)
@@ -135,7 +137,7 @@ def load_features(spec: RunSpec, runtime: Runtime) -> tuple[dict[Split, feature_
             if path is None:
                 lost.append(f"features of {backbone.name} on {split} are missing")
                 continue
-            seen = os.lstat(path)
+            seen = os.lstat(path)  # before it is read: another process may put a good one in its place meanwhile
             try:
                 found = feature_store.read(path, key)
                 _assert_of(found, images, subset(spec.dataset, images.labels_N), feature_dim, path=path)
@@ -145,7 +147,7 @@ def load_features(spec: RunSpec, runtime: Runtime) -> tuple[dict[Split, feature_
                 logger.warning("%s; %s", error, f"kept as {kept}" if kept != path else "no longer read")
                 lost.append(str(error))
         if lost:
-            continue
+            continue  # and look on: all that is damaged is set aside now, so that one more launch mends it
         features_ND = blocks[0].features_ND
         if len(blocks) > 1:
             features_ND = np.concatenate([b.features_ND for b in blocks], axis=1)

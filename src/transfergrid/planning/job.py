@@ -33,8 +33,9 @@ from transfergrid.phases import RunContext, phase_module
 from transfergrid.specs import Configuration, RunSpec, Runtime, digest, from_dict, to_dict
 from transfergrid.store import durable
 from transfergrid.store.attempts import Attempt, AttemptTime, IsAlive, attempt_times, begin_attempt, newest_attempt
+from transfergrid.store.checkpoints import remove_checkpoints
 from transfergrid.store.provenance import PACKAGE, code_hash, provenance
-from transfergrid.store.records import RunRecord, checksums_of, record_head, remove_checkpoints, write_record
+from transfergrid.store.records import RunRecord, checksums_of, record_head, write_record
 from transfergrid.training.stopping import StopFlag
 from transfergrid.training.usage import UsageMeter, host_name
 
@@ -164,17 +165,17 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
     try:
         from transfergrid.training.device import device_of, prepare_process  # torch
 
-        assert_ready(spec, runtime)
+        assert_ready(spec, runtime)  # SLURM counts a dependency on a job it has forgotten as satisfied
         prepare_process(runtime)
         if given is not None and given.signal is not None:
             raise Interrupted(f"stopped by signal {given.signal} before it began; launch again")
         stop = given or StopFlag()
         with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
             record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop, usage))
-        attempt.assert_newest()
+        attempt.assert_newest()  # the last look before the record, which makes these numbers the run's
         bound = replace(record, usage=usage.summary(), sha256=checksums_of(attempt.paths))
         write_record(attempt.paths, replace(bound, attempts=_attempts_until_now(attempt.paths)))
-        remove_checkpoints(attempt.paths)
+        remove_checkpoints(attempt.paths)  # after the record: a kill between the two costs disk space, not the run
         return "completed"
     except (Interrupted, KeyboardInterrupt) as error:
         logger.warning("interrupted: %s", one_line(error))

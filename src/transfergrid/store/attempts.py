@@ -81,6 +81,7 @@ def begin_attempt(paths: RunPaths, spec: RunSpec, *, is_alive: IsAlive | None = 
             "code_hash": code_hash(),
             "earlier": _about_to_go(paths, number),
         }
+        # Even without locks two starts get two numbers: the file system makes a hard link once.
         while not durable.claim(paths.attempt(number), json.dumps(owner | {"attempt": number}, indent=2).encode()):
             number += 1
         for old in _attempt_numbers(paths):

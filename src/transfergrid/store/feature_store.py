@@ -118,6 +118,7 @@ def writing(
     shape = (len(labels_N), feature_dim)
     try:
         with durable.explained(final):
+            # First the container's room, then all the rows': a full disk is told before hours of forward passes.
             _assert_room(temporary, CONTAINER_BYTES + labels_N.size * 16)
             offset = _create(temporary, key, shape, labels_N, index_N, canonical_json(provenance))
             descriptor = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
@@ -129,7 +130,7 @@ def writing(
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            _finish(temporary)
+            _finish(temporary)  # the mark of completeness comes after the rows are on the disk
             durable.publish(temporary, final)
         _about_damage(final).unlink(missing_ok=True)
     finally:

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its directory, its attempts, its predictions, its record.
+"""What a run leaves behind: its record and its predictions; and the list of a grid's runs.
 
 results/runs/<run_id>/
     spec.json           the RunSpec
@@ -11,8 +11,6 @@ results/runs/<run_id>/
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
 import math
 import re
@@ -27,7 +25,7 @@ from transfergrid.errors import TOLD, DataError, one_line
 from transfergrid.paths import RunPaths
 from transfergrid.specs import RunSpec, Runtime, SelectBy, from_dict, to_dict
 from transfergrid.store import durable
-from transfergrid.store.attempts import Attempt, AttemptTime
+from transfergrid.store.attempts import AttemptTime
 
 RECORD_FORMAT = 1
 FLOAT16_LARGEST = 65504
@@ -192,62 +190,6 @@ def record_head(paths: RunPaths) -> RecordHead | None:
         )
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-# --------------------------------------------------------------------------------------------------------- checkpoints
-@dataclass(frozen=True, slots=True)
-class CheckpointFile:
-    """A checkpoint as its name tells: steps done, metrics lines it covers, first 16 hex of the content's sha256."""
-
-    path: Path
-    step: int
-    lines: int
-    sha256_16: str
-
-
-def checkpoint_files(paths: RunPaths) -> list[CheckpointFile]:
-    """Newest first, without reading them."""
-    found = []
-    if paths.checkpoints.is_dir():
-        for path in paths.checkpoints.iterdir():
-            match = re.fullmatch(r"step-(\d+)-line-(\d+)-([0-9a-f]{16})\.pt", path.name)
-            if match:
-                found.append(CheckpointFile(path, int(match[1]), int(match[2]), match[3]))
-    return sorted(found, key=lambda c: c.step, reverse=True)
-
-
-def write_checkpoint(attempt: Attempt, content: bytes, *, step: int, lines: int, keep: int = 2) -> None:
-    """Publish a checkpoint and drop all but the newest `keep`. The metrics lines it covers must be fsynced before."""
-    attempt.assert_newest()
-    name = f"step-{step:09d}-line-{lines:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
-    durable.write_bytes(attempt.paths.checkpoints / name, content)
-    for old in checkpoint_files(attempt.paths)[keep:]:
-        old.path.unlink(missing_ok=True)
-
-
-def read_newest_checkpoint(paths: RunPaths) -> tuple[CheckpointFile, bytes] | None:
-    """The newest checkpoint whose content matches its checksum; damaged ones are removed; None if there is none."""
-    for file in checkpoint_files(paths):
-        content = file.path.read_bytes()
-        if hashlib.sha256(content).hexdigest()[:16] == file.sha256_16:
-            return file, content
-        file.path.unlink(missing_ok=True)
-    return None
-
-
-def remove_checkpoints(paths: RunPaths) -> None:
-    for file in checkpoint_files(paths):
-        file.path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        paths.checkpoints.rmdir()
-
-
-def lines_covered(paths: RunPaths) -> int | None:
-    """How many metrics lines can no longer be taken back; None means all (the run has its record)."""
-    head = record_head(paths)
-    if head is not None and head.status == "completed":
-        return None
-    return max((c.lines for c in checkpoint_files(paths)), default=0)
 
 
 # --------------------------------------------------------------------------------------------------------- predictions

@@ -19,8 +19,8 @@ from torch.optim.swa_utils import AveragedModel
 from transfergrid.errors import TrainingDiverged
 from transfergrid.paths import RunPaths
 from transfergrid.store.attempts import Attempt
+from transfergrid.store.checkpoints import read_newest_checkpoint, write_checkpoint
 from transfergrid.store.metrics_log import MetricsLog
-from transfergrid.store.records import read_newest_checkpoint, write_checkpoint
 from transfergrid.training.optimization import averaged_weights
 
 LOG_EVERY_STEPS = 50  # the device is asked for its numbers once per so many steps
