@@ -20,6 +20,7 @@ from transfergrid.store.records import GridEntry
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from transfergrid.config.builder import GridRuns
     from transfergrid.config.scopes import FolderProgress
     from transfergrid.data import DatasetFacts
 
@@ -102,10 +103,15 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
     """The grid of a launch; `grid=quickstart` unless another is named. Raises ConfigError or DataError, in one line."""
     # Hydra takes half a second to import, which those who only read the store need not wait for.
     from transfergrid.config.builder import build_grid
-    from transfergrid.config.cluster import cluster_settings, plain
 
     arguments, config = composed_grid(arguments)
     built = build_grid(arguments, config, progress)
+    return _request(built, config, replaces_grid=True, replace=config.replace, select_by=config.select_by)
+
+
+def _request(built: GridRuns, config: DictConfig, **own: Any) -> Request:
+    from transfergrid.config.cluster import cluster_settings, plain
+
     return Request(
         grid=built.runtime.grid,
         configurations=built.configurations,
@@ -119,9 +125,7 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
         emit=config.emit,
         notify=config.notify.command,
         notes=built.notes,
-        replaces_grid=True,
-        replace=config.replace,
-        select_by=config.select_by,
+        **own,
     )
 
 
@@ -148,7 +152,6 @@ def composed_run(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
 def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
     """One configuration by hand; it joins the grid `grid_name=` (default adhoc), what it overrides is its variant."""
     from transfergrid.config.builder import build_evaluation, build_run
-    from transfergrid.config.cluster import cluster_settings, plain
 
     overrides, config = composed_run(arguments)
     variant = _hand_variant(overrides)
@@ -156,19 +159,9 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
         # Which run is evaluated stands in no other column; its last 12 digits are its identity.
         variant = safe_name(",".join(filter(None, (f"run-{config.run[-12:]}", variant))))
     built = (build_run if config.run is None else build_evaluation)(arguments, config, progress, variant=variant)
-    return Request(
-        grid=built.runtime.grid,
-        configurations=built.configurations,
-        runs=built.runs,
-        facts=built.facts,
-        runtime=built.runtime,
-        cluster=cluster_settings(config.cluster),
-        cluster_config=plain(config.cluster),
-        dry_run=config.dry_run,
-        wait=config.wait,
-        emit=config.emit,
-        notify=config.notify.command,
-        notes=built.notes,
+    return _request(
+        built,
+        config,
         replaces_grid=False,
         needs_only_checked=config.needs == "check",
         select_by=config.select_by if "select_by" in overrides else None,

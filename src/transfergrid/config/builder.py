@@ -130,7 +130,7 @@ def build_evaluation(
             except DataError as error:
                 raise ConfigError(str(error)) from error
         _check_weights(config, [trained.model])
-        scope.weights_files |= _files_of(config, trained, scope.catalog_dir)
+        scope.weights_files |= files_of(config, trained, scope.catalog_dir)
         run = make_evaluation(scope, trained)
         configuration = Configuration(grid=name, variant=variant, run=run)
         return _built(config, scopes, (configuration,), (trained, run), grid=name)
@@ -140,7 +140,7 @@ def runtime_of(config: DictConfig) -> Runtime:
     """Where and on what, without a grid. Raises ConfigError."""
     checked_protocol(config)
     check_plain_values(config)
-    return _runtime(config, grid=config.grid_name or config.grid.name or "adhoc", folders={}, weights_files={})
+    return make_runtime(config, grid=config.grid_name or config.grid.name or "adhoc", folders={}, weights_files={})
 
 
 def _runs(scopes: Scopes, row: Row, seed: int) -> tuple[RunSpec, ...]:
@@ -174,7 +174,7 @@ def _finished_run(config: DictConfig) -> RunSpec:
     return trained
 
 
-def _files_of(config: DictConfig, trained: RunSpec, catalog_dir: Path) -> dict[str, str]:
+def files_of(config: DictConfig, trained: RunSpec, catalog_dir: Path) -> dict[str, str]:
     """The files of the weights that a finished run started from, as far as the command line names them."""
     files: dict[str, str] = {}
     for backbone in trained.backbones:
@@ -238,11 +238,11 @@ def _built(
     *,
     grid: str,
 ) -> GridRuns:
-    runtime = _runtime(config, grid=grid, folders=scopes.folders, weights_files=scopes.weights_files)
+    runtime = make_runtime(config, grid=grid, folders=scopes.folders, weights_files=scopes.weights_files)
     return GridRuns(configurations, {run.run_id: run for run in runs}, runtime, scopes.facts, scopes.notes)
 
 
-def _runtime(config: DictConfig, *, grid: str, folders: dict[str, str], weights_files: dict[str, str]) -> Runtime:
+def make_runtime(config: DictConfig, *, grid: str, folders: dict[str, str], weights_files: dict[str, str]) -> Runtime:
     cache = cache_of(config)
     return Runtime(
         store_dir=config.store.dir,

@@ -31,6 +31,7 @@ RECORD_FORMAT = 1
 FLOAT16_LARGEST = 65504
 TOP_CLASSES_KEPT = 20  # of the logits, above MANY_CLASSES
 MANY_CLASSES = 100
+Array = np.ndarray[Any, Any]
 
 
 # ------------------------------------------------------------------------------------------------------------- record
@@ -201,25 +202,25 @@ class Predictions:
     Above 100 classes only the 20 largest logits of each row are kept, with their classes, and the log-sum-exp of all.
     """
 
-    index_N: np.ndarray[Any, Any]
-    label_N: np.ndarray[Any, Any]
-    logits_NC: np.ndarray[Any, Any]
-    classes_NC: np.ndarray[Any, Any] | None = None
-    logsumexp_N: np.ndarray[Any, Any] | None = None
+    index_N: Array
+    label_N: Array
+    logits_NC: Array
+    classes_NC: Array | None = None
+    logsumexp_N: Array | None = None
 
     @property
-    def predicted_N(self) -> np.ndarray[Any, Any]:
-        best_N: np.ndarray[Any, Any] = self.logits_NC.astype(np.float32).argmax(axis=1)
+    def predicted_N(self) -> Array:
+        best_N: Array = self.logits_NC.astype(np.float32).argmax(axis=1)
         if self.classes_NC is None:
             return best_N
-        chosen: np.ndarray[Any, Any] = np.take_along_axis(self.classes_NC, best_N[:, None], axis=1)[:, 0]
+        chosen: Array = np.take_along_axis(self.classes_NC, best_N[:, None], axis=1)[:, 0]
         return chosen
 
 
 def make_predictions(
-    index_N: np.ndarray[Any, Any],
-    label_N: np.ndarray[Any, Any],
-    logits_NC: np.ndarray[Any, Any],
+    index_N: Array,
+    label_N: Array,
+    logits_NC: Array,
     *,
     keep_predicted: bool = True,
 ) -> Predictions:
@@ -241,7 +242,7 @@ def make_predictions(
     return Predictions(index_N.astype(np.int64), label_N.astype(np.int64), kept_NC, top_NC, logsumexp_N)
 
 
-def _keep_predicted(rounded_NC: np.ndarray[Any, Any], predicted_N: np.ndarray[Any, Any]) -> None:
+def _keep_predicted(rounded_NC: Array, predicted_N: Array) -> None:
     """In place: classes that stand before the predicted one and tie with it go down by one step of float16."""
     largest_N1 = np.take_along_axis(rounded_NC, predicted_N[:, None], axis=1)
     tied_NC = (rounded_NC == largest_N1) & (np.arange(rounded_NC.shape[1]) < predicted_N[:, None])
@@ -255,7 +256,7 @@ def write_predictions(paths: RunPaths, sets: Mapping[str, Predictions]) -> None:
     Beside gate, whose rows are held out, there may be gate_train, rows of the training split, and for a join
     gate_part_1, gate_part_2, ...: what each backbone alone adds to the logits of gate.
     """
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, Array] = {}
     for name, predictions in sets.items():
         for f in fields(predictions):
             value = getattr(predictions, f.name)
