@@ -83,11 +83,11 @@ def build_grid(arguments: Sequence[str], config: DictConfig, progress: FolderPro
             for dataset, model, phase in product(datasets, variant.selection.models or models, phases)
             if phase in (variant.selection.phases or phases) and takes(model, phase)
         ]
-        kept = [row for row in rows if not scopes.skips(row)]
-        _check_every_phase(phases, models, rows, kept)
+        wanted = [row for row in rows if not scopes.skips(row)]
+        _check_every_phase(phases, models, rows, wanted)
         runs: list[RunSpec] = []
         configurations: dict[str, Configuration] = {}
-        for row, seed in product(kept, seeds):
+        for row, seed in product(wanted, seeds):
             *needed, run = _runs(scopes, row, seed)
             runs += [*needed, run]
             # A variant that changes nothing in this phase is the same run, and the same row.
@@ -188,13 +188,13 @@ def files_of(config: DictConfig, trained: RunSpec, catalog_dir: Path) -> dict[st
     return files
 
 
-def _check_every_phase(phases: list[Phase], models: list[str], rows: list[Row], kept: list[Row]) -> None:
+def _check_every_phase(phases: list[Phase], models: list[str], rows: list[Row], wanted: list[Row]) -> None:
     """Raises ConfigError for a phase of the grid that has no row."""
     taken = {row.phase for row in rows}
     for phase in phases:
         if phase not in taken:
             raise ConfigError(f"grid.phases: no model of the grid takes phase {phase!r}; models: {', '.join(models)}")
-        if phase not in {row.phase for row in kept}:
+        if phase not in {row.phase for row in wanted}:
             raise ConfigError(
                 f"grid.rules skip all of phase {phase!r}; leave it out of grid.phases, or change the rules"
             )

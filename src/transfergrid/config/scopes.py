@@ -138,8 +138,8 @@ def opened(
     catalog_dir = cache_of(config).catalog
     with contextlib.ExitStack() as stack:
         if config.dry_run and any("timm/" in argument for argument in arguments):
-            kept, catalog_dir = catalog_dir, Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            for description in kept.glob("timm-*.json"):
+            described, catalog_dir = catalog_dir, Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for description in described.glob("timm-*.json"):
                 shutil.copy(description, catalog_dir)
         yield Scopes(arguments, config, rules=rules, catalog_dir=catalog_dir, progress=progress)
 

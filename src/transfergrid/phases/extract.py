@@ -33,10 +33,10 @@ def is_done(spec: RunSpec, runtime: Runtime) -> bool:
     """Whether the features of every split lie in this cache or in a shared one."""
     cache, backbone = cache_paths(runtime), spec.backbones[0]
     splits = splits_of(dataset_facts(spec.dataset, runtime))
-    found = (
+    paths = (
         feature_store.find(cache, spec.feature_key(backbone, s), also_read=runtime.cache_also_read) for s in splits
     )
-    return all(path is not None for path in found)
+    return all(path is not None for path in paths)
 
 
 def damaged(spec: RunSpec, runtime: Runtime) -> str | None:
@@ -93,7 +93,7 @@ def run(context: RunContext) -> RunRecord:
             continue  # made by an earlier attempt, or in a shared cache
         _set_aside(cache, key)
         index_N = torch.from_numpy(rows[split])
-        made = Stopwatch()
+        forward = Stopwatch()
         with (
             feature_store.writing(
                 cache,
@@ -115,7 +115,7 @@ def run(context: RunContext) -> RunRecord:
                 features_BD = network(images_BCHW)[: len(index_N) - number * BATCH]
                 writer.write(number * BATCH, features_BD.float().cpu().numpy())
         num_images += len(index_N)
-        forward_s += made.seconds
+        forward_s += forward.seconds
     return make_record(
         spec,
         context.attempt,
@@ -135,5 +135,5 @@ def _set_aside(cache: CachePaths, key: FeatureKey) -> None:
     path = cache.features(key)
     if os.path.lexists(path):
         reason = feature_store.damage(cache, key) or "it is of no use"
-        kept = feature_store.set_aside(cache, key, path, reason, seen=os.lstat(path))
-        logger.warning("%s; kept as %s, extracted again", reason, kept)
+        place = feature_store.set_aside(cache, key, path, reason, seen=os.lstat(path))
+        logger.warning("%s; kept as %s, extracted again", reason, place)

@@ -131,11 +131,11 @@ def carry_out(
     if outcome != "lost features" or on_lost == "tell":
         return outcome
     for extraction in spec.extractions:
-        while (made := carry_out(extraction, runtime, stop=stop, is_alive=is_alive)) == "in flight":
+        while (extracted := carry_out(extraction, runtime, stop=stop, is_alive=is_alive)) == "in flight":
             if stop is not None and stop.signal is not None:
                 return "interrupted"
             time.sleep(ELSEWHERE_POLL_S)
-        if made == "interrupted":
+        if extracted == "interrupted":
             return "interrupted"
     return _claim_and_run(spec, runtime, stop, is_alive, fails=True)
 

@@ -26,13 +26,13 @@ class CheckpointFile:
 
 def checkpoint_files(paths: RunPaths) -> list[CheckpointFile]:
     """Newest first, without reading them."""
-    found = []
+    files = []
     if paths.checkpoints.is_dir():
         for path in paths.checkpoints.iterdir():
             match = re.fullmatch(r"step-(\d+)-line-(\d+)-([0-9a-f]{16})\.pt", path.name)
             if match:
-                found.append(CheckpointFile(path, int(match[1]), int(match[2]), match[3]))
-    return sorted(found, key=lambda c: c.step, reverse=True)
+                files.append(CheckpointFile(path, int(match[1]), int(match[2]), match[3]))
+    return sorted(files, key=lambda c: c.step, reverse=True)
 
 
 def write_checkpoint(attempt: Attempt, content: bytes, *, step: int, lines: int, keep: int = 2) -> None:

@@ -239,17 +239,17 @@ def set_aside(paths: CachePaths, key: FeatureKey, path: Path, reason: str, *, se
     """Move the damaged file at `path` to the same name with `.damaged`, whose place is returned; find() will not find
     it. One of another's cache stays where it is, and is no longer read. Nothing is done where the file is no longer
     the one that was `seen`: it has been made again meanwhile."""
-    own, kept = paths.features(key), path
+    own, place = paths.features(key), path
     with contextlib.suppress(FileNotFoundError):
-        found = os.lstat(path)
-        if (found.st_ino, found.st_mtime_ns) != (seen.st_ino, seen.st_mtime_ns):
+        now = os.lstat(path)
+        if (now.st_ino, now.st_mtime_ns) != (seen.st_ino, seen.st_mtime_ns):
             return path
         durable.write_json(_about_damage(own), {"path": str(path), "reason": reason})
         if path == own:
-            kept = path.with_name(path.name + ".damaged")
-            os.replace(path, kept)
+            place = path.with_name(path.name + ".damaged")
+            os.replace(path, place)
             durable.fsync_folder(path.parent)
-    return kept
+    return place
 
 
 def _about_damage(path: Path) -> Path:
@@ -259,10 +259,10 @@ def _about_damage(path: Path) -> Path:
 def _set_aside(path: Path) -> dict[str, str]:
     """path, reason: of the file that was last set aside for this name."""
     try:
-        found: dict[str, str] = durable.read_json(_about_damage(path))
+        content: dict[str, str] = durable.read_json(_about_damage(path))
     except (OSError, json.JSONDecodeError):
         return {}
-    return found
+    return content
 
 
 def _damage(path: Path, key: FeatureKey) -> str | None:

@@ -153,16 +153,16 @@ def _check(record: RunRecord) -> None:
         if not isinstance(getattr(record, name), (str, type(None))):
             raise ValueError(f"{name} is {getattr(record, name)!r}, not a text")
     numbers = {f.name: getattr(record, f.name) for f in fields(record) if str(f.type).startswith(("int", "float"))}
-    told = {name: value for name, value in numbers.items() if value is not None} | dict(record.metrics)
+    figures = {name: value for name, value in numbers.items() if value is not None} | dict(record.metrics)
     if record.details.get("n_test") is not None:
-        told["n_test"] = record.details["n_test"]
-    for name, value in told.items():
+        figures["n_test"] = record.details["n_test"]
+    for name, value in figures.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"{name} is {value!r}, not a number")
         if name.rsplit("_", 1)[-1] in _SHARES and not 0 <= value <= 1:
             raise ValueError(f"{name} is {value!r}, not between 0 and 1")
-    if record.status not in ("completed", "failed") or told.get("n_test", 1) < 1:
-        raise ValueError(f"status {record.status!r} or n_test {told.get('n_test')!r} is none that a run writes")
+    if record.status not in ("completed", "failed") or figures.get("n_test", 1) < 1:
+        raise ValueError(f"status {record.status!r} or n_test {figures.get('n_test')!r} is none that a run writes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,7 +338,7 @@ def selected_by(path: Path) -> SelectBy:
     """The score on val that the grid was launched to choose by; accuracy in files of earlier releases. Raises as
     read_grid."""
     read_grid(path)
-    found = durable.read_json(path).get("select_by", "accuracy")
-    if found not in get_args(SelectBy):
-        raise DataError(f"{path} is damaged (select_by is {found!r}); delete it and launch the grid again")
-    return cast(SelectBy, found)
+    score = durable.read_json(path).get("select_by", "accuracy")
+    if score not in get_args(SelectBy):
+        raise DataError(f"{path} is damaged (select_by is {score!r}); delete it and launch the grid again")
+    return cast(SelectBy, score)

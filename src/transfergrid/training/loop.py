@@ -221,10 +221,10 @@ def _assert_finite(figures: dict[str, Any], step: int) -> None:
 
 def _parameters_by_head(groups: list[ParameterGroup], num_heads: int) -> list[list[nn.Parameter]]:
     """What is clipped together: everything, or each of several heads by itself, as if it were alone."""
-    found: dict[str, list[nn.Parameter]] = {}
+    by_head: dict[str, list[nn.Parameter]] = {}
     for group in groups:
-        found.setdefault(group.name if num_heads > 1 else "", []).extend(group.parameters)
-    return list(found.values())
+        by_head.setdefault(group.name if num_heads > 1 else "", []).extend(group.parameters)
+    return list(by_head.values())
 
 
 def _images_per_epoch(settings: TrainSettings, num_rows: int) -> int:

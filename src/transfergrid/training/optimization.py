@@ -139,8 +139,8 @@ def lookahead_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for p, kept in zip(moved, fast, strict=True):
-                p.copy_(kept)
+            for p, value in zip(moved, fast, strict=True):
+                p.copy_(value)
 
 
 @contextlib.contextmanager

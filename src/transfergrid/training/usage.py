@@ -61,10 +61,10 @@ class UsageMeter:
         command += ["-i", visible.split(",")[0]] if visible else []
         while not self._ended.wait(SAMPLE_S):
             try:
-                said = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True).stdout
+                output = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True).stdout
             except (OSError, subprocess.SubprocessError):
                 continue
-            figures = re.match(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)", said)
+            figures = re.match(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)", output)
             if figures:
                 self._samples.append((float(figures[1]), float(figures[2])))
 
