@@ -104,7 +104,7 @@ def train_heads(
 def test_a_head_is_bit_equal_whatever_stands_beside_it(
     probe_spec: RunSpec, tmp_path: Path, optimizer: str, feature_dim: int, batch_size: int, num_threads: int
 ) -> None:
-    changes: dict[str, Any] = {"optimizer": optimizer, "batch_size": batch_size, "epochs": 5}
+    changes: dict[str, Any] = {"optimizer": optimizer, "batch_size": batch_size, "epochs": 2}
     shape = {"feature_dim": feature_dim, "num_rows": 12 * batch_size - batch_size // 3}
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
