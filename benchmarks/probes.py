@@ -39,6 +39,7 @@ from transfergrid.report.analysis.statistics import t_interval
 from transfergrid.specs import ProbeSettings, seed_for
 from transfergrid.store.attempts import begin_attempt
 from transfergrid.training.stopping import StopFlag
+from transfergrid.training.usage import UsageMeter
 
 MODELS = ("tinynet_mnist", "tinynet_cifar", "tinynet_mnist+tinynet_cifar")
 SHOTS, DRAWS = (5, 20, 100), 10
@@ -86,7 +87,7 @@ def _draws(dataset: list[str], model: str, cache: str) -> Iterator[list[object]]
                 store = store_paths(replace(runtime, store_dir=f"{folder}/{shots}-{draw}"))
                 with begin_attempt(store.run("x"), spec) as attempt:
                     bench = Bench(
-                        RunContext(replace(spec, seed=draw), runtime, attempt, StopFlag()),
+                        RunContext(replace(spec, seed=draw), runtime, attempt, StopFlag(), UsageMeter(gpu=False)),
                         spec.settings,
                         {name: standardiser.apply(rows_ND) for name, rows_ND in raw.items()},
                         Folds(folds["train"], folds["val"], (folds["val"],), whole.test, whole.unlabelled),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,6 +91,14 @@ def what_was_printed_can_be_typed(collector: Collector) -> Iterator[None]:
     yield
     if problems := collector.problems():
         pytest.fail("printed, and cannot be typed:\n" + "\n".join(problems))
+
+
+@pytest.fixture(autouse=True)
+def one_thread_for_each_worker() -> Iterator[None]:
+    """A run that a test carries out here takes a thread for each core, and the tests after it would keep them."""
+    yield
+    if "PYTEST_XDIST_WORKER" in os.environ and (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

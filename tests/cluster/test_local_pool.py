@@ -16,7 +16,7 @@ import pytest
 
 from transfergrid.cluster import local
 from transfergrid.paths import RunPaths
-from transfergrid.store.records import checkpoint_files
+from transfergrid.store.checkpoints import checkpoint_files
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow

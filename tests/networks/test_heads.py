@@ -29,6 +29,7 @@ from transfergrid.store.records import read_predictions
 from transfergrid.training.loop import fit
 from transfergrid.training.optimization import split_decay
 from transfergrid.training.stopping import StopFlag
+from transfergrid.training.usage import UsageMeter
 
 CPU = torch.device("cpu")
 RANDOM_PROBE = ["model=shufflenet_v2_x0_5", "weights=random", "phase=probe"]
@@ -90,6 +91,7 @@ def train_heads(
             device=CPU,
             checkpoint_min_interval_s=60,
             stop=StopFlag(),
+            usage=UsageMeter(gpu=False),
         )
     assert isinstance(trainee.module, Heads)
     return trainee.module
@@ -102,7 +104,7 @@ def train_heads(
 def test_a_head_is_bit_equal_whatever_stands_beside_it(
     probe_spec: RunSpec, tmp_path: Path, optimizer: str, feature_dim: int, batch_size: int, num_threads: int
 ) -> None:
-    changes: dict[str, Any] = {"optimizer": optimizer, "batch_size": batch_size, "epochs": 5}
+    changes: dict[str, Any] = {"optimizer": optimizer, "batch_size": batch_size, "epochs": 2}
     shape = {"feature_dim": feature_dim, "num_rows": 12 * batch_size - batch_size // 3}
     before = torch.get_num_threads()
     torch.set_num_threads(num_threads)

@@ -33,11 +33,13 @@ from transfergrid.report.analysis.comparison import comparison_rows
 from transfergrid.specs import EvaluateSettings, FinetuneSettings, ProbeSettings, RunSpec, to_dict
 from transfergrid.store import durable
 from transfergrid.store.attempts import begin_attempt
+from transfergrid.store.checkpoints import checkpoint_files
 from transfergrid.store.metrics_log import read_metrics
-from transfergrid.store.records import checkpoint_files, read_grid
+from transfergrid.store.records import read_grid
 from transfergrid.training.loop import fit
 from transfergrid.training.optimization import split_decay
 from transfergrid.training.stopping import StopFlag
+from transfergrid.training.usage import UsageMeter
 
 TINY = "model=tinynet_mnist"
 ON_IMAGES = [
@@ -103,6 +105,7 @@ def fit_linear(trainee: LinearTrainee, folder: Path, **changes: Any) -> Any:
             device=torch.device("cpu"),
             checkpoint_min_interval_s=60,
             stop=StopFlag(),
+            usage=UsageMeter(gpu=False),
         )
 
 
@@ -111,7 +114,8 @@ def test_images_per_second_counts_the_images_that_were_seen(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drop_last: bool, images: int, steps: int
 ) -> None:
     seconds = [0.0]
-    monkeypatch.setattr("transfergrid.training.loop.time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    for module in ("loop", "progress"):
+        monkeypatch.setattr(f"transfergrid.training.{module}.time", SimpleNamespace(monotonic=lambda: seconds[0]))
 
     class OneSecondPerStep(LinearTrainee):
         def losses(self, rows_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:

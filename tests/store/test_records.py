@@ -20,17 +20,19 @@ from transfergrid.phases import phase_module
 from transfergrid.planning import job
 from transfergrid.specs import RunSpec
 from transfergrid.store.attempts import Attempt, begin_attempt, newest_attempt
-from transfergrid.store.records import (
-    RunRecord,
+from transfergrid.store.checkpoints import (
     checkpoint_files,
     lines_covered,
-    make_predictions,
     read_newest_checkpoint,
+    remove_checkpoints,
+    write_checkpoint,
+)
+from transfergrid.store.records import (
+    RunRecord,
+    make_predictions,
     read_predictions,
     read_record,
     record_head,
-    remove_checkpoints,
-    write_checkpoint,
     write_predictions,
     write_record,
 )

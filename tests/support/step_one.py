@@ -29,6 +29,7 @@ from transfergrid.training import loop
 from transfergrid.training.on_images import ImageTrainee
 from transfergrid.training.optimization import ParameterGroup, make_optimizer
 from transfergrid.training.stopping import StopFlag
+from transfergrid.training.usage import UsageMeter
 
 Row = tuple[str, str, str, str]  # data set, model, phase, variant
 
@@ -145,7 +146,7 @@ def first_step(run: RunSpec, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, 
         patch.setattr(_parity, "load_probe", lambda *_: None)
         patch.setattr(_parity, "assert_parity", lambda *_, **__: None)
         with begin_attempt(store_paths(runtime).run(run.run_id), run) as attempt, pytest.raises(Enough):
-            phase_module(run.phase).run(RunContext(run, runtime, attempt, StopFlag()))
+            phase_module(run.phase).run(RunContext(run, runtime, attempt, StopFlag(), UsageMeter(gpu=False)))
     return found[0]
 
 

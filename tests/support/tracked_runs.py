@@ -25,7 +25,7 @@ from wandb_state import ServerRun
 from transfergrid import tracking
 from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.specs import Configuration, RunSpec, Runtime, to_dict
-from transfergrid.store import attempts, durable, records
+from transfergrid.store import attempts, checkpoints, durable, records
 from transfergrid.store.metrics_log import TIMING_FIELDS, MetricsLog, read_metrics
 from transfergrid.store.records import RunRecord, make_predictions
 
@@ -66,7 +66,7 @@ def write_lines(paths: RunPaths, *, kept: int = 0, upto: int, scale: float = 1.0
 
 
 def checkpoint(attempt: attempts.Attempt, *, lines: int) -> None:
-    records.write_checkpoint(attempt, b"state", step=lines, lines=lines)
+    checkpoints.write_checkpoint(attempt, b"state", step=lines, lines=lines)
 
 
 def complete(paths: RunPaths, run: RunSpec, attempt: int, **changes: Any) -> None:

@@ -30,7 +30,7 @@ from transfergrid.specs import (
     Runtime,
     WeightsSpec,
 )
-from transfergrid.store import attempts, durable, provenance, records
+from transfergrid.store import attempts, checkpoints, durable, provenance, records
 from transfergrid.store.metrics_log import MetricsLog, read_metrics
 from transfergrid.tracking import description, mirror, offline
 from transfergrid.tracking.run_mirror import NOT_FINISHED
@@ -81,7 +81,7 @@ def write_lines(paths: RunPaths, *, kept: int, upto: int) -> None:
 
 
 def checkpoint(attempt: attempts.Attempt, *, lines: int) -> None:
-    records.write_checkpoint(attempt, b"state", step=lines, lines=lines)
+    checkpoints.write_checkpoint(attempt, b"state", step=lines, lines=lines)
 
 
 def finish(paths: RunPaths, spec: RunSpec, attempt: int, **changes: Any) -> None:
@@ -267,7 +267,7 @@ def test_a_run_made_again_from_its_beginning_is_mirrored_anew_and_the_mirror_out
         write_lines(paths, kept=0, upto=6)
         checkpoint(attempt, lines=4)
         wait_until(lambda: rows_so_far(store, one.run.run_id) == 4)
-        records.remove_checkpoints(paths)
+        checkpoints.remove_checkpoints(paths)
         write_lines(paths, kept=0, upto=6)
         checkpoint(attempt, lines=3)
         # The launcher is gone (its end of the pipe is closed), training is not: the mirror stays for it.

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from transfergrid.planning import job
 from transfergrid.specs import ScratchSettings
 from transfergrid.store.metrics_log import read_metrics
-from transfergrid.training.loop import averaged_weights
 from transfergrid.training.optimization import (
     ParameterGroup,
+    averaged_weights,
     learning_rates,
     lookahead_weights,
     lr_factor,

@@ -36,14 +36,15 @@ from transfergrid.paths import RunPaths
 from transfergrid.phases import phase_module
 from transfergrid.planning import job
 from transfergrid.specs import RunSpec, ScratchSettings
-from transfergrid.store import records
+from transfergrid.store import checkpoints, records
 from transfergrid.store.attempts import begin_attempt
+from transfergrid.store.checkpoints import checkpoint_files
 from transfergrid.store.metrics_log import read_metrics
-from transfergrid.store.records import checkpoint_files
-from transfergrid.training import loop, on_images
+from transfergrid.training import loop, on_images, progress
 from transfergrid.training.loop import FitResult, epoch_order, fit
 from transfergrid.training.optimization import ParameterGroup, make_anchors, pull_to_start
 from transfergrid.training.stopping import StopFlag
+from transfergrid.training.usage import UsageMeter
 
 CPU = torch.device("cpu")
 
@@ -103,6 +104,7 @@ def fit_points(
     interval_s: float = 60.0,
     lr: float = 0.1,
     stop: Any = None,
+    usage: UsageMeter | None = None,
     **changes: Any,
 ) -> FitResult:
     groups = [ParameterGroup("all", lr, 0.0, list(points.module.parameters()))]
@@ -116,6 +118,7 @@ def fit_points(
             device=CPU,
             checkpoint_min_interval_s=interval_s,
             stop=stop or StopFlag(),
+            usage=usage or UsageMeter(gpu=False),
         )
 
 
@@ -191,6 +194,18 @@ def test_every_step_is_logged_with_its_number_and_every_epoch_with_its_means(spe
     assert epochs[-1]["train/loss"] < 0.5 * epochs[0]["train/loss"] and epochs[-1]["val/accuracy"] == 0.5
 
 
+def test_the_line_of_an_epoch_says_how_busy_the_gpu_of_its_own_run_is(spec: RunSpec, tmp_path: Path) -> None:
+    class Busy(UsageMeter):
+        def gpu_now(self) -> dict[str, float]:
+            return {"gpu/utilisation": 0.4, "gpu/memory_mib": 1000.0}
+
+    fit_points(Points(20), spec, tmp_path / "busy", epochs=1, usage=Busy(gpu=False))
+    fit_points(Points(20), spec, tmp_path / "beside", epochs=1)
+    busy, beside = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("busy", "beside"))
+    assert [line.get("gpu/utilisation") for line in busy] == [None, None, None, 0.4]
+    assert busy[-1]["gpu/memory_mib"] == 1000.0 and "gpu/memory_mib" not in beside[-1]
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(spec: RunSpec, tmp_path: Path, value: float) -> None:
     points = Points(20, spoil=lambda step, loss: loss * value if step == 7 else loss)
@@ -206,7 +221,8 @@ def test_images_per_second_and_seconds_go_on_counting_over_an_interruption(
 ) -> None:
     """20 rows make 3 steps of a second each; an evaluation takes ten; the first attempt ends after step 4 of 6."""
     clock_s = [0.0]
-    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: clock_s[0]))
+    for module in (loop, progress):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock_s[0]))
 
     class Timed(Points):
         def losses(self, rows_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
@@ -288,13 +304,13 @@ def test_checkpoints_are_as_frequent_as_asked_for(
     spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved: list[int] = []
-    real = records.write_checkpoint
+    real = checkpoints.write_checkpoint
 
     def watched(*arguments: Any, step: int, **options: Any) -> None:
         saved.append(step)
         real(*arguments, step=step, **options)
 
-    monkeypatch.setattr(loop, "write_checkpoint", watched)
+    monkeypatch.setattr(progress, "write_checkpoint", watched)
     fit_points(Points(20), spec, tmp_path / "never", epochs=3)
     assert saved == []
     fit_points(Points(20), spec, tmp_path / "always", epochs=3, interval_s=0)
@@ -306,11 +322,11 @@ def test_checkpoints_are_as_frequent_as_asked_for(
         return loss
 
     slow = Points(20, spoil=slowly)
-    monkeypatch.setattr(loop, "SAVE_COST_SHARE", 0)
+    monkeypatch.setattr(progress, "SAVE_COST_SHARE", 0)
     fit_points(slow, spec, tmp_path / "some", epochs=5, interval_s=0.1)
     assert 1 <= len(saved) <= 4
     saved.clear()
-    monkeypatch.setattr(loop, "SAVE_COST_SHARE", 10**6)  # a save that costs much is made seldom
+    monkeypatch.setattr(progress, "SAVE_COST_SHARE", 10**6)  # a save that costs much is made seldom
     fit_points(slow, spec, tmp_path / "seldom", epochs=5, interval_s=0.01)
     assert len(saved) == 1
 

@@ -63,13 +63,14 @@ def test_a_gpus_load_is_the_mean_and_its_memory_the_peak_of_the_samples(nvidia_s
 
 def test_lines_of_a_run_on_a_gpu_can_say_how_busy_it_is_now(nvidia_smi: Path) -> None:
     (nvidia_smi / "says").write_text("40, 1000\n")
-    with UsageMeter(gpu=True):
+    with UsageMeter(gpu=True) as meter:
         deadline = time.monotonic() + 30
-        while not (now := usage.gpu_now()):
+        while not (now := meter.gpu_now()):
             assert time.monotonic() < deadline
             time.sleep(0.01)
     assert now == {"gpu/utilisation": 0.4, "gpu/memory_mib": 1000.0}
-    assert usage.gpu_now() == {}
+    assert meter.gpu_now() == {}
+    assert UsageMeter(gpu=False).gpu_now() == {}  # another run's meter knows nothing of it
 
 
 def test_it_is_the_first_gpu_that_the_run_may_use(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:

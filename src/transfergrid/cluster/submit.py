@@ -41,6 +41,7 @@ from transfergrid.cluster.task import TaskSettings, run_task
 from transfergrid.errors import ConfigError, MachineError, StoreFull, one_line
 from transfergrid.resources import ClusterSettings, Resources
 from transfergrid.store import durable
+from transfergrid.store.process import temporary_environment
 
 GIVE_UP_S = 300.0  # for a controller that does not answer
 _MEMORY = "the memory asked for; give less as cluster.mem_gb=, or cluster.mem_gb=null to ask for none"
@@ -334,15 +335,9 @@ def environment_of_jobs() -> dict[str, str]:
 @contextlib.contextmanager
 def slurm_environment() -> Iterator[None]:
     """For what calls sbatch in this process, as hydra-submitit-launcher does; submitit itself reads UTF-8 alone."""
-    before, kept = dict(os.environ), environment_of_jobs()
-    os.environ.clear()
-    os.environ.update(kept)
-    try:
-        with mock.patch.object(submitit.core.utils, "copy_process_streams", _copy_streams):
-            yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    in_utf_8 = mock.patch.object(submitit.core.utils, "copy_process_streams", _copy_streams)
+    with temporary_environment(environment_of_jobs()), in_utf_8:
+        yield
 
 
 def _copy_streams(process: subprocess.Popen[bytes], out: io.StringIO, err: io.StringIO, verbose: bool = False) -> None:

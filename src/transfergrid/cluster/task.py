@@ -29,7 +29,7 @@ from transfergrid.planning.plan import Plan, PlannedRun
 from transfergrid.specs import RunSpec, Runtime, Split
 from transfergrid.store import durable
 from transfergrid.store.attempts import job_mark, newest_attempt, restart_count, slurm_task
-from transfergrid.store.records import checkpoint_files
+from transfergrid.store.checkpoints import checkpoint_files
 from transfergrid.training.stopping import StopFlag
 
 logger = logging.getLogger(__name__)

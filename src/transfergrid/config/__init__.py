@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transfergrid.config.names import grid_name_of
 from transfergrid.config.predict import PredictRequest, parse_predict
 from transfergrid.config.report import ReportRequest, parse_report
 from transfergrid.config.status import StatusRequest, parse_status
@@ -21,7 +20,8 @@ from transfergrid.store.records import GridEntry
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from transfergrid.config.builder import FolderProgress
+    from transfergrid.config.builder import GridRuns
+    from transfergrid.config.scopes import FolderProgress
     from transfergrid.data import DatasetFacts
 
 
@@ -102,28 +102,30 @@ def composed_grid(arguments: Sequence[str]) -> tuple[list[str], DictConfig]:
 def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
     """The grid of a launch; `grid=quickstart` unless another is named. Raises ConfigError or DataError, in one line."""
     # Hydra takes half a second to import, which those who only read the store need not wait for.
-    from transfergrid.config.builder import GridBuilder
-    from transfergrid.config.cluster import cluster_settings, plain
+    from transfergrid.config.builder import build_grid
 
     arguments, config = composed_grid(arguments)
-    builder = GridBuilder(arguments, config, progress)
-    configurations = builder.build()
+    built = build_grid(arguments, config, progress)
+    return _request(built, config, replaces_grid=True, replace=config.replace, select_by=config.select_by)
+
+
+def _request(built: GridRuns, config: DictConfig, **own: Any) -> Request:
+    from transfergrid.config.cluster import cluster_settings, plain
+
     return Request(
-        grid=builder.name,
-        configurations=configurations,
-        runs=builder.runs,
-        facts=builder.facts,
-        runtime=builder.runtime(),
+        grid=built.runtime.grid,
+        configurations=built.configurations,
+        runs=built.runs,
+        facts=built.facts,
+        runtime=built.runtime,
         cluster=cluster_settings(config.cluster),
         cluster_config=plain(config.cluster),
         dry_run=config.dry_run,
         wait=config.wait,
         emit=config.emit,
         notify=config.notify.command,
-        notes=tuple(builder.notes),
-        replaces_grid=True,
-        replace=config.replace,
-        select_by=config.select_by,
+        notes=built.notes,
+        **own,
     )
 
 
@@ -156,35 +158,22 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
 
     again=RUN_ID: a run whose spec is known, see again.py.
     """
-    from transfergrid.config.again import run_again
-    from transfergrid.config.builder import GridBuilder
-    from transfergrid.config.cluster import cluster_settings, plain
+    from transfergrid.config.again import build_again
+    from transfergrid.config.builder import build_evaluation, build_run
 
     overrides, config = composed_run(arguments)
-    builder = GridBuilder(list(arguments), config, progress)
-    builder.name = grid_name_of(config.grid_name or "adhoc")
     variant = _hand_variant(overrides)
     if config.again is not None:
-        configuration = run_again(builder)
+        built = build_again(arguments, config, progress)
     elif config.run is not None:
         # Which run is evaluated stands in no other column; its last 12 digits are its identity.
-        of = f"run-{config.run[-12:]}"
-        configuration = builder.evaluation_of(config.run, safe_name(",".join(filter(None, (of, variant)))))
+        variant = safe_name(",".join(filter(None, (f"run-{config.run[-12:]}", variant))))
+        built = build_evaluation(arguments, config, progress, variant=variant)
     else:
-        configuration = builder.one_run(config.model, config.phase.name, config.seed, variant)
-    return Request(
-        grid=builder.name,
-        configurations=(configuration,),
-        runs=builder.runs,
-        facts=builder.facts,
-        runtime=builder.runtime(),
-        cluster=cluster_settings(config.cluster),
-        cluster_config=plain(config.cluster),
-        dry_run=config.dry_run,
-        wait=config.wait,
-        emit=config.emit,
-        notify=config.notify.command,
-        notes=tuple(builder.notes),
+        built = build_run(arguments, config, progress, variant=variant)
+    return _request(
+        built,
+        config,
         replaces_grid=False,
         needs_only_checked=config.needs == "check",
         select_by=config.select_by if "select_by" in overrides else None,
@@ -231,12 +220,12 @@ def composed_doctor(arguments: Sequence[str]) -> tuple[float, list[str], DictCon
 
 def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
     """The settings of a launch, its grid where one is named; and `wait_s=`, which no other script has."""
-    from transfergrid.config.builder import GridBuilder
+    from transfergrid.config.builder import runtime_of
     from transfergrid.config.cluster import cluster_settings
 
     wait_s, others, config = composed_doctor(arguments)
     return DoctorRequest(
-        runtime=GridBuilder(others, config, None).runtime(),
+        runtime=runtime_of(config),
         cluster=cluster_settings(config.cluster),
         weights_named=config.weights_dir is not None,
         wait_s=wait_s,

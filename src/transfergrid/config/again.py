@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from transfergrid.config.dataset import resolve_dataset
+from omegaconf import DictConfig
+
+from transfergrid.config.builder import GridRuns, files_of, make_runtime
+from transfergrid.config.dataset import DatasetChoice, resolve_dataset
 from transfergrid.config.predict import run_paths
+from transfergrid.config.scopes import FolderProgress, cache_of, opened
 from transfergrid.config.spelling import command, folder_value
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.networks.backbones.weight_files import identity_of
@@ -16,9 +19,6 @@ from transfergrid.phases import phase_module
 from transfergrid.specs import RULES_VERSION, Configuration, EvaluateSettings, RunSpec, from_dict
 from transfergrid.store import durable
 from transfergrid.store.records import read_grid
-
-if TYPE_CHECKING:
-    from transfergrid.config.builder import GridBuilder
 
 # Where the run's files lie, which no spec knows; what they hold must be what the run was made of.
 _PLACES = ("dataset.folder", "dataset.max_megapixels", "phase.evaluate.checkpoint", "weights")
@@ -35,31 +35,38 @@ def check_keys(keys: Iterable[str]) -> None:
             raise ConfigError(f"again= takes {key} from the run's spec.json; leave {key}= out, or leave again= out")
 
 
-def run_again(builder: GridBuilder) -> Configuration:
-    """The run that `again=` names, with all that it needs in builder.runs. Raises ConfigError or DataError."""
-    config = builder.config
-    paths = run_paths(config.again, Path(config.store.dir), key="again")
-    runs = {spec.run_id: spec for spec in _with_needs(paths)}
-    run = runs[paths.root.name]
-    _find_pictures(builder, run)
-    for spec in runs.values():
-        builder.find_files_of(spec)
-    if (config.weights or config.weights_files) and not builder.weights_files:
-        raise ConfigError(f"{run.run_id} is made of no weights file of yours; leave weights= out")
-    _find_checkpoint(builder, run)
-    builder.runs |= runs
-    builder.name, variant = _row(run.run_id, StorePaths(Path(config.store.dir)), config.grid_name)
-    runtime = builder.runtime()
-    for spec in runs.values():
-        done = phase_module(spec.phase).is_done(spec, runtime)
-        if not done and spec.phase in ("probe", "finetune") and spec.rules != RULES_VERSION:
-            raise ConfigError(
-                f"{spec.run_id} was planned by another release, whose numbers this one does not give; launch its grid"
-            )
-        if not done and spec.dataset.name != run.dataset.name and spec.dataset.kind == "image_folder":
-            first = command("run_phase.py", f"again={folder_value(str(paths.root.parent / spec.run_id))}")
-            raise ConfigError(f"{run.run_id} needs {spec.run_id}, which is of another folder; run first: {first}")
-    return Configuration(grid=builder.name, variant=variant, run=run)
+def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None) -> GridRuns:
+    """The run that `again=` names, and all that it needs. Raises ConfigError or DataError."""
+    with opened(arguments, config, progress=progress) as scopes:
+        store = StorePaths(Path(config.store.dir))
+        paths = run_paths(config.again, store.root, key="again")
+        runs = {spec.run_id: spec for spec in _with_needs(paths)}
+        run = runs[paths.root.name]
+        pictures = _pictures(config, run, progress)
+        folders = {} if pictures.folder is None else {run.dataset.name: pictures.folder}
+        files: dict[str, str] = {}
+        for spec in runs.values():
+            files |= files_of(config, spec, scopes.catalog_dir)
+        if (config.weights or config.weights_files) and not files:
+            raise ConfigError(f"{run.run_id} is made of no weights file of yours; leave weights= out")
+        files |= _checkpoint(config, run)
+        grid, variant = _row(run.run_id, store, config.grid_name)
+        runtime = make_runtime(config, grid=grid, folders=folders, weights_files=files)
+        for spec in runs.values():
+            _check_still_made(spec, run, paths, done=phase_module(spec.phase).is_done(spec, runtime))
+        rows = (Configuration(grid=grid, variant=variant, run=run),)
+        return GridRuns(rows, runs, runtime, {run.dataset.name: pictures.facts}, tuple(dict.fromkeys(pictures.notes)))
+
+
+def _check_still_made(spec: RunSpec, run: RunSpec, paths: RunPaths, *, done: bool) -> None:
+    """Raises ConfigError for a run that is not done and would not become what it was."""
+    if not done and spec.phase in ("probe", "finetune") and spec.rules != RULES_VERSION:
+        raise ConfigError(
+            f"{spec.run_id} was planned by another release, whose numbers this one does not give; launch its grid"
+        )
+    if not done and spec.dataset.name != run.dataset.name and spec.dataset.kind == "image_folder":
+        first = command("run_phase.py", f"again={folder_value(str(paths.root.parent / spec.run_id))}")
+        raise ConfigError(f"{run.run_id} needs {spec.run_id}, which is of another folder; run first: {first}")
 
 
 def _with_needs(paths: RunPaths) -> Iterator[RunSpec]:
@@ -78,9 +85,9 @@ def _with_needs(paths: RunPaths) -> Iterator[RunSpec]:
     yield spec
 
 
-def _find_pictures(builder: GridBuilder, run: RunSpec) -> None:
+def _pictures(config: DictConfig, run: RunSpec, progress: FolderProgress | None) -> DatasetChoice:
     """The data set as the spec has it; of a folder, where it lies. Raises ConfigError where it holds other pictures."""
-    node, wanted = builder.config.dataset, run.dataset
+    node, wanted = config.dataset, run.dataset
     if wanted.kind == "image_folder" and node.folder is None:
         raise ConfigError(
             f"{run.run_id} is made of the pictures of {wanted.name}; say where they lie: dataset.folder=FOLDER"
@@ -89,32 +96,29 @@ def _find_pictures(builder: GridBuilder, run: RunSpec) -> None:
     node.max_images, node.skip_damaged = wanted.max_images, bool(wanted.left_out)
     node.value_range = None if wanted.value_range is None else list(wanted.value_range)
     node.orientation = wanted.orientation
-    chosen = resolve_dataset(builder.config, builder.cache, keep=not builder.config.dry_run, progress=builder.progress)
+    chosen = resolve_dataset(config, cache_of(config), keep=not config.dry_run, progress=progress)
     if chosen.spec != wanted:
         raise ConfigError(
             f"{chosen.folder or wanted.name} holds other pictures than {run.run_id} was made of:"
             f" {chosen.spec.fingerprint} instead of {wanted.fingerprint}"
         )
-    if chosen.folder is not None:
-        builder.folders[wanted.name] = chosen.folder
-    builder.facts[wanted.name] = chosen.facts
-    builder.notes |= dict.fromkeys(chosen.notes)
+    return chosen
 
 
-def _find_checkpoint(builder: GridBuilder, run: RunSpec) -> None:
-    """The file that an evaluation of a checkpoint reads."""
-    given = builder.config.phase.evaluate.checkpoint
+def _checkpoint(config: DictConfig, run: RunSpec) -> dict[str, str]:
+    """Identity -> the file that an evaluation of a checkpoint reads."""
+    given = config.phase.evaluate.checkpoint
     source = run.settings.source if isinstance(run.settings, EvaluateSettings) else ""
     if not source.startswith("file:"):
         if given is not None:
             raise ConfigError(f"{run.run_id} reads no checkpoint; leave phase.evaluate.checkpoint= out")
-        return
+        return {}
     if given is None:
         raise ConfigError(f"{run.run_id} evaluates a checkpoint; say where it lies: phase.evaluate.checkpoint=FILE")
     file = Path(given).expanduser()
     if not file.is_file() or f"file:{identity_of(file)}" != source:
         raise ConfigError(f"phase.evaluate.checkpoint={given!r} is not the file that {run.run_id} evaluates")
-    builder.weights_files[source] = str(file.resolve())
+    return {source: str(file.resolve())}
 
 
 def _row(run_id: str, store: StorePaths, named: str | None) -> tuple[str, str]:
@@ -134,4 +138,4 @@ def _row(run_id: str, store: StorePaths, named: str | None) -> tuple[str, str]:
     return named or "adhoc", f"run-{run_id[-12:]}"
 
 
-__all__ = ["check_keys", "run_again"]
+__all__ = ["build_again", "check_keys"]

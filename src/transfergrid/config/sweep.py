@@ -20,14 +20,15 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from transfergrid.config import Request, load_run
-from transfergrid.config.builder import FolderProgress
 from transfergrid.config.compose import is_setting, nearest, parse_override
 from transfergrid.config.folders import conf_dir
+from transfergrid.config.scopes import FolderProgress
 from transfergrid.config.spelling import command
 from transfergrid.errors import ConfigError, one_line
 from transfergrid.paths import typed
 from transfergrid.resources import ClusterSettings, Resources
 from transfergrid.specs import RunSpec, digest
+from transfergrid.store.process import temporary_environment
 
 LAUNCHERS = ("basic", "slurm")
 MAX_RUNS = 10_000
@@ -195,7 +196,6 @@ def run_sweep(
     jobs. folder: takes what submitit writes. setup: a shell script that they source first. Leaves
     <store>/sweeps/<launch>/multirun.yaml.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints errors and exits by itself
     launch = payload.parent
     job = {
         "name": name,
@@ -218,14 +218,13 @@ def run_sweep(
     def run_one(config: DictConfig) -> None:
         task(config.job.payload, config.run_id)
 
-    typed = sys.argv
-    sys.argv = [typed[0], "--multirun", f"hydra/launcher={sweep.launcher}", f"run_id={','.join(run_ids)}"]
+    arguments = [sys.argv[0], "--multirun", f"hydra/launcher={sweep.launcher}", f"run_id={','.join(run_ids)}"]
+    raises = os.environ | {"HYDRA_FULL_ERROR": "1"}  # else Hydra prints errors and exits by itself
     try:
-        hydra.main(version_base=None, config_path=str(conf_dir()), config_name="sweep")(run_one)()
+        with temporary_environment(raises, arguments=arguments):
+            hydra.main(version_base=None, config_path=str(conf_dir()), config_name="sweep")(run_one)()
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(one_line(error.__cause__ or error)) from error
-    finally:
-        sys.argv = typed
 
 
 def _of_cluster(cluster: ClusterSettings, asked: Resources, *, runs: int, setup: Path | None) -> dict[str, Any]:

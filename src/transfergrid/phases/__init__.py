@@ -16,16 +16,18 @@ from transfergrid.specs import Phase, RunSpec, Runtime
 from transfergrid.store.attempts import Attempt
 from transfergrid.store.records import RunRecord, record_head
 from transfergrid.training.stopping import StopFlag
+from transfergrid.training.usage import UsageMeter
 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """All that a phase gets: what to do, where, by which right, and whether to stop."""
+    """All that a phase gets: what to do, where, by which right, whether to stop, and who measures."""
 
     spec: RunSpec
     runtime: Runtime
     attempt: Attempt
     stop: StopFlag
+    usage: UsageMeter
 
     @property
     def paths(self) -> RunPaths:

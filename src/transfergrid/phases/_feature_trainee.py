@@ -91,13 +91,13 @@ class FeatureTrainee:
 
     def _score(self, module: nn.Module, name: str) -> tuple[Tensor, Tensor]:
         """Accuracy (H,) and loss (H,) on the CPU, in one pass over a fold that lies on the device."""
-        labels_N = self._labels[name]
+        labels_N, nothing_H = self._labels[name], torch.zeros(self.num_heads, dtype=torch.float64)
         with torch.inference_mode():
             parts = [
                 losses_and_correct(module(self._features[name][rows]), labels_N[rows])
                 for rows in torch.split(torch.arange(len(labels_N), device=labels_N.device), 8192)
             ]
             counts = torch.tensor([min(8192, len(labels_N) - 8192 * i) for i in range(len(parts))])
-            loss_H = sum(part[0].cpu().double() * count for part, count in zip(parts, counts, strict=True))
-            correct_H = sum(part[1].cpu().double() for part in parts)
-        return correct_H / len(labels_N), loss_H / len(labels_N)  # type: ignore[return-value]
+            loss_H = sum((part[0].cpu().double() * n for part, n in zip(parts, counts, strict=True)), start=nothing_H)
+            correct_H = sum((part[1].cpu().double() for part in parts), start=nothing_H)
+        return correct_H / len(labels_N), loss_H / len(labels_N)

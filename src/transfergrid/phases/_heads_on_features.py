@@ -20,8 +20,8 @@ from transfergrid.phases import RunContext
 from transfergrid.phases._feature_trainee import FeatureTrainee
 from transfergrid.phases._training import train
 from transfergrid.specs import UNCHOSEN_C, ProbeSettings
+from transfergrid.store.checkpoints import read_newest_checkpoint, write_checkpoint
 from transfergrid.store.metrics_log import MetricsLog
-from transfergrid.store.records import read_newest_checkpoint, write_checkpoint
 from transfergrid.training.evaluation import cross_entropy, selection_score
 from transfergrid.training.optimization import split_decay
 
@@ -99,6 +99,7 @@ def solve(bench: Bench) -> MadeHead:
             saved = time.monotonic()
 
         try:
+            # An optimum starts from the nearest one before it, so the order of the strengths is part of the numbers.
             while (tried := path.advance(problem, lambda head: _on_val(bench, head), check=bench.stop)) is not None:
                 context.attempt.assert_newest()
                 _log(bench, log, path, tried, elapsed_s=before_s + time.monotonic() - began)
@@ -186,6 +187,7 @@ def train_by_sgd(bench: Bench) -> MadeHead:
         device=bench.device,
         watch_test=spec.protocol == "published",
     )
+    # Each head has groups of its own: clipping and weight decay see it as if it were trained alone.
     groups = [
         group
         for head, (lr, decay) in enumerate(choices)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,14 +22,7 @@ from transfergrid.phases._parity import gate_features, gate_logits
 from transfergrid.phases._setting import Setting
 from transfergrid.phases._training import train
 from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
-from transfergrid.specs import (
-    FinetuneSettings,
-    ProbeSettings,
-    RunSpec,
-    Runtime,
-    ScratchSettings,
-    seed_for,
-)
+from transfergrid.specs import FinetuneSettings, ProbeSettings, RunSpec, Runtime, ScratchSettings, seed_for
 from transfergrid.store.records import RunRecord
 from transfergrid.training.device import arithmetic, on_device
 from transfergrid.training.on_images import ImageTrainee
@@ -94,18 +86,18 @@ def depth_groups(
     own = set()
     for backbone, trunk in zip(spec.backbones, network.backbones, strict=True):
         entry = backbones.entry(backbone.name, catalog_dir=cache_paths(runtime).catalog)
-        found = group_parameters(trunk, entry)
-        for position, (name, parameters) in enumerate(found):
-            own |= {id(p) for _, p in parameters}
+        stages = group_parameters(trunk, entry)
+        for position, (name, parameters) in enumerate(stages):
+            own |= {id(p) for _, p in parameters}  # frozen ones too: what is left over below is no trunk's
             if name in settings.frozen_groups:
                 for _, p in parameters:
                     p.requires_grad_(False)
                 continue
-            share = 1.0 if len(found) == 1 else position / (len(found) - 1)
+            share = 1.0 if len(stages) == 1 else position / (len(stages) - 1)
             lr = settings.stem_lr * (settings.lr / settings.stem_lr) ** share
             label = name if len(spec.backbones) == 1 else f"{backbone.name}.{name}"
             own_parameters = [p for _, p in parameters]
-            if settings.l2_sp:
+            if settings.l2_sp:  # the pull to the start takes the place of the pull to zero
                 groups.append(ParameterGroup(label, lr, 0.0, own_parameters, l2_sp=settings.l2_sp))
                 continue
             groups += decayed(label, own_parameters, lr=lr)
@@ -135,8 +127,8 @@ def train_and_record(
     groups: list[ParameterGroup],
     *,
     kept_in_eval: frozenset[str],
-    details: Mapping[str, Any],
-    saved: Any,
+    details: Mapping[str, object],
+    saved: Callable[[nn.Module], dict[str, Tensor] | None],
     gate_precision: str | None = None,
 ) -> RunRecord:
     """fit(), the study's checkpoint rule, predictions, weights, record.
@@ -159,17 +151,19 @@ def train_and_record(
     )
     with arithmetic(settings.precision):  # of the backward pass, too
         result, trained = train(context, trainee, groups, device=setting.device)
+    # The training images as well, without augmentation: the last epoch's mean is of weights that have since changed.
     reported = {"train": folds.train, "val": folds.val, "test": folds.test}
-    made = {name: (fold, trainee.predict(network, fold)) for name, fold in reported.items() if fold is not None}
-    metrics = score_folds(made)
-    kept = {name: made[name] for name in ("val", "test") if name in made}
+    by_fold = {name: (fold, trainee.predict(network, fold)) for name, fold in reported.items() if fold is not None}
+    metrics = score_folds(by_fold)
+    stored = {name: by_fold[name] for name in ("val", "test") if name in by_fold}
     if gate_precision is not None:
         # As fine-tuning will compute them: in eval mode, whatever test_bn the study's own figures were read with.
         assert isinstance(network, JoinedNetwork)
         blocks = gate_features(network, setting, precision=gate_precision)
-        kept |= gate_logits(folds.gate, blocks, network.head.weight.detach(), network.head.bias.detach())
-    save_predictions(context.attempt, kept)
-    state: dict[str, Tensor] | None = saved(network)
+        stored |= gate_logits(folds.gate, blocks, network.head.weight.detach(), network.head.bias.detach())
+    # Before the record, which marks the run as done and holds the checksums of both files.
+    save_predictions(context.attempt, stored)
+    state = saved(network)
     if state is not None:
         save_weights(context.attempt, state)
     sizes = [(3, p.crop_px, p.crop_px) for p in setting.inputs.preprocess]
@@ -186,7 +180,7 @@ def train_and_record(
         metrics=metrics,
         details=trained
         | fold_details(folds, num_classes=spec.dataset.num_classes)
-        | class_details(made, dataset_facts(spec.dataset, runtime).class_names)
+        | class_details(by_fold, dataset_facts(spec.dataset, runtime).class_names)
         | picture_details(spec.dataset, runtime)
         | weights_taken(setting.taken)
         | dict(details),

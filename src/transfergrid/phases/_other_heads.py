@@ -18,22 +18,22 @@ def references(bench: Bench, head_predicted_N: np.ndarray[Any, Any]) -> tuple[di
     """
     train_ND, labels_N = bench.features["train"], bench.labels(bench.folds.train)
     options: dict[str, Any] = {"num_classes": bench.num_classes, "balanced": bench.balanced}
-    made = {"lda": reference_heads.linear_discriminant(train_ND, labels_N, **options)}
+    heads = {"lda": reference_heads.linear_discriminant(train_ND, labels_N, **options)}
     quadratic = reference_heads.quadratic_discriminant(train_ND, labels_N, **options)
     if quadratic is not None:
-        made["qda"] = quadratic
+        heads["qda"] = quadratic
     predicted: dict[str, tuple[np.ndarray[Any, Any], dict[str, Any]]] = {"knn": _neighbours(bench, labels_N)}
-    for name, predict in made.items():
+    for name, predict in heads.items():
         bench.stop()
-        told = {} if bench.chooses_on is None else {"val": bench.score(_numpy(predict(bench.features["val"])))}
-        predicted[name] = (_numpy(predict(bench.features["test"])), told)
+        on_val = {} if bench.chooses_on is None else {"val": bench.score(_numpy(predict(bench.features["val"])))}
+        predicted[name] = (_numpy(predict(bench.features["test"])), on_val)
     right_N = head_predicted_N == bench.folds.test.labels_N
     metrics, details = {}, {}
-    for name, (predicted_N, told) in predicted.items():
+    for name, (predicted_N, on_val) in predicted.items():
         theirs_N = predicted_N == bench.folds.test.labels_N
         metrics[f"{name}_test_accuracy"] = float(theirs_N.mean())
         counts = {"only_right": int((theirs_N & ~right_N).sum()), "only_head_right": int((right_N & ~theirs_N).sum())}
-        details[name] = told | counts
+        details[name] = on_val | counts
     return metrics, details
 
 
@@ -57,5 +57,5 @@ def _neighbours(bench: Bench, labels_N: Tensor) -> tuple[np.ndarray[Any, Any], d
 
 
 def _numpy(values_N: Tensor) -> np.ndarray[Any, Any]:
-    found: np.ndarray[Any, Any] = values_N.cpu().numpy()
-    return found
+    array_N: np.ndarray[Any, Any] = values_N.cpu().numpy()
+    return array_N

@@ -86,11 +86,11 @@ def gate_logits(
     parts = _parts(blocks, weight_CD)
     logits_NC = (sum(parts, start=torch.zeros(())) + bias_C.double().cpu()).float().numpy()
     ends = np.cumsum([len(fold) for fold in folds])[:-1]
-    made = dict(zip(GATE_SETS, zip(folds, np.split(logits_NC, ends), strict=True), strict=False))
+    sets = dict(zip(GATE_SETS, zip(folds, np.split(logits_NC, ends), strict=True), strict=False))
     if len(parts) > 1:
         rows = len(folds[0])
-        made |= {_part_set(i): (folds[0], part_NC[:rows].float().numpy()) for i, part_NC in enumerate(parts)}
-    return made
+        sets |= {_part_set(i): (folds[0], part_NC[:rows].float().numpy()) for i, part_NC in enumerate(parts)}
+    return sets
 
 
 def assert_parity(
@@ -110,27 +110,30 @@ def assert_parity(
     expected = _whole_gate(stored, setting.folds.gate)
     blocks = gate_features(network, setting, precision=made.precision)
     weight_CD, bias_C = network.head.weight.detach(), network.head.bias.detach()
+    # By blocks: a join's sum can hide that one backbone is wrong, as where its weights in the head are small.
     bounds = [_bound(x_ND, w_CD, made) for x_ND, w_CD in zip(blocks, _of_blocks(blocks, weight_CD), strict=True)]
     parts = _parts(blocks, weight_CD)
     whole_NC = sum(parts, start=torch.zeros(())) + bias_C.double().cpu()
-    found = _compare(whole_NC, sum(bounds, start=torch.zeros(())), expected)
-    by_block = [found]
+    whole = _compare(whole_NC, sum(bounds, start=torch.zeros(())), expected)
+    by_block = [whole]
     if len(parts) > 1:
         pairs = enumerate(zip(parts, bounds, strict=True))
         by_block = [_compare(part_NC, bound_NC, stored[_part_set(i)]) for i, (part_NC, bound_NC) in pairs]
+    # A backbone that answers every image alike explains a mismatch best, so the message names it.
     named = zip(names, blocks, strict=True)
     constant = [name for name, x_ND in named if _is_constant(x_ND, PRECISION_ROUNDOFF[made.precision])]
-    worst = max(found, *by_block, key=lambda compared: compared.largest_ratio)
+    worst = max(whole, *by_block, key=lambda compared: compared.largest_ratio)
+    # Logits and not accuracy: a wrong transform or order can leave the accuracy of few rows as it was.
     if worst.largest_ratio > 1:
         differing = [name for name, part in zip(names, by_block, strict=True) if part.largest_ratio > 1]
         raise ParityError(_mismatch(worst, differing or list(names), constant))
     return asdict(
         Parity(
-            judged=found.counting_rows > 0,
-            reason=None if found.counting_rows else "rounding",
+            judged=whole.counting_rows > 0,
+            reason=None if whole.counting_rows else "rounding",
             rows=len(whole_NC),
-            counting_rows=found.counting_rows,
-            largest_difference=found.largest_difference,
+            counting_rows=whole.counting_rows,
+            largest_difference=whole.largest_difference,
             largest_ratio=worst.largest_ratio,
             constant_backbones=tuple(constant),
         )
@@ -139,14 +142,14 @@ def assert_parity(
 
 def gate_features(network: JoinedNetwork, setting: Setting, *, precision: str) -> list[Tensor]:
     """Each backbone's features of the gate's rows (N, D_i) float64 on the CPU, in eval mode."""
-    made: list[list[Tensor]] = [[] for _ in network.backbones]
+    by_backbone: list[list[Tensor]] = [[] for _ in network.backbones]
     with evaluating(network, setting.device, precision=precision, test_bn="running"):
         for fold in setting.folds.gate:
             index_batches = torch.split(torch.from_numpy(fold.index_N), EVALUATION_BATCH)
             for inputs in setting.inputs.batches(fold.split, index_batches):
                 for position, (trunk, images) in enumerate(zip(network.backbones, inputs, strict=True)):
-                    made[position].append(trunk(images).double().cpu())
-    return [torch.cat(blocks) for blocks in made]
+                    by_backbone[position].append(trunk(images).double().cpu())
+    return [torch.cat(blocks) for blocks in by_backbone]
 
 
 # ----------------------------------------------------------------------------------------------------------- details
@@ -210,18 +213,18 @@ def _part_set(position: int) -> str:
 
 def _whole_gate(stored: Mapping[str, Predictions], folds: Sequence[Fold]) -> Predictions:
     """The stored predictions of all the gate's folds, one below the other. Raises ParityError for other rows."""
-    found: list[Predictions] = []
+    parts: list[Predictions] = []
     for name, fold in zip(GATE_SETS, folds, strict=False):
         one = stored.get(name)
         same = one is not None and np.array_equal(one.index_N, fold.index_N)
         if one is None or not same or not np.array_equal(one.label_N, fold.labels_N):
             raise ParityError("the gate's rows or labels are not those the probe stored")
-        found.append(one)
-    top = [one.classes_NC for one in found if one.classes_NC is not None]
+        parts.append(one)
+    top = [one.classes_NC for one in parts if one.classes_NC is not None]
     return Predictions(
-        np.concatenate([one.index_N for one in found]),
-        np.concatenate([one.label_N for one in found]),
-        np.concatenate([one.logits_NC for one in found]),
+        np.concatenate([one.index_N for one in parts]),
+        np.concatenate([one.label_N for one in parts]),
+        np.concatenate([one.logits_NC for one in parts]),
         np.concatenate(top) if top else None,
     )
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from transfergrid.data.batches import NetworkInputs
 from transfergrid.data.folds import Folds, make_folds, open_splits
 from transfergrid.networks.backbones.weight_files import Taken
 from transfergrid.phases import RunContext
-from transfergrid.specs import PreprocessSpec
+from transfergrid.specs import PreprocessSpec, Split
 from transfergrid.training.device import device_of
 from transfergrid.training.results import Stopwatch
 
@@ -34,11 +35,10 @@ def open_setting(context: RunContext, preprocess: tuple[PreprocessSpec, ...]) ->
     device = device_of(runtime)
     splits = open_splits(spec.dataset, runtime)
     folds = make_folds(spec, {split: images.labels_N for split, images in splits.items()})
-    rows: dict[Any, Any] = {}
-    estimates_bn = context.spec.extract is not None and context.spec.extract.bn_statistics == "target"
+    rows: dict[Split, NDArray[np.int64]] = {}
+    estimates_bn = spec.extract is not None and spec.extract.bn_statistics == "target"
     seen = (folds.unlabelled if estimates_bn else folds.train, folds.val, folds.test, *folds.gate)
     for fold in (fold for fold in seen if fold is not None):
-        rows[fold.split] = sorted({*rows.get(fold.split, ()), *fold.index_N.tolist()})
-    as_arrays = {split: torch.tensor(index).numpy() for split, index in rows.items()}
-    inputs = NetworkInputs(splits, preprocess, device=device, resident_gb=runtime.resident_gb, rows=as_arrays)
+        rows[fold.split] = np.union1d(rows.get(fold.split, fold.index_N), fold.index_N)
+    inputs = NetworkInputs(splits, preprocess, device=device, resident_gb=runtime.resident_gb, rows=rows)
     return Setting(device, folds, inputs, watch)

@@ -70,8 +70,10 @@ def hand_over(
     size = min(settings.micro_batch or settings.batch_size, len(setting.folds.train))
     if size == 1:
         return asdict(Start(measured=False, reason="one_image_per_batch"))
+    # One choice of rows for both looks: McNemar's test compares pairs.
     batches = _batches(setting, size)
     held_N = torch.cat(batches).numpy() < len(setting.folds.gate[0])
+    # First, while the network still holds the probe's own head.
     with evaluating(network, setting.device, precision=precision, test_bn="running"):
         running_N = np.concatenate([_right(network, setting, rows_B) for rows_B in batches])[held_N]
     if settings.head == "refitted":
@@ -85,7 +87,7 @@ def hand_over(
             kept_in_eval=kept_in_eval,
             precision=precision,
         )
-    if not held_out:
+    if not held_out:  # but refitted all the same: a study's runs start as any other
         return asdict(Start(measured=False, reason="nothing_held_out", refitted=settings.head == "refitted"))
     with evaluating(network, setting.device, precision=precision, test_bn="batch", kept_in_eval=kept_in_eval):
         batch_N = np.concatenate([_right(network, setting, rows_B) for rows_B in batches])[held_N]

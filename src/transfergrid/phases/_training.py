@@ -28,6 +28,7 @@ def train(
         device=device,
         checkpoint_min_interval_s=context.runtime.checkpoint_min_interval_s,
         stop=context.stop,
+        usage=context.usage,
     )
     if result.best_state is not None:
         trainee.module.load_state_dict(result.best_state)

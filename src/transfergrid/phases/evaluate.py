@@ -68,15 +68,15 @@ def run(context: RunContext) -> RunRecord:
     device = device_of(runtime)
     splits = open_splits(spec.dataset, runtime)
     fold = _fold(spec, {split: images.labels_N for split, images in splits.items()})
-    asked = _open(spec, runtime, splits[fold.split].class_names)
-    network = on_device(asked.network, device)
+    subject = _open(spec, runtime, splits[fold.split].class_names)
+    network = on_device(subject.network, device)
     # Every image is used once, so a resident copy would serve nothing: they stream, however many there are.
-    inputs = NetworkInputs(splits, asked.preprocess, device=device, resident_gb=0.0, rows={fold.split: fold.index_N})
-    forward = Stopwatch()
-    logits_NC = predict(network, inputs, fold, precision=settings.precision, **asked.reading)
+    inputs = NetworkInputs(splits, subject.preprocess, device=device, resident_gb=0.0, rows={fold.split: fold.index_N})
+    forward = Stopwatch()  # images per second without the imports and the weights, as in training
+    logits_NC = predict(network, inputs, fold, precision=settings.precision, **subject.reading)
     images_per_s = len(fold) / forward.seconds
     names, dataset = splits[fold.split].class_names, spec.dataset
-    named = asked.own or name_logits(
+    named = subject.own or name_logits(
         names, logits_NC.shape[1], model=spec.model, dataset=dataset.name, kind=dataset.kind
     )
     if named.note is not None:
@@ -84,18 +84,18 @@ def run(context: RunContext) -> RunRecord:
     compared = {} if named.columns is None else {"classes_compared": len(named.columns)}
     logits_NC = logits_NC if named.columns is None else logits_NC[:, named.columns]
     fold = Fold(fold.split, fold.index_N, named.place_S[fold.labels_N])
-    made: dict[str, tuple[Fold, Logits]] = {settings.split: (fold, logits_NC)}
-    save_predictions(context.attempt, made)
+    by_fold: dict[str, tuple[Fold, Logits]] = {settings.split: (fold, logits_NC)}
+    save_predictions(context.attempt, by_fold)
     _write_csv(context.paths.predictions_csv, fold, logits_NC, named.class_names)
-    cost = describe(network, [(3, p.crop_px, p.crop_px) for p in asked.preprocess])
+    cost = describe(network, [(3, p.crop_px, p.crop_px) for p in subject.preprocess])
     details = {"source": settings.source, "n_test": len(fold), **_errors(fold, logits_NC), **compared}
-    details |= weights_taken(asked.taken)
+    details |= weights_taken(subject.taken)
     return make_record(
         spec,
         context.attempt,
         device,
-        metrics=score_folds(made),
-        details=details | class_details(made, named.class_names),
+        metrics=score_folds(by_fold),
+        details=details | class_details(by_fold, named.class_names),
         phase_s=watch.seconds,
         n_train=None,
         parameters=cost.parameters,
@@ -108,14 +108,14 @@ def run(context: RunContext) -> RunRecord:
 
 def _errors(fold: Fold, logits_NC: Logits) -> dict[str, float]:
     """top1_error and, with more than five classes, top5_error in [0, 1]; they are also logged."""
-    found = {
+    errors = {
         f"top{k}_error": 1 - top_k_accuracy(logits_NC, fold.labels_N, k=k) for k in (1, 5) if logits_NC.shape[1] > k
     }
-    told = ", ".join(
-        f"{name.replace('_', ' ').replace('top', 'top-')} {100 * value:.2f} %" for name, value in found.items()
+    text = ", ".join(
+        f"{name.replace('_', ' ').replace('top', 'top-')} {100 * value:.2f} %" for name, value in errors.items()
     )
-    logger.info("%s over %d images", told, len(fold))
-    return found
+    logger.info("%s over %d images", text, len(fold))
+    return errors
 
 
 def _fold(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:

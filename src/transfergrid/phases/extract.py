@@ -33,10 +33,10 @@ def is_done(spec: RunSpec, runtime: Runtime) -> bool:
     """Whether the features of every split lie in this cache or in a shared one."""
     cache, backbone = cache_paths(runtime), spec.backbones[0]
     splits = splits_of(dataset_facts(spec.dataset, runtime))
-    found = (
+    paths = (
         feature_store.find(cache, spec.feature_key(backbone, s), also_read=runtime.cache_also_read) for s in splits
     )
-    return all(path is not None for path in found)
+    return all(path is not None for path in paths)
 
 
 def damaged(spec: RunSpec, runtime: Runtime) -> str | None:
@@ -74,6 +74,7 @@ def run(context: RunContext) -> RunRecord:
     )
     module = on_device(built, device)
     inputs = NetworkInputs(splits, (backbone.preprocess,), device=device, resident_gb=runtime.resident_gb, rows=rows)
+    # Before any split, and from the training images alone: test features by test statistics would see the test set.
     if spec.extract is not None and spec.extract.bn_statistics == "target":
         index_N = torch.from_numpy(rows["train"])
         bn_statistics(module, (images for [images] in inputs.batches("train", torch.split(index_N, BATCH))))
@@ -81,6 +82,7 @@ def run(context: RunContext) -> RunRecord:
     size_px = backbone.preprocess.crop_px
     cost = describe(network, [(3, size_px, size_px)])
     feature_dim = backbones.entry(backbone.name, catalog_dir=cache.catalog).feature_dim
+    # Kept in the files: a probe must tell what its backbones cost without building one.
     costs = {"parameters": cost.parameters, "size_mb": cost.size_mb, "gflops_per_image": cost.gflops_per_image}
     keys = {}
     num_images, forward_s = 0, 0.0
@@ -88,10 +90,10 @@ def run(context: RunContext) -> RunRecord:
         key = spec.feature_key(backbone, split)
         keys[split] = key.digest
         if feature_store.find(cache, key, also_read=runtime.cache_also_read) is not None:
-            continue
+            continue  # made by an earlier attempt, or in a shared cache
         _set_aside(cache, key)
         index_N = torch.from_numpy(rows[split])
-        made = Stopwatch()
+        forward = Stopwatch()
         with (
             feature_store.writing(
                 cache,
@@ -104,6 +106,7 @@ def run(context: RunContext) -> RunRecord:
             torch.inference_mode(),
             autocast(device, key.precision),
         ):
+            # Full batches only: some kernels round differently for other sizes, and a row must not depend on that.
             padding = index_N[-1:].expand(-len(index_N) % BATCH)
             padded = torch.split(torch.cat([index_N, padding]), BATCH)
             for number, [images_BCHW] in enumerate(inputs.batches(split, padded)):
@@ -112,7 +115,7 @@ def run(context: RunContext) -> RunRecord:
                 features_BD = network(images_BCHW)[: len(index_N) - number * BATCH]
                 writer.write(number * BATCH, features_BD.float().cpu().numpy())
         num_images += len(index_N)
-        forward_s += made.seconds
+        forward_s += forward.seconds
     return make_record(
         spec,
         context.attempt,
@@ -132,5 +135,5 @@ def _set_aside(cache: CachePaths, key: FeatureKey) -> None:
     path = cache.features(key)
     if os.path.lexists(path):
         reason = feature_store.damage(cache, key) or "it is of no use"
-        kept = feature_store.set_aside(cache, key, path, reason, seen=os.lstat(path))
-        logger.warning("%s; kept as %s, extracted again", reason, kept)
+        place = feature_store.set_aside(cache, key, path, reason, seen=os.lstat(path))
+        logger.warning("%s; kept as %s, extracted again", reason, place)

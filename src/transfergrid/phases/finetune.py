@@ -9,7 +9,7 @@ gives other features; so the head is fitted to those anew, and what either is wo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transfergrid.phases import has_completed
 from transfergrid.specs import FinetuneSettings
@@ -36,15 +36,24 @@ def run(context: RunContext) -> RunRecord:
     network = build_joined(spec, runtime, setting, auxiliary=settings.aux_loss_weight > 0)
     details: dict[str, object] = {"gate": {"judged": False, "reason": "random_head"}}
     stored = None if settings.head == "random" else load_probe(network, spec.needs[0], runtime)
+    # Before modules_kept_in_eval, which looks at what is frozen here.
     groups = depth_groups(spec, runtime, network, settings)
     kept_in_eval = modules_kept_in_eval(network, all_batch_norm=settings.bn == "eval")
+    # Before the first step: once the weights have moved, nobody can tell a wrong transform from training.
     if stored is not None:
         names, made = [b.name for b in spec.backbones], spec.extract
         details["gate"] = assert_parity(network, setting, stored, names=names, made=made)
-        where: dict[str, Any] = {"kept_in_eval": kept_in_eval, "precision": made.precision}
         strength = probed_strength(spec.needs[0], runtime)
         held_out = setting.folds.val is not None or spec.protocol == "published"
-        details["start"] = hand_over(network, setting, settings, strength=strength, held_out=held_out, **where)
+        details["start"] = hand_over(
+            network,
+            setting,
+            settings,
+            strength=strength,
+            held_out=held_out,
+            kept_in_eval=kept_in_eval,
+            precision=made.precision,
+        )
 
     def saved(trained: nn.Module) -> dict[str, Tensor] | None:
         return trained.state_dict() if runtime.keep_weights == "final" else None

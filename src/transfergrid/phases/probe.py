@@ -71,35 +71,37 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     device = device_of(runtime)
     features, folds = load_features(spec, runtime)
     rows = {name: torch.from_numpy(_positions(features[fold.split].index_N, fold)) for name, fold in _named(folds)}
-    stacked = {split: torch.from_numpy(found.features_ND).to(device) for split, found in features.items()}
+    stacked = {split: torch.from_numpy(of_split.features_ND).to(device) for split, of_split in features.items()}
     raw = {name: stacked[fold.split][rows[name].to(device)] for name, fold in _named(folds)}
-    standardiser = fit_standardiser(raw["train"])
+    standardiser = fit_standardiser(raw["train"])  # of the rows trained on: val and test must not shape their input
     standardised = {name: standardiser.apply(rows_ND) for name, rows_ND in raw.items()}
     bench = Bench(context, settings, standardised, folds, device)
     head = solve(bench) if settings.solver == "lbfgs" else train_by_sgd(bench)
     weight_CD, bias_C = standardiser.fold(head.weight_CD, head.bias_C)
     # What is published is what is scored: the folded head on the features as stored.
-    made = {name: (fold, _logits(raw[name], weight_CD, bias_C)) for name, fold in _named(folds)}
-    metrics = score_folds(made)
+    by_fold = {name: (fold, _logits(raw[name], weight_CD, bias_C)) for name, fold in _named(folds)}
+    metrics = score_folds(by_fold)
     details: dict[str, Any] = head.details | {
         "head_norm": float(weight_CD.norm()),
         "feature_keys": [spec.feature_key(b, "train").digest for b in spec.backbones],
     }
     details |= fold_details(folds, num_classes=spec.dataset.num_classes)
-    details |= class_details(made, dataset_facts(spec.dataset, runtime).class_names)
+    details |= class_details(by_fold, dataset_facts(spec.dataset, runtime).class_names)
     details |= picture_details(spec.dataset, runtime)
+    # Beside every head stands the solved one: the same number twice where that is the head itself.
     if settings.solver == "lbfgs":
         metrics["lbfgs_test_accuracy"] = metrics["test_accuracy"]
     elif settings.lbfgs:
         optimum, details["lbfgs"] = solve_beside(bench)
         test_NC = _logits(raw["test"], *standardiser.fold(optimum.weight_CD, optimum.bias_C))
         metrics["lbfgs_test_accuracy"] = float((test_NC.argmax(1) == folds.test.labels_N).mean())
-    beside, details["references"] = references(bench, made["test"][1].argmax(1))
+    beside, details["references"] = references(bench, by_fold["test"][1].argmax(1))
     metrics |= beside
+    # The gate's logits from float16 features as they are stored, so that fine-tuning knows what rounding explains.
     in_gate = [(features[fold.split], fold) for fold in folds.gate]
     gate_ND = torch.cat([torch.from_numpy(x.features_ND[_positions(x.index_N, fold)]) for x, fold in in_gate])
     gate = gate_logits(folds.gate, torch.split(gate_ND, feature_dims(spec, runtime), dim=1), weight_CD, bias_C)
-    save_predictions(context.attempt, gate | {name: made[name] for name in ("val", "test") if name in made})
+    save_predictions(context.attempt, gate | {name: by_fold[name] for name in ("val", "test") if name in by_fold})
     save_weights(context.attempt, {"head.weight": weight_CD, "head.bias": bias_C})
     return make_record(
         spec,
@@ -135,17 +137,17 @@ def load_features(spec: RunSpec, runtime: Runtime) -> tuple[dict[Split, feature_
             if path is None:
                 lost.append(f"features of {backbone.name} on {split} are missing")
                 continue
-            seen = os.lstat(path)
+            seen = os.lstat(path)  # before it is read: another process may put a good one in its place meanwhile
             try:
-                found = feature_store.read(path, key)
-                _assert_of(found, images, subset(spec.dataset, images.labels_N), feature_dim, path=path)
-                blocks.append(found)
+                block = feature_store.read(path, key)
+                _assert_of(block, images, subset(spec.dataset, images.labels_N), feature_dim, path=path)
+                blocks.append(block)
             except CorruptFeatures as error:
-                kept = feature_store.set_aside(cache, key, path, str(error), seen=seen)
-                logger.warning("%s; %s", error, f"kept as {kept}" if kept != path else "no longer read")
+                place = feature_store.set_aside(cache, key, path, str(error), seen=seen)
+                logger.warning("%s; %s", error, f"kept as {place}" if place != path else "no longer read")
                 lost.append(str(error))
         if lost:
-            continue
+            continue  # and look on: all that is damaged is set aside now, so that one more launch mends it
         features_ND = blocks[0].features_ND
         if len(blocks) > 1:
             features_ND = np.concatenate([b.features_ND for b in blocks], axis=1)
@@ -157,7 +159,7 @@ def load_features(spec: RunSpec, runtime: Runtime) -> tuple[dict[Split, feature_
 
 
 def _assert_of(
-    found: feature_store.Features, images: LabeledImages, index_N: NDArray[np.int64], feature_dim: int, *, path: Path
+    block: feature_store.Features, images: LabeledImages, index_N: NDArray[np.int64], feature_dim: int, *, path: Path
 ) -> None:
     """Raises CorruptFeatures unless a file's rows are those of the data set, all of them, and finite numbers.
 
@@ -165,13 +167,13 @@ def _assert_of(
     """
     import numpy as np
 
-    if found.features_ND.shape[1] != feature_dim:
-        raise CorruptFeatures(f"{path} has {found.features_ND.shape[1]} features a row, not {feature_dim}")
-    if not np.array_equal(found.index_N, index_N):
+    if block.features_ND.shape[1] != feature_dim:
+        raise CorruptFeatures(f"{path} has {block.features_ND.shape[1]} features a row, not {feature_dim}")
+    if not np.array_equal(block.index_N, index_N):
         raise CorruptFeatures(f"{path}: rows are not those of the data set")
-    if not np.array_equal(images.labels_N[index_N], found.labels_N):
+    if not np.array_equal(images.labels_N[index_N], block.labels_N):
         raise CorruptFeatures(f"{path}: labels are not those of the data set")
-    bad_N = np.logical_not(np.isfinite(found.features_ND).all(axis=1))
+    bad_N = np.logical_not(np.isfinite(block.features_ND).all(axis=1))
     if bad_N.any():
         raise CorruptFeatures(
             f"{path}: {int(bad_N.sum())} of {len(bad_N)} rows are not finite, the first is image"

@@ -205,7 +205,7 @@ class History:
 
     def _records(self, run_ids: list[str], kind: Kind) -> list[RunRecord]:
         """Completed runs of this kind, newest first."""
-        found = []
+        records = []
         for ended, run_id in sorted(((self._ended(i), i) for i in run_ids), reverse=True)[:RECORDS_READ]:
             try:
                 record = read_record(self._store.run(run_id)) if ended else None
@@ -214,8 +214,8 @@ class History:
             if record is None or record.status != "completed" or _measured(record)[0] == 0:
                 continue
             if _kind(record.spec, on_gpu=record.on_gpu) == kind:
-                found.append(record)
-        return found
+                records.append(record)
+        return records
 
     def _ended(self, run_id: str) -> int:
         """When its record was written, in ns; 0 where it has none."""

@@ -33,8 +33,9 @@ from transfergrid.phases import RunContext, phase_module
 from transfergrid.specs import Configuration, RunSpec, Runtime, digest, from_dict, to_dict
 from transfergrid.store import durable
 from transfergrid.store.attempts import Attempt, AttemptTime, IsAlive, attempt_times, begin_attempt, newest_attempt
+from transfergrid.store.checkpoints import remove_checkpoints
 from transfergrid.store.provenance import PACKAGE, code_hash, provenance
-from transfergrid.store.records import RunRecord, checksums_of, record_head, remove_checkpoints, write_record
+from transfergrid.store.records import RunRecord, checksums_of, record_head, write_record
 from transfergrid.training.stopping import StopFlag
 from transfergrid.training.usage import UsageMeter, host_name
 
@@ -130,11 +131,11 @@ def carry_out(
     if outcome != "lost features" or on_lost == "tell":
         return outcome
     for extraction in spec.extractions:
-        while (made := carry_out(extraction, runtime, stop=stop, is_alive=is_alive)) == "in flight":
+        while (extracted := carry_out(extraction, runtime, stop=stop, is_alive=is_alive)) == "in flight":
             if stop is not None and stop.signal is not None:
                 return "interrupted"
             time.sleep(ELSEWHERE_POLL_S)
-        if made == "interrupted":
+        if extracted == "interrupted":
             return "interrupted"
     return _claim_and_run(spec, runtime, stop, is_alive, fails=True)
 
@@ -164,17 +165,17 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
     try:
         from transfergrid.training.device import device_of, prepare_process  # torch
 
-        assert_ready(spec, runtime)
+        assert_ready(spec, runtime)  # SLURM counts a dependency on a job it has forgotten as satisfied
         prepare_process(runtime)
         if given is not None and given.signal is not None:
             raise Interrupted(f"stopped by signal {given.signal} before it began; launch again")
         stop = given or StopFlag()
         with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
-            record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop))
-        attempt.assert_newest()
+            record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop, usage))
+        attempt.assert_newest()  # the last look before the record, which makes these numbers the run's
         bound = replace(record, usage=usage.summary(), sha256=checksums_of(attempt.paths))
         write_record(attempt.paths, replace(bound, attempts=_attempts_until_now(attempt.paths)))
-        remove_checkpoints(attempt.paths)
+        remove_checkpoints(attempt.paths)  # after the record: a kill between the two costs disk space, not the run
         return "completed"
     except (Interrupted, KeyboardInterrupt) as error:
         logger.warning("interrupted: %s", one_line(error))

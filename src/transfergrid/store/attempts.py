@@ -81,6 +81,7 @@ def begin_attempt(paths: RunPaths, spec: RunSpec, *, is_alive: IsAlive | None = 
             "code_hash": code_hash(),
             "earlier": _about_to_go(paths, number),
         }
+        # Even without locks two starts get two numbers: the file system makes a hard link once.
         while not durable.claim(paths.attempt(number), json.dumps(owner | {"attempt": number}, indent=2).encode()):
             number += 1
         for old in _attempt_numbers(paths):
@@ -173,13 +174,13 @@ class AttemptTime:
 
 def attempt_times(paths: RunPaths) -> tuple[AttemptTime, ...]:
     """Of every start of a run, in their order, those too whose files have gone; nothing of what cannot be read."""
-    found: dict[int, AttemptTime] = {}
+    times: dict[int, AttemptTime] = {}
     for number in sorted(_attempt_numbers(paths)):
         try:
             owner = durable.read_json(paths.attempt(number))
             for earlier in owner.get("earlier", ()):
-                found.setdefault(earlier["number"], AttemptTime(**earlier))
-            found[number] = AttemptTime(
+                times.setdefault(earlier["number"], AttemptTime(**earlier))
+            times[number] = AttemptTime(
                 number=number,
                 started=owner["started"],
                 wall_s=owner.get("wall_s", _seconds_until(owner["started"], owner.get("ended"))),
@@ -189,7 +190,7 @@ def attempt_times(paths: RunPaths) -> tuple[AttemptTime, ...]:
             )
         except (OSError, ValueError, KeyError, TypeError):
             continue
-    return tuple(found[number] for number in sorted(found))
+    return tuple(times[number] for number in sorted(times))
 
 
 def _seconds_until(started: str, ended: str | None) -> float | None:

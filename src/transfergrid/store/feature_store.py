@@ -118,6 +118,7 @@ def writing(
     shape = (len(labels_N), feature_dim)
     try:
         with durable.explained(final):
+            # First the container's room, then all the rows': a full disk is told before hours of forward passes.
             _assert_room(temporary, CONTAINER_BYTES + labels_N.size * 16)
             offset = _create(temporary, key, shape, labels_N, index_N, canonical_json(provenance))
             descriptor = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
@@ -129,7 +130,7 @@ def writing(
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            _finish(temporary)
+            _finish(temporary)  # the mark of completeness comes after the rows are on the disk
             durable.publish(temporary, final)
         _about_damage(final).unlink(missing_ok=True)
     finally:
@@ -238,17 +239,17 @@ def set_aside(paths: CachePaths, key: FeatureKey, path: Path, reason: str, *, se
     """Move the damaged file at `path` to the same name with `.damaged`, whose place is returned; find() will not find
     it. One of another's cache stays where it is, and is no longer read. Nothing is done where the file is no longer
     the one that was `seen`: it has been made again meanwhile."""
-    own, kept = paths.features(key), path
+    own, place = paths.features(key), path
     with contextlib.suppress(FileNotFoundError):
-        found = os.lstat(path)
-        if (found.st_ino, found.st_mtime_ns) != (seen.st_ino, seen.st_mtime_ns):
+        now = os.lstat(path)
+        if (now.st_ino, now.st_mtime_ns) != (seen.st_ino, seen.st_mtime_ns):
             return path
         durable.write_json(_about_damage(own), {"path": str(path), "reason": reason})
         if path == own:
-            kept = path.with_name(path.name + ".damaged")
-            os.replace(path, kept)
+            place = path.with_name(path.name + ".damaged")
+            os.replace(path, place)
             durable.fsync_folder(path.parent)
-    return kept
+    return place
 
 
 def _about_damage(path: Path) -> Path:
@@ -258,10 +259,10 @@ def _about_damage(path: Path) -> Path:
 def _set_aside(path: Path) -> dict[str, str]:
     """path, reason: of the file that was last set aside for this name."""
     try:
-        found: dict[str, str] = durable.read_json(_about_damage(path))
+        content: dict[str, str] = durable.read_json(_about_damage(path))
     except (OSError, json.JSONDecodeError):
         return {}
-    return found
+    return content
 
 
 def _damage(path: Path, key: FeatureKey) -> str | None:

@@ -99,17 +99,17 @@ class MetricsTail:
         return [_parsed(self._path, number, line) for number, line in enumerate(self._read_on(upto), start=first)]
 
     def _read_on(self, upto: int | None) -> list[bytes]:
-        found: list[bytes] = []
+        lines: list[bytes] = []
         try:
             file: BinaryIO = open(self._path, "rb")
         except FileNotFoundError:
-            return found
+            return lines
         with file:
             file.seek(self._end)
             while (upto is None or self._lines < upto) and (line := file.readline()).endswith(b"\n"):
-                found.append(line)
+                lines.append(line)
                 self._lines, self._end, self._last = self._lines + 1, self._end + len(line), line
-        return found
+        return lines
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -122,8 +122,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(line)
-        found["kind"]
-        return found
+        values: dict[str, Any] = json.loads(line)
+        values["kind"]
+        return values
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: line {number} is damaged ({one_line(error)}); launch the run again") from error

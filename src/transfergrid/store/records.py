@@ -1,4 +1,4 @@
-"""What a run leaves behind: its directory, its attempts, its predictions, its record.
+"""What a run leaves behind: its record and its predictions; and the list of a grid's runs.
 
 results/runs/<run_id>/
     spec.json           the RunSpec
@@ -11,8 +11,6 @@ results/runs/<run_id>/
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import io
 import math
 import re
@@ -27,12 +25,13 @@ from transfergrid.errors import TOLD, DataError, one_line
 from transfergrid.paths import RunPaths
 from transfergrid.specs import RunSpec, Runtime, SelectBy, from_dict, to_dict
 from transfergrid.store import durable
-from transfergrid.store.attempts import Attempt, AttemptTime
+from transfergrid.store.attempts import AttemptTime
 
 RECORD_FORMAT = 1
 FLOAT16_LARGEST = 65504
 TOP_CLASSES_KEPT = 20  # of the logits, above MANY_CLASSES
 MANY_CLASSES = 100
+Array = np.ndarray[Any, Any]
 
 
 # ------------------------------------------------------------------------------------------------------------- record
@@ -154,16 +153,16 @@ def _check(record: RunRecord) -> None:
         if not isinstance(getattr(record, name), (str, type(None))):
             raise ValueError(f"{name} is {getattr(record, name)!r}, not a text")
     numbers = {f.name: getattr(record, f.name) for f in fields(record) if str(f.type).startswith(("int", "float"))}
-    told = {name: value for name, value in numbers.items() if value is not None} | dict(record.metrics)
+    figures = {name: value for name, value in numbers.items() if value is not None} | dict(record.metrics)
     if record.details.get("n_test") is not None:
-        told["n_test"] = record.details["n_test"]
-    for name, value in told.items():
+        figures["n_test"] = record.details["n_test"]
+    for name, value in figures.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(f"{name} is {value!r}, not a number")
         if name.rsplit("_", 1)[-1] in _SHARES and not 0 <= value <= 1:
             raise ValueError(f"{name} is {value!r}, not between 0 and 1")
-    if record.status not in ("completed", "failed") or told.get("n_test", 1) < 1:
-        raise ValueError(f"status {record.status!r} or n_test {told.get('n_test')!r} is none that a run writes")
+    if record.status not in ("completed", "failed") or figures.get("n_test", 1) < 1:
+        raise ValueError(f"status {record.status!r} or n_test {figures.get('n_test')!r} is none that a run writes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,62 +193,6 @@ def record_head(paths: RunPaths) -> RecordHead | None:
         return None
 
 
-# --------------------------------------------------------------------------------------------------------- checkpoints
-@dataclass(frozen=True, slots=True)
-class CheckpointFile:
-    """A checkpoint as its name tells: steps done, metrics lines it covers, first 16 hex of the content's sha256."""
-
-    path: Path
-    step: int
-    lines: int
-    sha256_16: str
-
-
-def checkpoint_files(paths: RunPaths) -> list[CheckpointFile]:
-    """Newest first, without reading them."""
-    found = []
-    if paths.checkpoints.is_dir():
-        for path in paths.checkpoints.iterdir():
-            match = re.fullmatch(r"step-(\d+)-line-(\d+)-([0-9a-f]{16})\.pt", path.name)
-            if match:
-                found.append(CheckpointFile(path, int(match[1]), int(match[2]), match[3]))
-    return sorted(found, key=lambda c: c.step, reverse=True)
-
-
-def write_checkpoint(attempt: Attempt, content: bytes, *, step: int, lines: int, keep: int = 2) -> None:
-    """Publish a checkpoint and drop all but the newest `keep`. The metrics lines it covers must be fsynced before."""
-    attempt.assert_newest()
-    name = f"step-{step:09d}-line-{lines:09d}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
-    durable.write_bytes(attempt.paths.checkpoints / name, content)
-    for old in checkpoint_files(attempt.paths)[keep:]:
-        old.path.unlink(missing_ok=True)
-
-
-def read_newest_checkpoint(paths: RunPaths) -> tuple[CheckpointFile, bytes] | None:
-    """The newest checkpoint whose content matches its checksum; damaged ones are removed; None if there is none."""
-    for file in checkpoint_files(paths):
-        content = file.path.read_bytes()
-        if hashlib.sha256(content).hexdigest()[:16] == file.sha256_16:
-            return file, content
-        file.path.unlink(missing_ok=True)
-    return None
-
-
-def remove_checkpoints(paths: RunPaths) -> None:
-    for file in checkpoint_files(paths):
-        file.path.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        paths.checkpoints.rmdir()
-
-
-def lines_covered(paths: RunPaths) -> int | None:
-    """How many metrics lines can no longer be taken back; None means all (the run has its record)."""
-    head = record_head(paths)
-    if head is not None and head.status == "completed":
-        return None
-    return max((c.lines for c in checkpoint_files(paths)), default=0)
-
-
 # --------------------------------------------------------------------------------------------------------- predictions
 @dataclass(frozen=True, slots=True)
 class Predictions:
@@ -259,25 +202,25 @@ class Predictions:
     Above 100 classes only the 20 largest logits of each row are kept, with their classes, and the log-sum-exp of all.
     """
 
-    index_N: np.ndarray[Any, Any]
-    label_N: np.ndarray[Any, Any]
-    logits_NC: np.ndarray[Any, Any]
-    classes_NC: np.ndarray[Any, Any] | None = None
-    logsumexp_N: np.ndarray[Any, Any] | None = None
+    index_N: Array
+    label_N: Array
+    logits_NC: Array
+    classes_NC: Array | None = None
+    logsumexp_N: Array | None = None
 
     @property
-    def predicted_N(self) -> np.ndarray[Any, Any]:
-        best_N: np.ndarray[Any, Any] = self.logits_NC.astype(np.float32).argmax(axis=1)
+    def predicted_N(self) -> Array:
+        best_N: Array = self.logits_NC.astype(np.float32).argmax(axis=1)
         if self.classes_NC is None:
             return best_N
-        chosen: np.ndarray[Any, Any] = np.take_along_axis(self.classes_NC, best_N[:, None], axis=1)[:, 0]
+        chosen: Array = np.take_along_axis(self.classes_NC, best_N[:, None], axis=1)[:, 0]
         return chosen
 
 
 def make_predictions(
-    index_N: np.ndarray[Any, Any],
-    label_N: np.ndarray[Any, Any],
-    logits_NC: np.ndarray[Any, Any],
+    index_N: Array,
+    label_N: Array,
+    logits_NC: Array,
     *,
     keep_predicted: bool = True,
 ) -> Predictions:
@@ -299,7 +242,7 @@ def make_predictions(
     return Predictions(index_N.astype(np.int64), label_N.astype(np.int64), kept_NC, top_NC, logsumexp_N)
 
 
-def _keep_predicted(rounded_NC: np.ndarray[Any, Any], predicted_N: np.ndarray[Any, Any]) -> None:
+def _keep_predicted(rounded_NC: Array, predicted_N: Array) -> None:
     """In place: classes that stand before the predicted one and tie with it go down by one step of float16."""
     largest_N1 = np.take_along_axis(rounded_NC, predicted_N[:, None], axis=1)
     tied_NC = (rounded_NC == largest_N1) & (np.arange(rounded_NC.shape[1]) < predicted_N[:, None])
@@ -313,7 +256,7 @@ def write_predictions(paths: RunPaths, sets: Mapping[str, Predictions]) -> None:
     Beside gate, whose rows are held out, there may be gate_train, rows of the training split, and for a join
     gate_part_1, gate_part_2, ...: what each backbone alone adds to the logits of gate.
     """
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
+    arrays: dict[str, Array] = {}
     for name, predictions in sets.items():
         for f in fields(predictions):
             value = getattr(predictions, f.name)
@@ -395,7 +338,7 @@ def selected_by(path: Path) -> SelectBy:
     """The score on val that the grid was launched to choose by; accuracy in files of earlier releases. Raises as
     read_grid."""
     read_grid(path)
-    found = durable.read_json(path).get("select_by", "accuracy")
-    if found not in get_args(SelectBy):
-        raise DataError(f"{path} is damaged (select_by is {found!r}); delete it and launch the grid again")
-    return cast(SelectBy, found)
+    score = durable.read_json(path).get("select_by", "accuracy")
+    if score not in get_args(SelectBy):
+        raise DataError(f"{path} is damaged (select_by is {score!r}); delete it and launch the grid again")
+    return cast(SelectBy, score)

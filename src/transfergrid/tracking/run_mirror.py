@@ -12,7 +12,7 @@ from transfergrid.data.images_at_hand import Images
 from transfergrid.errors import MachineError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec, from_dict
-from transfergrid.store import attempts, durable, records
+from transfergrid.store import attempts, checkpoints, durable, records
 from transfergrid.store.metrics_log import MetricsTail, read_metrics
 from transfergrid.store.records import RunRecord
 from transfergrid.tracking import Followed
@@ -86,7 +86,7 @@ class RunMirror:
         if seen == self._seen and not over:
             return False
         record = self.final_record(over=over)
-        covered = records.lines_covered(self.paths)
+        covered = checkpoints.lines_covered(self.paths)
         if covered == 0 and record is None and self._tail is None:
             self._seen = seen
             return over

@@ -25,7 +25,7 @@ from transfergrid.data.images_at_hand import images_at_hand
 from transfergrid.errors import DataError, GridError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec, from_dict, safe_name
-from transfergrid.store import durable, records
+from transfergrid.store import checkpoints, durable, records
 from transfergrid.store.metrics_log import read_metrics
 from transfergrid.tracking import Followed, offline
 from transfergrid.tracking.account import Account, Unreachable, end_wandb, use_environment, wandb_processes, why_silent
@@ -212,7 +212,7 @@ class _Sync:
     def _verify(self, mirror: RunMirror) -> list[str]:
         run_id = mirror.followed.run_id
         record = mirror.final_record(over=True)  # of an attempt that another has followed, nothing is told
-        covered = records.lines_covered(mirror.paths) if record is None or record.status != "completed" else None
+        covered = checkpoints.lines_covered(mirror.paths) if record is None or record.status != "completed" else None
         lines = read_metrics(mirror.paths.metrics)[:covered]
         if record is None:
             self.synced.unfinished += 1

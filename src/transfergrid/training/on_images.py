@@ -40,12 +40,12 @@ def predict(
     batch_size: int = EVALUATION_BATCH,
 ) -> NDArray[np.float32]:
     """Logits (N, C) float32 of a fold's images, unaugmented, in eval mode (or with `test_bn=batch`)."""
-    made = []
+    parts = []
     with evaluating(network, inputs.device, precision=precision, test_bn=test_bn):
         for batch in inputs.batches(fold.split, torch.split(torch.from_numpy(fold.index_N), batch_size)):
             logits_BC, _ = network(*batch)
-            made.append(logits_BC.float().cpu())
-    logits_NC: NDArray[np.float32] = torch.cat(made).numpy()
+            parts.append(logits_BC.float().cpu())
+    logits_NC: NDArray[np.float32] = torch.cat(parts).numpy()
     return logits_NC
 
 
@@ -66,12 +66,12 @@ def evaluating(
     was_training = {name: module.training for name, module in network.named_modules()}
     network.eval()
     layers = batch_norm_layers(network, kept_in_eval) if test_bn == "batch" else []
-    kept = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
+    statistics = [(buffer, buffer.clone()) for layer in layers for buffer in layer.buffers()]
     for layer in layers:
         layer.training = True
     with torch.inference_mode(), autocast(device, precision):
         yield
-        for buffer, value in kept:
+        for buffer, value in statistics:
             buffer.copy_(value)
     for name, module in network.named_modules():
         module.training = was_training[name]
@@ -138,8 +138,8 @@ class ImageTrainee:
         folds = {"val": self._folds.val, "test": self._folds.test if self._watch_test else None}
         for name, fold in folds.items():
             if fold is not None:
-                found = scores(self.predict(module, fold), fold.labels_N, split=name)
-                figures |= {f"{name}/accuracy": found[f"{name}_accuracy"], f"{name}/loss": found[f"{name}_loss"]}
+                of_fold = scores(self.predict(module, fold), fold.labels_N, split=name)
+                figures |= {f"{name}/accuracy": of_fold[f"{name}_accuracy"], f"{name}/loss": of_fold[f"{name}_loss"]}
         return figures
 
     def predict(self, module: nn.Module, fold: Fold) -> NDArray[np.float32]:

@@ -139,5 +139,17 @@ def lookahead_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
         yield
     finally:
         with torch.no_grad():
-            for p, kept in zip(moved, fast, strict=True):
-                p.copy_(kept)
+            for p, value in zip(moved, fast, strict=True):
+                p.copy_(value)
+
+
+@contextlib.contextmanager
+def averaged_weights(
+    module: nn.Module, ema: AveragedModel | None, optimizer: torch.optim.Optimizer
+) -> Iterator[nn.Module]:
+    """The module to evaluate: EMA's copy, or the module itself holding Lookahead's slow weights inside the block."""
+    if ema is not None:
+        yield ema.module
+        return
+    with lookahead_weights(optimizer):
+        yield module

@@ -34,32 +34,32 @@ def save_weights(attempt: Attempt, state: Mapping[str, Tensor]) -> None:
     durable.write_bytes(attempt.paths.weights, content.getbuffer())
 
 
-def save_predictions(attempt: Attempt, made: Mapping[str, tuple[Fold, Logits]]) -> None:
+def save_predictions(attempt: Attempt, by_fold: Mapping[str, tuple[Fold, Logits]]) -> None:
     """predictions.npz of val, test and the gate's sets; the gate compares logits, the others their predictions."""
     attempt.assert_newest()
     sets: dict[str, Predictions] = {
         name: make_predictions(fold.index_N, fold.labels_N, logits_NC, keep_predicted=not name.startswith("gate"))
-        for name, (fold, logits_NC) in made.items()
+        for name, (fold, logits_NC) in by_fold.items()
     }
     write_predictions(attempt.paths, sets)
 
 
-def score_folds(made: Mapping[str, tuple[Fold, Logits]]) -> dict[str, float]:
+def score_folds(by_fold: Mapping[str, tuple[Fold, Logits]]) -> dict[str, float]:
     """All scores of all folds; top-5 accuracy of test where there are more than five classes."""
-    found: dict[str, float] = {}
-    for name, (fold, logits_NC) in made.items():
-        found |= scores(logits_NC, fold.labels_N, split=name)
+    figures: dict[str, float] = {}
+    for name, (fold, logits_NC) in by_fold.items():
+        figures |= scores(logits_NC, fold.labels_N, split=name)
         if name == "test" and logits_NC.shape[1] > 5:
-            found["test_top5_accuracy"] = top_k_accuracy(logits_NC, fold.labels_N, k=5)
-    return found
+            figures["test_top5_accuracy"] = top_k_accuracy(logits_NC, fold.labels_N, k=5)
+    return figures
 
 
-def class_details(made: Mapping[str, tuple[Fold, Logits]], class_names: Sequence[str]) -> dict[str, Any]:
+def class_details(by_fold: Mapping[str, tuple[Fold, Logits]], class_names: Sequence[str]) -> dict[str, Any]:
     """What a reader needs to see which classes are taken for which: their names and, since predictions of training
     images are not stored, the training set's counts (C, C), rows true. Nothing above 100 classes but the names."""
     details: dict[str, Any] = {"class_names": list(class_names)}
-    if "train" in made and len(class_names) <= MANY_CLASSES:
-        fold, logits_NC = made["train"]
+    if "train" in by_fold and len(class_names) <= MANY_CLASSES:
+        fold, logits_NC = by_fold["train"]
         counts_CC = confusion_matrix(fold.labels_N, logits_NC.argmax(1), num_classes=len(class_names))
         details["train_confusion"] = counts_CC.tolist()
     return details

@@ -13,7 +13,6 @@ import time
 from typing import Any
 
 SAMPLE_S = 5.0
-_latest: list[tuple[float, float]] = []  # of this process's meter: (percent of the time busy, MiB in use)
 ANSWER_S = 5.0  # then a silent nvidia-smi is given up, and asked again
 
 
@@ -22,7 +21,7 @@ class UsageMeter:
 
     def __init__(self, *, gpu: bool) -> None:
         self._gpu = gpu and shutil.which("nvidia-smi") is not None
-        self._samples: list[tuple[float, float]] = []  # as _latest
+        self._samples: list[tuple[float, float]] = []  # (percent of the time busy, MiB in use)
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
@@ -34,7 +33,13 @@ class UsageMeter:
 
     def __exit__(self, *error: object) -> None:
         self._ended.set()
-        _latest.clear()
+
+    def gpu_now(self) -> dict[str, float]:
+        """`gpu/utilisation` in [0, 1] and `gpu/memory_mib`, a few seconds old; {} where no GPU is being measured."""
+        if self._ended.is_set() or not self._samples:
+            return {}
+        busy, used = self._samples[-1]
+        return {"gpu/utilisation": busy / 100, "gpu/memory_mib": used}
 
     def summary(self) -> dict[str, Any]:
         """wall_s, cpu_s; cpus: those SLURM gave, else those it may use; memory_mib that SLURM gave, else
@@ -56,20 +61,12 @@ class UsageMeter:
         command += ["-i", visible.split(",")[0]] if visible else []
         while not self._ended.wait(SAMPLE_S):
             try:
-                said = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True).stdout
+                output = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True).stdout
             except (OSError, subprocess.SubprocessError):
                 continue
-            figures = re.match(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)", said)
+            figures = re.match(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)", output)
             if figures:
                 self._samples.append((float(figures[1]), float(figures[2])))
-                _latest[:] = self._samples[-1:]
-
-
-def gpu_now() -> dict[str, float]:
-    """`gpu/utilisation` in [0, 1] and `gpu/memory_mib`, a few seconds old; {} where no GPU is measured."""
-    for busy, used in _latest:
-        return {"gpu/utilisation": busy / 100, "gpu/memory_mib": used}
-    return {}
 
 
 def slurm_cpus() -> int | None:
