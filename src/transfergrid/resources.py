@@ -5,35 +5,46 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from transfergrid.specs import about
 
 MAX_PACKED = 1000
 UNLIMITED = -1  # of timeout_min, as sbatch --time spells it, too
 MEMORY = ("mem_gb", "mem_per_cpu_gb", "mem_per_gpu_gb")  # of which a job names one at most
-GPU_REQUESTS = ("auto", "gpus-per-node", "gres", "gpus")
+_MEMORY: dict[str, Any] = {"span": (0.1, 16384), "unit": "GiB"}
+_BY_NAME = "choose it as cluster=NAME"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """What one SLURM job asks for.
 
-    partition: one, or several separated by commas (SLURM takes the first that can start the job). gpu_type: as SLURM
-    names it in `gres`, e.g. `a100`. mem_gb: of host memory, in GiB as SLURM counts; 0 = all of the node, None = it is
-    not asked for here. mem_per_cpu_gb, mem_per_gpu_gb: in its place. timeout_min: of one job; a run that needs longer
-    goes on in a requeued job; UNLIMITED, or None = the site's own. defaults: the fields that nobody asked for, which
-    yield to what a partition has.
+    A run that needs longer than timeout_min goes on in a requeued job. defaults: the fields that nobody asked for,
+    which yield to what a partition has.
     """
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    gpus: int = 1
-    gpu_type: str | None = None
-    cpus: int = 4
-    mem_gb: float | None = 16.0
-    mem_per_cpu_gb: float | None = None
-    mem_per_gpu_gb: float | None = None
-    timeout_min: int | None = 240
+    partition: str | None = field(default=None, metadata=about("of SLURM; several as gpu,gpu2: the first that is free"))
+    account: str | None = field(default=None, metadata=about("SLURM account that pays"))
+    qos: str | None = field(default=None, metadata=about("SLURM quality of service"))
+    constraint: str | None = field(default=None, metadata=about("node features, as a100&nvme"))
+    gpus: int = field(default=1, metadata=about("GPUs per job; 0 = the CPU, also on this machine", span=(0, 64)))
+    gpu_type: str | None = field(default=None, metadata=about("as SLURM names it, as a100"))
+    cpus: int = field(default=4, metadata=about("CPU cores per job", span=(1, 1024)))
+    mem_gb: float | None = field(
+        default=16.0, metadata=about("memory per job; 0 = all of the node; null = not asked", also=(0,), **_MEMORY)
+    )
+    mem_per_cpu_gb: float | None = field(default=None, metadata=about("in place of mem_gb", **_MEMORY))
+    mem_per_gpu_gb: float | None = field(default=None, metadata=about("in place of mem_gb", **_MEMORY))
+    timeout_min: int | None = field(
+        default=240,
+        metadata=about(
+            "time limit, also as 4:00:00 or UNLIMITED; null = the site's own",
+            span=(1, 60 * 24 * 365),
+            also=(UNLIMITED,),
+            unit="minutes",
+        ),
+    )
     defaults: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
@@ -84,33 +95,53 @@ class ClusterSettings:
     """How a grid is sent to a cluster.
 
     name: `auto`, `local`, `slurm`, or a file of the user's own in conf/cluster/, whose `kind` is then slurm or local.
-    by_phase: resources of the phases that ask for others. array_parallelism: jobs of one array at a time, 0 = no limit.
-    runs_per_job: so many runs share a job, one after the other. signal_delay_s: before the time limit a job is told to
-    save. max_requeues: how often a job may go on after its time limit or a preemption. setup: shell lines before
-    python. python: the command that starts python on the node, container prefix included; None = this interpreter.
-    stage_folders: image folders are copied to scratch_dir on the node first. sbatch: further options of sbatch,
-    True for those without a value. gpu_request: by which option GPUs are asked for, one of GPU_REQUESTS; auto = gres
-    where they have a type, else gpus-per-node. poll_s: seconds between two looks at the queue while waiting.
+    by_phase: resources of the phases that ask for others.
     """
 
-    name: str = "local"
-    kind: str = "local"
+    name: str = field(default="local", metadata=about("the file in conf/cluster/", "auto", not_set=_BY_NAME))
+    kind: str = field(
+        default="local",
+        metadata=about(
+            "what runs are sent to",
+            "auto",
+            choices=("auto", "local", "slurm"),
+            not_set="it is told by a file conf/cluster/NAME.yaml, chosen as cluster=NAME",
+        ),
+    )
     resources: Resources = field(default_factory=Resources)
-    by_phase: dict[str, Resources] = field(default_factory=dict)
-    finish_partition: str | None = None
-    array_parallelism: int = 0
-    runs_per_job: int = 1
-    signal_delay_s: int = 120
-    max_requeues: int = 50
-    wckey: str | None = None
-    exclude: str | None = None
-    setup: tuple[str, ...] = ()
-    python: str | None = None
-    sbatch: dict[str, str | bool] = field(default_factory=dict)
-    stage_folders: bool = False
-    scratch_dir: str = "/tmp"
-    gpu_request: str = "auto"
-    poll_s: float = 10.0
+    by_phase: dict[str, Resources] = field(
+        default_factory=dict, metadata=about("other resources for a phase, as {finetune: {mem_gb: 32}}")
+    )
+    finish_partition: str | None = field(default=None, metadata=about("partition of the job that makes the report"))
+    array_parallelism: int = field(
+        default=0, metadata=about("jobs of one array at a time; 0 = no limit", span=(0, 1_000_000))
+    )
+    runs_per_job: int = field(
+        default=1, metadata=about("runs that share a job, one after the other", span=(1, MAX_PACKED))
+    )
+    signal_delay_s: int = field(
+        default=120, metadata=about("a job saves so long before its time limit", span=(10, 86_400), unit="s")
+    )
+    max_requeues: int = field(
+        default=50, metadata=about("how often a job goes on after a time limit or preemption", span=(0, 100_000))
+    )
+    wckey: str | None = field(default=None, metadata=about("SLURM's workload characterization key"))
+    exclude: str | None = field(default=None, metadata=about("nodes to avoid, as node[1-3]"))
+    setup: tuple[str, ...] = field(default=(), metadata=about("lines of shell before python, as ['module load cuda']"))
+    python: str | None = field(
+        default=None, metadata=about("what starts python on a node, container included; null = this one")
+    )
+    sbatch: dict[str, str | bool] = field(
+        default_factory=dict, metadata=about("further options of sbatch, as {mail-type: END}")
+    )
+    stage_folders: bool = field(default=False, metadata=about("copy image folders to scratch_dir on the node first"))
+    scratch_dir: str = field(default="/tmp", metadata=about("a folder of the node, as $TMPDIR"))
+    gpu_request: Literal["auto", "gpus-per-node", "gres", "gpus"] = field(
+        default="auto", metadata=about("sbatch's option for GPUs; auto = gres where they have a type")
+    )
+    poll_s: float = field(
+        default=10.0, metadata=about("between two looks at the queue while waiting", span=(0.5, 3600), unit="s")
+    )
 
     def options(self, asked: Resources) -> dict[str, str | bool]:
         """All that such a job asks for, as sbatch spells it: the same in a job script and in a question to SLURM."""

@@ -34,3 +34,8 @@ def find(group: str, name: str) -> Path | None:
     """The first file of this name."""
     files = (folder / group / f"{name}.yaml" for folder in conf_dirs())
     return next((file for file in files if file.is_file()), None)
+
+
+def choices(group: str) -> tuple[str, ...]:
+    """The names of a group's files."""
+    return tuple(sorted({path.stem for place in conf_dirs() for path in (place / group).glob("*.yaml")}))

@@ -1,24 +1,32 @@
-"""The command line of jobs/sync.py, read without Hydra, for it asks about the store and a W&B project alone."""
+"""The command line of jobs/sync.py: it asks about the store and a W&B project alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from transfergrid.config.names import grid_name_of, key_values, wandb_name_of
+from transfergrid.config.arguments import parse, shared
+from transfergrid.config.names import grid_name_of, wandb_name_of
 from transfergrid.paths import StorePaths
+from transfergrid.specs import about
 
-KEYS = ("grid", "project", "entity", "store.dir")
-ALIASES = {"tracking.project": "project", "tracking.entity": "entity"}  # as a launch spells them
-TAKES = "sync takes grid=NAME, project=NAME, entity=NAME and store.dir=DIR"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncKeys:
+    grid: str | None = field(default=None, metadata=about("a grid; left out: the one launched last in the store"))
+    project: str | None = field(default=None, metadata=about("W&B project; left out: the grid's own"))
+    entity: str | None = field(default=None, metadata=about("W&B team or user; left out: the grid's own"))
+    store_dir: str = field(default="results", metadata=shared("store.dir"))
+    tracking_project: str | None = field(default=None, metadata=shared("tracking.project"))
+    tracking_entity: str | None = field(default=None, metadata=shared("tracking.entity"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRequest:
-    """project, entity: None = those of the grid's last launch."""
+    """grid: None = the newest of the store. project, entity: None = those of the grid's last launch."""
 
-    grid: str
+    grid: str | None
     store: StorePaths
     project: str | None
     entity: str | None
@@ -26,10 +34,10 @@ class SyncRequest:
 
 def parse_sync(arguments: Sequence[str]) -> SyncRequest:
     """Any grid that was launched, with or without a grid file. Raises ConfigError, in one line."""
-    values = key_values(arguments, keys=KEYS, takes=TAKES, aliases=ALIASES)
+    keys = parse(SyncKeys, arguments).values
     return SyncRequest(
-        grid=grid_name_of(values.get("grid", "quickstart")),
-        store=StorePaths(Path(values.get("store.dir", "results"))),
-        project=wandb_name_of("project", values.get("project")),
-        entity=wandb_name_of("entity", values.get("entity")),
+        grid=None if keys.grid is None else grid_name_of(keys.grid),
+        store=StorePaths(Path(keys.store_dir)),
+        project=wandb_name_of("project", keys.project or keys.tracking_project),
+        entity=wandb_name_of("entity", keys.entity or keys.tracking_entity),
     )
