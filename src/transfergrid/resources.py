@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from transfergrid.specs import about
+from transfergrid.specs import setting
 
 MAX_PACKED = 1000
 UNLIMITED = -1  # of timeout_min, as sbatch --time spells it, too
@@ -24,26 +24,22 @@ class Resources:
     which yield to what a partition has.
     """
 
-    partition: str | None = field(default=None, metadata=about("of SLURM; several as gpu,gpu2: the first that is free"))
-    account: str | None = field(default=None, metadata=about("SLURM account that pays"))
-    qos: str | None = field(default=None, metadata=about("SLURM quality of service"))
-    constraint: str | None = field(default=None, metadata=about("node features, as a100&nvme"))
-    gpus: int = field(default=1, metadata=about("GPUs per job; 0 = the CPU, also on this machine", span=(0, 64)))
-    gpu_type: str | None = field(default=None, metadata=about("as SLURM names it, as a100"))
-    cpus: int = field(default=4, metadata=about("CPU cores per job", span=(1, 1024)))
-    mem_gb: float | None = field(
-        default=16.0, metadata=about("memory per job; 0 = all of the node; null = not asked", also=(0,), **_MEMORY)
-    )
-    mem_per_cpu_gb: float | None = field(default=None, metadata=about("in place of mem_gb", **_MEMORY))
-    mem_per_gpu_gb: float | None = field(default=None, metadata=about("in place of mem_gb", **_MEMORY))
-    timeout_min: int | None = field(
-        default=240,
-        metadata=about(
-            "time limit, also as 4:00:00 or UNLIMITED; null = the site's own",
-            span=(1, 60 * 24 * 365),
-            also=(UNLIMITED,),
-            unit="minutes",
-        ),
+    partition: str | None = setting(None, "of SLURM; several as gpu,gpu2: the first that is free")
+    account: str | None = setting(None, "SLURM account that pays")
+    qos: str | None = setting(None, "SLURM quality of service")
+    constraint: str | None = setting(None, "node features, as a100&nvme")
+    gpus: int = setting(1, "GPUs per job; 0 = the CPU, also on this machine", (0, 64))
+    gpu_type: str | None = setting(None, "as SLURM names it, as a100")
+    cpus: int = setting(4, "CPU cores per job", (1, 1024))
+    mem_gb: float | None = setting(16.0, "memory per job; 0 = all of the node; null = not asked", also=(0,), **_MEMORY)
+    mem_per_cpu_gb: float | None = setting(None, "in place of mem_gb", **_MEMORY)
+    mem_per_gpu_gb: float | None = setting(None, "in place of mem_gb", **_MEMORY)
+    timeout_min: int | None = setting(
+        240,
+        "time limit, also as 4:00:00 or UNLIMITED; null = the site's own",
+        (1, 60 * 24 * 365),
+        also=(UNLIMITED,),
+        unit="minutes",
     )
     defaults: frozenset[str] = field(default=frozenset(), compare=False)
 
@@ -98,50 +94,32 @@ class ClusterSettings:
     by_phase: resources of the phases that ask for others.
     """
 
-    name: str = field(default="local", metadata=about("the file in conf/cluster/", "auto", not_set=_BY_NAME))
-    kind: str = field(
-        default="local",
-        metadata=about(
-            "what runs are sent to",
-            "auto",
-            choices=("auto", "local", "slurm"),
-            not_set="it is told by a file conf/cluster/NAME.yaml, chosen as cluster=NAME",
-        ),
+    name: str = setting("local", "the file in conf/cluster/", usual="auto", not_set=_BY_NAME)
+    kind: str = setting(
+        "local",
+        "what runs are sent to",
+        usual="auto",
+        choices=("auto", "local", "slurm"),
+        not_set="it is told by a file conf/cluster/NAME.yaml, chosen as cluster=NAME",
     )
     resources: Resources = field(default_factory=Resources)
-    by_phase: dict[str, Resources] = field(
-        default_factory=dict, metadata=about("other resources for a phase, as {finetune: {mem_gb: 32}}")
+    by_phase: dict[str, Resources] = setting({}, "other resources for a phase, as {finetune: {mem_gb: 32}}")
+    finish_partition: str | None = setting(None, "partition of the job that makes the report")
+    array_parallelism: int = setting(0, "jobs of one array at a time; 0 = no limit", (0, 1_000_000))
+    runs_per_job: int = setting(1, "runs that share a job, one after the other", (1, MAX_PACKED))
+    signal_delay_s: int = setting(120, "a job saves so long before its time limit", (10, 86_400), unit="s")
+    max_requeues: int = setting(50, "how often a job goes on after a time limit or preemption", (0, 100_000))
+    wckey: str | None = setting(None, "SLURM's workload characterization key")
+    exclude: str | None = setting(None, "nodes to avoid, as node[1-3]")
+    setup: tuple[str, ...] = setting((), "lines of shell before python, as ['module load cuda']")
+    python: str | None = setting(None, "what starts python on a node, container included; null = this one")
+    sbatch: dict[str, str | bool] = setting({}, "further options of sbatch, as {mail-type: END}")
+    stage_folders: bool = setting(False, "copy image folders to scratch_dir on the node first")
+    scratch_dir: str = setting("/tmp", "a folder of the node, as $TMPDIR")
+    gpu_request: Literal["auto", "gpus-per-node", "gres", "gpus"] = setting(
+        "auto", "sbatch's option for GPUs; auto = gres where they have a type"
     )
-    finish_partition: str | None = field(default=None, metadata=about("partition of the job that makes the report"))
-    array_parallelism: int = field(
-        default=0, metadata=about("jobs of one array at a time; 0 = no limit", span=(0, 1_000_000))
-    )
-    runs_per_job: int = field(
-        default=1, metadata=about("runs that share a job, one after the other", span=(1, MAX_PACKED))
-    )
-    signal_delay_s: int = field(
-        default=120, metadata=about("a job saves so long before its time limit", span=(10, 86_400), unit="s")
-    )
-    max_requeues: int = field(
-        default=50, metadata=about("how often a job goes on after a time limit or preemption", span=(0, 100_000))
-    )
-    wckey: str | None = field(default=None, metadata=about("SLURM's workload characterization key"))
-    exclude: str | None = field(default=None, metadata=about("nodes to avoid, as node[1-3]"))
-    setup: tuple[str, ...] = field(default=(), metadata=about("lines of shell before python, as ['module load cuda']"))
-    python: str | None = field(
-        default=None, metadata=about("what starts python on a node, container included; null = this one")
-    )
-    sbatch: dict[str, str | bool] = field(
-        default_factory=dict, metadata=about("further options of sbatch, as {mail-type: END}")
-    )
-    stage_folders: bool = field(default=False, metadata=about("copy image folders to scratch_dir on the node first"))
-    scratch_dir: str = field(default="/tmp", metadata=about("a folder of the node, as $TMPDIR"))
-    gpu_request: Literal["auto", "gpus-per-node", "gres", "gpus"] = field(
-        default="auto", metadata=about("sbatch's option for GPUs; auto = gres where they have a type")
-    )
-    poll_s: float = field(
-        default=10.0, metadata=about("between two looks at the queue while waiting", span=(0.5, 3600), unit="s")
-    )
+    poll_s: float = setting(10.0, "between two looks at the queue while waiting", (0.5, 3600), unit="s")
 
     def options(self, asked: Resources) -> dict[str, str | bool]:
         """All that such a job asks for, as sbatch spells it: the same in a job script and in a question to SLURM."""

@@ -15,8 +15,9 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import MappingProxyType, UnionType
 from typing import Any, Literal, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -63,6 +64,18 @@ class About:
 def about(doc: str, usual: Any = ..., span: tuple[float, float] = ANY_NUMBER, **more: Any) -> Metadata:
     """The metadata of a field that is a setting."""
     return {"about": About(doc=doc, usual=usual, span=span, **more)}
+
+
+def setting(default: T, doc: str, span: tuple[float, float] = ANY_NUMBER, **more: Any) -> T:
+    """A field that is a setting, and has a default."""
+    metadata = about(doc, span=span, **more)
+    fresh = isinstance(default, (list, dict))
+    value: T = (
+        field(default_factory=partial(copy, default), metadata=metadata)
+        if fresh
+        else field(default=default, metadata=metadata)
+    )
+    return value
 
 
 def later(former: T, metadata: Metadata = MappingProxyType({})) -> T:
@@ -166,12 +179,11 @@ class FeatureKey:
 class ExtractSettings:
     """How images become cached features."""
 
-    bn_statistics: Literal["imagenet", "target"] = field(
-        default="imagenet",
-        metadata=about("target = BatchNorm re-estimated over the unlabelled training images, then fixed"),
+    bn_statistics: Literal["imagenet", "target"] = setting(
+        "imagenet", "target = BatchNorm re-estimated over the unlabelled training images, then fixed"
     )
-    precision: Literal["fp32", "tf32", "bf16"] = field(default="fp32", metadata=about("arithmetic of the forward pass"))
-    storage: Literal["float16", "float32"] = field(default="float16", metadata=about("type of the stored features"))
+    precision: Literal["fp32", "tf32", "bf16"] = setting("fp32", "arithmetic of the forward pass")
+    storage: Literal["float16", "float32"] = setting("float16", "type of the stored features")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,13 +12,13 @@ from transfergrid.config.names import grid_name_of
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths, typed
 from transfergrid.resources import ClusterSettings
-from transfergrid.specs import Configuration, RunSpec, Runtime, SelectBy, about, digest, safe_name
+from transfergrid.specs import Configuration, RunSpec, Runtime, SelectBy, digest, safe_name, setting
 from transfergrid.store.records import GridEntry
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from transfergrid.config.builder import FolderProgress
+    from transfergrid.config.builder import FolderProgress, GridBuilder
     from transfergrid.data import DatasetFacts
 
 
@@ -100,11 +100,19 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
     """The grid of a launch; `grid=quickstart` unless another is named. Raises ConfigError or DataError, in one line."""
     # Hydra takes half a second to import, which those who only read the store need not wait for.
     from transfergrid.config.builder import GridBuilder
-    from transfergrid.config.cluster import cluster_settings, plain
 
     arguments, config = composed_grid(arguments)
     builder = GridBuilder(arguments, config, progress)
-    configurations = builder.build()
+    return _request(
+        builder, config, builder.build(), replaces_grid=True, replace=config.replace, select_by=config.select_by
+    )
+
+
+def _request(
+    builder: GridBuilder, config: DictConfig, configurations: tuple[Configuration, ...], **own: Any
+) -> Request:
+    from transfergrid.config.cluster import cluster_settings, plain
+
     return Request(
         grid=builder.name,
         configurations=configurations,
@@ -118,9 +126,7 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
         emit=config.emit,
         notify=config.notify.command,
         notes=tuple(builder.notes),
-        replaces_grid=True,
-        replace=config.replace,
-        select_by=config.select_by,
+        **own,
     )
 
 
@@ -145,7 +151,6 @@ def composed_run(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
 def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None) -> Request:
     """One configuration by hand; it joins the grid `grid_name=` (default adhoc), what it overrides is its variant."""
     from transfergrid.config.builder import GridBuilder
-    from transfergrid.config.cluster import cluster_settings, plain
 
     overrides, config = composed_run(arguments)
     builder = GridBuilder(list(arguments), config, progress)
@@ -157,19 +162,10 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
         configuration = builder.evaluation_of(config.run, safe_name(",".join(filter(None, (of, variant)))))
     else:
         configuration = builder.one_run(config.model, config.phase.name, config.seed, variant)
-    return Request(
-        grid=builder.name,
-        configurations=(configuration,),
-        runs=builder.runs,
-        facts=builder.facts,
-        runtime=builder.runtime(),
-        cluster=cluster_settings(config.cluster),
-        cluster_config=plain(config.cluster),
-        dry_run=config.dry_run,
-        wait=config.wait,
-        emit=config.emit,
-        notify=config.notify.command,
-        notes=tuple(builder.notes),
+    return _request(
+        builder,
+        config,
+        (configuration,),
         replaces_grid=False,
         needs_only_checked=config.needs == "check",
         select_by=config.select_by if "select_by" in overrides else None,
@@ -180,9 +176,7 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
 class DoctorKeys:
     """Those that no other script has."""
 
-    wait_s: float = field(
-        default=120.0, metadata=about("how long its jobs may wait in the queue", span=(0, 86_400), unit="s")
-    )
+    wait_s: float = setting(120.0, "how long its jobs may wait in the queue", (0, 86_400), unit="s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

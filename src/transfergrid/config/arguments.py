@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from copy import copy
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Generic, TypeVar, cast, get_origin
 
 from transfergrid.config.folders import choices
@@ -15,7 +17,6 @@ from transfergrid.config.keys import Key, about_of, checked, close_to, keys_of, 
 from transfergrid.config.schema import GROUPS, KEYS
 from transfergrid.errors import ConfigError
 from transfergrid.paths import typed
-from transfergrid.specs import Metadata
 
 T = TypeVar("T")
 # What every script takes, so that one line of places serves them all.
@@ -36,9 +37,10 @@ class Parsed(Generic[T]):
     passed_on: tuple[str, ...]
 
 
-def shared(name: str) -> Metadata:
-    """The metadata of a field that stands for a key of the configuration, which says what it means."""
-    return {"about": replace(KEYS[name].about, key=name)}
+def shared(name: str) -> Any:
+    """A field that stands for a key of the configuration, which says what it means and what it is by default."""
+    key = KEYS[name]
+    return field(default_factory=partial(copy, key.default), metadata={"about": replace(key.about, key=name)})
 
 
 def takes(kind: Any) -> dict[str, Key]:

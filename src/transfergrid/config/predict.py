@@ -5,19 +5,18 @@ from __future__ import annotations
 import difflib
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from transfergrid.config.arguments import parse, shared
 from transfergrid.config.spelling import command, who_lists_runs
-from transfergrid.data import MAX_MEGAPIXELS
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._formats import suffixes
 from transfergrid.errors import ConfigError
 from transfergrid.networks.classes import classes_of_run
 from transfergrid.paths import EXPORT_MARK, CachePaths, RunPaths, StorePaths
-from transfergrid.specs import Runtime, about, safe_name
+from transfergrid.specs import Runtime, safe_name, setting
 from transfergrid.store.records import RunRecord, read_record
 
 Format = Literal["all", "state_dict", "torch_export", "onnx"]
@@ -27,20 +26,20 @@ FILES = "weights_files."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictKeys:
-    run: str | None = field(default=None, metadata=about("a finished run: its id, or its folder"))
-    images: str | None = field(default=None, metadata=about("predict every picture below this folder"))
-    top_k: int | None = field(default=None, metadata=about("classes per picture; left out: 5"))
-    output: str | None = field(default=None, metadata=about("CSV file; left out: standard output"))
-    precision: Literal["run", "fp32"] = field(default="run", metadata=about("arithmetic: the run's own, or fp32"))
-    export: str | None = field(default=None, metadata=about("a new folder for the network and its model card"))
-    export_format: Format = field(default="all", metadata=about("what is exported"))
-    weights_files: dict[str, str] = field(default_factory=dict, metadata=shared("weights_files"))
-    weights_dir: str | None = field(default=None, metadata=shared("weights_dir"))
-    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=shared("device"))
-    num_threads: int = field(default=0, metadata=shared("cluster.num_threads"))
-    max_megapixels: float = field(default=MAX_MEGAPIXELS, metadata=shared("dataset.max_megapixels"))
-    store_dir: str = field(default="results", metadata=shared("store.dir"))
-    cache_dir: str = field(default="cache", metadata=shared("cache.dir"))
+    run: str | None = setting(None, "a finished run: its id, or its folder")
+    images: str | None = setting(None, "predict every picture below this folder")
+    top_k: int | None = setting(None, "classes per picture; left out: 5")
+    output: str | None = setting(None, "CSV file; left out: standard output")
+    precision: Literal["run", "fp32"] = setting("run", "arithmetic: the run's own, or fp32")
+    export: str | None = setting(None, "a new folder for the network and its model card")
+    export_format: Format = setting("all", "what is exported")
+    weights_files: dict[str, str] = shared("weights_files")
+    weights_dir: str | None = shared("weights_dir")
+    device: Literal["auto", "cpu", "cuda"] = shared("device")
+    num_threads: int = shared("cluster.num_threads")
+    max_megapixels: float = shared("dataset.max_megapixels")
+    store_dir: str = shared("store.dir")
+    cache_dir: str = shared("cache.dir")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

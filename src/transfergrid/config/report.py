@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,29 +11,25 @@ from transfergrid.config.arguments import parse, shared
 from transfergrid.config.names import grid_name_of, wandb_name_of
 from transfergrid.errors import ConfigError
 from transfergrid.paths import CachePaths, StorePaths
-from transfergrid.specs import SelectBy, about
+from transfergrid.specs import SelectBy, setting
 
 LONGEST_NAME = 200  # of the folder of a report of several grids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReportKeys:
-    grid: str | None = field(default=None, metadata=about("a grid; left out: the one launched last in the store"))
-    compare: list[str] = field(default_factory=list, metadata=about("grids side by side, as [a,b]; in place of grid="))
-    figures: Literal["true", "false", "keep"] = field(
-        default="true", metadata=about("keep = those made since the last record")
-    )
-    select_by: SelectBy | None = field(
-        default=None, metadata=about("the score on val that chooses; left out: as launched")
-    )
-    publish: bool = field(default=False, metadata=about("send the report to W&B"))
-    source: Literal["store", "wandb"] = field(default="store", metadata=about("wandb = read the runs from a server"))
-    project: str | None = field(default=None, metadata=about("W&B project; left out: the grid's own"))
-    entity: str | None = field(default=None, metadata=about("W&B team or user; left out: the grid's own"))
-    store_dir: str = field(default="results", metadata=shared("store.dir"))
-    cache_dir: str = field(default="cache", metadata=shared("cache.dir"))
-    tracking_project: str | None = field(default=None, metadata=shared("tracking.project"))
-    tracking_entity: str | None = field(default=None, metadata=shared("tracking.entity"))
+    grid: str | None = setting(None, "a grid; left out: the one launched last in the store")
+    compare: list[str] = setting([], "grids side by side, as [a,b]; in place of grid=")
+    figures: Literal["true", "false", "keep"] = setting("true", "keep = those made since the last record")
+    select_by: SelectBy | None = setting(None, "the score on val that chooses; left out: as launched")
+    publish: bool = setting(False, "send the report to W&B")
+    source: Literal["store", "wandb"] = setting("store", "wandb = read the runs from a server")
+    project: str | None = setting(None, "W&B project; left out: the grid's own")
+    entity: str | None = setting(None, "W&B team or user; left out: the grid's own")
+    store_dir: str = shared("store.dir")
+    cache_dir: str = shared("cache.dir")
+    tracking_project: str | None = shared("tracking.project")
+    tracking_entity: str | None = shared("tracking.entity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,7 +26,7 @@ from transfergrid.specs import (
     Protocol,
     ScratchSettings,
     SelectBy,
-    about,
+    setting,
 )
 
 T = TypeVar("T")
@@ -123,24 +123,20 @@ def _schema_of(name: str, *kinds: type[Any], defaults: Mapping[str, Any] | None 
 
 
 def _configured(kind: type[T]) -> type[T]:
-    """The class with its types as OmegaConf knows them."""
-    return _schema_of(kind.__name__, kind)
+    """A dataclass with its types as OmegaConf knows them."""
+    return _schema_of(kind.__name__, dataclass(kind))
 
 
 @_configured
-@dataclass
 class _Checkpoint:
-    checkpoint: str | None = field(default=None, metadata=about("a state-dict file of the model, head included"))
+    checkpoint: str | None = setting(None, "a state-dict file of the model, head included")
 
 
 @_configured
-@dataclass
 class _ClusterBeside:
-    num_threads: int = field(
-        default=0, metadata=about("CPU threads per run; 0 = the cores its process may use", span=(0, 1024))
-    )
+    num_threads: int = setting(0, "CPU threads per run; 0 = the cores its process may use", (0, 1024))
     # The keys that a file or a command line set; what is none of them is a default, and yields to the cluster.
-    asked: list[str] = field(default_factory=list, metadata=about(""))
+    asked: list[str] = setting([], "")
 
 
 ExtractConfig = _schema_of("ExtractConfig", ExtractSettings)
@@ -152,9 +148,8 @@ ClusterConfig = _schema_of("ClusterConfig", Resources, ClusterSettings, _Cluster
 
 
 @_configured
-@dataclass
 class PhaseConfig:
-    name: str = field(default="", metadata=about("the phase", not_set="choose it as phase=NAME"))
+    name: str = setting("", "the phase", not_set="choose it as phase=NAME")
     extract: ExtractConfig = field(default_factory=ExtractConfig)  # type: ignore[valid-type]
     probe: ProbeConfig = field(default_factory=ProbeConfig)  # type: ignore[valid-type]
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)  # type: ignore[valid-type]
@@ -166,117 +161,86 @@ _SEED = (0, 2**31)
 
 
 @_configured
-@dataclass
 class DatasetConfig:
-    name: str | None = field(default=None, metadata=about("in tables and paths; null = the folder's or the set's own"))
-    kind: str = field(default="", metadata=about("how its files are read", not_set="choose it as dataset=NAME"))
-    folder: str | None = field(default=None, metadata=about("your pictures, with train/<class>/* and test/<class>/*"))
-    max_images: int | None = field(
-        default=None, metadata=about("at most so many per split, class shares kept", span=(1, 1_000_000_000))
+    name: str | None = setting(None, "in tables and paths; null = the folder's or the set's own")
+    kind: str = setting("", "how its files are read", not_set="choose it as dataset=NAME")
+    folder: str | None = setting(None, "your pictures, with train/<class>/* and test/<class>/*")
+    max_images: int | None = setting(None, "at most so many per split, class shares kept", (1, 1_000_000_000))
+    image_size_px: int | None = setting(
+        None, "resize straight to N x N; null = as the weights say", (1, 4096), unit="px"
     )
-    image_size_px: int | None = field(
-        default=None, metadata=about("resize straight to N x N; null = as the weights say", span=(1, 4096), unit="px")
+    val_seed: int = setting(0, "which 10 % of train are held out as val", _SEED)
+    train_fraction: float | None = setting(None, "train on this share of the training images", (ABOVE_ZERO, 1))
+    shots: int | None = setting(None, "train on so many images of each class", (1, 1_000_000_000))
+    value_range: list[float] | None = setting(
+        None, "values that become 0 and 255 in pictures deeper than 8 bits; null = those of train"
     )
-    val_seed: int = field(default=0, metadata=about("which 10 % of train are held out as val", span=_SEED))
-    train_fraction: float | None = field(
-        default=None, metadata=about("train on this share of the training images", span=(ABOVE_ZERO, 1))
+    orientation: Literal["exif", "stored"] = setting("exif", "turn pictures as EXIF says, or not")
+    small_pictures: Literal["whole", "recipe"] = setting(
+        "whole", "pictures smaller than the input: all of them, or as the weights' transform"
     )
-    shots: int | None = field(
-        default=None, metadata=about("train on so many images of each class", span=(1, 1_000_000_000))
-    )
-    value_range: list[float] | None = field(
-        default=None,
-        metadata=about("values that become 0 and 255 in pictures deeper than 8 bits; null = those of train"),
-    )
-    orientation: Literal["exif", "stored"] = field(default="exif", metadata=about("turn pictures as EXIF says, or not"))
-    small_pictures: Literal["whole", "recipe"] = field(
-        default="whole", metadata=about("pictures smaller than the input: all of them, or as the weights' transform")
-    )
-    classes: Literal["folders", "imagenet"] = field(
-        default="folders", metadata=about("imagenet = folders are named by wnids or 0 to 999")
-    )
-    max_megapixels: float = field(
-        default=180.0, metadata=about("larger pictures of a folder are refused", span=(ABOVE_ZERO, 100_000))
-    )
-    skip_damaged: bool = field(default=False, metadata=about("leave out pictures that cannot be used"))
+    classes: Literal["folders", "imagenet"] = setting("folders", "imagenet = folders are named by wnids or 0 to 999")
+    max_megapixels: float = setting(180.0, "larger pictures of a folder are refused", (ABOVE_ZERO, 100_000))
+    skip_damaged: bool = setting(False, "leave out pictures that cannot be used")
 
 
 @_configured
-@dataclass
 class GridConfig:
-    name: str = field(default="", metadata=about("the grid file's own name; grid_name= gives another"))
-    study: str | None = field(
-        default=None,
-        metadata=about(
-            "the published study whose settings it holds",
-            not_set="it is told by a grid file, whose settings go with it",
-        ),
+    name: str = setting("", "the grid file's own name; grid_name= gives another")
+    study: str | None = setting(
+        None,
+        "the published study whose settings it holds",
+        not_set="it is told by a grid file, whose settings go with it",
     )
-    models: list[str] = field(default_factory=list, metadata=about("networks, as [resnet18,resnet18+vgg16]"))
-    datasets: list[str] = field(default_factory=list, metadata=about("data sets, as [mnist,cifar10]"))
-    phases: list[str] = field(default_factory=list, metadata=about("of probe, finetune, scratch and evaluate"))
-    seeds: list[int] = field(default_factory=lambda: [0], metadata=about("one run each, as [0,1,2]"))
-    variants: dict[str, Any] = field(
-        default_factory=dict, metadata=about("named changes, as {small: {phase.finetune.batch_size: 32}}")
-    )
-    only_variants: bool = field(default=False, metadata=about("only the variants are rows, not the file's settings"))
-    rules: list[Any] = field(default_factory=list, metadata=about("changes by condition; docs/adding.md"))
+    models: list[str] = setting([], "networks, as [resnet18,resnet18+vgg16]")
+    datasets: list[str] = setting([], "data sets, as [mnist,cifar10]")
+    phases: list[str] = setting([], "of probe, finetune, scratch and evaluate")
+    seeds: list[int] = setting([0], "one run each, as [0,1,2]")
+    variants: dict[str, Any] = setting({}, "named changes, as {small: {phase.finetune.batch_size: 32}}")
+    only_variants: bool = setting(False, "only the variants are rows, not the file's settings")
+    rules: list[Any] = setting([], "changes by condition; docs/adding.md")
 
 
 @_configured
-@dataclass
 class NotifyConfig:
-    command: str | None = field(default=None, metadata=about("the finish job runs it, with the outcome on its input"))
+    command: str | None = setting(None, "the finish job runs it, with the outcome on its input")
 
 
 @_configured
-@dataclass
 class ReportConfig:
-    figures: bool | None = field(default=None, metadata=about("figures at a launch's end; null = on SLURM only"))
+    figures: bool | None = setting(None, "figures at a launch's end; null = on SLURM only")
 
 
 @_configured
-@dataclass
 class TrackingConfig:
-    mode: str = field(default="offline", metadata=about("what is kept for Weights & Biases; usually tracking=NAME"))
-    project: str = field(default="transfergrid", metadata=about("W&B project"))
-    entity: str | None = field(default=None, metadata=about("W&B team or user; null = your default"))
+    mode: str = setting("offline", "what is kept for Weights & Biases; usually tracking=NAME")
+    project: str = setting("transfergrid", "W&B project")
+    entity: str | None = setting(None, "W&B team or user; null = your default")
 
 
 @_configured
-@dataclass
 class StoreConfig:
-    dir: str = field(default="results", metadata=about("folder of runs, grids and reports: what must be kept"))
+    dir: str = setting("results", "folder of runs, grids and reports: what must be kept")
 
 
 @_configured
-@dataclass
 class CacheConfig:
-    dir: str = field(default="cache", metadata=about("folder of features, data, weights: what can be made again"))
-    also_read: list[str] = field(default_factory=list, metadata=about("other caches, read only, as [/lab/cache]"))
+    dir: str = setting("cache", "folder of features, data, weights: what can be made again")
+    also_read: list[str] = setting([], "other caches, read only, as [/lab/cache]")
 
 
 @_configured
-@dataclass
 class DataConfig:
-    dir: str | None = field(
-        default=None, metadata=about("where data sets lie; null = TRANSFERGRID_DATA_DIR, else cache/data")
-    )
-    resident_gb: float = field(
-        default=8.0, metadata=about("images are kept in memory up to", span=(0, 1_000_000), unit="GB")
-    )
+    dir: str | None = setting(None, "where data sets lie; null = TRANSFERGRID_DATA_DIR, else cache/data")
+    resident_gb: float = setting(8.0, "images are kept in memory up to", (0, 1_000_000), unit="GB")
 
 
 @_configured
-@dataclass
 class CheckpointConfig:
-    min_interval_s: float = field(
-        default=60.0, metadata=about("least time between two checkpoints; 0 = every step", span=(0, 86400), unit="s")
-    )
+    min_interval_s: float = setting(60.0, "least time between two checkpoints; 0 = every step", (0, 86400), unit="s")
 
 
 @_configured
-@dataclass
 class Config:
     grid: GridConfig = field(default_factory=GridConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -289,28 +253,24 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    protocol: Protocol = field(default="fair", metadata=about("published = as the study ran; with its grid files"))
-    select_by: SelectBy = field(default="accuracy", metadata=about("the score on val by which every choice is made"))
-    model: str | None = field(default=None, metadata=about("a network, or several joined by +, as resnet18+vgg16"))
-    seed: int = field(default=0, metadata=about("of everything drawn at random", span=_SEED))
-    run: str | None = field(default=None, metadata=about("with phase=evaluate: a finished run's id"))
-    grid_name: str | None = field(default=None, metadata=about("the name results go by, where not the grid file's own"))
-    replace: bool = field(default=False, metadata=about("rows with results may go; the former grid keeps a dated name"))
-    needs: Literal["run", "check"] = field(default="run", metadata=about("runs that this one needs: run or check them"))
-    class_weights: Literal["none", "balanced"] = field(
-        default="none", metadata=about("balanced = rare classes weigh more in training")
-    )
-    weights: str | None = field(default=None, metadata=about("a tag, random or a file; null = the usual tag"))
-    weights_seed: int = field(default=0, metadata=about("of weights=random", span=_SEED))
-    weights_dir: str | None = field(default=None, metadata=about("folder of downloaded weights; null = cache/weights"))
-    weights_files: dict[str, str] = field(
-        default_factory=dict, metadata=about("a file for one network: weights_files.resnet18=FILE")
-    )
-    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=about("auto = the GPU where there is one"))
-    keep_weights: Literal["final", "none"] = field(default="final", metadata=about("whether trained weights are kept"))
-    dry_run: bool = field(default=False, metadata=about("show the plan; start and write nothing"))
-    wait: bool | None = field(default=None, metadata=about("wait for the table; null = not on SLURM"))
-    emit: str | None = field(default=None, metadata=about("folder: write SLURM job scripts, send nothing"))
+    protocol: Protocol = setting("fair", "published = as the study ran; with its grid files")
+    select_by: SelectBy = setting("accuracy", "the score on val by which every choice is made")
+    model: str | None = setting(None, "a network, or several joined by +, as resnet18+vgg16")
+    seed: int = setting(0, "of everything drawn at random", _SEED)
+    run: str | None = setting(None, "with phase=evaluate: a finished run's id")
+    grid_name: str | None = setting(None, "the name results go by, where not the grid file's own")
+    replace: bool = setting(False, "rows with results may go; the former grid keeps a dated name")
+    needs: Literal["run", "check"] = setting("run", "runs that this one needs: run or check them")
+    class_weights: Literal["none", "balanced"] = setting("none", "balanced = rare classes weigh more in training")
+    weights: str | None = setting(None, "a tag, random or a file; null = the usual tag")
+    weights_seed: int = setting(0, "of weights=random", _SEED)
+    weights_dir: str | None = setting(None, "folder of downloaded weights; null = cache/weights")
+    weights_files: dict[str, str] = setting({}, "a file for one network: weights_files.resnet18=FILE")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto = the GPU where there is one")
+    keep_weights: Literal["final", "none"] = setting("final", "whether trained weights are kept")
+    dry_run: bool = setting(False, "show the plan; start and write nothing")
+    wait: bool | None = setting(None, "wait for the table; null = not on SLURM")
+    emit: str | None = setting(None, "folder: write SLURM job scripts, send nothing")
 
 
 KEYS = keys_of(Config)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transfergrid.config.arguments import parse, shared
 from transfergrid.config.names import grid_name_of
 from transfergrid.errors import FAILURE_CLASSES, ConfigError
 from transfergrid.paths import StorePaths
-from transfergrid.specs import about
+from transfergrid.specs import setting
 
 UNKNOWN = ("unknown",)  # no failure class: runs that SLURM may still have
 # retry=NAME -> failure classes. `failed` takes whatever did not complete.
@@ -24,16 +24,13 @@ RETRIED: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusKeys:
-    grid: str | None = field(default=None, metadata=about("a grid; left out: the one launched last in the store"))
-    run: str | None = field(default=None, metadata=about("one run: its id, or a part that no other has"))
-    logs: bool = field(default=False, metadata=about("follow the logs of run="))
-    watch: bool = field(default=False, metadata=about("redraw until nothing is live any more"))
-    cancel: bool = field(default=False, metadata=about("cancel the grid's jobs, or those of run="))
-    retry: str | None = field(
-        default=None,
-        metadata=about("send such runs again, with cluster.* as it is given", choices=tuple(RETRIED)),
-    )
-    store_dir: str = field(default="results", metadata=shared("store.dir"))
+    grid: str | None = setting(None, "a grid; left out: the one launched last in the store")
+    run: str | None = setting(None, "one run: its id, or a part that no other has")
+    logs: bool = setting(False, "follow the logs of run=")
+    watch: bool = setting(False, "redraw until nothing is live any more")
+    cancel: bool = setting(False, "cancel the grid's jobs, or those of run=")
+    retry: str | None = setting(None, "send such runs again, with cluster.* as it is given", choices=tuple(RETRIED))
+    store_dir: str = shared("store.dir")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

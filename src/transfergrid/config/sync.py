@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transfergrid.config.arguments import parse, shared
 from transfergrid.config.names import grid_name_of, wandb_name_of
 from transfergrid.paths import StorePaths
-from transfergrid.specs import about
+from transfergrid.specs import setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncKeys:
-    grid: str | None = field(default=None, metadata=about("a grid; left out: the one launched last in the store"))
-    project: str | None = field(default=None, metadata=about("W&B project; left out: the grid's own"))
-    entity: str | None = field(default=None, metadata=about("W&B team or user; left out: the grid's own"))
-    store_dir: str = field(default="results", metadata=shared("store.dir"))
-    tracking_project: str | None = field(default=None, metadata=shared("tracking.project"))
-    tracking_entity: str | None = field(default=None, metadata=shared("tracking.entity"))
+    grid: str | None = setting(None, "a grid; left out: the one launched last in the store")
+    project: str | None = setting(None, "W&B project; left out: the grid's own")
+    entity: str | None = setting(None, "W&B team or user; left out: the grid's own")
+    store_dir: str = shared("store.dir")
+    tracking_project: str | None = shared("tracking.project")
+    tracking_entity: str | None = shared("tracking.entity")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
