@@ -258,9 +258,7 @@ class TrainSettings:
     selection: Literal["last", "best_on_test"] = field(
         metadata=about("which epoch counts; best_on_test only under protocol=published", "last")
     )
-    class_weights: Literal["none", "balanced"] = later(
-        "none", about("balanced = each image weighs n / (classes x images of its class)")
-    )
+    class_weights: Literal["none", "balanced"] = later("none", about("balanced = n / (classes x images of its class)"))
 
     @property
     def takes_steps(self) -> bool:

@@ -21,11 +21,11 @@ from transfergrid.config.compose import compose_config
 from transfergrid.config.keys import keys_of
 from transfergrid.config.predict import PredictKeys
 from transfergrid.config.printed import printed_grid, printed_run
-from transfergrid.config.report import ReportKeys
+from transfergrid.config.report import ReportKeys, parse_report
 from transfergrid.config.schema import GROUPS, KEYS, Config
 from transfergrid.config.spelling import hydra_value
 from transfergrid.config.status import StatusKeys
-from transfergrid.config.sync import SyncKeys
+from transfergrid.config.sync import SyncRequest, parse_sync
 from transfergrid.errors import ConfigError
 from transfergrid.paths import VERBS
 from transfergrid.specs import FinetuneSettings, ProbeSettings, ScratchSettings
@@ -33,7 +33,7 @@ from transfergrid.specs import FinetuneSettings, ProbeSettings, ScratchSettings
 ROOT = Path(__file__).resolve().parents[2]
 FIXED = ("phase.name", "dataset.kind", "cluster.name", "cluster.kind", "grid.study")
 GRID_IDS = json.loads(Path(__file__).with_name("grid_ids.json").read_text())
-READ_WITHOUT_HYDRA = {"status": StatusKeys, "report": ReportKeys, "sync": SyncKeys, "predict": PredictKeys}
+READ_WITHOUT_HYDRA = {"status": StatusKeys, "report": ReportKeys, "sync": SyncRequest, "predict": PredictKeys}
 
 
 def answer(
@@ -260,9 +260,18 @@ def test_every_script_takes_the_keys_of_places_and_of_the_machine_needed_or_not(
     assert (runtime.store_dir, runtime.cache_dir, runtime.data_dir, runtime.num_threads) == ("s", "c", "d", 2)
 
 
+def test_the_names_that_a_launch_has_for_project_and_entity_hold_too_and_left_out_they_are_the_grids_own() -> None:
+    for parsed in (parse_sync(["grid=g"]), parse_sync(["grid=g", "tracking.project=p", "tracking.entity=e"])):
+        given = ("p", "e") if parsed.tracking_project else (None, None)
+        assert (parsed.project, parsed.entity) == given
+    assert parse_report(["grid=g", "publish=true"]).publish == (None, None)
+    assert parse_report(["grid=g", "publish=true", "tracking.project=p"]).publish == (None, "p")
+    assert parse_report(["grid=g", "source=wandb"]).wandb == (None, "transfergrid")
+
+
 def test_a_shared_key_is_checked_where_it_is_not_needed() -> None:
     with pytest.raises(ConfigError, match=r"^device='gpu' is not one of auto, cpu, cuda"):
-        parse(SyncKeys, ["device=gpu"])
+        parse(SyncRequest, ["device=gpu"])
     with pytest.raises(ConfigError, match="at least 0 and at most 1024"):
         parse(ReportKeys, ["cluster.num_threads=-1"])
 

@@ -25,7 +25,7 @@ HELP = Help(
     purpose="Is this machine or cluster fit? Each line passes, or names its remedy. On SLURM two jobs of seconds are"
     " sent to look at a node. It takes the keys of a launch.",
     examples=(
-        "  # SLURM where there is one, else this machine",
+        " # SLURM where there is one, else this machine",
         "cluster=slurm cluster.partition=gpu store.dir=/shared/results",
         "cluster=local device=cpu",
         "grid=individual_vs_parallel  # and its data and weights",

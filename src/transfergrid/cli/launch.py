@@ -32,7 +32,7 @@ HELP = Help(
     " Run it again to go on: what is done is reused. A launch that would take rows with results out of a grid is"
     " refused; grid_name=NAME makes another grid beside it.",
     examples=(
-        "  # the quickstart: minutes on a laptop, no GPU, no network",
+        " # the quickstart: minutes on a laptop, no GPU, no network",
         "grid=individual_vs_parallel dry_run=true",
         "grid=compare dataset=image_folder dataset.folder=DIR",
         "grid=compare dataset=mnist 'grid.models=[resnet18,vgg16]' cluster=slurm",

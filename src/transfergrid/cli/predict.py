@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from transfergrid.cli.console import FAILED, OK, count, progress_line, run_script
-from transfergrid.config.arguments import takes
+from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
-from transfergrid.config.keys import keys_of
 from transfergrid.config.predict import PredictKeys, PredictRequest, parse_predict
 from transfergrid.names import csv_rows, utf8
 from transfergrid.store import durable
@@ -34,7 +33,7 @@ HELP = Help(
         "run=PROBE_ID images=DIR weights_files.<backbone>=FILE",
     ),
     keys=takes(PredictKeys),
-    first=tuple(keys_of(PredictKeys)),
+    first=own_keys(PredictKeys),
 )
 
 

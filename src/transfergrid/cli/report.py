@@ -13,9 +13,8 @@ from transfergrid.cli.pulled import pull_grids
 from transfergrid.cli.sync import SHOWN, launched_with
 from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.ledger import read_ledger
-from transfergrid.config.arguments import takes
+from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
-from transfergrid.config.keys import keys_of
 from transfergrid.config.report import ReportKeys, ReportRequest, parse_report
 from transfergrid.config.spelling import never_launched, newest_grid
 from transfergrid.paths import StorePaths
@@ -33,14 +32,14 @@ HELP = Help(
     " it on one page), comparison.csv, comparison.md, comparison.tex and figures/. A grid that is not finished yet is"
     " shown as far as it is. What is sent to W&B, or read from it, goes by WANDB_API_KEY or `wandb login`.",
     examples=(
-        "  # the grid that was launched last",
+        " # the grid that was launched last",
         "grid=quickstart figures=false  # seconds instead of minutes",
         "'compare=[small_resnet18,small_resnet18_as_published]'",
         "grid=quickstart publish=true entity=my-team",
-        "grid=quickstart source=wandb entity=my-team  # reads the runs from a server",
+        "grid=quickstart source=wandb entity=my-team",
     ),
     keys=takes(ReportKeys),
-    first=tuple(keys_of(ReportKeys)),
+    first=own_keys(ReportKeys),
 )
 
 

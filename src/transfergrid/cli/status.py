@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 
 from transfergrid.cli.console import FAILED, OK, make_console, run_script
 from transfergrid.cli.status_view import View, changes, read_view
-from transfergrid.config.arguments import takes
+from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
-from transfergrid.config.keys import keys_of
 from transfergrid.config.spelling import command_of_grid, newest_grid
 from transfergrid.config.status import StatusKeys, StatusRequest, parse_status
 
@@ -26,7 +25,7 @@ HELP = Help(
     purpose="A grid's configurations as they are now: state and reason, epoch, accuracy, times, and why what failed"
     " failed. Works from a fresh shell; while SLURM does not answer, from the store alone.",
     examples=(
-        "  # the grid that was launched last",
+        " # the grid that was launched last",
         "grid=quickstart watch=true",
         "run=ID logs=true  # follow one run; a part of its name will do",
         "grid=quickstart cancel=true",
@@ -34,7 +33,7 @@ HELP = Help(
         "grid=quickstart retry=unknown  # you know that these are gone",
     ),
     keys=takes(StatusKeys),
-    first=tuple(keys_of(StatusKeys)),
+    first=own_keys(StatusKeys),
 )
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script
-from transfergrid.config.arguments import takes
+from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
-from transfergrid.config.keys import keys_of
 from transfergrid.config.spelling import command_of_grid, never_launched, newest_grid
-from transfergrid.config.sync import SyncKeys, parse_sync
+from transfergrid.config.sync import SyncRequest, parse_sync
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.specs import Runtime, from_dict
 from transfergrid.store import durable
@@ -30,11 +29,11 @@ HELP = Help(
     purpose="Bring W&B to what the store holds of a grid, then read all of it back and say what differs. It may run"
     " again at any time, also while jobs are running. The key comes from WANDB_API_KEY or `wandb login`.",
     examples=(
-        "  # the grid that was launched last",
+        " # the grid that was launched last",
         "grid=quickstart project=transfergrid entity=my-team store.dir=results",
     ),
-    keys=takes(SyncKeys),
-    first=tuple(keys_of(SyncKeys)),
+    keys=takes(SyncRequest),
+    first=own_keys(SyncRequest),
 )
 SHOWN = 20  # problems that are told one by one
 LONGEST_S = 1800.0  # of what the finish job does for W&B, each of both

@@ -37,16 +37,22 @@ class Parsed(Generic[T]):
     passed_on: tuple[str, ...]
 
 
-def shared(name: str) -> Any:
-    """A field that stands for a key of the configuration, which says what it means and what it is by default."""
+def shared(name: str, default: Any = ...) -> Any:
+    """A field that stands for a key of the configuration, which says what it means and, unless told, its default."""
     key = KEYS[name]
-    return field(default_factory=partial(copy, key.default), metadata={"about": replace(key.about, key=name)})
+    default = key.default if default is ... else default
+    return field(default_factory=partial(copy, default), metadata={"about": replace(key.about, key=name)})
 
 
 def takes(kind: Any) -> dict[str, Key]:
     """All keys of such a command line: its own, then those that every script takes."""
     others = {name: KEYS[name] for name in SHARED} | {name: GROUPS[name] for name in ("grid", "tracking", "cluster")}
     return {**keys_of(kind), **{name: key for name, key in others.items() if name not in keys_of(kind)}}
+
+
+def own_keys(kind: Any) -> tuple[str, ...]:
+    """Those that its help shows first; a launch's names for the same are not among them."""
+    return tuple(name for name in keys_of(kind) if not name.startswith("tracking."))
 
 
 def parse(kind: type[T], arguments: Sequence[str], *, passed_on: str | None = None) -> Parsed[T]:

@@ -72,7 +72,7 @@ class Help:
         lines += [f"  {program} {example}".rstrip() for example in self.examples]
         shown = [self.keys[name] for name in self.first if not self.keys[name].about.not_set]
         lines += ["", "keys, with their defaults:", *_rows(shown, brief=True), ""]
-        group = "phase.finetune" if "phase.finetune.lr" in self.keys else self.first[-1]
+        group = "phase.finetune" if "phase.finetune.lr" in self.keys else self.first[:2][-1]
         lines += [
             "more:",
             f"  {program} --help {group:<15} one key or group, with choices and ranges",
@@ -83,8 +83,8 @@ class Help:
     def page_of(self, topic: str) -> str:
         """One key, or all keys that begin so; `all` for every key."""
         keys = [key for key in self.keys.values() if not key.about.not_set]
-        shown = keys if topic == "all" else [key for key in keys if f"{key.name}.".startswith(f"{topic}.")]
-        shown = shown or [key for key in keys if key.name.startswith(topic) or key.name.endswith(f".{topic}")]
+        shown = [key for key in keys if f"{key.name}.".startswith(f"{topic}.") or key.name.endswith(f".{topic}")]
+        shown = keys if topic == "all" else shown or [key for key in keys if key.name.startswith(topic)]
         if not shown:
             raise ConfigError(f"no key begins with {topic!r}{self._nearest(topic)}")
         return "\n".join(_rows(shown, brief=False))
@@ -133,7 +133,9 @@ def shown_default(key: Key) -> str:
         return "[...]" if key.is_list else "{...}"
     if isinstance(key.default, float):
         return f"{key.default:g}"
-    return key.default or "..." if isinstance(key.default, str) else hydra_value(key.default)
+    if isinstance(key.default, str):
+        return "..." if key.default == "" or "$" in key.default else key.default
+    return hydra_value(key.default)
 
 
 def told(key: Key, *, brief: bool = False) -> str:
@@ -142,6 +144,7 @@ def told(key: Key, *, brief: bool = False) -> str:
     allowed = " | ".join(map(str, key.choices))
     if key.about.span != ANY_NUMBER and not brief:
         lowest = "above 0" if low == ABOVE_ZERO else f"{low:.10g}"
-        allowed = f"{lowest} or more" if high >= _AS_GOOD_AS_ANY else f"{lowest} to {high:.10g}"
+        highest = f" to {high:.10g}" if high < _AS_GOOD_AS_ANY else "" if low == ABOVE_ZERO else " or more"
+        allowed = lowest + highest
     facts = " ".join(filter(None, (allowed, key.about.unit)))
     return f"{key.about.doc} ({facts})" if facts else key.about.doc

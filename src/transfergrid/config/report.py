@@ -28,8 +28,8 @@ class ReportKeys:
     entity: str | None = setting(None, "W&B team or user; left out: the grid's own")
     store_dir: str = shared("store.dir")
     cache_dir: str = shared("cache.dir")
-    tracking_project: str | None = shared("tracking.project")
-    tracking_entity: str | None = shared("tracking.entity")
+    tracking_project: str | None = shared("tracking.project", None)
+    tracking_entity: str | None = shared("tracking.entity", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

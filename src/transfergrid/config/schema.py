@@ -78,6 +78,7 @@ _LEFT_OPEN: Mapping[str, str] = {
     "epochs": "null = {usual}, more where images are few",
     "batch_size": "null = {usual}, fewer where images are few",
     "flip": "null = as fits the data set",
+    "class_weights": "left out: as class_weights=",
 }
 FROM_ABOVE = {"class_weights": "${class_weights}"}  # one key for all phases, which a phase's own overrides
 
@@ -111,8 +112,7 @@ def _schema_of(name: str, *kinds: type[Any], defaults: Mapping[str, Any] | None 
             told = about_of(f)
             if defaults is not None and f.name in _LEFT_OPEN and (f.name != "flip" or default is None):
                 told = replace(told, doc=f"{told.doc}; {_LEFT_OPEN[f.name].format(usual=default)}")
-                default = None
-            default = default if defaults is None else FROM_ABOVE.get(f.name, default)
+                default = FROM_ABOVE.get(f.name)
             hint = hint | None if default is None else hint
             default = list(default) if isinstance(default, tuple) else default
             value: Any = field(

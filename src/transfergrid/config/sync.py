@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transfergrid.config.arguments import parse, shared
@@ -13,31 +13,27 @@ from transfergrid.specs import setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SyncKeys:
+class SyncRequest:
+    """grid: None = the newest of the store. project, entity: None = those of the grid's last launch."""
+
     grid: str | None = setting(None, "a grid; left out: the one launched last in the store")
     project: str | None = setting(None, "W&B project; left out: the grid's own")
     entity: str | None = setting(None, "W&B team or user; left out: the grid's own")
     store_dir: str = shared("store.dir")
-    tracking_project: str | None = shared("tracking.project")
-    tracking_entity: str | None = shared("tracking.entity")
+    tracking_project: str | None = shared("tracking.project", None)
+    tracking_entity: str | None = shared("tracking.entity", None)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncRequest:
-    """grid: None = the newest of the store. project, entity: None = those of the grid's last launch."""
-
-    grid: str | None
-    store: StorePaths
-    project: str | None
-    entity: str | None
+    @property
+    def store(self) -> StorePaths:
+        return StorePaths(Path(self.store_dir))
 
 
 def parse_sync(arguments: Sequence[str]) -> SyncRequest:
     """Any grid that was launched, with or without a grid file. Raises ConfigError, in one line."""
-    keys = parse(SyncKeys, arguments).values
-    return SyncRequest(
-        grid=None if keys.grid is None else grid_name_of(keys.grid),
-        store=StorePaths(Path(keys.store_dir)),
-        project=wandb_name_of("project", keys.project or keys.tracking_project),
-        entity=wandb_name_of("entity", keys.entity or keys.tracking_entity),
+    typed = parse(SyncRequest, arguments).values
+    return replace(
+        typed,
+        grid=None if typed.grid is None else grid_name_of(typed.grid),
+        project=wandb_name_of("project", typed.project or typed.tracking_project),
+        entity=wandb_name_of("entity", typed.entity or typed.tracking_entity),
     )
