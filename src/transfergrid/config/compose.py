@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from transfergrid.config import folders
 from transfergrid.config.cluster_file import read_cluster_file
 from transfergrid.config.folders import choices as choices
-from transfergrid.config.keys import close_to, wanted
+from transfergrid.config.keys import meant_key, nodes_of, wanted
 from transfergrid.config.keys import nearest as nearest
 from transfergrid.config.notation import as_meant
 from transfergrid.config.schema import GROUPS, KEYS, Config
@@ -43,7 +43,7 @@ _NAMES = (  # keys whose values are names of files and folders
     *("data.dir", "store.dir", "cache.dir"),
 )
 _QUOTE = "quote a value that holds blanks, letters beyond a-z or any of = , : ( ) [ ] { } > ~ ' \" as key='\"value\"'"
-_NODES = tuple(dict.fromkeys(key[:dot] for key in KEYS for dot in range(len(key)) if key[dot] == "."))
+_NODES = nodes_of(KEYS)
 SETTABLE = tuple(name for name, key in KEYS.items() if not key.about.not_set)
 
 
@@ -278,14 +278,8 @@ def _nearest_key(key: str) -> str:
     known = [*SETTABLE, *_NODES]
     if key.startswith("cluster.") and (name := _OTHER_NAMES.get(key.removeprefix("cluster.").replace("-", "_"))):
         return f"; did you mean {name!r}?" + (" (with cluster.gpu_type)" if name == "cluster.gpus" else "")
-    leaf = key.rsplit(".", 1)[-1]
-    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == leaf and "." in k]
+    same_leaf = [k for k in known if k.endswith(f".{key}")]
     if same_leaf and "." not in key:
         return f"; did you mean {' or '.join(map(repr, same_leaf))}?"
-    close = close_to(key, known, cutoff=0.75)
-    if close is None and "." in key:
-        close = close_to(key, [k for k in known if k.startswith(key.rsplit(".", 1)[0] + ".")], cutoff=0.6)
-    if close is None:
-        leaves = {k.rsplit(".", 1)[-1]: k for k in known}
-        close = leaves.get(close_to(leaf, leaves, cutoff=0.75) or "")
+    close = meant_key(key, known)
     return f"; did you mean {close!r}?" if close else "; --help all lists the keys"

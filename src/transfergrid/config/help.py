@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from transfergrid.config import DoctorKeys
-from transfergrid.config.keys import Key, close_to, keys_of
+from transfergrid.config.keys import Key, keys_of, meant_key, nodes_of
 from transfergrid.config.schema import GROUPS, KEYS
 from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import ConfigError
@@ -93,10 +93,7 @@ class Help:
         fixed = self.keys.get(topic)
         if fixed is not None:
             return f" that can be set; {fixed.about.not_set}"
-        prefixes = dict.fromkeys(name[:dot] for name in self.keys for dot in range(len(name)) if name[dot] == ".")
-        leaves = {name.rsplit(".", 1)[-1]: name for name in self.keys}
-        close = close_to(topic, [*self.keys, *prefixes], cutoff=0.6)
-        close = close or leaves.get(close_to(topic, leaves, cutoff=0.75) or "")
+        close = meant_key(topic, [*self.keys, *nodes_of(self.keys)])
         return f"; did you mean --help {close}?" if close else "; --help all shows every key"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from types import UnionType
@@ -145,6 +145,22 @@ def close_to(name: str, known: Iterable[str], cutoff: float) -> str | None:
     by_lower = {other.lower(): other for other in known}
     close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
     return by_lower[close[0]] if close else None
+
+
+def nodes_of(names: Iterable[str]) -> tuple[str, ...]:
+    """The groups that dotted names stand in."""
+    return tuple(dict.fromkeys(name[:dot] for name in names for dot in range(len(name)) if name[dot] == "."))
+
+
+def meant_key(name: str, known: Sequence[str]) -> str | None:
+    """The key that was probably meant: by its whole name, within its group, or by its last part."""
+    if close := close_to(name, known, cutoff=0.75):
+        return close
+    group, _, leaf = name.rpartition(".")
+    if group and (close := close_to(name, [k for k in known if k.startswith(f"{group}.")], cutoff=0.6)):
+        return close
+    leaves = {k.rpartition(".")[2]: k for k in known}
+    return leaves.get(close_to(leaf, leaves, cutoff=0.75) or "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
