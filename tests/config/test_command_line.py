@@ -24,7 +24,7 @@ from transfergrid.config.printed import printed_grid, printed_run
 from transfergrid.config.report import ReportKeys, parse_report
 from transfergrid.config.schema import GROUPS, KEYS, Config
 from transfergrid.config.spelling import hydra_value
-from transfergrid.config.status import StatusKeys
+from transfergrid.config.status import StatusKeys, parse_status
 from transfergrid.config.sync import SyncRequest, parse_sync
 from transfergrid.errors import ConfigError
 from transfergrid.paths import VERBS
@@ -255,6 +255,9 @@ def test_every_script_takes_the_keys_of_places_and_of_the_machine_needed_or_not(
     for kind in READ_WITHOUT_HYDRA.values():
         values: Any = parse(kind, places).values
         assert values.store_dir == "s"
+    assert [parsed.store.root for parsed in (parse_status(places), parse_report(places), parse_sync(places))] == [
+        Path("s")
+    ] * 3
     assert compose_config(places).cache.also_read == ["a", "b"]
     runtime = load_doctor([*places, "wait_s=3"]).runtime
     assert (runtime.store_dir, runtime.cache_dir, runtime.data_dir, runtime.num_threads) == ("s", "c", "d", 2)

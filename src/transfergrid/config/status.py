@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfergrid.config.arguments import parse, shared
+from transfergrid.config.arguments import SHARED, parse, shared
 from transfergrid.config.names import grid_name_of
 from transfergrid.errors import FAILURE_CLASSES, ConfigError
 from transfergrid.paths import StorePaths
@@ -60,9 +60,11 @@ def parse_status(arguments: Sequence[str]) -> StatusRequest:
         raise ConfigError(f"{actions[0]}= and {actions[1]}= are both given; give one at a time")
     if keys.logs and keys.run is None:
         raise ConfigError("logs=true follows one run; name it: run=ID, or a part of its name that no other run has")
-    if keys.retry is None and parsed.passed_on:
-        first = parsed.passed_on[0]
-        raise ConfigError(f"{first!r} is for a new launch; it goes with retry=failed or retry=<failure class>")
+    for_a_launch = [argument for argument in parsed.passed_on if argument.partition("=")[0] not in SHARED]
+    if keys.retry is None and for_a_launch:
+        raise ConfigError(
+            f"{for_a_launch[0]!r} is for a new launch; it goes with retry=failed or retry=<failure class>"
+        )
     if keys.retry is not None and (fixed := parsed.given & {"device", "cluster", "weights_dir", "data.dir"}):
         raise ConfigError(f"{min(fixed)}= cannot be changed for a retry; cluster.* can, the rest needs a launch")
     return StatusRequest(
