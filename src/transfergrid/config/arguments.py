@@ -60,7 +60,7 @@ def parse(kind: type[T], arguments: Sequence[str], *, passed_on: str | None = No
 
     Raises ConfigError, in one line, for a key that is unknown or twice there, and for a value that its key cannot have.
     """
-    known, found, others = takes(kind), dict[str, Any](), list[str]()
+    known, values_by_key, others = takes(kind), dict[str, Any](), list[str]()
     seen: set[str] = set()
     for argument in arguments:
         name, equals, text = argument.partition("=")
@@ -72,16 +72,16 @@ def parse(kind: type[T], arguments: Sequence[str], *, passed_on: str | None = No
         if passed_on is not None and name.startswith(passed_on):
             others.append(argument)
         elif (key := _owner(name, known)) is not None:
-            found.setdefault(key.name, {})[name.removeprefix(f"{key.name}.")] = _filled(name, text)
+            values_by_key.setdefault(key.name, {})[name.removeprefix(f"{key.name}.")] = _filled(name, text)
         elif name in known:
-            found[name] = read_value(known[name], _filled(name, text))
+            values_by_key[name] = read_value(known[name], _filled(name, text))
         else:
             close = close_to(name, known, cutoff=0.6)
             hint = f"did you mean {close!r}?" if close else f"known: {', '.join(keys_of(cast(Any, kind)))}"
             raise ConfigError(f"unknown key {name!r}; {hint}")
     own = {f.name: about_of(f).key or f.name for f in fields(kind)}  # type: ignore[arg-type]
-    values = kind(**{name: found[key] for name, key in own.items() if key in found})
-    return Parsed(values, frozenset(found), tuple(others))
+    values = kind(**{name: values_by_key[key] for name, key in own.items() if key in values_by_key})
+    return Parsed(values, frozenset(values_by_key), tuple(others))
 
 
 def _filled(name: str, text: str) -> str:

@@ -48,10 +48,10 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
     defaults = frozenset(key for key in YIELDING if key not in values["asked"])
     resources = Resources(**{key: values[key] for key in RESOURCES}, defaults=defaults)
     by_phase = {str(p): _of_phase(str(p), given, resources) for p, given in values["by_phase"].items()}
-    for asked in (resources, *by_phase.values()):
-        if asked.mem_per_gpu_gb is not None and not (asked.gpus or by_phase):
+    for request in (resources, *by_phase.values()):
+        if request.mem_per_gpu_gb is not None and not (request.gpus or by_phase):
             raise ConfigError("cluster.mem_per_gpu_gb asks for memory by GPUs, and cluster.gpus=0; give cluster.mem_gb")
-    gpus = bool(resources.gpus) or any(asked.gpus for asked in by_phase.values())
+    gpus = bool(resources.gpus) or any(request.gpus for request in by_phase.values())
     options: dict[str, str | bool] = {}
     for key, value in values["sbatch"].items():
         name, option = checked_option(key, value, gpus=gpus)
@@ -67,17 +67,17 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
         raise ConfigError(
             f"cluster.scratch_dir={values['scratch_dir']!r} is no folder of a node; give one from its root, or $TMPDIR"
         )
-    made: dict[str, Any] = {
+    parts: dict[str, Any] = {
         "resources": resources,
         "by_phase": by_phase,
         "setup": tuple(values["setup"]),
         "sbatch": options,
     }
-    others = {f.name: values[f.name] for f in fields(ClusterSettings) if f.name not in made}
-    settings = ClusterSettings(**made, **others)
+    others = {f.name: values[f.name] for f in fields(ClusterSettings) if f.name not in parts}
+    settings = ClusterSettings(**parts, **others)
     _check_time("cluster.timeout_min", resources.timeout_min, settings.signal_delay_s)
-    for phase, asked in settings.by_phase.items():
-        _check_time(f"cluster.by_phase.{phase}.timeout_min", asked.timeout_min, settings.signal_delay_s)
+    for phase, request in settings.by_phase.items():
+        _check_time(f"cluster.by_phase.{phase}.timeout_min", request.timeout_min, settings.signal_delay_s)
     return settings
 
 
@@ -123,9 +123,9 @@ def _of_phase(phase: str, given: Any, resources: Resources) -> Resources:
         else:
             values[key] = as_name(as_meant(key, value, where=""), where=f"{where}.{key}")
             _check_text(f"{where}.{key}", values[key])
-    asked = replace(resources, **values, defaults=resources.defaults - {*values})
+    request = replace(resources, **values, defaults=resources.defaults - {*values})
     # Memory by GPU is of the phases that have one.
-    return asked if asked.gpus or "mem_per_gpu_gb" in given else replace(asked, mem_per_gpu_gb=None)
+    return request if request.gpus or "mem_per_gpu_gb" in given else replace(request, mem_per_gpu_gb=None)
 
 
 def _check_text(key: str, value: Any) -> None:

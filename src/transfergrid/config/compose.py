@@ -68,10 +68,10 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
                 f"{argument!r}: keys can be neither added nor removed, only set: key=value{_nearest_key(key)}"
             )
         if override.is_sweep_override():
-            told = _QUOTE if key in _NAMES or key.startswith(_OF_A_BACKBONE) else "a list is written key=[a,b]"
+            remedy = _QUOTE if key in _NAMES or key.startswith(_OF_A_BACKBONE) else "a list is written key=[a,b]"
             if key.startswith("cluster.") and _is_text(key):
-                told = f"as one text it is written '{key}=\"{_typed(override)}\"'"
-            raise ConfigError(f"{argument!r} gives several values where one is needed; {told}")
+                remedy = f"as one text it is written '{key}=\"{_typed(override)}\"'"
+            raise ConfigError(f"{argument!r} gives several values where one is needed; {remedy}")
         if key in seen:
             raise ConfigError(f"{key!r} is given twice; give it once")
         seen.add(key)

@@ -70,8 +70,8 @@ class Help:
         program = typed(self.script)
         lines = [f"usage: {program} {self.usage}", "", *_wrapped(self.purpose), "", "examples:"]
         lines += [f"  {program} {example}".rstrip() for example in self.examples]
-        shown = [self.keys[name] for name in self.first if not self.keys[name].about.not_set]
-        lines += ["", "keys, with their defaults:", *_rows(shown, brief=True), ""]
+        first_keys = [self.keys[name] for name in self.first if not self.keys[name].about.not_set]
+        lines += ["", "keys, with their defaults:", *_rows(first_keys, brief=True), ""]
         group = "phase.finetune" if "phase.finetune.lr" in self.keys else self.first[:2][-1]
         lines += [
             "more:",
@@ -83,11 +83,11 @@ class Help:
     def page_of(self, topic: str) -> str:
         """One key, or all keys that begin so; `all` for every key."""
         keys = [key for key in self.keys.values() if not key.about.not_set]
-        shown = [key for key in keys if f"{key.name}.".startswith(f"{topic}.") or key.name.endswith(f".{topic}")]
-        shown = keys if topic == "all" else shown or [key for key in keys if key.name.startswith(topic)]
-        if not shown:
+        matches = [key for key in keys if f"{key.name}.".startswith(f"{topic}.") or key.name.endswith(f".{topic}")]
+        matches = keys if topic == "all" else matches or [key for key in keys if key.name.startswith(topic)]
+        if not matches:
             raise ConfigError(f"no key begins with {topic!r}{self._nearest(topic)}")
-        return "\n".join(_rows(shown, brief=False))
+        return "\n".join(_rows(matches, brief=False))
 
     def _nearest(self, topic: str) -> str:
         fixed = self.keys.get(topic)
@@ -108,16 +108,16 @@ def _wrapped(text: str) -> list[str]:
 
 def _rows(keys: Iterable[Key], *, brief: bool) -> list[str]:
     """`key=default` and what it means, in two columns; beneath each other where the terminal is narrow."""
-    cells = [(f"{key.name}={shown_default(key)}", told(key, brief=brief)) for key in keys]
+    cells = [(f"{key.name}={shown_default(key)}", meaning_of(key, brief=brief)) for key in keys]
     width = _width()
-    column = min(max(len(left) for left, _ in cells) + 2, 40 if width >= 80 else 4)
+    column = min(max(len(spelled) for spelled, _ in cells) + 2, 40 if width >= 80 else 4)
     lines = []
-    for left, right in cells:
+    for spelled, right in cells:
         wrapped = textwrap.wrap(right, width - column - 2) or [""]
-        if len(left) <= column - 2:
-            lines.append(f"  {left:<{column}}{wrapped.pop(0)}".rstrip())
+        if len(spelled) <= column - 2:
+            lines.append(f"  {spelled:<{column}}{wrapped.pop(0)}".rstrip())
         else:
-            lines.append(f"  {left}")
+            lines.append(f"  {spelled}")
         lines += [f"  {'':<{column}}{line}" for line in wrapped]
     return lines
 
@@ -135,7 +135,7 @@ def shown_default(key: Key) -> str:
     return hydra_value(key.default)
 
 
-def told(key: Key, *, brief: bool = False) -> str:
+def meaning_of(key: Key, *, brief: bool = False) -> str:
     """What a key means; then its choices, or its range and unit."""
     low, high = key.about.span
     allowed = " | ".join(map(str, key.choices))

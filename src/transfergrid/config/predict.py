@@ -121,8 +121,8 @@ def _finished_record(paths: RunPaths) -> RunRecord:
     record = read_record(paths)
     name = paths.root.name
     if record is None:
-        told = command("status.py", f"run={name}", f"store.dir={paths.root.parent.parent}")
-        raise ConfigError(f"run={name!r} has not finished; {told} tells where it is")
+        line = command("status.py", f"run={name}", f"store.dir={paths.root.parent.parent}")
+        raise ConfigError(f"run={name!r} has not finished; {line} tells where it is")
     if record.status != "completed":
         raise ConfigError(f"run={name!r} has failed ({record.failure_class}: {record.error}); launch it again first")
     if record.spec.phase not in ("probe", "finetune", "scratch"):

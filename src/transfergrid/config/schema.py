@@ -109,14 +109,15 @@ def _schema_of(name: str, *kinds: type[Any], defaults: Mapping[str, Any] | None 
                     members.append((f.name, hint, field(default_factory=cast(type[Any], hint))))
                 continue
             default = usual_of(f) if defaults is None else defaults[f.name]
-            told = about_of(f)
+            described = about_of(f)
             if defaults is not None and f.name in _LEFT_OPEN and (f.name != "flip" or default is None):
-                told = replace(told, doc=f"{told.doc}; {_LEFT_OPEN[f.name].format(usual=default)}")
+                described = replace(described, doc=f"{described.doc}; {_LEFT_OPEN[f.name].format(usual=default)}")
                 default = FROM_ABOVE.get(f.name)
             hint = hint | None if default is None else hint
             default = list(default) if isinstance(default, tuple) else default
             value: Any = field(
-                default_factory=partial(deepcopy, default), metadata={"about": replace(told, usual=...), "hint": hint}
+                default_factory=partial(deepcopy, default),
+                metadata={"about": replace(described, usual=...), "hint": hint},
             )
             members.append((f.name, _plain(hint), value))
     return make_dataclass(name, members)

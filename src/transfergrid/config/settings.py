@@ -136,8 +136,8 @@ def _check_solved(settings: ProbeSettings, protocol: Protocol) -> None:
     for name, default in PROBE_DEFAULTS.items():
         value = getattr(settings, name)
         if name not in ("solver", "cs", "select_by", "class_weights") and value != default:
-            shown = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else value
+            text = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else value
             raise ConfigError(
-                f"phase.probe.{name}={shown} has no effect on a solved head; set phase.probe.solver=sgd, or leave"
+                f"phase.probe.{name}={text} has no effect on a solved head; set phase.probe.solver=sgd, or leave"
                 f" phase.probe.{name} out"
             )
