@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transfergrid.config import DoctorKeys
 from transfergrid.config.keys import Key, keys_of, meant_key, nodes_of
@@ -34,17 +34,18 @@ MOST_USED_OF_RUN = (
     *("weights", "select_by", *OF_A_PLACE, "dry_run"),
 )
 _ALL = {**GROUPS, **KEYS}
-OF_LAUNCH = {n: key for n, key in _ALL.items() if n not in ("model", "seed", "run", "needs", "phase")}
+_OF_GRID = {n: key for n, key in _ALL.items() if n not in ("model", "seed", "run", "needs", "phase")}
+OF_LAUNCH = _OF_GRID | {"grid": replace(GROUPS["grid"], default="quickstart")}
 OF_RUN = {n: key for n, key in _ALL.items() if n != "replace" and not n.startswith("grid.")}
-OF_DOCTOR = {**keys_of(DoctorKeys), **OF_LAUNCH}
+OF_DOCTOR = {**keys_of(DoctorKeys), **_OF_GRID}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Help:
-    """What --help says of one script. examples: what is typed after the program, then what it does after two blanks.
+    """What --help says of one script.
 
-    keys: all that it takes. first: those on the first page. usage: what follows the
-    program.
+    examples: what is typed after the program. keys: all that it takes. first: those on the first page. usage: what
+    follows the program.
     """
 
     script: str

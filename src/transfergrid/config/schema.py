@@ -277,7 +277,7 @@ class Config:
 KEYS = keys_of(Config)
 # Keys whose value is the name of a file in conf/<key>/.
 GROUPS = {
-    "grid": Key("grid", str | None, None, About(doc="a grid file; `list grids` shows them; left out: quickstart")),
+    "grid": Key("grid", str | None, None, About(doc="a grid file; `list grids` shows them")),
     "dataset": Key("dataset", str, "digits", About(doc="a data set; `list datasets` shows them")),
     "phase": Key("phase", str, "probe", About(doc="probe, finetune, scratch, evaluate or extract")),
     "cluster": Key("cluster", str, "auto", About(doc="SLURM where it answers, else here; or local, slurm, yours")),
