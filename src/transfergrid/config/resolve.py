@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from transfergrid.config.batches import fitted, with_usual
 from transfergrid.config.dataset import DatasetChoice
-from transfergrid.config.keys import checked, nearest
+from transfergrid.config.keys import in_range, nearest
 from transfergrid.config.models import is_architecture, split_model
 from transfergrid.config.schema import FINETUNE_DEFAULTS, KEYS, PROBE_DEFAULTS, SCRATCH_DEFAULTS
 from transfergrid.config.settings import check_probe, check_training, settings_of
@@ -160,7 +160,7 @@ def looks_like_file(weights: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------------- runs
 def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[RunSpec, ...] = ()) -> RunSpec:
     """One RunSpec. `needs`: the runs it is made from, which its identity covers (a probe for a finetune)."""
-    checked(KEYS["seed"], seed)
+    in_range("seed", seed, *KEYS["seed"].about.span)
     dataset = scope.dataset
     specs = () if is_architecture(model) else tuple(scope.backbone(part) for part in split_model(model))
     settings = scope.settings(phase)
