@@ -258,6 +258,8 @@ def test_every_script_takes_the_keys_of_places_and_of_the_machine_needed_or_not(
     assert [parsed.store.root for parsed in (parse_status(places), parse_report(places), parse_sync(places))] == [
         Path("s")
     ] * 3
+    requests = (parse_status(places), parse_report(places), parse_sync(places))
+    assert [request.store.root for request in requests] == [Path("s")] * 3
     assert compose_config(places).cache.also_read == ["a", "b"]
     runtime = load_doctor([*places, "wait_s=3"]).runtime
     assert (runtime.store_dir, runtime.cache_dir, runtime.data_dir, runtime.num_threads) == ("s", "c", "d", 2)
