@@ -17,7 +17,9 @@ _PURPOSE = {
     "sync": "send a grid's runs to Weights & Biases",
     "predict": "apply a finished run to a folder of images, or export it",
     "doctor": "check whether this machine or cluster is fit",
+    "list": "show the models, data sets, grids and clusters that can be named",
 }
+WORDS = ("--help", "-h", "help")
 HELP = "\n".join(
     (
         "usage: transfergrid VERB key=value ...",
@@ -36,7 +38,9 @@ HELP = "\n".join(
 def main() -> int:
     """Exit codes: 0 completed, 1 something failed, 2 the request makes no sense, 130 interrupted."""
     verb, *arguments = sys.argv[1:] or ("--help",)
-    if verb in ("--help", "-h", "help"):
+    if verb in WORDS and arguments and arguments[0] in VERBS:  # transfergrid help launch
+        verb, *arguments = arguments[0], "--help", *arguments[1:]
+    if verb in WORDS:
         print(HELP)
         return 0
     if verb == "--version":

@@ -150,6 +150,7 @@ VERBS = {  # of the `transfergrid` command -> the module in cli/ that carries it
     "sync": "sync",
     "predict": "predict",
     "doctor": "doctor",
+    "list": "list",
 }
 _VERB_OF = {"launch_grid": "launch", "run_phase": "run"}  # where a script in jobs/ has another name
 

@@ -5,35 +5,42 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from transfergrid.specs import setting
 
 MAX_PACKED = 1000
 UNLIMITED = -1  # of timeout_min, as sbatch --time spells it, too
 MEMORY = ("mem_gb", "mem_per_cpu_gb", "mem_per_gpu_gb")  # of which a job names one at most
-GPU_REQUESTS = ("auto", "gpus-per-node", "gres", "gpus")
+_MEMORY: dict[str, Any] = {"span": (0.1, 16384), "unit": "GiB"}
+_BY_NAME = "choose it as cluster=NAME"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resources:
     """What one SLURM job asks for.
 
-    partition: one, or several separated by commas (SLURM takes the first that can start the job). gpu_type: as SLURM
-    names it in `gres`, e.g. `a100`. mem_gb: of host memory, in GiB as SLURM counts; 0 = all of the node, None = it is
-    not asked for here. mem_per_cpu_gb, mem_per_gpu_gb: in its place. timeout_min: of one job; a run that needs longer
-    goes on in a requeued job; UNLIMITED, or None = the site's own. defaults: the fields that nobody asked for, which
-    yield to what a partition has.
+    A run that needs longer than timeout_min goes on in a requeued job. defaults: the fields that nobody asked for,
+    which yield to what a partition has.
     """
 
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    gpus: int = 1
-    gpu_type: str | None = None
-    cpus: int = 4
-    mem_gb: float | None = 16.0
-    mem_per_cpu_gb: float | None = None
-    mem_per_gpu_gb: float | None = None
-    timeout_min: int | None = 240
+    partition: str | None = setting(None, "of SLURM; several as gpu,gpu2: the first that is free")
+    account: str | None = setting(None, "SLURM account that pays")
+    qos: str | None = setting(None, "SLURM quality of service")
+    constraint: str | None = setting(None, "node features, as a100&nvme")
+    gpus: int = setting(1, "GPUs per job; 0 = the CPU, also on this machine", (0, 64))
+    gpu_type: str | None = setting(None, "as SLURM names it, as a100")
+    cpus: int = setting(4, "CPU cores per job", (1, 1024))
+    mem_gb: float | None = setting(16.0, "memory per job; 0 = all of the node; null = not asked", also=(0,), **_MEMORY)
+    mem_per_cpu_gb: float | None = setting(None, "in place of mem_gb", **_MEMORY)
+    mem_per_gpu_gb: float | None = setting(None, "in place of mem_gb", **_MEMORY)
+    timeout_min: int | None = setting(
+        240,
+        "time limit, also as 4:00:00 or UNLIMITED; null = the site's own",
+        (1, 60 * 24 * 365),
+        also=(UNLIMITED,),
+        unit="minutes",
+    )
     defaults: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
@@ -84,33 +91,35 @@ class ClusterSettings:
     """How a grid is sent to a cluster.
 
     name: `auto`, `local`, `slurm`, or a file of the user's own in conf/cluster/, whose `kind` is then slurm or local.
-    by_phase: resources of the phases that ask for others. array_parallelism: jobs of one array at a time, 0 = no limit.
-    runs_per_job: so many runs share a job, one after the other. signal_delay_s: before the time limit a job is told to
-    save. max_requeues: how often a job may go on after its time limit or a preemption. setup: shell lines before
-    python. python: the command that starts python on the node, container prefix included; None = this interpreter.
-    stage_folders: image folders are copied to scratch_dir on the node first. sbatch: further options of sbatch,
-    True for those without a value. gpu_request: by which option GPUs are asked for, one of GPU_REQUESTS; auto = gres
-    where they have a type, else gpus-per-node. poll_s: seconds between two looks at the queue while waiting.
+    by_phase: resources of the phases that ask for others.
     """
 
-    name: str = "local"
-    kind: str = "local"
+    name: str = setting("local", "the file in conf/cluster/", usual="auto", not_set=_BY_NAME)
+    kind: str = setting(
+        "local",
+        "what runs are sent to",
+        usual="auto",
+        choices=("auto", "local", "slurm"),
+        not_set="it is told by a file conf/cluster/NAME.yaml, chosen as cluster=NAME",
+    )
     resources: Resources = field(default_factory=Resources)
-    by_phase: dict[str, Resources] = field(default_factory=dict)
-    finish_partition: str | None = None
-    array_parallelism: int = 0
-    runs_per_job: int = 1
-    signal_delay_s: int = 120
-    max_requeues: int = 50
-    wckey: str | None = None
-    exclude: str | None = None
-    setup: tuple[str, ...] = ()
-    python: str | None = None
-    sbatch: dict[str, str | bool] = field(default_factory=dict)
-    stage_folders: bool = False
-    scratch_dir: str = "/tmp"
-    gpu_request: str = "auto"
-    poll_s: float = 10.0
+    by_phase: dict[str, Resources] = setting({}, "other resources for a phase, as {finetune: {mem_gb: 32}}")
+    finish_partition: str | None = setting(None, "partition of the job that makes the report")
+    array_parallelism: int = setting(0, "jobs of one array at a time; 0 = no limit", (0, 1_000_000))
+    runs_per_job: int = setting(1, "runs that share a job, one after the other", (1, MAX_PACKED))
+    signal_delay_s: int = setting(120, "a job saves so long before its time limit", (10, 86_400), unit="s")
+    max_requeues: int = setting(50, "how often a job goes on after a time limit or preemption", (0, 100_000))
+    wckey: str | None = setting(None, "SLURM's workload characterization key")
+    exclude: str | None = setting(None, "nodes to avoid, as node[1-3]")
+    setup: tuple[str, ...] = setting((), "lines of shell before python, as ['module load cuda']")
+    python: str | None = setting(None, "what starts python on a node, container included; null = this one")
+    sbatch: dict[str, str | bool] = setting({}, "further options of sbatch, as {mail-type: END}")
+    stage_folders: bool = setting(False, "copy image folders to scratch_dir on the node first")
+    scratch_dir: str = setting("/tmp", "a folder of the node, as $TMPDIR")
+    gpu_request: Literal["auto", "gpus-per-node", "gres", "gpus"] = setting(
+        "auto", "sbatch's option for GPUs; auto = gres where they have a type"
+    )
+    poll_s: float = setting(10.0, "between two looks at the queue while waiting", (0.5, 3600), unit="s")
 
     def options(self, asked: Resources) -> dict[str, str | bool]:
         """All that such a job asks for, as sbatch spells it: the same in a job script and in a question to SLURM."""

@@ -237,7 +237,7 @@ def test_without_output_the_csv_goes_to_standard_output_and_a_run_may_be_given_a
         (["run=RUN", "images=pictures", "output=empty"], "output='empty' is a folder"),
         (["run=RUN", "images=pictures", "weights_files.vgg16=a_file"], "the run has no such backbone; it has: none"),
         (["run=RUN", "images"], "'images' is not of the form key=value"),
-        (["run=RUN", "images="], "'images=' names nothing"),
+        (["run=RUN", "images="], "'images=' is empty"),
     ],
 )
 def test_what_makes_no_sense_gets_one_line_and_exit_code_2(

@@ -33,7 +33,7 @@ from transfergrid.cli import status_actions, status_logs
 from transfergrid.cli.status import status
 from transfergrid.cli.status_table import clock, printable
 from transfergrid.cli.status_view import read_view
-from transfergrid.config import load_status
+from transfergrid.config.status import parse_status
 from transfergrid.errors import ConfigError, MachineError
 from transfergrid.paths import StorePaths
 from transfergrid.specs import to_dict
@@ -223,7 +223,7 @@ def test_a_watched_screen_holds_the_reasons_and_the_summary_in_80_columns_and_24
     queue = "".join(queue_line(f"7_{i}", "PENDING", "PartitionTimeLimit") for i in range(30))
     slurm.answers("squeue", queue)
     console = Console(width=80, height=24, force_terminal=True, file=io.StringIO())
-    lines = console.render_lines(command.screenful(console, read_view(load_status(["grid=g"]))))
+    lines = console.render_lines(command.screenful(console, read_view(parse_status(["grid=g"]))))
     shown = ["".join(segment.text for segment in line).rstrip() for line in lines]
     assert len(shown) < 24 and shown[-1] == "grid g: 30 pending"
     assert shown[-2].startswith("finish job: not submitted: ") and len(shown[-2]) <= 80
@@ -496,18 +496,18 @@ def test_a_retry_that_cannot_be_sent_leaves_the_records_as_they_were(
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["watch"], "status takes grid="),
-        (["epochs=3"], "status takes grid="),
+        (["watch"], "'watch' is not of the form key=value"),
+        (["epochs=3"], "unknown key 'epochs'"),
         (["grid=g", "grid=h"], "given twice"),
-        (["grid="], "names nothing"),
+        (["grid="], "'grid=' is empty"),
         (["grid=../x"], "may hold only"),
         (["grid=nowhere"], "never launched in results; launched there: none"),
-        (["watch=yes"], "give true or false"),
+        (["watch=yes"], "watch=yes is not true or false"),
         (["logs=true"], "logs=true follows one run"),
         (["cancel=true", "retry=failed"], "one at a time"),
-        (["retry=everything"], "choose from failed, oom, host_oom"),
+        (["retry=everything"], "is not one of failed, oom, host_oom"),
         (["cluster.mem_gb=3"], "it goes with retry="),
-        (["device=cpu", "retry=failed"], "and with retry= cluster.*="),
+        (["device=cpu", "retry=failed"], "device= cannot be changed for a retry; cluster.* can"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(store: StorePaths, arguments: list[str], told: str) -> None:
@@ -518,10 +518,10 @@ def test_what_makes_no_sense_is_refused_in_one_line(store: StorePaths, arguments
 
 
 def test_arguments_are_read_as_they_stand() -> None:
-    asked = load_status(["run=abc", "retry=oom", "cluster.gpu_type=a100", "cluster.mem_gb=32", "store.dir=here"])
+    asked = parse_status(["run=abc", "retry=oom", "cluster.gpu_type=a100", "cluster.mem_gb=32", "store.dir=here"])
     assert (asked.grid, asked.run, asked.retry) == (None, "abc", ("host_oom", "cuda_oom"))
     assert asked.overrides == ("cluster.gpu_type=a100", "cluster.mem_gb=32") and asked.store.root == Path("here")
-    assert load_status([]).grid == "quickstart"
+    assert parse_status([]).grid is None
 
 
 def test_times_and_text_are_fit_to_print() -> None:

@@ -53,7 +53,7 @@ BAD_ARGUMENTS = [
     case("launch_grid", f"{SCRATCH} device=gpu", "auto, cpu, cuda"),
     case("launch_grid", "lr=abc", "unknown key 'lr'", "'phase.finetune.lr' or 'phase.scratch.lr'"),
     case("launch_grid", "epochs=-5", "unknown key 'epochs'", "'phase.probe.epochs'"),
-    case("report", "gird=x", "report takes grid=NAME or compare=[A,B], figures=true|false|keep"),
+    case("report", "gird=x", "unknown key 'gird'; did you mean 'grid'?"),
     case("run_phase", "model=resnet18 phase=prob", "unknown phase 'prob'; did you mean 'probe'?"),
     case("run_phase", "model=resnet18 phase=evaluate phase.evaluate.split=tset", "train, val, test", "'test'"),
     # Values of the wrong type or out of range.

@@ -97,7 +97,7 @@ def test_every_damaged_file_is_listed_in_one_pass_before_anything_is_computed(
         return 0
 
     monkeypatch.setattr("sys.argv", ["x"])
-    assert run_script(plan, "") == FAILED
+    assert run_script(plan) == FAILED
     lines = capsys.readouterr().err.splitlines()[-7:]
     assert lines[0].startswith(f"error: {folder}: 6 files cannot be used")
     assert lines[1:] == [f"  {folder / path} {reason}" for path, reason in zip(damaged, reasons, strict=True)]

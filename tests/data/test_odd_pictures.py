@@ -84,7 +84,7 @@ def test_a_terminal_that_lacks_a_letter_gets_its_number(monkeypatch: pytest.Monk
         sys.stdout.flush()
         return 0
 
-    assert console.run_script(main, "") == 0
+    assert console.run_script(main) == 0
     assert written.getvalue() == rb"caf\xe9 \u732b :cat: [x]" + b"\n"
 
 

@@ -10,7 +10,7 @@ from page_cases import right_N, small_grid
 from prediction_cases import finished
 
 from transfergrid.cli.report import report
-from transfergrid.config import load_report
+from transfergrid.config.report import parse_report
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.comparison import read_comparison
@@ -99,20 +99,20 @@ def test_in_figures_equal_rows_of_two_grids_have_different_names(store: StorePat
         (["compare=[a,a]"], "holds a grid twice"),
         (["compare=[a,../b]"], "may hold only"),
         (["compare=[a,b]", "grid=a"], "both given"),
-        (["figures=no"], "give true, false or keep"),
+        (["figures=no"], "is not one of true, false, keep"),
         ([f"compare=[{','.join(f'grid_{i:03d}' for i in range(30))}]"], "give fewer grids"),
-        (["sources=wandb"], "report takes grid=NAME or compare"),
+        (["sources=wandb"], "unknown key 'sources'; did you mean 'source'"),
         (["project=p"], "belongs to source=wandb or publish=true"),
-        (["publish=maybe"], "give true or false"),
+        (["publish=maybe"], "is not true or false"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_one_line(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as error:
-        load_report(arguments)
+        parse_report(arguments)
     assert "\n" not in str(error.value)
 
 
 def test_a_report_is_of_one_grid_with_figures_unless_said_otherwise() -> None:
-    request = load_report([])
-    assert (request.grids, request.figures, request.store.root) == (("quickstart",), True, Path("results"))
-    assert load_report(["compare=[a, b]", "figures=False"]).grids == ("a", "b")
+    request = parse_report([])
+    assert (request.grids, request.figures, request.store.root) == ((), True, Path("results"))
+    assert parse_report(["compare=[a, b]", "figures=False"]).grids == ("a", "b")

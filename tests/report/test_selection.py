@@ -17,7 +17,8 @@ from prediction_cases import finished
 from transfergrid.cli.console import make_console
 from transfergrid.cli.grid_file import write_grid_of
 from transfergrid.cli.report import report
-from transfergrid.config import load_grid, load_report, load_run
+from transfergrid.config import load_grid, load_run
+from transfergrid.config.report import parse_report
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis import choices, lengths
@@ -229,7 +230,7 @@ def test_report_takes_another_score_and_refuses_what_is_none(
     assert [row["select_by"] for row in rows] == ["macro_f1"] * 5
     assert [row["val_macro_f1"] for row in rows][:2] == ["0.61", "0.71"]
     with pytest.raises(ConfigError, match=r"^select_by='f1' is not one of accuracy, balanced_accuracy, macro_f1$"):
-        load_report(["grid=g", "select_by=f1"])
+        parse_report(["grid=g", "select_by=f1"])
 
 
 def test_grids_that_choose_by_different_scores_stand_in_one_report_only_by_one(store: StorePaths) -> None:

@@ -221,7 +221,7 @@ def test_whatever_command_meets_it_anywhere_says_one_line(
     def meets(arguments: object) -> int:
         raise OSError(number, os.strerror(number), "/store/reports/figure.svg")
 
-    assert run_script(meets, "help") == 1
+    assert run_script(meets) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("error: OSError: ") and said in line and "figure.svg" in line
     assert ("free space" in line) is (number != 37) or "ulimit" in line

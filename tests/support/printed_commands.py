@@ -48,8 +48,12 @@ def problem_of(script: str, line: str) -> str | None:
 
 def _parse(script: str, arguments: list[str]) -> None:
     # Hydra takes long to load, and most tests print no command.
-    from transfergrid.config.predict import _values
+    from transfergrid.config.arguments import parse
+    from transfergrid.config.predict import PredictKeys
+    from transfergrid.config.report import parse_report
+    from transfergrid.config.status import parse_status
     from transfergrid.config.sweep import _options
+    from transfergrid.config.sync import parse_sync
 
     if script == "run_phase" and "-m" in arguments:
         words = [a for a in arguments if a != "-m" and not a.startswith("hydra/launcher=")]
@@ -58,11 +62,15 @@ def _parse(script: str, arguments: list[str]) -> None:
         "launch_grid": config.composed_grid,
         "run_phase": config.composed_run,
         "doctor": config.composed_doctor,
-        "predict": _values,
-        "status": config.load_status,
-        "report": config.load_report,
-        "sync": config.load_sync,
+        "predict": lambda typed: parse(PredictKeys, typed),
+        "status": parse_status,
+        "report": parse_report,
+        "sync": parse_sync,
     }
+    if "--cfg" in arguments or script == "list":
+        arguments = [a for a in arguments if "=" in a]
+    if script == "list":
+        return
     if arguments or script not in ("run_phase", "predict"):  # these two say what they need
         parsers[script](arguments)
 

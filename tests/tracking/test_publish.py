@@ -110,7 +110,7 @@ def test_without_a_key_the_report_is_written_and_one_line_says_what_is_missing(
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     asked = ["report.py", "grid=small", f"store.dir={store.root}", "figures=false", "publish=true"]
     monkeypatch.setattr("sys.argv", asked)
-    assert run_script(report, "") == FAILED
+    assert run_script(report) == FAILED
     assert (store.report("small") / "index.html").exists()
     assert capsys.readouterr().err == (
         "error: no W&B key for http://127.0.0.1:9 on this machine; run `wandb login`, or set WANDB_API_KEY\n"

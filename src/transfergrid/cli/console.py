@@ -8,24 +8,35 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from transfergrid.config.arguments import assert_spelled
 from transfergrid.errors import ConfigError, GridError, classify, next_step, one_line, remedy_of
 from transfergrid.names import spelled_out
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from transfergrid.config.help import Help
+
+
 _MOST_LINES = 100
 OK, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
 
-def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
-    """main(arguments) with its errors told in one line each: 2 for a request that makes no sense, 1 for the rest."""
+def run_script(
+    main: Callable[[Sequence[str]], int], about: Help | None = None, *, flags: Sequence[str] = (), words: int = 0
+) -> int:
+    """main(arguments) with its errors told in one line each: 2 for a request that makes no sense, 1 for the rest.
+
+    about: the answer to --help, and the keys that it takes; without it main reads all arguments by itself. flags: the
+    arguments that are no `key=value` and that it takes. words: how many names it takes beside them."""
     arguments = sys.argv[1:]
     write_whatever_names()
     try:
-        if any(a in ("--help", "-h", "help") for a in arguments):
-            print(help_text.strip(), flush=True)
-            return OK
+        if about is not None:
+            if (page := about.answer(arguments)) is not None:
+                print(page, flush=True)
+                return OK
+            assert_spelled(arguments, about.keys, flags=flags, words=words)
         return main(arguments)
     except ConfigError as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -10,7 +10,7 @@ from transfergrid.cli.before import check_inputs
 from transfergrid.cli.console import FAILED, OK, make_console, run_script
 from transfergrid.cluster.child import ask
 from transfergrid.config import Request, load_doctor
-from transfergrid.config.help import help_for
+from transfergrid.config.help import OF_A_PLACE, OF_DOCTOR, Help
 from transfergrid.doctor.checks import Check
 from transfergrid.doctor.fitness import is_on_slurm, local_checks, machine_checks, slurm_checks
 
@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 VISIBLE_S = 60.0  # NFS may keep the listing of a folder for so long (acdirmax)
 _MARKS = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("--", "yellow")}
 
-HELP = help_for(
-    "doctor.py",
-    "Is this machine or cluster fit? Each line passes, or names its remedy. On SLURM two jobs of seconds are sent to\n"
-    "look at a node; wait_s=120 is how long they may wait in the queue.",
-    (
-        "                                SLURM where there is one, else this machine",
-        "cluster=slurm cluster.partition=gpu cluster.gpu_type=a100 store.dir=/shared/results",
+HELP = Help(
+    script="doctor.py",
+    purpose="Is this machine or cluster fit? Each line passes, or names its remedy. On SLURM two jobs of seconds are"
+    " sent to look at a node. It takes the keys of a launch.",
+    examples=(
+        " # SLURM where there is one, else this machine",
+        "cluster=slurm cluster.partition=gpu store.dir=/shared/results",
         "cluster=local device=cpu",
-        "grid=individual_vs_parallel     fetch and verify that grid's data and weights, too",
+        "grid=individual_vs_parallel  # and its data and weights",
     ),
+    keys=OF_DOCTOR,
+    first=("wait_s", "grid", *OF_A_PLACE),
 )
 
 

@@ -15,7 +15,8 @@ from transfergrid.cli.progress import watching
 from transfergrid.cli.shown import show_failures, show_plan, show_results
 from transfergrid.cluster import local, slurm
 from transfergrid.config import Request, load_grid
-from transfergrid.config.help import help_for
+from transfergrid.config.arguments import CFG, without_cfg
+from transfergrid.config.help import MOST_USED, OF_LAUNCH, Help
 from transfergrid.errors import ConfigError
 from transfergrid.planning.plan import make_plan
 from transfergrid.resources import ClusterSettings
@@ -25,32 +26,35 @@ if TYPE_CHECKING:
 
 MIRROR_WAIT_S = 60.0
 
-HELP = help_for(
-    "launch_grid.py",
-    "Plan a grid of models x datasets x phases x variants x seeds, show the plan, carry it out, show the table.\n"
-    "A grid goes by its file's name, by grid_name=NAME, or for grid=compare by its data: compare-<data set>. A launch\n"
-    "that would take rows with results out of a grid is refused: grid_name=NAME makes another one beside it,\n"
-    "replace=true takes its name and keeps the former grid and report under a dated one.",
-    (
-        "                                   the quickstart, minutes on a laptop",
-        "dry_run=true                       show the plan, write nothing",
-        "grid=individual_vs_parallel grid.datasets=[mnist] weights=random",
-        "select_by=balanced_accuracy        choices on val by it, or macro_f1",
-        "cluster=slurm wait=true            SLURM jobs; wait for the table",
-        "cluster=slurm emit=DIR             write the job scripts instead of sending them",
-        "grid=compare dataset=image_folder dataset.folder=DIR 'grid.models=[resnet18]'",
+HELP = Help(
+    script="launch_grid.py",
+    purpose="Plan a grid of models x datasets x phases x variants x seeds, show the plan, carry it out, show the table."
+    " Run it again to go on: what is done is reused. A launch that would take rows with results out of a grid is"
+    " refused; grid_name=NAME makes another grid beside it.",
+    examples=(
+        " # the quickstart: minutes on a laptop, no GPU, no network",
+        "grid=individual_vs_parallel dry_run=true",
+        "grid=compare dataset=image_folder dataset.folder=DIR",
+        "grid=compare dataset=mnist 'grid.models=[resnet18,vgg16]' cluster=slurm",
+        "--cfg grid=quickstart  # prints the configuration; starts nothing",
     ),
+    keys=OF_LAUNCH,
+    first=MOST_USED,
 )
 
 
 def main() -> int:
-    return run_script(launch, HELP)
+    return run_script(launch, HELP, flags=CFG)
 
 
 def launch(arguments: Sequence[str]) -> int:
     """Exit code 0 when every configuration of the grid has completed, 1 when some failed."""
-    request = load_grid(arguments, progress=hashing_progress())
-    return carry_out(request)
+    if (others := without_cfg(arguments)) is not None:
+        from transfergrid.config.printed import printed_grid
+
+        print(printed_grid(others), end="")
+        return OK
+    return carry_out(load_grid(arguments, progress=hashing_progress()))
 
 
 def carry_out(request: Request) -> int:

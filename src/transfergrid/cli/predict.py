@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from transfergrid.cli.console import FAILED, OK, count, progress_line, run_script
-from transfergrid.config import PredictRequest, load_predict
-from transfergrid.config.help import help_for
+from transfergrid.config.arguments import own_keys, takes
+from transfergrid.config.help import Help
+from transfergrid.config.predict import PredictKeys, PredictRequest, parse_predict
 from transfergrid.names import csv_rows, utf8
 from transfergrid.store import durable
 
@@ -20,18 +21,19 @@ if TYPE_CHECKING:
 
     from transfergrid.specs import PreprocessSpec
 
-HELP = help_for(
-    "predict.py",
-    "A finished run (probe, finetune or scratch; its id or its folder) on every image below a folder, as CSV; or its\n"
-    "export: weights, program, preprocessing, class names and a model card.",
-    (
-        "run=RUN_ID images=DIR                       CSV to standard output",
+HELP = Help(
+    script="predict.py",
+    purpose="Apply a finished run (probe, finetune or scratch) to every image below a folder, as CSV; or export it:"
+    " weights, program, preprocessing, class names and a model card.",
+    examples=(
+        "run=RUN_ID images=DIR  # CSV to standard output",
         "run=RUN_ID images=DIR top_k=3 output=FILE.csv",
-        "run=RUN_ID export=DIR                       export_format=all|state_dict|...|onnx",
+        "run=RUN_ID export=DIR export_format=onnx",
         "run=results/runs/RUN_ID images=DIR device=cpu cluster.num_threads=2",
-        "run=PROBE_ID images=DIR weights_dir=DIR     or weights_files.<backbone>=FILE",
+        "run=PROBE_ID images=DIR weights_files.<backbone>=FILE",
     ),
-    keys=False,
+    keys=takes(PredictKeys),
+    first=own_keys(PredictKeys),
 )
 
 
@@ -41,7 +43,7 @@ def main() -> int:
 
 def predict(arguments: Sequence[str]) -> int:
     """Exit code 1 where some image could not be read; the others are predicted all the same."""
-    request = load_predict(arguments)
+    request = parse_predict(arguments)
     # Loading torch takes seconds, which a request that makes no sense need not wait for.
     from transfergrid.networks.finished import network_of_run
     from transfergrid.training.device import prepare_process

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +13,10 @@ from transfergrid.cli.pulled import pull_grids
 from transfergrid.cli.sync import SHOWN, launched_with
 from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.ledger import read_ledger
-from transfergrid.config import load_report
-from transfergrid.config.help import help_for
-from transfergrid.errors import ConfigError
+from transfergrid.config.arguments import own_keys, takes
+from transfergrid.config.help import Help
+from transfergrid.config.report import ReportKeys, ReportRequest, parse_report
+from transfergrid.config.spelling import never_launched, newest_grid
 from transfergrid.paths import StorePaths
 from transfergrid.specs import SelectBy
 from transfergrid.store.records import read_grid
@@ -22,31 +24,22 @@ from transfergrid.store.records import read_grid
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from transfergrid.config.report import ReportRequest
     from transfergrid.report.analysis.comparison import Comparison
 
-HELP = help_for(
-    "report.py",
-    "Rebuild a grid's report from its records alone: the table here, and in results/reports/NAME/ index.html (the\n"
-    "whole report on one page), comparison.csv, comparison.md, comparison.tex and figures/.\n"
-    "compare=[A,B] sets grids side by side, in results/reports/A-vs-B/.\n"
-    "figures=false leaves the figures out: seconds instead of minutes; figures=keep takes what was made since the\n"
-    "last record.\n"
-    "A grid that is not finished yet is shown as far as it is; exit code 1 says that rows have failed or are missing.\n"
-    "select_by=accuracy|balanced_accuracy|macro_f1 makes every choice on val by that score; else as it was launched.\n"
-    "source=wandb needs no store: it reads the runs from a W&B server (entity=NAME, project=NAME), keeps them in\n"
-    "cache/wandb/ENTITY/PROJECT/ (cache.dir=DIR), and says which configurations the server lacks.\n"
-    "publish=true sends the report to W&B: tables, figures, files, one run per row and the W&B Report; then it reads\n"
-    "all of it back. Once more brings it up to date. The key comes from WANDB_API_KEY or `wandb login`, project and\n"
-    "entity from the grid's last launch unless given.",
-    (
-        "grid=quickstart",
-        "grid=quickstart figures=false store.dir=results",
-        "'compare=[individual_vs_parallel,individual_vs_parallel_as_published]'",
-        "grid=quickstart publish=true project=transfergrid entity=my-team",
-        "grid=quickstart source=wandb entity=my-team project=transfergrid",
+HELP = Help(
+    script="report.py",
+    purpose="Rebuild a grid's report from its records: the table here, and in results/reports/NAME/ index.html (all of"
+    " it on one page), comparison.csv, comparison.md, comparison.tex and figures/. A grid that is not finished yet is"
+    " shown as far as it is. What is sent to W&B, or read from it, goes by WANDB_API_KEY or `wandb login`.",
+    examples=(
+        " # the grid that was launched last",
+        "grid=quickstart figures=false  # seconds instead of minutes",
+        "'compare=[small_resnet18,small_resnet18_as_published]'",
+        "grid=quickstart publish=true entity=my-team",
+        "grid=quickstart source=wandb entity=my-team",
     ),
-    keys=False,
+    keys=takes(ReportKeys),
+    first=own_keys(ReportKeys),
 )
 
 
@@ -56,16 +49,17 @@ def main() -> int:
 
 def report(arguments: Sequence[str]) -> int:
     """Exit code 0 when every row has completed (and what is published is in W&B as it was sent), else 1."""
-    request = load_report(arguments)
+    request, console = parse_report(arguments), make_console()
     store = request.store
+    if not request.grids:
+        request = replace(request, grids=(newest_grid(store),))
+        console.print(f"grid={request.grids[0]}, the one launched last in {store.root}", soft_wrap=True)
     is_whole = request.wandb is None or pull_grids(request.grids, store, *request.wandb)
     for grid in request.grids:
         try:
             read_grid(store.grid(grid))
         except FileNotFoundError:
-            launched = ", ".join(sorted(p.stem for p in store.grid(grid).parent.glob("*.json"))) or "none"
-            raise ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {launched}") from None
-    console = make_console()
+            raise never_launched(grid, store) from None
     comparisons, path = _shown(console, request.grids, store, figures=request.figures, select_by=request.select_by)
     is_complete = _all_completed(comparisons)
     for line in _remarks(comparisons):

@@ -11,36 +11,45 @@ from transfergrid.cli.launch import carry_out
 from transfergrid.cluster import slurm
 from transfergrid.cluster.requeue import requeue_this_job
 from transfergrid.config import Request, load_run
-from transfergrid.config.help import help_for
+from transfergrid.config.arguments import CFG, MULTIRUN, without_cfg
+from transfergrid.config.help import MOST_USED_OF_RUN, OF_RUN, Help
 from transfergrid.config.spelling import command, folder_value
 from transfergrid.errors import ConfigError
 from transfergrid.phases import phase_module
 from transfergrid.planning.plan import make_plan
 
-HELP = help_for(
-    "run_phase.py",
-    "Run one configuration here: model, dataset, phase and seed. What it needs is run first, unless needs=check.",
-    (
-        "model=resnet18+googlenet dataset=mnist phase=probe seed=0",
+HELP = Help(
+    script="run_phase.py",
+    purpose="Run one configuration here: model, dataset, phase and seed. What it needs is run first, unless"
+    " needs=check. With -m, keys may hold several values, and every combination is run.",
+    examples=(
+        "model=resnet18+googlenet dataset=mnist phase=probe",
         "model=baseline_cnn dataset=image_folder dataset.folder=DIR phase=scratch",
         "phase=evaluate run=RUN_ID dataset=cifar10",
-        "again=RUN_ID                       the run of that id, from its spec.json in the store",
-        "phase=evaluate model=resnet50 dataset=image_folder dataset.folder=IMAGENET",
-        "-m model=resnet18,googlenet phase=probe seed=range(0,3)   one run after the other",
-        "-m cluster=slurm hydra/launcher=slurm model=resnet18,googlenet phase=probe",
+        "again=RUN_ID",
+        "phase=evaluate model=resnet50 dataset=imagenet dataset.folder=DIR",
+        "-m model=resnet18,googlenet phase=probe 'seed=range(0,3)'",
+        "-m cluster=slurm hydra/launcher=slurm model=vgg16,resnet18",
     ),
+    keys=OF_RUN,
+    first=MOST_USED_OF_RUN,
 )
 
 
 def main() -> int:
-    return run_script(run_phase, HELP)
+    return run_script(run_phase, HELP, flags=(*CFG, *MULTIRUN))
 
 
 def run_phase(arguments: Sequence[str]) -> int:
-    if any(flag in arguments for flag in ("-m", "--multirun")):
+    if (others := without_cfg(arguments)) is not None:
+        from transfergrid.config.printed import printed_run
+
+        print(printed_run(others), end="")
+        return OK
+    if any(flag in arguments for flag in MULTIRUN):
         from transfergrid.cli.sweep import sweep
 
-        return sweep([a for a in arguments if a not in ("-m", "--multirun")])
+        return sweep([a for a in arguments if a not in MULTIRUN])
     request = load_run(arguments, progress=hashing_progress())
     if any(argument.startswith("again=") for argument in arguments) and _is_done(request):
         return OK

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from transfergrid.cli.console import FAILED, OK, make_console, run_script
 from transfergrid.cli.status_view import View, changes, read_view
-from transfergrid.config import load_status
-from transfergrid.config.help import help_for
-from transfergrid.config.spelling import command_of_grid
-from transfergrid.config.status import StatusRequest
+from transfergrid.config.arguments import own_keys, takes
+from transfergrid.config.help import Help
+from transfergrid.config.spelling import command_of_grid, newest_grid
+from transfergrid.config.status import StatusKeys, StatusRequest, parse_status
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
@@ -19,20 +20,20 @@ if TYPE_CHECKING:
 WATCH_S = 5.0
 REASONS_WATCHED = 4
 
-HELP = help_for(
-    "status.py",
-    "A grid's configurations as they are now: state and reason, epoch, accuracy, times, and why what failed failed.\n"
-    "Works from a fresh shell, by the grid's name; while SLURM does not answer, from the store alone.",
-    (
-        "grid=quickstart",
-        "grid=quickstart watch=true                    redrawn until nothing is live any more",
-        "run=ID                                        one run: its attempts, jobs and logs",
-        "run=ID logs=true                              follow its logs; a part of the ID will do",
-        "grid=quickstart cancel=true                   with run=ID: that run alone",
-        "grid=quickstart retry=oom cluster.mem_gb=64   or failed, timeout, lost, cancelled, ...",
-        "grid=quickstart retry=unknown                 shows why, and sends: you know it is gone",
+HELP = Help(
+    script="status.py",
+    purpose="A grid's configurations as they are now: state and reason, epoch, accuracy, times, and why what failed"
+    " failed. Works from a fresh shell; while SLURM does not answer, from the store alone.",
+    examples=(
+        " # the grid that was launched last",
+        "grid=quickstart watch=true",
+        "run=ID logs=true  # follow one run; a part of its name will do",
+        "grid=quickstart cancel=true",
+        "grid=quickstart retry=oom cluster.mem_gb=64",
+        "grid=quickstart retry=unknown  # you know that these are gone",
     ),
-    keys=False,
+    keys=takes(StatusKeys),
+    first=own_keys(StatusKeys),
 )
 
 
@@ -42,8 +43,11 @@ def main() -> int:
 
 def status(arguments: Sequence[str]) -> int:
     """Exit code 1 when some run has failed, is blocked, was cancelled or lost."""
-    request = load_status(arguments)
+    request = parse_status(arguments)
     console = make_console()
+    if request.grid is None and request.run is None:
+        request = replace(request, grid=newest_grid(request.store))
+        console.print(f"grid={request.grid}, the one launched last in {request.store.root}", soft_wrap=True)
     if request.cancel:
         from transfergrid.cli.status_actions import cancel
 

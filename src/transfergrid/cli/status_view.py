@@ -10,7 +10,7 @@ from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of_spec, specs_of
 from transfergrid.cluster.run_state import RunState, State
 from transfergrid.cluster.states import Snapshot, take_snapshot
-from transfergrid.config.spelling import command_of_grid, who_lists_runs
+from transfergrid.config.spelling import command_of_grid, never_launched, who_lists_runs
 from transfergrid.config.status import StatusRequest
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
@@ -138,8 +138,7 @@ def _entries(store: StorePaths, grid: str, ledger: Ledger) -> list[GridEntry]:
     except FileNotFoundError:
         if ledger.of_grid(grid, "runs"):
             return []
-    launched = ", ".join(sorted(p.stem for p in store.grid(grid).parent.glob("*.json"))) or "none"
-    raise ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {launched}")
+    raise never_launched(grid, store)
 
 
 def _held(ledger: Ledger, grid: str | None) -> list[str]:

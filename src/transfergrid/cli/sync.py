@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script
-from transfergrid.config import load_sync
-from transfergrid.config.help import help_for
-from transfergrid.config.spelling import command_of_grid
-from transfergrid.errors import ConfigError
+from transfergrid.config.arguments import own_keys, takes
+from transfergrid.config.help import Help
+from transfergrid.config.spelling import command_of_grid, never_launched, newest_grid
+from transfergrid.config.sync import SyncRequest, parse_sync
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.specs import Runtime, from_dict
 from transfergrid.store import durable
@@ -24,17 +24,16 @@ if TYPE_CHECKING:
 
     from transfergrid.tracking.sync import Synced
 
-HELP = help_for(
-    "sync.py",
-    "Bring W&B to what the store holds of a grid: rows that are missing, by their numbers, then summaries, files and\n"
-    "pictures; then read all of it back and say what differs. It works from the runs' own files, so it may run again\n"
-    "at any time: from cron, and while jobs are running (what a checkpoint covers is sent).\n"
-    "The key comes from WANDB_API_KEY or `wandb login`; project and entity from the grid's last launch unless given.",
-    (
-        "grid=quickstart",
+HELP = Help(
+    script="sync.py",
+    purpose="Bring W&B to what the store holds of a grid, then read all of it back and say what differs. It may run"
+    " again at any time, also while jobs are running. The key comes from WANDB_API_KEY or `wandb login`.",
+    examples=(
+        " # the grid that was launched last",
         "grid=quickstart project=transfergrid entity=my-team store.dir=results",
     ),
-    keys=False,
+    keys=takes(SyncRequest),
+    first=own_keys(SyncRequest),
 )
 SHOWN = 20  # problems that are told one by one
 LONGEST_S = 1800.0  # of what the finish job does for W&B, each of both
@@ -48,14 +47,15 @@ def sync(arguments: Sequence[str]) -> int:
     """Exit code 0 when the server holds all that the store has, 1 when something differs or could not be sent."""
     from transfergrid.tracking.sync import sync_grid  # training's modules have no part in it, but images' have
 
-    request = load_sync(arguments)
-    launched = launched_with(request.grid, request.store)
+    request, console = parse_sync(arguments), make_console()
+    grid = request.grid or newest_grid(request.store)
+    if request.grid is None:
+        console.print(f"grid={grid}, the one launched last in {request.store.root}", soft_wrap=True)
+    launched = launched_with(grid, request.store)
     project = request.project or (launched.wandb_project if launched else "transfergrid")
     entity = request.entity or (launched.wandb_entity if launched else None)
-    synced = sync_grid(
-        request.grid, request.store, find_account(project, entity), tick=progress_line("syncing", noun="runs")
-    )
-    show(make_console(), synced)
+    synced = sync_grid(grid, request.store, find_account(project, entity), tick=progress_line("syncing", noun="runs"))
+    show(console, synced)
     return FAILED if synced.problems else OK
 
 
@@ -64,8 +64,7 @@ def launched_with(grid: str, store: StorePaths) -> Runtime | None:
     try:
         content = durable.read_json(store.grid(grid))
     except FileNotFoundError:
-        known = ", ".join(sorted(p.stem for p in store.grid(grid).parent.glob("*.json"))) or "none"
-        raise ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {known}") from None
+        raise never_launched(grid, store) from None
     try:
         return from_dict(Runtime, content["runtime"])
     except (KeyError, TypeError, ValueError):

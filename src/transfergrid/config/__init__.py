@@ -7,14 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transfergrid.config.predict import PredictRequest, parse_predict
-from transfergrid.config.report import ReportRequest, parse_report
-from transfergrid.config.status import StatusRequest, parse_status
-from transfergrid.config.sync import SyncRequest, parse_sync
+from transfergrid.config.arguments import parse
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths, typed
 from transfergrid.resources import ClusterSettings
-from transfergrid.specs import Configuration, RunSpec, Runtime, SelectBy, digest, safe_name
+from transfergrid.specs import Configuration, RunSpec, Runtime, SelectBy, digest, safe_name, setting
 from transfergrid.store.records import GridEntry
 
 if TYPE_CHECKING:
@@ -133,11 +130,9 @@ def composed_run(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
     """What a run by hand is told, by key, and its configuration, as composed_grid()."""
     from transfergrid.config.again import check_keys
     from transfergrid.config.compose import compose_config, parse_overrides
-    from transfergrid.config.settings import choice
 
     overrides = {str(o.key_or_group): o for o in parse_overrides(arguments)}
     config = compose_config(arguments)
-    choice("needs", config.needs, ("run", "check"))
     if config.again is not None:
         check_keys(overrides)
         return overrides, config
@@ -180,19 +175,16 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
     )
 
 
-def load_sync(arguments: Sequence[str]) -> SyncRequest:
-    """What `jobs/sync.py` is asked; read without Hydra. Raises ConfigError."""
-    return parse_sync(arguments)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoctorKeys:
+    """Those that no other script has."""
 
-
-def load_report(arguments: Sequence[str]) -> ReportRequest:
-    """What `jobs/report.py` is asked; read without Hydra. Raises ConfigError."""
-    return parse_report(arguments)
+    wait_s: float = setting(120.0, "how long its jobs may wait in the queue", (0, 86_400), unit="s")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoctorRequest:
-    """What jobs/doctor.py is asked. wait_s: how long its jobs may wait in the queue."""
+    """What jobs/doctor.py is asked."""
 
     runtime: Runtime
     cluster: ClusterSettings
@@ -204,18 +196,10 @@ class DoctorRequest:
 def composed_doctor(arguments: Sequence[str]) -> tuple[float, list[str], DictConfig]:
     """(wait_s, the other arguments, their configuration). Raises ConfigError."""
     from transfergrid.config.compose import compose_config
-    from transfergrid.config.settings import in_range
 
-    waits = [a.removeprefix("wait_s=") for a in arguments if a.startswith("wait_s=")]
-    wait_s = 120.0
-    if waits:
-        try:
-            wait_s = float(waits[-1])
-        except ValueError:
-            raise ConfigError(f"wait_s={waits[-1]} is not a number of seconds") from None
-        in_range("wait_s", wait_s, 0, 86_400)
-    others = [a for a in arguments if not a.startswith("wait_s=")]
-    return wait_s, others, compose_config(others)
+    own = [a for a in arguments if a.startswith("wait_s=")]
+    others = [a for a in arguments if a not in own]
+    return parse(DoctorKeys, own).values.wait_s, others, compose_config(others)
 
 
 def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
@@ -231,16 +215,6 @@ def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
         wait_s=wait_s,
         grid=load_grid(others) if any(a.startswith("grid=") for a in others) else None,
     )
-
-
-def load_status(arguments: Sequence[str]) -> StatusRequest:
-    """What `jobs/status.py` is asked; read without Hydra. Raises ConfigError."""
-    return parse_status(arguments)
-
-
-def load_predict(arguments: Sequence[str]) -> PredictRequest:
-    """What `jobs/predict.py` is asked; read without Hydra, as its run is finished. Raises ConfigError or DataError."""
-    return parse_predict(arguments)
 
 
 def _hand_variant(overrides: dict[str, Any]) -> str:
@@ -284,17 +258,4 @@ def load_retry(
     )
 
 
-__all__ = [
-    "DoctorRequest",
-    "ReportRequest",
-    "PredictRequest",
-    "Request",
-    "StatusRequest",
-    "load_doctor",
-    "load_grid",
-    "load_predict",
-    "load_report",
-    "load_retry",
-    "load_run",
-    "load_status",
-]
+__all__ = ["DoctorRequest", "Request", "load_doctor", "load_grid", "load_retry", "load_run"]

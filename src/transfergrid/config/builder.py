@@ -138,8 +138,8 @@ def build_evaluation(
 
 def runtime_of(config: DictConfig) -> Runtime:
     """Where and on what, without a grid. Raises ConfigError."""
-    checked_protocol(config)
     check_plain_values(config)
+    checked_protocol(config)
     return make_runtime(config, grid=config.grid_name or config.grid.name or "adhoc", folders={}, weights_files={})
 
 

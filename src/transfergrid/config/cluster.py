@@ -10,32 +10,19 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfergrid.config.compose import asked_twice, nearest, nearest_resource, parse_overrides, set_overrides
+from transfergrid.config.compose import asked_twice, nearest_resource, parse_overrides, set_overrides
+from transfergrid.config.keys import checked, nearest
 from transfergrid.config.notation import as_meant, as_name, whole_or_real
 from transfergrid.config.sbatch_options import checked_option
-from transfergrid.config.schema import Config
-from transfergrid.config.settings import choice, in_range
+from transfergrid.config.schema import KEYS, Config
 from transfergrid.errors import ConfigError
-from transfergrid.resources import GPU_REQUESTS, MAX_PACKED, MEMORY, UNLIMITED, ClusterSettings, Resources
-from transfergrid.specs import PHASES
+from transfergrid.resources import MEMORY, UNLIMITED, ClusterSettings, Resources
+from transfergrid.specs import ANY_NUMBER, PHASES
 
 STARTUP_S = 60  # until a job's first step: python, torch, the first batch
 SIGNAL_EARLY_S = 60  # SLURM may send the signal so much earlier than asked (sbatch --signal)
 RESOURCES = tuple(f.name for f in fields(Resources) if f.name != "defaults")
 YIELDING = ("cpus", "mem_gb", "timeout_min")  # whose defaults are no reason to refuse a job
-RANGES: dict[str, tuple[float, float]] = {
-    "gpus": (0, 64),
-    "cpus": (1, 1024),
-    **dict.fromkeys(MEMORY, (0.1, 16384)),
-    "timeout_min": (1, 60 * 24 * 365),
-    "num_threads": (0, 1024),
-    "array_parallelism": (0, 1_000_000),
-    "runs_per_job": (1, MAX_PACKED),
-    "signal_delay_s": (10, 86_400),
-    "max_requeues": (0, 100_000),
-    "poll_s": (0.5, 3600),
-}
-_SPECIAL = {"mem_gb": 0, "timeout_min": UNLIMITED}  # all of the node; no limit
 # What users of a cluster set for all their jobs.
 SITE_DEFAULTS = {
     "partition": "SBATCH_PARTITION",
@@ -44,6 +31,7 @@ SITE_DEFAULTS = {
     "constraint": "SBATCH_CONSTRAINT",
     "wckey": "SBATCH_WCKEY",
 }
+_KEYS = tuple(key for name, key in KEYS.items() if name.startswith("cluster."))
 _TEXT = ("partition", "finish_partition", "account", "qos", "constraint", "gpu_type", "wckey", "exclude")
 
 
@@ -53,19 +41,17 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
     if values["kind"] != "local":
         for key, variable in SITE_DEFAULTS.items():  # else they would outweigh the job script's own lines
             values[key] = values[key] if values[key] is not None else os.environ.get(variable) or None
-    choice("cluster.kind", values["kind"], ("auto", "local", "slurm"))
-    choice("cluster.gpu_request", values["gpu_request"], GPU_REQUESTS)
-    for key in RANGES:
-        _check_range(f"cluster.{key}", key, values[key])
+    for declared in _KEYS:
+        checked(declared, values[declared.name.removeprefix("cluster.")])
     for key in _TEXT:
         _check_text(f"cluster.{key}", values[key])
     defaults = frozenset(key for key in YIELDING if key not in values["asked"])
     resources = Resources(**{key: values[key] for key in RESOURCES}, defaults=defaults)
     by_phase = {str(p): _of_phase(str(p), given, resources) for p, given in values["by_phase"].items()}
-    for asked in (resources, *by_phase.values()):
-        if asked.mem_per_gpu_gb is not None and not (asked.gpus or by_phase):
+    for request in (resources, *by_phase.values()):
+        if request.mem_per_gpu_gb is not None and not (request.gpus or by_phase):
             raise ConfigError("cluster.mem_per_gpu_gb asks for memory by GPUs, and cluster.gpus=0; give cluster.mem_gb")
-    gpus = bool(resources.gpus) or any(asked.gpus for asked in by_phase.values())
+    gpus = bool(resources.gpus) or any(request.gpus for request in by_phase.values())
     options: dict[str, str | bool] = {}
     for key, value in values["sbatch"].items():
         name, option = checked_option(key, value, gpus=gpus)
@@ -81,24 +67,17 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
         raise ConfigError(
             f"cluster.scratch_dir={values['scratch_dir']!r} is no folder of a node; give one from its root, or $TMPDIR"
         )
-    settings = ClusterSettings(
-        name=values["name"],
-        kind=values["kind"],
-        resources=resources,
-        by_phase=by_phase,
-        setup=tuple(values["setup"]),
-        sbatch=options,
-        **{
-            key: values[key]
-            for key in (
-                *("finish_partition", "array_parallelism", "runs_per_job", "signal_delay_s", "max_requeues", "wckey"),
-                *("exclude", "python", "stage_folders", "scratch_dir", "gpu_request", "poll_s"),
-            )
-        },
-    )
+    parts: dict[str, Any] = {
+        "resources": resources,
+        "by_phase": by_phase,
+        "setup": tuple(values["setup"]),
+        "sbatch": options,
+    }
+    others = {f.name: values[f.name] for f in fields(ClusterSettings) if f.name not in parts}
+    settings = ClusterSettings(**parts, **others)
     _check_time("cluster.timeout_min", resources.timeout_min, settings.signal_delay_s)
-    for phase, asked in settings.by_phase.items():
-        _check_time(f"cluster.by_phase.{phase}.timeout_min", asked.timeout_min, settings.signal_delay_s)
+    for phase, request in settings.by_phase.items():
+        _check_time(f"cluster.by_phase.{phase}.timeout_min", request.timeout_min, settings.signal_delay_s)
     return settings
 
 
@@ -138,20 +117,15 @@ def _of_phase(phase: str, given: Any, resources: Resources) -> Resources:
     for key, value in given.items():
         if key not in RESOURCES:
             raise ConfigError(f"{where}: unknown key {key!r}{nearest_resource(str(key), RESOURCES)}")
-        if key in RANGES:
-            values[key] = whole_or_real(key, value, where=f"{where}.{key}")
-            _check_range(f"{where}.{key}", key, values[key])
+        if (declared := KEYS[f"cluster.{key}"]).about.span != ANY_NUMBER:
+            number = whole_or_real(key, value, where=f"{where}.{key}")
+            values[key] = checked(declared, number, name=f"{where}.{key}")
         else:
             values[key] = as_name(as_meant(key, value, where=""), where=f"{where}.{key}")
             _check_text(f"{where}.{key}", values[key])
-    asked = replace(resources, **values, defaults=resources.defaults - {*values})
+    request = replace(resources, **values, defaults=resources.defaults - {*values})
     # Memory by GPU is of the phases that have one.
-    return asked if asked.gpus or "mem_per_gpu_gb" in given else replace(asked, mem_per_gpu_gb=None)
-
-
-def _check_range(where: str, key: str, value: Any) -> None:
-    if value is not None and not (key in _SPECIAL and value == _SPECIAL[key]):
-        in_range(where, value, *RANGES[key])
+    return request if request.gpus or "mem_per_gpu_gb" in given else replace(request, mem_per_gpu_gb=None)
 
 
 def _check_text(key: str, value: Any) -> None:

@@ -31,8 +31,8 @@ class _Texts(yaml.SafeLoader):
         for key, _ in node.value:
             if keys.count(key.value) > 1 and key.value != "<<":
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
-        found: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        return found
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        return mapping
 
 
 def read_cluster_file(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:

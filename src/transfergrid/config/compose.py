@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import fields, is_dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
@@ -22,17 +20,17 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from transfergrid import data
 from transfergrid.config import folders
 from transfergrid.config.cluster_file import read_cluster_file
+from transfergrid.config.folders import choices as choices
+from transfergrid.config.keys import meant_key, nodes_of, wanted
+from transfergrid.config.keys import nearest as nearest
 from transfergrid.config.notation import as_meant
-from transfergrid.config.schema import Config
+from transfergrid.config.schema import GROUPS, KEYS, Config
 from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import ConfigError
 from transfergrid.resources import MEMORY
-from transfergrid.specs import PHASES
 
-GROUPS = ("grid", "dataset", "phase", "cluster", "tracking")
 _OPEN_NODES = (
     "grid.variants",
     "weights_files",
@@ -45,26 +43,8 @@ _NAMES = (  # keys whose values are names of files and folders
     *("data.dir", "store.dir", "cache.dir", "again"),
 )
 _QUOTE = "quote a value that holds blanks, letters beyond a-z or any of = , : ( ) [ ] { } > ~ ' \" as key='\"value\"'"
-_SET_OTHERWISE = {
-    "phase.name": "choose it as phase=NAME",
-    "cluster.name": "choose it as cluster=NAME",
-    "cluster.kind": "it is told by a file conf/cluster/NAME.yaml, chosen as cluster=NAME",
-    "dataset.kind": "choose it as dataset=NAME",
-    "grid.study": "it is told by a grid file, whose settings go with it",
-}
-
-
-def choices(group: str) -> tuple[str, ...]:
-    files = {path.stem for place in folders.conf_dirs() for path in (place / group).glob("*.yaml")}
-    return tuple(sorted(files.union(_without_file(group))))
-
-
-def _without_file(group: str) -> dict[str, dict[str, str]]:
-    """Name -> content of the choices that need no file: phases and published data sets. A file of the name wins."""
-    if group == "phase":
-        return {phase: {"name": phase} for phase in PHASES}
-    kinds = [kind for kind in data.kinds() if kind != "image_folder"] if group == "dataset" else []
-    return {kind: {"name": kind, "kind": kind} for kind in kinds}
+_NODES = nodes_of(KEYS)
+SETTABLE = tuple(name for name, key in KEYS.items() if not key.about.not_set)
 
 
 class _OwnFolders(SearchPathPlugin):
@@ -88,17 +68,17 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
                 f"{argument!r}: keys can be neither added nor removed, only set: key=value{_nearest_key(key)}"
             )
         if override.is_sweep_override():
-            told = _QUOTE if key in _NAMES or key.startswith(_OF_A_BACKBONE) else "a list is written key=[a,b]"
+            remedy = _QUOTE if key in _NAMES or key.startswith(_OF_A_BACKBONE) else "a list is written key=[a,b]"
             if key.startswith("cluster.") and _is_text(key):
-                told = f"as one text it is written '{key}=\"{_typed(override)}\"'"
-            raise ConfigError(f"{argument!r} gives several values where one is needed; {told}")
+                remedy = f"as one text it is written '{key}=\"{_typed(override)}\"'"
+            raise ConfigError(f"{argument!r} gives several values where one is needed; {remedy}")
         if key in seen:
             raise ConfigError(f"{key!r} is given twice; give it once")
         seen.add(key)
         if key in GROUPS:
             _check_choice(key, override.value())
-        elif key in _SET_OTHERWISE:
-            raise ConfigError(f"{key}= cannot be set on its own; {_SET_OTHERWISE[key]}")
+        elif key in KEYS and KEYS[key].about.not_set:
+            raise ConfigError(f"{key}= cannot be set on its own; {KEYS[key].about.not_set}")
         elif not _is_known(key):
             raise ConfigError(f"unknown key {key!r}{_nearest_key(key)}")
         parsed.append(override)
@@ -117,6 +97,8 @@ def parse_override(argument: str) -> Override:
     try:
         override = OverridesParser.create().parse_override(typed)
     except HydraException as error:
+        if re.fullmatch(r"[\w+~/@-]+(\.[\w/-]+)*", key) is None:
+            raise ConfigError(f"unknown key {key!r}{_nearest_key(key)}") from error
         if not own_key and key not in _NAMES:
             reason = str(error).splitlines()[0].strip()
             raise ConfigError(f"{argument!r} cannot be read ({reason}); {_QUOTE}") from error
@@ -194,7 +176,7 @@ def _is_text(key: str) -> bool:
     """Whether a key takes a text, those in by_phase included."""
     if key.startswith("cluster.by_phase."):
         key = "cluster." + key.rpartition(".")[2]
-    return str in (_types().get(key), *get_args(_types().get(key))) and get_origin(_types()[key]) in (None, UnionType)
+    return key in KEYS and not KEYS[key].is_list and (KEYS[key].plain is str or bool(KEYS[key].choices))
 
 
 @lru_cache(maxsize=64)
@@ -206,7 +188,7 @@ def _composed(places: tuple[Path, ...], groups: tuple[str, ...]) -> DictConfig:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     for group in GROUPS:
-        for name, content in _without_file(group).items():
+        for name, content in folders.without_file(group).items():
             if folders.find(group, name) is None:
                 store.store(group=group, name=name, node=content)
             else:  # Hydra would take what an earlier call has stored for the file's schema
@@ -248,15 +230,9 @@ def check_setting(key: str, *, where: str) -> None:
 
 def is_setting(key: str) -> bool:
     """Whether a key is about the numbers of a run, so that variants, rules and a hand run's variant may hold it."""
-    dotted = key.startswith(("phase.", "dataset.", "weights_files.")) and key not in _SET_OTHERWISE
+    settable = key not in KEYS or not KEYS[key].about.not_set
+    dotted = key.startswith(("phase.", "dataset.", "weights_files.")) and settable
     return dotted or key in ("weights", "weights_seed", "class_weights")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where a known name is close, else the known names."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
 def nearest_resource(name: str, known: Sequence[str]) -> str:
@@ -273,8 +249,9 @@ def _check_choice(group: str, value: Any) -> None:
 def _explain(error: Exception, key: str, value: Any) -> str:
     """What the key takes instead of this value; for one inside a dictionary, the library's own words."""
     full_key = str(getattr(error, "full_key", None) or key)
-    if key in _types() and (isinstance(value, (str, int, float, list)) or value is None or full_key == key):
-        return f"{key}={'null' if value is None else value} is not {_wanted(_types()[key], key)}"
+    is_key = key in KEYS or key in _NODES
+    if is_key and (isinstance(value, (str, int, float, list)) or value is None or full_key == key):
+        return f"{key}={'null' if value is None else value} is not {wanted(key, KEYS.get(key))}"
     if full_key != key and not _is_known(full_key):
         return f"{key}: unknown key {full_key!r}{_nearest_key(full_key)}"
     line = _first_line(error)
@@ -285,41 +262,8 @@ def _first_line(error: BaseException) -> str:
     return next((text.strip() for text in str(error).splitlines() if text.strip()), type(error).__name__)
 
 
-def _wanted(hint: Any, key: str) -> str:
-    """What a key takes, in words."""
-    if get_origin(hint) is UnionType:
-        return " or null".join([_wanted(next(a for a in get_args(hint) if a is not type(None)), key), ""])
-    if get_origin(hint) is list:
-        return f"a list of {_PLURAL.get(get_args(hint)[0], 'values')}; a list is written {key}=[a,b]"
-    if get_origin(hint) is dict:
-        return f"a dictionary; it is written {key}={{a:value}}"
-    return _SINGULAR.get(hint, "a value of its type; a group is chosen by name")
-
-
-_SINGULAR = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-_PLURAL = {int: "whole numbers", float: "numbers", str: "names"}
-
-
-@cache
-def _types() -> dict[str, Any]:
-    """Every key of the schema, dotted, in its order, with its type."""
-
-    def walk(prefix: str, node: Any) -> dict[str, Any]:
-        hints = get_type_hints(type(node))
-        found: dict[str, Any] = {}
-        for f in fields(node):
-            if not f.metadata.get("is_key", True):
-                continue
-            found[prefix + f.name] = hints[f.name]
-            if is_dataclass(value := getattr(node, f.name)):
-                found |= walk(f"{prefix}{f.name}.", value)
-        return found
-
-    return walk("", Config())
-
-
 def _is_known(key: str) -> bool:
-    return key in _types() or any(key.startswith(f"{node}.") for node in _OPEN_NODES)
+    return key in KEYS or key in _NODES or any(key.startswith(f"{node}.") for node in _OPEN_NODES)
 
 
 # What SLURM and others call what has a key of its own here.
@@ -338,18 +282,11 @@ _OTHER_NAMES = {
 
 
 def _nearest_key(key: str) -> str:
-    known = list(_types())
+    known = [*SETTABLE, *_NODES]
     if key.startswith("cluster.") and (name := _OTHER_NAMES.get(key.removeprefix("cluster.").replace("-", "_"))):
         return f"; did you mean {name!r}?" + (" (with cluster.gpu_type)" if name == "cluster.gpus" else "")
-    same_leaf = [k for k in known if k.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1] and "." in k]
+    same_leaf = [k for k in known if k.endswith(f".{key}")]
     if same_leaf and "." not in key:
         return f"; did you mean {' or '.join(map(repr, same_leaf))}?"
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    if not close:
-        prefix = key.rsplit(".", 1)[0] + "."
-        siblings = [k for k in known if k.startswith(prefix)] if "." in key else []
-        close = difflib.get_close_matches(key, siblings, n=1, cutoff=0.6)
-    if not close:
-        leaves = {k.rsplit(".", 1)[-1]: k for k in known}
-        close = [leaves[leaf] for leaf in difflib.get_close_matches(key.rsplit(".", 1)[-1], leaves, n=1, cutoff=0.75)]
-    return f"; did you mean {close[0]!r}?" if close else "; --help lists the keys"
+    close = meant_key(key, known)
+    return f"; did you mean {close!r}?" if close else "; --help all lists the keys"

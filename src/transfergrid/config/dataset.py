@@ -6,13 +6,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 from omegaconf import DictConfig
 
 from transfergrid import data
-from transfergrid.config.compose import nearest
-from transfergrid.config.settings import ABOVE_ZERO, choice, in_range
+from transfergrid.config.keys import in_range, nearest
 from transfergrid.config.value_range import about_range, value_range_of
 from transfergrid.data import ValueRange
 from transfergrid.errors import ConfigError
@@ -61,7 +60,6 @@ def resolve_dataset(
             f"dataset.folder={node.folder!r}: {node.kind} lies in data.dir; only image_folder takes a folder"
         )
     folder = None if node.folder is None else existing(Path(node.folder).expanduser()).resolve()
-    in_range("dataset.max_megapixels", node.max_megapixels, ABOVE_ZERO, 100_000)
     facts = data.facts(
         node.kind,
         folder=folder,
@@ -81,19 +79,12 @@ def resolve_dataset(
         )
     if node.max_images is not None:
         in_range("dataset.max_images", node.max_images, facts.num_classes, 1_000_000_000)
-    if node.image_size_px is not None:
-        in_range("dataset.image_size_px", node.image_size_px, 1, 4096)
-    in_range("dataset.val_seed", node.val_seed, 0, 2**31)
     if node.train_fraction is not None and node.shots is not None:
         raise ConfigError("dataset.train_fraction and dataset.shots both say how many images are trained on; give one")
-    if node.train_fraction is not None:
-        in_range("dataset.train_fraction", node.train_fraction, ABOVE_ZERO, 1)
-    if node.shots is not None:
-        in_range("dataset.shots", node.shots, 1, 1_000_000_000)
-    if choice("dataset.classes", node.classes, ("folders", "imagenet")) == "imagenet":
+    if node.classes == "imagenet":
         imagenet_places(facts.class_names, dataset=name)
     value_range = value_range_of(node.value_range, facts, name, of_run)
-    turns = choice("dataset.orientation", node.orientation, ("exif", "stored")) == "exif" and facts.turned > 0
+    turns = node.orientation == "exif" and facts.turned > 0
     spec = DatasetSpec(
         name=name,
         kind=node.kind,
@@ -115,7 +106,7 @@ def resolve_dataset(
         node.val_seed,
         node.train_fraction,
         node.shots,
-        cast(Any, choice("dataset.small_pictures", node.small_pictures, ("whole", "recipe"))),
+        node.small_pictures,
         (
             *about_range(value_range, facts, name),
             *(turned if turns else ()),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from transfergrid import data
 from transfergrid.errors import ConfigError
+from transfergrid.specs import PHASES
 from transfergrid.store.provenance import PACKAGE
 
 VARIABLE = "TRANSFERGRID_CONF_DIR"
@@ -34,3 +36,17 @@ def find(group: str, name: str) -> Path | None:
     """The first file of this name."""
     files = (folder / group / f"{name}.yaml" for folder in conf_dirs())
     return next((file for file in files if file.is_file()), None)
+
+
+def choices(group: str) -> tuple[str, ...]:
+    """The names of a group's files, and those that need none."""
+    files = {path.stem for place in conf_dirs() for path in (place / group).glob("*.yaml")}
+    return tuple(sorted(files.union(without_file(group))))
+
+
+def without_file(group: str) -> dict[str, dict[str, str]]:
+    """Name -> content of the choices that need no file: phases and published data sets. A file of the name wins."""
+    if group == "phase":
+        return {phase: {"name": phase} for phase in PHASES}
+    kinds = [kind for kind in data.kinds() if kind != "image_folder"] if group == "dataset" else []
+    return {kind: {"name": kind, "kind": kind} for kind in kinds}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from functools import lru_cache
 
-from transfergrid.config.compose import nearest
+from transfergrid.config.keys import nearest
 from transfergrid.errors import ConfigError
 from transfergrid.networks import architectures, backbones
 from transfergrid.networks.backbones.timm_names import timm_names

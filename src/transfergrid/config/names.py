@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from transfergrid.errors import ConfigError
 from transfergrid.specs import digest, safe_name
@@ -28,21 +28,3 @@ def wandb_name_of(key: str, name: str | None) -> str | None:
     if name is not None and (len(name) > 128 or set(name) & set("/\\#?%:")):
         raise ConfigError(f"{key}={name!r} is not a name W&B takes; give at most 128 characters, none of / \\ # ? % :")
     return name
-
-
-def key_values(
-    arguments: Sequence[str], *, keys: Sequence[str], takes: str, aliases: Mapping[str, str] | None = None
-) -> dict[str, str]:
-    """key=value of a command line that is read without Hydra; `takes` says what it takes. Raises ConfigError."""
-    values: dict[str, str] = {}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        key = (aliases or {}).get(key, key)
-        if not equals or key not in keys:
-            raise ConfigError(f"{argument!r}: {takes}")
-        if key in values:
-            raise ConfigError(f"{key!r} is given twice; give it once")
-        if not value.strip() or "\0" in value:
-            raise ConfigError(f"{argument!r} names nothing; {takes}")
-        values[key] = value
-    return values

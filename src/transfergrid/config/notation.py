@@ -49,10 +49,10 @@ def as_meant(key: str, value: Any, *, where: str) -> Any:
     if isinstance(value, str) and "${" in value:
         return value
     if key in TIMES and isinstance(value, str):
-        found = minutes(value)
-        if found is None:
+        time_min = minutes(value)
+        if time_min is None:
             raise ConfigError(f"{where}={value!r} is not a time; give {TIME_FORMS}")
-        return found
+        return time_min
     if key in MEMORY and isinstance(value, str):
         size = gigabytes(value)
         return value if size is None else size

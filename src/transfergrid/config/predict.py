@@ -4,41 +4,42 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
+from transfergrid.config.arguments import parse, shared
 from transfergrid.config.spelling import command, who_lists_runs
-from transfergrid.data import MAX_MEGAPIXELS
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._formats import suffixes
 from transfergrid.errors import ConfigError
 from transfergrid.networks.classes import classes_of_run
 from transfergrid.paths import EXPORT_MARK, CachePaths, RunPaths, StorePaths
-from transfergrid.specs import Runtime, safe_name
+from transfergrid.specs import Runtime, safe_name, setting
 from transfergrid.store.records import RunRecord, read_record
 
 Format = Literal["all", "state_dict", "torch_export", "onnx"]
-FORMATS: tuple[Format, ...] = ("all", "state_dict", "torch_export", "onnx")
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-PRECISIONS = ("run", "fp32")
-DEFAULTS: dict[str, str | None] = {
-    "run": None,
-    "images": None,
-    "top_k": "5",
-    "output": None,
-    "export": None,
-    "export_format": "all",
-    "precision": "run",
-    "store.dir": "results",
-    "cache.dir": "cache",
-    "weights_dir": None,
-    "device": "auto",
-    "cluster.num_threads": "0",
-    "dataset.max_megapixels": f"{MAX_MEGAPIXELS:g}",
-}
 FILES = "weights_files."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictKeys:
+    run: str | None = setting(None, "a finished run: its id, or its folder")
+    images: str | None = setting(None, "predict every picture below this folder")
+    top_k: int | None = setting(None, "classes per picture; left out: 5")
+    output: str | None = setting(None, "CSV file; left out: standard output")
+    precision: Literal["run", "fp32"] = setting("run", "arithmetic: the run's own, or fp32")
+    export: str | None = setting(None, "a new folder for the network and its model card")
+    export_format: Format = setting("all", "what is exported")
+    weights_files: dict[str, str] = shared("weights_files")
+    weights_dir: str | None = shared("weights_dir")
+    device: Literal["auto", "cpu", "cuda"] = shared("device")
+    num_threads: int = shared("cluster.num_threads")
+    max_megapixels: float = shared("dataset.max_megapixels")
+    store_dir: str = shared("store.dir")
+    cache_dir: str = shared("cache.dir")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,29 +65,31 @@ class PredictRequest:
 
 def parse_predict(arguments: Sequence[str]) -> PredictRequest:
     """Raises ConfigError, in one line, for what makes no sense; DataError for a record that cannot be read."""
-    values, weights_files = _values(arguments)
-    if values["run"] is None:
-        told = who_lists_runs(StorePaths(Path(str(values["store.dir"]))))
-        raise ConfigError(f"run= is needed: a finished run's id, or its folder; {told}")
-    if values["images"] is None and values["export"] is None:
+    parsed = parse(PredictKeys, arguments)
+    keys = parsed.values
+    if keys.run is None:
+        raise ConfigError(
+            f"run= is needed: a finished run's id, or its folder; {who_lists_runs(StorePaths(Path(keys.store_dir)))}"
+        )
+    if keys.images is None and keys.export is None:
         raise ConfigError("nothing is asked for; give images=DIR, export=DIR or both")
     for key, needs in (("output", "images"), ("top_k", "images"), ("precision", "images"), ("export_format", "export")):
-        if values[key] != DEFAULTS[key] and values[needs] is None:
+        if key in parsed.given and needs not in parsed.given:
             raise ConfigError(f"{key}= goes with {needs}=DIR")
-    paths, record, class_names = finished_run(str(values["run"]), Path(str(values["store.dir"])))
-    images = None if values["images"] is None else Path(values["images"])
+    paths, record, class_names = finished_run(keys.run, Path(keys.store_dir))
+    images = None if keys.images is None else Path(keys.images)
     return PredictRequest(
         record=record,
         paths=paths,
         class_names=class_names,
-        runtime=_runtime(values, weights_files, record),
+        runtime=_runtime(keys, record),
         images=images,
         files=() if images is None else _files(images),
-        top_k=_top_k(values["top_k"], len(class_names)),
-        output=_new_file(values["output"]),
-        export=_new_folder(values["export"]),
-        export_format=_export_format(values["export_format"]),
-        in_fp32=_choice("precision", values["precision"], PRECISIONS) == "fp32",
+        top_k=_top_k(keys.top_k, len(class_names)),
+        output=_new_file(keys.output),
+        export=_new_folder(keys.export),
+        export_format=_export_format(keys.export_format),
+        in_fp32=keys.precision == "fp32",
     )
 
 
@@ -98,28 +101,6 @@ def finished_run(run: str, store_dir: Path) -> tuple[RunPaths, RunRecord, tuple[
     if class_names is None:
         raise ConfigError(f"{paths.record} does not name the run's classes; delete it and launch the run again")
     return paths, record, class_names
-
-
-def _values(arguments: Sequence[str]) -> tuple[dict[str, str | None], dict[str, str]]:
-    values, weights_files, given = dict(DEFAULTS), {}, set()
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals:
-            raise ConfigError(f"{argument!r} is not of the form key=value; see --help")
-        if key not in DEFAULTS and not key.startswith(FILES):
-            near = difflib.get_close_matches(key, DEFAULTS, n=1, cutoff=0.6)
-            known = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(DEFAULTS)}, {FILES}<backbone>"
-            raise ConfigError(f"unknown key {key!r}; {known}")
-        if key in given:
-            raise ConfigError(f"{key!r} is given twice; give it once")
-        if not value.strip() or "\0" in value:
-            raise ConfigError(f"{argument!r} names nothing; give {key}= a value")
-        given.add(key)
-        if key.startswith(FILES):
-            weights_files[key.removeprefix(FILES)] = value
-        else:
-            values[key] = value
-    return values, weights_files
 
 
 def run_paths(run: str, store_dir: Path, *, key: str = "run") -> RunPaths:
@@ -140,8 +121,8 @@ def _finished_record(paths: RunPaths) -> RunRecord:
     record = read_record(paths)
     name = paths.root.name
     if record is None:
-        told = command("status.py", f"run={name}", f"store.dir={paths.root.parent.parent}")
-        raise ConfigError(f"run={name!r} has not finished; {told} tells where it is")
+        line = command("status.py", f"run={name}", f"store.dir={paths.root.parent.parent}")
+        raise ConfigError(f"run={name!r} has not finished; {line} tells where it is")
     if record.status != "completed":
         raise ConfigError(f"run={name!r} has failed ({record.failure_class}: {record.error}); launch it again first")
     if record.spec.phase not in ("probe", "finetune", "scratch"):
@@ -153,24 +134,25 @@ def _finished_record(paths: RunPaths) -> RunRecord:
     return record
 
 
-def _runtime(values: Mapping[str, str | None], weights_files: Mapping[str, str], record: RunRecord) -> Runtime:
+def _runtime(keys: PredictKeys, record: RunRecord) -> Runtime:
     identities = {b.name: b.weights.identity for b in record.spec.backbones}
-    for name, file in weights_files.items():
+    for name, file in keys.weights_files.items():
         if name not in identities:
             known = ", ".join(identities) or "none"
             raise ConfigError(f"{FILES}{name}: the run has no such backbone; it has: {known}")
         if not Path(file).expanduser().is_file():
             raise ConfigError(f"{FILES}{name}={file!r} is not a file")
-    cache = CachePaths(Path(str(values["cache.dir"])))
+    cache = CachePaths(Path(keys.cache_dir))
+    files = {identities[name]: str(Path(file).expanduser().resolve()) for name, file in keys.weights_files.items()}
     return Runtime(
-        store_dir=str(values["store.dir"]),
+        store_dir=keys.store_dir,
         cache_dir=str(cache.root),
         data_dir=str(cache.data),
-        weights_dir=values["weights_dir"] or str(cache.weights),
-        weights_files={identities[n]: str(Path(f).expanduser().resolve()) for n, f in weights_files.items()},
-        device=_choice("device", values["device"], ("auto", "cpu", "cuda")),
-        num_threads=_number("cluster.num_threads", values["cluster.num_threads"], 0, 1024),
-        max_megapixels=_number("dataset.max_megapixels", values["dataset.max_megapixels"], 1, 100_000),
+        weights_dir=keys.weights_dir or str(cache.weights),
+        weights_files=files,
+        device=keys.device,
+        num_threads=keys.num_threads,
+        max_megapixels=keys.max_megapixels,
     )
 
 
@@ -183,10 +165,12 @@ def _files(images: Path) -> tuple[str, ...]:
     return tuple(files)
 
 
-def _top_k(value: str | None, num_classes: int) -> int:
-    if value == DEFAULTS["top_k"]:
-        return min(int(str(value)), num_classes)
-    return _number("top_k", value, 1, num_classes)
+def _top_k(value: int | None, num_classes: int) -> int:
+    if value is None:
+        return min(5, num_classes)
+    if not 1 <= value <= num_classes:
+        raise ConfigError(f"top_k={value} is not a whole number from 1 to {num_classes}")
+    return value
 
 
 def _new_file(value: str | None) -> Path | None:
@@ -209,30 +193,17 @@ def _new_folder(value: str | None) -> Path | None:
     return path
 
 
-def _export_format(value: str | None) -> Format:
-    found = cast(Format, _choice("export_format", value, FORMATS))
-    lacking = [name for name in ONNX_PACKAGES if found == "onnx" and importlib.util.find_spec(name) is None]
+def _export_format(value: Format) -> Format:
+    lacking = [name for name in ONNX_PACKAGES if value == "onnx" and importlib.util.find_spec(name) is None]
     if lacking:
         raise ConfigError(
             f"export_format=onnx needs {', '.join(lacking)}; install with: uv sync --extra onnx"
             " (or pip install 'transfergrid[onnx]')"
         )
-    return found
+    return value
 
 
 def _check_parent(key: str, path: Path) -> None:
     there = next(p for p in path.parents if p.exists())
     if not there.is_dir():
         raise ConfigError(f"{key}=: {there} is a file, where a folder is needed")
-
-
-def _number(key: str, value: str | None, low: int, high: int) -> int:
-    if not str(value).isdecimal() or not low <= int(str(value)) <= high:
-        raise ConfigError(f"{key}={value} is not a whole number from {low} to {high}")
-    return int(str(value))
-
-
-def _choice(key: str, value: str | None, allowed: Sequence[str]) -> Any:
-    if value not in allowed:
-        raise ConfigError(f"{key}={value!r} is not one of {', '.join(allowed)}")
-    return value

@@ -1,33 +1,40 @@
-"""The command line of jobs/report.py, read without Hydra, for it asks about the store alone."""
+"""The command line of jobs/report.py: it asks about a store, or about what a W&B server holds of one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Literal
 
-from transfergrid.config.names import grid_name_of, key_values, wandb_name_of
+from transfergrid.config.arguments import parse, shared
+from transfergrid.config.names import grid_name_of, wandb_name_of
 from transfergrid.errors import ConfigError
 from transfergrid.paths import CachePaths, StorePaths
-from transfergrid.specs import SelectBy
+from transfergrid.specs import SelectBy, setting
 
-OF_WANDB = ("entity", "project")  # belong to source=wandb or publish=true
-KEYS = ("grid", "compare", "figures", "store.dir", "source", "publish", *OF_WANDB, "cache.dir", "select_by")
-TAKES = (
-    "report takes grid=NAME or compare=[A,B], figures=true|false|keep, store.dir=DIR, publish=true|false, "
-    "source=store|wandb, entity=NAME, project=NAME, cache.dir=DIR and select_by=accuracy|balanced_accuracy|macro_f1"
-)
-CHOICES: dict[str, dict[str, bool | None]] = {
-    "figures": {"true": True, "false": False, "keep": None},
-    "publish": {"true": True, "false": False},
-}
 LONGEST_NAME = 200  # of the folder of a report of several grids
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ReportKeys:
+    grid: str | None = setting(None, "a grid; left out: the one launched last in the store")
+    compare: list[str] = setting([], "grids side by side, as [a,b]; in place of grid=")
+    figures: Literal["true", "false", "keep"] = setting("true", "keep = those made since the last record")
+    select_by: SelectBy | None = setting(None, "the score on val that chooses; left out: as launched")
+    publish: bool = setting(False, "send the report to W&B")
+    source: Literal["store", "wandb"] = setting("store", "wandb = read the runs from a server")
+    project: str | None = setting(None, "W&B project; left out: the grid's own")
+    entity: str | None = setting(None, "W&B team or user; left out: the grid's own")
+    store_dir: str = shared("store.dir")
+    cache_dir: str = shared("cache.dir")
+    tracking_project: str | None = shared("tracking.project", None)
+    tracking_entity: str | None = shared("tracking.entity", None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportRequest:
-    """grids: one, or several that are set side by side.
+    """grids: one, or several that are set side by side; none = the newest of the store.
 
     figures: None keeps the report's files as they are while they are newer than every record.
     wandb: where to read the runs from, entity and project, if not from a store; `store` is then where they are kept.
@@ -45,67 +52,33 @@ class ReportRequest:
 
 def parse_report(arguments: Sequence[str]) -> ReportRequest:
     """Any grid that was launched, with or without a grid file. Raises ConfigError, in one line."""
-    values = key_values(arguments, keys=KEYS, takes=TAKES)
-    if "grid" in values and "compare" in values:
+    parsed = parse(ReportKeys, arguments)
+    keys, from_wandb = parsed.values, parsed.values.source == "wandb"
+    if keys.grid is not None and keys.compare:
         raise ConfigError("grid= and compare= are both given; give one")
-    grids = _compared(values["compare"]) if "compare" in values else (grid_name_of(values.get("grid", "quickstart")),)
-    wandb = _wandb(values)
-    store = StorePaths(Path(values.get("store.dir", "results")))
-    if wandb is not None:
-        store = CachePaths(Path(values.get("cache.dir", "cache"))).pulled(*wandb)
-    publish = wandb or _place(values) if _choice("publish", values.get("publish", "false")) else None
-    figures = _choice("figures", values.get("figures", "true"))
-    select_by = _select_by(values.get("select_by"))
-    return ReportRequest(grids=grids, store=store, figures=figures, wandb=wandb, publish=publish, select_by=select_by)
+    own = sorted(parsed.given & {"entity", "project"})
+    if own and not (from_wandb or keys.publish):
+        raise ConfigError(f"{own[0]}= belongs to source=wandb or publish=true, none of which is given")
+    grids = () if keys.grid is None else (grid_name_of(keys.grid),)
+    entity = wandb_name_of("entity", keys.entity or keys.tracking_entity)
+    project = wandb_name_of("project", keys.project or keys.tracking_project)
+    wandb = (entity, project or "transfergrid") if from_wandb else None
+    return ReportRequest(
+        grids=_compared(keys.compare) if keys.compare else grids,
+        store=StorePaths(Path(keys.store_dir)) if wandb is None else CachePaths(Path(keys.cache_dir)).pulled(*wandb),
+        figures={"true": True, "false": False, "keep": None}[keys.figures],
+        wandb=wandb,
+        publish=(wandb or (entity, project)) if keys.publish else None,
+        select_by=keys.select_by,
+    )
 
 
-def _select_by(value: str | None) -> SelectBy | None:
-    known: dict[str, SelectBy] = {name: name for name in get_args(SelectBy)}
-    if value is not None and value not in known:
-        raise ConfigError(f"select_by={value!r} is not one of {', '.join(known)}")
-    return None if value is None else known[value]
-
-
-def _choice(key: str, value: str) -> bool | None:
-    if value.lower() not in CHOICES[key]:
-        *others, last = CHOICES[key]
-        raise ConfigError(f"{key}={value!r}; give {', '.join(others)} or {last}")
-    return CHOICES[key][value.lower()]
-
-
-def _wandb(values: Mapping[str, str]) -> tuple[str | None, str] | None:
-    """Entity and project of source=wandb."""
-    source = values.get("source", "store")
-    if source not in ("store", "wandb"):
-        raise ConfigError(f"source={source!r}; give store or wandb")
-    if source == "store":
-        if "cache.dir" in values:
-            raise ConfigError("cache.dir= belongs to source=wandb, which is not given")
-        if (not_asked := [key for key in OF_WANDB if key in values]) and values.get("publish", "").lower() != "true":
-            raise ConfigError(f"{not_asked[0]}= belongs to source=wandb or publish=true, none of which is given")
-        return None
-    if "store.dir" in values:
-        raise ConfigError(
-            "source=wandb reads no store; leave store.dir= out, or give cache.dir= for where it keeps files"
-        )
-    entity, project = _place(values)
-    return entity, project or "transfergrid"
-
-
-def _place(values: Mapping[str, str]) -> tuple[str | None, str | None]:
-    """Entity and project as they are given."""
-    entity, project = (wandb_name_of(key, values.get(key)) for key in OF_WANDB)
-    return entity, project
-
-
-def _compared(value: str) -> tuple[str, ...]:
-    if not (value.startswith("[") and value.endswith("]")):
-        raise ConfigError(f"compare={value!r} is not a list of grids; a list is written compare=[a,b]")
-    names = tuple(name.strip() for name in value[1:-1].split(","))
+def _compared(names: Sequence[str]) -> tuple[str, ...]:
+    typed = f"compare=[{','.join(names)}]"
     if len(names) < 2 or not all(names):
-        raise ConfigError(f"compare={value} names fewer than two grids; give at least two, as compare=[a,b]")
+        raise ConfigError(f"{typed} names fewer than two grids; give at least two, as compare=[a,b]")
     if len(set(names)) < len(names):
-        raise ConfigError(f"compare={value} holds a grid twice; give each once")
+        raise ConfigError(f"{typed} holds a grid twice; give each once")
     if len("-vs-".join(names)) > LONGEST_NAME:
-        raise ConfigError(f"compare={value[:60]}... names more than one folder's name can hold; give fewer grids")
+        raise ConfigError(f"{typed[:60]}... is more than one folder's name can hold; give fewer grids")
     return tuple(grid_name_of(name) for name in names)

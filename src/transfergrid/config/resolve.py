@@ -11,11 +11,11 @@ from typing import TypeVar, cast
 from omegaconf import DictConfig
 
 from transfergrid.config.batches import fitted, with_usual
-from transfergrid.config.compose import nearest
 from transfergrid.config.dataset import DatasetChoice
+from transfergrid.config.keys import in_range, nearest
 from transfergrid.config.models import is_architecture, split_model
-from transfergrid.config.schema import FINETUNE_DEFAULTS, PROBE_DEFAULTS, SCRATCH_DEFAULTS
-from transfergrid.config.settings import check_probe, check_training, in_range, settings_of
+from transfergrid.config.schema import FINETUNE_DEFAULTS, KEYS, PROBE_DEFAULTS, SCRATCH_DEFAULTS
+from transfergrid.config.settings import check_probe, check_training, settings_of
 from transfergrid.data import facts
 from transfergrid.data.folds import RowCounts, count_rows
 from transfergrid.data.geometry import preprocess_for, scratch_preprocess
@@ -92,7 +92,6 @@ class Scope:
         wanted = self.config.weights_files.get(name) or self.config.weights or entry.default_weights
         if name in self.config.weights_files and not looks_like_file(wanted):
             raise ConfigError(f"weights_files.{name}={wanted!r} is not a file's name; tags are given by weights=TAG")
-        in_range("weights_seed", self.config.weights_seed, 0, 2**31)
         weights = backbones.weights_spec(
             name, wanted, weights_seed=self.config.weights_seed, catalog_dir=self.catalog_dir
         )
@@ -161,7 +160,7 @@ def looks_like_file(weights: str) -> bool:
 # ---------------------------------------------------------------------------------------------------------------- runs
 def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[RunSpec, ...] = ()) -> RunSpec:
     """One RunSpec. `needs`: the runs it is made from, which its identity covers (a probe for a finetune)."""
-    in_range("seed", seed, 0, 2**31)
+    in_range("seed", seed, *KEYS["seed"].about.span)
     dataset = scope.dataset
     specs = () if is_architecture(model) else tuple(scope.backbone(part) for part in split_model(model))
     settings = scope.settings(phase)

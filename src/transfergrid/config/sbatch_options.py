@@ -45,19 +45,19 @@ def checked_option(key: Any, value: Any, *, gpus: bool) -> tuple[str, str | bool
     """
     name = str(key).replace("_", "-")
     long = SHORT.get(name, name)
-    shown = f"cluster.sbatch: {str(key)!r}" + (f" ({long})" if long != name else "")
+    spelled = f"cluster.sbatch: {str(key)!r}" + (f" ({long})" if long != name else "")
     if "clusters".startswith(long) and long.startswith("cl"):  # sbatch takes the beginning of a name for the name
         raise ConfigError(
-            f"{shown} would be followed by sbatch alone; export SLURM_CLUSTERS={value} instead, which every command"
+            f"{spelled} would be followed by sbatch alone; export SLURM_CLUSTERS={value} instead, which every command"
             " follows"
         )
     collides = long if long in COLLIDES else next((o for o in COLLIDES if o.startswith(long)), None)
     if re.fullmatch(r"[a-z][a-z-]*", long) is None:
-        raise ConfigError(f"{shown} is not an option of sbatch; write it as {{mail-type: END}}")
+        raise ConfigError(f"{spelled} is not an option of sbatch; write it as {{mail-type: END}}")
     if collides is not None:
-        raise ConfigError(f"{shown} {COLLIDES[collides]}")
+        raise ConfigError(f"{spelled} {COLLIDES[collides]}")
     if long != "gres" and "gres".startswith(long):
-        raise ConfigError(f"{shown} is short for gres; write it in full")
+        raise ConfigError(f"{spelled} is short for gres; write it in full")
     if value is None or value is False:
         raise ConfigError(
             f"cluster.sbatch.{key}={value} is no value of an option; leave it out, or give true to set it"

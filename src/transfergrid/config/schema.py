@@ -1,316 +1,252 @@
 """What can be configured, with every default: mutable dataclasses, because Hydra cannot merge a group into frozen ones.
 
-The settings of the phases are not spelled again: their fields come from specs.py, their defaults from the tables here.
-A default is changed only for a measured reason, written beside it.
+The settings of phases and clusters are declared in specs.py and resources.py, with what each means and may be; here
+stand the others, and the defaults that differ by phase. A default is changed only for a measured reason, written beside
+it.
 """
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, field, fields, make_dataclass
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from functools import partial
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from transfergrid.specs import ExtractSettings, FinetuneSettings, ProbeSettings, ScratchSettings
+from transfergrid.config.keys import Key, about_of, keys_of, usual_of
+from transfergrid.resources import ClusterSettings, Resources
+from transfergrid.specs import (
+    ABOVE_ZERO,
+    About,
+    EvaluateSettings,
+    ExtractSettings,
+    FinetuneSettings,
+    ProbeSettings,
+    Protocol,
+    ScratchSettings,
+    SelectBy,
+    setting,
+)
 
-_COMMON: dict[str, Any] = {
-    "drop_last": True,
-    "sampling": "shuffle",
-    "steps_per_epoch": None,
-    "micro_batch": None,
-    "clip_norm": None,
-    "precision": "bf16",
-    "optimizer": "sgd",
-    "momentum": 0.9,
-    "nesterov": True,
-    "decay_norm_and_bias": False,
-    "lookahead": False,
-    "lookahead_k": 5,
-    "lookahead_alpha": 0.5,
-    "lr_update": "step",
-    "cosine_epochs": None,
-    "warmup_fraction": 0.0,
-    "step_epochs": (),
-    "step_gamma": 0.1,
-    "final_lr_fraction": 0.0,
-    "label_smoothing": 0.0,
-    "ema_decay": None,
-    "flip": False,
-    "alternate_flip": False,
-    "shift_px": 0,
-    "perspective": 0.0,
-    "perspective_share": 0.5,
-    "rotation_deg": 0.0,
-    "rotation_expand": False,
-    "rotation_fill": 0,
-    "cutout_px": 0,
-    "augment_at": "native",
-    "test_bn": "running",
-    "selection": "last",
-}
-PROBE_DEFAULTS: dict[str, Any] = _COMMON | {
-    "epochs": 5,
-    "batch_size": 256,
-    "drop_last": False,  # there is no BatchNorm that a short last batch could disturb
-    "precision": "fp32",  # of the head; the features have phase.extract.precision
-    "optimizer": "adamw",
-    # Of solver=sgd. Measured on val, 5 epochs: 0.03 leads on digits (both tiny backbones), on MNIST (tinynet_mnist) and
-    # on CIFAR-10 (tinynet_cifar); 0.1 on MNIST with tinynet_cifar; 1 on CIFAR-10 with tinynet_mnist, so 3 ends the
-    # search. A decay of 1e-2 moved a few val images, so there is none to choose.
-    "lrs": (1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0),
-    "weight_decays": (0.0,),
-    "schedule": "cosine",
-    "source": "features",
-    "bn": "eval",
-    "aux_loss_weight": 0.0,
-    "lbfgs": True,
-    "select_by": None,  # as the whole grid: select_by=
-    "solver": "lbfgs",
-    "cs": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0, 10.0),
-}
-FINETUNE_DEFAULTS: dict[str, Any] = _COMMON | {
-    "epochs": 10,
-    "batch_size": 128,
-    "lr": 1e-2,
-    "head_lr": 2e-2,
-    "stem_lr": 1e-3,
-    "weight_decay": 5e-4,
-    "schedule": "onecycle",
-    "warmup_fraction": 0.2,
+T = TypeVar("T")
+
+
+def _defaults_of(kind: type[Any], **own: Any) -> dict[str, Any]:
+    """The value of each setting that nobody sets; `own` are those of one phase."""
+    usual = {f.name: usual_of(f) for f in fields(kind) if about_of(f).doc}
+    return {name: value for name, value in usual.items() if value is not MISSING} | own
+
+
+PROBE_DEFAULTS = _defaults_of(
+    ProbeSettings,
+    epochs=5,
+    batch_size=256,
+    drop_last=False,  # there is no BatchNorm that a short last batch could disturb
+    precision="fp32",  # of the head; the features have phase.extract.precision
+    optimizer="adamw",
+    schedule="cosine",
+)
+FINETUNE_DEFAULTS = _defaults_of(
+    FinetuneSettings,
+    epochs=10,
+    batch_size=128,
+    schedule="onecycle",
+    warmup_fraction=0.2,
     # A net under a fall, not a regulariser. Measured without it: VGG16 with random weights at 64 px (MNIST, 1,080
     # images) has a loss of NaN at step 3, because the folded head multiplies tiny features by large weights; with 5 it
     # runs. At 1 it costs: tinynet_cifar on digits, val 91.7 % against 93.8 % (two seeds).
-    "clip_norm": 5.0,
-    "label_smoothing": 0.1,
-    "flip": None,  # by the data set: not for digits
-    "shift_px": 4,
-    # Measured (docs/results; three networks, three data sets): with the probe's head as it is the first step's loss is
-    # 11 instead of 2 on average, val in the end 79 % instead of 81 %.
-    "head": "refitted",
-    "bn": "train",
-    "frozen_groups": (),
-    "aux_loss_weight": 0.0,
-    "l2_sp": 0.0,
+    clip_norm=5.0,
+    label_smoothing=0.1,
+    flip=None,
+    shift_px=4,
+)
+SCRATCH_DEFAULTS = _defaults_of(
+    ScratchSettings,
+    epochs=30,
+    batch_size=128,
+    schedule="cosine",
+    warmup_fraction=0.05,
+    label_smoothing=0.1,
+    flip=None,
+    shift_px=4,
+    cutout_px=8,
+)
+# Left to the data set where nobody sets them (what stands above is for data that fill enough steps, see batches.py), or
+# to a key of all phases: what null stands for.
+_LEFT_OPEN: Mapping[str, str] = {
+    "epochs": "null = {usual}, more where images are few",
+    "batch_size": "null = {usual}, fewer where images are few",
+    "flip": "null = as fits the data set",
+    "class_weights": "left out: as class_weights=",
 }
-SCRATCH_DEFAULTS: dict[str, Any] = _COMMON | {
-    "epochs": 30,
-    "batch_size": 128,
-    "lr": None,  # 0.1 at batch 128, scaled with the batch
-    "weight_decay": 5e-4,
-    "schedule": "cosine",
-    "warmup_fraction": 0.05,
-    "label_smoothing": 0.1,
-    "flip": None,
-    "shift_px": 4,
-    "cutout_px": 8,
-    "normalise": "constants",
-    "mean": (0.5, 0.5, 0.5),
-    "std": (0.5, 0.5, 0.5),
-}
-# Of the data set where nobody sets them: what stands above is for data that fill enough steps, see batches.py.
-_BY_SIZE = ("epochs", "batch_size")
 FROM_ABOVE = {"class_weights": "${class_weights}"}  # one key for all phases, which a phase's own overrides
-NO_KEY = {"is_key": False}  # of fields that stand in the configuration and that nobody sets
-_NOT_CONFIGURED = {"image_size_px"}  # of the scratch settings: it comes from dataset.image_size_px
 
 
 def _plain(hint: Any) -> Any:
-    """A spec's type as OmegaConf knows it: Literal -> str, tuple -> list, X | None -> Optional."""
+    """A field's type as OmegaConf knows it: Literal -> str, tuple -> list, X | None -> Optional."""
     origin = get_origin(hint)
     if origin is Literal:
         return str
-    if origin is tuple:
+    if origin in (tuple, list):
         return list[_plain(get_args(hint)[0])]  # type: ignore[misc]
+    if origin is dict:
+        return hint if get_args(hint)[1] is str else dict[str, Any]
     if origin in (Union, UnionType):
         return _plain(next(a for a in get_args(hint) if a is not type(None))) | None
     return hint
 
 
-def _schema_of(
-    name: str, spec: type[Any], defaults: dict[str, Any], optional: frozenset[str] = frozenset()
-) -> type[Any]:
-    """A mutable dataclass with the spec's fields and these defaults; `optional` fields may be left to the data set."""
-    hints = get_type_hints(spec)
+def _schema_of(name: str, *kinds: type[Any], defaults: Mapping[str, Any] | None = None) -> type[Any]:
+    """A mutable dataclass with the settings of these; with `defaults`, the phase's own stand in for the fields'."""
     members: list[Any] = []
-    for f in fields(spec):
-        if f.name in _NOT_CONFIGURED:
-            continue
-        usual = defaults[f.name] if f.default is MISSING else defaults.get(f.name, f.default)
-        default: Any = None if f.name in _BY_SIZE else FROM_ABOVE.get(f.name, usual)
-        hint = _plain(hints[f.name]) | None if f.name in optional else _plain(hints[f.name])
-        value = field(default_factory=partial(list, default)) if isinstance(default, tuple) else field(default=default)
-        members.append((f.name, hint, value))
+    for kind in kinds:
+        hints = get_type_hints(kind)
+        for f in fields(kind):
+            hint = hints[f.name]
+            if "about" not in f.metadata:  # a group of keys, or a field that is no setting
+                if is_dataclass(hint) and kind.__module__ == __name__:
+                    members.append((f.name, hint, field(default_factory=cast(type[Any], hint))))
+                continue
+            default = usual_of(f) if defaults is None else defaults[f.name]
+            described = about_of(f)
+            if defaults is not None and f.name in _LEFT_OPEN and (f.name != "flip" or default is None):
+                described = replace(described, doc=f"{described.doc}; {_LEFT_OPEN[f.name].format(usual=default)}")
+                default = FROM_ABOVE.get(f.name)
+            hint = hint | None if default is None else hint
+            default = list(default) if isinstance(default, tuple) else default
+            value: Any = field(
+                default_factory=partial(deepcopy, default),
+                metadata={"about": replace(described, usual=...), "hint": hint},
+            )
+            members.append((f.name, _plain(hint), value))
     return make_dataclass(name, members)
 
 
-_BY_DATASET = frozenset({"flip", *_BY_SIZE})
-ExtractConfig = _schema_of("ExtractConfig", ExtractSettings, {})
-ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, PROBE_DEFAULTS, frozenset({"select_by", *_BY_SIZE}))
-FinetuneConfig = _schema_of("FinetuneConfig", FinetuneSettings, FINETUNE_DEFAULTS, _BY_DATASET)
-ScratchConfig = _schema_of("ScratchConfig", ScratchSettings, SCRATCH_DEFAULTS, _BY_DATASET | {"lr"})
+def _configured(kind: type[T]) -> type[T]:
+    """A dataclass with its types as OmegaConf knows them."""
+    return _schema_of(kind.__name__, dataclass(kind))
 
 
-@dataclass
-class EvaluateConfig:
-    """checkpoint: a state-dict file of the model, head included; without it and without run=, the published head."""
-
-    split: str = "test"
-    checkpoint: str | None = None
-    precision: str = "fp32"
+@_configured
+class _Checkpoint:
+    checkpoint: str | None = setting(None, "a state-dict file of the model, head included")
 
 
-@dataclass
+@_configured
+class _ClusterBeside:
+    num_threads: int = setting(0, "CPU threads per run; 0 = the cores its process may use", (0, 1024))
+    # The keys that a file or a command line set; what is none of them is a default, and yields to the cluster.
+    asked: list[str] = setting([], "")
+
+
+ExtractConfig = _schema_of("ExtractConfig", ExtractSettings)
+ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, defaults=PROBE_DEFAULTS)
+FinetuneConfig = _schema_of("FinetuneConfig", FinetuneSettings, defaults=FINETUNE_DEFAULTS)
+ScratchConfig = _schema_of("ScratchConfig", ScratchSettings, defaults=SCRATCH_DEFAULTS)
+EvaluateConfig = _schema_of("EvaluateConfig", EvaluateSettings, _Checkpoint)
+ClusterConfig = _schema_of("ClusterConfig", Resources, ClusterSettings, _ClusterBeside)
+
+
+@_configured
 class PhaseConfig:
-    name: str = ""
-    extract: Any = field(default_factory=ExtractConfig)
-    probe: Any = field(default_factory=ProbeConfig)
-    finetune: Any = field(default_factory=FinetuneConfig)
-    scratch: Any = field(default_factory=ScratchConfig)
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    name: str = setting("", "the phase", not_set="choose it as phase=NAME")
+    extract: ExtractConfig = field(default_factory=ExtractConfig)  # type: ignore[valid-type]
+    probe: ProbeConfig = field(default_factory=ProbeConfig)  # type: ignore[valid-type]
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)  # type: ignore[valid-type]
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)  # type: ignore[valid-type]
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)  # type: ignore[valid-type]
 
 
-@dataclass
+_SEED = (0, 2**31)
+
+
+@_configured
 class DatasetConfig:
-    """name: as paths and tables show it; for an image folder the folder's own name unless given.
-
-    train_fraction, shots: train on a share of the training images, or on so many of each class (give one of the two).
-    value_range: the stored values that become 0 and 255 in a folder's pictures deeper than 8 bits; null = the least and
-    the largest of train. orientation: exif | stored. small_pictures: whole | recipe, of those smaller than the input.
-    classes: folders | imagenet, whose folders are named by wnids or 0 to 999.
-    max_megapixels: a larger picture of a folder is refused before it is decoded.
-    skip_damaged: leave out the pictures of a folder that cannot be used, which else end the launch.
-    """
-
-    name: str | None = None
-    kind: str = ""
-    folder: str | None = None
-    max_images: int | None = None
-    image_size_px: int | None = None
-    val_seed: int = 0
-    train_fraction: float | None = None
-    shots: int | None = None
-    value_range: list[float] | None = None
-    orientation: str = "exif"
-    small_pictures: str = "whole"
-    classes: str = "folders"
-    max_megapixels: float = 180.0
-    skip_damaged: bool = False
+    name: str | None = setting(None, "in tables and paths; null = the folder's or the set's own")
+    kind: str = setting("", "how its files are read", not_set="choose it as dataset=NAME")
+    folder: str | None = setting(None, "your pictures, with train/<class>/* and test/<class>/*")
+    max_images: int | None = setting(None, "at most so many per split, class shares kept", (1, 1_000_000_000))
+    image_size_px: int | None = setting(
+        None, "resize straight to N x N; null = as the weights say", (1, 4096), unit="px"
+    )
+    val_seed: int = setting(0, "which 10 % of train are held out as val", _SEED)
+    train_fraction: float | None = setting(None, "train on this share of the training images", (ABOVE_ZERO, 1))
+    shots: int | None = setting(None, "train on so many images of each class", (1, 1_000_000_000))
+    value_range: list[float] | None = setting(
+        None, "values that become 0 and 255 in pictures deeper than 8 bits; null = those of train"
+    )
+    orientation: Literal["exif", "stored"] = setting("exif", "turn pictures as EXIF says, or not")
+    small_pictures: Literal["whole", "recipe"] = setting(
+        "whole", "pictures smaller than the input: all of them, or as the weights' transform"
+    )
+    classes: Literal["folders", "imagenet"] = setting("folders", "imagenet = folders are named by wnids or 0 to 999")
+    max_megapixels: float = setting(180.0, "larger pictures of a folder are refused", (ABOVE_ZERO, 100_000))
+    skip_damaged: bool = setting(False, "leave out pictures that cannot be used")
 
 
-@dataclass
+@_configured
 class GridConfig:
-    """study: the published study whose settings the grid holds, or null. variants, rules: docs/adding.md.
-
-    only_variants: the settings of the file alone are no row, each row is one of the variants.
-    """
-
-    name: str = ""
-    study: str | None = None
-    models: list[str] = field(default_factory=list)
-    datasets: list[str] = field(default_factory=list)
-    phases: list[str] = field(default_factory=list)
-    seeds: list[int] = field(default_factory=lambda: [0])
-    variants: dict[str, Any] = field(default_factory=dict)
-    only_variants: bool = False
-    rules: list[Any] = field(default_factory=list)
-
-
-@dataclass
-class ClusterConfig:
-    """docs/slurm.md. num_threads: CPU threads per run; 0 = the cores its process may use.
-
-    by_phase: {phase: {key: value}} for phases that ask for other resources. sbatch: further options of sbatch.
-    asked: the keys that a file or a command line set; what is none of them is a default, and yields to the cluster.
-    """
-
-    name: str = "auto"
-    kind: str = "auto"
-    num_threads: int = 0
-    partition: str | None = None
-    finish_partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    gpus: int = 1
-    gpu_type: str | None = None
-    cpus: int = 4
-    mem_gb: float | None = 16.0
-    mem_per_cpu_gb: float | None = None
-    mem_per_gpu_gb: float | None = None
-    timeout_min: int | None = 240
-    gpu_request: str = "auto"
-    by_phase: dict[str, Any] = field(default_factory=dict)
-    array_parallelism: int = 0
-    runs_per_job: int = 1
-    signal_delay_s: int = 120
-    max_requeues: int = 50
-    wckey: str | None = None
-    exclude: str | None = None
-    setup: list[str] = field(default_factory=list)
-    python: str | None = None
-    sbatch: dict[str, Any] = field(default_factory=dict)
-    stage_folders: bool = False
-    scratch_dir: str = "/tmp"
-    poll_s: float = 10.0
-    asked: list[str] = field(default_factory=list, metadata=NO_KEY)
+    name: str = setting("", "the grid file's own name; grid_name= gives another")
+    study: str | None = setting(
+        None,
+        "the published study whose settings it holds",
+        not_set="it is told by a grid file, whose settings go with it",
+    )
+    models: list[str] = setting([], "networks, as [resnet18,resnet18+vgg16]")
+    datasets: list[str] = setting([], "data sets, as [mnist,cifar10]")
+    phases: list[str] = setting([], "of probe, finetune, scratch and evaluate")
+    seeds: list[int] = setting([0], "one run each, as [0,1,2]")
+    variants: dict[str, Any] = setting({}, "named changes, as {small: {phase.finetune.batch_size: 32}}")
+    only_variants: bool = setting(False, "only the variants are rows, not the file's settings")
+    rules: list[Any] = setting([], "changes by condition; docs/adding.md")
 
 
-@dataclass
+@_configured
 class NotifyConfig:
-    """command: run once by the finish job, in a shell, with what there is to say on its standard input."""
-
-    command: str | None = None
+    command: str | None = setting(None, "the finish job runs it, with the outcome on its input")
 
 
-@dataclass
+@_configured
 class ReportConfig:
-    """figures: whether the report that ends a launch has them; null = yes where SLURM's finish job makes it."""
-
-    figures: bool | None = None
+    figures: bool | None = setting(None, "figures at a launch's end; null = on SLURM only")
 
 
-@dataclass
+@_configured
 class TrackingConfig:
-    mode: str = "offline"
-    project: str = "transfergrid"
-    entity: str | None = None
+    mode: str = setting("offline", "what is kept for Weights & Biases; usually tracking=NAME")
+    project: str = setting("transfergrid", "W&B project")
+    entity: str | None = setting(None, "W&B team or user; null = your default")
 
 
-@dataclass
+@_configured
 class StoreConfig:
-    dir: str = "results"
+    dir: str = setting("results", "folder of runs, grids and reports: what must be kept")
 
 
-@dataclass
+@_configured
 class CacheConfig:
-    dir: str = "cache"
-    also_read: list[str] = field(default_factory=list)
+    dir: str = setting("cache", "folder of features, data, weights: what can be made again")
+    also_read: list[str] = setting([], "other caches, read only, as [/lab/cache]")
 
 
-@dataclass
+@_configured
 class DataConfig:
-    """dir: where data sets lie; null = TRANSFERGRID_DATA_DIR, else <cache>/data. resident_gb: kept in memory up to."""
-
-    dir: str | None = None
-    resident_gb: float = 8.0
+    dir: str | None = setting(None, "where data sets lie; null = TRANSFERGRID_DATA_DIR, else cache/data")
+    resident_gb: float = setting(8.0, "images are kept in memory up to", (0, 1_000_000), unit="GB")
 
 
-@dataclass
+@_configured
 class CheckpointConfig:
-    """min_interval_s: at least so long between two checkpoints, and 50 times the last one's cost; 0 = at every step."""
-
-    min_interval_s: float = 60.0
+    min_interval_s: float = setting(60.0, "least time between two checkpoints; 0 = every step", (0, 86400), unit="s")
 
 
-@dataclass
+@_configured
 class Config:
-    """select_by: the score on val by which every choice is made: of a probe's head, and between rows in the report.
-    class_weights: of every phase that trains, unless phase.<name>.class_weights says otherwise."""
-
     grid: GridConfig = field(default_factory=GridConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     phase: PhaseConfig = field(default_factory=PhaseConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)  # type: ignore[valid-type]
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -318,22 +254,33 @@ class Config:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     notify: NotifyConfig = field(default_factory=NotifyConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    protocol: str = "fair"
-    select_by: str = "accuracy"
-    model: str | None = None
-    seed: int = 0
-    run: str | None = None
-    again: str | None = None
-    grid_name: str | None = None
-    replace: bool = False
-    needs: str = "run"
-    class_weights: str = "none"
-    weights: str | None = None
-    weights_seed: int = 0
-    weights_dir: str | None = None
-    weights_files: dict[str, str] = field(default_factory=dict)
-    device: str = "auto"
-    keep_weights: str = "final"
-    dry_run: bool = False
-    wait: bool | None = None
-    emit: str | None = None
+    protocol: Protocol = setting("fair", "published = as the study ran; with its grid files")
+    select_by: SelectBy = setting("accuracy", "the score on val by which every choice is made")
+    model: str | None = setting(None, "a network, or several joined by +, as resnet18+vgg16")
+    seed: int = setting(0, "of everything drawn at random", _SEED)
+    run: str | None = setting(None, "with phase=evaluate: a finished run's id")
+    again: str | None = setting(None, "a run's id or folder: that run, from its spec.json")
+    grid_name: str | None = setting(None, "the name results go by, where not the grid file's own")
+    replace: bool = setting(False, "rows with results may go; the former grid keeps a dated name")
+    needs: Literal["run", "check"] = setting("run", "runs that this one needs: run or check them")
+    class_weights: Literal["none", "balanced"] = setting("none", "balanced = rare classes weigh more in training")
+    weights: str | None = setting(None, "a tag, random or a file; null = the usual tag")
+    weights_seed: int = setting(0, "of weights=random", _SEED)
+    weights_dir: str | None = setting(None, "folder of downloaded weights; null = cache/weights")
+    weights_files: dict[str, str] = setting({}, "a file for one network: weights_files.resnet18=FILE")
+    device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto = the GPU where there is one")
+    keep_weights: Literal["final", "none"] = setting("final", "whether trained weights are kept")
+    dry_run: bool = setting(False, "show the plan; start and write nothing")
+    wait: bool | None = setting(None, "wait for the table; null = not on SLURM")
+    emit: str | None = setting(None, "folder: write SLURM job scripts, send nothing")
+
+
+KEYS = keys_of(Config)
+# Keys whose value is the name of a file in conf/<key>/.
+GROUPS = {
+    "grid": Key("grid", str | None, None, About(doc="a grid file; `list grids` shows them")),
+    "dataset": Key("dataset", str, "digits", About(doc="a data set; `list datasets` shows them")),
+    "phase": Key("phase", str, "probe", About(doc="probe, finetune, scratch, evaluate or extract")),
+    "cluster": Key("cluster", str, "auto", About(doc="SLURM where it answers, else here; or local, slurm, yours")),
+    "tracking": Key("tracking", str, "offline", About(doc="Weights & Biases: a file of conf/tracking/")),
+}

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from transfergrid.config.compose import choices, compose_config, is_setting, nearest, parse_overrides, set_value
 from transfergrid.config.dataset import DatasetChoice, resolve_dataset
 from transfergrid.config.resolve import Scope
-from transfergrid.config.settings import check_settings, choice, in_range
+from transfergrid.config.settings import check_settings, choice
 from transfergrid.config.variants import Rule, Variant
 from transfergrid.data import DatasetFacts, ValueRange
 from transfergrid.errors import ConfigError
@@ -149,7 +149,8 @@ def cache_of(config: DictConfig) -> CachePaths:
 
 
 def checked_protocol(config: DictConfig) -> Protocol:
-    protocol = cast(Protocol, choice("protocol", config.protocol, ("fair", "published")))
+    """Of a configuration whose values are checked. Raises ConfigError."""
+    protocol = cast(Protocol, config.protocol)
     if protocol == "published" and config.grid.study is None:
         raise ConfigError(
             "protocol=published belongs to a published study; use a grid file that names one (grid.study)"
@@ -158,13 +159,7 @@ def checked_protocol(config: DictConfig) -> Protocol:
 
 
 def check_plain_values(config: DictConfig) -> None:
-    choice("device", config.device, ("auto", "cpu", "cuda"))
-    choice("class_weights", config.class_weights, ("none", "balanced"))
-    choice("keep_weights", config.keep_weights, ("final", "none"))
     choice("tracking.mode", config.tracking.mode, choices("tracking"))
-    in_range("checkpoint.min_interval_s", config.checkpoint.min_interval_s, 0, 86400)
-    in_range("data.resident_gb", config.data.resident_gb, 0, 1_000_000)
-    in_range("cluster.num_threads", config.cluster.num_threads, 0, 1024)
     check_settings(config)
     for key in ("store.dir", "cache.dir", "data.dir", "weights_dir"):
         value = OmegaConf.select(config, key)

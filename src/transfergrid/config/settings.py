@@ -2,120 +2,73 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from functools import cache
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from transfergrid.config.compose import nearest
-from transfergrid.config.schema import PROBE_DEFAULTS
+from transfergrid.config.keys import Key, about_of, checked
+from transfergrid.config.keys import choice as choice
+from transfergrid.config.keys import in_range as in_range
+from transfergrid.config.schema import KEYS, PROBE_DEFAULTS
 from transfergrid.errors import ConfigError
 from transfergrid.specs import (
+    ANY_NUMBER,
     EvaluateSettings,
     ExtractSettings,
     FinetuneSettings,
     ProbeSettings,
     Protocol,
     ScratchSettings,
-    SelectBy,
     TrainSettings,
 )
 
-ABOVE_ZERO = 5e-324  # the smallest positive float, as a lowest value
-# Lowest and highest value.
-RANGES: dict[str, tuple[float, float]] = {
-    "epochs": (1, 100_000),
-    "steps_per_epoch": (1, 100_000_000),
-    "cosine_epochs": (1, 100_000),
-    "batch_size": (1, 1_000_000),
-    "micro_batch": (1, 1_000_000),
-    "clip_norm": (ABOVE_ZERO, 1e6),
-    "momentum": (0, 0.9999),
-    "lookahead_k": (1, 1_000),
-    "lookahead_alpha": (0, 1),
-    "warmup_fraction": (0, 0.9),
-    "step_epochs": (1, 100_000),
-    "step_gamma": (ABOVE_ZERO, 1),
-    "final_lr_fraction": (0, 1),
-    "label_smoothing": (0, 0.99),
-    "ema_decay": (0, 0.999999),
-    "shift_px": (0, 512),
-    "perspective": (0, 1),
-    "perspective_share": (0, 1),
-    "rotation_deg": (0, 180),
-    "rotation_fill": (0, 255),
-    "cutout_px": (0, 512),
-    "lr": (ABOVE_ZERO, 100),
-    "lrs": (ABOVE_ZERO, 100),
-    "cs": (1e-9, 1e9),
-    "head_lr": (ABOVE_ZERO, 100),
-    "stem_lr": (ABOVE_ZERO, 100),
-    "weight_decay": (0, 10),
-    "weight_decays": (0, 10),
-    "aux_loss_weight": (0, 10),
-    "l2_sp": (0, 100),
-    "mean": (-10, 10),
-    "std": (ABOVE_ZERO, 10),
-}
 T = TypeVar("T")
 
 
 def settings_of(kind: type[T], node: DictConfig, *, where: str, **given: Any) -> T:
     """A frozen settings object from a merged node; `given` fields replace the node's. ConfigErrors name the key."""
-    hints = get_type_hints(kind)
     values = {}
-    for f in fields(cast(Any, kind)):
-        value = given[f.name] if f.name in given else node[f.name]
-        values[f.name] = _checked(f"{where}.{f.name}", f.name, hints[f.name], value)
+    for key in _fields_of(cast(Any, kind)):
+        value = given[key.name] if key.name in given else node[key.name]
+        values[key.name] = _checked(key, value, f"{where}.{key.name}")
     return kind(**values)
 
 
-def _checked(key: str, name: str, hint: Any, value: Any) -> Any:
-    if get_origin(hint) is tuple:
-        items = tuple(_checked(key, name, get_args(hint)[0], item) for item in value)
-        if name in ("lrs", "weight_decays", "cs") and not items:
-            raise ConfigError(f"{key} is empty; give at least one value")
-        if name in ("mean", "std"):
-            if len(items) != 3:
-                raise ConfigError(f"{key}={list(items)} must hold three numbers, for red, green and blue")
-        elif len(set(items)) != len(items):
-            raise ConfigError(f"{key}={list(items)} holds a value twice")
-        return items
-    if get_origin(hint) is Literal:
-        return choice(key, value, get_args(hint))
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and name in RANGES:
-        return in_range(key, value, *RANGES[name])
-    return value
+@cache
+def _fields_of(kind: type[Any]) -> tuple[Key, ...]:
+    hints = get_type_hints(kind)
+    return tuple(Key(f.name, hints[f.name], None, about_of(f)) for f in fields(kind))
 
 
-def choice(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:
-    if value not in allowed:
-        raise ConfigError(f"{key}={value!r} is not one of {', '.join(map(str, allowed))}{_hint(value, allowed)}")
-    return value
-
-
-def _hint(value: Any, allowed: tuple[Any, ...]) -> str:
-    text = nearest(str(value), [str(a) for a in allowed])
-    return text if text.startswith("; did you mean") else ""
-
-
-def in_range(key: str, value: Any, low: float, high: float) -> Any:
-    if not math.isfinite(value) or not low <= value <= high:
-        lowest = "above 0" if low == ABOVE_ZERO else f"at least {low:g}"
-        raise ConfigError(f"{key}={value} is out of range; it must be {lowest} and at most {high:.10g}")
+def _checked(key: Key, value: Any, name: str) -> Any:
+    value = checked(key, value, name=name)
+    if key.is_list:
+        if ... not in get_args(key.hint):
+            if len(value) != len(get_args(key.hint)):
+                raise ConfigError(f"{name}={list(value)} must hold three numbers, for red, green and blue")
+        elif len(set(value)) != len(value):
+            raise ConfigError(f"{name}={list(value)} holds a value twice")
     return value
 
 
 def check_settings(config: DictConfig) -> None:
-    """Types, choices and ranges of every phase's settings, also of phases that this request does not take."""
+    """Choices and ranges of every key, also of phases that this request does not take."""
+    check_keys(config, tuple(name for name in KEYS if not name.startswith(("phase.", "cluster."))))
     settings_of(ExtractSettings, config.phase.extract, where="phase.extract")
-    select_by = choice("select_by", config.select_by, get_args(SelectBy))
-    select_by = config.phase.probe.select_by or select_by
+    select_by = config.phase.probe.select_by or config.select_by
     settings_of(ProbeSettings, config.phase.probe, where="phase.probe", select_by=select_by)
     settings_of(FinetuneSettings, config.phase.finetune, where="phase.finetune")
     settings_of(ScratchSettings, config.phase.scratch, where="phase.scratch", image_size_px=None)
     settings_of(EvaluateSettings, config.phase.evaluate, where="phase.evaluate", source="", preprocess=None)
+
+
+def check_keys(config: DictConfig, names: tuple[str, ...]) -> None:
+    """Those of these keys that have choices or a range."""
+    for key in (KEYS[name] for name in names):
+        if key.choices or key.about.span != ANY_NUMBER:
+            checked(key, OmegaConf.select(config, key.name))
 
 
 def check_training(settings: TrainSettings, protocol: Protocol, *, where: str) -> None:
@@ -183,8 +136,8 @@ def _check_solved(settings: ProbeSettings, protocol: Protocol) -> None:
     for name, default in PROBE_DEFAULTS.items():
         value = getattr(settings, name)
         if name not in ("solver", "cs", "select_by", "class_weights") and value != default:
-            shown = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else value
+            text = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else value
             raise ConfigError(
-                f"phase.probe.{name}={shown} has no effect on a solved head; set phase.probe.solver=sgd, or leave"
+                f"phase.probe.{name}={text} has no effect on a solved head; set phase.probe.solver=sgd, or leave"
                 f" phase.probe.{name} out"
             )

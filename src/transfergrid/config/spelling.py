@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid.config.folders import find
+from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths, typed
 
 OF_HYDRA = ("launch_grid.py", "run_phase.py", "doctor.py")  # whose values are read by its grammar
@@ -65,9 +66,31 @@ def launch_again(grid: str, store: StorePaths) -> str:
     return f"a launch as it was made before, with grid_name={grid}"
 
 
+def launched_grids(store: StorePaths) -> list[str]:
+    """The grids of a store, the one that was launched last at the end."""
+    files = store.grid("x").parent.glob("*.json")
+    return [path.stem for path in sorted(files, key=lambda path: path.stat().st_mtime)]
+
+
+def newest_grid(store: StorePaths) -> str:
+    """The grid that was launched last. Raises ConfigError, with what to do, where none was."""
+    grids = launched_grids(store)
+    if not grids:
+        launch = command("launch_grid.py")
+        raise ConfigError(
+            f"nothing was launched in {store.root}; {launch} runs the quickstart, store.dir= names another store"
+        )
+    return grids[-1]
+
+
+def never_launched(grid: str, store: StorePaths) -> ConfigError:
+    known = ", ".join(sorted(launched_grids(store))) or "none"
+    return ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {known}")
+
+
 def who_lists_runs(store: StorePaths) -> str:
     """`python jobs/status.py grid=g lists its runs`, of the grid that was launched last in this store."""
-    grids = sorted(store.grid("x").parent.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    grids = launched_grids(store)
     if not grids:
         return f"nothing was launched in {store.root}"
-    return f"{command_of_grid('status.py', grids[-1].stem, store)} lists runs"
+    return f"{command_of_grid('status.py', grids[-1], store)} lists runs"

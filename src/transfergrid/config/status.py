@@ -1,4 +1,4 @@
-"""The command line of jobs/status.py, read without Hydra: a status is asked for often, and is to be there at once."""
+"""The command line of jobs/status.py."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from transfergrid.config.arguments import SHARED, parse, shared
 from transfergrid.config.names import grid_name_of
 from transfergrid.errors import FAILURE_CLASSES, ConfigError
 from transfergrid.paths import StorePaths
+from transfergrid.specs import setting
 
 UNKNOWN = ("unknown",)  # no failure class: runs that SLURM may still have
 # retry=NAME -> failure classes. `failed` takes whatever did not complete.
@@ -18,12 +20,22 @@ RETRIED: dict[str, tuple[str, ...]] = {
     **{name: (name,) for name in FAILURE_CLASSES},
     "unknown": UNKNOWN,
 }
-KEYS = ("grid", "store.dir", "cache.dir", "run", "logs", "watch", "cancel", "retry")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatusKeys:
+    grid: str | None = setting(None, "a grid; left out: the one launched last in the store")
+    run: str | None = setting(None, "one run: its id, or a part that no other has")
+    logs: bool = setting(False, "follow the logs of run=")
+    watch: bool = setting(False, "redraw until nothing is live any more")
+    cancel: bool = setting(False, "cancel the grid's jobs, or those of run=")
+    retry: str | None = setting(None, "send such runs again, with cluster.* as it is given", choices=tuple(RETRIED))
+    store_dir: str = shared("store.dir")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StatusRequest:
-    """grid: None where only run= is given: a run is found in whatever grid it stands.
+    """grid: None for the newest of the store; where run= is given, a run is found in whatever grid it stands.
 
     run: the whole of a run_id, or a part that no other has. retry: failure classes, or UNKNOWN. overrides: of the new
     launch.
@@ -41,44 +53,27 @@ class StatusRequest:
 
 def parse_status(arguments: Sequence[str]) -> StatusRequest:
     """Raises ConfigError, in one line, for what makes no sense."""
-    values: dict[str, str] = {}
-    overrides: list[str] = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        passed_on = key.startswith("cluster.")  # to the launch that retry= makes
-        if not equals or not (key in KEYS or passed_on):
-            raise ConfigError(f"{argument!r}: status takes {'=, '.join(KEYS)}=, and with retry= cluster.*=")
-        if key in values:
-            raise ConfigError(f"{key!r} is given twice; give it once")
-        if not value.strip() or "\0" in value:
-            raise ConfigError(f"{argument!r} names nothing; give {key}= a value")
-        values[key] = value
-        if passed_on:
-            overrides.append(argument)
-    flags = {name: _flag(name, values.get(name, "false")) for name in ("logs", "watch", "cancel")}
-    asked = [name for name in (*flags, "retry") if flags.get(name) or (name == "retry" and name in values)]
-    if len(asked) > 1:
-        raise ConfigError(f"{asked[0]}= and {asked[1]}= are both given; give one at a time")
-    if flags["logs"] and "run" not in values:
+    parsed = parse(StatusKeys, arguments, passed_on="cluster.")
+    keys = parsed.values
+    actions = [name for name in ("logs", "watch", "cancel", "retry") if getattr(keys, name)]
+    if len(actions) > 1:
+        raise ConfigError(f"{actions[0]}= and {actions[1]}= are both given; give one at a time")
+    if keys.logs and keys.run is None:
         raise ConfigError("logs=true follows one run; name it: run=ID, or a part of its name that no other run has")
-    if "retry" not in values and overrides:
-        raise ConfigError(f"{overrides[0]!r} is for a new launch; it goes with retry=failed or retry=<failure class>")
-    if "retry" in values and values["retry"] not in RETRIED:
-        raise ConfigError(f"retry={values['retry']!r}; choose from {', '.join(RETRIED)}")
-    grid = None if "run" in values and "grid" not in values else grid_name_of(values.get("grid", "quickstart"))
+    for_a_launch = [argument for argument in parsed.passed_on if argument.partition("=")[0] not in SHARED]
+    if keys.retry is None and for_a_launch:
+        raise ConfigError(
+            f"{for_a_launch[0]!r} is for a new launch; it goes with retry=failed or retry=<failure class>"
+        )
+    if keys.retry is not None and (fixed := parsed.given & {"device", "cluster", "weights_dir", "data.dir"}):
+        raise ConfigError(f"{min(fixed)}= cannot be changed for a retry; cluster.* can, the rest needs a launch")
     return StatusRequest(
-        grid=grid,
-        store=StorePaths(Path(values.get("store.dir", "results"))),
-        run=values.get("run"),
-        logs=flags["logs"],
-        watch=flags["watch"],
-        cancel=flags["cancel"],
-        retry=RETRIED[values["retry"]] if "retry" in values else (),
-        overrides=tuple(overrides),
+        grid=None if keys.grid is None else grid_name_of(keys.grid),
+        store=StorePaths(Path(keys.store_dir)),
+        run=keys.run,
+        logs=keys.logs,
+        watch=keys.watch,
+        cancel=keys.cancel,
+        retry=RETRIED[keys.retry] if keys.retry is not None else (),
+        overrides=parsed.passed_on,
     )
-
-
-def _flag(key: str, value: str) -> bool:
-    if value.lower() not in ("true", "false"):
-        raise ConfigError(f"{key}={value!r}; give true or false")
-    return value.lower() == "true"

@@ -1,35 +1,39 @@
-"""The command line of jobs/sync.py, read without Hydra, for it asks about the store and a W&B project alone."""
+"""The command line of jobs/sync.py: it asks about the store and a W&B project alone."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from transfergrid.config.names import grid_name_of, key_values, wandb_name_of
+from transfergrid.config.arguments import parse, shared
+from transfergrid.config.names import grid_name_of, wandb_name_of
 from transfergrid.paths import StorePaths
-
-KEYS = ("grid", "project", "entity", "store.dir")
-ALIASES = {"tracking.project": "project", "tracking.entity": "entity"}  # as a launch spells them
-TAKES = "sync takes grid=NAME, project=NAME, entity=NAME and store.dir=DIR"
+from transfergrid.specs import setting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRequest:
-    """project, entity: None = those of the grid's last launch."""
+    """grid: None = the newest of the store. project, entity: None = those of the grid's last launch."""
 
-    grid: str
-    store: StorePaths
-    project: str | None
-    entity: str | None
+    grid: str | None = setting(None, "a grid; left out: the one launched last in the store")
+    project: str | None = setting(None, "W&B project; left out: the grid's own")
+    entity: str | None = setting(None, "W&B team or user; left out: the grid's own")
+    store_dir: str = shared("store.dir")
+    tracking_project: str | None = shared("tracking.project", None)
+    tracking_entity: str | None = shared("tracking.entity", None)
+
+    @property
+    def store(self) -> StorePaths:
+        return StorePaths(Path(self.store_dir))
 
 
 def parse_sync(arguments: Sequence[str]) -> SyncRequest:
     """Any grid that was launched, with or without a grid file. Raises ConfigError, in one line."""
-    values = key_values(arguments, keys=KEYS, takes=TAKES, aliases=ALIASES)
-    return SyncRequest(
-        grid=grid_name_of(values.get("grid", "quickstart")),
-        store=StorePaths(Path(values.get("store.dir", "results"))),
-        project=wandb_name_of("project", values.get("project")),
-        entity=wandb_name_of("entity", values.get("entity")),
+    typed = parse(SyncRequest, arguments).values
+    return replace(
+        typed,
+        grid=None if typed.grid is None else grid_name_of(typed.grid),
+        project=wandb_name_of("project", typed.project or typed.tracking_project),
+        entity=wandb_name_of("entity", typed.entity or typed.tracking_entity),
     )

@@ -19,18 +19,18 @@ def value_range_of(
 
     Raises ConfigError where depths are mixed or train has no such pictures, so that no one range can be found.
     """
-    asked = None if given is None else _checked(given)
+    typed = None if given is None else _checked(given)
     deep = {depth: found for depth, found in facts.depths.items() if depth != _BITS}
     if not deep:
-        if asked is not None:
+        if typed is not None:
             raise ConfigError(f"dataset.value_range: all pictures of {name} have 8 bits, which stay as they are")
         return None
-    if asked or of_run:
-        return asked or of_run
+    if typed or of_run:
+        return typed or of_run
     if len(facts.depths) > 1:
-        told = ", ".join(f"{count} {depth} ({first})" for depth, (count, first) in facts.depths.items())
+        depths = ", ".join(f"{count} {depth} ({first})" for depth, (count, first) in facts.depths.items())
         raise ConfigError(
-            f"{name} mixes pictures of several depths: {told}; make them alike, or {_GIVE} in the deeper ones"
+            f"{name} mixes pictures of several depths: {depths}; make them alike, or {_GIVE} in the deeper ones"
             " (8-bit ones stay as they are; 16 bits used in full are [0,65535])"
         )
     extremes = facts.extremes.get("train", ())

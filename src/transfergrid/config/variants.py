@@ -52,7 +52,7 @@ def read_variants(node: DictConfig) -> tuple[Variant, ...]:
 
 
 def read_rules(node: ListConfig) -> tuple[Rule, ...]:
-    return tuple(_rule(value) for value in OmegaConf.to_container(node) or ())
+    return tuple(read_rule(value) for value in OmegaConf.to_container(node) or ())
 
 
 def _variant(name: str, value: object) -> Variant:
@@ -72,7 +72,7 @@ def _variant(name: str, value: object) -> Variant:
 _RULE_KEYS = ("models", "datasets", "phases", "set", "skip")
 
 
-def _rule(value: object) -> Rule:
+def read_rule(value: object) -> Rule:
     if not isinstance(value, dict) or ("set" in value) == ("skip" in value):
         raise ConfigError(f"grid.rules: {value!r} must hold either set: {{key: value}} or skip: true")
     for key in value:
