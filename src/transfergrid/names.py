@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import codecs
 import csv
+import difflib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -76,6 +77,11 @@ def readable_in(value: Any) -> Any:
 def utf8(text: str) -> bytes:
     """The content of a file for people and their programs."""
     return text.encode("utf-8", spelled_out())
+
+
+def closest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that was probably meant; None where none is close."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
 
 
 def composed(name: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 MAX_PACKED = 1000
 UNLIMITED = -1  # of timeout_min, as sbatch --time spells it, too
 MEMORY = ("mem_gb", "mem_per_cpu_gb", "mem_per_gpu_gb")  # of which a job names one at most
+ONE_TASK = {"nodes": "1", "ntasks-per-node": "1"}
 GPU_REQUESTS = ("auto", "gpus-per-node", "gres", "gpus")
 
 
@@ -118,7 +119,7 @@ class ClusterSettings:
         named |= {"exclude": self.exclude, "wckey": self.wckey}
         named |= {"time": None if asked.timeout_min is None else str(asked.timeout_min)}
         given = {key: value for key, value in named.items() if value is not None}
-        given |= {"cpus-per-task": str(asked.cpus)} | asked.memory_options()
+        given |= ONE_TASK | {"cpus-per-task": str(asked.cpus)} | asked.memory_options()
         return self.sbatch | given | asked.gpu_options(self.gpu_request, self.sbatch)
 
     def of_phase(self, phase: str) -> Resources:

@@ -41,7 +41,7 @@ def run_script(main: Callable[[Sequence[str]], int], help_text: str) -> int:
         if classify(error) == "code":
             raise
         step = next_step(classify(error), remedy_of(error))
-        print(f"error: {one_line(error)}; {step}", file=sys.stderr)
+        print(f"error: {one_line(error, with_remedy=False)}; {step}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("interrupted; launch again to continue", file=sys.stderr)

@@ -222,7 +222,7 @@ def _and_more(names: Sequence[str]) -> str:
 def next_steps(view: View) -> Iterator[str]:
     """One line per failure class, and remedy, that is there."""
     states = [view.state(row) for row in view.rows if view.state(row).state in BAD]
-    classes = [(state.failure_class or "lost", state.remedy or None) for state in states]
+    classes = [(state.failure_class or "lost", state.remedy or "") for state in states]
     for name, remedy in dict.fromkeys(classes):
         more = _more_memory(view, [s.run_id for s in states if s.failure_class == name]) if name == "host_oom" else ()
         again = command_of_grid("status.py", view.grid, view.store, f"retry={name}", *more) if view.grid else ""

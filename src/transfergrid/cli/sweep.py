@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shlex
 import shutil
 import sys
 import time
@@ -22,14 +21,15 @@ from transfergrid.cli.grid_file import write_grid_of
 from transfergrid.cli.progress import watching
 from transfergrid.cluster import ledger, local, slurm
 from transfergrid.cluster.adopt import adopt, adopt_intents
-from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, ends_in_one_line, setup_lines
-from transfergrid.cluster.limits import assert_possible, read_limits
+from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, ends_in_one_line, prelude
+from transfergrid.cluster.limits import read_limits
 from transfergrid.cluster.ownership import here, is_alive, new_token
+from transfergrid.cluster.possible import assert_possible
 from transfergrid.cluster.requeue import requeue_this_job
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import settle
 from transfergrid.cluster.slurm_words import meaning
-from transfergrid.cluster.snapshot import import_path, take_snapshot_of_code
+from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.cluster.yielding import fitted
 from transfergrid.config.sweep import Sweep, launch_line, load_sweep, run_sweep
@@ -211,12 +211,8 @@ def _launch(run_ids: Sequence[str], asked: Sweep, payload: Path, submission: led
 
 def _write_setup(submission: ledger.Submission, asked: Sweep, code: Path) -> Path:
     """What each job does before python. A file, because Hydra would take the shell's ${NAME} for its own."""
-    exports = (
-        f"export PYTHONPATH={shlex.quote(import_path(code))}",
-        f"export TRANSFERGRID_JOB_TOKEN={submission.token}",
-        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # srun since 22.05 does not take it from the job
-    )
-    lines = setup_lines(asked.request.cluster.setup, exports, token=submission.token)
+    cpus = "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"  # srun since 22.05 does not take it from the job
+    lines = prelude(asked.request.cluster, code, cpus, token=submission.token)
     folder = submission.folder
     durable.make_folder(folder)
     durable.write_bytes(folder / "setup.sh", os.fsencode("\n".join([*lines, ""])))

@@ -240,7 +240,8 @@ def _judge(child: _Child, runtime: Runtime) -> Ended:
     loss = _loss(run, code or 0)
     with contextlib.suppress(MachineError):  # then it is told here, and nowhere else
         job.record_loss(run, runtime, loss)
-    return Ended(run, "lost" if loss.failure_class == "lost" else "failed", str(loss), loss.failure_class, loss.remedy)
+    ending: Ending = "lost" if loss.failure_class == "lost" else "failed"
+    return Ended(run, ending, loss.fact, loss.failure_class, loss.remedy)
 
 
 def _loss(run: RunSpec, code: int) -> GridError:
@@ -258,7 +259,8 @@ def _loss(run: RunSpec, code: int) -> GridError:
         told = f"its process was killed, as one is that has used more CPU time than ulimit -t, which is {cpu_s} here"
         return Lost(told, "environment", OF_ULIMIT)
     what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return Lost(f"its process ended with {what}; the end of its log.txt may say why")
+    told = f"its process ended with {what}; the end of its log.txt may say why"
+    return Lost(told, signal=-code if code < 0 else None)
 
 
 def _end(pool: _Pool, watcher: Watcher, ended: Ended) -> None:

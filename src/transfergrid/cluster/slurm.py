@@ -209,7 +209,7 @@ def squeue(
         # -a: jobs in hidden partitions too.
         said = _output(["squeue", "-a", "-h", "-r", "-t", "all", *which, "-O", fields], timeout_s)
     except SlurmRefused as error:
-        if "Invalid job id" in str(error):  # all of them were forgotten
+        if "Invalid job id" in error.said:  # all of them were forgotten
             return []
         raise
     entries, unread = [], []
@@ -351,7 +351,7 @@ def scancel(job_ids: Iterable[str], *, pending_only: bool = False) -> None:
         try:
             run(["scancel", *(["-t", "PENDING"] if pending_only else []), *ids[first : first + 500]])
         except SlurmRefused as error:
-            if "Invalid job id" not in str(error):
+            if "Invalid job id" not in error.said:
                 raise
 
 

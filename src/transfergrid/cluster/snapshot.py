@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -32,8 +31,3 @@ def take_snapshot_of_code(launch: Path) -> Path:
     origin = {"git_commit": commit, "git_dirty": dirty, "code_hash": code_hash()}
     durable.write_bytes(root / "origin.json", json.dumps(origin, indent=2).encode())
     return root / "src"
-
-
-def import_path(source: Path) -> str:
-    """PYTHONPATH with a snapshot in front of what the user has there."""
-    return os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))

@@ -8,6 +8,7 @@ job, it stays `unknown`: such a run is never sent again but on the user's word.
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -149,7 +150,7 @@ def _recorded(case: Case) -> RunState:
     record = case.own.record
     assert record is not None
     name, reason = record.get("failure_class") or "lost", str(record.get("error") or "")
-    if name == "lost" and case.began and "SIGKILL" in reason:
+    if name == "lost" and case.began and (record.get("details") or {}).get("signal") == signal.SIGKILL:
         # Of runs that share a job one was killed, and recorded as such; why, SLURM writes when the job has ended.
         trace = trace_of(case)
         name, reason = trace if trace is not None and trace[0] == "host_oom" else (name, reason)

@@ -30,16 +30,15 @@ from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
 from transfergrid.cluster.adopt import adopt, look_up, put_pickles
 from transfergrid.cluster.answers import Answer
-from transfergrid.cluster.batch_script import setup_lines
+from transfergrid.cluster.batch_script import prelude
 from transfergrid.cluster.finish_job import settings_of_finish
 from transfergrid.cluster.groups import Group
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
-from transfergrid.cluster.snapshot import import_path
 from transfergrid.cluster.task import TaskSettings, run_task
 from transfergrid.errors import ConfigError, MachineError, StoreFull, one_line
-from transfergrid.resources import ClusterSettings, Resources
+from transfergrid.resources import ONE_TASK, ClusterSettings, Resources
 from transfergrid.store import durable
 
 GIVE_UP_S = 300.0  # for a controller that does not answer
@@ -58,6 +57,7 @@ NEVER_TAKEN = {
         "the GPUs or gres asked for; look at cluster.gpu_type, cluster.gpu_request and cluster.sbatch"
     ),
 }
+OF_SUBMITIT = ("time", "wckey", *ONE_TASK)
 _UNENDING = 1_000_000  # submitit's own count of timeouts; ours is max_requeues
 
 
@@ -301,22 +301,12 @@ def _common(launch: Launch, submission: Submission, resources: Resources, depend
     options = settings.options(resources)
     return {
         "job_name": submission.job_name,
-        # Named here, each with submitit's own default otherwise, which is a time of five minutes and a wckey.
-        **{name.replace("-", "_"): options.pop(name, None) for name in ("time", "wckey")},
-        "ntasks_per_node": 1,
-        "nodes": 1,
+        # Named here, each with submitit's own default otherwise, as a time of five minutes and a wckey.
+        **{name.replace("-", "_"): options.pop(name, None) for name in OF_SUBMITIT},
         "dependency": dependency,
         # srun since 22.05 does not inherit --cpus-per-task; sites with --export=NONE would lose the environment.
         "srun_args": [f"--cpus-per-task={resources.cpus}", "--export=ALL"],
-        "setup": setup_lines(
-            settings.setup,
-            (
-                f"export PYTHONPATH={shlex.quote(import_path(launch.source))}",
-                "export PYTHONUNBUFFERED=1",
-                f"export TRANSFERGRID_JOB_TOKEN={submission.token}",
-            ),
-            token=submission.token,
-        ),
+        "setup": prelude(settings, launch.source, "export PYTHONUNBUFFERED=1", token=submission.token),
         "additional_parameters": {"requeue": True, **options},
     }
 
@@ -361,12 +351,11 @@ def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str
         by_shape.setdefault(settings.of_phase(phase), []).append(phase)
     told = {}
     for resources, members in by_shape.items():
-        asked = {"nodes": "1", "ntasks-per-node": "1"} | settings.options(resources)
-        options = slurm.flags(asked)
+        asked = settings.options(resources)
         try:
-            told[", ".join(members)] = slurm.test_only(options)
+            told[", ".join(members)] = slurm.test_only(slurm.flags(asked))
         except SlurmRefused as error:
-            remedy = next((r for form, r in NEVER_TAKEN.items() if re.search(form, str(error), re.IGNORECASE)), None)
+            remedy = next((r for form, r in NEVER_TAKEN.items() if re.search(form, error.said, re.IGNORECASE)), None)
             if remedy is None and _is_taken_without(resources.memory_options(), asked):
                 remedy = _MEMORY
             if remedy is not None:

@@ -8,9 +8,9 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 
 from omegaconf import DictConfig
 
-from transfergrid.config.compose import nearest
 from transfergrid.config.schema import PROBE_DEFAULTS
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, Hints
+from transfergrid.names import closest
 from transfergrid.specs import (
     EvaluateSettings,
     ExtractSettings,
@@ -91,13 +91,13 @@ def _checked(key: str, name: str, hint: Any, value: Any) -> Any:
 
 def choice(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     if value not in allowed:
-        raise ConfigError(f"{key}={value!r} is not one of {', '.join(map(str, allowed))}{_hint(value, allowed)}")
+        raise ConfigError(f"{key}={value!r} is not one of {', '.join(map(str, allowed))}", **_hint(value, allowed))
     return value
 
 
-def _hint(value: Any, allowed: tuple[Any, ...]) -> str:
-    text = nearest(str(value), [str(a) for a in allowed])
-    return text if text.startswith("; did you mean") else ""
+def _hint(value: Any, allowed: tuple[Any, ...]) -> Hints:
+    close = closest(str(value), [str(a) for a in allowed])
+    return {} if close is None else {"remedy": f"did you mean {close!r}?"}
 
 
 def in_range(key: str, value: Any, low: float, high: float) -> Any:

@@ -13,6 +13,7 @@ SPLITS = ("train", "val", "test")
 OUTSIDE = "outside of class folders"
 THUMBNAILS = "folders of thumbnails"
 HIDDEN = "hidden"
+TWICE = {split: f"more than once in {split}" for split in SPLITS}
 _NAMED = 100
 
 
@@ -37,7 +38,7 @@ class Inventory:
     @property
     def is_odd(self) -> bool:
         """Whether a person should look: pictures are left out, or stand where they make a number too good."""
-        across = [where for where in self.copies if not where.startswith("more than once")]
+        across = set(self.copies) - set(TWICE.values())
         return bool(self.unused or across or self.damaged or set(self.skipped) - {HIDDEN})
 
     def parts(self, num_images: Mapping[str, int]) -> Iterator[str]:
@@ -90,7 +91,7 @@ def copies(listing: Listing, sha256_of: Mapping[str, str]) -> dict[str, int]:
         if len(splits) > 1:
             found[f"in {' and in '.join(splits)}"] += 1
         elif len(set(where)) == 1:
-            found[f"more than once in {splits[0]}"] += 1
+            found[TWICE[splits[0]]] += 1
     return dict(found)
 
 

@@ -24,7 +24,7 @@ def check_probe(answer: ProbeAnswer) -> Check:
         return Check("probe job", None, f"could not be checked: {answer.problem}")
     if not answer.problem:
         return Check("probe job", True, f"job {answer.job_id} ran on {answer.findings.get('host', 'a node')}")
-    if "does not show" in answer.problem:
+    if answer.is_unheard:
         return Check("probe job", False, answer.problem, NOT_SHARED.format(name="store"))
     remedy = "these are SLURM's or the node's own words; cluster.python= and cluster.setup=[...] say how python starts"
     return Check("probe job", False, answer.problem, remedy)
@@ -149,46 +149,46 @@ def check_cores(answer: ProbeAnswer, *, num_threads: int) -> Check:
 
 
 # ------------------------------------------------------------------------------------------------------ shared folders
-def check_shared(name: str, answer: ProbeAnswer, *, came_back: bool) -> Check:
-    """This machine offered, the node examined. came_back: whether the node's answer was read here."""
-    found = answer.findings.get("folders", {}).get(name)
-    if found is None:
+def check_shared(name: str, answer: ProbeAnswer, *, here: Mapping[str, Any]) -> Check:
+    """What this machine (`here`) and the node found of a folder, see nodecheck.meet."""
+    there = answer.findings.get("folders", {}).get(name)
+    if there is None:
         return _unknown(f"{name} shared")
-    return _judged(f"{name} shared", name, found, came_back, "this machine and the node")
+    return _judged(f"{name} shared", name, here, there, "this machine and the node")
 
 
-def check_two_nodes(name: str, answer: ProbeAnswer | None) -> Check:
-    """Two nodes of one job. answer: None where the partition has one node."""
-    line = f"{name} two nodes"
+def check_two_nodes(answer: ProbeAnswer | None) -> Check:
+    """What the two nodes of one job found of all folders. answer: None where the partition has one node."""
     if answer is None:
-        return Check(line, None, "not looked at: the partition has no second node that takes jobs")
+        return Check("two nodes", None, "not looked at: the partition has no second node that takes jobs")
     first, second = answer.findings.get("first"), answer.findings.get("second")
-    found = answer.findings.get("pair", {}).get(name)
-    if found is None or "answers" not in answer.findings:
+    if first is None or second is None:
         if answer.unsure or not answer.job_id:  # the queue is long, or a job of two nodes without GPU is not allowed
-            return Check(line, None, f"could not be checked: {answer.problem}")
-        return Check(line, False, answer.problem or "a job of two nodes said nothing", "run it once more; see the line")
-    return _judged(line, name, found, answer.findings["answers"][name], f"{first} and {second}")
+            return Check("two nodes", None, f"could not be checked: {answer.problem}")
+        said = answer.problem or "a job of two nodes said nothing"
+        return Check("two nodes", False, said, "run it once more; see the line")
+    between = f"{first['host']} and {second['host']}"
+    found = [
+        _judged("two nodes", name, one, second["folders"][name], f"{name} of {between}")
+        for name, one in first["folders"].items()
+    ]
+    well = Check("two nodes", True, f"locks and claims hold ({between})")
+    return next((check for check in found if not check.ok), well)
 
 
-def _judged(line: str, name: str, found: Mapping[str, Any], came_back: bool, between: str) -> Check:
+def _judged(line: str, name: str, one: Mapping[str, Any], other: Mapping[str, Any], between: str) -> Check:
     not_shared = NOT_SHARED.format(name=name)
-    if "error" in found:
-        return Check(line, False, found["error"], not_shared)
-    if not found["seen"]:
+    for found in (one, other):
+        if "error" in found:
+            return Check(line, False, found["error"], not_shared)
+    if not one["seen"] or not other["seen"]:
         return Check(line, False, f"what one writes does not show on the other ({between})", not_shared)
-    faults = {
-        "a lock held on one is free on the other": not found["lock"],
-        "a claim by hard link is given twice": not found["claim"],
-        "an exclusive file is made twice": not found["exclusive"],
-        "a file replaced on one is read as before on the other": not (found["value"] and came_back),
-    }
-    said = [fault for fault, is_so in faults.items() if is_so]
-    if said:
-        remedy = NO_LOCKS if len(said) == 1 and not found["lock"] else not_shared
-        return Check(line, False, f"{', '.join(said)} ({between})", remedy)
-    locks = "locks" if found.get("kernel_locks", True) else "hard links in place of locks, which it has not,"
-    return Check(line, True, f"files show after {found['seconds']:.1f} s, {locks} and claims hold ({between})")
+    if one["claim"] == other["claim"]:
+        return Check(line, False, f"a claim by hard link is given twice ({between})", not_shared)
+    if one["lock"] == other["lock"]:
+        return Check(line, False, f"a lock held on one is free on the other ({between})", NO_LOCKS)
+    locks = "locks" if one["kernel_locks"] and other["kernel_locks"] else "hard links in place of locks"
+    return Check(line, True, f"files show after {other['seconds']:.1f} s, {locks} and claims hold ({between})")
 
 
 def _unknown(name: str) -> Check:

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid.cluster import slurm
-from transfergrid.cluster.batch_script import setup_lines
+from transfergrid.cluster.batch_script import prelude
 from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.slurm_words import meaning
-from transfergrid.cluster.snapshot import import_path
 from transfergrid.resources import ClusterSettings, Resources
 from transfergrid.store import durable
 
@@ -33,7 +32,8 @@ class ProbeAnswer:
     """What came of one probe. findings: as it told them, together. said: the last line that was no finding.
 
     problem: why there are no findings, or not all; empty where the probe came to its end. sent_s, seen_s: clock of this
-    machine before it was sent and after its answer was read. unsure: it never got to start.
+    machine before it was sent and after its answer was read. unsure: it never got to start. is_unheard: what it wrote
+    does not show here.
     """
 
     findings: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +41,7 @@ class ProbeAnswer:
     said: str = ""
     problem: str = ""
     unsure: bool = False
+    is_unheard: bool = False
     sent_s: float = 0.0
     seen_s: float = 0.0
 
@@ -73,11 +74,10 @@ def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str]
     """Shell that starts the probe as a run is started: the same setup lines, python and code."""
     python = settings.python or shlex.quote(sys.executable)
     several = f"srun --mpi=none --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 " if nodes > 1 else ""
-    exports = (f"export PYTHONPATH={shlex.quote(import_path(source))} OMP_NUM_THREADS=1",)
     return "\n".join(
         [
             "#!/bin/bash",
-            *setup_lines(settings.setup, exports, token=None),
+            *prelude(settings, source, "export OMP_NUM_THREADS=1", token=None),
             "has() { if command -v $1 >/dev/null; then echo true; else echo false; fi; }",
             """echo '{"batch_script": {"squeue": '$(has squeue)', "scontrol": '$(has scontrol)'}}'""",
             f"{several}{python} -m transfergrid.doctor.nodecheck {shlex.join(arguments)}",
@@ -95,7 +95,6 @@ def submit(script: str, *, folder: Path, resources: Resources, settings: Cluster
         "job-name": name,
         "time": str(LIMIT_MIN),
         "nodes": str(nodes),
-        "ntasks-per-node": "1",
         "output": f"{folder}/output",
     }
     try:
@@ -182,7 +181,13 @@ class ProbeJobs:
         elif job.state not in ("COMPLETED", "COMPLETING", "ENDED"):
             problem = f"{ended}: {said or 'without a word'}"
         return ProbeAnswer(
-            findings=findings, job_id=job.job_id, said=said, problem=problem, sent_s=job.sent_s, seen_s=time.time()
+            findings=findings,
+            job_id=job.job_id,
+            said=said,
+            problem=problem,
+            is_unheard=text is None,
+            sent_s=job.sent_s,
+            seen_s=time.time(),
         )
 
 

@@ -116,7 +116,7 @@ class _Planner:
         if run.phase == "extract" and (damaged := extract.damaged(run, self.runtime)) is not None:
             why = f"{damaged}: extracted again"
         if head is not None and head.failure_class is not None:
-            why = f"failed before ({head.failure_class}): {next_step(head.failure_class, head.remedy or None)}"
+            why = f"failed before ({head.failure_class}): {next_step(head.failure_class, head.remedy)}"
         elif paths.checkpoints.is_dir() and any(paths.checkpoints.iterdir()):
             why = "continues from its checkpoint"
         pending = tuple(n for n in needs if self.decide(n).state == "run" or self._can_wait_for(self.decide(n)))

@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from transfergrid.config.spelling import launch_again
-from transfergrid.errors import TOLD, ConfigError, DataError, one_line
+from transfergrid.errors import ConfigError, DataError, one_line, remedy_of
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis import costs, statistics
 from transfergrid.report.analysis.beyond_linear import better_than_head
@@ -78,12 +78,15 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
             record = records.read_record(store.run(run_id))
         except DataError as error:
             failures[run_id] = Failure(
-                run_id=run_id, failure_class=error.failure_class, error=one_line(error), remedy=error.remedy
+                run_id=run_id,
+                failure_class=error.failure_class,
+                error=one_line(error, with_remedy=False),
+                remedy=remedy_of(error),
             )
             return
         if record is not None and record.run_id != run_id:
-            another = f"its record.json is that of {record.run_id}; delete it and launch again"
-            failures[run_id] = Failure(run_id=run_id, failure_class="data", error=another, remedy=TOLD)
+            another, remedy = f"its record.json is that of {record.run_id}", "delete it and launch again"
+            failures[run_id] = Failure(run_id=run_id, failure_class="data", error=another, remedy=remedy)
         elif record is not None and record.status == "completed":
             found[run_id] = record
         elif record is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from transfergrid.errors import TOLD, DataError, one_line
+from transfergrid.errors import DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.statistics import PairedComparison
 from transfergrid.store import records
@@ -132,9 +132,8 @@ class StoredPredictions:
             edited, test = self.disagreement(run), self.of(run.run_id)
         except DataError as error:
             raise DataError(
-                f"the test predictions of {run.run_id} are missing or damaged; delete its record.json,"
-                " and launch again",
-                remedy=TOLD,
+                f"the test predictions of {run.run_id} are missing or damaged",
+                remedy="delete its record.json, and launch again",
             ) from error
         if edited is not None:
             raise DataError(edited)
