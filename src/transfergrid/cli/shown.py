@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from transfergrid.cli.cautions import cautions, inventories
 from transfergrid.cli.console import FAILED, OK
 from transfergrid.cluster import local
+from transfergrid.cluster.run_state import Failure
 from transfergrid.config import Request
 from transfergrid.config.spelling import command_of_grid
-from transfergrid.errors import next_step
 from transfergrid.names import shown
 from transfergrid.planning.plan import STATES, Plan, PlannedRun
 
@@ -76,15 +76,18 @@ def show_results(console: Console, request: Request, *, reported: bool = False) 
         console.print(f"with figures: {line}", highlight=False, soft_wrap=True)
 
 
-def show_failures(console: Console, plan: Plan, endings: Sequence[local.Ended]) -> int:
-    """Each run that did not complete, with class, reason and next step."""
-    failed = [e for e in endings if e.ending not in ("completed", "reused")]
+def show_failures(console: Console, failures: Iterable[Failure | None]) -> bool:
+    """A line for each run that did not complete: class, reason and next step. Returns whether there is one."""
+    failed = [failure for failure in failures if failure is not None]
+    for failure in failed:
+        console.print(failure.line, style="red", highlight=False, soft_wrap=True)
+    return bool(failed)
+
+
+def show_endings(console: Console, plan: Plan, endings: Sequence[local.Ended]) -> int:
+    """What did not complete, and what was not begun."""
+    failed = show_failures(console, (ended.failure for ended in endings))
     waiting = [p for p in plan.runs if p.state in ("blocked", "in flight")]
-    for ended in failed:
-        name = ended.failure_class or ended.ending
-        step = "" if ended.failure_class is None else next_step(name, ended.remedy)
-        text = "; ".join(filter(None, (f"{name}: {ended.run.run_id}: {ended.reason}", step)))
-        console.print(text, style="red", highlight=False, soft_wrap=True)
     for planned in waiting:
         style = "red" if planned.state == "blocked" else "yellow"
         text = f"{planned.state}: {planned.run.run_id}: {planned.why}"

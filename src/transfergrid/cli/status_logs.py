@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid.cli.console import FAILED, OK
 from transfergrid.cli.status_table import clock, last_words, next_steps, printable, read_progress, state_text
-from transfergrid.cli.status_view import BAD, View, read_view
+from transfergrid.cli.status_view import View, read_view
 from transfergrid.cluster.evidence import log_tail
+from transfergrid.cluster.run_state import ENDED
 from transfergrid.config.status import StatusRequest
 from transfergrid.specs import RunSpec
 from transfergrid.store import durable
@@ -119,7 +120,7 @@ def follow(console: Console, request: StatusRequest) -> int:
     state = view.state(row)
     text = state_text(state) + (f": {printable(state.reason)}" if state.state in ("failed", "lost") else "")
     console.print(f"{row.run_id}: {text}", highlight=False, soft_wrap=True)
-    return FAILED if state.state in BAD else OK
+    return FAILED if state.state in ENDED else OK
 
 
 def _print_added(path: Path, offsets: dict[Path, int], shown: list[Path]) -> None:

@@ -11,9 +11,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.cli.progress import last_line
-from transfergrid.cli.status_view import BAD, Row, View
+from transfergrid.cli.status_view import Row, View
 from transfergrid.cluster.evidence import log_tail
-from transfergrid.cluster.run_state import RunState, State
+from transfergrid.cluster.run_state import ENDED, RunState, State
 from transfergrid.config.spelling import command, command_of_grid
 from transfergrid.errors import next_step
 from transfergrid.store import durable
@@ -221,7 +221,7 @@ def _and_more(names: Sequence[str]) -> str:
 
 def next_steps(view: View) -> Iterator[str]:
     """One line per failure class, and remedy, that is there."""
-    states = [view.state(row) for row in view.rows if view.state(row).state in BAD]
+    states = [view.state(row) for row in view.rows if view.state(row).state in ENDED]
     classes = [(state.failure_class or "lost", state.remedy or "") for state in states]
     for name, remedy in dict.fromkeys(classes):
         more = _more_memory(view, [s.run_id for s in states if s.failure_class == name]) if name == "host_oom" else ()

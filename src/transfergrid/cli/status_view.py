@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of_spec, specs_of
-from transfergrid.cluster.run_state import RunState, State
+from transfergrid.cluster.run_state import ENDED, RunState, State
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.config.spelling import command_of_grid, who_lists_runs
 from transfergrid.config.status import StatusRequest
@@ -20,10 +20,13 @@ from transfergrid.store.records import GridEntry, read_grid
 
 SLURM_TIMEOUT_S = 5.0
 ORDER: tuple[State, ...] = (
-    *("failed", "lost", "blocked", "cancelled", "unknown"),
-    *("running", "pending", "not submitted", "done"),
+    *ENDED,
+    "unknown",
+    "running",
+    "pending",
+    "not submitted",
+    "done",
 )
-BAD: tuple[State, ...] = ("failed", "lost", "blocked", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,7 @@ class View:
 
     @property
     def has_failures(self) -> bool:
-        return any(self.state(row).state in BAD for row in self.rows)
+        return any(self.state(row).state in ENDED for row in self.rows)
 
     @property
     def summary(self) -> str:

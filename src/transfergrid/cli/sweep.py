@@ -76,7 +76,7 @@ def sweep(arguments: Sequence[str]) -> int:
     finally:
         tracking.wait_for_mirror(mirror, launch.MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
     shown.show_results(console, request)
-    return shown.show_failures(console, plan, endings)
+    return shown.show_endings(console, plan, endings)
 
 
 # ------------------------------------------------------------------------------------------------------------- checking

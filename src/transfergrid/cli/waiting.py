@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING
 from transfergrid.cli.console import FAILED, OK, count
 from transfergrid.cli.finish import runs_of
 from transfergrid.cli.sending import Submitting, submit
-from transfergrid.cli.shown import show_results
+from transfergrid.cli.shown import show_failures, show_results
 from transfergrid.cli.usage import show_usage
 from transfergrid.cluster.evidence import log_tail
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.ownership import here, live_rows
 from transfergrid.cluster.run_state import RunState
-from transfergrid.cluster.settle import ENDED
 from transfergrid.cluster.slurm import SlurmDown
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.config import Request
-from transfergrid.errors import MachineError, next_step
+from transfergrid.errors import MachineError
 from transfergrid.paths import typed
 
 if TYPE_CHECKING:
@@ -103,13 +102,9 @@ def _tell_changes(console: Console, states: Mapping[str, RunState], told: dict[s
 
 
 def _show_endings(console: Console, states: Mapping[str, RunState]) -> int:
-    """Each run that did not complete, with class, reason and next step."""
+    """Each run that did not complete."""
+    show_failures(console, (state.failure for state in states.values()))
     for state in states.values():
-        if state.state in ENDED:
-            name = state.failure_class or state.state
-            step = next_step(name, state.remedy)
-            line = "; ".join(filter(None, (f"{name}: {state.run_id}: {state.reason}", step)))
-            console.print(line, style="red", highlight=False, soft_wrap=True)
-        elif state.undecided:
+        if state.undecided:
             console.print(f"unknown: {state.run_id}: {state.reason}", style="yellow", highlight=False, soft_wrap=True)
     return OK if all(s.state == "done" for s in states.values()) else FAILED

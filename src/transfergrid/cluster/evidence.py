@@ -224,11 +224,12 @@ def _explained(look: Look, case: Case) -> bool:
     return entry.state != "FAILED" or case.has_current_record
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """What SLURM says of a job that left its queue. state: of accounting that lags behind, it may be a live one.
 
-    memory: what it used of what it had asked for, in words; empty where that is not known.
+    is_known_code: whether code and signal are told. memory: what it used of what it had asked for, in words; empty
+    where that is not known.
     """
 
     state: str
@@ -245,17 +246,29 @@ def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> Ending 
     account = look.accounted(case)
     if account is not None and (entry is None or slurm_words.meaning(account.state).kind == "ended"):
         state = account.state if entry is None or account.state == "OUT_OF_MEMORY" else entry.state
-        where = (account.nodes, account.elapsed_s, account.ended)
         used, asked = account.max_rss_mib, account.memory_mib
-        memory = f"seen using {used / 1024:.1f} of {asked / 1024:.1f} GiB" if used and asked else ""
-        return Ending(state, account.exit_code, account.signal, *where, is_known_code=True, memory=memory)
+        return Ending(
+            state=state,
+            code=account.exit_code,
+            signal=account.signal,
+            node=account.nodes,
+            elapsed_s=account.elapsed_s,
+            ended=account.ended,
+            is_known_code=True,
+            memory=f"seen using {used / 1024:.1f} of {asked / 1024:.1f} GiB" if used and asked else "",
+        )
     if entry is None:
         return None
-    status = entry.exit_code or 0  # as wait() gives it
-    elapsed_s = entry.elapsed_s or 0.0
-    ended = None if entry.starts is None else entry.starts + timedelta(seconds=elapsed_s)
-    known = entry.exit_code is not None
-    return Ending(entry.state, status >> 8, status & 0x7F, entry.nodes, elapsed_s, ended, is_known_code=known)
+    status, elapsed_s = entry.exit_code or 0, entry.elapsed_s or 0.0  # the status as wait() gives it
+    return Ending(
+        state=entry.state,
+        code=status >> 8,
+        signal=status & 0x7F,
+        node=entry.nodes,
+        elapsed_s=elapsed_s,
+        ended=None if entry.starts is None else entry.starts + timedelta(seconds=elapsed_s),
+        is_known_code=entry.exit_code is not None,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- files
