@@ -84,6 +84,12 @@ def closest(name: str, known: Sequence[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
 
 
+def some(names: Sequence[object], most: int, noun: str = "") -> str:
+    """`a, b and 3 more`, with a noun `and 3 more models`."""
+    more = f" and {len(names) - most} more{' ' if noun else ''}{noun}" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
+
+
 def composed(name: str) -> str:
     """The one spelling of names that look alike: NFC. Copies made by macOS are decomposed, `e` and its accent apart."""
     return unicodedata.normalize("NFC", name)

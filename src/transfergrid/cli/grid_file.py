@@ -14,9 +14,8 @@ from transfergrid.config import Request
 from transfergrid.config.names import LONGEST_GRID_NAME
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
-from transfergrid.specs import RunSpec, from_dict
 from transfergrid.store import durable
-from transfergrid.store.attempts import newest_attempt
+from transfergrid.store.attempts import newest_attempt, read_spec
 from transfergrid.store.records import GridEntry, read_grid, record_head, selected_by, write_grid
 
 if TYPE_CHECKING:
@@ -131,9 +130,8 @@ def _stand_together(old: GridEntry, new: GridEntry, request: Request) -> bool:
     """Whether two runs may stand in one grid: in different rows, or as two seeds of one."""
     if replace(old, run_id="", seed=0) != replace(new, run_id="", seed=0):
         return True
-    try:
-        found = from_dict(RunSpec, durable.read_json(request.store.run(old.run_id).spec))
-    except (OSError, ValueError):
+    found = read_spec(request.store.run(old.run_id))
+    if found is None:
         return False
     asked = next(c.run for c in request.configurations if c.run.run_id == new.run_id)
     return found.seed != asked.seed and replace(found, seed=asked.seed, needs=asked.needs) == asked

@@ -11,7 +11,7 @@ from transfergrid.cluster import local
 from transfergrid.cluster.run_state import Failure
 from transfergrid.config import Request
 from transfergrid.config.spelling import command_of_grid
-from transfergrid.names import shown
+from transfergrid.names import shown, some
 from transfergrid.planning.plan import STATES, Plan, PlannedRun
 
 if TYPE_CHECKING:
@@ -50,10 +50,8 @@ def _show_runs(console: Console, plan: Plan, request: Request) -> None:
         groups.setdefault((planned.state, planned.run.phase, planned.run.dataset.name), []).append(planned)
     for (state, phase, dataset), members in groups.items():
         models = list(dict.fromkeys(p.run.model for p in members))
-        shown = ", ".join(models[:6]) + (f" and {len(models) - 6} more" if len(models) > 6 else "")
-        console.print(
-            f"  {state:<9} {len(members):>5} x {phase} on {dataset}: {shown}", highlight=False, soft_wrap=True
-        )
+        text = f"  {state:<9} {len(members):>5} x {phase} on {dataset}: {some(models, 6)}"
+        console.print(text, highlight=False, soft_wrap=True)
         for planned in members[:3] if state in ("blocked", "in flight") else ():
             console.print(f"            {planned.run.run_id}  {planned.why}", highlight=False, soft_wrap=True)
 

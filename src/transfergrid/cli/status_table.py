@@ -16,6 +16,7 @@ from transfergrid.cluster.evidence import log_tail
 from transfergrid.cluster.run_state import ENDED, RunState, State
 from transfergrid.config.spelling import command, command_of_grid
 from transfergrid.errors import next_step
+from transfergrid.names import some
 from transfergrid.store import durable
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ def _shown(view: View, fold_above: int) -> tuple[Sequence[Row], list[tuple[str, 
     for (state, (phase, dataset)), group in groupby(rest, key=lambda row: (view.state(row).state, key(row))):
         members = list(group)
         models = sorted({row.model for row in members})
-        told = ", ".join(models[:4]) + (f" and {len(models) - 4} more models" if len(models) > 4 else "")
-        folded.append((f"{len(members)} x {phase} on {dataset}: {told}", state))
+        folded.append((f"{len(members)} x {phase} on {dataset}: {some(models, 4, 'models')}", state))
     return shown, folded
 
 
@@ -92,7 +92,7 @@ def reason_lines(view: View) -> Iterator[str]:
         if state.state not in ("done", "failed", "lost") and state_text(state) != state.state:
             told.setdefault((state.state, state_text(state)), []).append(row)
     for (_, text), rows in told.items():
-        yield f"{printable(text)}: {_and_more([row.label for row in rows])}"
+        yield f"{printable(text)}: {some([row.label for row in rows], 1)}"
 
 
 def _cells(view: View, row: Row, *, with_reason: bool) -> tuple[str, ...]:
@@ -205,7 +205,7 @@ def failure_lines(view: View) -> Iterator[tuple[str, str | None]]:
         if state.state in ("failed", "lost"):
             told.setdefault((state.failure_class or "lost", state.reason), []).append(row.run_id)
     for number, ((name, reason), run_ids) in enumerate(list(told.items())[:FAILURES_SHOWN]):
-        yield f"{name}: {_and_more(run_ids)}: {printable(reason)}", "red"
+        yield f"{name}: {some(run_ids, 1)}: {printable(reason)}", "red"
         if number < FAILURES_WITH_LOG:
             yield from ((f"    {line}", "dim") for line in last_words(view, run_ids[0], LOG_LINES))
     if len(told) > FAILURES_SHOWN:
@@ -213,10 +213,6 @@ def failure_lines(view: View) -> Iterator[tuple[str, str | None]]:
         one = command("status.py", f"run={unseen}", f"store.dir={view.store.root}")
         yield f"... and {len(told) - FAILURES_SHOWN} more reasons; {one} shows one run", "red"
     yield from ((line, None) for line in next_steps(view))
-
-
-def _and_more(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def next_steps(view: View) -> Iterator[str]:

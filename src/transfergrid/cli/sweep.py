@@ -34,6 +34,7 @@ from transfergrid.cluster.states import take_snapshot
 from transfergrid.cluster.yielding import fitted
 from transfergrid.config.sweep import Sweep, launch_line, load_sweep, run_sweep
 from transfergrid.errors import ConfigError, MachineError, one_line
+from transfergrid.names import some
 from transfergrid.paths import typed
 from transfergrid.planning import job
 from transfergrid.planning.plan import Plan, PlannedRun, make_plan
@@ -120,10 +121,9 @@ def _missing(plan: Plan, runs: dict[str, RunSpec]) -> list[RunSpec]:
 
 
 def _told(asked: Sweep, missing: Sequence[RunSpec]) -> str:
-    names = [run.run_id for run in missing]
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     line = launch_line(asked, missing)
-    return f"needs=check: {shown} must complete first" + (f"; make what is missing by: {line}" if line else "")
+    names = some([run.run_id for run in missing], 3)
+    return f"needs=check: {names} must complete first" + (f"; make what is missing by: {line}" if line else "")
 
 
 # -------------------------------------------------------------------------------------------------- on this machine

@@ -78,7 +78,7 @@ class Published:
             # One process fetches; others that wanted the same find it there when the lock is theirs.
             with durable.lock(data_dir / f".{self.kind}.lock", wait=True):
                 if _look(data_dir / self.folder, wanted)[1]:
-                    with _quiet(), _bounded(), durable.explained(data_dir):
+                    with _quiet(), stalls_end(), durable.explained(data_dir):
                         self.fetch(data_dir)
         except StoreFull:
             raise
@@ -143,8 +143,8 @@ def _quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bounded() -> Iterator[None]:
-    """With an end to every wait on a connection that has gone silent; torchvision sets none."""
+def stalls_end() -> Iterator[None]:
+    """Connections opened inside end with an error when nothing comes for STALL_TIMEOUT_S; torchvision sets no end."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALL_TIMEOUT_S)
     try:

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from transfergrid.names import some
+
 # split -> class -> paths relative to the folder
 Listing = Mapping[str, Mapping[str, list[str]]]
 
@@ -53,8 +55,7 @@ class Inventory:
         if self.unused:
             yield "not used: " + ", ".join(f"{name}/" for name in self.unused)
         if self.respelled:
-            more = f" and {len(self.respelled) - 1} more" if len(self.respelled) > 1 else ""
-            yield f"class folders spelled in two ways are one class (Unicode NFC): {self.respelled[0]}{more}"
+            yield f"class folders spelled in two ways are one class (Unicode NFC): {some(self.respelled, 1)}"
         if self.copies:
             yield "the same picture: " + ", ".join(f"{n} {where}" for where, n in self.copies.items())
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,14 +12,13 @@ from urllib.request import urlopen
 import torch
 from torch import nn
 
+from transfergrid.data._files import stalls_end
 from transfergrid.errors import ConfigError, DataError, GridError, one_line
 from transfergrid.networks import backbones
 from transfergrid.networks.backbones.match_names import State
 from transfergrid.networks.backbones.weight_files import identity_of
 from transfergrid.specs import BackboneSpec
 from transfergrid.store import durable
-
-STALL_TIMEOUT_S = 30.0  # of a download that neither fails nor goes on
 
 
 def weights_file(spec: BackboneSpec, *, weights_dir: Path, weights_files: Mapping[str, str], download: bool) -> Path:
@@ -110,17 +108,6 @@ def _fetch(spec: BackboneSpec, path: Path, hash_prefix: str, *, download: bool) 
         except (OSError, RuntimeError) as error:
             said = f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]})"
             raise DataError(said, remedy=remedy) from error
-
-
-@contextlib.contextmanager
-def stalls_end() -> Iterator[None]:
-    """Connections opened inside end with an error when nothing comes for STALL_TIMEOUT_S."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(STALL_TIMEOUT_S)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 @contextlib.contextmanager

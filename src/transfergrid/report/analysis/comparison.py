@@ -19,8 +19,9 @@ from transfergrid.report.analysis.remarks import with_remarks
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import METRICS
 from transfergrid.report.studies import published
-from transfergrid.specs import EvaluateSettings, RunSpec, SelectBy, from_dict
-from transfergrid.store import durable, records
+from transfergrid.specs import EvaluateSettings, RunSpec, SelectBy
+from transfergrid.store import records
+from transfergrid.store.attempts import read_spec
 from transfergrid.store.records import GridEntry, RunRecord
 
 
@@ -316,7 +317,4 @@ def _probe_of(spec: RunSpec, store: StorePaths) -> RunSpec | None:
     """What a fine-tuning started from; None where it had a random head, or nobody knows any more."""
     if spec.phase != "finetune" or not spec.needs:
         return None
-    try:
-        return from_dict(RunSpec, durable.read_json(store.run(spec.needs[0]).spec))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return read_spec(store.run(spec.needs[0]))
