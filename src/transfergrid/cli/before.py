@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transfergrid.cli.console import say
 from transfergrid.cluster.child import Answer, ask, gpus_for
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.states import Snapshot, take_snapshot
@@ -93,7 +94,7 @@ def _tell(console: Console, answer: Answer) -> None:
     if answer.error is not None:
         raise DataError(answer.error, remedy=answer.remedy)
     for line in answer.value:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
 def _unusable(folder: Path, reason: object) -> ConfigError:
@@ -106,12 +107,12 @@ def _tell_device(console: Console, runtime: Runtime) -> None:
     if found.problem is None:
         return
     if found.visible:
-        console.print(f"not every GPU is used: {found.problem}", style="yellow", highlight=False, soft_wrap=True)
+        say(console, f"not every GPU is used: {found.problem}", style="yellow")
     elif runtime.device == "cuda":
         told = f"device=cuda, but torch can use no GPU here: {found.problem}"
         raise MachineError(told, remedy="device=cpu goes without")
     else:
-        console.print(f"runs compute on the CPU: {found.problem}", highlight=False, soft_wrap=True)
+        say(console, f"runs compute on the CPU: {found.problem}")
 
 
 def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:

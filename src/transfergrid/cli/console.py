@@ -71,6 +71,11 @@ def make_console() -> Console:
     return console if console.is_terminal else Console(markup=False, emoji=False, width=100)
 
 
+def say(console: Console, text: str, *, style: str | None = None) -> None:
+    """A text as it is: no part of it is coloured, and no line is broken where a terminal ends."""
+    console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
 def hashing_progress() -> Callable[[int, int], None]:
     """progress_line of a folder's images, hashed and decoded; in a log every tenth."""
     return progress_line("checking", in_logs=True)

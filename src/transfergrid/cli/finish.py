@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import make_console
+from transfergrid.cli.console import make_console, say
 from transfergrid.cli.report import show_report
 from transfergrid.cli.sync import sync_and_publish
 from transfergrid.cli.usage import show_usage
@@ -52,7 +52,7 @@ def _finish(folder: str) -> dict[str, int]:
     try:
         for run_id in settle(states, store, read_ledger(store)):
             if (failure := states[run_id].failure) is not None:
-                console.print(failure.what, highlight=False, soft_wrap=True)
+                say(console, failure.what)
         _wait_for_bills(list(states), store)
         show_report(console, [grid], store, figures=payload.runtime.report_figures is not False)
         show_usage(console, list(states), store)
@@ -125,7 +125,7 @@ def _notify(
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        console.print(f"notify.command failed: {error}", highlight=False, soft_wrap=True)
+        say(console, f"notify.command failed: {error}")
 
 
 def main() -> int:

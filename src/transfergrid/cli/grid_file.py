@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import count
+from transfergrid.cli.console import count, say
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.config import Request
 from transfergrid.config.names import LONGEST_GRID_NAME
@@ -57,7 +57,7 @@ def assert_keeps_rows(console: Console, request: Request) -> None:
     )
     if not request.dry_run:
         raise ConfigError(text)
-    console.print(f"it would not be launched: {text}", style="yellow", highlight=False, soft_wrap=True)
+    say(console, f"it would not be launched: {text}", style="yellow")
 
 
 def write_grid_of(console: Console, request: Request) -> None:
@@ -71,8 +71,7 @@ def write_grid_of(console: Console, request: Request) -> None:
             entries = [e for e in before if all(_stand_together(e, new, request) for new in entries)] + entries
         if _loss(before, entries, request.store) is not None:
             former = _set_aside(request.store, request.grid)
-            told = f"the former grid {request.grid!r} and its report are kept as grid={former}"
-            console.print(told, highlight=False, soft_wrap=True)
+            say(console, f"the former grid {request.grid!r} and its report are kept as grid={former}")
         chosen_by = request.select_by or (
             selected_by(path) if path.exists() and not request.replaces_grid else "accuracy"
         )

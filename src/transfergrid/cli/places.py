@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from transfergrid.cli.console import say
 from transfergrid.cluster import slurm
 from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.groups import Group, first_tasks
@@ -69,7 +70,7 @@ def send_what_fits(console: Console, sender: Sender, groups: Sequence[Group]) ->
                     raise
                 fewer = len(part.tasks) // 2
                 if fewer == 0:
-                    console.print(no_room("more runs", error), style="yellow", highlight=False, soft_wrap=True)
+                    say(console, no_room("more runs", error), style="yellow")
                     return _num_runs(groups[index:])
                 part = first_tasks(group, fewer)
         if part is not group:  # what fits beside it the next wave finds out

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transfergrid.cli.console import FAILED, OK
+from transfergrid.cli.console import FAILED, OK, say
 from transfergrid.cli.status_table import clock, last_words, next_steps, printable, read_progress, state_text
 from transfergrid.cli.status_view import View, read_view
 from transfergrid.cluster.evidence import log_tail
@@ -28,7 +28,7 @@ LAST_LINES = 15
 
 def show_run(console: Console, view: View) -> None:
     for line in _run_lines(view):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _run_lines(view: View) -> Iterator[str]:
@@ -119,7 +119,7 @@ def follow(console: Console, request: StatusRequest) -> int:
         return OK
     state = view.state(row)
     text = state_text(state) + (f": {printable(state.reason)}" if state.state in ("failed", "lost") else "")
-    console.print(f"{row.run_id}: {text}", highlight=False, soft_wrap=True)
+    say(console, f"{row.run_id}: {text}")
     return FAILED if state.state in ENDED else OK
 
 

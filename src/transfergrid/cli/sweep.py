@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from transfergrid import tracking
 from transfergrid.cli import before, launch, shown
-from transfergrid.cli.console import BAD_ARGUMENTS, OK, hashing_progress, make_console
+from transfergrid.cli.console import BAD_ARGUMENTS, OK, hashing_progress, make_console, say
 from transfergrid.cli.grid_file import write_grid_of
 from transfergrid.cli.progress import watching
 from transfergrid.cluster import ledger, local, slurm
@@ -96,7 +96,7 @@ def _assert_slurm_can(asked: Sweep) -> Sweep:
         raise ConfigError(f"hydra/launcher=slurm needs SLURM's accounting (sacct), which is not there; {instead}")
     resources, told = fitted(resources, limits, what="sweep")
     if told is not None:
-        make_console().print(told, highlight=False, soft_wrap=True)
+        say(make_console(), told)
     assert_possible(resources, limits, what="sweep")
     if len(asked.request.configurations) > limits.max_array_size:
         raise ConfigError(
@@ -178,7 +178,7 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
         shutil.rmtree(payload.parent, ignore_errors=True)
         raise
     jobs = f"{len(todo)} job{'s' if len(todo) > 1 else ''} named {submission.job_name}"
-    console.print(f"{jobs}; waiting for {'them' if len(todo) > 1 else 'it'}", highlight=False, soft_wrap=True)
+    say(console, f"{jobs}; waiting for {'them' if len(todo) > 1 else 'it'}")
     run_ids = [p.run.run_id for p in todo]
     try:
         with slurm_environment():

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import FAILED, OK, count
+from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.finish import runs_of
 from transfergrid.cli.sending import Submitting, submit
 from transfergrid.cli.shown import show_failures, show_results
@@ -63,7 +63,7 @@ def wait(console: Console, submitting: Submitting) -> int:
     show_results(console, request, reported=True)
     show_usage(console, list(states), request.store)
     for line in published_lines(ledger, request.grid):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
     return _show_endings(console, states)
 
 
@@ -97,8 +97,7 @@ def _tell_changes(console: Console, states: Mapping[str, RunState], told: dict[s
         told[run_id] = state.state
         why = f"  {state.reason}" if state.reason and state.state != "running" else ""
         where = f"  on {state.node}" if state.node and state.state == "running" else ""
-        line = f"[{counts['done']}/{len(states)}] {state.state:<9} {run_id}{where}{why}"
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, f"[{counts['done']}/{len(states)}] {state.state:<9} {run_id}{where}{why}")
 
 
 def _show_endings(console: Console, states: Mapping[str, RunState]) -> int:
@@ -106,5 +105,5 @@ def _show_endings(console: Console, states: Mapping[str, RunState]) -> int:
     show_failures(console, (state.failure for state in states.values()))
     for state in states.values():
         if state.undecided:
-            console.print(f"unknown: {state.run_id}: {state.reason}", style="yellow", highlight=False, soft_wrap=True)
+            say(console, f"unknown: {state.run_id}: {state.reason}", style="yellow")
     return OK if all(s.state == "done" for s in states.values()) else FAILED
