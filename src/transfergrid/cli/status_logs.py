@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from transfergrid.cli.console import FAILED, OK, say
 from transfergrid.cli.status_table import clock, last_words, next_steps, printable, read_progress, state_text
 from transfergrid.cli.status_view import View, read_view
-from transfergrid.cluster.evidence import log_tail
+from transfergrid.cluster.evidence import log_tail, read_object
 from transfergrid.cluster.run_state import ENDED
 from transfergrid.config.status import StatusRequest
 from transfergrid.specs import RunSpec
-from transfergrid.store import durable
 from transfergrid.store.records import read_record
 
 if TYPE_CHECKING:
@@ -84,11 +83,8 @@ def _settings(spec: RunSpec | None) -> str:
 
 def _attempts(view: View, run_id: str) -> Iterator[dict[str, Any]]:
     """Those that are still on file, oldest first."""
-    for path in sorted(view.store.run(run_id).attempts.glob("*.json")):
-        try:
-            yield durable.read_json(path)
-        except (OSError, ValueError):
-            continue
+    paths = sorted(view.store.run(run_id).attempts.glob("*.json"))
+    yield from (owner for owner in map(read_object, paths) if owner is not None)
 
 
 def log_files(view: View, run_id: str) -> list[Path]:

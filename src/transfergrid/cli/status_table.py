@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid.cli.progress import last_line
 from transfergrid.cli.status_view import Row, View
-from transfergrid.cluster.evidence import log_tail
+from transfergrid.cluster.evidence import log_tail, read_object
 from transfergrid.cluster.run_state import ENDED, RunState, State
 from transfergrid.config.spelling import command, command_of_grid
 from transfergrid.errors import next_step
@@ -143,7 +143,7 @@ class _Progress:
 def read_progress(view: View, row: Row) -> _Progress:
     total, unit = _total_epochs(view, row.run_id)
     if view.state(row).state == "done":
-        metrics = (_json(view, row.run_id, "record") or {}).get("metrics") or {}
+        metrics = (read_object(view.store.run(row.run_id).record) or {}).get("metrics") or {}
         return _Progress(f"{total}/{total}{unit}" if total else "", metrics.get("val_accuracy"))
     newest = last_line(view.store, row.run_id)
     if newest is None:
@@ -181,19 +181,11 @@ def _total_epochs(view: View, run_id: str) -> tuple[int | None, str]:
     if run_id in view.specs:
         spec = view.specs[run_id]
         return spec.epochs, " C" if spec.is_solved else ""
-    settings = (_json(view, run_id, "spec") or {}).get("settings") or {}
+    settings = (read_object(view.store.run(run_id).spec) or {}).get("settings") or {}
     if settings.get("solver") == "lbfgs":
         return len(settings["cs"]), " C"
     total = settings.get("epochs")
     return (total if isinstance(total, int) else None), ""
-
-
-def _json(view: View, run_id: str, name: str) -> dict[str, Any] | None:
-    try:
-        found = durable.read_json(getattr(view.store.run(run_id), name))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 # ------------------------------------------------------------------------------------------------------------ failures
@@ -241,7 +233,7 @@ def _more_memory(view: View, run_ids: Sequence[str]) -> tuple[str, ...]:
 
 def last_words(view: View, run_id: str, count: int) -> list[str]:
     """The last lines of the run's own log where it recorded its failure itself; else of what SLURM kept."""
-    record, state = _json(view, run_id, "record") or {}, view.snapshot.states[run_id]
+    record, state = read_object(view.store.run(run_id).record) or {}, view.snapshot.states[run_id]
     own = log_tail(view.store.run(run_id).log)
     newest = view.ledger.newest(run_id)
     slurm = "" if newest is None else log_tail(newest[0].logs(newest[1])[1])

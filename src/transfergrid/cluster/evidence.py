@@ -148,13 +148,13 @@ class Look:
 
 def _read_own(store: StorePaths, run_id: str) -> Own:
     paths = store.run(run_id)
-    record = _read(paths.record)
+    record = read_object(paths.record)
     if record is not None and record.get("format") != RECORD_FORMAT:
         record = None
     if record is not None and record.get("status") == "completed":
         return Own(record, {}, int(record.get("attempt") or 0), False)
     number = newest_attempt(paths)
-    owner = _read(paths.attempt(number)) if number else None
+    owner = read_object(paths.attempt(number)) if number else None
     return Own(record, owner or {}, number, bool(number) and durable.is_locked(paths.lock))
 
 
@@ -337,7 +337,8 @@ def node_of(own: Own) -> str:
     return str(own.owner.get("node") or own.owner.get("host") or "")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is none, or another kind of thing."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -8,11 +8,31 @@ raised yet: what cannot be, what is known in its place, and what helps.
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Mapping, Sequence
 
+from transfergrid.cluster import slurm
 from transfergrid.cluster.ceilings import Ceiling, above
 from transfergrid.cluster.limits import UNKNOWN_MIB, Limits, NodeShape, Partition
+from transfergrid.cluster.slurm import SlurmRefused
 from transfergrid.errors import ConfigError, hints
-from transfergrid.resources import UNLIMITED, Resources
+from transfergrid.resources import UNLIMITED, ClusterSettings, Resources
+
+_MEMORY = "the memory asked for; give less as cluster.mem_gb=, or cluster.mem_gb=null to ask for none"
+# What sbatch says of a job that it would never take -> the setting that asks for it, and what there is.
+NEVER_TAKEN = {
+    "Invalid feature specification": "cluster.constraint: no node has it; sinfo -o %f lists the features there are",
+    "Invalid node name specified": "cluster.exclude: it names no node of this cluster; sinfo -N lists them",
+    r"unrecognized option|invalid option|requires an argument|allow an argument|ambiguous|Invalid (--|time spec)": (
+        "cluster.sbatch: sbatch --help lists its options"
+    ),
+    "group not permitted": "cluster.partition: none of your groups may use it; name another",
+    "mutually exclusive": "two options that exclude each other; look at cluster.sbatch",
+    "Memory required by task|Memory specification can not be satisfied": _MEMORY,
+    r"Invalid generic resource \(gres\) specification": (
+        "the GPUs or gres asked for; look at cluster.gpu_type, cluster.gpu_request and cluster.sbatch"
+    ),
+}
 
 
 def assert_possible(resources: Resources, limits: Limits, *, what: str) -> None:
@@ -144,3 +164,37 @@ def _too_long(asked: Resources, where: str, max_time_min: int) -> ConfigError:
     time = "UNLIMITED" if asked.timeout_min == UNLIMITED else asked.timeout_min
     said = f"cluster.timeout_min={time} is more than {where} ever gives"
     return ConfigError(said, remedy=f"give cluster.timeout_min={max_time_min} or less")
+
+
+# ---------------------------------------------------------------------------------------------- what SLURM itself says
+def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str, str]:
+    """When SLURM expects a job of each phase to start, were it sent now; phases of one shape are asked about once.
+
+    Raises ConfigError for what the cluster does not have, as a feature, a node or that much memory: to sbatch it would
+    say the same, perhaps after other phases were sent.
+    """
+    by_shape: dict[Resources, list[str]] = {}
+    for phase in phases:
+        by_shape.setdefault(settings.of_phase(phase), []).append(phase)
+    told = {}
+    for resources, members in by_shape.items():
+        asked = settings.options(resources)
+        try:
+            told[", ".join(members)] = slurm.test_only(slurm.flags(asked))
+        except SlurmRefused as error:
+            remedy = next((r for form, r in NEVER_TAKEN.items() if re.search(form, error.said, re.IGNORECASE)), None)
+            if remedy is None and _is_taken_without(resources.memory_options(), asked):
+                remedy = _MEMORY
+            if remedy is not None:
+                raise ConfigError(f"phase {members[0]}: SLURM refuses {remedy} ({error})") from error
+            told[", ".join(members)] = f"to be refused now: {error}"
+    return {phase: text for phase, text in told.items() if text is not None}
+
+
+def _is_taken_without(options: Mapping[str, str], asked: Mapping[str, str | bool]) -> bool:
+    """Whether SLURM takes what it refuses, once these options are left out."""
+    try:
+        rest = {key: value for key, value in asked.items() if key not in options}
+        return bool(options) and slurm.test_only(slurm.flags(rest)) is not None
+    except SlurmRefused:
+        return False
