@@ -34,7 +34,7 @@ def carry_out(console: Console, request: Request) -> int:
     """Exit code 0 when submitted, or with wait=true when all completed; 1 when some failed."""
     if "%" in str(Path(request.runtime.store_dir).absolute()):
         raise ConfigError(
-            f"store.dir={request.runtime.store_dir}: SLURM reads % in the names of its log files; rename it"
+            f"store.dir={request.runtime.store_dir}: SLURM reads % in the names of its log files", remedy="rename it"
         )
     limits = _limits(console, request)
     plan, snapshot = plan_now(request, read_ledger(request.store))
@@ -79,8 +79,8 @@ def _limits(console: Console, request: Request) -> Limits | None:
         return read_limits(account=asked.account, qos=asked.qos)
     except (SlurmDown, SlurmRefused) as error:
         if not request.dry_run and request.emit is None:
-            text = f"SLURM does not answer ({error}); nothing was sent, launch again when it does"
-            raise type(error)(text) from error
+            remedy = "nothing was sent, launch again when it does"
+            raise type(error)(f"SLURM does not answer ({error})", remedy=remedy) from error
         text = f"SLURM does not answer ({error}): that the cluster has and allows what is asked for is not checked"
         say(console, text, style="yellow")
         return None
@@ -150,7 +150,7 @@ def _show_cost(console: Console, plan: Plan, request: Request, limits: Limits) -
 def _emit(console: Console, submitting: Submitting, folder: Path) -> int:
     request = submitting.request
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"emit={folder} holds files already; give an empty or a new folder")
+        raise ConfigError(f"emit={folder} holds files already", remedy="give an empty or a new folder")
     ledger = read_ledger(request.store)
     plan, _ = plan_now(request, ledger)
     write_grid_of(console, request)

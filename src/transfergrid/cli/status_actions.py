@@ -213,9 +213,13 @@ def _grid_of(view: View, run_id: str) -> str:
     for path in sorted(view.store.grid("x").parent.glob("*.json")):
         if any(entry.run_id == run_id for entry in read_grid(path)):
             return path.stem
-    raise ConfigError(f"{run_id} stands in no grid of {view.store.root}; run it again with {typed('run_phase.py')}")
+    raise ConfigError(
+        f"{run_id} stands in no grid of {view.store.root}", remedy=f"run it again with {typed('run_phase.py')}"
+    )
 
 
 def _assert_slurm_answers(view: View, what: str) -> None:
     if view.snapshot.slurm_error is not None:
-        raise MachineError(f"SLURM does not answer, so what lives is not known and {what} did nothing; try again later")
+        raise MachineError(
+            f"SLURM does not answer, so what lives is not known and {what} did nothing", remedy="try again later"
+        )

@@ -167,7 +167,7 @@ def _resolve(name: str, known: Iterable[str], store: StorePaths) -> str:
             return found[0]
         if found:
             raise ConfigError(f"run={name} fits {len(found)} runs: {some(found, 4)}", remedy="give more of the name")
-    raise ConfigError(f"run={name} fits none of {len(known)} runs; {who_lists_runs(store)}")
+    raise ConfigError(f"run={name} fits none of {len(known)} runs", remedy=who_lists_runs(store))
 
 
 def _row_of(run_id: str, spec: RunSpec | None) -> Row:

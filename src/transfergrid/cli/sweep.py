@@ -88,19 +88,21 @@ def _assert_slurm_can(asked: Sweep) -> Sweep:
     """
     instead = f"use {typed('launch_grid.py')}"
     if not slurm.answers():
-        raise ConfigError(f"cluster={asked.request.cluster.name}: SLURM does not answer here; submit from a login node")
+        raise ConfigError(
+            f"cluster={asked.request.cluster.name}: SLURM does not answer here", remedy="submit from a login node"
+        )
     resources = asked.resources
     limits = read_limits(account=resources.account, qos=resources.qos)
     # The launcher asks sacct alone how a job ended, and waits for ever for one that died without a word.
     if not limits.accounting or slurm.sacct(["1"], since=datetime.now(UTC)) is None:
-        raise ConfigError(f"hydra/launcher=slurm needs SLURM's accounting (sacct), which is not there; {instead}")
+        raise ConfigError("hydra/launcher=slurm needs SLURM's accounting (sacct), which is not there", remedy=instead)
     resources, told = fitted(resources, limits, what="sweep")
     if told is not None:
         say(make_console(), told)
     assert_possible(resources, limits, what="sweep")
     if len(asked.request.configurations) > limits.max_array_size:
         raise ConfigError(
-            f"a sweep is one job array, of at most {limits.max_array_size} runs on this cluster; {instead}"
+            f"a sweep is one job array, of at most {limits.max_array_size} runs on this cluster", remedy=instead
         )
     return replace(asked, request=replace(asked.request, cluster=asked.request.cluster.all_as(resources)))
 

@@ -53,12 +53,12 @@ def wait(console: Console, submitting: Submitting) -> int:
                     since.pop("starving", None)
                 elif (submitting.left or submitting.is_finish_due) and _lasts("starving", since) > STARVING_S:
                     left = count(submitting.left, "run") if submitting.left else "the finish job"
-                    raise MachineError(f"{left} find no place in SLURM's queue; free some, and launch again")
+                    raise MachineError(f"{left} find no place in SLURM's queue", remedy="free some, and launch again")
             elif not live and (_finish_has_ended(ledger, request) or _lasts("ended", since) > FINISH_GRACE_S):
                 break
         except SlurmDown as error:
             if _lasts("away", since) > CONTROLLER_AWAY_S:
-                raise SlurmDown(f"{error}; the jobs go on, {typed('status.py')} shows them") from error
+                raise SlurmDown(str(error), remedy=f"the jobs go on, {typed('status.py')} shows them") from error
         time.sleep(request.cluster.poll_s)
     show_results(console, request, reported=True)
     show_usage(console, list(states), request.store)

@@ -20,6 +20,7 @@ from transfergrid.errors import one_line
 from transfergrid.store import durable
 
 RETRY_S = 3.0
+LAUNCH_AGAIN = "launch again once it does: what was sent is found, what was not is sent"
 LOOKS = 3  # at what SLURM shows, before a job of which sbatch said nothing counts as never sent
 
 
@@ -35,8 +36,7 @@ def look_up(submission: Submission, deadline: float) -> Submission | None:
         except SlurmDown as error:
             if time.monotonic() > deadline:
                 raise SlurmDown(
-                    f"SLURM's controller has not answered ({one_line(error)}); launch again once it does: what was sent"
-                    " is found, what was not is sent"
+                    f"SLURM's controller has not answered ({one_line(error)})", remedy=LAUNCH_AGAIN
                 ) from error
             looks = 0
         else:

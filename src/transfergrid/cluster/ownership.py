@@ -53,10 +53,14 @@ def read_config(timeout_s: float = slurm.TIMEOUT_S) -> dict[str, str]:
     single cluster that answers."""
     clusters = slurm.environment().get("SLURM_CLUSTERS", "")
     if "," in clusters or clusters == "all":
-        raise slurm.SlurmRefused(f"SLURM_CLUSTERS={clusters} names several clusters; set it to one, or unset it")
+        raise slurm.SlurmRefused(
+            f"SLURM_CLUSTERS={clusters} names several clusters", remedy="set it to one, or unset it"
+        )
     config = slurm.show("config", timeout_s=timeout_s)[0]
     if not config.get("ClusterName"):
-        raise slurm.SlurmDown("scontrol show config does not tell the cluster's name (ClusterName); try again later")
+        raise slurm.SlurmDown(
+            "scontrol show config does not tell the cluster's name (ClusterName)", remedy="try again later"
+        )
     return config
 
 

@@ -46,8 +46,8 @@ class SlurmMissing(SlurmDown):
 class SlurmRefused(MachineError):
     """The command failed, with other words than those of silence. said: its own, all of them on one line."""
 
-    def __init__(self, message: str, said: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, what: str, said: str = "", *, remedy: str = "") -> None:
+        super().__init__(what, remedy=remedy)
         self.said = said
 
     @property
@@ -94,11 +94,13 @@ def _call(
     try:
         return subprocess.run(list(command), env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s)
     except FileNotFoundError:
-        raise SlurmMissing(f"{command[0]} is not on the PATH; run this where SLURM's commands are") from None
+        raise SlurmMissing(f"{command[0]} is not on the PATH", remedy="run this where SLURM's commands are") from None
     except OSError as error:  # as a list of jobs too long for one command
         raise SlurmRefused(f"{command[0]} cannot be run: {error.strerror}", str(error.strerror)) from error
     except subprocess.TimeoutExpired:
-        raise SlurmDown(f"{command[0]} got no answer from SLURM within {timeout_s:.0f} s; try again later") from None
+        raise SlurmDown(
+            f"{command[0]} got no answer from SLURM within {timeout_s:.0f} s", remedy="try again later"
+        ) from None
 
 
 def sbatch(arguments: Sequence[str], *, environ: Mapping[str, str] | None = None) -> str | None:

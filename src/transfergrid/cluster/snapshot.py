@@ -26,7 +26,9 @@ def take_snapshot_of_code(launch: Path) -> Path:
     if conf.is_dir():
         durable.copy_tree(conf, root / "conf", ignore=IGNORED)
     if hash_of(root / "src" / PACKAGE.name) != code_hash():
-        raise MachineError(f"{PACKAGE} was edited while this launch was being made; nothing was sent, launch again")
+        raise MachineError(
+            f"{PACKAGE} was edited while this launch was being made", remedy="nothing was sent, launch again"
+        )
     commit, dirty = git_state()
     origin = {"git_commit": commit, "git_dirty": dirty, "code_hash": code_hash()}
     durable.write_bytes(root / "origin.json", json.dumps(origin, indent=2).encode())

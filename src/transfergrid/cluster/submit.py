@@ -27,7 +27,7 @@ import submitit
 
 from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
-from transfergrid.cluster.adopt import adopt, look_up, put_pickles
+from transfergrid.cluster.adopt import LAUNCH_AGAIN, adopt, look_up, put_pickles
 from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.batch_script import prelude
 from transfergrid.cluster.finish_job import settings_of_finish
@@ -182,8 +182,7 @@ def _send(
             )
         if time.monotonic() > deadline:
             raise SlurmDown(
-                f"sbatch has got no answer for {GIVE_UP_S / 60:.0f} minutes ({silence[-200:]}); launch again once it"
-                " does: what was sent is found, what was not is sent"
+                f"sbatch has got no answer for {GIVE_UP_S / 60:.0f} minutes ({silence[-200:]})", remedy=LAUNCH_AGAIN
             )
 
 

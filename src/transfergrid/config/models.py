@@ -48,9 +48,9 @@ def _check_part(part: str, where: str) -> None:
     if reason is not None:
         raise ConfigError(f"{part!r}{where} cannot be a backbone: it {reason}; choose another, as resnet18")
     what = "model" if not where else "backbone"
-    close = closest(part, known)
+    meant = closest(part, known)
     hint = "known are torchvision's names, as resnet18, timm/<name>, and those of docs/adding.md, as baseline_cnn"
-    raise ConfigError(f"unknown {what} {part!r}{where}", remedy=hint if close is None else f"did you mean {close!r}?")
+    raise ConfigError(f"unknown {what} {part!r}{where}", remedy=hint if meant is None else f"did you mean {meant!r}?")
 
 
 @lru_cache(maxsize=4096)
