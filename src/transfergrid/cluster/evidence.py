@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid.cluster import slurm, slurm_words
+from transfergrid.cluster.forms import time_of
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, Proof, here, proof_of_attempt
 from transfergrid.errors import GridError, MachineError
@@ -44,7 +45,7 @@ class Own:
 
     @property
     def started(self) -> datetime | None:
-        return _time(self.owner.get("started"))
+        return time_of(self.owner.get("started"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,7 @@ class Case:
             return False
         if self.submission is None or self.began:
             return True
-        ended = _time((record.get("provenance") or {}).get("ended")) or self.own.started
+        ended = time_of((record.get("provenance") or {}).get("ended")) or self.own.started
         return _not_before(ended, self.submission.submitted)
 
 
@@ -344,13 +345,6 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _time(text: object) -> datetime | None:
-    try:
-        return datetime.fromisoformat(str(text)).astimezone(UTC)
-    except ValueError:
-        return None
 
 
 def _not_before(moment: datetime | None, other: datetime | None) -> bool:

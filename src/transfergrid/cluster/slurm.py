@@ -288,15 +288,28 @@ def sacct(
     ids, of_users = sorted(set(job_ids)), sorted(set(uids))
     if not ids and not of_users:
         return []
+    which = ["-j", ",".join(ids)] if ids else ["-u", ",".join(map(str, of_users))]
+    text = accounts(_ACCOUNT, which, since=since, cluster=cluster, timeout_s=timeout_s)
+    return None if text is None else parse_sacct(text)
+
+
+def accounts(
+    columns: Sequence[str],
+    which: Sequence[str],
+    *,
+    since: datetime,
+    cluster: str | None,
+    options: Sequence[str] = (),
+    timeout_s: float = TIMEOUT_S,
+) -> str | None:
+    """sacct's lines of these columns; None where there is no accounting or its database does not answer."""
     start = (since.astimezone(UTC) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S")  # else it begins at midnight
     where = ["-M", cluster] if cluster is not None else []
-    which = ["-j", ",".join(ids)] if ids else ["-u", ",".join(map(str, of_users))]
-    command = ["sacct", *where, "-n", "-P", "-S", start, *which, "-o", ",".join(_ACCOUNT)]
+    command = ["sacct", *where, "-n", "-P", *options, "-S", start, *which, "-o", ",".join(columns)]
     try:
-        text = run(command, timeout_s=timeout_s)
+        return run(command, timeout_s=timeout_s)
     except MachineError:
         return None
-    return parse_sacct(text)
 
 
 def parse_sacct(text: str) -> list[AccountEntry]:
