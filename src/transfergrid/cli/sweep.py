@@ -19,7 +19,7 @@ from transfergrid.cli import before, launch, shown
 from transfergrid.cli.console import BAD_ARGUMENTS, OK, hashing_progress, make_console, say
 from transfergrid.cli.grid_file import write_grid_of
 from transfergrid.cli.progress import watching
-from transfergrid.cluster import ledger, local, slurm
+from transfergrid.cluster import accounting, ledger, local, slurm
 from transfergrid.cluster.adopt import adopt, adopt_intents
 from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, ends_in_one_line, prelude
 from transfergrid.cluster.limits import read_limits
@@ -94,7 +94,7 @@ def _assert_slurm_can(asked: Sweep) -> Sweep:
     resources = asked.resources
     limits = read_limits(account=resources.account, qos=resources.qos)
     # The launcher asks sacct alone how a job ended, and waits for ever for one that died without a word.
-    if not limits.accounting or slurm.sacct(["1"], since=datetime.now(UTC)) is None:
+    if not limits.accounting or accounting.sacct(["1"], since=datetime.now(UTC)) is None:
         raise ConfigError("hydra/launcher=slurm needs SLURM's accounting (sacct), which is not there", remedy=instead)
     resources, told = fitted(resources, limits, what="sweep")
     if told is not None:

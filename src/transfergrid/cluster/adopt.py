@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from transfergrid.cluster import accounting, slurm
 from transfergrid.cluster import ledger as ledgers
-from transfergrid.cluster import slurm
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, here
 from transfergrid.cluster.slurm import SETTLING_S, SlurmDown
@@ -73,7 +73,7 @@ def _job_ids(intents: Sequence[Submission]) -> dict[str, str]:
     missing = [s for s in intents if s.name not in found]
     if missing and uids:
         since = min(s.submitted for s in missing)
-        account = slurm.sacct(uids=uids, since=since, cluster=missing[0].cluster)
+        account = accounting.sacct(uids=uids, since=since, cluster=missing[0].cluster)
         _match(missing, [(a.job_id, a.name) for a in account or () if slurm.was_taken(a)], found)
     return found
 

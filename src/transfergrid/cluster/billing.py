@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from transfergrid.cluster import slurm
-from transfergrid.cluster.forms import ANY, WORD, rows, time_of
+from transfergrid.cluster import accounting, slurm
+from transfergrid.cluster.forms import ANY, WORD, rows, time_of, when
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths
@@ -25,7 +25,7 @@ SENT_SLACK_S = 600.0  # an sbatch that hung, before its job was entered
 Job = tuple[str | None, str]  # cluster, None where an older release did not note it, and number
 # The name comes last, since it may hold whatever a user typed, the separator included.
 _FIELDS = ("JobID", "Cluster", "State", "Submit", "Start", "End", "ElapsedRaw", "AllocTRES", "JobName")
-_FORMS = (slurm.JOB_OR_STEP, WORD, slurm.STATE, *[ANY] * 3, slurm.SECONDS, r"(\S+=\S+)?", ANY)
+_FORMS = (accounting.JOB_OR_STEP, WORD, accounting.STATE, *[ANY] * 3, accounting.SECONDS, r"(\S+=\S+)?", ANY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,7 +225,7 @@ def sacct(
     cluster: whose accounts; None = this machine's.
     """
     which, options = ["-j", ",".join(sorted({slurm.base_id(job_id) for job_id in job_ids}))], ("-X", "-D")
-    text = slurm.accounts(_FIELDS, which, since=since, cluster=cluster, options=options, timeout_s=TIMEOUT_S)
+    text = accounting.accounts(_FIELDS, which, since=since, cluster=cluster, options=options, timeout_s=TIMEOUT_S)
     if text is None:
         return None
     found: dict[str, dict[str, list[Allocation]]] = {}
@@ -239,16 +239,16 @@ def parse_sacct(text: str) -> list[Allocation]:
     found = []
     for row in rows("sacct", text, _FORMS):
         cells = dict(zip(_FIELDS, row, strict=True))
-        if "[" in cells["JobID"] or slurm.when(cells["Start"]) is None:
+        if "[" in cells["JobID"] or when(cells["Start"]) is None:
             continue
         found.append(
             Allocation(
                 job_id=cells["JobID"],
                 name=cells["JobName"],
                 cluster=cells["Cluster"],
-                submitted=slurm.when(cells["Submit"]),
-                start=slurm.when(cells["Start"]),
-                end=slurm.when(cells["End"]),
+                submitted=when(cells["Submit"]),
+                start=when(cells["Start"]),
+                end=when(cells["End"]),
                 elapsed_s=float(cells["ElapsedRaw"] or 0),
                 gpus=gpus_of(cells["AllocTRES"]),
             )

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transfergrid.cluster import slurm, slurm_words
+from transfergrid.cluster import accounting, slurm, slurm_words
 from transfergrid.cluster.forms import time_of
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, Proof, here, proof_of_attempt
@@ -108,7 +108,7 @@ class Look:
     read: dict[str, Own] = field(default_factory=dict)
     here: Here | None = None
     queue: dict[str, slurm.QueueEntry] = field(default_factory=dict)
-    account: dict[tuple[str, str], slurm.AccountEntry] = field(default_factory=dict)
+    account: dict[tuple[str, str], accounting.AccountEntry] = field(default_factory=dict)
     error: str | None = None
     accounting: bool = True
     commands: int = 0
@@ -132,7 +132,7 @@ class Look:
             return None
         return None if any(s.proof.fits(here.name, found.name) for s in self.ledger.submissions) else found
 
-    def accounted(self, case: Case) -> slurm.AccountEntry | None:
+    def accounted(self, case: Case) -> accounting.AccountEntry | None:
         """What the accounting keeps of a run's job, where it proves to be that."""
         clusters = {case.proof.cluster} if case.proof.cluster is not None else {cluster for cluster, _ in self.account}
         known = (self.account.get((str(cluster), str(case.job_id))) for cluster in clusters)
@@ -206,7 +206,7 @@ def ask_slurm(look: Look, cases: Sequence[Case], timeout_s: float) -> None:
         look.commands += 1
         ids = {slurm.base_id(str(c.job_id)) for c in unexplained}
         since = min(c.submitted for c in unexplained if c.submitted is not None)
-        account = slurm.sacct(ids, since=since, cluster=cluster, timeout_s=timeout_s)
+        account = accounting.sacct(ids, since=since, cluster=cluster, timeout_s=timeout_s)
         if look.here is None or cluster == look.here.name:
             look.accounting = account is not None
         look.account |= {(a.cluster, a.job_id): a for a in account or ()}

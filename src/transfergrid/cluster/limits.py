@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 
 from transfergrid.cluster import slurm
 from transfergrid.cluster.ceilings import KINDS, TRES, Ceiling, ceiling_of
-from transfergrid.cluster.forms import ANY, MAYBE_NUMBER, NUMBER, WORD, rows
+from transfergrid.cluster.forms import ANY, MAYBE_NUMBER, NUMBER, WORD, duration_s, rows
 from transfergrid.cluster.ownership import Here, here_of, read_config
 
 # How a node's state begins, as sinfo spells it; `powered_down` is none of them, such a node is woken when needed.
@@ -284,7 +284,7 @@ def _number(text: str) -> int | None:
 
 
 def _minutes(text: str) -> int | None:
-    seconds = slurm.duration_s(text)
+    seconds = duration_s(text)
     return None if seconds is None else int(seconds // 60)
 
 
