@@ -25,7 +25,7 @@ from __future__ import annotations
 import errno
 import resource
 from collections.abc import Iterable, Sequence
-from typing import TypedDict
+from typing import Any
 
 from transfergrid.names import closest, shown
 
@@ -65,14 +65,7 @@ def next_step(failure_class: str | None, remedy: str | None = None) -> str:
     return remedy or NEXT_STEP.get(failure_class or "lost", "read its log.txt")
 
 
-class Hints(TypedDict, total=False):
-    """What a refusal of a name can say; see hints()."""
-
-    known: Sequence[str]
-    remedy: str
-
-
-def hints(name: str, known: Iterable[str]) -> Hints:
+def hints(name: str, known: Iterable[str]) -> dict[str, Any]:
     """The name that is close as a remedy, else all that are known: `raise ConfigError(what, **hints(name, known))`."""
     names = list(known)
     close = closest(name, names)

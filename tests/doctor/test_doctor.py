@@ -334,7 +334,7 @@ def test_one_node_needs_no_comparison_of_two() -> None:
 # ---------------------------------------------------------------------------------------------------------- probe jobs
 def sent(fake: FakeSlurm, folder: Path, *, queue_s: float = 5.0, visible_s: float = 0.0) -> ProbeAnswer:
     with ProbeJobs(queue_s=queue_s, visible_s=visible_s) as jobs:
-        jobs.send("node", "#!/bin/bash\n", folder=folder / "node-job", resources=SETTINGS.resources, settings=SETTINGS)
+        jobs.send("node", "#!/bin/bash\n", folder=folder / "node-job", settings=SETTINGS, gpus=1, nodes=1)
         return jobs.wait()["node"]
 
 
@@ -355,7 +355,7 @@ def test_a_strangers_job_of_the_same_number_is_neither_believed_nor_cancelled(
     fake.states["71"] = "RUNNING"
     fake.save()
     with ProbeJobs(queue_s=5.0, visible_s=0.0) as jobs:
-        jobs.send("node", "#!/bin/bash\n", folder=tmp_path / "job", resources=SETTINGS.resources, settings=SETTINGS)
+        jobs.send("node", "#!/bin/bash\n", folder=tmp_path / "job", settings=SETTINGS, gpus=1, nodes=1)
         (fake.folder / "names.json").write_text('{"71": "train-their-net"}')
         assert jobs.wait()["node"].job_id == ""
     assert fake.called("scancel") == []
@@ -395,17 +395,18 @@ def test_a_job_that_fails_is_told_with_its_last_words(fake: FakeSlurm, tmp_path:
 
 
 def test_a_probe_asks_for_what_a_run_would_ask_for(fake: FakeSlurm, tmp_path: Path) -> None:
-    settings = ClusterSettings(exclude="n9", sbatch={"reservation": "lab", "mail-type": "END"})
+    resources = Resources(partition="gpu,cpu", account="lab", gpus=2, gpu_type="a100", mem_gb=2)
+    options = {"reservation": "lab", "mail-type": "END"}
+    settings = ClusterSettings(exclude="n9", sbatch=options, resources=resources)
     with ProbeJobs(queue_s=1.0, visible_s=0.0) as jobs:
-        resources = Resources(partition="gpu,cpu", account="lab", gpus=1, gpu_type="a100", mem_gb=2)
-        jobs.send("node", "#!/bin/bash\n", folder=tmp_path / "node-job", resources=resources, settings=settings)
+        jobs.send("node", "#!/bin/bash\n", folder=tmp_path / "node-job", settings=settings, gpus=1, nodes=1)
         jobs.wait()
-    options = set(fake.called("sbatch")[0])
-    assert {"--partition=gpu,cpu", "--account=lab", "--gres=gpu:a100:1", "--mem=2048M", "--time=2"} <= options
-    assert {"--exclude=n9", "--reservation=lab", "--no-requeue"} <= options
-    [name] = [option for option in options if option.startswith("--job-name=")]
+    asked = set(fake.called("sbatch")[0])
+    assert {"--partition=gpu,cpu", "--account=lab", "--gres=gpu:a100:1", "--mem=2048M", "--time=2"} <= asked
+    assert {"--exclude=n9", "--reservation=lab", "--no-requeue"} <= asked
+    [name] = [option for option in asked if option.startswith("--job-name=")]
     assert re.fullmatch(r"--job-name=tg-doctor-[0-9a-f]{12}", name)
-    assert not any("mail" in option for option in options)
+    assert not any("mail" in option for option in asked)
 
 
 def test_a_probe_starts_python_as_a_run_does(tmp_path: Path) -> None:

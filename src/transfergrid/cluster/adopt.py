@@ -65,16 +65,16 @@ def _job_ids(intents: Sequence[Submission]) -> dict[str, str]:
     all that its user has in the queue, since tasks rename themselves; then the accounting, of what has ended."""
     told = {s.name: number for s in intents if (number := _told_id(s)) is not None}
     found: dict[str, str] = {}
-    rows = [(e.job_id, e.name) for e in slurm.squeue(told.values()) if slurm.was_taken(e)]
+    rows = [(e.job_id, e.name) for e in slurm.squeue(told.values()) if slurm.was_taken(e.state, e.nodes)]
     _match([s for s in intents if s.name in told], rows, found)
     missing = [s for s in intents if s.name not in found]
     uids = {s.uid for s in missing if s.uid is not None}
-    _match(missing, [(e.job_id, e.name) for e in slurm.squeue(uids=uids) if slurm.was_taken(e)], found)
+    _match(missing, [(e.job_id, e.name) for e in slurm.squeue(uids=uids) if slurm.was_taken(e.state, e.nodes)], found)
     missing = [s for s in intents if s.name not in found]
     if missing and uids:
         since = min(s.submitted for s in missing)
         account = accounting.sacct(uids=uids, since=since, cluster=missing[0].cluster)
-        _match(missing, [(a.job_id, a.name) for a in account or () if slurm.was_taken(a)], found)
+        _match(missing, [(a.job_id, a.name) for a in account or () if slurm.was_taken(a.state, a.nodes)], found)
     return found
 
 

@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transfergrid.cluster import accounting, slurm, slurm_words
+from transfergrid.cluster import slurm, slurm_words
+from transfergrid.cluster.accounting import AccountEntry, sacct
 from transfergrid.cluster.forms import time_of
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, Proof, here, proof_of_attempt
@@ -108,7 +109,7 @@ class Look:
     read: dict[str, Own] = field(default_factory=dict)
     here: Here | None = None
     queue: dict[str, slurm.QueueEntry] = field(default_factory=dict)
-    account: dict[tuple[str, str], accounting.AccountEntry] = field(default_factory=dict)
+    account: dict[tuple[str, str], AccountEntry] = field(default_factory=dict)
     error: str | None = None
     accounting: bool = True
     commands: int = 0
@@ -132,7 +133,7 @@ class Look:
             return None
         return None if any(s.proof.fits(here.name, found.name) for s in self.ledger.submissions) else found
 
-    def accounted(self, case: Case) -> accounting.AccountEntry | None:
+    def accounted(self, case: Case) -> AccountEntry | None:
         """What the accounting keeps of a run's job, where it proves to be that."""
         clusters = {case.proof.cluster} if case.proof.cluster is not None else {cluster for cluster, _ in self.account}
         known = (self.account.get((str(cluster), str(case.job_id))) for cluster in clusters)
@@ -206,7 +207,7 @@ def ask_slurm(look: Look, cases: Sequence[Case], timeout_s: float) -> None:
         look.commands += 1
         ids = {slurm.base_id(str(c.job_id)) for c in unexplained}
         since = min(c.submitted for c in unexplained if c.submitted is not None)
-        account = accounting.sacct(ids, since=since, cluster=cluster, timeout_s=timeout_s)
+        account = sacct(ids, since=since, cluster=cluster, timeout_s=timeout_s)
         if look.here is None or cluster == look.here.name:
             look.accounting = account is not None
         look.account |= {(a.cluster, a.job_id): a for a in account or ()}
@@ -273,11 +274,6 @@ def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> Ending 
 
 
 # --------------------------------------------------------------------------------------------------------------- files
-def trace_of(case: Case) -> tuple[str, str] | None:
-    """What the job's own logs tell of its end."""
-    return slurm_words.trace(logs_of(case))
-
-
 def logs_of(case: Case) -> str:
     """The ends of the job's output and errors."""
     return "" if case.submission is None else "\n".join(map(log_tail, case.submission.logs(case.index)))

@@ -14,7 +14,6 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
 
 from transfergrid.cluster.answers import Answer, answer
 from transfergrid.cluster.forms import JOB_ID, duration_s, rows, say_unread, when
@@ -243,17 +242,10 @@ def _queue_entry(row: Sequence[bytes]) -> QueueEntry:
     )
 
 
-class _Shown(Protocol):
-    @property
-    def state(self) -> str: ...
-    @property
-    def nodes(self) -> str: ...
-
-
-def was_taken(entry: _Shown) -> bool:
+def was_taken(state: str, nodes: str) -> bool:
     """Whether SLURM has taken such a job. One that sbatch refused for what no node has (BadConstraints) is shown all
     the same, as FAILED and without ever a node."""
-    return entry.state != "FAILED" or bool(entry.nodes)
+    return state != "FAILED" or bool(nodes)
 
 
 def base_id(job_id: str) -> str:

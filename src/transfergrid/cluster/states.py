@@ -28,7 +28,6 @@ from transfergrid.cluster.evidence import (
     last_sign,
     logs_of,
     node_of,
-    trace_of,
 )
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.needs import follow_needs, with_ancestors
@@ -158,7 +157,7 @@ def _recorded(case: Case) -> RunState:
     name, reason = record.get("failure_class") or "lost", str(record.get("error") or "")
     if name == "lost" and case.began and (record.get("details") or {}).get("signal") == signal.SIGKILL:
         # Of runs that share a job one was killed, and recorded as such; why, SLURM writes when the job has ended.
-        trace = trace_of(case)
+        trace = slurm_words.trace(logs_of(case))
         name, reason = trace if trace is not None and trace[0] == "host_oom" else (name, reason)
     state = replace(_unknown(case), job_id=case.job_id if case.began else None, elapsed_s=phase_seconds(record))
     return _with_class(state, name, reason, record.get("remedy"))
@@ -274,7 +273,7 @@ def _ended(look: Look, case: Case, ending: Ending) -> RunState:
 def _cause_of(case: Case, ending: Ending) -> Cause:
     """Of a job of which SLURM says no more than that it failed."""
     if not ending.is_known_code:
-        trace = trace_of(case)
+        trace = slurm_words.trace(logs_of(case))
         if trace is not None and trace[0] != "cancelled":
             return Cause(*trace)
         return Cause("lost", "ended with a failure and without a record; its log may say why")
@@ -306,7 +305,7 @@ def _absent(look: Look, case: Case) -> RunState:
         since = last_sign(look.store, case)
         told = "" if since is None else f" since {since.astimezone():%H:%M}"
         return replace(state, reason=f"unknown{told}: SLURM does not answer")
-    trace = trace_of(case) if case.began else None
+    trace = slurm_words.trace(logs_of(case)) if case.began else None
     if trace is not None:
         return _with_class(state, *trace)
     if own.record is not None and not case.began:

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_h
 from omegaconf import DictConfig
 
 from transfergrid.config.schema import PROBE_DEFAULTS
-from transfergrid.errors import ConfigError, Hints
+from transfergrid.errors import ConfigError
 from transfergrid.names import closest
 from transfergrid.specs import (
     EvaluateSettings,
@@ -95,7 +95,7 @@ def choice(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     return value
 
 
-def _hint(value: Any, allowed: tuple[Any, ...]) -> Hints:
+def _hint(value: Any, allowed: tuple[Any, ...]) -> dict[str, Any]:
     close = closest(str(value), [str(a) for a in allowed])
     return {} if close is None else {"remedy": f"did you mean {close!r}?"}
 

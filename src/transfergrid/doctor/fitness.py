@@ -22,7 +22,7 @@ from transfergrid.cluster.yielding import fitted
 from transfergrid.doctor import checks, node_findings
 from transfergrid.doctor.checks import Check
 from transfergrid.doctor.nodecheck import shows, tried
-from transfergrid.doctor.nodecheck_jobs import ProbeAnswer, ProbeJobs, job_script, parse_output, small
+from transfergrid.doctor.nodecheck_jobs import ProbeAnswer, ProbeJobs, job_script, parse_output
 from transfergrid.errors import ConfigError, GridError, one_line
 from transfergrid.paths import cache_paths, store_paths
 from transfergrid.resources import ClusterSettings
@@ -144,29 +144,16 @@ def _probe_nodes(
     here = {name: folder / "here" for name, folder in folders.items()}
     pair = {name: folder / "pair" for name, folder in folders.items()}
     source = take_snapshot_of_code(folders["store"])
-    gpus = 0 if runtime.device == "cpu" else 1
     with ExitStack() as held, ProbeJobs(queue_s=queue_s, visible_s=visible_s) as jobs:
         for folder in (*here.values(), *pair.values()):
             durable.make_folder(folder)
         found = {name: held.enter_context(tried(folder, "here")) for name, folder in here.items()}
-        arguments = ["node", *_named(here), f"--visible-s={visible_s:g}", *(() if gpus else ("--skip-gpu",))]
-        jobs.send(
-            "node",
-            job_script(settings, source, arguments, nodes=1),
-            folder=folders["store"] / "node-job",
-            resources=small(settings.resources, gpus=gpus),
-            settings=settings,
-        )
-        if two_nodes:
-            arguments = ["pair", *_named(pair), f"--visible-s={visible_s:g}"]
-            jobs.send(
-                "pair",
-                job_script(settings, source, arguments, nodes=2),
-                folder=folders["store"] / "pair-job",
-                resources=small(settings.resources, gpus=0),
-                settings=settings,
-                nodes=2,
-            )
+        for name, offered, nodes in (("node", here, 1), *([("pair", pair, 2)] if two_nodes else [])):
+            arguments = [name, *(f"--folder={key}={folder}" for key, folder in offered.items())]
+            arguments += [f"--visible-s={visible_s:g}", *(["--skip-gpu"] if runtime.device == "cpu" else [])]
+            script, folder = job_script(settings, source, arguments, nodes=nodes), folders["store"] / f"{name}-job"
+            gpus = 0 if runtime.device == "cpu" or nodes > 1 else 1
+            jobs.send(name, script, folder=folder, settings=settings, gpus=gpus, nodes=nodes)
         answers = jobs.wait()
         # A file of the node's that does not show was never written, or is late: the node has said which.
         there = answers["node"].findings.get("folders", {})
@@ -174,10 +161,6 @@ def _probe_nodes(
             wrote = "lock" in there.get(name, {})
             found[name] |= {"seen": shows(folder / "node", visible_s if wrote else 0.0)}
         return answers, found
-
-
-def _named(folders: Mapping[str, Path]) -> list[str]:
-    return [f"--folder={name}={folder}" for name, folder in folders.items()]
 
 
 def _probe_here(*, skip_gpu: bool) -> ProbeAnswer:

@@ -17,7 +17,7 @@ from transfergrid.cluster import slurm
 from transfergrid.cluster.batch_script import prelude
 from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.slurm_words import meaning
-from transfergrid.resources import ClusterSettings, Resources
+from transfergrid.resources import ClusterSettings
 from transfergrid.store import durable
 
 JOB_NAME = "tg-doctor"  # and a token, by which each is known
@@ -65,11 +65,6 @@ class _Job:
         return meaning(self.state).kind in ("waits", "runs")
 
 
-def small(resources: Resources, *, gpus: int) -> Resources:
-    """What a probe asks for: the same place and kind of node as a run, and little of it, so that it starts soon."""
-    return resources.at_most(gpus=gpus, cpus=2, mem_gb=4.0, timeout_min=LIMIT_MIN)
-
-
 def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str], *, nodes: int) -> str:
     """Shell that starts the probe as a run is started: the same setup lines, python and code."""
     python = settings.python or shlex.quote(sys.executable)
@@ -86,21 +81,18 @@ def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str]
     )
 
 
-def submit(script: str, *, folder: Path, resources: Resources, settings: ClusterSettings, nodes: int) -> str:
-    """The job's name, which no other has; its script and output lie in `folder`. Raises SlurmRefused, SlurmDown."""
+def submit(script: str, *, folder: Path, settings: ClusterSettings, gpus: int, nodes: int) -> str:
+    """The job's name, which no other has; its script and output lie in `folder`. It asks for the same place and kind of
+    node as a run, and little of it, so that it starts soon. Raises SlurmRefused, SlurmDown."""
     name = f"{JOB_NAME}-{new_token()}"
     durable.write_bytes(folder / "job.sh", os.fsencode(script))
-    options = {
-        **{key: value for key, value in settings.options(resources).items() if not key.startswith("mail")},
-        "job-name": name,
-        "time": str(LIMIT_MIN),
-        "nodes": str(nodes),
-        "output": f"{folder}/output",
-    }
+    small = settings.resources.at_most(gpus=gpus, cpus=2, mem_gb=4.0, timeout_min=LIMIT_MIN)
+    options = {key: value for key, value in settings.options(small).items() if not key.startswith("mail")}
+    options |= {"job-name": name, "nodes": str(nodes), "output": f"{folder}/output"}
     try:
         slurm.sbatch(["--no-requeue", *slurm.flags(options), str(folder / "job.sh")])
     except (slurm.SlurmRefused, slurm.SlurmDown):  # it may have been taken all the same
-        if name not in {entry.name for entry in slurm.squeue(names=[name]) if slurm.was_taken(entry)}:
+        if name not in {e.name for e in slurm.squeue(names=[name]) if slurm.was_taken(e.state, e.nodes)}:
             raise
     return name
 
@@ -122,12 +114,10 @@ class ProbeJobs:
         with contextlib.suppress(slurm.SlurmDown, slurm.SlurmRefused):  # they end by themselves after two minutes
             slurm.scancel(entry.job_id for entry in slurm.squeue(names=late) if entry.name in late)
 
-    def send(
-        self, name: str, script: str, *, folder: Path, resources: Resources, settings: ClusterSettings, nodes: int = 1
-    ) -> None:
+    def send(self, name: str, script: str, *, folder: Path, settings: ClusterSettings, gpus: int, nodes: int) -> None:
         sent_s = time.time()
         try:
-            job_name = submit(script, folder=folder, resources=resources, settings=settings, nodes=nodes)
+            job_name = submit(script, folder=folder, settings=settings, gpus=gpus, nodes=nodes)
         except (slurm.SlurmRefused, slurm.SlurmDown) as error:
             self._refused[name] = str(error)
             return
