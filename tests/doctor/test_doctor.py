@@ -396,7 +396,7 @@ def test_a_job_that_fails_is_told_with_its_last_words(fake: FakeSlurm, tmp_path:
 
 def test_a_probe_asks_for_what_a_run_would_ask_for(fake: FakeSlurm, tmp_path: Path) -> None:
     resources = Resources(partition="gpu,cpu", account="lab", gpus=2, gpu_type="a100", mem_gb=2)
-    options = {"reservation": "lab", "mail-type": "END"}
+    options: dict[str, str | bool] = {"reservation": "lab", "mail-type": "END"}
     settings = ClusterSettings(exclude="n9", sbatch=options, resources=resources)
     with ProbeJobs(queue_s=1.0, visible_s=0.0) as jobs:
         jobs.send("node", "#!/bin/bash\n", folder=tmp_path / "node-job", settings=settings, gpus=1, nodes=1)
