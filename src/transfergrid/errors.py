@@ -217,8 +217,8 @@ OF_ULIMIT = (
 def classify(error: BaseException) -> str:
     """The failure class (one of FAILURE_CLASSES) of an exception that ended a run; where it tells nothing by itself,
     that of the exception it was raised from."""
-    found = next((c for c in map(_class_of, _causes(error)) if c is not None), "code")
-    return "environment" if found in ("host_oom", "code") and ulimit_behind(error) is not None else found
+    name = next((c for c in map(_class_of, _causes(error)) if c is not None), "code")
+    return "environment" if name in ("host_oom", "code") and ulimit_behind(error) is not None else name
 
 
 def remedy_of(error: BaseException) -> str | None:
@@ -247,12 +247,12 @@ def ulimit_behind(error: BaseException) -> str | None:
 
 def _causes(error: BaseException) -> list[BaseException]:
     """The exception and those it was raised from."""
-    found: list[BaseException] = []
+    chain: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and all(cause is not known for known in found):
-        found.append(cause)
+    while cause is not None and all(cause is not known for known in chain):
+        chain.append(cause)
         cause = cause.__cause__
-    return found
+    return chain
 
 
 def _has(said: str, words: tuple[str, ...]) -> bool:

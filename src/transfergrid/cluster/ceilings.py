@@ -49,11 +49,11 @@ def room(layers: Sequence[Ceiling]) -> tuple[float, float]:
 
 
 def _least(layers: Sequence[Ceiling], tres: str) -> tuple[float, str]:
-    found = [
+    of_kinds = [
         next(((layer.most[kind, tres], layer.owner) for layer in layers if (kind, tres) in layer.most), None)
         for kind in KINDS
     ]
-    return min((limit for limit in found if limit is not None), default=(math.inf, ""))
+    return min((limit for limit in of_kinds if limit is not None), default=(math.inf, ""))
 
 
 def _wanted(asked: Resources) -> Iterable[tuple[str, str, float]]:

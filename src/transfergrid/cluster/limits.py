@@ -171,11 +171,11 @@ def unseen_limits() -> Limits:
 def _partitions(
     entries: Iterable[Mapping[str, str]], shapes: Mapping[str, list[NodeShape]], gpu_qos: frozenset[str]
 ) -> dict[str, Partition]:
-    found = {}
+    partitions = {}
     for entry in entries:
         name = entry["PartitionName"]
         max_mem_mib, max_cpus = _number(entry.get("MaxMemPerNode", "")), _number(entry.get("MaxCPUsPerNode", ""))
-        found[name] = Partition(
+        partitions[name] = Partition(
             name=name,
             shapes=tuple(_capped(shape, max_mem_mib, max_cpus) for shape in shapes.get(name, [])),
             max_time_min=_minutes(entry.get("MaxTime", "")),
@@ -188,12 +188,12 @@ def _partitions(
             preempt_mode=entry.get("PreemptMode", "OFF"),
             grace_s=_number(entry.get("GraceTime", "")) or 0,
         )
-    return found
+    return partitions
 
 
 def _shapes(timeout_s: float) -> dict[str, list[NodeShape]]:
     """Partition -> its kinds of nodes. One line per kind, not per node: a cluster may have thousands."""
-    found: dict[str, list[NodeShape]] = {}
+    shapes_of: dict[str, list[NodeShape]] = {}
     text = slurm.run(["sinfo", "-a", "-h", "-e", "-o", "%R|%T|%D|%c|%m|%G"], timeout_s=timeout_s)
     for name, state, count, cpus, mem_mib, gres in rows("sinfo", text, _OF_SINFO):
         usable = int(count) if takes_jobs(state) else 0
@@ -204,8 +204,8 @@ def _shapes(timeout_s: float) -> dict[str, list[NodeShape]]:
             mem_mib=_number(mem_mib) or 0,
             gpus_by_type=gpus_of(gres),
         )
-        found.setdefault(name, []).append(shape)
-    return found
+        shapes_of.setdefault(name, []).append(shape)
+    return shapes_of
 
 
 def takes_jobs(state: str) -> bool:
@@ -215,10 +215,10 @@ def takes_jobs(state: str) -> bool:
 
 def gpus_of(gres: str) -> dict[str, int]:
     """`gpu:a100:4(S:0-1),gpu:2` -> {"a100": 4, "": 2}."""
-    found: dict[str, int] = {}
+    count_of: dict[str, int] = {}
     for kind, count in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres):  # a type may be a number: gpu:3090:2
-        found[kind or ANY_TYPE] = found.get(kind or ANY_TYPE, 0) + int(count)
-    return found
+        count_of[kind or ANY_TYPE] = count_of.get(kind or ANY_TYPE, 0) + int(count)
+    return count_of
 
 
 def _capped(shape: NodeShape, max_mem_mib: int | None, max_cpus: int | None) -> NodeShape:
