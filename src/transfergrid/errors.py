@@ -3,6 +3,7 @@
 GridError
 ├─ ConfigError (also a ValueError)   the request makes no sense: exit code 2, nothing submitted or written
 ├─ DataError                         images, labels or weights are missing, damaged or of another kind
+│  ├─ MissingFiles                   files of a published data set are not here, and were not fetched
 │  └─ CorruptFeatures                a cached feature file does not validate
 ├─ MissingInput                      a run that this one needs has not finished: names the run to repeat
 │  └─ LostFeatures                   its features were there and are damaged or gone: they are extracted again
@@ -15,15 +16,18 @@ GridError
 ├─ Superseded                        a newer attempt of this run exists; this one must not publish
 └─ Interrupted                       a signal asked the run to stop; the checkpoint stands
 
-Each class carries the failure class that a record shows for it (see FAILURE_CLASSES and classify).
+Each class carries the failure class that a record shows for it (see FAILURE_CLASSES and classify). What is decided
+about an error follows from its class and its fields: no sentence of this project is cut, searched or compared.
 """
 
 from __future__ import annotations
 
 import errno
 import resource
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from transfergrid.names import shown
+from transfergrid.names import closest, shown
 
 FAILURE_CLASSES = (
     "host_oom",
@@ -56,25 +60,40 @@ NEXT_STEP = {
 }
 
 
-TOLD = ""  # the remedy of an error whose message itself ends with what helps
-
-
 def next_step(failure_class: str | None, remedy: str | None = None) -> str:
-    """What to do about a failure: its own remedy where one is known (TOLD: nothing more is to be said), else that of
-    its class."""
-    return NEXT_STEP.get(failure_class or "lost", "read its log.txt") if remedy is None else remedy
+    """What to do about a failure: its own remedy where it has one, else that of its class."""
+    return remedy or NEXT_STEP.get(failure_class or "lost", "read its log.txt")
+
+
+def hints(name: str, known: Iterable[str]) -> dict[str, Any]:
+    """The name that is close as a remedy, else all that are known: `raise ConfigError(what, **hints(name, known))`."""
+    names = list(known)
+    close = closest(name, names)
+    return {"remedy": f"did you mean {close!r}?"} if close is not None else {"known": names}
 
 
 class GridError(Exception):
-    """Root of the tree; `failure_class` and `remedy` are what a record shows, the latter as next_step() takes it."""
+    """Root of the tree.
+
+    what: what happened, and with what. known: what could stand in its place. remedy: what helps in this very case;
+    where it is empty, what helps its class. str() is all three, on one line. failure_class: what a record shows.
+    """
 
     failure_class = "code"
-    remedy: str | None = None
 
-    def __init__(self, *args: object, remedy: str | None = None) -> None:
-        super().__init__(*args)
-        if remedy is not None:
-            self.remedy = remedy
+    def __init__(self, what: object = "", *, remedy: str = "", known: Sequence[str] = ()) -> None:
+        super().__init__(what)
+        self.what = str(what)
+        self.remedy = remedy
+        self.known = tuple(known)
+
+    @property
+    def fact(self) -> str:
+        """All but the remedy."""
+        return f"{self.what}; known: {', '.join(self.known)}" if self.known else self.what
+
+    def __str__(self) -> str:
+        return f"{self.fact}; {self.remedy}" if self.remedy else self.fact
 
     @property
     def details(self) -> tuple[str, ...]:
@@ -90,6 +109,10 @@ class DataError(GridError):
     """Images, labels or weights are missing, damaged or of another kind."""
 
     failure_class = "data"
+
+
+class MissingFiles(DataError):
+    """Files of a published data set are not here, and could not be fetched or were not to be."""
 
 
 class CorruptFeatures(DataError):
@@ -128,7 +151,7 @@ class TrainingDiverged(GridError):
     """The loss is not finite. `step` counts optimizer steps from 1 over the whole run."""
 
     def __init__(self, *, step: int, loss: float) -> None:
-        super().__init__(f"loss is {loss} at step {step}; a smaller learning rate is the usual remedy")
+        super().__init__(f"loss is {loss} at step {step}", remedy="a smaller learning rate is the usual remedy")
         self.step = step
         self.loss = loss
 
@@ -138,11 +161,15 @@ class AlreadyRunning(GridError):
 
 
 class Lost(GridError):
-    """A run's process or job ended without a record. `failure_class`: what the system or SLURM tells of how."""
+    """A run's process or job ended without a record. `failure_class`: what the system or SLURM tells of how.
+    `signal`: the one that ended it, where it was one."""
 
-    def __init__(self, message: str, failure_class: str = "lost", remedy: str | None = None) -> None:
-        super().__init__(message, remedy=remedy)
+    def __init__(
+        self, what: str, failure_class: str = "lost", remedy: str | None = None, *, signal: int | None = None
+    ) -> None:
+        super().__init__(what, remedy=remedy or "")
         self.failure_class = failure_class
+        self.signal = signal
 
 
 class Superseded(GridError):
@@ -190,13 +217,13 @@ OF_ULIMIT = (
 def classify(error: BaseException) -> str:
     """The failure class (one of FAILURE_CLASSES) of an exception that ended a run; where it tells nothing by itself,
     that of the exception it was raised from."""
-    found = next((c for c in map(_class_of, _causes(error)) if c is not None), "code")
-    return "environment" if found in ("host_oom", "code") and ulimit_behind(error) is not None else found
+    name = next((c for c in map(_class_of, _causes(error)) if c is not None), "code")
+    return "environment" if name in ("host_oom", "code") and ulimit_behind(error) is not None else name
 
 
 def remedy_of(error: BaseException) -> str | None:
     """The remedy that an exception carries, or that of the limit behind it; None where its class's own holds."""
-    carried = next((c.remedy for c in _causes(error) if isinstance(c, GridError) and c.remedy is not None), None)
+    carried = next((c.remedy for c in _causes(error) if isinstance(c, GridError) and c.remedy), None)
     return carried if carried is not None or ulimit_behind(error) is None else OF_ULIMIT
 
 
@@ -220,12 +247,12 @@ def ulimit_behind(error: BaseException) -> str | None:
 
 def _causes(error: BaseException) -> list[BaseException]:
     """The exception and those it was raised from."""
-    found: list[BaseException] = []
+    chain: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and all(cause is not known for known in found):
-        found.append(cause)
+    while cause is not None and all(cause is not known for known in chain):
+        chain.append(cause)
         cause = cause.__cause__
-    return found
+    return chain
 
 
 def _has(said: str, words: tuple[str, ...]) -> bool:
@@ -266,11 +293,13 @@ def _class_of(error: BaseException) -> str | None:
     return "environment" if "AcceleratorError" in kinds or said.startswith(_DEVICE) else None
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException, *, with_remedy: bool = True) -> str:
     """The error's message on one line of at most 400 characters, with its type where the message alone says little.
 
-    Nothing in it is obeyed by a terminal."""
-    text = shown(" ".join(str(error).split()))
+    Nothing in it is obeyed by a terminal. with_remedy: False where the remedy is told beside it.
+    """
+    text = error.fact if isinstance(error, GridError) and not with_remedy else str(error)
+    text = shown(" ".join(text.split()))
     if not isinstance(error, GridError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= 400 else text[:397] + "..."

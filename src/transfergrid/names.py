@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import codecs
 import csv
+import difflib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -76,6 +77,17 @@ def readable_in(value: Any) -> Any:
 def utf8(text: str) -> bytes:
     """The content of a file for people and their programs."""
     return text.encode("utf-8", spelled_out())
+
+
+def closest(name: str, known: Sequence[str]) -> str | None:
+    """The known name that was probably meant; None where none is close."""
+    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
+
+
+def some(names: Sequence[object], most: int, noun: str = "") -> str:
+    """`a, b and 3 more`, with a noun `and 3 more models`."""
+    more = f" and {len(names) - most} more{' ' if noun else ''}{noun}" if len(names) > most else ""
+    return ", ".join(map(str, names[:most])) + more
 
 
 def composed(name: str) -> str:

@@ -12,6 +12,7 @@ from transfergrid.specs import setting
 MAX_PACKED = 1000
 UNLIMITED = -1  # of timeout_min, as sbatch --time spells it, too
 MEMORY = ("mem_gb", "mem_per_cpu_gb", "mem_per_gpu_gb")  # of which a job names one at most
+ONE_TASK = {"nodes": "1", "ntasks-per-node": "1"}
 _MEMORY: dict[str, Any] = {"span": (0.1, 16384), "unit": "GiB"}
 _BY_NAME = "choose it as cluster=NAME"
 
@@ -127,7 +128,7 @@ class ClusterSettings:
         named |= {"exclude": self.exclude, "wckey": self.wckey}
         named |= {"time": None if asked.timeout_min is None else str(asked.timeout_min)}
         given = {key: value for key, value in named.items() if value is not None}
-        given |= {"cpus-per-task": str(asked.cpus)} | asked.memory_options()
+        given |= ONE_TASK | {"cpus-per-task": str(asked.cpus)} | asked.memory_options()
         return self.sbatch | given | asked.gpu_options(self.gpu_request, self.sbatch)
 
     def of_phase(self, phase: str) -> Resources:

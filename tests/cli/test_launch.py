@@ -12,7 +12,7 @@ import pytest
 from cluster_cases import as_job, console, executable, planned, runtime_in, said, scratch_run
 
 from transfergrid.cli.launch import launch, runs_on_slurm
-from transfergrid.cli.shown import show_failures
+from transfergrid.cli.shown import show_endings
 from transfergrid.cluster import local
 from transfergrid.errors import MachineError
 from transfergrid.planning.plan import Plan
@@ -94,7 +94,7 @@ def test_a_run_that_was_told_to_stop_names_its_next_step(tmp_path: Path) -> None
     asked = planned(scratch_run())
     child = local._Child(index=0, planned=asked, process=process, slot=0)
     printed = console()
-    assert show_failures(printed, Plan(runs=(asked,)), [local._judge(child, runtime_in(tmp_path))]) == 1
+    assert show_endings(printed, Plan(runs=(asked,)), [local._judge(child, runtime_in(tmp_path))]) == 1
     run_id = asked.run.run_id
     assert said(printed) == [f"interrupted: {run_id}: it was told to stop; launch again to continue"]
 

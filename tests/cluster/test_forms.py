@@ -14,7 +14,7 @@ import pytest
 from fake_slurm import FakeSlurm, noisy
 from replayed_slurm import CLUSTER, ReplayedSlurm, account_line, ago, queue_line
 
-from transfergrid.cluster import billing, forms, slurm
+from transfergrid.cluster import accounting, billing, forms, slurm
 from transfergrid.cluster.billing import gpus_of
 from transfergrid.cluster.limits import read_limits, takes_jobs
 from transfergrid.cluster.ownership import here
@@ -68,10 +68,10 @@ def test_rows_of_jobs_are_those_of_the_commands_alone(
     queue = queue_line("7_1", "RUNNING", started=ago(60), used="1:00", node="n1") + queue_line("7_2", "PENDING")
     replayed.answers("squeue", "CLUSTER: here\n" + queue)
     replayed.answers("sacct", account_line("7_1", "RUNNING") + account_line("7_2", "CANCELLED by 1000"))
-    found, account = slurm.squeue(["7"]), slurm.sacct(["7"], since=ago(60))
+    found, account = slurm.squeue(["7"]), accounting.sacct(["7"], since=ago(60))
     assert [e.job_id for e in found] == ["7_1", "7_2"]
     wrap(monkeypatch, tmp_path, replayed.folder)
-    assert slurm.squeue(["7"]) == found and slurm.sacct(["7"], since=ago(60)) == account
+    assert slurm.squeue(["7"]) == found and accounting.sacct(["7"], since=ago(60)) == account
     assert billing.sacct(["7"], since=ago(60), cluster=None) == {}  # no row of it is of the form that billing asks for
 
 
@@ -122,7 +122,7 @@ def test_an_error_in_latin_1_is_an_error_of_one_line(replayed: ReplayedSlurm, na
 def test_states_with_their_additions(replayed: ReplayedSlurm, word: str, kind: str, failure_class: str | None) -> None:
     replayed.answers("squeue", queue_line("7", word.split()[0] if word else ""))
     replayed.answers("sacct", account_line("7", word))
-    [entry], [account] = slurm.squeue(["7"]), slurm.sacct(["7"], since=ago(60)) or []
+    [entry], [account] = slurm.squeue(["7"]), accounting.sacct(["7"], since=ago(60)) or []
     for state in (entry.state, account.state):
         assert (meaning(state).kind, meaning(state).failure_class) == (kind, failure_class)
 
@@ -146,7 +146,7 @@ def test_job_ids(replayed: ReplayedSlurm, job_id: str, in_queue: bool, in_accoun
     replayed.answers("squeue", queue_line(job_id, "PENDING"))
     replayed.answers("sacct", account_line(job_id, "COMPLETED"))
     assert [e.job_id for e in slurm.squeue(["123"])] == ([job_id] if in_queue else [])
-    assert [a.job_id for a in slurm.sacct(["123"], since=ago(60)) or ()] == ([job_id] if in_accounts else [])
+    assert [a.job_id for a in accounting.sacct(["123"], since=ago(60)) or ()] == ([job_id] if in_accounts else [])
 
 
 def test_the_memory_of_steps_is_that_of_their_job_and_a_name_may_hold_what_separates(replayed: ReplayedSlurm) -> None:
@@ -158,7 +158,7 @@ def test_the_memory_of_steps_is_that_of_their_job_and_a_name_may_hold_what_separ
         account_line("123_4.0", "OUT_OF_MEMORY", exit_code="0:125", max_rss="4096K"),
     ]
     replayed.answers("sacct", "".join(lines))
-    [account] = slurm.sacct(["123"], since=ago(60)) or []
+    [account] = accounting.sacct(["123"], since=ago(60)) or []
     assert (account.state, account.name, account.max_rss_mib, account.exit_code) == ("OUT_OF_MEMORY", "a|b", 4.0, 1)
 
 

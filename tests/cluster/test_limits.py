@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from fake_slurm import PARTITIONS, FakeSlurm
 
-from transfergrid.cluster.limits import Limits, assert_possible, gpus_of, queue_room, read_limits
+from transfergrid.cluster.limits import Limits, gpus_of, queue_room, read_limits
+from transfergrid.cluster.possible import assert_possible
 from transfergrid.cluster.slurm import SlurmDown
 from transfergrid.cluster.yielding import fitted
 from transfergrid.errors import ConfigError
@@ -188,8 +189,8 @@ IMPOSSIBLE = [
         "partition cpu does not take cluster.qos=long; it takes: normal",
     ),
     (replace(BASE, partition="cpu", gpus=0, mem_gb=33), "give cluster.mem_gb=32 or less"),
-    (replace(BASE, account="lap"), "cluster.account='lap' is none that you may use; did you mean 'lab'?"),
-    (replace(BASE, qos="secret"), "cluster.qos='secret' is none that you may use; known: long, normal"),
+    (replace(BASE, account="lap"), "cluster.account='lap': you have no such SLURM account; did you mean 'lab'?"),
+    (replace(BASE, qos="secret"), "cluster.qos='secret': you have no such QOS; known: long, normal"),
     (
         replace(BASE, qos="long", timeout_min=2881),
         "more than QOS long ever gives; give cluster.timeout_min=2880 or less",

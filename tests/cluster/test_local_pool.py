@@ -113,7 +113,7 @@ def test_a_killed_child_is_recorded_as_lost_and_the_next_launch_continues(tmp_pa
     run = wait_for_checkpoint(tmp_path, min_step=3)
     os.kill(json.loads(run.attempt(1).read_text())["pid"], signal.SIGKILL)
     code, printed = finish(process)
-    assert code == 1 and "SIGKILL" in printed
+    assert code == 1 and "SIGKILL" in printed and json.loads(run.record.read_text())["details"] == {"signal": 9}
     assert record_of(run.root)["failure_class"] == "lost"
     code, printed = finish(start(tmp_path, *arguments))
     assert code == 0 and record_of(run.root)["details"]["first_step"] > 3

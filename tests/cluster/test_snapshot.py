@@ -14,10 +14,10 @@ import pytest
 from cluster_cases import names_in
 
 from transfergrid.cluster import snapshot
-from transfergrid.cluster.snapshot import import_path, take_snapshot_of_code
+from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.errors import MachineError
 from transfergrid.store import provenance
-from transfergrid.store.provenance import hash_of
+from transfergrid.store.provenance import hash_of, import_path
 
 COMMIT = "c" * 40
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -345,20 +346,16 @@ def test_a_step_out_of_memory_stands_for_a_job_that_says_only_failed(store: Stor
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        ("its process ended with signal SIGKILL; the end of its log.txt may say why", ("failed", "host_oom")),
-        ("its process ended with signal SIGSEGV; the end of its log.txt may say why", ("lost", "lost")),
-    ],
+    ("number", "told"), [(signal.SIGKILL, ("failed", "host_oom")), (signal.SIGSEGV, ("lost", "lost"))]
 )
 def test_of_runs_that_share_a_job_the_one_killed_for_its_memory_is_named(
-    store: StorePaths, slurm: ReplayedSlurm, error: str, told: tuple[str, str]
+    store: StorePaths, slurm: ReplayedSlurm, number: signal.Signals, told: tuple[str, str]
 ) -> None:
     """The job saw a signal and recorded that; only when it had ended did SLURM write why."""
     submission = submit(store, ("a", "b"))
     completed(store, "a")
     attempt(store, "b")
-    failed(store, "b", "lost", error)
+    failed(store, "b", "lost", "its process ended; the end of its log.txt may say why", details={"signal": number})
     _, errors = submission.logs(0)
     errors.parent.mkdir(parents=True)
     errors.write_text("slurmstepd: error: Detected 1 oom-kill event(s) in StepId=7.0\n")

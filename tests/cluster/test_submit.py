@@ -24,6 +24,7 @@ from transfergrid.cluster.adopt import adopt_intents
 from transfergrid.cluster.finish_job import finish_resources
 from transfergrid.cluster.groups import Group, make_groups
 from transfergrid.cluster.ledger import read_ledger, record
+from transfergrid.cluster.possible import start_estimate
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
 from transfergrid.cluster.submit import (
     Launch,
@@ -35,7 +36,6 @@ from transfergrid.cluster.submit import (
     make_executor,
     sbatch_parameters,
     slurm_environment,
-    start_estimate,
 )
 from transfergrid.cluster.task import TaskSettings, run_task
 from transfergrid.errors import ConfigError, MachineError

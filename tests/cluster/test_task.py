@@ -302,7 +302,8 @@ def test_after_so_many_restarts_it_does_not_go_on_and_its_record_says_so(
         assert record is None
         return
     assert record is not None and (record.status, record.failure_class) == ("failed", "timeout")
-    assert record.error == f"went on {restarts} times and is not done; give cluster.timeout_min more"
+    assert record.error == f"went on {restarts} times and is not done"
+    assert record.remedy == "give cluster.timeout_min more"
 
 
 @pytest.mark.parametrize(

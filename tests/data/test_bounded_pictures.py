@@ -69,7 +69,7 @@ def test_more_megapixels_than_allowed_are_refused_by_the_header_with_the_key_tha
     assert refused(bomb) == said
     with pytest.raises(DamagedImage) as at_plan:
         picture_facts(bomb, bomb.read_bytes())
-    assert (at_plan.value.reason, at_plan.value.advice) == (said, "")
+    assert (at_plan.value.reason, at_plan.value.remedy) == (said, "")
     assert refused(declared(tmp_path / "long.png", 2**17 + 1, 1)).startswith("is of 131073 x 1 px; an edge may have")
     nothing = declared(tmp_path / "none.png", 0, 5)
     with pytest.raises(DamagedImage, match="is of 0 x 5 px; mend or remove it"):  # the header was taken as it stood

@@ -23,7 +23,7 @@ from transfergrid.config import load_doctor
 from transfergrid.doctor import checks, fitness, node_findings
 from transfergrid.doctor.checks import Check
 from transfergrid.doctor.fitness import slurm_checks
-from transfergrid.doctor.nodecheck import answered, examine, offered
+from transfergrid.doctor.nodecheck import meet, shows, tried
 from transfergrid.doctor.nodecheck_jobs import ProbeAnswer, ProbeJobs, job_script, parse_output
 from transfergrid.errors import ConfigError
 from transfergrid.resources import ClusterSettings, Resources
@@ -31,7 +31,8 @@ from transfergrid.specs import Runtime
 from transfergrid.store.provenance import code_hash
 
 SETTINGS = ClusterSettings(name="slurm", kind="slurm", resources=Resources(partition="gpu"))
-ALL_WELL = {"seen": True, "seconds": 0.1, "lock": True, "claim": True, "exclusive": True, "value": True}
+GOT = {"seen": True, "seconds": 0.1, "lock": True, "claim": True, "kernel_locks": True}
+NOT_GOT = GOT | {"lock": False, "claim": False}
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ UNFIT: dict[str, tuple[Callable[[Path, FakeSlurm], Check], str, str]] = {
     "check_requeue": (_requeue, "cluster.sbatch holds no-requeue", "take no-requeue out"),
     "check_preemption": (_preemption, "gpu PreemptMode=CANCEL", "cluster.partition= (cpu, old)"),
     "check_tracking": (_tracking, "no key for api.forge.coreweave.com", "wandb login"),
-    "check_data": (_data, "is not the published file", "remove that file"),
+    "check_data": (_data, "is not the published file", "remove it and fetch it again"),
     "check_weights": (
         lambda tmp, _: checks.check_weights(tmp / "nowhere", was_named=True),
         "nowhere is not a folder",
@@ -170,16 +171,18 @@ UNFIT: dict[str, tuple[Callable[[Path, FakeSlurm], Check], str, str]] = {
         "cluster.num_threads=2 or less",
     ),
     "check_shared": (
-        lambda *_: node_findings.check_shared("cache", saying(folders={"cache": {"seen": False}}), came_back=False),
+        lambda *_: node_findings.check_shared("cache", saying(folders={"cache": {"seen": False}}), here=GOT),
         "what one writes does not show on the other",
         "another cache.dir=",
     ),
     "check_two_nodes": (
         lambda *_: node_findings.check_two_nodes(
-            "store",
-            saying(first="n1", second="n2", pair={"store": ALL_WELL | {"lock": False}}, answers={"store": True}),
+            saying(
+                first={"host": "n1", "folders": {"store": GOT}},
+                second={"host": "n2", "folders": {"store": NOT_GOT | {"lock": True}}},
+            )
         ),
-        "a lock held on one is free on the other (n1 and n2)",
+        "a lock held on one is free on the other (store of n1 and n2)",
         "local_lock",
     ),
 }
@@ -205,6 +208,20 @@ def test_an_impossible_request_is_told_with_what_would_be_possible(fake: FakeSlu
     check = checks.check_partition(asked, read_limits())
     assert check.said == "phase finetune: cluster.gpus=9 is more than any node of partition gpu has"
     assert check.remedy == "give cluster.gpus=4 or less"
+
+
+def test_facts_of_a_refusal_are_told_as_facts_and_its_remedy_as_the_remedy(fake: FakeSlurm) -> None:
+    asked = ClusterSettings(resources=Resources(partition="gpu", cpus=64, gpus=4, mem_gb=500))
+    check = checks.check_partition(asked, read_limits())
+    assert check.said.startswith("runs: no node of partition gpu has cluster.cpus=64, cluster.mem_gb=500 and")
+    assert check.said.endswith(
+        " at once; its nodes: 32 CPUs 250.0 GiB 4 GPUs, 64 CPUs 500.0 GiB 3 GPUs, 32 CPUs 250.0 GiB 4 GPUs"
+    )
+    assert check.remedy == "ask for what one of them has, or name another in cluster.partition="
+    asked = ClusterSettings(resources=Resources(partition="gpu", account="vision"))
+    check = checks.check_partition(asked, read_limits())
+    assert check.said == "runs: cluster.account='vision': you have no such SLURM account; known: lab, other"
+    assert check.remedy == "give one of those"
 
 
 def test_a_cluster_without_accounting_is_fit_while_squeue_remembers(fake: FakeSlurm) -> None:
@@ -257,7 +274,7 @@ def test_a_probe_that_broke_off_leaves_the_rest_unchecked() -> None:
         node_findings.check_clock(saying()),
         node_findings.check_memory(saying()),
         node_findings.check_cores(saying(), num_threads=0),
-        node_findings.check_shared("store", saying(), came_back=False),
+        node_findings.check_shared("store", saying(), here=GOT),
     ]
     assert {line.ok for line in lines} == {None}
     assert {line.said for line in lines} == {"could not be checked: the probe did not get so far"}
@@ -270,48 +287,54 @@ def test_a_clock_is_right_between_sending_and_reading() -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ shared folders
-def test_what_one_process_offers_another_examines_and_answers(tmp_path: Path) -> None:
-    folder = tmp_path / "here"
-    with offered(folder):
-        found = examine(folder, 5.0)
-        assert found.pop("seconds") < 1.0
-        assert found == {k: True for k in ("seen", "lock", "claim", "exclusive", "value", "answered", "kernel_locks")}
-        assert answered(folder, 0.0)
+def test_of_two_that_try_one_gets_lock_and_claim_and_both_see_the_other(tmp_path: Path) -> None:
+    with tried(tmp_path, "here") as here:
+        there = meet(tmp_path, "node", "here", 5.0)
+        assert there.pop("seconds") < 1.0
+        assert there == {"seen": True, "lock": False, "claim": False, "kernel_locks": True}
+        assert here == {"lock": True, "claim": True, "kernel_locks": True} and shows(tmp_path / "node", 0.0)
 
 
-def test_each_fault_of_a_shared_folder_is_told(tmp_path: Path) -> None:
-    folder = tmp_path / "here"
-    assert examine(folder, 0.0) == {"seen": False}
-    with offered(folder):
-        assert not answered(folder, 0.0)
-    for name in ("claim", "exclusive"):  # as if this machine saw a folder of its own
-        (folder / name).unlink()
-    (folder / "value").write_bytes(b"something else")
-    found = examine(folder, 0.0)  # the lock is no longer held
-    check = node_findings.check_shared("store", saying(folders={"store": found}), came_back=False)
-    assert check.ok is False
-    for fault in ("a lock held", "a claim by hard link", "an exclusive file", "a file replaced"):
-        assert fault in check.said
+def test_a_folder_of_a_nodes_own_is_told_and_nothing_is_written_there(tmp_path: Path) -> None:
+    assert meet(tmp_path / "here", "node", "here", 0.0) == {"seen": False}
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "here").mkdir()
+    alone = meet(tmp_path / "here", "node", "here", 0.0)
+    assert alone["lock"] and alone["claim"] and not alone["seen"]
+    check = node_findings.check_shared("store", saying(folders={"store": alone}), here=GOT | {"seen": False})
+    assert check.ok is False and "what one writes does not show on the other" in check.said
+
+
+@pytest.mark.parametrize(
+    ("twice", "said", "remedy"),
+    [
+        ("lock", "a lock held on one is free on the other", "NFS without nolock"),
+        ("claim", "a claim by hard link is given twice", "another store.dir="),
+    ],
+)
+def test_what_both_get_is_told_with_what_helps(twice: str, said: str, remedy: str) -> None:
+    check = node_findings.check_shared("store", saying(folders={"store": NOT_GOT | {twice: True}}), here=GOT)
+    assert (check.ok, check.said) == (False, f"{said} (this machine and the node)") and remedy in check.remedy
 
 
 def test_a_folder_the_node_cannot_write_to_is_told() -> None:
     found = {"seen": True, "error": "/results is not writable"}
-    check = node_findings.check_shared("store", saying(folders={"store": found}), came_back=False)
+    check = node_findings.check_shared("store", saying(folders={"store": found}), here=GOT)
     assert check.ok is False and check.said == "/results is not writable"
 
 
 def test_one_node_needs_no_comparison_of_two() -> None:
-    assert node_findings.check_two_nodes("store", None).ok is None
+    assert node_findings.check_two_nodes(None).ok is None
     refused = ProbeAnswer(problem="sbatch: error: Node count specification invalid")
-    assert node_findings.check_two_nodes("store", refused).said.endswith("Node count specification invalid")
+    assert node_findings.check_two_nodes(refused).said.endswith("Node count specification invalid")
     failed = ProbeAnswer(problem="job 72 ended as FAILED: srun: error", job_id="72")
-    assert node_findings.check_two_nodes("store", failed).ok is False
+    assert node_findings.check_two_nodes(failed).ok is False
 
 
 # ---------------------------------------------------------------------------------------------------------- probe jobs
 def sent(fake: FakeSlurm, folder: Path, *, queue_s: float = 5.0, visible_s: float = 0.0) -> ProbeAnswer:
     with ProbeJobs(queue_s=queue_s, visible_s=visible_s) as jobs:
-        jobs.send("node", "#!/bin/bash\n", folder=folder / "node-job", resources=SETTINGS.resources, settings=SETTINGS)
+        jobs.send("node", "#!/bin/bash\n", folder=folder / "node-job", settings=SETTINGS, gpus=1, nodes=1)
         return jobs.wait()["node"]
 
 
@@ -332,7 +355,7 @@ def test_a_strangers_job_of_the_same_number_is_neither_believed_nor_cancelled(
     fake.states["71"] = "RUNNING"
     fake.save()
     with ProbeJobs(queue_s=5.0, visible_s=0.0) as jobs:
-        jobs.send("node", "#!/bin/bash\n", folder=tmp_path / "job", resources=SETTINGS.resources, settings=SETTINGS)
+        jobs.send("node", "#!/bin/bash\n", folder=tmp_path / "job", settings=SETTINGS, gpus=1, nodes=1)
         (fake.folder / "names.json").write_text('{"71": "train-their-net"}')
         assert jobs.wait()["node"].job_id == ""
     assert fake.called("scancel") == []
@@ -372,17 +395,18 @@ def test_a_job_that_fails_is_told_with_its_last_words(fake: FakeSlurm, tmp_path:
 
 
 def test_a_probe_asks_for_what_a_run_would_ask_for(fake: FakeSlurm, tmp_path: Path) -> None:
-    settings = ClusterSettings(exclude="n9", sbatch={"reservation": "lab", "mail-type": "END"})
+    resources = Resources(partition="gpu,cpu", account="lab", gpus=2, gpu_type="a100", mem_gb=2)
+    options: dict[str, str | bool] = {"reservation": "lab", "mail-type": "END"}
+    settings = ClusterSettings(exclude="n9", sbatch=options, resources=resources)
     with ProbeJobs(queue_s=1.0, visible_s=0.0) as jobs:
-        resources = Resources(partition="gpu,cpu", account="lab", gpus=1, gpu_type="a100", mem_gb=2)
-        jobs.send("node", "#!/bin/bash\n", folder=tmp_path / "node-job", resources=resources, settings=settings)
+        jobs.send("node", "#!/bin/bash\n", folder=tmp_path / "node-job", settings=settings, gpus=1, nodes=1)
         jobs.wait()
-    options = set(fake.called("sbatch")[0])
-    assert {"--partition=gpu,cpu", "--account=lab", "--gres=gpu:a100:1", "--mem=2048M", "--time=2"} <= options
-    assert {"--exclude=n9", "--reservation=lab", "--no-requeue"} <= options
-    [name] = [option for option in options if option.startswith("--job-name=")]
+    asked = set(fake.called("sbatch")[0])
+    assert {"--partition=gpu,cpu", "--account=lab", "--gres=gpu:a100:1", "--mem=2048M", "--time=2"} <= asked
+    assert {"--exclude=n9", "--reservation=lab", "--no-requeue"} <= asked
+    [name] = [option for option in asked if option.startswith("--job-name=")]
     assert re.fullmatch(r"--job-name=tg-doctor-[0-9a-f]{12}", name)
-    assert not any("mail" in option for option in options)
+    assert not any("mail" in option for option in asked)
 
 
 def test_a_probe_starts_python_as_a_run_does(tmp_path: Path) -> None:
@@ -440,9 +464,9 @@ def test_a_folder_without_locks_is_fit_and_says_so_and_one_without_links_is_not(
     assert found.ok and found.said.endswith("is writable; it has no locks, hard links take their place")
     assert list((tmp_path / "results").iterdir()) == []
     found = node_findings.check_shared(
-        "store", saying(folders={"store": ALL_WELL | {"kernel_locks": False}}), came_back=True
+        "store", saying(folders={"store": NOT_GOT | {"kernel_locks": False}}), here=GOT | {"kernel_locks": False}
     )
-    assert found.ok and "hard links in place of locks, which it has not, and claims hold" in found.said
+    assert found.ok and "hard links in place of locks and claims hold" in found.said
     monkeypatch.setattr("os.link", lambda *_: refuse())
     found = checks.check_folder("store", tmp_path / "results")
     assert found.ok is False
@@ -486,9 +510,9 @@ def test_the_whole_of_it_as_printed(
         {"torch": {"version": "2.13.0", "torchvision": "0.28.0"}, "gpu": {"error": "no driver"}},
         {"folders": {"store": {"seen": False}, "cache": {"seen": False}}},
     ]
-    both = {"store": ALL_WELL, "cache": ALL_WELL}
-    pair = {"first": "n7", "second": "n8", "pair": both, "answers": dict.fromkeys(both, True)}
-    fake.outputs = {"node": "\n".join(map(json.dumps, findings)), "pair": json.dumps(pair)}
+    one, other = ({"store": got, "cache": got} for got in (GOT, NOT_GOT))
+    pair = [{"second": {"host": "n8", "folders": other}}, {"first": {"host": "n7", "folders": one}}]
+    fake.outputs = {"node": "\n".join(map(json.dumps, findings)), "pair": "\n".join(map(json.dumps, pair))}
     fake.say("squeue -u", "71\n72\n")
     fake.save()
     monkeypatch.chdir(tmp_path)
@@ -501,7 +525,7 @@ def test_the_whole_of_it_as_printed(
     )
     assert "--      clock            could not be checked" in printed
     assert "ok      queue            2 of your jobs in the queue, 150 allowed" in printed
-    assert "ok      store two nodes  files show after 0.1 s, locks and claims hold (n7 and n8)" in printed
+    assert "ok      two nodes        locks and claims hold (n7 and n8)" in printed
     assert printed.splitlines()[-1] == "not fit: gpu, store shared, cache shared"
     assert "waiting for the queue, at most 5 s" in printed
     left = [str(p.relative_to(tmp_path)) for folder in ("results", "cache") for p in (tmp_path / folder).rglob("*")]

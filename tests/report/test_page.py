@@ -15,7 +15,6 @@ from prediction_cases import finished, predictions_of
 from printed_commands import Collector
 from report_cases import write_report
 
-from transfergrid.errors import TOLD
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.analysis.predictions import EDITED
@@ -125,11 +124,11 @@ def test_a_row_without_a_result_does_not_say_that_nothing_differs_from_the_publi
 
 def test_a_reason_that_names_its_next_step_is_given_no_other_one(store: StorePaths) -> None:
     run = cases.spec("probe", "resnet18")
-    told = "record.json is damaged; delete it and launch again"
-    cases.failed(store, run, failure_class="data", error=told, remedy=TOLD)
+    error, remedy = "record.json is damaged", "delete it and launch again"
+    cases.failed(store, run, failure_class="data", error=error, remedy=remedy)
     cases.write_grid(store, "small", [(run, "")])
     text = page_of(store).one("section", id="missing").text
-    assert "delete it and launch again." in text and "Next:" not in text
+    assert "data: record.json is damaged. Next: delete it and launch again." in text and text.count("Next:") == 1
 
 
 def test_seeds_that_failed_alike_are_told_in_one_line_and_the_class_stands_beside_the_status(store: StorePaths) -> None:

@@ -46,8 +46,9 @@ def test_a_healthy_cluster_is_fit(slurm: Sandbox, tmp_path: Path) -> None:
     not_ok = {name: line for name, line in lines.items() if not line.startswith("ok")}
     assert not_ok == {"gpu": "-- not looked at: device=cpu"}
     assert re.match(r"ok job \d+ ran on n[12]$", lines["probe job"])
-    for name in ("store two nodes", "cache two nodes"):
-        assert re.search(r"locks and claims hold \((n1 and n2|n2 and n1)\)$", lines[name])
+    assert re.match(r"ok locks and claims hold \((n1 and n2|n2 and n1)\)$", lines["two nodes"])
+    for name in ("store shared", "cache shared"):
+        assert lines[name].endswith(" s, locks and claims hold (this machine and the node)")
     assert slurm.run("squeue", "-h", "-n", "tg-doctor", "-t", "PENDING,RUNNING") == ""
     assert list((tmp_path / "results").rglob("*")) == list((tmp_path / "cache").rglob("*")) == []
 
@@ -76,7 +77,7 @@ def test_a_full_queue_leaves_what_nodes_answer_unknown(slurm: Sandbox, tmp_path:
         slurm.run("scancel", job)
     assert code == 0
     assert lines["probe job"].startswith("-- could not be checked: the probe job did not start in 2 s (SLURM says: ")
-    assert lines["store two nodes"].startswith("-- could not be checked: the probe job did not start")
+    assert lines["two nodes"].startswith("-- could not be checked: the probe job did not start")
     assert slurm.run("squeue", "-h", "-n", "tg-doctor", "-t", "PENDING,RUNNING") == ""
 
 

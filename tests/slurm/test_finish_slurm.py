@@ -19,12 +19,19 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def enforcing(slurm_variant: Callable[..., Sandbox]) -> Sandbox:
-    """Partition `gpuonly` starts no job without a GPU, `three` takes three jobs of a user; nobody reads that limit."""
+    """Partition `gpuonly` starts no job without a GPU, `three` takes three jobs of a user; nobody reads that limit.
+
+    QOS `few` gives a user one GPU, and a job two CPUs.
+    """
     slurm = slurm_variant(**LIMITED)
-    for name, limit in (("gpuonly", "MinTRESPerJob=gres/gpu=1"), ("three", "MaxSubmitJobsPerUser=3")):
+    for name, *limits in (
+        ("gpuonly", "MinTRESPerJob=gres/gpu=1"),
+        ("three", "MaxSubmitJobsPerUser=3"),
+        ("few", "MaxTRESPerUser=gres/gpu=1", "MaxTRESPerJob=cpu=2"),
+    ):
         slurm.run("sacctmgr", "-i", "add", "qos", name)
-        slurm.run("sacctmgr", "-i", "modify", "qos", name, "set", limit)
-    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "QOS+=gpuonly,three")
+        slurm.run("sacctmgr", "-i", "modify", "qos", name, "set", *limits)
+    slurm.run("sacctmgr", "-i", "modify", "user", "root", "set", "QOS+=gpuonly,three,few")
 
     def made() -> bool:  # the controller hears of a new QOS some seconds later
         for name in ("gpuonly", "three"):
@@ -83,3 +90,31 @@ def test_a_limit_that_nobody_could_read_is_waited_for(enforcing: Sandbox, tmp_pa
     assert (tmp_path / "results/reports/quickstart/comparison.md").exists()
     sent = [run for s in submissions(tmp_path / "results") for task in s["tasks"] for run in task]
     assert len(sent) == len(set(sent)) == 4
+
+
+def test_what_a_qos_never_lets_start_is_refused_and_a_default_of_ours_yields_to_it(
+    enforcing: Sandbox, tmp_path: Path
+) -> None:
+    """SLURM itself takes such jobs and lets them wait for good."""
+    args = ("--qos=few", "--gres=gpu:2", "--cpus-per-task=1", "--time=5", "--parsable", "--wrap=true")
+    endless = enforcing.run("sbatch", *args).strip()
+
+    def waits_for_the_qos() -> bool:
+        return enforcing.run("squeue", "-h", "-j", endless, "-o", "%T %r").strip() == "PENDING QOSMaxGRESPerUser"
+
+    assert enforcing.wait_for(waits_for_the_qos, timeout_s=15)
+    enforcing.run("scancel", endless)
+    small = [a for a in SMALL if not a.startswith("cluster.cpus=")]
+    asked = (*small, "grid.seeds=[0]", "cluster.qos=few", "cluster.sbatch={hold: true}")
+    for key, most in (("gpus=2", "gpus=1"), ("cpus=3", "cpus=2")):
+        said = jobs("launch_grid.py", *asked, f"cluster.{key}", env=enforcing.env, cwd=tmp_path)
+        [line] = [text for text in said.text.splitlines() if text.startswith("error: ")]
+        told = f"cluster.{key} is more than QOS few ever gives; give cluster.{most} or less"
+        assert said.code == 2 and line.endswith(told), said.text
+        assert not (tmp_path / "results").exists()
+    said = jobs("launch_grid.py", *asked, env=enforcing.env, cwd=tmp_path)
+    assert said.code == 0 and "jobs ask for cluster.cpus=2 (default " in said.text, said.text
+    assert "all that partition main has and your QOS or account allows" in said.text
+    run, finish = submissions(tmp_path / "results")
+    assert enforcing.run("squeue", "-h", "-j", run["job_id"], "-o", "%q %C").strip() == "few 2"
+    enforcing.run("scancel", run["job_id"], finish["job_id"])

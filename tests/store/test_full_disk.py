@@ -162,7 +162,7 @@ def test_a_run_says_disk_full_whatever_finds_no_room_and_completes_afterwards(
         else:
             record = records.read_record(paths)
             assert outcome == "failed" and record is not None, left_kb
-            assert record.failure_class == "disk_full" and "free some space" in (record.error or "")
+            assert record.failure_class == "disk_full" and "free some space" in (record.remedy or "")
             told.add("recorded")
         disk.free()
         assert not [p for p in paths.root.rglob("*") if p.suffix == ".tmp"], left_kb

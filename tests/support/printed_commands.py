@@ -8,7 +8,7 @@ import logging
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -125,10 +125,10 @@ def watch(patch: pytest.MonkeyPatch, collector: Collector) -> None:
             take_renderable(collector, one)
         real_console(self, *shown, **options)
 
-    def raised(self: GridError, *texts: object, remedy: str | None = None) -> None:
-        for text in (*texts, remedy):
+    def raised(self: GridError, what: object = "", *, remedy: str = "", known: Sequence[str] = ()) -> None:
+        for text in (what, remedy):
             collector.take(text)
-        real_error(self, *texts, remedy=remedy)
+        real_error(self, what, remedy=remedy, known=known)
 
     def logged(self: logging.Logger, line: logging.LogRecord) -> None:
         if self.name.startswith("transfergrid"):

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transfergrid.cli.console import say
 from transfergrid.cluster.child import Answer, ask, gpus_for
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.states import Snapshot, take_snapshot
@@ -55,7 +56,7 @@ def prepare_folders(runtime: Runtime) -> None:
             raise
         except (MachineError, OSError) as error:
             reason = error.strerror or type(error).__name__ if isinstance(error, OSError) else error
-            raise ConfigError(_unusable(folder, reason)) from error
+            raise _unusable(folder, reason) from error
 
 
 def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
@@ -80,7 +81,7 @@ def check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, run
     for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
         there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
         if not os.access(there, os.W_OK | os.X_OK):
-            raise ConfigError(_unusable(folder, os.strerror(errno.EACCES)))
+            raise _unusable(folder, os.strerror(errno.EACCES))
     if runs_follow and runtime.device == "cuda" and plan.to_run:
         _tell_device(console, runtime)
     runs = [p.run for p in plan.to_run if reads_file(p.run)]
@@ -91,13 +92,13 @@ def check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, run
 
 def _tell(console: Console, answer: Answer) -> None:
     if answer.error is not None:
-        raise DataError(answer.error)
+        raise DataError(answer.error, remedy=answer.remedy)
     for line in answer.value:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        say(console, line)
 
 
-def _unusable(folder: Path, reason: object) -> str:
-    return f"{folder} cannot be used ({reason}); give another store.dir= or cache.dir="
+def _unusable(folder: Path, reason: object) -> ConfigError:
+    return ConfigError(f"{folder} cannot be used ({reason})", remedy="give another store.dir= or cache.dir=")
 
 
 def _tell_device(console: Console, runtime: Runtime) -> None:
@@ -106,11 +107,12 @@ def _tell_device(console: Console, runtime: Runtime) -> None:
     if found.problem is None:
         return
     if found.visible:
-        console.print(f"not every GPU is used: {found.problem}", style="yellow", highlight=False, soft_wrap=True)
+        say(console, f"not every GPU is used: {found.problem}", style="yellow")
     elif runtime.device == "cuda":
-        raise MachineError(f"device=cuda, but torch can use no GPU here: {found.problem}; device=cpu goes without")
+        told = f"device=cuda, but torch can use no GPU here: {found.problem}"
+        raise MachineError(told, remedy="device=cpu goes without")
     else:
-        console.print(f"runs compute on the CPU: {found.problem}", highlight=False, soft_wrap=True)
+        say(console, f"runs compute on the CPU: {found.problem}")
 
 
 def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def run_script(
         if classify(error) == "code":
             raise
         step = next_step(classify(error), remedy_of(error))
-        print(f"error: {one_line(error)}; {step}", file=sys.stderr)
+        print(f"error: {one_line(error, with_remedy=False)}; {step}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("interrupted; launch again to continue", file=sys.stderr)
@@ -80,6 +80,11 @@ def make_console() -> Console:
     # No markup and no emoji: a message may well hold brackets, as [Errno 28] does, and a name `:x:`.
     console = Console(markup=False, emoji=False)
     return console if console.is_terminal else Console(markup=False, emoji=False, width=100)
+
+
+def say(console: Console, text: str, *, style: str | None = None) -> None:
+    """A text as it is: no part of it is coloured, and no line is broken where a terminal ends."""
+    console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def hashing_progress() -> Callable[[int, int], None]:

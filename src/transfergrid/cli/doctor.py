@@ -72,10 +72,11 @@ def doctor(arguments: Sequence[str]) -> int:
 def _inputs_of(grid: Request) -> Check:
     """What a launch does first: data and weights of the grid, fetched where there is a network, and verified."""
     runs = [*grid.runs.values(), *(e for run in grid.runs.values() for e in run.extractions)]
-    message = ask(check_inputs, (list(dict.fromkeys(runs)), grid.runtime), runs_follow=False).error
-    if message is None:
+    answer = ask(check_inputs, (list(dict.fromkeys(runs)), grid.runtime), runs_follow=False)
+    if answer.error is None:
         return Check("inputs", True, f"data and weights of grid {grid.grid} are here, and verified")
-    return Check("inputs", False, message, "put that file where it is looked for, or fetch it where there is a network")
+    remedy = answer.remedy or "put that file where it is looked for, or fetch it where there is a network"
+    return Check("inputs", False, answer.error, remedy)
 
 
 def _show(console: Console, check: Check) -> bool:

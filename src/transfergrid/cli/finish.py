@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import make_console
+from transfergrid.cli.console import make_console, say
 from transfergrid.cli.report import show_report
 from transfergrid.cli.sync import sync_and_publish
 from transfergrid.cli.usage import show_usage
@@ -20,7 +20,7 @@ from transfergrid.cluster.evidence import FINISHED
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.run_state import RunState
-from transfergrid.cluster.settle import ENDED, settle
+from transfergrid.cluster.settle import settle
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.names import spelled_out
 from transfergrid.paths import StorePaths, store_paths
@@ -51,8 +51,8 @@ def _finish(folder: str) -> dict[str, int]:
     states = _wait_until_all_is_told(grid, store)
     try:
         for run_id in settle(states, store, read_ledger(store)):
-            state = states[run_id]
-            console.print(f"{state.failure_class}: {run_id}: {state.reason}", highlight=False, soft_wrap=True)
+            if (failure := states[run_id].failure) is not None:
+                say(console, failure.what)
         _wait_for_bills(list(states), store)
         show_report(console, [grid], store, figures=payload.runtime.report_figures is not False)
         show_usage(console, list(states), store)
@@ -101,17 +101,17 @@ def _notify(
     """Once, also when this job is requeued: the claim stands before the command runs."""
     if not durable.claim(folder / "notified", b"claimed\n"):
         return
-    failed = [s for s in states.values() if s.state in ENDED]
+    failures = [s.failure for s in states.values() if s.failure is not None]
     done = sum(s.state == "done" for s in states.values())
     lines = [
-        f"grid {grid}: {done} of {len(states)} runs done, {len(failed)} not",
-        *(f"{s.failure_class or s.state}: {s.run_id}: {s.reason}" for s in failed[:20]),
+        f"grid {grid}: {done} of {len(states)} runs done, {len(failures)} not",
+        *(failure.what for failure in failures[:20]),
         f"report: {store.report(grid) / 'comparison.md'}",
     ]
     told = {
         "TRANSFERGRID_GRID": grid,
         "TRANSFERGRID_DONE": str(done),
-        "TRANSFERGRID_FAILED": str(len(failed)),
+        "TRANSFERGRID_FAILED": str(len(failures)),
         "TRANSFERGRID_REPORT": str(store.report(grid)),
     }
     try:
@@ -125,7 +125,7 @@ def _notify(
             check=True,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        console.print(f"notify.command failed: {error}", highlight=False, soft_wrap=True)
+        say(console, f"notify.command failed: {error}")
 
 
 def main() -> int:

@@ -8,15 +8,14 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import count
+from transfergrid.cli.console import count, say
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.config import Request
 from transfergrid.config.names import LONGEST_GRID_NAME
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
-from transfergrid.specs import RunSpec, from_dict
 from transfergrid.store import durable
-from transfergrid.store.attempts import newest_attempt
+from transfergrid.store.attempts import newest_attempt, read_spec
 from transfergrid.store.records import GridEntry, read_grid, record_head, selected_by, write_grid
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def assert_keeps_rows(console: Console, request: Request) -> None:
     )
     if not request.dry_run:
         raise ConfigError(text)
-    console.print(f"it would not be launched: {text}", style="yellow", highlight=False, soft_wrap=True)
+    say(console, f"it would not be launched: {text}", style="yellow")
 
 
 def write_grid_of(console: Console, request: Request) -> None:
@@ -72,8 +71,7 @@ def write_grid_of(console: Console, request: Request) -> None:
             entries = [e for e in before if all(_stand_together(e, new, request) for new in entries)] + entries
         if _loss(before, entries, request.store) is not None:
             former = _set_aside(request.store, request.grid)
-            told = f"the former grid {request.grid!r} and its report are kept as grid={former}"
-            console.print(told, highlight=False, soft_wrap=True)
+            say(console, f"the former grid {request.grid!r} and its report are kept as grid={former}")
         chosen_by = request.select_by or (
             selected_by(path) if path.exists() and not request.replaces_grid else "accuracy"
         )
@@ -131,9 +129,8 @@ def _stand_together(old: GridEntry, new: GridEntry, request: Request) -> bool:
     """Whether two runs may stand in one grid: in different rows, or as two seeds of one."""
     if replace(old, run_id="", seed=0) != replace(new, run_id="", seed=0):
         return True
-    try:
-        found = from_dict(RunSpec, durable.read_json(request.store.run(old.run_id).spec))
-    except (OSError, ValueError):
+    found = read_spec(request.store.run(old.run_id))
+    if found is None:
         return False
     asked = next(c.run for c in request.configurations if c.run.run_id == new.run_id)
     return found.seed != asked.seed and replace(found, seed=asked.seed, needs=asked.needs) == asked

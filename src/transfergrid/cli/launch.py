@@ -12,7 +12,7 @@ from transfergrid.cli.before import check_without_writing, preflight, prepare_fo
 from transfergrid.cli.console import OK, hashing_progress, make_console, run_script
 from transfergrid.cli.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.cli.progress import watching
-from transfergrid.cli.shown import show_failures, show_plan, show_results
+from transfergrid.cli.shown import show_endings, show_plan, show_results
 from transfergrid.cluster import local, slurm
 from transfergrid.config import Request, load_grid
 from transfergrid.config.arguments import CFG, without_cfg
@@ -87,7 +87,7 @@ def carry_out(request: Request) -> int:
     finally:
         tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
     show_results(console, request)
-    return show_failures(console, plan, endings)
+    return show_endings(console, plan, endings)
 
 
 def on_cpu_without_gpus(request: Request) -> Request:

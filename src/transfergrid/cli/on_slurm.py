@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid.cli.before import check_without_writing, preflight, prepare_folders
-from transfergrid.cli.console import FAILED, OK, count
+from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.grid_file import write_grid_of
 from transfergrid.cli.places import assert_room, num_jobs
 from transfergrid.cli.sending import Submitting, alive_jobs, groups_of, make_launch, plan_now, submit
@@ -15,10 +15,10 @@ from transfergrid.cli.shown import show_plan
 from transfergrid.cluster.emit import emit
 from transfergrid.cluster.finish_job import Place, find_place, finish_resources, is_due
 from transfergrid.cluster.ledger import read_ledger
-from transfergrid.cluster.limits import Limits, assert_possible, read_limits, unseen_limits
+from transfergrid.cluster.limits import Limits, read_limits, unseen_limits
+from transfergrid.cluster.possible import assert_possible, start_estimate
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
-from transfergrid.cluster.submit import start_estimate
 from transfergrid.cluster.yielding import fitted
 from transfergrid.config import Request
 from transfergrid.config.spelling import command_of_grid
@@ -34,7 +34,7 @@ def carry_out(console: Console, request: Request) -> int:
     """Exit code 0 when submitted, or with wait=true when all completed; 1 when some failed."""
     if "%" in str(Path(request.runtime.store_dir).absolute()):
         raise ConfigError(
-            f"store.dir={request.runtime.store_dir}: SLURM reads % in the names of its log files; rename it"
+            f"store.dir={request.runtime.store_dir}: SLURM reads % in the names of its log files", remedy="rename it"
         )
     limits = _limits(console, request)
     plan, snapshot = plan_now(request, read_ledger(request.store))
@@ -47,9 +47,9 @@ def carry_out(console: Console, request: Request) -> int:
     show_plan(console, plan, request)
     for line in [*snapshot.elsewhere, finishing.note, _finish_again(snapshot.finish)]:
         if line:
-            console.print(line, style="yellow", highlight=False, soft_wrap=True)
+            say(console, line, style="yellow")
     for line in yielded:
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
     _show_cost(console, plan, request, limits)
     if finishing.refusal:
         raise ConfigError(finishing.refusal)
@@ -79,10 +79,10 @@ def _limits(console: Console, request: Request) -> Limits | None:
         return read_limits(account=asked.account, qos=asked.qos)
     except (SlurmDown, SlurmRefused) as error:
         if not request.dry_run and request.emit is None:
-            text = f"SLURM does not answer ({error}); nothing was sent, launch again when it does"
-            raise type(error)(text) from error
+            remedy = "nothing was sent, launch again when it does"
+            raise type(error)(f"SLURM does not answer ({error})", remedy=remedy) from error
         text = f"SLURM does not answer ({error}): that the cluster has and allows what is asked for is not checked"
-        console.print(text, style="yellow", highlight=False, soft_wrap=True)
+        say(console, text, style="yellow")
         return None
 
 
@@ -137,20 +137,20 @@ def _show_cost(console: Console, plan: Plan, request: Request, limits: Limits) -
     wall_h = sum(e.seconds for e in estimates.values()) / 3600
     cost = f"{hours:.2f} GPU-hours" if hours else f"{wall_h:.2f} hours without a GPU"
     jobs = count(num_jobs(plan, request.cluster.runs_per_job), "job")
-    console.print(f"{jobs} and a finish job; expected {cost} ({basis})", highlight=False, soft_wrap=True)
+    say(console, f"{jobs} and a finish job; expected {cost} ({basis})")
     expected = start_estimate(request.cluster, phases) if limits.here.name else {}
     for phase_names, text in expected.items():
-        console.print(f"SLURM expects {phase_names} jobs {text}", highlight=False, soft_wrap=True)
+        say(console, f"SLURM expects {phase_names} jobs {text}")
     packed_jobs = num_jobs(plan, ADVISED_RUNS_PER_JOB)
     advice = packing_advice(estimates, runs_per_job=request.cluster.runs_per_job, packed_jobs=packed_jobs)
     if advice is not None:
-        console.print(advice, highlight=False, soft_wrap=True)
+        say(console, advice)
 
 
 def _emit(console: Console, submitting: Submitting, folder: Path) -> int:
     request = submitting.request
     if folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"emit={folder} holds files already; give an empty or a new folder")
+        raise ConfigError(f"emit={folder} holds files already", remedy="give an empty or a new folder")
     ledger = read_ledger(request.store)
     plan, _ = plan_now(request, ledger)
     write_grid_of(console, request)
@@ -162,14 +162,14 @@ def _emit(console: Console, submitting: Submitting, folder: Path) -> int:
     live = alive_jobs(ledger, request.grid, submitting.limits.here)
     script = emit(folder.absolute(), launch, groups, ledger, indices, live)
     scripts = count(len(groups) + 1, "job script")
-    console.print(f"wrote {scripts}; send them with: bash {script}", highlight=False, soft_wrap=True)
+    say(console, f"wrote {scripts}; send them with: bash {script}")
     return OK
 
 
 def _say_how_to_watch(console: Console, submitting: Submitting) -> None:
     request = submitting.request
     line = command_of_grid("status.py", request.grid, request.store, "watch=true")
-    console.print(f"watch: {line}", highlight=False, soft_wrap=True)
+    say(console, f"watch: {line}")
     table = request.store.report(request.grid) / "comparison.md"
     by_hand = command_of_grid("report.py", request.grid, request.store)
     if submitting.has_finish:
@@ -179,4 +179,4 @@ def _say_how_to_watch(console: Console, submitting: Submitting) -> None:
         text = f"{what} found no place: launch again, or with wait=true; the table until then: {by_hand}"
     else:
         text = f"the table: {by_hand}"
-    console.print(text, highlight=False, soft_wrap=True)
+    say(console, text)

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from transfergrid.cli.console import say
 from transfergrid.cluster import slurm
 from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.groups import Group, first_tasks
@@ -31,8 +32,9 @@ def assert_room(plan: Plan, request: Request, limits: Limits) -> None:
         return
     packed = -(-len(plan.to_run) // max(1, room - 1 - len({p.run.phase for p in plan.to_run})))
     raise ConfigError(
-        f"{jobs} jobs are to be sent, SLURM lets you have {max(0, room)} more in its queue; launch_grid.py sends them"
-        f" as places become free with wait=true, or set cluster.runs_per_job={max(2, packed)}"
+        f"{jobs} jobs are to be sent, SLURM lets you have {max(0, room)} more in its queue",
+        remedy="launch_grid.py sends them as places become free with wait=true, or set"
+        f" cluster.runs_per_job={max(2, packed)}",
     )
 
 
@@ -69,7 +71,7 @@ def send_what_fits(console: Console, sender: Sender, groups: Sequence[Group]) ->
                     raise
                 fewer = len(part.tasks) // 2
                 if fewer == 0:
-                    console.print(no_room("more runs", error), style="yellow", highlight=False, soft_wrap=True)
+                    say(console, no_room("more runs", error), style="yellow")
                     return _num_runs(groups[index:])
                 part = first_tasks(group, fewer)
         if part is not group:  # what fits beside it the next wave finds out

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from transfergrid.cli.console import say
 from transfergrid.cluster.local import Ended, Watcher
 from transfergrid.paths import StorePaths
 from transfergrid.planning.plan import PlannedRun
@@ -74,8 +75,7 @@ class LineWatcher(Watcher):
         self._print(ended_line(ended, self._store))
 
     def _print(self, text: str) -> None:
-        line = f"[{self._done}/{self._total}] {text}"
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self._console, f"[{self._done}/{self._total}] {text}")
 
 
 class BarWatcher(Watcher):
@@ -113,15 +113,14 @@ class BarWatcher(Watcher):
     def again(self, planned: PlannedRun) -> None:
         self._total += 1
         self._progress.update(self._all, total=self._total)
-        line = f"again       {planned.run.run_id}  {planned.why}"
-        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(self._progress.console, f"again       {planned.run.run_id}  {planned.why}")
 
     def ended(self, ended: Ended) -> None:
         task = self._tasks.pop(ended.run.run_id, None)
         if task is not None:
             self._progress.remove_task(task)
         self._progress.advance(self._all)
-        self._progress.console.print(ended_line(ended, self._store), markup=False, highlight=False, soft_wrap=True)
+        say(self._progress.console, ended_line(ended, self._store))
 
 
 def shortened(name: str, width: int) -> str:

@@ -30,7 +30,7 @@ def relaunch(
     unknown = [run_id for run_id in run_ids if run_id not in runs]
     if unknown or not payloads:
         instead = typed("launch_grid.py")
-        raise ConfigError(f"{(unknown or [grid])[0]} was not sent to SLURM from {store.root}; use {instead}")
+        raise ConfigError(f"{(unknown or [grid])[0]} was not sent to SLURM from {store.root}", remedy=f"use {instead}")
     wanted = set(run_ids)
     for run in runs.values():  # needed ones come first in every payload
         if wanted.intersection((*run.needs, *(e.run_id for e in run.extractions))):
@@ -40,7 +40,9 @@ def relaunch(
     rows = {entry.run_id for entry in read_grid(store.grid(grid))} | set(run_ids)
     configurations = list({c.run.run_id: c for c in found if c is not None and c.run.run_id in rows}.values())
     if not configurations:
-        raise ConfigError(f"{run_ids[0]} is needed by no configuration of grid {grid} that was sent; launch it again")
+        raise ConfigError(
+            f"{run_ids[0]} is needed by no configuration of grid {grid} that was sent", remedy="launch it again"
+        )
     request = load_retry(
         configurations,
         list(runs.values()),

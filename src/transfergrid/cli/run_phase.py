@@ -90,4 +90,6 @@ def _assert_needs_done(request: Request) -> None:
     plan = make_plan(own, request.runs, request.runtime)
     missing = [p.run.run_id for p in plan.runs if p.run.run_id not in own and p.state != "reuse"]
     if missing:
-        raise ConfigError(f"needs=check: {', '.join(missing)} must complete first; leave needs= out to run them here")
+        raise ConfigError(
+            f"needs=check: {', '.join(missing)} must complete first", remedy="leave needs= out to run them here"
+        )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid.cli.before import queued, sent_states
-from transfergrid.cli.console import count
+from transfergrid.cli.console import count, say
 from transfergrid.cli.finish import finish
 from transfergrid.cli.grid_file import write_grid_of
 from transfergrid.cli.places import fitting, no_room, room_in_queue, send_what_fits
@@ -116,8 +116,7 @@ def submit(console: Console, submitting: Submitting) -> int:
     finishing = " and a finish job" if submitting.has_finish and not submitting.left else ""
     finishing += f"; {count(submitting.left, 'run')} waiting for places" if submitting.left else ""
     took = f"{time.monotonic() - began:.1f} s"
-    text = f"submitted {count(jobs, 'job')} in {count(sent, 'submission')}{finishing}, {took}"
-    console.print(text, highlight=False, soft_wrap=True)
+    say(console, f"submitted {count(jobs, 'job')} in {count(sent, 'submission')}{finishing}, {took}")
     return jobs
 
 
@@ -210,7 +209,7 @@ def _send_finish(console: Console, submitting: Submitting, sender: Sender, ledge
         if error.answer is not Answer.NO_ROOM:
             raise
         submitting.is_finish_due, submitting.has_finish = True, False
-        console.print(no_room("the finish job", error), style="yellow", highlight=False, soft_wrap=True)
+        say(console, no_room("the finish job", error), style="yellow")
         return
     submitting.is_finish_due, submitting.has_finish = False, True
     try:
@@ -218,7 +217,7 @@ def _send_finish(console: Console, submitting: Submitting, sender: Sender, ledge
         older = {s.job_id: s.proof for s in finishing if s.job_id is not None}
         slurm.scancel(live_rows(older, where), pending_only=True)
     except MachineError as error:  # another user's, of a store that is shared
-        console.print(f"an older finish job of this grid stays: {error}", highlight=False, soft_wrap=True)
+        say(console, f"an older finish job of this grid stays: {error}")
 
 
 def alive_jobs(ledger: Ledger, grid: str, where: Here) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import FAILED, OK, count
+from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.status_view import View
 from transfergrid.cluster import slurm
 from transfergrid.cluster.ledger import Submission, read_ledger
@@ -39,7 +39,7 @@ def cancel(console: Console, view: View) -> int:
     live = [row.run_id for row in view.rows if view.state(row).is_live]
     jobs, kept = _own_jobs(view, live)
     for run_id, why in kept.items():
-        console.print(f"left alone: {run_id}: {why}", highlight=False, soft_wrap=True)
+        say(console, f"left alone: {run_id}: {why}")
     if any(view.snapshot.states[run_id].undecided for run_id in kept):
         code, nothing = FAILED, "nothing was cancelled"
     else:
@@ -58,14 +58,14 @@ def cancel(console: Console, view: View) -> int:
     ended = take_snapshot(runs, view.store, view.ledger).states
     with contextlib.suppress(OSError):
         settle(ended, view.store, view.ledger)
-    console.print(
+    say(
+        console,
         f"cancelled {count(len(proven) - len(left), 'job')} of {count(len(runs), 'run')}"
         + (f"; {len(dependents)} that wait for them are cancelled by SLURM" if dependents else ""),
-        highlight=False,
     )
     if left:
         told = f"still there after {VERIFY_S:.0f} s: {', '.join(sorted(left)[:20])}; give the command again"
-        console.print(told, style="red", highlight=False, soft_wrap=True)
+        say(console, told, style="red")
         return FAILED
     return code
 
@@ -172,9 +172,9 @@ def retry(console: Console, view: View, request: StatusRequest) -> int:
         return OK
     for state in states if though_unknown else ():
         if state.undecided:
-            console.print(f"unknown: {state.run_id}: {state.reason}", highlight=False, soft_wrap=True)
+            say(console, f"unknown: {state.run_id}: {state.reason}")
     grid = view.grid or _grid_of(view, picked[0])
-    console.print(f"retrying {count(len(picked), 'run')} of grid {grid}", highlight=False)
+    say(console, f"retrying {count(len(picked), 'run')} of grid {grid}")
     from transfergrid.cli.retry import relaunch  # Hydra, which only those who launch need to wait for
 
     with _set_aside(view.store, picked):
@@ -213,9 +213,13 @@ def _grid_of(view: View, run_id: str) -> str:
     for path in sorted(view.store.grid("x").parent.glob("*.json")):
         if any(entry.run_id == run_id for entry in read_grid(path)):
             return path.stem
-    raise ConfigError(f"{run_id} stands in no grid of {view.store.root}; run it again with {typed('run_phase.py')}")
+    raise ConfigError(
+        f"{run_id} stands in no grid of {view.store.root}", remedy=f"run it again with {typed('run_phase.py')}"
+    )
 
 
 def _assert_slurm_answers(view: View, what: str) -> None:
     if view.snapshot.slurm_error is not None:
-        raise MachineError(f"SLURM does not answer, so what lives is not known and {what} did nothing; try again later")
+        raise MachineError(
+            f"SLURM does not answer, so what lives is not known and {what} did nothing", remedy="try again later"
+        )

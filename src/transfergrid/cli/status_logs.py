@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transfergrid.cli.console import FAILED, OK
+from transfergrid.cli.console import FAILED, OK, say
 from transfergrid.cli.status_table import clock, last_words, next_steps, printable, read_progress, state_text
-from transfergrid.cli.status_view import BAD, View, read_view
-from transfergrid.cluster.evidence import log_tail
+from transfergrid.cli.status_view import View, read_view
+from transfergrid.cluster.evidence import log_tail, read_object
+from transfergrid.cluster.run_state import ENDED
 from transfergrid.config.status import StatusRequest
 from transfergrid.specs import RunSpec
-from transfergrid.store import durable
 from transfergrid.store.records import read_record
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ LAST_LINES = 15
 
 def show_run(console: Console, view: View) -> None:
     for line in _run_lines(view):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _run_lines(view: View) -> Iterator[str]:
@@ -83,11 +83,8 @@ def _settings(spec: RunSpec | None) -> str:
 
 def _attempts(view: View, run_id: str) -> Iterator[dict[str, Any]]:
     """Those that are still on file, oldest first."""
-    for path in sorted(view.store.run(run_id).attempts.glob("*.json")):
-        try:
-            yield durable.read_json(path)
-        except (OSError, ValueError):
-            continue
+    paths = sorted(view.store.run(run_id).attempts.glob("*.json"))
+    yield from (owner for owner in map(read_object, paths) if owner is not None)
 
 
 def log_files(view: View, run_id: str) -> list[Path]:
@@ -118,8 +115,8 @@ def follow(console: Console, request: StatusRequest) -> int:
         return OK
     state = view.state(row)
     text = state_text(state) + (f": {printable(state.reason)}" if state.state in ("failed", "lost") else "")
-    console.print(f"{row.run_id}: {text}", highlight=False, soft_wrap=True)
-    return FAILED if state.state in BAD else OK
+    say(console, f"{row.run_id}: {text}")
+    return FAILED if state.state in ENDED else OK
 
 
 def _print_added(path: Path, offsets: dict[Path, int], shown: list[Path]) -> None:

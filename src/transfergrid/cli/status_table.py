@@ -11,11 +11,12 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.cli.progress import last_line
-from transfergrid.cli.status_view import BAD, Row, View
-from transfergrid.cluster.evidence import log_tail
-from transfergrid.cluster.run_state import RunState, State
+from transfergrid.cli.status_view import Row, View
+from transfergrid.cluster.evidence import log_tail, read_object
+from transfergrid.cluster.run_state import ENDED, RunState, State
 from transfergrid.config.spelling import command, command_of_grid
 from transfergrid.errors import next_step
+from transfergrid.names import some
 from transfergrid.store import durable
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ def _shown(view: View, fold_above: int) -> tuple[Sequence[Row], list[tuple[str, 
     for (state, (phase, dataset)), group in groupby(rest, key=lambda row: (view.state(row).state, key(row))):
         members = list(group)
         models = sorted({row.model for row in members})
-        told = ", ".join(models[:4]) + (f" and {len(models) - 4} more models" if len(models) > 4 else "")
-        folded.append((f"{len(members)} x {phase} on {dataset}: {told}", state))
+        folded.append((f"{len(members)} x {phase} on {dataset}: {some(models, 4, 'models')}", state))
     return shown, folded
 
 
@@ -92,7 +92,7 @@ def reason_lines(view: View) -> Iterator[str]:
         if state.state not in ("done", "failed", "lost") and state_text(state) != state.state:
             told.setdefault((state.state, state_text(state)), []).append(row)
     for (_, text), rows in told.items():
-        yield f"{printable(text)}: {_and_more([row.label for row in rows])}"
+        yield f"{printable(text)}: {some([row.label for row in rows], 1)}"
 
 
 def _cells(view: View, row: Row, *, with_reason: bool) -> tuple[str, ...]:
@@ -143,7 +143,7 @@ class _Progress:
 def read_progress(view: View, row: Row) -> _Progress:
     total, unit = _total_epochs(view, row.run_id)
     if view.state(row).state == "done":
-        metrics = (_json(view, row.run_id, "record") or {}).get("metrics") or {}
+        metrics = (read_object(view.store.run(row.run_id).record) or {}).get("metrics") or {}
         return _Progress(f"{total}/{total}{unit}" if total else "", metrics.get("val_accuracy"))
     newest = last_line(view.store, row.run_id)
     if newest is None:
@@ -181,19 +181,11 @@ def _total_epochs(view: View, run_id: str) -> tuple[int | None, str]:
     if run_id in view.specs:
         spec = view.specs[run_id]
         return spec.epochs, " C" if spec.is_solved else ""
-    settings = (_json(view, run_id, "spec") or {}).get("settings") or {}
+    settings = (read_object(view.store.run(run_id).spec) or {}).get("settings") or {}
     if settings.get("solver") == "lbfgs":
         return len(settings["cs"]), " C"
     total = settings.get("epochs")
     return (total if isinstance(total, int) else None), ""
-
-
-def _json(view: View, run_id: str, name: str) -> dict[str, Any] | None:
-    try:
-        found = durable.read_json(getattr(view.store.run(run_id), name))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
 
 
 # ------------------------------------------------------------------------------------------------------------ failures
@@ -205,7 +197,7 @@ def failure_lines(view: View) -> Iterator[tuple[str, str | None]]:
         if state.state in ("failed", "lost"):
             told.setdefault((state.failure_class or "lost", state.reason), []).append(row.run_id)
     for number, ((name, reason), run_ids) in enumerate(list(told.items())[:FAILURES_SHOWN]):
-        yield f"{name}: {_and_more(run_ids)}: {printable(reason)}", "red"
+        yield f"{name}: {some(run_ids, 1)}: {printable(reason)}", "red"
         if number < FAILURES_WITH_LOG:
             yield from ((f"    {line}", "dim") for line in last_words(view, run_ids[0], LOG_LINES))
     if len(told) > FAILURES_SHOWN:
@@ -215,14 +207,10 @@ def failure_lines(view: View) -> Iterator[tuple[str, str | None]]:
     yield from ((line, None) for line in next_steps(view))
 
 
-def _and_more(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
-
-
 def next_steps(view: View) -> Iterator[str]:
     """One line per failure class, and remedy, that is there."""
-    states = [view.state(row) for row in view.rows if view.state(row).state in BAD]
-    classes = [(state.failure_class or "lost", state.remedy or None) for state in states]
+    states = [view.state(row) for row in view.rows if view.state(row).state in ENDED]
+    classes = [(state.failure_class or "lost", state.remedy or "") for state in states]
     for name, remedy in dict.fromkeys(classes):
         more = _more_memory(view, [s.run_id for s in states if s.failure_class == name]) if name == "host_oom" else ()
         again = command_of_grid("status.py", view.grid, view.store, f"retry={name}", *more) if view.grid else ""
@@ -245,7 +233,7 @@ def _more_memory(view: View, run_ids: Sequence[str]) -> tuple[str, ...]:
 
 def last_words(view: View, run_id: str, count: int) -> list[str]:
     """The last lines of the run's own log where it recorded its failure itself; else of what SLURM kept."""
-    record, state = _json(view, run_id, "record") or {}, view.snapshot.states[run_id]
+    record, state = read_object(view.store.run(run_id).record) or {}, view.snapshot.states[run_id]
     own = log_tail(view.store.run(run_id).log)
     newest = view.ledger.newest(run_id)
     slurm = "" if newest is None else log_tail(newest[0].logs(newest[1])[1])

@@ -8,22 +8,26 @@ from dataclasses import dataclass
 
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of_spec, specs_of
-from transfergrid.cluster.run_state import RunState, State
+from transfergrid.cluster.run_state import ENDED, RunState, State
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.config.spelling import command_of_grid, never_launched, who_lists_runs
 from transfergrid.config.status import StatusRequest
 from transfergrid.errors import ConfigError
+from transfergrid.names import some
 from transfergrid.paths import StorePaths
-from transfergrid.specs import RunSpec, from_dict
-from transfergrid.store import durable
+from transfergrid.specs import RunSpec
+from transfergrid.store.attempts import read_spec
 from transfergrid.store.records import GridEntry, read_grid
 
 SLURM_TIMEOUT_S = 5.0
 ORDER: tuple[State, ...] = (
-    *("failed", "lost", "blocked", "cancelled", "unknown"),
-    *("running", "pending", "not submitted", "done"),
+    *ENDED,
+    "unknown",
+    "running",
+    "pending",
+    "not submitted",
+    "done",
 )
-BAD: tuple[State, ...] = ("failed", "lost", "blocked", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,7 @@ class View:
 
     @property
     def has_failures(self) -> bool:
-        return any(self.state(row).state in BAD for row in self.rows)
+        return any(self.state(row).state in ENDED for row in self.rows)
 
     @property
     def summary(self) -> str:
@@ -120,7 +124,7 @@ def read_view(request: StatusRequest) -> View:
     # A run that an earlier launch of this grid sent, and that the grid no longer names, matters while it lives.
     beside = [r for r in held if r not in in_grid and (r in needed or snapshot.states[r].is_live or request.run)]
     rows = [Row(e.run_id, e.dataset, e.model, e.phase, e.variant, e.seed) for e in entries]
-    others = [_row_of(run_id, specs.get(run_id) or _stored_spec(store, run_id)) for run_id in beside]
+    others = [_row_of(run_id, specs.get(run_id) or read_spec(store.run(run_id))) for run_id in beside]
     return View(request.grid, store, tuple(others + rows), ledger, specs, snapshot)
 
 
@@ -161,16 +165,8 @@ def _resolve(name: str, known: Iterable[str], store: StorePaths) -> str:
         if len(found) == 1:
             return found[0]
         if found:
-            shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
-            raise ConfigError(f"run={name} fits {len(found)} runs: {shown}; give more of the name")
-    raise ConfigError(f"run={name} fits none of {len(known)} runs; {who_lists_runs(store)}")
-
-
-def _stored_spec(store: StorePaths, run_id: str) -> RunSpec | None:
-    try:
-        return from_dict(RunSpec, durable.read_json(store.run(run_id).spec))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+            raise ConfigError(f"run={name} fits {len(found)} runs: {some(found, 4)}", remedy="give more of the name")
+    raise ConfigError(f"run={name} fits none of {len(known)} runs", remedy=who_lists_runs(store))
 
 
 def _row_of(run_id: str, spec: RunSpec | None) -> Row:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import shlex
 import shutil
 import sys
 import time
@@ -17,23 +16,25 @@ from typing import TYPE_CHECKING, Literal
 
 from transfergrid import tracking
 from transfergrid.cli import before, launch, shown
-from transfergrid.cli.console import BAD_ARGUMENTS, OK, hashing_progress, make_console
+from transfergrid.cli.console import BAD_ARGUMENTS, OK, hashing_progress, make_console, say
 from transfergrid.cli.grid_file import write_grid_of
 from transfergrid.cli.progress import watching
-from transfergrid.cluster import ledger, local, slurm
+from transfergrid.cluster import accounting, ledger, local, slurm
 from transfergrid.cluster.adopt import adopt, adopt_intents
-from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, ends_in_one_line, setup_lines
-from transfergrid.cluster.limits import assert_possible, read_limits
+from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, ends_in_one_line, prelude
+from transfergrid.cluster.limits import read_limits
 from transfergrid.cluster.ownership import here, is_alive, new_token
+from transfergrid.cluster.possible import assert_possible
 from transfergrid.cluster.requeue import requeue_this_job
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import settle
 from transfergrid.cluster.slurm_words import meaning
-from transfergrid.cluster.snapshot import import_path, take_snapshot_of_code
+from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.cluster.yielding import fitted
 from transfergrid.config.sweep import Sweep, launch_line, load_sweep, run_sweep
 from transfergrid.errors import ConfigError, MachineError, one_line
+from transfergrid.names import some
 from transfergrid.paths import typed
 from transfergrid.planning import job
 from transfergrid.planning.plan import Plan, PlannedRun, make_plan
@@ -76,7 +77,7 @@ def sweep(arguments: Sequence[str]) -> int:
     finally:
         tracking.wait_for_mirror(mirror, launch.MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
     shown.show_results(console, request)
-    return shown.show_failures(console, plan, endings)
+    return shown.show_endings(console, plan, endings)
 
 
 # ------------------------------------------------------------------------------------------------------------- checking
@@ -87,19 +88,21 @@ def _assert_slurm_can(asked: Sweep) -> Sweep:
     """
     instead = f"use {typed('launch_grid.py')}"
     if not slurm.answers():
-        raise ConfigError(f"cluster={asked.request.cluster.name}: SLURM does not answer here; submit from a login node")
+        raise ConfigError(
+            f"cluster={asked.request.cluster.name}: SLURM does not answer here", remedy="submit from a login node"
+        )
     resources = asked.resources
     limits = read_limits(account=resources.account, qos=resources.qos)
     # The launcher asks sacct alone how a job ended, and waits for ever for one that died without a word.
-    if not limits.accounting or slurm.sacct(["1"], since=datetime.now(UTC)) is None:
-        raise ConfigError(f"hydra/launcher=slurm needs SLURM's accounting (sacct), which is not there; {instead}")
+    if not limits.accounting or accounting.sacct(["1"], since=datetime.now(UTC)) is None:
+        raise ConfigError("hydra/launcher=slurm needs SLURM's accounting (sacct), which is not there", remedy=instead)
     resources, told = fitted(resources, limits, what="sweep")
     if told is not None:
-        make_console().print(told, highlight=False, soft_wrap=True)
+        say(make_console(), told)
     assert_possible(resources, limits, what="sweep")
     if len(asked.request.configurations) > limits.max_array_size:
         raise ConfigError(
-            f"a sweep is one job array, of at most {limits.max_array_size} runs on this cluster; {instead}"
+            f"a sweep is one job array, of at most {limits.max_array_size} runs on this cluster", remedy=instead
         )
     return replace(asked, request=replace(asked.request, cluster=asked.request.cluster.all_as(resources)))
 
@@ -120,10 +123,9 @@ def _missing(plan: Plan, runs: dict[str, RunSpec]) -> list[RunSpec]:
 
 
 def _told(asked: Sweep, missing: Sequence[RunSpec]) -> str:
-    names = [run.run_id for run in missing]
-    shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     line = launch_line(asked, missing)
-    return f"needs=check: {shown} must complete first" + (f"; make what is missing by: {line}" if line else "")
+    names = some([run.run_id for run in missing], 3)
+    return f"needs=check: {names} must complete first" + (f"; make what is missing by: {line}" if line else "")
 
 
 # -------------------------------------------------------------------------------------------------- on this machine
@@ -178,7 +180,7 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
         shutil.rmtree(payload.parent, ignore_errors=True)
         raise
     jobs = f"{len(todo)} job{'s' if len(todo) > 1 else ''} named {submission.job_name}"
-    console.print(f"{jobs}; waiting for {'them' if len(todo) > 1 else 'it'}", highlight=False, soft_wrap=True)
+    say(console, f"{jobs}; waiting for {'them' if len(todo) > 1 else 'it'}")
     run_ids = [p.run.run_id for p in todo]
     try:
         with slurm_environment():
@@ -211,12 +213,8 @@ def _launch(run_ids: Sequence[str], asked: Sweep, payload: Path, submission: led
 
 def _write_setup(submission: ledger.Submission, asked: Sweep, code: Path) -> Path:
     """What each job does before python. A file, because Hydra would take the shell's ${NAME} for its own."""
-    exports = (
-        f"export PYTHONPATH={shlex.quote(import_path(code))}",
-        f"export TRANSFERGRID_JOB_TOKEN={submission.token}",
-        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # srun since 22.05 does not take it from the job
-    )
-    lines = setup_lines(asked.request.cluster.setup, exports, token=submission.token)
+    cpus = "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"  # srun since 22.05 does not take it from the job
+    lines = prelude(asked.request.cluster, code, cpus, token=submission.token)
     folder = submission.folder
     durable.make_folder(folder)
     durable.write_bytes(folder / "setup.sh", os.fsencode("\n".join([*lines, ""])))

@@ -17,6 +17,7 @@ from transfergrid.config.sync import SyncRequest, parse_sync
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.specs import Runtime, from_dict
 from transfergrid.store import durable
+from transfergrid.store.provenance import import_path
 from transfergrid.tracking.account import Unreachable, find_account, why_silent
 
 if TYPE_CHECKING:
@@ -109,7 +110,6 @@ def sync_and_publish(console: Console, runtime: Runtime, grid: str) -> None:
 
 def _tell(console: Console, module: str, arguments: Sequence[str]) -> bool:
     """Run one of our own commands and print what it says last; whether it ended well."""
-    import_path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", module, *arguments],
@@ -117,7 +117,7 @@ def _tell(console: Console, module: str, arguments: Sequence[str]) -> bool:
             capture_output=True,
             text=True,
             errors="replace",
-            env=os.environ | {"PYTHONPATH": import_path},
+            env=os.environ | {"PYTHONPATH": import_path()},
             timeout=LONGEST_S,
         )
     except (OSError, subprocess.SubprocessError) as error:

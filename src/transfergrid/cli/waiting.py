@@ -8,21 +8,20 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import FAILED, OK, count
+from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.finish import runs_of
 from transfergrid.cli.sending import Submitting, submit
-from transfergrid.cli.shown import show_results
+from transfergrid.cli.shown import show_failures, show_results
 from transfergrid.cli.usage import show_usage
 from transfergrid.cluster.evidence import log_tail
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.ownership import here, live_rows
 from transfergrid.cluster.run_state import RunState
-from transfergrid.cluster.settle import ENDED
 from transfergrid.cluster.slurm import SlurmDown
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.config import Request
-from transfergrid.errors import MachineError, next_step
+from transfergrid.errors import MachineError
 from transfergrid.paths import typed
 
 if TYPE_CHECKING:
@@ -54,17 +53,17 @@ def wait(console: Console, submitting: Submitting) -> int:
                     since.pop("starving", None)
                 elif (submitting.left or submitting.is_finish_due) and _lasts("starving", since) > STARVING_S:
                     left = count(submitting.left, "run") if submitting.left else "the finish job"
-                    raise MachineError(f"{left} find no place in SLURM's queue; free some, and launch again")
+                    raise MachineError(f"{left} find no place in SLURM's queue", remedy="free some, and launch again")
             elif not live and (_finish_has_ended(ledger, request) or _lasts("ended", since) > FINISH_GRACE_S):
                 break
         except SlurmDown as error:
             if _lasts("away", since) > CONTROLLER_AWAY_S:
-                raise SlurmDown(f"{error}; the jobs go on, {typed('status.py')} shows them") from error
+                raise SlurmDown(str(error), remedy=f"the jobs go on, {typed('status.py')} shows them") from error
         time.sleep(request.cluster.poll_s)
     show_results(console, request, reported=True)
     show_usage(console, list(states), request.store)
     for line in published_lines(ledger, request.grid):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
     return _show_endings(console, states)
 
 
@@ -98,18 +97,13 @@ def _tell_changes(console: Console, states: Mapping[str, RunState], told: dict[s
         told[run_id] = state.state
         why = f"  {state.reason}" if state.reason and state.state != "running" else ""
         where = f"  on {state.node}" if state.node and state.state == "running" else ""
-        line = f"[{counts['done']}/{len(states)}] {state.state:<9} {run_id}{where}{why}"
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, f"[{counts['done']}/{len(states)}] {state.state:<9} {run_id}{where}{why}")
 
 
 def _show_endings(console: Console, states: Mapping[str, RunState]) -> int:
-    """Each run that did not complete, with class, reason and next step."""
+    """Each run that did not complete."""
+    show_failures(console, (state.failure for state in states.values()))
     for state in states.values():
-        if state.state in ENDED:
-            name = state.failure_class or state.state
-            step = next_step(name, state.remedy)
-            line = "; ".join(filter(None, (f"{name}: {state.run_id}: {state.reason}", step)))
-            console.print(line, style="red", highlight=False, soft_wrap=True)
-        elif state.undecided:
-            console.print(f"unknown: {state.run_id}: {state.reason}", style="yellow", highlight=False, soft_wrap=True)
+        if state.undecided:
+            say(console, f"unknown: {state.run_id}: {state.reason}", style="yellow")
     return OK if all(s.state == "done" for s in states.values()) else FAILED

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from transfergrid.cluster import accounting, slurm
 from transfergrid.cluster import ledger as ledgers
-from transfergrid.cluster import slurm
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, here
 from transfergrid.cluster.slurm import SETTLING_S, SlurmDown
@@ -20,6 +20,7 @@ from transfergrid.errors import one_line
 from transfergrid.store import durable
 
 RETRY_S = 3.0
+LAUNCH_AGAIN = "launch again once it does: what was sent is found, what was not is sent"
 LOOKS = 3  # at what SLURM shows, before a job of which sbatch said nothing counts as never sent
 
 
@@ -35,8 +36,7 @@ def look_up(submission: Submission, deadline: float) -> Submission | None:
         except SlurmDown as error:
             if time.monotonic() > deadline:
                 raise SlurmDown(
-                    f"SLURM's controller has not answered ({one_line(error)}); launch again once it does: what was sent"
-                    " is found, what was not is sent"
+                    f"SLURM's controller has not answered ({one_line(error)})", remedy=LAUNCH_AGAIN
                 ) from error
             looks = 0
         else:
@@ -65,16 +65,16 @@ def _job_ids(intents: Sequence[Submission]) -> dict[str, str]:
     all that its user has in the queue, since tasks rename themselves; then the accounting, of what has ended."""
     told = {s.name: number for s in intents if (number := _told_id(s)) is not None}
     found: dict[str, str] = {}
-    rows = [(e.job_id, e.name) for e in slurm.squeue(told.values()) if slurm.was_taken(e)]
+    rows = [(e.job_id, e.name) for e in slurm.squeue(told.values()) if slurm.was_taken(e.state, e.nodes)]
     _match([s for s in intents if s.name in told], rows, found)
     missing = [s for s in intents if s.name not in found]
     uids = {s.uid for s in missing if s.uid is not None}
-    _match(missing, [(e.job_id, e.name) for e in slurm.squeue(uids=uids) if slurm.was_taken(e)], found)
+    _match(missing, [(e.job_id, e.name) for e in slurm.squeue(uids=uids) if slurm.was_taken(e.state, e.nodes)], found)
     missing = [s for s in intents if s.name not in found]
     if missing and uids:
         since = min(s.submitted for s in missing)
-        account = slurm.sacct(uids=uids, since=since, cluster=missing[0].cluster)
-        _match(missing, [(a.job_id, a.name) for a in account or () if slurm.was_taken(a)], found)
+        account = accounting.sacct(uids=uids, since=since, cluster=missing[0].cluster)
+        _match(missing, [(a.job_id, a.name) for a in account or () if slurm.was_taken(a.state, a.nodes)], found)
     return found
 
 

@@ -10,9 +10,12 @@ import contextlib
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from transfergrid.cluster.answers import SILENCE
 from transfergrid.errors import GridError, classify, one_line
+from transfergrid.resources import ClusterSettings
+from transfergrid.store.provenance import import_path
 
 OF_MACHINE = 71  # EX_OSERR: of python on the node; the machine cannot do it, and the log says what
 DISK_FULL = 73  # EX_CANTCREAT: of python on the node; not even the failure could be recorded
@@ -50,6 +53,14 @@ tg_end() {{
 trap tg_end EXIT
 set -eo pipefail
 """
+
+
+def prelude(settings: ClusterSettings, source: Path, *exports: str, token: str | None) -> list[str]:
+    """All that stands before a run's own line: setup_lines() and the environment of the code in `source`. token: of the
+    job, where it has one."""
+    ours = [f"export PYTHONPATH={shlex.quote(import_path(source))}", *exports]
+    ours += [f"export TRANSFERGRID_JOB_TOKEN={token}"] if token is not None else []
+    return setup_lines(settings.setup, ours, token=token)
 
 
 def setup_lines(setup: Sequence[str], exports: Sequence[str], *, token: str | None) -> list[str]:

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from transfergrid.cluster import slurm
-from transfergrid.cluster.forms import ANY, WORD, rows
+from transfergrid.cluster import accounting, slurm
+from transfergrid.cluster.forms import ANY, WORD, rows, time_of, when
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths
@@ -25,7 +25,7 @@ SENT_SLACK_S = 600.0  # an sbatch that hung, before its job was entered
 Job = tuple[str | None, str]  # cluster, None where an older release did not note it, and number
 # The name comes last, since it may hold whatever a user typed, the separator included.
 _FIELDS = ("JobID", "Cluster", "State", "Submit", "Start", "End", "ElapsedRaw", "AllocTRES", "JobName")
-_FORMS = (slurm.JOB_OR_STEP, WORD, slurm.STATE, *[ANY] * 3, slurm.SECONDS, r"(\S+=\S+)?", ANY)
+_FORMS = (accounting.JOB_OR_STEP, WORD, accounting.STATE, *[ANY] * 3, accounting.SECONDS, r"(\S+=\S+)?", ANY)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,7 +106,7 @@ def _ours(claim: Claim, allocations: Sequence[Allocation]) -> Sequence[Allocatio
 def _began_or_was_sent_then(claim: Claim, allocations: Sequence[Allocation]) -> bool:
     """Whether an attempt of ours began within one of them, or they were entered just after we sent ours: a number is
     given again, by another cluster or after years."""
-    starts = [_moment(a.started) for times in claim.attempts.values() for a in times]
+    starts = [time_of(a.started) for times in claim.attempts.values() for a in times]
     if any(moment is not None and _within(moment, each) for each in allocations for moment in starts):
         return True
     entered = [each.submitted for each in allocations if each.submitted is not None]
@@ -166,7 +166,7 @@ def _shares(claim: Claim, allocation: Allocation) -> dict[str, float]:
     own_s = {run_id: 0.0 for run_id in claim.attempts}
     for run_id, times in claim.attempts.items():
         for attempt in times:
-            began = _moment(attempt.started)
+            began = time_of(attempt.started)
             if began is not None and _within(began, allocation):
                 end = allocation.end or datetime.now(UTC)
                 own_s[run_id] += max(attempt.wall_s or (end - began).total_seconds(), 0.001)
@@ -203,7 +203,7 @@ def _write(store: StorePaths, run_id: str, found: Sequence[BilledJob]) -> bool:
 
 
 def _first_sign(claims: Mapping[Job, Claim]) -> datetime:
-    began = [_moment(a.started) for claim in claims.values() for times in claim.attempts.values() for a in times]
+    began = [time_of(a.started) for claim in claims.values() for times in claim.attempts.values() for a in times]
     sent = [claim.submission.submitted for claim in claims.values() if claim.submission is not None]
     known = [moment for moment in (*began, *sent) if moment is not None]
     return min(known, default=datetime.now(UTC))
@@ -216,13 +216,6 @@ def _within(moment: datetime, allocation: Allocation) -> bool:
     return allocation.start - slack <= moment and (allocation.end is None or moment <= allocation.end + slack)
 
 
-def _moment(text: str) -> datetime | None:
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except ValueError:
-        return None
-
-
 # ------------------------------------------------------------------------------------------------ what accounting knows
 def sacct(
     job_ids: Iterable[str], *, since: datetime, cluster: str | None
@@ -231,13 +224,9 @@ def sacct(
 
     cluster: whose accounts; None = this machine's.
     """
-    bases = sorted({slurm.base_id(job_id) for job_id in job_ids})
-    start = (since.astimezone(UTC) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S")
-    where = ["-M", cluster] if cluster is not None else []
-    command = ["sacct", *where, "-n", "-P", "-X", "-D", "-S", start, "-j", ",".join(bases), "-o", ",".join(_FIELDS)]
-    try:
-        text = slurm.run(command, timeout_s=TIMEOUT_S)
-    except MachineError:
+    which, options = ["-j", ",".join(sorted({slurm.base_id(job_id) for job_id in job_ids}))], ("-X", "-D")
+    text = accounting.accounts(_FIELDS, which, since=since, cluster=cluster, options=options, timeout_s=TIMEOUT_S)
+    if text is None:
         return None
     found: dict[str, dict[str, list[Allocation]]] = {}
     for allocation in parse_sacct(text):
@@ -250,16 +239,16 @@ def parse_sacct(text: str) -> list[Allocation]:
     found = []
     for row in rows("sacct", text, _FORMS):
         cells = dict(zip(_FIELDS, row, strict=True))
-        if "[" in cells["JobID"] or slurm.when(cells["Start"]) is None:
+        if "[" in cells["JobID"] or when(cells["Start"]) is None:
             continue
         found.append(
             Allocation(
                 job_id=cells["JobID"],
                 name=cells["JobName"],
                 cluster=cells["Cluster"],
-                submitted=slurm.when(cells["Submit"]),
-                start=slurm.when(cells["Start"]),
-                end=slurm.when(cells["End"]),
+                submitted=when(cells["Submit"]),
+                start=when(cells["Start"]),
+                end=when(cells["End"]),
                 elapsed_s=float(cells["ElapsedRaw"] or 0),
                 gpus=gpus_of(cells["AllocTRES"]),
             )

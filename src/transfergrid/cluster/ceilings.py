@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from transfergrid.errors import ConfigError
 from transfergrid.resources import Resources
 
 TRES = r"[^|\s]*"  # `cpu=4,gres/gpu:a100=1,mem=8G`, as sacctmgr prints it
@@ -27,8 +28,8 @@ def ceiling_of(owner: str, columns: Mapping[str, str]) -> Ceiling:
     return Ceiling(owner, {(kind, tres): most for kind, text in columns.items() for tres, most in _read(text)})
 
 
-def above(asked: Resources, layers: Sequence[Ceiling]) -> str | None:
-    """Why such a job would wait for good, and what to give instead; None where nothing forbids it.
+def above(asked: Resources, layers: Sequence[Ceiling]) -> ConfigError | None:
+    """Why such a job would wait for good; None where nothing forbids it.
 
     layers: the most important first. SLURM takes each limit from the first of them that has it.
     """
@@ -37,7 +38,8 @@ def above(asked: Resources, layers: Sequence[Ceiling]) -> str | None:
         if value > most:
             shown = f"{most / 1024:g}" if tres == "mem" else f"{most:g}"
             given = value / 1024 if tres == "mem" else value
-            return f"cluster.{key}={given:g} is more than {owner} ever gives; give cluster.{key}={shown} or less"
+            said = f"cluster.{key}={given:g} is more than {owner} ever gives"
+            return ConfigError(said, remedy=f"give cluster.{key}={shown} or less")
     return None
 
 
@@ -47,11 +49,11 @@ def room(layers: Sequence[Ceiling]) -> tuple[float, float]:
 
 
 def _least(layers: Sequence[Ceiling], tres: str) -> tuple[float, str]:
-    found = [
+    of_kinds = [
         next(((layer.most[kind, tres], layer.owner) for layer in layers if (kind, tres) in layer.most), None)
         for kind in KINDS
     ]
-    return min((limit for limit in found if limit is not None), default=(math.inf, ""))
+    return min((limit for limit in of_kinds if limit is not None), default=(math.inf, ""))
 
 
 def _wanted(asked: Resources) -> Iterable[tuple[str, str, float]]:

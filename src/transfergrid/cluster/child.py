@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnProcess
 from typing import Any
 
-from transfergrid.errors import one_line
+from transfergrid.errors import one_line, remedy_of
 from transfergrid.specs import Runtime
 
 PRELOADED = (
@@ -29,10 +29,12 @@ PRELOADED = (
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """value: what the function returned. error: its message on one line, where it raised or its process died."""
+    """value: what the function returned. error: its message on one line, where it raised or its process died. remedy:
+    what helps then, where it said."""
 
     value: Any = None
     error: str | None = None
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +59,12 @@ def ask(function: Callable[..., Any], arguments: tuple[object, ...], *, runs_fol
     process.start()
     sender.close()
     try:
-        value, error = receiver.recv()
+        answer: Answer = receiver.recv()
     except EOFError:
         process.join()
-        value, error = None, f"the process that looked ended without a word (exit code {process.exitcode})"
+        answer = Answer(error=f"the process that looked ended without a word (exit code {process.exitcode})")
     process.join()
-    return Answer(value, error)
+    return answer
 
 
 def context() -> ForkServerContext:
@@ -109,10 +111,9 @@ def _usable_gpus() -> tuple[tuple[int, ...], str | None]:
 
 
 def _answer(function: Callable[..., Any], arguments: tuple[object, ...], sender: Connection) -> None:
-    value, error = None, None
     try:
-        value = function(*arguments)
-    except Exception as raised:  # whatever it is, the launcher must hear of it
-        error = one_line(raised)
+        answer = Answer(function(*arguments))
+    except Exception as error:  # whatever it is, the launcher must hear of it
+        answer = Answer(error=one_line(error, with_remedy=False), remedy=remedy_of(error) or "")
     with contextlib.suppress(BrokenPipeError):  # the launcher was interrupted meanwhile
-        sender.send((value, error))
+        sender.send(answer)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid.cluster import slurm, slurm_words
+from transfergrid.cluster.accounting import AccountEntry, sacct
+from transfergrid.cluster.forms import time_of
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, Proof, here, proof_of_attempt
 from transfergrid.errors import GridError, MachineError
@@ -44,7 +46,7 @@ class Own:
 
     @property
     def started(self) -> datetime | None:
-        return _time(self.owner.get("started"))
+        return time_of(self.owner.get("started"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Case:
             return False
         if self.submission is None or self.began:
             return True
-        ended = _time((record.get("provenance") or {}).get("ended")) or self.own.started
+        ended = time_of((record.get("provenance") or {}).get("ended")) or self.own.started
         return _not_before(ended, self.submission.submitted)
 
 
@@ -107,7 +109,7 @@ class Look:
     read: dict[str, Own] = field(default_factory=dict)
     here: Here | None = None
     queue: dict[str, slurm.QueueEntry] = field(default_factory=dict)
-    account: dict[tuple[str, str], slurm.AccountEntry] = field(default_factory=dict)
+    account: dict[tuple[str, str], AccountEntry] = field(default_factory=dict)
     error: str | None = None
     accounting: bool = True
     commands: int = 0
@@ -131,7 +133,7 @@ class Look:
             return None
         return None if any(s.proof.fits(here.name, found.name) for s in self.ledger.submissions) else found
 
-    def accounted(self, case: Case) -> slurm.AccountEntry | None:
+    def accounted(self, case: Case) -> AccountEntry | None:
         """What the accounting keeps of a run's job, where it proves to be that."""
         clusters = {case.proof.cluster} if case.proof.cluster is not None else {cluster for cluster, _ in self.account}
         known = (self.account.get((str(cluster), str(case.job_id))) for cluster in clusters)
@@ -148,13 +150,13 @@ class Look:
 
 def _read_own(store: StorePaths, run_id: str) -> Own:
     paths = store.run(run_id)
-    record = _read(paths.record)
+    record = read_object(paths.record)
     if record is not None and record.get("format") != RECORD_FORMAT:
         record = None
     if record is not None and record.get("status") == "completed":
         return Own(record, {}, int(record.get("attempt") or 0), False)
     number = newest_attempt(paths)
-    owner = _read(paths.attempt(number)) if number else None
+    owner = read_object(paths.attempt(number)) if number else None
     return Own(record, owner or {}, number, bool(number) and durable.is_locked(paths.lock))
 
 
@@ -205,7 +207,7 @@ def ask_slurm(look: Look, cases: Sequence[Case], timeout_s: float) -> None:
         look.commands += 1
         ids = {slurm.base_id(str(c.job_id)) for c in unexplained}
         since = min(c.submitted for c in unexplained if c.submitted is not None)
-        account = slurm.sacct(ids, since=since, cluster=cluster, timeout_s=timeout_s)
+        account = sacct(ids, since=since, cluster=cluster, timeout_s=timeout_s)
         if look.here is None or cluster == look.here.name:
             look.accounting = account is not None
         look.account |= {(a.cluster, a.job_id): a for a in account or ()}
@@ -224,11 +226,12 @@ def _explained(look: Look, case: Case) -> bool:
     return entry.state != "FAILED" or case.has_current_record
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """What SLURM says of a job that left its queue. state: of accounting that lags behind, it may be a live one.
 
-    memory: what it used of what it had asked for, in words; empty where that is not known.
+    is_known_code: whether code and signal are told. memory: what it used of what it had asked for, in words; empty
+    where that is not known.
     """
 
     state: str
@@ -245,25 +248,32 @@ def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> Ending 
     account = look.accounted(case)
     if account is not None and (entry is None or slurm_words.meaning(account.state).kind == "ended"):
         state = account.state if entry is None or account.state == "OUT_OF_MEMORY" else entry.state
-        where = (account.nodes, account.elapsed_s, account.ended)
         used, asked = account.max_rss_mib, account.memory_mib
-        memory = f"seen using {used / 1024:.1f} of {asked / 1024:.1f} GiB" if used and asked else ""
-        return Ending(state, account.exit_code, account.signal, *where, is_known_code=True, memory=memory)
+        return Ending(
+            state=state,
+            code=account.exit_code,
+            signal=account.signal,
+            node=account.nodes,
+            elapsed_s=account.elapsed_s,
+            ended=account.ended,
+            is_known_code=True,
+            memory=f"seen using {used / 1024:.1f} of {asked / 1024:.1f} GiB" if used and asked else "",
+        )
     if entry is None:
         return None
-    status = entry.exit_code or 0  # as wait() gives it
-    elapsed_s = entry.elapsed_s or 0.0
-    ended = None if entry.starts is None else entry.starts + timedelta(seconds=elapsed_s)
-    known = entry.exit_code is not None
-    return Ending(entry.state, status >> 8, status & 0x7F, entry.nodes, elapsed_s, ended, is_known_code=known)
+    status, elapsed_s = entry.exit_code or 0, entry.elapsed_s or 0.0  # the status as wait() gives it
+    return Ending(
+        state=entry.state,
+        code=status >> 8,
+        signal=status & 0x7F,
+        node=entry.nodes,
+        elapsed_s=elapsed_s,
+        ended=None if entry.starts is None else entry.starts + timedelta(seconds=elapsed_s),
+        is_known_code=entry.exit_code is not None,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- files
-def trace_of(case: Case) -> tuple[str, str] | None:
-    """What the job's own logs tell of its end."""
-    return slurm_words.trace(logs_of(case))
-
-
 def logs_of(case: Case) -> str:
     """The ends of the job's output and errors."""
     return "" if case.submission is None else "\n".join(map(log_tail, case.submission.logs(case.index)))
@@ -324,19 +334,13 @@ def node_of(own: Own) -> str:
     return str(own.owner.get("node") or own.owner.get("host") or "")
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None where there is none, or another kind of thing."""
     try:
         found = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
-
-
-def _time(text: object) -> datetime | None:
-    try:
-        return datetime.fromisoformat(str(text)).astimezone(UTC)
-    except ValueError:
-        return None
 
 
 def _not_before(moment: datetime | None, other: datetime | None) -> bool:

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from transfergrid.cluster import slurm
 from transfergrid.cluster.answers import Answer
-from transfergrid.cluster.limits import Limits, Partition, assert_possible, named_partitions
+from transfergrid.cluster.limits import Limits, Partition
+from transfergrid.cluster.possible import impossible, named_partitions, opened
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.slurm import SlurmRefused
 from transfergrid.errors import ConfigError
@@ -41,7 +42,10 @@ def find_place(settings: ClusterSettings, limits: Limits) -> Place:
     """Where SLURM takes the finish job, asked before anything is sent; there or nowhere, where the user named a
     partition for it."""
     key = "cluster.partition" if settings.finish_partition is None else "cluster.finish_partition"
-    asked = _bounded(finish_resources(settings), limits, key)
+    try:
+        asked = _bounded(finish_resources(settings), limits, key)
+    except ConfigError as error:
+        raise opened(error, WHAT) from error
     reason = _why_not(asked, settings, limits)
     if reason is None:
         return Place(asked)
@@ -69,14 +73,14 @@ def finish_resources(settings: ClusterSettings) -> Resources:
 
 def _bounded(asked: Resources, limits: Limits, key: str = "cluster.partition") -> Resources:
     """With no more time than its partitions give."""
-    named = named_partitions(asked, limits, what=WHAT, key=key)
+    named = named_partitions(asked, limits, key=key)
     times = [p.max_time_min for p in named if p.max_time_min]
     return replace(asked, timeout_min=min([MINUTES, *([max(times)] if times else [])]))
 
 
 def _other_places(asked: Resources, settings: ClusterSettings, limits: Limits) -> Iterator[Resources]:
     """Other partitions, those without GPUs first; then a GPU where the runs get theirs."""
-    tried = {p.name for p in named_partitions(asked, limits, what=WHAT)}
+    tried = {p.name for p in named_partitions(asked, limits)}
     others = [p for p in limits.partitions.values() if p.name not in tried and p.usable_nodes and p.state == "UP"]
     for partition in sorted(others, key=_has_gpus)[:PLACES_TRIED]:
         yield _bounded(replace(asked, partition=partition.name, qos=None), limits)
@@ -89,11 +93,10 @@ def _has_gpus(partition: Partition) -> tuple[bool, bool, str]:
 
 def _why_not(resources: Resources, settings: ClusterSettings, limits: Limits) -> str | None:
     """Why SLURM would not take, or never start, such a job; None where it would."""
+    if (refusal := impossible(resources, limits)) is not None:
+        return str(refusal)
     try:
-        assert_possible(resources, limits, what=WHAT)
         slurm.test_only(slurm.flags(settings_of_finish(settings, resources).options(resources)))
-    except ConfigError as error:
-        return str(error).removeprefix(f"{WHAT}: ")
     except SlurmRefused as error:
         if error.answer is not Answer.NO_ROOM:
             return f"SLURM refuses it in partition {resources.partition or limits.default_partition} ({error})"

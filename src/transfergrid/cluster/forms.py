@@ -51,6 +51,14 @@ def when(text: str) -> datetime | None:
         return None
 
 
+def time_of(text: object) -> datetime | None:
+    """A time as our own files hold it, with its zone; None for anything else."""
+    try:
+        return datetime.fromisoformat(str(text)).astimezone(UTC)
+    except ValueError:
+        return None
+
+
 def duration_s(text: str) -> float | None:
     """`1-02:03:04`, `02:03:04`, `03:04`, `03:04.567` in seconds; None for UNLIMITED, INVALID or nothing."""
     match = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+(?:\.\d+)?)", text.strip())

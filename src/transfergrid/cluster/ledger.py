@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -85,19 +85,8 @@ def record(submission: Submission) -> None:
 
 
 def as_line(submission: Submission) -> dict[str, Any]:
-    return {
-        "name": submission.name,
-        "grid": submission.grid,
-        "tasks": [list(task) for task in submission.tasks],
-        "job_id": submission.job_id,
-        "kind": submission.kind,
-        "submitted": submission.submitted.isoformat(timespec="seconds"),
-        "gpus": submission.gpus,
-        "cluster": submission.cluster,
-        "token": submission.token,
-        "uid": submission.uid,
-        "sender": submission.sender,
-    }
+    line = {f.name: getattr(submission, f.name) for f in fields(submission) if f.name != "launch"}
+    return line | {"submitted": submission.submitted.isoformat(timespec="seconds")}
 
 
 def forget(submission: Submission) -> None:
@@ -144,17 +133,12 @@ def _read(path: Path) -> Iterator[Submission]:
             line = json.loads(text)
         except ValueError:
             continue
+        known = {f.name: line[f.name] for f in fields(Submission) if f.name in line}
         yield Submission(
-            name=line["name"],
-            grid=line["grid"],
-            launch=path.parents[1],
-            tasks=tuple(tuple(task) for task in line["tasks"]),
-            job_id=line["job_id"],
-            kind=line["kind"],
-            submitted=datetime.fromisoformat(line["submitted"]).astimezone(UTC),
-            gpus=line["gpus"],
-            cluster=line.get("cluster"),
-            token=line.get("token"),
-            uid=line.get("uid"),
-            sender=line.get("sender", "launch"),
+            **known
+            | {
+                "launch": path.parents[1],
+                "tasks": tuple(tuple(task) for task in line["tasks"]),
+                "submitted": datetime.fromisoformat(line["submitted"]).astimezone(UTC),
+            }
         )

@@ -1,23 +1,16 @@
-"""What a SLURM cluster allows, and whether a job can ever start there.
-
-SLURM itself takes jobs that can never start (more time than any partition gives, a QOS nobody has) and lets them wait
-for good. So a request is held against the cluster before anything is sent.
-"""
+"""What a SLURM cluster allows: its partitions and nodes, and what this user may ask for."""
 
 from __future__ import annotations
 
 import getpass
-import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from transfergrid.cluster import slurm
-from transfergrid.cluster.ceilings import KINDS, TRES, Ceiling, above, ceiling_of
-from transfergrid.cluster.forms import ANY, MAYBE_NUMBER, NUMBER, WORD, rows
+from transfergrid.cluster.ceilings import KINDS, TRES, Ceiling, ceiling_of
+from transfergrid.cluster.forms import ANY, MAYBE_NUMBER, NUMBER, WORD, duration_s, rows
 from transfergrid.cluster.ownership import Here, here_of, read_config
-from transfergrid.errors import ConfigError
-from transfergrid.resources import UNLIMITED, Resources
 
 # How a node's state begins, as sinfo spells it; `powered_down` is none of them, such a node is woken when needed.
 UNUSABLE = ("down", "drain", "error", "fail", "future", "inval", "maint", "unknown")
@@ -94,35 +87,43 @@ class Partition:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """here: which cluster it is. max_array_size: how many tasks an array may have. max_jobs: what this user may have in
-    the queue at once, None = no limit known. accounts, qos: what this user may name, None where SLURM does not know.
-    qos_max_time_min: of those QOS that limit it. gpu_qos: those that start no job without a GPU. accounting: whether
-    states are kept in a database. requeue: whether jobs may be requeued unless they say otherwise. preemption: by what
-    (`none`, `partition_prio`, `qos`). user_signal: whether a preempted job gets the signal it asked for. kill_wait_s:
-    between SIGTERM and SIGKILL at the time limit. min_job_age_s: so long squeue knows of a job that has ended.
-    qos_ceilings, own_ceiling: what a QOS, by its name, and this user's association let one hold at once. default_qos:
-    of a job that names none. over_partition: the QOS whose limits go before those of a partition's QOS.
+class OfUser:
+    """What the accounting database says of this user.
+
+    accounts, qos: what may be named, None where SLURM does not know. max_jobs: in the queue at once, None = no limit
+    known. qos_max_time_min: of those QOS that limit it. gpu_qos: those that start no job without a GPU. qos_ceilings,
+    own_ceiling: what a QOS, by its name, and this user's association let one hold at once. default_qos: of a job that
+    names none. over_partition: the QOS whose limits go before those of a partition's QOS.
+    """
+
+    accounts: frozenset[str] | None = None
+    qos: frozenset[str] | None = None
+    max_jobs: int | None = None
+    qos_max_time_min: Mapping[str, int] = field(default_factory=dict)
+    gpu_qos: frozenset[str] = frozenset()
+    qos_ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
+    own_ceiling: Ceiling | None = None
+    default_qos: str = "normal"
+    over_partition: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits(OfUser):
+    """here: which cluster it is. max_array_size: how many tasks an array may have. accounting: whether states are kept
+    in a database. requeue: whether jobs may be requeued unless they say otherwise. preemption: by what (`none`,
+    `partition_prio`, `qos`). user_signal: whether a preempted job gets the signal it asked for. kill_wait_s: between
+    SIGTERM and SIGKILL at the time limit. min_job_age_s: so long squeue knows of a job that has ended.
     """
 
     here: Here
     max_array_size: int
-    max_jobs: int | None
     partitions: Mapping[str, Partition]
-    accounts: frozenset[str] | None = None
-    qos: frozenset[str] | None = None
-    qos_max_time_min: Mapping[str, int] = field(default_factory=dict)
-    gpu_qos: frozenset[str] = frozenset()
     accounting: bool = False
     requeue: bool = True
     preemption: str = "none"
     user_signal: bool = False
     kill_wait_s: int = 30
     min_job_age_s: int = 300
-    qos_ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
-    own_ceiling: Ceiling | None = None
-    default_qos: str = "normal"
-    over_partition: frozenset[str] = frozenset()
 
     @property
     def default_partition(self) -> str | None:
@@ -137,28 +138,21 @@ def read_limits(*, account: str | None = None, qos: str | None = None, timeout_s
     """
     config = read_config(timeout_s)
     accounting = config.get("AccountingStorageType", "").endswith("/slurmdbd")
-    known = _read_accounting(config, account, qos, timeout_s) if accounting else _Known()
-    partitions = _partitions(slurm.show("partition", timeout_s=timeout_s), _shapes(timeout_s), known.gpu_qos)
-    max_jobs = [n for n in (_number(config.get("MaxJobCount", "")), known.max_jobs) if n is not None]
+    user = _read_accounting(config, account, qos, timeout_s) if accounting else OfUser()
+    partitions = _partitions(slurm.show("partition", timeout_s=timeout_s), _shapes(timeout_s), user.gpu_qos)
+    max_jobs = [n for n in (_number(config.get("MaxJobCount", "")), user.max_jobs) if n is not None]
+    of_user = {f.name: getattr(user, f.name) for f in fields(OfUser)} | {"max_jobs": min(max_jobs, default=None)}
     return Limits(
+        **of_user,
         here=here_of(config),
         max_array_size=_max_array_size(config),
-        max_jobs=min(max_jobs, default=None),
         partitions=partitions,
-        accounts=known.accounts,
-        qos=known.qos,
-        qos_max_time_min=known.qos_max_time_min,
-        gpu_qos=known.gpu_qos,
         accounting=accounting,
         requeue=config.get("JobRequeue", "1") == "1",
         preemption=config.get("PreemptType", "preempt/none").removeprefix("preempt/"),
         user_signal="send_user_signal" in config.get("SlurmctldParameters", "") + config.get("PreemptParameters", ""),
         kill_wait_s=_number(config.get("KillWait", "")) or 0,
         min_job_age_s=_number(config.get("MinJobAge", "")) or 0,
-        qos_ceilings=known.qos_ceilings,
-        own_ceiling=known.own_ceiling,
-        default_qos=known.default_qos,
-        over_partition=known.over_partition,
     )
 
 
@@ -177,11 +171,11 @@ def unseen_limits() -> Limits:
 def _partitions(
     entries: Iterable[Mapping[str, str]], shapes: Mapping[str, list[NodeShape]], gpu_qos: frozenset[str]
 ) -> dict[str, Partition]:
-    found = {}
+    partitions = {}
     for entry in entries:
         name = entry["PartitionName"]
         max_mem_mib, max_cpus = _number(entry.get("MaxMemPerNode", "")), _number(entry.get("MaxCPUsPerNode", ""))
-        found[name] = Partition(
+        partitions[name] = Partition(
             name=name,
             shapes=tuple(_capped(shape, max_mem_mib, max_cpus) for shape in shapes.get(name, [])),
             max_time_min=_minutes(entry.get("MaxTime", "")),
@@ -194,12 +188,12 @@ def _partitions(
             preempt_mode=entry.get("PreemptMode", "OFF"),
             grace_s=_number(entry.get("GraceTime", "")) or 0,
         )
-    return found
+    return partitions
 
 
 def _shapes(timeout_s: float) -> dict[str, list[NodeShape]]:
     """Partition -> its kinds of nodes. One line per kind, not per node: a cluster may have thousands."""
-    found: dict[str, list[NodeShape]] = {}
+    shapes_of: dict[str, list[NodeShape]] = {}
     text = slurm.run(["sinfo", "-a", "-h", "-e", "-o", "%R|%T|%D|%c|%m|%G"], timeout_s=timeout_s)
     for name, state, count, cpus, mem_mib, gres in rows("sinfo", text, _OF_SINFO):
         usable = int(count) if takes_jobs(state) else 0
@@ -210,8 +204,8 @@ def _shapes(timeout_s: float) -> dict[str, list[NodeShape]]:
             mem_mib=_number(mem_mib) or 0,
             gpus_by_type=gpus_of(gres),
         )
-        found.setdefault(name, []).append(shape)
-    return found
+        shapes_of.setdefault(name, []).append(shape)
+    return shapes_of
 
 
 def takes_jobs(state: str) -> bool:
@@ -221,10 +215,10 @@ def takes_jobs(state: str) -> bool:
 
 def gpus_of(gres: str) -> dict[str, int]:
     """`gpu:a100:4(S:0-1),gpu:2` -> {"a100": 4, "": 2}."""
-    found: dict[str, int] = {}
+    count_of: dict[str, int] = {}
     for kind, count in re.findall(r"(?:^|,)gpu(?::([^:,()]+))?:(\d+)", gres):  # a type may be a number: gpu:3090:2
-        found[kind or ANY_TYPE] = found.get(kind or ANY_TYPE, 0) + int(count)
-    return found
+        count_of[kind or ANY_TYPE] = count_of.get(kind or ANY_TYPE, 0) + int(count)
+    return count_of
 
 
 def _capped(shape: NodeShape, max_mem_mib: int | None, max_cpus: int | None) -> NodeShape:
@@ -238,22 +232,7 @@ def _capped(shape: NodeShape, max_mem_mib: int | None, max_cpus: int | None) -> 
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Known:
-    """What the accounting database says of this user."""
-
-    accounts: frozenset[str] | None = None
-    qos: frozenset[str] | None = None
-    qos_max_time_min: Mapping[str, int] = field(default_factory=dict)
-    gpu_qos: frozenset[str] = frozenset()
-    max_jobs: int | None = None
-    qos_ceilings: Mapping[str, Ceiling] = field(default_factory=dict)
-    own_ceiling: Ceiling | None = None
-    default_qos: str = "normal"
-    over_partition: frozenset[str] = frozenset()
-
-
-def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | None, timeout_s: float) -> _Known:
+def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | None, timeout_s: float) -> OfUser:
     show = ["sacctmgr", "-nP", "show"]
     columns = "DefaultAccount,Account,QOS,DefaultQOS,MaxSubmitJobs,GrpSubmitJobs,GrpTRES,MaxTRESPerJob"
     of_user = [*show, "user", user_name(), "withassoc", f"cluster={config['ClusterName']}", f"format={columns}"]
@@ -263,23 +242,23 @@ def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | 
         associations = rows("sacctmgr", slurm.run(of_user, timeout_s=timeout_s), _OF_USER)
         qos_lines = rows("sacctmgr", slurm.run(of_qos, timeout_s=timeout_s), _OF_QOS)
     except (slurm.SlurmDown, slurm.SlurmRefused):
-        return _Known()
+        return OfUser()
     enforced = config.get("AccountingStorageEnforce", "none").lower()
     all_qos = {line[0] for line in qos_lines}
     if not associations:  # SLURM asks nobody who he is; where it does, sbatch itself refuses him
-        return _Known(qos=frozenset(all_qos) or None)
+        return OfUser(qos=frozenset(all_qos) or None)
     mine = [a for a in associations if a[1] == (account or a[0])] or associations
     named = {name for a in associations for name in a[2].split(",") if name}
     # Without enforcement any QOS there is will do.
     allowed = named if "qos" in enforced and named else all_qos
     if "limits" not in enforced and "safe" not in enforced and "qos" not in enforced:
-        return _Known(accounts=frozenset(a[1] for a in associations), qos=frozenset(allowed))
+        return OfUser(accounts=frozenset(a[1] for a in associations), qos=frozenset(allowed))
     used_qos = qos or mine[0][3] or "normal"
     submit = [cell for a in mine for cell in a[4:6]]
     submit += [cell for line in qos_lines if line[0] == used_qos for cell in line[1:3]]
     times = {line[0]: _minutes(line[3]) for line in qos_lines}
     of_account = dict(zip(("group", "job"), mine[0][6:8], strict=True))
-    return _Known(
+    return OfUser(
         accounts=frozenset(a[1] for a in associations),
         qos=frozenset(allowed),
         qos_max_time_min={name: time for name, time in times.items() if time is not None},
@@ -305,7 +284,7 @@ def _number(text: str) -> int | None:
 
 
 def _minutes(text: str) -> int | None:
-    seconds = slurm.duration_s(text)
+    seconds = duration_s(text)
     return None if seconds is None else int(seconds // 60)
 
 
@@ -313,124 +292,6 @@ def _names(text: str) -> frozenset[str] | None:
     return None if text in ("ALL", "(null)", "") else frozenset(text.split(","))
 
 
-# ------------------------------------------------------------------------------------------------------------ deciding
-def assert_possible(resources: Resources, limits: Limits, *, what: str) -> None:
-    """Raises ConfigError, opened by `what`, where no partition that is named could ever start such a job."""
-    for key, name, known in (
-        ("account", resources.account, limits.accounts),
-        ("qos", resources.qos, limits.qos),
-    ):
-        if name is not None and known is not None and name not in known:
-            raise ConfigError(f"{what}: cluster.{key}={name!r} is none that you may use{_nearest(name, sorted(known))}")
-    if resources.qos in limits.gpu_qos and not resources.gpus:
-        raise ConfigError(f"{what}: QOS {resources.qos} starts no job without a GPU; give cluster.gpus=1")
-    max_time_min = limits.qos_max_time_min.get(resources.qos or "")
-    if max_time_min is not None and resources.time_min > max_time_min:
-        raise ConfigError(
-            f"{what}: cluster.timeout_min={_shown_time(resources)} is more than QOS {resources.qos} ever gives;"
-            f" give cluster.timeout_min={max_time_min} or less"
-        )
-    reasons = [
-        against(resources, partition) or above(resources, ceilings(resources, partition, limits))
-        for partition in named_partitions(resources, limits, what=what)
-    ]
-    if None not in reasons:
-        raise ConfigError(f"{what}: {'; '.join(map(str, reasons))}")
-
-
-def ceilings(resources: Resources, partition: Partition, limits: Limits) -> list[Ceiling]:
-    """What bounds such a job in this partition, the most important first."""
-    qos = resources.qos or limits.default_qos
-    layers = [limits.qos_ceilings.get(partition.qos or ""), limits.qos_ceilings.get(qos)]
-    layers = layers[::-1] if qos in limits.over_partition else layers
-    return [layer for layer in (*layers, limits.own_ceiling) if layer is not None]
-
-
-def named_partitions(
-    resources: Resources, limits: Limits, *, what: str, key: str = "cluster.partition"
-) -> list[Partition]:
-    """Those that the job may start in, SLURM's default where none is named. Raises ConfigError for an unknown one."""
-    names = resources.partition.split(",") if resources.partition is not None else [limits.default_partition]
-    for name in names:
-        if name is None:
-            known = ", ".join(sorted(limits.partitions))
-            raise ConfigError(f"{what}: this cluster has no default partition; give {key}=, one of: {known}")
-        if name not in limits.partitions:
-            raise ConfigError(f"{what}: {key}={name!r} is unknown here{_nearest(name, sorted(limits.partitions))}")
-    return [limits.partitions[name] for name in names if name is not None]
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    from transfergrid.config.compose import nearest  # with Hydra, which those who only read states need not load
-
-    return nearest(name, known)
-
-
 def queue_room(limits: Limits, jobs_live_of_user: int) -> int | None:
     """How many more jobs (each task of an array is one) this user may submit now; None = no limit known."""
     return None if limits.max_jobs is None else max(0, limits.max_jobs - jobs_live_of_user)
-
-
-def against(asked: Resources, partition: Partition) -> str | None:
-    """Why such a job can never start in this partition, and what to give instead; None where it can."""
-    where = f"partition {partition.name}"
-    if partition.state != "UP":
-        return f"{where} is {partition.state.lower()} and starts nothing; name another in cluster.partition="
-    if partition.allow_accounts is not None and asked.account is not None:
-        if asked.account not in partition.allow_accounts:
-            allowed = ", ".join(sorted(partition.allow_accounts))
-            return f"{where} does not take cluster.account={asked.account}; it takes: {allowed}"
-    if partition.allow_qos is not None and asked.qos is not None and asked.qos not in partition.allow_qos:
-        return f"{where} does not take cluster.qos={asked.qos}; it takes: {', '.join(sorted(partition.allow_qos))}"
-    if partition.demands_gpu and not asked.gpus:
-        return f"{where} starts no job without a GPU (its QOS {partition.qos}); name another, or give cluster.gpus=1"
-    if partition.max_time_min is not None and asked.time_min > partition.max_time_min:
-        return (
-            f"cluster.timeout_min={_shown_time(asked)} is more than {where} ever gives;"
-            f" give cluster.timeout_min={partition.max_time_min} or less"
-        )
-    return _against_nodes(asked, partition)
-
-
-def _against_nodes(asked: Resources, partition: Partition) -> str | None:
-    where = f"partition {partition.name}"
-    if not partition.shapes:
-        return f"{where} has no nodes; name another in cluster.partition="
-    types = partition.gpus_by_type
-    if asked.gpus and not types:
-        return f"cluster.gpus={asked.gpus}, but {where} has no GPUs; name another partition, or give cluster.gpus=0"
-    if asked.gpus and asked.gpu_type is not None and asked.gpu_type not in types:
-        known = ", ".join(t for t in types if t) or "none, so leave cluster.gpu_type unset"
-        return f"cluster.gpu_type={asked.gpu_type!r} is unknown in {where}; known: {known}"
-    most_gpus = types[asked.gpu_type] if asked.gpus and asked.gpu_type else max(s.gpus for s in partition.shapes)
-    for key, value, most in (
-        ("gpus", asked.gpus, most_gpus),
-        ("cpus", asked.cpus, partition.max_cpus),
-        ("mem_gb", asked.node_mem_gb, math.inf if partition.has_unknown_memory else partition.max_mem_mib / 1024),
-    ):
-        if key == "mem_gb" and value > most and asked.mem_gb is None:
-            each = "mem_per_gpu_gb" if asked.mem_per_gpu_gb is not None else "mem_per_cpu_gb"
-            return (
-                f"cluster.{each}={getattr(asked, each):g} makes {value:g} GiB, and no node of {where} has more than"
-                f" {int(most * 10) / 10:g}; give less"
-            )
-        if value > most:
-            most = int(most * 10) / 10  # never more than there is
-            return f"cluster.{key}={value:g} is more than any node of {where} has; give cluster.{key}={most:g} or less"
-    if not any(_fits(asked, shape) for shape in partition.shapes):
-        shapes = ", ".join(f"{s.cpus} CPUs {s.mem_mib / 1024:.1f} GiB {s.gpus} GPUs" for s in partition.shapes[:4])
-        return (
-            f"no node of {where} has cluster.cpus={asked.cpus}, cluster.mem_gb={asked.node_mem_gb:g} and"
-            f" cluster.gpus={asked.gpus} at once; its nodes: {shapes}"
-        )
-    return None
-
-
-def _fits(asked: Resources, shape: NodeShape) -> bool:
-    gpus = shape.gpus_by_type.get(asked.gpu_type, 0) if asked.gpu_type is not None else shape.gpus
-    has_memory = shape.mem_mib <= UNKNOWN_MIB or asked.node_mem_gb * 1024 <= shape.mem_mib
-    return asked.cpus <= shape.cpus and has_memory and asked.gpus <= gpus
-
-
-def _shown_time(asked: Resources) -> str:
-    return "UNLIMITED" if asked.timeout_min == UNLIMITED else str(asked.timeout_min)

@@ -21,7 +21,8 @@ from typing import Literal
 from transfergrid.cluster.causes import cause_of
 from transfergrid.cluster.child import context, gpus_for
 from transfergrid.cluster.ownership import is_alive
-from transfergrid.errors import OF_ULIMIT, GridError, Lost, MachineError, StoreFull, classify, one_line
+from transfergrid.cluster.run_state import Failure
+from transfergrid.errors import OF_ULIMIT, GridError, Lost, MachineError, StoreFull, classify, next_step, one_line
 from transfergrid.paths import store_paths
 from transfergrid.phases import extract
 from transfergrid.planning import job
@@ -48,6 +49,14 @@ class Ended:
     reason: str = ""
     failure_class: str | None = None
     remedy: str | None = None
+
+    @property
+    def failure(self) -> Failure | None:
+        if self.ending in ("completed", "reused"):
+            return None
+        kind = self.failure_class or self.ending
+        step = self.remedy or "" if self.failure_class is None else next_step(kind, self.remedy)
+        return Failure(self.run.run_id, kind, self.reason, step)
 
 
 class Watcher:
@@ -233,14 +242,19 @@ def _judge(child: _Child, runtime: Runtime) -> Ended:
         head = record_head(store_paths(runtime).run(run.run_id))
         if head is not None and head.failure_class is not None:
             return Ended(run, "failed", head.error or "", head.failure_class, head.remedy)
-    quiet: tuple[Ending, ...] = ("reused", "interrupted", "in flight", "superseded")
-    for ending in quiet:
-        if code == _EXIT[ending]:
-            return Ended(run, ending, _REASONS.get(ending, ""))
+    for ended in (
+        Ended(run, "reused"),
+        Ended(run, "interrupted", "it was told to stop", remedy="launch again to continue"),
+        Ended(run, "in flight"),
+        Ended(run, "superseded", "a newer attempt has taken over"),
+    ):
+        if code == _EXIT[ended.ending]:
+            return ended
     loss = _loss(run, code or 0)
     with contextlib.suppress(MachineError):  # then it is told here, and nowhere else
         job.record_loss(run, runtime, loss)
-    return Ended(run, "lost" if loss.failure_class == "lost" else "failed", str(loss), loss.failure_class, loss.remedy)
+    ending: Ending = "lost" if loss.failure_class == "lost" else "failed"
+    return Ended(run, ending, loss.fact, loss.failure_class, loss.remedy)
 
 
 def _loss(run: RunSpec, code: int) -> GridError:
@@ -258,7 +272,8 @@ def _loss(run: RunSpec, code: int) -> GridError:
         told = f"its process was killed, as one is that has used more CPU time than ulimit -t, which is {cpu_s} here"
         return Lost(told, "environment", OF_ULIMIT)
     what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    return Lost(f"its process ended with {what}; the end of its log.txt may say why")
+    told = f"its process ended with {what}; the end of its log.txt may say why"
+    return Lost(told, signal=-code if code < 0 else None)
 
 
 def _end(pool: _Pool, watcher: Watcher, ended: Ended) -> None:
@@ -295,11 +310,6 @@ _EXIT: dict[str, int] = {
     "disk full": 15,
     "lost features": 16,
     "machine": 17,
-}
-
-_REASONS: dict[str, str] = {
-    "interrupted": "it was told to stop; launch again to continue",
-    "superseded": "a newer attempt has taken over",
 }
 
 

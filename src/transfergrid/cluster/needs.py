@@ -7,11 +7,9 @@ from dataclasses import replace
 
 from transfergrid.cluster.evidence import Case, payload_runs
 from transfergrid.cluster.ledger import Ledger
-from transfergrid.cluster.run_state import RunState
+from transfergrid.cluster.run_state import ENDED, RunState
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec
-
-_STANDS_IN_THE_WAY = ("failed", "blocked", "cancelled", "lost")
 
 
 def needs_of(store: StorePaths, ledger: Ledger, run_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
@@ -64,7 +62,7 @@ def _may_depend(state: RunState) -> bool:
 
 
 def _depending(state: RunState, case: Case, needed: Sequence[RunState]) -> RunState:
-    bad = next((n for n in needed if n.state in _STANDS_IN_THE_WAY), None)
+    bad = next((n for n in needed if n.state in ENDED), None)
     if state.state == "pending":
         other = bad or next((n for n in needed if n.state != "done"), None)
         if other is None:
@@ -80,7 +78,7 @@ def _depending(state: RunState, case: Case, needed: Sequence[RunState]) -> RunSt
 def _named(other: RunState) -> str:
     """`R, which failed (data)`; of one that is itself blocked, what blocks it stands in its own reason."""
     if other.state == "blocked":
-        return f"{other.run_id}, which is blocked: {other.reason}" if len(other.reason) < 200 else other.run_id
+        return f"{other.run_id}, which is blocked: {other.reason}"
     if other.state in ("failed", "lost", "cancelled"):
         how = {"failed": "failed", "lost": "was lost", "cancelled": "was cancelled"}[other.state]
         return f"{other.run_id}, which {how}" + (f" ({other.failure_class})" if other.state == "failed" else "")

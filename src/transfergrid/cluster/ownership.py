@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from transfergrid.cluster import slurm
+from transfergrid.cluster import accounting, slurm
 from transfergrid.cluster.slurm_words import meaning
 from transfergrid.errors import MachineError
 from transfergrid.store.attempts import job_mark, restart_count, slurm_task
@@ -53,10 +53,14 @@ def read_config(timeout_s: float = slurm.TIMEOUT_S) -> dict[str, str]:
     single cluster that answers."""
     clusters = slurm.environment().get("SLURM_CLUSTERS", "")
     if "," in clusters or clusters == "all":
-        raise slurm.SlurmRefused(f"SLURM_CLUSTERS={clusters} names several clusters; set it to one, or unset it")
+        raise slurm.SlurmRefused(
+            f"SLURM_CLUSTERS={clusters} names several clusters", remedy="set it to one, or unset it"
+        )
     config = slurm.show("config", timeout_s=timeout_s)[0]
     if not config.get("ClusterName"):
-        raise slurm.SlurmDown("scontrol show config does not tell the cluster's name (ClusterName); try again later")
+        raise slurm.SlurmDown(
+            "scontrol show config does not tell the cluster's name (ClusterName)", remedy="try again later"
+        )
     return config
 
 
@@ -138,7 +142,7 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
     if where.may_hide(proof):
         return None
     since = datetime.now(UTC) - timedelta(days=365)
-    account = slurm.sacct([task], since=since, cluster=where.name) or ()
+    account = accounting.sacct([task], since=since, cluster=where.name) or ()
     told = [a for a in account if a.job_id == task and proof.fits(a.cluster, a.name)]
     return None if told and meaning(told[-1].state).kind != "ended" else False
 

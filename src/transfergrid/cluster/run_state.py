@@ -6,7 +6,30 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
+from transfergrid.errors import next_step
+
 State = Literal["done", "failed", "running", "pending", "blocked", "cancelled", "lost", "unknown", "not submitted"]
+
+
+ENDED: tuple[State, ...] = ("failed", "lost", "blocked", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """How a run ended that did not complete. kind: its failure class, or how else it ended. step: what to do."""
+
+    run_id: str
+    kind: str
+    reason: str
+    step: str
+
+    @property
+    def what(self) -> str:
+        return f"{self.kind}: {self.run_id}: {self.reason}"
+
+    @property
+    def line(self) -> str:
+        return f"{self.what}; {self.step}" if self.step else self.what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +57,13 @@ class RunState:
     waits_for_needs: bool = False
     undecided: bool = False
     cluster: str | None = None
+
+    @property
+    def failure(self) -> Failure | None:
+        if self.state not in ENDED:
+            return None
+        kind = self.failure_class or self.state
+        return Failure(self.run_id, kind, self.reason, next_step(kind, self.remedy))
 
     @property
     def is_live(self) -> bool:

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from transfergrid.cluster.ledger import Ledger
-from transfergrid.cluster.run_state import RunState
+from transfergrid.cluster.run_state import ENDED, RunState
 from transfergrid.errors import Lost
 from transfergrid.paths import StorePaths
 from transfergrid.planning import job
 from transfergrid.store import durable
 from transfergrid.store.records import record_head
-
-ENDED = ("failed", "blocked", "cancelled", "lost")
 
 
 def settle(states: Mapping[str, RunState], store: StorePaths, ledger: Ledger) -> list[str]:

@@ -1,8 +1,8 @@
 """SLURM's own commands, each with a time limit, and what they print as values. Nothing here decides anything.
 
-squeue tells what lives and, for some minutes, what has just ended; sacct tells what ended, where there is accounting.
-Each is called once for any number of jobs. A job id is `123`, or `123_4` for task 4 of an array; whose job it is, a
-number does not tell: see ownership.py.
+squeue tells what lives and, for some minutes, what has just ended; what ended longer ago, accounting.py tells. It is
+called once for any number of jobs. A job id is `123`, or `123_4` for task 4 of an array; whose job it is, a number does
+not tell: see ownership.py.
 """
 
 from __future__ import annotations
@@ -13,13 +13,10 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 from transfergrid.cluster.answers import Answer, answer
-from transfergrid.cluster.forms import ANY, JOB_ID, rows, say_unread
-from transfergrid.cluster.forms import duration_s as duration_s
-from transfergrid.cluster.forms import mebibytes as mebibytes
-from transfergrid.cluster.forms import when as when
+from transfergrid.cluster.forms import JOB_ID, duration_s, rows, say_unread, when
 from transfergrid.errors import MachineError
 
 TIMEOUT_S = 30.0
@@ -46,8 +43,8 @@ class SlurmMissing(SlurmDown):
 class SlurmRefused(MachineError):
     """The command failed, with other words than those of silence. said: its own, all of them on one line."""
 
-    def __init__(self, message: str, said: str = "") -> None:
-        super().__init__(message)
+    def __init__(self, what: str, said: str = "", *, remedy: str = "") -> None:
+        super().__init__(what, remedy=remedy)
         self.said = said
 
     @property
@@ -94,11 +91,13 @@ def _call(
     try:
         return subprocess.run(list(command), env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_s)
     except FileNotFoundError:
-        raise SlurmMissing(f"{command[0]} is not on the PATH; run this where SLURM's commands are") from None
+        raise SlurmMissing(f"{command[0]} is not on the PATH", remedy="run this where SLURM's commands are") from None
     except OSError as error:  # as a list of jobs too long for one command
         raise SlurmRefused(f"{command[0]} cannot be run: {error.strerror}", str(error.strerror)) from error
     except subprocess.TimeoutExpired:
-        raise SlurmDown(f"{command[0]} got no answer from SLURM within {timeout_s:.0f} s; try again later") from None
+        raise SlurmDown(
+            f"{command[0]} got no answer from SLURM within {timeout_s:.0f} s", remedy="try again later"
+        ) from None
 
 
 def sbatch(arguments: Sequence[str], *, environ: Mapping[str, str] | None = None) -> str | None:
@@ -209,7 +208,7 @@ def squeue(
         # -a: jobs in hidden partitions too.
         said = _output(["squeue", "-a", "-h", "-r", "-t", "all", *which, "-O", fields], timeout_s)
     except SlurmRefused as error:
-        if "Invalid job id" in str(error):  # all of them were forgotten
+        if "Invalid job id" in error.said:  # all of them were forgotten
             return []
         raise
     entries, unread = [], []
@@ -243,99 +242,10 @@ def _queue_entry(row: Sequence[bytes]) -> QueueEntry:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------- sacct
-@dataclass(frozen=True, slots=True)
-class AccountEntry:
-    """One job or task of an array as the accounting knows it, its steps folded in.
-
-    cluster, name: of the job. state: a step's OUT_OF_MEMORY stands for the job's, which says only FAILED. exit_code,
-    signal: of the job. memory_mib: of host memory it had asked for. max_rss_mib: the most that one of its steps was
-    seen to use.
-    """
-
-    job_id: str
-    cluster: str
-    name: str
-    state: str
-    exit_code: int
-    signal: int
-    nodes: str
-    ended: datetime | None
-    elapsed_s: float
-    memory_mib: float | None
-    max_rss_mib: float | None
-
-
-# The name comes last, since it may hold whatever a user typed, the separator included.
-_ACCOUNT = ("JobID", "State", "ExitCode", "NodeList", "End", "ElapsedRaw", "ReqMem", "MaxRSS", "Cluster", "JobName")
-JOB_OR_STEP, SECONDS = rf"{JOB_ID}(?:\.\S+)?", r"\d*"  # `123_4.batch`, `.extern`, `.0`, `.interactive`
-STATE = r"[A-Z_]*( by \S+|\+)?"
-_OF_ACCOUNT = (JOB_OR_STEP, STATE, r"(\d+:\d+)?", *[ANY] * 2, SECONDS, *[ANY] * 4)
-
-
-def sacct(
-    job_ids: Iterable[str] = (),
-    *,
-    since: datetime,
-    uids: Iterable[int] = (),
-    cluster: str | None = None,
-    timeout_s: float = TIMEOUT_S,
-) -> list[AccountEntry] | None:
-    """These jobs, or all of these users, newest record of each; None where there is no accounting or its database
-    does not answer. cluster: whose accounts, since sacct heeds no SLURM_CLUSTERS; None = this machine's."""
-    ids, of_users = sorted(set(job_ids)), sorted(set(uids))
-    if not ids and not of_users:
-        return []
-    start = (since.astimezone(UTC) - timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%S")  # else it begins at midnight
-    where = ["-M", cluster] if cluster is not None else []
-    which = ["-j", ",".join(ids)] if ids else ["-u", ",".join(map(str, of_users))]
-    command = ["sacct", *where, "-n", "-P", "-S", start, *which, "-o", ",".join(_ACCOUNT)]
-    try:
-        text = run(command, timeout_s=timeout_s)
-    except MachineError:
-        return None
-    return parse_sacct(text)
-
-
-def parse_sacct(text: str) -> list[AccountEntry]:
-    jobs: dict[tuple[str, str], dict[str, str]] = {}  # by cluster and id
-    steps: dict[tuple[str, str], list[dict[str, str]]] = {}
-    for row in rows("sacct", text, _OF_ACCOUNT):
-        cells = dict(zip(_ACCOUNT, row, strict=True))
-        job_id, _, step = cells["JobID"].partition(".")
-        if step:
-            steps.setdefault((cells["Cluster"], job_id), []).append(cells)
-        elif "[" not in job_id:  # `5_[3-9]`: waiting tasks, of which squeue tells more
-            jobs[cells["Cluster"], job_id] = cells  # of a requeued job the last line is the newest
-    return [_account_entry(cells, steps.get(key, [])) for key, cells in jobs.items()]
-
-
-def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> AccountEntry:
-    state = cells["State"].split()[0].rstrip("+") if cells["State"] else "UNKNOWN"  # `CANCELLED by 0`, `CANCELLED+`
-    if state not in ("PENDING", "RUNNING", "REQUEUED", "COMPLETED"):
-        if any(s["State"].startswith("OUT_OF_ME") for s in steps):
-            state = "OUT_OF_MEMORY"
-    code, _, number = cells["ExitCode"].partition(":")
-    rss = [mib for mib in (mebibytes(s["MaxRSS"]) for s in steps) if mib is not None]
-    return AccountEntry(
-        job_id=cells["JobID"],
-        cluster=cells["Cluster"],
-        name=cells["JobName"],
-        state=state,
-        exit_code=int(code) if code.isdigit() else 0,
-        signal=int(number) if number.isdigit() else 0,
-        nodes="" if cells["NodeList"] == "None assigned" else cells["NodeList"],
-        ended=when(cells["End"]),
-        elapsed_s=float(cells["ElapsedRaw"] or 0),
-        memory_mib=mebibytes(cells["ReqMem"]),
-        max_rss_mib=max(rss) if rss else None,
-    )
-
-
-def was_taken(entry: QueueEntry | AccountEntry) -> bool:
+def was_taken(state: str, nodes: str) -> bool:
     """Whether SLURM has taken such a job. One that sbatch refused for what no node has (BadConstraints) is shown all
     the same, as FAILED and without ever a node."""
-    return entry.state != "FAILED" or bool(entry.nodes)
+    return state != "FAILED" or bool(nodes)
 
 
 def base_id(job_id: str) -> str:
@@ -351,7 +261,7 @@ def scancel(job_ids: Iterable[str], *, pending_only: bool = False) -> None:
         try:
             run(["scancel", *(["-t", "PENDING"] if pending_only else []), *ids[first : first + 500]])
         except SlurmRefused as error:
-            if "Invalid job id" not in str(error):
+            if "Invalid job id" not in error.said:
                 raise
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -27,13 +26,10 @@ def take_snapshot_of_code(launch: Path) -> Path:
     if conf.is_dir():
         durable.copy_tree(conf, root / "conf", ignore=IGNORED)
     if hash_of(root / "src" / PACKAGE.name) != code_hash():
-        raise MachineError(f"{PACKAGE} was edited while this launch was being made; nothing was sent, launch again")
+        raise MachineError(
+            f"{PACKAGE} was edited while this launch was being made", remedy="nothing was sent, launch again"
+        )
     commit, dirty = git_state()
     origin = {"git_commit": commit, "git_dirty": dirty, "code_hash": code_hash()}
     durable.write_bytes(root / "origin.json", json.dumps(origin, indent=2).encode())
     return root / "src"
-
-
-def import_path(source: Path) -> str:
-    """PYTHONPATH with a snapshot in front of what the user has there."""
-    return os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))

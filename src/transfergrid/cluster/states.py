@@ -8,6 +8,7 @@ job, it stays `unknown`: such a run is never sent again but on the user's word.
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,6 @@ from transfergrid.cluster.evidence import (
     last_sign,
     logs_of,
     node_of,
-    trace_of,
 )
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.needs import follow_needs, with_ancestors
@@ -145,37 +145,32 @@ def _with_artifacts(case: Case, state: RunState) -> RunState:
     return state
 
 
+def _unknown(case: Case, *, node: str | None = None) -> RunState:
+    """What is known of a run whatever SLURM says: a beginning for what is."""
+    node = node_of(case.own) if node is None else node
+    return RunState(run_id=case.run_id, state="unknown", job_id=case.job_id, node=node, attempts=case.own.attempts)
+
+
 def _recorded(case: Case) -> RunState:
     record = case.own.record
     assert record is not None
     name, reason = record.get("failure_class") or "lost", str(record.get("error") or "")
-    if name == "lost" and case.began and "SIGKILL" in reason:
+    if name == "lost" and case.began and (record.get("details") or {}).get("signal") == signal.SIGKILL:
         # Of runs that share a job one was killed, and recorded as such; why, SLURM writes when the job has ended.
-        trace = trace_of(case)
+        trace = slurm_words.trace(logs_of(case))
         name, reason = trace if trace is not None and trace[0] == "host_oom" else (name, reason)
-    return RunState(
-        run_id=case.run_id,
-        state=_STATE_OF_CLASS.get(name, "failed"),
-        failure_class=name,
-        remedy=record.get("remedy"),
-        reason=reason,
-        job_id=case.job_id if case.began else None,
-        node=node_of(case.own),
-        attempts=case.own.attempts,
-        elapsed_s=phase_seconds(record),
-    )
+    state = replace(_unknown(case), job_id=case.job_id if case.began else None, elapsed_s=phase_seconds(record))
+    return _with_class(state, name, reason, record.get("remedy"))
 
 
 def _queued(look: Look, case: Case, entry: slurm.QueueEntry) -> RunState:
     """Of a job that SLURM has alive."""
     found = slurm_words.meaning(entry.state)
-    state = RunState(
-        run_id=case.run_id,
+    state = replace(
+        _unknown(case, node=entry.nodes),
         state="pending" if found.kind == "waits" else "running" if found.kind == "runs" else "unknown",
         reason=found.words,
         job_id=entry.job_id,
-        node=entry.nodes,
-        attempts=case.own.attempts,
         elapsed_s=entry.elapsed_s,
         left_s=entry.left_s,
     )
@@ -214,15 +209,7 @@ def _held(look: Look, case: Case) -> RunState:
     job_id = own.owner.get("slurm_task") or own.owner.get("slurm_job_id")
     reason = "" if job_id is None or look.error else f"its process goes on, though SLURM has no live job {job_id}"
     elapsed_s = None if own.started is None else max(0.0, look.age_s(own.started))
-    return RunState(
-        run_id=case.run_id,
-        state="running",
-        reason=reason,
-        job_id=job_id,
-        node=node_of(own),
-        attempts=own.attempts,
-        elapsed_s=elapsed_s,
-    )
+    return replace(_unknown(case), state="running", reason=reason, job_id=job_id, elapsed_s=elapsed_s)
 
 
 def _unsent(look: Look, case: Case) -> RunState:
@@ -248,15 +235,7 @@ def _unsent(look: Look, case: Case) -> RunState:
 
 def _under_another_name(case: Case, entry: slurm.QueueEntry) -> RunState:
     told = f"job {entry.job_id} of the same user is {entry.state}, and its name is {entry.name}, not what was sent"
-    return RunState(
-        run_id=case.run_id,
-        state="unknown",
-        reason=f"{told}; was it renamed?",
-        job_id=case.job_id,
-        node=entry.nodes,
-        attempts=case.own.attempts,
-        undecided=True,
-    )
+    return replace(_unknown(case, node=entry.nodes), reason=f"{told}; was it renamed?", undecided=True)
 
 
 def _elsewhere(look: Look, case: Case) -> RunState:
@@ -267,28 +246,13 @@ def _elsewhere(look: Look, case: Case) -> RunState:
         state = _ended(look, case, ending)
         return replace(state, cluster=cluster if state.is_live else None, undecided=state.is_live)
     told = f"; its accounting says {account.state}" if account is not None else ""
-    return RunState(
-        run_id=case.run_id,
-        state="unknown",
-        reason=f"its job {case.job_id} is on cluster {cluster}{told}",
-        job_id=case.job_id,
-        node=node_of(case.own),
-        attempts=case.own.attempts,
-        undecided=True,
-        cluster=cluster,
-    )
+    reason = f"its job {case.job_id} is on cluster {cluster}{told}"
+    return replace(_unknown(case), reason=reason, undecided=True, cluster=cluster)
 
 
 def _ended(look: Look, case: Case, ending: Ending) -> RunState:
     found = slurm_words.meaning(ending.state)
-    state = RunState(
-        run_id=case.run_id,
-        state="unknown",
-        job_id=case.job_id,
-        node=ending.node,
-        attempts=case.own.attempts,
-        elapsed_s=ending.elapsed_s,
-    )
+    state = replace(_unknown(case, node=ending.node), elapsed_s=ending.elapsed_s)
     if found.kind in ("waits", "runs", "unknown"):
         return _only_in_accounting(look, case, state, ending.state)
     if found.may_return and look.age_s(ending.ended) < slurm.SETTLING_S:
@@ -302,13 +266,14 @@ def _ended(look: Look, case: Case, ending: Ending) -> RunState:
         if look.age_s(ending.ended) < RECORD_DELAY_S:
             return replace(state, reason="has ended; its record is not to be seen yet")
         return _with_class(state, "lost", f"job {case.job_id} ended without a record")
-    return _with_cause(state, _cause_of(case, ending))
+    cause = _cause_of(case, ending)
+    return _with_class(state, cause.failure_class, cause.words, cause.remedy)
 
 
 def _cause_of(case: Case, ending: Ending) -> Cause:
     """Of a job of which SLURM says no more than that it failed."""
     if not ending.is_known_code:
-        trace = trace_of(case)
+        trace = slurm_words.trace(logs_of(case))
         if trace is not None and trace[0] != "cancelled":
             return Cause(*trace)
         return Cause("lost", "ended with a failure and without a record; its log may say why")
@@ -335,13 +300,12 @@ def _only_in_accounting(look: Look, case: Case, state: RunState, word: str) -> R
 
 def _absent(look: Look, case: Case) -> RunState:
     """Neither squeue nor sacct knows the job."""
-    own, job_id = case.own, str(case.job_id)
-    state = RunState(run_id=case.run_id, state="unknown", job_id=job_id, node=node_of(own), attempts=own.attempts)
+    own, job_id, state = case.own, str(case.job_id), _unknown(case)
     if look.error is not None:
         since = last_sign(look.store, case)
         told = "" if since is None else f" since {since.astimezone():%H:%M}"
         return replace(state, reason=f"unknown{told}: SLURM does not answer")
-    trace = trace_of(case) if case.began else None
+    trace = slurm_words.trace(logs_of(case)) if case.began else None
     if trace is not None:
         return _with_class(state, *trace)
     if own.record is not None and not case.began:
@@ -370,14 +334,6 @@ def _knows_siblings(look: Look, case: Case) -> bool:
     return bool(task) and any(case.proof.fits(cluster, name) for cluster, name in of_base)
 
 
-def _with_cause(state: RunState, cause: Cause) -> RunState:
-    return replace(_with_class(state, cause.failure_class, cause.words), remedy=cause.remedy)
-
-
-def _with_class(state: RunState, failure_class: str, reason: str) -> RunState:
-    return replace(
-        state,
-        state=_STATE_OF_CLASS.get(failure_class, "failed"),
-        failure_class=failure_class,
-        reason=reason,
-    )
+def _with_class(state: RunState, failure_class: str, reason: str, remedy: str | None = None) -> RunState:
+    ended = _STATE_OF_CLASS.get(failure_class, "failed")
+    return replace(state, state=ended, failure_class=failure_class, reason=reason, remedy=remedy)

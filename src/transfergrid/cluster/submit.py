@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -28,37 +27,22 @@ import submitit
 
 from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
-from transfergrid.cluster.adopt import adopt, look_up, put_pickles
+from transfergrid.cluster.adopt import LAUNCH_AGAIN, adopt, look_up, put_pickles
 from transfergrid.cluster.answers import Answer
-from transfergrid.cluster.batch_script import setup_lines
+from transfergrid.cluster.batch_script import prelude
 from transfergrid.cluster.finish_job import settings_of_finish
 from transfergrid.cluster.groups import Group
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
-from transfergrid.cluster.snapshot import import_path
 from transfergrid.cluster.task import TaskSettings, run_task
-from transfergrid.errors import ConfigError, MachineError, StoreFull, one_line
-from transfergrid.resources import ClusterSettings, Resources
+from transfergrid.errors import MachineError, StoreFull, one_line
+from transfergrid.resources import ONE_TASK, ClusterSettings, Resources
 from transfergrid.store import durable
 from transfergrid.store.process import temporary_environment
 
 GIVE_UP_S = 300.0  # for a controller that does not answer
-_MEMORY = "the memory asked for; give less as cluster.mem_gb=, or cluster.mem_gb=null to ask for none"
-# What sbatch says of a job that it would never take -> the setting that asks for it, and what there is.
-NEVER_TAKEN = {
-    "Invalid feature specification": "cluster.constraint: no node has it; sinfo -o %f lists the features there are",
-    "Invalid node name specified": "cluster.exclude: it names no node of this cluster; sinfo -N lists them",
-    r"unrecognized option|invalid option|requires an argument|allow an argument|ambiguous|Invalid (--|time spec)": (
-        "cluster.sbatch: sbatch --help lists its options"
-    ),
-    "group not permitted": "cluster.partition: none of your groups may use it; name another",
-    "mutually exclusive": "two options that exclude each other; look at cluster.sbatch",
-    "Memory required by task|Memory specification can not be satisfied": _MEMORY,
-    r"Invalid generic resource \(gres\) specification": (
-        "the GPUs or gres asked for; look at cluster.gpu_type, cluster.gpu_request and cluster.sbatch"
-    ),
-}
+OF_SUBMITIT = ("time", "wckey", *ONE_TASK)
 _UNENDING = 1_000_000  # submitit's own count of timeouts; ours is max_requeues
 
 
@@ -199,8 +183,7 @@ def _send(
             )
         if time.monotonic() > deadline:
             raise SlurmDown(
-                f"sbatch has got no answer for {GIVE_UP_S / 60:.0f} minutes ({silence[-200:]}); launch again once it"
-                " does: what was sent is found, what was not is sent"
+                f"sbatch has got no answer for {GIVE_UP_S / 60:.0f} minutes ({silence[-200:]})", remedy=LAUNCH_AGAIN
             )
 
 
@@ -302,22 +285,12 @@ def _common(launch: Launch, submission: Submission, resources: Resources, depend
     options = settings.options(resources)
     return {
         "job_name": submission.job_name,
-        # Named here, each with submitit's own default otherwise, which is a time of five minutes and a wckey.
-        **{name.replace("-", "_"): options.pop(name, None) for name in ("time", "wckey")},
-        "ntasks_per_node": 1,
-        "nodes": 1,
+        # Named here, each with submitit's own default otherwise, as a time of five minutes and a wckey.
+        **{name.replace("-", "_"): options.pop(name, None) for name in OF_SUBMITIT},
         "dependency": dependency,
         # srun since 22.05 does not inherit --cpus-per-task; sites with --export=NONE would lose the environment.
         "srun_args": [f"--cpus-per-task={resources.cpus}", "--export=ALL"],
-        "setup": setup_lines(
-            settings.setup,
-            (
-                f"export PYTHONPATH={shlex.quote(import_path(launch.source))}",
-                "export PYTHONUNBUFFERED=1",
-                f"export TRANSFERGRID_JOB_TOKEN={submission.token}",
-            ),
-            token=submission.token,
-        ),
+        "setup": prelude(settings, launch.source, "export PYTHONUNBUFFERED=1", token=submission.token),
         "additional_parameters": {"requeue": True, **options},
     }
 
@@ -343,37 +316,3 @@ def slurm_environment() -> Iterator[None]:
 def _copy_streams(process: subprocess.Popen[bytes], out: io.StringIO, err: io.StringIO, verbose: bool = False) -> None:
     for said, stream in zip(process.communicate(), (out, err), strict=True):
         stream.write(said.decode(errors="replace"))
-
-
-def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str, str]:
-    """When SLURM expects a job of each phase to start, were it sent now; phases of one shape are asked about once.
-
-    Raises ConfigError for what the cluster does not have, as a feature, a node or that much memory: to sbatch it would
-    say the same, perhaps after other phases were sent.
-    """
-    by_shape: dict[Resources, list[str]] = {}
-    for phase in phases:
-        by_shape.setdefault(settings.of_phase(phase), []).append(phase)
-    told = {}
-    for resources, members in by_shape.items():
-        asked = {"nodes": "1", "ntasks-per-node": "1"} | settings.options(resources)
-        options = slurm.flags(asked)
-        try:
-            told[", ".join(members)] = slurm.test_only(options)
-        except SlurmRefused as error:
-            remedy = next((r for form, r in NEVER_TAKEN.items() if re.search(form, str(error), re.IGNORECASE)), None)
-            if remedy is None and _is_taken_without(resources.memory_options(), asked):
-                remedy = _MEMORY
-            if remedy is not None:
-                raise ConfigError(f"phase {members[0]}: SLURM refuses {remedy} ({error})") from error
-            told[", ".join(members)] = f"to be refused now: {error}"
-    return {phase: text for phase, text in told.items() if text is not None}
-
-
-def _is_taken_without(options: Mapping[str, str], asked: Mapping[str, str | bool]) -> bool:
-    """Whether SLURM takes what it refuses, once these options are left out."""
-    try:
-        rest = {key: value for key, value in asked.items() if key not in options}
-        return bool(options) and slurm.test_only(slurm.flags(rest)) is not None
-    except SlurmRefused:
-        return False

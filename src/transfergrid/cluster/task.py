@@ -142,7 +142,7 @@ def _go_on_later(runs: Sequence[RunSpec], runtime: Runtime, settings: TaskSettin
     if restart_count() < settings.max_requeues:
         return requeue_this_job() == "cannot ask"
     for run in runs:
-        error = Lost(f"went on {restart_count()} times and is not done; give cluster.timeout_min more", "timeout")
+        error = Lost(f"went on {restart_count()} times and is not done", "timeout", "give cluster.timeout_min more")
         job.record_loss(run, runtime, error)
     return False
 
@@ -168,9 +168,9 @@ def time_is_up(settings: TaskSettings) -> bool:
 def _record_no_progress(run: RunSpec, runtime: Runtime) -> None:
     paths = store_paths(runtime).run(run.run_id)
     error = Lost(
-        "not one step (or split) was done within the time limit, so it would never end; give a larger"
-        " cluster.timeout_min, or a smaller batch",
+        "not one step (or split) was done within the time limit, so it would never end",
         "timeout",
+        "give a larger cluster.timeout_min, or a smaller batch",
     )
     job.write_failure(paths, run, error, attempt=newest_attempt(paths))
 

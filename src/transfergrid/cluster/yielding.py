@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from transfergrid.cluster.ceilings import above, room
-from transfergrid.cluster.limits import UNKNOWN_MIB, Limits, NodeShape, Partition, against, ceilings, named_partitions
+from transfergrid.cluster.limits import UNKNOWN_MIB, Limits, NodeShape, Partition
+from transfergrid.cluster.possible import against, ceilings, named_partitions
 from transfergrid.errors import ConfigError
 from transfergrid.resources import Resources
 
@@ -18,7 +19,7 @@ def fitted(resources: Resources, limits: Limits, *, what: str) -> tuple[Resource
     What somebody asked for stays. A request that is impossible all the same stays whole: assert_possible() names it.
     """
     try:
-        partitions = named_partitions(resources, limits, what=what)
+        partitions = named_partitions(resources, limits)
     except ConfigError:
         return resources, None
     for partition in partitions if resources.defaults else []:

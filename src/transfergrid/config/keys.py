@@ -105,8 +105,8 @@ def _checked_item(key: Key, value: Any, name: str) -> Any:
 def choice(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     if value not in allowed:
         close = close_to(str(value), map(str, allowed), cutoff=0.6)
-        hint = f"; did you mean {close!r}?" if close else ""
-        raise ConfigError(f"{key}={value!r} is not one of {', '.join(map(str, allowed))}{hint}")
+        remedy = f"did you mean {close!r}?" if close else ""
+        raise ConfigError(f"{key}={value!r} is not one of {', '.join(map(str, allowed))}", remedy=remedy)
     return value
 
 

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from transfergrid.config.keys import nearest
 from transfergrid.errors import ConfigError
+from transfergrid.names import closest
 from transfergrid.networks import architectures, backbones
 from transfergrid.networks.backbones.timm_names import timm_names
 from transfergrid.specs import PHASES, Phase
@@ -47,10 +48,9 @@ def _check_part(part: str, where: str) -> None:
     if reason is not None:
         raise ConfigError(f"{part!r}{where} cannot be a backbone: it {reason}; choose another, as resnet18")
     what = "model" if not where else "backbone"
-    hint = nearest(part, known)
-    if not hint.startswith("; did you mean"):
-        hint = "; known are torchvision's names, as resnet18, timm/<name>, and those of docs/adding.md, as baseline_cnn"
-    raise ConfigError(f"unknown {what} {part!r}{where}{hint}")
+    meant = closest(part, known)
+    hint = "known are torchvision's names, as resnet18, timm/<name>, and those of docs/adding.md, as baseline_cnn"
+    raise ConfigError(f"unknown {what} {part!r}{where}", remedy=hint if meant is None else f"did you mean {meant!r}?")
 
 
 @lru_cache(maxsize=4096)

@@ -26,7 +26,7 @@ from transfergrid.config.scopes import FolderProgress
 from transfergrid.config.spelling import command
 from transfergrid.errors import ConfigError, one_line
 from transfergrid.paths import typed
-from transfergrid.resources import ClusterSettings, Resources
+from transfergrid.resources import ONE_TASK, ClusterSettings, Resources
 from transfergrid.specs import RunSpec, digest
 from transfergrid.store.process import temporary_environment
 
@@ -210,7 +210,8 @@ def run_sweep(
     }
     if sweep.launcher == "slurm":  # options of sbatch by whatever name, which slurm.yaml cannot take from `cluster`
         cluster = sweep.request.cluster
-        own = {"partition", "account", "qos", "constraint", "exclude", "time", "cpus-per-task"}  # named in slurm.yaml
+        # Named in slurm.yaml, or the launcher's own.
+        own = {"partition", "account", "qos", "constraint", "exclude", "time", "cpus-per-task", *ONE_TASK}
         options = {key: value for key, value in cluster.options(sweep.resources).items() if key not in own}
         values["hydra"] = {"launcher": {"additional_parameters": options}}
     ConfigStore.instance().store(name="sweep_values", node=values)

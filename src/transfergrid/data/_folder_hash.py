@@ -22,7 +22,7 @@ from transfergrid.data._decode import Depth, PictureFacts, picture_facts
 from transfergrid.data._formats import MAX_MEGAPIXELS, decoders, too_large
 from transfergrid.data._image_size import unreadable
 from transfergrid.data._threads import in_threads
-from transfergrid.data.damaged import MEND, DamagedImage
+from transfergrid.data.damaged import DamagedImage
 from transfergrid.specs import digest, safe_name
 from transfergrid.store import durable
 
@@ -152,9 +152,9 @@ class _Reader:
         try:
             picture = picture_facts(path, source, max_megapixels=self._max_megapixels)
         except DamagedImage as damaged:
-            if damaged.may_pass or damaged.advice != MEND:  # not of the bytes alone
+            if damaged.may_pass or damaged.has_own_advice:  # not of the bytes alone
                 raise
-            return damaged.reason, damaged.advice
+            return damaged.reason, damaged.remedy
         return picture.width_px, picture.height_px, picture.depth, picture.turned, picture.low, picture.high
 
     @cached_property

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from transfergrid.data._threads import num_threads
-from transfergrid.data.damaged import MEND
 
 if TYPE_CHECKING:
     from PIL.ImageFile import ImageFile
@@ -99,11 +98,11 @@ def opened(source: Path | IO[bytes]) -> ImageFile:
     return Image.open(source, formats=decoders())
 
 
-def too_large(width_px: int, height_px: int, max_megapixels: float) -> tuple[str, str] | None:
+def too_large(width_px: int, height_px: int, max_megapixels: float) -> tuple[str, str | None] | None:
     """Why a picture of this size is not decoded, and what helps, as DamagedImage has them; None where it is."""
     size = f"is of {width_px} x {height_px} px"
     if min(width_px, height_px) < 1:
-        return size, MEND
+        return size, None
     if width_px * height_px > max_megapixels * 1e6:
         return (
             f"{size}, {width_px * height_px / 1e6:.1f} megapixels; dataset.max_megapixels={max_megapixels:g} is the"

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from transfergrid.names import some
+
 # split -> class -> paths relative to the folder
 Listing = Mapping[str, Mapping[str, list[str]]]
 
@@ -13,6 +15,7 @@ SPLITS = ("train", "val", "test")
 OUTSIDE = "outside of class folders"
 THUMBNAILS = "folders of thumbnails"
 HIDDEN = "hidden"
+TWICE = {split: f"more than once in {split}" for split in SPLITS}
 _NAMED = 100
 
 
@@ -37,7 +40,7 @@ class Inventory:
     @property
     def is_odd(self) -> bool:
         """Whether a person should look: pictures are left out, or stand where they make a number too good."""
-        across = [where for where in self.copies if not where.startswith("more than once")]
+        across = set(self.copies) - set(TWICE.values())
         return bool(self.unused or across or self.damaged or set(self.skipped) - {HIDDEN})
 
     def parts(self, num_images: Mapping[str, int]) -> Iterator[str]:
@@ -52,8 +55,7 @@ class Inventory:
         if self.unused:
             yield "not used: " + ", ".join(f"{name}/" for name in self.unused)
         if self.respelled:
-            more = f" and {len(self.respelled) - 1} more" if len(self.respelled) > 1 else ""
-            yield f"class folders spelled in two ways are one class (Unicode NFC): {self.respelled[0]}{more}"
+            yield f"class folders spelled in two ways are one class (Unicode NFC): {some(self.respelled, 1)}"
         if self.copies:
             yield "the same picture: " + ", ".join(f"{n} {where}" for where, n in self.copies.items())
 
@@ -90,7 +92,7 @@ def copies(listing: Listing, sha256_of: Mapping[str, str]) -> dict[str, int]:
         if len(splits) > 1:
             counts[f"in {' and in '.join(splits)}"] += 1
         elif len(set(where)) == 1:
-            counts[f"more than once in {splits[0]}"] += 1
+            counts[TWICE[splits[0]]] += 1
     return dict(counts)
 
 

@@ -23,7 +23,7 @@ from transfergrid.data.splits import (
     val_indices,
     val_was_larger,
 )
-from transfergrid.errors import TOLD, DataError
+from transfergrid.errors import DataError
 from transfergrid.paths import cache_paths
 from transfergrid.specs import DatasetSpec, Protocol, RunSpec, Runtime, Split, TrainSettings, seed_for
 
@@ -137,7 +137,7 @@ def dataset_facts(spec: DatasetSpec, runtime: Runtime) -> DatasetFacts:
         spec.left_out > 0,
     )
     if facts.fingerprint != spec.fingerprint or facts.left_out != spec.left_out:
-        raise DataError(f"data set {spec.name!r} has changed since this run was planned; launch again", remedy=TOLD)
+        raise DataError(f"data set {spec.name!r} has changed since this run was planned", remedy="launch again")
     return facts
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transfergrid.data.images import ArrayImages, DatasetFacts
-from transfergrid.errors import DataError, StoreFull, one_line
+from transfergrid.errors import DataError, MissingFiles, StoreFull, one_line
 from transfergrid.specs import Split, digest
 from transfergrid.store import durable
 
@@ -106,9 +106,10 @@ class PublishedSet:
             found, missing = _look(folder, wanted)
         if missing:
             names = ", ".join(_told(alternatives) for alternatives in missing)
-            raise DataError(
-                f"{self.kind}: {names} not found in {folder} ({reason}); put the published files there, or give "
-                f"another folder than {data_dir} as data.dir= or in TRANSFERGRID_DATA_DIR"
+            raise MissingFiles(
+                f"{self.kind}: {names} not found in {folder} ({reason})",
+                remedy=f"put the published files there, or give another folder than {data_dir} as data.dir= or in"
+                " TRANSFERGRID_DATA_DIR",
             )
         return found
 
@@ -139,7 +140,7 @@ def verified(path: Path, *, wanted: str) -> bytes:
     got = hashlib.new(method, content, usedforsecurity=False).hexdigest()
     if got != wanted:
         raise DataError(
-            f"{path} is not the published file: {method} {got}, wanted {wanted}; remove it and fetch it again"
+            f"{path} is not the published file: {method} {got}, wanted {wanted}", remedy="remove it and fetch it again"
         )
     return content
 

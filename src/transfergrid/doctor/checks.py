@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 from transfergrid import data
 from transfergrid.cluster import slurm
-from transfergrid.cluster.limits import Limits, Partition, assert_possible, named_partitions, queue_room
+from transfergrid.cluster.limits import Limits, Partition, queue_room
+from transfergrid.cluster.possible import assert_possible, named_partitions
 from transfergrid.cluster.yielding import fitted
-from transfergrid.errors import ConfigError, DataError, GridError, one_line
+from transfergrid.errors import ConfigError, DataError, GridError, MissingFiles, one_line
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import PHASES, Runtime
 from transfergrid.store import durable
@@ -75,10 +76,9 @@ def check_partition(settings: ClusterSettings, limits: Limits) -> Check:
     try:
         for what, resources in asked.items():
             assert_possible(fitted(resources, limits, what=what)[0], limits, what=what)
-        partitions = named_partitions(settings.resources, limits, what="runs")
+        partitions = named_partitions(settings.resources, limits)
     except ConfigError as error:
-        said, _, remedy = str(error).rpartition("; ")
-        return Check("partition", False, said, remedy)
+        return Check("partition", False, error.fact, error.remedy or "give one of those")
     said = "; ".join(_described(partition) for partition in partitions)
     if not any(partition.usable_nodes for partition in partitions):
         others = [p.name for p in limits.partitions.values() if p.usable_nodes]
@@ -154,7 +154,7 @@ def check_requeue(settings: ClusterSettings, limits: Limits) -> Check:
 def check_preemption(settings: ClusterSettings, limits: Limits) -> Check:
     if limits.preemption == "none":
         return Check("preemption", True, "none on this cluster")
-    partitions = named_partitions(settings.resources, limits, what="runs")
+    partitions = named_partitions(settings.resources, limits)
     said = ", ".join(f"{p.name} PreemptMode={p.preempt_mode} GraceTime={p.grace_s} s" for p in partitions)
     said = f"by {limits.preemption}: {said}; " + ("with" if limits.user_signal else "without") + " the job's own signal"
     if any("CANCEL" in p.preempt_mode for p in partitions):
@@ -197,10 +197,11 @@ def check_data(data_dir: Path, kinds: Sequence[str]) -> Check:
         try:
             data.find(kind, data_dir=data_dir, download=False)
             there.append(kind)
-        except DataError as error:
-            if "not found" not in str(error):
-                return Check("data", False, f"{kind}: {one_line(error)}", "remove that file; a launch fetches it anew")
+        except MissingFiles:
             missing.append(kind)
+        except DataError as error:
+            said = f"{kind}: {one_line(error, with_remedy=False)}"
+            return Check("data", False, said, error.remedy or "remove that file; a launch fetches it anew")
     said = f"in {data_dir}: {', '.join(there) or 'nothing'}"
     return Check("data", True, said + (f"; fetched when launched: {', '.join(missing)}" if missing else ""))
 

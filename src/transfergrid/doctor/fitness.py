@@ -11,21 +11,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from typing import Any
 
 from transfergrid import data
 from transfergrid.cluster import slurm
-from transfergrid.cluster.limits import Limits, named_partitions, read_limits
-from transfergrid.cluster.snapshot import import_path, take_snapshot_of_code
+from transfergrid.cluster.limits import Limits, read_limits
+from transfergrid.cluster.possible import named_partitions
+from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.yielding import fitted
 from transfergrid.doctor import checks, node_findings
 from transfergrid.doctor.checks import Check
-from transfergrid.doctor.nodecheck import answered, offered
-from transfergrid.doctor.nodecheck_jobs import ProbeAnswer, ProbeJobs, job_script, parse_output, small
+from transfergrid.doctor.nodecheck import shows, tried
+from transfergrid.doctor.nodecheck_jobs import ProbeAnswer, ProbeJobs, job_script, parse_output
 from transfergrid.errors import ConfigError, GridError, one_line
 from transfergrid.paths import cache_paths, store_paths
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import Runtime
-from transfergrid.store.provenance import PACKAGE
+from transfergrid.store import durable
+from transfergrid.store.provenance import import_path
 
 LOCAL_TIMEOUT_S = 120.0  # of importing torch, from a slow disk
 
@@ -90,7 +93,7 @@ def slurm_checks(
 
 
 def _has_two_nodes(settings: ClusterSettings, limits: Limits) -> bool:
-    return any(p.usable_nodes > 1 for p in named_partitions(settings.resources, limits, what="runs"))
+    return any(p.usable_nodes > 1 for p in named_partitions(settings.resources, limits))
 
 
 def _node_lines(
@@ -101,7 +104,7 @@ def _node_lines(
     # In the store the folder of the jobs themselves, so that one failing folder is told once.
     folders = {"store": jobs_folder, "cache": (cache_paths(runtime).root / f".{token}").absolute()}
     try:
-        answers, came_back = _probe_nodes(
+        answers, here = _probe_nodes(
             runtime, settings, folders, two_nodes=two_nodes, queue_s=queue_s, visible_s=visible_s
         )
     except (GridError, OSError) as error:
@@ -124,9 +127,8 @@ def _node_lines(
     yield node_findings.check_gpu(node, device=runtime.device, asked=gpus, on_slurm=True)
     yield node_findings.check_clock(node)
     for name in folders:
-        yield node_findings.check_shared(name, node, came_back=came_back[name])
-    for name in folders:
-        yield node_findings.check_two_nodes(name, answers.get("pair"))
+        yield node_findings.check_shared(name, node, here=here[name])
+    yield node_findings.check_two_nodes(answers.get("pair"))
 
 
 def _probe_nodes(
@@ -137,44 +139,28 @@ def _probe_nodes(
     two_nodes: bool,
     queue_s: float,
     visible_s: float,
-) -> tuple[dict[str, ProbeAnswer], dict[str, bool]]:
-    """(answers of the jobs `node` and `pair`, whether the node's answer in each folder is read here)."""
+) -> tuple[dict[str, ProbeAnswer], dict[str, dict[str, Any]]]:
+    """(answers of the jobs `node` and `pair`, what this machine found of each folder, see nodecheck.meet)."""
     here = {name: folder / "here" for name, folder in folders.items()}
     pair = {name: folder / "pair" for name, folder in folders.items()}
     source = take_snapshot_of_code(folders["store"])
-    gpus = 0 if runtime.device == "cpu" else 1
     with ExitStack() as held, ProbeJobs(queue_s=queue_s, visible_s=visible_s) as jobs:
-        for folder in here.values():
-            held.enter_context(offered(folder))
-        arguments = ["node", *_named(here), f"--visible-s={visible_s:g}", *(() if gpus else ("--skip-gpu",))]
-        jobs.send(
-            "node",
-            job_script(settings, source, arguments, nodes=1),
-            folder=folders["store"] / "node-job",
-            resources=small(settings.resources, gpus=gpus),
-            settings=settings,
-        )
-        if two_nodes:
-            arguments = ["pair", *_named(pair), f"--visible-s={visible_s:g}"]
-            jobs.send(
-                "pair",
-                job_script(settings, source, arguments, nodes=2),
-                folder=folders["store"] / "pair-job",
-                resources=small(settings.resources, gpus=0),
-                settings=settings,
-                nodes=2,
-            )
+        for folder in (*here.values(), *pair.values()):
+            durable.make_folder(folder)
+        found = {name: held.enter_context(tried(folder, "here")) for name, folder in here.items()}
+        for name, offered, nodes in (("node", here, 1), *([("pair", pair, 2)] if two_nodes else [])):
+            arguments = [name, *(f"--folder={key}={folder}" for key, folder in offered.items())]
+            arguments += [f"--visible-s={visible_s:g}", *(["--skip-gpu"] if runtime.device == "cpu" else [])]
+            script, folder = job_script(settings, source, arguments, nodes=nodes), folders["store"] / f"{name}-job"
+            gpus = 0 if runtime.device == "cpu" or nodes > 1 else 1
+            jobs.send(name, script, folder=folder, settings=settings, gpus=gpus, nodes=nodes)
         answers = jobs.wait()
-        # An answer that does not come was never given, or is late: the node has said which.
-        seen = answers["node"].findings.get("folders", {})
-        return answers, {
-            name: answered(folder, visible_s if seen.get(name, {}).get("answered") else 0.0)
-            for name, folder in here.items()
-        }
-
-
-def _named(folders: Mapping[str, Path]) -> list[str]:
-    return [f"--folder={name}={folder}" for name, folder in folders.items()]
+        # A file of the node's that does not show was never written, or is late: the node has said which.
+        there = answers["node"].findings.get("folders", {})
+        for name, folder in here.items():
+            wrote = "lock" in there.get(name, {})
+            found[name] |= {"seen": shows(folder / "node", visible_s if wrote else 0.0)}
+        return answers, found
 
 
 def _probe_here(*, skip_gpu: bool) -> ProbeAnswer:
@@ -182,7 +168,7 @@ def _probe_here(*, skip_gpu: bool) -> ProbeAnswer:
     try:
         done = subprocess.run(
             command,
-            env=os.environ | {"PYTHONPATH": import_path(PACKAGE.parent)},
+            env=os.environ | {"PYTHONPATH": import_path()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -24,21 +24,21 @@ def check_probe(answer: ProbeAnswer) -> Check:
         return Check("probe job", None, f"could not be checked: {answer.problem}")
     if not answer.problem:
         return Check("probe job", True, f"job {answer.job_id} ran on {answer.findings.get('host', 'a node')}")
-    if "does not show" in answer.problem:
+    if answer.is_unheard:
         return Check("probe job", False, answer.problem, NOT_SHARED.format(name="store"))
     remedy = "these are SLURM's or the node's own words; cluster.python= and cluster.setup=[...] say how python starts"
     return Check("probe job", False, answer.problem, remedy)
 
 
 def check_python(answer: ProbeAnswer) -> Check:
-    found = answer.findings.get("python")
-    if found is None:
+    finding = answer.findings.get("python")
+    if finding is None:
         return _unknown("python")
     here = platform.python_version()
-    if found.split(".")[:2] != here.split(".")[:2]:
+    if finding.split(".")[:2] != here.split(".")[:2]:
         remedy = "start the same python there: cluster.python=, or cluster.setup=[...] that makes it the first"
-        return Check("python", False, f"{found} there, {here} here", remedy)
-    return Check("python", True, found if found == here else f"{found} there, {here} here")
+        return Check("python", False, f"{finding} there, {here} here", remedy)
+    return Check("python", True, finding if finding == here else f"{finding} there, {here} here")
 
 
 def check_commands(answer: ProbeAnswer) -> Check:
@@ -61,11 +61,13 @@ def check_commands(answer: ProbeAnswer) -> Check:
 
 def check_ulimits(answer: ProbeAnswer) -> Check:
     """Jobs take the limits of the shell that launches along, unless the site says otherwise."""
-    found = answer.findings.get("ulimits")
-    if found is None:
+    finding = answer.findings.get("ulimits")
+    if finding is None:
         return _unknown("ulimits")
     low = [
-        f"ulimit -{name} is {found[name]}" for name, least in LEAST_ULIMITS.items() if found.get(name, least) < least
+        f"ulimit -{name} is {finding[name]}"
+        for name, least in LEAST_ULIMITS.items()
+        if finding.get(name, least) < least
     ]
     if low:
         return Check("ulimits", False, "; ".join(low), OF_ULIMIT)
@@ -73,26 +75,26 @@ def check_ulimits(answer: ProbeAnswer) -> Check:
 
 
 def check_code(answer: ProbeAnswer) -> Check:
-    found = answer.findings.get("code")
-    if found is None:
+    finding = answer.findings.get("code")
+    if finding is None:
         return _unknown("code")
-    if "error" in found:
+    if "error" in finding:
         remedy = "install what is missing into that python (uv sync), or name another in cluster.python="
-        return Check("code", False, found["error"], remedy)
-    if found["hash"] != code_hash():
+        return Check("code", False, finding["error"], remedy)
+    if finding["hash"] != code_hash():
         remedy = "something there hides the launch's own copy; see PYTHONPATH in cluster.setup= and cluster.python="
-        return Check("code", False, f"another transfergrid is imported, from {found['folder']}", remedy)
-    return Check("code", True, f"transfergrid {found['hash']} is imported")
+        return Check("code", False, f"another transfergrid is imported, from {finding['folder']}", remedy)
+    return Check("code", True, f"transfergrid {finding['hash']} is imported")
 
 
 def check_torch(answer: ProbeAnswer) -> Check:
-    found = answer.findings.get("torch")
-    if found is None:
+    finding = answer.findings.get("torch")
+    if finding is None:
         return _unknown("torch")
-    if "error" in found:
+    if "error" in finding:
         remedy = "install torch and torchvision into that python (uv sync), or name another in cluster.python="
-        return Check("torch", False, found["error"], remedy)
-    return Check("torch", True, f"torch {found['version']}, torchvision {found['torchvision']}")
+        return Check("torch", False, finding["error"], remedy)
+    return Check("torch", True, f"torch {finding['version']}, torchvision {finding['torchvision']}")
 
 
 def check_gpu(answer: ProbeAnswer, *, device: str, asked: int, on_slurm: bool) -> Check:
@@ -101,17 +103,17 @@ def check_gpu(answer: ProbeAnswer, *, device: str, asked: int, on_slurm: bool) -
         return Check("gpu", None, "not looked at: device=cpu")
     if on_slurm and asked == 0:
         return Check("gpu", None, "not looked at: cluster.gpus=0")
-    found = answer.findings.get("gpu")
-    if found is None:
+    finding = answer.findings.get("gpu")
+    if finding is None:
         return _unknown("gpu")
-    if found.get("names"):
-        unused = f"; not used: {found['problem']}" if found.get("problem") else ""
-        return Check("gpu", True, ", ".join(found["names"]) + unused)
+    if finding.get("names"):
+        unused = f"; not used: {finding['problem']}" if finding.get("problem") else ""
+        return Check("gpu", True, ", ".join(finding["names"]) + unused)
     if not on_slurm and device == "auto":
-        return Check("gpu", True, f"none that torch can use, runs compute on the CPU: {found.get('error')}")
+        return Check("gpu", True, f"none that torch can use, runs compute on the CPU: {finding.get('error')}")
     remedy = "check the node's driver and that torch is built for it, or compute without: device=cpu"
     of_what = "the GPU of the job" if on_slurm else "a GPU here"
-    return Check("gpu", False, f"torch cannot use {of_what}: {found.get('error')}", remedy)
+    return Check("gpu", False, f"torch cannot use {of_what}: {finding.get('error')}", remedy)
 
 
 def check_clock(answer: ProbeAnswer) -> Check:
@@ -128,67 +130,67 @@ def check_clock(answer: ProbeAnswer) -> Check:
 
 
 def check_memory(answer: ProbeAnswer) -> Check:
-    found = answer.findings.get("memory_gib")
-    if found is None:
+    finding = answer.findings.get("memory_gib")
+    if finding is None:
         return _unknown("memory")
-    if found < MIN_MEMORY_GIB:
+    if finding < MIN_MEMORY_GIB:
         return Check(
-            "memory", False, f"{found:.1f} GiB available", f"end other programs: {MIN_MEMORY_GIB:g} GiB are needed"
+            "memory", False, f"{finding:.1f} GiB available", f"end other programs: {MIN_MEMORY_GIB:g} GiB are needed"
         )
-    return Check("memory", True, f"{found:.1f} GiB available")
+    return Check("memory", True, f"{finding:.1f} GiB available")
 
 
 def check_cores(answer: ProbeAnswer, *, num_threads: int) -> Check:
-    found = answer.findings.get("cores")
-    if found is None:
+    finding = answer.findings.get("cores")
+    if finding is None:
         return _unknown("cores")
-    if num_threads > found:
-        remedy = f"give cluster.num_threads={found} or less, or 0 for all there are"
-        return Check("cores", False, f"{found}, and cluster.num_threads={num_threads}", remedy)
-    return Check("cores", True, f"{found}")
+    if num_threads > finding:
+        remedy = f"give cluster.num_threads={finding} or less, or 0 for all there are"
+        return Check("cores", False, f"{finding}, and cluster.num_threads={num_threads}", remedy)
+    return Check("cores", True, f"{finding}")
 
 
 # ------------------------------------------------------------------------------------------------------ shared folders
-def check_shared(name: str, answer: ProbeAnswer, *, came_back: bool) -> Check:
-    """This machine offered, the node examined. came_back: whether the node's answer was read here."""
-    found = answer.findings.get("folders", {}).get(name)
-    if found is None:
+def check_shared(name: str, answer: ProbeAnswer, *, here: Mapping[str, Any]) -> Check:
+    """What this machine (`here`) and the node found of a folder, see nodecheck.meet."""
+    there = answer.findings.get("folders", {}).get(name)
+    if there is None:
         return _unknown(f"{name} shared")
-    return _judged(f"{name} shared", name, found, came_back, "this machine and the node")
+    return _judged(f"{name} shared", name, here, there, "this machine and the node")
 
 
-def check_two_nodes(name: str, answer: ProbeAnswer | None) -> Check:
-    """Two nodes of one job. answer: None where the partition has one node."""
-    line = f"{name} two nodes"
+def check_two_nodes(answer: ProbeAnswer | None) -> Check:
+    """What the two nodes of one job found of all folders. answer: None where the partition has one node."""
     if answer is None:
-        return Check(line, None, "not looked at: the partition has no second node that takes jobs")
+        return Check("two nodes", None, "not looked at: the partition has no second node that takes jobs")
     first, second = answer.findings.get("first"), answer.findings.get("second")
-    found = answer.findings.get("pair", {}).get(name)
-    if found is None or "answers" not in answer.findings:
+    if first is None or second is None:
         if answer.unsure or not answer.job_id:  # the queue is long, or a job of two nodes without GPU is not allowed
-            return Check(line, None, f"could not be checked: {answer.problem}")
-        return Check(line, False, answer.problem or "a job of two nodes said nothing", "run it once more; see the line")
-    return _judged(line, name, found, answer.findings["answers"][name], f"{first} and {second}")
+            return Check("two nodes", None, f"could not be checked: {answer.problem}")
+        said = answer.problem or "a job of two nodes said nothing"
+        return Check("two nodes", False, said, "run it once more; see the line")
+    between = f"{first['host']} and {second['host']}"
+    of_folders = [
+        _judged("two nodes", name, one, second["folders"][name], f"{name} of {between}")
+        for name, one in first["folders"].items()
+    ]
+    well = Check("two nodes", True, f"locks and claims hold ({between})")
+    return next((check for check in of_folders if not check.ok), well)
 
 
-def _judged(line: str, name: str, found: Mapping[str, Any], came_back: bool, between: str) -> Check:
+def _judged(line: str, name: str, one: Mapping[str, Any], other: Mapping[str, Any], between: str) -> Check:
     not_shared = NOT_SHARED.format(name=name)
-    if "error" in found:
-        return Check(line, False, found["error"], not_shared)
-    if not found["seen"]:
+    for machine in (one, other):
+        if "error" in machine:
+            return Check(line, False, machine["error"], not_shared)
+    if not one["seen"] or not other["seen"]:
         return Check(line, False, f"what one writes does not show on the other ({between})", not_shared)
-    faults = {
-        "a lock held on one is free on the other": not found["lock"],
-        "a claim by hard link is given twice": not found["claim"],
-        "an exclusive file is made twice": not found["exclusive"],
-        "a file replaced on one is read as before on the other": not (found["value"] and came_back),
-    }
-    said = [fault for fault, is_so in faults.items() if is_so]
-    if said:
-        remedy = NO_LOCKS if len(said) == 1 and not found["lock"] else not_shared
-        return Check(line, False, f"{', '.join(said)} ({between})", remedy)
-    locks = "locks" if found.get("kernel_locks", True) else "hard links in place of locks, which it has not,"
-    return Check(line, True, f"files show after {found['seconds']:.1f} s, {locks} and claims hold ({between})")
+    if one["claim"] == other["claim"]:
+        return Check(line, False, f"a claim by hard link is given twice ({between})", not_shared)
+    if one["lock"] == other["lock"]:
+        return Check(line, False, f"a lock held on one is free on the other ({between})", NO_LOCKS)
+    locks = "locks" if one["kernel_locks"] and other["kernel_locks"] else "hard links in place of locks"
+    return Check(line, True, f"files show after {other['seconds']:.1f} s, {locks} and claims hold ({between})")
 
 
 def _unknown(name: str) -> Check:

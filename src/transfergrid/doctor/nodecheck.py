@@ -29,7 +29,7 @@ LOOK_S = 0.2
 def main() -> int:
     parser = argparse.ArgumentParser(prog="transfergrid.doctor.nodecheck")
     parser.add_argument("kind", choices=("node", "pair"))
-    parser.add_argument("--folder", action="append", default=[], help="NAME=DIR, a folder that another machine offers")
+    parser.add_argument("--folder", action="append", default=[], help="NAME=DIR, which another machine tries as well")
     parser.add_argument("--visible-s", type=float, default=60.0, help="how long a file of another machine may take")
     parser.add_argument("--skip-gpu", action="store_true")
     given = parser.parse_args()
@@ -45,7 +45,7 @@ def _node(folders: Mapping[str, Path], visible_s: float, *, skip_gpu: bool) -> N
     tell(host=host_name(), time_s=time.time(), python=platform.python_version(), cores=len(os.sched_getaffinity(0)))
     tell(memory_gib=_free_memory_gib(), ulimits=_ulimits())
     tell(commands={name: shutil.which(name) is not None for name in ("squeue", "scontrol")})
-    tell(folders=_examined(folders, visible_s))
+    tell(folders=_met(folders, "node", "here", visible_s))
     tell(code=_outcome(_code))
     tell(torch=_outcome(_torch))
     if not skip_gpu:
@@ -53,16 +53,9 @@ def _node(folders: Mapping[str, Path], visible_s: float, *, skip_gpu: bool) -> N
 
 
 def _pair(folders: Mapping[str, Path], visible_s: float) -> None:
-    """Two tasks of one job on two nodes: the first offers, the second examines."""
-    if os.environ.get("SLURM_PROCID", "0") != "0":
-        tell(second=host_name(), pair=_examined(folders, visible_s))
-        return
-    with contextlib.ExitStack() as held:
-        for folder in folders.values():
-            held.enter_context(offered(folder))
-        deadline = time.monotonic() + 2 * visible_s
-        answers = {name: answered(folder, deadline - time.monotonic()) for name, folder in folders.items()}
-    tell(first=host_name(), answers=answers)
+    """One of the two tasks of a job on two nodes; both do the same."""
+    names = ("first", "second") if os.environ.get("SLURM_PROCID", "0") == "0" else ("second", "first")
+    tell(**{names[0]: {"host": host_name(), "folders": _met(folders, *names, visible_s)}})
 
 
 def tell(**findings: Any) -> None:
@@ -73,87 +66,50 @@ def tell(**findings: Any) -> None:
 
 # ------------------------------------------------------------------------------------------------------ shared folders
 @contextlib.contextmanager
-def offered(folder: Path) -> Iterator[None]:
-    """Put what another machine is to find into a new folder, and hold a lock on a file there meanwhile."""
-    durable.make_folder(folder)
-    with durable.lock(folder / "lock", wait=True):
-        durable.claim(folder / "claim", b"first")
-        durable.write_bytes(folder / "value", b"first")
-        with open(folder / "exclusive", "xb"):
-            pass
-        durable.write_bytes(folder / "offered", host_name().encode())  # last: the rest is there when this is seen
-        yield
+def tried(folder: Path, name: str) -> Iterator[dict[str, Any]]:
+    """Try for the lock and the claim of a folder, and then say so by a file `name`; the lock is held inside."""
+    with durable.lock(folder / "lock", wait=False) as has_lock:
+        has_claim = durable.claim(folder / "claim", name.encode())
+        durable.write_bytes(folder / name, b"")
+        yield {"lock": has_lock, "claim": has_claim, "kernel_locks": durable.has_kernel_locks(folder)}
 
 
-def examine(folder: Path, wait_s: float) -> dict[str, Any]:
-    """What this machine sees of what another one offers, and an answer to it.
+def meet(folder: Path, name: str, other: str, wait_s: float) -> dict[str, Any]:
+    """Two machines try for one lock and one claim in a folder that is there: one of them must get each.
 
-    seen: whether it showed within wait_s, with seconds. lock, claim, exclusive: whether the other's lock, its claim by
-    hard link and its O_EXCL file are respected here. value: whether what it had written is read. kernel_locks: whether
-    files there are locked by the kernel, or by hard links.
+    seen: whether the other's file showed within wait_s, after seconds. lock, claim: whether this machine got them.
+    kernel_locks: whether files there are locked by the kernel, or by hard links.
     """
     started = time.monotonic()
-    if not _shows(folder, "offered", wait_s):
+    if not shows(folder, wait_s):  # nothing is written where another folder of that name may be
         return {"seen": False}
-    return {
-        "seen": True,
-        "seconds": time.monotonic() - started,
-        "lock": durable.is_locked(folder / "lock"),
-        "claim": not durable.claim(folder / "claim", b"second"),
-        "exclusive": _is_refused(folder / "exclusive"),
-        "value": (folder / "value").read_bytes() == b"first",
-        "answered": _answer(folder),
-        "kernel_locks": durable.has_kernel_locks(folder),
-    }
+    with tried(folder, name) as got:
+        seen = shows(folder / other, wait_s + started - time.monotonic())
+        return got | {"seen": seen, "seconds": time.monotonic() - started}
 
 
-def answered(folder: Path, wait_s: float) -> bool:
-    """Whether what examine() replaced on the other machine is read here."""
+def shows(path: Path, wait_s: float) -> bool:
+    """Whether a file or folder that another machine made shows here in time."""
     deadline = time.monotonic() + wait_s
     while True:
         with contextlib.suppress(OSError):
-            os.listdir(folder)  # a network file system then asks its server again
-            if (folder / "value").read_bytes() == b"second":
+            if path.name in os.listdir(path.parent):  # a network file system then asks its server again
                 return True
         if time.monotonic() >= deadline:
             return False
         time.sleep(LOOK_S)
 
 
-def _examined(folders: Mapping[str, Path], visible_s: float) -> dict[str, Any]:
+def _met(folders: Mapping[str, Path], name: str, other: str, visible_s: float) -> dict[str, Any]:
     """One deadline for all of them: a job has little time."""
     deadline = time.monotonic() + visible_s
     found: dict[str, Any] = {}
-    for name, folder in folders.items():
+    for key, folder in folders.items():
         try:
-            found[name] = examine(folder, deadline - time.monotonic())
+            found[key] = meet(folder, name, other, deadline - time.monotonic())
         except (OSError, GridError) as error:
-            found[name] = {"seen": True, "error": one_line(error)}
+            found[key] = {"seen": True, "error": one_line(error)}
     return found
-
-
-def _shows(folder: Path, name: str, wait_s: float) -> bool:
-    deadline = time.monotonic() + wait_s
-    while True:
-        with contextlib.suppress(OSError):
-            if name in os.listdir(folder):
-                return True
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(LOOK_S)
-
-
-def _is_refused(path: Path) -> bool:
-    try:
-        with open(path, "xb"):
-            return False
-    except FileExistsError:
-        return True
-
-
-def _answer(folder: Path) -> bool:
-    durable.write_bytes(folder / "value", b"second")
-    return True
 
 
 # --------------------------------------------------------------------------------------------------------- the machine

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid.cluster import slurm
-from transfergrid.cluster.batch_script import setup_lines
+from transfergrid.cluster.batch_script import prelude
 from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.slurm_words import meaning
-from transfergrid.cluster.snapshot import import_path
-from transfergrid.resources import ClusterSettings, Resources
+from transfergrid.resources import ClusterSettings
 from transfergrid.store import durable
 
 JOB_NAME = "tg-doctor"  # and a token, by which each is known
@@ -33,7 +32,8 @@ class ProbeAnswer:
     """What came of one probe. findings: as it told them, together. said: the last line that was no finding.
 
     problem: why there are no findings, or not all; empty where the probe came to its end. sent_s, seen_s: clock of this
-    machine before it was sent and after its answer was read. unsure: it never got to start.
+    machine before it was sent and after its answer was read. unsure: it never got to start. is_unheard: what it wrote
+    does not show here.
     """
 
     findings: Mapping[str, Any] = field(default_factory=dict)
@@ -41,6 +41,7 @@ class ProbeAnswer:
     said: str = ""
     problem: str = ""
     unsure: bool = False
+    is_unheard: bool = False
     sent_s: float = 0.0
     seen_s: float = 0.0
 
@@ -64,20 +65,14 @@ class _Job:
         return meaning(self.state).kind in ("waits", "runs")
 
 
-def small(resources: Resources, *, gpus: int) -> Resources:
-    """What a probe asks for: the same place and kind of node as a run, and little of it, so that it starts soon."""
-    return resources.at_most(gpus=gpus, cpus=2, mem_gb=4.0, timeout_min=LIMIT_MIN)
-
-
 def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str], *, nodes: int) -> str:
     """Shell that starts the probe as a run is started: the same setup lines, python and code."""
     python = settings.python or shlex.quote(sys.executable)
     several = f"srun --mpi=none --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 " if nodes > 1 else ""
-    exports = (f"export PYTHONPATH={shlex.quote(import_path(source))} OMP_NUM_THREADS=1",)
     return "\n".join(
         [
             "#!/bin/bash",
-            *setup_lines(settings.setup, exports, token=None),
+            *prelude(settings, source, "export OMP_NUM_THREADS=1", token=None),
             "has() { if command -v $1 >/dev/null; then echo true; else echo false; fi; }",
             """echo '{"batch_script": {"squeue": '$(has squeue)', "scontrol": '$(has scontrol)'}}'""",
             f"{several}{python} -m transfergrid.doctor.nodecheck {shlex.join(arguments)}",
@@ -86,22 +81,18 @@ def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str]
     )
 
 
-def submit(script: str, *, folder: Path, resources: Resources, settings: ClusterSettings, nodes: int) -> str:
-    """The job's name, which no other has; its script and output lie in `folder`. Raises SlurmRefused, SlurmDown."""
+def submit(script: str, *, folder: Path, settings: ClusterSettings, gpus: int, nodes: int) -> str:
+    """The job's name, which no other has; its script and output lie in `folder`. It asks for the same place and kind of
+    node as a run, and little of it, so that it starts soon. Raises SlurmRefused, SlurmDown."""
     name = f"{JOB_NAME}-{new_token()}"
     durable.write_bytes(folder / "job.sh", os.fsencode(script))
-    options = {
-        **{key: value for key, value in settings.options(resources).items() if not key.startswith("mail")},
-        "job-name": name,
-        "time": str(LIMIT_MIN),
-        "nodes": str(nodes),
-        "ntasks-per-node": "1",
-        "output": f"{folder}/output",
-    }
+    small = settings.resources.at_most(gpus=gpus, cpus=2, mem_gb=4.0, timeout_min=LIMIT_MIN)
+    options = {key: value for key, value in settings.options(small).items() if not key.startswith("mail")}
+    options |= {"job-name": name, "nodes": str(nodes), "output": f"{folder}/output"}
     try:
         slurm.sbatch(["--no-requeue", *slurm.flags(options), str(folder / "job.sh")])
     except (slurm.SlurmRefused, slurm.SlurmDown):  # it may have been taken all the same
-        if name not in {entry.name for entry in slurm.squeue(names=[name]) if slurm.was_taken(entry)}:
+        if name not in {e.name for e in slurm.squeue(names=[name]) if slurm.was_taken(e.state, e.nodes)}:
             raise
     return name
 
@@ -123,12 +114,10 @@ class ProbeJobs:
         with contextlib.suppress(slurm.SlurmDown, slurm.SlurmRefused):  # they end by themselves after two minutes
             slurm.scancel(entry.job_id for entry in slurm.squeue(names=late) if entry.name in late)
 
-    def send(
-        self, name: str, script: str, *, folder: Path, resources: Resources, settings: ClusterSettings, nodes: int = 1
-    ) -> None:
+    def send(self, name: str, script: str, *, folder: Path, settings: ClusterSettings, gpus: int, nodes: int) -> None:
         sent_s = time.time()
         try:
-            job_name = submit(script, folder=folder, resources=resources, settings=settings, nodes=nodes)
+            job_name = submit(script, folder=folder, settings=settings, gpus=gpus, nodes=nodes)
         except (slurm.SlurmRefused, slurm.SlurmDown) as error:
             self._refused[name] = str(error)
             return
@@ -182,7 +171,13 @@ class ProbeJobs:
         elif job.state not in ("COMPLETED", "COMPLETING", "ENDED"):
             problem = f"{ended}: {said or 'without a word'}"
         return ProbeAnswer(
-            findings=findings, job_id=job.job_id, said=said, problem=problem, sent_s=job.sent_s, seen_s=time.time()
+            findings=findings,
+            job_id=job.job_id,
+            said=said,
+            problem=problem,
+            is_unheard=text is None,
+            sent_s=job.sent_s,
+            seen_s=time.time(),
         )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from transfergrid import data
 from transfergrid.errors import ConfigError, DataError
-from transfergrid.names import composed
+from transfergrid.names import composed, some
 from transfergrid.paths import RunPaths
 from transfergrid.specs import RunSpec
 from transfergrid.store.records import read_record
@@ -127,5 +127,4 @@ def name_logits(names: Sequence[str], num_logits: int, *, model: str, dataset: s
 
 
 def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more
+    return some(list(map(repr, names)), _SHOWN)

@@ -29,10 +29,10 @@ from transfergrid.specs import (
     ScratchSettings,
     Split,
     TrainSettings,
-    from_dict,
     safe_name,
 )
-from transfergrid.store import durable, feature_store
+from transfergrid.store import feature_store
+from transfergrid.store.attempts import read_spec
 from transfergrid.store.records import RunRecord, read_record
 
 if TYPE_CHECKING:
@@ -340,9 +340,9 @@ def _input_px(run: RunSpec, runtime: Runtime) -> int:
     if isinstance(settings, EvaluateSettings):
         if settings.preprocess is not None:
             return settings.preprocess.crop_px
-        source = store_paths(runtime).run(settings.source.removeprefix("run:"))
-        if not source.spec.exists():
+        source = read_spec(store_paths(runtime).run(settings.source.removeprefix("run:")))
+        if source is None:
             return dataset_facts(run.dataset, runtime).image_size_px or 32
-        settings = from_dict(RunSpec, durable.read_json(source.spec)).settings
+        settings = source.settings
     assert isinstance(settings, ScratchSettings)
     return settings.image_size_px

@@ -106,8 +106,9 @@ class _Planner:
         needs = self._needs(run)
         head = record_head(paths)
         if head is not None and head.failure_class in ("code", "data") and head.code_hash == code_hash():
+            what = "; ".join(filter(None, (head.error, head.remedy)))
             again = f"delete {paths.record} to try it all the same"
-            return PlannedRun(run, "blocked", f"failed before, nothing has changed: {head.error}; {again}")
+            return PlannedRun(run, "blocked", f"failed before, nothing has changed: {what}; {again}")
         for need in needs:
             other = self.decide(need)
             if other.state in ("blocked", "in flight") and not self._can_wait_for(other):
@@ -116,7 +117,7 @@ class _Planner:
         if run.phase == "extract" and (damaged := extract.damaged(run, self.runtime)) is not None:
             why = f"{damaged}: extracted again"
         if head is not None and head.failure_class is not None:
-            why = f"failed before ({head.failure_class}): {next_step(head.failure_class, head.remedy or None)}"
+            why = f"failed before ({head.failure_class}): {next_step(head.failure_class, head.remedy)}"
         elif paths.checkpoints.is_dir() and any(paths.checkpoints.iterdir()):
             why = "continues from its checkpoint"
         pending = tuple(n for n in needs if self.decide(n).state == "run" or self._can_wait_for(self.decide(n)))

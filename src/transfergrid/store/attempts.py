@@ -20,7 +20,7 @@ from typing import Any
 
 from transfergrid.errors import AlreadyRunning, Superseded
 from transfergrid.paths import RunPaths
-from transfergrid.specs import RunSpec, to_dict
+from transfergrid.specs import RunSpec, from_dict, to_dict
 from transfergrid.store import durable
 from transfergrid.store.provenance import code_hash
 
@@ -144,6 +144,14 @@ def slurm_gpus() -> int | None:
 
 def restart_count() -> int:
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def read_spec(paths: RunPaths) -> RunSpec | None:
+    """spec.json, which the first attempt leaves; None where there is none, or it is of no release that is known."""
+    try:
+        return from_dict(RunSpec, durable.read_json(paths.spec))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def newest_attempt(paths: RunPaths) -> int:

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from transfergrid.errors import DISK_FULL, NO_LOCKS, TOLD, MachineError, StoreFull
+from transfergrid.errors import DISK_FULL, NO_LOCKS, MachineError, StoreFull
 from transfergrid.names import spelled_out
 from transfergrid.store import owner_locks
 
@@ -294,15 +294,15 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EFBIG:
             raise StoreFull(
-                f"{path} would be larger than a file may be here (ulimit -f); raise that limit and launch again",
-                remedy=TOLD,
+                f"{path} would be larger than a file may be here (ulimit -f)",
+                remedy="raise that limit and launch again",
             ) from error
         if error.errno in DISK_FULL:
             raise StoreFull(
-                f"no space left for {path} ({_free(path)} free); free some space and launch again", remedy=TOLD
+                f"no space left for {path} ({_free(path)} free)", remedy="free some space and launch again"
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise MachineError(f"{path} is not writable; give another store.dir= or cache.dir=") from error
+            raise MachineError(f"{path} is not writable", remedy="give another store.dir= or cache.dir=") from error
         if error.errno == errno.ENOTDIR:
             raise MachineError(f"{path} cannot be made: a file stands where a folder is needed") from error
         raise

@@ -18,6 +18,11 @@ PACKAGE = Path(__file__).parents[1]
 ORIGIN = PACKAGE.parents[1] / "origin.json"  # beside a launch's snapshot of the code: the commit it was taken from
 
 
+def import_path(source: Path = PACKAGE.parent) -> str:
+    """PYTHONPATH of a process that imports the code in `source`, with what the user has there behind it."""
+    return os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
+
+
 @functools.cache
 def code_hash() -> str:
     """hash_of this package, as it was when first asked."""

@@ -21,7 +21,7 @@ from typing import Any, Literal, cast, get_args
 
 import numpy as np
 
-from transfergrid.errors import TOLD, DataError, one_line
+from transfergrid.errors import DataError, one_line
 from transfergrid.paths import RunPaths
 from transfergrid.specs import RunSpec, Runtime, SelectBy, from_dict, to_dict
 from transfergrid.store import durable
@@ -87,9 +87,8 @@ def assert_as_recorded(paths: RunPaths, path: Path) -> None:
         return  # no record, one of an earlier release, or one whose damage others name
     if durable.sha256_of(path) != recorded:
         raise DataError(
-            f"{path} is damaged: it is not the file that its record was written with; delete {paths.record} and launch"
-            " again",
-            remedy=TOLD,
+            f"{path} is damaged: it is not the file that its record was written with",
+            remedy=f"delete {paths.record} and launch again",
         )
 
 
@@ -106,7 +105,7 @@ def read_record(paths: RunPaths) -> RunRecord | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise DataError(f"{paths.record} is damaged ({error}); delete it and launch again", remedy=TOLD) from error
+        raise DataError(f"{paths.record} is damaged ({error})", remedy="delete it and launch again") from error
     except OSError as error:
         raise DataError(f"{paths.record} cannot be read ({error.strerror})") from error
     try:
@@ -117,9 +116,7 @@ def read_record(paths: RunPaths) -> RunRecord | None:
         _check(record)
         return record
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{paths.record} is not a record of this version ({error}); launch again", remedy=TOLD
-        ) from error
+        raise DataError(f"{paths.record} is not a record of this version ({error})", remedy="launch again") from error
 
 
 def phase_seconds(content: Mapping[str, Any]) -> float | None:
@@ -288,8 +285,8 @@ def read_predictions(paths: RunPaths) -> dict[str, Predictions]:
         raise
     except Exception as error:  # zipfile and numpy raise a dozen kinds for damaged files
         raise DataError(
-            f"{paths.predictions} cannot be read ({one_line(error)}); delete {paths.record} and launch again",
-            remedy=TOLD,
+            f"{paths.predictions} cannot be read ({one_line(error)})",
+            remedy=f"delete {paths.record} and launch again",
         ) from error
 
 

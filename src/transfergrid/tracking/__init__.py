@@ -15,13 +15,13 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.errors import ConfigError
 from transfergrid.paths import store_paths, typed
 from transfergrid.specs import Configuration, Runtime
 from transfergrid.store import attempts
+from transfergrid.store.provenance import import_path
 from transfergrid.tracking.account import Unreachable, find_account
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,6 @@ def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> s
     arguments += ["--mode", runtime.tracking]
     arguments += [f"--entity={runtime.wandb_entity}"] if runtime.wandb_entity else []
     # The code of this very process, even where it is a snapshot that only sys.path knows.
-    import_path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     try:
         # In a file, for a pipe holds 64 KiB: with many runs a mirror that is slow to read would make training wait.
         with tempfile.TemporaryFile() as listed:
@@ -86,7 +85,7 @@ def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> s
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                env=os.environ | {"PYTHONPATH": import_path},
+                env=os.environ | {"PYTHONPATH": import_path()},
                 pass_fds=[listed.fileno()],
             )
     except OSError as error:

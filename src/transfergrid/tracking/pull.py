@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid.errors import ConfigError, DataError, one_line
+from transfergrid.names import some
 from transfergrid.paths import RunPaths, StorePaths, typed
 from transfergrid.specs import PHASES, SelectBy, safe_name, to_dict
 from transfergrid.store import durable, records
@@ -90,8 +91,7 @@ def _pull(remote: Remote, grid: str, store: StorePaths, incoming: Path, say: Say
     lacking = asked - set(found) - unusable
     missing = tuple(e for e in dict.fromkeys(entries) if e.run_id in lacking)
     if absent := sorted(lacking - {e.run_id for e in missing}):
-        more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
-        say(f"used by runs of the grid, but not on the server, so its cost is not shown: {', '.join(absent[:3])}{more}")
+        say(f"used by runs of the grid, but not on the server, so its cost is not shown: {some(absent, 3)}")
     return Pulled(tuple(sorted(found)), missing, tuple(problems))
 
 

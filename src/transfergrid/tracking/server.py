@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transfergrid.names import some
 from transfergrid.store.metrics_log import TIMING_FIELDS
 from transfergrid.tracking.description import as_line
 from transfergrid.tracking.ending import Ending
@@ -63,10 +64,10 @@ def differences(
     told = []
     wrong = [n for line in lines if _timeless(found.lines.get(n := int(line["line"]), {})) != _timeless(line)]
     if wrong:
-        told.append(f"{len(wrong)} of {len(lines)} lines are missing or other ones: {_some(wrong)}")
+        told.append(f"{len(wrong)} of {len(lines)} lines are missing or other ones: {some(wrong, SHOWN)}")
     is_whole = ending is not None and ending.record.status == "completed"  # a failed one may have gone back since
     if extra := sorted(set(found.lines) - {int(line["line"]) for line in lines}) if is_whole else []:
-        told.append(f"lines that the store no longer has, and only another project can lack: {_some(extra)}")
+        told.append(f"lines that the store no longer has, and only another project can lack: {some(extra, SHOWN)}")
     if tag and tag not in found.listed.tags:
         told.append(f"no tag {tag!r}")
     if ending is None:
@@ -75,7 +76,7 @@ def differences(
     if other := [
         f"{name} is {held.get(name)!r}, not {v!r}" for name, v in ending.summary.items() if held.get(name) != v
     ]:
-        told.append(f"summary: {_some(other)}")
+        told.append(f"summary: {some(other, SHOWN)}")
     if found.listed.state != STATES[ending.record.status]:
         told.append(f"state is {found.listed.state!r}, not {STATES[ending.record.status]!r}")
     for path in ending.files:
@@ -87,8 +88,3 @@ def differences(
 def _timeless(line: Mapping[str, Any]) -> dict[str, Any]:
     # W&B drops a value that is None, and gives 0.0 back as 0.
     return {name: value for name, value in line.items() if name not in TIMING_FIELDS and value is not None}
-
-
-def _some(things: Sequence[object]) -> str:
-    more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
-    return ", ".join(map(str, things[:SHOWN])) + more

@@ -24,8 +24,9 @@ from PIL import Image
 from transfergrid.data.images_at_hand import images_at_hand
 from transfergrid.errors import DataError, GridError, one_line
 from transfergrid.paths import StorePaths
-from transfergrid.specs import RunSpec, from_dict, safe_name
+from transfergrid.specs import safe_name
 from transfergrid.store import checkpoints, durable, records
+from transfergrid.store.attempts import read_spec
 from transfergrid.store.metrics_log import read_metrics
 from transfergrid.tracking import Followed, offline
 from transfergrid.tracking.account import Account, Unreachable, end_wandb, use_environment, wandb_processes, why_silent
@@ -102,9 +103,8 @@ def runs_of(grid: str, store: StorePaths) -> list[Followed]:
     variants = {entry.run_id: entry.variant for entry in records.read_grid(store.grid(grid))}
     needed: dict[str, str] = {}
     for run_id in variants:
-        try:
-            spec = from_dict(RunSpec, durable.read_json(store.run(run_id).spec))
-        except (OSError, ValueError, KeyError, TypeError):
+        spec = read_spec(store.run(run_id))
+        if spec is None:
             continue  # has not begun, or is damaged: then its record says so
         needed |= dict.fromkeys((each.run_id for each in spec.extractions), "")
     return [Followed(run_id, v, 0) for run_id, v in (needed | variants).items() if store.run(run_id).spec.exists()]

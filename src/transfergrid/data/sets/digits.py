@@ -59,4 +59,4 @@ def _path() -> Path:
         path = Path(location) / "datasets" / "data" / FILE
         if path.is_file():
             return path
-    raise DataError(f"digits: {FILE} not found inside scikit-learn; install scikit-learn (uv sync)")
+    raise DataError(f"digits: {FILE} not found inside scikit-learn", remedy="install scikit-learn (uv sync)")

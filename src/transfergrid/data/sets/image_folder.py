@@ -26,7 +26,7 @@ from transfergrid.data._inventory import Inventory, Listing
 from transfergrid.data._threads import in_threads
 from transfergrid.data.damaged import DamagedImage, DamagedImages
 from transfergrid.data.images import DatasetFacts, FolderFiles
-from transfergrid.errors import TOLD, ConfigError, DataError
+from transfergrid.errors import ConfigError, DataError
 from transfergrid.specs import Split
 
 T = TypeVar("T")
@@ -212,7 +212,7 @@ class FolderImages:
         except (OSError, DamagedImage):
             now = None
         if now != tuple(self._states_N2[index]):
-            raise DataError(f"{path} has changed since this run was planned; launch again", remedy=TOLD)
+            raise DataError(f"{path} has changed since this run was planned", remedy="launch again")
 
     def array(self) -> NDArray[np.uint8]:
         if self.image_size_px is None:

@@ -300,15 +300,14 @@ def _timm_downloaded(
 
     remedy = f"put {name}.safetensors into {weights_dir}, or give its folder as weights_dir="
     if not download:
-        raise DataError(f"weights {spec.weights.label} of {spec.name} are not there; {remedy}")
+        raise DataError(f"weights {spec.weights.label} of {spec.name} are not there", remedy=remedy)
     extra: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
         with hub_fails_fast():
             network: nn.Module = timm.create_model(name, pretrained=True, cache_dir=weights_dir, **extra)
     except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]}); {remedy}"
-        ) from error
+        said = f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]})"
+        raise DataError(said, remedy=remedy) from error
     return network
 
 

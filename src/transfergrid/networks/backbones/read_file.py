@@ -19,6 +19,7 @@ import torch
 from numpy._core import multiarray
 
 from transfergrid.errors import DataError
+from transfergrid.names import some
 from transfergrid.networks.backbones.weight_files import foreign, is_safetensors, parts_of
 
 
@@ -136,8 +137,7 @@ def read_content(path: Path) -> Any:
     except Exception as error:  # zip, pickle and safetensors each have their own errors for a damaged file
         objects = [] if safe else _unlisted(path)
         if objects:
-            more = f" and {len(objects) - 2} more" if len(objects) > 2 else ""
-            reason = f"beside tensors it holds {', '.join(objects[:2])}{more}; objects could run code"
+            reason = f"beside tensors it holds {some(objects, 2)}; objects could run code"
             raise DataError(
                 f"{path} cannot be read as a state dict: {reason}; save model.state_dict() alone with torch.save"
             ) from error

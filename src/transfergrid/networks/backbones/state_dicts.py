@@ -90,7 +90,7 @@ def _fetch(spec: BackboneSpec, path: Path, hash_prefix: str, *, download: bool) 
     url = models.get_model_weights(architecture)[spec.weights.label].url
     remedy = f"put {path.name} into {path.parent}, or give its folder as weights_dir= (it is published at {url})"
     if not download:
-        raise DataError(f"weights {spec.weights.label} of {spec.name} are not there; {remedy}")
+        raise DataError(f"weights {spec.weights.label} of {spec.name} are not there", remedy=remedy)
     durable.make_folder(path.parent)
     # One download on a machine; the others wait and find the file.
     with durable.lock(path.with_name(f".{path.name}.lock"), wait=True), stalls_end():
@@ -106,10 +106,8 @@ def _fetch(spec: BackboneSpec, path: Path, hash_prefix: str, *, download: bool) 
         except GridError:
             raise
         except (OSError, RuntimeError) as error:
-            raise DataError(
-                f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]}); "
-                f"{remedy}"
-            ) from error
+            what = f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]})"
+            raise DataError(what, remedy=remedy) from error
 
 
 @contextlib.contextmanager

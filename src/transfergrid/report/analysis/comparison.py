@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from transfergrid.config.spelling import launch_again
-from transfergrid.errors import TOLD, ConfigError, DataError, one_line
+from transfergrid.errors import ConfigError, DataError, one_line, remedy_of
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis import costs, statistics
 from transfergrid.report.analysis.beyond_linear import better_than_head
@@ -19,8 +19,9 @@ from transfergrid.report.analysis.remarks import with_remarks
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import METRICS
 from transfergrid.report.studies import published
-from transfergrid.specs import EvaluateSettings, RunSpec, SelectBy, from_dict
-from transfergrid.store import durable, records
+from transfergrid.specs import EvaluateSettings, RunSpec, SelectBy
+from transfergrid.store import records
+from transfergrid.store.attempts import read_spec
 from transfergrid.store.records import GridEntry, RunRecord
 
 
@@ -83,12 +84,15 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
             record = records.read_record(store.run(run_id))
         except DataError as error:
             failures[run_id] = Failure(
-                run_id=run_id, failure_class=error.failure_class, error=one_line(error), remedy=error.remedy
+                run_id=run_id,
+                failure_class=error.failure_class,
+                error=one_line(error, with_remedy=False),
+                remedy=remedy_of(error),
             )
             return
         if record is not None and record.run_id != run_id:
-            another = f"its record.json is that of {record.run_id}; delete it and launch again"
-            failures[run_id] = Failure(run_id=run_id, failure_class="data", error=another, remedy=TOLD)
+            another, remedy = f"its record.json is that of {record.run_id}", "delete it and launch again"
+            failures[run_id] = Failure(run_id=run_id, failure_class="data", error=another, remedy=remedy)
         elif record is not None and record.status == "completed":
             found[run_id] = record
         elif record is not None:
@@ -319,7 +323,4 @@ def _probe_of(spec: RunSpec, store: StorePaths) -> RunSpec | None:
     """What a fine-tuning started from; None where it had a random head, or nobody knows any more."""
     if spec.phase != "finetune" or not spec.needs:
         return None
-    try:
-        return from_dict(RunSpec, durable.read_json(store.run(spec.needs[0]).spec))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return read_spec(store.run(spec.needs[0]))

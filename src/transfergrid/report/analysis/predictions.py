@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from transfergrid.errors import TOLD, DataError, one_line
+from transfergrid.errors import DataError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.statistics import PairedComparison
 from transfergrid.report.blocks import Finding
@@ -21,6 +21,7 @@ BySeed = Mapping[int | None, Predictions]  # None: of a run that draws nothing, 
 LIMIT_BYTES = 512_000_000  # about 1,800 runs on 10,000 images of ten classes
 EDITED = "record does not agree with its predictions"
 UNREAD = "no predictions to rest on"
+_REMEDY = "delete its record.json, and launch again"
 _BLOCK = 8192  # images whose probabilities are in memory at once
 
 
@@ -133,17 +134,18 @@ class StoredPredictions:
         doubt = self.doubt(run)
         if doubt is None:
             return self.of(run.run_id)
-        raise DataError(doubt.sentence) if doubt.kind == EDITED else DataError(doubt.text, remedy=TOLD)
+        if doubt.kind == EDITED:
+            raise DataError(doubt.sentence)
+        raise DataError(f"the test predictions of {run.run_id} are missing or damaged", remedy=_REMEDY)
 
     def doubt(self, run: RunRecord) -> Finding | None:
         """Why nothing can rest on the predictions of this run; None where they are as its record says."""
         try:
             return self.disagreement(run)
         except DataError:
-            text = (
-                f"the test predictions of {run.run_id} are missing or damaged; delete its record.json, and launch again"
+            return Finding(
+                run.run_id, UNREAD, f"the test predictions of {run.run_id} are missing or damaged; {_REMEDY}"
             )
-            return Finding(run.run_id, UNREAD, text)
 
     def _read(self, run_id: str) -> Predictions:
         paths = self.store.run(run_id)

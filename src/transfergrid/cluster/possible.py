@@ -1,0 +1,200 @@
+"""Whether a job can ever start on a cluster.
+
+SLURM itself takes jobs that can never start (more time than any partition gives, a QOS nobody has) and lets them wait
+for good. So a request is held against the cluster before anything is sent. A refusal is a ConfigError that is not
+raised yet: what cannot be, what is known in its place, and what helps.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+from transfergrid.cluster import slurm
+from transfergrid.cluster.ceilings import Ceiling, above
+from transfergrid.cluster.limits import UNKNOWN_MIB, Limits, NodeShape, Partition
+from transfergrid.cluster.slurm import SlurmRefused
+from transfergrid.errors import ConfigError, hints
+from transfergrid.resources import UNLIMITED, ClusterSettings, Resources
+
+_MEMORY = "the memory asked for; give less as cluster.mem_gb=, or cluster.mem_gb=null to ask for none"
+# What sbatch says of a job that it would never take -> the setting that asks for it, and what there is.
+NEVER_TAKEN = {
+    "Invalid feature specification": "cluster.constraint: no node has it; sinfo -o %f lists the features there are",
+    "Invalid node name specified": "cluster.exclude: it names no node of this cluster; sinfo -N lists them",
+    r"unrecognized option|invalid option|requires an argument|allow an argument|ambiguous|Invalid (--|time spec)": (
+        "cluster.sbatch: sbatch --help lists its options"
+    ),
+    "group not permitted": "cluster.partition: none of your groups may use it; name another",
+    "mutually exclusive": "two options that exclude each other; look at cluster.sbatch",
+    "Memory required by task|Memory specification can not be satisfied": _MEMORY,
+    r"Invalid generic resource \(gres\) specification": (
+        "the GPUs or gres asked for; look at cluster.gpu_type, cluster.gpu_request and cluster.sbatch"
+    ),
+}
+
+
+def assert_possible(resources: Resources, limits: Limits, *, what: str) -> None:
+    """Raises ConfigError, opened by `what`, where no partition that is named could ever start such a job."""
+    refusal = impossible(resources, limits)
+    if refusal is not None:
+        raise opened(refusal, what)
+
+
+def opened(refusal: ConfigError, what: str) -> ConfigError:
+    """The same refusal, of what."""
+    return ConfigError(f"{what}: {refusal.what}", remedy=refusal.remedy, known=refusal.known)
+
+
+def impossible(resources: Resources, limits: Limits, *, key: str = "cluster.partition") -> ConfigError | None:
+    """Why no partition that is named could ever start such a job; None where one could."""
+    for of, name, known in (("account", resources.account, limits.accounts), ("qos", resources.qos, limits.qos)):
+        if name is not None and known is not None and name not in known:
+            noun = {"account": "SLURM account", "qos": "QOS"}[of]
+            return ConfigError(f"cluster.{of}={name!r}: you have no such {noun}", **hints(name, sorted(known)))
+    if resources.qos in limits.gpu_qos and not resources.gpus:
+        return ConfigError(f"QOS {resources.qos} starts no job without a GPU", remedy="give cluster.gpus=1")
+    max_time_min = limits.qos_max_time_min.get(resources.qos or "")
+    if max_time_min is not None and resources.time_min > max_time_min:
+        return _too_long(resources, f"QOS {resources.qos}", max_time_min)
+    try:
+        partitions = named_partitions(resources, limits, key=key)
+    except ConfigError as error:
+        return error
+    refusals = [
+        against(resources, partition) or above(resources, ceilings(resources, partition, limits))
+        for partition in partitions
+    ]
+    possible = [refusal for refusal in refusals if refusal is not None]
+    if len(possible) < len(refusals):
+        return None
+    *others, last = possible
+    return opened(last, "; ".join(map(str, others))) if others else last
+
+
+def ceilings(resources: Resources, partition: Partition, limits: Limits) -> list[Ceiling]:
+    """What bounds such a job in this partition, the most important first."""
+    qos = resources.qos or limits.default_qos
+    layers = [limits.qos_ceilings.get(partition.qos or ""), limits.qos_ceilings.get(qos)]
+    layers = layers[::-1] if qos in limits.over_partition else layers
+    return [layer for layer in (*layers, limits.own_ceiling) if layer is not None]
+
+
+def named_partitions(resources: Resources, limits: Limits, *, key: str = "cluster.partition") -> list[Partition]:
+    """Those that the job may start in, SLURM's default where none is named. Raises ConfigError for an unknown one."""
+    names = resources.partition.split(",") if resources.partition is not None else [limits.default_partition]
+    for name in names:
+        if name is None:
+            known = ", ".join(sorted(limits.partitions))
+            raise ConfigError("this cluster has no default partition", remedy=f"give {key}=, one of: {known}")
+        if name not in limits.partitions:
+            raise ConfigError(f"{key}={name!r} is unknown here", **hints(name, sorted(limits.partitions)))
+    return [limits.partitions[name] for name in names if name is not None]
+
+
+# ------------------------------------------------------------------------------------------------------- one partition
+def against(asked: Resources, partition: Partition) -> ConfigError | None:
+    """Why such a job can never start in this partition; None where it can."""
+    where, name_another = f"partition {partition.name}", "name another in cluster.partition="
+    if partition.state != "UP":
+        return ConfigError(f"{where} is {partition.state.lower()} and starts nothing", remedy=name_another)
+    for key, name, allowed in (
+        ("account", asked.account, partition.allow_accounts),
+        ("qos", asked.qos, partition.allow_qos),
+    ):
+        if name is not None and allowed is not None and name not in allowed:
+            takes = ", ".join(sorted(allowed))
+            return ConfigError(f"{where} does not take cluster.{key}={name}; it takes: {takes}", remedy=name_another)
+    if partition.demands_gpu and not asked.gpus:
+        said = f"{where} starts no job without a GPU (its QOS {partition.qos})"
+        return ConfigError(said, remedy="name another, or give cluster.gpus=1")
+    if partition.max_time_min is not None and asked.time_min > partition.max_time_min:
+        return _too_long(asked, where, partition.max_time_min)
+    return _against_nodes(asked, partition, where)
+
+
+def _against_nodes(asked: Resources, partition: Partition, where: str) -> ConfigError | None:
+    if not partition.shapes:
+        return ConfigError(f"{where} has no nodes", remedy="name another in cluster.partition=")
+    types = partition.gpus_by_type
+    if asked.gpus and not types:
+        said = f"cluster.gpus={asked.gpus}, but {where} has no GPUs"
+        return ConfigError(said, remedy="name another partition, or give cluster.gpus=0")
+    if asked.gpus and asked.gpu_type is not None and asked.gpu_type not in types:
+        said, typed = f"cluster.gpu_type={asked.gpu_type!r} is unknown in {where}", [t for t in types if t]
+        remedy = "give one of them, or another cluster.partition=" if typed else "leave cluster.gpu_type unset"
+        return ConfigError(said, known=typed or ["none"], remedy=remedy)
+    most_gpus = types[asked.gpu_type] if asked.gpus and asked.gpu_type else max(s.gpus for s in partition.shapes)
+    most_gib = math.inf if partition.has_unknown_memory else partition.max_mem_mib / 1024
+    if asked.mem_gb is None and asked.node_mem_gb > most_gib:
+        each = "mem_per_gpu_gb" if asked.mem_per_gpu_gb is not None else "mem_per_cpu_gb"
+        said = f"cluster.{each}={getattr(asked, each):g} makes {asked.node_mem_gb:g} GiB, and no node of {where} has"
+        return ConfigError(f"{said} more than {_at_most(most_gib)}", remedy="give less")
+    for key, value, most in (
+        ("gpus", asked.gpus, most_gpus),
+        ("cpus", asked.cpus, partition.max_cpus),
+        ("mem_gb", asked.node_mem_gb, most_gib),
+    ):
+        if value > most:
+            said = f"cluster.{key}={value:g} is more than any node of {where} has"
+            return ConfigError(said, remedy=f"give cluster.{key}={_at_most(most)} or less")
+    if any(_fits(asked, shape) for shape in partition.shapes):
+        return None
+    shapes = ", ".join(f"{s.cpus} CPUs {s.mem_mib / 1024:.1f} GiB {s.gpus} GPUs" for s in partition.shapes[:4])
+    return ConfigError(
+        f"no node of {where} has cluster.cpus={asked.cpus}, cluster.mem_gb={asked.node_mem_gb:g} and"
+        f" cluster.gpus={asked.gpus} at once; its nodes: {shapes}",
+        remedy="ask for what one of them has, or name another in cluster.partition=",
+    )
+
+
+def _fits(asked: Resources, shape: NodeShape) -> bool:
+    gpus = shape.gpus_by_type.get(asked.gpu_type, 0) if asked.gpu_type is not None else shape.gpus
+    has_memory = shape.mem_mib <= UNKNOWN_MIB or asked.node_mem_gb * 1024 <= shape.mem_mib
+    return asked.cpus <= shape.cpus and has_memory and asked.gpus <= gpus
+
+
+def _at_most(number: float) -> str:
+    """With one decimal at most, and never more than there is."""
+    return f"{int(number * 10) / 10:g}"
+
+
+def _too_long(asked: Resources, where: str, max_time_min: int) -> ConfigError:
+    time = "UNLIMITED" if asked.timeout_min == UNLIMITED else asked.timeout_min
+    said = f"cluster.timeout_min={time} is more than {where} ever gives"
+    return ConfigError(said, remedy=f"give cluster.timeout_min={max_time_min} or less")
+
+
+# ---------------------------------------------------------------------------------------------- what SLURM itself says
+def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str, str]:
+    """When SLURM expects a job of each phase to start, were it sent now; phases of one shape are asked about once.
+
+    Raises ConfigError for what the cluster does not have, as a feature, a node or that much memory: to sbatch it would
+    say the same, perhaps after other phases were sent.
+    """
+    by_shape: dict[Resources, list[str]] = {}
+    for phase in phases:
+        by_shape.setdefault(settings.of_phase(phase), []).append(phase)
+    told = {}
+    for resources, members in by_shape.items():
+        asked = settings.options(resources)
+        try:
+            told[", ".join(members)] = slurm.test_only(slurm.flags(asked))
+        except SlurmRefused as error:
+            remedy = next((r for form, r in NEVER_TAKEN.items() if re.search(form, error.said, re.IGNORECASE)), None)
+            if remedy is None and _is_taken_without(resources.memory_options(), asked):
+                remedy = _MEMORY
+            if remedy is not None:
+                raise ConfigError(f"phase {members[0]}: SLURM refuses {remedy} ({error})") from error
+            told[", ".join(members)] = f"to be refused now: {error}"
+    return {phase: text for phase, text in told.items() if text is not None}
+
+
+def _is_taken_without(options: Mapping[str, str], asked: Mapping[str, str | bool]) -> bool:
+    """Whether SLURM takes what it refuses, once these options are left out."""
+    try:
+        rest = {key: value for key, value in asked.items() if key not in options}
+        return bool(options) and slurm.test_only(slurm.flags(rest)) is not None
+    except SlurmRefused:
+        return False
