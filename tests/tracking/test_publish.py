@@ -19,10 +19,12 @@ from wandb_state import ServerRun
 from transfergrid.cli.console import FAILED, run_script
 from transfergrid.cli.report import report
 from transfergrid.paths import StorePaths
-from transfergrid.tracking.account import Account, Unreachable, make_api
+from transfergrid.tracking.account import DEFAULT_URL, Account, Unreachable
+from transfergrid.tracking.client import SETTINGS
 from transfergrid.tracking.publication import Publication, Table
 from transfergrid.tracking.publication_check import differences
-from transfergrid.tracking.publish import SETTINGS, Published, publish
+from transfergrid.tracking.publish import Published, publish
+from transfergrid.tracking.remote import Remote
 
 pytestmark = pytest.mark.wandb
 PROJECT = "project"
@@ -246,8 +248,7 @@ def test_what_is_not_as_it_was_sent_is_told_line_by_line(server: StandIn, store:
 
 
 def _differences(server: StandIn, publication: Publication, url: str, folder: Path) -> list[str]:
-    account = Account(server.url, PROJECT, "local")
-    found = differences(make_api(account), account, publication, url, folder / "read back")
+    found = differences(Remote(Account(server.url, PROJECT, "local")), publication, url, folder)
     wandb.teardown()
     return found
 
@@ -275,3 +276,7 @@ def test_a_server_that_is_not_there_is_said_at_once(server: StandIn, store: Stor
     server.stop()
     with pytest.raises(Unreachable, match="does not answer .* publish again where it does"):
         sent(server, store, publication)
+
+
+def test_the_address_of_wandbs_own_service_is_the_clients() -> None:
+    assert wandb.Settings.model_fields["base_url"].default == DEFAULT_URL

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +18,14 @@ from transfergrid.config.help import help_for
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.specs import SelectBy
+from transfergrid.store.durable import read_json
 from transfergrid.store.records import read_grid
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from transfergrid.config.report import ReportRequest
-    from transfergrid.report.analysis.comparison import Comparison
+    from transfergrid.report.analysis.comparison import Comparison, Failure
 
 HELP = help_for(
     "report.py",
@@ -37,8 +39,9 @@ HELP = help_for(
     "source=wandb needs no store: it reads the runs from a W&B server (entity=NAME, project=NAME), keeps them in\n"
     "cache/wandb/ENTITY/PROJECT/ (cache.dir=DIR), and says which configurations the server lacks.\n"
     "publish=true sends the report to W&B: tables, figures, files, one run per row and the W&B Report; then it reads\n"
-    "all of it back. Once more brings it up to date. The key comes from WANDB_API_KEY or `wandb login`, project and\n"
-    "entity from the grid's last launch unless given.",
+    "all of it back. Once more brings it up to date. The key comes from WANDB_API_KEY or `wandb login`; project,\n"
+    "entity and tracking.images from the grid's last launch unless given. tracking.images=true sends figures, the\n"
+    "page and names of files, too.",
     (
         "grid=quickstart",
         "grid=quickstart figures=false store.dir=results",
@@ -76,6 +79,7 @@ def report(arguments: Sequence[str]) -> int:
         path.parent,
         *_destination(request, request.publish),
         figures=request.figures is not False,
+        images=_sends_images(request),
     )
     return OK if is_complete and is_whole and is_there else FAILED
 
@@ -159,6 +163,14 @@ def _destination(request: ReportRequest, asked: tuple[str | None, str | None]) -
     return entity, asked[1] or (launched.wandb_project if launched else "transfergrid")
 
 
+def _sends_images(request: ReportRequest) -> bool:
+    """As asked, else as the grid was last launched with."""
+    if request.images is not None:
+        return request.images
+    launched = launched_with(request.grids[0], request.store)
+    return launched is not None and launched.wandb_images
+
+
 def publish_report(
     console: Console,
     comparisons: Sequence[Comparison],
@@ -167,8 +179,11 @@ def publish_report(
     project: str,
     *,
     figures: bool,
+    images: bool,
 ) -> bool:
     """Send the report that lies in `folder` to W&B and print where it is; whether all of it is there as it was sent.
+
+    images: also figures, the page, and messages that may name the user's own files.
 
     Raises Unreachable where W&B cannot be used.
     """
@@ -182,7 +197,8 @@ def publish_report(
 
     target = find_account(project, entity)
     whole = joined(comparisons)
-    published = publish(target, whole.store, publication_of(whole, folder, figures=figures), say=say)
+    publication = publication_of(whole if images else _without_names(whole), folder, figures=figures and images)
+    published = publish(target, whole.store, publication if images else publication.without_pictures(), say=say)
     for problem in published.problems[:SHOWN]:
         say(problem)
     if len(published.problems) > SHOWN:
@@ -190,6 +206,21 @@ def publish_report(
     said = f"{len(published.problems)} things are not there as they were sent" if published.problems else "all is there"
     say(f"W&B: {said}: {published.report_url}")
     return not published.problems
+
+
+def _without_names(comparison: Comparison) -> Comparison:
+    """The same without messages that may name the user's own files."""
+    from transfergrid.tracking.description import may_name_files, withheld
+
+    def shared(failure: Failure) -> Failure:
+        try:
+            kind = str(read_json(comparison.store.run(failure.run_id).spec)["dataset"]["kind"])
+        except (OSError, ValueError, KeyError, TypeError):
+            kind = "image_folder"
+        is_withheld = may_name_files(failure.failure_class, kind)
+        return replace(failure, **withheld(failure.failure_class)) if is_withheld else failure
+
+    return replace(comparison, failures=tuple(map(shared, comparison.failures)))
 
 
 def _is_current(page: Path, comparisons: Sequence[Comparison]) -> bool:

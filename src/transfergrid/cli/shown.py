@@ -71,7 +71,11 @@ def show_results(console: Console, request: Request, *, reported: bool = False) 
     if request.runtime.tracking == "online":  # the runs are there, the table is not
         line = command_of_grid("report.py", request.grid, request.store, "publish=true")
         console.print(f"in W&B, with figures: {line}", highlight=False, soft_wrap=True)
-    elif not figures:
+        return
+    if request.runtime.tracking == "offline":
+        line = command_of_grid("sync.py", request.grid, request.store)
+        console.print(f"to send the numbers to W&B: {line}", highlight=False, soft_wrap=True)
+    if not figures:
         line = command_of_grid("report.py", request.grid, request.store)
         console.print(f"with figures: {line}", highlight=False, soft_wrap=True)
 

@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
 HELP = help_for(
     "sync.py",
-    "Bring W&B to what the store holds of a grid: rows that are missing, by their numbers, then summaries, files and\n"
-    "pictures; then read all of it back and say what differs. It works from the runs' own files, so it may run again\n"
+    "Bring W&B to what the store holds of a grid: rows that are missing, by their numbers, then summaries and files;\n"
+    "then read all of it back and say what differs. It works from the runs' own files, so it may run again\n"
     "at any time: from cron, and while jobs are running (what a checkpoint covers is sent).\n"
-    "The key comes from WANDB_API_KEY or `wandb login`; project and entity from the grid's last launch unless given.",
+    "The key comes from WANDB_API_KEY or `wandb login`; project, entity and tracking.images from the grid's last\n"
+    "launch unless given. tracking.images=true sends pictures and names of files, too.",
     (
         "grid=quickstart",
         "grid=quickstart project=transfergrid entity=my-team store.dir=results",
@@ -52,9 +53,9 @@ def sync(arguments: Sequence[str]) -> int:
     launched = launched_with(request.grid, request.store)
     project = request.project or (launched.wandb_project if launched else "transfergrid")
     entity = request.entity or (launched.wandb_entity if launched else None)
-    synced = sync_grid(
-        request.grid, request.store, find_account(project, entity), tick=progress_line("syncing", noun="runs")
-    )
+    images = request.images if request.images is not None else launched is not None and launched.wandb_images
+    tick = progress_line("syncing", noun="runs")
+    synced = sync_grid(request.grid, request.store, find_account(project, entity), images=images, tick=tick)
     show(make_console(), synced)
     return FAILED if synced.problems else OK
 
@@ -87,11 +88,11 @@ def show(console: Console, synced: Synced) -> None:
 
 
 def sync_and_publish(console: Console, runtime: Runtime, grid: str) -> None:
-    """What the finish job does for W&B, where there is a key and a network: never an error, whatever W&B does.
+    """What the finish job does for W&B with tracking=online: never an error, whatever W&B does.
 
     In processes of their own: one that hangs ends in time, and one that dies takes nothing with it.
     """
-    if runtime.tracking == "disabled":
+    if runtime.tracking != "online":
         return
     by_hand = f"`{command_of_grid('sync.py', grid, store_paths(runtime))}` sends what the server lacks"
     try:

@@ -297,6 +297,7 @@ class GridBuilder:
             tracking=config.tracking.mode,
             wandb_project=config.tracking.project,
             wandb_entity=config.tracking.entity,
+            wandb_images=config.tracking.images,
             grid=self.name,
             checkpoint_min_interval_s=config.checkpoint.min_interval_s,
             keep_weights=config.keep_weights,

@@ -30,6 +30,13 @@ def wandb_name_of(key: str, name: str | None) -> str | None:
     return name
 
 
+def images_of(value: str | None) -> bool | None:
+    """tracking.images of a command line that is read without Hydra; None where it is not given."""
+    if value is not None and value.lower() not in ("true", "false"):
+        raise ConfigError(f"tracking.images={value!r}; give true or false")
+    return None if value is None else value.lower() == "true"
+
+
 def key_values(
     arguments: Sequence[str], *, keys: Sequence[str], takes: str, aliases: Mapping[str, str] | None = None
 ) -> dict[str, str]:

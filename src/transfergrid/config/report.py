@@ -7,16 +7,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from transfergrid.config.names import grid_name_of, key_values, wandb_name_of
+from transfergrid.config.names import grid_name_of, images_of, key_values, wandb_name_of
 from transfergrid.errors import ConfigError
 from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import SelectBy
 
 OF_WANDB = ("entity", "project")  # belong to source=wandb or publish=true
-KEYS = ("grid", "compare", "figures", "store.dir", "source", "publish", *OF_WANDB, "cache.dir", "select_by")
+KEYS = (
+    "grid",
+    "compare",
+    "figures",
+    "store.dir",
+    "source",
+    "publish",
+    *OF_WANDB,
+    "cache.dir",
+    "select_by",
+    "tracking.images",
+)
 TAKES = (
     "report takes grid=NAME or compare=[A,B], figures=true|false|keep, store.dir=DIR, publish=true|false, "
-    "source=store|wandb, entity=NAME, project=NAME, cache.dir=DIR and select_by=accuracy|balanced_accuracy|macro_f1"
+    "source=store|wandb, entity=NAME, project=NAME, tracking.images=true|false, cache.dir=DIR and "
+    "select_by=accuracy|balanced_accuracy|macro_f1"
 )
 CHOICES: dict[str, dict[str, bool | None]] = {
     "figures": {"true": True, "false": False, "keep": None},
@@ -32,6 +44,7 @@ class ReportRequest:
     figures: None keeps the report's files as they are while they are newer than every record.
     wandb: where to read the runs from, entity and project, if not from a store; `store` is then where they are kept.
     publish: entity and project to publish in, if it is asked for; None for one: as the grid's last launch has it.
+    images: whether pictures and names of files are published, too; None: as the grid's last launch has it.
     select_by: the score on val that choices between rows are by; None as each grid was launched.
     """
 
@@ -40,6 +53,7 @@ class ReportRequest:
     figures: bool | None
     wandb: tuple[str | None, str] | None = None
     publish: tuple[str | None, str | None] | None = None
+    images: bool | None = None
     select_by: SelectBy | None = None
 
 
@@ -55,8 +69,15 @@ def parse_report(arguments: Sequence[str]) -> ReportRequest:
         store = CachePaths(Path(values.get("cache.dir", "cache"))).pulled(*wandb)
     publish = wandb or _place(values) if _choice("publish", values.get("publish", "false")) else None
     figures = _choice("figures", values.get("figures", "true"))
-    select_by = _select_by(values.get("select_by"))
-    return ReportRequest(grids=grids, store=store, figures=figures, wandb=wandb, publish=publish, select_by=select_by)
+    return ReportRequest(
+        grids=grids,
+        store=store,
+        figures=figures,
+        wandb=wandb,
+        publish=publish,
+        images=images_of(values.get("tracking.images")),
+        select_by=_select_by(values.get("select_by")),
+    )
 
 
 def _select_by(value: str | None) -> SelectBy | None:

@@ -271,9 +271,10 @@ class ReportConfig:
 
 @dataclass
 class TrackingConfig:
-    mode: str = "offline"
+    mode: str = "auto"
     project: str = "transfergrid"
     entity: str | None = None
+    images: bool = False
 
 
 @dataclass

@@ -6,7 +6,7 @@ Nothing here computes a number: rows and cells are those of comparison.csv and o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transfergrid.store.durable import sha256_of
 from transfergrid.tracking.description import grid_tag, named_tag, shortened
 
 MOST_TABLE_ROWS = 200_000  # of a wandb.Table; W&B cuts there
+NAMELESS_SUFFIXES = (".csv", ".tex")  # of the report's files, which hold rows and numbers alone
 # Columns that say which row it is: the others are what was measured.
 KEY = ("grid", "dataset", "model", "phase", "variant", "weights", "protocol")
 
@@ -66,6 +67,11 @@ class Publication:
                 raise DataError(
                     f"table {name} has {len(table.rows):,} rows, W&B keeps {MOST_TABLE_ROWS:,}; publish fewer rows"
                 )
+
+    def without_pictures(self) -> Publication:
+        """Without figures, and without the files that hold them or name files of the user's."""
+        files = [path for path in self.files if path.suffix in NAMELESS_SUFFIXES]
+        return replace(self, figures={}, single=(), files=files)
 
     @property
     def content(self) -> str:

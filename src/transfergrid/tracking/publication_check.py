@@ -8,46 +8,37 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid.errors import one_line
-from transfergrid.tracking.account import Account
 from transfergrid.tracking.publication import Publication, Table, row_config, row_summary, row_title
+from transfergrid.tracking.remote import Remote, RemoteRun
 from transfergrid.tracking.workspace import report_difference
 
-
-def runs_tagged(api: Any, account: Account, tag: str, *, page: int = 1_000) -> dict[str, Any]:
-    """The project's runs with this tag, by id, with summary and config; none where there is no such project yet."""
-    runs = api.runs(account.path(), filters={"tags": {"$in": [tag]}}, per_page=page, lazy=False)
-    try:
-        return {run.id: run for run in runs}
-    except ValueError as error:
-        if "Could not find project" in str(error):
-            return {}
-        raise
+LARGEST_TABLE_BYTES = 1_000_000_000
 
 
-def row_runs(api: Any, account: Account, publication: Publication) -> dict[str, Any]:
+def row_runs(remote: Remote, publication: Publication) -> dict[str, RemoteRun]:
     """The runs that stand for rows, by the id that publication.summary_id gives: theirs, or the start of theirs."""
-    runs = runs_tagged(api, account, publication.summary_tag)
+    runs = remote.tagged(publication.summary_tag)
     return {run_id[: publication.summary_id_length]: run for run_id, run in runs.items()}
 
 
-def report_run(api: Any, account: Account, publication: Publication) -> Any | None:
-    return next(iter(runs_tagged(api, account, publication.report_tag).values()), None)
+def report_run(remote: Remote, publication: Publication) -> RemoteRun | None:
+    return next(iter(remote.tagged(publication.report_tag).values()), None)
 
 
-def differences(api: Any, account: Account, publication: Publication, url: str, folder: Path) -> list[str]:
+def differences(remote: Remote, publication: Publication, url: str, folder: Path) -> list[str]:
     """One line for each thing that is not on the server as it was sent; folder: for what is downloaded."""
-    run = report_run(api, account, publication)
+    run = report_run(remote, publication)
     if run is None:
-        return [f"run {publication.report_id} is not on the server", *_rows(api, account, publication)]
-    found = [*_rows(api, account, publication), *_tables(run, publication, folder)]
-    found += [*_figures(run, publication), *_files(api, account, publication, folder)]
+        return [f"run {publication.report_id} is not on the server", *_rows(remote, publication)]
+    problems = [*_rows(remote, publication), *_tables(remote, run, publication, folder)]
+    problems += [*_figures(run, publication), *_files(remote, publication, folder)]
     if difference := report_difference(url, publication):
-        found.append(difference)
-    return found
+        problems.append(difference)
+    return problems
 
 
-def _rows(api: Any, account: Account, publication: Publication) -> Iterator[str]:
-    runs = row_runs(api, account, publication)
+def _rows(remote: Remote, publication: Publication) -> Iterator[str]:
+    runs = row_runs(remote, publication)
     expected = {publication.summary_id(row): row for row in publication.rows}
     for run_id in runs.keys() - expected.keys():
         yield f"run {run_id} stands for a row that the table does not have"
@@ -62,14 +53,14 @@ def _rows(api: Any, account: Account, publication: Publication) -> Iterator[str]
                 yield f"row {row_title(row)}: {name} is {there!r} on the server, {value!r} here"
 
 
-def _tables(run: Any, publication: Publication, folder: Path) -> Iterator[str]:
+def _tables(remote: Remote, run: RemoteRun, publication: Publication, folder: Path) -> Iterator[str]:
     for name, table in publication.tables.items():
         there = run.summary.get(f"final/{name}")
-        if not isinstance(there, Mapping) and not hasattr(there, "get"):
+        if not isinstance(there, Mapping):
             yield f"table final/{name} is not on the server"
             continue
         try:
-            content = _downloaded(run, str(there.get("path")), folder)
+            content = _downloaded(remote, run, str(there.get("path")), folder)
         except Exception as error:  # of the network, of the server, of JSON: the table was not read back
             yield f"table final/{name} could not be read back ({one_line(error)})"
             continue
@@ -88,15 +79,15 @@ def _cells(name: str, table: Table, content: Mapping[str, Any]) -> Iterator[str]
                     yield f"table final/{name}, row {number}: {column} is {value!r} on the server, {own!r} here"
 
 
-def _figures(run: Any, publication: Publication) -> Iterator[str]:
+def _figures(run: RemoteRun, publication: Publication) -> Iterator[str]:
     for name in publication.figures:
         if run.summary.get(f"figures/{name}") is None:
             yield f"figure figures/{name} is not on the server"
 
 
-def _files(api: Any, account: Account, publication: Publication, folder: Path) -> Iterator[str]:
+def _files(remote: Remote, publication: Publication, folder: Path) -> Iterator[str]:
     try:
-        artifact = api.artifact(f"{account.path()}/{publication.artifact_name}:latest")
+        artifact = remote.api.artifact(f"{remote.entity}/{remote.project}/{publication.artifact_name}:latest")
         there = Path(artifact.download(root=str(folder / "artifact"), skip_cache=True))
     except Exception as error:
         yield f"artifact {publication.artifact_name} could not be read back ({one_line(error)})"
@@ -108,6 +99,8 @@ def _files(api: Any, account: Account, publication: Publication, folder: Path) -
             yield f"artifact {publication.artifact_name}: {path.name} has other bytes on the server"
 
 
-def _downloaded(run: Any, path: str, folder: Path) -> Any:
-    with run.file(path).download(root=str(folder / "read back"), replace=True) as file:
-        return json.load(file)
+def _downloaded(remote: Remote, run: RemoteRun, name: str, folder: Path) -> Any:
+    """Raises KeyError where the run has no such file."""
+    file = remote.files(run, [name])[name]
+    path = remote.download(file, folder / "read back", largest_bytes=LARGEST_TABLE_BYTES)
+    return json.loads(path.read_bytes())

@@ -7,8 +7,6 @@ sent; and what W&B shows is read back and compared.
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,17 +19,17 @@ from transfergrid.errors import DataError, GridError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.specs import safe_name
 from transfergrid.store import durable
-from transfergrid.tracking.account import Account, Unreachable, end_wandb, make_api, use_environment, why_silent
-from transfergrid.tracking.destinations import LEAN
+from transfergrid.tracking.account import Account, Unreachable, why_silent
+from transfergrid.tracking.client import DELETED, open_run, temporary_environment
 from transfergrid.tracking.publication import MOST_TABLE_ROWS, Publication, row_config, row_summary, row_title
 from transfergrid.tracking.publication_check import differences, report_run, row_runs
+from transfergrid.tracking.remote import Remote, RemoteRun
 from transfergrid.tracking.workspace import save_report
 
-DELETED = "previously created and deleted"  # in W&B's message
 MOST_DELETED = 10  # times that one run may have been
 WRITERS = 8  # runs open at a time; W&B's own process takes no more requests at once than that
 PATIENCE_S = 30.0  # for a server that shows a moment later what it took
-SETTINGS: dict[str, Any] = LEAN | {"init_timeout": 30.0, "finish_timeout": 60.0, "finish_timeout_raises": True}
+FINISH_S = 60.0  # for a run with all tables and figures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,20 +56,20 @@ def publish(
         raise Unreachable(f"{account.url} does not answer ({reason}); publish again where it does")
     problems: list[str] = []
     try:
-        with _alone(store, publication.grid), _wandb_within(store, account.url) as folder:
-            api = make_api(account)
-            account = replace(account, entity=account.entity or api.default_entity)
+        with _alone(store, publication.grid), temporary_environment(store, account.url) as folder:
+            remote = Remote(account)
+            account = replace(account, entity=remote.entity)
             target = _Target(account, publication, folder)
-            known = row_runs(api, account, publication)
+            known = row_runs(remote, publication)
             written = _write_rows(target, known)
-            _retire_rows(known, publication)
-            url = save_report(account, store, publication, api)
+            _retire_rows(remote, known, publication)
+            url = save_report(account, store, publication, remote)
             rows = "1 row" if len(publication.rows) == 1 else f"{len(publication.rows)} rows"
             say(f"W&B: {rows} ({written} written), {url}; reading back")
-            run = report_run(api, account, publication)
-            if not _is_said(run, publication, url) or differences(api, account, publication, url, folder):
+            run = report_run(remote, publication)
+            if not _is_said(run, publication, url) or differences(remote, publication, url, folder):
                 _write_report_run(target, run, url)
-                problems = _differences(api, target, url, patience_s)
+                problems = _differences(remote, target, url, patience_s)
     except GridError:
         raise
     except Exception as error:  # W&B has a class of its own for each way in which a server can refuse
@@ -88,29 +86,6 @@ def _alone(store: StorePaths, grid: str) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _wandb_within(store: StorePaths, url: str) -> Iterator[Path]:
-    """W&B with a folder of its own for what it would leave behind: copies of tables and of what is read back.
-
-    Its process and what is set in the environment end with the block.
-    """
-    before = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-    try:
-        use_environment(store, url=url)
-        with tempfile.TemporaryDirectory(dir=store.wandb, prefix="publishing-", ignore_cleanup_errors=True) as folder:
-            # Silent: what W&B would print is said by this module, or found by reading back.
-            os.environ |= {"WANDB_DATA_DIR": f"{folder}/data", "WANDB_CACHE_DIR": f"{folder}/cache"}
-            os.environ["WANDB_SILENT"] = "true"
-            try:
-                yield Path(folder)
-            finally:
-                end_wandb()  # it writes there until it ends
-    finally:
-        for name in [name for name in os.environ if name.startswith("WANDB_") and name not in before]:
-            del os.environ[name]
-        os.environ |= before
-
-
 @dataclass(frozen=True, slots=True)
 class _Target:
     """folder: W&B's files of the runs that are written, gone with the publishing."""
@@ -119,26 +94,16 @@ class _Target:
     publication: Publication
     folder: Path
 
-    def open(self, known: Any | None, run_id: str, **told: Any) -> Any:
+    def open(self, known: RemoteRun | None, run_id: str, **described: Any) -> Any:
         """W&B's run of that id, or the one that is `known` to stand in its place: W&B never takes the id of a run that
         somebody has deleted, so that then another one is made."""
         import wandb
 
-        first = run_id if known is None else str(known.id)
+        first = run_id if known is None else known.id
         for name in (first, *(f"{first}-{number}" for number in range(2, MOST_DELETED))):
             try:
-                return wandb.init(
-                    id=name,
-                    entity=self.account.entity,
-                    project=self.account.project,
-                    group=self.publication.grid[:128],
-                    dir=str(self.folder),
-                    mode="online",
-                    resume="allow",
-                    reinit="create_new",
-                    settings=wandb.Settings(**SETTINGS),
-                    **told,
-                )
+                group = self.publication.grid[:128]
+                return open_run(self.account, self.folder, finish_s=FINISH_S, id=name, group=group, **described)
             except wandb.errors.CommError as error:
                 if DELETED not in str(error):
                     raise
@@ -146,7 +111,7 @@ class _Target:
 
 
 # ---------------------------------------------------------------------------------------------------------- the rows
-def _write_rows(target: _Target, known: Mapping[str, Any]) -> int:
+def _write_rows(target: _Target, known: Mapping[str, RemoteRun]) -> int:
     """Runs of rows that are new or have changed, several at a time; how many. Stops at the first that fails."""
     publication, stop = target.publication, threading.Event()
     rows = [row for row in publication.rows if not _is_current(known.get(publication.summary_id(row)), row)]
@@ -165,7 +130,7 @@ def _write_rows(target: _Target, known: Mapping[str, Any]) -> int:
     return len(rows)
 
 
-def _write_row(target: _Target, row: Mapping[str, Any], known: Any | None) -> None:
+def _write_row(target: _Target, row: Mapping[str, Any], known: RemoteRun | None) -> None:
     publication = target.publication
     run = target.open(
         known,
@@ -183,7 +148,7 @@ def _write_row(target: _Target, row: Mapping[str, Any], known: Any | None) -> No
     run.finish()
 
 
-def _is_current(run: Any | None, row: Mapping[str, Any]) -> bool:
+def _is_current(run: RemoteRun | None, row: Mapping[str, Any]) -> bool:
     """Whether the server's run says what the row says, and nothing else."""
     if run is None or run.state != "finished":
         return False
@@ -192,18 +157,16 @@ def _is_current(run: Any | None, row: Mapping[str, Any]) -> bool:
     return summary == row_summary(row) and config == row_config(row)
 
 
-def _retire_rows(known: Mapping[str, Any], publication: Publication) -> None:
+def _retire_rows(remote: Remote, known: Mapping[str, RemoteRun], publication: Publication) -> None:
     """Runs whose row is gone stay, for what was said about them, but in no table or chart of the report."""
     ids = {publication.summary_id(row) for row in publication.rows}
     for run_id, run in known.items():
         if run_id not in ids:
-            run.config["current"] = False
-            run.tags = [publication.former_tag]
-            run.update()
+            remote.update(run, tags=[publication.former_tag], config={"current": False})
 
 
 # ---------------------------------------------------------------------------------------------------- tables and files
-def _write_report_run(target: _Target, known: Any | None, url: str) -> None:
+def _write_report_run(target: _Target, known: RemoteRun | None, url: str) -> None:
     import wandb
 
     publication = target.publication
@@ -230,7 +193,7 @@ def _write_report_run(target: _Target, known: Any | None, url: str) -> None:
     run.finish()
 
 
-def _is_said(run: Any | None, publication: Publication, url: str) -> bool:
+def _is_said(run: RemoteRun | None, publication: Publication, url: str) -> bool:
     """Whether the report run was written with just this content: it is not to grow by the same figures each time."""
     told = ("finished", publication.content, url)
     return run is not None and (run.state, run.summary.get("content"), run.summary.get("report_url")) == told
@@ -264,12 +227,11 @@ def _artifact(publication: Publication) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------- reading back
-def _differences(api: Any, target: _Target, url: str, patience_s: float) -> list[str]:
+def _differences(remote: Remote, target: _Target, url: str, patience_s: float) -> list[str]:
     deadline_s, pause_s = time.monotonic() + patience_s, 0.5
     while True:
-        api.flush()
-        found = differences(api, target.account, target.publication, url, target.folder)
-        if not found or time.monotonic() + pause_s > deadline_s:
-            return found
+        problems = differences(remote, target.publication, url, target.folder)
+        if not problems or time.monotonic() + pause_s > deadline_s:
+            return problems
         time.sleep(pause_s)
         pause_s *= 2

@@ -16,6 +16,7 @@ from transfergrid.specs import safe_name
 from transfergrid.store import durable
 from transfergrid.tracking.account import Account
 from transfergrid.tracking.publication import Publication
+from transfergrid.tracking.remote import Remote
 from transfergrid.tracking.workspace_panels import bars, confusion, curves, pictures, reports_api, scatters, tables
 
 DISCUSSION = "Discussion"
@@ -174,14 +175,13 @@ def _phases(publication: Publication, among: Sequence[str]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------- saving it
-def save_report(account: Account, store: StorePaths, publication: Publication, api: Any) -> str:
+def save_report(account: Account, store: StorePaths, publication: Publication, remote: Remote) -> str:
     """Make the report, or bring the one that is there up to date; its URL, which the store keeps.
 
     Another machine finds it by the URL in the summary of the report run. Where the report is gone a new one is made.
     """
-    runs = api.runs(account.path(), filters={"tags": {"$in": list(publication.grid_tags)}}, per_page=1)
-    blocks = report_blocks(publication, runs=_count(runs))
-    known = ((url, _model_of(url)) for url in _known_urls(account, store, publication, api))
+    blocks = report_blocks(publication, runs=len(remote.tagged(*publication.grid_tags)))
+    known = ((url, _model_of(url)) for url in _known_urls(account, store, publication, remote))
     url, model = next(((url, model) for url, model in known if model is not None), ("", None))
     if model is None or _unequal(model, blocks):
         url = _saved(account, publication, blocks, url)
@@ -215,15 +215,14 @@ def report_difference(url: str, publication: Publication) -> str | None:
     return f"block {unequal[0]} of the report {url} is not what was sent" if unequal else None
 
 
-def _known_urls(account: Account, store: StorePaths, publication: Publication, api: Any) -> Iterator[str]:
+def _known_urls(account: Account, store: StorePaths, publication: Publication, remote: Remote) -> Iterator[str]:
     """Of this grid's report on this server: as this store knows it, then as the server does."""
     path = _url_file(store, publication)
     if path.is_file():
         kept = durable.read_json(path)
         if (kept["server"], kept["project"]) == (account.url, account.path()):
             yield str(kept["url"])
-    runs = api.runs(account.path(), filters={"tags": {"$in": [publication.report_tag]}}, lazy=False)
-    for run in runs if _count(runs) else ():
+    for run in remote.tagged(publication.report_tag).values():
         if url := run.summary.get("report_url"):
             yield str(url)
 
@@ -248,13 +247,6 @@ def _discussion(report: Any) -> list[Any]:
 
 def _url_file(store: StorePaths, publication: Publication) -> Path:
     return store.wandb / "reports" / f"{safe_name(publication.grid)}.json"
-
-
-def _count(runs: Any) -> int:
-    try:
-        return len(runs)
-    except ValueError:  # W&B's answer where there is no such project yet
-        return 0
 
 
 # ----------------------------------------------------------------------------------------------------------- comparing
