@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from transfergrid.cli.console import FAILED, OK, count, make_console, run_script
 from transfergrid.cli.pulled import pull_grids
-from transfergrid.cli.sync import SHOWN, launched_with
+from transfergrid.cli.sync import SHOWN, destination
 from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.config import load_report
@@ -73,14 +73,7 @@ def report(arguments: Sequence[str]) -> int:
     is_complete = _all_completed(comparisons)
     for line in _remarks(comparisons):
         console.print(line, style="red", highlight=False, soft_wrap=True)
-    is_there = request.publish is None or publish_report(
-        console,
-        comparisons,
-        path.parent,
-        *_destination(request, request.publish),
-        figures=request.figures is not False,
-        images=_sends_images(request),
-    )
+    is_there = request.publish is None or publish_report(console, comparisons, path.parent, request)
     return OK if is_complete and is_whole and is_there else FAILED
 
 
@@ -156,49 +149,27 @@ def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
-def _destination(request: ReportRequest, asked: tuple[str | None, str | None]) -> tuple[str | None, str]:
-    """Entity and project: as asked, else as the grid was last launched with."""
-    launched = launched_with(request.grids[0], request.store)
-    entity = asked[0] or (launched.wandb_entity if launched else None)
-    return entity, asked[1] or (launched.wandb_project if launched else "transfergrid")
-
-
-def _sends_images(request: ReportRequest) -> bool:
-    """As asked, else as the grid was last launched with."""
-    if request.images is not None:
-        return request.images
-    launched = launched_with(request.grids[0], request.store)
-    return launched is not None and launched.wandb_images
-
-
-def publish_report(
-    console: Console,
-    comparisons: Sequence[Comparison],
-    folder: Path,
-    entity: str | None,
-    project: str,
-    *,
-    figures: bool,
-    images: bool,
-) -> bool:
+def publish_report(console: Console, comparisons: Sequence[Comparison], folder: Path, request: ReportRequest) -> bool:
     """Send the report that lies in `folder` to W&B and print where it is; whether all of it is there as it was sent.
 
-    images: also figures, the page, and messages that may name the user's own files.
-
-    Raises Unreachable where W&B cannot be used.
+    Figures, the page, and messages that may name the user's own files are sent only with tracking.images=true. Raises
+    Unreachable where W&B cannot be used.
     """
     from transfergrid.report.publication import publication_of
     from transfergrid.report.several import joined
-    from transfergrid.tracking.account import find_account
     from transfergrid.tracking.publish import publish
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    target = find_account(project, entity)
+    entity, project = request.publish or (None, None)
+    account, images = destination(
+        request.grids[0], request.store, project=project, entity=entity, images=request.images
+    )
     whole = joined(comparisons)
-    publication = publication_of(whole if images else _without_names(whole), folder, figures=figures and images)
-    published = publish(target, whole.store, publication if images else publication.without_pictures(), say=say)
+    has_figures = images and request.figures is not False
+    publication = publication_of(whole if images else _without_names(whole), folder, figures=has_figures)
+    published = publish(account, whole.store, publication if images else publication.without_pictures(), say=say)
     for problem in published.problems[:SHOWN]:
         say(problem)
     if len(published.problems) > SHOWN:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script
+from transfergrid.cluster.snapshot import import_path
 from transfergrid.config import load_sync
 from transfergrid.config.help import help_for
 from transfergrid.config.spelling import command_of_grid
@@ -17,7 +18,7 @@ from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.specs import Runtime, from_dict
 from transfergrid.store import durable
-from transfergrid.tracking.account import Unreachable, find_account, why_silent
+from transfergrid.tracking.account import Account, Unreachable, find_account, why_silent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,14 +51,25 @@ def sync(arguments: Sequence[str]) -> int:
     from transfergrid.tracking.sync import sync_grid  # training's modules have no part in it, but images' have
 
     request = load_sync(arguments)
-    launched = launched_with(request.grid, request.store)
-    project = request.project or (launched.wandb_project if launched else "transfergrid")
-    entity = request.entity or (launched.wandb_entity if launched else None)
-    images = request.images if request.images is not None else launched is not None and launched.wandb_images
+    account, images = destination(
+        request.grid, request.store, project=request.project, entity=request.entity, images=request.images
+    )
     tick = progress_line("syncing", noun="runs")
-    synced = sync_grid(request.grid, request.store, find_account(project, entity), images=images, tick=tick)
+    synced = sync_grid(request.grid, request.store, account, images=images, tick=tick)
     show(make_console(), synced)
     return FAILED if synced.problems else OK
+
+
+def destination(
+    grid: str, store: StorePaths, *, project: str | None, entity: str | None, images: bool | None
+) -> tuple[Account, bool]:
+    """Where a grid goes, and whether pictures go, too: as asked, else as it was last launched with. Raises Unreachable
+    without a key."""
+    launched = launched_with(grid, store)
+    project = project or (launched.wandb_project if launched else "transfergrid")
+    entity = entity or (launched.wandb_entity if launched else None)
+    account = find_account(project, entity)
+    return account, images if images is not None else launched is not None and launched.wandb_images
 
 
 def launched_with(grid: str, store: StorePaths) -> Runtime | None:
@@ -111,7 +123,6 @@ def sync_and_publish(console: Console, runtime: Runtime, grid: str) -> None:
 
 def _tell(console: Console, module: str, arguments: Sequence[str]) -> bool:
     """Run one of our own commands and print what it says last; whether it ended well."""
-    import_path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", module, *arguments],
@@ -119,7 +130,7 @@ def _tell(console: Console, module: str, arguments: Sequence[str]) -> bool:
             capture_output=True,
             text=True,
             errors="replace",
-            env=os.environ | {"PYTHONPATH": import_path},
+            env=os.environ | {"PYTHONPATH": import_path(Path(__file__).parents[2])},
             timeout=LONGEST_S,
         )
     except (OSError, subprocess.SubprocessError) as error:

@@ -85,34 +85,30 @@ def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> s
     store = store_paths(runtime)
     variants = {needed.run_id: "" for c in configurations for needed in c.run.extractions}
     variants |= {c.run.run_id: c.variant for c in configurations}
-    followed = [
-        Followed(run_id, variant, attempts.newest_attempt(store.run(run_id))) for run_id, variant in variants.items()
-    ]
-    arguments = ["--store", runtime.store_dir, "--grid", configurations[0].grid, "--project", runtime.wandb_project]
-    arguments += ["--images"] if runtime.wandb_images else []
-    arguments += [f"--entity={runtime.wandb_entity}"] if runtime.wandb_entity else []
+    followed = tuple(Followed(i, variant, attempts.newest_attempt(store.run(i))) for i, variant in variants.items())
+    assignment = Assignment(
+        grid=configurations[0].grid,
+        project=runtime.wandb_project,
+        entity=runtime.wandb_entity,
+        images=runtime.wandb_images,
+        followed=followed,
+    )
     # The code of this very process, even where it is a snapshot that only sys.path knows.
     import_path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-P", "-m", "transfergrid.tracking.mirror", runtime.store_dir]
     try:
         # In a file, for a pipe holds 64 KiB: with many runs a mirror that is slow to read would make training wait.
-        with tempfile.TemporaryFile() as listed:
-            listed.write(json.dumps([asdict(f) for f in followed]).encode())
-            listed.seek(0)
+        with tempfile.TemporaryFile() as file:
+            file.write(json.dumps(asdict(assignment)).encode())
+            file.seek(0)
             return subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "transfergrid.tracking.mirror",
-                    *arguments,
-                    f"--followed={listed.fileno()}",
-                ],
+                [*command, str(file.fileno())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 env=os.environ | {"PYTHONPATH": import_path},
-                pass_fds=[listed.fileno()],
+                pass_fds=[file.fileno()],
             )
     except OSError as error:
         logger.warning("no W&B mirror: %s", error)
@@ -150,3 +146,14 @@ class Followed:
     run_id: str
     variant: str
     after_attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What a mirror is to do. images: whether it sends pictures and names of files, too."""
+
+    grid: str
+    project: str
+    entity: str | None
+    images: bool
+    followed: tuple[Followed, ...]

@@ -41,9 +41,9 @@ class Account:
     project: str
     entity: str | None = None
 
-    def path(self, run_id: str = "") -> str:
-        """`entity/project/run_id` as W&B's public API takes it."""
-        return "/".join(part for part in (self.entity, self.project, run_id) if part)
+    def path(self) -> str:
+        """`entity/project`, as W&B shows it."""
+        return f"{self.entity}/{self.project}" if self.entity else self.project
 
 
 def find_account(project: str, entity: str | None = None) -> Account:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -22,7 +23,8 @@ from transfergrid.tracking.account import SETTINGS_FILE, Account, Unreachable, k
 DELETED = "previously created and deleted"  # in the words of W&B's server
 SILENT = "did not respond in time"  # in the words of W&B's own process, which tries again where a server fails (5xx)
 KEPT = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_HTTP_TIMEOUT")  # of the user's variables
-LEFT_BEHIND_S = 86_400.0
+LEFTOVERS = ("session-*", "syncing-*", "publishing-*", "tmp/*")  # the last three of earlier releases
+LEFT_BEHIND_S, LEFT_HERE_S = 86_400.0, 10.0  # on other machines, whose locks may not be seen here; on this one
 NOT_FINISHED = 75  # W&B's exit code of a run that was interrupted or lost: the next attempt continues it
 # Lean, because the mirror shares its cores with training: no console capture, no system statistics, no code, no git.
 SETTINGS: dict[str, Any] = {
@@ -53,7 +55,8 @@ def temporary_environment(store: StorePaths, url: str) -> Iterator[Path]:
     durable.make_folder(store.wandb)
     _sweep(store)
     place = store.wandb.resolve()  # W&B's own process need not have the same working folder
-    with tempfile.TemporaryDirectory(dir=place, prefix="session-", ignore_cleanup_errors=True) as name:
+    prefix = f"session-{socket.gethostname()}-"
+    with tempfile.TemporaryDirectory(dir=place, prefix=prefix, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         with durable.lock(folder / ".lock", wait=False):
             _set_variables(
@@ -81,13 +84,26 @@ def _set_variables(wanted: Mapping[str, str]) -> None:
 
 
 def _sweep(store: StorePaths) -> None:
-    """What processes left behind that were killed a day ago or longer, those of earlier releases included."""
-    for pattern in ("session-*", "syncing-*", "publishing-*", "tmp/*"):
-        for path in store.wandb.glob(pattern):
-            with contextlib.suppress(OSError):
-                is_old = time.time() - path.stat().st_mtime > LEFT_BEHIND_S
-                if is_old and not durable.is_locked(path / ".lock"):
-                    shutil.rmtree(path)
+    """Remove what killed processes left behind."""
+    place = store.wandb.resolve()
+    in_use = list(files_open_in("wandb-core"))
+    for path in (
+        path for pattern in ("session-*", "syncing-*", "publishing-*", "tmp/*") for path in place.glob(pattern)
+    ):
+        is_own = path.name.startswith(f"session-{socket.gethostname()}-")
+        with contextlib.suppress(OSError):
+            is_old = time.time() - path.stat().st_mtime > (LEFT_HERE_S if is_own else LEFT_BEHIND_S)
+            is_held = durable.is_locked(path / ".lock") or any(name.startswith(f"{path}/") for name in in_use)
+            if is_old and not is_held:
+                shutil.rmtree(path)
+
+
+def files_open_in(program: str) -> Iterator[str]:
+    """Files that processes of this name and this user have open."""
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and (process / "comm").read_text().strip() == program:
+                yield from [os.readlink(file) for file in (process / "fd").iterdir()]
 
 
 def open_run(account: Account, folder: Path, *, finish_s: float = 30.0, **described: Any) -> Any:

@@ -11,7 +11,6 @@ the server, never of a state file.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import logging
@@ -29,8 +28,9 @@ from pathlib import Path
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.data.images_at_hand import images_at_hand
 from transfergrid.paths import StorePaths
+from transfergrid.specs import from_dict
 from transfergrid.store import durable
-from transfergrid.tracking import Followed
+from transfergrid.tracking import Assignment
 from transfergrid.tracking.account import Unreachable, find_account
 from transfergrid.tracking.client import end_wandb, temporary_environment
 from transfergrid.tracking.run_mirror import RunMirror
@@ -43,16 +43,11 @@ MAX_RESTARTS = 3
 END_S = 30.0  # for a server to take the last lines when no more runs start; `sync.py` sends what is left then
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="transfergrid.tracking.mirror", description="metrics.jsonl -> W&B")
-    parser.add_argument("--store", type=Path, required=True)
-    parser.add_argument("--grid", required=True)
-    parser.add_argument("--project", required=True)
-    parser.add_argument("--entity")
-    parser.add_argument("--images", action="store_true")
-    parser.add_argument("--followed", type=int, required=True, help="number of the open file that names the runs")
-    given = parser.parse_args(arguments)
-    store = StorePaths(given.store.resolve())  # as /proc spells the files that a process has open
+def main(arguments: Sequence[str]) -> int:
+    """arguments: the store, and the number of the open file that holds an Assignment."""
+    store = StorePaths(Path(arguments[0]).resolve())  # as /proc spells the files that a process has open
+    with open(int(arguments[1]), "rb") as file:
+        asked: Assignment = from_dict(Assignment, json.load(file))
     os.nice(10)
     # SLURM signals every process of a job at once; the mirror has the last lines of training still to send. It ends
     # with its launcher, whatever ends that.
@@ -60,16 +55,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     log_to(store.wandb / "logs" / f"mirror-{socket.gethostname()}-{os.getpid()}.log")
     try:
-        account = find_account(given.project, given.entity)
+        account = find_account(asked.project, asked.entity)
         with temporary_environment(store, account.url) as folder:
             tempfile.tempdir = str(folder)  # W&B's, too: nothing of it in the node's temporary folder
-            server = Server(store, account, folder, images=given.images)
-            with open(given.followed, "rb") as listed:
-                followed = [Followed(**f) for f in json.load(listed)]
+            server = Server(store, account, folder, images=asked.images)
             images = images_at_hand(store)
-            runs = [RunMirror(store, f, grid=given.grid, server=server, images=images) for f in followed]
+            runs = [RunMirror(store, f, grid=asked.grid, server=server, images=images) for f in asked.followed]
             over = threading.Event()
-            by_hand = command_of_grid("sync.py", given.grid, store)
+            by_hand = command_of_grid("sync.py", asked.grid, store)
             threading.Thread(target=_hear_end, args=(over, by_hand, folder), daemon=True).start()
             follow(runs, over)
         for run in runs:
@@ -135,4 +128,4 @@ def log_to(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transfergrid.paths import StorePaths
+from transfergrid.store import durable
 from transfergrid.store.metrics_log import TIMING_FIELDS
 from transfergrid.store.records import RunRecord
 from transfergrid.tracking.account import Account
-from transfergrid.tracking.client import open_run
+from transfergrid.tracking.client import files_open_in, open_run
 from transfergrid.tracking.description import as_line
 from transfergrid.tracking.ending import FILES, Ending
 from transfergrid.tracking.remote import Remote, RemoteRun, md5_of
@@ -78,10 +77,14 @@ class Server:
         return self._store.wandb / "locks" / f"{run_id}.online.lock"
 
     def is_busy(self, run_id: str) -> bool:
-        """Whether W&B's own process is still at work on this run: it outlives a killed mirror by a moment."""
-        place = re.escape(str(self._store.wandb.resolve()))
-        run_file = re.compile(rf"{place}/.*/run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(?:-\d+)?/")
-        return any(run_file.match(name) for name in _files_open_in("wandb-core"))
+        """Whether W&B's own process is still at work on this run for a mirror or sync that was killed.
+
+        It outlives them by a moment. Of a live one's it keeps files open as well, but then the run's lock decides.
+        """
+        place = self._store.wandb.resolve()
+        run_file = re.compile(rf"{re.escape(str(place))}/([^/]+)/.*run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(?:-\d+)?/")
+        sessions = {match[1] for name in files_open_in("wandb-core") if (match := run_file.match(name))}
+        return any(not durable.is_locked(place / session / ".lock") for session in sessions)
 
     def open(self, **described: Any) -> Any:
         """W&B's run that is described so, to be written to."""
@@ -162,11 +165,3 @@ def _timeless(line: Mapping[str, Any]) -> dict[str, Any]:
 def _some(things: Sequence[object]) -> str:
     more = f" and {len(things) - SHOWN} more" if len(things) > SHOWN else ""
     return ", ".join(map(str, things[:SHOWN])) + more
-
-
-def _files_open_in(program: str) -> Iterator[str]:
-    """Files that processes of this name and this user have open."""
-    for process in Path("/proc").iterdir():
-        with contextlib.suppress(OSError):
-            if process.name.isdigit() and (process / "comm").read_text().strip() == program:
-                yield from [os.readlink(file) for file in (process / "fd").iterdir()]

@@ -17,7 +17,7 @@ from transfergrid.store import durable
 from transfergrid.tracking.account import Account
 from transfergrid.tracking.publication import Publication
 from transfergrid.tracking.remote import Remote
-from transfergrid.tracking.workspace_panels import bars, confusion, curves, pictures, reports_api, scatters, tables
+from transfergrid.tracking.workspace_panels import bars, confusion, curves, pictures, scatters, tables, wr
 
 DISCUSSION = "Discussion"
 TRAINED = ("probe", "finetune", "scratch")  # phases that have curves
@@ -39,8 +39,6 @@ FAILED_COLUMNS = (
 # ------------------------------------------------------------------------------------------------------- what it says
 def report_blocks(publication: Publication, *, runs: int | None = None) -> list[Any]:
     """The blocks in order; runs: how many the server holds, where that is more than the grids have now."""
-    wr = reports_api()
-
     room = max(publication.runs, runs or 0, 1)
     return [
         wr.MarkdownBlock(text=publication.headline),
@@ -71,8 +69,6 @@ def report_blocks(publication: Publication, *, runs: int | None = None) -> list[
 
 def _curve_blocks(publication: Publication, room: int) -> Iterator[Any]:
     """A grid of panels per phase, of runs that are not grouped: of groups W&B draws means of a sample of runs."""
-    wr = reports_api()
-
     for phase in _phases(publication, TRAINED):
         has_test = any(row["protocol"] == "published" and row["phase"] == phase for row in publication.rows)
         runset = wr.Runset(name=phase, filters=_filter(publication.grid_tags, job_types=[phase]), order=[_best_first()])
@@ -81,8 +77,6 @@ def _curve_blocks(publication: Publication, room: int) -> Iterator[Any]:
 
 
 def _confusion_blocks(publication: Publication) -> Iterator[Any]:
-    wr = reports_api()
-
     yield wr.P(text="Of the row that the verdict names; its seeds are summed. The others' are in the runs themselves.")
     for chosen in publication.chosen:
         filters = f"Metric('ID') in [{_listed(chosen.run_ids)}]"
@@ -90,8 +84,6 @@ def _confusion_blocks(publication: Publication) -> Iterator[Any]:
 
 
 def _figure_blocks(publication: Publication) -> Iterator[Any]:
-    wr = reports_api()
-
     general = [name for name in publication.figures if name not in publication.single]
     single = [name for name in publication.figures if name in publication.single]
     for title, names in (("Figures", general), ("Figures of single rows", single)):
@@ -101,22 +93,16 @@ def _figure_blocks(publication: Publication) -> Iterator[Any]:
 
 
 def _comparer() -> Any:
-    wr = reports_api()
-
     return wr.RunComparer(diff_only=True, layout=wr.Layout(x=0, y=0, w=FULL_WIDTH, h=14))
 
 
 # ------------------------------------------------------------------------------------------------------- which runs
 def _report_run(publication: Publication) -> Any:
-    wr = reports_api()
-
     return wr.Runset(name="report", filters=_filter([publication.report_tag]))
 
 
 def _rows(publication: Publication) -> Any:
     """One run per row of the table, best first."""
-    wr = reports_api()
-
     return wr.Runset(
         name="rows of the table",
         filters=_filter([publication.summary_tag]),
@@ -128,8 +114,6 @@ def _rows(publication: Publication) -> Any:
 
 def _grouped(publication: Publication) -> list[Any]:
     """The configurations' own runs, a tab per phase. Without `config.` W&B takes `model` for a run's attribute."""
-    wr = reports_api()
-
     return [
         wr.Runset(
             name=phase,
@@ -142,8 +126,6 @@ def _grouped(publication: Publication) -> list[Any]:
 
 
 def _failed(publication: Publication) -> Any:
-    wr = reports_api()
-
     return wr.Runset(
         name="failed runs",
         filters=f"{_filter(publication.grid_tags)} and SummaryMetric('status') in ['failed']",
@@ -164,8 +146,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _best_first() -> Any:
-    wr = reports_api()
-
     return wr.OrderBy(name=wr.SummaryMetric("test_accuracy"), ascending=False)
 
 
@@ -191,7 +171,6 @@ def save_report(account: Account, store: StorePaths, publication: Publication, r
 
 def _saved(account: Account, publication: Publication, blocks: list[Any], url: str) -> str:
     """The URL of the report that now says this; url: of the one to change, or empty."""
-    wr = reports_api()
     if url:
         report = wr.Report.from_url(url)
         report.blocks = blocks + _discussion(report)
@@ -230,15 +209,13 @@ def _known_urls(account: Account, store: StorePaths, publication: Publication, r
 def _model_of(url: str) -> Any | None:
     """The report as it is on the server; None where it is gone."""
     try:
-        return reports_api().Report.from_url(url, as_model=True)
+        return wr.Report.from_url(url, as_model=True)
     except TypeError:  # what comes of the server's answer that there is no such view
         return None
 
 
 def _discussion(report: Any) -> list[Any]:
     """What stands below the heading of that name; a table panel there loses its place to W&B's own objects."""
-    wr = reports_api()
-
     for position, block in enumerate(report.blocks):
         if isinstance(block, wr.H1) and block.text in (DISCUSSION, [DISCUSSION]):
             return list(report.blocks[position + 1 :])
