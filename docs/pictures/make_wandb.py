@@ -26,7 +26,7 @@ from rich.text import Text
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 GRID = ("grid=quickstart", "grid.seeds=[0]", "grid.variants={}", "phase.finetune.epochs=2", "phase.scratch.epochs=2")
 BLUE, PALE, GREY, INK = "#0072B2", "#EAF2F8", "#767676", "#222222"

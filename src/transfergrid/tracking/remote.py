@@ -143,7 +143,7 @@ class Remote:
         except NoProject:
             return {}
 
-    def update(self, run: RemoteRun, *, tags: Sequence[str], config: Mapping[str, Any] | None = None) -> None:
+    def update(self, run: RemoteRun, *, tags: Sequence[str], config: dict[str, Any] | None = None) -> None:
         """Give a run these tags, and these values in its config beside those it has."""
         variables: dict[str, Any] = {"id": run.storage_id, "tags": list(tags)}
         if config is not None:

@@ -10,7 +10,9 @@ from transfergrid.tracking.publication import Publication
 
 with warnings.catch_warnings():  # of its own use of pydantic
     warnings.simplefilter("ignore", DeprecationWarning)
-    import wandb_workspaces.reports.v2 as wr
+    import wandb_workspaces.reports.v2
+
+wr: Any = wandb_workspaces.reports.v2
 
 WIDTH = 24  # of W&B's grid
 WHOLE: dict[str, Any] = {  # of a line plot: every point, as it was measured
