@@ -73,7 +73,7 @@ def report(arguments: Sequence[str]) -> int:
     is_complete = _all_completed(comparisons)
     for line in _remarks(comparisons):
         console.print(line, style="red", highlight=False, soft_wrap=True)
-    is_there = request.publish is None or publish_report(console, comparisons, path.parent, request)
+    is_there = request.publish is None or send_wandb_report(console, comparisons, path.parent, request)
     return OK if is_complete and is_whole and is_there else FAILED
 
 
@@ -149,15 +149,17 @@ def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
-def publish_report(console: Console, comparisons: Sequence[Comparison], folder: Path, request: ReportRequest) -> bool:
+def send_wandb_report(
+    console: Console, comparisons: Sequence[Comparison], folder: Path, request: ReportRequest
+) -> bool:
     """Send the report that lies in `folder` to W&B and print where it is; whether all of it is there as it was sent.
 
     Figures, the page, and messages that may name the user's own files are sent only with tracking.images=true. Raises
     Unreachable where W&B cannot be used.
     """
-    from transfergrid.report.publication import publication_of
     from transfergrid.report.several import joined
-    from transfergrid.tracking.publish import publish
+    from transfergrid.report.wandb_report import wandb_report_of
+    from transfergrid.tracking.wandb_report_sending import send_report
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
@@ -168,15 +170,15 @@ def publish_report(console: Console, comparisons: Sequence[Comparison], folder: 
     )
     whole = joined(comparisons)
     has_figures = images and request.figures is not False
-    publication = publication_of(whole if images else _without_names(whole), folder, figures=has_figures)
-    published = publish(account, whole.store, publication if images else publication.without_pictures(), say=say)
-    for problem in published.problems[:SHOWN]:
+    wandb_report = wandb_report_of(whole if images else _without_names(whole), folder, figures=has_figures)
+    sent = send_report(account, whole.store, wandb_report if images else wandb_report.without_pictures(), say=say)
+    for problem in sent.problems[:SHOWN]:
         say(problem)
-    if len(published.problems) > SHOWN:
-        say(f"... and {len(published.problems) - SHOWN} more")
-    said = f"{len(published.problems)} things are not there as they were sent" if published.problems else "all is there"
-    say(f"W&B: {said}: {published.report_url}")
-    return not published.problems
+    if len(sent.problems) > SHOWN:
+        say(f"... and {len(sent.problems) - SHOWN} more")
+    said = f"{len(sent.problems)} things are not there as they were sent" if sent.problems else "all is there"
+    say(f"W&B: {said}: {sent.report_url}")
+    return not sent.problems
 
 
 def _without_names(comparison: Comparison) -> Comparison:

@@ -99,7 +99,7 @@ def show(console: Console, synced: Synced) -> None:
     console.print(f"W&B: {', '.join(parts)}", highlight=False, soft_wrap=True)
 
 
-def sync_and_publish(console: Console, runtime: Runtime, grid: str) -> None:
+def sync_and_report(console: Console, runtime: Runtime, grid: str) -> None:
     """What the finish job does for W&B with tracking=online: never an error, whatever W&B does.
 
     In processes of their own: one that hangs ends in time, and one that dies takes nothing with it.

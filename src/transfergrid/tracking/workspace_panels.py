@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from transfergrid.tracking.publication import Publication
+from transfergrid.tracking.wandb_report import WandbReport
 
 with warnings.catch_warnings():  # of its own use of pydantic
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -23,18 +23,18 @@ WHOLE: dict[str, Any] = {  # of a line plot: every point, as it was measured
 }
 
 
-def tables(publication: Publication) -> list[Any]:
+def tables(wandb_report: WandbReport) -> list[Any]:
     """The comparison first, then the others, one below the other; all are sorted and filtered in the browser."""
-    names = sorted(publication.tables, key=lambda name: name != "comparison")
+    names = sorted(wandb_report.tables, key=lambda name: name != "comparison")
     return [
         wr.WeavePanelSummaryTable(table_name=f"final/{name}", layout=wr.Layout(x=0, y=10 * place, w=WIDTH, h=10))
         for place, name in enumerate(names)
     ]
 
 
-def bars(publication: Publication) -> list[Any]:
+def bars(wandb_report: WandbReport) -> list[Any]:
     """Measured beside published accuracy, a pair of bars per row."""
-    rows = max(1, len(publication.rows))
+    rows = max(1, len(wandb_report.rows))
     metrics = ["test_accuracy", "published_accuracy"]
     return [
         wr.BarPlot(

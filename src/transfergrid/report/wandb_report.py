@@ -20,12 +20,12 @@ from transfergrid.report.page.blocks import Block, sections
 from transfergrid.report.page.table import Column, columns
 from transfergrid.report.write import report_name
 from transfergrid.store.records import read_grid
-from transfergrid.tracking.publication import KEY, MOST_TABLE_ROWS, Chosen, Publication, Table
+from transfergrid.tracking.wandb_report import KEY, MOST_TABLE_ROWS, Chosen, Table, WandbReport
 
 FILES = ("comparison.csv", "comparison.md", "comparison.tex", "index.html")
 # Sections of comparison.md -> what their tables are called in W&B; others are called as their headings.
 NAMES = {
-    "Published claims": "claims",
+    "SentReport claims": "claims",
     "Is the difference real?": "statistics",
     "Joined models beside their best part": "joins",
     "Beside the published figures": "published",
@@ -41,14 +41,14 @@ MOST_FIGURES = 300  # beyond it, of single rows only those that the verdict name
 _NUMBER = re.compile(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?")
 
 
-def publication_of(comparison: Comparison, folder: Path, *, figures: bool = True) -> Publication:
+def wandb_report_of(comparison: Comparison, folder: Path, *, figures: bool = True) -> WandbReport:
     """folder: where report/write.py has just written this comparison. figures: whether it made them, too."""
     grids = tuple(dict.fromkeys(row.grid for row in comparison.rows)) or (comparison.grid,)
     chosen = _chosen(comparison)
     per_class, notes = _per_class(comparison)
     own = {"comparison": _comparison(comparison.rows), "per_class": per_class, "failures": _failures(comparison)}
     made, more_notes = _figures(folder, chosen) if figures else ({}, [])
-    return Publication(
+    return WandbReport(
         grid=report_name(grids),
         grids=grids,
         rows=readable_in(tuple(asdict(row) for row in comparison.rows)),

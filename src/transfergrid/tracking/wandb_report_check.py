@@ -8,38 +8,38 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid.errors import one_line
-from transfergrid.tracking.publication import Publication, Table, row_config, row_summary, row_title
 from transfergrid.tracking.remote import Remote, RemoteRun
+from transfergrid.tracking.wandb_report import Table, WandbReport, row_config, row_summary, row_title
 from transfergrid.tracking.workspace import report_difference
 
 LARGEST_TABLE_BYTES = 1_000_000_000
 
 
-def row_runs(remote: Remote, publication: Publication) -> dict[str, RemoteRun]:
-    """The runs that stand for rows, by the id that publication.summary_id gives: theirs, or the start of theirs."""
-    runs = remote.tagged(publication.summary_tag)
-    return {run_id[: publication.summary_id_length]: run for run_id, run in runs.items()}
+def row_runs(remote: Remote, wandb_report: WandbReport) -> dict[str, RemoteRun]:
+    """The runs that stand for rows, by the id that wandb_report.summary_id gives: theirs, or the start of theirs."""
+    runs = remote.tagged(wandb_report.summary_tag)
+    return {run_id[: wandb_report.summary_id_length]: run for run_id, run in runs.items()}
 
 
-def report_run(remote: Remote, publication: Publication) -> RemoteRun | None:
-    return next(iter(remote.tagged(publication.report_tag).values()), None)
+def report_run(remote: Remote, wandb_report: WandbReport) -> RemoteRun | None:
+    return next(iter(remote.tagged(wandb_report.report_tag).values()), None)
 
 
-def differences(remote: Remote, publication: Publication, url: str, folder: Path) -> list[str]:
+def differences(remote: Remote, wandb_report: WandbReport, url: str, folder: Path) -> list[str]:
     """One line for each thing that is not on the server as it was sent; folder: for what is downloaded."""
-    run = report_run(remote, publication)
+    run = report_run(remote, wandb_report)
     if run is None:
-        return [f"run {publication.report_id} is not on the server", *_rows(remote, publication)]
-    problems = [*_rows(remote, publication), *_tables(remote, run, publication, folder)]
-    problems += [*_figures(run, publication), *_files(remote, publication, folder)]
-    if difference := report_difference(url, publication):
+        return [f"run {wandb_report.report_id} is not on the server", *_rows(remote, wandb_report)]
+    problems = [*_rows(remote, wandb_report), *_tables(remote, run, wandb_report, folder)]
+    problems += [*_figures(run, wandb_report), *_files(remote, wandb_report, folder)]
+    if difference := report_difference(url, wandb_report):
         problems.append(difference)
     return problems
 
 
-def _rows(remote: Remote, publication: Publication) -> Iterator[str]:
-    runs = row_runs(remote, publication)
-    expected = {publication.summary_id(row): row for row in publication.rows}
+def _rows(remote: Remote, wandb_report: WandbReport) -> Iterator[str]:
+    runs = row_runs(remote, wandb_report)
+    expected = {wandb_report.summary_id(row): row for row in wandb_report.rows}
     for run_id in runs.keys() - expected.keys():
         yield f"run {run_id} stands for a row that the table does not have"
     for run_id, row in expected.items():
@@ -53,8 +53,8 @@ def _rows(remote: Remote, publication: Publication) -> Iterator[str]:
                 yield f"row {row_title(row)}: {name} is {there!r} on the server, {value!r} here"
 
 
-def _tables(remote: Remote, run: RemoteRun, publication: Publication, folder: Path) -> Iterator[str]:
-    for name, table in publication.tables.items():
+def _tables(remote: Remote, run: RemoteRun, wandb_report: WandbReport, folder: Path) -> Iterator[str]:
+    for name, table in wandb_report.tables.items():
         there = run.summary.get(f"final/{name}")
         if not isinstance(there, Mapping):
             yield f"table final/{name} is not on the server"
@@ -79,24 +79,24 @@ def _cells(name: str, table: Table, content: Mapping[str, Any]) -> Iterator[str]
                     yield f"table final/{name}, row {number}: {column} is {value!r} on the server, {own!r} here"
 
 
-def _figures(run: RemoteRun, publication: Publication) -> Iterator[str]:
-    for name in publication.figures:
+def _figures(run: RemoteRun, wandb_report: WandbReport) -> Iterator[str]:
+    for name in wandb_report.figures:
         if run.summary.get(f"figures/{name}") is None:
             yield f"figure figures/{name} is not on the server"
 
 
-def _files(remote: Remote, publication: Publication, folder: Path) -> Iterator[str]:
+def _files(remote: Remote, wandb_report: WandbReport, folder: Path) -> Iterator[str]:
     try:
-        artifact = remote.api.artifact(f"{remote.entity}/{remote.project}/{publication.artifact_name}:latest")
+        artifact = remote.api.artifact(f"{remote.entity}/{remote.project}/{wandb_report.artifact_name}:latest")
         there = Path(artifact.download(root=str(folder / "artifact"), skip_cache=True))
     except Exception as error:
-        yield f"artifact {publication.artifact_name} could not be read back ({one_line(error)})"
+        yield f"artifact {wandb_report.artifact_name} could not be read back ({one_line(error)})"
         return
-    for path in publication.files:
+    for path in wandb_report.files:
         if not (there / path.name).is_file():
-            yield f"artifact {publication.artifact_name} has no {path.name}"
+            yield f"artifact {wandb_report.artifact_name} has no {path.name}"
         elif (there / path.name).read_bytes() != path.read_bytes():
-            yield f"artifact {publication.artifact_name}: {path.name} has other bytes on the server"
+            yield f"artifact {wandb_report.artifact_name}: {path.name} has other bytes on the server"
 
 
 def _downloaded(remote: Remote, run: RemoteRun, name: str, folder: Path) -> Any:

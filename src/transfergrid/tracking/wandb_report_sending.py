@@ -1,4 +1,4 @@
-"""Send a publication to W&B: one run per row of the table, one with tables, figures and files, and the W&B Report.
+"""Send a grid's report to W&B: one run per row of the table, one with tables, figures and files, and the W&B Report.
 
 Safe to do again: ids are those of the rows, so everything is brought up to date in place; what has not changed is not
 sent; and what W&B shows is read back and compared.
@@ -21,9 +21,9 @@ from transfergrid.specs import safe_name
 from transfergrid.store import durable
 from transfergrid.tracking.account import Account, Unreachable, why_silent
 from transfergrid.tracking.client import DELETED, open_run, temporary_environment
-from transfergrid.tracking.publication import MOST_TABLE_ROWS, Publication, row_config, row_summary, row_title
-from transfergrid.tracking.publication_check import differences, report_run, row_runs
 from transfergrid.tracking.remote import Remote, RemoteRun
+from transfergrid.tracking.wandb_report import MOST_TABLE_ROWS, WandbReport, row_config, row_summary, row_title
+from transfergrid.tracking.wandb_report_check import differences, report_run, row_runs
 from transfergrid.tracking.workspace import save_report
 
 MOST_DELETED = 10  # times that one run may have been
@@ -33,7 +33,7 @@ FINISH_S = 60.0  # for a run with all tables and figures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class SentReport:
     """runs: rows of the table that are in W&B, of which `written` were new or changed. problems: one line each."""
 
     report_url: str
@@ -42,39 +42,39 @@ class Published:
     problems: tuple[str, ...]
 
 
-def publish(
+def send_report(
     account: Account,
     store: StorePaths,
-    publication: Publication,
+    wandb_report: WandbReport,
     *,
     say: Callable[[str], None],
     patience_s: float = PATIENCE_S,
-) -> Published:
+) -> SentReport:
     """Raises Unreachable where W&B cannot be used, DataError for what it would not hold whole."""
-    publication.validate()
+    wandb_report.validate()
     if reason := why_silent(account.url):
         raise Unreachable(f"{account.url} does not answer ({reason}); publish again where it does")
     problems: list[str] = []
     try:
-        with _alone(store, publication.grid), temporary_environment(store, account.url) as folder:
+        with _alone(store, wandb_report.grid), temporary_environment(store, account.url) as folder:
             remote = Remote(account)
             account = replace(account, entity=remote.entity)
-            target = _Target(account, publication, folder)
-            known = row_runs(remote, publication)
+            target = _Target(account, wandb_report, folder)
+            known = row_runs(remote, wandb_report)
             written = _write_rows(target, known)
-            _retire_rows(remote, known, publication)
-            url = save_report(account, store, publication, remote)
-            rows = "1 row" if len(publication.rows) == 1 else f"{len(publication.rows)} rows"
+            _retire_rows(remote, known, wandb_report)
+            url = save_report(account, store, wandb_report, remote)
+            rows = "1 row" if len(wandb_report.rows) == 1 else f"{len(wandb_report.rows)} rows"
             say(f"W&B: {rows} ({written} written), {url}; reading back")
-            run = report_run(remote, publication)
-            if not _is_said(run, publication, url) or differences(remote, publication, url, folder):
+            run = report_run(remote, wandb_report)
+            if not _is_said(run, wandb_report, url) or differences(remote, wandb_report, url, folder):
                 _write_report_run(target, run, url)
                 problems = _differences(remote, target, url, patience_s)
     except GridError:
         raise
     except Exception as error:  # W&B has a class of its own for each way in which a server can refuse
         raise Unreachable(f"{account.url}: {one_line(error)}; publish again to complete it") from error
-    return Published(report_url=url, runs=len(publication.rows), written=written, problems=tuple(problems))
+    return SentReport(report_url=url, runs=len(wandb_report.rows), written=written, problems=tuple(problems))
 
 
 @contextlib.contextmanager
@@ -88,10 +88,10 @@ def _alone(store: StorePaths, grid: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """folder: W&B's files of the runs that are written, gone with the publishing."""
+    """folder: W&B's files of the runs that are written, gone when all is sent."""
 
     account: Account
-    publication: Publication
+    wandb_report: WandbReport
     folder: Path
 
     def open(self, known: RemoteRun | None, run_id: str, **described: Any) -> Any:
@@ -102,7 +102,7 @@ class _Target:
         first = run_id if known is None else known.id
         for name in (first, *(f"{first}-{number}" for number in range(2, MOST_DELETED))):
             try:
-                group = self.publication.grid[:128]
+                group = self.wandb_report.grid[:128]
                 return open_run(self.account, self.folder, finish_s=FINISH_S, id=name, group=group, **described)
             except wandb.errors.CommError as error:
                 if DELETED not in str(error):
@@ -113,14 +113,14 @@ class _Target:
 # ---------------------------------------------------------------------------------------------------------- the rows
 def _write_rows(target: _Target, known: Mapping[str, RemoteRun]) -> int:
     """Runs of rows that are new or have changed, several at a time; how many. Stops at the first that fails."""
-    publication, stop = target.publication, threading.Event()
-    rows = [row for row in publication.rows if not _is_current(known.get(publication.summary_id(row)), row)]
+    wandb_report, stop = target.wandb_report, threading.Event()
+    rows = [row for row in wandb_report.rows if not _is_current(known.get(wandb_report.summary_id(row)), row)]
 
     def write(row: Mapping[str, Any]) -> None:
         if stop.is_set():
             return
         try:
-            _write_row(target, row, known.get(publication.summary_id(row)))
+            _write_row(target, row, known.get(wandb_report.summary_id(row)))
         except BaseException:
             stop.set()
             raise
@@ -131,13 +131,13 @@ def _write_rows(target: _Target, known: Mapping[str, RemoteRun]) -> int:
 
 
 def _write_row(target: _Target, row: Mapping[str, Any], known: RemoteRun | None) -> None:
-    publication = target.publication
+    wandb_report = target.wandb_report
     run = target.open(
         known,
-        publication.summary_id(row),
+        wandb_report.summary_id(row),
         name=row_title(row),
         job_type="summary",
-        tags=[publication.summary_tag],
+        tags=[wandb_report.summary_tag],
     )
     run.config.update(row_config(row), allow_val_change=True)
     told = row_summary(row)
@@ -157,45 +157,45 @@ def _is_current(run: RemoteRun | None, row: Mapping[str, Any]) -> bool:
     return summary == row_summary(row) and config == row_config(row)
 
 
-def _retire_rows(remote: Remote, known: Mapping[str, RemoteRun], publication: Publication) -> None:
+def _retire_rows(remote: Remote, known: Mapping[str, RemoteRun], wandb_report: WandbReport) -> None:
     """Runs whose row is gone stay, for what was said about them, but in no table or chart of the report."""
-    ids = {publication.summary_id(row) for row in publication.rows}
+    ids = {wandb_report.summary_id(row) for row in wandb_report.rows}
     for run_id, run in known.items():
         if run_id not in ids:
-            remote.update(run, tags=[publication.former_tag], config={"current": False})
+            remote.update(run, tags=[wandb_report.former_tag], config={"current": False})
 
 
 # ---------------------------------------------------------------------------------------------------- tables and files
 def _write_report_run(target: _Target, known: RemoteRun | None, url: str) -> None:
     import wandb
 
-    publication = target.publication
+    wandb_report = target.wandb_report
     run = target.open(
         known,
-        publication.report_id,
-        name=f"report of {publication.grid}",
+        wandb_report.report_id,
+        name=f"report of {wandb_report.grid}",
         job_type="report",
-        tags=[publication.report_tag],
-        config={"grid": publication.grid, "grids": list(publication.grids)},
+        tags=[wandb_report.report_tag],
+        config={"grid": wandb_report.grid, "grids": list(wandb_report.grids)},
     )
     with _whole_tables():
         logged: dict[str, Any] = {
             f"final/{name}": wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
-            for name, table in publication.tables.items()
+            for name, table in wandb_report.tables.items()
         }
-        logged |= {f"figures/{name}": wandb.Image(str(path)) for name, path in publication.figures.items()}
+        logged |= {f"figures/{name}": wandb.Image(str(path)) for name, path in wandb_report.figures.items()}
         for name in list(run.summary.keys()):
             if name.startswith(("final/", "figures/")) and name not in logged:
                 del run.summary[name]
         run.log(logged)
-    run.log_artifact(_artifact(publication))
-    run.summary.update({"report_url": url, "verdict": publication.headline, "content": publication.content})
+    run.log_artifact(_artifact(wandb_report))
+    run.summary.update({"report_url": url, "verdict": wandb_report.headline, "content": wandb_report.content})
     run.finish()
 
 
-def _is_said(run: RemoteRun | None, publication: Publication, url: str) -> bool:
+def _is_said(run: RemoteRun | None, wandb_report: WandbReport, url: str) -> bool:
     """Whether the report run was written with just this content: it is not to grow by the same figures each time."""
-    told = ("finished", publication.content, url)
+    told = ("finished", wandb_report.content, url)
     return run is not None and (run.state, run.summary.get("content"), run.summary.get("report_url")) == told
 
 
@@ -212,14 +212,14 @@ def _whole_tables() -> Iterator[None]:
         wandb.Table.MAX_ROWS = before
 
 
-def _artifact(publication: Publication) -> Any:
+def _artifact(wandb_report: WandbReport) -> Any:
     """A new version in W&B only where a file has changed: versions go by content."""
     import wandb
 
     made = wandb.Artifact(
-        publication.artifact_name, type="final-tables", description=f"The final tables of {publication.grid}."
+        wandb_report.artifact_name, type="final-tables", description=f"The final tables of {wandb_report.grid}."
     )
-    for path in publication.files:
+    for path in wandb_report.files:
         if not path.is_file():
             raise DataError(f"{path} is missing; make the report again")
         made.add_file(str(path), name=path.name, skip_cache=True)
@@ -230,7 +230,7 @@ def _artifact(publication: Publication) -> Any:
 def _differences(remote: Remote, target: _Target, url: str, patience_s: float) -> list[str]:
     deadline_s, pause_s = time.monotonic() + patience_s, 0.5
     while True:
-        problems = differences(remote, target.publication, url, target.folder)
+        problems = differences(remote, target.wandb_report, url, target.folder)
         if not problems or time.monotonic() + pause_s > deadline_s:
             return problems
         time.sleep(pause_s)

@@ -38,7 +38,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Publication:
+class WandbReport:
     """grid: the report's name, `A-vs-B` for several `grids`. rows: those of comparison.csv, None for an empty cell.
 
     tables: what W&B shows as final/<name>; `comparison` is one of them. figures: PNG by name. single: the names of
@@ -68,7 +68,7 @@ class Publication:
                     f"table {name} has {len(table.rows):,} rows, W&B keeps {MOST_TABLE_ROWS:,}; publish fewer rows"
                 )
 
-    def without_pictures(self) -> Publication:
+    def without_pictures(self) -> WandbReport:
         """Without figures, and without the files that hold them or name files of the user's."""
         files = [path for path in self.files if path.suffix in NAMELESS_SUFFIXES]
         return replace(self, figures={}, single=(), files=files)
