@@ -27,7 +27,7 @@ KEYS = (
 )
 TAKES = (
     "report takes grid=NAME or compare=[A,B], figures=true|false|keep, store.dir=DIR, publish=true|false, "
-    "source=store|wandb, entity=NAME, project=NAME, tracking.images=true|false, cache.dir=DIR and "
+    "source=store|wandb, entity=NAME, project=NAME, tracking.images=true, cache.dir=DIR, "
     "select_by=accuracy|balanced_accuracy|macro_f1"
 )
 CHOICES: dict[str, dict[str, bool | None]] = {

@@ -8,12 +8,16 @@ from typing import Any
 
 from transfergrid.tracking.wandb_report import WandbReport
 
-with warnings.catch_warnings():  # of its own use of pydantic
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import wandb_workspaces.reports.v2
 
-wr: Any = wandb_workspaces.reports.v2
+def _reports_api() -> Any:
+    """It takes 0.5 s to load, and warns of its own use of pydantic."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import wandb_workspaces.reports.v2 as api
+    return api
 
+
+wr = _reports_api()
 WIDTH = 24  # of W&B's grid
 WHOLE: dict[str, Any] = {  # of a line plot: every point, as it was measured
     "point_visualization_method": "bucketing-gorilla",
