@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, StandIn() as server:
         reached = server.environment()
         said = [
-            command(["jobs/launch_grid.py", *GRID, "cluster=local", "report.figures=false"], folder, reached, tail=3),
+            command(["jobs/launch_grid.py", *GRID, "tracking=offline", "cluster=local"], folder, reached, tail=3),
             command(["jobs/sync.py", "grid=quickstart"], folder, reached),
             command(["jobs/report.py", "grid=quickstart", "publish=true", "figures=false"], folder, reached, tail=2),
             command(["jobs/sync.py", "grid=quickstart"], folder, reached),

@@ -70,7 +70,8 @@ def show_results(console: Console, request: Request, *, reported: bool = False) 
     show_report(console, [request.grid], request.store, figures=figures)
     if request.runtime.tracking == "online":  # the runs are there, the table is not
         line = command_of_grid("report.py", request.grid, request.store, "publish=true")
-        console.print(f"in W&B, with figures: {line}", highlight=False, soft_wrap=True)
+        what = "in W&B, with figures" if request.runtime.wandb_images else "in W&B"
+        console.print(f"{what}: {line}", highlight=False, soft_wrap=True)
         return
     if request.runtime.tracking == "offline":
         line = command_of_grid("sync.py", request.grid, request.store)
