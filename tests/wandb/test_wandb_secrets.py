@@ -146,15 +146,12 @@ def with_pictures(store: StorePaths) -> RunSpec:
 def test_pictures_and_names_of_files_are_sent_only_where_the_user_asks_for_it(tmp_path: Path) -> None:
     store = StorePaths(tmp_path / "results")
     done = with_pictures(store)
-    where = ["grid=g", f"store.dir={store.root}", "figures=false"]
+    where = ["grid=g", f"store.dir={store.root}"]
     figure = store.report("g") / "figures" / "errors-mine.png"
     with StandIn(record_bodies=True) as server:
         env = environment(server, tmp_path / "home")
 
         def publish(*more: str) -> list[str]:
-            script("report.py", *where, env=env, cwd=tmp_path / "home")
-            figure.parent.mkdir(exist_ok=True)
-            Image.new("RGB", (9, 9)).save(figure)
             ended = script(
                 "report.py", *where[:2], "figures=keep", "publish=true", *more, env=env, cwd=tmp_path / "home"
             )
@@ -163,6 +160,9 @@ def test_pictures_and_names_of_files_are_sent_only_where_the_user_asks_for_it(tm
             return sorted(Path(name).suffix for name in files if name.startswith("media/") and "table" not in name)
 
         assert sync(server, store).lines == [verified(2, sent=2)]
+        script("report.py", *where, "figures=false", env=env, cwd=tmp_path / "home")
+        figure.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9)).save(figure)
         assert publish() == []
         assert server.seen_bytes("baseline_cnn") and server.seen_bytes("may name files")
         assert not server.seen_bytes(PICTURE)
