@@ -82,9 +82,13 @@ class Server:
         It outlives them by a moment. Of a live one's it keeps files open as well, but then the run's lock decides.
         """
         place = self._store.wandb.resolve()
-        run_file = re.compile(rf"{re.escape(str(place))}/([^/]+)/.*run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(?:-\d+)?/")
-        sessions = {match[1] for name in files_open_in("wandb-core") if (match := run_file.match(name))}
-        return any(not durable.is_locked(place / session / ".lock") for session in sessions)
+        folders = [
+            path for path in (*place.glob("session-*"), place / "wandb") if path.is_dir()
+        ]  # the last: former ones
+        left = tuple(f"{path}/" for path in folders if not durable.is_locked(path / ".lock"))
+        run_folder = re.compile(rf"/run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(?:-\d+)?/")
+        names = files_open_in("wandb-core") if left else ()
+        return any(name.startswith(left) and run_folder.search(name) for name in names)
 
     def open(self, **described: Any) -> Any:
         """W&B's run that is described so, to be written to."""
