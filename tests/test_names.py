@@ -23,7 +23,7 @@ from transfergrid.names import composed, existing, readable, readable_in, spelle
 from transfergrid.networks.classes import match_classes
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.comparison import read_comparison
-from transfergrid.report.publication import publication_of
+from transfergrid.report.wandb_report import wandb_report_of
 from transfergrid.report.write import write
 from transfergrid.specs import Split
 from transfergrid.store import durable
@@ -148,7 +148,7 @@ def test_every_file_of_a_report_is_utf8(figures: bool, trained: Path) -> None:
     written = [p for p in folder.rglob("*") if p.suffix in (".md", ".csv", ".tex", ".html", ".svg", ".json")]
     assert len(written) >= 4
     assert all("caf" in p.read_text(encoding="utf-8") for p in written if p.suffix in (".md", ".csv", ".html"))
-    published = publication_of([comparison], folder)
+    published = wandb_report_of([comparison], folder)
     for told in (published.rows, [t.rows for t in published.tables.values()], published.headline):
         str(told).encode()
     assert "caf\\xe9" in published.markdown_table
@@ -162,7 +162,7 @@ def test_wandb_is_told_what_it_can_hold(trained: Path) -> None:
 
     record = read_record(paths)
     assert record is not None
-    ending = Ending.of(record, paths)
+    ending = Ending.of(record, paths, images=False, folder=trained / "copies")
     described = describe(record.spec, grid="g", variant="", record=record)
     for told in (described, ending.summary, ending.class_names):
         str(told).encode()

@@ -26,7 +26,7 @@ from rich.text import Text
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 GRID = ("grid=quickstart", "grid.seeds=[0]", "grid.variants={}", "phase.finetune.epochs=2", "phase.scratch.epochs=2")
 BLUE, PALE, GREY, INK = "#0072B2", "#EAF2F8", "#767676", "#222222"
@@ -41,7 +41,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, StandIn() as server:
         reached = server.environment()
         said = [
-            command(["jobs/launch_grid.py", *GRID, "cluster=local", "report.figures=false"], folder, reached, tail=3),
+            command(["jobs/launch_grid.py", *GRID, "tracking=offline", "cluster=local"], folder, reached, tail=3),
             command(["jobs/sync.py", "grid=quickstart"], folder, reached),
             command(["jobs/report.py", "grid=quickstart", "publish=true", "figures=false"], folder, reached, tail=2),
             command(["jobs/sync.py", "grid=quickstart"], folder, reached),

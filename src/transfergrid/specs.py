@@ -510,6 +510,7 @@ class Runtime:
     report_figures: whether the report that ends a launch has figures; None = SLURM's finish job makes them, a launch
     at whose end somebody waits does not.
     max_megapixels: a larger picture of a folder is refused before it is decoded.
+    wandb_images: whether W&B gets pictures and names of files, too.
     """
 
     store_dir: str
@@ -521,9 +522,10 @@ class Runtime:
     cache_also_read: tuple[str, ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: int = 0
-    tracking: Literal["offline", "online", "disabled"] = "offline"
+    tracking: Literal["auto", "online", "offline", "disabled"] = "auto"
     wandb_project: str = "transfergrid"
     wandb_entity: str | None = None
+    wandb_images: bool = False
     grid: str = "adhoc"
     checkpoint_min_interval_s: float = 60.0
     keep_weights: Literal["final", "none"] = "final"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from cluster_cases import console, runtime_in, said
 
-from transfergrid.cli.sync import sync_and_publish
+from transfergrid.cli.sync import sync_and_report
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.paths import store_paths
 from transfergrid.specs import Runtime
@@ -25,18 +26,21 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
     for name in ("WANDB_API_KEY", "NETRC", "WANDB_CONFIG_DIR", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    return replace(runtime_in(tmp_path), tracking="offline")
+    return replace(runtime_in(tmp_path), tracking="online")
 
 
 def told(runtime: Runtime) -> str:
     screen = console()
-    sync_and_publish(screen, runtime, "quickstart")
+    sync_and_report(screen, runtime, "quickstart")
     return " ".join(said(screen))
 
 
-def test_where_tracking_is_disabled_nothing_is_said(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("mode", ["disabled", "offline"])
+def test_where_tracking_is_disabled_nothing_is_said(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, mode: Literal["disabled", "offline"]
+) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    assert told(replace(runtime, tracking="disabled")) == ""
+    assert told(replace(runtime, tracking=mode)) == ""
 
 
 def test_without_a_key_it_says_how_to_send_it_later(runtime: Runtime) -> None:

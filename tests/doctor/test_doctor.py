@@ -43,7 +43,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
     return FakeSlurm(folder)
 
 
-def runtime(folder: Path, *, tracking: Literal["offline", "online", "disabled"] = "offline") -> Runtime:
+def runtime(folder: Path, *, tracking: Literal["auto", "offline", "online", "disabled"] = "offline") -> Runtime:
     return Runtime(
         store_dir=f"{folder}/results",
         cache_dir=f"{folder}/cache",
@@ -241,6 +241,9 @@ def test_a_wandb_key_is_found_and_never_shown(tmp_path: Path) -> None:
     own = {"HOME": str(tmp_path), "WANDB_BASE_URL": "https://wandb.example.org:8080"}
     assert checks.check_tracking(online, own).said == "online, and there is no key for wandb.example.org:8080"
     assert checks.check_tracking(runtime(tmp_path, tracking="offline"), {}).ok is True
+    auto = checks.check_tracking(runtime(tmp_path, tracking="auto"), own)
+    assert auto.ok is True
+    assert auto.said.startswith("auto: no key for wandb.example.org:8080, so nothing goes to W&B; run `wandb login`")
 
 
 def test_data_that_is_missing_is_information(tmp_path: Path) -> None:

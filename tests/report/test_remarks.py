@@ -20,7 +20,7 @@ from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.analysis.remarks import edges, footnotes
 from transfergrid.report.latex import as_latex
 from transfergrid.report.markdown import section_text
-from transfergrid.report.publication import short_table
+from transfergrid.report.wandb_report import short_table
 from transfergrid.specs import RunSpec
 from transfergrid.store import records
 from transfergrid.store.records import RunRecord

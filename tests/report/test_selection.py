@@ -28,8 +28,8 @@ from transfergrid.report.analysis.selection import best_first
 from transfergrid.report.analysis.verdicts import against_best, section
 from transfergrid.report.markdown import section_text
 from transfergrid.report.page import wording
-from transfergrid.report.publication import publication_of
 from transfergrid.report.several import joined
+from transfergrid.report.wandb_report import wandb_report_of
 from transfergrid.report.write import write
 from transfergrid.specs import ProbeSettings, RunSpec
 from transfergrid.store import records
@@ -82,7 +82,7 @@ def test_page_terminal_markdown_latex_and_wandb_say_the_tie(
     assert "Tied on val on mnist: baseline\\_cnn (scratch) and resnet18 (finetune)." in (
         folder / "comparison.tex"
     ).read_text().replace("{(}", "(")
-    published = publication_of([comparison], folder, figures=False)
+    published = wandb_report_of([comparison], folder, figures=False)
     assert published.headline == said
     assert [chosen.title for chosen in published.chosen] == [
         "mnist · baseline_cnn · scratch",

@@ -91,12 +91,14 @@ def complete(paths: RunPaths, run: RunSpec, attempt: int, **changes: Any) -> Non
     records.write_record(paths, replace(record, **changes))
 
 
-def fail(paths: RunPaths, run: RunSpec, attempt: int, *, error: str = "no memory left") -> None:
+def fail(
+    paths: RunPaths, run: RunSpec, attempt: int, *, error: str = "no memory left", failure_class: str = "cuda_oom"
+) -> None:
     record = RunRecord(
         run_id=run.run_id,
         spec=run,
         status="failed",
-        failure_class="cuda_oom",
+        failure_class=failure_class,
         error=error,
         attempt=attempt,
     )
@@ -151,15 +153,17 @@ def script(name: str, *arguments: str, env: dict[str, str], cwd: Path, patience_
     return Ended(done.returncode, done.stdout, time.monotonic() - began)
 
 
-def sync(server: StandIn | None, store: StorePaths, *, grid: str = "g", **more: str) -> Ended:
+def sync(
+    server: StandIn | None, store: StorePaths, *, grid: str = "g", arguments: Sequence[str] = (), **more: str
+) -> Ended:
     """jobs/sync.py; `more`: of its environment."""
     home = store.root.parent / "home"
     env = environment(server, home, **more)
-    return script("sync.py", f"grid={grid}", f"store.dir={store.root}", env=env, cwd=home)
+    return script("sync.py", f"grid={grid}", f"store.dir={store.root}", *arguments, env=env, cwd=home)
 
 
 def start_mirror(
-    server: StandIn, store: StorePaths, runs: Sequence[RunSpec], *, grid: str = "g", mode: str = "online"
+    server: StandIn, store: StorePaths, runs: Sequence[RunSpec], *, grid: str = "g", images: bool = False
 ) -> subprocess.Popen[bytes]:
     """As a launch does. From several threads one after the other: what the mirror inherits is this very environment."""
     wanted = environment(server, store.root.parent / "home")
@@ -169,7 +173,7 @@ def start_mirror(
         for name, value in wanted.items():
             patch.setenv(name, value)
         configurations = [Configuration(grid=grid, variant="", run=run) for run in runs]
-        process = tracking.start_mirror(runtime_of(store, tracking=mode), configurations)
+        process = tracking.start_mirror(runtime_of(store, tracking="online", wandb_images=images), configurations)
     assert process is not None
     return process
 
@@ -191,7 +195,8 @@ def processes_at(store: StorePaths, *names: str) -> list[int]:
             command = (process / "cmdline").read_bytes()
         except OSError:
             continue
-        at_store = f"WANDB_DIR={store.wandb}".encode() in variables or str(store.root).encode() in command
+        place = f"WANDB_DIR={store.wandb}/".encode()
+        at_store = any(variable.startswith(place) for variable in variables) or str(store.root).encode() in command
         if at_store and any(name in command for name in wanted):
             found.append(int(process.name))
     return found

@@ -13,11 +13,11 @@ from prediction_cases import predictions_of, right_but
 from report_cases import completed, spec
 
 from transfergrid.data import ArrayImages, LabeledImages
-from transfergrid.paths import StorePaths
+from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.specs import DatasetSpec, ExtractSettings, RunSpec, Split, extraction
 from transfergrid.store import durable, records
 from transfergrid.store.records import RunRecord
-from transfergrid.tracking.account import use_environment
+from transfergrid.tracking.client import temporary_environment
 from transfergrid.tracking.ending import MATRIX_CLASSES, WRONG_SHOWN, Ending, references
 
 NAMES = tuple("abcdefghij")
@@ -25,15 +25,14 @@ Images = Callable[[DatasetSpec, Split], LabeledImages | None]
 
 
 @pytest.fixture(autouse=True)
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StorePaths]:
-    with monkeypatch.context() as patched:
-        for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
-            patched.setenv(name, "")  # so that they are put back as they were
-        for name in ("WANDB_ERROR_REPORTING", "WANDB_SILENT"):
-            patched.setenv(name, "")
-        store = StorePaths(tmp_path / "results")
-        use_environment(store, url=None)
+def store(tmp_path: Path) -> Iterator[StorePaths]:
+    store = StorePaths(tmp_path / "results")
+    with temporary_environment(store, "http://127.0.0.1:9"):
         yield store
+
+
+def ending_of(record: RunRecord, paths: RunPaths, *, images: bool = True) -> Ending:
+    return Ending.of(record, paths, images=images, folder=paths.root.parent / "copies")
 
 
 def ended(store: StorePaths, *wrong: int, n: int = 40, **details: Any) -> tuple[RunSpec, Ending]:
@@ -41,7 +40,7 @@ def ended(store: StorePaths, *wrong: int, n: int = 40, **details: Any) -> tuple[
     told = {"n_test": n, "class_names": list(NAMES)} | details
     record = completed(store, run, test_accuracy=1 - len(wrong) / n, details=told)
     records.write_predictions(store.run(run.run_id), {"test": predictions_of(right_but(*wrong, n=n))})
-    return run, Ending.of(record, store.run(run.run_id))
+    return run, ending_of(record, store.run(run.run_id))
 
 
 def at_hand(n: int) -> Images:
@@ -97,7 +96,7 @@ def test_where_the_images_are_not_here_or_fewer_only_the_matrix_is_shown(store: 
 def test_a_run_without_predictions_or_class_names_shows_nothing(store: StorePaths) -> None:
     run, ending = ended(store, 1)
     store.run(run.run_id).predictions.write_bytes(b"damaged")
-    bare = Ending.of(ending.record, store.run(run.run_id))
+    bare = ending_of(ending.record, store.run(run.run_id))
     assert bare.row(at_hand(40)) == {} and not any("class_accuracy" in name for name in bare.summary)
     nameless = replace(ending, record=replace(ending.record, details={}))
     assert nameless.row(at_hand(40)) == {}
@@ -138,3 +137,55 @@ def test_features_are_referred_to_by_the_key_they_are_stored_under(store: StoreP
     assert (train.type, train.metadata["key"]) == ("features", keys["train"])
     [entry] = test.manifest.entries.values()
     assert entry.ref.startswith("cache:///features/") and entry.ref.endswith(f"resnet18-{keys['test']}.h5")
+
+
+# -------------------------------------------------------------------------------- without pictures and names of files
+def test_without_images_no_picture_is_shown_and_the_matrix_is(store: StorePaths) -> None:
+    _, ending = ended(store, 3, 13, 5)
+    assert set(replace(ending, images=False).row(at_hand(40))) == {"confusion_matrix"}
+
+
+def test_files_that_name_no_picture_are_sent_as_they_are(store: StorePaths) -> None:
+    run, ending = ended(store)
+    paths = store.run(run.run_id)
+    assert replace(ending, images=False).files == [paths.record, paths.predictions] == ending.files
+
+
+def test_names_of_damaged_pictures_stay_here_and_all_else_is_the_same(store: StorePaths) -> None:
+    inventory = {"damaged": 2, "damaged_files": ["train/cat/a.png", "train/cat/b.png"]}
+    run, ending = ended(store, inventory=inventory)
+    record, predictions = replace(ending, images=False).files
+    own = durable.read_json(store.run(run.run_id).record)
+    assert own["details"]["inventory"] == inventory
+    own["details"]["inventory"] = {"damaged": 2}
+    assert durable.read_json(record) == own
+    assert predictions == store.run(run.run_id).predictions
+
+
+@pytest.mark.parametrize(
+    ("kind", "failure_class", "is_sent"),
+    [("image_folder", "data", False), ("image_folder", "cuda_oom", True), ("digits", "data", True)],
+)
+def test_a_message_that_may_name_a_picture_stays_here(
+    store: StorePaths, kind: str, failure_class: str, is_sent: bool
+) -> None:
+    run = spec(model="resnet18", phase="probe")
+    run = replace(run, dataset=replace(run.dataset, kind=kind))
+    message = "pictures/cat/secret.png cannot be read"
+    record = RunRecord(
+        run_id=run.run_id,
+        spec=run,
+        status="failed",
+        failure_class=failure_class,
+        error=message,
+        remedy="mend secret.png",
+    )
+    paths = store.run(run.run_id)
+    durable.make_folder(paths.root)
+    records.write_record(paths, record)
+    ending = ending_of(record, paths, images=False)
+    [sent] = ending.files
+    withheld = f"{failure_class}: the message may name files, so it stays in the store (tracking.images=true sends it)"
+    assert ending.summary["error"] == durable.read_json(sent)["error"] == (message if is_sent else withheld)
+    assert ("secret.png" in sent.read_text()) == is_sent
+    assert replace(ending, images=True).summary["error"] == message

@@ -25,7 +25,8 @@ def test_a_launch_of_a_thousand_runs_does_not_wait_for_a_mirror_that_hangs(
     monkeypatch.setattr(sys, "executable", str(hanging))
     configurations = [Configuration(grid="g", variant=f"{'v' * 60}{n}", run=scratch_run(n)) for n in range(1000)]
     began = time.monotonic()
-    process = tracking.start_mirror(runtime_of(StorePaths(tmp_path / "results")), configurations)
+    runtime = runtime_of(StorePaths(tmp_path / "results"), tracking="online")
+    process = tracking.start_mirror(runtime, configurations)
     assert process is not None and process.poll() is None
     assert time.monotonic() - began < HANGS_S / 2
     assert not tracking.wait_for_mirror(process, 0.1)  # nor at its end

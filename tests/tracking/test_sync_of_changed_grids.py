@@ -59,6 +59,6 @@ def test_a_run_that_was_deleted_in_wandb_is_told_with_what_helps(
     server: Any = None
     one = syncing._Sync("g", store, server, [], None)
     images: Any = None
-    mirror = RunMirror(store, Followed(scratch_run(0).run_id, "", 0), grid="g", destination=server, images=images)
+    mirror = RunMirror(store, Followed(scratch_run(0).run_id, "", 0), grid="g", server=server, images=images)
     [problem] = one._send_and_verify(mirror)
     assert problem == "it was deleted in W&B, which takes no id twice; sync into another project: project=NAME"

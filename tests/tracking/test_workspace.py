@@ -8,29 +8,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import publication_cases as cases
 import pytest
+import wandb_report_cases as cases
 
-from transfergrid.tracking.publication import Publication
+from transfergrid.tracking.wandb_report import WandbReport
 from transfergrid.tracking.workspace import report_blocks
 
 Json = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def publication(tmp_path_factory: pytest.TempPathFactory) -> Publication:
+def wandb_report(tmp_path_factory: pytest.TempPathFactory) -> WandbReport:
     rows = [cases.row(i) for i in range(40)] + [cases.row(0, phase="probe"), cases.row(0, phase="evaluate")]
-    return cases.publication(rows, tmp_path_factory.mktemp("report"), runs=1_234)
+    return cases.wandb_report(rows, tmp_path_factory.mktemp("report"), runs=1_234)
 
 
 @pytest.fixture(scope="module")
-def blocks(publication: Publication) -> list[Json]:
-    return told(publication)
+def blocks(wandb_report: WandbReport) -> list[Json]:
+    return told(wandb_report)
 
 
-def told(publication: Publication, **options: Any) -> list[Json]:
+def told(wandb_report: WandbReport, **options: Any) -> list[Json]:
     """The blocks as the server gets them."""
-    made = report_blocks(publication, **options)
+    made = report_blocks(wandb_report, **options)
     return [json.loads(block._to_model().model_dump_json(by_alias=True, exclude_none=True)) for block in made]
 
 
@@ -89,15 +89,15 @@ def test_the_headings_are_in_the_order_in_which_a_reader_asks(blocks: list[Json]
 
 
 def test_verdict_table_and_failures_are_told_in_words_that_cannot_be_filtered_away(
-    publication: Publication, blocks: list[Json]
+    wandb_report: WandbReport, blocks: list[Json]
 ) -> None:
     texts = [block["content"] for block in blocks if block["type"] == "markdown-block"]
-    assert texts == [publication.headline, publication.markdown_table, publication.failures]
+    assert texts == [wandb_report.headline, wandb_report.markdown_table, wandb_report.failures]
     assert texts[1].count("\n") == 42
 
 
-def test_a_grid_without_failures_says_so(publication: Publication) -> None:
-    (text, _) = below(told(replace(publication, failures="")), "What failed")
+def test_a_grid_without_failures_says_so(wandb_report: WandbReport) -> None:
+    (text, _) = below(told(replace(wandb_report, failures="")), "What failed")
     assert text["content"] == "Nothing has failed, and no row is missing."
 
 
@@ -146,8 +146,8 @@ def test_the_confusion_matrix_is_of_the_verdicts_runs_by_their_ids(blocks: list[
     assert table["args"] == [{"name": "tableKey", "value": "confusion_matrix_table"}]
 
 
-def test_several_grids_are_filtered_by_all_their_tags(publication: Publication) -> None:
-    both = replace(publication, grid="g-vs-h", grids=("g", "h"))
+def test_several_grids_are_filtered_by_all_their_tags(wandb_report: WandbReport) -> None:
+    both = replace(wandb_report, grid="g-vs-h", grids=("g", "h"))
     (runset, *_), _ = grid_below(told(both), "Runs by model and dataset")
     assert filters(runset)[0] == ("run", "tags", "IN", ["grid:g", "grid:h"])
     ((rows,), _) = grid_below(told(both), "Rows")
@@ -160,8 +160,8 @@ def test_no_run_set_names_a_project_so_all_are_of_the_reports_own(blocks: list[J
     assert not any("project" in runset for runset in runsets)
 
 
-def test_no_filter_holds_a_name_that_wandb_would_rewrite(publication: Publication) -> None:
-    made = report_blocks(replace(publication, grids=("a=b",)))
+def test_no_filter_holds_a_name_that_wandb_would_rewrite(wandb_report: WandbReport) -> None:
+    made = report_blocks(replace(wandb_report, grids=("a=b",)))
     spec = " ".join(block._to_model().model_dump_json(by_alias=True, exclude_none=True) for block in made)
     assert "grid:a-b" in spec and "grid:a=b" not in spec
 
@@ -185,8 +185,8 @@ def test_curves_have_epoch_or_batch_as_their_axis(blocks: list[Json]) -> None:
         assert (rates["metricRegex"], rates["useMetricRegex"]) == ("^lr/", True)
 
 
-def test_test_accuracy_by_epoch_is_drawn_only_where_it_was_measured(publication: Publication) -> None:
-    as_published = replace(publication, rows=(cases.row(0, protocol="published"),))
+def test_test_accuracy_by_epoch_is_drawn_only_where_it_was_measured(wandb_report: WandbReport) -> None:
+    as_published = replace(wandb_report, rows=(cases.row(0, protocol="published"),))
     _, shown = grid_below(told(as_published), "finetune")
     assert ("epoch", ["test/accuracy"]) in [(p["config"]["xAxis"], p["config"].get("metrics")) for p in shown]
 
@@ -211,8 +211,8 @@ def test_the_comparer_shows_only_what_differs(blocks: list[Json]) -> None:
     assert panels(blocks, "Run Comparer") == [{"diffOnly": True}]
 
 
-def test_figures_of_single_rows_stand_apart(publication: Publication) -> None:
-    two = replace(publication, figures={"a": Path("a.png"), "b": Path("b.png")}, single=("b",))
+def test_figures_of_single_rows_stand_apart(wandb_report: WandbReport) -> None:
+    two = replace(wandb_report, figures={"a": Path("a.png"), "b": Path("b.png")}, single=("b",))
     shown = [config["mediaKeys"] for config in panels(told(two), "Media Browser")]
     assert shown == [["figures/a"], ["figures/b"]]
 
@@ -229,9 +229,9 @@ def test_line_plots_have_room_for_every_run_and_show_every_point(blocks: list[Js
         assert "groupBy" not in config and not config.get("aggregate")
 
 
-def test_a_server_with_more_runs_than_the_grid_has_now_gets_room_for_all(publication: Publication) -> None:
-    assert {p["limit"] for p in panels(told(publication, runs=5_000), "Run History Line Plot")} == {5_000}
-    assert {p["limit"] for p in panels(told(publication, runs=7), "Run History Line Plot")} == {1_234}
+def test_a_server_with_more_runs_than_the_grid_has_now_gets_room_for_all(wandb_report: WandbReport) -> None:
+    assert {p["limit"] for p in panels(told(wandb_report, runs=5_000), "Run History Line Plot")} == {5_000}
+    assert {p["limit"] for p in panels(told(wandb_report, runs=7), "Run History Line Plot")} == {1_234}
 
 
 def test_bars_have_room_for_two_of_every_row(blocks: list[Json]) -> None:

@@ -42,7 +42,13 @@ pytestmark = pytest.mark.wandb
 
 GRID = [
     *("grid=quickstart", "grid.models=[tinynet_mnist]", "grid.phases=[probe,finetune]", "grid.seeds=[0,1]"),
-    *("grid.variants={}", "dataset.max_images=200", "phase.probe.solver=sgd", "phase.probe.epochs=2"),
+    *(
+        "grid.variants={}",
+        "dataset.max_images=200",
+        "tracking.images=true",
+        "phase.probe.solver=sgd",
+        "phase.probe.epochs=2",
+    ),
     *("phase.finetune.epochs=1", "cluster=local", "cluster.num_threads=1", "device=cpu"),
 ]
 RUNS = 5  # an extraction, two probes, two finetunings
@@ -100,7 +106,7 @@ def live(way: Way) -> None:
 
 def offline(way: Way) -> None:
     way.launch_whole("offline")
-    assert way.server.requests == []
+    assert way.server.requests == [] and not way.store.wandb.exists()
 
 
 def server_dies(way: Way) -> None:
@@ -171,7 +177,7 @@ def test_sync_says_that_all_runs_were_read_back_and_are_equal(ways: dict[str, Wa
         assert ended.lines == [verified(RUNS, sent=RUNS)]
     else:
         assert ended.lines[0].endswith(f"{RUNS} read back and equal") and len(ended.lines) == 1
-    assert not list((ways[name].store.wandb / "wandb").glob("*run-*-digits-*"))
+    assert not list(ways[name].store.wandb.rglob("*run-*-digits-*"))
     assert processes_at(ways[name].store) == []
 
 
@@ -230,4 +236,7 @@ def rows_of(report: Path) -> list[dict[str, str]]:
 def test_a_launch_whose_runs_are_in_wandb_tells_how_the_table_gets_there(ways: dict[str, Way]) -> None:
     command = f"with figures: python jobs/report.py grid=quickstart store.dir={ways['live'].store.root}"
     assert f"in W&B, {command} publish=true\n" in ways["live"].said.read_text()
-    assert "in W&B" not in ways["offline"].said.read_text()
+    later = ways["offline"].said.read_text()
+    assert "in W&B" not in later
+    sync_line = f"python jobs/sync.py grid=quickstart store.dir={ways['offline'].store.root}"
+    assert f"to send the numbers to W&B: {sync_line}\n" in later

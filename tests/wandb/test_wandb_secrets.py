@@ -1,22 +1,28 @@
-"""The key of W&B is in no file, in no output and in nothing that was sent but where it belongs."""
+"""The key of W&B is in no file, in no output and in nothing that was sent but where it belongs; pictures and names of
+files are sent only where the user asks for it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tracked_runs import (
+    CLASS_NAMES,
     PATIENCE_S,
     Ended,
     assert_holds,
     carry_out,
     checkpoint,
+    environment,
     fail,
     scratch_run,
+    script,
     start_mirror,
     sync,
+    verified,
     wait_until,
     write_grid,
     write_lines,
@@ -25,6 +31,7 @@ from wandb_server import StandIn
 
 from transfergrid import tracking
 from transfergrid.paths import StorePaths
+from transfergrid.specs import RunSpec
 from transfergrid.store import attempts
 from transfergrid.store.records import RunRecord
 from transfergrid.tracking.description import summarise
@@ -60,9 +67,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             checkpoint(attempt, lines=6)
             fail(store.run(failed.run_id), failed, attempt.number)
         assert tracking.wait_for_mirror(mirror, PATIENCE_S)
-        mirror = start_mirror(server, store, [offline], mode="offline")
         carry_out(store, offline)
-        assert tracking.wait_for_mirror(mirror, PATIENCE_S)
         for what in ("file_stream", "GetDefaultEntity", "Viewer"):
             server.fail(what, 403)
             told.ended.append(sync(server, store))
@@ -118,3 +123,54 @@ def test_what_looks_like_a_secret_in_a_record_does_not_leave_the_machine_in_the_
     )
     told = summarise(record)
     assert (told["api_key"], told["test_accuracy"]) == ("redacted", 0.5)
+
+
+# --------------------------------------------------------------------------------------- pictures and names of files
+PICTURE = "portrait-of-somebody.png"
+
+
+def with_pictures(store: StorePaths) -> RunSpec:
+    """A grid on a folder of the user's: a run that left a picture out, and one that failed of it. The first."""
+    done, broken = (scratch_run(seed) for seed in range(2))
+    done, broken = (replace(r, dataset=replace(r.dataset, kind="image_folder", name="mine")) for r in (done, broken))
+    write_grid(store, [done, broken])
+    inventory = {"damaged": 1, "damaged_files": [f"train/cat/{PICTURE}"]}
+    carry_out(store, done, details={"n_test": 50, "class_names": CLASS_NAMES, "inventory": inventory})
+    with attempts.begin_attempt(store.run(broken.run_id), broken) as attempt:
+        write_lines(store.run(broken.run_id), upto=6)
+        error = f"mine/train/cat/{PICTURE} cannot be read"
+        fail(store.run(broken.run_id), broken, attempt.number, error=error, failure_class="data")
+    return done
+
+
+def test_pictures_and_names_of_files_are_sent_only_where_the_user_asks_for_it(tmp_path: Path) -> None:
+    store = StorePaths(tmp_path / "results")
+    done = with_pictures(store)
+    where = ["grid=g", f"store.dir={store.root}"]
+    figure = store.report("g") / "figures" / "errors-mine.png"
+    with StandIn(record_bodies=True) as server:
+        env = environment(server, tmp_path / "home")
+
+        def publish(*more: str) -> list[str]:
+            ended = script(
+                "report.py", *where[:2], "figures=keep", "publish=true", *more, env=env, cwd=tmp_path / "home"
+            )
+            assert ended.lines[-1].startswith("W&B: all is there"), ended.out
+            files = server.run("report-g").files
+            return sorted(Path(name).suffix for name in files if name.startswith("media/") and "table" not in name)
+
+        assert sync(server, store).lines == [verified(2, sent=2)]
+        script("report.py", *where, "figures=false", env=env, cwd=tmp_path / "home")
+        figure.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (9, 9)).save(figure)
+        assert publish() == []
+        assert server.seen_bytes("baseline_cnn") and server.seen_bytes("may name files")
+        assert not server.seen_bytes(PICTURE)
+        assert not server.seen_bytes("<html")
+        assert sync(server, store).lines == [verified(2, sent=0)]
+
+        assert sync(server, store, arguments=["tracking.images=true"]).lines == [verified(2, sent=2)]
+        assert server.seen_bytes(PICTURE)
+        assert server.run(done.run_id).files["record.json"] == store.run(done.run_id).record.read_bytes()
+        assert publish("tracking.images=true") == [".png"]
+        assert server.seen_bytes("<html")

@@ -40,7 +40,6 @@ from transfergrid import tracking
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec
 from transfergrid.store import attempts
-from transfergrid.tracking import offline
 from transfergrid.tracking import sync as syncing
 from transfergrid.tracking.account import Unreachable
 
@@ -127,19 +126,25 @@ def test_a_second_sync_sends_nothing(synced: Synced) -> None:
     assert not writing & set(synced.requests)
 
 
-def test_folders_of_verified_runs_are_gone_and_offline_tracking_does_not_write_them_again(synced: Synced) -> None:
-    assert offline.run_folders(synced.store, synced.done.run_id) == []
-    mirror = start_mirror(synced.server, synced.store, [synced.done], mode="offline")
-    assert tracking.wait_for_mirror(mirror, PATIENCE_S)
-    assert offline.run_folders(synced.store, synced.done.run_id) == []
-
-
 def test_sync_leaves_neither_its_own_files_nor_anything_at_home(synced: Synced) -> None:
-    assert not [path for path in synced.store.wandb.iterdir() if path.name.startswith("syncing-")]
-    kept = [path for name in ("cache", "data", "config") for path in (synced.store.wandb / name).rglob("*")]
-    assert [path for path in kept if path.is_file()] == []
-    assert offline.run_folders(synced.store, "grid-g") == []
+    kept = [str(path.relative_to(synced.store.wandb)) for path in synced.store.wandb.rglob("*") if path.is_file()]
+    assert sorted(path for path in kept if not path.startswith("locks/")) == ["grids/g/grid.json"]
     assert list((synced.store.root.parent / "home").iterdir()) == []
+
+
+def test_what_earlier_releases_wrote_offline_is_left_alone_and_the_runs_are_sent_from_the_store(
+    server: StandIn, store: StorePaths
+) -> None:
+    run = scratch_run()
+    write_grid(store, [run])
+    carry_out(store, run)
+    former = store.wandb / "wandb" / f"offline-run-20260101_120000-{run.run_id}" / f"run-{run.run_id}.wandb"
+    former.parent.mkdir(parents=True)
+    former.write_bytes(b":W&B of an earlier release")
+    ended = sync(server, store)
+    assert (ended.code, ended.lines) == (0, [verified(1, sent=1)])
+    assert_holds(server, store, run.run_id)
+    assert former.read_bytes() == b":W&B of an earlier release"
 
 
 # ------------------------------------------------------------------------------------------------------- what is mended

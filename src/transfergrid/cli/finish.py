@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from transfergrid.cli.console import make_console, say
 from transfergrid.cli.report import show_report
-from transfergrid.cli.sync import sync_and_publish
+from transfergrid.cli.sync import sync_and_report
 from transfergrid.cli.usage import show_usage
 from transfergrid.cluster.batch_script import ends_in_one_line
 from transfergrid.cluster.billing import settle_bills
@@ -59,7 +59,7 @@ def _finish(folder: str) -> dict[str, int]:
     finally:  # whatever became of the report, somebody waits to be told
         if asked["notify"]:
             _notify(console, asked["notify"], Path(folder), grid, store, states)
-    sync_and_publish(console, payload.runtime, grid)
+    sync_and_report(console, payload.runtime, grid)
     durable.write_bytes(Path(folder) / FINISHED, b"")
     return {str(state): n for state, n in Counter(s.state for s in states.values()).items()}
 

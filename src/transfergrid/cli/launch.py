@@ -63,6 +63,7 @@ def carry_out(request: Request) -> int:
     assert_keeps_rows(console, request)
     submits = runs_on_slurm(console, request.cluster)
     tracking.validate(request.runtime, sends=not submits)
+    request = with_tracking_decided(console, request)
     if submits:
         from transfergrid.cli import on_slurm
 
@@ -88,6 +89,14 @@ def carry_out(request: Request) -> int:
         tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
     show_results(console, request)
     return show_endings(console, plan, endings)
+
+
+def with_tracking_decided(console: Console, request: Request) -> Request:
+    """tracking=auto is decided here, for all jobs of the launch; one line says how."""
+    runtime, line = tracking.decided(request.runtime)
+    if line is not None:
+        console.print(line, highlight=False, soft_wrap=True)
+    return replace(request, runtime=runtime)
 
 
 def on_cpu_without_gpus(request: Request) -> Request:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from transfergrid.cli.console import FAILED, OK, count, make_console, run_script
 from transfergrid.cli.pulled import pull_grids
-from transfergrid.cli.sync import SHOWN, launched_with
+from transfergrid.cli.sync import SHOWN, destination
 from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.config.arguments import own_keys, takes
@@ -19,12 +19,13 @@ from transfergrid.config.report import ReportKeys, ReportRequest, parse_report
 from transfergrid.config.spelling import never_launched, newest_grid
 from transfergrid.paths import StorePaths
 from transfergrid.specs import SelectBy
+from transfergrid.store.durable import read_json
 from transfergrid.store.records import read_grid
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from transfergrid.report.analysis.comparison import Comparison
+    from transfergrid.report.analysis.comparison import Comparison, Failure
 
 HELP = Help(
     script="report.py",
@@ -64,13 +65,7 @@ def report(arguments: Sequence[str]) -> int:
     is_complete = _all_completed(comparisons)
     for line in _remarks(comparisons):
         console.print(line, style="red", highlight=False, soft_wrap=True)
-    is_there = request.publish is None or publish_report(
-        console,
-        comparisons,
-        path.parent,
-        *_destination(request, request.publish),
-        figures=request.figures is not False,
-    )
+    is_there = request.publish is None or send_wandb_report(console, comparisons, path.parent, request)
     return OK if is_complete and is_whole and is_there else FAILED
 
 
@@ -146,42 +141,50 @@ def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
-def _destination(request: ReportRequest, asked: tuple[str | None, str | None]) -> tuple[str | None, str]:
-    """Entity and project: as asked, else as the grid was last launched with."""
-    launched = launched_with(request.grids[0], request.store)
-    entity = asked[0] or (launched.wandb_entity if launched else None)
-    return entity, asked[1] or (launched.wandb_project if launched else "transfergrid")
-
-
-def publish_report(
-    console: Console,
-    comparisons: Sequence[Comparison],
-    folder: Path,
-    entity: str | None,
-    project: str,
-    *,
-    figures: bool,
+def send_wandb_report(
+    console: Console, comparisons: Sequence[Comparison], folder: Path, request: ReportRequest
 ) -> bool:
     """Send the report that lies in `folder` to W&B and print where it is; whether all of it is there as it was sent.
 
-    Raises Unreachable where W&B cannot be used.
+    Figures, the page, and messages that may name the user's own files are sent only with tracking.images=true. Raises
+    Unreachable where W&B cannot be used.
     """
-    from transfergrid.report.publication import publication_of
-    from transfergrid.tracking.account import find_account
-    from transfergrid.tracking.publish import publish
+    from transfergrid.report.wandb_report import wandb_report_of
+    from transfergrid.tracking.wandb_report_sending import send_report
 
     def say(text: str) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
-    target = find_account(project, entity)
-    published = publish(target, comparisons[0].store, publication_of(comparisons, folder, figures=figures), say=say)
-    for problem in published.problems[:SHOWN]:
+    entity, project = request.publish or (None, None)
+    account, images = destination(
+        request.grids[0], request.store, project=project, entity=entity, images=request.images
+    )
+    sent_ones = comparisons if images else [_without_names(comparison) for comparison in comparisons]
+    wandb_report = wandb_report_of(sent_ones, folder, figures=images and request.figures is not False)
+    shared = wandb_report if images else wandb_report.without_pictures()
+    sent = send_report(account, comparisons[0].store, shared, say=say)
+    for problem in sent.problems[:SHOWN]:
         say(problem)
-    if len(published.problems) > SHOWN:
-        say(f"... and {len(published.problems) - SHOWN} more")
-    said = f"{len(published.problems)} things are not there as they were sent" if published.problems else "all is there"
-    say(f"W&B: {said}: {published.report_url}")
-    return not published.problems
+    if len(sent.problems) > SHOWN:
+        say(f"... and {len(sent.problems) - SHOWN} more")
+    said = f"{len(sent.problems)} things are not there as they were sent" if sent.problems else "all is there"
+    say(f"W&B: {said}: {sent.report_url}")
+    return not sent.problems
+
+
+def _without_names(comparison: Comparison) -> Comparison:
+    """The same without messages that may name the user's own files."""
+    from transfergrid.tracking.description import may_name_files, withheld
+
+    def shared(failure: Failure) -> Failure:
+        try:
+            kind = str(read_json(comparison.store.run(failure.run_id).spec)["dataset"]["kind"])
+        except (OSError, ValueError, KeyError, TypeError):
+            kind = "image_folder"
+        is_withheld = may_name_files(failure.failure_class, kind)
+        return replace(failure, **withheld(failure.failure_class)) if is_withheld else failure
+
+    return replace(comparison, failures=tuple(map(shared, comparison.failures)))
 
 
 def _is_current(page: Path, comparisons: Sequence[Comparison]) -> bool:

@@ -67,8 +67,13 @@ def show_results(console: Console, request: Request, *, reported: bool = False) 
     show_report(console, [request.grid], request.store, figures=figures)
     if request.runtime.tracking == "online":  # the runs are there, the table is not
         line = command_of_grid("report.py", request.grid, request.store, "publish=true")
-        say(console, f"in W&B, with figures: {line}")
-    elif not figures:
+        what = "in W&B, with figures" if request.runtime.wandb_images else "in W&B"
+        say(console, f"{what}: {line}")
+        return
+    if request.runtime.tracking == "offline":
+        line = command_of_grid("sync.py", request.grid, request.store)
+        say(console, f"to send the numbers to W&B: {line}")
+    if not figures:
         line = command_of_grid("report.py", request.grid, request.store)
         say(console, f"with figures: {line}")
 

@@ -63,6 +63,8 @@ def sweep(arguments: Sequence[str]) -> int:
         print(f"error: {_told(asked, missing)}", file=sys.stderr)  # whole, however long the command is
         return BAD_ARGUMENTS
     console = make_console()
+    asked = replace(asked, request=launch.with_tracking_decided(console, request))
+    request = asked.request
     shown.show_plan(console, plan, request)
     if request.dry_run:
         before.check_without_writing(console, plan, request.runtime, runs_follow=not on_slurm)

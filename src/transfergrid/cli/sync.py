@@ -18,7 +18,7 @@ from transfergrid.paths import StorePaths, store_paths
 from transfergrid.specs import Runtime, from_dict
 from transfergrid.store import durable
 from transfergrid.store.provenance import import_path
-from transfergrid.tracking.account import Unreachable, find_account, why_silent
+from transfergrid.tracking.account import Account, Unreachable, find_account, why_silent
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,12 +52,25 @@ def sync(arguments: Sequence[str]) -> int:
     grid = request.grid or newest_grid(request.store)
     if request.grid is None:
         console.print(f"grid={grid}, the one launched last in {request.store.root}", soft_wrap=True)
-    launched = launched_with(grid, request.store)
-    project = request.project or (launched.wandb_project if launched else "transfergrid")
-    entity = request.entity or (launched.wandb_entity if launched else None)
-    synced = sync_grid(grid, request.store, find_account(project, entity), tick=progress_line("syncing", noun="runs"))
+    account, images = destination(
+        grid, request.store, project=request.project, entity=request.entity, images=request.tracking_images
+    )
+    tick = progress_line("syncing", noun="runs")
+    synced = sync_grid(grid, request.store, account, images=images, tick=tick)
     show(console, synced)
     return FAILED if synced.problems else OK
+
+
+def destination(
+    grid: str, store: StorePaths, *, project: str | None, entity: str | None, images: bool | None
+) -> tuple[Account, bool]:
+    """Where a grid goes, and whether pictures go, too: as asked, else as it was last launched with. Raises Unreachable
+    without a key."""
+    launched = launched_with(grid, store)
+    project = project or (launched.wandb_project if launched else "transfergrid")
+    entity = entity or (launched.wandb_entity if launched else None)
+    account = find_account(project, entity)
+    return account, images if images is not None else launched is not None and launched.wandb_images
 
 
 def launched_with(grid: str, store: StorePaths) -> Runtime | None:
@@ -86,12 +99,12 @@ def show(console: Console, synced: Synced) -> None:
     console.print(f"W&B: {', '.join(parts)}", highlight=False, soft_wrap=True)
 
 
-def sync_and_publish(console: Console, runtime: Runtime, grid: str) -> None:
-    """What the finish job does for W&B, where there is a key and a network: never an error, whatever W&B does.
+def sync_and_report(console: Console, runtime: Runtime, grid: str) -> None:
+    """What the finish job does for W&B with tracking=online: never an error, whatever W&B does.
 
     In processes of their own: one that hangs ends in time, and one that dies takes nothing with it.
     """
-    if runtime.tracking == "disabled":
+    if runtime.tracking != "online":
         return
     by_hand = f"`{command_of_grid('sync.py', grid, store_paths(runtime))}` sends what the server lacks"
     try:

@@ -33,7 +33,7 @@ from transfergrid.store.checkpoints import checkpoint_files
 from transfergrid.training.stopping import StopFlag
 
 logger = logging.getLogger(__name__)
-MIRROR_WAIT_S = {"offline": 60.0, "online": 10.0}  # a GPU is not held for a server: the finish job sends the rest
+MIRROR_WAIT_S = 10.0  # a GPU is not held for a server: the finish job sends the rest
 SIGNAL_EARLY_S = 60  # SLURM may send the signal so much earlier than asked (sbatch --signal)
 
 
@@ -84,7 +84,7 @@ def run_task(folder: str) -> dict[str, str]:
         interrupted = [run for run in remaining if outcomes[run.run_id] == "interrupted"]
         if interrupted and _go_on_later(interrupted, runtime, settings):  # before anything that may take time
             sys.exit(ASKS_FOR_REQUEUE)
-        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S.get(runtime.tracking, 0.0), by_hand=tracking.by_hand(runtime))
+        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(runtime))
         if any(outcome not in ("completed", "reused") for outcome in outcomes.values()):
             sys.exit(1)
     return outcomes

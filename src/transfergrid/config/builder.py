@@ -257,6 +257,7 @@ def make_runtime(config: DictConfig, *, grid: str, folders: dict[str, str], weig
         tracking=config.tracking.mode,
         wandb_project=config.tracking.project,
         wandb_entity=config.tracking.entity,
+        wandb_images=config.tracking.images,
         grid=grid,
         checkpoint_min_interval_s=config.checkpoint.min_interval_s,
         keep_weights=config.keep_weights,

@@ -30,6 +30,7 @@ class ReportKeys:
     cache_dir: str = shared("cache.dir")
     tracking_project: str | None = shared("tracking.project", None)
     tracking_entity: str | None = shared("tracking.entity", None)
+    tracking_images: bool | None = shared("tracking.images", None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,7 @@ class ReportRequest:
     figures: None keeps the report's files as they are while they are newer than every record.
     wandb: where to read the runs from, entity and project, if not from a store; `store` is then where they are kept.
     publish: entity and project to publish in, if it is asked for; None for one: as the grid's last launch has it.
+    images: whether pictures and names of files are published, too; None: as the grid's last launch has it.
     select_by: the score on val that choices between rows are by; None as each grid was launched.
     """
 
@@ -47,6 +49,7 @@ class ReportRequest:
     figures: bool | None
     wandb: tuple[str | None, str] | None = None
     publish: tuple[str | None, str | None] | None = None
+    images: bool | None = None
     select_by: SelectBy | None = None
 
 
@@ -69,6 +72,7 @@ def parse_report(arguments: Sequence[str]) -> ReportRequest:
         figures={"true": True, "false": False, "keep": None}[keys.figures],
         wandb=wandb,
         publish=(wandb or (entity, project)) if keys.publish else None,
+        images=keys.tracking_images,
         select_by=keys.select_by,
     )
 

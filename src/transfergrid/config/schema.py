@@ -214,9 +214,10 @@ class ReportConfig:
 
 @_configured
 class TrackingConfig:
-    mode: str = setting("offline", "what is kept for Weights & Biases; usually tracking=NAME")
+    mode: Literal["auto", "online", "offline", "disabled"] = setting("auto", "usually chosen as tracking=NAME")
     project: str = setting("transfergrid", "W&B project")
     entity: str | None = setting(None, "W&B team or user; null = your default")
+    images: bool = setting(False, "send pictures and names of files to W&B, too")
 
 
 @_configured
@@ -282,5 +283,5 @@ GROUPS = {
     "dataset": Key("dataset", str, "digits", About(doc="a data set; `list datasets` shows them")),
     "phase": Key("phase", str, "probe", About(doc="probe, finetune, scratch, evaluate or extract")),
     "cluster": Key("cluster", str, "auto", About(doc="SLURM where it answers, else here; or local, slurm, yours")),
-    "tracking": Key("tracking", str, "offline", About(doc="Weights & Biases: a file of conf/tracking/")),
+    "tracking": Key("tracking", str, "auto", About(doc="Weights & Biases: auto, online, offline or disabled")),
 }

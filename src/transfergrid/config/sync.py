@@ -14,7 +14,7 @@ from transfergrid.specs import setting
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRequest:
-    """grid: None = the newest of the store. project, entity: None = those of the grid's last launch."""
+    """None = as in the grid's last launch; grid: None = the newest of the store."""
 
     grid: str | None = setting(None, "a grid; left out: the one launched last in the store")
     project: str | None = setting(None, "W&B project; left out: the grid's own")
@@ -22,6 +22,7 @@ class SyncRequest:
     store_dir: str = shared("store.dir")
     tracking_project: str | None = shared("tracking.project", None)
     tracking_entity: str | None = shared("tracking.entity", None)
+    tracking_images: bool | None = shared("tracking.images", None)
 
     @property
     def store(self) -> StorePaths:

@@ -5,7 +5,6 @@ What a node answers is judged in node_findings.py.
 
 from __future__ import annotations
 
-import netrc
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from transfergrid.errors import ConfigError, DataError, GridError, MissingFiles,
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import PHASES, Runtime
 from transfergrid.store import durable
-from transfergrid.tracking.account import server_url
+from transfergrid.tracking.account import TURN_ON, key_place, server_url
 
 MIN_FREE_GB = 2.0  # the largest published data set with the largest weights is 1.1 GB
 MIN_JOB_AGE_S = 60  # without accounting, a job that ended is known for so long; status looks more often
@@ -167,27 +166,17 @@ def check_preemption(settings: ClusterSettings, limits: Limits) -> Check:
 
 # ------------------------------------------------------------------------------------------------- tracking and inputs
 def check_tracking(runtime: Runtime, environ: Mapping[str, str]) -> Check:
-    if runtime.tracking != "online":
-        where = {"disabled": "nothing goes to W&B", "offline": f"W&B files stay in {runtime.store_dir}/wandb"}
+    where = {"disabled": "nothing goes to W&B", "offline": "nothing goes to W&B until sync sends it"}
+    if runtime.tracking in where:
         return Check("tracking", True, f"{runtime.tracking}: {where[runtime.tracking]}")
-    host = urlsplit(environ.get("WANDB_BASE_URL") or server_url()).netloc  # with the port, as W&B looks for it
-    if environ.get("WANDB_API_KEY"):
-        return Check("tracking", True, f"online: key for {host} in WANDB_API_KEY")
-    home = Path(environ.get("HOME", "~")).expanduser()
-    candidates = [Path(environ["NETRC"])] if environ.get("NETRC") else [home / ".netrc", home / "_netrc"]
-    for path in candidates:
-        if _has_entry(path, host):
-            return Check("tracking", True, f"online: key for {host} in {path}")
-    remedy = "run `wandb login`, or set WANDB_API_KEY, or give tracking=offline"
+    url = server_url(environ)
+    host = urlsplit(url).netloc  # with the port, as W&B looks for it
+    if place := key_place(url, environ):
+        return Check("tracking", True, f"{runtime.tracking}: key for {host} in {place}")
+    if runtime.tracking == "auto":
+        return Check("tracking", True, f"auto: no key for {host}, so nothing goes to W&B; {TURN_ON}")
+    remedy = f"{TURN_ON}, or give tracking=offline"
     return Check("tracking", False, f"online, and there is no key for {host}", remedy)
-
-
-def _has_entry(path: Path, host: str) -> bool:
-    try:
-        entry = netrc.netrc(str(path)).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return entry is not None and bool(entry[2])
 
 
 def check_data(data_dir: Path, kinds: Sequence[str]) -> Check:

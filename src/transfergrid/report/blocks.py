@@ -1,7 +1,7 @@
 """What a report says, as objects: sections that hold tables and sentences, and findings about single runs.
 
 The modules of `analysis` build them. Five renderers write them down: cli/tables.py (terminal), report/markdown.py,
-report/latex.py, page/ (HTML) and report/publication.py (W&B). None of them reads text back.
+report/latex.py, page/ (HTML) and report/wandb_report.py (W&B). None of them reads text back.
 """
 
 from __future__ import annotations

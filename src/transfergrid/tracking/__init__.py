@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.errors import ConfigError
@@ -22,7 +22,15 @@ from transfergrid.paths import store_paths, typed
 from transfergrid.specs import Configuration, Runtime
 from transfergrid.store import attempts
 from transfergrid.store.provenance import import_path
-from transfergrid.tracking.account import Unreachable, find_account
+from transfergrid.tracking.account import (
+    DECISION_TIMEOUT_S,
+    TURN_ON,
+    Unreachable,
+    find_account,
+    key_place,
+    server_url,
+    why_silent,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +46,25 @@ def validate(runtime: Runtime, *, sends: bool = False) -> None:
         try:
             find_account(runtime.wandb_project, runtime.wandb_entity)
         except Unreachable as error:
-            told = f"tracking=online: {error}; or take tracking=offline, and later: {by_hand(runtime)}"
-            raise ConfigError(told) from None
+            instead = f"tracking=online: {error}; or take tracking=offline, and later: {by_hand(runtime)}"
+            raise ConfigError(instead) from None
+
+
+def decided(runtime: Runtime) -> tuple[Runtime, str | None]:
+    """The runtime with tracking=auto decided for good, and the line that says how; None where nothing was to decide.
+
+    It is `online` where this machine has a key and reaches the server, else `disabled`. Asked once per launch: jobs
+    get the answer.
+    """
+    if runtime.tracking != "auto":
+        return runtime, None
+    url = server_url()
+    if key_place(url) is None:
+        return replace(runtime, tracking="disabled"), f"W&B: nothing is sent: no key for {url} here; {TURN_ON}"
+    if reason := why_silent(url, timeout_s=DECISION_TIMEOUT_S):
+        line = f"W&B: nothing is sent: {url} does not answer ({reason}); send it later: {by_hand(runtime)}"
+        return replace(runtime, tracking="disabled"), line
+    return replace(runtime, tracking="online"), f"W&B: the numbers go to {url}; tracking=disabled sends nothing"
 
 
 def by_hand(runtime: Runtime) -> str:
@@ -48,45 +73,41 @@ def by_hand(runtime: Runtime) -> str:
 
 
 def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> subprocess.Popen[bytes] | None:
-    """One process for all runs of a launch or a job; None where tracking is disabled or there is nothing to follow.
+    """One process for all runs of a launch or a job; None where nothing is sent, or there is nothing to follow.
 
     Call it before the first of the runs starts: a failed record that stands already is an earlier attempt's. The
     process ends by itself once all runs have their records; or, for those that have none, when this process is gone
     or calls wait_for_mirror. One process and not one per run, because W&B costs 1.5 s of CPU to load and start, and
     5 ms for each further run. It has a session of its own, so Ctrl-C does not reach it.
     """
-    if runtime.tracking == "disabled" or not configurations:
+    if runtime.tracking != "online" or not configurations:
         return None
     store = store_paths(runtime)
     variants = {needed.run_id: "" for c in configurations for needed in c.run.extractions}
     variants |= {c.run.run_id: c.variant for c in configurations}
-    followed = [
-        Followed(run_id, variant, attempts.newest_attempt(store.run(run_id))) for run_id, variant in variants.items()
-    ]
-    arguments = ["--store", runtime.store_dir, "--grid", configurations[0].grid, "--project", runtime.wandb_project]
-    arguments += ["--mode", runtime.tracking]
-    arguments += [f"--entity={runtime.wandb_entity}"] if runtime.wandb_entity else []
+    followed = tuple(Followed(i, variant, attempts.newest_attempt(store.run(i))) for i, variant in variants.items())
+    assignment = Assignment(
+        grid=configurations[0].grid,
+        project=runtime.wandb_project,
+        entity=runtime.wandb_entity,
+        images=runtime.wandb_images,
+        followed=followed,
+    )
     # The code of this very process, even where it is a snapshot that only sys.path knows.
+    command = [sys.executable, "-P", "-m", "transfergrid.tracking.mirror", runtime.store_dir]
     try:
         # In a file, for a pipe holds 64 KiB: with many runs a mirror that is slow to read would make training wait.
-        with tempfile.TemporaryFile() as listed:
-            listed.write(json.dumps([asdict(f) for f in followed]).encode())
-            listed.seek(0)
+        with tempfile.TemporaryFile() as file:
+            file.write(json.dumps(asdict(assignment)).encode())
+            file.seek(0)
             return subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "transfergrid.tracking.mirror",
-                    *arguments,
-                    f"--followed={listed.fileno()}",
-                ],
+                [*command, str(file.fileno())],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
                 env=os.environ | {"PYTHONPATH": import_path()},
-                pass_fds=[listed.fileno()],
+                pass_fds=[file.fileno()],
             )
     except OSError as error:
         logger.warning("no W&B mirror: %s", error)
@@ -124,3 +145,14 @@ class Followed:
     run_id: str
     variant: str
     after_attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """What a mirror is to do. images: whether it sends pictures and names of files, too."""
+
+    grid: str
+    project: str
+    entity: str | None
+    images: bool
+    followed: tuple[Followed, ...]

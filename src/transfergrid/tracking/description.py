@@ -13,6 +13,9 @@ from transfergrid.store import provenance
 from transfergrid.store.records import RunRecord
 
 SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
+NAMELESS = frozenset(  # failure classes whose messages name no picture
+    ("cuda_oom", "host_oom", "timeout", "node_failure", "preempted", "cancelled", "disk_full", "lost")
+)
 TAG_LENGTH = 64  # W&B refuses longer ones
 # Curves, and what they are drawn against. `step` of a line is `batch` there: W&B's own step counts rows.
 AXES = {
@@ -84,3 +87,14 @@ def summarise(record: RunRecord) -> dict[str, Any]:
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     scalars = {name: value for name, value in values.items() if isinstance(value, (str, int, float))}
     return dict(readable_in(redacted(dict(record.metrics) | scalars)))
+
+
+def may_name_files(failure_class: str | None, dataset_kind: str) -> bool:
+    """Whether the message of a run that failed so may hold names of the user's own pictures."""
+    return dataset_kind == "image_folder" and failure_class not in NAMELESS
+
+
+def withheld(failure_class: str | None) -> dict[str, Any]:
+    """What stands for such a message, and for its remedy, where names of files are not sent."""
+    message = f"{failure_class}: the message may name files, so it stays in the store (tracking.images=true sends it)"
+    return {"error": message, "remedy": None}

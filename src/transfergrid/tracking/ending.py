@@ -1,10 +1,12 @@
-"""What W&B is told of a run at its end: its numbers, confusion matrix and files, images it got wrong, and where its
-features and weights lie."""
+"""What W&B gets of a run at its end: its numbers, its confusion matrix, its files, and where features and weights lie.
+
+Pictures and the names of files leave the machine only where the user asks for it (tracking.images=true).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from transfergrid.paths import CachePaths, RunPaths
 from transfergrid.specs import safe_name
 from transfergrid.store import durable, records
 from transfergrid.store.records import MANY_CLASSES, Predictions, RunRecord
-from transfergrid.tracking.description import summarise
+from transfergrid.tracking.description import may_name_files, summarise, withheld
 from transfergrid.training.evaluation import confusion_matrix
 
 FILES = ("record.json", "predictions.npz")  # what W&B keeps as it is
+IMAGES_SENT = "images_sent"  # in a run's summary: pictures were sent, too
+DAMAGED_FILES = "damaged_files"  # names of pictures, in a record's inventory of its data set
 WRONG_SHOWN = 8  # images
 MATRIX_CLASSES = 50  # above this many a matrix is a table of thousands of cells that nobody reads
 ENLARGED_PX = 96  # images of 28 or 32 pixels are shown at least this large
@@ -29,19 +33,24 @@ ENLARGED_PX = 96  # images of 28 or 32 pixels are shown at least this large
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """test: predictions of test images; None where the run left none that can be read."""
+    """test: predictions of test images; None where the run left none that can be read.
+
+    images: whether pictures and names of files may be sent. folder: for copies of files without such names.
+    """
 
     record: RunRecord
     paths: RunPaths
     test: Predictions | None
+    images: bool
+    folder: Path
 
     @staticmethod
-    def of(record: RunRecord, paths: RunPaths) -> Ending:
+    def of(record: RunRecord, paths: RunPaths, *, images: bool, folder: Path) -> Ending:
         try:
             test = records.read_predictions(paths).get("test")
         except DataError:
             test = None
-        return Ending(record, paths, test)
+        return Ending(record, paths, test, images, folder)
 
     @property
     def class_names(self) -> list[str]:
@@ -50,12 +59,38 @@ class Ending:
     @property
     def summary(self) -> dict[str, Any]:
         """The record's scalars under the record's names, and `class_accuracy/<class>`."""
-        return summarise(self.record) | self._class_accuracies()
+        record = self.record
+        if self._is_withheld:
+            record = replace(record, **withheld(record.failure_class))
+        pictures = {IMAGES_SENT: True} if self.images else {}
+        return summarise(record) | self._class_accuracies() | pictures
+
+    @property
+    def _is_withheld(self) -> bool:
+        record = self.record
+        is_failed = record.status == "failed" and not self.images
+        return is_failed and may_name_files(record.failure_class, record.spec.dataset.kind)
 
     @property
     def files(self) -> list[Path]:
-        """What W&B keeps as it is, so that the tables can be made again from the server alone."""
-        return [path for name in FILES if (path := self.paths.root / name).is_file()]
+        """What W&B keeps, so that the tables can be made again from the server alone: the files as they are, but for
+        names of pictures."""
+        paths = [path for name in FILES if (path := self.paths.root / name).is_file()]
+        return paths if self.images else [self._without_names(path) for path in paths]
+
+    def _without_names(self, path: Path) -> Path:
+        """The file itself where it names no picture, else a copy that does not."""
+        content = durable.read_json(path) if path.name == self.paths.record.name else None
+        if not isinstance(content, dict):
+            return path
+        shared = dict(_nameless(content))
+        if self._is_withheld:
+            shared |= withheld(self.record.failure_class)
+        if shared == content:
+            return path
+        copy = self.folder / self.record.run_id / path.name
+        durable.write_json(copy, shared)
+        return copy
 
     def row(self, images: Images) -> dict[str, Any]:
         """The row that ends a run, without a line number: what can be shown of its test predictions."""
@@ -64,7 +99,7 @@ class Ending:
         row: dict[str, Any] = {}
         if len(self.class_names) <= MATRIX_CLASSES:
             row["confusion_matrix"] = _matrix(self.test, self.class_names)
-        if wrong := _wrong_images(self.record, self.test, self.class_names, images):
+        if self.images and (wrong := _wrong_images(self.record, self.test, self.class_names, images)):
             row["misclassified"] = wrong
         return row
 
@@ -77,6 +112,13 @@ class Ending:
         of_class_C = counts_CC.sum(axis=1)
         shares = {name: counts_CC[c, c] / of_class_C[c] for c, name in enumerate(names) if of_class_C[c] > 0}
         return {f"class_accuracy/{name}": float(share) for name, share in shares.items()}
+
+
+def _nameless(value: Any) -> Any:
+    """The same without the lists of damaged pictures, wherever they stand."""
+    if isinstance(value, Mapping):
+        return {name: _nameless(inner) for name, inner in value.items() if name != DAMAGED_FILES}
+    return value
 
 
 def references(record: RunRecord, paths: RunPaths) -> Iterator[Any]:

@@ -26,7 +26,8 @@ from transfergrid.paths import RunPaths, StorePaths, typed
 from transfergrid.specs import PHASES, SelectBy, safe_name, to_dict
 from transfergrid.store import durable, records
 from transfergrid.store.records import GridEntry, RunRecord
-from transfergrid.tracking.account import Account, use_environment
+from transfergrid.tracking.account import Account
+from transfergrid.tracking.client import temporary_environment
 from transfergrid.tracking.description import as_line, grid_tag
 from transfergrid.tracking.remote import Remote, RemoteFile, RemoteRun
 
@@ -57,10 +58,9 @@ def pull_grid(account: Account, grid: str, store: StorePaths, *, say: Say) -> Pu
     has no such project or grid.
     """
     store = StorePaths(store.root.resolve())  # W&B's own process need not have the same working folder
-    use_environment(store, url=account.url)
-    remote = Remote(account)
     incoming = store.root / "incoming"
-    with durable.lock(store.root / ".pull.lock", wait=True):
+    with temporary_environment(store, account.url), durable.lock(store.root / ".pull.lock", wait=True):
+        remote = Remote(account)
         shutil.rmtree(incoming, ignore_errors=True)  # of a pull that was killed
         try:
             return _pull(remote, grid, store, incoming, say)
@@ -133,8 +133,7 @@ def _list_file(remote: Remote, run: RemoteRun, folder: Path) -> Path | None:
 
 def _tagged(remote: Remote, grid: str) -> list[GridEntry]:
     """From the runs' own words, in the order in which they were made."""
-    runs = remote.runs({"tags": {"$in": [grid_tag(grid)]}})
-    return [_entry(run) for run in runs.values() if run.job_type in PHASES]
+    return [_entry(run) for run in remote.tagged(grid_tag(grid)).values() if run.job_type in PHASES]
 
 
 def _entry(run: RemoteRun) -> GridEntry:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from transfergrid.errors import ConfigError, DataError, one_line
-from transfergrid.tracking.account import Account, Unreachable, make_api, why_silent
+from transfergrid.tracking.account import Account, Unreachable, why_silent
+from transfergrid.tracking.client import make_api
 
 T = TypeVar("T")
 
@@ -41,10 +42,14 @@ _RUN = f"""
 query Run($project: String!, $entity: String!, $name: String!) {{
   project(name: $project, entityName: $entity) {{ run(name: $name) {{ {_FIELDS} }} }}
 }}"""
-_TAGS = """
-mutation UpsertBucket($id: String!, $tags: [String!]) {
-  upsertBucket(input: {id: $id, tags: $tags}) { bucket { id } }
+_UPDATE = """
+mutation UpsertBucket($id: String!, $tags: [String!], $config: JSONString) {
+  upsertBucket(input: {id: $id, tags: $tags, config: $config}) { bucket { id } }
 }"""
+
+
+class NoProject(ConfigError):
+    """The server has no such project that this key may read."""
 
 
 class NotRead(DataError):
@@ -65,7 +70,7 @@ class RemoteRun:
     tags: tuple[str, ...]
     job_type: str
     state: str
-    config: Mapping[str, Any]
+    config: dict[str, Any]
     summary: Mapping[str, Any]
     rows: int
     last_step: int
@@ -87,14 +92,15 @@ class RemoteFile:
 class Remote:
     """A project on a server. Safe to use from several threads at once.
 
-    Raises Unreachable where there is no server, no right or no answer in time; ConfigError where there is no project.
+    Raises Unreachable where there is no server, no right or no answer in time; NoProject where there is no project.
+    api: W&B's own, for what is not asked here.
     """
 
     def __init__(self, account: Account) -> None:
         if reason := why_silent(account.url):
             raise Unreachable(f"{account.url} does not answer ({reason})")
         self._account = account
-        api = make_api(account, timeout_s=ANSWER_TIMEOUT_S)
+        self.api = api = make_api(account, timeout_s=ANSWER_TIMEOUT_S)
         # The way to wandb-core, which all of the public API takes.
         self._service: Any = _Bounded(api._service_api, TRANSFER_TIMEOUT_S)
         self._pages: Any = _Bounded(api._service_api, ANSWER_TIMEOUT_S)
@@ -116,7 +122,7 @@ class Remote:
         page = {"order": "+created_at", "cursor": cursor, "perPage": RUNS_A_PAGE}
         project = self._asked(lambda: self._service.execute_graphql(_RUNS, variables | page)["project"])
         if project is None:
-            raise ConfigError(
+            raise NoProject(
                 f"{self._account.url} has no project {self.entity}/{self.project} that this key may read; "
                 "give entity=NAME project=NAME as its address in W&B shows them"
             )
@@ -130,8 +136,20 @@ class Remote:
         project = self._asked(lambda: self._service.execute_graphql(_RUN, variables)["project"])
         return self._asked(lambda: self._run(project["run"]) if project and project["run"] else None)
 
-    def set_tags(self, run: RemoteRun, tags: Sequence[str]) -> None:
-        self._asked(lambda: self._service.execute_graphql(_TAGS, {"id": run.storage_id, "tags": list(tags)}))
+    def tagged(self, *tags: str) -> dict[str, RemoteRun]:
+        """All runs with one of these tags, by id, oldest first; none where there is no such project yet."""
+        try:
+            return self.runs({"tags": {"$in": list(tags)}})
+        except NoProject:
+            return {}
+
+    def update(self, run: RemoteRun, *, tags: Sequence[str], config: dict[str, Any] | None = None) -> None:
+        """Give a run these tags, and these values in its config beside those it has."""
+        variables: dict[str, Any] = {"id": run.storage_id, "tags": list(tags)}
+        if config is not None:
+            whole = {name: {"value": value} for name, value in (run.config | config).items()}
+            variables["config"] = json.dumps(whole)
+        self._asked(lambda: self._service.execute_graphql(_UPDATE, variables))
 
     def runs_named(self, run_ids: Sequence[str]) -> dict[str, RemoteRun]:
         """Those of these runs that the server has."""

@@ -9,43 +9,40 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid.data.images_at_hand import Images
-from transfergrid.errors import MachineError, one_line
+from transfergrid.errors import one_line
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec, from_dict
 from transfergrid.store import attempts, checkpoints, durable, records
 from transfergrid.store.metrics_log import MetricsTail, read_metrics
 from transfergrid.store.records import RunRecord
 from transfergrid.tracking import Followed
+from transfergrid.tracking.client import NOT_FINISHED
 from transfergrid.tracking.description import AXES, as_row, describe
-from transfergrid.tracking.destinations import Destination, told_by
-from transfergrid.tracking.ending import Ending, references
+from transfergrid.tracking.ending import IMAGES_SENT, Ending, references
+from transfergrid.tracking.server import Server
 
 logger = logging.getLogger(__name__)
 
-NOT_FINISHED = 75  # W&B's exit code of a run that was interrupted or lost: the next attempt continues it
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 5.0, 300.0  # before a server that failed is tried again
 
 
 class RunMirror:
     """How far a run is, its open W&B run, and the lock that keeps other mirrors off it."""
 
-    def __init__(
-        self, store: StorePaths, followed: Followed, *, grid: str, destination: Destination, images: Images
-    ) -> None:
+    def __init__(self, store: StorePaths, followed: Followed, *, grid: str, server: Server, images: Images) -> None:
         self.followed = followed
         self.paths = store.run(followed.run_id)
         self.grid = grid
-        self.destination = destination
+        self.server = server
         self.error = ""  # why W&B lacks something of this run
         self.has_sent = False
         self.is_elsewhere = False  # in another process's hands
-        self._store = store
         self._images = images
         self._seen: tuple[int, ...] | None = None
         self._lock = contextlib.ExitStack()
         self._wandb_run: Any = None
         self._tail: MetricsTail | None = None  # behind what W&B has; None until it was asked
-        self._told: tuple[int, str] | None = None  # (attempt, status) of the record that W&B has
+        self._told: tuple[int, str] | None = None  # of the record that W&B has, see _mark
         self._tags: tuple[str, ...] = ()
         self._pause_s = FIRST_PAUSE_S
         self._not_before = 0.0
@@ -91,10 +88,10 @@ class RunMirror:
             self._seen = seen
             return over
         if self._tail is None:
-            if not self._lock.enter_context(durable.lock(self.destination.lock(self.followed.run_id), wait=False)):
+            if not self._lock.enter_context(durable.lock(self.server.lock(self.followed.run_id), wait=False)):
                 self.is_elsewhere = True
                 return over  # another mirror is at this run, and sees to its end
-            if self.destination.is_busy(self.followed.run_id):
+            if self.server.is_busy(self.followed.run_id):
                 self._lock.close()
                 return False
             self._tail = self._ask(read_metrics(self.paths.metrics)[:covered], record)
@@ -103,7 +100,7 @@ class RunMirror:
             return False
         self._seen = seen
         new = self._tail.read(covered)
-        told = record is None or self._told == told_by(record)
+        told = record is None or self._told == _mark(record)
         if new or not told:
             self._send(new, record)
         if record is not None and not told:
@@ -122,9 +119,9 @@ class RunMirror:
         return record if newest and (over or record.attempt > self.followed.after_attempt) else None
 
     def _ask(self, lines: list[dict[str, Any]], record: RunRecord | None) -> MetricsTail:
-        held = self.destination.held(self.followed.run_id, lines, record)
+        held = self.server.held(self.followed.run_id, lines, record)
         self._tags = held.tags
-        self._told = told_by(record) if record is not None and held.told else None
+        self._told = _mark(record) if record is not None and held.told else None
         return MetricsTail(self.paths.metrics, after=held.lines)
 
     def _send(self, lines: list[dict[str, Any]], record: RunRecord | None) -> None:
@@ -136,7 +133,7 @@ class RunMirror:
 
     def _tell(self, record: RunRecord) -> None:
         """What belongs to the record; its attempt and status go last, so that they say that all was told."""
-        ending = Ending.of(record, self.paths)
+        ending = self.server.ending(record)
         try:
             self._show(ending)
         except ConnectionError:
@@ -148,7 +145,9 @@ class RunMirror:
         self._wandb_run.summary.update(ending.summary)
 
     def _show(self, ending: Ending) -> None:
-        if self._wandb_run.summary.get("shown_attempt") == ending.record.attempt:
+        summary = self._wandb_run.summary
+        has_images = not ending.images or summary.get(IMAGES_SENT)
+        if summary.get("shown_attempt") == ending.record.attempt and has_images:
             return
         if row := ending.row(self._images):
             self._wandb_run.log(row | {"shown_attempt": ending.record.attempt})
@@ -156,23 +155,10 @@ class RunMirror:
             self._wandb_run.log_artifact(artifact)
 
     def _open(self, record: RunRecord | None) -> Any:
-        import wandb  # here: a mirror without anything to send should cost nothing
-
         spec = from_dict(RunSpec, durable.read_json(self.paths.spec))
         described = describe(spec, grid=self.grid, variant=self.followed.variant, record=record)
         described["tags"] = list(dict.fromkeys([*self._tags, *described["tags"]]))
-        run = wandb.init(
-            dir=str(self._store.wandb),
-            resume="allow",  # one W&B run, whichever attempt or mirror carries a part of it
-            reinit="create_new",
-            settings=wandb.Settings(**self.destination.settings),
-            **self.destination.init,
-            **described,
-        )
-        # Where its folder cannot be written W&B falls back to a temporary one of this machine.
-        if not Path(run.dir).is_relative_to(self._store.wandb):
-            run.finish(exit_code=NOT_FINISHED)
-            raise MachineError(f"{self._store.wandb} is not writable (W&B took {run.dir}); mend its permissions")
+        run = self.server.open(**described)
         for axis in sorted(set(AXES.values())):
             run.define_metric(axis)
         for name, axis in AXES.items():
@@ -184,6 +170,11 @@ class RunMirror:
         with self._lock:
             if run is not None:
                 run.finish(exit_code=exit_code)
+
+
+def _mark(record: RunRecord) -> tuple[int, str]:
+    """What a summary gets last: with it all that belongs to the record has been sent."""
+    return record.attempt, record.status
 
 
 def _changed_ns(path: Path) -> int:

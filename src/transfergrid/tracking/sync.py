@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,20 +26,19 @@ from transfergrid.specs import safe_name
 from transfergrid.store import checkpoints, durable, records
 from transfergrid.store.attempts import read_spec
 from transfergrid.store.metrics_log import read_metrics
-from transfergrid.tracking import Followed, offline
-from transfergrid.tracking.account import Account, Unreachable, end_wandb, use_environment, wandb_processes, why_silent
+from transfergrid.tracking import Followed
+from transfergrid.tracking.account import Account, Unreachable, why_silent
+from transfergrid.tracking.client import DELETED, end_wandb, temporary_environment, wandb_processes
 from transfergrid.tracking.description import grid_tag
-from transfergrid.tracking.destinations import Server, told_by
-from transfergrid.tracking.ending import FILES, Ending
+from transfergrid.tracking.ending import FILES
 from transfergrid.tracking.remote import md5_of
 from transfergrid.tracking.run_mirror import RunMirror
-from transfergrid.tracking.server import differences, read_run
+from transfergrid.tracking.server import Server, differences, read_run
 
 AT_ONCE = 8  # runs; a server on the other side of the world answers ten questions a run
 BUSY_S, POLL_S = 30.0, 0.5
 STALLED_S = 60.0  # without a single run that went well: then the server is given up
 HUNG_S = 600.0  # without the end of a single run, however it ended: then W&B's own process hangs
-DELETED = "previously created and deleted"  # in the words of W&B's server
 RUN_ID = re.compile(r"[a-z0-9._+-]+")
 CORE_DEATHS = 3  # of W&B's own process, before it is given up
 
@@ -62,40 +59,26 @@ class Synced:
     problems: list[str] = field(default_factory=list)
 
 
-def sync_grid(grid: str, store: StorePaths, account: Account, *, tick: Tick | None = None) -> Synced:
-    """Send what is missing, verify all, and remove W&B's own folders of what is verified. tick(done, all) as it goes.
+def sync_grid(
+    grid: str, store: StorePaths, account: Account, *, images: bool = False, tick: Tick | None = None
+) -> Synced:
+    """Send what is missing, and verify all. tick(done, all) as it goes. images: also pictures and names of files.
 
     Raises FileNotFoundError and DataError as records.read_grid does, Unreachable where the server cannot be used.
     """
     followed = runs_of(grid, store)
     if reason := why_silent(account.url):
         raise Unreachable(f"{account.url} does not answer: {reason}")
-    use_environment(store, url=account.url)
-    with _scratch(store):
-        return _synced(grid, store, account, followed, tick)
-
-
-@contextlib.contextmanager
-def _scratch(store: StorePaths) -> Iterator[None]:
-    """A folder for what W&B would leave behind: its logs, and copies of tables that it has sent."""
-    with tempfile.TemporaryDirectory(dir=store.wandb, prefix="syncing-", ignore_cleanup_errors=True) as folder:
-        os.environ |= {"WANDB_DATA_DIR": f"{folder}/data", "WANDB_CACHE_DIR": f"{folder}/cache"}
-        try:
-            yield
-        finally:
-            end_wandb()
-
-
-def _synced(grid: str, store: StorePaths, account: Account, followed: Sequence[Followed], tick: Tick | None) -> Synced:
-    server = Server(store, account)
-    _ = server.remote  # a key that is refused is refused here, once
-    Image.init()  # here: its list of formats is not to be filled by several threads at once
-    sync = _Sync(grid, store, server, followed, tick)
-    with sync.watched():
-        sync.carry_out()
-        sync.send_grid_file()
-        sync.take_back_tags()
-    return sync.synced
+    with temporary_environment(store, account.url) as folder:
+        server = Server(store, account, folder, images=images)
+        _ = server.remote  # a key that is refused is refused here, once
+        Image.init()  # here: its list of formats is not to be filled by several threads at once
+        sync = _Sync(grid, store, server, followed, tick)
+        with sync.watched():
+            sync.carry_out()
+            sync.send_grid_file()
+            sync.take_back_tags()
+        return sync.synced
 
 
 def runs_of(grid: str, store: StorePaths) -> list[Followed]:
@@ -164,7 +147,7 @@ class _Sync:
         """What is to be tried again, because W&B's own process died."""
         if self._stop is not None:
             return None
-        mirror = RunMirror(self.store, followed, grid=self.grid, destination=self.server, images=self._images)
+        mirror = RunMirror(self.store, followed, grid=self.grid, server=self.server, images=self._images)
         try:
             problems = self._send_and_verify(mirror)
         except ConnectionError:
@@ -218,16 +201,13 @@ class _Sync:
             self.synced.unfinished += 1
             if not lines:
                 return []
-        ending = None if record is None else Ending.of(record, mirror.paths)
+        ending = None if record is None else self.server.ending(record)
         found = read_run(self.server.remote, run_id, files=FILES)
         self._last_good = time.monotonic()
         if found is not None and grid_tag(self.grid) not in found.listed.tags:  # another grid sent it
-            self.server.remote.set_tags(found.listed, [*found.listed.tags, grid_tag(self.grid)])
+            self.server.remote.update(found.listed, tags=[*found.listed.tags, grid_tag(self.grid)])
             found = read_run(self.server.remote, run_id, files=FILES)
-        problems = differences(found, lines, ending=ending, tag=grid_tag(self.grid))
-        if record is not None and not problems:
-            offline.mark_verified(self.store, run_id, told_by(record))
-        return problems
+        return differences(found, lines, ending=ending, tag=grid_tag(self.grid))
 
     def _restart_wandb(self) -> None:
         import wandb
@@ -250,8 +230,6 @@ class _Sync:
         self.synced.problems.append(problem)
 
     def _send_grid_file(self) -> None:
-        import wandb
-
         path = self.store.wandb / "grids" / safe_name(self.grid) / "grid.json"
         listed = self.store.grid(self.grid)
         select_by = records.selected_by(listed)
@@ -261,30 +239,20 @@ class _Sync:
         if found is not None and found.files.get(path.name) == md5_of(path):
             return
         arguments: dict[str, Any] = {"id": run_id, "name": run_id, "group": self.grid[:128], "job_type": "grid"}
-        run = wandb.init(
-            dir=str(self.store.wandb),
-            resume="allow",
-            reinit="create_new",
-            tags=[f"gridfile:{self.grid}"[:64]],
-            config={"grid": self.grid},
-            settings=wandb.Settings(**self.server.settings),
-            **self.server.init,
-            **arguments,
-        )
+        tags = [f"gridfile:{self.grid}"[:64]]
+        run = self.server.open(tags=tags, config={"grid": self.grid}, **arguments)
         run.save(str(path), base_path=str(path.parent), policy="now")
         run.finish()
         found = read_run(self.server.remote, run_id, files=[path.name])
         if found is None or found.files.get(path.name) != md5_of(path):
             raise DataError("the server does not have it as it was sent")
-        for folder in offline.run_folders(self.store, run_id):
-            shutil.rmtree(folder, ignore_errors=True)
 
     def take_back_tags(self) -> None:
         """Runs of this store that the grid had when it was launched before, and has no more, are not shown as its."""
         tag, known = grid_tag(self.grid), {followed.run_id for followed in self.followed}
         try:
-            for run in self.server.remote.runs({"tags": {"$in": [tag]}}).values():
+            for run in self.server.remote.tagged(tag).values():
                 if run.id not in known and RUN_ID.fullmatch(run.id) and self.store.run(run.id).spec.exists():
-                    self.server.remote.set_tags(run, [each for each in run.tags if each != tag])
+                    self.server.remote.update(run, tags=[each for each in run.tags if each != tag])
         except GridError as error:
             self.synced.problems.append(f"tags: {one_line(error)}")

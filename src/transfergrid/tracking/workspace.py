@@ -1,7 +1,7 @@
-"""The W&B Report of a grid: written from what was published, and brought up to date in place.
+"""The W&B Report of a grid: written from what was sent, and brought up to date in place.
 
 It names runs by tags, job type, state, status and id alone: with those W&B's filters mean what they say. What reviewers
-write below the heading "Discussion", and their comments, stay when the report is published again.
+write below the heading "Discussion", and their comments, stay when the report is sent again.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from transfergrid.paths import StorePaths
 from transfergrid.specs import safe_name
 from transfergrid.store import durable
 from transfergrid.tracking.account import Account
-from transfergrid.tracking.publication import Publication
-from transfergrid.tracking.workspace_panels import bars, confusion, curves, pictures, reports_api, scatters, tables
+from transfergrid.tracking.remote import Remote
+from transfergrid.tracking.wandb_report import WandbReport
+from transfergrid.tracking.workspace_panels import bars, confusion, curves, pictures, scatters, tables, wr
 
 DISCUSSION = "Discussion"
 TRAINED = ("probe", "finetune", "scratch")  # phases that have curves
@@ -36,116 +37,100 @@ FAILED_COLUMNS = (
 
 
 # ------------------------------------------------------------------------------------------------------- what it says
-def report_blocks(publication: Publication, *, runs: int | None = None) -> list[Any]:
+def report_blocks(wandb_report: WandbReport, *, runs: int | None = None) -> list[Any]:
     """The blocks in order; runs: how many the server holds, where that is more than the grids have now."""
-    wr = reports_api()
-
-    room = max(publication.runs, runs or 0, 1)
+    room = max(wandb_report.runs, runs or 0, 1)
     return [
-        wr.MarkdownBlock(text=publication.headline),
+        wr.MarkdownBlock(text=wandb_report.headline),
         wr.TableOfContents(),
         wr.H1(text="Comparison"),
-        wr.MarkdownBlock(text=publication.markdown_table),
-        wr.PanelGrid(runsets=[_report_run(publication)], panels=tables(publication)),
+        wr.MarkdownBlock(text=wandb_report.markdown_table),
+        wr.PanelGrid(runsets=[_report_run(wandb_report)], panels=tables(wandb_report)),
         wr.H1(text="Rows"),
-        wr.PanelGrid(runsets=[_rows(publication)], panels=bars(publication)),
+        wr.PanelGrid(runsets=[_rows(wandb_report)], panels=bars(wandb_report)),
         wr.H1(text="Cost against accuracy"),
-        wr.PanelGrid(runsets=[_rows(publication)], panels=scatters()),
+        wr.PanelGrid(runsets=[_rows(wandb_report)], panels=scatters()),
         wr.H1(text="Runs by model and dataset"),
-        wr.PanelGrid(runsets=_grouped(publication), panels=[]),
+        wr.PanelGrid(runsets=_grouped(wandb_report), panels=[]),
         wr.H1(text="Curves"),
-        *_curve_blocks(publication, room),
+        *_curve_blocks(wandb_report, room),
         wr.H1(text="Confusion matrices"),
-        *_confusion_blocks(publication),
+        *_confusion_blocks(wandb_report),
         wr.H1(text="What differs between the rows"),
-        wr.PanelGrid(runsets=[_rows(publication)], panels=[_comparer()]),
+        wr.PanelGrid(runsets=[_rows(wandb_report)], panels=[_comparer()]),
         wr.H1(text="What failed"),
-        wr.MarkdownBlock(text=publication.failures or "Nothing has failed, and no row is missing."),
-        wr.PanelGrid(runsets=[_failed(publication)], panels=[]),
-        *_figure_blocks(publication),
-        *([wr.MarkdownBlock(text="".join(f"- {note}\n" for note in publication.notes))] if publication.notes else []),
+        wr.MarkdownBlock(text=wandb_report.failures or "Nothing has failed, and no row is missing."),
+        wr.PanelGrid(runsets=[_failed(wandb_report)], panels=[]),
+        *_figure_blocks(wandb_report),
+        *([wr.MarkdownBlock(text="".join(f"- {note}\n" for note in wandb_report.notes))] if wandb_report.notes else []),
         wr.H1(text=DISCUSSION),
     ]
 
 
-def _curve_blocks(publication: Publication, room: int) -> Iterator[Any]:
+def _curve_blocks(wandb_report: WandbReport, room: int) -> Iterator[Any]:
     """A grid of panels per phase, of runs that are not grouped: of groups W&B draws means of a sample of runs."""
-    wr = reports_api()
-
-    for phase in _phases(publication, TRAINED):
-        has_test = any(row["protocol"] == "published" and row["phase"] == phase for row in publication.rows)
-        runset = wr.Runset(name=phase, filters=_filter(publication.grid_tags, job_types=[phase]), order=[_best_first()])
+    for phase in _phases(wandb_report, TRAINED):
+        has_test = any(row["protocol"] == "published" and row["phase"] == phase for row in wandb_report.rows)
+        runset = wr.Runset(
+            name=phase, filters=_filter(wandb_report.grid_tags, job_types=[phase]), order=[_best_first()]
+        )
         yield wr.H2(text=phase)
         yield wr.PanelGrid(runsets=[runset], panels=curves(max_runs=room, has_test=has_test))
 
 
-def _confusion_blocks(publication: Publication) -> Iterator[Any]:
-    wr = reports_api()
-
+def _confusion_blocks(wandb_report: WandbReport) -> Iterator[Any]:
     yield wr.P(text="Of the row that the verdict names; its seeds are summed. The others' are in the runs themselves.")
-    for chosen in publication.chosen:
+    for chosen in wandb_report.chosen:
         filters = f"Metric('ID') in [{_listed(chosen.run_ids)}]"
         yield wr.PanelGrid(runsets=[wr.Runset(name=chosen.title, filters=filters)], panels=[confusion(chosen.title)])
 
 
-def _figure_blocks(publication: Publication) -> Iterator[Any]:
-    wr = reports_api()
-
-    general = [name for name in publication.figures if name not in publication.single]
-    single = [name for name in publication.figures if name in publication.single]
+def _figure_blocks(wandb_report: WandbReport) -> Iterator[Any]:
+    general = [name for name in wandb_report.figures if name not in wandb_report.single]
+    single = [name for name in wandb_report.figures if name in wandb_report.single]
     for title, names in (("Figures", general), ("Figures of single rows", single)):
         if names:
             yield wr.H1(text=title)
-            yield wr.PanelGrid(runsets=[_report_run(publication)], panels=[pictures(title, names)])
+            yield wr.PanelGrid(runsets=[_report_run(wandb_report)], panels=[pictures(title, names)])
 
 
 def _comparer() -> Any:
-    wr = reports_api()
-
     return wr.RunComparer(diff_only=True, layout=wr.Layout(x=0, y=0, w=FULL_WIDTH, h=14))
 
 
 # ------------------------------------------------------------------------------------------------------- which runs
-def _report_run(publication: Publication) -> Any:
-    wr = reports_api()
-
-    return wr.Runset(name="report", filters=_filter([publication.report_tag]))
+def _report_run(wandb_report: WandbReport) -> Any:
+    return wr.Runset(name="report", filters=_filter([wandb_report.report_tag]))
 
 
-def _rows(publication: Publication) -> Any:
+def _rows(wandb_report: WandbReport) -> Any:
     """One run per row of the table, best first."""
-    wr = reports_api()
-
     return wr.Runset(
         name="rows of the table",
-        filters=_filter([publication.summary_tag]),
+        filters=_filter([wandb_report.summary_tag]),
         order=[_best_first()],
         visible_columns=list(ROW_COLUMNS),
         lock_columns=True,
     )
 
 
-def _grouped(publication: Publication) -> list[Any]:
+def _grouped(wandb_report: WandbReport) -> list[Any]:
     """The configurations' own runs, a tab per phase. Without `config.` W&B takes `model` for a run's attribute."""
-    wr = reports_api()
-
     return [
         wr.Runset(
             name=phase,
-            filters=_filter(publication.grid_tags, job_types=[phase]),
+            filters=_filter(wandb_report.grid_tags, job_types=[phase]),
             groupby=["config.model", "config.dataset"],
             order=[_best_first()],
         )
-        for phase in _phases(publication, PHASES) or PHASES
+        for phase in _phases(wandb_report, PHASES) or PHASES
     ]
 
 
-def _failed(publication: Publication) -> Any:
-    wr = reports_api()
-
+def _failed(wandb_report: WandbReport) -> Any:
     return wr.Runset(
         name="failed runs",
-        filters=f"{_filter(publication.grid_tags)} and SummaryMetric('status') in ['failed']",
+        filters=f"{_filter(wandb_report.grid_tags)} and SummaryMetric('status') in ['failed']",
         visible_columns=list(FAILED_COLUMNS),
         lock_columns=True,
     )
@@ -163,67 +148,62 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _best_first() -> Any:
-    wr = reports_api()
-
     return wr.OrderBy(name=wr.SummaryMetric("test_accuracy"), ascending=False)
 
 
-def _phases(publication: Publication, among: Sequence[str]) -> list[str]:
-    present = {row["phase"] for row in publication.rows}
+def _phases(wandb_report: WandbReport, among: Sequence[str]) -> list[str]:
+    present = {row["phase"] for row in wandb_report.rows}
     return [phase for phase in among if phase in present]
 
 
 # ---------------------------------------------------------------------------------------------------------- saving it
-def save_report(account: Account, store: StorePaths, publication: Publication, api: Any) -> str:
+def save_report(account: Account, store: StorePaths, wandb_report: WandbReport, remote: Remote) -> str:
     """Make the report, or bring the one that is there up to date; its URL, which the store keeps.
 
     Another machine finds it by the URL in the summary of the report run. Where the report is gone a new one is made.
     """
-    runs = api.runs(account.path(), filters={"tags": {"$in": list(publication.grid_tags)}}, per_page=1)
-    blocks = report_blocks(publication, runs=_count(runs))
-    known = ((url, _model_of(url)) for url in _known_urls(account, store, publication, api))
+    blocks = report_blocks(wandb_report, runs=len(remote.tagged(*wandb_report.grid_tags)))
+    known = ((url, _model_of(url)) for url in _known_urls(account, store, wandb_report, remote))
     url, model = next(((url, model) for url, model in known if model is not None), ("", None))
     if model is None or _unequal(model, blocks):
-        url = _saved(account, publication, blocks, url)
-    durable.write_json(_url_file(store, publication), {"url": url, "server": account.url, "project": account.path()})
+        url = _saved(account, wandb_report, blocks, url)
+    durable.write_json(_url_file(store, wandb_report), {"url": url, "server": account.url, "project": account.path()})
     return url
 
 
-def _saved(account: Account, publication: Publication, blocks: list[Any], url: str) -> str:
+def _saved(account: Account, wandb_report: WandbReport, blocks: list[Any], url: str) -> str:
     """The URL of the report that now says this; url: of the one to change, or empty."""
-    wr = reports_api()
     if url:
         report = wr.Report.from_url(url)
         report.blocks = blocks + _discussion(report)
     else:
         report = wr.Report(project=account.project, entity=str(account.entity), blocks=blocks)
-    report.title = f"Comparison of {publication.grid}"[:128]
+    report.title = f"Comparison of {wandb_report.grid}"[:128]
     report.description = "Made from the store; below the last heading is room for what you have to say."
     report.width = "fluid"  # each time: a report that was loaded has forgotten its width
     report.save()
     return str(report.url)
 
 
-def report_difference(url: str, publication: Publication) -> str | None:
-    """None where the report on the server says what this publication says."""
+def report_difference(url: str, wandb_report: WandbReport) -> str | None:
+    """None where the report on the server says what this wandb_report says."""
     model = _model_of(url)
     if model is None:
         return f"the report {url} is not on the server"
     # How many runs the server held is known only there; a chart may have room for more than the grids have now.
     room = _room([_comparable(block) for block in model.spec.blocks])
-    unequal = _unequal(model, report_blocks(publication, runs=room))
+    unequal = _unequal(model, report_blocks(wandb_report, runs=room))
     return f"block {unequal[0]} of the report {url} is not what was sent" if unequal else None
 
 
-def _known_urls(account: Account, store: StorePaths, publication: Publication, api: Any) -> Iterator[str]:
+def _known_urls(account: Account, store: StorePaths, wandb_report: WandbReport, remote: Remote) -> Iterator[str]:
     """Of this grid's report on this server: as this store knows it, then as the server does."""
-    path = _url_file(store, publication)
+    path = _url_file(store, wandb_report)
     if path.is_file():
         kept = durable.read_json(path)
         if (kept["server"], kept["project"]) == (account.url, account.path()):
             yield str(kept["url"])
-    runs = api.runs(account.path(), filters={"tags": {"$in": [publication.report_tag]}}, lazy=False)
-    for run in runs if _count(runs) else ():
+    for run in remote.tagged(wandb_report.report_tag).values():
         if url := run.summary.get("report_url"):
             yield str(url)
 
@@ -231,30 +211,21 @@ def _known_urls(account: Account, store: StorePaths, publication: Publication, a
 def _model_of(url: str) -> Any | None:
     """The report as it is on the server; None where it is gone."""
     try:
-        return reports_api().Report.from_url(url, as_model=True)
+        return wr.Report.from_url(url, as_model=True)
     except TypeError:  # what comes of the server's answer that there is no such view
         return None
 
 
 def _discussion(report: Any) -> list[Any]:
     """What stands below the heading of that name; a table panel there loses its place to W&B's own objects."""
-    wr = reports_api()
-
     for position, block in enumerate(report.blocks):
         if isinstance(block, wr.H1) and block.text in (DISCUSSION, [DISCUSSION]):
             return list(report.blocks[position + 1 :])
     return []
 
 
-def _url_file(store: StorePaths, publication: Publication) -> Path:
-    return store.wandb / "reports" / f"{safe_name(publication.grid)}.json"
-
-
-def _count(runs: Any) -> int:
-    try:
-        return len(runs)
-    except ValueError:  # W&B's answer where there is no such project yet
-        return 0
+def _url_file(store: StorePaths, wandb_report: WandbReport) -> Path:
+    return store.wandb / "reports" / f"{safe_name(wandb_report.grid)}.json"
 
 
 # ----------------------------------------------------------------------------------------------------------- comparing

@@ -6,8 +6,18 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from transfergrid.tracking.publication import Publication
+from transfergrid.tracking.wandb_report import WandbReport
 
+
+def _reports_api() -> Any:
+    """It takes 0.5 s to load, and warns of its own use of pydantic."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        import wandb_workspaces.reports.v2 as api
+    return api
+
+
+wr = _reports_api()
 WIDTH = 24  # of W&B's grid
 WHOLE: dict[str, Any] = {  # of a line plot: every point, as it was measured
     "point_visualization_method": "bucketing-gorilla",
@@ -17,30 +27,18 @@ WHOLE: dict[str, Any] = {  # of a line plot: every point, as it was measured
 }
 
 
-def reports_api() -> Any:
-    """wandb_workspaces.reports.v2, which takes 0.5 s to load and warns of its own use of pydantic."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        import wandb_workspaces.reports.v2 as wr
-    return wr
-
-
-def tables(publication: Publication) -> list[Any]:
+def tables(wandb_report: WandbReport) -> list[Any]:
     """The comparison first, then the others, one below the other; all are sorted and filtered in the browser."""
-    wr = reports_api()
-
-    names = sorted(publication.tables, key=lambda name: name != "comparison")
+    names = sorted(wandb_report.tables, key=lambda name: name != "comparison")
     return [
         wr.WeavePanelSummaryTable(table_name=f"final/{name}", layout=wr.Layout(x=0, y=10 * place, w=WIDTH, h=10))
         for place, name in enumerate(names)
     ]
 
 
-def bars(publication: Publication) -> list[Any]:
+def bars(wandb_report: WandbReport) -> list[Any]:
     """Measured beside published accuracy, a pair of bars per row."""
-    wr = reports_api()
-
-    rows = max(1, len(publication.rows))
+    rows = max(1, len(wandb_report.rows))
     metrics = ["test_accuracy", "published_accuracy"]
     return [
         wr.BarPlot(
@@ -56,8 +54,6 @@ def bars(publication: Publication) -> list[Any]:
 
 def scatters() -> list[Any]:
     """What a row costs and what it reaches. SummaryMetric throughout: W&B takes a bare name for something else."""
-    wr = reports_api()
-
     costs = (
         ("gpu_s", "GPU seconds of a seed", True),
         ("wall_s", "Wall seconds of a seed", True),
@@ -79,8 +75,6 @@ def scatters() -> list[Any]:
 
 def curves(*, max_runs: int, has_test: bool) -> list[Any]:
     """Accuracy and loss by epoch and by batch, learning rates by batch. has_test: the test set was read each epoch."""
-    wr = reports_api()
-
     drawn: list[tuple[str, str, dict[str, Any]]] = [
         ("Accuracy on val", "epoch", {"y": ["val/accuracy"]}),
         ("Loss on val", "epoch", {"y": ["val/loss"]}),
@@ -108,8 +102,6 @@ def curves(*, max_runs: int, has_test: bool) -> list[Any]:
 
 def confusion(title: str) -> Any:
     """The matrix that the runs logged as `confusion_matrix`; the chart's query itself has room for 500 runs."""
-    wr = reports_api()
-
     return wr.CustomChart(
         query={"summaryTable": {"tableKey": "confusion_matrix_table"}},
         chart_name="wandb/confusion_matrix/v1",
@@ -120,8 +112,6 @@ def confusion(title: str) -> Any:
 
 
 def pictures(title: str, names: Sequence[str]) -> Any:
-    wr = reports_api()
-
     return wr.MediaBrowser(
         title=title,
         num_columns=2,

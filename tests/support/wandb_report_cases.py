@@ -1,4 +1,4 @@
-"""Publications by hand: some rows of one grid, tables, a figure and a file."""
+"""Reports for W&B by hand: some rows of one grid, tables, a figure and a file."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from transfergrid.report.analysis.rows import COLUMNS
-from transfergrid.tracking.publication import Chosen, Publication, Table
+from transfergrid.tracking.wandb_report import Chosen, Table, WandbReport
 
 
 def row(number: int, **changes: Any) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:
     return dict.fromkeys(COLUMNS) | told | changes
 
 
-def publication(rows: list[dict[str, Any]], folder: Path, *, runs: int = 0, **changes: Any) -> Publication:
+def wandb_report(rows: list[dict[str, Any]], folder: Path, *, runs: int = 0, **changes: Any) -> WandbReport:
     """With one figure, one file and a table of three lines, all under `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     _picture(folder / "accuracy-mnist.png")
@@ -55,7 +55,7 @@ def publication(rows: list[dict[str, Any]], folder: Path, *, runs: int = 0, **ch
         "chosen": (Chosen(title="mnist · model000", run_ids=("model000-s0", "model000-s1")),),
         "runs": runs or 3 * len(rows),
     }
-    return Publication(**content | changes)
+    return WandbReport(**content | changes)
 
 
 def _picture(path: Path) -> None:

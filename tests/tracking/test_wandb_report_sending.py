@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import page_cases
-import publication_cases as cases
 import pytest
 import wandb
+import wandb_report_cases as cases
 from wandb_server import StandIn
 from wandb_state import ServerRun
 
 from transfergrid.cli.console import FAILED, run_script
 from transfergrid.cli.report import report
 from transfergrid.paths import StorePaths
-from transfergrid.tracking.account import Account, Unreachable, make_api
-from transfergrid.tracking.publication import Publication, Table
-from transfergrid.tracking.publication_check import differences
-from transfergrid.tracking.publish import SETTINGS, Published, publish
+from transfergrid.tracking.account import DEFAULT_URL, Account, Unreachable
+from transfergrid.tracking.client import SETTINGS
+from transfergrid.tracking.remote import Remote
+from transfergrid.tracking.wandb_report import Table, WandbReport
+from transfergrid.tracking.wandb_report_check import differences
+from transfergrid.tracking.wandb_report_sending import SentReport, send_report
 
 pytestmark = pytest.mark.wandb
 PROJECT = "project"
@@ -42,11 +44,11 @@ def store(tmp_path: Path) -> StorePaths:
     return StorePaths(tmp_path / "results")
 
 
-def sent(server: StandIn, store: StorePaths, publication: Publication) -> Published:
-    """Published as it should be: nothing that is not as it was sent."""
-    published = publish(Account(server.url, PROJECT), store, publication, say=lambda text: None, patience_s=0)
-    assert published.problems == ()
-    return published
+def sent(server: StandIn, store: StorePaths, wandb_report: WandbReport) -> SentReport:
+    """Sent as it should be: nothing that is not as it was sent."""
+    there = send_report(Account(server.url, PROJECT), store, wandb_report, say=lambda text: None, patience_s=0)
+    assert there.problems == ()
+    return there
 
 
 def summary_runs(server: StandIn) -> dict[str, ServerRun]:
@@ -122,10 +124,10 @@ def test_publishing_again_changes_what_has_changed_and_leaves_no_double(
     server: StandIn, store: StorePaths, tmp_path: Path
 ) -> None:
     rows = [cases.row(i) for i in range(4)]
-    first = sent(server, store, cases.publication(rows, tmp_path / "report"))
+    first = sent(server, store, cases.wandb_report(rows, tmp_path / "report"))
     versions = set(server.run("report-g").logged_artifacts)
     assert (first.runs, first.written) == (4, 4)
-    unchanged = sent(server, store, cases.publication(rows, tmp_path / "report"))
+    unchanged = sent(server, store, cases.wandb_report(rows, tmp_path / "report"))
     assert (unchanged.report_url, unchanged.written) == (first.report_url, 0)
     assert len(server.run("report-g").history) == 1  # the same figures are not kept twice
     assert server.counts()["upsertView"] == 1
@@ -133,7 +135,7 @@ def test_publishing_again_changes_what_has_changed_and_leaves_no_double(
 
     # One number changes, one cell becomes empty, one row goes.
     changed = [rows[0] | {"test_accuracy": 0.123456789012345678, "verdict": None}, *rows[1:3]]
-    third = sent(server, store, cases.publication(changed, tmp_path / "report"))
+    third = sent(server, store, cases.wandb_report(changed, tmp_path / "report"))
     assert (third.report_url, third.written) == (first.report_url, 1)
     assert len(server.reports) == 1 and len(server.runs) == 5
     run = summary_runs(server)["mnist · model000 · finetune"]
@@ -148,7 +150,7 @@ def test_publishing_again_changes_what_has_changed_and_leaves_no_double(
     assert len(set(server.run("report-g").logged_artifacts)) > len(versions)
 
     # The row comes back, and its run with it.
-    sent(server, store, cases.publication([*changed, rows[3]], tmp_path / "report"))
+    sent(server, store, cases.wandb_report([*changed, rows[3]], tmp_path / "report"))
     assert len(summary_runs(server)) == 4 and len(server.runs) == 5
     assert summary_runs(server)["cifar10 · model001 · finetune"].plain_config["current"] is True
 
@@ -156,8 +158,8 @@ def test_publishing_again_changes_what_has_changed_and_leaves_no_double(
 def test_what_reviewers_wrote_stays_and_a_report_that_is_gone_is_made_anew(
     server: StandIn, store: StorePaths, tmp_path: Path
 ) -> None:
-    publication = cases.publication([cases.row(0)], tmp_path / "report")
-    url = sent(server, store, publication).report_url
+    wandb_report = cases.wandb_report([cases.row(0)], tmp_path / "report")
+    url = sent(server, store, wandb_report).report_url
     (made,) = server.reports.values()
     remark = {"type": "markdown-block", "children": [{"text": ""}], "content": "We take model000."}
     assert made["spec"]["blocks"][-2]["children"][0]["text"] == "Discussion"
@@ -166,19 +168,19 @@ def test_what_reviewers_wrote_stays_and_a_report_that_is_gone_is_made_anew(
     made["spec"]["discussionThreads"] = [{"id": "thread"}]
 
     elsewhere = StorePaths(tmp_path / "another machine")  # knows the report from the server alone
-    assert sent(server, elsewhere, publication).report_url == url
+    assert sent(server, elsewhere, wandb_report).report_url == url
     (made,) = server.reports.values()
     assert [b["content"] for b in made["spec"]["blocks"] if b["type"] == "markdown-block"] == [
-        publication.headline,
-        publication.markdown_table,
-        publication.failures,
+        wandb_report.headline,
+        wandb_report.markdown_table,
+        wandb_report.failures,
         "We take model000.",
     ]
     assert made["spec"]["discussionThreads"] == [{"id": "thread"}]
     assert made["spec"]["width"] == "fluid"
 
     server.reports.clear()
-    new = sent(server, store, publication).report_url
+    new = sent(server, store, wandb_report).report_url
     assert new != url and len(server.reports) == 1
     assert server.run("report-g").summary["report_url"] == new
     assert json.loads((store.wandb / "reports" / "g.json").read_text())["url"] == new
@@ -188,14 +190,18 @@ def test_a_run_that_somebody_deleted_gets_another_id_and_keeps_it(
     server: StandIn, store: StorePaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SETTINGS, "init_timeout", 2.0)  # W&B asks for the id that it cannot have until then
-    publication = cases.publication([cases.row(0), cases.row(1)], tmp_path / "report")
-    sent(server, store, publication)
-    for run_id in (publication.report_id, publication.summary_id(publication.rows[0])):
+    wandb_report = cases.wandb_report([cases.row(0), cases.row(1)], tmp_path / "report")
+    sent(server, store, wandb_report)
+    for run_id in (wandb_report.report_id, wandb_report.summary_id(wandb_report.rows[0])):
         server.state.delete_run(server.run(run_id))
-    assert sent(server, store, publication).written == 1
-    assert sent(server, store, publication).written == 0
+    assert sent(server, store, wandb_report).written == 1
+    assert sent(server, store, wandb_report).written == 0
     assert sorted(run.id for run in server.runs.values()) == sorted(
-        ["report-g-2", publication.summary_id(publication.rows[0]) + "-2", publication.summary_id(publication.rows[1])]
+        [
+            "report-g-2",
+            wandb_report.summary_id(wandb_report.rows[0]) + "-2",
+            wandb_report.summary_id(wandb_report.rows[1]),
+        ]
     )
 
 
@@ -204,7 +210,7 @@ def test_two_hundred_rows_arrive_whole_and_tables_are_not_cut(
     server: StandIn, store: StorePaths, tmp_path: Path
 ) -> None:
     rows = [cases.row(i) for i in range(200)]
-    made = cases.publication(rows, tmp_path / "report")
+    made = cases.wandb_report(rows, tmp_path / "report")
     long = Table(columns=("i", "share"), rows=tuple((i, i / 3) for i in range(12_000)))  # W&B's own cut is at 10,000
     made = replace(made, tables={**made.tables, "long": long})
     assert sent(server, store, made).written == 200
@@ -220,8 +226,8 @@ def test_two_hundred_rows_arrive_whole_and_tables_are_not_cut(
 
 
 def test_what_is_not_as_it_was_sent_is_told_line_by_line(server: StandIn, store: StorePaths, tmp_path: Path) -> None:
-    publication = cases.publication([cases.row(i) for i in range(2)], tmp_path / "report")
-    url = sent(server, store, publication).report_url
+    wandb_report = cases.wandb_report([cases.row(i) for i in range(2)], tmp_path / "report")
+    url = sent(server, store, wandb_report).report_url
     summary_runs(server)["mnist · model000 · finetune"].summary["gpu_s"] = 0.2
     summary_runs(server)["cifar10 · model000 · finetune"].tags = []
     report_run = server.run("report-g")
@@ -231,10 +237,10 @@ def test_what_is_not_as_it_was_sent_is_told_line_by_line(server: StandIn, store:
     (made,) = server.reports.values()
     (line_plot,) = [p for p in _panels(made["spec"]) if p["config"].get("chartTitle") == "Learning rates"]
     line_plot["config"]["limit"] = 10
-    publication.files[0].write_text("other bytes")
-    assert _differences(server, publication, url, tmp_path) == [
+    wandb_report.files[0].write_text("other bytes")
+    assert _differences(server, wandb_report, url, tmp_path) == [
         "row mnist · model000 · finetune: gpu_s is 0.2 on the server, 0.1 here",
-        f"row cifar10 · model000 · finetune: run {publication.summary_id(publication.rows[1])} is not on the server",
+        f"row cifar10 · model000 · finetune: run {wandb_report.summary_id(wandb_report.rows[1])} is not on the server",
         "table final/comparison is not on the server",
         "table final/claims, row 1: p is 0.05 on the server, 0.04 here",
         "figure figures/accuracy-mnist is not on the server",
@@ -242,12 +248,11 @@ def test_what_is_not_as_it_was_sent_is_told_line_by_line(server: StandIn, store:
         f"block 14 of the report {url} is not what was sent",
     ]
     server.reports.clear()
-    assert _differences(server, publication, url, tmp_path)[-1] == f"the report {url} is not on the server"
+    assert _differences(server, wandb_report, url, tmp_path)[-1] == f"the report {url} is not on the server"
 
 
-def _differences(server: StandIn, publication: Publication, url: str, folder: Path) -> list[str]:
-    account = Account(server.url, PROJECT, "local")
-    found = differences(make_api(account), account, publication, url, folder / "read back")
+def _differences(server: StandIn, wandb_report: WandbReport, url: str, folder: Path) -> list[str]:
+    found = differences(Remote(Account(server.url, PROJECT, "local")), wandb_report, url, folder)
     wandb.teardown()
     return found
 
@@ -257,21 +262,25 @@ def _panels(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [panel for grid in grids for panel in grid["panelBankSectionConfig"]["panels"]]
 
 
-def test_a_publication_that_was_broken_off_is_completed_by_the_next(
+def test_a_report_that_was_broken_off_is_completed_by_the_next(
     server: StandIn, store: StorePaths, tmp_path: Path
 ) -> None:
-    publication = cases.publication([cases.row(i) for i in range(2)], tmp_path / "report")
+    wandb_report = cases.wandb_report([cases.row(i) for i in range(2)], tmp_path / "report")
     server.fail("upsertView", 403)  # the report comes after the rows, so these are there
     with pytest.raises(Unreachable, match="403.* publish again to complete it"):
-        sent(server, store, publication)
+        sent(server, store, wandb_report)
     server.clear_faults()
     assert (len(summary_runs(server)), len(server.reports)) == (2, 0)
-    assert sent(server, store, publication).written == 0
+    assert sent(server, store, wandb_report).written == 0
     assert len(server.reports) == 1
 
 
 def test_a_server_that_is_not_there_is_said_at_once(server: StandIn, store: StorePaths, tmp_path: Path) -> None:
-    publication = cases.publication([cases.row(0)], tmp_path / "report")
+    wandb_report = cases.wandb_report([cases.row(0)], tmp_path / "report")
     server.stop()
     with pytest.raises(Unreachable, match="does not answer .* publish again where it does"):
-        sent(server, store, publication)
+        sent(server, store, wandb_report)
+
+
+def test_the_address_of_wandbs_own_service_is_the_clients() -> None:
+    assert wandb.Settings.model_fields["base_url"].default == DEFAULT_URL

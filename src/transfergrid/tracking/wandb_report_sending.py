@@ -1,4 +1,4 @@
-"""Send a publication to W&B: one run per row of the table, one with tables, figures and files, and the W&B Report.
+"""Send a grid's report to W&B: one run per row of the table, one with tables, figures and files, and the W&B Report.
 
 Safe to do again: ids are those of the rows, so everything is brought up to date in place; what has not changed is not
 sent; and what W&B shows is read back and compared.
@@ -7,8 +7,6 @@ sent; and what W&B shows is read back and compared.
 from __future__ import annotations
 
 import contextlib
-import os
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,21 +19,21 @@ from transfergrid.errors import DataError, GridError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.specs import safe_name
 from transfergrid.store import durable
-from transfergrid.tracking.account import Account, Unreachable, end_wandb, make_api, use_environment, why_silent
-from transfergrid.tracking.destinations import LEAN
-from transfergrid.tracking.publication import MOST_TABLE_ROWS, Publication, row_config, row_summary, row_title
-from transfergrid.tracking.publication_check import differences, report_run, row_runs
+from transfergrid.tracking.account import Account, Unreachable, why_silent
+from transfergrid.tracking.client import DELETED, open_run, temporary_environment
+from transfergrid.tracking.remote import Remote, RemoteRun
+from transfergrid.tracking.wandb_report import MOST_TABLE_ROWS, WandbReport, row_config, row_summary, row_title
+from transfergrid.tracking.wandb_report_check import differences, report_run, row_runs
 from transfergrid.tracking.workspace import save_report
 
-DELETED = "previously created and deleted"  # in W&B's message
 MOST_DELETED = 10  # times that one run may have been
 WRITERS = 8  # runs open at a time; W&B's own process takes no more requests at once than that
 PATIENCE_S = 30.0  # for a server that shows a moment later what it took
-SETTINGS: dict[str, Any] = LEAN | {"init_timeout": 30.0, "finish_timeout": 60.0, "finish_timeout_raises": True}
+FINISH_S = 60.0  # for a run with all tables and figures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Published:
+class SentReport:
     """runs: rows of the table that are in W&B, of which `written` were new or changed. problems: one line each."""
 
     report_url: str
@@ -44,39 +42,39 @@ class Published:
     problems: tuple[str, ...]
 
 
-def publish(
+def send_report(
     account: Account,
     store: StorePaths,
-    publication: Publication,
+    wandb_report: WandbReport,
     *,
     say: Callable[[str], None],
     patience_s: float = PATIENCE_S,
-) -> Published:
+) -> SentReport:
     """Raises Unreachable where W&B cannot be used, DataError for what it would not hold whole."""
-    publication.validate()
+    wandb_report.validate()
     if reason := why_silent(account.url):
         raise Unreachable(f"{account.url} does not answer ({reason}); publish again where it does")
     problems: list[str] = []
     try:
-        with _alone(store, publication.grid), _wandb_within(store, account.url) as folder:
-            api = make_api(account)
-            account = replace(account, entity=account.entity or api.default_entity)
-            target = _Target(account, publication, folder)
-            known = row_runs(api, account, publication)
+        with _alone(store, wandb_report.grid), temporary_environment(store, account.url) as folder:
+            remote = Remote(account)
+            account = replace(account, entity=remote.entity)
+            target = _Target(account, wandb_report, folder)
+            known = row_runs(remote, wandb_report)
             written = _write_rows(target, known)
-            _retire_rows(known, publication)
-            url = save_report(account, store, publication, api)
-            rows = "1 row" if len(publication.rows) == 1 else f"{len(publication.rows)} rows"
+            _retire_rows(remote, known, wandb_report)
+            url = save_report(account, store, wandb_report, remote)
+            rows = "1 row" if len(wandb_report.rows) == 1 else f"{len(wandb_report.rows)} rows"
             say(f"W&B: {rows} ({written} written), {url}; reading back")
-            run = report_run(api, account, publication)
-            if not _is_said(run, publication, url) or differences(api, account, publication, url, folder):
+            run = report_run(remote, wandb_report)
+            if not _is_said(run, wandb_report, url) or differences(remote, wandb_report, url, folder):
                 _write_report_run(target, run, url)
-                problems = _differences(api, target, url, patience_s)
+                problems = _differences(remote, target, url, patience_s)
     except GridError:
         raise
     except Exception as error:  # W&B has a class of its own for each way in which a server can refuse
         raise Unreachable(f"{account.url}: {one_line(error)}; publish again to complete it") from error
-    return Published(report_url=url, runs=len(publication.rows), written=written, problems=tuple(problems))
+    return SentReport(report_url=url, runs=len(wandb_report.rows), written=written, problems=tuple(problems))
 
 
 @contextlib.contextmanager
@@ -88,57 +86,24 @@ def _alone(store: StorePaths, grid: str) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _wandb_within(store: StorePaths, url: str) -> Iterator[Path]:
-    """W&B with a folder of its own for what it would leave behind: copies of tables and of what is read back.
-
-    Its process and what is set in the environment end with the block.
-    """
-    before = {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-    try:
-        use_environment(store, url=url)
-        with tempfile.TemporaryDirectory(dir=store.wandb, prefix="publishing-", ignore_cleanup_errors=True) as folder:
-            # Silent: what W&B would print is said by this module, or found by reading back.
-            os.environ |= {"WANDB_DATA_DIR": f"{folder}/data", "WANDB_CACHE_DIR": f"{folder}/cache"}
-            os.environ["WANDB_SILENT"] = "true"
-            try:
-                yield Path(folder)
-            finally:
-                end_wandb()  # it writes there until it ends
-    finally:
-        for name in [name for name in os.environ if name.startswith("WANDB_") and name not in before]:
-            del os.environ[name]
-        os.environ |= before
-
-
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """folder: W&B's files of the runs that are written, gone with the publishing."""
+    """folder: W&B's files of the runs that are written, gone when all is sent."""
 
     account: Account
-    publication: Publication
+    wandb_report: WandbReport
     folder: Path
 
-    def open(self, known: Any | None, run_id: str, **told: Any) -> Any:
+    def open(self, known: RemoteRun | None, run_id: str, **described: Any) -> Any:
         """W&B's run of that id, or the one that is `known` to stand in its place: W&B never takes the id of a run that
         somebody has deleted, so that then another one is made."""
         import wandb
 
-        first = run_id if known is None else str(known.id)
+        first = run_id if known is None else known.id
         for name in (first, *(f"{first}-{number}" for number in range(2, MOST_DELETED))):
             try:
-                return wandb.init(
-                    id=name,
-                    entity=self.account.entity,
-                    project=self.account.project,
-                    group=self.publication.grid[:128],
-                    dir=str(self.folder),
-                    mode="online",
-                    resume="allow",
-                    reinit="create_new",
-                    settings=wandb.Settings(**SETTINGS),
-                    **told,
-                )
+                group = self.wandb_report.grid[:128]
+                return open_run(self.account, self.folder, finish_s=FINISH_S, id=name, group=group, **described)
             except wandb.errors.CommError as error:
                 if DELETED not in str(error):
                     raise
@@ -146,16 +111,16 @@ class _Target:
 
 
 # ---------------------------------------------------------------------------------------------------------- the rows
-def _write_rows(target: _Target, known: Mapping[str, Any]) -> int:
+def _write_rows(target: _Target, known: Mapping[str, RemoteRun]) -> int:
     """Runs of rows that are new or have changed, several at a time; how many. Stops at the first that fails."""
-    publication, stop = target.publication, threading.Event()
-    rows = [row for row in publication.rows if not _is_current(known.get(publication.summary_id(row)), row)]
+    wandb_report, stop = target.wandb_report, threading.Event()
+    rows = [row for row in wandb_report.rows if not _is_current(known.get(wandb_report.summary_id(row)), row)]
 
     def write(row: Mapping[str, Any]) -> None:
         if stop.is_set():
             return
         try:
-            _write_row(target, row, known.get(publication.summary_id(row)))
+            _write_row(target, row, known.get(wandb_report.summary_id(row)))
         except BaseException:
             stop.set()
             raise
@@ -165,14 +130,14 @@ def _write_rows(target: _Target, known: Mapping[str, Any]) -> int:
     return len(rows)
 
 
-def _write_row(target: _Target, row: Mapping[str, Any], known: Any | None) -> None:
-    publication = target.publication
+def _write_row(target: _Target, row: Mapping[str, Any], known: RemoteRun | None) -> None:
+    wandb_report = target.wandb_report
     run = target.open(
         known,
-        publication.summary_id(row),
+        wandb_report.summary_id(row),
         name=row_title(row),
         job_type="summary",
-        tags=[publication.summary_tag],
+        tags=[wandb_report.summary_tag],
     )
     run.config.update(row_config(row), allow_val_change=True)
     told = row_summary(row)
@@ -183,7 +148,7 @@ def _write_row(target: _Target, row: Mapping[str, Any], known: Any | None) -> No
     run.finish()
 
 
-def _is_current(run: Any | None, row: Mapping[str, Any]) -> bool:
+def _is_current(run: RemoteRun | None, row: Mapping[str, Any]) -> bool:
     """Whether the server's run says what the row says, and nothing else."""
     if run is None or run.state != "finished":
         return False
@@ -192,47 +157,45 @@ def _is_current(run: Any | None, row: Mapping[str, Any]) -> bool:
     return summary == row_summary(row) and config == row_config(row)
 
 
-def _retire_rows(known: Mapping[str, Any], publication: Publication) -> None:
+def _retire_rows(remote: Remote, known: Mapping[str, RemoteRun], wandb_report: WandbReport) -> None:
     """Runs whose row is gone stay, for what was said about them, but in no table or chart of the report."""
-    ids = {publication.summary_id(row) for row in publication.rows}
+    ids = {wandb_report.summary_id(row) for row in wandb_report.rows}
     for run_id, run in known.items():
         if run_id not in ids:
-            run.config["current"] = False
-            run.tags = [publication.former_tag]
-            run.update()
+            remote.update(run, tags=[wandb_report.former_tag], config={"current": False})
 
 
 # ---------------------------------------------------------------------------------------------------- tables and files
-def _write_report_run(target: _Target, known: Any | None, url: str) -> None:
+def _write_report_run(target: _Target, known: RemoteRun | None, url: str) -> None:
     import wandb
 
-    publication = target.publication
+    wandb_report = target.wandb_report
     run = target.open(
         known,
-        publication.report_id,
-        name=f"report of {publication.grid}",
+        wandb_report.report_id,
+        name=f"report of {wandb_report.grid}",
         job_type="report",
-        tags=[publication.report_tag],
-        config={"grid": publication.grid, "grids": list(publication.grids)},
+        tags=[wandb_report.report_tag],
+        config={"grid": wandb_report.grid, "grids": list(wandb_report.grids)},
     )
     with _whole_tables():
         logged: dict[str, Any] = {
             f"final/{name}": wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
-            for name, table in publication.tables.items()
+            for name, table in wandb_report.tables.items()
         }
-        logged |= {f"figures/{name}": wandb.Image(str(path)) for name, path in publication.figures.items()}
+        logged |= {f"figures/{name}": wandb.Image(str(path)) for name, path in wandb_report.figures.items()}
         for name in list(run.summary.keys()):
             if name.startswith(("final/", "figures/")) and name not in logged:
                 del run.summary[name]
         run.log(logged)
-    run.log_artifact(_artifact(publication))
-    run.summary.update({"report_url": url, "verdict": publication.headline, "content": publication.content})
+    run.log_artifact(_artifact(wandb_report))
+    run.summary.update({"report_url": url, "verdict": wandb_report.headline, "content": wandb_report.content})
     run.finish()
 
 
-def _is_said(run: Any | None, publication: Publication, url: str) -> bool:
+def _is_said(run: RemoteRun | None, wandb_report: WandbReport, url: str) -> bool:
     """Whether the report run was written with just this content: it is not to grow by the same figures each time."""
-    told = ("finished", publication.content, url)
+    told = ("finished", wandb_report.content, url)
     return run is not None and (run.state, run.summary.get("content"), run.summary.get("report_url")) == told
 
 
@@ -249,14 +212,14 @@ def _whole_tables() -> Iterator[None]:
         wandb.Table.MAX_ROWS = before
 
 
-def _artifact(publication: Publication) -> Any:
+def _artifact(wandb_report: WandbReport) -> Any:
     """A new version in W&B only where a file has changed: versions go by content."""
     import wandb
 
     made = wandb.Artifact(
-        publication.artifact_name, type="final-tables", description=f"The final tables of {publication.grid}."
+        wandb_report.artifact_name, type="final-tables", description=f"The final tables of {wandb_report.grid}."
     )
-    for path in publication.files:
+    for path in wandb_report.files:
         if not path.is_file():
             raise DataError(f"{path} is missing; make the report again")
         made.add_file(str(path), name=path.name, skip_cache=True)
@@ -264,12 +227,11 @@ def _artifact(publication: Publication) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------- reading back
-def _differences(api: Any, target: _Target, url: str, patience_s: float) -> list[str]:
+def _differences(remote: Remote, target: _Target, url: str, patience_s: float) -> list[str]:
     deadline_s, pause_s = time.monotonic() + patience_s, 0.5
     while True:
-        api.flush()
-        found = differences(api, target.account, target.publication, url, target.folder)
-        if not found or time.monotonic() + pause_s > deadline_s:
-            return found
+        problems = differences(remote, target.wandb_report, url, target.folder)
+        if not problems or time.monotonic() + pause_s > deadline_s:
+            return problems
         time.sleep(pause_s)
         pause_s *= 2

@@ -20,14 +20,14 @@ from transfergrid.report.page import wording
 from transfergrid.report.page.table import short_names
 from transfergrid.report.write import report_name
 from transfergrid.store.records import read_grid
-from transfergrid.tracking.publication import KEY, MOST_TABLE_ROWS, Chosen, Publication, Table
+from transfergrid.tracking.wandb_report import KEY, MOST_TABLE_ROWS, Chosen, Table, WandbReport
 
 FILES = ("comparison.csv", "comparison.md", "comparison.tex", "index.html")
 OF_ONE_ROW = ("confusion", "errors", "curves", "architecture")  # how the names of such figures begin
 MOST_FIGURES = 300  # beyond it, of single rows only those that the verdict names
 
 
-def publication_of(comparisons: Sequence[Comparison], folder: Path, *, figures: bool = True) -> Publication:
+def wandb_report_of(comparisons: Sequence[Comparison], folder: Path, *, figures: bool = True) -> WandbReport:
     """folder: where report/write.py has just written these grids. figures: whether it made them, too."""
     comparison = several.joined(comparisons)
     grids = tuple(dict.fromkeys(row.grid for row in comparison.rows)) or (comparison.grid,)
@@ -36,7 +36,7 @@ def publication_of(comparisons: Sequence[Comparison], folder: Path, *, figures: 
     tables = {"comparison": _comparison(comparison.rows), "per_class": per_class, "failures": _failures(comparison)}
     tables |= _tables(several.sections(comparisons))
     made, more_notes = _figures(folder, chosen) if figures else ({}, [])
-    return Publication(
+    return WandbReport(
         grid=report_name(grids),
         grids=grids,
         rows=readable_in(tuple(row.cells() for row in comparison.rows)),

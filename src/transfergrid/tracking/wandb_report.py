@@ -6,7 +6,7 @@ Nothing here computes a number: rows and cells are those of comparison.csv and o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transfergrid.store.durable import sha256_of
 from transfergrid.tracking.description import grid_tag, named_tag, shortened
 
 MOST_TABLE_ROWS = 200_000  # of a wandb.Table; W&B cuts there
+NAMELESS_SUFFIXES = (".csv", ".tex")  # of the report's files, which hold rows and numbers alone
 # Columns that say which row it is: the others are what was measured.
 KEY = ("grid", "dataset", "model", "phase", "variant", "weights", "protocol")
 
@@ -37,7 +38,7 @@ class Chosen:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Publication:
+class WandbReport:
     """grid: the report's name, `A-vs-B` for several `grids`. rows: those of comparison.csv, None for an empty cell.
 
     tables: what W&B shows as final/<name>; `comparison` is one of them. figures: PNG by name. single: the names of
@@ -66,6 +67,11 @@ class Publication:
                 raise DataError(
                     f"table {name} has {len(table.rows):,} rows, W&B keeps {MOST_TABLE_ROWS:,}; publish fewer rows"
                 )
+
+    def without_pictures(self) -> WandbReport:
+        """Without figures, and without the files that hold them or name files of the user's."""
+        files = [path for path in self.files if path.suffix in NAMELESS_SUFFIXES]
+        return replace(self, figures={}, single=(), files=files)
 
     @property
     def content(self) -> str:
