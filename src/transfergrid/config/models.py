@@ -49,7 +49,7 @@ def _check_part(part: str, where: str) -> None:
     what = "model" if not where else "backbone"
     hint = nearest(part, known)
     if not hint.startswith("; did you mean"):
-        hint = "; known are torchvision's names, as resnet18, timm/<name>, and those of docs/adding.md, as baseline_cnn"
+        hint = "; known: torchvision's names (resnet18), timm/<name>, and the names in docs/adding.md (baseline_cnn)"
     raise ConfigError(f"unknown {what} {part!r}{where}{hint}")
 
 
@@ -88,7 +88,7 @@ def check_phases(phases: list[str]) -> list[Phase]:
         if phase not in PHASES:
             raise ConfigError(f"unknown phase {phase!r} in grid.phases{nearest(phase, PHASES)}")
     if "extract" in phases:
-        raise ConfigError("grid.phases: extract is planned by itself wherever cached features are needed; leave it out")
+        raise ConfigError("grid.phases: the plan adds extract by itself; leave it out")
     if len(set(phases)) != len(phases):
         raise ConfigError(f"grid.phases={phases} holds a phase twice")
     return [phase for phase in PHASES if phase in phases]
