@@ -58,7 +58,7 @@ def lacking_for(name: str) -> str | None:
 
 def why_unread(name: str) -> str | None:
     """Why a file that is a picture by its name is not read on this machine; None where it is, or is none."""
-    never = "is of a kind that is not read: convert it to PNG or JPEG"
+    never = "has a format that is not supported: convert it to PNG or JPEG"
     return lacking_for(name) or (never if name.lower().endswith(_NEVER_READ) else None)
 
 
@@ -101,7 +101,7 @@ def opened(source: Path | IO[bytes]) -> ImageFile:
 
 def too_large(width_px: int, height_px: int, max_megapixels: float) -> tuple[str, str] | None:
     """Why a picture of this size is not decoded, and what helps, as DamagedImage has them; None where it is."""
-    size = f"is of {width_px} x {height_px} px"
+    size = f"has {width_px} x {height_px} px"
     if min(width_px, height_px) < 1:
         return size, MEND
     if width_px * height_px > max_megapixels * 1e6:
