@@ -81,7 +81,7 @@ def _limits(console: Console, request: Request) -> Limits | None:
         if not request.dry_run and request.emit is None:
             text = f"SLURM does not answer ({error}); nothing was sent, launch again when it does"
             raise type(error)(text) from error
-        text = f"SLURM does not answer ({error}): that the cluster has and allows what is asked for is not checked"
+        text = f"SLURM does not answer ({error}): the request was not checked against the cluster"
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
         return None
 
@@ -176,7 +176,7 @@ def _say_how_to_watch(console: Console, submitting: Submitting) -> None:
         text = f"the finish job writes {table}; until then: {by_hand}"
     elif submitting.left or submitting.is_finish_due:
         what = count(submitting.left, "run") + " and the finish job" if submitting.left else "the finish job"
-        text = f"{what} found no place: launch again, or with wait=true; the table until then: {by_hand}"
+        text = f"SLURM's queue had no place for {what}: launch again, or use wait=true; the table until then: {by_hand}"
     else:
         text = f"the table: {by_hand}"
     console.print(text, highlight=False, soft_wrap=True)

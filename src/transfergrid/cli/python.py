@@ -40,7 +40,7 @@ def read_record(run: str, store: str | Path = "results") -> RunRecord:
     paths = StorePaths(Path(store)).run(run)
     record = _record_at(paths)
     if record is None:
-        raise MissingInput(f"{paths.record} is not there: the run has not ended, or its id is another")
+        raise MissingInput(f"{paths.record} does not exist: the run has not ended, or the id is wrong")
     return record
 
 
@@ -62,7 +62,7 @@ def read_features(
         key = spec.feature_key(backbone, split)
         path = feature_store.find(places, key)
         if path is None:
-            raise MissingInput(f"{places.features(key)} is not there; launch its grid again to extract it")
+            raise MissingInput(f"{places.features(key)} does not exist; launch its grid again to extract it")
         found[backbone.name] = feature_store.read(path, key)
     return found
 

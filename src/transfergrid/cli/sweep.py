@@ -92,7 +92,7 @@ def _assert_slurm_can(asked: Sweep) -> Sweep:
     limits = read_limits(account=resources.account, qos=resources.qos)
     # The launcher asks sacct alone how a job ended, and waits for ever for one that died without a word.
     if not limits.accounting or slurm.sacct(["1"], since=datetime.now(UTC)) is None:
-        raise ConfigError(f"hydra/launcher=slurm needs SLURM's accounting (sacct), which is not there; {instead}")
+        raise ConfigError(f"hydra/launcher=slurm needs SLURM's accounting, but sacct does not answer; {instead}")
     resources, told = fitted(resources, limits, what="sweep")
     if told is not None:
         make_console().print(told, highlight=False, soft_wrap=True)
@@ -185,7 +185,7 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
             _launch(run_ids, asked, payload, submission, setup)
         _wait_for(submission.job_name, asked.request.cluster.poll_s)
     except KeyboardInterrupt:
-        print(f"the jobs go on; to end them: scancel --name={submission.job_name}", file=sys.stderr)
+        print(f"the jobs continue; to end them: scancel --name={submission.job_name}", file=sys.stderr)
         raise
     adopt([submission])
     known = ledger.read_ledger(store)

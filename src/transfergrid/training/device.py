@@ -45,14 +45,14 @@ def prepare_process(runtime: Runtime) -> None:
     found = gpus()
     if runtime.device == "cuda" and not found.usable:
         raise MachineError(
-            f"device=cuda, but torch can use no GPU on {host_name()}: {found.problem}; mend it or use device=cpu"
+            f"device=cuda is set, but torch cannot use a GPU on {host_name()}: {found.problem}; use device=cpu"
         )
     if found.problem is not None:
         logger.warning("%s: %s", "not every GPU is used" if found.usable else "computing on the CPU", found.problem)
     for index in found.usable[:1]:
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             name = torch.cuda.get_device_name(index)
-            logger.warning("%s only emulates bfloat16, which is slow; precision=fp32 is the faster one there", name)
+            logger.warning("%s only emulates bfloat16, which is slow; precision=fp32 is faster there", name)
 
 
 def device_of(runtime: Runtime) -> torch.device:
