@@ -63,16 +63,16 @@ def test_more_megapixels_than_allowed_are_refused_by_the_header_with_the_key_tha
 ) -> None:
     bomb = declared(tmp_path / "bomb.png", 20_000, 20_000)
     said = (
-        "has 20000 x 20000 px, 400.0 megapixels; dataset.max_megapixels=180 is the limit: shrink the picture, or"
+        "is of 20000 x 20000 px, 400.0 megapixels; dataset.max_megapixels=180 is the limit: shrink the picture, or"
         " raise it"
     )
     assert refused(bomb) == said
     with pytest.raises(DamagedImage) as at_plan:
         picture_facts(bomb, bomb.read_bytes())
     assert (at_plan.value.reason, at_plan.value.advice) == (said, "")
-    assert refused(declared(tmp_path / "long.png", 2**17 + 1, 1)).startswith("has 131073 x 1 px; an edge may have")
+    assert refused(declared(tmp_path / "long.png", 2**17 + 1, 1)).startswith("is of 131073 x 1 px; an edge may have")
     nothing = declared(tmp_path / "none.png", 0, 5)
-    with pytest.raises(DamagedImage, match="has 0 x 5 px; mend or remove it"):  # the header was taken as it stood
+    with pytest.raises(DamagedImage, match="is of 0 x 5 px; mend or remove it"):  # the header was taken as it stood
         picture_facts(nothing, nothing.read_bytes())
     assert "cannot be read" in refused(bomb, PictureRules(max_megapixels=401))  # then it is the decoder's
 
@@ -83,7 +83,7 @@ def test_the_limit_is_the_users_and_is_in_no_identity(tmp_path: Path) -> None:
     asked = ("model=tinynet_cifar", "phase=probe", "dataset=image_folder", f"dataset.folder={folder}", "dry_run=true")
     places = (f"store.dir={tmp_path / 'store'}", f"cache.dir={tmp_path / 'cache'}")
     usual = load_run([*asked, *places])
-    with pytest.raises(DamagedImages, match=r"test/dark/0.png has 1000 x 1100 px, 1.1 megapixels; .*megapixels=1 "):
+    with pytest.raises(DamagedImages, match=r"test/dark/0.png is of 1000 x 1100 px, 1.1 megapixels; .*megapixels=1 "):
         load_run([*asked, *places, "dataset.max_megapixels=1"])
     raised = load_run([*asked, *places, "dataset.max_megapixels=1.2"])
     assert raised.runtime.max_megapixels == 1.2 and usual.runtime.max_megapixels == 180
@@ -98,7 +98,7 @@ def test_a_picture_that_is_kept_from_a_launch_with_a_higher_limit_is_refused_und
     data.facts("image_folder", folder=folder, kept_hashes=tmp_path / "kept", max_megapixels=1)
     with pytest.raises(DamagedImages, match="8 files cannot be used") as refusal:
         data.facts("image_folder", folder=folder, kept_hashes=tmp_path / "kept", max_megapixels=0.001)
-    said = "has 32 x 32 px, 0.0 megapixels; dataset.max_megapixels=0.001 is the limit: shrink the picture, or raise it"
+    said = "is of 32 x 32 px, 0.0 megapixels; dataset.max_megapixels=0.001 is the limit: shrink the picture, or raise it"
     assert {image.reason for image in refusal.value.images} == {said}
 
 
@@ -226,7 +226,7 @@ def test_predict_gives_every_other_picture_its_row(
         rows = {row["file"]: row for row in csv.DictReader(file)}
     assert sorted(rows) == sorted([*good, "line.png", "bomb.png", "program.jpg", "hungry.png"])
     assert all(rows[name]["predicted"] and not rows[name]["error"] for name in (*good, "line.png"))
-    assert "bomb.png has 20000 x 20000 px, 400.0 megapixels" in rows["bomb.png"]["error"]
+    assert "bomb.png is of 20000 x 20000 px, 400.0 megapixels" in rows["bomb.png"]["error"]
     assert "program.jpg is not an image in a supported format; mend or" in rows["program.jpg"]["error"]
     assert "hungry.png, of 77 x 77 px, does not fit into memory" in rows["hungry.png"]["error"]
     assert "3 images of 7 could not be read" in capsys.readouterr().err

@@ -205,7 +205,7 @@ def test_device_cuda_without_a_usable_gpu_is_one_line_before_anything_starts(
     monkeypatch.setattr("sys.argv", ["launch_grid.py", "cluster=local", "device=cuda", *places])
     assert launch.main() == 1
     said = capsys.readouterr()
-    line = f"error: device=cuda is set, but torch cannot use a GPU here: {TOO_OLD}; use device=cpu\n"
+    line = f"error: device=cuda, but torch can use no GPU here: {TOO_OLD}; device=cpu goes without\n"
     assert said.err == line and "failed" not in said.out
     assert not list((tmp_path / "store").rglob("*.json")), "nothing was started"
 

@@ -108,7 +108,7 @@ def _tell_device(console: Console, runtime: Runtime) -> None:
     if found.visible:
         console.print(f"not every GPU is used: {found.problem}", style="yellow", highlight=False, soft_wrap=True)
     elif runtime.device == "cuda":
-        raise MachineError(f"device=cuda is set, but torch cannot use a GPU here: {found.problem}; use device=cpu")
+        raise MachineError(f"device=cuda, but torch can use no GPU here: {found.problem}; device=cpu goes without")
     else:
         console.print(f"runs compute on the CPU: {found.problem}", highlight=False, soft_wrap=True)
 

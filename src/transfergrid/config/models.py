@@ -49,7 +49,7 @@ def _check_part(part: str, where: str) -> None:
     what = "model" if not where else "backbone"
     hint = nearest(part, known)
     if not hint.startswith("; did you mean"):
-        hint = "; known: torchvision's names (resnet18), timm/<name>, and the names in docs/adding.md (baseline_cnn)"
+        hint = "; known are torchvision's names, as resnet18, timm/<name>, and those of docs/adding.md, as baseline_cnn"
     raise ConfigError(f"unknown {what} {part!r}{where}{hint}")
 
 

@@ -101,7 +101,7 @@ def opened(source: Path | IO[bytes]) -> ImageFile:
 
 def too_large(width_px: int, height_px: int, max_megapixels: float) -> tuple[str, str] | None:
     """Why a picture of this size is not decoded, and what helps, as DamagedImage has them; None where it is."""
-    size = f"has {width_px} x {height_px} px"
+    size = f"is of {width_px} x {height_px} px"
     if min(width_px, height_px) < 1:
         return size, MEND
     if width_px * height_px > max_megapixels * 1e6:
