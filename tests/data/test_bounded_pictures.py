@@ -98,7 +98,9 @@ def test_a_picture_that_is_kept_from_a_launch_with_a_higher_limit_is_refused_und
     data.facts("image_folder", folder=folder, kept_hashes=tmp_path / "kept", max_megapixels=1)
     with pytest.raises(DamagedImages, match="8 files cannot be used") as refusal:
         data.facts("image_folder", folder=folder, kept_hashes=tmp_path / "kept", max_megapixels=0.001)
-    said = "is of 32 x 32 px, 0.0 megapixels; dataset.max_megapixels=0.001 is the limit: shrink the picture, or raise it"
+    said = (
+        "is of 32 x 32 px, 0.0 megapixels; dataset.max_megapixels=0.001 is the limit: shrink the picture, or raise it"
+    )
     assert {image.reason for image in refusal.value.images} == {said}
 
 

@@ -215,7 +215,7 @@ def _join_table(comparison: Comparison) -> str:
     if not lines:
         return ""
     about = (
-        "The best single model is chosen on val among the join's own parts; the difference is on test, in points. p: "
+        "The best single model is chosen on val among the join's own parts. The difference is on test, in points. p: "
         "exact McNemar for one seed, paired bootstrap over seeds and test images for several, Holm-adjusted over as "
         "many comparisons as stand in brackets behind it: all between models of the same dataset and phase, these and "
         "those of `Is the difference real?`.\n"

@@ -22,7 +22,7 @@ Source = Literal["accounting", "attempts", "phase"]
 _SOURCES: dict[Source, str] = {
     "accounting": "as SLURM's accounting bills them (AllocTRES x elapsed, runs that share a job by their own time)",
     "attempts": "from the start and end of their attempts, times the GPUs they had (no bill of SLURM's)",
-    "phase": "of their phase alone, because their records are of an earlier release and tell no more",
+    "phase": "of their phase alone, because their records are of an earlier release and hold nothing else",
 }
 
 
@@ -166,7 +166,7 @@ def _basis(spent: Spent) -> str:
     unended = sum(cost.unended for cost in spent.costs.values())
     unknown = len(spent.lacking - spent.costs.keys())
     lacking = [f"{_runs(unknown)} without a record"] if unknown else []
-    lacking += [f"{unended} attempt{'' if unended == 1 else 's'} that ended without a word"] if unended else []
+    lacking += [f"{unended} attempt{'' if unended == 1 else 's'} that ended without a trace"] if unended else []
     return f"Seconds are those of {'; of '.join(told)}." + (f" Not in it: {', '.join(lacking)}." if lacking else "")
 
 

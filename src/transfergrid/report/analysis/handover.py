@@ -75,7 +75,7 @@ def _start(record: RunRecord) -> list[tuple[str, str]]:
     text = (
         f"before the first step {by_batch} % of {start.get('rows')} held-out images are right with BatchNorm by batches"
         f" of {start.get('batch_size')}, as in training, against {by_statistics} % by its statistics (exact McNemar,"
-        f" p = {p}): training has to make good what the probe knew; phase.finetune.bn=eval keeps the statistics"
+        f" p = {p}): training must regain what the probe had; phase.finetune.bn=eval keeps the statistics"
     )
     return [(BELOW, text)]
 
@@ -86,7 +86,7 @@ def _gate(record: RunRecord) -> list[tuple[str, str]]:
         return []
     found = []
     if gate.get("judged") is False and gate.get("reason") == "rounding":
-        text = f"on none of {gate.get('rows')} images is the probe surer than rounding, so the gate could not judge"
+        text = f"the probe's margin is above rounding on none of {gate.get('rows')} images, so the gate could not judge"
         found.append((NOT_JUDGED, f"{text} whether this network is the one that was probed"))
     same = f"gives the same features for all {gate.get('rows')} images of the gate"
     constant: Any = gate.get("constant_backbones") or ()
