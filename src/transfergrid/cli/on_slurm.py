@@ -81,7 +81,7 @@ def _limits(console: Console, request: Request) -> Limits | None:
         if not request.dry_run and request.emit is None:
             text = f"SLURM does not answer ({error}); nothing was sent, launch again when it does"
             raise type(error)(text) from error
-        text = f"SLURM does not answer ({error}): the request was not checked against the cluster"
+        text = f"SLURM does not answer ({error}): that the cluster has and allows what is asked for is not checked"
         console.print(text, style="yellow", highlight=False, soft_wrap=True)
         return None
 

@@ -218,7 +218,7 @@ def _send_finish(console: Console, submitting: Submitting, sender: Sender, ledge
         older = {s.job_id: s.proof for s in finishing if s.job_id is not None}
         slurm.scancel(live_rows(older, where), pending_only=True)
     except MachineError as error:  # another user's, of a store that is shared
-        console.print(f"cannot cancel an older finish job of this grid: {error}", highlight=False, soft_wrap=True)
+        console.print(f"an older finish job of this grid stays: {error}", highlight=False, soft_wrap=True)
 
 
 def alive_jobs(ledger: Ledger, grid: str, where: Here) -> list[str]:
