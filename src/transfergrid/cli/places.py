@@ -31,8 +31,8 @@ def assert_room(plan: Plan, request: Request, limits: Limits) -> None:
         return
     packed = -(-len(plan.to_run) // max(1, room - 1 - len({p.run.phase for p in plan.to_run})))
     raise ConfigError(
-        f"the launch needs {jobs} jobs, and SLURM lets you queue {max(0, room)} more; with wait=true launch_grid.py"
-        f" sends them as places become free, or set cluster.runs_per_job={max(2, packed)}"
+        f"{jobs} jobs are to be sent, SLURM lets you have {max(0, room)} more in its queue; launch_grid.py sends them"
+        f" as places become free with wait=true, or set cluster.runs_per_job={max(2, packed)}"
     )
 
 
