@@ -91,7 +91,7 @@ def test_a_driver_too_old_is_told_in_torchs_own_words(cuda: Pretended, caplog: p
     assert gpus() == Gpus((), TOO_OLD)
     with pytest.raises(MachineError) as raised:
         prepare_process(runtime("cuda"))
-    assert str(raised.value) == f"device=cuda is set, but torch cannot use a GPU on gpu-n7: {TOO_OLD}; use device=cpu"
+    assert str(raised.value) == f"device=cuda, but torch can use no GPU on gpu-n7: {TOO_OLD}; mend it or use device=cpu"
     with caplog.at_level(logging.WARNING):
         prepare_process(runtime("auto"))
     assert [r.message for r in caplog.records] == [f"computing on the CPU: {TOO_OLD}"]

@@ -227,7 +227,7 @@ def _licence(spec: RunSpec) -> str:
             "random": "random numbers at the start: no one else's",
         }[kind]
         told.append(f"- {_plain(backbone.name)}, {_plain(backbone.weights.label)}: {where}.\n")
-    data = f"- {_plain(spec.dataset.name)}: the terms of the training images may also hold for the network.\n"
+    data = f"- {_plain(spec.dataset.name)}: the terms of the images trained on may hold for the network, too.\n"
     return "".join(told) + data
 
 

@@ -163,7 +163,7 @@ def _check(record: RunRecord) -> None:
         if name.rsplit("_", 1)[-1] in _SHARES and not 0 <= value <= 1:
             raise ValueError(f"{name} is {value!r}, not between 0 and 1")
     if record.status not in ("completed", "failed") or told.get("n_test", 1) < 1:
-        raise ValueError(f"no run writes status {record.status!r} with n_test {told.get('n_test')!r}")
+        raise ValueError(f"status {record.status!r} or n_test {told.get('n_test')!r} is none that a run writes")
 
 
 @dataclass(frozen=True, slots=True)

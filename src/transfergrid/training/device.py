@@ -45,7 +45,7 @@ def prepare_process(runtime: Runtime) -> None:
     found = gpus()
     if runtime.device == "cuda" and not found.usable:
         raise MachineError(
-            f"device=cuda is set, but torch cannot use a GPU on {host_name()}: {found.problem}; use device=cpu"
+            f"device=cuda, but torch can use no GPU on {host_name()}: {found.problem}; mend it or use device=cpu"
         )
     if found.problem is not None:
         logger.warning("%s: %s", "not every GPU is used" if found.usable else "computing on the CPU", found.problem)

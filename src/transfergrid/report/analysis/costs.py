@@ -166,7 +166,7 @@ def _basis(spent: Spent) -> str:
     unended = sum(cost.unended for cost in spent.costs.values())
     unknown = len(spent.lacking - spent.costs.keys())
     lacking = [f"{_runs(unknown)} without a record"] if unknown else []
-    lacking += [f"{unended} attempt{'' if unended == 1 else 's'} that ended without a trace"] if unended else []
+    lacking += [f"{unended} attempt{'' if unended == 1 else 's'} that ended without a word"] if unended else []
     return f"Seconds are those of {'; of '.join(told)}." + (f" Not in it: {', '.join(lacking)}." if lacking else "")
 
 

@@ -22,7 +22,7 @@ def verdict(comparison: Comparison) -> str:
     """
     rows = comparison.rows
     if not any(row.test_accuracy is not None for row in rows):
-        return "No answer yet: no row has a test accuracy."
+        return "Nothing can be said yet: no row has a test accuracy."
     found = {winner.dataset: winner for winner in winners(comparison)}
     sentences = [
         _best(comparison, found[dataset]) if dataset in found else f"On {dataset} no row has a result yet."
@@ -71,7 +71,7 @@ def _beside_the_next(comparison: Comparison, winner: Winner, names: Sequence[str
         role = "" if b in winner.first else "the runner-up on val, "
         yield f"{named[a]} against {role}{named[b]}: {in_words(contest.second.answer)}."
     if len(asked) > MOST_PAIRS:
-        yield f"{len(asked) - MOST_PAIRS} more are below."
+        yield f"{len(asked) - MOST_PAIRS} more stand below."
 
 
 def _listed(names: Sequence[str]) -> str:
