@@ -186,9 +186,7 @@ def test_what_failed_by_code_or_data_is_blocked_until_the_code_changes(tmp_path:
     fail(request, probe, failure_class)
     plan = plan_of(request)
     assert planned(plan, "probe", "resnet18").state == "blocked"
-    assert planned(plan, "probe", "resnet18").why.startswith(
-        "failed before, and nothing has changed: it broke; delete "
-    )
+    assert planned(plan, "probe", "resnet18").why.startswith("failed before, nothing has changed: it broke; delete ")
     assert planned(plan, "finetune", "resnet18").why == f"waits for {probe.run_id}, which is blocked"
     assert plan.to_run == (), "features that nothing would read are not extracted"
     fail(request, probe, failure_class, code="another version")

@@ -106,8 +106,8 @@ class _Planner:
         needs = self._needs(run)
         head = record_head(paths)
         if head is not None and head.failure_class in ("code", "data") and head.code_hash == code_hash():
-            again = f"delete {paths.record} to try it again"
-            return PlannedRun(run, "blocked", f"failed before, and nothing has changed: {head.error}; {again}")
+            again = f"delete {paths.record} to try it all the same"
+            return PlannedRun(run, "blocked", f"failed before, nothing has changed: {head.error}; {again}")
         for need in needs:
             other = self.decide(need)
             if other.state in ("blocked", "in flight") and not self._can_wait_for(other):
