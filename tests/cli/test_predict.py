@@ -125,7 +125,7 @@ def test_that_an_image_depends_on_its_batch_is_warned_of_in_one_line(
     assert exit_code == 0 and out.startswith("file,predicted,")
     told = [line for line in err.splitlines() if line.startswith("warning: ")]
     assert len(told) == warned
-    assert all("depends on the images that share its batch: the 32 that follow each other by name" in t for t in told)
+    assert all("depends on the other images in its batch; a batch holds 32 images that follow" in t for t in told)
 
 
 def test_a_probe_gives_what_its_head_gave_on_cached_features_but_for_their_rounding(place: Path, pair: Request) -> None:

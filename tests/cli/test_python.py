@@ -68,14 +68,16 @@ def test_a_models_predictions_are_those_of_the_command(
     assert model.class_names == tuple("0123456789") and not model.network.training
     names = ["" if p.logits_C is None else model.class_names[int(p.logits_C.argmax())] for p in found]
     assert names == [line["predicted"] for line in told] and names[3] == ""
-    assert found[3].error is not None and "3.png is no image of a format that is read" in found[3].error
+    assert found[3].error is not None and "3.png is not an image in a supported format" in found[3].error
     assert model.predict([]) == []
 
 
 def test_what_is_not_there_is_told_with_what_helps(launched: Path) -> None:
     with pytest.raises(ConfigError, match="was never launched"):
         transfergrid.read_comparison("nothing", launched / "results")
-    with pytest.raises(MissingInput, match="runs/nothing/record.json is not there: the run has not ended"):
+    with pytest.raises(
+        MissingInput, match="runs/nothing/record.json does not exist: the run has not ended, or the id is wrong"
+    ):
         transfergrid.read_record("nothing", launched / "results")
     with pytest.raises(ConfigError, match="run='nothing' is neither a run's folder nor in"):
         transfergrid.load_model("nothing", launched / "results")

@@ -124,7 +124,7 @@ BAD_ARGUMENTS = [
     case("launch_grid", "grid.models=[resnet18] grid.phases=[scratch]", "no model of the grid takes phase 'scratch'"),
     case("launch_grid", "grid.models=[baseline_cnn] grid.phases=[probe]", "no model of the grid takes phase 'probe'"),
     case("launch_grid", f"{SCRATCH} grid.rules=[{{skip:true}}]", "grid.rules skip all of phase 'scratch'"),
-    case("launch_grid", "grid.models=[resnet18] grid.phases=[extract]", "planned by itself"),
+    case("launch_grid", "grid.models=[resnet18] grid.phases=[extract]", "the plan adds extract by itself"),
     case("launch_grid", f"{SCRATCH} protocol=published", "belongs to a published study"),
     case("run_phase", "", "model= is needed"),
     case("run_phase", "model=resnet18 phase=scratch", "choose phase=probe or phase=finetune"),

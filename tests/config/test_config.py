@@ -303,7 +303,7 @@ def test_an_image_folder_is_named_after_its_folder_unless_named(tmp_path: Path) 
 
 def test_a_folder_cannot_take_a_published_data_sets_name(tmp_path: Path) -> None:
     folder = tiny_data.write_folder(tmp_path / "cifar10")
-    with pytest.raises(ConfigError, match="published data set's name; give the folder another, as cifar10-mine"):
+    with pytest.raises(ConfigError, match="published data set's name; give the folder another name, as cifar10-mine"):
         load_grid([*SCRATCH, "dataset=image_folder", f"dataset.folder={folder}"])
 
 

@@ -229,7 +229,7 @@ def test_predict_gives_every_other_picture_its_row(
     assert sorted(rows) == sorted([*good, "line.png", "bomb.png", "program.jpg", "hungry.png"])
     assert all(rows[name]["predicted"] and not rows[name]["error"] for name in (*good, "line.png"))
     assert "bomb.png is of 20000 x 20000 px, 400.0 megapixels" in rows["bomb.png"]["error"]
-    assert "program.jpg is no image of a format that is read; mend or" in rows["program.jpg"]["error"]
+    assert "program.jpg is not an image in a supported format; mend or" in rows["program.jpg"]["error"]
     assert "hungry.png, of 77 x 77 px, does not fit into memory" in rows["hungry.png"]["error"]
     assert "3 images of 7 could not be read" in capsys.readouterr().err
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 6_000_000  # kB
@@ -247,9 +247,9 @@ def test_predict_gives_every_other_picture_its_row(
 def test_no_other_decoder_is_tried_whatever_a_file_holds(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(DamagedImage, match="is no image of a format that is read"):
+    with pytest.raises(DamagedImage, match="is not an image in a supported format"):
         picture_facts(path, content)  # the former release took the size that the program gives
-    assert refused(path) == "is no image of a format that is read; mend or remove it"
+    assert refused(path) == "is not an image in a supported format; mend or remove it"
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".avif", ".heic", ".heif"])

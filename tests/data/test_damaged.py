@@ -85,9 +85,9 @@ def test_every_damaged_file_is_listed_in_one_pass_before_anything_is_computed(
     assert reasons == [
         "cannot be read as an image (OSError: Truncated File Read)",
         reasons[1],
-        "is no image of a format that is read",
-        "is no image of a format that is read",
-        "is a link to nothing",
+        "is not an image in a supported format",
+        "is not an image in a supported format",
+        "is a broken link",
         "is a pipe, a device or a folder",
     ]
     assert reasons[1].startswith("cannot be read as an image (OSError: image file is truncated")
@@ -129,7 +129,7 @@ def test_what_is_left_out_is_counted_in_identity_plan_record_and_command(tmp_pat
     assert inventory == {"damaged": 6, "damaged_files": list(damaged)}
     facts = data.facts("image_folder", folder=folder, skip_damaged=True)
     (sentence, odd), *lines = inventories({"pets": facts})
-    assert odd and "; left out, as they cannot be used: 6" in sentence
+    assert odd and "; left out because they cannot be used: 6" in sentence
     assert [line.split()[0] for line, _ in lines] == list(damaged)
     store = StorePaths(tmp_path / "store")
     durable.write_json(store.run(spec.run_id).spec, to_dict(spec))

@@ -244,7 +244,7 @@ def test_a_file_that_is_no_image_at_all_is_named_before_anything_runs(tmp_path: 
     for content in (b"", b"<html>", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"):
         path.write_bytes(content)
         for call in (lambda: facts_of(folder), lambda: load(folder).image_size_px):
-            with pytest.raises(DataError, match=r"train/dog/1.png (cannot be read as an|is no) image"):
+            with pytest.raises(DataError, match=r"train/dog/1.png (cannot be read as an|is not an) image"):
                 call()
 
 

@@ -23,7 +23,7 @@ from transfergrid.phases.evaluate import _write_csv
     ("make", "message"),
     [
         (lambda path: os.mkfifo(path), "x.png is a pipe, a device or a folder; mend or remove it; dataset.skip"),
-        (lambda path: path.symlink_to("/nowhere/at/all.png"), "x.png is a link to nothing; mend or remove it; dataset"),
+        (lambda path: path.symlink_to("/nowhere/at/all.png"), "x.png is a broken link; mend or remove it; dataset"),
         (lambda path: path.symlink_to("x.png"), "x.png cannot be read .Too many levels of symbolic links.; mend or"),
         (lambda path: path.symlink_to(path.parent), "x.png is a link to a folder that holds it; remove the link"),
     ],
@@ -51,7 +51,7 @@ def test_class_names_that_look_alike_are_told_apart(tmp_path: Path, name: str, t
     for path in ("train/caf\u00e9", "train/zebra", f"test/{name}", "test/zebra"):
         (tmp_path / path).mkdir(parents=True)
         (tmp_path / path / "0.png").touch()
-    with pytest.raises(DataError, match=f"{told}.*: the same name written otherwise; rename one of them"):
+    with pytest.raises(DataError, match=f"{told}.*: the same name in another spelling; rename one of them"):
         scan(tmp_path)
 
 

@@ -41,7 +41,7 @@ def told(folder: Path) -> tuple[str, bool]:
     return found
 
 
-COUNTS = "pets: train 5 images (2 to 3 of a class), test 2 images (1 of a class)"
+COUNTS = "pets: train 5 images (2 to 3 per class), test 2 images (1 per class)"
 
 
 def test_a_plain_folder_is_told_by_its_counts(folder: Path) -> None:
@@ -108,7 +108,7 @@ def test_names_of_splits_in_capitals_are_taken(folder: Path) -> None:
 def test_the_same_picture_in_two_places_is_told_by_where_they_are(folder: Path) -> None:
     shutil.copy(folder / "train/cat/0.png", folder / "train/cat/again.png")
     assert told(folder) == (
-        "pets: train 6 images (2 to 4 of a class), test 2 images (1 of a class)"
+        "pets: train 6 images (2 to 4 per class), test 2 images (1 per class)"
         "; the same picture: 1 more than once in train",
         False,
     )

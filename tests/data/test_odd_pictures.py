@@ -153,7 +153,7 @@ def test_predict_never_takes_the_thumbnail_of_a_raw_file_for_the_picture(tmp_pat
     for name in ("a.NEF", "b.tif"):
         (tmp_path / name).write_bytes(saved("TIFF"))
     raw, tiff = _read(tmp_path, image_files(tmp_path), (), PictureRules())
-    assert str(raw) == f"{tmp_path / 'a.NEF'} is of a kind that is not read: convert it to PNG or JPEG"
+    assert str(raw) == f"{tmp_path / 'a.NEF'} has a format that is not supported: convert it to PNG or JPEG"
     assert tiff == Prepared({}, deep=False, outside=False)
 
 
@@ -194,7 +194,7 @@ def test_nine_hundred_odd_pictures_go_through_launch_evaluate_and_predict_in_one
     ] == wanted
 
     code, text = run(tmp_path / "launch.txt", "launch_grid.py", *grid, *own, *places, "dataset.skip_damaged=true")
-    assert code == 0 and f"left out, as they cannot be used: {len(made.refused)}" in text
+    assert code == 0 and f"left out because they cannot be used: {len(made.refused)}" in text
     left_out = [line for part in ("train/", "test/") for line in listed(text, part)]
     wanted = sorted(shown(f"  {path} ") for path in made.refused)
     assert [line[: len(start)] for line, start in zip(sorted(left_out), wanted, strict=True)] == wanted

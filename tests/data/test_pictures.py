@@ -97,7 +97,7 @@ def test_values_deeper_than_8_bits_keep_their_levels_within_one_range(
     assert (found.low, found.high) == (kept.min(), kept.max())
     low, high = found.low, found.high / 2
     assert np.array_equal(decode(path, PictureRules((low, high))), expected(kept, low, high))
-    with pytest.raises(DataError, match=r"is deeper than 8 bits, and no range of values is known for it; convert it"):
+    with pytest.raises(DataError, match=r"is deeper than 8 bits, and no range of values is known; convert it"):
         decode(path)
 
 
@@ -246,7 +246,7 @@ def test_mixed_depths_are_named_with_a_file_of_each_and_the_way_out(tmp_path: Pa
 
 def test_pictures_of_one_value_make_no_range(tmp_path: Path) -> None:
     folder = two_classes(tmp_path / "flat", lambda p, _: by_pillow(p, np.full((8, 8), 40000, np.uint16)))
-    with pytest.raises(ConfigError, match="flat: every value of train is 40000, which makes no range; give dataset"):
+    with pytest.raises(ConfigError, match="flat: every value in train/ is 40000, so there is no range; give dataset"):
         asked_for(tmp_path, folder)
 
 
@@ -302,7 +302,7 @@ def test_predict_names_a_16_bit_file_that_a_run_on_8_bits_cannot_place(
     by_pillow(tmp_path / "new" / "deep.png", np.full((32, 32), 4000, np.uint16))
     run = final_run(plain).run_id
     code, out, err = said(monkeypatch, capsys, tmp_path, f"run={run}", f"images={tmp_path / 'new'}")
-    assert code == 1 and "deep.png is deeper than 8 bits, and no range of values is known for it" in err
+    assert code == 1 and "deep.png is deeper than 8 bits, and no range of values is known" in err
 
 
 READ_ALL = """
@@ -399,7 +399,9 @@ def test_orientation_is_in_the_identity_only_where_some_picture_is_turned(tmp_pa
     with_orientation(folder / "test/dark/1.jpg", 3, (30, 30))
     asked = asked_for(tmp_path, folder)
     assert final_run(asked).dataset.orientation == "exif"
-    assert asked.notes == ("photos: pictures turned as their EXIF data say: 1; dataset.orientation=stored leaves them",)
+    assert asked.notes == (
+        "photos: EXIF data turn these pictures: 1; dataset.orientation=stored leaves them as stored",
+    )
     left = asked_for(tmp_path, folder, "dataset.orientation=stored")
     assert final_run(left).dataset.orientation == "stored" and left.notes == ()
     with pytest.raises(ConfigError, match="dataset.orientation='up'"):

@@ -357,7 +357,7 @@ def test_one_picture_per_class_goes_through_all_phases_and_the_report(
     ]
     assert launch(arguments) == 0
     told = capsys.readouterr().out
-    assert "single: no class has two images to train on, so none is held out and nothing is chosen on val" in told
+    assert "single: no class has two training images, so val is empty and nothing is chosen on it" in told
     assert "single: finetune takes 2 optimizer steps on 6 images, fewer than 50" in told
     asked = load_grid([*arguments, "dry_run=true"])
     for row in asked.configurations:
@@ -408,8 +408,8 @@ def test_the_plan_names_few_val_images_few_steps_and_uneven_classes_once(
         *("grid.variants={shorter:{phase.finetune.epochs:8}}", "phase.finetune.epochs=10"),
     ]
     assert plan_of(tmp_path, capsys, *arguments, "phase.finetune.batch_size=64") == [
-        "pics: train 100 images (10 to 70 of a class), test 12 images (4 of a class)",
-        "pics: 10 val images, fewer than 30: each is 10.0 points of the val accuracy that choices rest on",
+        "pics: train 100 images (10 to 70 per class), test 12 images (4 per class)",
+        "pics: 10 val images, fewer than 30: one image moves val accuracy, which decides choices, by 10.0 points",
         "pics: the largest class has 63 images to train on, the smallest 9: class_weights=balanced trains for it,"
         " select_by=balanced_accuracy chooses for it",
         "pics: finetune takes 8 to 10 optimizer steps on 90 images, fewer than 50; raise phase.finetune.epochs or lower"
@@ -428,7 +428,7 @@ def test_the_plan_says_nothing_but_what_was_found_where_there_is_enough(
     # Three times as many is not more than three times.
     folder = digits_folder(tmp_path / "thirds", 100, 34, 100, 100)
     arguments = ["dataset=image_folder", f"dataset.folder={folder}", "grid.models=[tinynet_mnist]"]
-    found = "thirds: train 334 images (34 to 100 of a class), test 16 images (4 of a class)"
+    found = "thirds: train 334 images (34 to 100 per class), test 16 images (4 per class)"
     assert plan_of(tmp_path, capsys, "grid=compare", *arguments) == [found]
 
 

@@ -351,7 +351,7 @@ def test_auxiliary_heads_follow_the_generator_and_belong_to_googlenet_alone(tmp_
         attach_auxiliary_heads(trunk, 10, torch.Generator().manual_seed(seed))
     first, again, other = (trunk.get_parameter("aux1.conv.conv.weight") for trunk in trunks)
     assert torch.equal(first, again) and not torch.equal(first, other)
-    with pytest.raises(ConfigError, match="ResNet has no auxiliary heads; only googlenet has"):
+    with pytest.raises(ConfigError, match="ResNet has no auxiliary heads, only googlenet has them"):
         attach_auxiliary_heads(random_trunk("resnet18", size_px=32), 10, torch.Generator())
     with pytest.raises(ConfigError, match="resnet18 has no auxiliary heads"):
         spec = spec_of("resnet18", "random", size_px=32)

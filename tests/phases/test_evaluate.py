@@ -213,7 +213,7 @@ def test_a_head_with_other_classes_than_the_data_set_is_refused(tmp_path: Path) 
     asked = request(tmp_path, "phase=evaluate", "model=resnet18", f"phase.evaluate.checkpoint={path}")
     assert carry_out(asked) == "failed"
     record = record_of(final_run(asked), asked.runtime)
-    assert (record.failure_class, record.error) == ("data", "resnet18 tells 7 classes apart, digits has 10")
+    assert (record.failure_class, record.error) == ("data", "resnet18 has 7 classes, digits has 10")
 
 
 # ------------------------------------------------------------------------------------------------------ other folders

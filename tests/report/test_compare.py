@@ -68,7 +68,7 @@ def test_the_terminal_says_that_a_record_does_not_stand_on_its_predictions(
     run = cases.spec("probe", "resnet18", epochs=1)
     store.run(run.run_id).predictions.unlink()
     report(["grid=other", f"store.dir={store.root}", "figures=false"])
-    line = "other: 1 record not borne out by stored predictions; see the report"
+    line = "other: 1 record at odds with the stored predictions; see the report"
     assert line in capsys.readouterr().out.splitlines()
 
 

@@ -49,6 +49,6 @@ def test_two_processes_draw_the_same_figures_in_the_same_order_with_the_same_not
 def test_a_process_that_is_killed_is_told_and_stops_no_report(tmp_path: Path) -> None:
     comparison = two_networks(StorePaths(tmp_path / "results"))
     figures, notes = make_figures(comparison, tmp_path / "figures", images=killed, processes=2)
-    assert notes and all("was killed, as for want of memory" in n or "predictions.npz" in n for n in notes)
+    assert notes and all("was killed, perhaps because memory ran out" in n or "predictions.npz" in n for n in notes)
     assert {path.suffix for path in (tmp_path / "figures").glob("*")} <= {".png", ".svg"}
     assert all(figure.png.exists() and figure.svg.exists() for figure in figures)

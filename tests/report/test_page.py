@@ -92,8 +92,8 @@ def test_what_failed_and_what_is_missing_is_told_with_the_reason(store: StorePat
     told = [item.text for item in page.one("section", id="missing").all("li")]
     assert told == [
         "small · mnist · resnet18 · finetune · IMAGENET1K_V1: failed: cuda_oom.",
-        "small · mnist · googlenet · finetune · IMAGENET1K_V1: missing; no run has a record: not started, "
-        "or still in work.",
+        "small · mnist · googlenet · finetune · IMAGENET1K_V1: missing; no run has a record yet: not started, "
+        "or still running.",
         f"{runs['failed'].run_id}: cuda_oom: out of memory: <8 GB> & more second line. Next: use a smaller "
         "phase.<name>.batch_size or a larger GPU, and launch again.",
     ]

@@ -83,7 +83,7 @@ def test_a_limit_that_nobody_could_read_is_waited_for(enforcing: Sandbox, tmp_pa
     asked = (*SMALL, "grid.seeds=[0,1,2,3]", "cluster.partition=three")
     said = jobs("launch_grid.py", *asked, env=enforcing.env, cwd=tmp_path)
     assert said.code == 1, said.text
-    assert "found no place: launch again, or with wait=true" in said.text
+    assert "SLURM's queue had no place for " in said.text and ": launch again, or use wait=true" in said.text
     again = jobs("launch_grid.py", *asked, "wait=true", env=enforcing.env, cwd=tmp_path)
     assert again.code == 0, again.text
     assert [r["status"] for r in records(tmp_path / "results").values()] == ["completed"] * 4

@@ -27,7 +27,7 @@ def test_a_metrics_file_is_truncated_to_what_the_checkpoint_covers(tmp_path: Pat
 def test_fewer_metrics_lines_than_the_checkpoint_covers_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"line": 1}\n{"line": 2')
-    with pytest.raises(DataError, match="has 1 whole lines, its checkpoint covers 3"):
+    with pytest.raises(DataError, match="has 1 whole lines, but its checkpoint covers 3"):
         MetricsLog(path, lines_kept=3)
 
 
@@ -94,7 +94,7 @@ def test_a_file_that_is_gone_or_too_short_is_told(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     written(path, kept=0, steps=range(1, 4))
     tail = MetricsTail(path, after=3)
-    with pytest.raises(DataError, match="has 3 whole lines, 4 were to be passed over"):
+    with pytest.raises(DataError, match="has 3 whole lines, but 4 lines should be skipped"):
         MetricsTail(path, after=4)
     path.unlink()
     assert not tail.is_intact

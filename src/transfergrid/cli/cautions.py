@@ -64,11 +64,11 @@ def _of_dataset(name: str, members: Sequence[_Trained]) -> Iterator[str]:
     chosen = [m for m in members if m.run.protocol == "fair"]
     fewest = min((m.rows.val for m in chosen), default=FEW_VAL_IMAGES)
     if fewest == 0:
-        yield f"{name}: no class has two images to train on, so none is held out and nothing is chosen on val"
+        yield f"{name}: no class has two training images, so val is empty and nothing is chosen on it"
     elif fewest < FEW_VAL_IMAGES:
         yield (
-            f"{name}: {count(fewest, 'val image')}, fewer than {FEW_VAL_IMAGES}: each is {100 / fewest:.1f} points of"
-            " the val accuracy that choices rest on"
+            f"{name}: {count(fewest, 'val image')}, fewer than {FEW_VAL_IMAGES}: one image moves"
+            f" val accuracy, which decides choices, by {100 / fewest:.1f} points"
         )
     yield from _imbalance(name, members)
     for phase in dict.fromkeys(m.run.phase for m in members):

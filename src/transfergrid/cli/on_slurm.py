@@ -176,7 +176,7 @@ def _say_how_to_watch(console: Console, submitting: Submitting) -> None:
         text = f"the finish job writes {table}; until then: {by_hand}"
     elif submitting.left or submitting.is_finish_due:
         what = count(submitting.left, "run") + " and the finish job" if submitting.left else "the finish job"
-        text = f"{what} found no place: launch again, or with wait=true; the table until then: {by_hand}"
+        text = f"SLURM's queue had no place for {what}: launch again, or use wait=true; the table until then: {by_hand}"
     else:
         text = f"the table: {by_hand}"
     say(console, text)

@@ -73,8 +73,8 @@ def _predict(request: PredictRequest, images: Path, network: nn.Module, preproce
     reading = replace(reading, precision="fp32") if request.in_fp32 else reading
     if by_its_batch(network, reading):
         print(
-            "warning: this run was tested with test_bn=batch, so what an image is taken for depends on the images that "
-            f"share its batch: the {reading.batch_size} that follow each other by name",
+            "warning: this run was tested with test_bn=batch, so the prediction for an image depends on the other "
+            f"images in its batch; a batch holds {reading.batch_size} images that follow each other by name",
             file=sys.stderr,
         )
     rules = picture_rules_of(request.record, request.runtime.max_megapixels)

@@ -40,7 +40,7 @@ def read_record(run: str, store: str | Path = "results") -> RunRecord:
     paths = StorePaths(Path(store)).run(run)
     record = _record_at(paths)
     if record is None:
-        raise MissingInput(f"{paths.record} is not there: the run has not ended, or its id is another")
+        raise MissingInput(f"{paths.record} does not exist: the run has not ended, or the id is wrong")
     return record
 
 

@@ -136,7 +136,7 @@ def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
             lines.append(f"{comparison.grid}: {of} not complete; the report names the runs, why, and the next step")
         if doubtful := sum(map(len, findings(comparison))):
             lines.append(
-                f"{comparison.grid}: {count(doubtful, 'record')} not borne out by stored predictions; see the report"
+                f"{comparison.grid}: {count(doubtful, 'record')} at odds with the stored predictions; see the report"
             )
     return lines
 

@@ -189,7 +189,7 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
             _launch(run_ids, asked, payload, submission, setup)
         _wait_for(submission.job_name, asked.request.cluster.poll_s)
     except KeyboardInterrupt:
-        print(f"the jobs go on; to end them: scancel --name={submission.job_name}", file=sys.stderr)
+        print(f"the jobs continue; to end them: scancel --name={submission.job_name}", file=sys.stderr)
         raise
     adopt([submission])
     known = ledger.read_ledger(store)

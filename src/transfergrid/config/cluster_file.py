@@ -54,7 +54,7 @@ def read_cluster_file(name: str) -> Iterator[tuple[Path, dict[str, Any]]]:
         if other == "_self_":
             continue
         if not isinstance(other, str) or find("cluster", other) in (None, path):
-            raise ConfigError(f"{path}: defaults: {other!r} is no other file of cluster/")
+            raise ConfigError(f"{path}: defaults: {other!r} is not another file in cluster/")
         yield from read_cluster_file(other)
     if isinstance(options := content.get("sbatch"), dict):
         content["sbatch"] = {key: FLAGS.get(str(value).lower(), value) for key, value in options.items()}

@@ -75,7 +75,7 @@ def resolve_dataset(
         raise ConfigError(f"dataset.name={name!r} cannot name a folder; use letters, digits, . _ and -")
     if folder is not None and name in data.kinds():
         raise ConfigError(
-            f"dataset.name={name!r} is a published data set's name; give the folder another, as {name}-mine"
+            f"dataset.name={name!r} is a published data set's name; give the folder another name, as {name}-mine"
         )
     if node.max_images is not None:
         in_range("dataset.max_images", node.max_images, facts.num_classes, 1_000_000_000)
@@ -96,7 +96,7 @@ def resolve_dataset(
         left_out=facts.left_out,
     )
     turned = (
-        f"{name}: pictures turned as their EXIF data say: {facts.turned}; dataset.orientation=stored leaves them",
+        f"{name}: EXIF data turn these pictures: {facts.turned}; dataset.orientation=stored leaves them as stored",
     )
     return DatasetChoice(
         spec,

@@ -88,7 +88,7 @@ def check_phases(phases: list[str]) -> list[Phase]:
         if phase not in PHASES:
             raise ConfigError(f"unknown phase {phase!r} in grid.phases{nearest(phase, PHASES)}")
     if "extract" in phases:
-        raise ConfigError("grid.phases: extract is planned by itself wherever cached features are needed; leave it out")
+        raise ConfigError("grid.phases: the plan adds extract by itself; leave it out")
     if len(set(phases)) != len(phases):
         raise ConfigError(f"grid.phases={phases} holds a phase twice")
     return [phase for phase in PHASES if phase in phases]

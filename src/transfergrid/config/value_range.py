@@ -39,7 +39,7 @@ def value_range_of(
         raise ConfigError(f"{name} is deeper than 8 bits ({first}) and has no train/ to find its range on; {_GIVE}")
     low, high = min(low for low, _ in extremes), max(high for _, high in extremes)
     if low == high:
-        raise ConfigError(f"{name}: every value of train is {_number(low)}, which makes no range; {_GIVE}")
+        raise ConfigError(f"{name}: every value in train/ is {_number(low)}, so there is no range; {_GIVE}")
     return low, high
 
 

@@ -127,7 +127,7 @@ def _read(image: ImageFile, path: Path, rules: PictureRules) -> Picture:
     if rules.value_range is None:
         raise DamagedImage(
             path,
-            "is deeper than 8 bits, and no range of values is known for it; convert it to 8 bits, as the other pictures"
+            "is deeper than 8 bits, and no range of values is known; convert it to 8 bits, as the other pictures"
             " are, or give dataset.value_range=[low,high]",
             "",
         )
@@ -243,7 +243,7 @@ def _deep_values(source: Path | IO[bytes], *, turns: bool) -> NDArray[Any]:
     with again() as image:
         modes = [_raw_mode(tile) for tile in image.tile]
         if any(map(_WIDE_BUT_NARROWED.fullmatch, modes)):
-            raise ValueError("16-bit colours with this kind of alpha are not read whole; save it without alpha")
+            raise ValueError("16-bit colours with this kind of alpha cannot be read in full; save it without alpha")
         values: NDArray[Any] = np.array(_turned(image, turns))
         if any(map(_WIDE.fullmatch, modes)):
             with again() as other:

@@ -59,7 +59,7 @@ def state(path: Path) -> State:
         status = path.stat()
     except FileNotFoundError as error:
         if path.is_symlink():
-            raise DamagedImage(path, "is a link to nothing") from error
+            raise DamagedImage(path, "is a broken link") from error
         raise
     if not stat.S_ISREG(status.st_mode):
         raise DamagedImage(path, "is a pipe, a device or a folder")

@@ -49,7 +49,7 @@ def scan(folder: Path) -> Scan:
     listing, respelled = _compared(folder, paths_of, source_of)
     first, classes = next(iter(listing.items()))
     if first == "train" and len(classes) < 2:
-        raise DataError(f"{folder}: train/ has one class, {next(iter(classes))!r}; wanted two or more to tell apart")
+        raise DataError(f"{folder}: train/ has one class, {next(iter(classes))!r}; wanted two or more")
     for split, source in source_of.items():
         if listing[split].keys() != classes.keys():
             odd = sorted(listing[split].keys() ^ classes.keys())[0]
@@ -58,7 +58,7 @@ def scan(folder: Path) -> Scan:
             if twin is not None:
                 raise DataError(
                     f"{folder}: class {odd!a} is in {where}/ only, and {source_of[other]}/ has {twin!a}: the same name"
-                    " written otherwise; rename one of them"
+                    " in another spelling; rename one of them"
                 )
             raise DataError(
                 f"{folder}: class {odd!r} is in {where}/ only; {source}/ and {source_of[first]}/ need the same classes"

@@ -57,7 +57,7 @@ def lacking_for(name: str) -> str | None:
 
 def why_unread(name: str) -> str | None:
     """Why a file that is a picture by its name is not read on this machine; None where it is, or is none."""
-    never = "is of a kind that is not read: convert it to PNG or JPEG"
+    never = "has a format that is not supported: convert it to PNG or JPEG"
     return lacking_for(name) or (never if name.lower().endswith(_NEVER_READ) else None)
 
 

@@ -60,6 +60,6 @@ def unreadable(path: Path, error: Exception) -> DamagedImage:
     if isinstance(error, OSError) and error.errno is not None:  # the system's own; those of decoders have no number
         return DamagedImage(path, f"cannot be read ({error.strerror})", may_pass=error.errno not in _LASTING)
     if isinstance(error, UnidentifiedImageError):
-        return DamagedImage(path, "is no image of a format that is read")
+        return DamagedImage(path, "is not an image in a supported format")
     detail = " ".join(str(error).replace(repr(str(path)), "").replace(str(path), "").split())[:120]
     return DamagedImage(path, f"cannot be read as an image ({type(error).__name__}: {detail})")

@@ -45,13 +45,13 @@ class Inventory:
 
     def parts(self, num_images: Mapping[str, int]) -> Iterator[str]:
         """The sentence, in its parts. num_images: split -> images."""
-        yield ", ".join(f"{s} {num_images[s]} images ({_range(*self.per_class[s])} of a class)" for s in num_images)
+        yield ", ".join(f"{s} {num_images[s]} images ({_range(*self.per_class[s])} per class)" for s in num_images)
         for split, folder in self.folders.items():
             yield f"{split} is {folder}/"
         if self.skipped:
             yield "not read: " + ", ".join(f"{n} {why} (as {first})" for why, (n, first) in self.skipped.items())
         if self.damaged:
-            yield f"left out, as they cannot be used: {len(self.damaged)}"
+            yield f"left out because they cannot be used: {len(self.damaged)}"
         if self.unused:
             yield "not used: " + ", ".join(f"{name}/" for name in self.unused)
         if self.respelled:

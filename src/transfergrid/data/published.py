@@ -130,7 +130,7 @@ class PublishedSet:
             raise
         except Exception as error:  # whatever torchvision or the network raises, the user's next step is the same
             return f"the download failed: {one_line(error)}"
-        return "the download did not bring it"
+        return "the download does not contain it"
 
 
 def verified(path: Path, *, wanted: str) -> bytes:

@@ -122,7 +122,7 @@ def name_logits(names: Sequence[str], num_logits: int, *, model: str, dataset: s
         by_place = tuple(name for _, name in sorted(zip(place_S.tolist(), names, strict=True)))
         return NamedLogits(by_place, None, place_S, note if "0" in names else None)
     if num_logits != len(names):
-        raise DataError(f"{model} tells {num_logits} classes apart, {dataset} has {len(names)}")
+        raise DataError(f"{model} has {num_logits} classes, {dataset} has {len(names)}")
     return stored
 
 

@@ -236,5 +236,5 @@ def _mismatch(worst: _Compared, differing: Sequence[str], constant: Sequence[str
         f" {worst.largest_ratio:.2f} times what rounding allows"
     )
     if silent:
-        return f"{text}: {' and '.join(silent)} gives the same features for every image, which the probe did not see"
+        return f"{text}: {' and '.join(silent)} gives the same features for every image, but not in the probe"
     return f"{text}: transform, weights, statistics or order differ from those the features were made with"

@@ -169,7 +169,7 @@ def _joins(comparison: Comparison) -> Section | None:
         column.of(lambda pair: pair[0]) for column in pick(names, delta_to_best_single="difference")
     ]
     about = (
-        "The best single model is chosen on val among the join's own parts; the difference is on test, in points. p: "
+        "The best single model is chosen on val among the join's own parts. The difference is on test, in points. p: "
         "exact McNemar for one seed, paired bootstrap over seeds and test images for several, Holm-adjusted over as "
         "many comparisons as stand in brackets behind it: all between models of the same dataset and phase, these and "
         "those of `Is the difference real?`."

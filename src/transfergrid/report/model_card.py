@@ -200,11 +200,11 @@ def _limits(record: RunRecord) -> str:
     )
     texts = [
         f"For images of the kind of {_plain(spec.dataset.name)}, prepared as `preprocessing.json` says. Every picture"
-        " gets one of the classes, also one that shows none of them.",
+        " gets one of the classes, even a picture that shows none of them.",
         "The accuracy was measured on the test set named above. Other cameras, crops, places or times can lower it, and"
-        " no class of people or of pictures was looked at apart. Try it on your own labelled images first:"
+        " no group of people or of pictures was tested separately. Try it on your own labelled images first:"
         f" `{on_own_images}`.",
-        "A probability is the network's own; the calibration error says how far it can be taken at its word.",
+        "A probability is the network's own; the calibration error says how far you can trust it.",
     ]
     on_features = isinstance(settings, ProbeSettings) and settings.source == "features" and spec.extract is not None
     precision = spec.extract.precision if on_features and spec.extract is not None else settings.precision
@@ -223,7 +223,7 @@ def _licence(spec: RunSpec) -> str:
         where = {
             "tag": "pretrained weights of others: their publisher's licence holds for what is made from them, and the"
             " terms of the images they were trained on may (ImageNet: research, not commerce)",
-            "file": "a file of the user's: whoever made it has licensed it, or has not",
+            "file": "a file of the user's; its author decides about the licence",
             "builtin": "shipped with transfergrid (Apache-2.0)",
             "random": "random numbers at the start: no one else's",
         }[backbone.weights.kind]

@@ -35,7 +35,7 @@ class MetricsLog:
         for number in range(1, lines_kept + 1):
             if not self._file.readline().endswith(b"\n"):
                 self._file.close()
-                raise DataError(f"{path} has {number - 1} whole lines, its checkpoint covers {lines_kept}")
+                raise DataError(f"{path} has {number - 1} whole lines, but its checkpoint covers {lines_kept}")
         self._file.truncate(self._file.tell())
         self._file.seek(0, os.SEEK_END)
         self.lines = lines_kept
@@ -79,7 +79,7 @@ class MetricsTail:
         self._lines, self._end, self._last = 0, 0, b""
         self._read_on(after)
         if self._lines < after:
-            raise DataError(f"{path} has {self._lines} whole lines, {after} were to be passed over")
+            raise DataError(f"{path} has {self._lines} whole lines, but {after} lines should be skipped")
 
     @property
     def is_intact(self) -> bool:

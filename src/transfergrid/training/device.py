@@ -54,7 +54,7 @@ def prepare_process(runtime: Runtime) -> None:
     for index in available.usable[:1]:
         if not torch.cuda.is_bf16_supported(including_emulation=False):
             name = torch.cuda.get_device_name(index)
-            logger.warning("%s only emulates bfloat16, which is slow; precision=fp32 is the faster one there", name)
+            logger.warning("%s only emulates bfloat16, which is slow; precision=fp32 is faster there", name)
 
 
 def device_of(runtime: Runtime) -> torch.device:

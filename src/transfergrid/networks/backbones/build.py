@@ -58,7 +58,7 @@ def build(
     Raises DataError if the weights are missing, damaged or of another network.
     """
     if auxiliary and spec.name != "googlenet":
-        raise ConfigError(f"{spec.name} has no auxiliary heads; only googlenet has; set aux_loss_weight=0")
+        raise ConfigError(f"{spec.name} has no auxiliary heads, only googlenet has them; set aux_loss_weight=0")
     if spec.weights.identity.startswith("random:"):
         trunk = _without_head(spec, _random(spec))
         return trunk.eval()
@@ -185,7 +185,7 @@ def attach_auxiliary_heads(backbone: nn.Module, num_classes: int, generator: tor
     """
     if not isinstance(backbone, GoogLeNet):
         raise ConfigError(
-            f"{type(backbone).__name__} has no auxiliary heads; only googlenet has; set aux_loss_weight=0"
+            f"{type(backbone).__name__} has no auxiliary heads, only googlenet has them; set aux_loss_weight=0"
         )
     seed = int(torch.randint(2**31, (), generator=generator))
     with torch.random.fork_rng(devices=[]):

@@ -38,7 +38,7 @@ def weights_file(spec: BackboneSpec, *, weights_dir: Path, weights_files: Mappin
             )
         return _verified(Path(named), value)
     if kind != "tag":
-        raise ConfigError(f"weights {spec.weights.identity!r} of {spec.name} are no file; known: tag, file, builtin")
+        raise ConfigError(f"weights {spec.weights.identity!r} of {spec.name} are not a file; known: tag, file, builtin")
     path = Path(named) if named else weights_dir / value
     known = backbones.entry(spec.name).weights[spec.weights.label]
     if not path.is_file():

@@ -22,7 +22,7 @@ Source = Literal["accounting", "attempts", "phase"]
 _SOURCES: dict[Source, str] = {
     "accounting": "as SLURM's accounting bills them (AllocTRES x elapsed, runs that share a job by their own time)",
     "attempts": "from the start and end of their attempts, times the GPUs they had (no bill of SLURM's)",
-    "phase": "of their phase alone, because their records are of an earlier release and tell no more",
+    "phase": "of their phase alone, because their records are of an earlier release and hold nothing else",
 }
 
 

@@ -63,7 +63,7 @@ def _start(record: RunRecord) -> list[tuple[str, str]]:
     text = (
         f"before the first step {by_batch} % of {start.get('rows')} held-out images are right with BatchNorm by batches"
         f" of {start.get('batch_size')}, as in training, against {by_statistics} % by its statistics (exact McNemar,"
-        f" p = {p}): training has to make good what the probe knew; phase.finetune.bn=eval keeps the statistics"
+        f" p = {p}): training must regain what the probe had; phase.finetune.bn=eval keeps the statistics"
     )
     return [(BELOW, text)]
 

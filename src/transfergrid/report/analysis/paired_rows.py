@@ -52,7 +52,7 @@ def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int |
     for run in runs:
         test = stored.trusted(run)
         if run.spec.seed is None and len(runs) > 1:
-            raise DataError(f"{run.run_id} has no seed of its own, so it cannot be told which run to pair it with")
+            raise DataError(f"{run.run_id} has no seed of its own, so it cannot be paired with one run")
         found[run.spec.seed] = test
     return found
 

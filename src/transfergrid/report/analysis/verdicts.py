@@ -92,17 +92,18 @@ def against(row: ComparisonRow, best: ComparisonRow, answer: Answer) -> AgainstB
 
 # ----------------------------------------------------------------------------------------------------------- in words
 _ABOUT = """\
-Each row minus the one beside it, in points of test accuracy, on the same seeds and test images. What is best is chosen
-on val; its name on test may be another; {rule}. {tests} The brackets are 95 % intervals of one comparison alone. p is
-Holm-adjusted over as many comparisons as stand in brackets behind it: those of this dataset that ask the same question,
-between models of one phase (joins beside their best part are among them), between settings, or across phases. A
-difference is called real below 5 %. `No difference shown` is not `equal`: the interval says how large a difference may
-still be, the column beside the verdict what it would take to tell the observed one at 5 % with 80 % power.
+Each row minus the one beside it, in points of test accuracy, on the same seeds and test images. The best row is
+chosen on val, so another row may be best on test; {rule}. {tests} The brackets are 95 % intervals of one comparison
+alone. p is Holm-adjusted over the number of comparisons in brackets behind it. These are the comparisons of this
+dataset that ask the same question: between models of one phase (with joins beside their best part), between settings,
+or across phases. A difference is called real below 5 %. `No difference shown` is not `equal`: the interval says how
+large a difference may still be. The column beside the verdict says what would show the observed one at 5 % with 80 %
+power.
 """
 _TESTS = {
-    "mcnemar_exact": "Rows of one seed: exact McNemar test, about these trained networks and other test images; what "
-    "other seeds would change, one seed cannot say. The exact test is more cautious than the interval: where "
-    "that leaves out zero by a little, the verdict is still by p.",
+    "mcnemar_exact": "Rows of one seed: exact McNemar test, about these trained networks and other test images. One "
+    "seed says nothing about other seeds. The exact test is more cautious than the interval: even if the interval "
+    "just leaves out zero, the verdict follows p.",
     "paired_bootstrap": "Rows of several seeds: paired bootstrap over seeds and test images (10,000 draws), about "
     "other trainings and other test images.",
 }

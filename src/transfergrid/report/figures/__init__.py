@@ -119,7 +119,7 @@ def _draw_in_processes(
             try:
                 drawn |= future.result()
             except BrokenProcessPool:
-                drawn |= dict.fromkeys(share, "the process that was to draw it was killed, as for want of memory")
+                drawn |= dict.fromkeys(share, "the process that draws it was killed, perhaps because memory ran out")
     return drawn
 
 

@@ -76,10 +76,10 @@ def _images_extracted(material: Material, extraction: RunSpec) -> int:
 
 def _caption(passes: Sequence[Passes], rows: Sequence[ComparisonRow]) -> str:
     done, needed = sum(p.done for p in passes), sum(p.needed for p in passes)
-    text = "Images sent through each frozen backbone: once, to fill the cache, against epochs x training images of all "
-    text += f"probes that read it. Together {done:,} against {needed:,}"
-    text += f", {style.count_text(needed / done)} times as many." if done else "; the features were there before."
-    return f"{text} Evaluations, and the learning rates that share one pass, would come on top."
+    text = "Images that each frozen backbone reads. With the cache: each image once. Without it: epochs x training "
+    text += f"images of all probes. Together {done:,} against {needed:,}"
+    text += f", {style.count_text(needed / done)} times as many." if done else "; the features were there already."
+    return f"{text} Evaluations, and learning rates that share one pass, are not counted."
 
 
 def draw_passes(passes: Sequence[Passes], *, title: str) -> Figure:

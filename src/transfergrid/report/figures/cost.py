@@ -31,7 +31,7 @@ def sketches(material: Material) -> Iterator[Sketch]:
                 name=group_name("pareto", dataset),
                 title=f"Test accuracy on {dataset} against what it costs",
                 caption="Each mark is a row of the table. The line is the Pareto front: no row that costs as little is "
-                "as accurate; its rows are named. GPU seconds are those of one seed and of all that it needs: "
+                "as accurate. Its rows are named. GPU seconds cover one seed and all that it needs: "
                 "its extractions, the probe that a fine-tuning starts from. Wall seconds are the row's own.",
                 section="cost",
                 rows=tuple(measured),
@@ -70,7 +70,7 @@ def draw_scatter(rows: Sequence[ComparisonRow], *, title: str) -> Figure:
     labels = style.shorten_all(row_labels(rows), 30)
     panels = [(_axis(name, rows, found), found) for name, read in _measures(rows) if (found := _points(rows, read))]
     if not panels:
-        raise ValueError("no row says what it costs")
+        raise ValueError("no row has its cost recorded")
     lines = -(-len(panels) // 2)
     figure = style.new_figure(style.WIDE_IN, 0.7 + PANEL_IN * lines, style.shorten(title, 90))
     grid = figure.subplots(lines, 2, squeeze=False).ravel()

@@ -57,7 +57,7 @@ def _of_row(
         name=row_name("curves", row),
         title=f"Accuracy and loss of {words}",
         caption=f"{WHAT_IS_DRAWN} Per batch: the pale band spans all batches of all seeds, the line is their running "
-        "mean." + (" The vertical line parts the probe from fine-tuning." if len(shown) > 1 else ""),
+        "mean." + (" The vertical line separates the probe from fine-tuning." if len(shown) > 1 else ""),
         section="curves",
         rows=shown,
         draw=lambda: draw_curves([track(material, run) for run in runs], title=words),

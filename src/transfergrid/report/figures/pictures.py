@@ -47,9 +47,9 @@ def sketches(material: Material) -> Iterator[Sketch]:
             yield Sketch(
                 name=group_name("predictions", dataset),
                 title=f"Predictions of {row_title(row)}",
-                caption=f"Test images with their true class, {how}, first seed: up to {ERRORS_SHOWN} of its errors, "
-                "the others drawn at random, by index. ✓ and green: right; ✗ and red: wrong, after the arrow what it "
-                "was taken for.",
+                caption=f"Test images with their true class, {how}, first seed: up to {ERRORS_SHOWN} errors, and "
+                "others drawn at random, by index. Green ✓: right. Red ✗: wrong, with the predicted class after the "
+                "arrow.",
                 section="errors",
                 rows=(row,),
                 draw=partial(_draw_predictions, material, runs[0], row_title(row)),

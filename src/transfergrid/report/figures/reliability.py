@@ -35,9 +35,9 @@ def sketches(material: Material) -> Iterator[Sketch]:
             yield Sketch(
                 name=group_name("reliability", dataset, phase) + style.page_suffix(number),
                 title=f"Reliability of {dataset} · {phase}",
-                caption=f"Accuracy of test images in {BINS} bins of equal width by the confidence they were classified "
-                "with, all seeds together; below, where the images lie. On the dashed line confidence tells the truth; "
-                "bars below it mean too much of it. ECE: the expected calibration error, in percentage points.",
+                caption=f"Accuracy of test images in {BINS} bins of equal width by confidence, all seeds together. The "
+                "bars below show where the images lie. On the dashed line confidence equals accuracy; bars under it "
+                "mean too much confidence. ECE is the expected calibration error, in percentage points.",
                 section="calibration",
                 rows=tuple(row for row, _, _ in page),
                 draw=partial(_draw, material, page, title=f"{dataset} · {phase}"),

@@ -132,14 +132,14 @@ def _choice_notes(row: ComparisonRow, runs: Sequence[RunRecord]) -> tuple[str, .
     notes = []
     offered = runs[0].details.get("choices")
     if _is_list_of_dicts(offered) and len(offered) > CHOICES_SHOWN:
-        notes.append(f"{len(offered) - CHOICES_SHOWN} more candidates stand in record.json")
+        notes.append(f"{len(offered) - CHOICES_SHOWN} more candidates are in record.json")
     selection = getattr(runs[0].spec.settings, "selection", None)
     if selection == "best_on_test":
         notes.append("epoch: the best on the test set, as the study did; the number is therefore optimistic")
     elif selection is not None:
         notes.append(f"epoch: the last of {row.epochs}")
     if not offered and row.protocol == "fair" and row.phase in ("finetune", "scratch"):
-        notes.append("one setting, fixed beforehand; nothing was chosen for this row")
+        notes.append("one fixed setting; nothing was chosen for this row")
     return tuple(notes)
 
 

@@ -167,7 +167,7 @@ def _provenance_verdict(codes: int) -> str:
         return "No run has completed yet."
     if codes == 1:
         return "All runs were made by the same code."
-    return f"The runs were made by {codes} versions of the code; rows that differ are marked in the table."
+    return f"The runs were made by {codes} versions of the code; the table marks rows that differ."
 
 
 def _row(index: int, row: ComparisonRow, short: frozenset[str], flags: tuple[Flag, ...], mark: str) -> PageRow:

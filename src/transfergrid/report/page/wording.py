@@ -94,7 +94,7 @@ def _rows(comparison: Comparison) -> Iterator[str]:
         if row.status != "completed":
             parts = (row.grid, row.dataset, row.model, row.phase, row.variant, row.weights)
             why = f": {row.failure_class}" if row.failure_class else ""
-            started = "" if why or row.n_seeds else "; no run has a record: not started, or still in work"
+            started = "" if why or row.n_seeds else "; no run has a record yet: not started, or still running"
             yield f"{' · '.join(part for part in parts if part)}: {row.status}{why}{started}."
 
 
