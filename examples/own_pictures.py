@@ -46,7 +46,8 @@ def best_run() -> str:
     best = max(rows, key=lambda row: row.val_accuracy or 0)
     print(f"\nbest on val: {best.model} ({best.phase}), test accuracy {best.test_accuracy:.3f}")
     configurations = json.loads(Path(f"results/grids/{GRID}.json").read_text())["configurations"]
-    return next(c["run_id"] for c in configurations if (c["model"], c["phase"]) == (best.model, best.phase))
+    run: str = next(c["run_id"] for c in configurations if (c["model"], c["phase"]) == (best.model, best.phase))
+    return run
 
 
 def name_pictures(run: str) -> None:
