@@ -22,6 +22,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from transfergrid import data
 from transfergrid.config import folders
 from transfergrid.config.cluster_file import read_cluster_file
 from transfergrid.config.notation import as_meant
@@ -53,7 +54,9 @@ _SET_OTHERWISE = {
 
 
 def choices(group: str) -> tuple[str, ...]:
-    return tuple(sorted({path.stem for place in folders.conf_dirs() for path in (place / group).glob("*.yaml")}))
+    """Names of the group's files; a kind of data set needs none."""
+    names = {path.stem for place in folders.conf_dirs() for path in (place / group).glob("*.yaml")}
+    return tuple(sorted(names.union(data.kinds() if group == "dataset" else ())))
 
 
 class _OwnFolders(SearchPathPlugin):
@@ -193,6 +196,9 @@ def _composed(places: tuple[Path, ...], groups: tuple[str, ...]) -> DictConfig:
     places: those that _OwnFolders names to Hydra, and the package's.
     """
     ConfigStore.instance().store(name="schema", node=Config)
+    for kind in data.kinds():
+        if folders.find("dataset", kind) is None:
+            ConfigStore.instance().store(group="dataset", name=kind, node={"name": kind, "kind": kind})
     Plugins.instance().register(_OwnFolders)
     try:
         with initialize_config_dir(str(folders.conf_dir()), version_base=None):
