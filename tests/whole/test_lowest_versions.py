@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -50,14 +51,19 @@ def test_the_environment_holds_the_lower_bounds(oldest: Path) -> None:
         assert (versions[name] + ".0.0").startswith(bound + "."), f"{line}: {versions[name]}"
 
 
-def test_the_quick_suite_passes(oldest: Path, tmp_path: Path) -> None:
-    hidden = ("PYTEST", "VIRTUAL_ENV", "UV_", "OMP_")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
-    environment["PATH"] = f"{oldest}:{environment['PATH']}"
-    command = [str(oldest / "python"), "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'quick'}"]
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
-    )
+def test_the_quick_suite_passes(oldest: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:  # a short name: sockets of the sandbox lie below it
+        done = quick_suite(oldest, f"{folder}/q")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     counted = re.search(r"(\d+) passed", done.stdout)
     assert counted is not None and int(counted[1]) > 3000
+
+
+def quick_suite(oldest: Path, folder: str) -> subprocess.CompletedProcess[str]:
+    hidden = ("PYTEST", "VIRTUAL_ENV", "UV_", "OMP_")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(hidden)}
+    environment["PATH"] = f"{oldest}:{environment['PATH']}"
+    command = [str(oldest / "python"), "-m", "pytest", "-p", "no:cacheprovider", f"--basetemp={folder}"]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
