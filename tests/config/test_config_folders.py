@@ -9,6 +9,7 @@ import pytest
 from transfergrid.config import load_grid
 from transfergrid.config.compose import choices, compose_config
 from transfergrid.config.folders import VARIABLE, conf_dir, conf_dirs
+from transfergrid.data import sets
 from transfergrid.errors import ConfigError
 
 GRID = """# @package _global_
@@ -35,6 +36,25 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path,
         for group in ("grid", "dataset", "cluster"):
             (place / group).mkdir(parents=True)
     return own
+
+
+DATA_SET = """from transfergrid.data._images import DatasetFacts
+
+FACTS = DatasetFacts(
+    kind="halves", fingerprint="published:" + "0" * 32, num_classes=2, class_names=("dark", "bright"), image_size_px=8,
+    mirror_ok=True, num_images={"train": 60, "test": 20}, train_counts=(30, 30),
+)
+"""
+
+
+def test_a_kind_of_data_set_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "halves.py").write_text(DATA_SET)
+    monkeypatch.setattr(sets, "__path__", [*sets.__path__, str(tmp_path)])
+    asked = ["grid.models=[baseline_cnn]", "grid.phases=[scratch]", "grid.datasets=[halves]", "dry_run=true"]
+    spec = load_grid(asked).configurations[0].run.dataset
+    assert (spec.kind, spec.name, spec.fingerprint) == ("halves", "halves", "published:" + "0" * 32)
+    with pytest.raises(ConfigError, match="unknown dataset 'halfs'; did you mean 'halves'"):
+        compose_config(["dataset=halfs"])
 
 
 def test_own_files_are_found_in_three_places_the_nearest_first(places: tuple[Path, Path, Path]) -> None:

@@ -88,6 +88,15 @@ def opened(kind: str, folder: Path) -> tuple[DatasetFacts, Load]:
 KINDS = data.kinds()
 
 
+def test_every_kind_is_held_to_the_contract() -> None:
+    """Those with tiny files all exist. One whose files lie nowhere keeps what its FACTS say."""
+    assert set(TINY) <= set(KINDS)
+    for kind in set(KINDS) - {"image_folder"}:
+        facts = data.facts(kind)
+        assert (facts.kind, len(facts.class_names)) == (kind, facts.num_classes)
+        assert sum(facts.train_counts) == facts.num_images["train"] and len(facts.train_counts) == facts.num_classes
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_facts_describe_the_classes_and_the_splits(kind: str, tmp_path: Path) -> None:
     facts, _ = opened(kind, tmp_path)

@@ -62,6 +62,10 @@ def docstring(name: str) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------- every network
+def test_every_architecture_counted_here_is_there() -> None:
+    assert set(PARAMETERS) <= set(NAMES)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_architecture_has_the_parameters_and_the_cost_its_file_states(name: str) -> None:
     size = describe(built(name), [(3, 32, 32)])

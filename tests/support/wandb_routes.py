@@ -8,7 +8,7 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from wandb_graphql import OPERATIONS
+from wandb_operations import OPERATIONS
 from wandb_state import Json, Refusal, State, dumps
 
 _FILE_STREAM = re.compile(r"^/files/([^/]+)/([^/]+)/([^/]+)/file_stream$")
