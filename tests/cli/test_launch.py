@@ -116,8 +116,8 @@ def toy(folder: Path, *more: str) -> list[str]:
 
 def what_was_not_checked(printed: str) -> str:
     [line] = [line for line in printed.splitlines() if line.startswith("SLURM does not answer")]
-    said, _, rest = line.partition(": that the cluster ")
-    assert rest == "has and allows what is asked for is not checked"
+    said, _, rest = line.partition(": the request ")
+    assert rest == "was not checked against the cluster"
     return said
 
 

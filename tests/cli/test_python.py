@@ -82,5 +82,5 @@ def test_what_is_not_there_is_told_with_what_helps(launched: Path) -> None:
     with pytest.raises(ConfigError, match="run='nothing' is neither a run's folder nor in"):
         transfergrid.load_model("nothing", launched / "results")
     (run,) = [path.name for path in (launched / "results/runs").iterdir() if "-probe-" in path.name]
-    with pytest.raises(MissingInput, match=r"\.h5 is not there; launch its grid again to extract it"):
+    with pytest.raises(MissingInput, match=r"\.h5 does not exist; launch its grid again to extract it"):
         transfergrid.read_features(run, "train", store=launched / "results", cache=launched / "nowhere")

@@ -99,7 +99,7 @@ def test_a_cluster_without_accounting_is_sent_to_launch_grid(
     monkeypatch.setattr(slurm, "answers", lambda: True)
     monkeypatch.setattr(command, "read_limits", lambda **asked: bare)
     code, said = answer(capsys, monkeypatch, *SLURM, "model=resnet18", "phase=probe")
-    assert code == 2 and "needs SLURM's accounting (sacct)" in said and "jobs/launch_grid.py" in said
+    assert code == 2 and "needs SLURM's accounting, but sacct does not answer" in said and "jobs/launch_grid.py" in said
     assert list(folder.iterdir()) == []
 
 

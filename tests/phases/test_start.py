@@ -141,7 +141,7 @@ def test_what_the_gate_could_not_judge_and_constant_features_are_said(tmp_path: 
     gate = {"judged": False, "reason": "rounding", "rows": 9, "constant_backbones": ["resnet18"]}
     comparison, run_id = report_of(tmp_path, gate=gate)
     assert handover.flags(comparison) == [("hand-over not judged", "constant features of resnet18")]
-    assert f"- {run_id}: on none of 9 images is the probe surer than rounding" in as_markdown(comparison)
+    assert f"- {run_id}: on none of 9 images is the probe's margin above rounding" in as_markdown(comparison)
     assert f"- {run_id}: resnet18 gives the same features for all 9 images of the gate" in as_markdown(comparison)
 
 

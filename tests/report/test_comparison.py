@@ -191,7 +191,7 @@ def test_the_record_of_another_run_is_not_averaged_in(store: StorePaths) -> None
     store.run(other.run_id).record.write_bytes(store.run(own.run_id).record.read_bytes())
     comparison = read_comparison("mine", store)
     assert (comparison.rows[0].status, comparison.rows[0].n_seeds) == ("1/2 completed", 1)
-    assert comparison.failures[0].error == f"its record.json is that of {own.run_id}"
+    assert comparison.failures[0].error == f"its record.json belongs to {own.run_id}"
     assert comparison.failures[0].remedy == "delete it and launch again"
 
 

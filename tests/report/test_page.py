@@ -117,8 +117,8 @@ def test_a_row_without_a_result_does_not_say_that_nothing_differs_from_the_publi
     small_grid(store, "individual_vs_parallel")
     page = page_of(store, "individual_vs_parallel")
     told = [[p.text for p in page.one("article", id=f"row-{i}").all("p") if "Published:" in p.text] for i in (0, 3, 4)]
-    assert "What still differs from the published protocol: protocol, batch_size" in told[0][0]
-    later = "What differs from the published protocol is told once a run has completed."
+    assert "Remaining differences from the published protocol: protocol, batch_size" in told[0][0]
+    later = "The differences from the published protocol appear once a run has completed."
     assert [text.endswith(later) for text in (*told[1], *told[2])] == [True, True]
 
 
@@ -341,8 +341,8 @@ def test_what_differs_from_the_published_protocol_stands_with_its_row(store: Sto
     finished(store, run, right_N(150))
     cases.write_grid(store, "individual_vs_parallel", [(run, "")])
     text = page_of(store, "individual_vs_parallel").one("article", id="row-0").text
-    assert "Published: 96.75 % (last)" in text and "What still differs from the published protocol: " in text
-    assert "protocol" in text.partition("differs from the published protocol: ")[2]
+    assert "Published: 96.75 % (last)" in text and "Remaining differences from the published protocol: " in text
+    assert "protocol" in text.partition("Remaining differences from the published protocol: ")[2]
 
 
 def test_provenance_tells_code_and_machines_and_marks_rows_of_other_code(store: StorePaths) -> None:
@@ -366,7 +366,7 @@ def test_a_grid_without_any_result_has_its_page(store: StorePaths) -> None:
     run = cases.spec("probe", "resnet18")
     cases.write_grid(store, "small", [(run, "")])
     page = page_of(store)
-    assert page.one("p", id="verdict").text == "Nothing can be said yet: no row has a test accuracy."
+    assert page.one("p", id="verdict").text == "No answer yet: no row has a test accuracy."
     assert "a launch as it was made before, with grid_name=small" in page.one("article", id="row-0").text
     assert page.one("section", id="provenance").one("p").text == "No run has completed yet."
 

@@ -91,7 +91,7 @@ def test_a_driver_too_old_is_told_in_torchs_own_words(cuda: Pretended, caplog: p
     assert gpus() == Gpus((), TOO_OLD)
     with pytest.raises(MachineError) as raised:
         prepare_process(runtime("cuda"))
-    assert str(raised.value) == f"device=cuda, but torch can use no GPU on gpu-n7: {TOO_OLD}; mend it or use device=cpu"
+    assert str(raised.value) == f"device=cuda is set, but torch cannot use a GPU on gpu-n7: {TOO_OLD}; use device=cpu"
     with caplog.at_level(logging.WARNING):
         prepare_process(runtime("auto"))
     assert [r.message for r in caplog.records] == [f"computing on the CPU: {TOO_OLD}"]
@@ -205,7 +205,7 @@ def test_device_cuda_without_a_usable_gpu_is_one_line_before_anything_starts(
     monkeypatch.setattr("sys.argv", ["launch_grid.py", "cluster=local", "device=cuda", *places])
     assert launch.main() == 1
     said = capsys.readouterr()
-    line = f"error: device=cuda, but torch can use no GPU here: {TOO_OLD}; device=cpu goes without\n"
+    line = f"error: device=cuda is set, but torch cannot use a GPU here: {TOO_OLD}; use device=cpu\n"
     assert said.err == line and "failed" not in said.out
     assert not list((tmp_path / "store").rglob("*.json")), "nothing was started"
 

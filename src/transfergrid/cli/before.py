@@ -109,8 +109,8 @@ def _tell_device(console: Console, runtime: Runtime) -> None:
     if found.visible:
         say(console, f"not every GPU is used: {found.problem}", style="yellow")
     elif runtime.device == "cuda":
-        told = f"device=cuda, but torch can use no GPU here: {found.problem}"
-        raise MachineError(told, remedy="device=cpu goes without")
+        told = f"device=cuda is set, but torch cannot use a GPU here: {found.problem}"
+        raise MachineError(told, remedy="use device=cpu")
     else:
         say(console, f"runs compute on the CPU: {found.problem}")
 

@@ -81,7 +81,7 @@ def _limits(console: Console, request: Request) -> Limits | None:
         if not request.dry_run and request.emit is None:
             remedy = "nothing was sent, launch again when it does"
             raise type(error)(f"SLURM does not answer ({error})", remedy=remedy) from error
-        text = f"SLURM does not answer ({error}): that the cluster has and allows what is asked for is not checked"
+        text = f"SLURM does not answer ({error}): the request was not checked against the cluster"
         say(console, text, style="yellow")
         return None
 

@@ -32,7 +32,7 @@ def assert_room(plan: Plan, request: Request, limits: Limits) -> None:
         return
     packed = -(-len(plan.to_run) // max(1, room - 1 - len({p.run.phase for p in plan.to_run})))
     raise ConfigError(
-        f"{jobs} jobs are to be sent, SLURM lets you have {max(0, room)} more in its queue",
+        f"{jobs} jobs are to be sent, but SLURM lets you queue {max(0, room)} more",
         remedy="launch_grid.py sends them as places become free with wait=true, or set"
         f" cluster.runs_per_job={max(2, packed)}",
     )

@@ -62,7 +62,7 @@ def read_features(
         key = spec.feature_key(backbone, split)
         path = feature_store.find(places, key)
         if path is None:
-            raise MissingInput(f"{places.features(key)} is not there", remedy="launch its grid again to extract it")
+            raise MissingInput(f"{places.features(key)} does not exist", remedy="launch its grid again to extract it")
         found[backbone.name] = feature_store.read(path, key)
     return found
 

@@ -217,7 +217,7 @@ def _send_finish(console: Console, submitting: Submitting, sender: Sender, ledge
         older = {s.job_id: s.proof for s in finishing if s.job_id is not None}
         slurm.scancel(live_rows(older, where), pending_only=True)
     except MachineError as error:  # another user's, of a store that is shared
-        say(console, f"an older finish job of this grid stays: {error}")
+        say(console, f"cannot cancel an older finish job of this grid: {error}")
 
 
 def alive_jobs(ledger: Ledger, grid: str, where: Here) -> list[str]:

@@ -97,7 +97,7 @@ def _assert_slurm_can(asked: Sweep) -> Sweep:
     limits = read_limits(account=resources.account, qos=resources.qos)
     # The launcher asks sacct alone how a job ended, and waits for ever for one that died without a word.
     if not limits.accounting or accounting.sacct(["1"], since=datetime.now(UTC)) is None:
-        raise ConfigError("hydra/launcher=slurm needs SLURM's accounting (sacct), which is not there", remedy=instead)
+        raise ConfigError("hydra/launcher=slurm needs SLURM's accounting, but sacct does not answer", remedy=instead)
     resources, told = fitted(resources, limits, what="sweep")
     if told is not None:
         say(make_console(), told)

@@ -52,7 +52,7 @@ def _models() -> Iterator[Row]:
             f"backbone: {tags or 'random weights alone'}",
         )
     for name in architectures.names():
-        yield name, "", "", f"from scratch: {_first_line(architectures.FOLDER / f'{name}.py')}"
+        yield name, "", "", f"from scratch: {_first_line(architectures.text_of(name))}"
 
 
 def _datasets() -> Iterator[Row]:
@@ -68,7 +68,7 @@ def _datasets() -> Iterator[Row]:
         if kind not in data.kinds():
             yield name, "", "", "", f"{file}: unknown kind {kind!r}"
             continue
-        text = _first_line(Path(sets.__path__[0]) / f"{kind}.py").partition(": ")[0]
+        text = _first_line((Path(sets.__path__[0]) / f"{kind}.py").read_text(encoding="utf-8")).partition(": ")[0]
         if kind == "image_folder":
             yield name, "", "", "", f"{text}: dataset.folder={content.get('folder') or 'DIR'}"
             continue
@@ -114,7 +114,7 @@ def _place(file: Path) -> str:
     return "" if file.is_relative_to(conf_dir().resolve()) else f" [{file}]"
 
 
-def _first_line(file: Path) -> str:
-    """Of a module's docstring: importing it may load torch."""
-    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+def _first_line(module: str) -> str:
+    """Of a module's docstring, from its text: importing it may load torch."""
+    docstring = ast.get_docstring(ast.parse(module)) or ""
     return docstring.partition("\n")[0].rstrip(".")

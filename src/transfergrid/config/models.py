@@ -49,7 +49,7 @@ def _check_part(part: str, where: str) -> None:
         raise ConfigError(f"{part!r}{where} cannot be a backbone: it {reason}; choose another, as resnet18")
     what = "model" if not where else "backbone"
     meant = closest(part, known)
-    hint = "known are torchvision's names, as resnet18, timm/<name>, and those of docs/adding.md, as baseline_cnn"
+    hint = "known: torchvision's names (resnet18), timm/<name>, and the names in docs/adding.md (baseline_cnn)"
     raise ConfigError(f"unknown {what} {part!r}{where}", remedy=hint if meant is None else f"did you mean {meant!r}?")
 
 

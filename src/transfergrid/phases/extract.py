@@ -134,6 +134,6 @@ def run(context: RunContext) -> RunRecord:
 def _set_aside(cache: CachePaths, key: FeatureKey) -> None:
     path = cache.features(key)
     if os.path.lexists(path):
-        reason = feature_store.damage(cache, key) or "it is of no use"
+        reason = feature_store.damage(cache, key) or "the file cannot be used"
         place = feature_store.set_aside(cache, key, path, reason, seen=os.lstat(path))
         logger.warning("%s; kept as %s, extracted again", reason, place)

@@ -107,7 +107,7 @@ class _Planner:
         head = record_head(paths)
         if head is not None and head.failure_class in ("code", "data") and head.code_hash == code_hash():
             what = "; ".join(filter(None, (head.error, head.remedy)))
-            again = f"delete {paths.record} to try it all the same"
+            again = f"delete {paths.record} to try it again"
             return PlannedRun(run, "blocked", f"failed before, nothing has changed: {what}; {again}")
         for need in needs:
             other = self.decide(need)

@@ -31,29 +31,28 @@ from transfergrid.report.page import wording
 from transfergrid.report.studies.published import lookup
 
 HOW_TO_READ = (
-    "Accuracies are percent of the test images; val, train and test are evaluated without augmentation.",
-    "The brackets are a 95 % interval: for one seed Wilson's, over test images; for several seeds Student's t, "
-    "over seeds, and the number before it is their mean. Neither covers the other source of chance. Where all "
-    "seeds agree it is Wilson's, over test images, too.",
-    f"Rows are chosen on val, and a tie of the best rows is told as a tie. Where one must be taken: {RULE}.",
-    "Protocol `fair`: 10 % of the training images are held out as val, every choice is made there, the last epoch "
-    "is the result and the test set is read once. Protocol `published`: the whole training set and the study's "
-    "own checkpoint rule; nothing is chosen on val, so val and the best single model are empty.",
-    "p_value_vs_best_single in comparison.csv: a join against its best part on the same seeds and test images, by "
-    "the exact McNemar test for one seed, by a paired bootstrap over seeds and test images for several; "
-    "Holm-adjusted over all comparisons between models of the same dataset and phase, so that two models have one "
-    "p wherever they stand beside each other. The verdict is by it, at 5 %. A published claim is a question of "
-    "its own, adjusted over its own comparisons.",
-    "L-BFGS: the same head solved to its optimum, its penalty chosen on val; a solved probe is that head, and has "
-    "one run for all seeds because nothing in it is drawn. kNN, LDA, QDA: other heads on the same features, which "
-    "never win and are not handed on. A mark ▲: more test images right than the probe's head in every run (exact "
-    "McNemar, 5 %, Holm over the three), so a linear head understates these features; better_than_head in "
-    "comparison.csv names them.",
-    "Seconds are means per completed seed. Wall and GPU seconds are those of all attempts of the row's own runs, "
-    "what failed or was interrupted and had to be done again included; GPU seconds are what SLURM bills, 0 where "
-    "no GPU was used. Phase seconds are those of the work itself, without starting python and without what was "
-    "lost. Upstream GPU seconds are those of everything that a row needs: its extractions, the probe that a "
-    "fine-tuning starts from.",
+    "Accuracies are percent of the test images. Val, train and test are evaluated without augmentation.",
+    "The brackets are a 95 % interval. For one seed it is Wilson's, over test images. For several seeds it is "
+    "Student's t over seeds, and the number before it is their mean; if all seeds agree, it is Wilson's. Neither "
+    "covers the other source of chance.",
+    f"Rows are chosen on val. Rows that are tied for the best are all named. If one must be taken: {RULE}.",
+    "Protocol `fair` holds out 10 % of the training images as val and makes every choice there. The last epoch is "
+    "the result, and the test set is read once. Protocol `published` uses the whole training set and the study's "
+    "own checkpoint rule. It chooses nothing on val, so val and the best single model are empty.",
+    "p_value_vs_best_single in comparison.csv compares a join with its best part on the same seeds and test "
+    "images. One seed: the exact McNemar test. Several seeds: a paired bootstrap over seeds and test images. It "
+    "is Holm-adjusted over all comparisons between models of the same dataset and phase, so two models have one p "
+    "wherever they meet. The verdict follows it, at 5 %. A published claim is a question of its own, adjusted "
+    "over its own comparisons.",
+    "L-BFGS is the same head solved to its optimum, with its penalty chosen on val. A solved probe is that head. "
+    "Nothing in it is random, so it has one run for all seeds. kNN, LDA and QDA are other heads on the same "
+    "features. They never win and are not passed on. A mark ▲ says that one of them has more test images right "
+    "than the probe's head in every run (exact McNemar, 5 %, Holm over the three). A linear head understates such "
+    "features. better_than_head in comparison.csv names the heads.",
+    "Seconds are means per completed seed. Wall and GPU seconds cover all attempts of the row's own runs, "
+    "including failed and repeated ones. GPU seconds are what SLURM bills, and 0 without a GPU. Phase seconds are "
+    "the work itself, without starting python and without lost work. Upstream GPU seconds cover everything that a "
+    "row needs: its extractions, and the probe that a fine-tuning starts from.",
 )
 
 

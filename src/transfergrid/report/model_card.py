@@ -225,10 +225,10 @@ def _licence(spec: RunSpec) -> str:
             " terms of the images they were trained on may (ImageNet: research, not commerce)",
             "file": "a file of the user's; its author decides about the licence",
             "builtin": "shipped with transfergrid (Apache-2.0)",
-            "random": "random numbers at the start: no one else's",
+            "random": "random numbers at the start, so no licence of others",
         }[backbone.weights.kind]
         lines.append(f"- {_plain(backbone.name)}, {_plain(backbone.weights.label)}: {where}.\n")
-    data = f"- {_plain(spec.dataset.name)}: the terms of the images trained on may hold for the network, too.\n"
+    data = f"- {_plain(spec.dataset.name)}: the terms of the training images may also hold for the network.\n"
     return "".join(lines) + data
 
 

@@ -159,7 +159,7 @@ def _check(record: RunRecord) -> None:
         if name.rsplit("_", 1)[-1] in _SHARES and not 0 <= value <= 1:
             raise ValueError(f"{name} is {value!r}, not between 0 and 1")
     if record.status not in ("completed", "failed") or figures.get("n_test", 1) < 1:
-        raise ValueError(f"status {record.status!r} or n_test {figures.get('n_test')!r} is none that a run writes")
+        raise ValueError(f"no run writes status {record.status!r} with n_test {figures.get('n_test')!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,7 +45,7 @@ def prepare_process(runtime: Runtime) -> None:
     available = gpus()
     if runtime.device == "cuda" and not available.usable:
         raise MachineError(
-            f"device=cuda, but torch can use no GPU on {host_name()}: {available.problem}; mend it or use device=cpu"
+            f"device=cuda is set, but torch cannot use a GPU on {host_name()}: {available.problem}; use device=cpu"
         )
     if available.problem is not None:
         logger.warning(

@@ -51,9 +51,7 @@ def section(comparison: Comparison) -> Section | None:
     if not rows:
         return None
     score = WORDS[rows[0].candidates[0].select_by]
-    about = (
-        f"Each thing compared takes the choice with the best mean {score} on val over its seeds; test is read after."
-    )
+    about = f"The best mean {score} on val over the seeds decides each comparison. Test is read afterwards."
     return Section(
         "choices",
         "Chosen on val",

@@ -310,8 +310,8 @@ def _sentence(decides: Compared, claim: Claim, comparisons: int) -> str:
 
 _ABOUT = """\
 What the studies conclude, and what the rows of this grid say about it. Intervals are 95 %, paired on seeds and test
-images. A claim of several comparisons is confirmed only if all of them say higher, after Holm over the comparisons of
-the claim, and contradicted if one says lower. The interval of a published difference is Newcombe's, from the two
+images. A claim of several comparisons is confirmed if all of them say higher, after Holm over the comparisons of the
+claim. It is contradicted if one says lower. The interval of a published difference is Newcombe's, from the two
 figures alone."""
 
 

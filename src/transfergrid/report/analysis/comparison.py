@@ -91,7 +91,7 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
             )
             return
         if record is not None and record.run_id != run_id:
-            another, remedy = f"its record.json is that of {record.run_id}", "delete it and launch again"
+            another, remedy = f"its record.json belongs to {record.run_id}", "delete it and launch again"
             failures[run_id] = Failure(run_id=run_id, failure_class="data", error=another, remedy=remedy)
         elif record is not None and record.status == "completed":
             found[run_id] = record

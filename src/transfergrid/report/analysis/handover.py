@@ -74,7 +74,7 @@ def _gate(record: RunRecord) -> list[tuple[str, str]]:
         return []
     findings = []
     if gate.get("judged") is False and gate.get("reason") == "rounding":
-        text = f"on none of {gate.get('rows')} images is the probe surer than rounding, so the gate could not judge"
+        text = f"on none of {gate.get('rows')} images is the probe's margin above rounding, so the gate could not judge"
         findings.append((NOT_JUDGED, f"{text} whether this network is the one that was probed"))
     same = f"gives the same features for all {gate.get('rows')} images of the gate"
     constant: Any = gate.get("constant_backbones") or ()

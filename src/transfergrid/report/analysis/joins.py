@@ -252,11 +252,11 @@ def _kappa(a_N: Array, b_N: Array) -> float | None:
 
 # ------------------------------------------------------------------------------------------------------------ in words
 _ABOUT = """\
-Averaged: the softmax probabilities of the parts, each trained alone, averaged; it costs no training, but as many
-forward passes as the join. Oracle: right wherever one part is right, so no way of choosing between the parts can do
-better. Overlap: the share of test images that all parts get wrong, beside what independent errors would give, and
-Cohen's kappa of right against wrong (1: the same images; 0: as if independent). Equal FLOPs: the single model of the
-same rows whose FLOPs per image are closest, within a factor of 1.5. Every interval is for its comparison alone."""
+Averaged: the mean of the softmax probabilities of the parts, each trained alone. It needs no training, but as many
+forward passes as the join. Oracle: right if any part is right, so no choice between the parts can do better.
+Overlap: the share of test images that all parts get wrong, beside the share for independent errors, and Cohen's
+kappa of right against wrong (1: the same images; 0: as if independent). Equal FLOPs: the single model of the same
+rows with the closest FLOPs per image, within a factor of 1.5. Every interval is for its comparison alone."""
 
 
 def _parts_text(b: JoinBaselines) -> str:

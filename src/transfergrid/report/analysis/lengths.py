@@ -65,8 +65,9 @@ _COLUMNS: list[Column[Length]] = [
     figure("along_val", percent, label="along one run: val"),
 ]
 _ABOUT = """\
-A run of its own for each number of epochs, and one run at a constant rate read where it passes it. Read
-along one run, a fall says that its weights got worse; whether more epochs are worse, the other column says."""
+The first columns have a run of its own for each number of epochs. The last column reads one run at a constant
+rate as it passes that number. A fall along one run says that its weights got worse. The first columns say whether
+more epochs are worse."""
 
 
 def section(comparison: Comparison) -> Section | None:

@@ -41,8 +41,8 @@ _COLUMNS: list[Column[Published]] = [
 ]
 _ABOUT = """\
 Accuracies in percent, losses in nats, seconds per run. Our training figures are evaluated after the last
-epoch, in eval mode and without augmentation; the studies' mostly are running means while training. Ours
-are seconds of the run alone: where it reads cached features, their extraction, shared by rows, is extra."""
+epoch, in eval mode and without augmentation. The studies mostly give running means while training. Our
+seconds are those of the run alone. The extraction of cached features, which rows share, is extra."""
 
 
 def section(comparison: Comparison) -> Section | None:

@@ -22,7 +22,7 @@ def verdict(comparison: Comparison) -> str:
     """
     rows = comparison.rows
     if not any(row.test_accuracy is not None for row in rows):
-        return "Nothing can be said yet: no row has a test accuracy."
+        return "No answer yet: no row has a test accuracy."
     winner_of = {winner.dataset: winner for winner in winners(comparison)}
     sentences = [
         _best(comparison, winner_of[dataset]) if dataset in winner_of else f"On {dataset} no row has a result yet."
@@ -71,7 +71,7 @@ def _beside_the_next(comparison: Comparison, winner: Winner, names: Sequence[str
         role = "" if b in winner.first else "the runner-up on val, "
         yield f"{named[a]} against {role}{named[b]}: {contest.second.answer.in_words}."
     if len(contests) > MOST_PAIRS:
-        yield f"{len(contests) - MOST_PAIRS} more stand below."
+        yield f"{len(contests) - MOST_PAIRS} more are below."
 
 
 def _listed(names: Sequence[str]) -> str:
