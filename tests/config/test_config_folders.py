@@ -38,7 +38,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path,
     return own
 
 
-DATA_SET = """from transfergrid.data._images import DatasetFacts
+DATA_SET = """from transfergrid.data.images import DatasetFacts
 
 FACTS = DatasetFacts(
     kind="halves", fingerprint="published:" + "0" * 32, num_classes=2, class_names=("dark", "bright"), image_size_px=8,

@@ -251,7 +251,7 @@ def test_a_diverged_run_has_a_record_of_class_code_with_its_step(tmp_path: Path)
     assert (record.status, record.failure_class) == ("failed", "code")
     assert record.error is not None and record.error.startswith("loss is ") and " at step " in record.error
     last_step = read_metrics(paths_of(final_run(asked), asked.runtime).metrics)[-1]["step"]
-    assert f"at step {last_step + 1};" in record.error
+    assert record.error.endswith(f" at step {last_step + 1}")
 
 
 # ---------------------------------------------------------------------------------------------------------------- steps

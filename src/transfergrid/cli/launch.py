@@ -93,6 +93,8 @@ def carry_out(request: Request) -> int:
 
 def with_tracking_decided(console: Console, request: Request) -> Request:
     """tracking=auto is decided here, for all jobs of the launch; one line says how."""
+    if request.dry_run:  # asks no server
+        return request
     runtime, line = tracking.decided(request.runtime)
     if line is not None:
         console.print(line, highlight=False, soft_wrap=True)
