@@ -24,7 +24,8 @@ DELETED = "previously created and deleted"  # in the words of W&B's server
 SILENT = "did not respond in time"  # in the words of W&B's own process, which tries again where a server fails (5xx)
 KEPT = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_HTTP_TIMEOUT")  # of the user's variables
 LEFTOVERS = ("session-*", "syncing-*", "publishing-*", "tmp/*")  # the last three of earlier releases
-LEFT_BEHIND_S, LEFT_HERE_S = 86_400.0, 10.0  # on other machines, whose locks may not be seen here; on this one
+# On other machines, whose locks may not be seen here; on this one, between making a folder and locking it.
+LEFT_BEHIND_S, LEFT_HERE_S = 86_400.0, 1.0
 NOT_FINISHED = 75  # W&B's exit code of a run that was interrupted or lost: the next attempt continues it
 # Lean, because the mirror shares its cores with training: no console capture, no system statistics, no code, no git.
 SETTINGS: dict[str, Any] = {
@@ -87,9 +88,7 @@ def _sweep(store: StorePaths) -> None:
     """Remove what killed processes left behind."""
     place = store.wandb.resolve()
     in_use = list(files_open_in("wandb-core"))
-    for path in (
-        path for pattern in ("session-*", "syncing-*", "publishing-*", "tmp/*") for path in place.glob(pattern)
-    ):
+    for path in [path for pattern in LEFTOVERS for path in place.glob(pattern)]:
         is_own = path.name.startswith(f"session-{socket.gethostname()}-")
         with contextlib.suppress(OSError):
             is_old = time.time() - path.stat().st_mtime > (LEFT_HERE_S if is_own else LEFT_BEHIND_S)
@@ -153,7 +152,8 @@ def end_wandb(patience_s: float = 5.0) -> None:
     import wandb
 
     def ask() -> None:
-        with contextlib.suppress(Exception):
+        # Where its process was killed, W&B ends this thread with that process's exit code.
+        with contextlib.suppress(Exception, SystemExit):
             wandb.teardown()
 
     for wait_s in (patience_s, 1.0):  # once more when it is dead, so that W&B does not look for it at the exit
