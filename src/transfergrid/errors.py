@@ -61,8 +61,9 @@ NEXT_STEP = {
 
 
 def next_step(failure_class: str | None, remedy: str | None = None) -> str:
-    """What to do about a failure: its own remedy where it has one, else that of its class."""
-    return remedy or NEXT_STEP.get(failure_class or "lost", "read its log.txt")
+    """What to do about a failure: its own remedy, else that of its class. Empty: the message says it already, as those
+    of earlier releases' records do."""
+    return NEXT_STEP.get(failure_class or "lost", "read its log.txt") if remedy is None else remedy
 
 
 def hints(name: str, known: Iterable[str]) -> dict[str, Any]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from transfergrid import tracking
 from transfergrid.cli.console import say
 from transfergrid.cluster.child import Answer, ask, gpus_for
 from transfergrid.cluster.ledger import Ledger, read_ledger
@@ -73,6 +75,14 @@ def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bo
             _tell_device(console, runtime)
         answer = ask(check_inputs, (runs, runtime), runs_follow=runs_follow)
     _tell(console, answer)
+
+
+def with_tracking_decided(console: Console, request: Request) -> Request:
+    """tracking=auto is decided here, for all jobs of the launch, once nothing else is refused; one line says how."""
+    runtime, line = tracking.decided(request.runtime)
+    if line is not None:
+        say(console, line)
+    return replace(request, runtime=runtime)
 
 
 def check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from transfergrid.cli.before import check_inputs
-from transfergrid.cli.console import FAILED, OK, make_console, run_script
+from transfergrid.cli.console import FAILED, OK, make_console, run_script, say
 from transfergrid.cluster.child import ask
 from transfergrid.config import Request, load_doctor
 from transfergrid.config.help import OF_A_PLACE, OF_DOCTOR, Help
@@ -53,17 +53,17 @@ def doctor(arguments: Sequence[str]) -> int:
             request.cluster,
             queue_s=request.wait_s,
             visible_s=VISIBLE_S,
-            waiting=lambda text: console.print(f"        {text}", highlight=False),
+            waiting=lambda text: say(console, f"        {text}"),
         )
         found = chain(found, nodes)
     else:
         found = chain(found, local_checks(request.runtime))
     where = "SLURM" if on_slurm else "this machine"
-    console.print(f"cluster={request.cluster.name}: runs go to {where}", highlight=False)
+    say(console, f"cluster={request.cluster.name}: runs go to {where}")
     failed = [check for check in found if not _show(console, check)]
     if failed:
         names = ", ".join(check.name for check in failed)
-        console.print(f"not fit: {names}", style="red", highlight=False, soft_wrap=True)
+        say(console, f"not fit: {names}", style="red")
         return FAILED
     console.print("fit", style="green")
     return OK
@@ -83,7 +83,7 @@ def _show(console: Console, check: Check) -> bool:
     """Print the line as soon as it is known; whether it did not fail."""
     mark, style = _MARKS[check.ok]
     line = f"{mark:<7} {check.name:<16} {check.said}"
-    console.print(line, style=style if check.ok is not True else None, highlight=False, soft_wrap=True)
+    say(console, line, style=style if check.ok is not True else None)
     if check.ok is False:
-        console.print(f"{'':<7} {'':<16} -> {check.remedy}", highlight=False, soft_wrap=True)
+        say(console, f"{'':<7} {'':<16} -> {check.remedy}")
     return check.ok is not False

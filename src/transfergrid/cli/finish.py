@@ -52,7 +52,7 @@ def _finish(folder: str) -> dict[str, int]:
     try:
         for run_id in settle(states, store, read_ledger(store)):
             if (failure := states[run_id].failure) is not None:
-                say(console, failure.what)
+                say(console, failure.line)
         _wait_for_bills(list(states), store)
         show_report(console, [grid], store, figures=payload.runtime.report_figures is not False)
         show_usage(console, list(states), store)
@@ -105,7 +105,7 @@ def _notify(
     done = sum(s.state == "done" for s in states.values())
     lines = [
         f"grid {grid}: {done} of {len(states)} runs done, {len(failures)} not",
-        *(failure.what for failure in failures[:20]),
+        *(failure.line for failure in failures[:20]),
         f"report: {store.report(grid) / 'comparison.md'}",
     ]
     told = {

@@ -8,7 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from transfergrid import tracking
-from transfergrid.cli.before import check_without_writing, preflight, prepare_folders, queued, sent_states
+from transfergrid.cli.before import (
+    check_without_writing,
+    preflight,
+    prepare_folders,
+    queued,
+    sent_states,
+    with_tracking_decided,
+)
 from transfergrid.cli.console import OK, hashing_progress, make_console, run_script
 from transfergrid.cli.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.cli.progress import watching
@@ -63,7 +70,6 @@ def carry_out(request: Request) -> int:
     assert_keeps_rows(console, request)
     submits = runs_on_slurm(console, request.cluster)
     tracking.validate(request.runtime, sends=not submits)
-    request = with_tracking_decided(console, request)
     if submits:
         from transfergrid.cli import on_slurm
 
@@ -80,6 +86,7 @@ def carry_out(request: Request) -> int:
         return OK
     prepare_folders(request.runtime)
     preflight(console, plan, request.runtime, runs_follow=True)
+    request = with_tracking_decided(console, request)
     write_grid_of(console, request)
     mirror = tracking.start_mirror(request.runtime, request.configurations)
     try:
@@ -89,16 +96,6 @@ def carry_out(request: Request) -> int:
         tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
     show_results(console, request)
     return show_endings(console, plan, endings)
-
-
-def with_tracking_decided(console: Console, request: Request) -> Request:
-    """tracking=auto is decided here, for all jobs of the launch; one line says how."""
-    if request.dry_run:  # asks no server
-        return request
-    runtime, line = tracking.decided(request.runtime)
-    if line is not None:
-        console.print(line, highlight=False, soft_wrap=True)
-    return replace(request, runtime=runtime)
 
 
 def on_cpu_without_gpus(request: Request) -> Request:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.before import check_without_writing, preflight, prepare_folders
+from transfergrid.cli.before import check_without_writing, preflight, prepare_folders, with_tracking_decided
 from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.grid_file import write_grid_of
 from transfergrid.cli.places import assert_room, num_jobs
@@ -60,6 +60,7 @@ def carry_out(console: Console, request: Request) -> int:
         return OK
     prepare_folders(request.runtime)
     preflight(console, plan, request.runtime, runs_follow=False)
+    request = with_tracking_decided(console, request)
     submitting = Submitting(request, limits, finishing.resources)
     if request.emit is not None:
         return _emit(console, submitting, Path(request.emit))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import FAILED, OK, count, make_console, run_script
+from transfergrid.cli.console import FAILED, OK, count, make_console, run_script, say
 from transfergrid.cli.pulled import pull_grids
 from transfergrid.cli.sync import SHOWN, destination
 from transfergrid.cluster.billing import settle_bills
@@ -19,7 +20,6 @@ from transfergrid.config.report import ReportKeys, ReportRequest, parse_report
 from transfergrid.config.spelling import never_launched, newest_grid
 from transfergrid.paths import StorePaths
 from transfergrid.specs import SelectBy
-from transfergrid.store.durable import read_json
 from transfergrid.store.records import read_grid
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def report(arguments: Sequence[str]) -> int:
     store = request.store
     if not request.grids:
         request = replace(request, grids=(newest_grid(store),))
-        console.print(f"grid={request.grids[0]}, the one launched last in {store.root}", soft_wrap=True)
+        say(console, f"grid={request.grids[0]}, the one launched last in {store.root}")
     is_whole = request.wandb is None or pull_grids(request.grids, store, *request.wandb)
     for grid in request.grids:
         try:
@@ -64,7 +64,7 @@ def report(arguments: Sequence[str]) -> int:
     comparisons, path = _shown(console, request.grids, store, figures=request.figures, select_by=request.select_by)
     is_complete = _all_completed(comparisons)
     for line in _remarks(comparisons):
-        console.print(line, style="red", highlight=False, soft_wrap=True)
+        say(console, line, style="red")
     is_there = request.publish is None or send_wandb_report(console, comparisons, path.parent, request)
     return OK if is_complete and is_whole and is_there else FAILED
 
@@ -104,14 +104,14 @@ def _shown(
         comparisons = [read_comparison(grid, store, select_by=select_by) for grid in grids]
     for comparison in comparisons:
         if len(comparisons) > 1:
-            console.print(f"\n{comparison.grid}", highlight=False)
+            say(console, f"\n{comparison.grid}")
         console.print(terminal_table(comparison.rows, width=console.width))
         console.print(f"\n{verdict(comparison)}", highlight=False, markup=False)
         if errors := top_errors(comparison):
             console.print()
             console.print(rich_table(table(errors), may_go=("variant", "differs", "as_stated", "corrected")))
         for line in handover.summary(comparison):
-            console.print(line, style="yellow", highlight=False, soft_wrap=True)
+            say(console, line, style="yellow")
     path = store.report(report_name(grids)) / "comparison.md"
     if figures is not None or not _is_current(path.with_name("index.html"), comparisons):
         path = write(comparisons, figures=bool(figures))
@@ -152,23 +152,18 @@ def send_wandb_report(
     from transfergrid.report.wandb_report import wandb_report_of
     from transfergrid.tracking.wandb_report_sending import send_report
 
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True)
-
     entity, project = request.publish or (None, None)
-    account, images = destination(
-        request.grids[0], request.store, project=project, entity=entity, images=request.images
-    )
+    account, images = destination(request.grids, request.store, project=project, entity=entity, images=request.images)
     sent_ones = comparisons if images else [_without_names(comparison) for comparison in comparisons]
     wandb_report = wandb_report_of(sent_ones, folder, figures=images and request.figures is not False)
     shared = wandb_report if images else wandb_report.without_pictures()
-    sent = send_report(account, comparisons[0].store, shared, say=say)
+    sent = send_report(account, comparisons[0].store, shared, say=partial(say, console))
     for problem in sent.problems[:SHOWN]:
-        say(problem)
+        say(console, problem)
     if len(sent.problems) > SHOWN:
-        say(f"... and {len(sent.problems) - SHOWN} more")
+        say(console, f"... and {len(sent.problems) - SHOWN} more")
     said = f"{len(sent.problems)} things are not there as they were sent" if sent.problems else "all is there"
-    say(f"W&B: {said}: {sent.report_url}")
+    say(console, f"W&B: {said}: {sent.report_url}")
     return not sent.problems
 
 
@@ -177,12 +172,7 @@ def _without_names(comparison: Comparison) -> Comparison:
     from transfergrid.tracking.description import may_name_files, withheld
 
     def shared(failure: Failure) -> Failure:
-        try:
-            kind = str(read_json(comparison.store.run(failure.run_id).spec)["dataset"]["kind"])
-        except (OSError, ValueError, KeyError, TypeError):
-            kind = "image_folder"
-        is_withheld = may_name_files(failure.failure_class, kind)
-        return replace(failure, **withheld(failure.failure_class)) if is_withheld else failure
+        return replace(failure, **withheld(failure.failure_class)) if may_name_files(failure.failure_class) else failure
 
     return replace(comparison, failures=tuple(map(shared, comparison.failures)))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import FAILED, OK, make_console, run_script
+from transfergrid.cli.console import FAILED, OK, make_console, run_script, say
 from transfergrid.cli.status_view import View, changes, read_view
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
@@ -47,7 +47,7 @@ def status(arguments: Sequence[str]) -> int:
     console = make_console()
     if request.grid is None and request.run is None:
         request = replace(request, grid=newest_grid(request.store))
-        console.print(f"grid={request.grid}, the one launched last in {request.store.root}", soft_wrap=True)
+        say(console, f"grid={request.grid}, the one launched last in {request.store.root}")
     if request.cancel:
         from transfergrid.cli.status_actions import cancel
 
@@ -77,14 +77,14 @@ def show(console: Console, view: View) -> None:
     if table.row_count:
         console.print(table)
     for reason in reason_lines(view) if console.width < WIDE else ():
-        console.print(reason, highlight=False, soft_wrap=True)
+        say(console, reason)
     for line, style in failure_lines(view):
-        console.print(line, style=style, highlight=False, soft_wrap=True)
+        say(console, line, style=style)
     for line in filter(None, (view.finish_line, view.summary)):
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
     if view.grid is not None and all(view.state(row).state == "done" for row in view.rows):
         line = command_of_grid("report.py", view.grid, view.store)
-        console.print(f"the table: {line}", highlight=False, soft_wrap=True)
+        say(console, f"the table: {line}")
 
 
 def watch(console: Console, request: StatusRequest) -> View:
@@ -93,12 +93,12 @@ def watch(console: Console, request: StatusRequest) -> View:
     try:
         if console.is_terminal:
             return _watch_terminal(console, request, view)
-        console.print(view.summary, highlight=False, soft_wrap=True)
+        say(console, view.summary)
         while view.may_change:
             time.sleep(WATCH_S)
             before, view = view, read_view(request)
             for line in changes(before, view):
-                console.print(line, highlight=False, soft_wrap=True)
+                say(console, line)
     except KeyboardInterrupt:
         pass
     return view

@@ -214,7 +214,7 @@ def next_steps(view: View) -> Iterator[str]:
     for name, remedy in dict.fromkeys(classes):
         more = _more_memory(view, [s.run_id for s in states if s.failure_class == name]) if name == "host_oom" else ()
         again = command_of_grid("status.py", view.grid, view.store, f"retry={name}", *more) if view.grid else ""
-        step = next_step(name, remedy) + (f" ({again})" if again and name != "blocked" else "")
+        step = next_step(name, remedy or None) + (f" ({again})" if again and name != "blocked" else "")
         yield f"next, {classes.count((name, remedy))} x {name}: {step}"
     if doubtful := sum(view.state(row).undecided for row in view.rows):
         again = command_of_grid("status.py", view.grid, view.store, "retry=unknown") if view.grid else "retry=unknown"

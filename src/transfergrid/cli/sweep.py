@@ -63,8 +63,6 @@ def sweep(arguments: Sequence[str]) -> int:
         print(f"error: {_told(asked, missing)}", file=sys.stderr)  # whole, however long the command is
         return BAD_ARGUMENTS
     console = make_console()
-    asked = replace(asked, request=launch.with_tracking_decided(console, request))
-    request = asked.request
     shown.show_plan(console, plan, request)
     if request.dry_run:
         before.check_without_writing(console, plan, request.runtime, runs_follow=not on_slurm)
@@ -72,6 +70,8 @@ def sweep(arguments: Sequence[str]) -> int:
         return OK
     before.prepare_folders(request.runtime)
     before.preflight(console, plan, request.runtime, runs_follow=not on_slurm)
+    request = before.with_tracking_decided(console, request)
+    asked = replace(asked, request=request)
     write_grid_of(console, request)
     mirror = tracking.start_mirror(request.runtime, request.configurations)
     try:

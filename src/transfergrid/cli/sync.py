@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script
+from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script, say
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
 from transfergrid.config.spelling import command_of_grid, never_launched, newest_grid
@@ -51,9 +51,9 @@ def sync(arguments: Sequence[str]) -> int:
     request, console = parse_sync(arguments), make_console()
     grid = request.grid or newest_grid(request.store)
     if request.grid is None:
-        console.print(f"grid={grid}, the one launched last in {request.store.root}", soft_wrap=True)
+        say(console, f"grid={grid}, the one launched last in {request.store.root}")
     account, images = destination(
-        grid, request.store, project=request.project, entity=request.entity, images=request.tracking_images
+        [grid], request.store, project=request.project, entity=request.entity, images=request.tracking_images
     )
     tick = progress_line("syncing", noun="runs")
     synced = sync_grid(grid, request.store, account, images=images, tick=tick)
@@ -62,15 +62,17 @@ def sync(arguments: Sequence[str]) -> int:
 
 
 def destination(
-    grid: str, store: StorePaths, *, project: str | None, entity: str | None, images: bool | None
+    grids: Sequence[str], store: StorePaths, *, project: str | None, entity: str | None, images: bool | None
 ) -> tuple[Account, bool]:
-    """Where a grid goes, and whether pictures go, too: as asked, else as it was last launched with. Raises Unreachable
-    without a key."""
-    launched = launched_with(grid, store)
-    project = project or (launched.wandb_project if launched else "transfergrid")
-    entity = entity or (launched.wandb_entity if launched else None)
-    account = find_account(project, entity)
-    return account, images if images is not None else launched is not None and launched.wandb_images
+    """Where grids go, and whether pictures go, too: as asked, else where the first was last launched to, and with
+    pictures if all of them were. Raises Unreachable without a key."""
+    launches = [launched_with(grid, store) for grid in grids]
+    first = launches[0]
+    project = project or (first.wandb_project if first else "transfergrid")
+    entity = entity or (first.wandb_entity if first else None)
+    if images is None:
+        images = all(launched is not None and launched.wandb_images for launched in launches)
+    return find_account(project, entity), images
 
 
 def launched_with(grid: str, store: StorePaths) -> Runtime | None:
@@ -93,10 +95,10 @@ def show(console: Console, synced: Synced) -> None:
     parts += [f"{synced.unfinished} unfinished yet"] if synced.unfinished else []
     parts += [f"{synced.elsewhere} being sent by another process"] if synced.elsewhere else []
     for problem in synced.problems[:SHOWN]:
-        console.print(problem, highlight=False, soft_wrap=True)
+        say(console, problem)
     if len(synced.problems) > SHOWN:
-        console.print(f"... and {len(synced.problems) - SHOWN} more", highlight=False)
-    console.print(f"W&B: {', '.join(parts)}", highlight=False, soft_wrap=True)
+        say(console, f"... and {len(synced.problems) - SHOWN} more")
+    say(console, f"W&B: {', '.join(parts)}")
 
 
 def sync_and_report(console: Console, runtime: Runtime, grid: str) -> None:
@@ -112,12 +114,12 @@ def sync_and_report(console: Console, runtime: Runtime, grid: str) -> None:
         if reason := why_silent(url):
             raise Unreachable(f"{url} does not answer ({reason})")
     except Unreachable as error:
-        console.print(f"W&B: {error}; {by_hand}", highlight=False, soft_wrap=True)
+        say(console, f"W&B: {error}; {by_hand}")
         return
     where = [f"grid={grid}", f"store.dir={Path(runtime.store_dir)}", f"project={runtime.wandb_project}"]
     where += [f"entity={runtime.wandb_entity}"] if runtime.wandb_entity else []
     if not _tell(console, "transfergrid.cli.sync", where):
-        console.print(f"W&B: {by_hand}", highlight=False, soft_wrap=True)
+        say(console, f"W&B: {by_hand}")
     _tell(console, "transfergrid.cli.report", [*where, "publish=true", "figures=keep"])  # whatever sync found
 
 
@@ -134,11 +136,11 @@ def _tell(console: Console, module: str, arguments: Sequence[str]) -> bool:
             timeout=LONGEST_S,
         )
     except (OSError, subprocess.SubprocessError) as error:
-        console.print(f"W&B: {error}", highlight=False, soft_wrap=True)
+        say(console, f"W&B: {error}")
         return False
     said = (done.stdout.strip() or done.stderr.strip()).splitlines()
     for line in said[-3:]:
-        console.print(line, highlight=False, soft_wrap=True)
+        say(console, line)
     return done.returncode == 0
 
 

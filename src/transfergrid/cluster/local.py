@@ -254,7 +254,7 @@ def _judge(child: _Child, runtime: Runtime) -> Ended:
     with contextlib.suppress(MachineError):  # then it is told here, and nowhere else
         job.record_loss(run, runtime, loss)
     ending: Ending = "lost" if loss.failure_class == "lost" else "failed"
-    return Ended(run, ending, loss.fact, loss.failure_class, loss.remedy)
+    return Ended(run, ending, loss.fact, loss.failure_class, loss.remedy or None)
 
 
 def _loss(run: RunSpec, code: int) -> GridError:

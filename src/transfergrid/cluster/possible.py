@@ -47,7 +47,7 @@ def opened(refusal: ConfigError, what: str) -> ConfigError:
     return ConfigError(f"{what}: {refusal.what}", remedy=refusal.remedy, known=refusal.known)
 
 
-def impossible(resources: Resources, limits: Limits, *, key: str = "cluster.partition") -> ConfigError | None:
+def impossible(resources: Resources, limits: Limits) -> ConfigError | None:
     """Why no partition that is named could ever start such a job; None where one could."""
     for of, name, known in (("account", resources.account, limits.accounts), ("qos", resources.qos, limits.qos)):
         if name is not None and known is not None and name not in known:
@@ -59,7 +59,7 @@ def impossible(resources: Resources, limits: Limits, *, key: str = "cluster.part
     if max_time_min is not None and resources.time_min > max_time_min:
         return _too_long(resources, f"QOS {resources.qos}", max_time_min)
     try:
-        partitions = named_partitions(resources, limits, key=key)
+        partitions = named_partitions(resources, limits)
     except ConfigError as error:
         return error
     refusals = [
@@ -70,7 +70,10 @@ def impossible(resources: Resources, limits: Limits, *, key: str = "cluster.part
     if len(possible) < len(refusals):
         return None
     *others, last = possible
-    return opened(last, "; ".join(map(str, others))) if others else last
+    if not others:
+        return last
+    remedies = dict.fromkeys(refusal.remedy for refusal in possible if refusal.remedy)
+    return ConfigError("; ".join(refusal.fact for refusal in possible), remedy=" or ".join(remedies))
 
 
 def ceilings(resources: Resources, partition: Partition, limits: Limits) -> list[Ceiling]:
@@ -182,7 +185,7 @@ def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str
         try:
             told[", ".join(members)] = slurm.test_only(slurm.flags(asked))
         except SlurmRefused as error:
-            remedy = next((r for form, r in NEVER_TAKEN.items() if re.search(form, error.said, re.IGNORECASE)), None)
+            remedy = next((r for form, r in NEVER_TAKEN.items() if re.search(form, error.what, re.IGNORECASE)), None)
             if remedy is None and _is_taken_without(resources.memory_options(), asked):
                 remedy = _MEMORY
             if remedy is not None:

@@ -107,7 +107,7 @@ def _folders_in(folder: Path) -> list[str]:
         with os.scandir(folder) as entries:
             return sorted(e.name for e in entries if not e.name.startswith(".") and os.path.isdir(e.path))
     except OSError as error:
-        raise DataError(f"{folder} cannot be read ({error.strerror}); mend or remove it") from error
+        raise DataError(f"{folder} cannot be read ({error.strerror})", remedy="mend or remove it") from error
 
 
 def _sources(folders: Sequence[str]) -> dict[str, str]:
@@ -162,7 +162,7 @@ def _images_below(
         if here in above and unread:
             return []  # all of it is there already
         if here in above:
-            raise DataError(f"{path} is a link to a folder that holds it; remove the link")
+            raise DataError(f"{path} is a link to a folder that holds it", remedy="remove the link")
         with os.scandir(path) as entries:
             for entry in entries:
                 name = f"{relative}/{entry.name}"
@@ -181,7 +181,9 @@ def _images_below(
                     lacking = lacking_for(entry.name)
                     inventory.skip(skipped, f"{suffix}: {lacking}" if lacking else suffix, name)
     except OSError as error:
-        raise DataError(f"{error.filename or path} cannot be read ({error.strerror}); mend or remove it") from error
+        raise DataError(
+            f"{error.filename or path} cannot be read ({error.strerror})", remedy="mend or remove it"
+        ) from error
     return paths
 
 

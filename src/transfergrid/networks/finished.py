@@ -108,9 +108,8 @@ def load_weights(paths: RunPaths) -> dict[str, Tensor]:
     """A finished run's weights. Raises MissingInput with the remedy where they were not kept, DataError if damaged."""
     run_id = paths.root.name
     if not paths.weights.exists():
-        raise MissingInput(
-            f"the weights of {run_id} were not kept; delete {paths.record} and launch with keep_weights=final"
-        )
+        remedy = f"delete {paths.record} and launch with keep_weights=final"
+        raise MissingInput(f"the weights of {run_id} were not kept", remedy=remedy)
     try:
         assert_as_recorded(paths, paths.weights)
         state: dict[str, Tensor] = torch.load(paths.weights, map_location="cpu", weights_only=True)

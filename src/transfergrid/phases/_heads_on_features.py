@@ -67,7 +67,7 @@ class Bench:
 
     def stop(self) -> None:
         if self.context.stop.signal is not None:
-            raise Interrupted(f"stopped by signal {self.context.stop.signal}; launch again to continue")
+            raise Interrupted(f"stopped by signal {self.context.stop.signal}", remedy="launch again to continue")
 
     def score(self, predicted_N: np.ndarray[Any, Any]) -> float:
         """Of the val rows, by what choices go by."""

@@ -66,9 +66,8 @@ class Payload:
     def assert_same_code(self) -> None:
         """Raises MachineError where other code is running than that of the launch."""
         if self.code_hash != code_hash():
-            raise MachineError(
-                f"{PACKAGE} is code {code_hash()}, the launch was made with {self.code_hash}; launch again"
-            )
+            what = f"{PACKAGE} is code {code_hash()}, the launch was made with {self.code_hash}"
+            raise MachineError(what, remedy="launch again")
 
     def configuration(self, run: RunSpec) -> Configuration | None:
         """The run as the grid names it; None for one that is only needed by others."""
@@ -169,7 +168,7 @@ def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag 
         assert_ready(spec, runtime)  # SLURM counts a dependency on a job it has forgotten as satisfied
         prepare_process(runtime)
         if given is not None and given.signal is not None:
-            raise Interrupted(f"stopped by signal {given.signal} before it began; launch again")
+            raise Interrupted(f"stopped by signal {given.signal} before it began", remedy="launch again")
         stop = given or StopFlag()
         with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
             record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop, usage))
@@ -251,11 +250,11 @@ def assert_ready(spec: RunSpec, runtime: Runtime) -> None:
             head = record_head(paths)
             ended_well = newest_attempt(paths) == 0 if head is None else head.status == "completed"
             kind = LostFeatures if ended_well else MissingInput
-            raise kind(f"features of {extraction.model} are missing; run {extraction.run_id} first")
+            raise kind(f"features of {extraction.model} are missing", remedy=f"run {extraction.run_id} first")
     for run_id in spec.needs:
         head = record_head(store_paths(runtime).run(run_id))
         if head is None or head.status != "completed":
-            raise MissingInput(f"{run_id} has not completed; run it first")
+            raise MissingInput(f"{run_id} has not completed", remedy="run it first")
 
 
 @contextlib.contextmanager

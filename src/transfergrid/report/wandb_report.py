@@ -70,7 +70,7 @@ def _comparison(rows: Sequence[ComparisonRow]) -> Table:
 
 def _failures(comparison: Comparison) -> Table:
     lines = [
-        (f.run_id, f.failure_class, " ".join(f.error.split()), next_step(f.failure_class, f.remedy or None))
+        (f.run_id, f.failure_class, " ".join(f.error.split()), next_step(f.failure_class, f.remedy))
         for f in comparison.failures
     ]
     return Table(columns=("run_id", "failure_class", "error", "next"), rows=tuple(lines))

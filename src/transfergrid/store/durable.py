@@ -109,8 +109,8 @@ def claim(final: Path, content: bytes) -> bool:
             except OSError as error:
                 if error.errno not in owner_locks.NO_LINKS:
                     raise
-                message = f"the file system of {final.parent} makes no hard links; give another store.dir="
-                raise MachineError(message) from error
+                message = f"the file system of {final.parent} makes no hard links"
+                raise MachineError(message, remedy="give another store.dir=") from error
             fsync_folder(final.parent)
             return True
         finally:
@@ -221,8 +221,8 @@ def make_folder(folder: Path) -> None:
             except FileNotFoundError as error:
                 if not folder.parent.is_dir():  # removed meanwhile
                     raise
-                message = f"{folder} cannot be made there; give another store.dir= or cache.dir="  # as in /proc
-                raise MachineError(message) from error
+                message = f"{folder} cannot be made there"  # as in /proc
+                raise MachineError(message, remedy="give another store.dir= or cache.dir=") from error
             mode = folder.parent.stat().st_mode
             with contextlib.suppress(PermissionError):
                 folder.chmod((folder.stat().st_mode | (mode & 0o2070)) & 0o7777)

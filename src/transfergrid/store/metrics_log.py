@@ -126,4 +126,5 @@ def _parsed(path: Path, number: int, line: bytes) -> dict[str, Any]:
         values["kind"]
         return values
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: line {number} is damaged ({one_line(error)}); launch the run again") from error
+        what = f"{path}: line {number} is damaged ({one_line(error)})"
+        raise DataError(what, remedy="launch the run again") from error

@@ -27,6 +27,7 @@ from transfergrid.tracking.account import (
     TURN_ON,
     Unreachable,
     find_account,
+    is_named_here_alone,
     key_place,
     server_url,
     why_silent,
@@ -59,6 +60,9 @@ def decided(runtime: Runtime) -> tuple[Runtime, str | None]:
     if runtime.tracking != "auto":
         return runtime, None
     url = server_url()
+    if is_named_here_alone():
+        line = f"W&B: nothing is sent: wandb/settings in this folder names {url}; tracking=online sends there"
+        return replace(runtime, tracking="disabled"), line
     if key_place(url) is None:
         return replace(runtime, tracking="disabled"), f"W&B: nothing is sent: no key for {url} here; {TURN_ON}"
     if reason := why_silent(url, timeout_s=DECISION_TIMEOUT_S):

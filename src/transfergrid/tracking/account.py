@@ -81,16 +81,24 @@ def key_place(url: str, environ: Mapping[str, str] = os.environ) -> str | None:
     return SETTINGS_FILE if settings_file(environ).get("api_key") else None
 
 
-def settings_file(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """What `wandb login --host` and `wandb init` leave; a file nearer to the working folder wins."""
+def settings_file(environ: Mapping[str, str] = os.environ, *, of_user: bool = False) -> dict[str, str]:
+    """What `wandb login --host` and `wandb init` leave; the working folder's file wins. of_user: without that one."""
     user = Path(environ.get("HOME") or "~") / ".config" / "wandb"
     home = Path(environ.get("WANDB_CONFIG_DIR") or user).expanduser()
     parser = configparser.ConfigParser(interpolation=None)
     try:
-        parser.read([home / "settings", Path("wandb") / "settings"], encoding="utf-8")
+        here = [] if of_user else [Path("wandb") / "settings"]
+        parser.read([home / "settings", *here], encoding="utf-8")
     except (configparser.Error, UnicodeDecodeError):
         return {}
     return dict(parser["default"]) if parser.has_section("default") else {}
+
+
+def is_named_here_alone(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the working folder alone names the server: a copied folder must not decide who gets the user's key."""
+    here = settings_file(environ).get("base_url")
+    named = environ.get("WANDB_BASE_URL") or settings_file(environ, of_user=True).get("base_url") or DEFAULT_URL
+    return here is not None and here.rstrip("/") != named.rstrip("/") and not environ.get("WANDB_BASE_URL")
 
 
 def why_silent(url: str, *, timeout_s: float | None = None) -> str | None:

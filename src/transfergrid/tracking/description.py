@@ -13,7 +13,7 @@ from transfergrid.store import provenance
 from transfergrid.store.records import RunRecord
 
 SECRET = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
-NAMELESS = frozenset(  # failure classes whose messages name no picture
+NAMELESS = frozenset(  # failure classes whose messages name no file
     ("cuda_oom", "host_oom", "timeout", "node_failure", "preempted", "cancelled", "disk_full", "lost")
 )
 TAG_LENGTH = 64  # W&B refuses longer ones
@@ -89,9 +89,9 @@ def summarise(record: RunRecord) -> dict[str, Any]:
     return dict(readable_in(redacted(dict(record.metrics) | scalars)))
 
 
-def may_name_files(failure_class: str | None, dataset_kind: str) -> bool:
-    """Whether the message of a run that failed so may hold names of the user's own pictures."""
-    return dataset_kind == "image_folder" and failure_class not in NAMELESS
+def may_name_files(failure_class: str | None) -> bool:
+    """Whether the message of a run that failed so may hold names of the user's own files."""
+    return failure_class not in NAMELESS
 
 
 def withheld(failure_class: str | None) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from transfergrid.training.evaluation import confusion_matrix
 
 FILES = ("record.json", "predictions.npz")  # what W&B keeps as it is
 IMAGES_SENT = "images_sent"  # in a run's summary: pictures were sent, too
-DAMAGED_FILES = "damaged_files"  # names of pictures, in a record's inventory of its data set
+OF_FILES = ("damaged_files", "unused")  # names of pictures and folders, in a record's inventory of its data set
 WRONG_SHOWN = 8  # images
 MATRIX_CLASSES = 50  # above this many a matrix is a table of thousands of cells that nobody reads
 ENLARGED_PX = 96  # images of 28 or 32 pixels are shown at least this large
@@ -69,7 +69,7 @@ class Ending:
     def _is_withheld(self) -> bool:
         record = self.record
         is_failed = record.status == "failed" and not self.images
-        return is_failed and may_name_files(record.failure_class, record.spec.dataset.kind)
+        return is_failed and may_name_files(record.failure_class)
 
     @property
     def files(self) -> list[Path]:
@@ -115,9 +115,9 @@ class Ending:
 
 
 def _nameless(value: Any) -> Any:
-    """The same without the lists of damaged pictures, wherever they stand."""
+    """The same without the names of pictures and folders, wherever they stand."""
     if isinstance(value, Mapping):
-        return {name: _nameless(inner) for name, inner in value.items() if name != DAMAGED_FILES}
+        return {name: _nameless(inner) for name, inner in value.items() if name not in OF_FILES}
     return value
 
 

@@ -135,7 +135,7 @@ def fit(
                 if stop.signal is not None:
                     checkpoints.save()
                     reason = f"stopped by signal {stop.signal} after step {progress.step}"
-                    raise Interrupted(f"{reason}; launch again to continue")
+                    raise Interrupted(reason, remedy="launch again to continue")
                 checkpoints.save_if_due()
             steps.flush()  # inside the clock: a GPU has done the steps only when their numbers are here
             clock.stop_steps()

@@ -77,7 +77,8 @@ def _verified(path: Path, sha256_prefix: str) -> Path:
     if not sha256.startswith(sha256_prefix):
         raise DataError(
             f"{path} is not the file it should be: its sha256 begins with {sha256[: max(8, len(sha256_prefix))]}, "
-            f"expected {sha256_prefix}; remove it and fetch it again"
+            f"expected {sha256_prefix}",
+            remedy="remove it and fetch it again",
         )
     return path
 
