@@ -15,6 +15,7 @@ from transfergrid.cli import finish as finishing
 from transfergrid.cli.finish import _notify, finish, runs_of
 from transfergrid.cluster.ledger import Submission, read_ledger, record
 from transfergrid.cluster.run_state import RunState
+from transfergrid.errors import NEXT_STEP
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.planning import job
 from transfergrid.specs import RunSpec
@@ -110,10 +111,11 @@ def test_the_report_is_made_what_was_lost_is_recorded_and_somebody_is_told(
     table = (store.report("g") / "comparison.csv").read_text()
     assert "0.875" in table and "host_oom" in table
     shown = capsys.readouterr().out
-    assert f"host_oom: {LOST.run_id}: {lost.error}\n" in shown
+    line = f"host_oom: {LOST.run_id}: {lost.error}; {NEXT_STEP['host_oom']}"
+    assert f"{line}\n" in shown
     assert (tmp_path / "told").read_text().splitlines() == [
         "grid g: 1 of 2 runs done, 1 not",
-        f"host_oom: {LOST.run_id}: {lost.error}",
+        line,
         f"report: {store.report('g') / 'comparison.md'}",
         "TRANSFERGRID_DONE=1",
         "TRANSFERGRID_FAILED=1",
@@ -219,7 +221,7 @@ def test_the_command_runs_once_however_often_it_is_asked_for(slurm: ReplayedSlur
     assert (tmp_path / "told.times").read_text() == "x\n"
     assert (tmp_path / "told").read_text().splitlines()[:3] == [
         "grid g: 1 of 3 runs done, 1 not",
-        "host_oom: b: was killed",
+        f"host_oom: b: was killed; {NEXT_STEP['host_oom']}",
         "report: results/reports/g/comparison.md",
     ]
 
@@ -252,4 +254,4 @@ def test_of_many_failures_the_first_twenty_are_named(slurm: ReplayedSlurm, tmp_p
     notify(tmp_path, NOTE, many)
     lines = [line for line in (tmp_path / "told").read_text().splitlines() if not line.startswith("TRANSFERGRID")]
     assert lines[0] == "grid g: 0 of 25 runs done, 25 not"
-    assert lines[1:-1] == [f"blocked: r{i:02d}: needs a" for i in range(20)]
+    assert lines[1:-1] == [f"blocked: r{i:02d}: needs a; {NEXT_STEP['blocked']}" for i in range(20)]

@@ -114,7 +114,7 @@ def test_status_and_record_tell_the_remedy_of_a_cause_that_launching_again_would
 def test_a_process_of_a_local_launch_is_told_alike(code: int, failure_class: str, words: str, step: str) -> None:
     loss = local._loss(scratch_run(), code)
     assert loss.failure_class == failure_class and words in str(loss)
-    assert step in next_step(loss.failure_class, loss.remedy)
+    assert step in next_step(loss.failure_class, loss.remedy or None)
 
 
 def test_a_killed_process_under_a_limit_of_cpu_time_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,7 +217,7 @@ def test_other_code_than_that_of_the_launch_is_recorded_as_a_failure_of_the_envi
     assert node.carried_out == []
     for run in RUNS[:2]:
         record = node.record(run)
-        assert record is not None and record.failure_class == "environment" and "launch again" in (record.error or "")
+        assert record is not None and record.failure_class == "environment" and record.remedy == "launch again"
 
 
 # ------------------------------------------------------------------------------------------------------- exit codes

@@ -508,7 +508,8 @@ def test_a_run_without_its_weights_says_how_to_make_them_again(tmp_path: Path) -
     asked = request(tmp_path, "phase=evaluate", f"run={final_run(scratch).run_id}")
     assert carry_out(asked) == "failed"
     record = record_of(final_run(asked), asked.runtime)
-    assert record.failure_class == "blocked" and "were not kept; delete" in str(record.error)
+    assert record.failure_class == "blocked" and str(record.error).endswith("were not kept")
+    assert record.remedy == f"delete {paths.record} and launch with keep_weights=final"
 
 
 def test_a_run_read_with_batch_statistics_is_evaluated_with_them_too(tmp_path: Path) -> None:

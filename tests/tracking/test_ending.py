@@ -152,21 +152,21 @@ def test_files_that_name_no_picture_are_sent_as_they_are(store: StorePaths) -> N
 
 
 def test_names_of_damaged_pictures_stay_here_and_all_else_is_the_same(store: StorePaths) -> None:
-    inventory = {"damaged": 2, "damaged_files": ["train/cat/a.png", "train/cat/b.png"]}
+    inventory = {"damaged": 2, "damaged_files": ["train/cat/a.png", "train/cat/b.png"], "unused": ["raw"]}
     run, ending = ended(store, inventory=inventory)
     record, predictions = replace(ending, images=False).files
     own = durable.read_json(store.run(run.run_id).record)
     assert own["details"]["inventory"] == inventory
-    own["details"]["inventory"] = {"damaged": 2}
+    own["details"]["inventory"] = {"damaged": 2}  # no names of pictures or folders
     assert durable.read_json(record) == own
     assert predictions == store.run(run.run_id).predictions
 
 
 @pytest.mark.parametrize(
     ("kind", "failure_class", "is_sent"),
-    [("image_folder", "data", False), ("image_folder", "cuda_oom", True), ("digits", "data", True)],
+    [("image_folder", "data", False), ("image_folder", "cuda_oom", True), ("digits", "data", False)],
 )
-def test_a_message_that_may_name_a_picture_stays_here(
+def test_a_message_that_may_name_a_file_stays_here(
     store: StorePaths, kind: str, failure_class: str, is_sent: bool
 ) -> None:
     run = spec(model="resnet18", phase="probe")

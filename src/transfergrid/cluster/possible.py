@@ -185,7 +185,7 @@ def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str
         try:
             told[", ".join(members)] = slurm.test_only(slurm.flags(asked))
         except SlurmRefused as error:
-            remedy = next((r for form, r in NEVER_TAKEN.items() if re.search(form, error.what, re.IGNORECASE)), None)
+            remedy = next((r for form, r in NEVER_TAKEN.items() if re.search(form, error.said, re.IGNORECASE)), None)
             if remedy is None and _is_taken_without(resources.memory_options(), asked):
                 remedy = _MEMORY
             if remedy is not None:

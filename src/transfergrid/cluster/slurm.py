@@ -144,7 +144,7 @@ def test_only(options: Sequence[str]) -> str | None:
     refused = re.search(r"allocation failure: (.+)", said)
     lines = [re.sub(r"^(sbatch: )?(error: )?", "", line.strip()) for line in said.splitlines()]
     told = refused[1].strip() if refused is not None else "; ".join(filter(None, lines))
-    raise SlurmRefused(told[:300] or f"sbatch ends with code {done.returncode}", said)
+    raise SlurmRefused(told[:300] or f"sbatch ends with code {done.returncode}", told)  # without a banner
 
 
 def flags(options: Mapping[str, str | bool]) -> list[str]:
