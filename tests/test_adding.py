@@ -16,7 +16,8 @@ from small_runs import MACHINE, carry_out, final_run, record_of
 
 from transfergrid import data
 from transfergrid.config import load_run
-from transfergrid.config.compose import choices, compose_config
+from transfergrid.config.compose import compose_config
+from transfergrid.config.folders import choices
 from transfergrid.data import sets
 from transfergrid.errors import DataError
 from transfergrid.networks import architectures

@@ -10,7 +10,7 @@ import csv
 import difflib
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -79,9 +79,10 @@ def utf8(text: str) -> bytes:
     return text.encode("utf-8", spelled_out())
 
 
-def closest(name: str, known: Sequence[str]) -> str | None:
-    """The known name that was probably meant; None where none is close."""
-    return next(iter(difflib.get_close_matches(name, known, n=1, cutoff=0.6)), None)
+def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The known name that was probably meant, whatever the case it was typed in; None where none is close."""
+    by_lower = {other.lower(): other for other in known}
+    return next((by_lower[close] for close in difflib.get_close_matches(name.lower(), by_lower, 1, cutoff)), None)
 
 
 def some(names: Sequence[object], most: int, noun: str = "") -> str:

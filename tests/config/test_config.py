@@ -11,8 +11,8 @@ import tiny_data
 from omegaconf import OmegaConf
 
 from transfergrid.config import Request, load_grid, load_run
-from transfergrid.config.compose import choices, compose_config
-from transfergrid.config.folders import VARIABLE, conf_dir
+from transfergrid.config.compose import compose_config
+from transfergrid.config.folders import VARIABLE, choices, conf_dir
 from transfergrid.errors import ConfigError
 from transfergrid.networks import architectures
 from transfergrid.networks.backbones import names as backbone_names

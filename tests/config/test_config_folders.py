@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from transfergrid.config import load_grid
-from transfergrid.config.compose import choices, compose_config
-from transfergrid.config.folders import VARIABLE, conf_dir, conf_dirs
+from transfergrid.config.compose import compose_config
+from transfergrid.config.folders import VARIABLE, choices, conf_dir, conf_dirs
 from transfergrid.data import sets
 from transfergrid.errors import ConfigError
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from transfergrid.cli.console import count, say
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.config import Request
-from transfergrid.config.names import LONGEST_GRID_NAME
+from transfergrid.config.names import ADHOC, LONGEST_GRID_NAME
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
+from transfergrid.specs import Runtime
 from transfergrid.store import durable
 from transfergrid.store.attempts import newest_attempt, read_spec
-from transfergrid.store.records import GridEntry, read_grid, record_head, selected_by, write_grid
+from transfergrid.store.records import GridEntry, launched_with, read_grid, record_head, selected_by, write_grid
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -75,7 +76,22 @@ def write_grid_of(console: Console, request: Request) -> None:
         chosen_by = request.select_by or (
             selected_by(path) if path.exists() and not request.replaces_grid else "accuracy"
         )
-        write_grid(path, grid=request.grid, entries=entries, runtime=request.runtime, select_by=chosen_by)
+        write_grid(path, grid=request.grid, entries=entries, runtime=_runtime(request), select_by=chosen_by)
+
+
+def _runtime(request: Request) -> Runtime:
+    """Of a launch its own. A run that joins leaves the grid's, and adds its folders and files: sync and report send a
+    grid where its last launch said. Runs by hand that name no grid have no launch."""
+    path, own = request.store.grid(request.grid), request.runtime
+    joins = not request.replaces_grid and request.grid != ADHOC and path.exists()
+    before = launched_with(path) if joins else None
+    if before is None:
+        return own
+    return replace(
+        before,
+        data_folders={**before.data_folders, **own.data_folders},
+        weights_files={**before.weights_files, **own.weights_files},
+    )
 
 
 def _before(request: Request) -> list[GridEntry]:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from transfergrid.cli.console import OK, make_console, run_script
 from transfergrid.config.arguments import parse, takes
 from transfergrid.config.help import Help
-from transfergrid.config.keys import close_to
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, hints
 from transfergrid.paths import typed
 
 KINDS = ("models", "datasets", "grids", "clusters")
@@ -44,9 +43,7 @@ def list_names(arguments: Sequence[str]) -> int:
         raise ConfigError(f"give one of {', '.join(KINDS)}, as {typed('list.py')} models")
     kind = words[0].lower() if words[0].lower() in KINDS else f"{words[0].lower()}s"
     if kind not in KINDS:
-        close = close_to(words[0], KINDS, cutoff=0.6)
-        hint = f"did you mean {close!r}?" if close else f"choose from {', '.join(KINDS)}"
-        raise ConfigError(f"unknown list {words[0]!r}; {hint}")
+        raise ConfigError(f"unknown list {words[0]!r}", **hints(words[0], KINDS))
     from transfergrid.config.catalog import COLUMNS, rows_of
 
     word = words[1] if len(words) > 1 else None

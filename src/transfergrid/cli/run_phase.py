@@ -44,6 +44,8 @@ def run_phase(arguments: Sequence[str]) -> int:
     if (others := without_cfg(arguments)) is not None:
         from transfergrid.config.printed import printed_run
 
+        if any(flag in arguments for flag in MULTIRUN):
+            raise ConfigError("--cfg shows one configuration; leave -m out")
         print(printed_run(others), end="")
         return OK
     if any(flag in arguments for flag in MULTIRUN):

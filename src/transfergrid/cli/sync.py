@@ -15,8 +15,8 @@ from transfergrid.config.help import Help
 from transfergrid.config.spelling import command_of_grid, never_launched, newest_grid
 from transfergrid.config.sync import SyncRequest, parse_sync
 from transfergrid.paths import StorePaths, store_paths
-from transfergrid.specs import Runtime, from_dict
-from transfergrid.store import durable
+from transfergrid.specs import Runtime
+from transfergrid.store import records
 from transfergrid.store.provenance import import_path
 from transfergrid.tracking.account import Account, Unreachable, find_account, why_silent
 
@@ -78,13 +78,9 @@ def destination(
 def launched_with(grid: str, store: StorePaths) -> Runtime | None:
     """How the grid was last launched. Raises ConfigError where it never was."""
     try:
-        content = durable.read_json(store.grid(grid))
+        return records.launched_with(store.grid(grid))
     except FileNotFoundError:
         raise never_launched(grid, store) from None
-    try:
-        return from_dict(Runtime, content["runtime"])
-    except (KeyError, TypeError, ValueError):
-        return None  # of another version
 
 
 def show(console: Console, synced: Synced) -> None:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from transfergrid.config.builder import GridRuns, files_of, make_runtime
 from transfergrid.config.dataset import DatasetChoice, resolve_dataset
+from transfergrid.config.names import ADHOC, grid_name_of
 from transfergrid.config.predict import run_paths
 from transfergrid.config.scopes import FolderProgress, cache_of, opened
 from transfergrid.config.spelling import command, folder_value
@@ -47,10 +48,14 @@ def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderPr
         files: dict[str, str] = {}
         for spec in runs.values():
             files |= files_of(config, spec, scopes.catalog_dir)
-        if (config.weights or config.weights_files) and not files:
-            raise ConfigError(f"{run.run_id} is made of no weights file of yours; leave weights= out")
+        own = {f"weights_files.{backbone.name}" for spec in runs.values() for backbone in spec.backbones}
+        given = (["weights"] if config.weights else []) + [f"weights_files.{name}" for name in config.weights_files]
+        for key in given:
+            if not files or key not in {"weights", *own}:
+                raise ConfigError(f"{run.run_id} is made of no such file; leave {key}= out")
         files |= _checkpoint(config, run)
-        grid, variant = _row(run.run_id, store, config.grid_name)
+        named = None if config.grid_name is None else grid_name_of(config.grid_name)
+        grid, variant = _row(run.run_id, store, named)
         runtime = make_runtime(config, grid=grid, folders=folders, weights_files=files)
         for spec in runs.values():
             _check_still_made(spec, run, paths, done=phase_module(spec.phase).is_done(spec, runtime))
@@ -135,7 +140,7 @@ def _row(run_id: str, store: StorePaths, named: str | None) -> tuple[str, str]:
             continue
         if rows:
             return path.stem, rows[0].variant
-    return named or "adhoc", f"run-{run_id[-12:]}"
+    return named or ADHOC, f"run-{run_id[-12:]}"
 
 
 __all__ = ["build_again", "check_keys"]

@@ -13,9 +13,10 @@ from functools import partial
 from typing import Any, Generic, TypeVar, cast, get_origin
 
 from transfergrid.config.folders import choices
-from transfergrid.config.keys import Key, about_of, checked, close_to, keys_of, wanted
+from transfergrid.config.keys import Key, about_of, checked, keys_of, wanted
 from transfergrid.config.schema import GROUPS, KEYS
 from transfergrid.errors import ConfigError
+from transfergrid.names import closest
 from transfergrid.paths import typed
 
 T = TypeVar("T")
@@ -76,9 +77,9 @@ def parse(kind: type[T], arguments: Sequence[str], *, passed_on: str | None = No
         elif name in known:
             values_by_key[name] = read_value(known[name], _filled(name, text))
         else:
-            close = close_to(name, known, cutoff=0.6)
-            hint = f"did you mean {close!r}?" if close else f"known: {', '.join(keys_of(cast(Any, kind)))}"
-            raise ConfigError(f"unknown key {name!r}; {hint}")
+            close, own_ones = closest(name, known), list(keys_of(cast(Any, kind)))
+            remedy = f"did you mean {close!r}?" if close else ""
+            raise ConfigError(f"unknown key {name!r}", remedy=remedy, known=[] if close else own_ones or list(known))
     own = {f.name: about_of(f).key or f.name for f in fields(kind)}  # type: ignore[arg-type]
     values = kind(**{name: values_by_key[key] for name, key in own.items() if key in values_by_key})
     return Parsed(values, frozenset(values_by_key), tuple(others))
@@ -102,7 +103,7 @@ def read_value(key: Key, text: str) -> Any:
     if key.is_list:
         if not (text.startswith("[") and text.endswith("]")):
             raise ConfigError(f"{key.name}={text} is not {wanted(key.name, key)}")
-        return checked(key, [_read(key, item.strip(), text) for item in text[1:-1].split(",")])
+        return checked(key, [_read(key, item.strip(), text) for item in text[1:-1].split(",") if text[1:-1].strip()])
     if get_origin(key.hint) is dict:
         raise ConfigError(f"{key.name}={text}: give each entry by itself, as {key.name}.NAME={text.strip('{}')[:40]}")
     return checked(key, _read(key, text, text))
@@ -152,7 +153,7 @@ def assert_spelled(
 def _of_option(argument: str, following: str, keys: Mapping[str, Key]) -> str | None:
     """`--grid quickstart`, `--grid=quickstart` and `--dry-run` as they are written here."""
     name, equals, value = argument.lstrip("-").partition("=")
-    close = close_to(name.replace("-", "_"), keys, cutoff=0.75)
+    close = closest(name.replace("-", "_"), keys, cutoff=0.75)
     if close is None:
         return None
     if not equals:
@@ -175,6 +176,6 @@ def _of_word(word: str, keys: Mapping[str, Key]) -> str | None:
         if word.partition("+")[0] in (*backbones.names(), *architectures.names()):
             return f"model={word}" if "model" in keys else f"grid.models=[{word}]"
     for group in groups:
-        if re.fullmatch(r"[\w.-]+", word) and (close := close_to(word, choices(group), cutoff=0.75)):
+        if re.fullmatch(r"[\w.-]+", word) and (close := closest(word, choices(group), cutoff=0.75)):
             return f"{group}={close}"
     return None

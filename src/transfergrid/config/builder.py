@@ -11,9 +11,9 @@ from typing import cast
 
 from omegaconf import DictConfig
 
-from transfergrid.config.compose import nearest
+from transfergrid.config.keys import choice
 from transfergrid.config.models import check_models, check_phases, is_architecture, split_model, takes
-from transfergrid.config.names import DATASET_NAME, grid_name_of, named_by_datasets
+from transfergrid.config.names import ADHOC, DATASET_NAME, grid_name_of, named_by_datasets
 from transfergrid.config.resolve import check_splits, looks_like_file, make_evaluation, make_run
 from transfergrid.config.scopes import (
     FolderProgress,
@@ -24,10 +24,9 @@ from transfergrid.config.scopes import (
     checked_protocol,
     opened,
 )
-from transfergrid.config.settings import choice
 from transfergrid.config.variants import Variant, read_rules, read_variants
 from transfergrid.data import DatasetFacts
-from transfergrid.errors import ConfigError, DataError
+from transfergrid.errors import ConfigError, DataError, hints
 from transfergrid.networks import backbones
 from transfergrid.networks.classes import classes_of_run, match_classes
 from transfergrid.paths import StorePaths
@@ -99,7 +98,7 @@ def build_run(
     arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None, *, variant: str
 ) -> GridRuns:
     """One run by hand of the grid `grid_name=`, where it is called this variant. Raises ConfigError or DataError."""
-    name, model, phase = grid_name_of(config.grid_name or "adhoc"), config.model, config.phase.name
+    name, model, phase = grid_name_of(config.grid_name or ADHOC), config.model, config.phase.name
     choice("phase", phase, PHASES)
     _check_weights(config, [model])
     with opened(arguments, config, rules=read_rules(config.grid.rules), progress=progress) as scopes:
@@ -118,7 +117,7 @@ def build_evaluation(
     arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None, *, variant: str
 ) -> GridRuns:
     """Of the finished run `run=`, on whatever data set and split are named. Raises ConfigError or DataError."""
-    name = grid_name_of(config.grid_name or "adhoc")
+    name = grid_name_of(config.grid_name or ADHOC)
     trained = _finished_run(config)
     with opened(arguments, config, progress=progress) as scopes:
         scope = scopes.of_dataset(scopes.named_dataset, of_run=trained.dataset.value_range)
@@ -140,7 +139,8 @@ def runtime_of(config: DictConfig) -> Runtime:
     """Where and on what, without a grid. Raises ConfigError."""
     check_plain_values(config)
     checked_protocol(config)
-    return make_runtime(config, grid=config.grid_name or config.grid.name or "adhoc", folders={}, weights_files={})
+    grid = config.grid.name or ADHOC if config.grid_name is None else grid_name_of(config.grid_name)
+    return make_runtime(config, grid=grid, folders={}, weights_files={})
 
 
 def _runs(scopes: Scopes, row: Row, seed: int) -> tuple[RunSpec, ...]:
@@ -209,12 +209,12 @@ def _check_weights(config: DictConfig, models: list[str]) -> None:
         )
     for name in config.weights_files:
         if name not in parts:
-            raise ConfigError(f"weights_files.{name}: no model uses it{nearest(name, sorted(parts))}")
+            raise ConfigError(f"weights_files.{name}: no model uses it", **hints(name, sorted(parts)))
 
 
 def _grid_name(config: DictConfig, scopes: Scopes, datasets: list[str]) -> str:
     """The name of a grid file's template gets that of the data sets, folders by the names they are shown by."""
-    name = config.grid_name or config.grid.name or "adhoc"
+    name = config.grid_name or config.grid.name or ADHOC
     if config.grid_name is not None or DATASET_NAME not in name:
         return grid_name_of(name)
     grid_name_of(name.replace(DATASET_NAME, ""))

@@ -7,11 +7,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-import yaml
-
 from transfergrid import data
 from transfergrid.config.cluster_file import read_cluster_file
-from transfergrid.config.folders import choices, conf_dir, find, without_file
+from transfergrid.config.folders import choices, conf_dir, content_of, find
 from transfergrid.data import sets
 from transfergrid.errors import ConfigError, one_line
 from transfergrid.networks import architectures, backbones
@@ -57,16 +55,14 @@ def _models() -> Iterator[Row]:
 
 def _datasets() -> Iterator[Row]:
     for name in choices("dataset"):
-        file = find("dataset", name)
         try:
-            own = None if file is None else yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-            content = without_file("dataset")[name] if own is None else own
-            kind = str(content["kind"])
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
-            yield name, "", "", "", f"{file} cannot be read: {one_line(error)[:80]}"
+            content = content_of("dataset", name)
+        except ConfigError as error:
+            yield name, "", "", "", one_line(error)
             continue
+        kind = str(content.get("kind"))
         if kind not in data.kinds():
-            yield name, "", "", "", f"{file}: unknown kind {kind!r}"
+            yield name, "", "", "", f"{find('dataset', name)}: unknown kind {kind!r}"
             continue
         text = _first_line((Path(sets.__path__[0]) / f"{kind}.py").read_text(encoding="utf-8")).partition(": ")[0]
         if kind == "image_folder":

@@ -10,12 +10,12 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfergrid.config.compose import asked_twice, nearest_resource, parse_overrides, set_overrides
-from transfergrid.config.keys import checked, nearest
+from transfergrid.config.compose import asked_twice, parse_overrides, resource_hints, set_overrides
+from transfergrid.config.keys import checked
 from transfergrid.config.notation import as_meant, as_name, whole_or_real
 from transfergrid.config.sbatch_options import checked_option
 from transfergrid.config.schema import KEYS, Config
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, hints
 from transfergrid.resources import MEMORY, UNLIMITED, ClusterSettings, Resources
 from transfergrid.specs import ANY_NUMBER, PHASES
 
@@ -108,7 +108,7 @@ def changed_cluster(stored: Mapping[str, Any], overrides: Sequence[str]) -> Dict
 def _of_phase(phase: str, given: Any, resources: Resources) -> Resources:
     where = f"cluster.by_phase.{phase}"
     if phase not in PHASES:
-        raise ConfigError(f"cluster.by_phase: unknown phase {phase!r}{nearest(phase, PHASES)}")
+        raise ConfigError(f"cluster.by_phase: unknown phase {phase!r}", **hints(phase, PHASES))
     if not isinstance(given, dict):
         raise ConfigError(f"{where}={given!r} is not a dictionary; it is written {{{phase}: {{mem_gb: 32}}}}")
     if twice := asked_twice(given, f"{where}."):
@@ -116,7 +116,7 @@ def _of_phase(phase: str, given: Any, resources: Resources) -> Resources:
     values: dict[str, Any] = dict.fromkeys(MEMORY) if any(given.get(key) is not None for key in MEMORY) else {}
     for key, value in given.items():
         if key not in RESOURCES:
-            raise ConfigError(f"{where}: unknown key {key!r}{nearest_resource(str(key), RESOURCES)}")
+            raise ConfigError(f"{where}: unknown key {key!r}", **resource_hints(str(key), RESOURCES))
         if (declared := KEYS[f"cluster.{key}"]).about.span != ANY_NUMBER:
             number = whole_or_real(key, value, where=f"{where}.{key}")
             values[key] = checked(declared, number, name=f"{where}.{key}")

@@ -22,13 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from transfergrid.config import folders
 from transfergrid.config.cluster_file import read_cluster_file
-from transfergrid.config.folders import choices as choices
+from transfergrid.config.folders import choices
 from transfergrid.config.keys import meant_key, nodes_of, wanted
-from transfergrid.config.keys import nearest as nearest
 from transfergrid.config.notation import as_meant
 from transfergrid.config.schema import GROUPS, KEYS, Config
 from transfergrid.config.spelling import hydra_value
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, hints
 from transfergrid.resources import MEMORY
 
 _OPEN_NODES = (
@@ -235,15 +234,15 @@ def is_setting(key: str) -> bool:
     return dotted or key in ("weights", "weights_seed", "class_weights")
 
 
-def nearest_resource(name: str, known: Sequence[str]) -> str:
-    """As nearest(), by SLURM's own names too."""
+def resource_hints(name: str, known: Sequence[str]) -> dict[str, Any]:
+    """As errors.hints(), by SLURM's own names too."""
     other = _OTHER_NAMES.get(name.replace("-", "_"), "").removeprefix("cluster.")
-    return f"; did you mean {other!r}?" if other in known else nearest(name, known)
+    return {"remedy": f"did you mean {other!r}?"} if other in known else hints(name, known)
 
 
 def _check_choice(group: str, value: Any) -> None:
     if not isinstance(value, str) or value not in choices(group):
-        raise ConfigError(f"unknown {group} {str(value)!r}{nearest(str(value), choices(group))}")
+        raise ConfigError(f"unknown {group} {str(value)!r}", **hints(str(value), choices(group)))
 
 
 def _explain(error: Exception, key: str, value: Any) -> str:

@@ -11,10 +11,10 @@ from typing import Literal
 from omegaconf import DictConfig
 
 from transfergrid import data
-from transfergrid.config.keys import in_range, nearest
+from transfergrid.config.keys import in_range
 from transfergrid.config.value_range import about_range, value_range_of
 from transfergrid.data import ValueRange
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, hints
 from transfergrid.names import composed, existing
 from transfergrid.networks.classes import imagenet_places
 from transfergrid.paths import CachePaths
@@ -50,7 +50,7 @@ def resolve_dataset(
     """
     node = config.dataset
     if node.kind not in data.kinds():
-        raise ConfigError(f"unknown dataset.kind {node.kind!r}{nearest(node.kind, data.kinds())}")
+        raise ConfigError(f"unknown dataset.kind {node.kind!r}", **hints(node.kind, data.kinds()))
     if (node.folder is None) == (node.kind == "image_folder"):
         if node.kind == "image_folder":
             raise ConfigError(

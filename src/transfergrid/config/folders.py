@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from transfergrid import data
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, one_line
 from transfergrid.specs import PHASES
 from transfergrid.store.provenance import PACKAGE
 
@@ -50,3 +53,21 @@ def without_file(group: str) -> dict[str, dict[str, str]]:
         return {phase: {"name": phase} for phase in PHASES}
     kinds = [kind for kind in data.kinds() if kind != "image_folder"] if group == "dataset" else []
     return {kind: {"name": kind, "kind": kind} for kind in kinds}
+
+
+def content_of(group: str, name: str, *, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """What a choice sets: its file, over the files that its `defaults` name. Raises ConfigError that names the file."""
+    file = find(group, name)
+    if file is None:
+        return dict(without_file(group).get(name, {}))
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file} cannot be read: {one_line(error)[:80]}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds no keys with values")
+    values: dict[str, Any] = {}
+    for other in content.pop("defaults", None) or ():
+        if isinstance(other, str) and other not in (*above, name, "_self_"):
+            values |= content_of(group, other, above=(*above, name))
+    return values | content

@@ -5,7 +5,6 @@ A setting is described once, at its field (specs.About). What it takes, the help
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
@@ -14,6 +13,7 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transfergrid.errors import ConfigError
+from transfergrid.names import closest
 from transfergrid.specs import ABOVE_ZERO, ANY_NUMBER, About
 
 _UNKNOWN = About(doc="")
@@ -104,7 +104,7 @@ def _checked_item(key: Key, value: Any, name: str) -> Any:
 
 def choice(key: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     if value not in allowed:
-        close = close_to(str(value), map(str, allowed), cutoff=0.6)
+        close = closest(str(value), map(str, allowed))
         remedy = f"did you mean {close!r}?" if close else ""
         raise ConfigError(f"{key}={value!r} is not one of {', '.join(map(str, allowed))}", remedy=remedy)
     return value
@@ -140,13 +140,6 @@ def wanted(name: str, key: Key | None) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------ the nearest one
-def close_to(name: str, known: Iterable[str], cutoff: float) -> str | None:
-    """The known name that was probably meant, whatever the case it was typed in."""
-    by_lower = {other.lower(): other for other in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=cutoff)
-    return by_lower[close[0]] if close else None
-
-
 def nodes_of(names: Iterable[str]) -> tuple[str, ...]:
     """The groups that dotted names stand in."""
     return tuple(dict.fromkeys(name[:dot] for name in names for dot in range(len(name)) if name[dot] == "."))
@@ -154,17 +147,10 @@ def nodes_of(names: Iterable[str]) -> tuple[str, ...]:
 
 def meant_key(name: str, known: Sequence[str]) -> str | None:
     """The key that was probably meant: by its whole name, within its group, or by its last part."""
-    if close := close_to(name, known, cutoff=0.75):
+    if close := closest(name, known, cutoff=0.75):
         return close
     group, _, leaf = name.rpartition(".")
-    if group and (close := close_to(name, [k for k in known if k.startswith(f"{group}.")], cutoff=0.6)):
+    if group and (close := closest(name, [k for k in known if k.startswith(f"{group}.")])):
         return close
     leaves = {k.rpartition(".")[2]: k for k in known}
-    return leaves.get(close_to(leaf, leaves, cutoff=0.75) or "")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where a known name is close, else the known names."""
-    known = list(known)
-    close = close_to(name, known, cutoff=0.6)
-    return f"; did you mean {close!r}?" if close else f"; known: {', '.join(known)}"
+    return leaves.get(closest(leaf, leaves, cutoff=0.75) or "")

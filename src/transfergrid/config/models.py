@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 from functools import lru_cache
 
-from transfergrid.config.keys import nearest
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, hints
 from transfergrid.names import closest
 from transfergrid.networks import architectures, backbones
 from transfergrid.networks.backbones.timm_names import timm_names
@@ -86,7 +85,7 @@ def check_phases(phases: list[str]) -> list[Phase]:
         raise ConfigError(f"grid.phases is empty; choose from {', '.join(PHASES[1:])}")
     for phase in phases:
         if phase not in PHASES:
-            raise ConfigError(f"unknown phase {phase!r} in grid.phases{nearest(phase, PHASES)}")
+            raise ConfigError(f"unknown phase {phase!r} in grid.phases", **hints(phase, PHASES))
     if "extract" in phases:
         raise ConfigError("grid.phases: the plan adds extract by itself; leave it out")
     if len(set(phases)) != len(phases):

@@ -8,6 +8,7 @@ from transfergrid.errors import ConfigError
 from transfergrid.specs import digest, safe_name
 
 DATASET_NAME = "{dataset}"  # in the name of a grid file that leaves the data set to the user
+ADHOC = "adhoc"  # of runs by hand that name no grid
 LONGEST_GRID_NAME = 64
 
 

@@ -107,7 +107,7 @@ def run_paths(run: str, store_dir: Path, *, key: str = "run") -> RunPaths:
     """A run by its folder, or by its id in the store. Raises ConfigError, which names the key that gave it."""
     folder = Path(run).expanduser()
     if (folder / "spec.json").is_file():
-        return RunPaths(folder)
+        return RunPaths(folder.resolve())
     store = StorePaths(store_dir)
     if safe_name(run) == run and store.run(run).spec.is_file():
         return store.run(run)

@@ -2,42 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from transfergrid.config import composed_grid, composed_run
 from transfergrid.config.cluster import cluster_settings
 from transfergrid.config.compose import parse_overrides
-from transfergrid.config.folders import find, without_file
-from transfergrid.config.schema import GROUPS, KEYS
-from transfergrid.config.scopes import check_plain_values
+from transfergrid.config.folders import choices, content_of
+from transfergrid.config.models import check_models, check_phases
+from transfergrid.config.schema import FROM_ABOVE, GROUPS, KEYS
+from transfergrid.config.scopes import check_plain_values, checked_protocol
 from transfergrid.config.spelling import command
-from transfergrid.config.variants import read_rule
+from transfergrid.config.variants import read_rule, read_variants
+from transfergrid.errors import ConfigError, hints
+from transfergrid.specs import PHASES
 
 
 def printed_grid(arguments: Sequence[str]) -> str:
     """What a launch with these arguments runs. Raises ConfigError as the launch would, as far as no data is needed."""
     typed, config = composed_grid(arguments)
+    check_models(list(config.grid.models))
+    check_phases(list(config.grid.phases))
+    for name in config.grid.datasets:
+        if name not in choices("dataset"):
+            raise ConfigError(f"unknown dataset {name!r}", **hints(str(name), choices("dataset")))
+    read_variants(config.grid.variants)
     return _printed("launch_grid.py", typed, config)
 
 
 def printed_run(arguments: Sequence[str]) -> str:
     """What a run by hand with these arguments is."""
     _, config = composed_run(arguments)
+    for key in ("again", "run"):
+        if config[key] is not None:
+            raise ConfigError(f"{key}= takes its settings from a run; its spec.json in the store holds them")
+    check_models([config.model])
     return _printed("run_phase.py", arguments, config)
 
 
 def _printed(script: str, arguments: Sequence[str], config: DictConfig) -> str:
     check_plain_values(config)
+    checked_protocol(config)
     cluster_settings(config.cluster)
     typed = {str(o.key_or_group): o for o in parse_overrides(arguments)}
     chosen = [str(o.input_line) for group, o in typed.items() if group in GROUPS]
     named = str(typed["dataset"].value()) if "dataset" in typed else "digits"
     datasets = [named] if script == "run_phase.py" else list(config.grid.datasets)
     values: Any = OmegaConf.to_container(config, resolve=True)
+    # Where a phase takes a key from above, it still does: a variant or a rule may set that one.
+    written: Any = OmegaConf.to_container(config, resolve=False)
+    for phase, key in product(PHASES, FROM_ABOVE):
+        if key in values["phase"].get(phase, {}):
+            values["phase"][phase][key] = written["phase"][phase][key]
     unset = [name for name, key in KEYS.items() if key.about.not_set and name != "grid.study"]
     # What the file of a data set says holds for that data set alone.
     unset += [name for name in _of_files(datasets) if name not in typed and name not in unset]
@@ -50,17 +69,14 @@ def _printed(script: str, arguments: Sequence[str], config: DictConfig) -> str:
     return "\n".join([*head, OmegaConf.to_yaml(OmegaConf.create(values))])
 
 
-def _without(rule: Any, typed: Container[str]) -> Any:
+def _without(rule: Any, typed: Iterable[str]) -> Any:
     """A rule of a grid file as it holds for this launch: what the command line sets wins over it."""
     changes = read_rule(rule).changes
-    return rule if not changes else rule | {"set": {key: v for key, v in changes.items() if key not in typed}}
+    wins = tuple(f"{name}." for name in typed)  # a group is typed as one value: phase.finetune={lr: 0.1}
+    return rule if not changes else rule | {"set": {k: v for k, v in changes.items() if not f"{k}.".startswith(wins)}}
 
 
 def _of_files(datasets: Sequence[str]) -> list[str]:
     """The keys that the files of these data sets set."""
-    files = {name: find("dataset", name) for name in datasets}
-    contents: list[Any] = [
-        without_file("dataset").get(name, {}) if file is None else yaml.safe_load(file.read_text("utf-8")) or {}
-        for name, file in files.items()
-    ]
+    contents = [content_of("dataset", name) for name in datasets]
     return list(dict.fromkeys(f"dataset.{key}" for content in contents for key in content if f"dataset.{key}" in KEYS))

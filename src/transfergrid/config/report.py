@@ -62,6 +62,10 @@ def parse_report(arguments: Sequence[str]) -> ReportRequest:
     own = sorted(parsed.given & {"entity", "project"})
     if own and not (from_wandb or keys.publish):
         raise ConfigError(f"{own[0]}= belongs to source=wandb or publish=true, none of which is given")
+    if from_wandb and "store.dir" in parsed.given:
+        raise ConfigError("source=wandb reads from the server into cache.dir; leave store.dir= out")
+    if from_wandb and keys.grid is None and not keys.compare:
+        raise ConfigError("source=wandb needs the grid's name: grid=NAME")
     grids = () if keys.grid is None else (grid_name_of(keys.grid),)
     entity = wandb_name_of("entity", keys.entity or keys.tracking_entity)
     project = wandb_name_of("project", keys.project or keys.tracking_project)

@@ -12,14 +12,14 @@ from omegaconf import DictConfig
 
 from transfergrid.config.batches import fitted, with_usual
 from transfergrid.config.dataset import DatasetChoice
-from transfergrid.config.keys import in_range, nearest
+from transfergrid.config.keys import in_range
 from transfergrid.config.models import is_architecture, split_model
 from transfergrid.config.schema import FINETUNE_DEFAULTS, KEYS, PROBE_DEFAULTS, SCRATCH_DEFAULTS
 from transfergrid.config.settings import check_probe, check_training, settings_of
 from transfergrid.data import facts
 from transfergrid.data.folds import RowCounts, count_rows
 from transfergrid.data.geometry import preprocess_for, scratch_preprocess
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, hints
 from transfergrid.networks import architectures, backbones
 from transfergrid.networks.backbones.weight_files import identity_of
 from transfergrid.networks.classes import IMAGENET_CLASSES, imagenet_places, names_imagenet_anew
@@ -232,7 +232,7 @@ def _check_against_models(settings: Settings, phase: Phase, specs: tuple[Backbon
         known = [group for b in specs for group, _ in backbones.entry(b.name, catalog_dir=catalog_dir).groups]
         for group in settings.frozen_groups:
             if group not in known:
-                raise ConfigError(f"phase.finetune.frozen_groups: unknown group {group!r}{nearest(group, known)}")
+                raise ConfigError(f"phase.finetune.frozen_groups: unknown group {group!r}", **hints(group, known))
 
 
 def _evaluate_settings(

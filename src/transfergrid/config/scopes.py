@@ -13,13 +13,15 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfergrid.config.compose import choices, compose_config, is_setting, nearest, parse_overrides, set_value
+from transfergrid.config.compose import compose_config, is_setting, parse_overrides, set_value
 from transfergrid.config.dataset import DatasetChoice, resolve_dataset
+from transfergrid.config.folders import choices
+from transfergrid.config.keys import choice
 from transfergrid.config.resolve import Scope
-from transfergrid.config.settings import check_settings, choice
+from transfergrid.config.settings import check_settings
 from transfergrid.config.variants import Rule, Variant
 from transfergrid.data import DatasetFacts, ValueRange
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, hints
 from transfergrid.paths import CachePaths
 from transfergrid.specs import Phase, Protocol
 
@@ -72,7 +74,7 @@ class Scopes:
         """The grid's defaults over one data set. of_run: the value range of the finished run evaluated on it."""
         if dataset not in self._by_dataset:
             if dataset not in choices("dataset"):
-                raise ConfigError(f"unknown dataset {dataset!r}{nearest(dataset, choices('dataset'))}")
+                raise ConfigError(f"unknown dataset {dataset!r}", **hints(dataset, choices("dataset")))
             config = self._config
             if dataset != self.named_dataset:
                 arguments = [a for a in self._arguments if not a.startswith("dataset=")]

@@ -9,8 +9,6 @@ from typing import Any, TypeVar, cast, get_args, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 
 from transfergrid.config.keys import Key, about_of, checked
-from transfergrid.config.keys import choice as choice
-from transfergrid.config.keys import in_range as in_range
 from transfergrid.config.schema import KEYS, PROBE_DEFAULTS
 from transfergrid.errors import ConfigError
 from transfergrid.specs import (

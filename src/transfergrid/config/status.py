@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfergrid.config.arguments import SHARED, parse, shared
+from transfergrid.config.arguments import SHARED, own_keys, parse, shared
 from transfergrid.config.names import grid_name_of
 from transfergrid.errors import FAILURE_CLASSES, ConfigError
 from transfergrid.paths import StorePaths
@@ -65,7 +65,7 @@ def parse_status(arguments: Sequence[str]) -> StatusRequest:
         raise ConfigError(
             f"{for_a_launch[0]!r} is for a new launch; it goes with retry=failed or retry=<failure class>"
         )
-    if keys.retry is not None and (fixed := parsed.given & {"device", "cluster", "weights_dir", "data.dir"}):
+    if keys.retry is not None and (fixed := parsed.given - {*own_keys(StatusKeys), "store.dir"}):
         raise ConfigError(f"{min(fixed)}= cannot be changed for a retry; cluster.* can, the rest needs a launch")
     return StatusRequest(
         grid=None if keys.grid is None else grid_name_of(keys.grid),

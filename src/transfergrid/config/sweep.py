@@ -20,11 +20,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from transfergrid.config import Request, load_run
-from transfergrid.config.compose import is_setting, nearest, parse_override
+from transfergrid.config.compose import is_setting, parse_override
 from transfergrid.config.folders import conf_dir
 from transfergrid.config.scopes import FolderProgress
 from transfergrid.config.spelling import command
-from transfergrid.errors import ConfigError, one_line
+from transfergrid.errors import ConfigError, hints, one_line
 from transfergrid.paths import typed
 from transfergrid.resources import ONE_TASK, ClusterSettings, Resources
 from transfergrid.specs import RunSpec, digest
@@ -60,7 +60,7 @@ def load_sweep(arguments: Sequence[str], *, progress: FolderProgress | None = No
         key, equals, value = argument.partition("=")
         if key == "hydra/launcher" and equals:
             if value not in LAUNCHERS:
-                raise ConfigError(f"unknown hydra/launcher {value!r}{nearest(value, LAUNCHERS)}")
+                raise ConfigError(f"unknown hydra/launcher {value!r}", **hints(value, LAUNCHERS))
             launcher = value
         elif key.lstrip("+~").startswith("hydra"):
             raise ConfigError(
@@ -85,6 +85,8 @@ def _options(argument: str) -> tuple[str, tuple[str, ...]]:
     """(key, every `key=value` that an argument stands for)."""
     override = parse_override(argument)
     key = str(override.key_or_group)
+    if key == "again":
+        raise ConfigError("again= carries out one run; leave -m out")
     if key in _OF_A_LAUNCH:
         raise ConfigError(f"{key}= belongs to {_LAUNCH}; a sweep waits for its runs, and shows their table")
     if not override.is_sweep_override():

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from transfergrid.config.compose import check_setting, choices, nearest
+from transfergrid.config.compose import check_setting
+from transfergrid.config.folders import choices
 from transfergrid.config.models import check_models, check_phases, split_model
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, hints
 from transfergrid.specs import PHASES, Phase, safe_name
 
 
@@ -77,7 +78,7 @@ def read_rule(value: object) -> Rule:
         raise ConfigError(f"grid.rules: {value!r} must hold either set: {{key: value}} or skip: true")
     for key in value:
         if key not in _RULE_KEYS:
-            raise ConfigError(f"grid.rules: unknown key {key!r}{nearest(str(key), _RULE_KEYS)}")
+            raise ConfigError(f"grid.rules: unknown key {key!r}", **hints(str(key), _RULE_KEYS))
     if value.get("skip", True) is not True or not isinstance(value.get("set", {}), dict):
         raise ConfigError(f"grid.rules: {value!r} must hold either set: {{key: value}} or skip: true")
     selection = _selection(value, "grid.rules")
@@ -103,7 +104,7 @@ def _selection(values: Mapping[str, object], where: str) -> Selection:
     for kind, names, known in (("dataset", datasets, choices("dataset")), ("phase", phases, PHASES)):
         for name in names or ():
             if name not in known:
-                raise ConfigError(f"{where}: unknown {kind} {name!r}{nearest(name, known)}")
+                raise ConfigError(f"{where}: unknown {kind} {name!r}", **hints(name, known))
     return Selection(models, datasets, phases)
 
 

@@ -331,6 +331,14 @@ def read_grid(path: Path) -> list[GridEntry]:
         raise DataError(f"{path} is damaged ({one_line(error)}); delete it and launch the grid again") from error
 
 
+def launched_with(path: Path) -> Runtime | None:
+    """How a grid was last launched; None where another release wrote it. Raises OSError."""
+    try:
+        return from_dict(Runtime, durable.read_json(path)["runtime"])
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
 def selected_by(path: Path) -> SelectBy:
     """The score on val that the grid was launched to choose by; accuracy in files of earlier releases. Raises as
     read_grid."""
