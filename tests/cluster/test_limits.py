@@ -77,6 +77,19 @@ def test_a_qos_that_demands_a_gpu_is_known_by_itself_and_as_a_partitions_own(fak
     assert_possible(Resources(partition="gpu", gpus=1, mem_gb=1), limits, what="phase probe")
 
 
+def test_of_several_partitions_each_refusal_is_a_fact_and_the_remedies_stand_together_at_the_end(
+    fake: FakeSlurm,
+) -> None:
+    fake.say("sacctmgr qos", "long||||gres/gpu=1|||||\n")
+    fake.say("scontrol partition", "PartitionName=gpu QoS=long State=UP\nPartitionName=cpu State=DOWN\n")
+    with pytest.raises(ConfigError) as refused:
+        assert_possible(Resources(partition="gpu,cpu", gpus=0, mem_gb=1), read_limits(), what="phase probe")
+    assert str(refused.value) == (
+        "phase probe: partition gpu starts no job without a GPU (its QOS long); partition cpu is down and starts"
+        " nothing; name another, or give cluster.gpus=1 or name another in cluster.partition="
+    )
+
+
 OF_A_JOB = "normal|150|||||gres/gpu=2,mem=64G|gres/gpu=1||\nwide||||||gres/gpu=8,cpu=6|||OverPartQOS\nsecret|||||||||\n"
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from transfergrid.config import load_doctor, load_grid, load_run
 from transfergrid.config.arguments import SHARED, parse, takes
+from transfergrid.config.catalog import rows_of
 from transfergrid.config.compose import compose_config
 from transfergrid.config.keys import keys_of
 from transfergrid.config.predict import PredictKeys
@@ -312,10 +314,16 @@ def test_in_an_empty_store_it_says_what_to_do(
     "typed",
     [
         ["grid=quickstart", "phase.finetune.lr=0.003", "grid.seeds=[4]"],
+        ["grid=quickstart", "grid.variants={bal: {class_weights: balanced}}"],
+        [
+            "grid=quickstart",
+            "grid.rules=[{phases: [finetune], set: {phase.finetune.lr: 0.003}}]",
+            "phase.finetune={lr: 0.004}",
+        ],
         pytest.param(["grid=individual_vs_parallel_as_published", "phase.finetune.lr=0.003"], marks=pytest.mark.slow),
         pytest.param(["grid=scratch_cifar10", "dataset.max_images=500"], marks=pytest.mark.slow),
     ],
-    ids=lambda typed: typed[0],
+    ids=lambda typed: " ".join(argument.partition("=")[0] for argument in typed),
 )
 def test_a_printed_grid_is_a_grid_file_that_makes_the_same_runs(
     typed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -421,3 +429,50 @@ def test_lists_and_help_load_neither_torch_nor_hydra_and_come_within_two_seconds
     for words in (["list", "models", "vgg"], ["launch", "--help", "all"]):
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
         assert done.stdout.splitlines()[-1] == "0 True"
+
+
+@pytest.mark.parametrize(
+    ("printer", "typed", "wanted"),
+    [
+        (printed_grid, ["grid.models=[nosuch]"], "nosuch"),
+        (printed_grid, ["grid.datasets=[nosuch]"], "unknown dataset 'nosuch'"),
+        (printed_grid, ["grid.phases=[foo]"], "foo"),
+        (printed_grid, ["protocol=published"], "grid.study"),
+        (printed_run, ["again=nosuch"], "again= takes its settings from a run"),
+        (printed_run, ["phase=evaluate", "run=nosuch"], "run= takes its settings from a run"),
+    ],
+)
+def test_no_configuration_is_printed_that_a_launch_refuses(
+    printer: Callable[[list[str]], str], typed: list[str], wanted: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(wanted)):
+        printer(typed)
+
+
+def test_a_data_set_file_over_another_is_listed_and_a_damaged_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf/dataset").mkdir(parents=True)
+    (tmp_path / "conf/dataset/sub.yaml").write_text("defaults: [mnist, _self_]\nname: mymnist\n")
+    (tmp_path / "conf/dataset/torn.yaml").write_text("a: [1\n")
+    rows = {row[0]: row for row in rows_of("datasets", None)}
+    assert rows["sub"][1:4] == rows["mnist"][1:4] == ("10", "60000", "10000")
+    assert "torn.yaml cannot be read" in rows["torn"][4]
+    with pytest.raises(ConfigError, match="torn.yaml cannot be read"):
+        printed_grid(["grid.datasets=[torn]"])
+
+
+@pytest.mark.parametrize(
+    ("parser", "typed", "wanted"),
+    [
+        (parse_report, ["source=wandb", "grid=a", "store.dir=x"], "leave store.dir= out"),
+        (parse_report, ["source=wandb"], "grid=NAME"),
+        (parse_status, ["retry=failed", "tracking.mode=online"], "tracking.mode= cannot be changed for a retry"),
+    ],
+)
+def test_a_key_that_would_have_no_effect_is_refused(
+    parser: Callable[[list[str]], object], typed: list[str], wanted: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(wanted)):
+        parser(typed)

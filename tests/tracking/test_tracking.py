@@ -55,6 +55,18 @@ def test_without_a_key_nothing_is_sent_and_the_line_says_how_to_turn_it_on(nobod
     assert list(nobody.iterdir()) == []
 
 
+def test_a_key_goes_to_no_server_that_only_the_working_folder_names(
+    nobody: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.delenv("WANDB_BASE_URL")
+    (nobody / "wandb").mkdir()
+    (nobody / "wandb/settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
+    runtime, line = decided(nobody)
+    assert runtime.tracking == "disabled"
+    assert line.startswith("W&B: nothing is sent: wandb/settings in this folder names http://127.0.0.1:9;")
+
+
 def test_without_a_server_nothing_is_sent_and_the_line_names_it(nobody: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     runtime, line = decided(nobody)

@@ -1,4 +1,4 @@
-"""jobs/report.py source=wandb: a grid's runs from a W&B server, and what the server lacks."""
+"""jobs/report.py grid=NAME source=wandb: a grid's runs from a W&B server, and what the server lacks."""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from transfergrid.config.scopes import check_plain_values, checked_protocol
 from transfergrid.config.spelling import command
 from transfergrid.config.variants import read_rule, read_variants
 from transfergrid.errors import ConfigError, hints
-from transfergrid.specs import PHASES
 
 
 def printed_grid(arguments: Sequence[str]) -> str:
@@ -52,11 +51,11 @@ def _printed(script: str, arguments: Sequence[str], config: DictConfig) -> str:
     named = str(typed["dataset"].value()) if "dataset" in typed else "digits"
     datasets = [named] if script == "run_phase.py" else list(config.grid.datasets)
     values: Any = OmegaConf.to_container(config, resolve=True)
-    # Where a phase takes a key from above, it still does: a variant or a rule may set that one.
-    written: Any = OmegaConf.to_container(config, resolve=False)
-    for phase, key in product(PHASES, FROM_ABOVE):
-        if key in values["phase"].get(phase, {}):
-            values["phase"][phase][key] = written["phase"][phase][key]
+    if script == "launch_grid.py":  # where a phase takes a key from above, a variant or a rule may set that one
+        written: Any = OmegaConf.to_container(config, resolve=False)
+        for phase, (key, above) in product(values["phase"], FROM_ABOVE.items()):
+            if isinstance(written["phase"][phase], dict) and written["phase"][phase].get(key) == above:
+                del values["phase"][phase][key]
     unset = [name for name, key in KEYS.items() if key.about.not_set and name != "grid.study"]
     # What the file of a data set says holds for that data set alone.
     unset += [name for name in _of_files(datasets) if name not in typed and name not in unset]
