@@ -60,6 +60,7 @@ def formers(store: StorePaths, grid: str) -> Sequence[str]:
     return sorted(p.stem for p in store.grid("x").parent.glob("*.json") if p.stem != grid)
 
 
+@pytest.mark.slow
 def test_two_folders_are_two_grids_and_both_reports_stand_byte_for_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

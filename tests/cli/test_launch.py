@@ -121,6 +121,7 @@ def what_was_not_checked(printed: str) -> str:
     return said
 
 
+@pytest.mark.slow
 def test_without_slurms_commands_a_launch_is_written_as_files(
     commands: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

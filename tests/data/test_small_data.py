@@ -296,6 +296,7 @@ def test_one_key_weighs_every_phase_and_a_phases_own_key_wins() -> None:
         load_grid([*both, "class_weights=even"])
 
 
+@pytest.mark.slow
 def test_weights_raise_the_recall_of_the_rare_class(tmp_path: Path) -> None:
     """Threes and eights, 100 to 8: as a network from scratch learns them in a hundred steps."""
     folder = tmp_path / "rare"
@@ -325,6 +326,7 @@ def trained(tmp_path: Path, folder: Path, phase: str, *arguments: str, model: st
     return record_of(final_run(asked), asked.runtime)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("counts", "n_train", "n_val", "batch_size", "finetune_epochs"),
     [((7, 7), 13, 1, 13, 100), ((1,) * 6, 6, 0, 6, 100), ((9,) * 10, 81, 9, 16, 20)],
@@ -344,6 +346,7 @@ def test_a_folder_of_few_pictures_is_trained_on_for_100_steps_by_default(
         assert record.details["n_val"] == n_val and ("val_accuracy" in record.metrics) is (n_val > 0)
 
 
+@pytest.mark.slow
 def test_one_picture_per_class_goes_through_all_phases_and_the_report(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -198,6 +198,7 @@ EVERY = (
 )
 
 
+@pytest.mark.slow
 def test_load_py_feeds_each_of_joined_networks_what_the_run_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

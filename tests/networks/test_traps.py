@@ -78,6 +78,7 @@ def test_T04_googlenet_from_a_file_with_or_without_auxiliary_heads_is_the_same_n
     assert isinstance(first.train()(images(2, 32)), Tensor)
 
 
+@pytest.mark.slow
 def test_T05_vgg_is_tapped_at_fc7_after_relu_and_the_global_average_is_another_backbone() -> None:
     trunk = random_trunk("vgg11", size_px=32)
     with torch.no_grad():

@@ -196,6 +196,7 @@ def test_a_backbone_with_its_own_head_is_the_network_in_the_file(tmp_path: Path)
     assert metrics["test_accuracy"] == (expected_NC.argmax(1).numpy() == found.label_N).mean()
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_join_is_evaluated_by_its_run(tmp_path: Path) -> None:
     tuned = request(tmp_path, "model=mobilenet_v3_small+shufflenet_v2_x0_5", "weights=random", "phase=finetune")
     assert carry_out(tuned) == "completed"
@@ -328,6 +329,7 @@ def imagenet_like(folder: Path, *, num_classes: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_published_weights_on_an_imagenet_folder_stand_beside_what_is_stated_and_what_is_right(
     imagenet: Path, tmp_path: Path
 ) -> None:

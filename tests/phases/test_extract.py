@@ -166,6 +166,7 @@ def test_target_statistics_are_another_feature_file_and_do_not_depend_on_labels(
     assert np.linalg.norm(usual_ND - target_ND) > 0.05 * np.linalg.norm(usual_ND)
 
 
+@pytest.mark.slow
 def test_images_that_do_not_fit_are_read_ahead_and_give_the_same_features(pictures: Path, tmp_path: Path) -> None:
     """A budget of nothing streams every batch from the folder; the features stay bit-equal."""
     features = []

@@ -107,6 +107,7 @@ def test_one_held_out_image_is_enough(tmp_path: Path, num_images: int) -> None:
     assert gate["counting_rows"] >= 10 and gate["largest_ratio"] < 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments", [["phase.probe.solver=sgd", "phase.probe.lrs=[1e-9]"], ["phase.extract.precision=bf16"]]
 )

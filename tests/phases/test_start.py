@@ -30,6 +30,7 @@ def first_step(folder: Path, *arguments: str) -> tuple[dict[str, Any], dict[str,
     return start, next(line for line in lines if line["kind"] == "step")
 
 
+@pytest.mark.slow
 def test_by_default_the_first_step_of_a_finetuning_is_as_good_as_its_probe(tmp_path: Path) -> None:
     start, step = first_step(tmp_path)
     assert start["measured"] and start["refitted"] and not start["falls"]
@@ -38,6 +39,7 @@ def test_by_default_the_first_step_of_a_finetuning_is_as_good_as_its_probe(tmp_p
     assert step["train/accuracy"] > 0.9 and step["train/loss"] < 1.2  # with label smoothing, whose floor is 0.5
 
 
+@pytest.mark.slow
 def test_the_probes_own_head_falls_to_chance_under_batch_statistics_and_that_is_recorded(tmp_path: Path) -> None:
     start, step = first_step(tmp_path, "phase.finetune.head=probe")
     assert start["measured"] and not start["refitted"] and start["falls"]
@@ -70,6 +72,7 @@ def test_on_real_images_of_another_kind_the_start_is_the_probes_too(
     assert starts["probe"]["falls"] and not starts["refitted"]["falls"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [

@@ -45,6 +45,7 @@ def record(asked: Request, **changes: Any) -> RunRecord:
 
 
 # ------------------------------------------------------------------------------------------------- against real runs
+@pytest.mark.slow
 def test_a_record_foretells_another_seed_of_more_epochs_and_images_within_a_factor_of_three(tmp_path: Path) -> None:
     first = request(tmp_path, *SCRATCH, "dataset.max_images=300", "phase.scratch.epochs=2")
     assert carry_out(first) == "completed"

@@ -184,6 +184,7 @@ def read_or_none(path: Path) -> Features | None:
         return None
 
 
+@pytest.mark.slow
 def test_flipped_bits_are_found_or_change_nothing(cache: CachePaths) -> None:
     features_ND = some_features(500)
     path = write(cache, features_ND)
@@ -308,6 +309,7 @@ def test_killed_writers_leave_no_wrong_file_and_the_next_one_succeeds(cache: Cac
     assert left_in(cache) == [path.name]
 
 
+@pytest.mark.slow
 def test_concurrent_writers_of_one_key_end_in_one_whole_file(cache: CachePaths) -> None:
     features_ND = some_features(300)
     for _ in range(4):
@@ -350,6 +352,7 @@ def test_features_without_room_are_refused_in_one_line_and_leave_nothing(small_d
     assert feature_store.find(cache, KEY) is not None
 
 
+@pytest.mark.slow
 def test_a_disk_filled_to_any_degree_never_crashes_the_writer_nor_leaves_a_wrong_file(small_disk: Path) -> None:
     cache = CachePaths(small_disk / "cache")
     cache.features(KEY).parent.mkdir(parents=True)

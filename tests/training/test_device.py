@@ -156,6 +156,7 @@ def test_slots_are_the_gpus_that_torch_can_use(
         child._gpus_here.cache_clear()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not NO_CUDA, reason="a machine without GPU")
 def test_a_real_child_finds_no_gpu_however_many_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
