@@ -52,7 +52,7 @@ def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderPr
         given = (["weights"] if config.weights else []) + [f"weights_files.{name}" for name in config.weights_files]
         for key in given:
             if not files or key not in {"weights", *own}:
-                raise ConfigError(f"{run.run_id} is made of no such file; leave {key}= out")
+                raise ConfigError(f"{run.run_id} is made of no weights file of yours; leave {key}= out")
         files |= _checkpoint(config, run)
         named = None if config.grid_name is None else grid_name_of(config.grid_name)
         grid, variant = _row(run.run_id, store, named)
