@@ -17,7 +17,7 @@ from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.specs import DatasetSpec, ExtractSettings, RunSpec, Split, extraction
 from transfergrid.store import durable, records
 from transfergrid.store.records import RunRecord
-from transfergrid.tracking.client import temporary_environment
+from transfergrid.tracking.client import wandb_session
 from transfergrid.tracking.ending import MATRIX_CLASSES, WRONG_SHOWN, Ending, references
 
 NAMES = tuple("abcdefghij")
@@ -27,7 +27,7 @@ Images = Callable[[DatasetSpec, Split], LabeledImages | None]
 @pytest.fixture(autouse=True)
 def store(tmp_path: Path) -> Iterator[StorePaths]:
     store = StorePaths(tmp_path / "results")
-    with temporary_environment(store, "http://127.0.0.1:9"):
+    with wandb_session(store, "http://127.0.0.1:9"):
         yield store
 
 

@@ -15,7 +15,7 @@ from wandb_server import StandIn
 from transfergrid.paths import StorePaths
 from transfergrid.tracking import pull, remote
 from transfergrid.tracking.account import Account, Unreachable
-from transfergrid.tracking.client import make_api, temporary_environment
+from transfergrid.tracking.client import make_api, wandb_session
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_server_that_fails_when_the_key_is_checked_is_not_taken_for_one_that_r
 ) -> None:
     server.fail("graphql", 500)
     silent = pytest.raises(Unreachable, match="it fails or is silent when asked whose key this is; try again")
-    with temporary_environment(store, server.url), silent:
+    with wandb_session(store, server.url), silent:
         make_api(Account(server.url, "p"), timeout_s=1)
 
 

@@ -80,13 +80,13 @@ def parse(kind: type[T], arguments: Sequence[str], *, passed_on: str | None = No
             close, own_ones = closest(name, known), list(keys_of(cast(Any, kind)))
             remedy = f"did you mean {close!r}?" if close else ""
             raise ConfigError(f"unknown key {name!r}", remedy=remedy, known=[] if close else own_ones or list(known))
-    own = {f.name: about_of(f).key or f.name for f in fields(kind)}  # type: ignore[arg-type]
+    own = {f.name: about_of(f).key or f.name for f in fields(cast(Any, kind))}
     values = kind(**{name: values_by_key[key] for name, key in own.items() if key in values_by_key})
     return Parsed(values, frozenset(values_by_key), tuple(others))
 
 
 def _filled(name: str, text: str) -> str:
-    if not text.strip() or "\0" in text:
+    if not text.strip():
         raise ConfigError(f"'{name}={text}' is empty; give {name}= a value")
     return text
 

@@ -74,8 +74,8 @@ def _walk(prefix: str, kind: type[Any]) -> Iterator[Key]:
         if described.doc:
             hint = member.metadata.get("hint", hints[member.name])
             yield Key(prefix + (described.key or member.name), hint, usual_of(member), described)
-        elif is_dataclass(hint := hints[member.name]):
-            yield from _walk(f"{prefix}{member.name}.", hint)  # type: ignore[arg-type]
+        elif isinstance(hint := hints[member.name], type) and is_dataclass(hint):
+            yield from _walk(f"{prefix}{member.name}.", hint)
 
 
 # -------------------------------------------------------------------------------------------------------------- checks

@@ -103,7 +103,7 @@ def _schema_of(name: str, *kinds: type[Any], defaults: Mapping[str, Any] | None 
     for kind in kinds:
         hints = get_type_hints(kind)
         for f in fields(kind):
-            hint = hints[f.name]
+            hint = f.metadata.get("group", hints[f.name])
             if "about" not in f.metadata:  # a group of keys, or a field that is no setting
                 if is_dataclass(hint) and kind.__module__ == __name__:
                     members.append((f.name, hint, field(default_factory=cast(type[Any], hint))))
@@ -126,6 +126,11 @@ def _schema_of(name: str, *kinds: type[Any], defaults: Mapping[str, Any] | None 
 def _configured(kind: type[T]) -> type[T]:
     """A dataclass with its types as OmegaConf knows them."""
     return _schema_of(kind.__name__, dataclass(kind))
+
+
+def _group(kind: type[Any]) -> Any:
+    """A field for a group of keys whose class is made here, which no annotation can name."""
+    return field(default_factory=kind, metadata={"group": kind})
 
 
 @_configured
@@ -151,11 +156,11 @@ ClusterConfig = _schema_of("ClusterConfig", Resources, ClusterSettings, _Cluster
 @_configured
 class PhaseConfig:
     name: str = setting("", "the phase", not_set="choose it as phase=NAME")
-    extract: ExtractConfig = field(default_factory=ExtractConfig)  # type: ignore[valid-type]
-    probe: ProbeConfig = field(default_factory=ProbeConfig)  # type: ignore[valid-type]
-    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)  # type: ignore[valid-type]
-    scratch: ScratchConfig = field(default_factory=ScratchConfig)  # type: ignore[valid-type]
-    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)  # type: ignore[valid-type]
+    extract: Any = _group(ExtractConfig)
+    probe: Any = _group(ProbeConfig)
+    finetune: Any = _group(FinetuneConfig)
+    scratch: Any = _group(ScratchConfig)
+    evaluate: Any = _group(EvaluateConfig)
 
 
 _SEED = (0, 2**31)
@@ -247,7 +252,7 @@ class Config:
     grid: GridConfig = field(default_factory=GridConfig)
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     phase: PhaseConfig = field(default_factory=PhaseConfig)
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)  # type: ignore[valid-type]
+    cluster: Any = _group(ClusterConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
     cache: CacheConfig = field(default_factory=CacheConfig)

@@ -43,7 +43,7 @@ SETTINGS: dict[str, Any] = {
 
 
 @contextlib.contextmanager
-def temporary_environment(store: StorePaths, url: str) -> Iterator[Path]:
+def wandb_session(store: StorePaths, url: str) -> Iterator[Path]:
     """W&B within this block keeps to itself, and leaves nothing: it gets a folder of its own below the store's.
 
     Of the user's variables it sees only the key and the way to it. Its process, its folder and its variables end with
@@ -108,7 +108,7 @@ def files_open_in(program: str) -> Iterator[str]:
 def open_run(account: Account, folder: Path, *, finish_s: float = 30.0, **described: Any) -> Any:
     """The W&B run of this id, new or continued: one W&B run, whichever attempt or process carries a part of it.
 
-    folder: what temporary_environment gave. finish_s: how long its end may take. described: arguments of wandb.init.
+    folder: what wandb_session gave. finish_s: how long its end may take. described: arguments of wandb.init.
     """
     import wandb  # here: a process without anything to send should cost nothing
 
@@ -130,7 +130,7 @@ def open_run(account: Account, folder: Path, *, finish_s: float = 30.0, **descri
 
 
 def make_api(account: Account, *, timeout_s: int = 20) -> Any:
-    """W&B's public API, for reading, within a temporary_environment. Raises Unreachable."""
+    """W&B's public API, for reading, within a wandb_session. Raises Unreachable."""
     import wandb
 
     try:

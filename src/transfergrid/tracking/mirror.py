@@ -32,7 +32,7 @@ from transfergrid.specs import from_dict
 from transfergrid.store import durable
 from transfergrid.tracking import Assignment
 from transfergrid.tracking.account import Unreachable, find_account
-from transfergrid.tracking.client import end_wandb, temporary_environment
+from transfergrid.tracking.client import end_wandb, wandb_session
 from transfergrid.tracking.run_mirror import RunMirror
 from transfergrid.tracking.server import Server
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     log_to(store.wandb / "logs" / f"mirror-{socket.gethostname()}-{os.getpid()}.log")
     try:
         account = find_account(asked.project, asked.entity)
-        with temporary_environment(store, account.url) as folder:
+        with wandb_session(store, account.url) as folder:
             tempfile.tempdir = str(folder)  # W&B's, too: nothing of it in the node's temporary folder
             server = Server(store, account, folder, images=asked.images)
             images = images_at_hand(store)

@@ -27,7 +27,7 @@ from transfergrid.specs import PHASES, SelectBy, safe_name, to_dict
 from transfergrid.store import durable, records
 from transfergrid.store.records import GridEntry, RunRecord
 from transfergrid.tracking.account import Account
-from transfergrid.tracking.client import temporary_environment
+from transfergrid.tracking.client import wandb_session
 from transfergrid.tracking.description import as_line, grid_tag
 from transfergrid.tracking.remote import Remote, RemoteFile, RemoteRun
 
@@ -59,7 +59,7 @@ def pull_grid(account: Account, grid: str, store: StorePaths, *, say: Say) -> Pu
     """
     store = StorePaths(store.root.resolve())  # W&B's own process need not have the same working folder
     incoming = store.root / "incoming"
-    with temporary_environment(store, account.url), durable.lock(store.root / ".pull.lock", wait=True):
+    with wandb_session(store, account.url), durable.lock(store.root / ".pull.lock", wait=True):
         remote = Remote(account)
         shutil.rmtree(incoming, ignore_errors=True)  # of a pull that was killed
         try:

@@ -49,7 +49,7 @@ class ServerRun:
 class Server:
     """Where the runs of a store go. What it holds is asked of the server itself, never of a state file.
 
-    folder: W&B's own, for as long as it is at work (temporary_environment). images: whether pictures and names of files
+    folder: W&B's own, for as long as it is at work (wandb_session). images: whether pictures and names of files
     are sent.
     """
 

@@ -28,7 +28,7 @@ from transfergrid.store.attempts import read_spec
 from transfergrid.store.metrics_log import read_metrics
 from transfergrid.tracking import Followed
 from transfergrid.tracking.account import Account, Unreachable, why_silent
-from transfergrid.tracking.client import DELETED, end_wandb, temporary_environment, wandb_processes
+from transfergrid.tracking.client import DELETED, end_wandb, wandb_processes, wandb_session
 from transfergrid.tracking.description import grid_tag
 from transfergrid.tracking.ending import FILES
 from transfergrid.tracking.remote import md5_of
@@ -69,7 +69,7 @@ def sync_grid(
     followed = runs_of(grid, store)
     if reason := why_silent(account.url):
         raise Unreachable(f"{account.url} does not answer: {reason}")
-    with temporary_environment(store, account.url) as folder:
+    with wandb_session(store, account.url) as folder:
         server = Server(store, account, folder, images=images)
         _ = server.remote  # a key that is refused is refused here, once
         Image.init()  # here: its list of formats is not to be filled by several threads at once

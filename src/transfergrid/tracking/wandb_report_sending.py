@@ -20,7 +20,7 @@ from transfergrid.paths import StorePaths
 from transfergrid.specs import safe_name
 from transfergrid.store import durable
 from transfergrid.tracking.account import Account, Unreachable, why_silent
-from transfergrid.tracking.client import DELETED, open_run, temporary_environment
+from transfergrid.tracking.client import DELETED, open_run, wandb_session
 from transfergrid.tracking.remote import Remote, RemoteRun
 from transfergrid.tracking.wandb_report import MOST_TABLE_ROWS, WandbReport, row_config, row_summary, row_title
 from transfergrid.tracking.wandb_report_check import differences, report_run, row_runs
@@ -56,7 +56,7 @@ def send_report(
         raise Unreachable(f"{account.url} does not answer ({reason}); publish again where it does")
     problems: list[str] = []
     try:
-        with _alone(store, wandb_report.grid), temporary_environment(store, account.url) as folder:
+        with _alone(store, wandb_report.grid), wandb_session(store, account.url) as folder:
             remote = Remote(account)
             account = replace(account, entity=remote.entity)
             target = _Target(account, wandb_report, folder)

@@ -7,7 +7,6 @@ features (N, D); its published head, if asked for, returns logits (N, C).
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -217,8 +216,8 @@ def _heads(known: CatalogEntry) -> tuple[str, ...]:
 def _within(network: nn.Module, state: State) -> State:
     """Without what the network does without: heads and what else a file was allowed to have."""
     own = network.state_dict()
-    wanted: State = OrderedDict((name, value) for name, value in state.items() if name in own)
-    wanted._metadata = state._metadata  # type: ignore[attr-defined]
+    wanted = State((name, value) for name, value in state.items() if name in own)
+    wanted._metadata = state._metadata
     return wanted
 
 
@@ -332,7 +331,6 @@ def _keep_auxiliary(trunk: nn.Module, state: State, path: Path) -> None:
         with without_memory():
             head = InceptionAux(channels, 1)
             head.fc2 = nn.Identity()
-        own: State = OrderedDict((k.removeprefix(f"{name}."), v) for k, v in state.items() if k.startswith(f"{name}."))
-        own._metadata = None  # type: ignore[attr-defined]
+        own = State((k.removeprefix(f"{name}."), v) for k, v in state.items() if k.startswith(f"{name}."))
         assign_weights(head, _within(head, own), path=path)
         setattr(trunk, name, head)

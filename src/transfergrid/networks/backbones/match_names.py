@@ -21,7 +21,13 @@ from torch import Tensor
 from transfergrid.errors import DataError
 from transfergrid.networks.backbones.weight_files import Taken, some
 
-State = OrderedDict[str, Tensor]
+
+class State(OrderedDict[str, Tensor]):
+    """A state dict, with what torch notes beside one: the version of each layer, by which it is loaded."""
+
+    _metadata: Any = None
+
+
 Shapes = Mapping[str, Tensor]  # of which only names and shapes are looked at
 
 DEEPEST = 8  # of dictionaries inside dictionaries
@@ -73,8 +79,8 @@ def find_state(content: Any, wanted: Shapes, *, path: Path, ignored: tuple[str, 
     used = [name for name in own if name in wanted or name.startswith(ignored)]
     extra = [name for name in own if name not in set(used) and name.rsplit(".", 1)[-1] not in _COUNTERS]
     _refuse_other_layers(extra, wanted, path)
-    state: State = OrderedDict((name, _plain(own[name], path, chosen + name)) for name in used)
-    state._metadata = versions.get(chosen)  # type: ignore[attr-defined]  # versions of its layers; loading goes by them
+    state = State((name, _plain(own[name], path, chosen + name)) for name in used)
+    state._metadata = versions.get(chosen)
     beside = {name: v for name, v in tensors.items() if not name.startswith(chosen)}
     left_out = [chosen + name for name in extra] + [n for n in beside if not _TRAINERS.match(n)]
     others = sorted((p for p in whole if p != chosen), key=_rank)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.error import HTTPError
@@ -62,8 +61,8 @@ def assign_weights(network: nn.Module, state: State, *, path: Path) -> None:
         if value.shape != own[key].shape:
             shapes = f"{tuple(value.shape)}, wanted {tuple(own[key].shape)}"
             raise DataError(f"{path} is of another network: {key!r} has shape {shapes}")
-    wanted: State = OrderedDict(state)
-    wanted._metadata = getattr(state, "_metadata", None) or own._metadata  # type: ignore[attr-defined]
+    wanted = State(state)
+    wanted._metadata = state._metadata or getattr(own, "_metadata", None)
     network.load_state_dict(wanted, strict=False, assign=True)
     for key, value in network.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):

@@ -102,9 +102,9 @@ def resolved() -> dict[str, Any]:
     for grid in REPLAYS:
         for c in load_grid([f"grid={grid}", "cluster=local"]).configurations:
             run = c.run
-            sizes_px = [b.preprocess.crop_px for b in run.backbones] or [run.settings.image_size_px]  # type: ignore[union-attr]
+            side_px = run.settings.image_size_px if isinstance(run.settings, ScratchSettings) else None
             rows["/".join((grid, run.dataset.name, run.model, run.phase, c.variant))] = {
-                "image_size_px": sizes_px[0],
+                "image_size_px": run.backbones[0].preprocess.crop_px if run.backbones else side_px,
                 "weights": run.weights_label or None,
                 "settings": to_dict(run.settings),
             }
