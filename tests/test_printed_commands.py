@@ -12,7 +12,7 @@ from printed_commands import Collector, commands_in, problem_of
 from rich.console import Console
 
 from transfergrid.config.compose import parse_overrides
-from transfergrid.config.spelling import command, command_of_grid, launch_again, who_lists_runs
+from transfergrid.config.spelling import command, command_of_grid, launch_again, where_runs_are
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 
@@ -105,9 +105,9 @@ def test_a_grid_without_a_file_is_launched_again_as_it_was(tmp_path: Path) -> No
     assert launch_again("compare-pets", store) == "a launch as it was made before, with grid_name=compare-pets"
 
 
-def test_who_knows_the_runs_is_told_with_the_grid_that_is_there(tmp_path: Path) -> None:
+def test_where_the_ids_of_runs_are_is_told_once_there_are_some(tmp_path: Path) -> None:
     store = StorePaths(tmp_path)
-    assert who_lists_runs(store) == f"nothing was launched in {tmp_path}"
+    assert where_runs_are(store) == f"nothing was launched in {tmp_path}"
     store.grid("pets").parent.mkdir()
     store.grid("pets").write_text("{}")
-    assert who_lists_runs(store) == f"python jobs/status.py grid=pets store.dir={tmp_path} lists runs"
+    assert where_runs_are(store) == f"the folders in {tmp_path}/runs are called by the ids of the runs"

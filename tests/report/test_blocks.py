@@ -1,6 +1,8 @@
+"""Sections, tables and columns, and what their renderers write."""
+
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from report_cases import row
 
@@ -31,6 +33,7 @@ ROWS = [Line("a|b", 0.971167), Line("", None)]
 def test_a_column_is_told_with_and_without_its_unit_and_of_a_part_of_its_line() -> None:
     accuracy = COLUMNS[2]
     assert (accuracy.heading, accuracy.heading_with_unit) == ("test [95 %]", "test,\u00a0% [95 %]")
+    assert replace(accuracy, unit="points", beside="").heading_with_unit == "test, points"  # may break: it is long
     of_pair: Column[tuple[int, Line]] = accuracy.of(lambda pair: pair[1])
     pair = (3, ROWS[0])
     assert (of_pair.text(pair), of_pair.value(pair), of_pair.more["low"](pair)) == ("97.12", 0.971167, 0.5)

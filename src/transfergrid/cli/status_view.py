@@ -10,7 +10,7 @@ from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of_spec, specs_of
 from transfergrid.cluster.run_state import ENDED, RunState, State
 from transfergrid.cluster.states import Snapshot, take_snapshot
-from transfergrid.config.spelling import command_of_grid, never_launched, who_lists_runs
+from transfergrid.config.spelling import command_of_grid, never_launched, where_runs_are
 from transfergrid.config.status import StatusRequest
 from transfergrid.errors import ConfigError
 from transfergrid.names import some
@@ -166,7 +166,7 @@ def _resolve(name: str, known: Iterable[str], store: StorePaths) -> str:
             return found[0]
         if found:
             raise ConfigError(f"run={name} fits {len(found)} runs: {some(found, 4)}", remedy="give more of the name")
-    raise ConfigError(f"run={name} fits none of {len(known)} runs", remedy=who_lists_runs(store))
+    raise ConfigError(f"run={name} fits none of {len(known)} runs", remedy=where_runs_are(store))
 
 
 def _row_of(run_id: str, spec: RunSpec | None) -> Row:

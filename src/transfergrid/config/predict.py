@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from transfergrid.config.arguments import parse, shared
-from transfergrid.config.spelling import command, who_lists_runs
+from transfergrid.config.spelling import command, where_runs_are
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._formats import suffixes
 from transfergrid.errors import ConfigError
@@ -69,7 +69,7 @@ def parse_predict(arguments: Sequence[str]) -> PredictRequest:
     keys = parsed.values
     if keys.run is None:
         raise ConfigError(
-            f"run= is needed: a finished run's id, or its folder; {who_lists_runs(StorePaths(Path(keys.store_dir)))}"
+            f"run= is needed: a finished run's id, or its folder; {where_runs_are(StorePaths(Path(keys.store_dir)))}"
         )
     if keys.images is None and keys.export is None:
         raise ConfigError("nothing is asked for; give images=DIR, export=DIR or both")
@@ -113,7 +113,7 @@ def run_paths(run: str, store_dir: Path, *, key: str = "run") -> RunPaths:
         return store.run(run)
     names = [p.name for p in store.runs.iterdir()] if store.runs.is_dir() else []
     near = difflib.get_close_matches(run, names, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else who_lists_runs(store)
+    hint = f"did you mean {near[0]!r}?" if near else where_runs_are(store)
     raise ConfigError(f"{key}={run!r} is neither a run's folder nor in {store.runs}; {hint}")
 
 

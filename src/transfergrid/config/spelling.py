@@ -88,9 +88,8 @@ def never_launched(grid: str, store: StorePaths) -> ConfigError:
     return ConfigError(f"grid {grid!r} was never launched in {store.root}; launched there: {known}")
 
 
-def who_lists_runs(store: StorePaths) -> str:
-    """`python jobs/status.py grid=g lists its runs`, of the grid that was launched last in this store."""
-    grids = launched_grids(store)
-    if not grids:
+def where_runs_are(store: StorePaths) -> str:
+    """Where a person finds the ids of runs: the table of a grid shows rows, not ids."""
+    if not launched_grids(store):
         return f"nothing was launched in {store.root}"
-    return f"{command_of_grid('status.py', grids[-1], store)} lists runs"
+    return f"the folders in {store.runs} are called by the ids of the runs"

@@ -43,8 +43,9 @@ class Column(Generic[Row]):
 
     @property
     def heading_with_unit(self) -> str:
-        """`test, % [95 %]`; a unit does not leave its number."""
-        unit = f",\u00a0{self.unit}" if self.unit else ""
+        """`test, % [95 %]`; a sign such as `%` stays on the line of its label, a word may leave it."""
+        space = "\u00a0" if len(self.unit) <= 2 else " "
+        unit = f",{space}{self.unit}" if self.unit else ""
         return f"{self.label}{unit} {self.beside}".strip()
 
     def of(self, row: Callable[[Other], Row]) -> Column[Other]:
