@@ -63,6 +63,11 @@ class StorePaths:
         return self.root / "reports" / safe_name(name)
 
     @property
+    def splits(self) -> Path:
+        """Tables of pictures whose split was drawn, one CSV file each."""
+        return self.root / "splits"
+
+    @property
     def launches(self) -> Path:
         return self.root / "launches"
 

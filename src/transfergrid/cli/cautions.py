@@ -29,7 +29,7 @@ def cautions(runs: Iterable[RunSpec], facts: Mapping[str, DatasetFacts]) -> list
     for run in runs:
         if not isinstance(run.settings, TrainSettings) or run.dataset.name not in facts:
             continue  # what is sent again was told of when it was launched
-        key = (run.dataset, run.protocol, run.train_fraction, run.shots)
+        key = (run.dataset, run.protocol, run.train_fraction, run.shots, run.val_seed)
         if key not in counted:
             counted[key] = count_rows(
                 facts[run.dataset.name],
@@ -37,6 +37,7 @@ def cautions(runs: Iterable[RunSpec], facts: Mapping[str, DatasetFacts]) -> list
                 protocol=run.protocol,
                 train_fraction=run.train_fraction,
                 shots=run.shots,
+                val_seed=run.val_seed,
             )
         by_dataset.setdefault(run.dataset.name, []).append(_Trained(run, run.settings, counted[key]))
     return [line for name, members in by_dataset.items() for line in _of_dataset(name, members)]
@@ -49,6 +50,9 @@ def inventories(facts: Mapping[str, DatasetFacts], *, on_terminal: bool = False)
         if found.inventory is None:
             continue
         parts = list(found.inventory.parts(found.num_images))
+        if found.groups:
+            counts = ", ".join(f"{len(set(group_N.tolist()))} in {split}" for split, group_N in found.groups.items())
+            parts.append(f"groups: {counts}")
         deeper = {depth: n for depth, (n, _) in found.depths.items() if depth != "8-bit"}
         if deeper:
             parts.append("deeper than 8 bits: " + ", ".join(f"{n} {depth}" for depth, n in deeper.items()))

@@ -63,6 +63,7 @@ def _runtime_of_all(payloads: Sequence[job.Payload]) -> Runtime:
         runtime = replace(
             runtime,
             data_folders=payload.runtime.data_folders | runtime.data_folders,
+            data_tables=payload.runtime.data_tables | runtime.data_tables,
             weights_files=payload.runtime.weights_files | runtime.weights_files,
         )
     return runtime

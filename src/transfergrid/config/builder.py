@@ -140,7 +140,7 @@ def runtime_of(config: DictConfig) -> Runtime:
     check_plain_values(config)
     checked_protocol(config)
     grid = config.grid.name or ADHOC if config.grid_name is None else grid_name_of(config.grid_name)
-    return make_runtime(config, grid=grid, folders={}, weights_files={})
+    return make_runtime(config, grid=grid, folders={}, tables={}, weights_files={})
 
 
 def _runs(scopes: Scopes, row: Row, seed: int) -> tuple[RunSpec, ...]:
@@ -238,11 +238,15 @@ def _built(
     *,
     grid: str,
 ) -> GridRuns:
-    runtime = make_runtime(config, grid=grid, folders=scopes.folders, weights_files=scopes.weights_files)
+    runtime = make_runtime(
+        config, grid=grid, folders=scopes.folders, tables=scopes.tables, weights_files=scopes.weights_files
+    )
     return GridRuns(configurations, {run.run_id: run for run in runs}, runtime, scopes.facts, scopes.notes)
 
 
-def make_runtime(config: DictConfig, *, grid: str, folders: dict[str, str], weights_files: dict[str, str]) -> Runtime:
+def make_runtime(
+    config: DictConfig, *, grid: str, folders: dict[str, str], tables: dict[str, str], weights_files: dict[str, str]
+) -> Runtime:
     cache = cache_of(config)
     return Runtime(
         store_dir=config.store.dir,
@@ -250,6 +254,7 @@ def make_runtime(config: DictConfig, *, grid: str, folders: dict[str, str], weig
         data_dir=config.data.dir or os.environ.get("TRANSFERGRID_DATA_DIR") or str(cache.data),
         weights_dir=config.weights_dir or str(cache.weights),
         data_folders=folders,
+        data_tables=tables,
         weights_files=weights_files,
         cache_also_read=tuple(config.cache.also_read),
         device=config.device,

@@ -38,7 +38,7 @@ _OPEN_NODES = (
 )  # dictionaries whose keys are the user's
 _OF_A_BACKBONE = "weights_files."  # then the backbone, whose name may hold a slash and dots
 _NAMES = (  # keys whose values are names of files and folders
-    *("weights", "weights_dir", "phase.evaluate.checkpoint", "dataset.folder", "dataset.name"),
+    *("weights", "weights_dir", "phase.evaluate.checkpoint", "dataset.folder", "dataset.table", "dataset.name"),
     *("data.dir", "store.dir", "cache.dir", "again"),
 )
 _QUOTE = "quote a value that holds blanks, letters beyond a-z or any of = , : ( ) [ ] { } > ~ ' \" as key='\"value\"'"

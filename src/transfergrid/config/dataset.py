@@ -12,12 +12,13 @@ from omegaconf import DictConfig
 
 from transfergrid import data
 from transfergrid.config.keys import in_range
+from transfergrid.config.pictures import pictures_of
 from transfergrid.config.value_range import about_range, value_range_of
 from transfergrid.data import ValueRange
 from transfergrid.errors import ConfigError, hints
-from transfergrid.names import composed, existing
+from transfergrid.names import composed
 from transfergrid.networks.classes import imagenet_places
-from transfergrid.paths import CachePaths
+from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import DatasetSpec
 
 
@@ -28,6 +29,7 @@ class DatasetChoice:
     spec: DatasetSpec
     facts: data.DatasetFacts
     folder: str | None
+    table: str | None
     image_size_px: int | None
     val_seed: int
     train_fraction: float | None
@@ -51,26 +53,20 @@ def resolve_dataset(
     node = config.dataset
     if node.kind not in data.kinds():
         raise ConfigError(f"unknown dataset.kind {node.kind!r}", **hints(node.kind, data.kinds()))
-    if (node.folder is None) == (node.kind == "image_folder"):
-        if node.kind == "image_folder":
-            raise ConfigError(
-                f"dataset={node.name or node.kind} needs dataset.folder=DIR, with DIR/train/<class>/* and DIR/test/..."
-            )
-        raise ConfigError(
-            f"dataset.folder={node.folder!r}: {node.kind} lies in data.dir; only image_folder takes a folder"
-        )
-    folder = None if node.folder is None else existing(Path(node.folder).expanduser()).resolve()
+    pictures = pictures_of(node, StorePaths(Path(config.store.dir)).splits, keep=keep)
+    folder = pictures.folder
     facts = data.facts(
         node.kind,
         folder=folder,
+        table=pictures.table,
         kept_hashes=cache.folder_hashes,
         keep=keep,
         progress=progress,
         max_megapixels=node.max_megapixels,
         skip_damaged=node.skip_damaged,
     )
-    name = composed(node.name or (folder.name if folder is not None else node.kind))
-    linked = _about_link(name, node.folder, folder) if folder is not None and node.name is None else ()
+    name = pictures.name
+    linked = _about_link(name, node.folder, folder) if folder and node.folder and node.name is None else ()
     if any(sign in "/\\\x7f" or sign < " " for sign in name) or name.startswith(".") or not name.strip():
         raise ConfigError(f"dataset.name={name!r} cannot name a folder; use letters, digits, . _ and -")
     if folder is not None and name in data.kinds():
@@ -102,6 +98,7 @@ def resolve_dataset(
         spec,
         facts,
         None if folder is None else str(folder),
+        None if pictures.table is None else str(pictures.table),
         node.image_size_px,
         node.val_seed,
         node.train_fraction,
@@ -111,6 +108,7 @@ def resolve_dataset(
             *about_range(value_range, facts, name),
             *(turned if turns else ()),
             *linked,
+            *pictures.notes,
         ),
     )
 

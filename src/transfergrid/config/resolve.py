@@ -81,6 +81,7 @@ class Scope:
             protocol=self.protocol,
             train_fraction=dataset.train_fraction,
             shots=dataset.shots,
+            val_seed=dataset.val_seed,
         )
 
     def _fitted(self, settings: T, node: DictConfig) -> T:

@@ -93,6 +93,12 @@ class Scopes:
         return {choice_.spec.name: choice_.folder for choice_ in choices_ if choice_.folder is not None}
 
     @property
+    def tables(self) -> dict[str, str]:
+        """Data set -> its table."""
+        choices_ = (scope.dataset for scope in self._by_dataset.values())
+        return {choice_.spec.name: choice_.table for choice_ in choices_ if choice_.table is not None}
+
+    @property
     def facts(self) -> dict[str, DatasetFacts]:
         return {scope.dataset.spec.name: scope.dataset.facts for scope in self._all}
 

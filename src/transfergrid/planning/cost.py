@@ -316,6 +316,7 @@ def _rows(run: RunSpec, runtime: Runtime) -> RowCounts:
         protocol=run.protocol,
         train_fraction=run.train_fraction,
         shots=run.shots,
+        val_seed=run.val_seed,
     )
 
 

@@ -197,6 +197,7 @@ class Predictions:
 
     predicted is the class with the largest logit, the first of several equal ones.
     Above 100 classes only the 20 largest logits of each row are kept, with their classes, and the log-sum-exp of all.
+    group (N,) int64: a number for each group of a table, whose names are not stored.
     """
 
     index_N: Array
@@ -204,6 +205,7 @@ class Predictions:
     logits_NC: Array
     classes_NC: Array | None = None
     logsumexp_N: Array | None = None
+    group_N: Array | None = None
 
     @property
     def predicted_N(self) -> Array:
@@ -278,6 +280,7 @@ def read_predictions(paths: RunPaths) -> dict[str, Predictions]:
                 arrays[f"{name}_logits"],
                 arrays.get(f"{name}_classes"),
                 arrays.get(f"{name}_logsumexp"),
+                arrays.get(f"{name}_group"),
             )
             for name in sorted({name.rsplit("_", 1)[0] for name in arrays})
         }

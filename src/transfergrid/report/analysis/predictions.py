@@ -169,7 +169,7 @@ class StoredPredictions:
 
 
 def _bytes(p: Predictions) -> int:
-    arrays = (p.index_N, p.label_N, p.logits_NC, p.classes_NC, p.logsumexp_N)
+    arrays = (p.index_N, p.label_N, p.logits_NC, p.classes_NC, p.logsumexp_N, p.group_N)
     return sum(array.nbytes for array in arrays if array is not None)
 
 
@@ -186,6 +186,7 @@ def _rows(p: Predictions, rows: slice | Array) -> Predictions:
         p.logits_NC[rows],
         None if p.classes_NC is None else p.classes_NC[rows],
         None if p.logsumexp_N is None else p.logsumexp_N[rows],
+        None if p.group_N is None else p.group_N[rows],
     )
 
 
