@@ -13,7 +13,7 @@ from transfergrid.report import several
 from transfergrid.report.analysis import worth
 from transfergrid.report.analysis.columns import COMPARISON, of_rows
 from transfergrid.report.analysis.comparison import Comparison
-from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow
+from transfergrid.report.analysis.rows import ComparisonRow, names_of
 from transfergrid.report.blocks import Section
 from transfergrid.report.markdown import list_text, table_text
 from transfergrid.report.page import wording
@@ -39,7 +39,7 @@ def wandb_report_of(comparisons: Sequence[Comparison], folder: Path, *, figures:
     return WandbReport(
         grid=report_name(grids),
         grids=grids,
-        rows=readable_in(tuple(row.cells() for row in comparison.rows)),
+        rows=readable_in(tuple(row.cells(names_of(comparison.rows)) for row in comparison.rows)),
         tables={name: Table(columns=t.columns, rows=readable_in(t.rows)) for name, t in tables.items()},
         figures=made,
         single=tuple(name for name in made if _is_of_one_row(name)),
@@ -65,7 +65,8 @@ def short_table(rows: Sequence[ComparisonRow]) -> str:
 # ------------------------------------------------------------------------------------------------------------- tables
 def _comparison(rows: Sequence[ComparisonRow]) -> Table:
     """comparison.csv at full precision."""
-    return Table(columns=COLUMNS, rows=tuple(tuple(row.cells().values()) for row in rows))
+    names = names_of(rows)
+    return Table(columns=names, rows=tuple(tuple(row.cells(names).values()) for row in rows))
 
 
 def _failures(comparison: Comparison) -> Table:

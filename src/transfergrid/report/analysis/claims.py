@@ -263,6 +263,8 @@ def _against_published(asked: _Asked) -> Decision:
     known = [value for value in ours if value is not None]
     if not known or len(known) < len(ours) or not images[0] or claim.published is None:
         raise _NotTested(f"{_name(*claim.first[0])} has no {claim.metric.replace('_', ' ')} in its records")
+    if any(run.details.get("test_groups") for run in runs):
+        raise _NotTested("its test images come in groups, and the published figure's interval is by image")
     published = claim.published
     mean = fmean(known)
     interval = statistics.difference_of_published(mean, int(images[0]), published.first, published.images)

@@ -14,6 +14,7 @@ from transfergrid.report.analysis import costs, statistics
 from transfergrid.report.analysis.beyond_linear import better_than_head
 from transfergrid.report.analysis.costs import Spent
 from transfergrid.report.analysis.families import Answer, answers_about_joins, beside_best_parts
+from transfergrid.report.analysis.grouped import with_groups
 from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.analysis.remarks import with_remarks
 from transfergrid.report.analysis.rows import ComparisonRow
@@ -198,7 +199,7 @@ def _row(
         status=_status(total=len(group), completed=len(done), failed=len(failed)),
         failure_class="; ".join(dict.fromkeys(f.failure_class for f in failed)) or None,
     )
-    return _beside_published(_with_numbers(row, done, stored, spent), done, stored)
+    return _beside_published(with_groups(_with_numbers(row, done, stored, spent), done, stored), done, stored)
 
 
 def _status(*, total: int, completed: int, failed: int) -> str:

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Literal
 
 from transfergrid.errors import DataError, one_line
+from transfergrid.report.analysis.grouped import NotJudged, compared
 from transfergrid.report.analysis.predictions import StoredPredictions, correct_SN, paired
-from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison, compare
+from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison
 from transfergrid.store.records import Predictions, RunRecord
 
-Verdict = Literal["better", "worse", "no difference shown"]
+Verdict = Literal["better", "worse", "no difference shown", "not judged"]
 
 
 def compare_rows(
@@ -21,7 +22,7 @@ def compare_rows(
 
     A row of one run without a seed, which draws nothing, stands beside every seed of the other.
     Every completed run must have its predictions, and its record must agree with them: what is left out in silence
-    could decide the verdict.
+    could decide the verdict. NotJudged, in words too, where the test images come from too few groups.
     """
     for name, runs in (("the first", runs_a), ("the second", runs_b)):
         if not runs:
@@ -39,7 +40,11 @@ def compare_rows(
     key = (ids_b, ids_a) if turned else (ids_a, ids_b)
     if key not in stored.compared:
         a_SN, b_SN = correct_SN(sets["the first"]), correct_SN(sets["the second"])
-        stored.compared[key] = compare(b_SN, a_SN) if turned else compare(a_SN, b_SN)
+        group_N = sets["the first"][0].group_N
+        found = compared(b_SN, a_SN, group_N) if turned else compared(a_SN, b_SN, group_N)
+        if isinstance(found, NotJudged):
+            return found
+        stored.compared[key] = found
     result = stored.compared[key]
     if not turned:
         return result

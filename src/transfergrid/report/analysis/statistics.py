@@ -102,14 +102,15 @@ class PairedComparison:
     """Accuracy of a minus accuracy of b over `seeds` trainings of each and the same `images` test images.
 
     low, high: 95 %, not adjusted for other comparisons, as p_value is not. For one seed they are about other images
-    only, for several about other images and other seeds.
+    only, for several about other images and other seeds. test `by_group`: `images` counts groups of test images, and
+    the variances are of groups, see grouped.py.
     """
 
     difference: float
     low: float
     high: float
     p_value: float
-    test: Literal["mcnemar_exact", "paired_bootstrap"]
+    test: Literal["mcnemar_exact", "paired_bootstrap", "by_group"]
     seeds: int
     images: int
     variances: Variances

@@ -13,6 +13,7 @@ from transfergrid.report.analysis.cells import weights_where_needed
 from transfergrid.report.analysis.columns import adjusted_p, difference
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer, Question
+from transfergrid.report.analysis.grouped import NotJudged
 from transfergrid.report.analysis.power import needed
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import RULE, is_tied
@@ -106,6 +107,9 @@ _TESTS = {
     "just leaves out zero, the verdict follows p.",
     "paired_bootstrap": "Rows of several seeds: paired bootstrap over seeds and test images (10,000 draws), about "
     "other trainings and other test images.",
+    "by_group": "Test images in groups: every interval and p is by group, about other groups and, for several seeds, "
+    "other trainings. It is Newcombe's hybrid score interval on the groups' effective number of images, with Student's "
+    "t for G - 1 degrees of freedom. What it would take to tell is in groups, too.",
 }
 _TITLES: dict[Question, str] = {"models": "Models of the same variant", "settings": "Settings of the same model"}
 
@@ -163,12 +167,14 @@ def _columns(question: Question) -> list[Column[_Line]]:
 def answer_columns(read: Callable[[Row], AgainstBest]) -> list[Column[Row]]:
     """Verdict, what it would take to tell, seeds, difference, p."""
 
-    def result(row: Row) -> PairedComparison | None:
+    def result(row: Row) -> PairedComparison | NotJudged | None:
         outcome = read(row).answer.result
-        return None if isinstance(outcome, str) else outcome
+        return None if isinstance(outcome, str) and not isinstance(outcome, NotJudged) else outcome
 
     def needed_to_tell(row: Row) -> str:
         other = read(row)
+        if isinstance(other.answer.result, NotJudged):
+            return other.answer.result
         return f"not compared: {other.answer.result}" if isinstance(other.answer.result, str) else other.needed
 
     seeds: Column[Row] = figure("seeds", str, lambda row: getattr(result(row), "seeds", None))

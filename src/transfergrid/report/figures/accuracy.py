@@ -49,6 +49,8 @@ def sketches(material: Material) -> Iterator[Sketch]:
 def _caption(rows: Sequence[ComparisonRow]) -> str:
     text = "Mean over seeds with its 95 % interval (one seed: Wilson's, over test images; several: Student's t, over "
     text += "seeds), best first."
+    if any(row.test_groups for row in rows):
+        text = "Mean over seeds with its 95 % interval by group of test images, best first."
     if any(row.published_accuracy is not None for row in rows):
         text += " The open diamond is the published value; the table says what differs from the study."
     partly = [row for row in rows if row.n_seeds and row.status != "completed"]

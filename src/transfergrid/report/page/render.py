@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from transfergrid.config.spelling import launch_again
 from transfergrid.names import utf8
 from transfergrid.report.analysis import handover, integrity, remarks
-from transfergrid.report.analysis.columns import COMPARISON
+from transfergrid.report.analysis.columns import columns_of
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Section
@@ -131,9 +131,12 @@ def _policy(style: str, script: str) -> str:
 # ---------------------------------------------------------------------------------------------------------- the context
 def _context(comparison: Comparison, sections: Sequence[Section], *, summaries: Mapping[str, str]) -> dict[str, Any]:
     flags = _flags(comparison)
-    short = short_names(comparison.rows)
+    short, columns = short_names(comparison.rows), columns_of(comparison.rows)
     marks, footnotes = remarks.footnotes(comparison.rows)
-    rows = [_row(index, row, short, flags[index], marks[index]) for index, row in enumerate(comparison.rows)]
+    rows = [
+        _row(index, row, cells_of(row, columns, short), flags[index], marks[index])
+        for index, row in enumerate(comparison.rows)
+    ]
     codes = len({line[2] for line in provenance.provenance_lines(comparison)})
     return {
         "title": f"Comparison: {comparison.grid}",
@@ -142,7 +145,7 @@ def _context(comparison: Comparison, sections: Sequence[Section], *, summaries: 
         "times": provenance.times(comparison),
         "first": [s for s in sections if s.name in FIRST],
         "others": [s for s in sections if s.name not in FIRST + ELSEWHERE],
-        "columns": [(column, name in short) for name, column in COMPARISON.items()],
+        "columns": [(column, name in short) for name, column in columns.items()],
         "rows": rows,
         "footnotes": footnotes,
         "filters": _filters(rows),
@@ -170,12 +173,10 @@ def _provenance_verdict(codes: int) -> str:
     return f"The runs were made by {codes} versions of the code; the table marks rows that differ."
 
 
-def _row(index: int, row: ComparisonRow, short: frozenset[str], flags: tuple[Flag, ...], mark: str) -> PageRow:
+def _row(index: int, row: ComparisonRow, cells: list[Cell], flags: tuple[Flag, ...], mark: str) -> PageRow:
     values = tuple((name, getattr(row, name)) for name in ("grid", "dataset", "phase", "status"))
     kind = row.status if row.status in ("completed", "failed", "missing") else "partly"
-    return PageRow(
-        index=index, parts=row.parts, cells=cells_of(row, short), filters=values, flags=flags, kind=kind, mark=mark
-    )
+    return PageRow(index=index, parts=row.parts, cells=cells, filters=values, flags=flags, kind=kind, mark=mark)
 
 
 def _filters(rows: Sequence[PageRow]) -> list[dict[str, Any]]:
