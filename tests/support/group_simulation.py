@@ -18,7 +18,7 @@ from transfergrid.training import by_group
 # G groups, N images
 Array = np.ndarray[Any, Any]
 SIZES = ("equal", "uniform", "lognormal")
-DRAWS = 400
+DRAWS = 200
 SKILL_SD, SHARED = 6.0, 0.7  # of a group's logit; the part of its variance that two models share
 
 
@@ -118,7 +118,7 @@ def of_differences(*, accuracies: tuple[float, float], groups: int, sizes: str, 
     return held / repeats, called / repeats
 
 
-def tables(repeats: int = 4_000) -> Iterator[str]:
+def tables(repeats: int = 2_000) -> Iterator[str]:
     yield "| correlation | sizes | groups | accuracy | by group | Wilson | t with G - 1 | cluster bootstrap |"
     yield "|---:|---|---:|---:|---:|---:|---:|---:|"
     for correlation in (0.8, 0.2):

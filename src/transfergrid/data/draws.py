@@ -53,7 +53,7 @@ def _key(name: str) -> bytes:
 def _groups_in_test(rows: Sequence[Row], fraction: float, where: object) -> set[str]:
     names, group_N = np.unique(np.array([row.group for row in rows], object), return_inverse=True)
     labels, label_N = np.unique(np.array([row.label for row in rows], object), return_inverse=True)
-    order_G = sorted(range(len(names)), key=lambda g: _key(names[g]))
+    order_G = sorted(range(len(names)), key=lambda g: _key(str(names[g])))
     counts_GC = _counts(label_N, group_N)
     chosen = _nearest(counts_GC, order_G, fraction=fraction)
     taken_C = counts_GC[chosen].sum(axis=0)

@@ -2,7 +2,7 @@
 
 Images of one group are right or wrong together, so N images tell less than N. How much less is measured: by the
 intra-group correlation, from an analysis of variance. With few groups that have errors it is measured badly, and mostly
-too low. So one imagined group counts with them in which all images agree. The effective number of images then stands in
+too low. So two imagined groups count with them in which all images agree. The effective number of images then stands in
 Wilson's interval. Simulations in docs/results/groups.md: this covers where Student's t with G - 1 degrees of freedom
 and the cluster bootstrap do not.
 
@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, Any]
 MIN_GROUPS = 10  # fewer say too little of how groups differ
+IMAGINED = 2
 CONFIDENCE = 0.95
 _LARGEST = 40.0  # of a quantile: what is beyond has a p of zero
 _HALVINGS = 60
@@ -69,7 +71,7 @@ def share_of(right_N: Array, group_N: Array) -> Share:
     total = between + (typical - 1) * within
     correlation = min(1.0, max(0.0, (between - within) / total)) if total > 0 else 1.0
     telling = min(int((mean_G < 1).sum()), int((mean_G > 0).sum()))  # groups with errors, or with hits, if fewer
-    correlation = (telling * correlation + 1) / (telling + 1)
+    correlation = (telling * correlation + IMAGINED) / (telling + IMAGINED)
     return Share(value, images / (1 + (float((size_G**2).sum()) / images - 1) * correlation))
 
 
@@ -127,13 +129,15 @@ def _p_value(bounds: Any, difference: float, freedom: float) -> float:
         middle = (inside + outside) / 2
         holds_zero = bounds(middle)[side] <= 0 if side == 0 else bounds(middle)[side] >= 0
         inside, outside = (middle, outside) if holds_zero else (inside, middle)
-    return min(1.0, 2 * float(stdtr(min(freedom, 1e9), -inside)))
+    return min(1.0, 2 * float(stdtr(freedom, -inside)))
 
 
 def _quantile(freedom: float) -> float:
     from scipy.special import stdtrit
 
-    return float(stdtrit(min(freedom, 1e9), 0.5 + CONFIDENCE / 2))
+    if math.isinf(freedom):
+        return NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    return float(stdtrit(freedom, 0.5 + CONFIDENCE / 2))
 
 
 def _freedom(from_seeds: float, from_groups: float, seeds: int, of_groups: float) -> float:
@@ -167,4 +171,5 @@ def _seed_variance(values_SN: Array) -> float:
     of_seed_S, of_image_N = values_SN.mean(axis=1), values_SN.mean(axis=0)
     rest_SN = values_SN - of_seed_S[:, None] - of_image_N[None, :] + values_SN.mean()
     rest = float((rest_SN**2).sum()) / ((seeds - 1) * (images - 1))
-    return max(0.0, float(of_seed_S.var(ddof=1)) - rest / images)
+    variance: float = of_seed_S.var(ddof=1) - rest / images
+    return max(0.0, float(variance))
