@@ -13,6 +13,7 @@ from prediction_cases import predictions_of
 from report_cases import as_markdown, completed, spec, write_grid
 
 from transfergrid.paths import StorePaths
+from transfergrid.report import model_card, several
 from transfergrid.report.analysis.cells import accuracy_with_interval
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.analysis.joins import join_baselines
@@ -139,3 +140,27 @@ def test_a_row_without_readable_predictions_has_no_interval_by_group(tmp_path: P
     comparison.store.run(run.run_id).predictions.unlink()
     (row,) = read_comparison("g", comparison.store).rows
     assert row.test_groups == 20 and row.ci95_low is None and row.wilson95_low is None
+
+
+def test_a_head_is_marked_as_better_by_group_alone(tmp_path: Path) -> None:
+    """By McNemar's test of its images it would be."""
+    counts = {"only_right": 10, "only_head_right": 0}
+    for place, p_by_group, marked in (("images", {}, ("knn",)), ("groups", {"p_by_group": 0.3}, ())):
+        store = StorePaths(tmp_path / place)
+        run = spec("probe", "resnet18")
+        completed(store, run, details={"n_test": 100, "references": {"knn": counts | p_by_group}})
+        write_grid(store, "g", [(run, "")])
+        (row,) = read_comparison("g", store).rows
+        assert row.better_than_head == marked
+
+
+def test_several_grids_and_the_model_card_show_the_interval_by_group(tmp_path: Path) -> None:
+    comparison = grid_of(tmp_path, 20, {"resnet18": all_but(2, 20)})
+    write_grid(comparison.store, "h", [(comparison.runs[0][0].spec, "")])
+    first = several.sections([comparison, read_comparison("h", comparison.store)])[0]
+    assert [column.name for column in first.tables[0].columns][-2:] == ["test_groups", "wilson95_low"]
+    (run,) = comparison.runs[0]
+    test = records.read_predictions(comparison.store.run(run.run_id))["test"]
+    low, high = wilson(18, 20)
+    assert f"90.00 % [{100 * low:.2f}, {100 * high:.2f}]" in model_card._results(run, test)
+    assert "[not judged]" in model_card._results(run, None)

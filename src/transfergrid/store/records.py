@@ -193,11 +193,10 @@ def record_head(paths: RunPaths) -> RecordHead | None:
 # --------------------------------------------------------------------------------------------------------- predictions
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """One index set's predictions: index and label (N,) int64, predicted (N,) int64, logits (N, C) float16.
+    """One index set's predictions: index, label, predicted and group (N,) int64, logits (N, C) float16.
 
-    predicted is the class with the largest logit, the first of several equal ones.
+    predicted is the class with the largest logit, the first of several equal ones. group: None without a table.
     Above 100 classes only the 20 largest logits of each row are kept, with their classes, and the log-sum-exp of all.
-    group (N,) int64: a number for each group of a table, whose names are not stored.
     """
 
     index_N: Array
