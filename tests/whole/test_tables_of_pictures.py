@@ -63,7 +63,7 @@ def test_a_table_with_groups_ends_in_intervals_by_group(tmp_path: Path) -> None:
         assert float(row["wilson95_low"]) == pytest.approx(low)
         assert float(row["ci95_high"]) - float(row["ci95_low"]) > high - low
     page = (tmp_path / "store" / "reports" / "compare-patients" / "index.html").read_text()
-    assert "every interval and p is by group" in page and "Wilson 95 % low" in page
+    assert "every interval and p is by group" in page and "Wilson 95 % high" in page
 
     probes = [r for r in records(tmp_path) if r["spec"]["phase"] == "probe"]
     assert all(0 < record["details"]["n_val"] < 30 for record in probes)

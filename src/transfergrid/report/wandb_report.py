@@ -11,7 +11,7 @@ from transfergrid.errors import DataError, next_step, one_line
 from transfergrid.names import readable, readable_in
 from transfergrid.report import several
 from transfergrid.report.analysis import worth
-from transfergrid.report.analysis.columns import COMPARISON, of_rows
+from transfergrid.report.analysis.columns import columns_of, of_rows
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow, names_of
 from transfergrid.report.blocks import Section
@@ -58,7 +58,7 @@ def wandb_report_of(comparisons: Sequence[Comparison], folder: Path, *, figures:
 def short_table(rows: Sequence[ComparisonRow]) -> str:
     """The columns that the page shows before all are asked for, as it spells them: texts first, then numbers."""
     short = short_names(rows)
-    columns = sorted((c for name, c in COMPARISON.items() if name in short), key=lambda column: column.is_number)
+    columns = sorted((c for name, c in columns_of(rows).items() if name in short), key=lambda column: column.is_number)
     return table_text(of_rows("short", columns, rows), units=True)
 
 

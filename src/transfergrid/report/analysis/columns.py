@@ -112,8 +112,13 @@ COMPARISON: Mapping[str, Column[ComparisonRow]] = {name: _column(name) for name 
 
 
 def columns_of(rows: Sequence[ComparisonRow]) -> dict[str, Column[ComparisonRow]]:
-    """Those of comparison.csv for these rows."""
-    return {name: COMPARISON.get(name) or _column(name) for name in names_of(rows)}
+    """Those of comparison.csv for these rows, what belongs to the interval behind it."""
+    of_groups = {column.name: column for column in wilson(rows)}
+    others = {name: COMPARISON.get(name) or _column(name) for name in names_of(rows) if name not in of_groups}
+    columns: dict[str, Column[ComparisonRow]] = {}
+    for name, column in others.items():
+        columns |= {name: column, **(of_groups if name == "test_accuracy" else {})}
+    return columns
 
 
 def wilson(rows: Sequence[ComparisonRow]) -> list[Column[ComparisonRow]]:

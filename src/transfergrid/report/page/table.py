@@ -41,7 +41,8 @@ class Cell:
 def short_names(rows: Sequence[ComparisonRow]) -> frozenset[str]:
     """Columns that show at first: the time that was measured, and what tells these rows apart, are among them."""
     short = set(_SHORT) | {"gpu_s" if any(row.gpu_s for row in rows) else "wall_s"}
-    short |= {"test_groups", "wilson95_low", "wilson95_high"} if any(row.test_groups for row in rows) else set()
+    if any(row.test_groups for row in rows):
+        short = short - {"parameters"} | {"test_groups", "wilson95_low"}
     short |= {"grid"} if len({row.grid for row in rows}) > 1 else set()
     short = short - {"val_accuracy"} | {f"val_{row.select_by}" for row in rows}  # what choices are by
     for name in ("protocol", "weights"):
