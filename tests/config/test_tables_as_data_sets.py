@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,10 @@ import pytest
 import tiny_data
 
 from transfergrid.config import Request, load_grid
+from transfergrid.config.sweep import _joined
 from transfergrid.errors import ConfigError, DataError
+from transfergrid.paths import StorePaths
+from transfergrid.report.analysis.rerun import commands_of
 from transfergrid.specs import RunSpec
 
 ARGUMENTS = ("grid.models=[baseline_cnn]", "grid.phases=[scratch]", "grid.seeds=[0]", "dataset=image_folder")
@@ -145,6 +149,27 @@ def test_what_cannot_be_a_table_is_refused(folder: Path, arguments: tuple[str, .
     table = table_of(folder)
     with pytest.raises(ConfigError, match=complaint):
         request(*(argument.format(table=table) for argument in arguments))
+
+
+def test_rows_of_one_grid_and_one_sweep_have_one_split(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"pets: the rows of one grid have one split"):
+        request(f"dataset.folder={folder}", "grid.variants={more: {dataset.test_fraction: 0.5}}")
+    one, other = (request(f"dataset.folder={folder}", f"dataset.test_fraction={share}") for share in (0.2, 0.5))
+    with pytest.raises(ConfigError, match=r"two tables are both named 'pets'"):
+        _joined([one, other])
+
+
+def test_a_run_says_that_it_is_made_again_from_a_table(folder: Path) -> None:
+    run = run_of(request(f"dataset.table={table_of(folder)}"))
+    (command,) = commands_of([run], StorePaths(Path("results")))
+    assert command.line.endswith("dataset.table=TABLE dataset.folder=FOLDER")
+    assert run.dataset.fingerprint in command.to_fill_in[0] and "the table's paths start" in command.to_fill_in[1]
+
+
+def test_a_name_that_no_table_can_hold_is_named(folder: Path) -> None:
+    os.rename(folder / "cat" / "0.png", os.fsencode(folder / "cat") + b"/caf\xe9.png")
+    with pytest.raises(ConfigError, match=r"cat/caf\\xe9.png is not UTF-8, so no table can name it; rename it"):
+        request(f"dataset.folder={folder}")
 
 
 def test_a_leaked_group_is_refused_before_anything_starts(

@@ -99,7 +99,7 @@ def _without_split(folder: Path, table: Path | None) -> tuple[tuple[Row, ...] | 
 def _written(rows: Sequence[Row], splits: Path, stem: str, *, keep: bool) -> tuple[Path, tuple[str, ...]]:
     """The file that holds the split, and what changed since the last one of this name."""
     content = tables.as_csv(rows)
-    file = (splits / f"{stem}-{digest(content.decode('utf-8', 'surrogateescape'), 8)}.csv").resolve()
+    file = (splits / f"{stem}-{digest(content.decode(), 8)}.csv").resolve()
     former = [path for path in splits.glob(f"{stem}-????????.csv") if path.name != file.name]
     notes = _moved(rows, max(former, key=lambda path: path.stat().st_mtime), file) if former else ()
     if not keep:

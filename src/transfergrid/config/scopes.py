@@ -130,7 +130,12 @@ class Scopes:
             set_value(config, name, value, where=f"grid.variants.{variant.name}")
         check_plain_values(config)
         same = config.dataset == base.config.dataset  # then the folder's thousands of files are not looked at again
-        return Scope(config, base.dataset if same else self._resolved(config, None), self._protocol, self.catalog_dir)
+        chosen = base.dataset if same else self._resolved(config, None)
+        if chosen.table != base.dataset.table:
+            raise ConfigError(
+                f"{chosen.spec.name}: the rows of one grid have one split; launch another as its own grid"
+            )
+        return Scope(config, chosen, self._protocol, self.catalog_dir)
 
     def _resolved(self, config: DictConfig, of_run: ValueRange | None) -> DatasetChoice:
         keep = not self._config.dry_run

@@ -112,7 +112,9 @@ def _joined(requests: Sequence[Request]) -> Request:
         for name, folder in request.runtime.data_folders.items():
             if folders.setdefault(name, folder) != folder:
                 raise ConfigError(f"two folders are both named {name!r}; sweep over one dataset.folder at a time")
-        tables |= request.runtime.data_tables
+        for name, table in request.runtime.data_tables.items():
+            if tables.setdefault(name, table) != table:
+                raise ConfigError(f"two tables are both named {name!r}; sweep over one split at a time")
         files |= request.runtime.weights_files
         runs |= request.runs
     return replace(

@@ -113,7 +113,8 @@ def _best(
     counts_GC: NDArray[np.int64], order_G: Sequence[int], taken_C: NDArray[np.int64], target_C: NDArray[np.float64]
 ) -> int | None:
     """The group that can be spared and brings the classes nearest to their share."""
-    spared = [g for g in order_G if _spares(counts_GC[g], taken_C, counts_GC.sum(axis=0))]
+    total_C = counts_GC.sum(axis=0)
+    spared = [g for g in order_G if _spares(counts_GC[g], taken_C, total_C)]
     return min(spared, key=lambda g: _distance(taken_C + counts_GC[g], target_C), default=None)
 
 

@@ -20,7 +20,7 @@ from transfergrid.data._folder_scan import Scan
 from transfergrid.data._inventory import SPLITS, Listing
 from transfergrid.data._threads import in_threads
 from transfergrid.errors import ConfigError
-from transfergrid.names import composed
+from transfergrid.names import composed, readable
 
 _SPLIT_OF = {word: word for word in SPLITS} | {"valid": "val", "validation": "val"}
 KIND = "table:"  # how the fingerprint of such a data set begins
@@ -153,13 +153,20 @@ def _check_groups(table: Path, rows: Sequence[Row]) -> None:
 
 # --------------------------------------------------------------------------------------------------- what is made of it
 def as_csv(rows: Sequence[Row]) -> bytes:
-    """The table with its splits, sorted by path: the same bytes for the same rows."""
+    """The table with its splits, sorted by path: the same bytes for the same rows.
+
+    Raises ConfigError for a name that is not UTF-8, which no such file can hold.
+    """
     columns = [name for name in COLUMNS if any(getattr(row, name) for row in rows)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
     writer.writerows([getattr(row, name) for name in columns] for row in sorted(rows, key=lambda row: row.path))
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    try:
+        return text.getvalue().encode()
+    except UnicodeEncodeError as error:
+        name = next(row.path for row in rows if readable(row.path) != row.path)
+        raise ConfigError(f"{readable(name)} is not UTF-8, so no table can name it; rename it") from error
 
 
 def scan_of(rows: Sequence[Row], where: Path) -> Scan:
@@ -212,5 +219,5 @@ def fingerprint(rows: Sequence[Row], listing: Listing, sha256_of: Mapping[str, s
         for label, paths in classes.items():
             for path in paths:
                 facts = (split, label, group_of[path], path, sha256_of[path])
-                whole.update("\0".join(facts).encode("utf-8", "surrogateescape") + b"\n")
+                whole.update("\0".join(facts).encode() + b"\n")
     return f"{KIND}{whole.hexdigest()[:32]}"
