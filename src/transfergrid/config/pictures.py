@@ -104,7 +104,7 @@ def _written(rows: Sequence[Row], splits: Path, stem: str, *, keep: bool) -> tup
     notes = _moved(rows, max(former, key=lambda path: path.stat().st_mtime), file) if former else ()
     if not keep:
         tables.hold(file, tuple(sorted(rows, key=lambda row: row.path)))
-    elif not file.exists():
+    elif not file.exists() or file.read_bytes() != content:  # or somebody edited it
         durable.make_folder(splits)
         durable.write_bytes(file, content)
     return file, notes

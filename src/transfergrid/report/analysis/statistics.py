@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from transfergrid.training.by_group import Share
 from transfergrid.training.evaluation import mcnemar_exact
 
 # S seeds, N test images, P patterns, K bootstrap draws
@@ -46,10 +47,7 @@ def difference_of_published(a: float, n_a: int, b: float, n_b: int) -> tuple[flo
 
 
 def _score_interval(share: float, n: int) -> tuple[float, float]:
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return Share(share, n).interval(NormalDist().inv_cdf(0.5 + CONFIDENCE / 2))
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
