@@ -18,6 +18,7 @@ _PURPOSE = {
     "predict": "apply a finished run to a folder of images, or export it",
     "doctor": "check whether this machine or cluster is fit",
     "list": "show the models, data sets, grids and clusters that can be named",
+    "store": "show what takes the space and what is damaged; repair, collect",
 }
 WORDS = ("--help", "-h", "help")
 HELP = "\n".join(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transfergrid.specs import FeatureKey, Runtime, safe_name
 
+ASIDE = ".damaged"  # at the end of the name of a file that was set aside
 EXPORT_MARK = "preprocessing.json"  # a folder that holds it is an export, which another may replace
 
 
@@ -65,6 +66,11 @@ class StorePaths:
     @property
     def launches(self) -> Path:
         return self.root / "launches"
+
+    @property
+    def submitting(self) -> Path:
+        """The lock of whoever sends jobs, or collects what they were sent with."""
+        return self.launches / ".submitting"
 
     @property
     def wandb(self) -> Path:
@@ -151,6 +157,7 @@ VERBS = {  # of the `transfergrid` command -> the module in cli/ that carries it
     "predict": "predict",
     "doctor": "doctor",
     "list": "list",
+    "store": "store",
 }
 _VERB_OF = {"launch_grid": "launch", "run_phase": "run"}  # where a script in jobs/ has another name
 

@@ -52,6 +52,7 @@ def _parse(script: str, arguments: list[str]) -> None:
     from transfergrid.config.predict import PredictKeys
     from transfergrid.config.report import parse_report
     from transfergrid.config.status import parse_status
+    from transfergrid.config.store import parse_store
     from transfergrid.config.sweep import _options
     from transfergrid.config.sync import parse_sync
 
@@ -66,6 +67,7 @@ def _parse(script: str, arguments: list[str]) -> None:
         "status": parse_status,
         "report": parse_report,
         "sync": parse_sync,
+        "store": parse_store,
     }
     if "--cfg" in arguments or script == "list":
         arguments = [a for a in arguments if "=" in a]

@@ -122,7 +122,7 @@ def submit(console: Console, submitting: Submitting) -> int:
 
 @contextlib.contextmanager
 def _alone(console: Console, request: Request) -> Iterator[None]:
-    path = request.store.launches / ".submitting"
+    path = request.store.submitting
     with durable.lock(path, wait=False) as obtained:
         if obtained:
             yield

@@ -230,14 +230,17 @@ def make_folder(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove temporary files of ended processes of this machine; those of other machines are left alone."""
+    for path in abandoned(folder):
+        path.unlink(missing_ok=True)
+
+
+def abandoned(folder: Path, pattern: str = ".*.tmp") -> Iterator[Path]:
+    """The files that sweep() removes."""
     here = f".{socket.gethostname()}"
-    if not folder.is_dir():
-        return
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(pattern) if folder.is_dir() else ():
         owner, pid, *_ = [*path.name.rsplit(".", 3), ""]
         if owner.endswith(here) and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            yield path
 
 
 def copy_tree(

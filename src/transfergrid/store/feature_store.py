@@ -25,7 +25,7 @@ import h5py
 import numpy as np
 
 from transfergrid.errors import CorruptFeatures, DataError, one_line
-from transfergrid.paths import CachePaths
+from transfergrid.paths import ASIDE, CachePaths
 from transfergrid.specs import FeatureKey, canonical_json
 from transfergrid.store import durable
 
@@ -246,14 +246,14 @@ def set_aside(paths: CachePaths, key: FeatureKey, path: Path, reason: str, *, se
             return path
         durable.write_json(_about_damage(own), {"path": str(path), "reason": reason})
         if path == own:
-            place = path.with_name(path.name + ".damaged")
+            place = path.with_name(path.name + ASIDE)
             os.replace(path, place)
             durable.fsync_folder(path.parent)
     return place
 
 
 def _about_damage(path: Path) -> Path:
-    return path.with_name(path.name + ".damaged.json")
+    return path.with_name(f"{path.name}{ASIDE}.json")
 
 
 def _set_aside(path: Path) -> dict[str, str]:

@@ -328,7 +328,8 @@ def read_grid(path: Path) -> list[GridEntry]:
     try:
         return [GridEntry(**e) for e in durable.read_json(path)["configurations"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({one_line(error)}); delete it and launch the grid again") from error
+        what = f"{path} is damaged ({one_line(error)})"
+        raise DataError(what, remedy="delete it and launch the grid again") from error
 
 
 def launched_with(path: Path) -> Runtime | None:
