@@ -5,7 +5,6 @@ Whatever has a checksum is read whole: features and weights at about 1 GB/s.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -14,11 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import h5py
-
-from transfergrid.errors import DataError, one_line
+from transfergrid.errors import CorruptFeatures, DataError
 from transfergrid.paths import ASIDE, CachePaths, RunPaths, StorePaths
-from transfergrid.specs import FeatureKey, from_dict
 from transfergrid.store import durable, feature_store
 from transfergrid.store.attempts import read_spec
 from transfergrid.store.checkpoints import checkpoint_files
@@ -101,18 +97,10 @@ def _of_run(paths: RunPaths) -> Iterator[Damage]:
 
 
 def _of_features(path: Path, cache: CachePaths) -> Iterator[Damage]:
-    aside = (path,)
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            key = from_dict(FeatureKey, json.loads(file.attrs["key"].decode()))
-        if cache.features(key) != path:
-            yield Damage(path, f"{path} holds the features of another name", "features", aside)
-            return
-        feature_store.read(path, key)
-    except DataError as error:
-        yield Damage(path, error.what, "features", aside)
-    except Exception as error:  # h5py raises half a dozen kinds for damaged files
-        yield Damage(path, f"{path} cannot be read ({one_line(error)[:200]})", "features", aside)
+        feature_store.assert_sound(cache, path)
+    except CorruptFeatures as error:
+        yield Damage(path, error.what, "features", (path,))
 
 
 def _of_weights(path: Path) -> Iterator[Damage]:

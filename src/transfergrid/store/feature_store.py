@@ -26,7 +26,7 @@ import numpy as np
 
 from transfergrid.errors import CorruptFeatures, DataError, one_line
 from transfergrid.paths import ASIDE, CachePaths
-from transfergrid.specs import FeatureKey, canonical_json
+from transfergrid.specs import FeatureKey, canonical_json, from_dict
 from transfergrid.store import durable
 
 BLOCK_ROWS = 4096
@@ -323,3 +323,15 @@ def provenance_of(path: Path) -> str:
     """The canonical JSON text that its writer gave."""
     with h5py.File(path, "r", locking=False) as file:
         return str(file.attrs["provenance"].decode())
+
+
+def assert_sound(paths: CachePaths, path: Path) -> None:
+    """Read a file of this cache whole. Raises CorruptFeatures where it is damaged, or lies under another key's name."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            key = from_dict(FeatureKey, json.loads(file.attrs["key"].decode()))
+    except Exception as error:  # h5py raises half a dozen kinds for damaged files
+        raise CorruptFeatures(f"{path} cannot be read ({one_line(error)})") from error
+    if paths.features(key) != path:
+        raise CorruptFeatures(f"{path} holds the features of another name")
+    read(path, key)
