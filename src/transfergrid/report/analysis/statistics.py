@@ -159,6 +159,26 @@ def compare(correct_a_SN: Array, correct_b_SN: Array, *, draws: int = DRAWS, see
     )
 
 
+def non_inferiority(correct_best_SN: Array, correct_other_SN: Array, *, margin: float) -> float:
+    """One-sided p of "the other is worse than the best by `margin` (in [0, 1]) or more"; below 5 % it is not worse.
+
+    The mean difference over seeds (rows) and images (columns) has the standard error and degrees of freedom of
+    `spread_of_mean`, as in `compare`. Where the two are right about the same images, at most so many others can differ
+    (Clopper and Pearson 1934).
+    """
+    from scipy.special import stdtr
+
+    difference_SN = correct_best_SN.astype(np.int8) - correct_other_SN.astype(np.int8)
+    seeds, images = difference_SN.shape
+    differing = int(difference_SN.any(axis=0).sum())
+    squares = _mean_squares(difference_SN)
+    error, freedom = spread_of_mean(squares, seeds=seeds, images=images, differing=differing)
+    difference = float(difference_SN.mean())
+    if error == 0:
+        return (1 - margin) ** images if difference < margin else 1.0
+    return float(stdtr(freedom, (difference - margin) / error))
+
+
 @dataclass(frozen=True, slots=True)
 class MeanSquares:
     """Of the two-way layout seeds x images without repetition; with one seed only `image` is not zero."""
