@@ -508,7 +508,7 @@ class Runtime:
 
     data_folders: dataset name -> its folder, for image folders. weights_files: weights identity -> file.
     report_figures: whether the report that ends a launch has figures; None = SLURM's finish job makes them, a launch
-    at whose end somebody waits does not.
+    at whose end somebody waits does not. report_within: percentage points that a cheaper row may be worse.
     max_megapixels: a larger picture of a folder is refused before it is decoded.
     wandb_images: whether W&B gets pictures and names of files, too.
     """
@@ -531,6 +531,7 @@ class Runtime:
     keep_weights: Literal["final", "none"] = "final"
     resident_gb: float = 8.0
     report_figures: bool | None = None
+    report_within: float = 1.0
     max_megapixels: float = 180.0
 
 

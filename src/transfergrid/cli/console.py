@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 
 _MOST_LINES = 100
-OK, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, BAD_ARGUMENTS, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
+JSON = "--json"  # the answer on standard output for programs, all else on standard error
 
 
 def run_script(
@@ -72,14 +73,14 @@ def write_whatever_names() -> None:
             stream.reconfigure(errors=spelled_out())
 
 
-def make_console() -> Console:
+def make_console(*, on_stderr: bool = False) -> Console:
     """The terminal as it is; where the output goes to a file or a pipe, 100 columns."""
     from rich.console import Console
 
     write_whatever_names()
     # No markup and no emoji: a message may well hold brackets, as [Errno 28] does, and a name `:x:`.
-    console = Console(markup=False, emoji=False)
-    return console if console.is_terminal else Console(markup=False, emoji=False, width=100)
+    console = Console(markup=False, emoji=False, stderr=on_stderr)
+    return console if console.is_terminal else Console(markup=False, emoji=False, width=100, stderr=on_stderr)
 
 
 def say(console: Console, text: str, *, style: str | None = None) -> None:

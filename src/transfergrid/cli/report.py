@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import FAILED, OK, count, make_console, run_script, say
+from transfergrid.cli.console import FAILED, JSON, OK, UNDECIDED, count, make_console, run_script, say
 from transfergrid.cli.pulled import pull_grids
 from transfergrid.cli.sync import SHOWN, destination
 from transfergrid.cluster.billing import settle_bills
@@ -19,7 +20,6 @@ from transfergrid.config.help import Help
 from transfergrid.config.report import ReportKeys, ReportRequest, parse_report
 from transfergrid.config.spelling import never_launched, newest_grid
 from transfergrid.paths import StorePaths
-from transfergrid.specs import SelectBy
 from transfergrid.store.records import read_grid
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ HELP = Help(
         "'compare=[small_resnet18,small_resnet18_as_published]'",
         "grid=quickstart publish=true entity=my-team",
         "grid=quickstart source=wandb entity=my-team",
+        "grid=quickstart --json  # the answer for programs; exit code 3 where it is not decided",
     ),
     keys=takes(ReportKeys),
     first=own_keys(ReportKeys),
@@ -45,13 +46,15 @@ HELP = Help(
 
 
 def main() -> int:
-    return run_script(report, HELP)
+    return run_script(report, HELP, flags=(JSON,))
 
 
 def report(arguments: Sequence[str]) -> int:
-    """Exit code 0 when every row has completed (and what is published is in W&B as it was sent), else 1."""
-    request, console = parse_report(arguments), make_console()
-    store = request.store
+    """Exit code 0 when every row has completed (and what is published is in W&B as it was sent), else 1; with --json
+    UNDECIDED where all is complete, and some data set has a row that is not told apart from its winner."""
+    request = parse_report([argument for argument in arguments if argument != JSON])
+    as_json, store = JSON in arguments, request.store
+    console = make_console(on_stderr=as_json)
     if not request.grids:
         request = replace(request, grids=(newest_grid(store),))
         say(console, f"grid={request.grids[0]}, the one launched last in {store.root}")
@@ -61,12 +64,23 @@ def report(arguments: Sequence[str]) -> int:
             read_grid(store.grid(grid))
         except FileNotFoundError:
             raise never_launched(grid, store) from None
-    comparisons, path = _shown(console, request.grids, store, figures=request.figures, select_by=request.select_by)
+    comparisons, path = _shown(console, request)
     is_complete = _all_completed(comparisons)
     for line in _remarks(comparisons):
         say(console, line, style="red")
     is_there = request.publish is None or send_wandb_report(console, comparisons, path.parent, request)
-    return OK if is_complete and is_whole and is_there else FAILED
+    is_decided = not as_json or print_answer(comparisons)
+    return FAILED if not (is_complete and is_whole and is_there) else OK if is_decided else UNDECIDED
+
+
+def print_answer(comparisons: Sequence[Comparison]) -> bool:
+    """answer.json on standard output; whether every data set is decided."""
+    from transfergrid.report.analysis.answer import answer_of
+    from transfergrid.report.several import joined
+
+    answer = answer_of(joined(comparisons))
+    print(json.dumps(answer.as_json(), indent=2, sort_keys=True))
+    return answer.decided
 
 
 def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool | None) -> bool:
@@ -74,49 +88,50 @@ def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, fi
 
     figures: None leaves the files as another process made them, if they are newer than every record.
     """
-    comparisons, _ = _shown(console, grids, store, figures=figures)
+    comparisons, _ = _shown(console, ReportRequest(grids=tuple(grids), store=store, figures=figures))
     return _all_completed(comparisons)
 
 
-def _shown(
-    console: Console,
-    grids: Sequence[str],
-    store: StorePaths,
-    *,
-    figures: bool | None,
-    select_by: SelectBy | None = None,
-) -> tuple[list[Comparison], Path]:
+def _shown(console: Console, request: ReportRequest) -> tuple[list[Comparison], Path]:
     """The comparisons, and the path of comparison.md."""
     from transfergrid.cli.tables import rich_table, terminal_table
     from transfergrid.report.analysis import handover
+    from transfergrid.report.analysis.answer import answer_of, in_words
     from transfergrid.report.analysis.comparison import read_comparison
     from transfergrid.report.analysis.top_errors import table, top_errors
     from transfergrid.report.page.wording import verdict
     from transfergrid.report.several import joined
     from transfergrid.report.write import report_name, write
 
-    comparisons = [read_comparison(grid, store, select_by=select_by) for grid in grids]
+    grids, store, figures = request.grids, request.store, request.figures
+    read = partial(read_comparison, store=store, select_by=request.select_by, within_points=request.within_points)
+    comparisons = list(map(read, grids))
     joined(comparisons)  # grids that cannot stand in one report are refused before anything is shown
     runs = {entry.run_id for grid in grids for entry in read_grid(store.grid(grid))}
     runs |= {run_id for comparison in comparisons for run_id in comparison.spent.costs}
-    # A report that another process made stays as it is, its figures with it.
-    if figures is not None and settle_bills(store, read_ledger(store), sorted(runs)).changed:
-        comparisons = [read_comparison(grid, store, select_by=select_by) for grid in grids]
+    # A report that another process made stays as it is, its figures with it. One that goes elsewhere leaves the store.
+    settles = figures is not None and request.output is None
+    if settles and settle_bills(store, read_ledger(store), sorted(runs)).changed:
+        comparisons = list(map(read, grids))
     for comparison in comparisons:
         if len(comparisons) > 1:
             say(console, f"\n{comparison.grid}")
         console.print(terminal_table(comparison.rows, width=console.width))
         console.print(f"\n{verdict(comparison)}", highlight=False, markup=False)
+        for line in in_words(answer_of(comparison)):
+            say(console, line)
         if errors := top_errors(comparison):
             console.print()
             console.print(rich_table(table(errors), may_go=("variant", "differs", "as_stated", "corrected")))
         for line in handover.summary(comparison):
             say(console, line, style="yellow")
-    path = store.report(report_name(grids)) / "comparison.md"
+    path = (request.output or store.report(report_name(grids))) / "comparison.md"
     if figures is not None or not _is_current(path.with_name("index.html"), comparisons):
-        path = write(comparisons, figures=bool(figures))
+        path = write(comparisons, figures=bool(figures), folder=path.parent)
     console.print(
-        f"\nreport: {path} and index.html, comparison.csv, comparison.tex beside it", highlight=False, soft_wrap=True
+        f"\nreport: {path} and index.html, comparison.csv, comparison.tex, answer.json beside it",
+        highlight=False,
+        soft_wrap=True,
     )
     return comparisons, path
 

@@ -263,5 +263,6 @@ def make_runtime(config: DictConfig, *, grid: str, folders: dict[str, str], weig
         keep_weights=config.keep_weights,
         resident_gb=config.data.resident_gb,
         report_figures=config.report.figures,
+        report_within=config.report.within,
         max_megapixels=config.dataset.max_megapixels,
     )

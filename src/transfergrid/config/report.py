@@ -22,6 +22,8 @@ class ReportKeys:
     compare: list[str] = setting([], "grids side by side, as [a,b]; in place of grid=")
     figures: Literal["true", "false", "keep"] = setting("true", "keep = those made since the last record")
     select_by: SelectBy | None = setting(None, "the score on val that chooses; left out: as launched")
+    output: str | None = setting(None, "folder for the report; left out: in the store")
+    report_within: float | None = shared("report.within", None)
     publish: bool = setting(False, "send the report to W&B")
     source: Literal["store", "wandb"] = setting("store", "wandb = read the runs from a server")
     project: str | None = setting(None, "W&B project; left out: the grid's own")
@@ -41,7 +43,8 @@ class ReportRequest:
     wandb: where to read the runs from, entity and project, if not from a store; `store` is then where they are kept.
     publish: entity and project to publish in, if it is asked for; None for one: as the grid's last launch has it.
     images: whether pictures and names of files are published, too; None: as the grid's last launch has it.
-    select_by: the score on val that choices between rows are by; None as each grid was launched.
+    select_by: the score on val that choices between rows are by; None as each grid was launched, as for within_points.
+    output: where the report is written; None: its folder in the store.
     """
 
     grids: tuple[str, ...]
@@ -51,6 +54,8 @@ class ReportRequest:
     publish: tuple[str | None, str | None] | None = None
     images: bool | None = None
     select_by: SelectBy | None = None
+    output: Path | None = None
+    within_points: float | None = None
 
 
 def parse_report(arguments: Sequence[str]) -> ReportRequest:
@@ -78,6 +83,8 @@ def parse_report(arguments: Sequence[str]) -> ReportRequest:
         publish=(wandb or (entity, project)) if keys.publish else None,
         images=keys.tracking_images,
         select_by=keys.select_by,
+        output=None if keys.output is None else Path(keys.output),
+        within_points=keys.report_within,
     )
 
 

@@ -215,6 +215,7 @@ class NotifyConfig:
 @_configured
 class ReportConfig:
     figures: bool | None = setting(None, "figures at a launch's end; null = on SLURM only")
+    within: float = setting(1.0, "how much worse than the winner a cheaper row may be", (0, 100), unit="points")
 
 
 @_configured

@@ -24,6 +24,8 @@ from transfergrid.store import records
 from transfergrid.store.attempts import read_spec
 from transfergrid.store.records import GridEntry, RunRecord
 
+WITHIN_POINTS = 1.0  # of grids that an older release launched
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
@@ -42,7 +44,8 @@ class Comparison:
     stored: the runs' test predictions, read once for all that is made from this comparison.
     runs: beside each row the records of its completed runs, in the order of their seeds. notes: which joins have no
     verdict and why, or one from fewer seeds than they have, or parts that are tied on val; a sentence each. joins: by a
-    join's position in rows, what came out beside its best part.
+    join's position in rows, what came out beside its best part. within_points: so much worse than the winner a cheaper
+    row may be, in percentage points.
     """
 
     grid: str
@@ -54,6 +57,7 @@ class Comparison:
     spent: Spent
     notes: tuple[str, ...] = ()
     joins: Mapping[int, Answer] = field(default_factory=dict)
+    within_points: float = WITHIN_POINTS
 
     @property
     def records(self) -> list[RunRecord]:
@@ -66,8 +70,10 @@ def comparison_rows(grid: str, store: StorePaths) -> list[ComparisonRow]:
     return list(read_comparison(grid, store).rows)
 
 
-def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None = None) -> Comparison:
-    """select_by: the score on val that choices between rows are by; None = as the grid was launched.
+def read_comparison(
+    grid: str, store: StorePaths, *, select_by: SelectBy | None = None, within_points: float | None = None
+) -> Comparison:
+    """select_by: the score on val that choices between rows are by. None for one = as the grid was launched.
 
     Raises ConfigError if the grid was never launched, DataError if one row would mix runs of different settings.
     """
@@ -127,7 +133,13 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
         spent=spent,
         notes=tuple(notes),
         joins={i: answer for (i, _), answer in answers.items()},
+        within_points=_within_points(grid, store) if within_points is None else within_points,
     )
+
+
+def _within_points(grid: str, store: StorePaths) -> float:
+    launched = records.launched_with(store.grid(grid))
+    return WITHIN_POINTS if launched is None else launched.report_within
 
 
 def _entries(grid: str, store: StorePaths) -> list[GridEntry]:
