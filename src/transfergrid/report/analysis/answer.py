@@ -322,8 +322,8 @@ def _real(answer: DatasetAnswer) -> Iterator[str]:
         yield f"Val missed {_named(answer.better_on_test)}: better on the test images."
     if not rivals:
         return
-    rows = "row is" if len(rivals) == 1 else "rows are"
-    yield f"{len(rivals)} of {others} other {rows} not told apart from it: {_named(rivals)}."
+    verb = "is" if len(rivals) == 1 else "are"
+    yield f"{len(rivals)} of {others} other rows {verb} not told apart from it: {_named(rivals)}."
     if effort := _effort(rivals[0]):
         yield f"To tell it from {rivals[0].row.name} takes {effort}."
 
