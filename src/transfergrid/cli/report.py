@@ -38,7 +38,7 @@ HELP = Help(
         "'compare=[small_resnet18,small_resnet18_as_published]'",
         "grid=quickstart publish=true entity=my-team",
         "grid=quickstart source=wandb entity=my-team",
-        "grid=quickstart --json  # the answer for programs; exit code 3 where it is not decided",
+        "grid=quickstart --json  # for programs; exit code 3: not decided",
     ),
     keys=takes(ReportKeys),
     first=own_keys(ReportKeys),
