@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 HELP = Help(
     script="predict.py",
-    purpose="Apply a finished run (probe, finetune or scratch) to every image below a folder, as CSV; or export it:"
+    purpose="Apply a finished run (probe, finetune or scratch) to pictures, as CSV; or export it:"
     " weights, program, preprocessing, class names and a model card.",
     examples=(
-        "run=RUN_ID images=DIR  # CSV to standard output",
+        "run=RUN_ID images=DIR  # or a FILE, or 'DIR/*.jpg'; CSV to standard output",
         "run=RUN_ID images=DIR top_k=3 output=FILE.csv",
         "run=RUN_ID export=DIR export_format=onnx",
         "run=results/runs/RUN_ID images=DIR device=cpu cluster.num_threads=2",
