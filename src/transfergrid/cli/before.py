@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid import tracking
 from transfergrid.cli.console import say
@@ -21,9 +22,6 @@ from transfergrid.networks.backbones.weight_files import Taken
 from transfergrid.planning.plan import Plan
 from transfergrid.specs import EvaluateSettings, ProbeSettings, RunSpec, Runtime
 from transfergrid.store import durable
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def sent_states(request: Request, ledger: Ledger | None = None) -> Snapshot:

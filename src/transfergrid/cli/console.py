@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from transfergrid.config.arguments import assert_spelled
 from transfergrid.errors import ConfigError, GridError, classify, next_step, one_line, remedy_of
 from transfergrid.names import spelled_out
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from transfergrid.config.help import Help
 
 

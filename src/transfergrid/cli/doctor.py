@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid.cli.before import check_inputs
 from transfergrid.cli.console import FAILED, OK, make_console, run_script, say
@@ -13,9 +14,6 @@ from transfergrid.config import Request, load_doctor
 from transfergrid.config.help import OF_A_PLACE, OF_DOCTOR, Help
 from transfergrid.doctor.checks import Check
 from transfergrid.doctor.fitness import is_on_slurm, local_checks, machine_checks, slurm_checks
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 VISIBLE_S = 60.0  # NFS may keep the listing of a folder for so long (acdirmax)
 _MARKS = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("--", "yellow")}

@@ -8,7 +8,8 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid.cli.console import make_console, say
 from transfergrid.cli.report import show_report
@@ -27,9 +28,6 @@ from transfergrid.paths import StorePaths, store_paths
 from transfergrid.planning import job
 from transfergrid.store import durable
 from transfergrid.store.records import read_grid
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 SETTLE_S = 180.0  # for SLURM to say how the last jobs ended
 POLL_S = 5.0

@@ -6,7 +6,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid.cli.console import count, say
 from transfergrid.cluster.ledger import read_ledger
@@ -18,9 +19,6 @@ from transfergrid.specs import Runtime
 from transfergrid.store import durable
 from transfergrid.store.attempts import newest_attempt, read_spec
 from transfergrid.store.records import GridEntry, launched_with, read_grid, record_head, selected_by, write_grid
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid import tracking
 from transfergrid.cli.before import (
@@ -27,9 +28,6 @@ from transfergrid.config.help import MOST_USED, OF_LAUNCH, Help
 from transfergrid.errors import ConfigError
 from transfergrid.planning.plan import make_plan
 from transfergrid.resources import ClusterSettings
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 MIRROR_WAIT_S = 60.0
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid.cli.before import check_without_writing, preflight, prepare_folders, with_tracking_decided
 from transfergrid.cli.console import FAILED, OK, count, say
@@ -25,9 +26,6 @@ from transfergrid.config.spelling import command_of_grid
 from transfergrid.errors import ConfigError
 from transfergrid.planning.cost import ADVISED_RUNS_PER_JOB, Estimate, estimate, gpu_hours, packing_advice
 from transfergrid.planning.plan import Plan
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def carry_out(console: Console, request: Request) -> int:

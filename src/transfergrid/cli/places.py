@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid.cli.console import say
 from transfergrid.cluster import slurm
@@ -16,9 +17,6 @@ from transfergrid.cluster.submit import Sender
 from transfergrid.config import Request
 from transfergrid.errors import ConfigError, one_line
 from transfergrid.planning.plan import Plan
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def num_jobs(plan: Plan, packed: int) -> int:

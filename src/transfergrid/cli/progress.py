@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
 from transfergrid.cli.console import say
 from transfergrid.cluster.local import Ended, Watcher
 from transfergrid.paths import StorePaths
@@ -17,7 +19,6 @@ from transfergrid.specs import RunSpec
 from transfergrid.store.records import read_record
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 REFRESH_S = 0.5

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from transfergrid.cli.console import FAILED, OK, count, make_console, run_script, say
 from transfergrid.cli.pulled import pull_grids
 from transfergrid.cli.sync import SHOWN, destination
@@ -23,8 +25,6 @@ from transfergrid.specs import SelectBy
 from transfergrid.store.records import read_grid
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from transfergrid.report.analysis.comparison import Comparison, Failure
 
 HELP = Help(

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid.cli.before import queued, sent_states
 from transfergrid.cli.console import count, say
@@ -34,9 +35,6 @@ from transfergrid.planning.plan import Plan, make_plan
 from transfergrid.resources import Resources
 from transfergrid.specs import Runtime
 from transfergrid.store import durable
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @dataclass(slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid.cli.cautions import cautions, inventories
 from transfergrid.cli.console import FAILED, OK, say
@@ -13,10 +14,6 @@ from transfergrid.config import Request
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.names import shown, some
 from transfergrid.planning.plan import STATES, Plan, PlannedRun
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
 
 FOLD_ABOVE = 40  # rows of the plan
 

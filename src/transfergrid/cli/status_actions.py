@@ -7,7 +7,8 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.status_view import View
@@ -22,9 +23,6 @@ from transfergrid.config.status import UNKNOWN, StatusRequest
 from transfergrid.errors import ConfigError, MachineError
 from transfergrid.paths import StorePaths, typed
 from transfergrid.store.records import read_grid, record_head
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 VERIFY_S = 30.0
 VERIFY_POLL_S = 1.0

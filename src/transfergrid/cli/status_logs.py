@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from transfergrid.cli.console import FAILED, OK, say
 from transfergrid.cli.status_table import clock, last_words, next_steps, printable, read_progress, state_text
@@ -15,9 +17,6 @@ from transfergrid.cluster.run_state import ENDED
 from transfergrid.config.status import StatusRequest
 from transfergrid.specs import RunSpec
 from transfergrid.store.records import read_record
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 FOLLOW_POLL_S = 0.5
 STATE_POLL_S = 5.0

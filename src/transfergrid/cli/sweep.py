@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from rich.console import Console
 
 from transfergrid import tracking
 from transfergrid.cli import before, launch, shown
@@ -41,9 +43,6 @@ from transfergrid.planning.plan import Plan, PlannedRun, make_plan
 from transfergrid.specs import RunSpec
 from transfergrid.store import durable
 from transfergrid.training.stopping import StopFlag
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def sweep(arguments: Sequence[str]) -> int:

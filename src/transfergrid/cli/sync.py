@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script, say
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
@@ -21,8 +23,6 @@ from transfergrid.store.provenance import import_path
 from transfergrid.tracking.account import Account, Unreachable, find_account, why_silent
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from transfergrid.tracking.sync import Synced
 
 HELP = Help(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from rich.console import Console
 
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.costs import cost_of
 from transfergrid.store.bills import read_bill
 from transfergrid.store.records import RunRecord, read_record
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def show_usage(console: Console, run_ids: Sequence[str], store: StorePaths) -> None:

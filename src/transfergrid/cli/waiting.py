@@ -6,7 +6,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.finish import runs_of
@@ -23,9 +24,6 @@ from transfergrid.cluster.states import take_snapshot
 from transfergrid.config import Request
 from transfergrid.errors import MachineError
 from transfergrid.paths import typed
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 FINISH_GRACE_S = 600.0  # after the last run, for the finish job to start and end
 STARVING_S = 300.0  # with nothing of the grid in the queue and no place for more: other jobs of the user fill it
