@@ -19,7 +19,7 @@ from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.config import Request
 from transfergrid.errors import ConfigError, DataError, MachineError, StoreFull
 from transfergrid.networks.backbones.weight_files import Taken
-from transfergrid.planning.plan import Plan
+from transfergrid.planning.plan import Plan, make_plan
 from transfergrid.specs import EvaluateSettings, ProbeSettings, RunSpec, Runtime
 from transfergrid.store import durable
 
@@ -43,6 +43,30 @@ def queued(snapshot: Snapshot) -> dict[str, str]:
     return found
 
 
+def plan_here(request: Request) -> Plan:
+    """What this machine would run: all that is neither done nor sent to SLURM."""
+    rows = [c.run.run_id for c in request.configurations]
+    return make_plan(rows, request.runs, request.runtime, queued=queued(sent_states(request)))
+
+
+def made_ready(
+    console: Console, plan: Plan, request: Request, *, runs_follow: bool, not_done: str = "started"
+) -> Request | None:
+    """Look at all that can refuse the plan's runs. Returns the request with its tracking decided; None of a dry run,
+    which ends here and writes nothing. runs_follow: they are carried out by this process's children."""
+    if request.dry_run:
+        _check_without_writing(console, plan, request.runtime, runs_follow=runs_follow)
+        console.print(f"dry run: nothing was {not_done} or written")
+        return None
+    prepare_folders(request.runtime)
+    preflight(console, plan, request.runtime, runs_follow=runs_follow)
+    # tracking=auto is decided here, for all jobs of the launch, once nothing else is refused.
+    runtime, line = tracking.decided(request.runtime)
+    if line is not None:
+        say(console, line)
+    return replace(request, runtime=runtime)
+
+
 def prepare_folders(runtime: Runtime) -> None:
     """Make store and cache, and write to each once. A folder that cannot be written is a bad argument."""
     for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
@@ -62,7 +86,7 @@ def prepare_folders(runtime: Runtime) -> None:
 def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
     """The GPU, data and weights of what is about to run, the latter fetched where there is a network, and verified.
 
-    runs_follow: they are carried out by this process's children. Raises MachineError where device=cuda cannot be.
+    Raises MachineError where device=cuda cannot be.
     """
     runs = [p.run for p in plan.to_run]
     if not runs:
@@ -75,15 +99,7 @@ def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bo
     _tell(console, answer)
 
 
-def with_tracking_decided(console: Console, request: Request) -> Request:
-    """tracking=auto is decided here, for all jobs of the launch, once nothing else is refused; one line says how."""
-    runtime, line = tracking.decided(request.runtime)
-    if line is not None:
-        say(console, line)
-    return replace(request, runtime=runtime)
-
-
-def check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
+def _check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
     """What a dry run can say of what prepare_folders() and preflight() refuse: nothing is written or fetched, and torch
     is loaded, in a child, only where the user names weights files or asks for a GPU. Raises as they do."""
     for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):

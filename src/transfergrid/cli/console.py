@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 _MOST_LINES = 100
+FIRST_LINES = 20
 OK, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -74,8 +75,6 @@ def write_whatever_names() -> None:
 
 def make_console() -> Console:
     """The terminal as it is; where the output goes to a file or a pipe, 100 columns."""
-    from rich.console import Console
-
     write_whatever_names()
     # No markup and no emoji: a message may well hold brackets, as [Errno 28] does, and a name `:x:`.
     console = Console(markup=False, emoji=False)
@@ -85,6 +84,14 @@ def make_console() -> Console:
 def say(console: Console, text: str, *, style: str | None = None) -> None:
     """A text as it is: no part of it is coloured, and no line is broken where a terminal ends."""
     console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def say_first(console: Console, lines: Sequence[str], *, more: str = "...") -> None:
+    """The first of many lines, and how many more there are."""
+    for line in lines[:FIRST_LINES]:
+        say(console, line)
+    if len(lines) > FIRST_LINES:
+        say(console, f"{more} and {len(lines) - FIRST_LINES} more")
 
 
 def hashing_progress() -> Callable[[int, int], None]:

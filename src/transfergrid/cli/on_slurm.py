@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from transfergrid.cli.before import check_without_writing, preflight, prepare_folders, with_tracking_decided
+from transfergrid.cli.before import made_ready
 from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.grid_file import write_grid_of
 from transfergrid.cli.places import assert_room, num_jobs
@@ -52,18 +52,14 @@ def carry_out(console: Console, request: Request) -> int:
     if finishing.refusal:
         raise ConfigError(finishing.refusal)
     assert_room(plan, request, limits)
-    if request.dry_run:
-        check_without_writing(console, plan, request.runtime, runs_follow=False)
-        console.print("dry run: nothing was submitted or written")
+    ready = made_ready(console, plan, request, runs_follow=False, not_done="submitted")
+    if ready is None:
         return OK
-    prepare_folders(request.runtime)
-    preflight(console, plan, request.runtime, runs_follow=False)
-    request = with_tracking_decided(console, request)
-    submitting = Submitting(request, limits, finishing.resources)
-    if request.emit is not None:
-        return _emit(console, submitting, Path(request.emit))
+    submitting = Submitting(ready, limits, finishing.resources)
+    if ready.emit is not None:
+        return _emit(console, submitting, Path(ready.emit))
     submit(console, submitting)
-    if not request.wait:
+    if not ready.wait:
         _say_how_to_watch(console, submitting)
         return FAILED if submitting.left or submitting.is_finish_due else OK
     from transfergrid.cli.waiting import wait

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from transfergrid.cli.console import FAILED, OK, count, make_console, run_script, say
-from transfergrid.cli.pulled import pull_grids
-from transfergrid.cli.sync import SHOWN, destination
+from transfergrid.cli.console import FAILED, OK, count, make_console, run_script, say, say_first
+from transfergrid.cli.sync import destination
 from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.config.arguments import own_keys, takes
@@ -22,7 +21,7 @@ from transfergrid.config.report import ReportKeys, ReportRequest, parse_report
 from transfergrid.config.spelling import never_launched, newest_grid
 from transfergrid.paths import StorePaths
 from transfergrid.specs import SelectBy
-from transfergrid.store.records import read_grid
+from transfergrid.store.records import GridEntry, read_grid
 
 if TYPE_CHECKING:
     from transfergrid.report.analysis.comparison import Comparison, Failure
@@ -55,30 +54,46 @@ def report(arguments: Sequence[str]) -> int:
     if not request.grids:
         request = replace(request, grids=(newest_grid(store),))
         say(console, f"grid={request.grids[0]}, the one launched last in {store.root}")
-    is_whole = request.wandb is None or pull_grids(request.grids, store, *request.wandb)
+    is_whole = request.wandb is None or pull_grids(console, request.grids, store, *request.wandb)
     for grid in request.grids:
         try:
             read_grid(store.grid(grid))
         except FileNotFoundError:
             raise never_launched(grid, store) from None
-    comparisons, path = _shown(console, request.grids, store, figures=request.figures, select_by=request.select_by)
-    is_complete = _all_completed(comparisons)
+    comparisons, path = show_report(console, request.grids, store, figures=request.figures, select_by=request.select_by)
     for line in _remarks(comparisons):
         say(console, line, style="red")
     is_there = request.publish is None or send_wandb_report(console, comparisons, path.parent, request)
-    return OK if is_complete and is_whole and is_there else FAILED
+    return OK if all_completed(comparisons) and is_whole and is_there else FAILED
 
 
-def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool | None) -> bool:
-    """Print the tables, write the files, print where; True if every row has completed.
+def pull_grids(console: Console, grids: Sequence[str], store: StorePaths, entity: str | None, project: str) -> bool:
+    """Make the store from what a W&B server holds; True if it lacks nothing. Raises Unreachable or ConfigError."""
+    from transfergrid.tracking.account import find_account
+    from transfergrid.tracking.pull import pull_grid
 
-    figures: None leaves the files as another process made them, if they are newer than every record.
-    """
-    comparisons, _ = _shown(console, grids, store, figures=figures)
-    return _all_completed(comparisons)
+    account = find_account(project, entity)
+    is_whole = True
+    for grid in grids:
+        pulled = pull_grid(account, grid, store, say=partial(say, console))
+        for what, lines in (
+            ("not usable as the server has it:", pulled.problems),
+            (f"grid {grid} lacks on the server:", list(map(_named, pulled.missing))),
+        ):
+            say_first(console, [f"{what} {line}" for line in lines], more=what)
+        runs = count(len(pulled.run_ids), "run")
+        say(console, f"{grid}: {runs} of {account.url}/{account.path()} in {store.root}")
+        is_whole = is_whole and not pulled.missing and not pulled.problems
+    return is_whole
 
 
-def _shown(
+def _named(entry: GridEntry) -> str:
+    seed = "" if entry.seed is None else f"seed {entry.seed}"
+    parts = (entry.dataset, entry.model, entry.phase, entry.variant, seed)
+    return f"{' '.join(filter(None, parts))} ({entry.run_id})"
+
+
+def show_report(
     console: Console,
     grids: Sequence[str],
     store: StorePaths,
@@ -86,7 +101,10 @@ def _shown(
     figures: bool | None,
     select_by: SelectBy | None = None,
 ) -> tuple[list[Comparison], Path]:
-    """The comparisons, and the path of comparison.md."""
+    """Print the tables, write the files, print where. Returns the comparisons, and the path of comparison.md.
+
+    figures: None leaves the files as another process made them, if they are newer than every record.
+    """
     from transfergrid.cli.tables import rich_table, terminal_table
     from transfergrid.report.analysis import handover
     from transfergrid.report.analysis.comparison import read_comparison
@@ -115,13 +133,11 @@ def _shown(
     path = store.report(report_name(grids)) / "comparison.md"
     if figures is not None or not _is_current(path.with_name("index.html"), comparisons):
         path = write(comparisons, figures=bool(figures))
-    console.print(
-        f"\nreport: {path} and index.html, comparison.csv, comparison.tex beside it", highlight=False, soft_wrap=True
-    )
+    say(console, f"\nreport: {path} and index.html, comparison.csv, comparison.tex beside it")
     return comparisons, path
 
 
-def _all_completed(comparisons: Sequence[Comparison]) -> bool:
+def all_completed(comparisons: Sequence[Comparison]) -> bool:
     return all(row.status == "completed" for comparison in comparisons for row in comparison.rows)
 
 
@@ -158,12 +174,9 @@ def send_wandb_report(
     wandb_report = wandb_report_of(sent_ones, folder, figures=images and request.figures is not False)
     shared = wandb_report if images else wandb_report.without_pictures()
     sent = send_report(account, comparisons[0].store, shared, say=partial(say, console))
-    for problem in sent.problems[:SHOWN]:
-        say(console, problem)
-    if len(sent.problems) > SHOWN:
-        say(console, f"... and {len(sent.problems) - SHOWN} more")
-    said = f"{len(sent.problems)} things are not there as they were sent" if sent.problems else "all is there"
-    say(console, f"W&B: {said}: {sent.report_url}")
+    say_first(console, sent.problems)
+    verdict = f"{len(sent.problems)} things are not there as they were sent" if sent.problems else "all is there"
+    say(console, f"W&B: {verdict}: {sent.report_url}")
     return not sent.problems
 
 

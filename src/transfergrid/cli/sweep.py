@@ -17,9 +17,9 @@ from typing import Literal
 from rich.console import Console
 
 from transfergrid import tracking
-from transfergrid.cli import before, launch, shown
-from transfergrid.cli.console import BAD_ARGUMENTS, OK, hashing_progress, make_console, say
-from transfergrid.cli.grid_file import write_grid_of
+from transfergrid.cli.before import plan_here
+from transfergrid.cli.console import BAD_ARGUMENTS, count, hashing_progress, make_console, say
+from transfergrid.cli.launch import run_and_show
 from transfergrid.cli.progress import watching
 from transfergrid.cluster import accounting, ledger, local, slurm
 from transfergrid.cluster.adopt import adopt, adopt_intents
@@ -34,12 +34,13 @@ from transfergrid.cluster.slurm_words import meaning
 from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.cluster.yielding import fitted
+from transfergrid.config import Request
 from transfergrid.config.sweep import Sweep, launch_line, load_sweep, run_sweep
 from transfergrid.errors import ConfigError, MachineError, one_line
 from transfergrid.names import some
 from transfergrid.paths import typed
 from transfergrid.planning import job
-from transfergrid.planning.plan import Plan, PlannedRun, make_plan
+from transfergrid.planning.plan import Plan, PlannedRun
 from transfergrid.specs import RunSpec
 from transfergrid.store import durable
 from transfergrid.training.stopping import StopFlag
@@ -56,29 +57,19 @@ def sweep(arguments: Sequence[str]) -> int:
     tracking.validate(request.runtime, sends=True)
     if on_slurm and not request.dry_run:
         adopt_intents(ledger.read_ledger(request.store), alone=False)  # a sweep that still waits has no job's id yet
-    rows = [c.run.run_id for c in request.configurations]
-    plan = make_plan(rows, request.runs, request.runtime, queued=before.queued(before.sent_states(request)))
-    if request.needs_only_checked and (missing := _missing(plan, request.runs)):
-        print(f"error: {_told(asked, missing)}", file=sys.stderr)  # whole, however long the command is
+    plan = plan_here(request)
+    if request.needs_only_checked and (missing := _missing(plan)):
+        line, names = launch_line(asked, missing), some([run.run_id for run in missing], 3)
+        remedy = f"; make what is missing by: {line}" if line else ""
+        # Whole, however long the command is.
+        print(f"error: needs=check: {names} must complete first{remedy}", file=sys.stderr)
         return BAD_ARGUMENTS
-    console = make_console()
-    shown.show_plan(console, plan, request)
-    if request.dry_run:
-        before.check_without_writing(console, plan, request.runtime, runs_follow=not on_slurm)
-        console.print("dry run: nothing was started or written")
-        return OK
-    before.prepare_folders(request.runtime)
-    before.preflight(console, plan, request.runtime, runs_follow=not on_slurm)
-    request = before.with_tracking_decided(console, request)
-    asked = replace(asked, request=request)
-    write_grid_of(console, request)
-    mirror = tracking.start_mirror(request.runtime, request.configurations)
-    try:
-        endings = _on_slurm(console, asked, plan.to_run) if on_slurm else _here(console, asked, plan.to_run)
-    finally:
-        tracking.wait_for_mirror(mirror, launch.MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
-    shown.show_results(console, request)
-    return shown.show_endings(console, plan, endings)
+    console, carry = make_console(), _on_slurm if on_slurm else _here
+
+    def run(ready: Request) -> list[local.Ended]:
+        return carry(console, replace(asked, request=ready), plan.to_run) if plan.to_run else []
+
+    return run_and_show(console, plan, request, run, runs_follow=not on_slurm)
 
 
 # ------------------------------------------------------------------------------------------------------------- checking
@@ -117,23 +108,15 @@ def _with_its_device(asked: Sweep, *, on_slurm: bool) -> Sweep:
     return replace(asked, request=replace(asked.request, runtime=replace(runtime, device=device)))
 
 
-def _missing(plan: Plan, runs: dict[str, RunSpec]) -> list[RunSpec]:
+def _missing(plan: Plan) -> list[RunSpec]:
     """What the sweep's own runs need and is not done: no run of a sweep waits for another."""
     needed = {need for p in plan.to_run for need in (*(e.run_id for e in p.run.extractions), *p.run.needs)}
     return [p.run for p in plan.runs if p.run.run_id in needed and p.state != "reuse"]
 
 
-def _told(asked: Sweep, missing: Sequence[RunSpec]) -> str:
-    line = launch_line(asked, missing)
-    names = some([run.run_id for run in missing], 3)
-    return f"needs=check: {names} must complete first" + (f"; make what is missing by: {line}" if line else "")
-
-
 # -------------------------------------------------------------------------------------------------- on this machine
 def _here(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> list[local.Ended]:
     """By Hydra's basic launcher: one run after the other, each in a child of the local pool."""
-    if not todo:
-        return []
     request = asked.request
     planned = {p.run.run_id: p for p in todo}
     endings: list[local.Ended] = []
@@ -155,8 +138,6 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
     """By hydra-submitit-launcher: one job array, waited for."""
     from transfergrid.cluster.submit import slurm_environment  # submitit
 
-    if not todo:
-        return []
     store = asked.request.store
     variants = {c.run.run_id: c.variant for c in asked.request.configurations}
     payload = job.write_payload(
@@ -180,8 +161,8 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
     except BaseException:  # as of a full disk: nothing half-copied stays
         shutil.rmtree(payload.parent, ignore_errors=True)
         raise
-    jobs = f"{len(todo)} job{'s' if len(todo) > 1 else ''} named {submission.job_name}"
-    say(console, f"{jobs}; waiting for {'them' if len(todo) > 1 else 'it'}")
+    waiting = "waiting for them" if len(todo) > 1 else "waiting for it"
+    say(console, f"{count(len(todo), 'job')} named {submission.job_name}; {waiting}")
     run_ids = [p.run.run_id for p in todo]
     try:
         with slurm_environment():

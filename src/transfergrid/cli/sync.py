@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script, say
+from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script, say, say_first
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
 from transfergrid.config.spelling import command_of_grid, never_launched, newest_grid
@@ -36,7 +36,6 @@ HELP = Help(
     keys=takes(SyncRequest),
     first=own_keys(SyncRequest),
 )
-SHOWN = 20  # problems that are told one by one
 LONGEST_S = 1800.0  # of what the finish job does for W&B, each of both
 
 
@@ -90,10 +89,7 @@ def show(console: Console, synced: Synced) -> None:
     parts += [f"{wrong} not"] if wrong else []
     parts += [f"{synced.unfinished} unfinished yet"] if synced.unfinished else []
     parts += [f"{synced.elsewhere} being sent by another process"] if synced.elsewhere else []
-    for problem in synced.problems[:SHOWN]:
-        say(console, problem)
-    if len(synced.problems) > SHOWN:
-        say(console, f"... and {len(synced.problems) - SHOWN} more")
+    say_first(console, synced.problems)
     say(console, f"W&B: {', '.join(parts)}")
 
 
