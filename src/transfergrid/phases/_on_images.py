@@ -19,8 +19,7 @@ from transfergrid.networks.size import describe
 from transfergrid.paths import cache_paths
 from transfergrid.phases import RunContext
 from transfergrid.phases._parity import gate_features, gate_logits
-from transfergrid.phases._setting import Setting
-from transfergrid.phases._training import train
+from transfergrid.phases._setting import Setting, open_setting, train
 from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
 from transfergrid.specs import FinetuneSettings, ProbeSettings, RunSpec, Runtime, ScratchSettings, seed_for
 from transfergrid.store.records import RunRecord
@@ -192,4 +191,47 @@ def train_and_record(
         gflops_per_image=cost.gflops_per_image,
         images_per_s=result.images_per_s,
         epochs=settings.epochs,
+    )
+
+
+def run_probe(context: RunContext, settings: ProbeSettings) -> RunRecord:
+    """Phase 1 as some studies ran it: images through the network at every step, with augmentation, or with BatchNorm
+    and dropout in training mode while only the classification layers learn (auxiliary heads' own included).
+
+    weights.pt: the classification layers, and with bn=train the trunk's buffers, which have moved.
+    """
+    spec = context.spec
+    setting = open_setting(context, tuple(b.preprocess for b in spec.backbones))
+    network = build_joined(spec, context.runtime, setting, auxiliary=settings.aux_loss_weight > 0)
+    learns = [(name, p) for name, p in network.named_parameters() if is_classifier(name)]
+    # So that nothing goes back through the trunk, which is most of a step's time.
+    for p in network.parameters():
+        p.requires_grad_(False)
+    for _, p in learns:
+        p.requires_grad_(True)
+    groups = split_decay(
+        "head",
+        [p for _, p in learns],
+        lr=settings.lrs[0],
+        weight_decay=settings.weight_decays[0],
+        decay_norm_and_bias=settings.decay_norm_and_bias,
+    )
+    trunk = {name for name, _ in network.named_modules() if name.startswith("backbones.")}
+    auxiliary = {name for name in trunk if is_auxiliary(name)}
+
+    def saved(trained: nn.Module) -> dict[str, Tensor]:
+        assert isinstance(trained, JoinedNetwork)
+        buffers = dict(trained.named_buffers()) if settings.bn == "train" else {}
+        return {name: p for name, p in trained.named_parameters() if is_classifier(name)} | buffers
+
+    assert spec.extract is not None
+    return train_and_record(
+        context,
+        setting,
+        network,
+        groups,
+        kept_in_eval=frozenset() if settings.bn == "train" else frozenset(trunk - auxiliary),
+        details={"chosen": {"lr": settings.lrs[0], "weight_decay": settings.weight_decays[0]}},
+        saved=saved,
+        gate_precision=spec.extract.precision,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,13 +19,11 @@ from transfergrid.errors import ParityError
 from transfergrid.networks.finished import load_weights
 from transfergrid.networks.joined import EVALUATION_BATCH, JoinedNetwork, is_auxiliary
 from transfergrid.paths import store_paths
+from transfergrid.phases._setting import Setting
 from transfergrid.specs import UNCHOSEN_C, ExtractSettings, Runtime
 from transfergrid.store.records import FLOAT16_LARGEST, Predictions, read_predictions, read_record
 from transfergrid.training.on_images import evaluating
 from transfergrid.training.results import Logits
-
-if TYPE_CHECKING:
-    from transfergrid.phases._setting import Setting
 
 LOGITS_ROUNDOFF = 2.0**-11  # the probe's logits are stored as float16
 ABSOLUTE_SLACK = 1e-4

@@ -42,7 +42,7 @@ def run(context: RunContext) -> RunRecord:
     settings = context.spec.settings
     assert isinstance(settings, ProbeSettings)
     if settings.source == "images":
-        from transfergrid.phases._probe_on_images import run_probe
+        from transfergrid.phases._on_images import run_probe
 
         return run_probe(context, settings)
     return _run_on_features(context, settings)
@@ -52,8 +52,7 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     import torch
 
     from transfergrid.networks.heads import fit_standardiser
-    from transfergrid.phases._heads_on_features import Bench, solve, solve_beside, train_by_sgd
-    from transfergrid.phases._other_heads import references
+    from transfergrid.phases._heads_on_features import Bench, references, solve, solve_beside, train_by_sgd
     from transfergrid.phases._parity import gate_logits
     from transfergrid.training.device import device_of
     from transfergrid.training.results import (
