@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from transfergrid.cli.console import as_many_as_fit, count
 from transfergrid.data import DatasetFacts
 from transfergrid.data.damaged import told
-from transfergrid.data.folds import FEW_STEPS, FEW_VAL_IMAGES, RowCounts, count_rows
+from transfergrid.data.folds import FEW_STEPS, FEW_VAL_IMAGES, RowCounts
 from transfergrid.names import shown
+from transfergrid.planning.cost import rows_of
 from transfergrid.specs import RunSpec, TrainSettings
 
 
@@ -31,13 +32,7 @@ def cautions(runs: Iterable[RunSpec], facts: Mapping[str, DatasetFacts]) -> list
             continue  # what is sent again was told of when it was launched
         key = (run.dataset, run.protocol, run.train_fraction, run.shots)
         if key not in counted:
-            counted[key] = count_rows(
-                facts[run.dataset.name],
-                max_images=run.dataset.max_images,
-                protocol=run.protocol,
-                train_fraction=run.train_fraction,
-                shots=run.shots,
-            )
+            counted[key] = rows_of(run, facts[run.dataset.name])
         by_dataset.setdefault(run.dataset.name, []).append(_Trained(run, run.settings, counted[key]))
     return [line for name, members in by_dataset.items() for line in _of_dataset(name, members)]
 

@@ -17,7 +17,7 @@ from transfergrid.networks.backbones.weight_files import Taken, weights_taken
 from transfergrid.networks.joined import JoinedNetwork, is_auxiliary, is_classifier
 from transfergrid.networks.size import describe
 from transfergrid.paths import cache_paths
-from transfergrid.phases import RunContext
+from transfergrid.phases import RunContext, feature_dims
 from transfergrid.phases._parity import gate_features, gate_logits
 from transfergrid.phases._setting import Setting, open_setting, train
 from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
@@ -39,7 +39,7 @@ from transfergrid.training.results import (
 def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary: bool) -> JoinedNetwork:
     """The run's backbones with their starting weights, under a head drawn from the run's seed, on the device."""
     assert spec.seed is not None
-    trunks, feature_dim = [], 0
+    trunks = []
     for backbone in spec.backbones:
         files: list[Taken] = []
         trunk = build(
@@ -55,7 +55,7 @@ def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary
             generator = torch.Generator().manual_seed(seed_for("auxiliary", spec.seed))
             attach_auxiliary_heads(trunk, spec.dataset.num_classes, generator)
         trunks.append(trunk)
-        feature_dim += backbones.entry(backbone.name, catalog_dir=cache_paths(runtime).catalog).feature_dim
+    feature_dim = sum(feature_dims(spec, runtime))
     generator = torch.Generator().manual_seed(seed_for("head", spec.seed))
     network = JoinedNetwork(trunks, feature_dim=feature_dim, num_classes=spec.dataset.num_classes, generator=generator)
     network = on_device(network, setting.device)

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid.data.folds import Fold, Folds, dataset_facts, make_folds, open_splits, picture_details, subset
 from transfergrid.errors import CorruptFeatures, LostFeatures
-from transfergrid.networks import backbones
 from transfergrid.paths import cache_paths
-from transfergrid.phases import has_completed
+from transfergrid.phases import feature_dims, has_completed
 from transfergrid.specs import ProbeSettings, RunSpec, Runtime, Split
 from transfergrid.store import feature_store
 
@@ -178,12 +177,6 @@ def _assert_of(
             f"{path}: {int(bad_N.sum())} of {len(bad_N)} rows are not finite, the first is image"
             f" {int(index_N[bad_N.argmax()])}"
         )
-
-
-def feature_dims(spec: RunSpec, runtime: Runtime) -> list[int]:
-    """Of each backbone's block, in the model's order."""
-    catalog = cache_paths(runtime).catalog
-    return [backbones.entry(b.name, catalog_dir=catalog).feature_dim for b in spec.backbones]
 
 
 def network_cost(spec: RunSpec, runtime: Runtime, *, num_weights: int, num_biases: int) -> dict[str, Any]:
