@@ -7,32 +7,39 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from transfergrid.cli.console import make_console, say
-from transfergrid.cli.report import show_report
-from transfergrid.cli.sync import sync_and_report
+from transfergrid.cli.console import make_console, say, say_first
+from transfergrid.cli.report import publish_as_launched, sent_line, show_report
+from transfergrid.cli.sync import summary, sync_as_launched
 from transfergrid.cli.usage import show_usage
 from transfergrid.cluster.batch_script import ends_in_one_line
 from transfergrid.cluster.billing import settle_bills
+from transfergrid.cluster.child import Answer, ask
 from transfergrid.cluster.evidence import FINISHED
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import settle
 from transfergrid.cluster.states import Snapshot, take_snapshot
+from transfergrid.config.spelling import command_of_grid
 from transfergrid.names import spelled_out
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.planning import job
+from transfergrid.specs import Runtime
 from transfergrid.store import durable
 from transfergrid.store.records import read_grid
+from transfergrid.tracking.account import Unreachable, find_account, why_silent
 
 SETTLE_S = 180.0  # for SLURM to say how the last jobs ended
 POLL_S = 5.0
 BILLS_S = 30.0  # for its accounting to say how long they were
 NOTIFY_TIMEOUT_S = 120.0
+WANDB_S = 1800.0  # at most, for the runs and for the report, each
 
 
 def finish(folder: str) -> dict[str, int]:
@@ -57,8 +64,8 @@ def _finish(folder: str) -> dict[str, int]:
     finally:  # whatever became of the report, somebody waits to be told
         if asked["notify"]:
             _notify(console, asked["notify"], Path(folder), grid, store, states)
-    sync_and_report(console, payload.runtime, grid)
-    durable.write_bytes(Path(folder) / FINISHED, b"")
+    wandb = sync_and_report(console, payload.runtime, grid)
+    durable.write_json(Path(folder) / FINISHED, {"wandb": wandb})
     return {str(state): n for state, n in Counter(s.state for s in states.values()).items()}
 
 
@@ -91,6 +98,45 @@ def _wait_for_bills(run_ids: list[str], store: StorePaths) -> None:
     deadline = time.monotonic() + BILLS_S
     while not settle_bills(store, read_ledger(store), run_ids).is_final and time.monotonic() < deadline:
         time.sleep(POLL_S)
+
+
+def sync_and_report(console: Console, runtime: Runtime, grid: str) -> list[str]:
+    """Bring W&B up to date with tracking=online: never an error, whatever W&B does. Returns what came of it, in lines.
+
+    In processes of their own: one that hangs ends in time, and one that dies takes nothing with it.
+    """
+    if runtime.tracking != "online":
+        return []
+    by_hand = f"`{command_of_grid('sync.py', grid, store_paths(runtime))}` sends what the server lacks"
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        say(console, line)
+        lines.append(line)
+
+    try:
+        url = find_account(runtime.wandb_project, runtime.wandb_entity).url
+        if reason := why_silent(url):
+            raise Unreachable(f"{url} does not answer ({reason})")
+    except Unreachable as error:
+        tell(f"W&B: {error}; {by_hand}")
+        return lines
+    synced = _in_time(console, sync_as_launched, runtime, grid)
+    tell(synced.error or summary(synced.value))
+    if synced.error is not None or synced.value.problems:
+        tell(f"W&B: {by_hand}")
+    sent = _in_time(console, publish_as_launched, runtime, grid)  # whatever sync found
+    tell(sent.error or sent_line(sent.value))
+    return lines
+
+
+def _in_time(console: Console, do: Callable[[str, Runtime], Any], runtime: Runtime, grid: str) -> Answer:
+    """What a child process has done for W&B, its problems told; or its error, with what helps, in one line."""
+    answer = ask(do, (grid, runtime), runs_follow=False, timeout_s=WANDB_S)
+    if answer.error is not None:
+        return Answer(error=f"error: {'; '.join(filter(None, (answer.error, answer.remedy)))}")
+    say_first(console, answer.value.problems)
+    return answer
 
 
 def _notify(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,12 +18,13 @@ from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
 from transfergrid.config.report import ReportKeys, ReportRequest, parse_report
 from transfergrid.config.spelling import never_launched, newest_grid
-from transfergrid.paths import StorePaths
-from transfergrid.specs import SelectBy
+from transfergrid.paths import StorePaths, store_paths
+from transfergrid.specs import Runtime, SelectBy
 from transfergrid.store.records import GridEntry, read_grid
 
 if TYPE_CHECKING:
     from transfergrid.report.analysis.comparison import Comparison, Failure
+    from transfergrid.tracking.wandb_report_sending import SentReport
 
 HELP = Help(
     script="report.py",
@@ -63,7 +63,12 @@ def report(arguments: Sequence[str]) -> int:
     comparisons, path = show_report(console, request.grids, store, figures=request.figures, select_by=request.select_by)
     for line in _remarks(comparisons):
         say(console, line, style="red")
-    is_there = request.publish is None or send_wandb_report(console, comparisons, path.parent, request)
+    is_there = True
+    if request.publish is not None:
+        sent = send_wandb_report(console, comparisons, path.parent, request)
+        say_first(console, sent.problems)
+        say(console, sent_line(sent))
+        is_there = not sent.problems
     return OK if all_completed(comparisons) and is_whole and is_there else FAILED
 
 
@@ -157,10 +162,21 @@ def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
+def publish_as_launched(grid: str, runtime: Runtime) -> SentReport:
+    """Send the report that the finish job has made to W&B; its part of it, for a child process."""
+    from transfergrid.report.analysis.comparison import read_comparison
+
+    store = store_paths(runtime)
+    request = ReportRequest(
+        grids=(grid,), store=store, figures=None, publish=(runtime.wandb_entity, runtime.wandb_project)
+    )
+    return send_wandb_report(make_console(), [read_comparison(grid, store)], store.report(grid), request)
+
+
 def send_wandb_report(
     console: Console, comparisons: Sequence[Comparison], folder: Path, request: ReportRequest
-) -> bool:
-    """Send the report that lies in `folder` to W&B and print where it is; whether all of it is there as it was sent.
+) -> SentReport:
+    """Send the report that lies in `folder` to W&B.
 
     Figures, the page, and messages that may name the user's own files are sent only with tracking.images=true. Raises
     Unreachable where W&B cannot be used.
@@ -173,11 +189,12 @@ def send_wandb_report(
     sent_ones = comparisons if images else [_without_names(comparison) for comparison in comparisons]
     wandb_report = wandb_report_of(sent_ones, folder, figures=images and request.figures is not False)
     shared = wandb_report if images else wandb_report.without_pictures()
-    sent = send_report(account, comparisons[0].store, shared, say=partial(say, console))
-    say_first(console, sent.problems)
+    return send_report(account, comparisons[0].store, shared, say=partial(say, console))
+
+
+def sent_line(sent: SentReport) -> str:
     verdict = f"{len(sent.problems)} things are not there as they were sent" if sent.problems else "all is there"
-    say(console, f"W&B: {verdict}: {sent.report_url}")
-    return not sent.problems
+    return f"W&B: {verdict}: {sent.report_url}"
 
 
 def _without_names(comparison: Comparison) -> Comparison:
@@ -203,7 +220,3 @@ def _is_current(page: Path, comparisons: Sequence[Comparison]) -> bool:
     entries = [(c.store, e.run_id) for c in comparisons for e in read_grid(c.store.grid(c.grid))]
     records = (store.run(run_id).record for store, run_id in entries)
     return page.stat().st_mtime >= max((r.stat().st_mtime for r in records if r.exists()), default=0.0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

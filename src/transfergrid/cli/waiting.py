@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from transfergrid.cli.finish import runs_of
 from transfergrid.cli.sending import Submitting, submit
 from transfergrid.cli.shown import show_failures, show_results
 from transfergrid.cli.usage import show_usage
-from transfergrid.cluster.evidence import log_tail
+from transfergrid.cluster.evidence import FINISHED, read_object
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.ownership import here, live_rows
@@ -80,10 +79,10 @@ def _finish_has_ended(ledger: Ledger, request: Request) -> bool:
 
 
 def published_lines(ledger: Ledger, grid: str) -> list[str]:
-    """What the newest finish job said last of W&B: where the tables are, or why they are not and what to do."""
+    """What came of the newest finish job's sending to W&B: where the tables are, or why they are not, what to do."""
     finishing = [s for s in ledger.of_grid(grid, "finish") if s.job_id is not None]
-    log = log_tail(finishing[-1].logs(0)[0]) if finishing else ""
-    return [line for line in log.splitlines() if re.match(r"W&B: |error: ", line)][-2:]
+    finished = read_object(finishing[-1].folder / FINISHED) if finishing else None
+    return list((finished or {}).get("wandb", ()))
 
 
 def _tell_changes(console: Console, states: Mapping[str, RunState], told: dict[str, str]) -> None:
