@@ -155,26 +155,26 @@ def check_weights(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
     from transfergrid.networks.backbones.build import build
     from transfergrid.phases.evaluate import network_from_file
 
-    told: list[tuple[bool, Taken]] = []
-    evaluated = {run for run in runs if isinstance(run.settings, EvaluateSettings)}
+    lines: dict[str, None] = {}
+
+    def note(taken: Taken, *, is_users: bool) -> None:
+        if is_users or not taken.is_plain:
+            lines[taken.line] = None
+
+    from_files = {run for run in runs if isinstance(run.settings, EvaluateSettings) and reads_file(run)}
     for run in runs:
-        if isinstance(run.settings, EvaluateSettings) and reads_file(run):
-            network_from_file(run, runtime, told=partial(_note, told, True))
+        if run in from_files:
+            network_from_file(run, runtime, told=partial(note, is_users=True))
     on_features = {r for r in runs if isinstance(r.settings, ProbeSettings) and r.settings.source == "features"}
-    others = (run for run in runs if run not in on_features and not (run in evaluated and reads_file(run)))
-    for backbone in dict.fromkeys(b for run in others for b in run.backbones):
+    for backbone in dict.fromkeys(b for run in runs if run not in from_files | on_features for b in run.backbones):
         if not backbone.weights.identity.startswith("random:"):
             build(
                 backbone,
                 weights_dir=Path(runtime.weights_dir),
                 weights_files=runtime.weights_files,
-                told=partial(_note, told, backbone.weights.is_file),
+                told=partial(note, is_users=backbone.weights.is_file),
             )
-    return tuple(dict.fromkeys(taken.line for is_users, taken in told if is_users or not taken.is_plain))
-
-
-def _note(told: list[tuple[bool, Taken]], is_users: bool, taken: Taken) -> None:
-    told.append((is_users, taken))
+    return tuple(lines)
 
 
 def reads_file(run: RunSpec) -> bool:

@@ -94,11 +94,6 @@ def say_first(console: Console, lines: Sequence[str], *, more: str = "...") -> N
         say(console, f"{more} and {len(lines) - FIRST_LINES} more")
 
 
-def hashing_progress() -> Callable[[int, int], None]:
-    """progress_line of a folder's images, hashed and decoded; in a log every tenth."""
-    return progress_line("checking", in_logs=True)
-
-
 def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) -> Callable[[int, int], None]:
     """show(done, total) of them, on stderr: on a terminal rewritten in place, at most ten times a second; with in_logs
     a line for every tenth where there is none."""

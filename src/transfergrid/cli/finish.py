@@ -15,8 +15,8 @@ from rich.console import Console
 
 from transfergrid.cli.console import make_console, say, say_first
 from transfergrid.cli.report import publish_as_launched, sent_line, show_report
+from transfergrid.cli.shown import show_usage
 from transfergrid.cli.sync import summary, sync_as_launched
-from transfergrid.cli.usage import show_usage
 from transfergrid.cluster.batch_script import ends_in_one_line
 from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.child import Answer, ask
@@ -42,13 +42,9 @@ NOTIFY_TIMEOUT_S = 120.0
 WANDB_S = 1800.0  # at most, for the runs and for the report, each
 
 
+@ends_in_one_line()
 def finish(folder: str) -> dict[str, int]:
     """`folder`: of this job, with finish.json. Returns how many runs are in which state."""
-    with ends_in_one_line():
-        return _finish(folder)
-
-
-def _finish(folder: str) -> dict[str, int]:
     asked = durable.read_json(Path(folder) / "finish.json")
     payload = job.read_payload(Path(asked["payload"]))
     grid, store = str(asked["grid"]), store_paths(payload.runtime)
@@ -80,16 +76,19 @@ def runs_of(grid: str, store: StorePaths, ledger: Ledger) -> list[str]:
     return list(dict.fromkeys([r for r in sent if r in needed] + rows))
 
 
+def snapshot_of(grid: str, store: StorePaths, ledger: Ledger) -> Snapshot:
+    run_ids = runs_of(grid, store, ledger)
+    return take_snapshot(run_ids, store, ledger, needs=needs_of(store, ledger, run_ids))
+
+
 def _wait_until_all_is_told(grid: str, store: StorePaths) -> dict[str, RunState]:
     """States once nothing is undecided; what a later launch added and still waits is that launch's to finish."""
     deadline = time.monotonic() + SETTLE_S
     while True:
-        ledger = read_ledger(store)
-        run_ids = runs_of(grid, store, ledger)
-        snapshot: Snapshot = take_snapshot(run_ids, store, ledger, needs=needs_of(store, ledger, run_ids))
-        unsettled = [s for s in snapshot.states.values() if s.state == "unknown" and s.may_change]
+        states = snapshot_of(grid, store, read_ledger(store)).states
+        unsettled = [s for s in states.values() if s.state == "unknown" and s.may_change]
         if not unsettled or time.monotonic() > deadline:
-            return dict(snapshot.states)
+            return dict(states)
         time.sleep(POLL_S)
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from transfergrid import tracking
 from transfergrid.cli.before import made_ready, plan_here
-from transfergrid.cli.console import OK, hashing_progress, make_console, run_script
+from transfergrid.cli.console import OK, make_console, progress_line, run_script
 from transfergrid.cli.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.cli.progress import watching
 from transfergrid.cli.shown import show_endings, show_plan, show_results
@@ -52,7 +52,7 @@ def launch(arguments: Sequence[str]) -> int:
 
         print(printed_grid(others), end="")
         return OK
-    return carry_out(load_grid(arguments, progress=hashing_progress()))
+    return carry_out(load_grid(arguments, progress=progress_line("checking", in_logs=True)))
 
 
 def carry_out(request: Request) -> int:

@@ -10,8 +10,16 @@ from rich.console import Console
 from transfergrid.cli.before import made_ready
 from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.grid_file import write_grid_of
-from transfergrid.cli.places import assert_room, num_jobs
-from transfergrid.cli.sending import Submitting, alive_jobs, groups_of, make_launch, plan_now, submit
+from transfergrid.cli.sending import (
+    Submitting,
+    alive_jobs,
+    assert_room,
+    groups_of,
+    make_launch,
+    num_jobs,
+    plan_now,
+    submit,
+)
 from transfergrid.cli.shown import show_plan
 from transfergrid.cluster.emit import emit
 from transfergrid.cluster.finish_job import Place, find_place, finish_resources, is_due

@@ -58,11 +58,8 @@ def relaunch(
 
 def _runtime_of_all(payloads: Sequence[job.Payload]) -> Runtime:
     """The last launch's, with the folders and weights files of all: runs by hand each know their own."""
-    runtime = payloads[-1].runtime
-    for payload in reversed(payloads[:-1]):
-        runtime = replace(
-            runtime,
-            data_folders=payload.runtime.data_folders | runtime.data_folders,
-            weights_files=payload.runtime.weights_files | runtime.weights_files,
-        )
-    return runtime
+    return replace(
+        payloads[-1].runtime,
+        data_folders={name: folder for p in payloads for name, folder in p.runtime.data_folders.items()},
+        weights_files={name: file for p in payloads for name, file in p.runtime.weights_files.items()},
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
-from collections.abc import Iterator, Set
+from collections import Counter
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,21 +16,20 @@ from transfergrid.cli.before import queued, sent_states
 from transfergrid.cli.console import count, say
 from transfergrid.cli.finish import finish
 from transfergrid.cli.grid_file import write_grid_of
-from transfergrid.cli.places import fitting, no_room, room_in_queue, send_what_fits
 from transfergrid.cluster import slurm
 from transfergrid.cluster.adopt import adopt_intents
 from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.finish_job import is_due
-from transfergrid.cluster.groups import Group, make_groups
+from transfergrid.cluster.groups import Group, first_tasks, make_groups
 from transfergrid.cluster.ledger import Ledger, read_ledger
-from transfergrid.cluster.limits import Limits
+from transfergrid.cluster.limits import Limits, queue_room
 from transfergrid.cluster.ownership import Here, live_rows
 from transfergrid.cluster.slurm import SlurmRefused
 from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import Snapshot
 from transfergrid.cluster.submit import Launch, Sender
 from transfergrid.config import Request
-from transfergrid.errors import MachineError, StoreFull
+from transfergrid.errors import ConfigError, MachineError, StoreFull, one_line
 from transfergrid.planning import job
 from transfergrid.planning.plan import Plan, make_plan
 from transfergrid.resources import Resources
@@ -226,3 +226,70 @@ def alive_jobs(ledger: Ledger, grid: str, where: Here) -> list[str]:
     with contextlib.suppress(MachineError):
         alive = {slurm.base_id(task) for task in live_rows(earlier, where)}
     return [job_id for job_id in earlier if job_id in alive]
+
+
+# ------------------------------------------------------------------------------------------ places in SLURM's queue
+def num_jobs(plan: Plan, packed: int) -> int:
+    return sum(-(-count // packed) for count in Counter(p.run.phase for p in plan.to_run).values())
+
+
+def assert_room(plan: Plan, request: Request, limits: Limits) -> None:
+    room = room_in_queue(limits)
+    jobs = num_jobs(plan, request.cluster.runs_per_job) + 1
+    if room is None or jobs <= room or request.wait or request.emit is not None:
+        return
+    packed = -(-len(plan.to_run) // max(1, room - 1 - len({p.run.phase for p in plan.to_run})))
+    raise ConfigError(
+        f"{jobs} jobs are to be sent, but SLURM lets you queue {max(0, room)} more",
+        remedy="launch_grid.py sends them as places become free with wait=true, or set"
+        f" cluster.runs_per_job={max(2, packed)}",
+    )
+
+
+def room_in_queue(limits: Limits) -> int | None:
+    return None if limits.max_jobs is None else queue_room(limits, slurm.count_own_jobs())
+
+
+def fitting(groups: list[Group], room: int | None) -> tuple[list[Group], int]:
+    """The groups, in order and the last one cut, that fit into the queue beside a finish job; and how many
+    runs do not."""
+    if room is None:
+        return groups, 0
+    taken: list[Group] = []
+    places = room - 1
+    for group in groups:
+        if places <= 0:
+            break
+        taken.append(group if len(group.tasks) <= places else first_tasks(group, places))
+        places -= len(group.tasks)
+    return taken, _num_runs(groups) - _num_runs(taken)
+
+
+def send_what_fits(console: Console, sender: Sender, groups: Sequence[Group]) -> int:
+    """Send these in their order, as far as SLURM has places; limits that nobody could read are met here. Returns how
+    many runs found none."""
+    for index, group in enumerate(groups):
+        part = group
+        while True:
+            try:
+                sender.send(part)
+                break
+            except SlurmRefused as error:
+                if error.answer is not Answer.NO_ROOM:
+                    raise
+                fewer = len(part.tasks) // 2
+                if fewer == 0:
+                    say(console, no_room("more runs", error), style="yellow")
+                    return _num_runs(groups[index:])
+                part = first_tasks(group, fewer)
+        if part is not group:  # what fits beside it the next wave finds out
+            return _num_runs(groups[index:]) - _num_runs([part])
+    return 0
+
+
+def _num_runs(groups: Sequence[Group]) -> int:
+    return sum(len(task) for group in groups for task in group.tasks)
+
+
+def no_room(what: str, error: SlurmRefused) -> str:
+    return f"SLURM's queue has no place for {what} now ({one_line(error)[-160:]})"

@@ -11,13 +11,14 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.cli.progress import last_line
-from transfergrid.cli.status_view import Row, View
+from transfergrid.cli.status_view import View, label
 from transfergrid.cluster.evidence import log_tail, read_object
 from transfergrid.cluster.run_state import ENDED, RunState, State
 from transfergrid.config.spelling import command, command_of_grid
 from transfergrid.errors import next_step
 from transfergrid.names import some
 from transfergrid.store import durable
+from transfergrid.store.records import GridEntry
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,7 +64,7 @@ def status_table(view: View, *, width: int, fold_above: int = FOLD_ABOVE) -> Tab
     return table
 
 
-def _shown(view: View, fold_above: int) -> tuple[Sequence[Row], list[tuple[str, str]]]:
+def _shown(view: View, fold_above: int) -> tuple[Sequence[GridEntry], list[tuple[str, str]]]:
     """(rows with a line of their own, (what, state) of the others)."""
     if len(view.rows) <= fold_above:
         return view.rows, []
@@ -86,22 +87,22 @@ def _shown(view: View, fold_above: int) -> tuple[Sequence[Row], list[tuple[str, 
 
 def reason_lines(view: View) -> Iterator[str]:
     """For a terminal too narrow for them in the table: why runs wait or did not run, equal reasons once."""
-    told: dict[tuple[str, str], list[Row]] = {}
+    told: dict[tuple[str, str], list[GridEntry]] = {}
     for row in view.rows:
         state = view.state(row)
         if state.state not in ("done", "failed", "lost") and state_text(state) != state.state:
             told.setdefault((state.state, state_text(state)), []).append(row)
     for (_, text), rows in told.items():
-        yield f"{printable(text)}: {some([row.label for row in rows], 1)}"
+        yield f"{printable(text)}: {some([label(row) for row in rows], 1)}"
 
 
-def _cells(view: View, row: Row, *, with_reason: bool) -> tuple[str, ...]:
+def _cells(view: View, row: GridEntry, *, with_reason: bool) -> tuple[str, ...]:
     state = view.state(row)
     progress = read_progress(view, row) if state.attempts else _Progress()
     to_go = progress.to_go_s if state.state == "running" else None
     left = f"< {clock(state.left_s)}" if to_go is None and state.state == "running" and state.left_s else clock(to_go)
     return (
-        row.label,
+        label(row),
         state_text(state) if with_reason else _short(state),
         progress.epochs,
         "" if progress.best_val is None else f"{progress.best_val:.2%}",
@@ -140,7 +141,7 @@ class _Progress:
     to_go_s: float | None = None
 
 
-def read_progress(view: View, row: Row) -> _Progress:
+def read_progress(view: View, row: GridEntry) -> _Progress:
     total, unit = _total_epochs(view, row.run_id)
     if view.state(row).state == "done":
         metrics = (read_object(view.store.run(row.run_id).record) or {}).get("metrics") or {}

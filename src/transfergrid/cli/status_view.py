@@ -17,34 +17,16 @@ from transfergrid.names import some
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec
 from transfergrid.store.attempts import read_spec
-from transfergrid.store.records import GridEntry, read_grid
+from transfergrid.store.records import GridEntry, entry_of, read_grid
 
 SLURM_TIMEOUT_S = 5.0
-ORDER: tuple[State, ...] = (
-    *ENDED,
-    "unknown",
-    "running",
-    "pending",
-    "not submitted",
-    "done",
-)
+ORDER: tuple[State, ...] = (*ENDED, "unknown", "running", "pending", "not submitted", "done")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One run as the grid names it."""
-
-    run_id: str
-    dataset: str
-    model: str
-    phase: str
-    variant: str = ""
-    seed: int | None = None
-
-    @property
-    def label(self) -> str:
-        phase = f"{self.phase}/{self.variant}" if self.variant else self.phase
-        return " ".join(filter(None, (self.dataset, self.model, phase, "" if self.seed is None else f"s{self.seed}")))
+def label(row: GridEntry) -> str:
+    """A run as a person tells it from the others of its grid."""
+    phase = f"{row.phase}/{row.variant}" if row.variant else row.phase
+    return " ".join(filter(None, (row.dataset, row.model, phase, "" if row.seed is None else f"s{row.seed}")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +35,12 @@ class View:
 
     grid: str | None
     store: StorePaths
-    rows: tuple[Row, ...]
+    rows: tuple[GridEntry, ...]
     ledger: Ledger
     specs: Mapping[str, RunSpec]
     snapshot: Snapshot
 
-    def state(self, row: Row) -> RunState:
+    def state(self, row: GridEntry) -> RunState:
         return self.snapshot.states[row.run_id]
 
     @property
@@ -123,9 +105,8 @@ def read_view(request: StatusRequest) -> View:
     needed |= {need for run_id in needed for need in needs.get(run_id, ())}
     # A run that an earlier launch of this grid sent, and that the grid no longer names, matters while it lives.
     beside = [r for r in held if r not in in_grid and (r in needed or snapshot.states[r].is_live or request.run)]
-    rows = [Row(e.run_id, e.dataset, e.model, e.phase, e.variant, e.seed) for e in entries]
     others = [_row_of(run_id, specs.get(run_id) or read_spec(store.run(run_id))) for run_id in beside]
-    return View(request.grid, store, tuple(others + rows), ledger, specs, snapshot)
+    return View(request.grid, store, tuple(others + entries), ledger, specs, snapshot)
 
 
 def changes(before: View, after: View) -> Iterator[str]:
@@ -169,9 +150,10 @@ def _resolve(name: str, known: Iterable[str], store: StorePaths) -> str:
     raise ConfigError(f"run={name} fits none of {len(known)} runs", remedy=where_runs_are(store))
 
 
-def _row_of(run_id: str, spec: RunSpec | None) -> Row:
+def _row_of(run_id: str, spec: RunSpec | None) -> GridEntry:
     """Extractions of one model differ in their weights alone, and so do their labels."""
     if spec is None:
-        return Row(run_id, "", run_id, "")
-    weights = spec.weights_label if spec.phase == "extract" else ""
-    return Row(run_id, spec.dataset.name, spec.model, spec.phase, weights, spec.seed)
+        return GridEntry(
+            run_id=run_id, dataset="", model=run_id, phase="", variant="", weights="", protocol="", seed=None
+        )
+    return entry_of(spec, spec.weights_label if spec.phase == "extract" else "")

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from transfergrid import tracking
 from transfergrid.cli.before import plan_here
-from transfergrid.cli.console import BAD_ARGUMENTS, count, hashing_progress, make_console, say
+from transfergrid.cli.console import BAD_ARGUMENTS, count, make_console, progress_line, say
 from transfergrid.cli.launch import run_and_show
 from transfergrid.cli.progress import watching
 from transfergrid.cluster import accounting, ledger, local, slurm
@@ -48,7 +48,7 @@ from transfergrid.training.stopping import StopFlag
 
 def sweep(arguments: Sequence[str]) -> int:
     """Exit code 0 when every combination has completed, 1 when some failed, 2 where what they need is missing."""
-    asked = load_sweep(arguments, progress=hashing_progress())
+    asked = load_sweep(arguments, progress=progress_line("checking", in_logs=True))
     on_slurm = asked.launcher == "slurm"
     if on_slurm:
         asked = _assert_slurm_can(asked)

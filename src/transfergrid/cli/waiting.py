@@ -9,17 +9,14 @@ from collections.abc import Mapping
 from rich.console import Console
 
 from transfergrid.cli.console import FAILED, OK, count, say
-from transfergrid.cli.finish import runs_of
+from transfergrid.cli.finish import snapshot_of
 from transfergrid.cli.sending import Submitting, submit
-from transfergrid.cli.shown import show_failures, show_results
-from transfergrid.cli.usage import show_usage
+from transfergrid.cli.shown import show_failures, show_results, show_usage
 from transfergrid.cluster.evidence import FINISHED, read_object
 from transfergrid.cluster.ledger import Ledger, read_ledger
-from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.ownership import here, live_rows
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.slurm import SlurmDown
-from transfergrid.cluster.states import take_snapshot
 from transfergrid.config import Request
 from transfergrid.errors import MachineError
 from transfergrid.paths import typed
@@ -36,8 +33,7 @@ def wait(console: Console, submitting: Submitting) -> int:
     since: dict[str, float] = {}  # what has lasted since when
     while True:
         ledger = read_ledger(request.store)
-        run_ids = runs_of(request.grid, request.store, ledger)
-        snapshot = take_snapshot(run_ids, request.store, ledger, needs=needs_of(request.store, ledger, run_ids))
+        snapshot = snapshot_of(request.grid, request.store, ledger)
         states = snapshot.states
         live = any(state.may_change for state in states.values())
         _tell_changes(console, states, told)

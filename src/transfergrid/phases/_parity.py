@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,25 +30,6 @@ ABSOLUTE_SLACK = 1e-4
 FLOAT16_SMALLEST = 2.0**-24  # below 2^-14 float16 keeps steps of this size, whatever the value
 PRECISION_ROUNDOFF = {"fp32": 2.0**-14, "tf32": 2.0**-10, "bf16": 2.0**-7}  # of a whole forward pass, relative
 STORAGE_ROUNDOFF = {"float16": 2.0**-11, "float32": 0.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """What the gate saw of a network that it let through.
-
-    judged: whether any row could have told another network from rounding; reason: why none could. counting_rows: rows
-    whose margin exceeds twice the bound, so that no difference within it changes the prediction. largest_ratio: the
-    largest |difference| / bound over all logits and parts; at most 1. constant_backbones: those that give the same
-    features for every row, as they did for the probe.
-    """
-
-    judged: bool
-    reason: Literal["rounding"] | None
-    rows: int
-    counting_rows: int
-    largest_difference: float
-    largest_ratio: float
-    constant_backbones: tuple[str, ...]
 
 
 def load_probe(network: JoinedNetwork, run_id: str, runtime: Runtime) -> dict[str, Predictions]:
@@ -82,7 +63,7 @@ def gate_logits(
     The logits of each of the gate's folds; for a join also each backbone's own part of those of the first fold.
     """
     parts = _parts(blocks, weight_CD)
-    logits_NC = (sum(parts, start=torch.zeros(())) + bias_C.double().cpu()).float().numpy()
+    logits_NC = _whole(parts, bias_C).float().numpy()
     ends = np.cumsum([len(fold) for fold in folds])[:-1]
     sets = dict(zip(GATE_SETS, zip(folds, np.split(logits_NC, ends), strict=True), strict=False))
     if len(parts) > 1:
@@ -99,8 +80,11 @@ def assert_parity(
     names: Sequence[str],
     made: ExtractSettings,
 ) -> dict[str, Any]:
-    """Compare on the gate's rows in eval mode; returns the fields of Parity. names: of the backbones, in order. made:
-    how the probe's features were.
+    """Compare on the gate's rows in eval mode. names: of the backbones, in order. made: how the probe's features were.
+
+    Returns what a record says of the gate. judged: whether any row could have told another network from rounding;
+    reason: why none could. largest_ratio: over all logits and parts, at most 1. constant_backbones: those that give the
+    same features for every row, as they did for the probe. The others: see Compared.
 
     Raises ParityError, with the backbone's name, if any logit, or any backbone's part of it, differs by more than its
     bound: sum |W| |x| u + |logit| 2^-11 + 1e-4, where u is the features' relative error.
@@ -111,7 +95,7 @@ def assert_parity(
     # By blocks: a join's sum can hide that one backbone is wrong, as where its weights in the head are small.
     bounds = [_bound(x_ND, w_CD, made) for x_ND, w_CD in zip(blocks, _of_blocks(blocks, weight_CD), strict=True)]
     parts = _parts(blocks, weight_CD)
-    whole_NC = sum(parts, start=torch.zeros(())) + bias_C.double().cpu()
+    whole_NC = _whole(parts, bias_C)
     whole = _compare(whole_NC, sum(bounds, start=torch.zeros(())), expected)
     by_block = [whole]
     if len(parts) > 1:
@@ -125,17 +109,13 @@ def assert_parity(
     if worst.largest_ratio > 1:
         differing = [name for name, part in zip(names, by_block, strict=True) if part.largest_ratio > 1]
         raise ParityError(_mismatch(worst, differing or list(names), constant))
-    return asdict(
-        Parity(
-            judged=whole.counting_rows > 0,
-            reason=None if whole.counting_rows else "rounding",
-            rows=len(whole_NC),
-            counting_rows=whole.counting_rows,
-            largest_difference=whole.largest_difference,
-            largest_ratio=worst.largest_ratio,
-            constant_backbones=tuple(constant),
-        )
-    )
+    return asdict(whole) | {
+        "judged": whole.counting_rows > 0,
+        "reason": None if whole.counting_rows else "rounding",
+        "rows": len(whole_NC),
+        "largest_ratio": worst.largest_ratio,
+        "constant_backbones": tuple(constant),
+    }
 
 
 def gate_features(network: JoinedNetwork, setting: Setting, *, precision: str) -> list[Tensor]:
@@ -152,13 +132,16 @@ def gate_features(network: JoinedNetwork, setting: Setting, *, precision: str) -
 
 # ----------------------------------------------------------------------------------------------------------- details
 @dataclass(frozen=True, slots=True)
-class _Compared:
+class Compared:
+    """largest_ratio: the largest |difference| / bound. counting_rows: rows whose margin exceeds twice the bound, so
+    that no difference within it changes the prediction."""
+
     largest_difference: float
     largest_ratio: float
     counting_rows: int
 
 
-def _compare(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions) -> _Compared:
+def _compare(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions) -> Compared:
     """The first rows of the logits against what is stored of them; bound_NC: the error that the features explain."""
     logits_NC, bound_NC = logits_NC[: len(stored.index_N)], bound_NC[: len(stored.index_N)]
     expected_NC = torch.from_numpy(stored.logits_NC.astype(np.float64))
@@ -168,7 +151,7 @@ def _compare(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions) -> _Compa
     bound_NC = bound_NC + logits_NC.abs() * LOGITS_ROUNDOFF + ABSOLUTE_SLACK
     difference_NC = (logits_NC.clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST) - expected_NC).abs()
     top_N2 = expected_NC.topk(2, dim=1).values
-    return _Compared(
+    return Compared(
         largest_difference=float(difference_NC.max()),
         # What is no number is no rounding either.
         largest_ratio=float((difference_NC / bound_NC).nan_to_num(nan=math.inf).max()),
@@ -201,6 +184,10 @@ def _parts(blocks: Sequence[Tensor], weight_CD: Tensor) -> list[Tensor]:
     return [x_ND.double().cpu() @ w_CD.double().cpu().T for x_ND, w_CD in pairs]
 
 
+def _whole(parts: Sequence[Tensor], bias_C: Tensor) -> Tensor:
+    return sum(parts, start=torch.zeros(())) + bias_C.double().cpu()
+
+
 def _of_blocks(blocks: Sequence[Tensor], weight_CD: Tensor) -> tuple[Tensor, ...]:
     return torch.split(weight_CD, [block_ND.shape[1] for block_ND in blocks], dim=1)
 
@@ -227,7 +214,7 @@ def _whole_gate(stored: Mapping[str, Predictions], folds: Sequence[Fold]) -> Pre
     )
 
 
-def _mismatch(worst: _Compared, differing: Sequence[str], constant: Sequence[str]) -> str:
+def _mismatch(worst: Compared, differing: Sequence[str], constant: Sequence[str]) -> str:
     silent = [name for name in differing if name in constant]
     text = (
         f"{' and '.join(differing)}: a logit differs by {worst.largest_difference:.3g} from the probe's,"

@@ -108,14 +108,10 @@ def run(context: RunContext) -> RunRecord:
 
 def _errors(fold: Fold, logits_NC: Logits) -> dict[str, float]:
     """top1_error and, with more than five classes, top5_error in [0, 1]; they are also logged."""
-    errors = {
-        f"top{k}_error": 1 - top_k_accuracy(logits_NC, fold.labels_N, k=k) for k in (1, 5) if logits_NC.shape[1] > k
-    }
-    text = ", ".join(
-        f"{name.replace('_', ' ').replace('top', 'top-')} {100 * value:.2f} %" for name, value in errors.items()
-    )
+    errors = {k: 1 - top_k_accuracy(logits_NC, fold.labels_N, k=k) for k in (1, 5) if logits_NC.shape[1] > k}
+    text = ", ".join(f"top-{k} error {100 * error:.2f} %" for k, error in errors.items())
     logger.info("%s over %d images", text, len(fold))
-    return errors
+    return {f"top{k}_error": error for k, error in errors.items()}
 
 
 def _fold(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:

@@ -85,14 +85,7 @@ def write_payload(
     notify: str | None = None,
 ) -> Path:
     """results/launches/<time>-<hash>/specs.json: what is to be run and how; all that a job is given."""
-    content = {
-        "runtime": to_dict(runtime),
-        "runs": [to_dict(run) for run in runs],
-        "variants": dict(variants or {}),
-        "code_hash": code_hash(),
-        "cluster": dict(cluster or {}),
-        "notify": notify,
-    }
+    content = to_dict(Payload(tuple(runs), runtime, variants or {}, code_hash(), cluster or {}, notify))
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     # Never two launches' folder: the first to end removes it.
     folder = f"{stamp}-{digest([content, secrets.token_hex(8)], 8)}"
@@ -102,15 +95,7 @@ def write_payload(
 
 
 def read_payload(path: Path) -> Payload:
-    content = durable.read_json(path)
-    return Payload(
-        tuple(from_dict(RunSpec, run) for run in content["runs"]),
-        from_dict(Runtime, content["runtime"]),
-        content["variants"],
-        content["code_hash"],
-        content["cluster"],
-        content["notify"],
-    )
+    return from_dict(Payload, durable.read_json(path))
 
 
 # ------------------------------------------------------------------------------------------------------------- one run
