@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -15,7 +16,6 @@ from transfergrid.cli.console import say
 from transfergrid.cluster.local import Ended, Watcher
 from transfergrid.paths import StorePaths
 from transfergrid.planning.plan import PlannedRun
-from transfergrid.specs import RunSpec
 from transfergrid.store.records import read_record
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ def ended_line(ended: Ended, store: StorePaths) -> str:
     return line
 
 
+@dataclass
 class LineWatcher(Watcher):
     """One line per start and per end."""
 
-    def __init__(self, console: Console, store: StorePaths, total: int) -> None:
-        self._console = console
-        self._store = store
-        self._total = total
-        self._done = 0
+    _console: Console
+    _store: StorePaths
+    _total: int
+    _done: int = 0
 
     def started(self, planned: PlannedRun) -> None:
         self._print(f"started     {planned.run.run_id}")
@@ -95,7 +95,7 @@ class BarWatcher(Watcher):
         if run.run_id in self._tasks:  # it was found held by another process, and is looked at again
             return
         name = shortened(run.slug, max(self._progress.console.width - BESIDE_NAME, 20))
-        self._tasks[run.run_id] = self._progress.add_task(name, total=_epochs(run), figures="")
+        self._tasks[run.run_id] = self._progress.add_task(name, total=run.epochs or 1, figures="")
 
     def running(self, planned: Iterable[PlannedRun]) -> None:
         now = time.monotonic()
@@ -147,10 +147,6 @@ def last_line(store: StorePaths, run_id: str) -> dict[str, Any] | None:
             continue
         return found
     return None
-
-
-def _epochs(run: RunSpec) -> int:
-    return run.epochs or 1
 
 
 def _figures(line: dict[str, Any]) -> str:

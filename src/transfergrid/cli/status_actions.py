@@ -6,22 +6,24 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from rich.console import Console
 
-from transfergrid.cli.console import FAILED, OK, count, say
+from transfergrid.cli.console import FAILED, OK, count, make_console, say
 from transfergrid.cli.status_view import View
 from transfergrid.cluster import slurm
 from transfergrid.cluster.ledger import Submission, read_ledger
 from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.ownership import UNMARKED, Here, Proof, live_rows
-from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import settle
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.config.status import UNKNOWN, StatusRequest
 from transfergrid.errors import ConfigError, MachineError
 from transfergrid.paths import StorePaths, typed
+from transfergrid.planning import job
+from transfergrid.specs import Runtime
 from transfergrid.store.records import read_grid, record_head
 
 VERIFY_S = 30.0
@@ -77,7 +79,8 @@ def _own_jobs(view: View, live: Sequence[str]) -> tuple[dict[str, Proof], dict[s
         sent, task = (None, None) if newest is None else (newest[0], newest[0].task_id(newest[1]))
         if sent is None or task is None or state.job_id != task:
             if state.state == "running" or state.undecided:
-                kept[run_id] = _in_other_hands(state)
+                owner = f"job {state.job_id}" if state.job_id else f"a launcher on {state.node or 'a machine'}"
+                kept[run_id] = state.reason if state.undecided else f"belongs to {owner}"
         elif sent.cluster is not None and sent.cluster != view.snapshot.cluster:
             kept[run_id] = f"{state.reason}; cancel it there, or with SLURM_CLUSTERS={sent.cluster} before this command"
         elif not sent.proof.is_complete:
@@ -87,13 +90,6 @@ def _own_jobs(view: View, live: Sequence[str]) -> tuple[dict[str, Proof], dict[s
         else:
             jobs[task] = sent.proof
     return jobs, kept
-
-
-def _in_other_hands(state: RunState) -> str:
-    if state.undecided:
-        return state.reason
-    where = f"job {state.job_id}" if state.job_id else f"a launcher on {state.node or 'a machine'}"
-    return f"belongs to {where}"
 
 
 def _runs_of(view: View, task_id: str) -> list[str]:
@@ -173,10 +169,61 @@ def retry(console: Console, view: View, request: StatusRequest) -> int:
             say(console, f"unknown: {state.run_id}: {state.reason}")
     grid = view.grid or _grid_of(view, picked[0])
     say(console, f"retrying {count(len(picked), 'run')} of grid {grid}")
-    from transfergrid.cli.retry import relaunch  # Hydra, which only those who launch need to wait for
-
     with _set_aside(view.store, picked):
         return relaunch(grid, view.store, picked, request.overrides, though_unknown=though_unknown)
+
+
+def relaunch(
+    grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Sequence[str], *, though_unknown: bool = False
+) -> int:
+    """Submit these runs of a grid again, and what needs them; `overrides`: of cluster.*, on top of the last launch's.
+    though_unknown: also those that SLURM may still have.
+
+    Raises ConfigError where one of them was never sent to SLURM from this store.
+    """
+    # Hydra and submitit, which only those who launch need to wait for.
+    from transfergrid.cli.on_slurm import carry_out
+    from transfergrid.config import load_retry
+
+    launches = dict.fromkeys(s.launch for s in read_ledger(store).submissions if s.grid == grid)
+    payloads = [job.read_payload(launch / "specs.json") for launch in launches]
+    runs = {run.run_id: run for payload in payloads for run in payload.runs}
+    unknown = [run_id for run_id in run_ids if run_id not in runs]
+    if unknown or not payloads:
+        instead = typed("launch_grid.py")
+        raise ConfigError(f"{(unknown or [grid])[0]} was not sent to SLURM from {store.root}", remedy=f"use {instead}")
+    wanted = set(run_ids)
+    for run in runs.values():  # needed ones come first in every payload
+        if wanted.intersection((*run.needs, *(e.run_id for e in run.extractions))):
+            wanted.add(run.run_id)
+    found = (payload.configuration(run) for payload in payloads for run in payload.runs if run.run_id in wanted)
+    # What needs a run may be of an earlier launch, whose rows have been replaced since.
+    rows = {entry.run_id for entry in read_grid(store.grid(grid))} | set(run_ids)
+    configurations = list({c.run.run_id: c for c in found if c is not None and c.run.run_id in rows}.values())
+    if not configurations:
+        raise ConfigError(
+            f"{run_ids[0]} is needed by no configuration of grid {grid} that was sent", remedy="launch it again"
+        )
+    request = load_retry(
+        configurations,
+        list(runs.values()),
+        _runtime_of_all(payloads),
+        cluster_config=payloads[-1].cluster,
+        notify=payloads[-1].notify,
+        overrides=overrides,
+    )
+    if though_unknown:
+        request = replace(request, again=frozenset(run_ids))
+    return carry_out(make_console(), request)
+
+
+def _runtime_of_all(payloads: Sequence[job.Payload]) -> Runtime:
+    """The last launch's, with the folders and weights files of all: runs by hand each know their own."""
+    return replace(
+        payloads[-1].runtime,
+        data_folders={name: folder for p in payloads for name, folder in p.runtime.data_folders.items()},
+        weights_files={name: file for p in payloads for name, file in p.runtime.weights_files.items()},
+    )
 
 
 @contextlib.contextmanager
