@@ -267,6 +267,8 @@ def test_one_run_is_shown_with_its_attempts_jobs_and_logs(
         for path in (submission.logs(0)[1], store.run(run_id).log):
             assert str(path.relative_to(store.root.parent)) in text
         assert "last lines attempt 2 begins epoch 3 of 10" in text
+    assert status(["grid=g"]) == 0
+    assert " n1 2 111111111111 " in printed(capsys), "the end of its id, which run= takes, stands in the table"
     with pytest.raises(ConfigError, match="run=probe fits 2 runs"):
         status(["grid=g", "run=probe"])
     with pytest.raises(ConfigError, match="fits none of 2 runs"):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 FOLD_ABOVE = 40
 WIDE = 120  # columns from which the reasons stand in the table
+WITH_IDS = 100  # columns from which the ends of the runs' ids do
 FAILURES_SHOWN = 20
 FAILURES_WITH_LOG = 5
 LOG_LINES = 6
@@ -44,8 +45,8 @@ def status_table(view: View, *, width: int, fold_above: int = FOLD_ABOVE) -> Tab
     from rich.text import Text
 
     shown, folded = _shown(view, fold_above)
-    lines = [_cells(view, row, with_reason=width >= WIDE) for row in shown]
-    names = ("run", "state", "epoch", "val", "elapsed", "to go", "node", "tries")
+    lines = [_cells(view, row, width) for row in shown]
+    names = ("run", "state", "epoch", "val", "elapsed", "to go", "node", "tries", "id")
     used = [i for i, name in enumerate(names) if i < 2 or any(line[i] for line in lines)]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     if width >= WIDE:
@@ -56,7 +57,7 @@ def status_table(view: View, *, width: int, fold_above: int = FOLD_ABOVE) -> Tab
         elif names[i] == "state":
             table.add_column(names[i], overflow="fold", ratio=1 if width >= WIDE else None)
         else:
-            table.add_column(names[i], justify="right" if names[i] != "node" else "left", no_wrap=True)
+            table.add_column(names[i], justify="left" if names[i] in ("node", "id") else "right", no_wrap=True)
     for row, line in zip(shown, lines, strict=True):
         table.add_row(*(Text(printable(line[i])) for i in used), style=STYLES.get(view.state(row).state))
     for text, state in folded:
@@ -96,20 +97,21 @@ def reason_lines(view: View) -> Iterator[str]:
         yield f"{printable(text)}: {some([label(row) for row in rows], 1)}"
 
 
-def _cells(view: View, row: GridEntry, *, with_reason: bool) -> tuple[str, ...]:
+def _cells(view: View, row: GridEntry, width: int) -> tuple[str, ...]:
     state = view.state(row)
     progress = read_progress(view, row) if state.attempts else _Progress()
     to_go = progress.to_go_s if state.state == "running" else None
     left = f"< {clock(state.left_s)}" if to_go is None and state.state == "running" and state.left_s else clock(to_go)
     return (
         label(row),
-        state_text(state) if with_reason else _short(state),
+        state_text(state) if width >= WIDE else _short(state),
         progress.epochs,
         "" if progress.best_val is None else f"{progress.best_val:.2%}",
         clock(state.elapsed_s),
         left,
         state.node,
         str(state.attempts) if state.attempts > 1 else "",
+        row.run_id.rpartition("-")[2] if width >= WITH_IDS else "",  # its hash; run= takes a part of an id
     )
 
 
