@@ -33,14 +33,14 @@ def sent_states(request: Request, ledger: Ledger | None = None) -> Snapshot:
 
 def queued(snapshot: Snapshot) -> dict[str, str]:
     """Runs that SLURM has, or may have, with a word on each: they are not sent again."""
-    found = {}
+    reasons = {}
     for run_id, state in snapshot.states.items():
         if state.undecided:
-            found[run_id] = f"unknown: {state.reason}"
+            reasons[run_id] = f"unknown: {state.reason}"
         elif state.is_live and (state.job_id is not None or state.state == "unknown"):
             job = f"job {state.job_id} " if state.job_id is not None else ""
-            found[run_id] = f"{job}{state.state}" + (f": {state.reason}" if state.reason else "")
-    return found
+            reasons[run_id] = f"{job}{state.state}" + (f": {state.reason}" if state.reason else "")
+    return reasons
 
 
 def plan_here(request: Request) -> Plan:
@@ -127,16 +127,16 @@ def _unusable(folder: Path, reason: object) -> ConfigError:
 
 def _tell_device(console: Console, runtime: Runtime) -> None:
     """One line where a GPU stays unused, or none is there; each run would say it to its own log alone."""
-    found = gpus_for(runtime)
-    if found.problem is None:
+    gpus = gpus_for(runtime)
+    if gpus.problem is None:
         return
-    if found.visible:
-        say(console, f"not every GPU is used: {found.problem}", style="yellow")
+    if gpus.visible:
+        say(console, f"not every GPU is used: {gpus.problem}", style="yellow")
     elif runtime.device == "cuda":
-        told = f"device=cuda is set, but torch cannot use a GPU here: {found.problem}"
-        raise MachineError(told, remedy="use device=cpu")
+        problem = f"device=cuda is set, but torch cannot use a GPU here: {gpus.problem}"
+        raise MachineError(problem, remedy="use device=cpu")
     else:
-        say(console, f"runs compute on the CPU: {found.problem}")
+        say(console, f"runs compute on the CPU: {gpus.problem}")
 
 
 def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
@@ -164,7 +164,7 @@ def check_weights(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
     from_files = {run for run in runs if isinstance(run.settings, EvaluateSettings) and reads_file(run)}
     for run in runs:
         if run in from_files:
-            network_from_file(run, runtime, told=partial(note, is_users=True))
+            network_from_file(run, runtime, note=partial(note, is_users=True))
     on_features = {r for r in runs if isinstance(r.settings, ProbeSettings) and r.settings.source == "features"}
     for backbone in dict.fromkeys(b for run in runs if run not in from_files | on_features for b in run.backbones):
         if not backbone.weights.identity.startswith("random:"):

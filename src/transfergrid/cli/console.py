@@ -98,7 +98,7 @@ def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) ->
     """show(done, total) of them, on stderr: on a terminal rewritten in place, at most ten times a second; with in_logs
     a line for every tenth where there is none."""
     on_terminal = sys.stderr.isatty()
-    told, at_s = [-1], [0.0]
+    last_tenth, at_s = [-1], [0.0]
 
     def show(done: int, total: int) -> None:
         tenth, now_s = 10 * done // max(total, 1), time.monotonic()
@@ -107,8 +107,8 @@ def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) ->
                 at_s[0] = now_s
                 end = "\n" if done == total else ""
                 print(f"\r{doing} {noun} {done}/{total}", end=end, file=sys.stderr, flush=True)
-        elif in_logs and tenth > told[0]:
-            told[0] = tenth
+        elif in_logs and tenth > last_tenth[0]:
+            last_tenth[0] = tenth
             print(f"{doing} {noun} {done}/{total}", file=sys.stderr, flush=True)
 
     return show

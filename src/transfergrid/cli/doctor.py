@@ -42,9 +42,9 @@ def doctor(arguments: Sequence[str]) -> int:
     request = load_doctor(arguments)
     console = make_console()
     on_slurm = is_on_slurm(request.cluster)
-    found: Iterator[Check] = machine_checks(request.runtime, weights_named=request.weights_named)
+    checks: Iterator[Check] = machine_checks(request.runtime, weights_named=request.weights_named)
     if request.grid is not None:
-        found = chain(found, [_inputs_of(request.grid)])
+        checks = chain(checks, [_inputs_of(request.grid)])
     if on_slurm:
         nodes = slurm_checks(
             request.runtime,
@@ -53,12 +53,12 @@ def doctor(arguments: Sequence[str]) -> int:
             visible_s=VISIBLE_S,
             waiting=lambda text: say(console, f"        {text}"),
         )
-        found = chain(found, nodes)
+        checks = chain(checks, nodes)
     else:
-        found = chain(found, local_checks(request.runtime))
+        checks = chain(checks, local_checks(request.runtime))
     where = "SLURM" if on_slurm else "this machine"
     say(console, f"cluster={request.cluster.name}: runs go to {where}")
-    failed = [check for check in found if not _show(console, check)]
+    failed = [check for check in checks if not _show(console, check)]
     if failed:
         names = ", ".join(check.name for check in failed)
         say(console, f"not fit: {names}", style="red")

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from transfergrid.cli.console import make_console, say, say_first
 from transfergrid.cli.report import publish_as_launched, sent_line, show_report
-from transfergrid.cli.shown import show_usage
+from transfergrid.cli.screen import show_usage
 from transfergrid.cli.sync import summary, sync_as_launched
 from transfergrid.cluster.batch_script import ends_in_one_line
 from transfergrid.cluster.billing import settle_bills
@@ -45,9 +45,9 @@ WANDB_S = 1800.0  # at most, for the runs and for the report, each
 @ends_in_one_line()
 def finish(folder: str) -> dict[str, int]:
     """`folder`: of this job, with finish.json. Returns how many runs are in which state."""
-    asked = durable.read_json(Path(folder) / "finish.json")
-    payload = job.read_payload(Path(asked["payload"]))
-    grid, store = str(asked["grid"]), store_paths(payload.runtime)
+    order = durable.read_json(Path(folder) / "finish.json")
+    payload = job.read_payload(Path(order["payload"]))
+    grid, store = str(order["grid"]), store_paths(payload.runtime)
     console = make_console()
     states = _wait_until_all_is_told(grid, store)
     try:
@@ -58,8 +58,8 @@ def finish(folder: str) -> dict[str, int]:
         show_report(console, [grid], store, figures=payload.runtime.report_figures is not False)
         show_usage(console, list(states), store)
     finally:  # whatever became of the report, somebody waits to be told
-        if asked["notify"]:
-            _notify(console, asked["notify"], Path(folder), grid, store, states)
+        if order["notify"]:
+            _notify(console, order["notify"], Path(folder), grid, store, states)
     wandb = sync_and_report(console, payload.runtime, grid)
     durable.write_json(Path(folder) / FINISHED, {"wandb": wandb})
     return {str(state): n for state, n in Counter(s.state for s in states.values()).items()}
@@ -151,7 +151,7 @@ def _notify(
         *(failure.line for failure in failures[:20]),
         f"report: {store.report(grid) / 'comparison.md'}",
     ]
-    told = {
+    facts = {
         "TRANSFERGRID_GRID": grid,
         "TRANSFERGRID_DONE": str(done),
         "TRANSFERGRID_FAILED": str(len(failures)),
@@ -163,7 +163,7 @@ def _notify(
             input="\n".join(lines) + "\n",
             text=True,
             errors=spelled_out(),
-            env=os.environ | told,
+            env=os.environ | facts,
             timeout=NOTIFY_TIMEOUT_S,
             check=True,
         )

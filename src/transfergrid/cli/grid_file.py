@@ -80,8 +80,8 @@ def _before(request: Request) -> list[GridEntry]:
 
 def _dropped(before: Sequence[GridEntry], after: Sequence[GridEntry]) -> list[GridEntry]:
     """What a launch takes out of its grid."""
-    kept = {entry.run_id for entry in after}
-    return [entry for entry in before if entry.run_id not in kept]
+    run_ids = {entry.run_id for entry in after}
+    return [entry for entry in before if entry.run_id not in run_ids]
 
 
 def _loss(before: Sequence[GridEntry], after: Sequence[GridEntry], dropped: Sequence[GridEntry]) -> str:
@@ -124,8 +124,8 @@ def _stand_together(old: GridEntry, new: GridEntry, request: Request) -> bool:
     """Whether two runs may stand in one grid: in different rows, or as two seeds of one."""
     if replace(old, run_id="", seed=0) != replace(new, run_id="", seed=0):
         return True
-    found = read_spec(request.store.run(old.run_id))
-    if found is None:
+    old_spec = read_spec(request.store.run(old.run_id))
+    if old_spec is None:
         return False
-    asked = next(c.run for c in request.configurations if c.run.run_id == new.run_id)
-    return found.seed != asked.seed and replace(found, seed=asked.seed, needs=asked.needs) == asked
+    new_spec = next(c.run for c in request.configurations if c.run.run_id == new.run_id)
+    return old_spec.seed != new_spec.seed and replace(old_spec, seed=new_spec.seed, needs=new_spec.needs) == new_spec

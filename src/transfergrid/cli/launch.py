@@ -13,7 +13,7 @@ from transfergrid.cli.before import made_ready, plan_here
 from transfergrid.cli.console import OK, make_console, progress_line, run_script
 from transfergrid.cli.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.cli.progress import watching
-from transfergrid.cli.shown import show_endings, show_plan, show_results
+from transfergrid.cli.screen import show_endings, show_plan, show_results
 from transfergrid.cluster import local, slurm
 from transfergrid.config import Request, load_grid
 from transfergrid.config.arguments import CFG, without_cfg

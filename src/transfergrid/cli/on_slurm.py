@@ -10,6 +10,7 @@ from rich.console import Console
 from transfergrid.cli.before import made_ready
 from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.grid_file import write_grid_of
+from transfergrid.cli.screen import show_plan
 from transfergrid.cli.sending import (
     Submitting,
     alive_jobs,
@@ -20,7 +21,6 @@ from transfergrid.cli.sending import (
     plan_now,
     submit,
 )
-from transfergrid.cli.shown import show_plan
 from transfergrid.cluster.emit import emit
 from transfergrid.cluster.finish_job import Place, find_place, finish_resources, is_due
 from transfergrid.cluster.ledger import read_ledger
@@ -69,7 +69,7 @@ def carry_out(console: Console, request: Request) -> int:
     submit(console, submitting)
     if not ready.wait:
         _say_how_to_watch(console, submitting)
-        return FAILED if submitting.left or submitting.is_finish_due else OK
+        return FAILED if submitting.num_waiting or submitting.is_finish_due else OK
     from transfergrid.cli.waiting import wait
 
     return wait(console, submitting)
@@ -77,9 +77,9 @@ def carry_out(console: Console, request: Request) -> int:
 
 def _limits(console: Console, request: Request) -> Limits | None:
     """What the cluster allows; None where it does not answer, and nothing is to be sent."""
-    asked = request.cluster.resources
+    resources = request.cluster.resources
     try:
-        return read_limits(account=asked.account, qos=asked.qos)
+        return read_limits(account=resources.account, qos=resources.qos)
     except (SlurmDown, SlurmRefused) as error:
         if not request.dry_run and request.emit is None:
             remedy = "nothing was sent, launch again when it does"
@@ -92,13 +92,13 @@ def _limits(console: Console, request: Request) -> Limits | None:
 def _fitted(request: Request, limits: Limits, plan: Plan) -> tuple[Request, list[str]]:
     """The request with defaults that yield to what the partitions have, and a line about each that does."""
     settings = request.cluster
-    common, told = fitted(settings.resources, limits, what="jobs")
-    lines = {} if told is None else {common: told}
+    common, note = fitted(settings.resources, limits, what="jobs")
+    lines = {} if note is None else {common: note}
     by_phase = {}
     for phase in dict.fromkeys((*(p.run.phase for p in plan.to_run), *settings.by_phase)):
-        by_phase[phase], told = fitted(settings.of_phase(phase), limits, what=f"phase {phase}")
-        if told is not None:
-            lines.setdefault(by_phase[phase], told)
+        by_phase[phase], note = fitted(settings.of_phase(phase), limits, what=f"phase {phase}")
+        if note is not None:
+            lines.setdefault(by_phase[phase], note)
     return replace(request, cluster=replace(settings, resources=common, by_phase=by_phase)), list(lines.values())
 
 
@@ -177,8 +177,10 @@ def _say_how_to_watch(console: Console, submitting: Submitting) -> None:
     by_hand = command_of_grid("report.py", request.grid, request.store)
     if submitting.has_finish:
         text = f"the finish job writes {table}; until then: {by_hand}"
-    elif submitting.left or submitting.is_finish_due:
-        what = count(submitting.left, "run") + " and the finish job" if submitting.left else "the finish job"
+    elif submitting.num_waiting or submitting.is_finish_due:
+        what = (
+            count(submitting.num_waiting, "run") + " and the finish job" if submitting.num_waiting else "the finish job"
+        )
         text = f"SLURM's queue had no place for {what}: launch again, or use wait=true; the table until then: {by_hand}"
     else:
         text = f"the table: {by_hand}"

@@ -142,13 +142,13 @@ def last_line(store: StorePaths, run_id: str) -> dict[str, Any] | None:
         return None
     for text in reversed(lines[:-1]):
         try:
-            found: dict[str, Any] = json.loads(text)
+            line: dict[str, Any] = json.loads(text)
         except ValueError:
             continue
-        return found
+        return line
     return None
 
 
 def _figures(line: dict[str, Any]) -> str:
-    shown = {"loss": line.get("train/loss"), "val": line.get("val/accuracy")}
-    return "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
+    figures = {"loss": line.get("train/loss"), "val": line.get("val/accuracy")}
+    return "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None)

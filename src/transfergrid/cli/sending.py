@@ -42,7 +42,7 @@ class Submitting:
     """What one launcher sends, in one wave or in several, and what all its waves share.
 
     finish: what the finish job asks for. source: the snapshot of the code, once taken. sent: run_ids of all waves,
-    which no later wave sends again, even if they failed. left: how many runs the last wave had no room for.
+    which no later wave sends again, even if they failed. num_waiting: how many runs the last wave had no room for.
     is_finish_due: whether a finish job is still to be sent. has_finish: whether one is in the queue, or has ended well.
     """
 
@@ -51,7 +51,7 @@ class Submitting:
     finish: Resources
     source: Path | None = None
     sent: set[str] = field(default_factory=set)
-    left: int = 0
+    num_waiting: int = 0
     is_finish_due: bool = False
     has_finish: bool = False
 
@@ -62,7 +62,7 @@ def plan_now(request: Request, ledger: Ledger, sent: Set[str] = frozenset()) -> 
     rows = [c.run.run_id for c in request.configurations]
     states = sent_states(request, ledger)
     again = {run_id for run_id in request.again - sent if states.states[run_id].undecided}
-    in_queue = {run_id: told for run_id, told in queued(states).items() if run_id not in again}
+    in_queue = {run_id: reason for run_id, reason in queued(states).items() if run_id not in again}
     can_wait = {run_id for run_id in in_queue if states.states[run_id].may_change}
     plan = make_plan(rows, request.runs, request.runtime, queued=in_queue, can_wait=can_wait)
     return plan, states
@@ -86,18 +86,18 @@ def submit(console: Console, submitting: Submitting) -> int:
         write_grid_of(console, request)
         room = room_in_queue(submitting.limits)
         if not plan.to_run or (room is not None and room < 2):
-            submitting.left = len(plan.to_run)
+            submitting.num_waiting = len(plan.to_run)
             if not plan.to_run and submitting.is_finish_due:
                 _send_finish(console, submitting, Sender(make_launch(submitting, plan)[0], ledger, {}), ledger)
                 console.print("no run to submit" + ("; submitted the finish job" if submitting.has_finish else ""))
-            elif not submitting.left:
+            elif not submitting.num_waiting:
                 console.print("nothing to submit")
             return 0
         launch, indices = make_launch(submitting, plan)
-        groups, submitting.left = fitting(groups_of(plan, request, launch, submitting.limits), room)
+        groups, submitting.num_waiting = fitting(groups_of(plan, request, launch, submitting.limits), room)
         sender = Sender(launch, ledger, indices)
         try:
-            submitting.left += send_what_fits(console, sender, groups)
+            submitting.num_waiting += send_what_fits(console, sender, groups)
         except StoreFull:
             if not sender.sent:  # what was meant to be sent has been withdrawn
                 shutil.rmtree(launch.folder, ignore_errors=True)
@@ -108,11 +108,11 @@ def submit(console: Console, submitting: Submitting) -> int:
             submitting.sent |= {run_id for s in sender.sent for task in s.tasks for run_id in task}
             submitting.is_finish_due |= bool(sender.sent)
             jobs = sum(len(s.tasks) for s in sender.sent)
-            if sender.sent and not submitting.left:  # of several waves, the last one's comes after all
+            if sender.sent and not submitting.num_waiting:  # of several waves, the last one's comes after all
                 _send_finish(console, submitting, sender, ledger)
     sent = sum(s.kind == "runs" for s in sender.sent)
-    finishing = " and a finish job" if submitting.has_finish and not submitting.left else ""
-    finishing += f"; {count(submitting.left, 'run')} waiting for places" if submitting.left else ""
+    finishing = " and a finish job" if submitting.has_finish and not submitting.num_waiting else ""
+    finishing += f"; {count(submitting.num_waiting, 'run')} waiting for places" if submitting.num_waiting else ""
     took = f"{time.monotonic() - began:.1f} s"
     say(console, f"submitted {count(jobs, 'job')} in {count(sent, 'submission')}{finishing}, {took}")
     return jobs
@@ -133,13 +133,13 @@ def _alone(console: Console, request: Request) -> Iterator[None]:
 def _without(plan: Plan, sent: set[str]) -> Plan:
     """The plan without what was sent before and would be sent again, and without what needs that."""
     dropped: set[str] = set()
-    kept = []
+    runs = []
     for planned in plan.runs:  # needed ones come first
         if planned.state == "run" and (planned.run.run_id in sent or dropped.intersection(planned.needs)):
             dropped.add(planned.run.run_id)
         else:
-            kept.append(planned)
-    return Plan(tuple(kept))
+            runs.append(planned)
+    return Plan(tuple(runs))
 
 
 def make_launch(submitting: Submitting, plan: Plan) -> tuple[Launch, dict[str, int]]:
@@ -147,9 +147,9 @@ def make_launch(submitting: Submitting, plan: Plan) -> tuple[Launch, dict[str, i
     request = submitting.request
     runs = [p.run for p in plan.to_run]
     variants = {c.run.run_id: c.variant for c in request.configurations}
-    shown = {run.run_id: variants[run.run_id] for run in runs if run.run_id in variants}
+    names = {run.run_id: variants[run.run_id] for run in runs if run.run_id in variants}
     payload = job.write_payload(
-        runs, _on_node(request.runtime), shown, cluster=request.cluster_config, notify=request.notify
+        runs, _on_node(request.runtime), names, cluster=request.cluster_config, notify=request.notify
     )
     try:
         submitting.source = submitting.source or take_snapshot_of_code(payload.parent)

@@ -78,8 +78,8 @@ def _usage_lines(view: View, run_id: str) -> Iterator[str]:
 def _settings(spec: RunSpec | None) -> str:
     if spec is None:
         return ""
-    told = {"weights": spec.weights_label, "protocol": spec.protocol, "epochs": getattr(spec.settings, "epochs", None)}
-    return "".join(f", {name} {value}" for name, value in told.items() if value)
+    facts = {"weights": spec.weights_label, "protocol": spec.protocol, "epochs": getattr(spec.settings, "epochs", None)}
+    return "".join(f", {name} {value}" for name, value in facts.items() if value)
 
 
 def log_files(view: View, run_id: str) -> list[Path]:
@@ -94,13 +94,13 @@ def follow(console: Console, request: StatusRequest) -> int:
     view = read_view(request)
     [row] = view.rows
     offsets: dict[Path, int] = {}
-    shown: list[Path] = []
+    headings: list[Path] = []
     looked = time.monotonic()
     try:
         while True:
             was_live = view.may_change
             for path in log_files(view, row.run_id):
-                _print_added(path, offsets, shown)
+                _print_added(path, offsets, headings)
             if not was_live:
                 break
             time.sleep(FOLLOW_POLL_S)
@@ -113,7 +113,7 @@ def follow(console: Console, request: StatusRequest) -> int:
     return FAILED if state.state in ENDED else OK
 
 
-def _print_added(path: Path, offsets: dict[Path, int], shown: list[Path]) -> None:
+def _print_added(path: Path, offsets: dict[Path, int], headings: list[Path]) -> None:
     """As `tail -f` of several files; whole lines only."""
     try:
         size = path.stat().st_size
@@ -136,7 +136,7 @@ def _print_added(path: Path, offsets: dict[Path, int], shown: list[Path]) -> Non
         return
     if not text:
         return
-    if shown[-1:] != [path]:
-        shown.append(path)
+    if headings[-1:] != [path]:
+        headings.append(path)
         print(f"==> {path} <==")
     print(*(printable(line) for line in text.splitlines()), sep="\n", flush=True)

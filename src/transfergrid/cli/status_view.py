@@ -58,9 +58,9 @@ class View:
     def summary(self) -> str:
         """Counts by state; what other clusters have; and that SLURM did not answer, where it did not."""
         counts = Counter(self.state(row).state for row in self.rows)
-        told = ", ".join(f"{counts[name]} {name}" for name in reversed(ORDER) if counts[name])
+        counted = ", ".join(f"{counts[name]} {name}" for name in reversed(ORDER) if counts[name])
         what = f"grid {self.grid}" if self.grid is not None else self.rows[0].run_id
-        lines = (f"{what}: {told or 'nothing was sent'}", *self.snapshot.elsewhere, self.silence)
+        lines = (f"{what}: {counted or 'nothing was sent'}", *self.snapshot.elsewhere, self.silence)
         return "\n".join(filter(None, lines))
 
     @property
@@ -71,11 +71,11 @@ class View:
             return ""
         job = f"finish job {state.job_id}" if state.job_id is not None else "finish job"
         never = "; never starts" if state.never_starts else ""
-        told = f"{job}: {state.state}" + (f": {state.reason}" if state.reason else "") + never
+        line = f"{job}: {state.state}" + (f": {state.reason}" if state.reason else "") + never
         if state.waits_for_needs or (state.is_live and not state.never_starts):
-            return told
+            return line
         by_hand = command_of_grid("report.py", self.grid, self.store)
-        return f"{told}; launch again sends it; the table until then: {by_hand}"
+        return f"{line}; launch again sends it; the table until then: {by_hand}"
 
     @property
     def silence(self) -> str:
@@ -94,8 +94,8 @@ def read_view(request: StatusRequest) -> View:
     known = dict.fromkeys([e.run_id for e in entries] + held)
     if request.run is not None:
         every = known if request.grid is not None else dict.fromkeys([*_stored(store), *held])
-        found = _resolve(request.run, every, store)
-        entries, held, known = [e for e in entries if e.run_id == found], [found], {found: None}
+        run_id = _resolve(request.run, every, store)
+        entries, held, known = [e for e in entries if e.run_id == run_id], [run_id], {run_id: None}
     specs = specs_of(ledger, known)
     needs = {run_id: needs_of_spec(spec) for run_id, spec in specs.items()}
     grid = request.grid if request.run is None else None
@@ -142,11 +142,13 @@ def _resolve(name: str, known: Iterable[str], store: StorePaths) -> str:
     if name in known:
         return name
     for fits in (str.startswith, str.endswith, str.__contains__):
-        found = [run_id for run_id in known if fits(run_id, name)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ConfigError(f"run={name} fits {len(found)} runs: {some(found, 4)}", remedy="give more of the name")
+        matches = [run_id for run_id in known if fits(run_id, name)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise ConfigError(
+                f"run={name} fits {len(matches)} runs: {some(matches, 4)}", remedy="give more of the name"
+            )
     raise ConfigError(f"run={name} fits none of {len(known)} runs", remedy=where_runs_are(store))
 
 

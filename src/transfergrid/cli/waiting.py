@@ -10,8 +10,8 @@ from rich.console import Console
 
 from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.finish import snapshot_of
+from transfergrid.cli.screen import show_failures, show_results, show_usage
 from transfergrid.cli.sending import Submitting, submit
-from transfergrid.cli.shown import show_failures, show_results, show_usage
 from transfergrid.cluster.evidence import FINISHED, read_object
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.ownership import here, live_rows
@@ -29,24 +29,24 @@ CONTROLLER_AWAY_S = 1800.0
 def wait(console: Console, submitting: Submitting) -> int:
     """Until everything of the grid has ended and the finish job has. Exit code 0 where all completed, else 1."""
     request = submitting.request
-    told: dict[str, str] = {}
+    last_states: dict[str, str] = {}
     since: dict[str, float] = {}  # what has lasted since when
     while True:
         ledger = read_ledger(request.store)
         snapshot = snapshot_of(request.grid, request.store, ledger)
         states = snapshot.states
         live = any(state.may_change for state in states.values())
-        _tell_changes(console, states, told)
+        _tell_changes(console, states, last_states)
         try:
             if snapshot.slurm_error is not None:
                 raise SlurmDown(snapshot.slurm_error)
             since.pop("away", None)
-            if submitting.left or submitting.is_finish_due:
+            if submitting.num_waiting or submitting.is_finish_due:
                 if submit(console, submitting) or live:
                     since.pop("starving", None)
-                elif (submitting.left or submitting.is_finish_due) and _lasts("starving", since) > STARVING_S:
-                    left = count(submitting.left, "run") if submitting.left else "the finish job"
-                    raise MachineError(f"{left} find no place in SLURM's queue", remedy="free some, and launch again")
+                elif (submitting.num_waiting or submitting.is_finish_due) and _lasts("starving", since) > STARVING_S:
+                    what = count(submitting.num_waiting, "run") if submitting.num_waiting else "the finish job"
+                    raise MachineError(f"{what} find no place in SLURM's queue", remedy="free some, and launch again")
             elif not live and (_finish_has_ended(ledger, request) or _lasts("ended", since) > FINISH_GRACE_S):
                 break
         except SlurmDown as error:
@@ -81,13 +81,13 @@ def published_lines(ledger: Ledger, grid: str) -> list[str]:
     return list((finished or {}).get("wandb", ()))
 
 
-def _tell_changes(console: Console, states: Mapping[str, RunState], told: dict[str, str]) -> None:
+def _tell_changes(console: Console, states: Mapping[str, RunState], last_states: dict[str, str]) -> None:
     """One line per run that has started, ended, or changed its mind since the last look."""
     counts = Counter(s.state for s in states.values())
     for run_id, state in states.items():
-        if told.get(run_id, "pending") == state.state or state.state in ("pending", "not submitted", "unknown"):
+        if last_states.get(run_id, "pending") == state.state or state.state in ("pending", "not submitted", "unknown"):
             continue
-        told[run_id] = state.state
+        last_states[run_id] = state.state
         why = f"  {state.reason}" if state.reason and state.state != "running" else ""
         where = f"  on {state.node}" if state.node and state.state == "running" else ""
         say(console, f"[{counts['done']}/{len(states)}] {state.state:<9} {run_id}{where}{why}")

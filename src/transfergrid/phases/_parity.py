@@ -78,9 +78,9 @@ def assert_parity(
     stored: Mapping[str, Predictions],
     *,
     names: Sequence[str],
-    made: ExtractSettings,
+    extraction: ExtractSettings,
 ) -> dict[str, Any]:
-    """Compare on the gate's rows in eval mode. names: of the backbones, in order. made: how the probe's features were.
+    """Compare on the gate's rows in eval mode. names: of the backbones, in order. extraction: of the probe's features.
 
     Returns what a record says of the gate. judged: whether any row could have told another network from rounding;
     reason: why none could. largest_ratio: over all logits and parts, at most 1. constant_backbones: those that give the
@@ -90,10 +90,10 @@ def assert_parity(
     bound: sum |W| |x| u + |logit| 2^-11 + 1e-4, where u is the features' relative error.
     """
     expected = _whole_gate(stored, setting.folds.gate)
-    blocks = gate_features(network, setting, precision=made.precision)
+    blocks = gate_features(network, setting, precision=extraction.precision)
     weight_CD, bias_C = network.head.weight.detach(), network.head.bias.detach()
     # By blocks: a join's sum can hide that one backbone is wrong, as where its weights in the head are small.
-    bounds = [_bound(x_ND, w_CD, made) for x_ND, w_CD in zip(blocks, _of_blocks(blocks, weight_CD), strict=True)]
+    bounds = [_bound(x_ND, w_CD, extraction) for x_ND, w_CD in zip(blocks, _of_blocks(blocks, weight_CD), strict=True)]
     parts = _parts(blocks, weight_CD)
     whole_NC = _whole(parts, bias_C)
     whole = _compare(whole_NC, sum(bounds, start=torch.zeros(())), expected)
@@ -103,7 +103,7 @@ def assert_parity(
         by_block = [_compare(part_NC, bound_NC, stored[_part_set(i)]) for i, (part_NC, bound_NC) in pairs]
     # A backbone that answers every image alike explains a mismatch best, so the message names it.
     named = zip(names, blocks, strict=True)
-    constant = [name for name, x_ND in named if _is_constant(x_ND, PRECISION_ROUNDOFF[made.precision])]
+    constant = [name for name, x_ND in named if _is_constant(x_ND, PRECISION_ROUNDOFF[extraction.precision])]
     worst = max(whole, *by_block, key=lambda compared: compared.largest_ratio)
     # Logits and not accuracy: a wrong transform or order can leave the accuracy of few rows as it was.
     if worst.largest_ratio > 1:
@@ -159,10 +159,10 @@ def _compare(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions) -> Compar
     )
 
 
-def _bound(block_ND: Tensor, weight_CD: Tensor, made: ExtractSettings) -> Tensor:
+def _bound(block_ND: Tensor, weight_CD: Tensor, extraction: ExtractSettings) -> Tensor:
     """The error of a block's part of each logit (N, C) that the features' own error explains."""
-    error_ND = block_ND.abs() * feature_roundoff(made)
-    if made.storage == "float16":
+    error_ND = block_ND.abs() * feature_roundoff(extraction)
+    if extraction.storage == "float16":
         error_ND = error_ND + FLOAT16_SMALLEST
     return error_ND @ weight_CD.double().cpu().abs().T
 
@@ -173,9 +173,9 @@ def _is_constant(block_ND: Tensor, roundoff: float) -> bool:
     return len(block_ND) > 1 and bool(((block_ND - block_ND[:1]).abs() <= error_1D).all())
 
 
-def feature_roundoff(made: ExtractSettings) -> float:
+def feature_roundoff(extraction: ExtractSettings) -> float:
     """Relative error of a feature: of the arithmetic or of the storage, whichever is the larger."""
-    return max(PRECISION_ROUNDOFF[made.precision], STORAGE_ROUNDOFF[made.storage])
+    return max(PRECISION_ROUNDOFF[extraction.precision], STORAGE_ROUNDOFF[extraction.storage])
 
 
 def _parts(blocks: Sequence[Tensor], weight_CD: Tensor) -> list[Tensor]:

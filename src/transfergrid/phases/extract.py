@@ -37,8 +37,8 @@ def missing(spec: RunSpec, runtime: Runtime) -> list[Split]:
     """The splits whose features lie neither in this cache nor in a shared one."""
     cache, [backbone] = cache_paths(runtime), spec.backbones
     keys = {split: spec.feature_key(backbone, split) for split in splits_of(dataset_facts(spec.dataset, runtime))}
-    found = {split: feature_store.find(cache, key, also_read=runtime.cache_also_read) for split, key in keys.items()}
-    return [split for split, path in found.items() if path is None]
+    paths = {split: feature_store.find(cache, key, also_read=runtime.cache_also_read) for split, key in keys.items()}
+    return [split for split, path in paths.items() if path is None]
 
 
 def damaged(spec: RunSpec, runtime: Runtime) -> str | None:

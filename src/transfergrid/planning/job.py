@@ -145,16 +145,16 @@ def _claim_and_run(
         return "superseded"
 
 
-def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag | None, *, fails: bool) -> Outcome:
+def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, installed: StopFlag | None, *, fails: bool) -> Outcome:
     began = time.monotonic()
     try:
         from transfergrid.training.device import device_of, prepare_process  # torch
 
         assert_ready(spec, runtime)  # SLURM counts a dependency on a job it has forgotten as satisfied
         prepare_process(runtime)
-        if given is not None and given.signal is not None:
-            raise Interrupted(f"stopped by signal {given.signal} before it began", remedy="launch again")
-        stop = given or StopFlag()
+        if installed is not None and installed.signal is not None:
+            raise Interrupted(f"stopped by signal {installed.signal} before it began", remedy="launch again")
+        stop = installed or StopFlag()
         with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
             record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop, usage))
         attempt.assert_newest()  # the last look before the record, which makes these numbers the run's

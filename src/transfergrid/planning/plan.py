@@ -59,13 +59,13 @@ def make_plan(
     A run that is only needed by others is left out where nothing that needs it remains to be run.
     """
     planner = _Planner(dict(runs), runtime, queued or {}, can_wait)
-    wanted = dict.fromkeys(rows)
-    frontier = list(wanted)
+    run_ids = dict.fromkeys(rows)
+    frontier = list(run_ids)
     while frontier:
         needed = dict.fromkeys(need for run_id in frontier for need in planner.worth_showing(run_id))
-        frontier = [run_id for run_id in needed if run_id not in wanted]
-        wanted |= needed
-    decided = [planner.decide(run_id) for run_id in wanted]
+        frontier = [run_id for run_id in needed if run_id not in run_ids]
+        run_ids |= needed
+    decided = [planner.decide(run_id) for run_id in run_ids]
     return Plan(tuple(sorted(decided, key=lambda p: PHASES.index(p.run.phase))))
 
 

@@ -27,9 +27,9 @@ def show_plan(console: Console, plan: Plan, request: Request) -> None:
     for note in request.notes:
         say(console, shown(note))
     counts = plan.counts()
-    told = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    counted = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"
-    say(console, f"grid {request.grid}: {rows}; with what they need: {told or 'nothing to do'}")
+    say(console, f"grid {request.grid}: {rows}; with what they need: {counted or 'nothing to do'}")
     _show_runs(console, plan, request)
     for text, is_odd in inventories(request.facts):
         say(console, text, style="yellow" if is_odd else None)
