@@ -7,20 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
+from transfergrid.cli import sending
 from transfergrid.cli.before import made_ready
 from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.grid_file import write_grid_of
 from transfergrid.cli.screen import show_plan
-from transfergrid.cli.sending import (
-    Submitting,
-    alive_jobs,
-    assert_room,
-    groups_of,
-    make_launch,
-    num_jobs,
-    plan_now,
-    submit,
-)
 from transfergrid.cluster.emit import emit
 from transfergrid.cluster.finish_job import Place, find_place, finish_resources, is_due
 from transfergrid.cluster.ledger import read_ledger
@@ -43,7 +34,7 @@ def carry_out(console: Console, request: Request) -> int:
             f"store.dir={request.runtime.store_dir}: SLURM reads % in the names of its log files", remedy="rename it"
         )
     limits = _limits(console, request)
-    plan, snapshot = plan_now(request, read_ledger(request.store))
+    plan, snapshot = sending.plan_now(request, read_ledger(request.store))
     yielded: list[str] = []
     if limits is None:
         limits, finishing = unseen_limits(), Place(finish_resources(request.cluster))
@@ -59,14 +50,14 @@ def carry_out(console: Console, request: Request) -> int:
     _show_cost(console, plan, request, limits)
     if finishing.refusal:
         raise ConfigError(finishing.refusal)
-    assert_room(plan, request, limits)
+    sending.assert_room(plan, request, limits)
     ready = made_ready(console, plan, request, runs_follow=False, not_done="submitted")
     if ready is None:
         return OK
-    submitting = Submitting(ready, limits, finishing.resources)
+    submitting = sending.Submitting(ready, limits, finishing.resources)
     if ready.emit is not None:
         return _emit(console, submitting, Path(ready.emit))
-    submit(console, submitting)
+    sending.submit(console, submitting)
     if not ready.wait:
         _say_how_to_watch(console, submitting)
         return FAILED if submitting.num_waiting or submitting.is_finish_due else OK
@@ -139,37 +130,37 @@ def _show_cost(console: Console, plan: Plan, request: Request, limits: Limits) -
     basis = "from records" if known == len(estimates) else some
     wall_h = sum(e.seconds for e in estimates.values()) / 3600
     cost = f"{hours:.2f} GPU-hours" if hours else f"{wall_h:.2f} hours without a GPU"
-    jobs = count(num_jobs(plan, request.cluster.runs_per_job), "job")
+    jobs = count(sending.num_jobs(plan, request.cluster.runs_per_job), "job")
     say(console, f"{jobs} and a finish job; expected {cost} ({basis})")
     expected = start_estimate(request.cluster, phases) if limits.here.name else {}
     for phase_names, text in expected.items():
         say(console, f"SLURM expects {phase_names} jobs {text}")
-    packed_jobs = num_jobs(plan, ADVISED_RUNS_PER_JOB)
+    packed_jobs = sending.num_jobs(plan, ADVISED_RUNS_PER_JOB)
     advice = packing_advice(estimates, runs_per_job=request.cluster.runs_per_job, packed_jobs=packed_jobs)
     if advice is not None:
         say(console, advice)
 
 
-def _emit(console: Console, submitting: Submitting, folder: Path) -> int:
+def _emit(console: Console, submitting: sending.Submitting, folder: Path) -> int:
     request = submitting.request
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"emit={folder} holds files already", remedy="give an empty or a new folder")
     ledger = read_ledger(request.store)
-    plan, _ = plan_now(request, ledger)
+    plan, _ = sending.plan_now(request, ledger)
     write_grid_of(console, request)
     if not plan.to_run:
         console.print("nothing to submit, nothing written")
         return OK
-    launch, indices = make_launch(submitting, plan)
-    groups = groups_of(plan, request, launch, submitting.limits)
-    live = alive_jobs(ledger, request.grid, submitting.limits.here)
+    launch, indices = sending.make_launch(submitting, plan)
+    groups = sending.groups_of(plan, request, launch, submitting.limits)
+    live = sending.alive_jobs(ledger, request.grid, submitting.limits.here)
     script = emit(folder.absolute(), launch, groups, ledger, indices, live)
     scripts = count(len(groups) + 1, "job script")
     say(console, f"wrote {scripts}; send them with: bash {script}")
     return OK
 
 
-def _say_how_to_watch(console: Console, submitting: Submitting) -> None:
+def _say_how_to_watch(console: Console, submitting: sending.Submitting) -> None:
     request = submitting.request
     line = command_of_grid("status.py", request.grid, request.store, "watch=true")
     say(console, f"watch: {line}")

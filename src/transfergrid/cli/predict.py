@@ -62,7 +62,6 @@ def predict(arguments: Sequence[str]) -> int:
 
 def _predict(request: PredictRequest, images: Path, network: nn.Module, preprocess: tuple[PreprocessSpec, ...]) -> int:
     """How many images could not be read; each is named as it is met."""
-
     from transfergrid.export.inference import by_its_batch, csv_header, csv_row, predict_files
     from transfergrid.networks.finished import picture_rules_of, reading_of
     from transfergrid.training.device import device_of, on_device

@@ -107,7 +107,6 @@ def load_model(
     weights_dir: where a probe's pretrained weights lie; a fine-tuned network holds its own. Raises ConfigError for a
     run that cannot be loaded, with what helps, and DataError for files that are damaged.
     """
-
     from transfergrid.config.predict import finished_run
     from transfergrid.networks.finished import network_of_run
     from transfergrid.training.device import device_of, on_device, prepare_process

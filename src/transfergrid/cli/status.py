@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from rich.console import Console, Group
+from rich.live import Live
 from rich.text import Text
 
 from transfergrid.cli.console import FAILED, OK, make_console, run_script, say
@@ -82,15 +84,21 @@ def show(console: Console, view: View) -> None:
 def watch(console: Console, request: StatusRequest) -> View:
     """Redraw until nothing is live; Ctrl-C ends it. In a log: a line per change. Returns the last look."""
     view = read_view(request)
-    try:
-        if console.is_terminal:
-            return _watch_terminal(console, request, view)
+    screen = None
+    if console.is_terminal:
+        screen = Live(screenful(console, view), console=console, transient=True, auto_refresh=False)
+    else:
         say(console, view.summary)
-        while view.may_change:
-            time.sleep(WATCH_S)
-            before, view = view, read_view(request)
-            for line in changes(before, view):
-                say(console, line)
+    try:
+        with screen or nullcontext():
+            while view.may_change:
+                time.sleep(WATCH_S)
+                before, view = view, read_view(request)
+                if screen is not None:
+                    screen.update(screenful(console, view), refresh=True)
+                else:
+                    for line in changes(before, view):
+                        say(console, line)
     except KeyboardInterrupt:
         pass
     return view
@@ -108,17 +116,3 @@ def screenful(console: Console, view: View) -> Group:
         if rows == 1 or lines < console.height:
             return drawn
         rows = max(1, min(rows - 1, rows * console.height // lines))
-
-
-def _watch_terminal(console: Console, request: StatusRequest, view: View) -> View:
-    from rich.live import Live
-
-    try:
-        with Live(screenful(console, view), console=console, transient=True, auto_refresh=False) as live:
-            while view.may_change:
-                time.sleep(WATCH_S)
-                view = read_view(request)
-                live.update(screenful(console, view), refresh=True)
-    except KeyboardInterrupt:
-        pass
-    return view

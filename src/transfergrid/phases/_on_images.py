@@ -23,17 +23,10 @@ from transfergrid.phases._setting import Setting, open_setting, train
 from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
 from transfergrid.specs import FinetuneSettings, ProbeSettings, RunSpec, Runtime, ScratchSettings, seed_for
 from transfergrid.store.records import RunRecord
+from transfergrid.training import results
 from transfergrid.training.device import arithmetic, on_device
 from transfergrid.training.on_images import ImageTrainee
 from transfergrid.training.optimization import ParameterGroup, split_decay
-from transfergrid.training.results import (
-    class_details,
-    fold_details,
-    make_record,
-    save_predictions,
-    save_weights,
-    score_folds,
-)
 
 
 def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary: bool) -> JoinedNetwork:
@@ -153,7 +146,7 @@ def train_and_record(
     # The training images as well, without augmentation: the last epoch's mean is of weights that have since changed.
     reported = {"train": folds.train, "val": folds.val, "test": folds.test}
     by_fold = {name: (fold, trainee.predict(network, fold)) for name, fold in reported.items() if fold is not None}
-    metrics = score_folds(by_fold)
+    metrics = results.score_folds(by_fold)
     stored = {name: by_fold[name] for name in ("val", "test") if name in by_fold}
     if gate_precision is not None:
         # As fine-tuning will compute them: in eval mode, whatever test_bn the study's own figures were read with.
@@ -161,10 +154,10 @@ def train_and_record(
         blocks = gate_features(network, setting, precision=gate_precision)
         stored |= gate_logits(folds.gate, blocks, network.head.weight.detach(), network.head.bias.detach())
     # Before the record, which marks the run as done and holds the checksums of both files.
-    save_predictions(context.attempt, stored)
+    results.save_predictions(context.attempt, stored)
     state = saved(network)
     if state is not None:
-        save_weights(context.attempt, state)
+        results.save_weights(context.attempt, state)
     sizes = [(3, p.crop_px, p.crop_px) for p in setting.inputs.preprocess]
     cost = describe(network, sizes)
     # What f(x) consists of: auxiliary heads are there for training only.
@@ -172,14 +165,14 @@ def train_and_record(
     extra = sum(auxiliary.values())
     buffers = (b for name, b in network.named_buffers() if is_auxiliary(name) and b.is_floating_point())
     extra_mb = 4 * (extra + sum(b.numel() for b in buffers)) / 1e6
-    return make_record(
+    return results.make_record(
         spec,
         context.attempt,
         setting.device,
         metrics=metrics,
         details=trained
-        | fold_details(folds, num_classes=spec.dataset.num_classes)
-        | class_details(by_fold, dataset_facts(spec.dataset, runtime).class_names)
+        | results.fold_details(folds, num_classes=spec.dataset.num_classes)
+        | results.class_details(by_fold, dataset_facts(spec.dataset, runtime).class_names)
         | picture_details(spec.dataset, runtime)
         | weights_taken(setting.taken)
         | dict(details),

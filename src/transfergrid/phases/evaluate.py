@@ -55,7 +55,6 @@ def run(context: RunContext) -> RunRecord:
 
     Labels and predictions are places among the network's own classes, which `class_names` names.
     """
-
     from transfergrid.data.batches import NetworkInputs
     from transfergrid.networks.size import describe
     from transfergrid.training.device import device_of, on_device
