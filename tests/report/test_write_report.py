@@ -11,7 +11,7 @@ import report_cases as cases
 from report_cases import write_report
 from rich.console import Console
 
-from transfergrid.cli.report import all_completed, show_report
+from transfergrid.cli.report import show_report
 from transfergrid.config import load_grid
 from transfergrid.paths import StorePaths
 from transfergrid.report import figures
@@ -54,15 +54,15 @@ def test_what_the_finish_job_has_made_is_shown_and_not_made_again_without_figure
     store: StorePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     console = Console(file=io.StringIO(), width=120)
-    assert all_completed(show_report(console, ["g"], store, figures=None)[0])  # nobody has made it: now it is
+    assert show_report(console, ["g"], store, figures=None)  # nobody has made it: now it is
     page = store.report("g") / "index.html"
     page.write_text("with figures")
-    assert all_completed(show_report(console, ["g"], store, figures=None)[0])
+    assert show_report(console, ["g"], store, figures=None)
     assert page.read_text() == "with figures"
     run = cases.spec("probe", "resnet18")
     cases.completed(store, run, test_accuracy=0.5)  # a record that is newer than the page
     os.utime(page, (1, 1))
-    assert all_completed(show_report(console, ["g"], store, figures=None)[0])
+    assert show_report(console, ["g"], store, figures=None)
     assert page.read_text() != "with figures"
 
 

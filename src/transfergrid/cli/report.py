@@ -60,45 +60,24 @@ def report(arguments: Sequence[str]) -> int:
             read_grid(store.grid(grid))
         except FileNotFoundError:
             raise never_launched(grid, store) from None
-    comparisons, path = show_report(console, request.grids, store, figures=request.figures, select_by=request.select_by)
+    comparisons, path = _shown(console, request.grids, store, figures=request.figures, select_by=request.select_by)
+    is_complete = _all_completed(comparisons)
     for line in _remarks(comparisons):
         say(console, line, style="red")
-    is_there = True
-    if request.publish is not None:
-        sent = send_wandb_report(console, comparisons, path.parent, request)
-        say_first(console, sent.problems)
-        say(console, sent_line(sent))
-        is_there = not sent.problems
-    return OK if all_completed(comparisons) and is_whole and is_there else FAILED
+    is_there = request.publish is None or send_wandb_report(console, comparisons, path.parent, request)
+    return OK if is_complete and is_whole and is_there else FAILED
 
 
-def pull_grids(console: Console, grids: Sequence[str], store: StorePaths, entity: str | None, project: str) -> bool:
-    """Make the store from what a W&B server holds; True if it lacks nothing. Raises Unreachable or ConfigError."""
-    from transfergrid.tracking.account import find_account
-    from transfergrid.tracking.pull import pull_grid
+def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool | None) -> bool:
+    """Print the tables, write the files, print where; True if every row has completed.
 
-    account = find_account(project, entity)
-    is_whole = True
-    for grid in grids:
-        pulled = pull_grid(account, grid, store, say=partial(say, console))
-        for what, lines in (
-            ("not usable as the server has it:", pulled.problems),
-            (f"grid {grid} lacks on the server:", list(map(_named, pulled.missing))),
-        ):
-            say_first(console, [f"{what} {line}" for line in lines], more=what)
-        runs = count(len(pulled.run_ids), "run")
-        say(console, f"{grid}: {runs} of {account.url}/{account.path()} in {store.root}")
-        is_whole = is_whole and not pulled.missing and not pulled.problems
-    return is_whole
+    figures: None leaves the files as another process made them, if they are newer than every record.
+    """
+    comparisons, _ = _shown(console, grids, store, figures=figures)
+    return _all_completed(comparisons)
 
 
-def _named(entry: GridEntry) -> str:
-    seed = "" if entry.seed is None else f"seed {entry.seed}"
-    parts = (entry.dataset, entry.model, entry.phase, entry.variant, seed)
-    return f"{' '.join(filter(None, parts))} ({entry.run_id})"
-
-
-def show_report(
+def _shown(
     console: Console,
     grids: Sequence[str],
     store: StorePaths,
@@ -106,10 +85,7 @@ def show_report(
     figures: bool | None,
     select_by: SelectBy | None = None,
 ) -> tuple[list[Comparison], Path]:
-    """Print the tables, write the files, print where. Returns the comparisons, and the path of comparison.md.
-
-    figures: None leaves the files as another process made them, if they are newer than every record.
-    """
+    """The comparisons, and the path of comparison.md."""
     from transfergrid.cli.tables import rich_table, terminal_table
     from transfergrid.report.analysis import handover
     from transfergrid.report.analysis.comparison import read_comparison
@@ -138,11 +114,13 @@ def show_report(
     path = store.report(report_name(grids)) / "comparison.md"
     if figures is not None or not _is_current(path.with_name("index.html"), comparisons):
         path = write(comparisons, figures=bool(figures))
-    say(console, f"\nreport: {path} and index.html, comparison.csv, comparison.tex beside it")
+    console.print(
+        f"\nreport: {path} and index.html, comparison.csv, comparison.tex beside it", highlight=False, soft_wrap=True
+    )
     return comparisons, path
 
 
-def all_completed(comparisons: Sequence[Comparison]) -> bool:
+def _all_completed(comparisons: Sequence[Comparison]) -> bool:
     return all(row.status == "completed" for comparison in comparisons for row in comparison.rows)
 
 
@@ -162,6 +140,46 @@ def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
+def pull_grids(console: Console, grids: Sequence[str], store: StorePaths, entity: str | None, project: str) -> bool:
+    """Make the store from what a W&B server holds; True if it lacks nothing. Raises Unreachable or ConfigError."""
+    from transfergrid.tracking.account import find_account
+    from transfergrid.tracking.pull import pull_grid
+
+    account = find_account(project, entity)
+    is_whole = True
+    for grid in grids:
+        pulled = pull_grid(account, grid, store, say=partial(say, console))
+        for what, lines in (
+            ("not usable as the server has it:", pulled.problems),
+            (f"grid {grid} lacks on the server:", list(map(_named, pulled.missing))),
+        ):
+            say_first(console, [f"{what} {line}" for line in lines], more=what)
+        runs = count(len(pulled.run_ids), "run")
+        say(console, f"{grid}: {runs} of {account.url}/{account.path()} in {store.root}")
+        is_whole = is_whole and not pulled.missing and not pulled.problems
+    return is_whole
+
+
+def _named(entry: GridEntry) -> str:
+    seed = "" if entry.seed is None else f"seed {entry.seed}"
+    parts = (entry.dataset, entry.model, entry.phase, entry.variant, seed)
+    return f"{' '.join(filter(None, parts))} ({entry.run_id})"
+
+
+def send_wandb_report(
+    console: Console, comparisons: Sequence[Comparison], folder: Path, request: ReportRequest
+) -> bool:
+    """Send the report that lies in `folder` to W&B and print where it is; whether all of it is there as it was sent.
+
+    Figures, the page, and messages that may name the user's own files are sent only with tracking.images=true. Raises
+    Unreachable where W&B cannot be used.
+    """
+    sent = _send(console, comparisons, folder, request)
+    say_first(console, sent.problems)
+    say(console, sent_line(sent))
+    return not sent.problems
+
+
 def publish_as_launched(grid: str, runtime: Runtime) -> SentReport:
     """Send the report that the finish job has made to W&B; its part of it, for a child process."""
     from transfergrid.report.analysis.comparison import read_comparison
@@ -170,17 +188,10 @@ def publish_as_launched(grid: str, runtime: Runtime) -> SentReport:
     request = ReportRequest(
         grids=(grid,), store=store, figures=None, publish=(runtime.wandb_entity, runtime.wandb_project)
     )
-    return send_wandb_report(make_console(), [read_comparison(grid, store)], store.report(grid), request)
+    return _send(make_console(), [read_comparison(grid, store)], store.report(grid), request)
 
 
-def send_wandb_report(
-    console: Console, comparisons: Sequence[Comparison], folder: Path, request: ReportRequest
-) -> SentReport:
-    """Send the report that lies in `folder` to W&B.
-
-    Figures, the page, and messages that may name the user's own files are sent only with tracking.images=true. Raises
-    Unreachable where W&B cannot be used.
-    """
+def _send(console: Console, comparisons: Sequence[Comparison], folder: Path, request: ReportRequest) -> SentReport:
     from transfergrid.report.wandb_report import wandb_report_of
     from transfergrid.tracking.wandb_report_sending import send_report
 
