@@ -49,7 +49,7 @@ def finish(folder: str) -> dict[str, int]:
     payload = job.read_payload(Path(order["payload"]))
     grid, store = str(order["grid"]), store_paths(payload.runtime)
     console = make_console()
-    states = _wait_until_all_is_told(grid, store)
+    states = _settled_states(grid, store)
     try:
         for run_id in settle(states, store, read_ledger(store)):
             if (failure := states[run_id].failure) is not None:
@@ -81,7 +81,7 @@ def snapshot_of(grid: str, store: StorePaths, ledger: Ledger) -> Snapshot:
     return take_snapshot(run_ids, store, ledger, needs=needs_of(store, ledger, run_ids))
 
 
-def _wait_until_all_is_told(grid: str, store: StorePaths) -> dict[str, RunState]:
+def _settled_states(grid: str, store: StorePaths) -> dict[str, RunState]:
     """States once nothing is undecided; what a later launch added and still waits is that launch's to finish."""
     deadline = time.monotonic() + SETTLE_S
     while True:
