@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import FAILED, JSON, OK, UNDECIDED, count, make_console, run_script, say
-from transfergrid.cli.pulled import pull_grids
-from transfergrid.cli.sync import SHOWN, destination
+from rich.console import Console
+
+from transfergrid.cli.console import FAILED, JSON, OK, UNDECIDED, count, make_console, run_script, say, say_first
+from transfergrid.cli.sync import destination
 from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
 from transfergrid.config.report import ReportKeys, ReportRequest, parse_report
 from transfergrid.config.spelling import never_launched, newest_grid
-from transfergrid.paths import StorePaths
-from transfergrid.store.records import read_grid
+from transfergrid.paths import StorePaths, store_paths
+from transfergrid.specs import Runtime
+from transfergrid.store.records import GridEntry, read_grid
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from transfergrid.report.analysis.comparison import Comparison, Failure
+    from transfergrid.tracking.wandb_report_sending import SentReport
 
 HELP = Help(
     script="report.py",
@@ -58,7 +58,7 @@ def report(arguments: Sequence[str]) -> int:
     if not request.grids:
         request = replace(request, grids=(newest_grid(store),))
         say(console, f"grid={request.grids[0]}, the one launched last in {store.root}")
-    is_whole = request.wandb is None or pull_grids(request.grids, store, *request.wandb)
+    is_whole = request.wandb is None or pull_grids(console, request.grids, store, *request.wandb)
     for grid in request.grids:
         try:
             read_grid(store.grid(grid))
@@ -156,6 +156,32 @@ def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
+def pull_grids(console: Console, grids: Sequence[str], store: StorePaths, entity: str | None, project: str) -> bool:
+    """Make the store from what a W&B server holds; True if it lacks nothing. Raises Unreachable or ConfigError."""
+    from transfergrid.tracking.account import find_account
+    from transfergrid.tracking.pull import pull_grid
+
+    account = find_account(project, entity)
+    is_whole = True
+    for grid in grids:
+        pulled = pull_grid(account, grid, store, say=partial(say, console))
+        for what, lines in (
+            ("not usable as the server has it:", pulled.problems),
+            (f"grid {grid} lacks on the server:", list(map(_named, pulled.missing))),
+        ):
+            say_first(console, [f"{what} {line}" for line in lines], more=what)
+        runs = count(len(pulled.run_ids), "run")
+        say(console, f"{grid}: {runs} of {account.url}/{account.path()} in {store.root}")
+        is_whole = is_whole and not pulled.missing and not pulled.problems
+    return is_whole
+
+
+def _named(entry: GridEntry) -> str:
+    seed = "" if entry.seed is None else f"seed {entry.seed}"
+    parts = (entry.dataset, entry.model, entry.phase, entry.variant, seed)
+    return f"{' '.join(filter(None, parts))} ({entry.run_id})"
+
+
 def send_wandb_report(
     console: Console, comparisons: Sequence[Comparison], folder: Path, request: ReportRequest
 ) -> bool:
@@ -164,6 +190,24 @@ def send_wandb_report(
     Figures, the page, and messages that may name the user's own files are sent only with tracking.images=true. Raises
     Unreachable where W&B cannot be used.
     """
+    sent = _send(console, comparisons, folder, request)
+    say_first(console, sent.problems)
+    say(console, sent_line(sent))
+    return not sent.problems
+
+
+def publish_as_launched(grid: str, runtime: Runtime) -> SentReport:
+    """Send the report that the finish job has made to W&B; its part of it, for a child process."""
+    from transfergrid.report.analysis.comparison import read_comparison
+
+    store = store_paths(runtime)
+    request = ReportRequest(
+        grids=(grid,), store=store, figures=None, publish=(runtime.wandb_entity, runtime.wandb_project)
+    )
+    return _send(make_console(), [read_comparison(grid, store)], store.report(grid), request)
+
+
+def _send(console: Console, comparisons: Sequence[Comparison], folder: Path, request: ReportRequest) -> SentReport:
     from transfergrid.report.wandb_report import wandb_report_of
     from transfergrid.tracking.wandb_report_sending import send_report
 
@@ -172,14 +216,12 @@ def send_wandb_report(
     sent_ones = comparisons if images else [_without_names(comparison) for comparison in comparisons]
     wandb_report = wandb_report_of(sent_ones, folder, figures=images and request.figures is not False)
     shared = wandb_report if images else wandb_report.without_pictures()
-    sent = send_report(account, comparisons[0].store, shared, say=partial(say, console))
-    for problem in sent.problems[:SHOWN]:
-        say(console, problem)
-    if len(sent.problems) > SHOWN:
-        say(console, f"... and {len(sent.problems) - SHOWN} more")
-    said = f"{len(sent.problems)} things are not there as they were sent" if sent.problems else "all is there"
-    say(console, f"W&B: {said}: {sent.report_url}")
-    return not sent.problems
+    return send_report(account, comparisons[0].store, shared, say=partial(say, console))
+
+
+def sent_line(sent: SentReport) -> str:
+    verdict = f"{len(sent.problems)} things are not there as they were sent" if sent.problems else "all is there"
+    return f"W&B: {verdict}: {sent.report_url}"
 
 
 def _without_names(comparison: Comparison) -> Comparison:
@@ -205,7 +247,3 @@ def _is_current(page: Path, comparisons: Sequence[Comparison]) -> bool:
     entries = [(c.store, e.run_id) for c in comparisons for e in read_grid(c.store.grid(c.grid))]
     records = (store.run(run_id).record for store, run_id in entries)
     return page.stat().st_mtime >= max((r.stat().st_mtime for r in records if r.exists()), default=0.0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -12,7 +12,7 @@ from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths, typed
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import Configuration, RunSpec, Runtime, SelectBy, digest, safe_name, setting
-from transfergrid.store.records import GridEntry
+from transfergrid.store.records import GridEntry, entry_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -58,19 +58,7 @@ class Request:
         return StorePaths(Path(self.runtime.store_dir))
 
     def entries(self) -> list[GridEntry]:
-        return [
-            GridEntry(
-                run_id=c.run.run_id,
-                dataset=c.run.dataset.name,
-                model=c.run.model,
-                phase=c.run.phase,
-                variant=c.variant,
-                weights=c.run.weights_label,
-                protocol=c.run.protocol or "",
-                seed=c.run.seed,
-            )
-            for c in self.configurations
-        ]
+        return [entry_of(c.run, c.variant) for c in self.configurations]
 
 
 def composed_grid(arguments: Sequence[str]) -> tuple[list[str], DictConfig]:

@@ -305,6 +305,19 @@ class GridEntry:
     seed: int | None
 
 
+def entry_of(run: RunSpec, variant: str) -> GridEntry:
+    return GridEntry(
+        run_id=run.run_id,
+        dataset=run.dataset.name,
+        model=run.model,
+        phase=run.phase,
+        variant=variant,
+        weights=run.weights_label,
+        protocol=run.protocol or "",
+        seed=run.seed,
+    )
+
+
 def write_grid(
     path: Path,
     *,
