@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transfergrid.errors import ConfigError, DataError, GridError
 from transfergrid.networks import backbones
 from transfergrid.networks.backbones.build import build, build_classifier
-from transfergrid.networks.backbones.match_names import Found, find_state
+from transfergrid.networks.backbones.match_names import Match, find_state
 from transfergrid.networks.backbones.read_file import read_content
 from transfergrid.networks.backbones.weight_files import Taken, identity_of
 
@@ -54,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     return shapes.files(STATE, tmp_path_factory.mktemp("shapes"))
 
 
-def found_in(path: Path) -> Found:
+def found_in(path: Path) -> Match:
     return find_state(read_content(path), TRUNK, path=path, ignored=("fc.",))
 
 

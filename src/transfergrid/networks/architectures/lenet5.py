@@ -23,7 +23,6 @@ LAST_MAPS_PX = 5
 
 
 def build(num_classes: int) -> nn.Module:
-    """With weights from torch's global generator."""
     return LeNet5(num_classes)
 
 

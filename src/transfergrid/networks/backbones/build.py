@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from transfergrid.networks import backbones
 from transfergrid.networks.backbones import CatalogEntry
 from transfergrid.networks.backbones.construct import AUXILIARY, behead, construct, without_memory
 from transfergrid.networks.backbones.families import parameter_groups
-from transfergrid.networks.backbones.match_names import Found, State, find_state
+from transfergrid.networks.backbones.match_names import Match, State, find_state
 from transfergrid.networks.backbones.read_file import read_content
 from transfergrid.networks.backbones.state_dicts import assign_weights, hub_fails_fast, weights_file
 from transfergrid.networks.backbones.weight_files import Taken
@@ -59,18 +60,13 @@ def build(
     if auxiliary and spec.name != "googlenet":
         raise ConfigError(f"{spec.name} has no auxiliary heads, only googlenet has them; set aux_loss_weight=0")
     if spec.weights.identity.startswith("random:"):
-        trunk = _without_head(spec, _random(spec))
-        return trunk.eval()
-    if spec.name.startswith("timm/"):
-        return _timm(spec, weights_dir, weights_files, download=download, num_classes=0, told=told).eval()
-    known = backbones.entry(spec.name)
-    path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
-    with without_memory():
-        trunk = _without_head(spec, construct(known.architecture, num_classes=1))
-    match = state_for(trunk, path, ignored=_heads(known), told=told)
-    assign_weights(trunk, _within(trunk, match.state), path=path)
+        return _without_head(spec, _random(spec)).eval()
+    path = _file_of(spec, weights_dir, weights_files, download=download)
+    if path is None:
+        return _downloaded_by_timm(spec, weights_dir, download=download, num_classes=0).eval()
+    trunk, state = _from_file(spec, path, own_head=False, told=told)
     if auxiliary:
-        _keep_auxiliary(trunk, match.state, path)
+        _keep_auxiliary(trunk, state, path)
     return trunk.eval()
 
 
@@ -88,22 +84,15 @@ def build_classifier(
     """
     if spec.weights.identity.startswith("random:"):
         return _random(spec).eval()
-    if spec.name.startswith("timm/"):
-        return _timm(spec, weights_dir, weights_files, download=download, num_classes=None, told=told).eval()
-    known = backbones.entry(spec.name)
-    if not known.head:
+    if not spec.name.startswith("timm/") and not backbones.entry(spec.name).head:
         raise ConfigError(f"{spec.name} has no head of its own to evaluate; evaluate a run of it, run=ID")
-    path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
-    with without_memory():
-        trunk = _without_head(spec, construct(known.architecture, num_classes=1))
-    state = _with_own_head(state_for(trunk, path, ignored=_heads(known), told=told), known.head)
-    with without_memory():
-        network = construct(known.architecture, num_classes=_classes_in(state, known.head, path))
-    assign_weights(network, _within(network, state), path=path)
-    return network.eval()
+    path = _file_of(spec, weights_dir, weights_files, download=download)
+    if path is None:
+        return _downloaded_by_timm(spec, weights_dir, download=download).eval()
+    return _from_file(spec, path, own_head=True, told=told)[0].eval()
 
 
-def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = (), told: Told = log_taken) -> Found:
+def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = (), told: Told = log_taken) -> Match:
     """What a weights file holds of a network, which may be without memory; told is given what was taken.
 
     ignored: beginnings of names of heads, which the file may have or lack. Raises DataError.
@@ -208,9 +197,40 @@ def _without_head(spec: BackboneSpec, network: nn.Module) -> nn.Module:
     return behead(network, spec.name, known.head)
 
 
-def _heads(known: CatalogEntry) -> tuple[str, ...]:
-    """What names in a file begin with that the trunk does without."""
-    return (*AUXILIARY, f"{known.head}." if known.head else "classifier.")
+def _file_of(spec: BackboneSpec, weights_dir: Path, weights_files: Mapping[str, str], *, download: bool) -> Path | None:
+    """The verified file of the weights; None where timm's published ones have to be downloaded by timm."""
+    if not spec.name.startswith("timm/"):
+        return weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
+    if not spec.weights.identity.startswith("tag:"):
+        return weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=False)
+    name = spec.weights.identity.removeprefix("tag:timm/")
+    return next((p for s in (".safetensors", ".pth", ".bin") if (p := weights_dir / f"{name}{s}").is_file()), None)
+
+
+def _from_file(spec: BackboneSpec, path: Path, *, own_head: bool, told: Told) -> tuple[nn.Module, State]:
+    """The trunk, or with own_head the whole network, and what the file has of it and of its heads."""
+    is_timm = spec.name.startswith("timm/")
+    memory: Callable[[], AbstractContextManager[None]] = nullcontext if is_timm else without_memory
+    if is_timm:
+        import timm
+
+        architecture = spec.name.partition(".")[0]
+        head = str(timm.get_pretrained_cfg_value(architecture.removeprefix("timm/"), "classifier") or "head")
+        ignored: tuple[str, ...] = (f"{head}.",)
+    else:
+        known = backbones.entry(spec.name)
+        architecture, head = known.architecture, known.head
+        ignored = (*AUXILIARY, f"{head}." if head else "classifier.")
+    with memory():
+        network = construct(architecture, num_classes=0 if is_timm else 1)
+        network = network if is_timm else behead(network, spec.name, head)
+    match = state_for(network, path, ignored=ignored, told=told)
+    if own_head:
+        _add_joined_head(match, head)
+        with memory():
+            network = construct(architecture, num_classes=_classes_in(match.state, head, path))
+    assign_weights(network, _within(network, match.state), path=path)
+    return network, match.state
 
 
 def _within(network: nn.Module, state: State) -> State:
@@ -221,13 +241,12 @@ def _within(network: nn.Module, state: State) -> State:
     return wanted
 
 
-def _with_own_head(found: Found, head: str) -> State:
+def _add_joined_head(match: Match, head: str) -> None:
     """A fine-tuning of one backbone keeps a JoinedNetwork, whose head stands beside the backbone."""
-    joined = {name: value for name, value in found.beside.items() if name in ("head.weight", "head.bias")}
-    alone = found.prefix == "backbones.0." and not any(name.startswith("backbones.1.") for name in found.beside)
-    if f"{head}.weight" not in found.state and alone:
-        found.state.update((f"{head}{name[4:]}", value.float()) for name, value in joined.items())
-    return found.state
+    joined = {name: value for name, value in match.beside.items() if name in ("head.weight", "head.bias")}
+    alone = match.prefix == "backbones.0." and not any(name.startswith("backbones.1.") for name in match.beside)
+    if f"{head}.weight" not in match.state and alone:
+        match.state.update((f"{head}{name[4:]}", value.float()) for name, value in joined.items())
 
 
 def _classes_in(state: State, head: str, path: Path) -> int:
@@ -262,51 +281,20 @@ def _random(spec: BackboneSpec) -> nn.Module:
     return network
 
 
-def _timm(
-    spec: BackboneSpec,
-    weights_dir: Path,
-    weights_files: Mapping[str, str],
-    *,
-    download: bool,
-    num_classes: int | None,
-    told: Told = log_taken,
-) -> nn.Module:
-    """num_classes: 0 for the trunk, None for the head that the weights have."""
+def _downloaded_by_timm(spec: BackboneSpec, weights_dir: Path, *, download: bool, **options: Any) -> nn.Module:
+    """options: num_classes=0 for the trunk; without it the head is the one that the weights have."""
     import timm
 
-    architecture = spec.name.partition(".")[0]
-    if spec.weights.identity.startswith("tag:"):
-        name = spec.weights.identity.removeprefix("tag:timm/")
-        local = next((p for s in (".safetensors", ".pth", ".bin") if (p := weights_dir / f"{name}{s}").is_file()), None)
-        if local is None:
-            return _timm_downloaded(spec, name, weights_dir, download=download, num_classes=num_classes)
-        path = local
-    else:
-        path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=False)
-    head = str(timm.get_pretrained_cfg_value(architecture.removeprefix("timm/"), "classifier") or "head")
-    network = construct(architecture, num_classes=0)
-    state = _with_own_head(state_for(network, path, ignored=(f"{head}.",), told=told), head)
-    if num_classes is None:
-        network = construct(architecture, num_classes=_classes_in(state, head, path))
-    assign_weights(network, _within(network, state), path=path)
-    return network
-
-
-def _timm_downloaded(
-    spec: BackboneSpec, name: str, weights_dir: Path, *, download: bool, num_classes: int | None
-) -> nn.Module:
-    import timm
-
+    name = spec.weights.identity.removeprefix("tag:timm/")
     remedy = f"put {name}.safetensors into {weights_dir}, or give its folder as weights_dir="
     if not download:
         raise DataError(f"weights {spec.weights.label} of {spec.name} are not there", remedy=remedy)
-    extra: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
         with hub_fails_fast():
-            network: nn.Module = timm.create_model(name, pretrained=True, cache_dir=weights_dir, **extra)
+            network: nn.Module = timm.create_model(name, pretrained=True, cache_dir=weights_dir, **options)
     except (OSError, RuntimeError) as error:
-        said = f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]})"
-        raise DataError(said, remedy=remedy) from error
+        what = f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]})"
+        raise DataError(what, remedy=remedy) from error
     return network
 
 

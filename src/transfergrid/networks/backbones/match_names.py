@@ -48,7 +48,7 @@ _TRAINERS = re.compile(r"(optim|sched|lr_sched|scaler|amp|rng|loops|callbacks)",
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Match:
     """state: the network's own names -> float32 tensors, with those of its head as far as they are there.
 
     prefix: what stands before these names in the file. beside: the other tensors, by their names in the file.
@@ -60,7 +60,7 @@ class Found:
     taken: Taken
 
 
-def find_state(content: Any, wanted: Shapes, *, path: Path, ignored: tuple[str, ...]) -> Found:
+def find_state(content: Any, wanted: Shapes, *, path: Path, ignored: tuple[str, ...]) -> Match:
     """wanted: every name that must be there, the head's aside. ignored: beginnings of the head's names.
 
     Raises DataError with names that the file has and names that were wanted.
@@ -85,7 +85,7 @@ def find_state(content: Any, wanted: Shapes, *, path: Path, ignored: tuple[str, 
     left_out = [chosen + name for name in extra] + [n for n in beside if not _TRAINERS.match(n)]
     others = sorted((p for p in whole if p != chosen), key=_rank)
     left_out = [name for name in left_out if not name.startswith(tuple(others))]
-    return Found(state, chosen, beside, Taken(path.name, chosen, len(state), tuple(others), tuple(left_out)))
+    return Match(state, chosen, beside, Taken(path.name, chosen, len(state), tuple(others), tuple(left_out)))
 
 
 def _flat(content: Any, prefix: str, versions: dict[str, Any], depth: int = 0) -> Iterator[tuple[str, Tensor]]:
