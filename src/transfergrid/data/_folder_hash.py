@@ -140,13 +140,9 @@ class _Reader:
             return DamagedImage(path, "does not fit into memory", may_pass=True)
 
     def _content(self, path: Path, size: int) -> _Entry:
-        if size > _AT_ONCE_BYTES:
-            with open(path, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            return (sha256, *(self.by_content.get(sha256) or self._checked(path, path)))
-        content = path.read_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()
-        return (sha256, *(self.by_content.get(sha256) or self._checked(path, content)))
+        source: Path | bytes = path if size > _AT_ONCE_BYTES else path.read_bytes()
+        sha256 = durable.sha256_of(path) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
+        return (sha256, *(self.by_content.get(sha256) or self._checked(path, source)))
 
     def _checked(self, path: Path, source: Path | bytes) -> _Entry:
         try:

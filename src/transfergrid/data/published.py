@@ -98,20 +98,17 @@ class PublishedSet:
 
     def locate(self, wanted: Sequence[tuple[str, ...]], *, data_dir: Path, download: bool) -> list[Path]:
         """The files alone."""
-        folder = data_dir / self.folder
-        found, missing = _look(folder, wanted)
-        reason = "download is off"
-        if missing and download:
+        folder, reason = data_dir / self.folder, "download is off"
+        if download and _missing(folder, wanted):
             reason = self._fetched(wanted, data_dir)
-            found, missing = _look(folder, wanted)
-        if missing:
-            names = ", ".join(_told(alternatives) for alternatives in missing)
+        if missing := _missing(folder, wanted):
+            names = ", ".join(map(_as_text, missing))
             raise MissingFiles(
                 f"{self.kind}: {names} not found in {folder} ({reason})",
                 remedy=f"put the published files there, or give another folder than {data_dir} as data.dir= or in"
                 " TRANSFERGRID_DATA_DIR",
             )
-        return found
+        return [next(filter(Path.is_file, (folder / name for name in names))) for names in wanted]
 
     def _fetched(self, wanted: Sequence[tuple[str, ...]], data_dir: Path) -> str:
         """Fetch, and say in a few words how that went."""
@@ -123,7 +120,7 @@ class PublishedSet:
             durable.make_folder(data_dir)
             # One process fetches; others that wanted the same find it there when the lock is theirs.
             with durable.lock(data_dir / f".{self.kind}.lock", wait=True):
-                if _look(data_dir / self.folder, wanted)[1]:
+                if _missing(data_dir / self.folder, wanted):
                     with _quiet(), stalls_end(), durable.explained(data_dir):
                         self.fetch(data_dir)
         except StoreFull:
@@ -145,20 +142,14 @@ def verified(path: Path, *, wanted: str) -> bytes:
     return content
 
 
-def _told(alternatives: tuple[str, ...]) -> str:
+def _as_text(alternatives: tuple[str, ...]) -> str:
     """`a`, `a or b`; and `a(.gz)` for `a or a.gz`, since a message has one line."""
     first, *others = alternatives
     return f"{first}(.gz)" if others == [f"{first}.gz"] else " or ".join(alternatives)
 
 
-def _look(folder: Path, wanted: Sequence[tuple[str, ...]]) -> tuple[list[Path], list[tuple[str, ...]]]:
-    paths: list[Path] = []
-    missing: list[tuple[str, ...]] = []
-    for alternatives in wanted:
-        present = [folder / name for name in alternatives if (folder / name).is_file()]
-        paths.extend(present[:1])
-        missing.extend([] if present else [alternatives])
-    return paths, missing
+def _missing(folder: Path, wanted: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return [names for names in wanted if not any((folder / name).is_file() for name in names)]
 
 
 def reachable(url: str, *, timeout_s: float) -> bool:

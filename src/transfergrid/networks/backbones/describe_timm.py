@@ -14,13 +14,12 @@ import warnings
 from collections import defaultdict
 from typing import Any
 
-import torch
 from torch import nn
 
 from transfergrid.errors import ConfigError
 from transfergrid.networks.backbones.construct import without_memory
-from transfergrid.networks.backbones.families import Groups, merged, parameter_groups
-from transfergrid.networks.backbones.generate import gmacs, sizes_px, takes
+from transfergrid.networks.backbones.families import Groups, merged
+from transfergrid.networks.backbones.generate import measured, takes
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -42,25 +41,16 @@ def describe(name: str) -> dict[str, Any]:
     usual_px = weights[default]["crop_px"] if default in weights else 224
     if not takes(trunk, usual_px):
         raise ConfigError(f"timm/{name} does not turn images of {usual_px} px into features (N, D); take another")
-    smallest_px, fixed_px = sizes_px(trunk, usual_px)
-    if fixed_px is not None:
-        weights = {tag: w for tag, w in weights.items() if w["crop_px"] == fixed_px}
-    groups = depth_groups(trunk)
-    parameter_groups(trunk, groups)
-    return {
+    facts = {
         "architecture": f"timm/{architecture}",
         "tap": "pre_logits",
         "head": str(timm.get_pretrained_cfg_value(architecture, "classifier") or ""),
-        "feature_dim": trunk(torch.empty(1, 3, usual_px, usual_px, device="meta")).shape[1],
         "head_classes": published_classes,
-        "min_size_px": smallest_px,
-        "fixed_size_px": fixed_px,
-        "groups": groups,
-        "parameters": sum(p.numel() for p in trunk.parameters()),
-        "gmacs": gmacs(trunk, usual_px),
+        "groups": depth_groups(trunk),
         "default_weights": default,
         "weights": weights,
     }
+    return facts | measured(trunk, facts, usual_px)
 
 
 def published_weights(architecture: str) -> dict[str, Any]:

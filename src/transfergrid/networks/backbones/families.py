@@ -34,6 +34,8 @@ def groups_of(architecture: str, trunk: nn.Module) -> Groups:
     children = [name for name, _ in trunk.named_children()]
     if architecture.startswith(("resnet", "resnext", "wide_resnet")):
         return [("stem", ["conv1", "bn1"]), *((f"layer{i}", [f"layer{i}"]) for i in range(1, 5))]
+    if architecture == "tinynet":
+        return [("stem", ["block1"]), *((f"stage{i - 1}", [f"block{i}"]) for i in range(2, 5))]
     if architecture.startswith("regnet"):
         return [("stem", ["stem"]), *((f"block{i}", [f"trunk_output.block{i}"]) for i in range(1, 5))]
     if architecture.startswith("shufflenet"):

@@ -55,28 +55,35 @@ def describe(name: str, architecture: str, *, num_classes: int = 1000) -> dict[s
     has_head = name != "vgg16_gap"
     trunk = behead(network, name, head)
     weights = {} if architecture == "tinynet" else published_weights(name, architecture)
-    usual_px = min((w["crop_px"] for w in weights.values()), default=32)
-    smallest_px, fixed_px = sizes_px(trunk, usual_px)
-    if fixed_px is not None:
-        weights = {tag: w for tag, w in weights.items() if w["crop_px"] == fixed_px}
-    groups = groups_of(architecture, trunk) if architecture != "tinynet" else _tinynet_groups()
-    if not has_head:
-        groups = [group for group in groups if group[0] not in ("fc6", "fc7")]
-    parameter_groups(trunk, groups)
-    default = DEFAULT_TAG if DEFAULT_TAG in weights else next(iter(weights), "builtin")
-    return {
+    facts = {
         "architecture": architecture,
-        "tap": "global_average" if name == "vgg16_gap" else tap_of(architecture),
+        "tap": tap_of(architecture) if has_head else "global_average",
         "head": head if has_head else "",
-        "feature_dim": trunk(torch.empty(1, 3, usual_px, usual_px, device="meta")).shape[1],
         "head_classes": num_classes if has_head else 0,
-        "min_size_px": smallest_px,
-        "fixed_size_px": fixed_px,
-        "groups": groups,
-        "parameters": sum(p.numel() for p in trunk.parameters()),
-        "gmacs": gmacs(trunk, weights[default]["crop_px"] if default in weights else usual_px),
+        "groups": [g for g in groups_of(architecture, trunk) if has_head or g[0] not in ("fc6", "fc7")],
+        "default_weights": DEFAULT_TAG if DEFAULT_TAG in weights else next(iter(weights), "builtin"),
+        "weights": weights,
+    }
+    return facts | measured(trunk, facts, min((w["crop_px"] for w in weights.values()), default=32))
+
+
+def measured(trunk: nn.Module, facts: dict[str, Any], usual_px: int) -> dict[str, Any]:
+    """The other fields of a CatalogEntry, and `weights` without those of another input where there is only one, by
+    trial of a trunk on `meta`. Asserts that the groups part the trunk's parameters."""
+    parameter_groups(trunk, facts["groups"])
+    smallest_px, fixed_px = sizes_px(trunk, usual_px)
+    weights = {tag: w for tag, w in facts["weights"].items() if fixed_px in (None, w["crop_px"])}
+    default = facts["default_weights"]
+    default = default if default in weights else next(iter(weights), default)
+    size_px = weights[default]["crop_px"] if default in weights else usual_px
+    return {
         "default_weights": default,
         "weights": weights,
+        "feature_dim": trunk(torch.empty(1, 3, usual_px, usual_px, device="meta")).shape[1],
+        "min_size_px": smallest_px,
+        "fixed_size_px": fixed_px,
+        "parameters": sum(p.numel() for p in trunk.parameters()),
+        "gmacs": round(network_size(trunk, [(3, size_px, size_px)]).gflops_per_image / 2, 6),
     }
 
 
@@ -100,11 +107,6 @@ def published_weights(name: str, architecture: str) -> dict[str, Any]:
             "std": list(transforms.std),
         }
     return weights
-
-
-def gmacs(trunk: nn.Module, size_px: int) -> float:
-    """1e9 multiply-accumulates of one image's forward pass, to 1e3."""
-    return round(network_size(trunk, [(3, size_px, size_px)]).gflops_per_image / 2, 6)
 
 
 def sizes_px(trunk: nn.Module, usual_px: int) -> tuple[int, int | None]:
@@ -153,10 +155,6 @@ def _tinynet() -> dict[str, Any]:
     facts = describe("tinynet", "tinynet", num_classes=10)
     assert facts is not None
     return {**facts, "min_size_px": tinynet.MIN_SIZE_PX}
-
-
-def _tinynet_groups() -> list[tuple[str, list[str]]]:
-    return [("stem", ["block1"]), *((f"stage{i - 1}", [f"block{i}"]) for i in range(2, 5))]
 
 
 if __name__ == "__main__":
