@@ -77,17 +77,10 @@ class HeadPath:
         c = next_strength(self.tried, self.cs)
         if c is None:
             return None
-        optimum = minimise(
-            problem,
-            c,
-            self._start(problem, c),
-            gradient_norm=PATH_GRADIENT_NORM,
-            max_iterations=PATH_ITERATIONS,
-            check=check,
-        )
-        iterations, norm = optimum.iterations, optimum.gradient_norm
-        head = problem.head(optimum.parameters, iterations=iterations, gradient_norm=norm, loss=optimum.loss)
-        tried = Tried(c, score(head), optimum.loss, iterations, norm)
+        accuracy = {"gradient_norm": PATH_GRADIENT_NORM, "max_iterations": PATH_ITERATIONS}
+        optimum = minimise(problem, c, self._start(problem, c), check=check, **accuracy)
+        on_val = score(problem.head(optimum))
+        tried = Tried(c, on_val, optimum.loss, optimum.iterations, optimum.gradient_norm)
         self.tried.append(tried)
         self.solutions[c] = optimum.parameters.float()
         return tried
@@ -96,10 +89,8 @@ class HeadPath:
         """The chosen head, to its optimum."""
         best = best_of(self.tried)
         optimum = minimise(problem, best.c, self.solutions[best.c].double(), check=check)
-        iterations = best.iterations + optimum.iterations
-        return problem.head(
-            optimum.parameters, iterations=iterations, gradient_norm=optimum.gradient_norm, loss=optimum.loss
-        )
+        optimum.iterations += best.iterations
+        return problem.head(optimum)
 
     def search(self, chosen: LogisticRegression) -> dict[str, Any]:
         """What `details.search` says of it."""
@@ -113,10 +104,6 @@ class HeadPath:
         stronger = [known for known in self.solutions if known < c]
         nearest = max(stronger) if stronger else min(self.solutions, default=None)
         return problem.start() if nearest is None else self.solutions[nearest].double()
-
-
-def _strength(tried: Tried) -> float:
-    return tried.c
 
 
 def _thawed(state: dict[str, Any]) -> Tried:
@@ -135,7 +122,7 @@ def next_strength(tried: Sequence[Tried], cs: Sequence[float]) -> float | None:
     lies at an end, half a decade further out, EXTENSIONS times at most."""
     if not tried:
         return min(cs)
-    weakest, strongest, best = max(tried, key=_strength).c, min(tried, key=_strength).c, best_of(tried).c
+    weakest, strongest, best = max(tried, key=lambda t: t.c).c, min(tried, key=lambda t: t.c).c, best_of(tried).c
     over = best != strongest and _left_behind(tried)  # at its beginning a path has not yet been anywhere
     if not over and (waiting := [c for c in cs if c > weakest]):
         return min(waiting)
@@ -154,7 +141,7 @@ def _beyond(end: float, sign: int) -> list[float]:
 def _left_behind(tried: Sequence[Tried]) -> bool:
     """Whether the weakest strengths, LEFT_BEHIND in a row, have no higher score and a higher loss than the best."""
     best = best_of(tried)
-    weakest = sorted(tried, key=_strength)[-LEFT_BEHIND:]
+    weakest = sorted(tried, key=lambda t: t.c)[-LEFT_BEHIND:]
     worse = [t.on_val.score <= best.on_val.score and t.on_val.loss > best.on_val.loss for t in weakest]
     return len(worse) == LEFT_BEHIND and all(worse)
 

@@ -112,14 +112,15 @@ class SoftmaxProblem:
 
         return apply
 
-    def head(self, parameters: Tensor, *, iterations: int, gradient_norm: float, loss: float) -> LogisticRegression:
+    def head(self, optimum: Minimum) -> LogisticRegression:
         """In the space of the features, with a line for every class of the data set."""
+        parameters = optimum.parameters
         weight_DP = parameters[:-1] if self._basis_DR is None else self._basis_DR @ parameters[:-1]
         weight_CD = torch.zeros(self.num_classes, len(weight_DP), dtype=torch.float64, device=self.device)
         bias_C = torch.full((self.num_classes,), float(parameters[-1].min()) - ABSENT_BIAS, device=self.device).double()
         weight_CD[self.present_P] = weight_DP.T
         bias_C[self.present_P] = parameters[-1]
-        return LogisticRegression(weight_CD, bias_C, iterations, gradient_norm, loss)
+        return LogisticRegression(weight_CD, bias_C, optimum.iterations, optimum.gradient_norm, optimum.loss)
 
 
 @dataclass(slots=True)
@@ -221,7 +222,4 @@ def fit_lbfgs(
 ) -> LogisticRegression:
     """One strength by itself, from zero. Deterministic."""
     problem = SoftmaxProblem(features_ND, labels_N, num_classes=num_classes, balanced=balanced)
-    optimum = minimise(problem, c, problem.start())
-    return problem.head(
-        optimum.parameters, iterations=optimum.iterations, gradient_norm=optimum.gradient_norm, loss=optimum.loss
-    )
+    return problem.head(minimise(problem, c, problem.start()))

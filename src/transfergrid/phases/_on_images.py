@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from transfergrid.data.folds import dataset_facts, picture_details
 from transfergrid.networks import backbones
-from transfergrid.networks.backbones.build import attach_auxiliary_heads, bn_statistics, build, group_parameters
+from transfergrid.networks.backbones.build import attach_auxiliary_heads, bn_statistics, build
+from transfergrid.networks.backbones.construct import group_parameters
 from transfergrid.networks.backbones.weight_files import Taken, weights_taken
 from transfergrid.networks.joined import JoinedNetwork, is_auxiliary, is_classifier
 from transfergrid.networks.size import describe
@@ -86,7 +87,7 @@ def depth_groups(
     own = set()
     for backbone, trunk in zip(spec.backbones, network.backbones, strict=True):
         entry = backbones.entry(backbone.name, catalog_dir=cache_paths(runtime).catalog)
-        stages = group_parameters(trunk, entry)
+        stages = group_parameters(trunk, entry.groups)
         for position, (name, parameters) in enumerate(stages):
             own |= {id(p) for _, p in parameters}  # frozen ones too: what is left over below is no trunk's
             if name in settings.frozen_groups:

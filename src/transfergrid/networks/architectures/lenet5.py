@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transfergrid.networks.architectures._pooling import average_to
+from transfergrid.networks.architectures._residual import average_to
 
 MIN_SIZE_PX = 32
 GFLOPS_AT_32_PX = 0.001303

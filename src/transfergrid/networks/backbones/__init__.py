@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -233,6 +235,19 @@ def _sha256(path: str, size_bytes: int, mtime_ns: int) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- timm
+@cache
+def timm_names() -> frozenset[str]:
+    """Every network that timm registers, as `timm.list_models()` names them; a test holds the two equal.
+
+    Read from its source: importing it takes seconds, and a misspelt name is answered at once.
+    """
+    spec = find_spec("timm")
+    assert spec is not None and spec.origin is not None, "timm is a dependency"
+    sources = (path.read_text(encoding="utf-8") for path in (Path(spec.origin).parent / "models").rglob("*.py"))
+    registered = re.compile(r"^@register_model\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+    return frozenset(name for source in sources for name in registered.findall(source))
+
+
 @lru_cache(maxsize=256)
 def _timm_entry(name: str, catalog_dir: Path | None) -> CatalogEntry:
     if catalog_dir is None:

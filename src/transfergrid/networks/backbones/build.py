@@ -19,9 +19,7 @@ from torchvision.models.googlenet import GoogLeNet, InceptionAux
 
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.networks import backbones
-from transfergrid.networks.backbones import CatalogEntry
 from transfergrid.networks.backbones.construct import AUXILIARY, behead, construct, without_memory
-from transfergrid.networks.backbones.families import parameter_groups
 from transfergrid.networks.backbones.match_names import Match, State, find_state
 from transfergrid.networks.backbones.read_file import read_content
 from transfergrid.networks.backbones.state_dicts import assign_weights, hub_fails_fast, weights_file
@@ -152,19 +150,6 @@ def bn_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
         m.training = mode
 
 
-def group_parameters(module: nn.Module, entry: CatalogEntry) -> list[tuple[str, list[tuple[str, nn.Parameter]]]]:
-    """(group, its named parameters) from the stem to the last stage; together all the trunk's, each once (asserted).
-
-    Auxiliary heads belong to no group.
-    """
-    grouped = parameter_groups(module, entry.groups, ignored=AUXILIARY)
-    named = dict(module.named_parameters())
-    return [
-        (group, [(name, named[name]) for name in names])
-        for (group, _), names in zip(entry.groups, grouped, strict=True)
-    ]
-
-
 def attach_auxiliary_heads(backbone: nn.Module, num_classes: int, generator: torch.Generator) -> None:
     """Give a GoogLeNet trunk its two auxiliary classifiers: in training it returns (features, logits1, logits2).
 
@@ -229,16 +214,8 @@ def _from_file(spec: BackboneSpec, path: Path, *, own_head: bool, told: Told) ->
         _add_joined_head(match, head)
         with memory():
             network = construct(architecture, num_classes=_classes_in(match.state, head, path))
-    assign_weights(network, _within(network, match.state), path=path)
+    assign_weights(network, match.state, path=path)
     return network, match.state
-
-
-def _within(network: nn.Module, state: State) -> State:
-    """Without what the network does without: heads and what else a file was allowed to have."""
-    own = network.state_dict()
-    wanted = State((name, value) for name, value in state.items() if name in own)
-    wanted._metadata = state._metadata
-    return wanted
 
 
 def _add_joined_head(match: Match, head: str) -> None:
@@ -320,5 +297,5 @@ def _keep_auxiliary(trunk: nn.Module, state: State, path: Path) -> None:
             head = InceptionAux(channels, 1)
             head.fc2 = nn.Identity()
         own = State((k.removeprefix(f"{name}."), v) for k, v in state.items() if k.startswith(f"{name}."))
-        assign_weights(head, _within(head, own), path=path)
+        assign_weights(head, own, path=path)
         setattr(trunk, name, head)

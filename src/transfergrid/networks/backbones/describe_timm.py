@@ -17,9 +17,8 @@ from typing import Any
 from torch import nn
 
 from transfergrid.errors import ConfigError
-from transfergrid.networks.backbones.construct import without_memory
-from transfergrid.networks.backbones.families import Groups, merged
-from transfergrid.networks.backbones.generate import measured, takes
+from transfergrid.networks.backbones.construct import Groups, without_memory
+from transfergrid.networks.backbones.generate import measured, merged, takes
 
 
 def describe(name: str) -> dict[str, Any]:

@@ -85,20 +85,20 @@ _DICTS = {
     "yacs.config": "CfgNode",
 }
 # What torch reads by itself, for naming what is left.
-_TORCHS_OWN = (
-    *("torch._utils.", "torch._tensor.", "torch.storage.", "torch.nn.parameter.", "torch.serialization."),
-    *("collections.OrderedDict", "collections.Counter", "_codecs.encode", "builtins.bytearray", "builtins.set"),
-    "builtins.complex",
+_TORCHS_OWN = tuple(
+    "torch._utils. torch._tensor. torch.storage. torch.nn.parameter. torch.serialization. collections.OrderedDict"
+    " collections.Counter _codecs.encode builtins.bytearray builtins.set builtins.complex".split()
 )
 
 
 def _allowed() -> list[tuple[Any, str]]:
     """(what it becomes, its full name in the file)."""
-    stand_ins: tuple[tuple[Any, dict[str, str]], ...] = (
-        *((_Forgotten, _FORGOTTEN), (_Dict, _DICTS)),
-        (_List, {"collections": "deque"}),
-    )
-    named = [(kind, f"{m}.{name}") for kind, table in stand_ins for m, names in table.items() for name in names.split()]
+    named = [
+        (kind, f"{module}.{name}")
+        for kind, table in ((_Forgotten, _FORGOTTEN), (_Dict, _DICTS), (_List, {"collections": "deque"}))
+        for module, names in cast(dict[str, str], table).items()
+        for name in names.split()
+    ]
     arrays = [(np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype")]
     # NumPy keeps the dtype's class, which its restored values are checked against.
     arrays += [(kind, f"numpy.dtypes.{name}") for name, kind in vars(np.dtypes).items() if isinstance(kind, type)]

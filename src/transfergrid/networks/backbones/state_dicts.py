@@ -46,22 +46,21 @@ def weights_file(spec: BackboneSpec, *, weights_dir: Path, weights_files: Mappin
 
 
 def assign_weights(network: nn.Module, state: State, *, path: Path) -> None:
-    """Give every parameter and buffer of the network its value; the network may be without memory.
+    """Give every parameter and buffer of the network its value; the network may be without memory. What the state has
+    beside them, as of heads, is not used.
 
-    Raises DataError, naming the first key, if one is missing, unexpected, of another shape, or not finite.
+    Raises DataError, naming the first key, if one is missing, of another shape, or not finite.
     """
     own = network.state_dict()
+    wanted = State((key, value) for key, value in state.items() if key in own)
     # Files of before 2018 do not count batches.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in state if key not in own]
-    if missing or unknown:
-        reason = f"it lacks {missing[0]!r}" if missing else f"it has {unknown[0]!r}, which is unknown"
-        raise DataError(f"{path} is of another network: {reason} ({len(missing)} missing, {len(unknown)} unknown)")
-    for key, value in state.items():
+    missing = [key for key in own if key not in wanted and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise DataError(f"{path} is of another network: it lacks {missing[0]!r} ({len(missing)} missing)")
+    for key, value in wanted.items():
         if value.shape != own[key].shape:
             shapes = f"{tuple(value.shape)}, wanted {tuple(own[key].shape)}"
             raise DataError(f"{path} is of another network: {key!r} has shape {shapes}")
-    wanted = State(state)
     wanted._metadata = state._metadata or getattr(own, "_metadata", None)
     network.load_state_dict(wanted, strict=False, assign=True)
     for key, value in network.state_dict().items():
