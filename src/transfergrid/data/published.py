@@ -121,8 +121,10 @@ class PublishedSet:
             # One process fetches; others that wanted the same find it there when the lock is theirs.
             with durable.lock(data_dir / f".{self.kind}.lock", wait=True):
                 if _missing(data_dir / self.folder, wanted):
-                    with _quiet(), stalls_end(), durable.explained(data_dir):
-                        self.fetch(data_dir)
+                    bars = io.StringIO()  # torchvision's
+                    with contextlib.redirect_stderr(bars), contextlib.redirect_stdout(bars), stalls_end():
+                        with durable.explained(data_dir):
+                            self.fetch(data_dir)
         except StoreFull:
             raise
         except Exception as error:  # whatever torchvision or the network raises, the user's next step is the same
@@ -170,13 +172,6 @@ def reachable(url: str, *, timeout_s: float) -> bool:
     thread.start()
     thread.join(timeout_s)
     return bool(answers)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torchvision's progress bars."""
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        yield
 
 
 @contextlib.contextmanager

@@ -68,7 +68,8 @@ class HeadPath:
     def thaw(self, content: bytes, device: torch.device) -> float:
         """Stand where `freeze` was called; returns the seconds until then."""
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        self.tried = [_thawed(t) for t in state["tried"]]  # val's shares stay on the CPU, whatever computes the path
+        # Val's shares stay on the CPU, whatever computes the path.
+        self.tried = [Tried(**t | {"on_val": OnVal(**t["on_val"])}) for t in state["tried"]]
         self.solutions = {c: parameters.to(device) for c, parameters in state["solutions"].items()}
         return float(state["elapsed_s"])
 
@@ -77,8 +78,8 @@ class HeadPath:
         c = next_strength(self.tried, self.cs)
         if c is None:
             return None
-        accuracy = {"gradient_norm": PATH_GRADIENT_NORM, "max_iterations": PATH_ITERATIONS}
-        optimum = minimise(problem, c, self._start(problem, c), check=check, **accuracy)
+        start, norm = self._start(problem, c), PATH_GRADIENT_NORM
+        optimum = minimise(problem, c, start, gradient_norm=norm, max_iterations=PATH_ITERATIONS, check=check)
         on_val = score(problem.head(optimum))
         tried = Tried(c, on_val, optimum.loss, optimum.iterations, optimum.gradient_norm)
         self.tried.append(tried)
@@ -104,10 +105,6 @@ class HeadPath:
         stronger = [known for known in self.solutions if known < c]
         nearest = max(stronger) if stronger else min(self.solutions, default=None)
         return problem.start() if nearest is None else self.solutions[nearest].double()
-
-
-def _thawed(state: dict[str, Any]) -> Tried:
-    return Tried(**state | {"on_val": OnVal(**state["on_val"])})
 
 
 def best_of(tried: Sequence[Tried]) -> Tried:

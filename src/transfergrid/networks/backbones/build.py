@@ -58,7 +58,11 @@ def build(
     if auxiliary and spec.name != "googlenet":
         raise ConfigError(f"{spec.name} has no auxiliary heads, only googlenet has them; set aux_loss_weight=0")
     if spec.weights.identity.startswith("random:"):
-        return _without_head(spec, _random(spec)).eval()
+        network = _random(spec)
+        if spec.name.startswith("timm/"):
+            network.reset_classifier(0)  # type: ignore[operator]
+            return network.eval()
+        return behead(network, spec.name, backbones.entry(spec.name).head).eval()
     path = _file_of(spec, weights_dir, weights_files, download=download)
     if path is None:
         return _downloaded_by_timm(spec, weights_dir, download=download, num_classes=0).eval()
@@ -174,14 +178,6 @@ def attach_auxiliary_heads(backbone: nn.Module, num_classes: int, generator: tor
 
 
 # ----------------------------------------------------------------------------------------------------------- details
-def _without_head(spec: BackboneSpec, network: nn.Module) -> nn.Module:
-    if spec.name.startswith("timm/"):
-        network.reset_classifier(0)  # type: ignore[operator]
-        return network
-    known = backbones.entry(spec.name)
-    return behead(network, spec.name, known.head)
-
-
 def _file_of(spec: BackboneSpec, weights_dir: Path, weights_files: Mapping[str, str], *, download: bool) -> Path | None:
     """The verified file of the weights; None where timm's published ones have to be downloaded by timm."""
     if not spec.name.startswith("timm/"):
@@ -212,8 +208,11 @@ def _from_file(spec: BackboneSpec, path: Path, *, own_head: bool, told: Told) ->
     match = state_for(network, path, ignored=ignored, told=told)
     if own_head:
         _add_joined_head(match, head)
+        if f"{head}.weight" not in match.state:
+            what = f"{path} holds no head ({head}.weight); it gives features only, so evaluate a run of it, run=ID"
+            raise DataError(what)
         with memory():
-            network = construct(architecture, num_classes=_classes_in(match.state, head, path))
+            network = construct(architecture, num_classes=len(match.state[f"{head}.weight"]))
     assign_weights(network, match.state, path=path)
     return network, match.state
 
@@ -224,14 +223,6 @@ def _add_joined_head(match: Match, head: str) -> None:
     alone = match.prefix == "backbones.0." and not any(name.startswith("backbones.1.") for name in match.beside)
     if f"{head}.weight" not in match.state and alone:
         match.state.update((f"{head}{name[4:]}", value.float()) for name, value in joined.items())
-
-
-def _classes_in(state: State, head: str, path: Path) -> int:
-    if f"{head}.weight" not in state:
-        raise DataError(
-            f"{path} holds no head ({head}.weight); it gives features only, so evaluate a run of it, run=ID"
-        )
-    return int(state[f"{head}.weight"].shape[0])
 
 
 def _random(spec: BackboneSpec) -> nn.Module:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -52,17 +51,12 @@ class GoogLeNetWithHeads(GoogLeNet):  # type: ignore[misc]
         return output
 
 
-@contextlib.contextmanager
-def without_memory() -> Iterator[None]:
+class without_memory(TorchFunctionMode):
     """Networks constructed inside have parameters without values (device `meta`), to be assigned from a state dict.
 
     Only torch.empty is diverted, because some constructors compute with small tensors.
     """
-    with _EmptyOnMeta():
-        yield
 
-
-class _EmptyOnMeta(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:

@@ -190,7 +190,8 @@ def groups_of(architecture: str, trunk: nn.Module) -> Groups:
         stages[-1][1].append("classifier.0" if architecture.startswith("convnext") else "norm")  # the closing norm
         return [("stem", ["features.0"]), *stages]
     containers = ("features", "encoder.layers", "blocks", "layers")
-    return even_split(trunk, next(c for c in containers if _has(trunk, c)))
+    layers = dict(trunk.named_modules())
+    return even_split(trunk, next(c for c in containers if c in layers))
 
 
 def _conv_blocks(trunk: nn.Module, *, one_each: bool) -> Groups:
@@ -240,14 +241,6 @@ def merged(units: Sequence[Sequence[str]]) -> Groups:
         part = rest[i * len(rest) // count : (i + 1) * len(rest) // count]
         groups.append((f"stage{i + 1}", [prefix for unit in part for prefix in unit]))
     return groups
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    try:
-        module.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
 
 
 def as_text(content: dict[str, Any]) -> str:

@@ -96,7 +96,7 @@ def _allowed() -> list[tuple[Any, str]]:
     named = [
         (kind, f"{module}.{name}")
         for kind, table in ((_Forgotten, _FORGOTTEN), (_Dict, _DICTS), (_List, {"collections": "deque"}))
-        for module, names in cast(dict[str, str], table).items()
+        for module, names in table.items()
         for name in names.split()
     ]
     arrays = [(np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype")]
