@@ -228,7 +228,7 @@ def test_the_plan_is_told_what_was_taken(tmp_path: Path) -> None:
     torch.save({"state_dict": shapes.under("module.encoder_q.", state)}, tmp_path / "moco.pth")
     spec, told = spec_of("resnet18", str(tmp_path / "moco.pth"), size_px=32), list[Taken]()
     files = {spec.weights.identity: str(tmp_path / "moco.pth")}
-    build(spec, weights_dir=tmp_path, weights_files=files, told=told.append)
+    build(spec, weights_dir=tmp_path, weights_files=files, note=told.append)
     (taken,) = told
     assert (taken.prefix, taken.names, taken.others) == ("state_dict.module.encoder_q.", 122, ())
     assert taken.line == "weights file moco.pth: 122 names taken from those under 'state_dict.module.encoder_q.'"

@@ -145,7 +145,7 @@ def check_weights(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
     evaluated = {run for run in runs if isinstance(run.settings, EvaluateSettings)}
     for run in runs:
         if isinstance(run.settings, EvaluateSettings) and reads_file(run):
-            network_from_file(run, runtime, told=partial(_note, told, True))
+            network_from_file(run, runtime, note=partial(_note, told, True))
     on_features = {r for r in runs if isinstance(r.settings, ProbeSettings) and r.settings.source == "features"}
     others = (run for run in runs if run not in on_features and not (run in evaluated and reads_file(run)))
     for backbone in dict.fromkeys(b for run in others for b in run.backbones):
@@ -154,7 +154,7 @@ def check_weights(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
                 backbone,
                 weights_dir=Path(runtime.weights_dir),
                 weights_files=runtime.weights_files,
-                told=partial(_note, told, backbone.weights.is_file),
+                note=partial(_note, told, backbone.weights.is_file),
             )
     return tuple(dict.fromkeys(taken.line for is_users, taken in told if is_users or not taken.is_plain))
 

@@ -41,11 +41,11 @@ class NetworkInputs:
             images = splits[split]
             side_px = images.image_size_px
             as_they_are = side_px is not None and side_px <= max(spec.crop_px for spec in preprocess)
-            wanted = {None} if as_they_are else set(preprocess)
+            specs = {None} if as_they_are else set(preprocess)
             if side_px is None:
                 self._small[split] = SmallImages(images, budget_bytes=int(budget_per_row * len(index_N)))
-            for spec in wanted:
-                budget = int(budget_per_row * len(index_N) / len(wanted))
+            for spec in specs:
+                budget = int(budget_per_row * len(index_N) / len(specs))
                 self._sources[split, spec] = ImageSource(images, spec, device=device, budget_bytes=budget, rows=index_N)
 
     def draw(self, plan: augment.AugmentPlan, split: Split, *, seed: int, epoch: int) -> augment.AugmentDraws:
@@ -103,7 +103,7 @@ class SmallImages:
     def __init__(self, images: LabeledImages, *, budget_bytes: int) -> None:
         self._images = images
         self._free_bytes = budget_bytes
-        self._kept: dict[int, NDArray[np.uint8]] = {}
+        self._cache: dict[int, NDArray[np.uint8]] = {}
 
     def augmented(
         self, images_BHWC: Tensor, index_B: Tensor, draws: augment.AugmentDraws, spec: PreprocessSpec
@@ -125,10 +125,10 @@ class SmallImages:
         return images_BHWC
 
     def _read(self, indices: list[int]) -> list[NDArray[np.uint8]]:
-        missing = [index for index in dict.fromkeys(indices) if index not in self._kept]
+        missing = [index for index in dict.fromkeys(indices) if index not in self._cache]
         read = dict(zip(missing, self._images.read(missing), strict=True)) if missing else {}
         for index, image_HWC in read.items():
             if image_HWC.nbytes <= self._free_bytes:
                 self._free_bytes -= image_HWC.nbytes
-                self._kept[index] = image_HWC
-        return [self._kept[index] if index in self._kept else read[index] for index in indices]
+                self._cache[index] = image_HWC
+        return [self._cache[index] if index in self._cache else read[index] for index in indices]

@@ -49,7 +49,7 @@ def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary
             weights_dir=Path(runtime.weights_dir),
             weights_files=runtime.weights_files,
             auxiliary=auxiliary,
-            told=files.append,
+            note=files.append,
         )
         if files and backbone.weights.is_file:
             setting.taken[backbone.name] = files[0]

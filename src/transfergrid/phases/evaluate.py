@@ -136,7 +136,7 @@ def _open(spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Eval
     if settings.source.startswith("run:"):
         return _finished(settings.source.removeprefix("run:"), spec, runtime, class_names)
     files: list[Taken] = []
-    network, preprocess = network_from_file(spec, runtime, told=files.append)
+    network, preprocess = network_from_file(spec, runtime, note=files.append)
     is_users = settings.source.startswith("file:") or any(b.weights.is_file for b in spec.backbones)
     return Evaluated(network.eval(), preprocess, None, {}, {spec.model: files[0]} if files and is_users else {})
 
@@ -155,7 +155,7 @@ def _finished(run_id: str, spec: RunSpec, runtime: Runtime, class_names: tuple[s
 
 
 def network_from_file(
-    spec: RunSpec, runtime: Runtime, *, told: Callable[[Taken], None]
+    spec: RunSpec, runtime: Runtime, *, note: Callable[[Taken], None]
 ) -> tuple[nn.Module, tuple[PreprocessSpec, ...]]:
     """A checkpoint of an architecture or a backbone, or the backbone's published weights, head included.
 
@@ -172,7 +172,7 @@ def network_from_file(
 
         path = Path(runtime.weights_files[settings.source])
         network = architectures.build(spec.model, spec.dataset.num_classes, 0)
-        assign_weights(network, state_for(network, path, told=told).state, path=path)
+        assign_weights(network, state_for(network, path, note=note).state, path=path)
         assert settings.preprocess is not None
         return Plain(network), (settings.preprocess,)
     from transfergrid.networks.backbones.build import build_classifier
@@ -182,7 +182,7 @@ def network_from_file(
         weights = replace(backbone.weights, identity=settings.source, label=settings.source[:13])
         backbone = replace(backbone, weights=weights)
     network = build_classifier(
-        backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, told=told
+        backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, note=note
     )
     return Plain(network), (backbone.preprocess,)
 

@@ -175,8 +175,8 @@ def epoch_order(num_rows: int, settings: TrainSettings, *, seed: int, epoch: int
     """The order (N,) in which an epoch visits the training rows; drawn on the CPU, so every device sees the same."""
     generator = torch.Generator().manual_seed(seed_for("order", seed, epoch))
     if settings.sampling == "replacement":
-        drawn = settings.count_steps(num_rows) * min(settings.batch_size, num_rows)
-        return torch.randint(num_rows, (drawn,), generator=generator)
+        count = settings.count_steps(num_rows) * min(settings.batch_size, num_rows)
+        return torch.randint(num_rows, (count,), generator=generator)
     return torch.randperm(num_rows, generator=generator)
 
 

@@ -27,7 +27,7 @@ from transfergrid.networks.backbones.weight_files import Taken
 from transfergrid.specs import RANDOM_RULE_VERSION, BackboneSpec
 
 logger = logging.getLogger(__name__)
-Told = Callable[[Taken], None]
+Note = Callable[[Taken], None]
 
 NOISE_IMAGES = 32
 NOISE_LARGEST_PX = 64
@@ -46,13 +46,13 @@ def build(
     weights_files: Mapping[str, str],
     download: bool = True,
     auxiliary: bool = False,
-    told: Told = log_taken,
+    note: Note = log_taken,
 ) -> nn.Module:
     """The trunk, in eval mode, on the CPU, with gradients on.
 
     weights_dir: where downloaded weights lie or are put. weights_files: weights identity -> file.
     auxiliary: GoogLeNet only: keep what the file has of the two auxiliary heads, for attach_auxiliary_heads.
-    told: is given what was taken of a file.
+    note: is given what was taken of a file.
     Raises DataError if the weights are missing, damaged or of another network.
     """
     if auxiliary and spec.name != "googlenet":
@@ -66,7 +66,7 @@ def build(
     path = _file_of(spec, weights_dir, weights_files, download=download)
     if path is None:
         return _downloaded_by_timm(spec, weights_dir, download=download, num_classes=0).eval()
-    trunk, state = _from_file(spec, path, own_head=False, told=told)
+    trunk, state = _from_file(spec, path, own_head=False, note=note)
     if auxiliary:
         _keep_auxiliary(trunk, state, path)
     return trunk.eval()
@@ -78,7 +78,7 @@ def build_classifier(
     weights_dir: Path,
     weights_files: Mapping[str, str],
     download: bool = True,
-    told: Told = log_taken,
+    note: Note = log_taken,
 ) -> nn.Module:
     """The network with its own published head, in eval mode: images (N, 3, H, W) -> logits (N, C), C as in the file.
 
@@ -91,16 +91,16 @@ def build_classifier(
     path = _file_of(spec, weights_dir, weights_files, download=download)
     if path is None:
         return _downloaded_by_timm(spec, weights_dir, download=download).eval()
-    return _from_file(spec, path, own_head=True, told=told)[0].eval()
+    return _from_file(spec, path, own_head=True, note=note)[0].eval()
 
 
-def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = (), told: Told = log_taken) -> Match:
-    """What a weights file holds of a network, which may be without memory; told is given what was taken.
+def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = (), note: Note = log_taken) -> Match:
+    """What a weights file holds of a network, which may be without memory; note is given what was taken.
 
     ignored: beginnings of names of heads, which the file may have or lack. Raises DataError.
     """
     match = find_state(read_content(path), network.state_dict(), path=path, ignored=ignored)
-    told(match.taken)
+    note(match.taken)
     return match
 
 
@@ -188,7 +188,7 @@ def _file_of(spec: BackboneSpec, weights_dir: Path, weights_files: Mapping[str, 
     return next((p for s in (".safetensors", ".pth", ".bin") if (p := weights_dir / f"{name}{s}").is_file()), None)
 
 
-def _from_file(spec: BackboneSpec, path: Path, *, own_head: bool, told: Told) -> tuple[nn.Module, State]:
+def _from_file(spec: BackboneSpec, path: Path, *, own_head: bool, note: Note) -> tuple[nn.Module, State]:
     """The trunk, or with own_head the whole network, and what the file has of it and of its heads."""
     is_timm = spec.name.startswith("timm/")
     memory: Callable[[], AbstractContextManager[None]] = nullcontext if is_timm else without_memory
@@ -205,7 +205,7 @@ def _from_file(spec: BackboneSpec, path: Path, *, own_head: bool, told: Told) ->
     with memory():
         network = construct(architecture, num_classes=0 if is_timm else 1)
         network = network if is_timm else behead(network, spec.name, head)
-    match = state_for(network, path, ignored=ignored, told=told)
+    match = state_for(network, path, ignored=ignored, note=note)
     if own_head:
         _add_joined_head(match, head)
         if f"{head}.weight" not in match.state:
@@ -219,10 +219,10 @@ def _from_file(spec: BackboneSpec, path: Path, *, own_head: bool, told: Told) ->
 
 def _add_joined_head(match: Match, head: str) -> None:
     """A fine-tuning of one backbone keeps a JoinedNetwork, whose head stands beside the backbone."""
-    joined = {name: value for name, value in match.beside.items() if name in ("head.weight", "head.bias")}
+    joined_head = {name: value for name, value in match.beside.items() if name in ("head.weight", "head.bias")}
     alone = match.prefix == "backbones.0." and not any(name.startswith("backbones.1.") for name in match.beside)
     if f"{head}.weight" not in match.state and alone:
-        match.state.update((f"{head}{name[4:]}", value.float()) for name, value in joined.items())
+        match.state.update((f"{head}{name[4:]}", value.float()) for name, value in joined_head.items())
 
 
 def _random(spec: BackboneSpec) -> nn.Module:
@@ -268,15 +268,15 @@ def _downloaded_by_timm(spec: BackboneSpec, weights_dir: Path, *, download: bool
 
 def _none_alone(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """The batches, a last one of a single image joined to the one before: one value has no variance."""
-    held: Tensor | None = None
+    previous: Tensor | None = None
     for batch in batches:
-        if held is not None and len(batch) == 1:
-            batch = torch.cat([held, batch])
-        elif held is not None:
-            yield held
-        held = batch
-    if held is not None:
-        yield held
+        if previous is not None and len(batch) == 1:
+            batch = torch.cat([previous, batch])
+        elif previous is not None:
+            yield previous
+        previous = batch
+    if previous is not None:
+        yield previous
 
 
 def _keep_auxiliary(trunk: nn.Module, state: State, path: Path) -> None:
