@@ -15,7 +15,6 @@ from torchvision import models
 
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.networks import architectures, backbones
-from transfergrid.networks.backbones import describe_timm
 from transfergrid.networks.backbones.build import (
     Frozen,
     attach_auxiliary_heads,
@@ -24,7 +23,7 @@ from transfergrid.networks.backbones.build import (
     build_classifier,
 )
 from transfergrid.networks.backbones.construct import behead, construct, group_parameters
-from transfergrid.networks.backbones.generate import takes
+from transfergrid.networks.backbones.generate import describe_timm, takes
 from transfergrid.networks.backbones.state_dicts import weights_file
 from transfergrid.networks.size import describe
 from transfergrid.specs import BackboneSpec
@@ -389,9 +388,9 @@ def test_a_timm_network_is_described_once_and_built(tmp_path: Path, monkeypatch:
 
 def test_an_unknown_timm_network_is_answered_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="unknown timm network 'resnt50'; nearest: timm/resnet50"):
-        describe_timm.describe("resnt50")
+        describe_timm("resnt50")
     with pytest.raises(ConfigError, match="timm/resnet18 has no weights 'nobody'"):
-        describe_timm.describe("resnet18.nobody")
+        describe_timm("resnet18.nobody")
 
 
 @pytest.mark.slow

@@ -90,15 +90,12 @@ class LabeledImages(Protocol):
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> Sequence[NDArray[np.uint8]] | NDArray[np.uint8]:
         """HWC uint8 images, in the order asked for: one NHWC array where image_size_px is known, else a list."""
-        ...
 
-    def each(self, indices: Sequence[int] | NDArray[np.integer], made: Callable[[NDArray[np.uint8]], T]) -> list[T]:
-        """made(HWC uint8 image), in the order asked for, by threads: only a few images are in memory at full size."""
-        ...
+    def each(self, indices: Sequence[int] | NDArray[np.integer], make: Callable[[NDArray[np.uint8]], T]) -> list[T]:
+        """make(HWC uint8 image), in the order asked for, by threads: only a few images are in memory at full size."""
 
     def array(self) -> NDArray[np.uint8]:
         """The whole split as NHWC uint8. Raises ValueError where image_size_px is None."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -128,8 +125,8 @@ class ArrayImages:
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
         return self.images_NHWC[np.asarray(indices, dtype=np.int64)]
 
-    def each(self, indices: Sequence[int] | NDArray[np.integer], made: Callable[[NDArray[np.uint8]], T]) -> list[T]:
-        return in_threads(lambda index: made(self.images_NHWC[index]), [int(index) for index in indices])
+    def each(self, indices: Sequence[int] | NDArray[np.integer], make: Callable[[NDArray[np.uint8]], T]) -> list[T]:
+        return in_threads(lambda index: make(self.images_NHWC[index]), [int(index) for index in indices])
 
     def array(self) -> NDArray[np.uint8]:
         return self.images_NHWC

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transfergrid.networks.solved_head import GRADIENT_NORM, Checked, LogisticRegression, SoftmaxProblem, minimise
+from transfergrid.networks.solved_head import GRADIENT_NORM, Check, LogisticRegression, SoftmaxProblem, minimise
 
 PATH_GRADIENT_NORM = 1e-4  # of the heads that val chooses among; the chosen one is solved to GRADIENT_NORM
 PATH_ITERATIONS = 200
 EXTENSIONS = 4  # at most so many steps beyond either end, of half a decade each
 LEFT_BEHIND = 3  # strengths in a row that val has nothing for end the path
 
-Scored = Callable[[LogisticRegression], "OnVal"]
+Score = Callable[[LogisticRegression], "OnVal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class HeadPath:
         self.solutions = {c: parameters.to(device) for c, parameters in state["solutions"].items()}
         return float(state["elapsed_s"])
 
-    def advance(self, problem: SoftmaxProblem, score: Scored, *, check: Checked) -> Trial | None:
+    def advance(self, problem: SoftmaxProblem, score: Score, *, check: Check) -> Trial | None:
         """Solve for the next strength; None where the path has ended."""
         c = next_strength(self.trials, self.cs)
         if c is None:
@@ -86,7 +86,7 @@ class HeadPath:
         self.solutions[c] = optimum.parameters.float()
         return trial
 
-    def finish(self, problem: SoftmaxProblem, *, check: Checked) -> LogisticRegression:
+    def finish(self, problem: SoftmaxProblem, *, check: Check) -> LogisticRegression:
         """The chosen head, to its optimum."""
         best = best_of(self.trials)
         optimum = minimise(problem, best.c, self.solutions[best.c].double(), check=check)

@@ -19,7 +19,7 @@ PRECONDITIONER_ROWS = 8192
 HISTORY_BYTES = 2**28
 ABSENT_BIAS = 30.0  # nats that a class without a training row stands behind every other
 
-Checked = Callable[[], None]
+Check = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def minimise(
     *,
     gradient_norm: float = GRADIENT_NORM,
     max_iterations: int = MAX_ITERATIONS,
-    check: Checked = lambda: None,
+    check: Check = lambda: None,
 ) -> Minimum:
     """From `start` until the gradient, taken in float64 at last, is that small. check: called before each iteration."""
     ridge = 1.0 / (c * problem.num_rows)

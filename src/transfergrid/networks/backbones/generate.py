@@ -1,13 +1,21 @@
 """Write catalog.json from the installed torchvision: `python -m transfergrid.networks.backbones.generate` (a minute).
 
 Networks are constructed and tried on the device `meta`, so neither memory nor weights are needed. A weights tag is left
-out where its input differs from the only size the constructor's network takes (ViT at 384 or 518 px).
+out where its input differs from the only size the constructor's network takes (ViT at 384 or 518 px). The groups of a
+network that the catalog has are kept: learning rates rest on them. Those of a new one follow depth_groups.
+
+`... generate NAME` prints one timm network's entry, as JSON on one line. In its own process, because timm takes seconds
+to import and the plan must not load it. Exit code 2 and one line on stderr for a name that is no timm network.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
+import sys
+import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +24,7 @@ import torchvision
 from torch import nn
 from torchvision import models
 
+from transfergrid.errors import ConfigError
 from transfergrid.networks.architectures import tinynet
 from transfergrid.networks.backbones import CATALOG
 from transfergrid.networks.backbones.construct import (
@@ -31,7 +40,7 @@ from transfergrid.store import durable
 
 DEFAULT_TAG = "IMAGENET1K_V1"
 NO_LINEAR_LAYER = "ends in no linear layer"
-MAX_GROUPS = 6  # of the even split; the explicit families have as many as they have stages
+MAX_GROUPS = 6
 
 # First match of a builder's name. The node is named as torchvision's module is, or as the literature does (fc7).
 TAPS = (
@@ -73,13 +82,15 @@ def describe(name: str, architecture: str, *, num_classes: int = 1000) -> dict[s
         return None
     has_head = name != "vgg16_gap"
     trunk = behead(network, name, head)
-    weights = {} if architecture == "tinynet" else published_weights(name, architecture)
+    weights = {} if architecture == "tinynet" else torchvisions_weights(name, architecture)
+    catalog = json.loads(CATALOG.read_bytes())
+    known = (catalog["networks"] | catalog["templates"]).get(name)
     facts = {
         "architecture": architecture,
         "tap": tap_of(architecture) if has_head else "global_average",
         "head": head if has_head else "",
         "head_classes": num_classes if has_head else 0,
-        "groups": [g for g in groups_of(architecture, trunk) if has_head or g[0] not in ("fc6", "fc7")],
+        "groups": known["groups"] if known else depth_groups(trunk),
         "default_weights": DEFAULT_TAG if DEFAULT_TAG in weights else next(iter(weights), "builtin"),
         "weights": weights,
     }
@@ -106,7 +117,7 @@ def measured(trunk: nn.Module, facts: dict[str, Any], usual_px: int) -> dict[str
     }
 
 
-def published_weights(name: str, architecture: str) -> dict[str, Any]:
+def torchvisions_weights(name: str, architecture: str) -> dict[str, Any]:
     """Tag -> file and preprocessing, as the transforms of torchvision's weights say."""
     weights: dict[str, Any] = {}
     for member in models.get_model_weights(architecture):
@@ -161,77 +172,6 @@ def tap_of(architecture: str) -> str:
     return next(tap for start, tap in TAPS if architecture.startswith(start))
 
 
-def groups_of(architecture: str, trunk: nn.Module) -> Groups:
-    """[group name, parameter-name prefixes] that part all of the trunk's parameters, in depth order."""
-    children = [name for name, _ in trunk.named_children()]
-    if architecture.startswith(("resnet", "resnext", "wide_resnet")):
-        return [("stem", ["conv1", "bn1"]), *((f"layer{i}", [f"layer{i}"]) for i in range(1, 5))]
-    if architecture == "tinynet":
-        return [("stem", ["block1"]), *((f"stage{i - 1}", [f"block{i}"]) for i in range(2, 5))]
-    if architecture.startswith("regnet"):
-        return [("stem", ["stem"]), *((f"block{i}", [f"trunk_output.block{i}"]) for i in range(1, 5))]
-    if architecture.startswith("shufflenet"):
-        return [(name, [name]) for name in ("conv1", "stage2", "stage3", "stage4", "conv5")]
-    if architecture.startswith("densenet"):
-        blocks = [(f"denseblock{i}", [f"features.denseblock{i}", f"features.transition{i}"]) for i in range(1, 4)]
-        last = ("denseblock4", ["features.denseblock4", "features.norm5"])
-        return [("stem", ["features.conv0", "features.norm0"]), *blocks, last]
-    if architecture == "googlenet":
-        stages = [(f"inception{i}", [c for c in children if c.startswith(f"inception{i}")]) for i in (3, 4, 5)]
-        return [("stem", ["conv1", "conv2", "conv3"]), *stages]
-    if architecture == "inception_v3":
-        stages = [(f"Mixed_{i}", [c for c in children if c.startswith(f"Mixed_{i}")]) for i in (5, 6, 7)]
-        return [("stem", [c for c in children if c.startswith("Conv2d")]), *stages]
-    if architecture.startswith(("vgg", "alexnet")):
-        return _conv_blocks(trunk, one_each=architecture == "alexnet")
-    if architecture.startswith(("convnext", "swin")):
-        # A stage is entered by the layer that halves the resolution.
-        stages = [(f"stage{i}", [f"features.{j}" for j in (2 * i - 2, 2 * i - 1) if j > 0]) for i in range(1, 5)]
-        stages[-1][1].append("classifier.0" if architecture.startswith("convnext") else "norm")  # the closing norm
-        return [("stem", ["features.0"]), *stages]
-    containers = ("features", "encoder.layers", "blocks", "layers")
-    layers = dict(trunk.named_modules())
-    return even_split(trunk, next(c for c in containers if c in layers))
-
-
-def _conv_blocks(trunk: nn.Module, *, one_each: bool) -> Groups:
-    """VGG: the convolutions between two pooling layers are a block; AlexNet: each convolution is one."""
-    groups: Groups = []
-    open_block = False
-    for index, layer in trunk.get_submodule("features").named_children():
-        if isinstance(layer, nn.MaxPool2d):
-            open_block = False
-        elif list(layer.parameters()):
-            if not open_block or one_each:
-                groups.append((f"{'conv' if one_each else 'block'}{len(groups) + 1}", []))
-                open_block = True
-            groups[-1][1].append(f"features.{index}")
-    classifier = trunk.get_submodule("classifier")
-    dense = [index for index, layer in classifier.named_children() if isinstance(layer, nn.Linear)]
-    return [*groups, *((f"fc{6 + i}", [f"classifier.{index}"]) for i, index in enumerate(dense))]
-
-
-def even_split(trunk: nn.Module, container: str) -> Groups:
-    """The first child of `container` and what comes before it is the stem; the others are split evenly in order.
-
-    What comes after the container (a closing norm, a hidden layer of the classifier) joins the last group.
-    """
-    units: list[list[str]] = []
-    before: list[str] = []
-    for parameter, _ in trunk.named_parameters():
-        if parameter.startswith(container + "."):
-            prefix = ".".join(parameter.split(".")[: container.count(".") + 2])
-            if not units or units[-1][0] != prefix:
-                units.append([prefix])
-        elif units:
-            units[-1].append(parameter)
-        else:
-            before.append(parameter)
-    if before:
-        units.insert(0, before)
-    return merged(units)
-
-
 def merged(units: Sequence[Sequence[str]]) -> Groups:
     """Units in depth order -> `stem` (the first) and at most MAX_GROUPS - 1 stages of about as many units each."""
     rest = units[1:]
@@ -241,6 +181,80 @@ def merged(units: Sequence[Sequence[str]]) -> Groups:
         part = rest[i * len(rest) // count : (i + 1) * len(rest) // count]
         groups.append((f"stage{i + 1}", [prefix for unit in part for prefix in unit]))
     return groups
+
+
+def describe_timm(name: str) -> dict[str, Any]:
+    """The fields of a CatalogEntry but its name. Raises ConfigError if timm has no such network."""
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=3, cutoff=0.5) or ["resnet10t"]
+        raise ConfigError(f"unknown timm network {name!r}; nearest: {', '.join(f'timm/{n}' for n in near)}")
+    weights = timms_weights(architecture)
+    if tag and tag not in weights:
+        known = ", ".join(weights) or "none"
+        raise ConfigError(f"timm/{architecture} has no weights {tag!r} that centre-crop; known: {known}")
+    with without_memory():
+        trunk = timm.create_model(architecture, pretrained=False, num_classes=0).to("meta").eval()
+        published_classes = timm.get_pretrained_cfg_value(architecture, "num_classes") or 0
+    default = tag or next(iter(weights), "random")
+    usual_px = weights[default]["crop_px"] if default in weights else 224
+    if not takes(trunk, usual_px):
+        raise ConfigError(f"timm/{name} does not turn images of {usual_px} px into features (N, D); take another")
+    facts = {
+        "architecture": f"timm/{architecture}",
+        "tap": "pre_logits",
+        "head": str(timm.get_pretrained_cfg_value(architecture, "classifier") or ""),
+        "head_classes": published_classes,
+        "groups": depth_groups(trunk),
+        "default_weights": default,
+        "weights": weights,
+    }
+    return facts | measured(trunk, facts, usual_px)
+
+
+def timms_weights(architecture: str) -> dict[str, Any]:
+    """Tag -> file and preprocessing, the default first; weights whose transform does not centre-crop are left out."""
+    from timm.models import list_pretrained
+    from timm.models._registry import get_pretrained_cfg
+
+    first = get_pretrained_cfg(architecture)
+    tags = [n.partition(".")[2] for n in list_pretrained(f"{architecture}.*")]
+    tags.sort(key=lambda tag: first is None or tag != first.tag)
+    weights: dict[str, Any] = {}
+    for tag in tags:
+        config = get_pretrained_cfg(f"{architecture}.{tag}")
+        if config is None or config.input_size[0] != 3 or config.crop_mode not in (None, "center"):
+            continue
+        crop_px = config.input_size[-1]
+        weights[tag] = {
+            "file": f"{architecture}.{tag}",
+            "hash_prefix": "",
+            "resize_px": int(crop_px / config.crop_pct),
+            "crop_px": crop_px,
+            "interpolation": "bicubic" if config.interpolation == "bicubic" else "bilinear",
+            "mean": list(config.mean),
+            "std": list(config.std),
+        }
+    return weights
+
+
+def depth_groups(trunk: nn.Module) -> Groups:
+    """timm's own depth order (its group matcher), else that of the parameters, merged into a stem and at most five
+    stages."""
+    named = list(trunk.named_parameters())
+    matcher = getattr(trunk, "group_matcher", None)
+    if matcher is not None:
+        from timm.models._manipulate import group_with_matcher
+
+        depth_of: dict[str, int] = group_with_matcher(iter(named), matcher(coarse=True), reverse=True)
+    else:
+        depth_of = {name: index for index, (name, _) in enumerate(named)}
+    units: dict[int, list[str]] = defaultdict(list)
+    for name, _ in named:
+        units[depth_of[name]].append(name)
+    return merged([units[depth] for depth in sorted(units)])
 
 
 def as_text(content: dict[str, Any]) -> str:
@@ -263,4 +277,12 @@ def _tinynet() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    durable.write_bytes(CATALOG, as_text(generate()).encode())
+    warnings.simplefilter("ignore")
+    if len(sys.argv) == 1:
+        durable.write_bytes(CATALOG, as_text(generate()).encode())
+        sys.exit()
+    try:
+        print(json.dumps(describe_timm(sys.argv[1])))
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)

@@ -10,7 +10,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +70,9 @@ class Taken:
     @property
     def fields(self) -> dict[str, Any]:
         """As a record holds it; of the names that were left out, their number and the first."""
-        return {
-            "file": self.file,
-            "prefix": self.prefix,
-            "names": self.names,
-            "others": list(self.others),
-            "not_used": len(self.not_used),
-            "first_not_used": list(self.not_used[:_MOST_NAMES]),
-        }
+        first_names = list(self.not_used[:_MOST_NAMES])
+        counted = {"others": list(self.others), "not_used": len(self.not_used), "first_not_used": first_names}
+        return asdict(self) | counted
 
 
 def weights_taken(files: Mapping[str, Taken]) -> dict[str, Any]:
