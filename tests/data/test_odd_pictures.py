@@ -16,11 +16,11 @@ import odd_pictures
 import pytest
 from damaged_pictures import by_pillow as reads_alone
 from damaged_pictures import damaged, saved
-from picture_files import chunk
+from picture_files import chunk, decode
 
 from transfergrid.cli import console
 from transfergrid.cli.predict import _opened
-from transfergrid.data._decode import PictureRules, decode, picture_facts
+from transfergrid.data._decode import PictureRules, picture_facts
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._image_size import size_px
 from transfergrid.data.damaged import DamagedImage, lines_of
@@ -128,12 +128,13 @@ def test_what_is_damaged_at_random_is_refused_where_pillow_refuses_it_and_never_
 QUIET = """
 import sys
 from pathlib import Path
-from transfergrid.data._decode import PictureRules, decode
+from transfergrid.data._decode import PictureRules, decoded
 from transfergrid.errors import DataError
 refused = 0
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        decode(path, PictureRules((0.0, 1.0), "exif"))
+        with decoded(path, PictureRules((0.0, 1.0), "exif")):
+            pass
     except DataError:
         refused += 1
 print(refused)

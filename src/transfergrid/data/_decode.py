@@ -88,12 +88,6 @@ class PictureFacts:
     high: float = 0.0
 
 
-def decode(path: Path, rules: PictureRules = AS_STORED) -> NDArray[np.uint8]:
-    """One file as (H, W, 3) RGB. Raises DamagedImage."""
-    with decoded(path, rules) as picture:
-        return picture.pixels_HW3
-
-
 @contextmanager
 def decoded(path: Path, rules: PictureRules) -> Iterator[Picture]:
     """The picture, for as long as the block lasts: what threads hold at full size at once is bounded by its pixels.

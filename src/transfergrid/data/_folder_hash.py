@@ -18,7 +18,7 @@ from typing import Any
 
 import PIL
 
-from transfergrid.data._decode import Depth, PictureFacts, picture_facts
+from transfergrid.data._decode import PictureFacts, picture_facts
 from transfergrid.data._formats import MAX_MEGAPIXELS, decoders, too_large
 from transfergrid.data._image_size import unreadable
 from transfergrid.data._threads import in_threads
@@ -32,6 +32,7 @@ _AT_ONCE_BYTES = 2**24  # a larger file is read piece by piece
 State = tuple[int, int]
 # bytes, time of change in ns, SHA-256; then width, height, depth, turned, low, high of a picture, or a reason.
 _Entry = tuple[Any, ...]
+_facts = lru_cache(maxsize=4096)(PictureFacts)  # most pictures of a folder are of a few kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,11 +159,6 @@ class _Reader:
         """SHA-256 -> what stands behind it, of every folder whose contents are kept beside this one's."""
         files = [] if self._kept_hashes is None else sorted(self._kept_hashes.glob("*.json"))
         return {entry[2]: entry[3:] for file in files for entry in _read_entries(file).values()}
-
-
-@lru_cache(maxsize=4096)  # most pictures of a folder are of a few kinds
-def _facts(width_px: int, height_px: int, depth: Depth, turned: bool, low: float, high: float) -> PictureFacts:
-    return PictureFacts(width_px, height_px, depth, turned, low, high)
 
 
 def _hash_file(kept_hashes: Path, folder: Path) -> Path:

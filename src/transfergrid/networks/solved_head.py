@@ -152,13 +152,11 @@ def minimise(
         norm = float(gradient.norm())
         if norm < 0.9 * best:
             best, best_at = norm, iterations
-        if dtype == torch.float32 and iterations - best_at >= STALE:
-            dtype, best_at = torch.float64, iterations
-            value, loss, gradient = problem.evaluate(at, ridge, dtype)
-            continue
-        if norm < gradient_norm or iterations >= max_iterations:
-            if dtype == torch.float64 or norm >= gradient_norm:
-                return Minimum(at, iterations, norm, loss)
+        is_stale = dtype == torch.float32 and iterations - best_at >= STALE
+        is_over = norm < gradient_norm or iterations >= max_iterations
+        if is_over and not is_stale and (dtype == torch.float64 or norm >= gradient_norm):
+            return Minimum(at, iterations, norm, loss)
+        if is_stale or is_over:
             dtype = torch.float64
             value, loss, gradient = problem.evaluate(at, ridge, dtype)
             continue
