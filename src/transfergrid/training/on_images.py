@@ -152,8 +152,5 @@ class ImageTrainee:
         if self._plan is None:
             return None
         if self._latest[0] != epoch:
-            self._latest = (
-                epoch,
-                self._inputs.draw(self._plan, self._folds.train.split, seed=self._seed, epoch=epoch),
-            )
+            self._latest = epoch, self._inputs.draw(self._plan, self._folds.train.split, seed=self._seed, epoch=epoch)
         return self._latest[1]
