@@ -183,11 +183,11 @@ def measure_time(threads: int, rows: int, dims: int) -> None:
             pass
         head = path.finish(problem, check=lambda: None)
         path_s = time.process_time() - began
-        steps = sum(t.iterations for t in path.tried) + head.iterations - best_of(path.tried).iterations
+        steps = sum(t.iterations for t in path.trials) + head.iterations - best_of(path.trials).iterations
         print(f"C = 1 before: {former_s:.1f} s ({iterations} iterations, gradient norm {norm:.1e})")
         print(f"C = 1 now: {alone_s:.1f} s ({alone.iterations} iterations), ratio {alone_s / former_s:.2f}")
         print(
-            f"path of {len(path.tried)} strengths: {path_s:.1f} s ({steps}), ratio {path_s / former_s:.2f}", flush=True
+            f"path of {len(path.trials)} strengths: {path_s:.1f} s ({steps}), ratio {path_s / former_s:.2f}", flush=True
         )
 
 

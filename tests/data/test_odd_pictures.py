@@ -16,14 +16,14 @@ import odd_pictures
 import pytest
 from damaged_pictures import by_pillow as reads_alone
 from damaged_pictures import damaged, saved
-from picture_files import chunk
+from picture_files import chunk, decode
 
 from transfergrid.cli import console
 from transfergrid.cli.predict import _opened
-from transfergrid.data._decode import PictureRules, decode, picture_facts
+from transfergrid.data._decode import PictureRules, picture_facts
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._image_size import size_px
-from transfergrid.data.damaged import DamagedImage, told
+from transfergrid.data.damaged import DamagedImage, lines_of
 from transfergrid.data.folds import Fold
 from transfergrid.errors import DataError, one_line
 from transfergrid.export.inference import Prepared, _read
@@ -56,7 +56,7 @@ def test_a_name_in_a_message_is_obeyed_by_no_terminal(name: str, seen: str) -> N
     assert shown(name) == seen
     damaged = DamagedImage(Path("/pets") / f"{name}.png", "is none")
     assert str(damaged) == f"/pets/{seen}.png is none; mend or remove it" and one_line(damaged) == str(damaged)
-    assert told([(name, "is none")]) == (f"  {seen} is none",)
+    assert lines_of([(name, "is none")]) == (f"  {seen} is none",)
     assert one_line(DataError(f"x {name.strip()}")) == f"x {shown(' '.join(name.split()))}"
 
 
@@ -128,12 +128,13 @@ def test_what_is_damaged_at_random_is_refused_where_pillow_refuses_it_and_never_
 QUIET = """
 import sys
 from pathlib import Path
-from transfergrid.data._decode import PictureRules, decode
+from transfergrid.data._decode import PictureRules, decoded
 from transfergrid.errors import DataError
 refused = 0
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        decode(path, PictureRules((0.0, 1.0), "exif"))
+        with decoded(path, PictureRules((0.0, 1.0), "exif")):
+            pass
     except DataError:
         refused += 1
 print(refused)

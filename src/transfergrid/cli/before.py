@@ -172,7 +172,7 @@ def check_weights(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
                 backbone,
                 weights_dir=Path(runtime.weights_dir),
                 weights_files=runtime.weights_files,
-                told=partial(note, is_users=backbone.weights.is_file),
+                note=partial(note, is_users=backbone.weights.is_file),
             )
     return tuple(lines)
 

@@ -13,7 +13,7 @@ from transfergrid.config.folders import choices, conf_dir, content_of, find
 from transfergrid.data import sets
 from transfergrid.errors import ConfigError, one_line
 from transfergrid.networks import architectures, backbones
-from transfergrid.networks.backbones.timm_names import timm_names
+from transfergrid.networks.backbones import timm_names
 
 Row = tuple[str, ...]
 # Of each kind of thing: the columns, the last of which is text, and the rows.

@@ -8,7 +8,7 @@ from functools import lru_cache
 from transfergrid.errors import ConfigError, hints
 from transfergrid.names import closest
 from transfergrid.networks import architectures, backbones
-from transfergrid.networks.backbones.timm_names import timm_names
+from transfergrid.networks.backbones import timm_names
 from transfergrid.specs import PHASES, Phase
 
 

@@ -43,9 +43,9 @@ class DamagedImages(DataError):
 
     @property
     def details(self) -> tuple[str, ...]:
-        return told((image.path, image.reason) for image in self.images) if len(self.images) > 1 else ()
+        return lines_of((image.path, image.reason) for image in self.images) if len(self.images) > 1 else ()
 
 
-def told(reasons: Iterable[tuple[Path | str, str]]) -> tuple[str, ...]:
+def lines_of(reasons: Iterable[tuple[Path | str, str]]) -> tuple[str, ...]:
     """A line for each file."""
     return tuple(shown(f"  {path} {reason}") for path, reason in reasons)

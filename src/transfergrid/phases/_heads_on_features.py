@@ -15,7 +15,7 @@ from torch import Tensor
 from transfergrid.data.folds import Fold, Folds
 from transfergrid.errors import Interrupted
 from transfergrid.networks import reference_heads
-from transfergrid.networks.head_path import NOTHING_HELD_OUT, HeadPath, OnVal, Tried, best_of, search_of
+from transfergrid.networks.head_path import NOTHING_HELD_OUT, HeadPath, OnVal, Trial, best_of, search_of
 from transfergrid.networks.solved_head import LogisticRegression, SoftmaxProblem
 from transfergrid.phases import RunContext
 from transfergrid.phases._feature_trainee import FeatureTrainee
@@ -96,7 +96,7 @@ def solve(bench: Bench) -> MadeHead:
             nonlocal saved
             log.fsync()
             content = path.freeze(before_s + time.monotonic() - began)
-            write_checkpoint(context.attempt, content, step=len(path.tried), lines=log.lines)
+            write_checkpoint(context.attempt, content, step=len(path.trials), lines=log.lines)
             saved = time.monotonic()
 
         try:
@@ -150,13 +150,13 @@ def _on_val(bench: Bench, head: LogisticRegression) -> OnVal:
     return OnVal(score, loss, float(right_N.mean()), torch.from_numpy(shares_N))
 
 
-def _log(bench: Bench, log: MetricsLog, path: HeadPath, tried: Tried, *, elapsed_s: float) -> None:
+def _log(bench: Bench, log: MetricsLog, path: HeadPath, tried: Trial, *, elapsed_s: float) -> None:
     """A strength stands where a training has an epoch, and the iterations so far where it has steps."""
     on_val = {} if bench.chooses_on is None else {"val/accuracy": tried.on_val.accuracy, "val/loss": tried.on_val.loss}
     log.write(
         "epoch",
-        epoch=len(path.tried),
-        step=sum(t.iterations for t in path.tried),
+        epoch=len(path.trials),
+        step=sum(t.iterations for t in path.trials),
         C=tried.c,
         gradient_norm=tried.gradient_norm,
         **{"train/loss": tried.train_loss},
@@ -167,7 +167,7 @@ def _log(bench: Bench, log: MetricsLog, path: HeadPath, tried: Tried, *, elapsed
 
 
 def _solved_details(path: HeadPath, head: LogisticRegression, *, solve_s: float) -> dict[str, Any]:
-    iterations = sum(t.iterations for t in path.tried) + head.iterations - best_of(path.tried).iterations
+    iterations = sum(t.iterations for t in path.trials) + head.iterations - best_of(path.trials).iterations
     return {"solve_s": round(solve_s, 3), "iterations": iterations, "gradient_norm": head.gradient_norm}
 
 

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from transfergrid.data.folds import dataset_facts, picture_details
 from transfergrid.networks import backbones
-from transfergrid.networks.backbones.build import attach_auxiliary_heads, bn_statistics, build, group_parameters
+from transfergrid.networks.backbones.build import attach_auxiliary_heads, bn_statistics, build
+from transfergrid.networks.backbones.construct import group_parameters
 from transfergrid.networks.backbones.weight_files import Taken, weights_taken
 from transfergrid.networks.joined import JoinedNetwork, is_auxiliary, is_classifier
 from transfergrid.networks.size import describe
@@ -40,7 +41,7 @@ def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary
             weights_dir=Path(runtime.weights_dir),
             weights_files=runtime.weights_files,
             auxiliary=auxiliary,
-            told=files.append,
+            note=files.append,
         )
         if files and backbone.weights.is_file:
             setting.taken[backbone.name] = files[0]
@@ -78,7 +79,7 @@ def depth_groups(
     own = set()
     for backbone, trunk in zip(spec.backbones, network.backbones, strict=True):
         entry = backbones.entry(backbone.name, catalog_dir=cache_paths(runtime).catalog)
-        stages = group_parameters(trunk, entry)
+        stages = group_parameters(trunk, entry.groups)
         for position, (name, parameters) in enumerate(stages):
             own |= {id(p) for _, p in parameters}  # frozen ones too: what is left over below is no trunk's
             if name in settings.frozen_groups:

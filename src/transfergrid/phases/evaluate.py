@@ -167,7 +167,7 @@ def network_from_file(
 
         path = Path(runtime.weights_files[settings.source])
         network = architectures.build(spec.model, spec.dataset.num_classes, 0)
-        assign_weights(network, state_for(network, path, told=note).state, path=path)
+        assign_weights(network, state_for(network, path, note=note).state, path=path)
         assert settings.preprocess is not None
         return Plain(network), (settings.preprocess,)
     from transfergrid.networks.backbones.build import build_classifier
@@ -177,7 +177,7 @@ def network_from_file(
         weights = replace(backbone.weights, identity=settings.source, label=settings.source[:13])
         backbone = replace(backbone, weights=weights)
     network = build_classifier(
-        backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, told=note
+        backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, note=note
     )
     return Plain(network), (backbone.preprocess,)
 

@@ -69,7 +69,7 @@ def run(context: RunContext) -> RunRecord:
     rows = {split: subset(spec.dataset, images.labels_N) for split, images in splits.items()}
     files: list[Taken] = []
     built = build(
-        backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, told=files.append
+        backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, note=files.append
     )
     module = on_device(built, device)
     inputs = NetworkInputs(splits, (backbone.preprocess,), device=device, resident_gb=runtime.resident_gb, rows=rows)
