@@ -131,7 +131,7 @@ def _row(run_id: str, store: StorePaths, named: str | None) -> tuple[str, str]:
 
     A run of no grid of this store becomes a row of its own, as an evaluation of a run does.
     """
-    grids = store.grid("x").parent
+    grids = store.grids
     newest_first = sorted(grids.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in [store.grid(named)] if named else newest_first:
         try:

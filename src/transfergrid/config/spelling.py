@@ -68,7 +68,7 @@ def launch_again(grid: str, store: StorePaths) -> str:
 
 def launched_grids(store: StorePaths) -> list[str]:
     """The grids of a store, the one that was launched last at the end."""
-    files = store.grid("x").parent.glob("*.json")
+    files = store.grids.glob("*.json")
     return [path.stem for path in sorted(files, key=lambda path: path.stat().st_mtime)]
 
 
