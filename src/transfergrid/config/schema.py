@@ -1,6 +1,6 @@
 """What can be configured, with every default: mutable dataclasses, because Hydra cannot merge a group into frozen ones.
 
-The settings of phases and clusters are declared in specs.py and resources.py, with what each means and may be; here
+The settings of phases and clusters are declared in specs/ and resources.py, with what each means and may be; here
 stand the others, and the defaults that differ by phase. A default is changed only for a measured reason, written beside
 it.
 """
