@@ -29,21 +29,6 @@ from typing import Any
 
 from transfergrid.names import closest, shown
 
-FAILURE_CLASSES = (
-    "host_oom",
-    "cuda_oom",
-    "timeout",
-    "node_failure",
-    "preempted",
-    "cancelled",
-    "blocked",
-    "code",
-    "environment",
-    "data",
-    "disk_full",
-    "lost",
-)
-
 NEXT_STEP = {
     "host_oom": "give the run more memory (cluster.mem_gb=...) and launch again",
     "cuda_oom": "use a smaller phase.<name>.batch_size or a larger GPU, and launch again",
@@ -58,6 +43,7 @@ NEXT_STEP = {
     "disk_full": "free space in the store or the cache, and launch again",
     "lost": "launch again: it continues from its checkpoint",
 }
+FAILURE_CLASSES = tuple(NEXT_STEP)
 
 
 def next_step(failure_class: str | None, remedy: str | None = None) -> str:
@@ -144,8 +130,6 @@ class StoreFull(MachineError):
 
 class ParityError(GridError):
     """The assembled network does not reproduce the logits its probe stored."""
-
-    failure_class = "code"
 
 
 class TrainingDiverged(GridError):

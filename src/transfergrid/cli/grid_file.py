@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from transfergrid.cli.console import count, say
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.config import Request
-from transfergrid.config.names import ADHOC, LONGEST_GRID_NAME
+from transfergrid.config.spelling import ADHOC, LONGEST_GRID_NAME
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.specs import Runtime

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from transfergrid.config.builder import GridRuns, files_of, make_runtime
+from transfergrid.config.builder import files_of, make_request, make_runtime
 from transfergrid.config.dataset import DatasetChoice, resolve_dataset
-from transfergrid.config.names import ADHOC, grid_name_of
 from transfergrid.config.predict import run_paths
+from transfergrid.config.request import Request
 from transfergrid.config.scopes import FolderProgress, cache_of, opened
-from transfergrid.config.spelling import command, folder_value
+from transfergrid.config.spelling import ADHOC, command, folder_value, grid_name_of
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.networks.backbones.weight_files import identity_of
 from transfergrid.paths import RunPaths, StorePaths
@@ -36,7 +36,7 @@ def check_keys(keys: Iterable[str]) -> None:
             raise ConfigError(f"again= takes {key} from the run's spec.json; leave {key}= out, or leave again= out")
 
 
-def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None) -> GridRuns:
+def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None) -> Request:
     """The run that `again=` names, and all that it needs. Raises ConfigError or DataError."""
     with opened(arguments, config, progress=progress) as scopes:
         store = StorePaths(Path(config.store.dir))
@@ -60,7 +60,8 @@ def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderPr
         for spec in runs.values():
             _check_still_made(spec, run, paths, done=phase_module(spec.phase).is_done(spec, runtime))
         rows = (Configuration(grid=grid, variant=variant, run=run),)
-        return GridRuns(rows, runs, runtime, {run.dataset.name: pictures.facts}, tuple(dict.fromkeys(pictures.notes)))
+        facts, notes = {run.dataset.name: pictures.facts}, tuple(dict.fromkeys(pictures.notes))
+        return make_request(config, runtime, rows, runs.values(), facts, notes)
 
 
 def _check_still_made(spec: RunSpec, run: RunSpec, paths: RunPaths, *, done: bool) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import cast
 
 from omegaconf import DictConfig
 
+from transfergrid.config.cluster import cluster_settings, plain
 from transfergrid.config.keys import choice
 from transfergrid.config.models import check_models, check_phases, is_architecture, split_model, takes
-from transfergrid.config.names import ADHOC, DATASET_NAME, grid_name_of, named_by_datasets
+from transfergrid.config.request import Request
 from transfergrid.config.resolve import check_splits, looks_like_file, make_evaluation, make_run
 from transfergrid.config.scopes import (
     FolderProgress,
@@ -24,6 +25,7 @@ from transfergrid.config.scopes import (
     checked_protocol,
     opened,
 )
+from transfergrid.config.spelling import ADHOC, DATASET_NAME, grid_name_of, named_by_datasets
 from transfergrid.config.variants import Variant, read_rules, read_variants
 from transfergrid.data import DatasetFacts
 from transfergrid.errors import ConfigError, DataError, hints
@@ -44,21 +46,7 @@ from transfergrid.specs import (
 from transfergrid.store import durable
 
 
-@dataclass(frozen=True, slots=True)
-class GridRuns:
-    """configurations: the rows. runs: theirs and those they need, needed ones first. facts: by the data set's name.
-
-    notes: what the user is told about the pictures.
-    """
-
-    configurations: tuple[Configuration, ...]
-    runs: dict[str, RunSpec]
-    runtime: Runtime
-    facts: dict[str, DatasetFacts]
-    notes: tuple[str, ...]
-
-
-def build_grid(arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None) -> GridRuns:
+def build_grid(arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None) -> Request:
     """Every combination that makes sense. Raises ConfigError or DataError."""
     grid = config.grid
     models, seeds, datasets = list(grid.models), list(grid.seeds), list(grid.datasets)
@@ -91,12 +79,12 @@ def build_grid(arguments: Sequence[str], config: DictConfig, progress: FolderPro
             runs += [*needed, run]
             # A variant that changes nothing in this phase is the same run, and the same row.
             configurations.setdefault(run.run_id, Configuration(grid=name, variant=row.variant.name, run=run))
-        return _built(config, scopes, tuple(configurations.values()), runs, grid=name)
+        return _request(config, scopes, tuple(configurations.values()), runs, replaces_grid=True)
 
 
 def build_run(
     arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None, *, variant: str
-) -> GridRuns:
+) -> Request:
     """One run by hand of the grid `grid_name=`, where it is called this variant. Raises ConfigError or DataError."""
     name, model, phase = grid_name_of(config.grid_name or ADHOC), config.model, config.phase.name
     choice("phase", phase, PHASES)
@@ -109,13 +97,12 @@ def build_run(
         else:
             row = Row(scopes.named_dataset, model, cast(Phase, phase), Variant(variant, {}))
             runs = _runs(scopes, row, config.seed)
-        configuration = Configuration(grid=name, variant=variant, run=runs[-1])
-        return _built(config, scopes, (configuration,), runs, grid=name)
+        return _request(config, scopes, (Configuration(grid=name, variant=variant, run=runs[-1]),), runs)
 
 
 def build_evaluation(
     arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None, *, variant: str
-) -> GridRuns:
+) -> Request:
     """Of the finished run `run=`, on whatever data set and split are named. Raises ConfigError or DataError."""
     name = grid_name_of(config.grid_name or ADHOC)
     trained = _finished_run(config)
@@ -131,8 +118,7 @@ def build_evaluation(
         _check_weights(config, [trained.model])
         scope.weights_files |= files_of(config, trained, scope.catalog_dir)
         run = make_evaluation(scope, trained)
-        configuration = Configuration(grid=name, variant=variant, run=run)
-        return _built(config, scopes, (configuration,), (trained, run), grid=name)
+        return _request(config, scopes, (Configuration(grid=name, variant=variant, run=run),), (trained, run))
 
 
 def runtime_of(config: DictConfig) -> Runtime:
@@ -230,16 +216,48 @@ def _why_not(model: str, phase: str) -> str:
     return "which is made of pretrained backbones; choose phase=probe or phase=finetune"
 
 
-def _built(
+def _request(
     config: DictConfig,
     scopes: Scopes,
-    configurations: tuple[Configuration, ...],
-    runs: Sequence[RunSpec],
+    rows: tuple[Configuration, ...],
+    runs: Iterable[RunSpec],
     *,
-    grid: str,
-) -> GridRuns:
-    runtime = make_runtime(config, grid=grid, folders=scopes.folders, weights_files=scopes.weights_files)
-    return GridRuns(configurations, {run.run_id: run for run in runs}, runtime, scopes.facts, scopes.notes)
+    replaces_grid: bool = False,
+) -> Request:
+    files = scopes.weights_files
+    runtime = make_runtime(config, grid=rows[0].grid, folders=scopes.folders, weights_files=files)
+    return make_request(config, runtime, rows, runs, scopes.facts, scopes.notes, replaces_grid=replaces_grid)
+
+
+def make_request(
+    config: DictConfig,
+    runtime: Runtime,
+    rows: tuple[Configuration, ...],
+    runs: Iterable[RunSpec],
+    facts: dict[str, DatasetFacts],
+    notes: tuple[str, ...],
+    *,
+    replaces_grid: bool = False,
+) -> Request:
+    """runs: those of the rows and those they need, needed ones first."""
+    return Request(
+        grid=runtime.grid,
+        configurations=rows,
+        runs={run.run_id: run for run in runs},
+        runtime=runtime,
+        cluster=cluster_settings(config.cluster),
+        cluster_config=plain(config.cluster),
+        dry_run=config.dry_run,
+        wait=config.wait,
+        replaces_grid=replaces_grid,
+        replace=replaces_grid and config.replace,
+        emit=config.emit,
+        notify=config.notify.command,
+        needs_only_checked=config.needs == "check",
+        select_by=config.select_by,
+        notes=notes,
+        facts=facts,
+    )
 
 
 def make_runtime(config: DictConfig, *, grid: str, folders: dict[str, str], weights_files: dict[str, str]) -> Runtime:

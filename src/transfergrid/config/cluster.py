@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf
 from transfergrid.config.compose import asked_twice, parse_overrides, resource_hints, set_overrides
 from transfergrid.config.keys import checked
 from transfergrid.config.notation import as_meant, as_name, whole_or_real
-from transfergrid.config.sbatch_options import checked_option
 from transfergrid.config.schema import KEYS, Config
 from transfergrid.errors import ConfigError, hints
 from transfergrid.resources import MEMORY, UNLIMITED, ClusterSettings, Resources
@@ -142,3 +141,60 @@ def _check_time(key: str, timeout_min: int | None, signal_delay_s: int) -> None:
             f" its end it is told to save, up to {SIGNAL_EARLY_S} s earlier, and it needs {STARTUP_S} s to start; give"
             f" {key}={-(-needed_s // 60)} or more"
         )
+
+
+# ----------------------------- what cluster.sbatch may hold: all but how this launcher asks for, orders and finds jobs
+_BY_KEY = "has a key of its own, cluster."
+# What is to be said of options of sbatch that collide -> these options.
+_REASONS = {
+    "is set by the launcher itself; leave it out": "array dependency error job-name kill-on-invalid-dep open-mode"
+    " output parsable signal test-only wait wrap",
+    "does not fit: a run is one task on one node, as the launcher asks; leave it out": "ntasks ntasks-per-core"
+    " ntasks-per-socket ntasks-per-gpu nodes ntasks-per-node",
+    "makes sbatch answer and send nothing; leave it out": "help usage version",
+    f"{_BY_KEY}gpus= (with cluster.gpu_type=; the option is chosen by cluster.gpu_request=)": "gpus gpus-per-node"
+    " gpus-per-task gpus-per-socket tres-per-node",
+    f"{_BY_KEY}cpus=": "cpus-per-task cpus-per-gpu tres-per-task",
+    **{f"{_BY_KEY}{option.replace('-', '_')}_gb=": option for option in ("mem", "mem-per-cpu", "mem-per-gpu")},
+    f"{_BY_KEY}timeout_min=": "time",
+    **{f"{_BY_KEY}{option}=": option for option in ("partition", "account", "qos", "constraint", "exclude", "wckey")},
+}
+COLLIDES = {option: reason for reason, options in _REASONS.items() for option in options.split()}
+_SHORT = (
+    "a=array A=account B=extra-node-info b=begin c=cpus-per-task C=constraint d=dependency D=chdir e=error F=nodefile"
+    " G=gpus h=help H=hold i=input I=immediate J=job-name k=no-kill L=licenses m=distribution M=clusters n=ntasks"
+    " N=nodes o=output O=overcommit p=partition q=qos Q=quiet s=oversubscribe S=core-spec t=time V=version v=verbose"
+    " w=nodelist W=wait x=exclude"
+)
+SHORT = dict(pair.split("=") for pair in _SHORT.split())
+
+
+def checked_option(key: Any, value: Any, *, gpus: bool) -> tuple[str, str | bool]:
+    """One entry as sbatch is given it. gpus: whether some job asks for GPUs, which a gres of the user's may not.
+
+    Raises ConfigError where it collides with a request of ours, or is no option.
+    """
+    name = str(key).replace("_", "-")
+    long = SHORT.get(name, name)
+    spelled = f"cluster.sbatch: {str(key)!r}" + (f" ({long})" if long != name else "")
+    if "clusters".startswith(long) and long.startswith("cl"):  # sbatch takes the beginning of a name for the name
+        raise ConfigError(
+            f"{spelled} would be followed by sbatch alone; export SLURM_CLUSTERS={value} instead, which every command"
+            " follows"
+        )
+    collides = long if long in COLLIDES else next((o for o in COLLIDES if o.startswith(long)), None)
+    if re.fullmatch(r"[a-z][a-z-]*", long) is None:
+        raise ConfigError(f"{spelled} is not an option of sbatch; write it as {{mail-type: END}}")
+    if collides is not None:
+        raise ConfigError(f"{spelled} {COLLIDES[collides]}")
+    if long != "gres" and "gres".startswith(long):
+        raise ConfigError(f"{spelled} is short for gres; write it in full")
+    if value is None or value is False:
+        raise ConfigError(
+            f"cluster.sbatch.{key}={value} is no value of an option; leave it out, or give true to set it"
+        )
+    if isinstance(value, float):
+        raise ConfigError(f"cluster.sbatch.{key}={value!r} was read as a number; write it in quotes")
+    if long == "gres" and gpus and re.search(r"(?:^|,)(?:gres[/:])?gpu(?:[:=,]|$)", str(value)):
+        raise ConfigError(f"cluster.sbatch.gres={value!r} holds GPUs; cluster.gpus= and cluster.gpu_type= ask for them")
+    return long, value if value is True else str(value)

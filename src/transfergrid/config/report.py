@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from transfergrid.config.arguments import parse, shared
-from transfergrid.config.names import grid_name_of, wandb_name_of
+from transfergrid.config.spelling import grid_name_of, wandb_name_of
 from transfergrid.errors import ConfigError
 from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import SelectBy, setting

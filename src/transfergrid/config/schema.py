@@ -38,41 +38,44 @@ def _defaults_of(kind: type[Any], **own: Any) -> dict[str, Any]:
     return {name: value for name, value in usual.items() if value is not MISSING} | own
 
 
-PROBE_DEFAULTS = _defaults_of(
-    ProbeSettings,
-    epochs=5,
-    batch_size=256,
-    drop_last=False,  # there is no BatchNorm that a short last batch could disturb
-    precision="fp32",  # of the head; the features have phase.extract.precision
-    optimizer="adamw",
-    schedule="cosine",
-)
-FINETUNE_DEFAULTS = _defaults_of(
-    FinetuneSettings,
-    epochs=10,
-    batch_size=128,
-    schedule="onecycle",
-    warmup_fraction=0.2,
-    # A net under a fall, not a regulariser. Measured without it: VGG16 with random weights at 64 px (MNIST, 1,080
-    # images) has a loss of NaN at step 3, because the folded head multiplies tiny features by large weights; with 5 it
-    # runs. At 1 it costs: tinynet_cifar on digits, val 91.7 % against 93.8 % (two seeds).
-    clip_norm=5.0,
-    label_smoothing=0.1,
-    flip=None,
-    shift_px=4,
-)
-SCRATCH_DEFAULTS = _defaults_of(
-    ScratchSettings,
-    epochs=30,
-    batch_size=128,
-    schedule="cosine",
-    warmup_fraction=0.05,
-    label_smoothing=0.1,
-    flip=None,
-    shift_px=4,
-    cutout_px=8,
-)
-# Left to the data set where nobody sets them (what stands above is for data that fill enough steps, see batches.py), or
+# Of the phases that train.
+DEFAULTS: Mapping[str, dict[str, Any]] = {
+    "probe": _defaults_of(
+        ProbeSettings,
+        epochs=5,
+        batch_size=256,
+        drop_last=False,  # there is no BatchNorm that a short last batch could disturb
+        precision="fp32",  # of the head; the features have phase.extract.precision
+        optimizer="adamw",
+        schedule="cosine",
+    ),
+    "finetune": _defaults_of(
+        FinetuneSettings,
+        epochs=10,
+        batch_size=128,
+        schedule="onecycle",
+        warmup_fraction=0.2,
+        # A net under a fall, not a regulariser. Measured without it: VGG16 with random weights at 64 px (MNIST, 1,080
+        # images) has a loss of NaN at step 3, because the folded head multiplies tiny features by large weights; with 5
+        # it runs. At 1 it costs: tinynet_cifar on digits, val 91.7 % against 93.8 % (two seeds).
+        clip_norm=5.0,
+        label_smoothing=0.1,
+        flip=None,
+        shift_px=4,
+    ),
+    "scratch": _defaults_of(
+        ScratchSettings,
+        epochs=30,
+        batch_size=128,
+        schedule="cosine",
+        warmup_fraction=0.05,
+        label_smoothing=0.1,
+        flip=None,
+        shift_px=4,
+        cutout_px=8,
+    ),
+}
+# Left to the data set where nobody sets them (what stands above is for data that fill enough steps, see fitted()), or
 # to a key of all phases: what null stands for.
 _LEFT_OPEN: Mapping[str, str] = {
     "epochs": "null = {usual}, more where images are few",
@@ -146,9 +149,9 @@ class _ClusterBeside:
 
 
 ExtractConfig = _schema_of("ExtractConfig", ExtractSettings)
-ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, defaults=PROBE_DEFAULTS)
-FinetuneConfig = _schema_of("FinetuneConfig", FinetuneSettings, defaults=FINETUNE_DEFAULTS)
-ScratchConfig = _schema_of("ScratchConfig", ScratchSettings, defaults=SCRATCH_DEFAULTS)
+ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, defaults=DEFAULTS["probe"])
+FinetuneConfig = _schema_of("FinetuneConfig", FinetuneSettings, defaults=DEFAULTS["finetune"])
+ScratchConfig = _schema_of("ScratchConfig", ScratchSettings, defaults=DEFAULTS["scratch"])
 EvaluateConfig = _schema_of("EvaluateConfig", EvaluateSettings, _Checkpoint)
 ClusterConfig = _schema_of("ClusterConfig", Resources, ClusterSettings, _ClusterBeside)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transfergrid.config.arguments import parse, shared
-from transfergrid.config.names import grid_name_of, wandb_name_of
+from transfergrid.config.spelling import grid_name_of, wandb_name_of
 from transfergrid.paths import StorePaths
 from transfergrid.specs import setting
 
