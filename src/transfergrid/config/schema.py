@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from functools import partial
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transfergrid.config.keys import Key, about_of, keys_of, usual_of
 from transfergrid.resources import ClusterSettings, Resources
 from transfergrid.specs import (
     ABOVE_ZERO,
+    SETTINGS_OF_PHASE,
     About,
-    EvaluateSettings,
-    ExtractSettings,
     FinetuneSettings,
     ProbeSettings,
     Protocol,
@@ -28,8 +27,6 @@ from transfergrid.specs import (
     SelectBy,
     setting,
 )
-
-T = TypeVar("T")
 
 
 def _defaults_of(kind: type[Any], **own: Any) -> dict[str, Any]:
@@ -100,23 +97,24 @@ def _plain(hint: Any) -> Any:
     return hint
 
 
-def _schema_of(name: str, *kinds: type[Any], defaults: Mapping[str, Any] | None = None) -> type[Any]:
-    """A mutable dataclass with the settings of these; with `defaults`, the phase's own stand in for the fields'."""
-    members: list[Any] = []
+def _schema_of(
+    name: str,
+    *kinds: type[Any],
+    defaults: Mapping[str, Any] | None = None,
+    groups: Mapping[str, type[Any]] = MappingProxyType({}),
+) -> type[Any]:
+    """A mutable dataclass with these groups of keys, and the settings of these kinds; with `defaults`, the phase's own
+    stand in for the fields'."""
+    members: list[Any] = [(group, schema, field(default_factory=schema)) for group, schema in groups.items()]
     for kind in kinds:
         hints = get_type_hints(kind)
-        for f in fields(kind):
-            hint = f.metadata.get("group", hints[f.name])
-            if "about" not in f.metadata:  # a group of keys, or a field that is no setting
-                if is_dataclass(hint) and kind.__module__ == __name__:
-                    members.append((f.name, hint, field(default_factory=cast(type[Any], hint))))
-                continue
+        for f in (f for f in fields(kind) if "about" in f.metadata):
             default = usual_of(f) if defaults is None else defaults[f.name]
             described = about_of(f)
             if defaults is not None and f.name in _LEFT_OPEN and (f.name != "flip" or default is None):
                 described = replace(described, doc=f"{described.doc}; {_LEFT_OPEN[f.name].format(usual=default)}")
                 default = FROM_ABOVE.get(f.name)
-            hint = hint | None if default is None else hint
+            hint = hints[f.name] | None if default is None else hints[f.name]
             default = list(default) if isinstance(default, tuple) else default
             value: Any = field(
                 default_factory=partial(deepcopy, default),
@@ -126,14 +124,9 @@ def _schema_of(name: str, *kinds: type[Any], defaults: Mapping[str, Any] | None 
     return make_dataclass(name, members)
 
 
-def _configured(kind: type[T]) -> type[T]:
+def _configured(kind: type[Any]) -> type[Any]:
     """A dataclass with its types as OmegaConf knows them."""
     return _schema_of(kind.__name__, dataclass(kind))
-
-
-def _group(kind: type[Any]) -> Any:
-    """A field for a group of keys whose class is made here, which no annotation can name."""
-    return field(default_factory=kind, metadata={"group": kind})
 
 
 @_configured
@@ -148,22 +141,16 @@ class _ClusterBeside:
     asked: list[str] = setting([], "")
 
 
-ExtractConfig = _schema_of("ExtractConfig", ExtractSettings)
-ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, defaults=DEFAULTS["probe"])
-FinetuneConfig = _schema_of("FinetuneConfig", FinetuneSettings, defaults=DEFAULTS["finetune"])
-ScratchConfig = _schema_of("ScratchConfig", ScratchSettings, defaults=DEFAULTS["scratch"])
-EvaluateConfig = _schema_of("EvaluateConfig", EvaluateSettings, _Checkpoint)
 ClusterConfig = _schema_of("ClusterConfig", Resources, ClusterSettings, _ClusterBeside)
+_PHASES = {
+    phase: _schema_of(phase, kind, *([_Checkpoint] if phase == "evaluate" else []), defaults=DEFAULTS.get(phase))
+    for phase, kind in SETTINGS_OF_PHASE.items()
+}
 
 
-@_configured
-class PhaseConfig:
+@dataclass
+class _Phase:
     name: str = setting("", "the phase", not_set="choose it as phase=NAME")
-    extract: Any = _group(ExtractConfig)
-    probe: Any = _group(ProbeConfig)
-    finetune: Any = _group(FinetuneConfig)
-    scratch: Any = _group(ScratchConfig)
-    evaluate: Any = _group(EvaluateConfig)
 
 
 _SEED = (0, 2**31)
@@ -250,19 +237,8 @@ class CheckpointConfig:
     min_interval_s: float = setting(60.0, "least time between two checkpoints; 0 = every step", (0, 86400), unit="s")
 
 
-@_configured
-class Config:
-    grid: GridConfig = field(default_factory=GridConfig)
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    phase: PhaseConfig = field(default_factory=PhaseConfig)
-    cluster: Any = _group(ClusterConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    store: StoreConfig = field(default_factory=StoreConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    notify: NotifyConfig = field(default_factory=NotifyConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)
+@dataclass
+class _Single:
     protocol: Protocol = setting("fair", "published = as the study ran; with its grid files")
     select_by: SelectBy = setting("accuracy", "the score on val by which every choice is made")
     model: str | None = setting(None, "a network, or several joined by +, as resnet18+vgg16")
@@ -284,6 +260,20 @@ class Config:
     emit: str | None = setting(None, "folder: write SLURM job scripts, send nothing")
 
 
+_GROUPS: dict[str, Any] = {
+    "grid": GridConfig,
+    "dataset": DatasetConfig,
+    "phase": _schema_of("PhaseConfig", _Phase, groups=_PHASES),
+    "cluster": ClusterConfig,
+    "tracking": TrackingConfig,
+    "store": StoreConfig,
+    "cache": CacheConfig,
+    "data": DataConfig,
+    "checkpoint": CheckpointConfig,
+    "notify": NotifyConfig,
+    "report": ReportConfig,
+}
+Config: Any = _schema_of("Config", _Single, groups=_GROUPS)
 KEYS = keys_of(Config)
 # Keys whose value is the name of a file in conf/<key>/.
 GROUPS = {

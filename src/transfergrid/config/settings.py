@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields, replace
-from functools import cache
-from typing import Any, TypeVar, cast, get_args, get_type_hints
+from typing import Any, TypeVar, cast, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfergrid.config.keys import Key, about_of, checked
+from transfergrid.config.keys import Key, checked, keys_of
 from transfergrid.config.schema import DEFAULTS, KEYS
 from transfergrid.errors import ConfigError
 from transfergrid.specs import ANY_NUMBER, SETTINGS_OF_PHASE, ProbeSettings, Protocol, TrainSettings
@@ -22,17 +21,11 @@ MIN_BATCH = 16  # BatchNorm's statistics of fewer images are noise
 
 def settings_of(kind: type[T], node: DictConfig, *, where: str, **given: Any) -> T:
     """A frozen settings object from a merged node, whose fields yield to `given` ones. ConfigErrors name the key."""
-    values = {}
-    for key in _fields_of(cast(Any, kind)):
-        value = given[key.name] if key.name in given else node[key.name]
-        values[key.name] = _checked(key, value, f"{where}.{key.name}")
+    keys, values = keys_of(cast(Any, kind)), dict[str, Any]()
+    for name in (f.name for f in fields(cast(Any, kind))):
+        value = given[name] if name in given else node[name]
+        values[name] = _checked(keys[name], value, f"{where}.{name}") if name in keys else value
     return kind(**values)
-
-
-@cache
-def _fields_of(kind: type[Any]) -> tuple[Key, ...]:
-    hints = get_type_hints(kind)
-    return tuple(Key(f.name, hints[f.name], None, about_of(f)) for f in fields(kind))
 
 
 def _checked(key: Key, value: Any, name: str) -> Any:
