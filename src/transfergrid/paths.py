@@ -90,15 +90,9 @@ def cache_paths(runtime: Runtime) -> CachePaths:
 
 
 # -------------------------------------------------------------------------------------------------------- what is typed
-VERBS = {  # of the `transfergrid` command -> the module in cli/ that carries it out
-    "launch": "launch",
-    "run": "run_phase",
-    "status": "status",
-    "report": "report",
-    "sync": "sync",
-    "predict": "predict",
-    "doctor": "doctor",
-    "list": "list",
+# Of the `transfergrid` command -> the module in cli/ that carries it out.
+VERBS = {"launch": "launch", "run": "run_phase"} | {
+    verb: verb for verb in ("status", "report", "sync", "predict", "doctor", "list")
 }
 _VERB_OF = {"launch_grid": "launch", "run_phase": "run"}  # where a script in jobs/ has another name
 

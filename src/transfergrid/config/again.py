@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from transfergrid.config.dataset import DatasetChoice, resolve_dataset
 from transfergrid.config.predict import run_paths
 from transfergrid.config.request import Request
 from transfergrid.config.scopes import FolderProgress, cache_of, opened
-from transfergrid.config.spelling import ADHOC, command, folder_value, grid_name_of
+from transfergrid.config.spelling import ADHOC, command, folder_value, grid_name_of, launched_grids
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.networks.backbones.weight_files import identity_of
 from transfergrid.paths import RunPaths, StorePaths
@@ -132,16 +133,9 @@ def _row(run_id: str, store: StorePaths, named: str | None) -> tuple[str, str]:
 
     A run of no grid of this store becomes a row of its own, as an evaluation of a run does.
     """
-    grids = store.grids
-    newest_first = sorted(grids.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in [store.grid(named)] if named else newest_first:
-        try:
-            rows = [entry for entry in read_grid(path) if entry.run_id == run_id]
-        except (DataError, OSError):
-            continue
-        if rows:
-            return path.stem, rows[0].variant
+    for grid in [named] if named else reversed(launched_grids(store)):
+        with contextlib.suppress(DataError, OSError):
+            for entry in read_grid(store.grid(grid)):
+                if entry.run_id == run_id:
+                    return grid, entry.variant
     return named or ADHOC, f"run-{run_id[-12:]}"
-
-
-__all__ = ["build_again", "check_keys"]

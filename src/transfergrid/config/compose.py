@@ -30,12 +30,7 @@ from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import ConfigError, hints
 from transfergrid.resources import MEMORY
 
-_OPEN_NODES = (
-    "grid.variants",
-    "weights_files",
-    "cluster.by_phase",
-    "cluster.sbatch",
-)  # dictionaries whose keys are the user's
+_OPEN_NODES = ("grid.variants", "weights_files", "cluster.by_phase", "cluster.sbatch")  # their keys are the user's
 _OF_A_BACKBONE = "weights_files."  # then the backbone, whose name may hold a slash and dots
 _NAMES = (  # keys whose values are names of files and folders
     *("weights", "weights_dir", "phase.evaluate.checkpoint", "dataset.folder", "dataset.name"),
@@ -75,7 +70,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
             raise ConfigError(f"{key!r} is given twice; give it once")
         seen.add(key)
         if key in GROUPS:
-            _check_choice(key, override.value())
+            check_choice(key, override.value())
         elif key in KEYS and KEYS[key].about.not_set:
             raise ConfigError(f"{key}= cannot be set on its own; {KEYS[key].about.not_set}")
         elif not _is_known(key):
@@ -240,9 +235,10 @@ def resource_hints(name: str, known: Sequence[str]) -> dict[str, Any]:
     return {"remedy": f"did you mean {other!r}?"} if other in known else hints(name, known)
 
 
-def _check_choice(group: str, value: Any) -> None:
-    if not isinstance(value, str) or value not in choices(group):
-        raise ConfigError(f"unknown {group} {str(value)!r}", **hints(str(value), choices(group)))
+def check_choice(group: str, name: Any) -> None:
+    """Raises ConfigError for a name that no file of a group has."""
+    if name not in choices(group):
+        raise ConfigError(f"unknown {group} {str(name)!r}", **hints(str(name), choices(group)))
 
 
 def _explain(error: Exception, key: str, value: Any) -> str:
@@ -265,18 +261,23 @@ def _is_known(key: str) -> bool:
     return key in KEYS or key in _NODES or any(key.startswith(f"{node}.") for node in _OPEN_NODES)
 
 
+_OF_SBATCH = "comment nodelist mail_type mail_user reservation hold begin nice licenses exclusive export options"
 # What SLURM and others call what has a key of its own here.
 _OTHER_NAMES = {
-    **dict.fromkeys(("time", "time_min", "time_limit", "walltime", "timeout", "timelimit"), "cluster.timeout_min"),
-    **dict.fromkeys(("mem", "memory", "mem_per_node", "ram"), "cluster.mem_gb"),
-    **{"mem_per_cpu": "cluster.mem_per_cpu_gb", "mem_per_gpu": "cluster.mem_per_gpu_gb"},
-    **dict.fromkeys(("gpu", "gres", "gpus_per_node", "gpus_per_task", "ngpus", "num_gpus"), "cluster.gpus"),
-    **dict.fromkeys(("cpu", "cpus_per_task", "ncpus", "num_cpus", "cores"), "cluster.cpus"),
-    **{"queue": "cluster.partition", "project": "cluster.account", "modules": "cluster.setup"},
-    **dict.fromkeys(
-        ("comment", "nodelist", "mail_type", "mail_user", "reservation", "hold", "begin"), "cluster.sbatch"
-    ),
-    **dict.fromkeys(("nice", "licenses", "exclusive", "export", "options", "sbatch_options"), "cluster.sbatch"),
+    other: f"cluster.{key}"
+    for key, others in {
+        "timeout_min": "time time_min time_limit walltime timeout timelimit",
+        "mem_gb": "mem memory mem_per_node ram",
+        "mem_per_cpu_gb": "mem_per_cpu",
+        "mem_per_gpu_gb": "mem_per_gpu",
+        "gpus": "gpu gres gpus_per_node gpus_per_task ngpus num_gpus",
+        "cpus": "cpu cpus_per_task ncpus num_cpus cores",
+        "partition": "queue",
+        "account": "project",
+        "setup": "modules",
+        "sbatch": f"{_OF_SBATCH} sbatch_options",
+    }.items()
+    for other in others.split()
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from transfergrid.config.spelling import command, where_runs_are
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._formats import suffixes
 from transfergrid.errors import ConfigError
+from transfergrid.names import closest
 from transfergrid.networks.classes import classes_of_run
 from transfergrid.paths import EXPORT_MARK, CachePaths, RunPaths, StorePaths
 from transfergrid.specs import Runtime, safe_name, setting
@@ -112,8 +112,8 @@ def run_paths(run: str, store_dir: Path, *, key: str = "run") -> RunPaths:
     if safe_name(run) == run and store.run(run).spec.is_file():
         return store.run(run)
     names = [p.name for p in store.runs.iterdir()] if store.runs.is_dir() else []
-    near = difflib.get_close_matches(run, names, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else where_runs_are(store)
+    close = closest(run, names)
+    hint = f"did you mean {close!r}?" if close else where_runs_are(store)
     raise ConfigError(f"{key}={run!r} is neither a run's folder nor in {store.runs}; {hint}")
 
 

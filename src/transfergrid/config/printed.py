@@ -10,14 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from transfergrid.config import composed_grid, composed_run
 from transfergrid.config.cluster import cluster_settings
-from transfergrid.config.compose import parse_overrides
-from transfergrid.config.folders import choices, content_of
+from transfergrid.config.compose import check_choice, parse_overrides
+from transfergrid.config.folders import content_of
 from transfergrid.config.models import check_models, check_phases
 from transfergrid.config.schema import FROM_ABOVE, GROUPS, KEYS
 from transfergrid.config.scopes import check_plain_values, checked_protocol
 from transfergrid.config.spelling import command
 from transfergrid.config.variants import read_rule, read_variants
-from transfergrid.errors import ConfigError, hints
+from transfergrid.errors import ConfigError
 
 
 def printed_grid(arguments: Sequence[str]) -> str:
@@ -26,8 +26,7 @@ def printed_grid(arguments: Sequence[str]) -> str:
     check_models(list(config.grid.models))
     check_phases(list(config.grid.phases))
     for name in config.grid.datasets:
-        if name not in choices("dataset"):
-            raise ConfigError(f"unknown dataset {name!r}", **hints(str(name), choices("dataset")))
+        check_choice("dataset", name)
     read_variants(config.grid.variants)
     return _printed("launch_grid.py", typed, config)
 

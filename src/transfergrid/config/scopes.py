@@ -13,7 +13,7 @@ from typing import cast
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfergrid.config.compose import compose_config, is_setting, parse_overrides, set_value
+from transfergrid.config.compose import check_choice, compose_config, is_setting, parse_overrides, set_value
 from transfergrid.config.dataset import DatasetChoice, resolve_dataset
 from transfergrid.config.folders import choices
 from transfergrid.config.keys import choice
@@ -21,7 +21,7 @@ from transfergrid.config.resolve import Scope
 from transfergrid.config.settings import check_settings
 from transfergrid.config.variants import Rule, Variant
 from transfergrid.data import DatasetFacts, ValueRange
-from transfergrid.errors import ConfigError, hints
+from transfergrid.errors import ConfigError
 from transfergrid.paths import CachePaths
 from transfergrid.specs import Phase, Protocol
 
@@ -73,8 +73,7 @@ class Scopes:
     def of_dataset(self, dataset: str, *, of_run: ValueRange | None = None) -> Scope:
         """The grid's defaults over one data set. of_run: the value range of the finished run evaluated on it."""
         if dataset not in self._by_dataset:
-            if dataset not in choices("dataset"):
-                raise ConfigError(f"unknown dataset {dataset!r}", **hints(dataset, choices("dataset")))
+            check_choice("dataset", dataset)
             config = self._config
             if dataset != self.named_dataset:
                 arguments = [a for a in self._arguments if not a.startswith("dataset=")]

@@ -198,16 +198,10 @@ def run_sweep(
     jobs. folder: takes what submitit writes. setup: a shell script that they source first. Leaves
     <store>/sweeps/<launch>/multirun.yaml.
     """
-    launch = payload.parent
-    job = {
-        "name": name,
-        "payload": payload,
-        "sweep_dir": sweep.request.store.root / "sweeps" / launch.name,
-        "submitit_dir": folder,
-    }
+    sweep_dir = sweep.request.store.root / "sweeps" / payload.parent.name
     values: dict[str, Any] = {
         "run_id": "",
-        "job": {key: str(value) for key, value in job.items()},
+        "job": {"name": name, "payload": str(payload), "sweep_dir": str(sweep_dir), "submitit_dir": str(folder)},
         "cluster": _of_cluster(sweep.request.cluster, sweep.resources, runs=len(run_ids), setup=setup),
     }
     if sweep.launcher == "slurm":  # options of sbatch by whatever name, which slurm.yaml cannot take from `cluster`
@@ -232,14 +226,9 @@ def run_sweep(
 
 def _of_cluster(cluster: ClusterSettings, asked: Resources, *, runs: int, setup: Path | None) -> dict[str, Any]:
     """What conf/hydra/launcher/slurm.yaml names, in the launcher's own units and types."""
-    return {
-        "partition": asked.partition,
-        "account": asked.account,
-        "qos": asked.qos,
-        "constraint": asked.constraint,
+    of_a_job = ("partition", "account", "qos", "constraint", "cpus", "timeout_min")
+    return {name: getattr(asked, name) for name in of_a_job} | {
         "exclude": cluster.exclude,
-        "cpus": asked.cpus,
-        "timeout_min": asked.timeout_min,
         "signal_delay_s": cluster.signal_delay_s,
         "array_parallelism": cluster.array_parallelism or runs,
         "setup": f"source {shlex.quote(str(setup))}",
