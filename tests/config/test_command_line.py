@@ -23,11 +23,10 @@ from transfergrid.config.compose import compose_config
 from transfergrid.config.keys import keys_of
 from transfergrid.config.predict import PredictKeys
 from transfergrid.config.printed import printed_grid, printed_run
-from transfergrid.config.report import ReportKeys, parse_report
+from transfergrid.config.report import ReportKeys, SyncRequest, parse_report, parse_sync
 from transfergrid.config.schema import GROUPS, KEYS, Config
 from transfergrid.config.spelling import hydra_value
 from transfergrid.config.status import StatusRequest, parse_status
-from transfergrid.config.sync import SyncRequest, parse_sync
 from transfergrid.errors import ConfigError
 from transfergrid.paths import VERBS
 from transfergrid.specs import FinetuneSettings, ProbeSettings, ScratchSettings

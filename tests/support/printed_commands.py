@@ -50,10 +50,9 @@ def _parse(script: str, arguments: list[str]) -> None:
     # Hydra takes long to load, and most tests print no command.
     from transfergrid.config.arguments import parse
     from transfergrid.config.predict import PredictKeys
-    from transfergrid.config.report import parse_report
+    from transfergrid.config.report import parse_report, parse_sync
     from transfergrid.config.status import parse_status
     from transfergrid.config.sweep import _options
-    from transfergrid.config.sync import parse_sync
 
     if script == "run_phase" and "-m" in arguments:
         words = [a for a in arguments if a != "-m" and not a.startswith("hydra/launcher=")]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script, say
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
+from transfergrid.config.report import SyncRequest, parse_sync
 from transfergrid.config.spelling import command_of_grid, never_launched, newest_grid
-from transfergrid.config.sync import SyncRequest, parse_sync
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.specs import Runtime
 from transfergrid.store import records

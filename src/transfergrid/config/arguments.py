@@ -21,9 +21,9 @@ from transfergrid.paths import typed
 
 T = TypeVar("T")
 # What every script takes, so that one line of places serves them all.
-SHARED = (
-    *("store.dir", "cache.dir", "cache.also_read", "data.dir", "data.resident_gb", "weights_dir", "device"),
-    *("tracking.mode", "tracking.project", "tracking.entity", "cluster.num_threads"),
+SHARED = tuple(
+    "store.dir cache.dir cache.also_read data.dir data.resident_gb weights_dir device"
+    " tracking.mode tracking.project tracking.entity cluster.num_threads".split()
 )
 MULTIRUN = ("-m", "--multirun")
 CFG = ("--cfg", "--resolve", "job")  # the first asks; the others are what users of Hydra add

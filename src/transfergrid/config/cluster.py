@@ -23,13 +23,7 @@ SIGNAL_EARLY_S = 60  # SLURM may send the signal so much earlier than asked (sba
 RESOURCES = tuple(f.name for f in fields(Resources) if f.name != "defaults")
 YIELDING = ("cpus", "mem_gb", "timeout_min")  # whose defaults are no reason to refuse a job
 # What users of a cluster set for all their jobs.
-SITE_DEFAULTS = {
-    "partition": "SBATCH_PARTITION",
-    "account": "SBATCH_ACCOUNT",
-    "qos": "SBATCH_QOS",
-    "constraint": "SBATCH_CONSTRAINT",
-    "wckey": "SBATCH_WCKEY",
-}
+SITE_DEFAULTS = {key: f"SBATCH_{key.upper()}" for key in ("partition", "account", "qos", "constraint", "wckey")}
 _KEYS = tuple(key for name, key in KEYS.items() if name.startswith("cluster."))
 _TEXT = ("partition", "finish_partition", "account", "qos", "constraint", "gpu_type", "wckey", "exclude")
 
@@ -66,18 +60,10 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
         raise ConfigError(
             f"cluster.scratch_dir={values['scratch_dir']!r} is no folder of a node; give one from its root, or $TMPDIR"
         )
-    parts: dict[str, Any] = {
-        "resources": resources,
-        "by_phase": by_phase,
-        "setup": tuple(values["setup"]),
-        "sbatch": options,
-    }
-    others = {f.name: values[f.name] for f in fields(ClusterSettings) if f.name not in parts}
-    settings = ClusterSettings(**parts, **others)
-    _check_time("cluster.timeout_min", resources.timeout_min, settings.signal_delay_s)
-    for phase, request in settings.by_phase.items():
-        _check_time(f"cluster.by_phase.{phase}.timeout_min", request.timeout_min, settings.signal_delay_s)
-    return settings
+    for where, request in {"cluster": resources, **{f"cluster.by_phase.{p}": r for p, r in by_phase.items()}}.items():
+        _check_time(f"{where}.timeout_min", request.timeout_min, values["signal_delay_s"])
+    values |= {"resources": resources, "by_phase": by_phase, "setup": tuple(values["setup"]), "sbatch": options}
+    return ClusterSettings(**{f.name: values[f.name] for f in fields(ClusterSettings)})
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

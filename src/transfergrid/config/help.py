@@ -20,20 +20,15 @@ _AS_GOOD_AS_ANY = 100_000  # a highest value that nobody comes near
 WORDS = ("--help", "-h", "help")
 EXIT_CODES = "exit codes: 0 completed, 1 something failed, 2 the request makes no sense"
 # Where something is done, and where its files lie.
-OF_A_PLACE = (
-    *("cluster", "cluster.partition", "cluster.mem_gb", "cluster.timeout_min", "device"),
-    *("store.dir", "cache.dir", "data.dir", "tracking"),
+_PLACE = "cluster cluster.partition cluster.mem_gb cluster.timeout_min device store.dir cache.dir data.dir tracking"
+_GRID = (
+    "grid grid.models grid.datasets grid.phases grid.seeds grid_name dataset dataset.folder weights protocol select_by"
 )
+_RUN = "model dataset dataset.folder phase seed run again needs grid_name weights select_by"
+OF_A_PLACE = tuple(_PLACE.split())
 # The keys that people use.
-MOST_USED = (
-    *("grid", "grid.models", "grid.datasets", "grid.phases", "grid.seeds", "grid_name", "dataset", "dataset.folder"),
-    *("weights", "protocol", "select_by", *OF_A_PLACE, "wait", "dry_run"),
-)
-MOST_USED_OF_RUN = (
-    *("model", "dataset", "dataset.folder", "phase", "seed", "run", "again", "needs"),
-    "grid_name",
-    *("weights", "select_by", *OF_A_PLACE, "dry_run"),
-)
+MOST_USED = (*_GRID.split(), *OF_A_PLACE, "wait", "dry_run")
+MOST_USED_OF_RUN = (*_RUN.split(), *OF_A_PLACE, "dry_run")
 _ALL = {**GROUPS, **KEYS}
 _OF_GRID = {n: key for n, key in _ALL.items() if n not in ("model", "seed", "run", "again", "needs", "phase")}
 OF_LAUNCH = _OF_GRID | {"grid": replace(GROUPS["grid"], default="quickstart")}
