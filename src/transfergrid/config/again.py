@@ -24,10 +24,7 @@ from transfergrid.store.records import read_grid
 
 # Where the run's files lie, which no spec knows; what they hold must be what the run was made of.
 _PLACES = ("dataset.folder", "dataset.max_megapixels", "phase.evaluate.checkpoint", "weights")
-_OF_THE_RUN = (
-    *("grid", "dataset", "phase", "model", "seed", "run", "protocol", "select_by"),
-    *("class_weights", "weights_seed", "replace"),
-)
+_OF_THE_RUN = "grid dataset phase model seed run protocol select_by class_weights weights_seed replace".split()
 
 
 def check_keys(keys: Iterable[str]) -> None:

@@ -21,7 +21,6 @@ from transfergrid.config.scopes import (
     Row,
     Scopes,
     cache_of,
-    check_plain_values,
     checked_protocol,
     opened,
 )
@@ -123,7 +122,6 @@ def build_evaluation(
 
 def runtime_of(config: DictConfig) -> Runtime:
     """Where and on what, without a grid. Raises ConfigError."""
-    check_plain_values(config)
     checked_protocol(config)
     grid = config.grid.name or ADHOC if config.grid_name is None else grid_name_of(config.grid_name)
     return make_runtime(config, grid=grid, folders={}, weights_files={})

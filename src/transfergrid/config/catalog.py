@@ -49,10 +49,10 @@ def _datasets() -> Iterator[Row]:
         text = _first_line((Path(sets.__path__[0]) / f"{kind}.py").read_text(encoding="utf-8")).partition(": ")[0]
         if kind == "image_folder":
             yield name, "", "", "", f"{text}: dataset.folder={content.get('folder') or 'DIR'}"
-            continue
-        facts = data.facts(kind)
-        images = (str(facts.num_images.get(split, "")) for split in ("train", "test"))
-        yield name, str(facts.num_classes), *images, text
+        else:
+            facts = data.facts(kind)
+            images = (str(facts.num_images.get(split, "")) for split in ("train", "test"))
+            yield name, str(facts.num_classes), *images, text
 
 
 def _grids() -> Iterator[Row]:

@@ -32,10 +32,8 @@ from transfergrid.resources import MEMORY
 
 _OPEN_NODES = ("grid.variants", "weights_files", "cluster.by_phase", "cluster.sbatch")  # their keys are the user's
 _OF_A_BACKBONE = "weights_files."  # then the backbone, whose name may hold a slash and dots
-_NAMES = (  # keys whose values are names of files and folders
-    *("weights", "weights_dir", "phase.evaluate.checkpoint", "dataset.folder", "dataset.name"),
-    *("data.dir", "store.dir", "cache.dir", "again"),
-)
+# Keys whose values are names of files and folders.
+_NAMES = "weights weights_dir phase.evaluate.checkpoint dataset.folder dataset.name data.dir store.dir cache.dir again".split()
 _QUOTE = "quote a value that holds blanks, letters beyond a-z or any of = , : ( ) [ ] { } > ~ ' \" as key='\"value\"'"
 _NODES = nodes_of(KEYS)
 SETTABLE = tuple(name for name, key in KEYS.items() if not key.about.not_set)

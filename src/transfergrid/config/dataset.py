@@ -48,11 +48,11 @@ def resolve_dataset(
     node = config.dataset
     if node.kind not in data.kinds():
         raise ConfigError(f"unknown dataset.kind {node.kind!r}", **hints(node.kind, data.kinds()))
-    if (node.folder is None) == (node.kind == "image_folder"):
-        if node.kind == "image_folder":
-            raise ConfigError(
-                f"dataset={node.name or node.kind} needs dataset.folder=DIR, with DIR/train/<class>/* and DIR/test/..."
-            )
+    if node.kind == "image_folder" and node.folder is None:
+        raise ConfigError(
+            f"dataset={node.name or node.kind} needs dataset.folder=DIR, with DIR/train/<class>/* and DIR/test/..."
+        )
+    if node.kind != "image_folder" and node.folder is not None:
         raise ConfigError(
             f"dataset.folder={node.folder!r}: {node.kind} lies in data.dir; only image_folder takes a folder"
         )

@@ -10,13 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from transfergrid.errors import ConfigError
 from transfergrid.names import closest
 from transfergrid.specs import ABOVE_ZERO, ANY_NUMBER, About
-
-_UNKNOWN = About(doc="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,7 @@ class Key:
 
 
 def about_of(member: Field[Any]) -> About:
-    described: About = member.metadata.get("about", _UNKNOWN)
-    return described
+    return cast(About, member.metadata.get("about", About(doc="")))
 
 
 def usual_of(member: Field[Any]) -> Any:

@@ -25,13 +25,9 @@ def minutes(text: str) -> int | None:
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip(), re.ASCII)
     if match is None:
         return None
-    days, first, second, third = (None if part is None else int(part) for part in match.groups())
-    if days is not None:
-        seconds = ((days * 24 + (first or 0)) * 60 + (second or 0)) * 60 + (third or 0)
-    elif third is not None:
-        seconds = ((first or 0) * 60 + (second or 0)) * 60 + third
-    else:
-        seconds = (first or 0) * 60 + (second or 0)
+    days, *parts = match.groups()
+    units_s = (3600, 60, 1) if days or parts[2] else (60, 1)
+    seconds = int(days or 0) * 86_400 + sum(unit * int(part or 0) for unit, part in zip(units_s, parts, strict=False))
     return -(-seconds // 60)
 
 

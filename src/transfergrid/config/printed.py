@@ -14,7 +14,7 @@ from transfergrid.config.compose import check_choice, parse_overrides
 from transfergrid.config.folders import content_of
 from transfergrid.config.models import check_models, check_phases
 from transfergrid.config.schema import FROM_ABOVE, GROUPS, KEYS
-from transfergrid.config.scopes import check_plain_values, checked_protocol
+from transfergrid.config.scopes import checked_protocol
 from transfergrid.config.spelling import command
 from transfergrid.config.variants import read_rule, read_variants
 from transfergrid.errors import ConfigError
@@ -42,7 +42,6 @@ def printed_run(arguments: Sequence[str]) -> str:
 
 
 def _printed(script: str, arguments: Sequence[str], config: DictConfig) -> str:
-    check_plain_values(config)
     checked_protocol(config)
     cluster_settings(config.cluster)
     typed = {str(o.key_or_group): o for o in parse_overrides(arguments)}

@@ -47,12 +47,13 @@ class Scopes:
         config: DictConfig,
         *,
         rules: Sequence[Rule],
+        protocol: Protocol,
         catalog_dir: Path,
         progress: FolderProgress | None,
     ) -> None:
         self.named_dataset = next((a.split("=", 1)[1] for a in arguments if a.startswith("dataset=")), "digits")
         self._arguments, self._config, self._rules, self._progress = arguments, config, rules, progress
-        self.catalog_dir, self._protocol = catalog_dir, checked_protocol(config)
+        self.catalog_dir, self._protocol = catalog_dir, protocol
         # What the command line sets wins over a grid file's rules, too.
         self._typed = [str(o.key_or_group) for o in parse_overrides(arguments) if is_setting(str(o.key_or_group))]
         self._by_dataset: dict[str, Scope] = {}
@@ -121,7 +122,7 @@ class Scopes:
                 set_value(config, name, OmegaConf.select(base.config, name), where="command line")
         for name, value in variant.changes.items():
             set_value(config, name, value, where=f"grid.variants.{variant.name}")
-        check_plain_values(config)
+        checked_protocol(config)
         same = config.dataset == base.config.dataset  # then the folder's thousands of files are not looked at again
         return Scope(config, base.dataset if same else self._resolved(config, None), self._protocol, self.catalog_dir)
 
@@ -135,14 +136,13 @@ def opened(
     arguments: Sequence[str], config: DictConfig, *, rules: Sequence[Rule] = (), progress: FolderProgress | None
 ) -> Iterator[Scopes]:
     """Raises ConfigError. A dry run writes nothing: what it has described of timm's networks goes after the block."""
-    check_plain_values(config)
-    catalog_dir = cache_of(config).catalog
+    protocol, catalog_dir = checked_protocol(config), cache_of(config).catalog
     with contextlib.ExitStack() as stack:
         if config.dry_run and any("timm/" in argument for argument in arguments):
             described, catalog_dir = catalog_dir, Path(stack.enter_context(tempfile.TemporaryDirectory()))
             for description in described.glob("timm-*.json"):
                 shutil.copy(description, catalog_dir)
-        yield Scopes(arguments, config, rules=rules, catalog_dir=catalog_dir, progress=progress)
+        yield Scopes(arguments, config, rules=rules, protocol=protocol, catalog_dir=catalog_dir, progress=progress)
 
 
 def cache_of(config: DictConfig) -> CachePaths:
@@ -150,22 +150,18 @@ def cache_of(config: DictConfig) -> CachePaths:
 
 
 def checked_protocol(config: DictConfig) -> Protocol:
-    """Of a configuration whose values are checked. Raises ConfigError."""
-    protocol = cast(Protocol, config.protocol)
-    if protocol == "published" and config.grid.study is None:
-        raise ConfigError(
-            "protocol=published belongs to a published study; use a grid file that names one (grid.study)"
-        )
-    return protocol
-
-
-def check_plain_values(config: DictConfig) -> None:
+    """The protocol, once every value is checked that needs no data. Raises ConfigError."""
     choice("tracking.mode", config.tracking.mode, choices("tracking"))
     check_settings(config)
     for key in ("store.dir", "cache.dir", "data.dir", "weights_dir"):
         value = OmegaConf.select(config, key)
         if value is not None:
             _check_folder_name(key, value)
+    if config.protocol == "published" and config.grid.study is None:
+        raise ConfigError(
+            "protocol=published belongs to a published study; use a grid file that names one (grid.study)"
+        )
+    return cast(Protocol, config.protocol)
 
 
 def _check_folder_name(key: str, value: str) -> None:

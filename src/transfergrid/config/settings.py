@@ -30,12 +30,11 @@ def settings_of(kind: type[T], node: DictConfig, *, where: str, **given: Any) ->
 
 def _checked(key: Key, value: Any, name: str) -> Any:
     value = checked(key, value, name=name)
-    if key.is_list:
-        if ... not in get_args(key.hint):
-            if len(value) != len(get_args(key.hint)):
-                raise ConfigError(f"{name}={list(value)} must hold three numbers, for red, green and blue")
-        elif len(set(value)) != len(value):
-            raise ConfigError(f"{name}={list(value)} holds a value twice")
+    per_channel = key.is_list and ... not in get_args(key.hint)
+    if per_channel and len(value) != len(get_args(key.hint)):
+        raise ConfigError(f"{name}={list(value)} must hold three numbers, for red, green and blue")
+    if key.is_list and not per_channel and len(set(value)) != len(value):
+        raise ConfigError(f"{name}={list(value)} holds a value twice")
     return value
 
 
@@ -74,6 +73,9 @@ def check_training(settings: TrainSettings, protocol: Protocol, *, where: str) -
         raise ConfigError(f"{where}: ema_decay and lookahead both average the weights; choose one")
 
 
+_OF_IMAGES = "flip shift_px perspective rotation_deg cutout_px micro_batch aux_loss_weight bn test_bn precision".split()
+
+
 def check_probe(settings: ProbeSettings, protocol: Protocol) -> None:
     """Raises ConfigError for what a probe in particular cannot be asked."""
     by_sgd = settings.solver == "sgd"
@@ -91,20 +93,8 @@ def check_probe(settings: ProbeSettings, protocol: Protocol) -> None:
     if settings.aux_loss_weight and settings.bn == "eval":
         raise ConfigError("phase.probe.aux_loss_weight: auxiliary heads give no output in eval mode; set bn=train")
     if settings.source == "features":
-        needs_images = {
-            "flip": settings.flip,
-            "shift_px": settings.shift_px,
-            "perspective": settings.perspective,
-            "rotation_deg": settings.rotation_deg,
-            "cutout_px": settings.cutout_px,
-            "micro_batch": settings.micro_batch,
-            "aux_loss_weight": settings.aux_loss_weight,
-            "bn": settings.bn == "train",
-            "test_bn": settings.test_bn == "batch",
-            "precision": settings.precision != "fp32",
-        }
-        for name, value in needs_images.items():
-            if value:
+        for name in _OF_IMAGES:
+            if getattr(settings, name) != DEFAULTS["probe"][name]:
                 raise ConfigError(
                     f"phase.probe.{name} cannot act on cached features; it needs phase.probe.source=images"
                 )

@@ -16,6 +16,7 @@ from transfergrid.specs import digest, safe_name
 DATASET_NAME = "{dataset}"  # in the name of a grid file that leaves the data set to the user
 ADHOC = "adhoc"  # of runs by hand that name no grid
 LONGEST_GRID_NAME = 64
+_NO_TEXT = ("true", "false", "null", "nan", "inf")  # for Hydra
 OF_HYDRA = ("launch_grid.py", "run_phase.py", "doctor.py")  # whose values are read by its grammar
 
 
@@ -31,13 +32,7 @@ def hydra_value(value: Any) -> str:
         return "{" + ",".join(f"{name}:{hydra_value(v)}" for name, v in value.items()) + "}"
     if not isinstance(value, str):
         return repr(value)
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./+-]*", value) and value.lower() not in (
-        "true",
-        "false",
-        "null",
-        "nan",
-        "inf",
-    ):
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./+-]*", value) and value.lower() not in _NO_TEXT:
         return value
     # Hydra takes backslashes as they are, but before a quote, where each is to be doubled.
     quoted = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
