@@ -34,7 +34,7 @@ class _Rows:
         return self._file.write(row.removesuffix("\r\n") + "\n")
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     r"""In a message: what a terminal would obey, or could not print, is escaped (`\n`, `\x1b`, `\u202e`, `\xe9`)."""
     return _UNSHOWN.sub(lambda match: _spelled(match[0]), text)
 

@@ -9,7 +9,7 @@ from transfergrid.cli.console import as_many_as_fit, count
 from transfergrid.data import DatasetFacts
 from transfergrid.data.damaged import told
 from transfergrid.data.folds import FEW_STEPS, FEW_VAL_IMAGES, RowCounts, count_rows
-from transfergrid.names import shown
+from transfergrid.names import printable
 from transfergrid.specs import RunSpec, TrainSettings
 
 
@@ -55,7 +55,7 @@ def inventories(facts: Mapping[str, DatasetFacts], *, on_terminal: bool = False)
         if found.newly_read:
             read = ", ".join(f"{n} {suffix}" for suffix, n in found.newly_read.items())
             parts.append(f"read, and left out by earlier releases: {read}")
-        yield shown(f"{name}: {'; '.join(parts)}"), found.inventory.is_odd
+        yield printable(f"{name}: {'; '.join(parts)}"), found.inventory.is_odd
         damaged = told(found.inventory.damaged.items())
         yield from ((line, True) for line in as_many_as_fit(damaged, on_terminal=on_terminal))
 

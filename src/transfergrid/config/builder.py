@@ -69,11 +69,11 @@ def build_grid(arguments: Sequence[str], config: DictConfig, progress: FolderPro
             for dataset, model, phase in product(datasets, variant.selection.models or models, phases)
             if phase in (variant.selection.phases or phases) and takes(model, phase)
         ]
-        wanted = [row for row in rows if not scopes.skips(row)]
-        _check_every_phase(phases, models, rows, wanted)
+        remaining = [row for row in rows if not scopes.skips(row)]
+        _check_every_phase(phases, models, rows, remaining)
         runs: list[RunSpec] = []
         configurations: dict[str, Configuration] = {}
-        for row, seed in product(wanted, seeds):
+        for row, seed in product(remaining, seeds):
             *needed, run = _runs(scopes, row, seed)
             runs += [*needed, run]
             # A variant that changes nothing in this phase is the same run, and the same row.
@@ -107,11 +107,11 @@ def build_evaluation(
     trained = _finished_run(config)
     with opened(arguments, config, progress=progress) as scopes:
         scope = scopes.of_dataset(scopes.named_dataset, of_run=trained.dataset.value_range)
-        own = classes_of_run(trained, StorePaths(Path(config.store.dir)).run(trained.run_id))
-        if own is not None:  # else it is to be trained first, and its evaluation compares
+        classes_of_training = classes_of_run(trained, StorePaths(Path(config.store.dir)).run(trained.run_id))
+        if classes_of_training is not None:  # else it is to be trained first, and its evaluation compares
             classes, dataset = scope.dataset.facts.class_names, scope.dataset.spec.name
             try:
-                match_classes(own, classes, run_id=trained.run_id, dataset=dataset)
+                match_classes(classes_of_training, classes, run_id=trained.run_id, dataset=dataset)
             except DataError as error:
                 raise ConfigError(str(error)) from error
         _check_weights(config, [trained.model])
@@ -165,20 +165,20 @@ def files_of(config: DictConfig, trained: RunSpec, catalog_dir: Path) -> dict[st
         file = config.weights_files.get(backbone.name) or config.weights
         if file is None or not backbone.weights.identity.startswith("file:"):
             continue
-        given = backbones.weights_spec(backbone.name, file, catalog_dir=catalog_dir)
-        if given.identity != backbone.weights.identity:
+        weights = backbones.weights_spec(backbone.name, file, catalog_dir=catalog_dir)
+        if weights.identity != backbone.weights.identity:
             raise ConfigError(f"{file!r} is not the file of {backbone.name} that run={trained.run_id!r} started from")
-        files[given.identity] = str(Path(file).expanduser().resolve())
+        files[weights.identity] = str(Path(file).expanduser().resolve())
     return files
 
 
-def _check_every_phase(phases: list[Phase], models: list[str], rows: list[Row], wanted: list[Row]) -> None:
+def _check_every_phase(phases: list[Phase], models: list[str], rows: list[Row], remaining: list[Row]) -> None:
     """Raises ConfigError for a phase of the grid that has no row."""
-    taken = {row.phase for row in rows}
+    phases_taken = {row.phase for row in rows}
     for phase in phases:
-        if phase not in taken:
+        if phase not in phases_taken:
             raise ConfigError(f"grid.phases: no model of the grid takes phase {phase!r}; models: {', '.join(models)}")
-        if phase not in {row.phase for row in wanted}:
+        if phase not in {row.phase for row in remaining}:
             raise ConfigError(
                 f"grid.rules skip all of phase {phase!r}; leave it out of grid.phases, or change the rules"
             )

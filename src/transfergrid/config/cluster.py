@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfergrid.config.compose import asked_twice, parse_overrides, resource_hints, set_overrides
+from transfergrid.config.compose import memory_conflict, parse_overrides, resource_hints, set_overrides
 from transfergrid.config.keys import checked
-from transfergrid.config.notation import as_meant, as_name, whole_or_real
+from transfergrid.config.notation import as_name, as_setting, whole_or_real
 from transfergrid.config.schema import KEYS, Config
 from transfergrid.errors import ConfigError, hints
 from transfergrid.resources import MEMORY, UNLIMITED, ClusterSettings, Resources
@@ -40,7 +40,7 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
         _check_text(f"cluster.{key}", values[key])
     defaults = frozenset(key for key in YIELDING if key not in values["asked"])
     resources = Resources(**{key: values[key] for key in RESOURCES}, defaults=defaults)
-    by_phase = {str(p): _of_phase(str(p), given, resources) for p, given in values["by_phase"].items()}
+    by_phase = {str(p): _of_phase(str(p), changes, resources) for p, changes in values["by_phase"].items()}
     for request in (resources, *by_phase.values()):
         if request.mem_per_gpu_gb is not None and not (request.gpus or by_phase):
             raise ConfigError("cluster.mem_per_gpu_gb asks for memory by GPUs, and cluster.gpus=0; give cluster.mem_gb")
@@ -90,27 +90,27 @@ def changed_cluster(stored: Mapping[str, Any], overrides: Sequence[str]) -> Dict
     return node
 
 
-def _of_phase(phase: str, given: Any, resources: Resources) -> Resources:
+def _of_phase(phase: str, changes: Any, resources: Resources) -> Resources:
     where = f"cluster.by_phase.{phase}"
     if phase not in PHASES:
         raise ConfigError(f"cluster.by_phase: unknown phase {phase!r}", **hints(phase, PHASES))
-    if not isinstance(given, dict):
-        raise ConfigError(f"{where}={given!r} is not a dictionary; it is written {{{phase}: {{mem_gb: 32}}}}")
-    if twice := asked_twice(given, f"{where}."):
+    if not isinstance(changes, dict):
+        raise ConfigError(f"{where}={changes!r} is not a dictionary; it is written {{{phase}: {{mem_gb: 32}}}}")
+    if twice := memory_conflict(changes, f"{where}."):
         raise ConfigError(twice)
-    values: dict[str, Any] = dict.fromkeys(MEMORY) if any(given.get(key) is not None for key in MEMORY) else {}
-    for key, value in given.items():
+    values: dict[str, Any] = dict.fromkeys(MEMORY) if any(changes.get(key) is not None for key in MEMORY) else {}
+    for key, value in changes.items():
         if key not in RESOURCES:
             raise ConfigError(f"{where}: unknown key {key!r}", **resource_hints(str(key), RESOURCES))
         if (declared := KEYS[f"cluster.{key}"]).about.span != ANY_NUMBER:
             number = whole_or_real(key, value, where=f"{where}.{key}")
             values[key] = checked(declared, number, name=f"{where}.{key}")
         else:
-            values[key] = as_name(as_meant(key, value, where=""), where=f"{where}.{key}")
+            values[key] = as_name(as_setting(key, value, where=""), where=f"{where}.{key}")
             _check_text(f"{where}.{key}", values[key])
     request = replace(resources, **values, defaults=resources.defaults - {*values})
     # Memory by GPU is of the phases that have one.
-    return request if request.gpus or "mem_per_gpu_gb" in given else replace(request, mem_per_gpu_gb=None)
+    return request if request.gpus or "mem_per_gpu_gb" in changes else replace(request, mem_per_gpu_gb=None)
 
 
 def _check_text(key: str, value: Any) -> None:

@@ -105,20 +105,20 @@ def resolve_dataset(
 
 # -------------------------------------------- which stored values of pictures deeper than 8 bits become 0 and 255
 def _value_range_of(
-    given: Sequence[float] | None, facts: DatasetFacts, name: str, of_run: ValueRange | None
+    setting: Sequence[float] | None, facts: DatasetFacts, name: str, of_run: ValueRange | None
 ) -> ValueRange | None:
     """What is given; else that of the evaluated run; else the least and the largest value of train. None at 8 bits.
 
     Raises ConfigError where depths are mixed or train has no such pictures, so that no one range can be found.
     """
-    typed = None if given is None else _checked(given)
-    deep = {depth: found for depth, found in facts.depths.items() if depth != _BITS}
+    range_of_user = None if setting is None else _checked(setting)
+    deep = {depth: files for depth, files in facts.depths.items() if depth != _BITS}
     if not deep:
-        if typed is not None:
+        if range_of_user is not None:
             raise ConfigError(f"dataset.value_range: all pictures of {name} have 8 bits, which stay as they are")
         return None
-    if typed or of_run:
-        return typed or of_run
+    if range_of_user or of_run:
+        return range_of_user or of_run
     if len(facts.depths) > 1:
         depths = ", ".join(f"{count} {depth} ({first})" for depth, (count, first) in facts.depths.items())
         raise ConfigError(
@@ -152,10 +152,10 @@ def _about_range(value_range: ValueRange | None, facts: DatasetFacts, name: str)
     return tuple(notes)
 
 
-def _checked(given: Sequence[float]) -> ValueRange:
-    if len(given) != 2 or not all(map(math.isfinite, given)) or not given[0] < given[1]:
-        raise ConfigError(f"dataset.value_range={list(given)}; wanted two numbers, the lower first, as [0,4095]")
-    return float(given[0]), float(given[1])
+def _checked(limits: Sequence[float]) -> ValueRange:
+    if len(limits) != 2 or not all(map(math.isfinite, limits)) or not limits[0] < limits[1]:
+        raise ConfigError(f"dataset.value_range={list(limits)}; wanted two numbers, the lower first, as [0,4095]")
+    return float(limits[0]), float(limits[1])
 
 
 def _number(value: float) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transfergrid.config import DoctorKeys
-from transfergrid.config.keys import Key, keys_of, meant_key, nodes_of
+from transfergrid.config.keys import Key, keys_of, nearest_key, nodes_of
 from transfergrid.config.schema import GROUPS, KEYS
 from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import ConfigError
@@ -90,7 +90,7 @@ class Help:
         fixed = self.keys.get(topic)
         if fixed is not None:
             return f" that can be set; {fixed.about.not_set}"
-        close = meant_key(topic, [*self.keys, *nodes_of(self.keys)])
+        close = nearest_key(topic, [*self.keys, *nodes_of(self.keys)])
         return f"; did you mean --help {close}?" if close else "; --help all shows every key"
 
 
@@ -105,7 +105,7 @@ def _wrapped(text: str) -> list[str]:
 
 def _rows(keys: Iterable[Key], *, brief: bool) -> list[str]:
     """`key=default` and what it means, in two columns; beneath each other where the terminal is narrow."""
-    cells = [(f"{key.name}={shown_default(key)}", meaning_of(key, brief=brief)) for key in keys]
+    cells = [(f"{key.name}={default_text(key)}", meaning_of(key, brief=brief)) for key in keys]
     width = _width()
     column = min(max(len(spelled) for spelled, _ in cells) + 2, 40 if width >= 80 else 4)
     lines = []
@@ -119,7 +119,7 @@ def _rows(keys: Iterable[Key], *, brief: bool) -> list[str]:
     return lines
 
 
-def shown_default(key: Key) -> str:
+def default_text(key: Key) -> str:
     """As it can be typed; dots where there is none."""
     if key.default is None:
         return "null" if "null =" in key.about.doc else "..."

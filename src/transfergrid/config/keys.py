@@ -121,7 +121,7 @@ _ONE = {int: "a whole number", float: "a number", bool: "true or false", str: "t
 _SEVERAL = {int: "whole numbers", float: "numbers", str: "names"}
 
 
-def wanted(name: str, key: Key | None) -> str:
+def kind_in_words(name: str, key: Key | None) -> str:
     """What a key takes, in words; of None, a group of keys."""
     if key is None:
         return f"a value: {name} is a group of keys; --help {name} shows them"
@@ -142,7 +142,7 @@ def nodes_of(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name[:dot] for name in names for dot in range(len(name)) if name[dot] == "."))
 
 
-def meant_key(name: str, known: Sequence[str]) -> str | None:
+def nearest_key(name: str, known: Sequence[str]) -> str | None:
     """The key that was probably meant: by its whole name, within its group, or by its last part."""
     if close := closest(name, known, cutoff=0.75):
         return close

@@ -46,9 +46,9 @@ def _check_part(part: str, where: str) -> None:
     if reason is not None:
         raise ConfigError(f"{part!r}{where} cannot be a backbone: it {reason}; choose another, as resnet18")
     what = "model" if not where else "backbone"
-    meant = closest(part, known)
+    close = closest(part, known)
     hint = "known: torchvision's names (resnet18), timm/<name>, and the names in docs/adding.md (baseline_cnn)"
-    raise ConfigError(f"unknown {what} {part!r}{where}", remedy=hint if meant is None else f"did you mean {meant!r}?")
+    raise ConfigError(f"unknown {what} {part!r}{where}", remedy=hint if close is None else f"did you mean {close!r}?")
 
 
 @lru_cache(maxsize=4096)

@@ -37,7 +37,7 @@ def gigabytes(text: str) -> float | None:
     return None if match is None else float(match[1]) * _SIZE_IN_GB[(match[2] or "G").upper()]
 
 
-def as_meant(key: str, value: Any, *, where: str) -> Any:
+def as_setting(key: str, value: Any, *, where: str) -> Any:
     """A value of a cluster key (its last part) in the type of the settings; what is no other way of writing one stays.
 
     Raises ConfigError, naming `where`, for what can only be guessed at.
@@ -65,7 +65,7 @@ def as_meant(key: str, value: Any, *, where: str) -> Any:
 
 def whole_or_real(key: str, value: Any, *, where: str) -> Any:
     """A number as by_phase gives it, of its key's type. Raises ConfigError where it is none."""
-    value = as_meant(key, value, where=where)
+    value = as_setting(key, value, where=where)
     allowed = (int, float) if key in MEMORY else (int,)
     if value is None and key in (*MEMORY, *TIMES):
         return None

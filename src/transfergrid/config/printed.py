@@ -44,10 +44,10 @@ def printed_run(arguments: Sequence[str]) -> str:
 def _printed(script: str, arguments: Sequence[str], config: DictConfig) -> str:
     checked_protocol(config)
     cluster_settings(config.cluster)
-    typed = {str(o.key_or_group): o for o in parse_overrides(arguments)}
-    chosen = [str(o.input_line) for group, o in typed.items() if group in GROUPS]
-    named = str(typed["dataset"].value()) if "dataset" in typed else "digits"
-    datasets = [named] if script == "run_phase.py" else list(config.grid.datasets)
+    overrides = {str(o.key_or_group): o for o in parse_overrides(arguments)}
+    chosen = [str(o.input_line) for group, o in overrides.items() if group in GROUPS]
+    dataset = str(overrides["dataset"].value()) if "dataset" in overrides else "digits"
+    datasets = [dataset] if script == "run_phase.py" else list(config.grid.datasets)
     values: Any = OmegaConf.to_container(config, resolve=True)
     if script == "launch_grid.py":  # where a phase takes a key from above, a variant or a rule may set that one
         written: Any = OmegaConf.to_container(config, resolve=False)
@@ -56,9 +56,9 @@ def _printed(script: str, arguments: Sequence[str], config: DictConfig) -> str:
                 del values["phase"][phase][key]
     unset = [name for name, key in KEYS.items() if key.about.not_set and name != "grid.study"]
     # What the file of a data set says holds for that data set alone.
-    unset += [name for name in _of_files(datasets) if name not in typed and name not in unset]
+    unset += [name for name in _of_files(datasets) if name not in overrides and name not in unset]
     unset += ["cluster.asked", *(["grid.study"] if config.grid.study is None else [])]
-    values["grid"]["rules"] = [_without(rule, typed) for rule in values["grid"]["rules"]]
+    values["grid"]["rules"] = [_without(rule, overrides) for rule in values["grid"]["rules"]]
     for name in unset:
         node, leaf = name.split(".")
         del values[node][leaf]
@@ -66,10 +66,10 @@ def _printed(script: str, arguments: Sequence[str], config: DictConfig) -> str:
     return "\n".join([*head, OmegaConf.to_yaml(OmegaConf.create(values))])
 
 
-def _without(rule: Any, typed: Iterable[str]) -> Any:
+def _without(rule: Any, overrides: Iterable[str]) -> Any:
     """A rule of a grid file as it holds for this launch: what the command line sets wins over it."""
     changes = read_rule(rule).changes
-    wins = tuple(f"{name}." for name in typed)  # a group is typed as one value: phase.finetune={lr: 0.1}
+    wins = tuple(f"{name}." for name in overrides)  # a group is typed as one value: phase.finetune={lr: 0.1}
     return rule if not changes else rule | {"set": {k: v for k, v in changes.items() if not f"{k}.".startswith(wins)}}
 
 

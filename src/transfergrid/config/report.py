@@ -59,9 +59,9 @@ def parse_report(arguments: Sequence[str]) -> ReportRequest:
     keys, from_wandb = parsed.values, parsed.values.source == "wandb"
     if keys.grid is not None and keys.compare:
         raise ConfigError("grid= and compare= are both given; give one")
-    own = sorted(parsed.given & {"entity", "project"})
-    if own and not (from_wandb or keys.publish):
-        raise ConfigError(f"{own[0]}= belongs to source=wandb or publish=true, none of which is given")
+    of_wandb = sorted(parsed.given & {"entity", "project"})
+    if of_wandb and not (from_wandb or keys.publish):
+        raise ConfigError(f"{of_wandb[0]}= belongs to source=wandb or publish=true, none of which is given")
     if from_wandb and "store.dir" in parsed.given:
         raise ConfigError("source=wandb reads from the server into cache.dir; leave store.dir= out")
     if from_wandb and keys.grid is None and not keys.compare:
@@ -82,13 +82,13 @@ def parse_report(arguments: Sequence[str]) -> ReportRequest:
 
 
 def _compared(names: Sequence[str]) -> tuple[str, ...]:
-    typed = f"compare=[{','.join(names)}]"
+    argument = f"compare=[{','.join(names)}]"
     if len(names) < 2 or not all(names):
-        raise ConfigError(f"{typed} names fewer than two grids; give at least two, as compare=[a,b]")
+        raise ConfigError(f"{argument} names fewer than two grids; give at least two, as compare=[a,b]")
     if len(set(names)) < len(names):
-        raise ConfigError(f"{typed} holds a grid twice; give each once")
+        raise ConfigError(f"{argument} holds a grid twice; give each once")
     if len("-vs-".join(names)) > LONGEST_NAME:
-        raise ConfigError(f"{typed[:60]}... is more than one folder's name can hold; give fewer grids")
+        raise ConfigError(f"{argument[:60]}... is more than one folder's name can hold; give fewer grids")
     return tuple(grid_name_of(name) for name in names)
 
 
@@ -111,10 +111,10 @@ class SyncRequest:
 
 def parse_sync(arguments: Sequence[str]) -> SyncRequest:
     """Any grid that was launched, with or without a grid file. Raises ConfigError, in one line."""
-    typed = parse(SyncRequest, arguments).values
+    request = parse(SyncRequest, arguments).values
     return replace(
-        typed,
-        grid=None if typed.grid is None else grid_name_of(typed.grid),
-        project=wandb_name_of("project", typed.project or typed.tracking_project),
-        entity=wandb_name_of("entity", typed.entity or typed.tracking_entity),
+        request,
+        grid=None if request.grid is None else grid_name_of(request.grid),
+        project=wandb_name_of("project", request.project or request.tracking_project),
+        entity=wandb_name_of("entity", request.entity or request.tracking_entity),
     )

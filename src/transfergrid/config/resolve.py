@@ -84,14 +84,14 @@ class Scope:
 
     def _resolve_backbone(self, name: str) -> BackboneSpec:
         entry = backbones.entry(name, catalog_dir=self.catalog_dir)
-        wanted = self.config.weights_files.get(name) or self.config.weights or entry.default_weights
-        if name in self.config.weights_files and not looks_like_file(wanted):
-            raise ConfigError(f"weights_files.{name}={wanted!r} is not a file's name; tags are given by weights=TAG")
+        source = self.config.weights_files.get(name) or self.config.weights or entry.default_weights
+        if name in self.config.weights_files and not looks_like_file(source):
+            raise ConfigError(f"weights_files.{name}={source!r} is not a file's name; tags are given by weights=TAG")
         weights = backbones.weights_spec(
-            name, wanted, weights_seed=self.config.weights_seed, catalog_dir=self.catalog_dir
+            name, source, weights_seed=self.config.weights_seed, catalog_dir=self.catalog_dir
         )
         if weights.identity.startswith("file:"):
-            self.weights_files[weights.identity] = str(Path(wanted).expanduser().resolve())
+            self.weights_files[weights.identity] = str(Path(source).expanduser().resolve())
         tag = weights.label if weights.label in entry.weights else entry.default_weights
         published = entry.weights.get(tag) or next(iter(entry.weights.values()))
         preprocess = preprocess_for(
@@ -110,16 +110,16 @@ class Scope:
 
     def _resolve_settings(self, phase: Phase) -> Settings:
         node, where = self.config.phase[phase], f"phase.{phase}"
-        given: dict[str, Any] = {"source": "own_head", "preprocess": None}
+        overrides: dict[str, Any] = {"source": "own_head", "preprocess": None}
         if phase in DEFAULTS:
-            given = {n: DEFAULTS[phase][n] if node[n] is None else node[n] for n in ("epochs", "batch_size")}
-            given["flip"] = self.dataset.facts.mirror_ok if node.flip is None else node.flip
+            overrides = {n: DEFAULTS[phase][n] if node[n] is None else node[n] for n in ("epochs", "batch_size")}
+            overrides["flip"] = self.dataset.facts.mirror_ok if node.flip is None else node.flip
         if phase == "probe":
             by_key = node.select_by or self.config.select_by
-            given["select_by"] = "accuracy" if self.protocol == "published" else by_key
+            overrides["select_by"] = "accuracy" if self.protocol == "published" else by_key
         if phase == "scratch":
-            given["image_size_px"] = self._scratch_size_px()
-        settings: Settings = settings_of(SETTINGS_OF_PHASE[phase], node, where=where, **given)
+            overrides["image_size_px"] = self._scratch_size_px()
+        settings: Settings = settings_of(SETTINGS_OF_PHASE[phase], node, where=where, **overrides)
         if not isinstance(settings, TrainSettings):
             return settings
         if self.protocol != "published":  # a published study stays as it was
@@ -254,18 +254,18 @@ def _evaluate_settings(
 
 def _check_own_head(scope: Scope, model: str) -> None:
     """Raises ConfigError where the data set's classes are not those of the backbone's published head."""
-    entry, chosen = backbones.entry(model, catalog_dir=scope.catalog_dir), scope.dataset
-    if entry.head_classes == IMAGENET_CLASSES and chosen.folder is not None:
-        imagenet_places(chosen.facts.class_names, dataset=chosen.spec.name)
-    elif entry.head_classes != chosen.spec.num_classes:
+    entry, dataset = backbones.entry(model, catalog_dir=scope.catalog_dir), scope.dataset
+    if entry.head_classes == IMAGENET_CLASSES and dataset.folder is not None:
+        imagenet_places(dataset.facts.class_names, dataset=dataset.spec.name)
+    elif entry.head_classes != dataset.spec.num_classes:
         raise ConfigError(
-            f"phase=evaluate: {model}'s own head has {entry.head_classes} classes, {chosen.spec.name} has"
-            f" {chosen.spec.num_classes}; give run=ID or phase.evaluate.checkpoint=FILE"
+            f"phase=evaluate: {model}'s own head has {entry.head_classes} classes, {dataset.spec.name} has"
+            f" {dataset.spec.num_classes}; give run=ID or phase.evaluate.checkpoint=FILE"
         )
-    elif entry.classes_of and chosen.facts.class_names != facts(entry.classes_of).class_names:
-        other = next(n for n in chosen.facts.class_names if n not in facts(entry.classes_of).class_names)
+    elif entry.classes_of and dataset.facts.class_names != facts(entry.classes_of).class_names:
+        other = next(n for n in dataset.facts.class_names if n not in facts(entry.classes_of).class_names)
         raise ConfigError(
-            f"phase=evaluate: {model}'s own head tells the classes of {entry.classes_of} apart; {chosen.spec.name} has"
+            f"phase=evaluate: {model}'s own head tells the classes of {entry.classes_of} apart; {dataset.spec.name} has"
             f" {other!r}, which is none of them; give run=ID or phase.evaluate.checkpoint=FILE"
         )
 

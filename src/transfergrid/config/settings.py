@@ -19,11 +19,11 @@ MIN_STEPS = 100  # of the optimizer, in a whole run
 MIN_BATCH = 16  # BatchNorm's statistics of fewer images are noise
 
 
-def settings_of(kind: type[T], node: DictConfig, *, where: str, **given: Any) -> T:
-    """A frozen settings object from a merged node, whose fields yield to `given` ones. ConfigErrors name the key."""
+def settings_of(kind: type[T], node: DictConfig, *, where: str, **overrides: Any) -> T:
+    """A frozen settings object from a merged node, whose fields yield to `overrides`. ConfigErrors name the key."""
     keys, values = keys_of(cast(Any, kind)), dict[str, Any]()
     for name in (f.name for f in fields(cast(Any, kind))):
-        value = given[name] if name in given else node[name]
+        value = overrides[name] if name in overrides else node[name]
         values[name] = _checked(keys[name], value, f"{where}.{name}") if name in keys else value
     return kind(**values)
 

@@ -35,7 +35,7 @@ def hydra_value(value: Any) -> str:
     if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./+-]*", value) and value.lower() not in _NO_TEXT:
         return value
     # Hydra takes backslashes as they are, but before a quote, where each is to be doubled.
-    quoted = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    quoted = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), value)
     return f"'{quoted}'"
 
 
