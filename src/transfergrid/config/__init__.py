@@ -28,13 +28,10 @@ def composed_grid(arguments: Sequence[str]) -> tuple[list[str], DictConfig]:
     if "grid" not in overrides:
         arguments.append("grid=quickstart")
     config = compose_config(arguments)
-    for key in ("model", "seed", "run", "again", "needs"):
+    for key in ("model", "seed", "run", "again", "needs", "phase"):
         if key in overrides:
-            raise ConfigError(
-                f"{key}= belongs to {typed('run_phase.py')}; a grid takes grid.models=[...] and grid.seeds=[...]"
-            )
-    if "phase" in overrides:
-        raise ConfigError(f"phase= belongs to {typed('run_phase.py')}; a grid takes grid.phases=[...]")
+            instead = "grid.phases=[...]" if key == "phase" else "grid.models=[...] and grid.seeds=[...]"
+            raise ConfigError(f"{key}= belongs to {typed('run_phase.py')}; a grid takes {instead}")
     if "dataset" in overrides:
         if "grid.datasets" in overrides:
             raise ConfigError("dataset= and grid.datasets= are both given; give one")

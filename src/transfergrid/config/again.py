@@ -58,8 +58,8 @@ def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderPr
         for spec in runs.values():
             _check_still_made(spec, run, paths, done=phase_module(spec.phase).is_done(spec, runtime))
         rows = (Configuration(grid=grid, variant=variant, run=run),)
-        facts, notes = {run.dataset.name: pictures.facts}, tuple(dict.fromkeys(pictures.notes))
-        return make_request(config, runtime, rows, runs.values(), facts, notes)
+        facts = {run.dataset.name: pictures.facts}
+        return make_request(config, runtime, rows, runs.values(), facts=facts, notes=pictures.notes)
 
 
 def _check_still_made(spec: RunSpec, run: RunSpec, paths: RunPaths, *, done: bool) -> None:

@@ -78,7 +78,8 @@ def build_grid(arguments: Sequence[str], config: DictConfig, progress: FolderPro
             runs += [*needed, run]
             # A variant that changes nothing in this phase is the same run, and the same row.
             configurations.setdefault(run.run_id, Configuration(grid=name, variant=row.variant.name, run=run))
-        return _request(config, scopes, tuple(configurations.values()), runs, replaces_grid=True)
+        request = _request(scopes, tuple(configurations.values()), runs)
+        return replace(request, replaces_grid=True, replace=config.replace)
 
 
 def build_run(
@@ -96,7 +97,7 @@ def build_run(
         else:
             row = Row(scopes.named_dataset, model, cast(Phase, phase), Variant(variant, {}))
             runs = _runs(scopes, row, config.seed)
-        return _request(config, scopes, (Configuration(grid=name, variant=variant, run=runs[-1]),), runs)
+        return _request(scopes, (Configuration(grid=name, variant=variant, run=runs[-1]),), runs)
 
 
 def build_evaluation(
@@ -117,7 +118,7 @@ def build_evaluation(
         _check_weights(config, [trained.model])
         scope.weights_files |= files_of(config, trained, scope.catalog_dir)
         run = make_evaluation(scope, trained)
-        return _request(config, scopes, (Configuration(grid=name, variant=variant, run=run),), (trained, run))
+        return _request(scopes, (Configuration(grid=name, variant=variant, run=run),), (trained, run))
 
 
 def runtime_of(config: DictConfig) -> Runtime:
@@ -214,17 +215,10 @@ def _why_not(model: str, phase: str) -> str:
     return "which is made of pretrained backbones; choose phase=probe or phase=finetune"
 
 
-def _request(
-    config: DictConfig,
-    scopes: Scopes,
-    rows: tuple[Configuration, ...],
-    runs: Iterable[RunSpec],
-    *,
-    replaces_grid: bool = False,
-) -> Request:
+def _request(scopes: Scopes, rows: tuple[Configuration, ...], runs: Iterable[RunSpec]) -> Request:
     files = scopes.weights_files
-    runtime = make_runtime(config, grid=rows[0].grid, folders=scopes.folders, weights_files=files)
-    return make_request(config, runtime, rows, runs, scopes.facts, scopes.notes, replaces_grid=replaces_grid)
+    runtime = make_runtime(scopes.config, grid=rows[0].grid, folders=scopes.folders, weights_files=files)
+    return make_request(scopes.config, runtime, rows, runs, facts=scopes.facts, notes=scopes.notes)
 
 
 def make_request(
@@ -232,10 +226,9 @@ def make_request(
     runtime: Runtime,
     rows: tuple[Configuration, ...],
     runs: Iterable[RunSpec],
+    *,
     facts: dict[str, DatasetFacts],
     notes: tuple[str, ...],
-    *,
-    replaces_grid: bool = False,
 ) -> Request:
     """runs: those of the rows and those they need, needed ones first."""
     return Request(
@@ -247,8 +240,7 @@ def make_request(
         cluster_config=plain(config.cluster),
         dry_run=config.dry_run,
         wait=config.wait,
-        replaces_grid=replaces_grid,
-        replace=replaces_grid and config.replace,
+        replaces_grid=False,
         emit=config.emit,
         notify=config.notify.command,
         needs_only_checked=config.needs == "check",

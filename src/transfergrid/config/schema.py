@@ -129,12 +129,12 @@ def _configured(kind: type[Any]) -> type[Any]:
     return _schema_of(kind.__name__, dataclass(kind))
 
 
-@_configured
+@dataclass
 class _Checkpoint:
     checkpoint: str | None = setting(None, "a state-dict file of the model, head included")
 
 
-@_configured
+@dataclass
 class _ClusterBeside:
     num_threads: int = setting(0, "CPU threads per run; 0 = the cores its process may use", (0, 1024))
     # The keys that a file or a command line set; what is none of them is a default, and yields to the cluster.
