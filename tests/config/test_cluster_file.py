@@ -18,8 +18,8 @@ from transfergrid.config.cluster import (
     cluster_settings,
     plain,
 )
+from transfergrid.config.cluster_file import gigabytes, minutes
 from transfergrid.config.folders import VARIABLE
-from transfergrid.config.notation import gigabytes, minutes
 from transfergrid.errors import ConfigError
 from transfergrid.resources import UNLIMITED, ClusterSettings
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from transfergrid.config.cluster_file import as_name, as_setting, whole_or_real
 from transfergrid.config.compose import memory_conflict, parse_overrides, resource_hints, set_overrides
 from transfergrid.config.keys import checked
-from transfergrid.config.notation import as_name, as_setting, whole_or_real
 from transfergrid.config.schema import KEYS, Config
 from transfergrid.errors import ConfigError, hints
 from transfergrid.resources import MEMORY, UNLIMITED, ClusterSettings, Resources

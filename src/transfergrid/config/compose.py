@@ -21,10 +21,9 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from transfergrid.config import folders
-from transfergrid.config.cluster_file import read_cluster_file
+from transfergrid.config.cluster_file import as_setting, read_cluster_file
 from transfergrid.config.folders import choices
 from transfergrid.config.keys import kind_in_words, nearest_key, nodes_of
-from transfergrid.config.notation import as_setting
 from transfergrid.config.schema import GROUPS, KEYS, Config
 from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import ConfigError, hints
