@@ -58,9 +58,9 @@ def _parse(script: str, arguments: list[str]) -> None:
         words = [a for a in arguments if a != "-m" and not a.startswith("hydra/launcher=")]
         arguments = [_options(word)[1][0] for word in words]
     parsers: dict[str, Any] = {
-        "launch_grid": config.composed_grid,
-        "run_phase": config.composed_run,
-        "doctor": config.composed_doctor,
+        "launch_grid": config.compose_grid,
+        "run_phase": config.compose_run,
+        "doctor": config.compose_doctor,
         "predict": lambda typed: parse(PredictKeys, typed),
         "status": parse_status,
         "report": parse_report,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transfergrid.config.scopes import FolderProgress
 
 
-def composed_grid(arguments: Sequence[str]) -> tuple[list[str], DictConfig]:
+def compose_grid(arguments: Sequence[str]) -> tuple[list[str], DictConfig]:
     """What a launch is told, checked as far as it goes without data; with the grid named. Raises ConfigError."""
     from transfergrid.config.compose import compose_config, parse_overrides
 
@@ -44,12 +44,12 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
     # Hydra takes half a second to import, which those who only read the store need not wait for.
     from transfergrid.config.builder import build_grid
 
-    arguments, config = composed_grid(arguments)
+    arguments, config = compose_grid(arguments)
     return build_grid(arguments, config, progress)
 
 
-def composed_run(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
-    """What a run by hand is told, by key, and its configuration, as composed_grid()."""
+def compose_run(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
+    """What a run by hand is told, by key, and its configuration, as compose_grid()."""
     from transfergrid.config.again import check_keys
     from transfergrid.config.compose import compose_config, parse_overrides
 
@@ -78,7 +78,7 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
     from transfergrid.config.again import build_again
     from transfergrid.config.builder import build_evaluation, build_run
 
-    overrides, config = composed_run(arguments)
+    overrides, config = compose_run(arguments)
     variant = _hand_variant(overrides)
     if config.again is not None:
         request = build_again(arguments, config, progress)
@@ -109,7 +109,7 @@ class DoctorRequest:
     grid: Request | None = None
 
 
-def composed_doctor(arguments: Sequence[str]) -> tuple[float, list[str], DictConfig]:
+def compose_doctor(arguments: Sequence[str]) -> tuple[float, list[str], DictConfig]:
     """(wait_s, the other arguments, their configuration). Raises ConfigError."""
     from transfergrid.config.compose import compose_config
 
@@ -123,7 +123,7 @@ def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
     from transfergrid.config.builder import runtime_of
     from transfergrid.config.cluster import cluster_settings
 
-    wait_s, others, config = composed_doctor(arguments)
+    wait_s, others, config = compose_doctor(arguments)
     return DoctorRequest(
         runtime=runtime_of(config),
         cluster=cluster_settings(config.cluster),

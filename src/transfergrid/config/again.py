@@ -12,7 +12,7 @@ from transfergrid.config.builder import files_of, make_request, make_runtime
 from transfergrid.config.dataset import DatasetChoice, resolve_dataset
 from transfergrid.config.predict import run_paths
 from transfergrid.config.request import Request
-from transfergrid.config.scopes import FolderProgress, cache_of, opened
+from transfergrid.config.scopes import FolderProgress, cache_of, open_scopes
 from transfergrid.config.spelling import ADHOC, command, folder_value, grid_name_of, launched_grids
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.networks.backbones.weight_files import identity_of
@@ -36,7 +36,7 @@ def check_keys(keys: Iterable[str]) -> None:
 
 def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None) -> Request:
     """The run that `again=` names, and all that it needs. Raises ConfigError or DataError."""
-    with opened(arguments, config, progress=progress) as scopes:
+    with open_scopes(arguments, config, progress=progress) as scopes:
         store = StorePaths(Path(config.store.dir))
         paths = run_paths(config.again, store.root, key="again")
         runs = {spec.run_id: spec for spec in _with_needs(paths)}

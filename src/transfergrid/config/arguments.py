@@ -31,10 +31,10 @@ CFG = ("--cfg", "--resolve", "job")  # the first asks; the others are what users
 
 @dataclass(frozen=True, slots=True)
 class Parsed(Generic[T]):
-    """values: of the declared keys. given: the keys that were typed. passed_on: arguments that are not for us."""
+    """values: of the declared keys. keys: those that were typed. passed_on: arguments that are not for us."""
 
     values: T
-    given: frozenset[str]
+    keys: frozenset[str]
     passed_on: tuple[str, ...]
 
 

@@ -22,7 +22,7 @@ from transfergrid.config.scopes import (
     Scopes,
     cache_of,
     checked_protocol,
-    opened,
+    open_scopes,
 )
 from transfergrid.config.spelling import ADHOC, DATASET_NAME, grid_name_of, named_by_datasets
 from transfergrid.config.variants import Variant, read_rules, read_variants
@@ -61,7 +61,7 @@ def build_grid(arguments: Sequence[str], config: DictConfig, progress: FolderPro
     if not variants:
         raise ConfigError("grid.only_variants=true leaves no row, because grid.variants is empty; give a variant")
     _check_weights(config, models)
-    with opened(arguments, config, rules=read_rules(grid.rules), progress=progress) as scopes:
+    with open_scopes(arguments, config, rules=read_rules(grid.rules), progress=progress) as scopes:
         name = _grid_name(config, scopes, datasets)
         rows = [
             Row(dataset, model, phase, variant)
@@ -89,7 +89,7 @@ def build_run(
     name, model, phase = grid_name_of(config.grid_name or ADHOC), config.model, config.phase.name
     choice("phase", phase, PHASES)
     _check_weights(config, [model])
-    with opened(arguments, config, rules=read_rules(config.grid.rules), progress=progress) as scopes:
+    with open_scopes(arguments, config, rules=read_rules(config.grid.rules), progress=progress) as scopes:
         if phase == "extract":
             runs: tuple[RunSpec, ...] = (_extraction(scopes, model),)
         elif not takes(model, cast(Phase, phase)):
@@ -106,7 +106,7 @@ def build_evaluation(
     """Of the finished run `run=`, on whatever data set and split are named. Raises ConfigError or DataError."""
     name = grid_name_of(config.grid_name or ADHOC)
     trained = _finished_run(config)
-    with opened(arguments, config, progress=progress) as scopes:
+    with open_scopes(arguments, config, progress=progress) as scopes:
         scope = scopes.of_dataset(scopes.named_dataset, of_run=trained.dataset.value_range)
         classes_of_training = classes_of_run(trained, StorePaths(Path(config.store.dir)).run(trained.run_id))
         if classes_of_training is not None:  # else it is to be trained first, and its evaluation compares

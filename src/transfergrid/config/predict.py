@@ -74,7 +74,7 @@ def parse_predict(arguments: Sequence[str]) -> PredictRequest:
     if keys.images is None and keys.export is None:
         raise ConfigError("nothing is asked for; give images=DIR, export=DIR or both")
     for key, needs in (("output", "images"), ("top_k", "images"), ("precision", "images"), ("export_format", "export")):
-        if key in parsed.given and needs not in parsed.given:
+        if key in parsed.keys and needs not in parsed.keys:
             raise ConfigError(f"{key}= goes with {needs}=DIR")
     paths, record, class_names = finished_run(keys.run, Path(keys.store_dir))
     images = None if keys.images is None else Path(keys.images)

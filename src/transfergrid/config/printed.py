@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from transfergrid.config import composed_grid, composed_run
+from transfergrid.config import compose_grid, compose_run
 from transfergrid.config.cluster import cluster_settings
 from transfergrid.config.compose import check_choice, parse_overrides
 from transfergrid.config.folders import content_of
@@ -22,18 +22,18 @@ from transfergrid.errors import ConfigError
 
 def printed_grid(arguments: Sequence[str]) -> str:
     """What a launch with these arguments runs. Raises ConfigError as the launch would, as far as no data is needed."""
-    typed, config = composed_grid(arguments)
+    arguments, config = compose_grid(arguments)
     check_models(list(config.grid.models))
     check_phases(list(config.grid.phases))
     for name in config.grid.datasets:
         check_choice("dataset", name)
     read_variants(config.grid.variants)
-    return _printed("launch_grid.py", typed, config)
+    return _printed("launch_grid.py", arguments, config)
 
 
 def printed_run(arguments: Sequence[str]) -> str:
     """What a run by hand with these arguments is."""
-    _, config = composed_run(arguments)
+    _, config = compose_run(arguments)
     for key in ("again", "run"):
         if config[key] is not None:
             raise ConfigError(f"{key}= takes its settings from a run; its spec.json in the store holds them")

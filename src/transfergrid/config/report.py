@@ -59,10 +59,10 @@ def parse_report(arguments: Sequence[str]) -> ReportRequest:
     keys, from_wandb = parsed.values, parsed.values.source == "wandb"
     if keys.grid is not None and keys.compare:
         raise ConfigError("grid= and compare= are both given; give one")
-    of_wandb = sorted(parsed.given & {"entity", "project"})
+    of_wandb = sorted(parsed.keys & {"entity", "project"})
     if of_wandb and not (from_wandb or keys.publish):
         raise ConfigError(f"{of_wandb[0]}= belongs to source=wandb or publish=true, none of which is given")
-    if from_wandb and "store.dir" in parsed.given:
+    if from_wandb and "store.dir" in parsed.keys:
         raise ConfigError("source=wandb reads from the server into cache.dir; leave store.dir= out")
     if from_wandb and keys.grid is None and not keys.compare:
         raise ConfigError("source=wandb needs the grid's name: grid=NAME")

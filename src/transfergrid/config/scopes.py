@@ -40,7 +40,7 @@ class Row:
 
 @dataclass
 class Scopes:
-    """Made by opened(). What all runs share (facts, folders, files) is read off the scopes once these are there."""
+    """Of open_scopes(). What all runs share (facts, folders, files) is read off the scopes once these are there."""
 
     arguments: Sequence[str]
     config: DictConfig
@@ -128,7 +128,7 @@ class Scopes:
 
 
 @contextlib.contextmanager
-def opened(
+def open_scopes(
     arguments: Sequence[str], config: DictConfig, *, rules: Sequence[Rule] = (), progress: FolderProgress | None
 ) -> Iterator[Scopes]:
     """Raises ConfigError. A dry run writes nothing: what it has described of timm's networks goes after the block."""

@@ -61,7 +61,7 @@ def parse_status(arguments: Sequence[str]) -> StatusRequest:
         raise ConfigError(
             f"{for_a_launch[0]!r} is for a new launch; it goes with retry=failed or retry=<failure class>"
         )
-    if keys.retried is not None and (fixed := parsed.given - {*own_keys(StatusRequest), "store.dir"}):
+    if keys.retried is not None and (fixed := parsed.keys - {*own_keys(StatusRequest), "store.dir"}):
         raise ConfigError(f"{min(fixed)}= cannot be changed for a retry; cluster.* can, the rest needs a launch")
     grid = None if keys.grid is None else grid_name_of(keys.grid)
     return replace(keys, grid=grid, overrides=parsed.passed_on)
