@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from transfergrid.config.dataset import DatasetChoice
 from transfergrid.config.keys import in_range
@@ -71,15 +71,19 @@ class Scope:
         return cast(ExtractSettings, self.settings("extract"))
 
     @cached_property
+    def data_settings(self) -> dict[str, Any]:
+        """`dataset` in plain values, which are read for every run."""
+        return cast(dict[str, Any], OmegaConf.to_container(self.config.dataset, resolve=True))
+
+    @cached_property
     def rows(self) -> RowCounts:
         """How many images the runs train on and hold out."""
-        node = self.config.dataset
         return count_rows(
             self.dataset.facts,
-            max_images=node.max_images,
+            max_images=self.data_settings["max_images"],
             protocol=self.protocol,
-            train_fraction=node.train_fraction,
-            shots=node.shots,
+            train_fraction=self.data_settings["train_fraction"],
+            shots=self.data_settings["shots"],
         )
 
     def _resolve_backbone(self, name: str) -> BackboneSpec:
@@ -95,10 +99,10 @@ class Scope:
         tag = weights.label if weights.label in entry.weights else entry.default_weights
         published = entry.weights.get(tag) or next(iter(entry.weights.values()))
         preprocess = preprocess_for(
-            image_size_px=self.config.dataset.image_size_px,
+            image_size_px=self.data_settings["image_size_px"],
             native_size_px=self.dataset.facts.image_size_px,
             shortest_px=self.dataset.facts.shortest_px,
-            small=self.config.dataset.small_pictures,
+            small=self.data_settings["small_pictures"],
             resize_px=published.resize_px,
             crop_px=published.crop_px,
             interpolation=published.interpolation,
@@ -139,7 +143,7 @@ class Scope:
         return settings
 
     def _scratch_size_px(self) -> int:
-        size_px: int | None = self.config.dataset.image_size_px or self.dataset.facts.image_size_px
+        size_px: int | None = self.data_settings["image_size_px"] or self.dataset.facts.image_size_px
         if size_px is None:
             name = self.dataset.spec.name
             raise ConfigError(f"{name} has images of mixed sizes; training from scratch needs dataset.image_size_px=N")
@@ -154,7 +158,6 @@ def looks_like_file(weights: str) -> bool:
 def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[RunSpec, ...] = ()) -> RunSpec:
     """One RunSpec. `needs`: the runs it is made from, which its identity covers (a probe for a finetune)."""
     in_range("seed", seed, *KEYS["seed"].about.span)
-    node = scope.config.dataset
     specs = () if is_architecture(model) else tuple(scope.backbone(part) for part in split_model(model))
     settings = scope.settings(phase)
     if isinstance(settings, ScratchSettings):
@@ -175,9 +178,9 @@ def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[
         settings=settings,
         protocol=scope.protocol,
         seed=seed if _draws(settings, scope) else None,
-        val_seed=node.val_seed,
-        train_fraction=None if phase == "evaluate" else node.train_fraction,
-        shots=None if phase == "evaluate" else node.shots,
+        val_seed=scope.data_settings["val_seed"],
+        train_fraction=None if phase == "evaluate" else scope.data_settings["train_fraction"],
+        shots=None if phase == "evaluate" else scope.data_settings["shots"],
         needs=tuple(run.run_id for run in needs),
         rules=RULES_VERSION if phase in ("probe", "finetune") or _counts_anew(scope, settings) else 1,
     )
@@ -213,8 +216,7 @@ def _draws(settings: Settings, scope: Scope) -> bool:
     """Whether a seed changes the numbers. An evaluation draws nothing, and a solved head only the images it learns
     from: three seeds would be one number."""
     if isinstance(settings, ProbeSettings) and settings.solver == "lbfgs":
-        node = scope.config.dataset
-        return node.train_fraction is not None or node.shots is not None
+        return scope.data_settings["train_fraction"] is not None or scope.data_settings["shots"] is not None
     return not isinstance(settings, EvaluateSettings)
 
 
@@ -295,7 +297,7 @@ def make_evaluation(scope: Scope, trained: RunSpec) -> RunSpec:
         settings=settings,
         protocol=scope.protocol,
         seed=None,
-        val_seed=scope.config.dataset.val_seed,
+        val_seed=scope.data_settings["val_seed"],
         train_fraction=None,
         shots=None,
         needs=(trained.run_id,),
