@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from transfergrid.config import load_run
-from transfergrid.config.schema import PROBE_DEFAULTS
+from transfergrid.config.schema import DEFAULTS
 from transfergrid.data import load
 from transfergrid.data.folds import Fold, Folds
 from transfergrid.data.splits import rows_per_class
@@ -178,7 +178,7 @@ def measure_time(threads: int, rows: int, dims: int) -> None:
         alone = fit_lbfgs(train_ND, labels_N[:rows], num_classes=10)
         alone_s = time.process_time() - began
         began = time.process_time()
-        problem, path = SoftmaxProblem(train_ND, labels_N[:rows], num_classes=10), HeadPath(PROBE_DEFAULTS["cs"])
+        problem, path = SoftmaxProblem(train_ND, labels_N[:rows], num_classes=10), HeadPath(DEFAULTS["probe"]["cs"])
         while path.advance(problem, score, check=lambda: None) is not None:
             pass
         head = path.finish(problem, check=lambda: None)

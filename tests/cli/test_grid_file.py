@@ -19,7 +19,7 @@ from transfergrid.cli.launch import launch
 from transfergrid.cluster import ledger
 from transfergrid.cluster.ledger import Submission
 from transfergrid.config import Request, load_grid
-from transfergrid.config.names import named_by_datasets
+from transfergrid.config.spelling import named_by_datasets
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.planning import job

@@ -9,7 +9,7 @@ from transfergrid.cli.console import as_many_as_fit, count
 from transfergrid.data import DatasetFacts
 from transfergrid.data.damaged import lines_of
 from transfergrid.data.folds import FEW_STEPS, FEW_VAL_IMAGES, RowCounts
-from transfergrid.names import shown
+from transfergrid.names import printable
 from transfergrid.planning.cost import rows_of
 from transfergrid.specs import RunSpec, TrainSettings
 
@@ -50,7 +50,7 @@ def inventories(facts: Mapping[str, DatasetFacts], *, on_terminal: bool = False)
         if known.newly_read:
             read = ", ".join(f"{n} {suffix}" for suffix, n in known.newly_read.items())
             parts.append(f"read, and left out by earlier releases: {read}")
-        yield shown(f"{name}: {'; '.join(parts)}"), known.inventory.is_odd
+        yield printable(f"{name}: {'; '.join(parts)}"), known.inventory.is_odd
         damaged = lines_of(known.inventory.damaged.items())
         yield from ((line, True) for line in as_many_as_fit(damaged, on_terminal=on_terminal))
 

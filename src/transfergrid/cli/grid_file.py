@@ -12,7 +12,7 @@ from rich.console import Console
 from transfergrid.cli.console import count, say
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.config import Request
-from transfergrid.config.names import ADHOC, LONGEST_GRID_NAME
+from transfergrid.config.spelling import ADHOC, LONGEST_GRID_NAME
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.specs import Runtime

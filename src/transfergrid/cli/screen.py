@@ -14,7 +14,7 @@ from transfergrid.cluster import local
 from transfergrid.cluster.run_state import Failure
 from transfergrid.config import Request
 from transfergrid.config.spelling import command_of_grid
-from transfergrid.names import shown, some
+from transfergrid.names import printable, some
 from transfergrid.paths import StorePaths
 from transfergrid.planning.plan import STATES, Plan, PlannedRun
 from transfergrid.store.bills import read_bill
@@ -25,7 +25,7 @@ FOLD_ABOVE = 40  # rows of the plan
 
 def show_plan(console: Console, plan: Plan, request: Request) -> None:
     for note in request.notes:
-        say(console, shown(note))
+        say(console, printable(note))
     counts = plan.counts()
     counted = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"

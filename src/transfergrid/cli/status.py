@@ -19,7 +19,7 @@ from transfergrid.cli.status_view import View, changes, read_view
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
 from transfergrid.config.spelling import command_of_grid, newest_grid
-from transfergrid.config.status import StatusKeys, StatusRequest, parse_status
+from transfergrid.config.status import StatusRequest, parse_status
 
 WATCH_S = 5.0
 REASONS_WATCHED = 4
@@ -36,8 +36,8 @@ HELP = Help(
         "grid=quickstart retry=oom cluster.mem_gb=64",
         "grid=quickstart retry=unknown  # you know that these are gone",
     ),
-    keys=takes(StatusKeys),
-    first=own_keys(StatusKeys),
+    keys=takes(StatusRequest),
+    first=own_keys(StatusRequest),
 )
 
 

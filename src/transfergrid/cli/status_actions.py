@@ -257,7 +257,7 @@ def _grid_of(view: View, run_id: str) -> str:
     newest = view.ledger.newest(run_id)
     if newest is not None:
         return newest[0].grid
-    for path in sorted(view.store.grid("x").parent.glob("*.json")):
+    for path in sorted(view.store.grids.glob("*.json")):
         if any(entry.run_id == run_id for entry in read_grid(path)):
             return path.stem
     raise ConfigError(

@@ -10,8 +10,8 @@ from rich.console import Console
 from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script, say, say_first
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
+from transfergrid.config.report import SyncRequest, parse_sync
 from transfergrid.config.spelling import never_launched, newest_grid
-from transfergrid.config.sync import SyncRequest, parse_sync
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.specs import Runtime
 from transfergrid.store import records

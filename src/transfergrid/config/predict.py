@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import glob
 import importlib.util
 import os
@@ -16,6 +15,7 @@ from transfergrid.config.spelling import command, where_runs_are
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._formats import suffixes
 from transfergrid.errors import ConfigError
+from transfergrid.names import closest
 from transfergrid.networks.classes import classes_of_run
 from transfergrid.paths import EXPORT_MARK, CachePaths, RunPaths, StorePaths
 from transfergrid.specs import Runtime, safe_name, setting
@@ -76,7 +76,7 @@ def parse_predict(arguments: Sequence[str]) -> PredictRequest:
     if keys.images is None and keys.export is None:
         raise ConfigError("nothing is asked for; give images=DIR, export=DIR or both")
     for key, needs in (("output", "images"), ("top_k", "images"), ("precision", "images"), ("export_format", "export")):
-        if key in parsed.given and needs not in parsed.given:
+        if key in parsed.keys and needs not in parsed.keys:
             raise ConfigError(f"{key}= goes with {needs}=DIR")
     paths, record, class_names = finished_run(keys.run, Path(keys.store_dir))
     images, files = (None, ()) if keys.images is None else _pictures(keys.images)
@@ -106,8 +106,8 @@ def finished_run(run: str, store_dir: Path) -> tuple[RunPaths, RunRecord, tuple[
 
 
 def run_paths(run: str, store_dir: Path, *, key: str = "run") -> RunPaths:
-    """A run by its folder, or by its id in the store, or the beginning that no other run's id has. Raises ConfigError,
-    which names the key that gave it."""
+    """A run by its folder, or by its id in the store; the beginning or the last 12 digits are enough where no other
+    run has them. Raises ConfigError, which names the key that gave it."""
     folder = Path(run).expanduser()
     if (folder / "spec.json").is_file():
         return RunPaths(folder.resolve())
@@ -115,13 +115,13 @@ def run_paths(run: str, store_dir: Path, *, key: str = "run") -> RunPaths:
     if safe_name(run) == run and store.run(run).spec.is_file():
         return store.run(run)
     names = [p.name for p in store.runs.iterdir()] if store.runs.is_dir() else []
-    beginning = sorted(name for name in names if name.startswith(run)) if run else []
+    beginning = sorted(name for name in names if name.startswith(run) or name.endswith(f"-{run}")) if run else []
     if len(beginning) == 1:
         return store.run(beginning[0])
     if beginning:
-        raise ConfigError(f"{key}={run!r} is the beginning of several runs", known=beginning)
-    near = difflib.get_close_matches(run, names, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else where_runs_are(store)
+        raise ConfigError(f"{key}={run!r} is a part of several runs", known=beginning)
+    close = closest(run, names)
+    hint = f"did you mean {close!r}?" if close else where_runs_are(store)
     raise ConfigError(f"{key}={run!r} is neither a run's folder nor in {store.runs}; {hint}")
 
 

@@ -26,8 +26,8 @@ def parse_store(arguments: Sequence[str]) -> StoreKeys:
     """Raises ConfigError, in one line, for what makes no sense."""
     parsed = parse(StoreKeys, arguments)
     action = parsed.values.action
-    if action != "gc" and (of_gc := parsed.given & {"runs", "features"}):
+    if action != "gc" and (of_gc := parsed.keys & {"runs", "features"}):
         raise ConfigError(f"{min(of_gc)}= belongs to action=gc, which is not given")
-    if action not in ("repair", "gc") and "dry_run" in parsed.given:
+    if action not in ("repair", "gc") and "dry_run" in parsed.keys:
         raise ConfigError(f"action={action} changes nothing; leave dry_run= out")
     return parsed.values
