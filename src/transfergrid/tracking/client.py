@@ -15,12 +15,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from transfergrid.errors import MachineError
+from transfergrid.errors import MachineError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.store import durable
 from transfergrid.tracking.account import SETTINGS_FILE, Account, Unreachable, key_place, settings_file
 
-DELETED = "previously created and deleted"  # in the words of W&B's server
+DELETED = "previously created and deleted"  # in the words of W&B's server: its answer has no code of its own for it
 SILENT = "did not respond in time"  # in the words of W&B's own process, which tries again where a server fails (5xx)
 KEPT = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_HTTP_TIMEOUT")  # of the user's variables
 LEFTOVERS = ("session-*", "syncing-*", "publishing-*", "tmp/*")  # the last three of earlier releases
@@ -40,6 +40,10 @@ SETTINGS: dict[str, Any] = {
     "init_timeout": 30.0,
     "finish_timeout_raises": True,
 }
+
+
+class DeletedRun(MachineError):
+    """Somebody has deleted the run of this id in W&B, which never takes the id again."""
 
 
 @contextlib.contextmanager
@@ -108,20 +112,26 @@ def files_open_in(program: str) -> Iterator[str]:
 def open_run(account: Account, folder: Path, *, finish_s: float = 30.0, **described: Any) -> Any:
     """The W&B run of this id, new or continued: one W&B run, whichever attempt or process carries a part of it.
 
-    folder: what wandb_session gave. finish_s: how long its end may take. described: arguments of wandb.init.
+    folder: what wandb_session gave. finish_s: how long its end may take. described: arguments of wandb.init. Raises
+    DeletedRun.
     """
     import wandb  # here: a process without anything to send should cost nothing
 
-    run = wandb.init(
-        project=account.project,
-        entity=account.entity,
-        dir=str(folder),
-        mode="online",
-        resume="allow",
-        reinit="create_new",
-        settings=wandb.Settings(**SETTINGS, finish_timeout=finish_s),
-        **described,
-    )
+    try:
+        run = wandb.init(
+            project=account.project,
+            entity=account.entity,
+            dir=str(folder),
+            mode="online",
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(**SETTINGS, finish_timeout=finish_s),
+            **described,
+        )
+    except wandb.errors.CommError as error:
+        if DELETED in str(error):
+            raise DeletedRun(one_line(error)) from error
+        raise
     # Where its folder cannot be written W&B falls back to a temporary one of this machine.
     if not Path(run.dir).is_relative_to(folder):
         run.finish(exit_code=NOT_FINISHED)

@@ -16,7 +16,7 @@ from transfergrid.store import attempts, checkpoints, durable, records
 from transfergrid.store.metrics_log import MetricsTail, read_metrics
 from transfergrid.store.records import RunRecord
 from transfergrid.tracking import Followed
-from transfergrid.tracking.client import NOT_FINISHED
+from transfergrid.tracking.client import NOT_FINISHED, DeletedRun
 from transfergrid.tracking.description import AXES, as_row, describe
 from transfergrid.tracking.ending import IMAGES_SENT, Ending, references
 from transfergrid.tracking.server import Server
@@ -35,6 +35,7 @@ class RunMirror:
         self.grid = grid
         self.server = server
         self.error = ""  # why W&B lacks something of this run
+        self.is_deleted = False  # in W&B, by somebody: the reason of the error
         self.has_sent = False
         self.is_elsewhere = False  # in another process's hands
         self._images = images
@@ -63,7 +64,7 @@ class RunMirror:
         except Exception as error:  # one run that cannot be mirrored must not cost W&B the others
             self.abandon()
             if over:
-                self.error = one_line(error)  # for the caller to tell
+                self.error, self.is_deleted = one_line(error), isinstance(error, DeletedRun)  # for the caller to tell
                 return True
             logger.warning("%s: %s", self.followed.run_id, one_line(error), exc_info=logger.isEnabledFor(logging.DEBUG))
             self._not_before = time.monotonic() + self._pause_s

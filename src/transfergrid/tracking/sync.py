@@ -28,7 +28,7 @@ from transfergrid.store.attempts import read_spec
 from transfergrid.store.metrics_log import read_metrics
 from transfergrid.tracking import Followed
 from transfergrid.tracking.account import Account, Unreachable, why_silent
-from transfergrid.tracking.client import DELETED, end_wandb, wandb_processes, wandb_session
+from transfergrid.tracking.client import end_wandb, wandb_processes, wandb_session
 from transfergrid.tracking.description import grid_tag
 from transfergrid.tracking.ending import FILES
 from transfergrid.tracking.remote import md5_of
@@ -186,7 +186,7 @@ class _Sync:
                 return ["another W&B process is still at work on it; sync again"]
             time.sleep(POLL_S)
         if mirror.error or mirror.is_elsewhere:
-            if DELETED in mirror.error:
+            if mirror.is_deleted:
                 self._last_good = time.monotonic()  # the server answers
                 return ["it was deleted in W&B, which takes no id twice; sync into another project: project=NAME"]
             return [mirror.error] if mirror.error else []

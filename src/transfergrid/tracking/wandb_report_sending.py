@@ -20,7 +20,7 @@ from transfergrid.paths import StorePaths
 from transfergrid.specs import safe_name
 from transfergrid.store import durable
 from transfergrid.tracking.account import Account, Unreachable, why_silent
-from transfergrid.tracking.client import DELETED, open_run, wandb_session
+from transfergrid.tracking.client import DeletedRun, open_run, wandb_session
 from transfergrid.tracking.remote import Remote, RemoteRun
 from transfergrid.tracking.wandb_report import MOST_TABLE_ROWS, WandbReport, row_config, row_summary, row_title
 from transfergrid.tracking.wandb_report_check import differences, report_run, row_runs
@@ -97,16 +97,11 @@ class _Target:
     def open(self, known: RemoteRun | None, run_id: str, **described: Any) -> Any:
         """W&B's run of that id, or the one that is `known` to stand in its place: W&B never takes the id of a run that
         somebody has deleted, so that then another one is made."""
-        import wandb
-
         first = run_id if known is None else known.id
         for name in (first, *(f"{first}-{number}" for number in range(2, MOST_DELETED))):
-            try:
+            with contextlib.suppress(DeletedRun):
                 group = self.wandb_report.grid[:128]
                 return open_run(self.account, self.folder, finish_s=FINISH_S, id=name, group=group, **described)
-            except wandb.errors.CommError as error:
-                if DELETED not in str(error):
-                    raise
         raise Unreachable(f"run {run_id} was deleted on the server too often; publish in another project")
 
 
