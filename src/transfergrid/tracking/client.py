@@ -11,13 +11,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from transfergrid.errors import MachineError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.store import durable
+from transfergrid.store.process import temporary_environment
 from transfergrid.tracking.account import SETTINGS_FILE, Account, Unreachable, key_place, settings_file
 
 DELETED = "previously created and deleted"  # in the words of W&B's server: its answer has no code of its own for it
@@ -53,45 +54,30 @@ def wandb_session(store: StorePaths, url: str) -> Iterator[Path]:
     Of the user's variables it sees only the key and the way to it. Its process, its folder and its variables end with
     the block. url: of the server.
     """
-    before = _variables()
-    kept = {name: before[name] for name in KEPT if before.get(name)}
+    variables = {name: v for name, v in os.environ.items() if not name.startswith("WANDB_") or (name in KEPT and v)}
     if key_place(url) == SETTINGS_FILE:  # which lies in a folder that W&B does not get here
-        kept["WANDB_API_KEY"] = settings_file()["api_key"]
+        variables["WANDB_API_KEY"] = settings_file()["api_key"]
+    variables |= {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_ERROR_REPORTING": "false"}
     durable.make_folder(store.wandb)
     _sweep(store)
     place = store.wandb.resolve()  # W&B's own process need not have the same working folder
     prefix = f"session-{socket.gethostname()}-"
     with tempfile.TemporaryDirectory(dir=place, prefix=prefix, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        with durable.lock(folder / ".lock", wait=False):
-            _set_variables(
-                kept
-                | {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_ERROR_REPORTING": "false"}
-                | {"WANDB_SILENT": "true", "WANDB_DIR": name}
-                | {f"WANDB_{kind}_DIR": f"{name}/{kind.lower()}" for kind in ("DATA", "CACHE", "CONFIG")}
-            )
+        variables |= {"WANDB_SILENT": "true", "WANDB_DIR": name}
+        variables |= {f"WANDB_{kind}_DIR": f"{name}/{kind.lower()}" for kind in ("DATA", "CACHE", "CONFIG")}
+        with durable.lock(folder / ".lock", wait=False), temporary_environment(variables):
             end_wandb()  # one that was set up before would keep to what was set then
             try:
                 yield folder
             finally:
                 end_wandb()  # it writes there until it ends
-                _set_variables(before)
-
-
-def _variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-
-
-def _set_variables(wanted: Mapping[str, str]) -> None:
-    for name in _variables().keys() - wanted.keys():
-        del os.environ[name]
-    os.environ |= wanted
 
 
 def _sweep(store: StorePaths) -> None:
     """Remove what killed processes left behind."""
     place = store.wandb.resolve()
-    in_use = list(files_open_in("wandb-core"))
+    in_use = list(files_open())
     for path in [path for pattern in LEFTOVERS for path in place.glob(pattern)]:
         is_own = path.name.startswith(f"session-{socket.gethostname()}-")
         with contextlib.suppress(OSError):
@@ -101,11 +87,11 @@ def _sweep(store: StorePaths) -> None:
                 shutil.rmtree(path)
 
 
-def files_open_in(program: str) -> Iterator[str]:
-    """Files that processes of this name and this user have open."""
+def files_open() -> Iterator[str]:
+    """Files that W&B's own processes of this user have open, whoever started them."""
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if process.name.isdigit() and (process / "comm").read_text().strip() == program:
+            if process.name.isdigit() and (process / "comm").read_text().strip() == "wandb-core":
                 yield from [os.readlink(file) for file in (process / "fd").iterdir()]
 
 

@@ -11,7 +11,6 @@ the server, never of a state file.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -88,7 +87,9 @@ def follow(runs: list[RunMirror], over: threading.Event) -> None:
             restarts += 1
             if restarts > MAX_RESTARTS:
                 raise
-            _restart_wandb(runs)
+            for run in runs:
+                run.abandon()  # what had not reached the server is sent again
+            runs[0].server.restart()
         if not runs:
             return
         if over.is_set():
@@ -107,17 +108,6 @@ def _hear_end(over: threading.Event, by_hand: str, folder: Path) -> None:
     end_wandb()
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
-
-
-def _restart_wandb(runs: list[RunMirror]) -> None:
-    """The next line to send starts W&B's process again; what had not reached the server is sent again."""
-    import wandb
-
-    for run in runs:
-        run.abandon()
-        run.server.forget()
-    with contextlib.suppress(Exception):
-        wandb.teardown()
 
 
 def log_to(path: Path) -> None:

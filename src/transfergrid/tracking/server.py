@@ -15,7 +15,7 @@ from transfergrid.store import durable
 from transfergrid.store.metrics_log import TIMING_FIELDS
 from transfergrid.store.records import RunRecord
 from transfergrid.tracking.account import Account
-from transfergrid.tracking.client import files_open_in, open_run
+from transfergrid.tracking.client import end_wandb, files_open, open_run
 from transfergrid.tracking.description import as_line
 from transfergrid.tracking.ending import FILES, Ending
 from transfergrid.tracking.remote import Remote, RemoteRun, md5_of
@@ -69,8 +69,10 @@ class Server:
                 self._remote = Remote(self.account)
             return self._remote
 
-    def forget(self) -> None:
-        """The way to the server: W&B's own process, through which it leads, has died."""
+    def restart(self) -> None:
+        """Where W&B's own process, through which the way to the server leads, has died: the next question or line
+        starts another."""
+        end_wandb()
         self._remote = None
 
     def lock(self, run_id: str) -> Path:
@@ -88,7 +90,7 @@ class Server:
         ]  # the last: former ones
         left = tuple(f"{path}/" for path in folders if not durable.is_locked(path / ".lock"))
         run_folder = re.compile(rf"/run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(?:-\d+)?/")
-        names = files_open_in("wandb-core") if left else ()
+        names = files_open() if left else ()
         return any(name.startswith(left) and run_folder.search(name) for name in names)
 
     def open(self, **described: Any) -> Any:

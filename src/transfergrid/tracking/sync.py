@@ -28,7 +28,7 @@ from transfergrid.store.attempts import read_spec
 from transfergrid.store.metrics_log import read_metrics
 from transfergrid.tracking import Followed
 from transfergrid.tracking.account import Account, Unreachable, why_silent
-from transfergrid.tracking.client import end_wandb, wandb_processes, wandb_session
+from transfergrid.tracking.client import wandb_processes, wandb_session
 from transfergrid.tracking.description import grid_tag
 from transfergrid.tracking.ending import FILES
 from transfergrid.tracking.remote import md5_of
@@ -139,7 +139,7 @@ class _Sync:
                 raise self._stop
             if not again:
                 return
-            self._restart_wandb()
+            self.server.restart()
             left = again
         self.synced.problems += [f"{f.run_id}: W&B's own process died {CORE_DEATHS} times" for f in left]
 
@@ -209,14 +209,6 @@ class _Sync:
             found = read_run(self.server.remote, run_id, files=FILES)
         return differences(found, lines, ending=ending, tag=grid_tag(self.grid))
 
-    def _restart_wandb(self) -> None:
-        import wandb
-
-        with contextlib.suppress(Exception):
-            wandb.teardown()
-        end_wandb()
-        self.server.forget()
-
     def send_grid_file(self) -> None:
         """Which configurations the grid has, in its order: without it, nobody could say which rows a server lacks."""
         for _ in range(CORE_DEATHS):
@@ -226,7 +218,7 @@ class _Sync:
                 problem = f"grid.json: {one_line(error)}"
             if wandb_processes():
                 break
-            self._restart_wandb()
+            self.server.restart()
         self.synced.problems.append(problem)
 
     def _send_grid_file(self) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,25 @@ LARGEST_TABLE_BYTES = 1_000_000_000
 
 
 def row_runs(remote: Remote, wandb_report: WandbReport) -> dict[str, RemoteRun]:
-    """The runs that stand for rows, by the id that wandb_report.summary_id gives: theirs, or the start of theirs."""
-    runs = remote.tagged(wandb_report.summary_tag)
-    return {run_id[: wandb_report.summary_id_length]: run for run_id, run in runs.items()}
+    """The runs that stand for rows, by the id that wandb_report.summary_id gives: theirs, or theirs without the number
+    that it got because somebody had deleted the one before."""
+    runs = remote.tagged(wandb_report.tag("summary"))
+    return {re.sub(r"-\d$", "", run_id): run for run_id, run in runs.items()}
 
 
 def report_run(remote: Remote, wandb_report: WandbReport) -> RemoteRun | None:
-    return next(iter(remote.tagged(wandb_report.report_tag).values()), None)
+    return next(iter(remote.tagged(wandb_report.tag("report")).values()), None)
 
 
-def differences(remote: Remote, wandb_report: WandbReport, url: str, folder: Path) -> list[str]:
-    """One line for each thing that is not on the server as it was sent; folder: for what is downloaded."""
+def differences(remote: Remote, wandb_report: WandbReport, url: str, blocks: Sequence[Any], folder: Path) -> list[str]:
+    """One line for each thing that is not on the server as it was sent. url, blocks: of the W&B Report. folder: for
+    what is downloaded."""
     run = report_run(remote, wandb_report)
     if run is None:
         return [f"run {wandb_report.report_id} is not on the server", *_rows(remote, wandb_report)]
     problems = [*_rows(remote, wandb_report), *_tables(remote, run, wandb_report, folder)]
     problems += [*_figures(run, wandb_report), *_files(remote, wandb_report, folder)]
-    if difference := report_difference(url, wandb_report):
+    if difference := report_difference(url, blocks):
         problems.append(difference)
     return problems
 

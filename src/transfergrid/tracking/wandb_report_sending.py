@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from transfergrid.errors import DataError, GridError, one_line
 from transfergrid.paths import StorePaths
@@ -24,7 +25,7 @@ from transfergrid.tracking.client import DeletedRun, open_run, wandb_session
 from transfergrid.tracking.remote import Remote, RemoteRun
 from transfergrid.tracking.wandb_report import MOST_TABLE_ROWS, WandbReport, row_config, row_summary, row_title
 from transfergrid.tracking.wandb_report_check import differences, report_run, row_runs
-from transfergrid.tracking.workspace import save_report
+from transfergrid.tracking.workspace import report_blocks, save_report
 
 MOST_DELETED = 10  # times that one run may have been
 WRITERS = 8  # runs open at a time; W&B's own process takes no more requests at once than that
@@ -63,13 +64,14 @@ def send_report(
             known = row_runs(remote, wandb_report)
             written = _write_rows(target, known)
             _retire_rows(remote, known, wandb_report)
-            url = save_report(account, store, wandb_report, remote)
+            blocks = report_blocks(wandb_report, runs=len(remote.tagged(*wandb_report.grid_tags)))
+            url = save_report(account, store, wandb_report, remote, blocks)
             rows = "1 row" if len(wandb_report.rows) == 1 else f"{len(wandb_report.rows)} rows"
             say(f"W&B: {rows} ({written} written), {url}; reading back")
             run = report_run(remote, wandb_report)
-            if not _is_said(run, wandb_report, url) or differences(remote, wandb_report, url, folder):
+            if not _is_said(run, wandb_report, url) or differences(remote, wandb_report, url, blocks, folder):
                 _write_report_run(target, run, url)
-                problems = _differences(remote, target, url, patience_s)
+                problems = _differences(remote, target, url, blocks, patience_s)
     except GridError:
         raise
     except Exception as error:  # W&B has a class of its own for each way in which a server can refuse
@@ -132,7 +134,7 @@ def _write_row(target: _Target, row: Mapping[str, Any], known: RemoteRun | None)
         wandb_report.summary_id(row),
         name=row_title(row),
         job_type="summary",
-        tags=[wandb_report.summary_tag],
+        tags=[wandb_report.tag("summary")],
     )
     run.config.update(row_config(row), allow_val_change=True)
     told = row_summary(row)
@@ -157,7 +159,7 @@ def _retire_rows(remote: Remote, known: Mapping[str, RemoteRun], wandb_report: W
     ids = {wandb_report.summary_id(row) for row in wandb_report.rows}
     for run_id, run in known.items():
         if run_id not in ids:
-            remote.update(run, tags=[wandb_report.former_tag], config={"current": False})
+            remote.update(run, tags=[wandb_report.tag("former")], config={"current": False})
 
 
 # ---------------------------------------------------------------------------------------------------- tables and files
@@ -170,10 +172,11 @@ def _write_report_run(target: _Target, known: RemoteRun | None, url: str) -> Non
         wandb_report.report_id,
         name=f"report of {wandb_report.grid}",
         job_type="report",
-        tags=[wandb_report.report_tag],
+        tags=[wandb_report.tag("report")],
         config={"grid": wandb_report.grid, "grids": list(wandb_report.grids)},
     )
-    with _whole_tables():
+    # Without this W&B cuts the copy of a table that its pages read at 10,000 rows, and says nothing.
+    with mock.patch.object(wandb.Table, "MAX_ROWS", min(MOST_TABLE_ROWS, wandb.Table.MAX_ARTIFACT_ROWS)):
         logged: dict[str, Any] = {
             f"final/{name}": wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
             for name, table in wandb_report.tables.items()
@@ -194,19 +197,6 @@ def _is_said(run: RemoteRun | None, wandb_report: WandbReport, url: str) -> bool
     return run is not None and (run.state, run.summary.get("content"), run.summary.get("report_url")) == told
 
 
-@contextlib.contextmanager
-def _whole_tables() -> Iterator[None]:
-    """Without this W&B cuts the copy of a table that its pages read at 10,000 rows, and says nothing."""
-    import wandb
-
-    before = wandb.Table.MAX_ROWS
-    wandb.Table.MAX_ROWS = min(MOST_TABLE_ROWS, wandb.Table.MAX_ARTIFACT_ROWS)
-    try:
-        yield
-    finally:
-        wandb.Table.MAX_ROWS = before
-
-
 def _artifact(wandb_report: WandbReport) -> Any:
     """A new version in W&B only where a file has changed: versions go by content."""
     import wandb
@@ -222,10 +212,10 @@ def _artifact(wandb_report: WandbReport) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------- reading back
-def _differences(remote: Remote, target: _Target, url: str, patience_s: float) -> list[str]:
+def _differences(remote: Remote, target: _Target, url: str, blocks: list[Any], patience_s: float) -> list[str]:
     deadline_s, pause_s = time.monotonic() + patience_s, 0.5
     while True:
-        problems = differences(remote, target.wandb_report, url, target.folder)
+        problems = differences(remote, target.wandb_report, url, blocks, target.folder)
         if not problems or time.monotonic() + pause_s > deadline_s:
             return problems
         time.sleep(pause_s)

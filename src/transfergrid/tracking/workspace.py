@@ -16,24 +16,22 @@ from transfergrid.specs import safe_name
 from transfergrid.store import durable
 from transfergrid.tracking.account import Account
 from transfergrid.tracking.remote import Remote
-from transfergrid.tracking.wandb_report import WandbReport
-from transfergrid.tracking.workspace_panels import bars, confusion, curves, pictures, scatters, tables, wr
+from transfergrid.tracking.wandb_report import KEY, WandbReport
+from transfergrid.tracking.workspace_panels import bars, comparer, confusion, curves, pictures, scatters, tables, wr
 
 DISCUSSION = "Discussion"
 TRAINED = ("probe", "finetune", "scratch")  # phases that have curves
 PHASES = (*TRAINED, "evaluate")
-FULL_WIDTH = 24  # of W&B's grid
 # Of the run tables: what names a row, then what was measured.
-ROW_COLUMNS = (
-    *(f"config:{name}.value" for name in ("grid", "dataset", "model", "phase", "variant", "weights", "protocol")),
-    *("summary:n_seeds", "summary:test_accuracy", "summary:test_accuracy_std", "summary:ci95_low", "summary:ci95_high"),
-    *("summary:val_accuracy", "summary:published_accuracy", "summary:delta_to_best_single", "summary:verdict"),
-    *("summary:parameters", "summary:wall_s", "summary:gpu_s", "summary:status"),
-)
-FAILED_COLUMNS = (
+MEASURED = (
+    "n_seeds test_accuracy test_accuracy_std ci95_low ci95_high val_accuracy published_accuracy delta_to_best_single"
+    " verdict parameters wall_s gpu_s status"
+).split()
+ROW_COLUMNS = [*(f"config:{name}.value" for name in KEY), *(f"summary:{name}" for name in MEASURED)]
+FAILED_COLUMNS = [
     *(f"config:{name}.value" for name in ("dataset", "model", "phase", "variant", "seed")),
     *("summary:failure_class", "summary:error", "run:state"),
-)
+]
 
 
 # ------------------------------------------------------------------------------------------------------- what it says
@@ -57,7 +55,7 @@ def report_blocks(wandb_report: WandbReport, *, runs: int | None = None) -> list
         wr.H1(text="Confusion matrices"),
         *_confusion_blocks(wandb_report),
         wr.H1(text="What differs between the rows"),
-        wr.PanelGrid(runsets=[_rows(wandb_report)], panels=[_comparer()]),
+        wr.PanelGrid(runsets=[_rows(wandb_report)], panels=[comparer()]),
         wr.H1(text="What failed"),
         wr.MarkdownBlock(text=wandb_report.failures or "Nothing has failed, and no row is missing."),
         wr.PanelGrid(runsets=[_failed(wandb_report)], panels=[]),
@@ -94,22 +92,18 @@ def _figure_blocks(wandb_report: WandbReport) -> Iterator[Any]:
             yield wr.PanelGrid(runsets=[_report_run(wandb_report)], panels=[pictures(title, names)])
 
 
-def _comparer() -> Any:
-    return wr.RunComparer(diff_only=True, layout=wr.Layout(x=0, y=0, w=FULL_WIDTH, h=14))
-
-
 # ------------------------------------------------------------------------------------------------------- which runs
 def _report_run(wandb_report: WandbReport) -> Any:
-    return wr.Runset(name="report", filters=_filter([wandb_report.report_tag]))
+    return wr.Runset(name="report", filters=_filter([wandb_report.tag("report")]))
 
 
 def _rows(wandb_report: WandbReport) -> Any:
     """One run per row of the table, best first."""
     return wr.Runset(
         name="rows of the table",
-        filters=_filter([wandb_report.summary_tag]),
+        filters=_filter([wandb_report.tag("summary")]),
         order=[_best_first()],
-        visible_columns=list(ROW_COLUMNS),
+        visible_columns=ROW_COLUMNS,
         lock_columns=True,
     )
 
@@ -131,7 +125,7 @@ def _failed(wandb_report: WandbReport) -> Any:
     return wr.Runset(
         name="failed runs",
         filters=f"{_filter(wandb_report.grid_tags)} and SummaryMetric('status') in ['failed']",
-        visible_columns=list(FAILED_COLUMNS),
+        visible_columns=FAILED_COLUMNS,
         lock_columns=True,
     )
 
@@ -157,12 +151,13 @@ def _phases(wandb_report: WandbReport, among: Sequence[str]) -> list[str]:
 
 
 # ---------------------------------------------------------------------------------------------------------- saving it
-def save_report(account: Account, store: StorePaths, wandb_report: WandbReport, remote: Remote) -> str:
-    """Make the report, or bring the one that is there up to date; its URL, which the store keeps.
+def save_report(
+    account: Account, store: StorePaths, wandb_report: WandbReport, remote: Remote, blocks: list[Any]
+) -> str:
+    """Make the report of these blocks, or bring the one that is there up to date; its URL, which the store keeps.
 
     Another machine finds it by the URL in the summary of the report run. Where the report is gone a new one is made.
     """
-    blocks = report_blocks(wandb_report, runs=len(remote.tagged(*wandb_report.grid_tags)))
     known = ((url, _model_of(url)) for url in _known_urls(account, store, wandb_report, remote))
     url, model = next(((url, model) for url, model in known if model is not None), ("", None))
     if model is None or _unequal(model, blocks):
@@ -185,14 +180,12 @@ def _saved(account: Account, wandb_report: WandbReport, blocks: list[Any], url: 
     return str(report.url)
 
 
-def report_difference(url: str, wandb_report: WandbReport) -> str | None:
-    """None where the report on the server says what this wandb_report says."""
+def report_difference(url: str, blocks: Sequence[Any]) -> str | None:
+    """None where the report on the server says what these blocks say."""
     model = _model_of(url)
     if model is None:
         return f"the report {url} is not on the server"
-    # How many runs the server held is known only there; a chart may have room for more than the grids have now.
-    room = _room([_comparable(block) for block in model.spec.blocks])
-    unequal = _unequal(model, report_blocks(wandb_report, runs=room))
+    unequal = _unequal(model, blocks)
     return f"block {unequal[0]} of the report {url} is not what was sent" if unequal else None
 
 
@@ -203,7 +196,7 @@ def _known_urls(account: Account, store: StorePaths, wandb_report: WandbReport, 
         kept = durable.read_json(path)
         if (kept["server"], kept["project"]) == (account.url, account.path()):
             yield str(kept["url"])
-    for run in remote.tagged(wandb_report.report_tag).values():
+    for run in remote.tagged(wandb_report.tag("report")).values():
         if url := run.summary.get("report_url"):
             yield str(url)
 
@@ -247,11 +240,3 @@ def _without(value: Any) -> Any:
             name: _without(inner) for name, inner in value.items() if name not in ("id", "__id__", "inlineComments")
         }
     return [_without(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _room(value: Any) -> int:
-    """The largest number of runs that a line plot has room for."""
-    if isinstance(value, dict):
-        own = value.get("config", {}).get("limit", 0) if value.get("viewType") == "Run History Line Plot" else 0
-        return max([own, *map(_room, value.values())])
-    return max(map(_room, value), default=0) if isinstance(value, list) else 0

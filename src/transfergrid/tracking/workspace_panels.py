@@ -111,6 +111,10 @@ def confusion(title: str) -> Any:
     )
 
 
+def comparer() -> Any:
+    return wr.RunComparer(diff_only=True, layout=wr.Layout(x=0, y=0, w=WIDTH, h=14))
+
+
 def pictures(title: str, names: Sequence[str]) -> Any:
     return wr.MediaBrowser(
         title=title,
