@@ -79,7 +79,8 @@ def begin_attempt(paths: RunPaths, spec: RunSpec, *, is_alive: IsAlive | None = 
             "node": os.environ.get("SLURMD_NODENAME"),
             "slurm_gpus": slurm_gpus(),
             "code_hash": code_hash(),
-            "earlier": _about_to_go(paths, number),
+            # Of the attempts whose files are removed now.
+            "earlier": [asdict(t) for t in attempt_times(paths) if t.number <= number - ATTEMPTS_KEPT],
         }
         # Even without locks two starts get two numbers: the file system makes a hard link once.
         while not durable.claim(paths.attempt(number), json.dumps(owner | {"attempt": number}, indent=2).encode()):
@@ -208,11 +209,6 @@ def _seconds_until(started: str, ended: str | None) -> float | None:
     return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
 
 
-def _about_to_go(paths: RunPaths, number: int) -> list[dict[str, Any]]:
-    """What is kept of the attempts whose files are removed when attempt `number` begins."""
-    return [asdict(t) for t in attempt_times(paths) if t.number <= number - ATTEMPTS_KEPT]
-
-
 def read_owner(paths: RunPaths) -> dict[str, Any] | None:
     """The newest attempt as it was claimed; None before the first, or where it cannot be read."""
     try:
@@ -223,11 +219,10 @@ def read_owner(paths: RunPaths) -> dict[str, Any] | None:
 
 
 def describe_owner(paths: RunPaths) -> str:
-    owner = read_owner(paths)
+    owner = read_owner(paths) or {}
     try:
-        assert owner is not None
         who = f"job {owner['slurm_task']}" if owner.get("slurm_task") else f"process {owner['pid']}"
         where = owner.get("node") or owner["host"]
         return f"attempt {owner['attempt']}, {who} on {where} since {owner['started']}"
-    except (AssertionError, KeyError):
+    except KeyError:
         return "owner unknown"

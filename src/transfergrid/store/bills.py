@@ -7,9 +7,10 @@ it has ended. Reports read it; they never ask SLURM.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from transfergrid.paths import RunPaths
+from transfergrid.specs import from_dict, to_dict
 from transfergrid.store import durable
 
 BILL_FORMAT = 1
@@ -53,17 +54,13 @@ def read_bill(paths: RunPaths) -> Bill | None:
     """None where there is none that can be read: it is made again from the accounting."""
     try:
         content = durable.read_json(paths.bill)
-        if content["format"] != BILL_FORMAT:
-            return None
-        jobs = tuple(BilledJob(**job) for job in content["jobs"])
-        return Bill(jobs=jobs, attempt=content["attempt"], is_closed=content["is_closed"])
+        return from_dict(Bill, content) if content.pop("format") == BILL_FORMAT else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def write_bill(paths: RunPaths, bill: Bill) -> None:
-    content = {"format": BILL_FORMAT, "attempt": bill.attempt, "is_closed": bill.is_closed}
-    durable.write_json(paths.bill, content | {"jobs": [asdict(job) for job in bill.jobs]})
+    durable.write_json(paths.bill, {"format": BILL_FORMAT, **to_dict(bill)})
 
 
 def joined(former: Bill | None, found: Iterable[BilledJob]) -> tuple[BilledJob, ...]:

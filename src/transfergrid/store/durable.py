@@ -43,18 +43,24 @@ def publish(temporary: Path, final: Path) -> None:
     fsync_folder(final.parent)
 
 
-def write_with(final: Path, write: Callable[[Path], None]) -> None:
-    """Call write(temporary), then publish it as `final`; on any error nothing is left and `final` is untouched."""
+@contextlib.contextmanager
+def temporary_for(final: Path) -> Iterator[Path]:
+    """A path to write to, and then to publish() as `final`: whatever happens, nothing else is left of it."""
     make_folder(final.parent)
     temporary = temporary_beside(final)
     try:
         with explained(final):
-            write(temporary)
-            publish(temporary, final)
-    except BaseException:
+            yield temporary
+    finally:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             temporary.unlink()
-        raise
+
+
+def write_with(final: Path, write: Callable[[Path], None]) -> None:
+    """Call write(temporary), then publish it as `final`; on any error `final` is untouched."""
+    with temporary_for(final) as temporary:
+        write(temporary)
+        publish(temporary, final)
 
 
 def write_bytes(final: Path, content: bytes | memoryview) -> None:
@@ -95,27 +101,21 @@ def claim(final: Path, content: bytes) -> bool:
 
     The content is whole as soon as the name is visible: a temporary file is hard-linked to its final name.
     """
-    make_folder(final.parent)
-    temporary = temporary_beside(final)
-    with explained(final):
+    with temporary_for(final) as temporary:
+        _write_all(temporary, content)
+        with open(temporary, "rb") as file:
+            share(file.fileno(), final.parent)
         try:
-            _write_all(temporary, content)
-            with open(temporary, "rb") as file:
-                share(file.fileno(), final.parent)
-            try:
-                os.link(temporary, final)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno not in owner_locks.NO_LINKS:
-                    raise
-                message = f"the file system of {final.parent} makes no hard links"
-                raise MachineError(message, remedy="give another store.dir=") from error
-            fsync_folder(final.parent)
-            return True
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+            os.link(temporary, final)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in owner_locks.NO_LINKS:
+                raise
+            message = f"the file system of {final.parent} makes no hard links"
+            raise MachineError(message, remedy="give another store.dir=") from error
+        fsync_folder(final.parent)
+        return True
 
 
 @contextlib.contextmanager

@@ -111,30 +111,24 @@ def writing(
 
     Raises StoreFull where there is no room (the whole file is allocated first), DataError as FeatureWriter.write does.
     """
-    final = paths.features(key)
-    durable.make_folder(final.parent)
+    final, shape = paths.features(key), (len(labels_N), feature_dim)
     durable.sweep(final.parent)
-    temporary = durable.temporary_beside(final)
-    shape = (len(labels_N), feature_dim)
-    try:
-        with durable.explained(final):
-            # First the container's room, then all the rows': a full disk is told before hours of forward passes.
-            _assert_room(temporary, CONTAINER_BYTES + labels_N.size * 16)
-            offset = _create(temporary, key, shape, labels_N, index_N, canonical_json(provenance))
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
-                writer = FeatureWriter(descriptor, offset, shape, key.storage)
-                yield writer
-                writer.assert_complete()
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            _finish(temporary)  # the mark of completeness comes after the rows are on the disk
-            durable.publish(temporary, final)
-        _about_damage(final).unlink(missing_ok=True)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with durable.temporary_for(final) as temporary:
+        # First the container's room, then all the rows': a full disk is told before hours of forward passes.
+        _assert_room(temporary, CONTAINER_BYTES + labels_N.size * 16)
+        offset = _create(temporary, key, shape, labels_N, index_N, canonical_json(provenance))
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+            writer = FeatureWriter(descriptor, offset, shape, key.storage)
+            yield writer
+            writer.assert_complete()
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        _finish(temporary)  # the mark of completeness comes after the rows are on the disk
+        durable.publish(temporary, final)
+    _about_damage(final).unlink(missing_ok=True)
 
 
 def _assert_room(path: Path, num_bytes: int) -> None:

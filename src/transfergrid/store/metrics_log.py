@@ -12,7 +12,7 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Literal, Self
 
 from transfergrid.errors import DataError, one_line
 from transfergrid.store import durable
@@ -86,12 +86,10 @@ class MetricsTail:
         """Whether what was read still stands there: a run that goes back further than that writes other times."""
         if not self._last:
             return True
-        try:
-            with open(self._path, "rb") as file:
-                file.seek(self._end - len(self._last))
-                return file.read(len(self._last)) == self._last
-        except FileNotFoundError:
-            return False
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
+            file.seek(self._end - len(self._last))
+            return file.read(len(self._last)) == self._last
+        return False
 
     def read(self, upto: int | None = None) -> list[dict[str, Any]]:
         """The whole lines that follow, up to this number. Raises DataError where one is none that a run writes."""
@@ -100,11 +98,7 @@ class MetricsTail:
 
     def _read_on(self, upto: int | None) -> list[bytes]:
         lines: list[bytes] = []
-        try:
-            file: BinaryIO = open(self._path, "rb")
-        except FileNotFoundError:
-            return lines
-        with file:
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
             file.seek(self._end)
             while (upto is None or self._lines < upto) and (line := file.readline()).endswith(b"\n"):
                 lines.append(line)

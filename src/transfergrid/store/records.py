@@ -93,9 +93,7 @@ def assert_as_recorded(paths: RunPaths, path: Path) -> None:
 
 
 def write_record(paths: RunPaths, record: RunRecord) -> None:
-    content = {f.name: getattr(record, f.name) for f in fields(record)} | {"spec": to_dict(record.spec)}
-    content["attempts"] = [asdict(attempt) for attempt in record.attempts]
-    durable.write_json(paths.record, {"format": RECORD_FORMAT, **content})
+    durable.write_json(paths.record, {"format": RECORD_FORMAT, **to_dict(record)})
 
 
 def read_record(paths: RunPaths) -> RunRecord | None:
@@ -111,8 +109,7 @@ def read_record(paths: RunPaths) -> RunRecord | None:
     try:
         content.pop("format")
         _from_former_names(content)
-        attempts = tuple(AttemptTime(**attempt) for attempt in content.get("attempts", ()))
-        record = RunRecord(**content | {"spec": from_dict(RunSpec, content["spec"]), "attempts": attempts})
+        record = from_dict(RunRecord, content)
         _check(record)
         return record
     except (KeyError, TypeError, ValueError) as error:
@@ -214,13 +211,7 @@ class Predictions:
         return chosen
 
 
-def make_predictions(
-    index_N: Array,
-    label_N: Array,
-    logits_NC: Array,
-    *,
-    keep_predicted: bool = True,
-) -> Predictions:
+def make_predictions(index_N: Array, label_N: Array, logits_NC: Array, *, keep_predicted: bool = True) -> Predictions:
     """From full logits (N, C) in float32. Values beyond float16 are clipped to its largest.
 
     keep_predicted: where rounding makes another class equal to the predicted one, that class is rounded down once more,
@@ -285,8 +276,7 @@ def read_predictions(paths: RunPaths) -> dict[str, Predictions]:
         raise
     except Exception as error:  # zipfile and numpy raise a dozen kinds for damaged files
         raise DataError(
-            f"{paths.predictions} cannot be read ({one_line(error)})",
-            remedy=f"delete {paths.record} and launch again",
+            f"{paths.predictions} cannot be read ({one_line(error)})", remedy=f"delete {paths.record} and launch again"
         ) from error
 
 
@@ -306,12 +296,7 @@ class GridEntry:
 
 
 def write_grid(
-    path: Path,
-    *,
-    grid: str,
-    entries: list[GridEntry],
-    runtime: Runtime | None = None,
-    select_by: SelectBy = "accuracy",
+    path: Path, *, grid: str, entries: list[GridEntry], runtime: Runtime | None = None, select_by: SelectBy = "accuracy"
 ) -> None:
     """The grid as it was last launched; what an earlier launch of the same name held is replaced, its runs stay.
 

@@ -89,12 +89,10 @@ def summarise(record: RunRecord) -> dict[str, Any]:
     return dict(readable_in(redacted(dict(record.metrics) | scalars)))
 
 
-def may_name_files(failure_class: str | None) -> bool:
-    """Whether the message of a run that failed so may hold names of the user's own files."""
-    return failure_class not in NAMELESS
-
-
 def withheld(failure_class: str | None) -> dict[str, Any]:
-    """What stands for such a message, and for its remedy, where names of files are not sent."""
+    """What stands for the message of a run that failed so, and for its remedy, where names of files are not sent; empty
+    where it holds none."""
+    if failure_class in NAMELESS:
+        return {}
     message = f"{failure_class}: the message may name files, so it stays in the store (tracking.images=true sends it)"
     return {"error": message, "remedy": None}

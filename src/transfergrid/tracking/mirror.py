@@ -52,7 +52,10 @@ def main(arguments: Sequence[str]) -> int:
     # with its launcher, whatever ends that.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log_to(store.wandb / "logs" / f"mirror-{socket.gethostname()}-{os.getpid()}.log")
+    log = store.wandb / "logs" / f"mirror-{socket.gethostname()}-{os.getpid()}.log"
+    durable.make_folder(log.parent)
+    handlers = [logging.StreamHandler(), durable.LogFile(log, delay=True)]  # the file is made with the first warning
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
     try:
         account = find_account(asked.project, asked.entity)
         with wandb_session(store, account.url) as folder:
@@ -108,13 +111,6 @@ def _hear_end(over: threading.Event, by_hand: str, folder: Path) -> None:
     end_wandb()
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
-
-
-def log_to(path: Path) -> None:
-    """Warnings go to stderr and to a file that is made with the first of them."""
-    durable.make_folder(path.parent)
-    handlers: list[logging.Handler] = [logging.StreamHandler(), durable.LogFile(path, delay=True)]
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transfergrid.errors import ConfigError, DataError, one_line
+from transfergrid.store import durable
 from transfergrid.tracking.account import Account, Unreachable, why_silent
 from transfergrid.tracking.client import make_api
 
@@ -109,13 +111,13 @@ class Remote:
 
     def runs(self, filters: Mapping[str, Any]) -> dict[str, RemoteRun]:
         """All runs that fit, by id, oldest first. filters: in the language of the public API."""
-        found: dict[str, RemoteRun] = {}
+        run_by_id: dict[str, RemoteRun] = {}
         cursor: str | None = None
         more = True
         while more:
             runs, cursor, more = self._page(filters, cursor)
-            found |= {run.id: run for run in runs}
-        return found
+            run_by_id |= {run.id: run for run in runs}
+        return run_by_id
 
     def _page(self, filters: Mapping[str, Any], cursor: str | None) -> tuple[list[RemoteRun], str | None, bool]:
         variables = {"entity": self.entity, "project": self.project, "filters": json.dumps(filters)}
@@ -153,10 +155,10 @@ class Remote:
 
     def runs_named(self, run_ids: Sequence[str]) -> dict[str, RemoteRun]:
         """Those of these runs that the server has."""
-        found: dict[str, RemoteRun] = {}
+        run_by_id: dict[str, RemoteRun] = {}
         for start in range(0, len(run_ids), RUNS_A_PAGE):
-            found |= self.runs({"name": {"$in": list(run_ids[start : start + RUNS_A_PAGE])}})
-        return found
+            run_by_id |= self.runs({"name": {"$in": list(run_ids[start : start + RUNS_A_PAGE])}})
+        return run_by_id
 
     def files(self, run: RemoteRun, names: Sequence[str]) -> dict[str, RemoteFile]:
         """Those of these files that the run has. Raises NotRead."""
@@ -177,6 +179,7 @@ class Remote:
         """folder/<the file's name>. Raises NotRead where it is larger, cannot be had, or is not what was listed."""
         if not 0 <= file.size <= largest_bytes:
             raise NotRead(f"{file.name} of {file.size} bytes is larger than any of its kind; not downloaded")
+        durable.make_folder(folder)
         self._asked(lambda: file._file.download(root=str(folder), replace=True).close())
         path = folder / file.name
         size = path.stat().st_size
@@ -194,18 +197,8 @@ class Remote:
         if run.last_step < 0:
             return []
         of: Any = run  # of a Run it takes entity, project and id
-        return self._asked(
-            lambda: list(
-                HistoryScan(
-                    of,
-                    service_api=self._pages,
-                    min_step=0,
-                    max_step=run.last_step + 1,
-                    page_size=ROWS_A_PAGE,
-                    use_cache=False,
-                )
-            )
-        )
+        scan = partial(HistoryScan, of, service_api=self._pages, page_size=ROWS_A_PAGE, use_cache=False)
+        return self._asked(lambda: list(scan(min_step=0, max_step=run.last_step + 1)))
 
     def _run(self, node: Mapping[str, Any]) -> RemoteRun:
         config = {
@@ -259,17 +252,14 @@ class _Bounded:
     def send_api_request(self, request: Any, timeout: float | None = None) -> Any:
         return self._service.send_api_request(request, timeout=timeout or self._timeout_s)
 
-    def execute_graphql(self, *arguments: Any, **keywords: Any) -> Any:
-        return self._service.execute_graphql(*arguments, **keywords)
-
-    def finalize(self, *arguments: Any) -> Any:
-        return self._service.finalize(*arguments)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._service, name)
 
 
 def _object(value: Any) -> dict[str, Any]:
     """A JSON object that comes as such, as its text, or not at all."""
-    found = json.loads(value) if isinstance(value, (str, bytes)) else value
-    return found if isinstance(found, dict) else {}
+    content = json.loads(value) if isinstance(value, (str, bytes)) else value
+    return content if isinstance(content, dict) else {}
 
 
 def md5_of(path: Path) -> str:

@@ -85,9 +85,7 @@ class Server:
         It outlives them by a moment. Of a live one's it keeps files open as well, but then the run's lock decides.
         """
         place = self._store.wandb.resolve()
-        folders = [
-            path for path in (*place.glob("session-*"), place / "wandb") if path.is_dir()
-        ]  # the last: former ones
+        folders = [path for path in (*place.glob("session-*"), place / "wandb") if path.is_dir()]  # the last: former
         left = tuple(f"{path}/" for path in folders if not durable.is_locked(path / ".lock"))
         run_folder = re.compile(rf"/run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(?:-\d+)?/")
         names = files_open() if left else ()
@@ -98,7 +96,7 @@ class Server:
         return open_run(self.account, self.folder, **described)
 
     def ending(self, record: RunRecord) -> Ending:
-        return Ending.of(record, self._store.run(record.run_id), images=self._images, folder=self.folder)
+        return Ending(record, self._store.run(record.run_id), images=self._images, folder=self.folder)
 
     def held(self, run_id: str, lines: Lines, record: RunRecord | None) -> Held:
         """Call it with the lock held."""
@@ -127,8 +125,7 @@ def read_run(remote: Remote, run_id: str, *, files: Sequence[str]) -> ServerRun 
 def lines_held(there: ServerRun, lines: Lines) -> int:
     """How many of the first lines the server has as they are, but for what was measured on a clock."""
     for count, line in enumerate(lines):
-        held = there.lines.get(int(line["line"]))
-        if held is None or _timeless(held) != _timeless(line):
+        if _timeless(there.lines.get(int(line["line"]), {})) != _timeless(line):
             return count
     return len(lines)
 

@@ -87,20 +87,14 @@ def runs_of(grid: str, store: StorePaths) -> list[Followed]:
     needed: dict[str, str] = {}
     for run_id in variants:
         spec = read_spec(store.run(run_id))
-        if spec is None:
-            continue  # has not begun, or is damaged: then its record says so
-        needed |= dict.fromkeys((each.run_id for each in spec.extractions), "")
+        if spec is not None:  # else it has not begun, or is damaged: then its record says so
+            needed |= dict.fromkeys((each.run_id for each in spec.extractions), "")
     return [Followed(run_id, v, 0) for run_id, v in (needed | variants).items() if store.run(run_id).spec.exists()]
 
 
 class _Sync:
     def __init__(
-        self,
-        grid: str,
-        store: StorePaths,
-        server: Server,
-        followed: Sequence[Followed],
-        tick: Tick | None,
+        self, grid: str, store: StorePaths, server: Server, followed: Sequence[Followed], tick: Tick | None
     ) -> None:
         self.grid, self.store, self.server, self.followed = grid, store, server, followed
         self.synced = Synced(runs=len(followed))
