@@ -38,10 +38,8 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """One file: its logits (C,) float32, or why it cannot be read.
-
-    deep: of more than 8 bits. outside: some of its values lie beyond the run's value range.
-    """
+    """One file: its logits (C,) float32, or why it cannot be read. deep: of more than 8 bits. outside: some values lie
+    beyond the run's value range."""
 
     file: str
     logits_C: NDArray[np.float32] | None
@@ -66,10 +64,8 @@ def predict_files(
     rules: PictureRules,
     device: torch.device,
 ) -> Iterator[Predicted]:
-    """In the order of `files`, which are relative to the folder; the next batch is read while one is computed.
-
-    The same images give the logits of the run's own evaluation, bit for bit where they fill the same batches.
-    """
+    """In the order of `files`, which are relative to the folder; the next batch is read while one is computed. The same
+    images give the logits of the run's own evaluation, bit for bit where they fill the same batches."""
     batches = [files[start : start + reading.batch_size] for start in range(0, len(files), reading.batch_size)]
     wanted = tuple(dict.fromkeys(preprocess))
     with ThreadPoolExecutor(1) as reader:

@@ -1,7 +1,6 @@
 """The right to carry out a run: attempts/NNN.json, one per start, of which only the newest may write (fencing).
 
-Who holds a run is told by its kernel lock where that reaches, and by SLURM where it does not: two nodes may not see
-each other's locks, and after a node failure two copies of one job can be alive at once. Being wrong about that costs
+A run's kernel lock says who holds it, and SLURM where nodes do not see each other's locks. Being wrong about that costs
 time, never a result: an attempt checks before it publishes that it is still the newest.
 """
 
@@ -48,10 +47,8 @@ class Attempt:
 
 @contextlib.contextmanager
 def begin_attempt(paths: RunPaths, spec: RunSpec, *, is_alive: IsAlive | None = None) -> Iterator[Attempt]:
-    """Claim a run: its kernel lock while the block lasts, and the next attempt number for good.
-
-    Raises AlreadyRunning if another process holds the run and is alive, as far as locks and SLURM can tell.
-    """
+    """Claim a run: its kernel lock while the block lasts, and the next attempt number for good. Raises AlreadyRunning
+    if another process holds the run and is alive, as far as locks and SLURM can tell."""
     with contextlib.ExitStack() as held:
         obtained = held.enter_context(durable.lock(paths.lock, wait=False))
         if not _may_begin(read_owner(paths), obtained, is_alive):

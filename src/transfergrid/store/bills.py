@@ -18,11 +18,8 @@ BILL_FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BilledJob:
-    """One allocation of SLURM's that was spent on a run: a restart of a job is one of its own.
-
-    gpus: of AllocTRES. elapsed_s: from ElapsedRaw, of the whole job. share: of the run, in [0, 1]; below 1 where runs
-    share a job.
-    """
+    """One allocation of SLURM's that was spent on a run; a restart is one of its own. gpus: of AllocTRES. elapsed_s:
+    ElapsedRaw, of the whole job. share: of the run, in [0, 1]; below 1 where runs share a job."""
 
     job: str
     cluster: str

@@ -73,10 +73,8 @@ def write_json(final: Path, value: Any) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Add one whole line, durable before this returns; appends of several processes do not mix.
-
-    What a killed writer left of a line is closed first, so that it takes no other with it. Raises StoreFull.
-    """
+    """Add one whole line, durable before this returns; appends of several processes do not mix. What a killed writer
+    left of a line is closed first, so that it takes no other with it. Raises StoreFull."""
     make_folder(path.parent)
     with explained(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o664)
@@ -97,10 +95,8 @@ def read_json(path: Path) -> Any:
 
 
 def claim(final: Path, content: bytes) -> bool:
-    """Create `final` with this content if and only if it does not exist yet; True for the one caller who did.
-
-    The content is whole as soon as the name is visible: a temporary file is hard-linked to its final name.
-    """
+    """Create `final` with this content if and only if it does not exist yet; True for the one caller who did. The
+    content is whole as soon as the name is visible: a temporary file is hard-linked to its final name."""
     with temporary_for(final) as temporary:
         _write_all(temporary, content)
         with open(temporary, "rb") as file:

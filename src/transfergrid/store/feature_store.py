@@ -4,9 +4,8 @@ Layout: `features` (N, D) contiguous, float16 or float32, rows in data-set order
 int64 (the images' positions in the published split); `block_crc32` uint32, one over each 4096 rows, then one over
 labels and index. Attributes: `key` (canonical JSON), `provenance` (canonical JSON), `complete` (set to 1 last).
 
-The file is a self-describing container: all its space is allocated before the first row, so rows are written with
-pwrite at a known offset and read at raw file speed. It is written under a unique temporary name, fsynced and renamed,
-so a final name is a whole file; two writers of one key end in one valid file. Readers take no locks.
+All space is allocated before the first row, so rows are written with pwrite at a known offset and read at raw file
+speed. A final name is a whole file; two writers of one key end in one valid file. Readers take no locks.
 """
 
 from __future__ import annotations
@@ -107,10 +106,8 @@ def writing(
     index_N: Array,
     provenance: Mapping[str, Any],
 ) -> Iterator[FeatureWriter]:
-    """A writer whose rows become the final file of `key` when the block ends well; otherwise nothing is left.
-
-    Raises StoreFull where there is no room (the whole file is allocated first), DataError as FeatureWriter.write does.
-    """
+    """A writer whose rows become the final file of `key` when the block ends well; otherwise nothing is left. Raises
+    StoreFull where there is no room (the whole file is allocated first), DataError as FeatureWriter.write does."""
     final, shape = paths.features(key), (len(labels_N), feature_dim)
     durable.sweep(final.parent)
     with durable.temporary_for(final) as temporary:
@@ -205,10 +202,8 @@ def _rows(path: Path, file: h5py.File) -> Array:
 
 # ------------------------------------------------------------------------------------------------------------- reading
 def find(paths: CachePaths, key: FeatureKey, *, also_read: tuple[str, ...] = ()) -> Path | None:
-    """Where the features of `key` lie, in this cache or a read-only shared one; None if they are nowhere.
-
-    Trusts name, `complete`, shape and size, as planning does; read() verifies checksums.
-    """
+    """Where the features of `key` lie, in this cache or a read-only shared one; None if they are nowhere. Trusts name,
+    `complete`, shape and size, as planning does; read() verifies checksums."""
     own = paths.features(key)
     shared = [CachePaths(Path(folder)).features(key) for folder in also_read]
     for path in (own, *(path for path in shared if str(path) != _set_aside(own).get("path"))):
@@ -218,10 +213,8 @@ def find(paths: CachePaths, key: FeatureKey, *, also_read: tuple[str, ...] = ())
 
 
 def damage(paths: CachePaths, key: FeatureKey) -> str | None:
-    """What is wrong with the features of `key` that this cache has or had; None where it never had any.
-
-    Reads headers alone; what a reader found in the rows is known from set_aside().
-    """
+    """What is wrong with the features of `key` that this cache has or had; None where it never had any. Reads headers
+    alone; what a reader found in the rows is known from set_aside()."""
     path = paths.features(key)
     if os.path.lexists(path):
         return _damage(path, key)

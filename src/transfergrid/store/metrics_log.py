@@ -107,10 +107,8 @@ class MetricsTail:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, in order; a torn last line is left out; a missing file has none.
-
-    Raises DataError where a line is none that a run writes.
-    """
+    """The whole lines of a metrics file, in order; a torn last line is left out; a missing file has none. Raises
+    DataError where a line is not one that a run writes."""
     return MetricsTail(path, after=0).read()
 
 

@@ -20,7 +20,7 @@ def row_runs(remote: Remote, wandb_report: WandbReport) -> dict[str, RemoteRun]:
     """The runs that stand for rows, by the id that wandb_report.summary_id gives: theirs, or theirs without the number
     that it got because somebody had deleted the one before."""
     runs = remote.tagged(wandb_report.tag("summary"))
-    return {re.sub(r"-\d$", "", run_id): run for run_id, run in runs.items()}
+    return {re.sub(r"(-\d)+$", "", run_id): run for run_id, run in runs.items()}
 
 
 def report_run(remote: Remote, wandb_report: WandbReport) -> RemoteRun | None:
