@@ -23,8 +23,7 @@ from transfergrid.tracking.account import DEFAULT_URL, Account, Unreachable
 from transfergrid.tracking.client import SETTINGS
 from transfergrid.tracking.remote import Remote
 from transfergrid.tracking.wandb_report import Table, WandbReport
-from transfergrid.tracking.wandb_report_check import differences
-from transfergrid.tracking.wandb_report_sending import SentReport, send_report
+from transfergrid.tracking.wandb_report_sending import SentReport, differences, send_report
 from transfergrid.tracking.workspace import report_blocks
 
 pytestmark = pytest.mark.wandb

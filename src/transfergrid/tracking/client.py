@@ -49,11 +49,8 @@ class DeletedRun(MachineError):
 
 @contextlib.contextmanager
 def wandb_session(store: StorePaths, url: str) -> Iterator[Path]:
-    """W&B within this block keeps to itself, and leaves nothing: it gets a folder of its own below the store's.
-
-    Of the user's variables it sees only the key and the way to it. Its process, its folder and its variables end with
-    the block. url: of the server.
-    """
+    """W&B within this block keeps to itself: it gets a folder of its own below the store's, and of the user's variables
+    only the key and the way to it. Its process, folder and variables end with the block. url: of the server."""
     variables = {name: v for name, v in os.environ.items() if not name.startswith("WANDB_") or (name in KEPT and v)}
     if key_place(url) == SETTINGS_FILE:  # which lies in a folder that W&B does not get here
         variables["WANDB_API_KEY"] = settings_file()["api_key"]
@@ -96,11 +93,8 @@ def files_open() -> Iterator[str]:
 
 
 def open_run(account: Account, folder: Path, *, finish_s: float = 30.0, **described: Any) -> Any:
-    """The W&B run of this id, new or continued: one W&B run, whichever attempt or process carries a part of it.
-
-    folder: what wandb_session gave. finish_s: how long its end may take. described: arguments of wandb.init. Raises
-    DeletedRun.
-    """
+    """The W&B run of this id, new or continued, whichever attempt or process carries a part of it. folder: what
+    wandb_session gave. finish_s: how long its end may take. described: of wandb.init. Raises DeletedRun."""
     import wandb  # here: a process without anything to send should cost nothing
 
     try:

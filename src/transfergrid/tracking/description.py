@@ -42,9 +42,7 @@ def shortened(name: str, length: int) -> str:
 
 def describe(spec: RunSpec, *, grid: str, variant: str, record: RunRecord | None = None) -> dict[str, Any]:
     """Arguments of wandb.init: id, name, group, job type, tags and a flat config, which filters and group-by need.
-
-    record: of a run that has ended, which knows the code that it ran with; else it is this process's.
-    """
+    record: of a run that has ended, which knows the code that it ran with; else it is this process's."""
     config: dict[str, Any] = {"grid": grid, "model": spec.model, "dataset": spec.dataset.name, "phase": spec.phase}
     if variant:
         config["variant"] = variant

@@ -41,9 +41,7 @@ LARGEST_BYTES = {GRID: 64_000_000, RECORD: 16_000_000, PREDICTIONS: 1_000_000_00
 @dataclass(frozen=True, slots=True)
 class Pulled:
     """run_ids: all runs that now lie in the store. missing: configurations of which the server has no run or no record.
-
-    problems: what the server has but what cannot be used as it is, a line each.
-    """
+    problems: what the server has but what cannot be used as it is, a line each."""
 
     run_ids: tuple[str, ...]
     missing: tuple[GridEntry, ...]
@@ -52,10 +50,8 @@ class Pulled:
 
 def pull_grid(account: Account, grid: str, store: StorePaths, *, say: Say) -> Pulled:
     """Bring `store` to what the server holds of the grid; what has not changed since the last time is not read again.
-
     `say` gets a line for whatever limits what the report can show. Raises Unreachable, or ConfigError where the server
-    has no such project or grid.
-    """
+    has no such project or grid."""
     store = StorePaths(store.root.resolve())  # W&B's own process need not have the same working folder
     with wandb_session(store, account.url) as folder, durable.lock(store.root / ".pull.lock", wait=True):
         return _pull(Remote(account), grid, store, folder / "incoming", say)

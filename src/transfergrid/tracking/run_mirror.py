@@ -50,9 +50,7 @@ class RunMirror:
 
     def step(self, *, over: bool) -> bool:
         """Send what can be sent; whether nothing more will come. `over`: no run of this launch will start any more.
-
-        What fails is tried again after a pause, until it is over. Raises ConnectionError where W&B's own process died.
-        """
+        What fails is tried again after a pause, until it is over. Raises ConnectionError where W&B's process died."""
         if time.monotonic() < self._not_before and not over:
             return False
         try:
@@ -95,7 +93,10 @@ class RunMirror:
             if self.server.is_busy(self.followed.run_id):
                 self._lock.close()
                 return False
-            self._tail = self._ask(read_metrics(self.paths.metrics)[:covered], record)
+            held = self.server.held(self.followed.run_id, read_metrics(self.paths.metrics)[:covered], record)
+            self._tags = held.tags
+            self._told = _mark(record) if record is not None and held.told else None
+            self._tail = MetricsTail(self.paths.metrics, after=held.lines)
         if not self._tail.is_intact:  # begun again from an older checkpoint
             self.abandon()
             return False
@@ -118,12 +119,6 @@ class RunMirror:
             return record
         newest = record.attempt == attempts.newest_attempt(self.paths)
         return record if newest and (over or record.attempt > self.followed.after_attempt) else None
-
-    def _ask(self, lines: list[dict[str, Any]], record: RunRecord | None) -> MetricsTail:
-        held = self.server.held(self.followed.run_id, lines, record)
-        self._tags = held.tags
-        self._told = _mark(record) if record is not None and held.told else None
-        return MetricsTail(self.paths.metrics, after=held.lines)
 
     def _send(self, lines: list[dict[str, Any]], record: RunRecord | None) -> None:
         self.has_sent = True

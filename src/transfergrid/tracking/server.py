@@ -47,11 +47,8 @@ class ServerRun:
 
 
 class Server:
-    """Where the runs of a store go. What it holds is asked of the server itself, never of a state file.
-
-    folder: W&B's own, for as long as it is at work (wandb_session). images: whether pictures and names of files
-    are sent.
-    """
+    """Where the runs of a store go. What it holds is asked of the server itself, never of a state file. folder: of the
+    wandb_session. images: whether pictures and names of files are sent."""
 
     def __init__(self, store: StorePaths, account: Account, folder: Path, *, images: bool) -> None:
         self.account = account
@@ -80,10 +77,8 @@ class Server:
         return self._store.wandb / "locks" / f"{run_id}.online.lock"
 
     def is_busy(self, run_id: str) -> bool:
-        """Whether W&B's own process is still at work on this run for a mirror or sync that was killed.
-
-        It outlives them by a moment. Of a live one's it keeps files open as well, but then the run's lock decides.
-        """
+        """Whether W&B's own process is still at work on this run for a mirror or sync that was killed: it outlives them
+        by a moment. Of a live one's it keeps files open as well, but then the run's lock decides."""
         place = self._store.wandb.resolve()
         folders = [path for path in (*place.glob("session-*"), place / "wandb") if path.is_dir()]  # the last: former
         left = tuple(f"{path}/" for path in folders if not durable.is_locked(path / ".lock"))
@@ -131,10 +126,8 @@ def lines_held(there: ServerRun, lines: Lines) -> int:
 
 
 def differences(there: ServerRun | None, lines: Lines, *, ending: Ending | None = None, tag: str = "") -> list[str]:
-    """What the server lacks or has otherwise, one line each; [] where it holds the run as the store does.
-
-    lines: those that a checkpoint or the record covers. ending: what is told with the record.
-    """
+    """What the server lacks or has otherwise, one line each; [] where it holds the run as the store does. lines: those
+    that a checkpoint or the record covers. ending: what is told with the record."""
     if there is None:
         return ["the server has no such run"]
     problems = []

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
 
@@ -47,10 +46,8 @@ Tick = Callable[[int, int], None]  # (runs done, runs in all)
 
 @dataclass(slots=True)
 class Synced:
-    """runs: of the grid that have left anything. sent: those of which something was missing. problems: one line each.
-
-    elsewhere: in the hands of another process, which sees to them. unfinished: without a record yet.
-    """
+    """runs: of the grid that have left anything. sent: those of which something was missing. elsewhere: in the hands of
+    another process, which sees to them. unfinished: without a record yet. problems: one line each."""
 
     runs: int = 0
     sent: int = 0
@@ -63,9 +60,7 @@ def sync_grid(
     grid: str, store: StorePaths, account: Account, *, images: bool = False, tick: Tick | None = None
 ) -> Synced:
     """Send what is missing, and verify all. tick(done, all) as it goes. images: also pictures and names of files.
-
-    Raises FileNotFoundError and DataError as records.read_grid does, Unreachable where the server cannot be used.
-    """
+    Raises FileNotFoundError and DataError as records.read_grid does, Unreachable where the server cannot be used."""
     followed = runs_of(grid, store)
     if reason := why_silent(account.url):
         raise Unreachable(f"{account.url} does not answer: {reason}")
@@ -224,9 +219,8 @@ class _Sync:
         found = read_run(self.server.remote, run_id, files=[path.name])
         if found is not None and found.files.get(path.name) == md5_of(path):
             return
-        arguments: dict[str, Any] = {"id": run_id, "name": run_id, "group": self.grid[:128], "job_type": "grid"}
-        tags = [f"gridfile:{self.grid}"[:64]]
-        run = self.server.open(tags=tags, config={"grid": self.grid}, **arguments)
+        described = {"id": run_id, "name": run_id, "group": self.grid[:128], "tags": [f"gridfile:{self.grid}"[:64]]}
+        run = self.server.open(job_type="grid", config={"grid": self.grid}, **described)
         run.save(str(path), base_path=str(path.parent), policy="now")
         run.finish()
         found = read_run(self.server.remote, run_id, files=[path.name])

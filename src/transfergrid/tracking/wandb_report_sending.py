@@ -1,15 +1,17 @@
 """Send a grid's report to W&B: one run per row of the table, one with tables, figures and files, and the W&B Report.
 
-Safe to do again: ids are those of the rows, so everything is brought up to date in place; what has not changed is not
-sent; and what W&B shows is read back and compared.
+Safe to do again: ids are those of the rows, so everything is brought up to date in place, and what has not changed is
+not sent. Rows, cells of the tables, bytes of the artifact and the report are read back and compared.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
+import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +25,14 @@ from transfergrid.store import durable
 from transfergrid.tracking.account import Account, Unreachable, why_silent
 from transfergrid.tracking.client import DeletedRun, open_run, wandb_session
 from transfergrid.tracking.remote import Remote, RemoteRun
-from transfergrid.tracking.wandb_report import MOST_TABLE_ROWS, WandbReport, row_config, row_summary, row_title
-from transfergrid.tracking.wandb_report_check import differences, report_run, row_runs
-from transfergrid.tracking.workspace import report_blocks, save_report
+from transfergrid.tracking.wandb_report import MOST_TABLE_ROWS, Table, WandbReport, row_config, row_summary, row_title
+from transfergrid.tracking.workspace import report_blocks, report_difference, save_report
 
 MOST_DELETED = 10  # times that one run may have been
 WRITERS = 8  # runs open at a time; W&B's own process takes no more requests at once than that
 PATIENCE_S = 30.0  # for a server that shows a moment later what it took
 FINISH_S = 60.0  # for a run with all tables and figures
+LARGEST_TABLE_BYTES = 1_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ def send_report(
             run = report_run(remote, wandb_report)
             if not _is_said(run, wandb_report, url) or differences(remote, wandb_report, url, blocks, folder):
                 _write_report_run(target, run, url)
-                problems = _differences(remote, target, url, blocks, patience_s)
+                problems = _lasting_differences(remote, target, url, blocks, patience_s)
     except GridError:
         raise
     except Exception as error:  # W&B has a class of its own for each way in which a server can refuse
@@ -212,7 +214,7 @@ def _artifact(wandb_report: WandbReport) -> Any:
 
 
 # ------------------------------------------------------------------------------------------------------- reading back
-def _differences(remote: Remote, target: _Target, url: str, blocks: list[Any], patience_s: float) -> list[str]:
+def _lasting_differences(remote: Remote, target: _Target, url: str, blocks: list[Any], patience_s: float) -> list[str]:
     deadline_s, pause_s = time.monotonic() + patience_s, 0.5
     while True:
         problems = differences(remote, target.wandb_report, url, blocks, target.folder)
@@ -220,3 +222,86 @@ def _differences(remote: Remote, target: _Target, url: str, blocks: list[Any], p
             return problems
         time.sleep(pause_s)
         pause_s *= 2
+
+
+def row_runs(remote: Remote, wandb_report: WandbReport) -> dict[str, RemoteRun]:
+    """The runs that stand for rows, by the id that wandb_report.summary_id gives: theirs, or theirs without the number
+    that it got because somebody had deleted the one before."""
+    runs = remote.tagged(wandb_report.tag("summary"))
+    return {re.sub(r"(-\d)+$", "", run_id): run for run_id, run in runs.items()}
+
+
+def report_run(remote: Remote, wandb_report: WandbReport) -> RemoteRun | None:
+    return next(iter(remote.tagged(wandb_report.tag("report")).values()), None)
+
+
+def differences(remote: Remote, wandb_report: WandbReport, url: str, blocks: Sequence[Any], folder: Path) -> list[str]:
+    """One line for each thing that is not on the server as it was sent. url, blocks: of the W&B Report. folder: for
+    what is downloaded."""
+    run = report_run(remote, wandb_report)
+    if run is None:
+        return [f"run {wandb_report.report_id} is not on the server", *_rows(remote, wandb_report)]
+    problems = [*_rows(remote, wandb_report), *_tables(remote, run, wandb_report, folder)]
+    figures = [f"figures/{name}" for name in wandb_report.figures]
+    problems += [f"figure {name} is not on the server" for name in figures if run.summary.get(name) is None]
+    problems += _files(remote, wandb_report, folder)
+    if difference := report_difference(url, blocks):
+        problems.append(difference)
+    return problems
+
+
+def _rows(remote: Remote, wandb_report: WandbReport) -> Iterator[str]:
+    runs = row_runs(remote, wandb_report)
+    expected = {wandb_report.summary_id(row): row for row in wandb_report.rows}
+    for run_id in runs.keys() - expected.keys():
+        yield f"run {run_id} stands for a row that the table does not have"
+    for run_id, row in expected.items():
+        if run_id not in runs:
+            yield f"row {row_title(row)}: run {run_id} is not on the server"
+            continue
+        run = runs[run_id]
+        for name, value in (row_summary(row) | row_config(row)).items():
+            there = run.config.get(name) if name in row_config(row) else run.summary.get(name)
+            if there != value:
+                yield f"row {row_title(row)}: {name} is {there!r} on the server, {value!r} here"
+
+
+def _tables(remote: Remote, run: RemoteRun, wandb_report: WandbReport, folder: Path) -> Iterator[str]:
+    for name, table in wandb_report.tables.items():
+        there = run.summary.get(f"final/{name}")
+        if not isinstance(there, Mapping):
+            yield f"table final/{name} is not on the server"
+            continue
+        try:
+            file = remote.files(run, [path := str(there.get("path"))])[path]
+            content = json.loads(remote.download(file, folder, largest_bytes=LARGEST_TABLE_BYTES).read_bytes())
+        except Exception as error:  # of the network, of the server, of JSON: the table was not read back
+            yield f"table final/{name} could not be read back ({one_line(error)})"
+            continue
+        yield from _cells(name, table, content)
+
+
+def _cells(name: str, table: Table, content: Mapping[str, Any]) -> Iterator[str]:
+    if content["columns"] != list(table.columns):
+        yield f"table final/{name} has other columns on the server: {', '.join(map(str, content['columns']))}"
+    elif len(content["data"]) != len(table.rows):
+        yield f"table final/{name} has {len(content['data'])} rows on the server, {len(table.rows)} here"
+    else:
+        for number, (there, here) in enumerate(zip(content["data"], table.rows, strict=True), start=1):
+            for column, value, own in zip(table.columns, there, here, strict=True):
+                if value != own:
+                    yield f"table final/{name}, row {number}: {column} is {value!r} on the server, {own!r} here"
+
+
+def _files(remote: Remote, wandb_report: WandbReport, folder: Path) -> Iterator[str]:
+    try:
+        artifact = remote.api.artifact(f"{remote.entity}/{remote.project}/{wandb_report.artifact_name}:latest")
+        there = Path(artifact.download(root=str(folder / "artifact"), skip_cache=True))
+    except Exception as error:
+        yield f"artifact {wandb_report.artifact_name} could not be read back ({one_line(error)})"
+        return
+    for path in wandb_report.files:
+        if not (there / path.name).is_file():
+            yield f"artifact {wandb_report.artifact_name} has no {path.name}"
+        elif (there / path.name).read_bytes() != path.read_bytes():
+            yield f"artifact {wandb_report.artifact_name}: {path.name} has other bytes on the server"

@@ -155,9 +155,7 @@ def save_report(
     account: Account, store: StorePaths, wandb_report: WandbReport, remote: Remote, blocks: list[Any]
 ) -> str:
     """Make the report of these blocks, or bring the one that is there up to date; its URL, which the store keeps.
-
-    Another machine finds it by the URL in the summary of the report run. Where the report is gone a new one is made.
-    """
+    Another machine finds it by the URL in the summary of the report run. Where it is gone a new one is made."""
     known = ((url, _model_of(url)) for url in _known_urls(account, store, wandb_report, remote))
     url, model = next(((url, model) for url, model in known if model is not None), ("", None))
     if model is None or _unequal(model, blocks):
