@@ -146,10 +146,9 @@ def restart_count() -> int:
 
 def read_spec(paths: RunPaths) -> RunSpec | None:
     """spec.json, which the first attempt leaves; None where there is none, or it is of no release that is known."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return from_dict(RunSpec, durable.read_json(paths.spec))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return None
 
 
 def newest_attempt(paths: RunPaths) -> int:
@@ -158,11 +157,9 @@ def newest_attempt(paths: RunPaths) -> int:
 
 
 def _attempt_numbers(paths: RunPaths) -> list[int]:
-    try:
-        names = os.listdir(paths.attempts)
-    except FileNotFoundError:
-        return []
-    return [int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name)]
+    with contextlib.suppress(FileNotFoundError):
+        return [int(name[:-5]) for name in os.listdir(paths.attempts) if re.fullmatch(r"\d+\.json", name)]
+    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,11 +205,10 @@ def _seconds_until(started: str, ended: str | None) -> float | None:
 
 def read_owner(paths: RunPaths) -> dict[str, Any] | None:
     """The newest attempt as it was claimed; None before the first, or where it cannot be read."""
-    try:
+    with contextlib.suppress(FileNotFoundError, ValueError):
         owner: dict[str, Any] = durable.read_json(paths.attempt(newest_attempt(paths)))
-    except (FileNotFoundError, ValueError):
-        return None
-    return owner
+        return owner
+    return None
 
 
 def describe_owner(paths: RunPaths) -> str:

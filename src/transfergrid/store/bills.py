@@ -6,6 +6,7 @@ it has ended. Reports read it; they never ask SLURM.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -49,11 +50,11 @@ class Bill:
 
 def read_bill(paths: RunPaths) -> Bill | None:
     """None where there is none that can be read: it is made again from the accounting."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         content = durable.read_json(paths.bill)
-        return from_dict(Bill, content) if content.pop("format") == BILL_FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        if content.pop("format") == BILL_FORMAT:
+            return from_dict(Bill, content)
+    return None
 
 
 def write_bill(paths: RunPaths, bill: Bill) -> None:

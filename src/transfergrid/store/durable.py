@@ -227,8 +227,6 @@ def make_folder(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove temporary files of ended processes of this machine; those of other machines are left alone."""
     here = f".{socket.gethostname()}"
-    if not folder.is_dir():
-        return
     for path in folder.glob(".*.tmp"):
         owner, pid, *_ = [*path.name.rsplit(".", 3), ""]
         if owner.endswith(here) and pid.isdigit() and not Path(f"/proc/{pid}").exists():
@@ -307,8 +305,7 @@ def explained(path: Path) -> Iterator[None]:
 def _free(path: Path) -> str:
     for folder in (path, *path.parents):
         with contextlib.suppress(OSError):
-            stat = os.statvfs(folder)
-            return f"{stat.f_bavail * stat.f_frsize / 1e6:.0f} MB"
+            return f"{shutil.disk_usage(folder).free / 1e6:.0f} MB"
     return "unknown"
 
 

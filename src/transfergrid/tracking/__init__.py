@@ -52,8 +52,8 @@ def validate(runtime: Runtime, *, sends: bool = False) -> None:
 
 
 def decided(runtime: Runtime) -> tuple[Runtime, str | None]:
-    """The runtime with tracking=auto decided, `online` where this machine has a key and reaches the server, and the line
-    that says how; None where nothing was to decide. Asked once per launch: jobs get the answer."""
+    """The runtime with tracking=auto decided (`online` where this machine has a key and reaches the server), and the
+    line that says how; None where nothing was to decide. Asked once per launch: jobs get the answer."""
     if runtime.tracking != "auto":
         return runtime, None
     url = server_url()

@@ -54,7 +54,8 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     log = store.wandb / "logs" / f"mirror-{socket.gethostname()}-{os.getpid()}.log"
     durable.make_folder(log.parent)
-    handlers = [logging.StreamHandler(), durable.LogFile(log, delay=True)]  # the file is made with the first warning
+    # To stderr, and to a file that is made with the first warning.
+    handlers: list[logging.Handler] = [logging.StreamHandler(), durable.LogFile(log, delay=True)]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
     try:
         account = find_account(asked.project, asked.entity)

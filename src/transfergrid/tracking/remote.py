@@ -60,11 +60,9 @@ class NotRead(DataError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteRun:
-    """A run as the server lists it; nothing of it is checked. config: as it was given to wandb.init.
-
-    summary: its last values; rows: how many its history holds; last_step: the last `_step` of its history, -1 without
-    one. storage_id: W&B's own. identity: another one where the run was deleted and made again.
-    """
+    """A run as the server lists it; nothing of it is checked. config: as wandb.init got it. summary: its last values.
+    rows: of its history. last_step: the last `_step` there, -1 without one. storage_id: W&B's own. identity: another
+    one where the run was deleted and made again."""
 
     entity: str
     project: str
@@ -92,11 +90,8 @@ class RemoteFile:
 
 
 class Remote:
-    """A project on a server. Safe to use from several threads at once.
-
-    Raises Unreachable where there is no server, no right or no answer in time; NoProject where there is no project.
-    api: W&B's own, for what is not asked here.
-    """
+    """A project on a server. Safe to use from several threads at once. Raises Unreachable where there is no server, no
+    right or no answer in time, NoProject where there is no project. api: W&B's own, for what is not asked here."""
 
     def __init__(self, account: Account) -> None:
         if reason := why_silent(account.url):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import threading
 import time
@@ -38,7 +37,6 @@ AT_ONCE = 8  # runs; a server on the other side of the world answers ten questio
 BUSY_S, POLL_S = 30.0, 0.5
 STALLED_S = 60.0  # without a single run that went well: then the server is given up
 HUNG_S = 600.0  # without the end of a single run, however it ended: then W&B's own process hangs
-RUN_ID = re.compile(r"[a-z0-9._+-]+")
 CORE_DEATHS = 3  # of W&B's own process, before it is given up
 
 Tick = Callable[[int, int], None]  # (runs done, runs in all)
@@ -232,7 +230,7 @@ class _Sync:
         tag, known = grid_tag(self.grid), {followed.run_id for followed in self.followed}
         try:
             for run in self.server.remote.tagged(tag).values():
-                if run.id not in known and RUN_ID.fullmatch(run.id) and self.store.run(run.id).spec.exists():
+                if run.id not in known and safe_name(run.id) == run.id and self.store.run(run.id).spec.exists():
                     self.server.remote.update(run, tags=[each for each in run.tags if each != tag])
         except GridError as error:
             self.synced.problems.append(f"tags: {one_line(error)}")

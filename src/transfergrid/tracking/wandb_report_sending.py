@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -111,40 +110,24 @@ class _Target:
 
 # ---------------------------------------------------------------------------------------------------------- the rows
 def _write_rows(target: _Target, known: Mapping[str, RemoteRun]) -> int:
-    """Runs of rows that are new or have changed, several at a time; how many. Stops at the first that fails."""
-    wandb_report, stop = target.wandb_report, threading.Event()
+    """Runs of rows that are new or have changed, several at a time; how many. The first that fails ends it."""
+    wandb_report = target.wandb_report
     rows = [row for row in wandb_report.rows if not _is_current(known.get(wandb_report.summary_id(row)), row)]
 
     def write(row: Mapping[str, Any]) -> None:
-        if stop.is_set():
-            return
-        try:
-            _write_row(target, row, known.get(wandb_report.summary_id(row)))
-        except BaseException:
-            stop.set()
-            raise
+        run_id, tags = wandb_report.summary_id(row), [wandb_report.tag("summary")]
+        run = target.open(known.get(run_id), run_id, name=row_title(row), job_type="summary", tags=tags)
+        run.config.update(row_config(row), allow_val_change=True)
+        summary = row_summary(row)
+        for name in list(run.summary.keys()):
+            if name not in summary and not name.startswith("_"):
+                del run.summary[name]
+        run.summary.update(summary)
+        run.finish()
 
     with ThreadPoolExecutor(WRITERS) as pool:
-        list(pool.map(write, rows))
+        list(pool.map(write, rows))  # it takes back those that have not begun when one fails
     return len(rows)
-
-
-def _write_row(target: _Target, row: Mapping[str, Any], known: RemoteRun | None) -> None:
-    wandb_report = target.wandb_report
-    run = target.open(
-        known,
-        wandb_report.summary_id(row),
-        name=row_title(row),
-        job_type="summary",
-        tags=[wandb_report.tag("summary")],
-    )
-    run.config.update(row_config(row), allow_val_change=True)
-    told = row_summary(row)
-    for name in list(run.summary.keys()):
-        if name not in told and not name.startswith("_"):
-            del run.summary[name]
-    run.summary.update(told)
-    run.finish()
 
 
 def _is_current(run: RemoteRun | None, row: Mapping[str, Any]) -> bool:
@@ -188,29 +171,22 @@ def _write_report_run(target: _Target, known: RemoteRun | None, url: str) -> Non
             if name.startswith(("final/", "figures/")) and name not in logged:
                 del run.summary[name]
         run.log(logged)
-    run.log_artifact(_artifact(wandb_report))
+    # A new version in W&B only where a file has changed: versions go by content.
+    description = f"The final tables of {wandb_report.grid}."
+    artifact = wandb.Artifact(wandb_report.artifact_name, type="final-tables", description=description)
+    for path in wandb_report.files:
+        if not path.is_file():
+            raise DataError(f"{path} is missing; make the report again")
+        artifact.add_file(str(path), name=path.name, skip_cache=True)
+    run.log_artifact(artifact)
     run.summary.update({"report_url": url, "verdict": wandb_report.headline, "content": wandb_report.content})
     run.finish()
 
 
 def _is_said(run: RemoteRun | None, wandb_report: WandbReport, url: str) -> bool:
     """Whether the report run was written with just this content: it is not to grow by the same figures each time."""
-    told = ("finished", wandb_report.content, url)
-    return run is not None and (run.state, run.summary.get("content"), run.summary.get("report_url")) == told
-
-
-def _artifact(wandb_report: WandbReport) -> Any:
-    """A new version in W&B only where a file has changed: versions go by content."""
-    import wandb
-
-    made = wandb.Artifact(
-        wandb_report.artifact_name, type="final-tables", description=f"The final tables of {wandb_report.grid}."
-    )
-    for path in wandb_report.files:
-        if not path.is_file():
-            raise DataError(f"{path} is missing; make the report again")
-        made.add_file(str(path), name=path.name, skip_cache=True)
-    return made
+    expected = ("finished", wandb_report.content, url)
+    return run is not None and (run.state, run.summary.get("content"), run.summary.get("report_url")) == expected
 
 
 # ------------------------------------------------------------------------------------------------------- reading back

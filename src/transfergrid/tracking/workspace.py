@@ -20,6 +20,7 @@ from transfergrid.tracking.wandb_report import KEY, WandbReport
 from transfergrid.tracking.workspace_panels import bars, comparer, confusion, curves, pictures, scatters, tables, wr
 
 DISCUSSION = "Discussion"
+BY_CHANCE = ("id", "__id__", "inlineComments")
 TRAINED = ("probe", "finetune", "scratch")  # phases that have curves
 PHASES = (*TRAINED, "evaluate")
 # Of the run tables: what names a row, then what was measured.
@@ -69,11 +70,8 @@ def _curve_blocks(wandb_report: WandbReport, room: int) -> Iterator[Any]:
     """A grid of panels per phase, of runs that are not grouped: of groups W&B draws means of a sample of runs."""
     for phase in _phases(wandb_report, TRAINED):
         has_test = any(row["protocol"] == "published" and row["phase"] == phase for row in wandb_report.rows)
-        runset = wr.Runset(
-            name=phase, filters=_filter(wandb_report.grid_tags, job_types=[phase]), order=[_best_first()]
-        )
         yield wr.H2(text=phase)
-        yield wr.PanelGrid(runsets=[runset], panels=curves(max_runs=room, has_test=has_test))
+        yield wr.PanelGrid(runsets=[_of_phase(wandb_report, phase)], panels=curves(max_runs=room, has_test=has_test))
 
 
 def _confusion_blocks(wandb_report: WandbReport) -> Iterator[Any]:
@@ -84,10 +82,8 @@ def _confusion_blocks(wandb_report: WandbReport) -> Iterator[Any]:
 
 
 def _figure_blocks(wandb_report: WandbReport) -> Iterator[Any]:
-    general = [name for name in wandb_report.figures if name not in wandb_report.single]
-    single = [name for name in wandb_report.figures if name in wandb_report.single]
-    for title, names in (("Figures", general), ("Figures of single rows", single)):
-        if names:
+    for title, is_single in (("Figures", False), ("Figures of single rows", True)):
+        if names := [name for name in wandb_report.figures if (name in wandb_report.single) == is_single]:
             yield wr.H1(text=title)
             yield wr.PanelGrid(runsets=[_report_run(wandb_report)], panels=[pictures(title, names)])
 
@@ -110,15 +106,13 @@ def _rows(wandb_report: WandbReport) -> Any:
 
 def _grouped(wandb_report: WandbReport) -> list[Any]:
     """The configurations' own runs, a tab per phase. Without `config.` W&B takes `model` for a run's attribute."""
-    return [
-        wr.Runset(
-            name=phase,
-            filters=_filter(wandb_report.grid_tags, job_types=[phase]),
-            groupby=["config.model", "config.dataset"],
-            order=[_best_first()],
-        )
-        for phase in _phases(wandb_report, PHASES) or PHASES
-    ]
+    phases = _phases(wandb_report, PHASES) or PHASES
+    return [_of_phase(wandb_report, phase, groupby=["config.model", "config.dataset"]) for phase in phases]
+
+
+def _of_phase(wandb_report: WandbReport, phase: str, **more: Any) -> Any:
+    filters = _filter(wandb_report.grid_tags, job_types=[phase])
+    return wr.Runset(name=phase, filters=filters, order=[_best_first()], **more)
 
 
 def _failed(wandb_report: WandbReport) -> Any:
@@ -229,12 +223,5 @@ def _unequal(model: Any, blocks: Sequence[Any]) -> list[int]:
 
 def _comparable(model: Any) -> Any:
     """What a block is to the server, without what W&B draws by chance, adds on reading or hangs on it (comments)."""
-    return _without(json.loads(model.model_dump_json(by_alias=True, exclude_none=True)))
-
-
-def _without(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            name: _without(inner) for name, inner in value.items() if name not in ("id", "__id__", "inlineComments")
-        }
-    return [_without(inner) for inner in value] if isinstance(value, list) else value
+    text = model.model_dump_json(by_alias=True, exclude_none=True)
+    return json.loads(text, object_hook=lambda fields: {k: v for k, v in fields.items() if k not in BY_CHANCE})

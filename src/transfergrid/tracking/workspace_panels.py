@@ -54,22 +54,22 @@ def bars(wandb_report: WandbReport) -> list[Any]:
 
 def scatters() -> list[Any]:
     """What a row costs and what it reaches. SummaryMetric throughout: W&B takes a bare name for something else."""
-    costs = (
-        ("gpu_s", "GPU seconds of a seed", True),
-        ("wall_s", "Wall seconds of a seed", True),
-        ("parameters", "Parameters", True),
-        ("gflops_per_image", "GFLOPs of an image", True),
-    )
+    costs = {
+        "gpu_s": "GPU seconds of a seed",
+        "wall_s": "Wall seconds of a seed",
+        "parameters": "Parameters",
+        "gflops_per_image": "GFLOPs of an image",
+    }
     return [
         wr.ScatterPlot(
             title=f"{label} and test accuracy",
             x=wr.SummaryMetric(name),
             y=wr.SummaryMetric("test_accuracy"),
-            log_x=log_x,
+            log_x=True,
             regression=False,
             layout=wr.Layout(x=WIDTH // 2 * (place % 2), y=10 * (place // 2), w=WIDTH // 2, h=10),
         )
-        for place, (name, label, log_x) in enumerate(costs)
+        for place, (name, label) in enumerate(costs.items())
     ]
 
 
