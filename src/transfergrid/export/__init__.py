@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 
 from transfergrid.config.predict import Format
 from transfergrid.data import AS_STORED, PictureRules
@@ -83,7 +83,7 @@ def export_network(
         durable.write_json(staging / EXPORT_MARK, facts)
         durable.write_json(staging / CLASSES, list(class_names))
         if export_format in ("all", "state_dict"):
-            _write_weights(staging / WEIGHTS, _inside(network).state_dict(), class_names)
+            _write_weights(staging / WEIGHTS, network, class_names)
         program = {"all": PROGRAM, "torch_export": PROGRAM, "onnx": ONNX}.get(export_format)
         exported = Exported(files=())
         if program is not None:
@@ -120,8 +120,8 @@ def _compared(
 
     expected = logits_of_run(replace(reading, precision="fp32"))
     expected_NC = np.stack(list(expected.values()))
-    found_NC = logits_of_script(staging, [pictures / name for name in expected])
-    difference = float(np.abs(found_NC - expected_NC).max())
+    script_NC = logits_of_script(staging, [pictures / name for name in expected])
+    difference = float(np.abs(script_NC - expected_NC).max())
     assert_near(difference, float(np.abs(expected_NC).max()), program)
     of_precision = None
     if reading.precision != "fp32":
@@ -180,16 +180,13 @@ def _softmax(logits_NC: Any) -> Any:
     return torch.from_numpy(logits_NC).double().softmax(1).numpy()
 
 
-def _inside(network: nn.Module) -> nn.Module:
-    """An architecture's own module: its names are those of its file, without the wrapper's."""
-    from transfergrid.networks.joined import Plain
-
-    return network.network if isinstance(network, Plain) else network
-
-
-def _write_weights(path: Path, state: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
+def _write_weights(path: Path, network: nn.Module, class_names: Sequence[str]) -> None:
     from safetensors.torch import save
 
+    from transfergrid.networks.joined import Plain
+
+    # Of an architecture its own module: names are those of its file, without the wrapper's.
+    state = (network.network if isinstance(network, Plain) else network).state_dict()
     # Copied, because the format refuses tensors that share memory, and keeps no strides.
     own = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     durable.write_bytes(path, save(own, metadata={"classes": json.dumps(list(class_names))}))

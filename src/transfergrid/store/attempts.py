@@ -49,14 +49,14 @@ class Attempt:
 def begin_attempt(paths: RunPaths, spec: RunSpec, *, is_alive: IsAlive | None = None) -> Iterator[Attempt]:
     """Claim a run: its kernel lock while the block lasts, and the next attempt number for good. Raises AlreadyRunning
     if another process holds the run and is alive, as far as locks and SLURM can tell."""
-    with contextlib.ExitStack() as held:
-        obtained = held.enter_context(durable.lock(paths.lock, wait=False))
-        if not _may_begin(read_owner(paths), obtained, is_alive):
+    with contextlib.ExitStack() as locks:
+        has_lock = locks.enter_context(durable.lock(paths.lock, wait=False))
+        if not _may_begin(read_owner(paths), has_lock, is_alive):
             raise AlreadyRunning(f"{paths.root.name} is running already ({describe_owner(paths)})")
-        if not obtained:
+        if not has_lock:
             # A copy that SLURM has given up still holds the lock. A new file is a new lock; the old one guards nothing.
             durable.break_lock(paths.lock)
-            held.enter_context(durable.lock(paths.lock, wait=False))
+            locks.enter_context(durable.lock(paths.lock, wait=False))
         durable.sweep(paths.root)
         durable.sweep(paths.checkpoints)
         if not paths.spec.exists():
@@ -93,21 +93,21 @@ def begin_attempt(paths: RunPaths, spec: RunSpec, *, is_alive: IsAlive | None = 
             ended = datetime.now(UTC).isoformat(timespec="seconds")
             with contextlib.suppress(Exception):  # that it has ended is told by lock and SLURM as well
                 if paths.attempt(number).exists():
-                    took = {"ended": ended, "wall_s": round(time.monotonic() - began, 3)}
-                    durable.write_json(paths.attempt(number), attempt.owner | took)
+                    ending = {"ended": ended, "wall_s": round(time.monotonic() - began, 3)}
+                    durable.write_json(paths.attempt(number), attempt.owner | ending)
 
 
-def _may_begin(owner: Mapping[str, Any] | None, obtained: bool, is_alive: IsAlive | None) -> bool:
+def _may_begin(owner: Mapping[str, Any] | None, has_lock: bool, is_alive: IsAlive | None) -> bool:
     """Whether the newest attempt's process is gone, or is an older copy of this very job."""
     if owner is None or owner.get("ended") or not owner.get("slurm_task"):
-        return obtained
+        return has_lock
     if _is_this_job(owner):
         earlier = restart_count() - owner["slurm_restart_count"]
-        return earlier > 0 or (earlier == 0 and obtained)
-    if obtained and owner["host"] == socket.gethostname():
+        return earlier > 0 or (earlier == 0 and has_lock)
+    if has_lock and owner["host"] == socket.gethostname():
         return True  # on one machine the lock tells for certain
     alive = None if is_alive is None else is_alive(owner)
-    return obtained if alive is None else not alive
+    return has_lock if alive is None else not alive
 
 
 def _is_this_job(owner: Mapping[str, Any]) -> bool:
@@ -134,8 +134,9 @@ def slurm_gpus() -> int | None:
     """GPUs that SLURM gave this process, of those of its job the ones it was told to use; None outside SLURM."""
     if slurm_task() is None:
         return None
-    given = os.environ.get("SLURM_GPUS_ON_NODE", "")
-    of_job = int(given) if given.isdigit() else len([g for g in os.environ.get("SLURM_JOB_GPUS", "").split(",") if g])
+    on_node = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    ids = [g for g in os.environ.get("SLURM_JOB_GPUS", "").split(",") if g]
+    of_job = int(on_node) if on_node.isdigit() else len(ids)
     visible = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
     return min(of_job, len(visible)) if visible else of_job
 

@@ -61,8 +61,8 @@ def write_bill(paths: RunPaths, bill: Bill) -> None:
     durable.write_json(paths.bill, {"format": BILL_FORMAT, **to_dict(bill)})
 
 
-def joined(former: Bill | None, found: Iterable[BilledJob]) -> tuple[BilledJob, ...]:
+def joined(former: Bill | None, jobs_now: Iterable[BilledJob]) -> tuple[BilledJob, ...]:
     """What was kept, brought up to date: accounting may have forgotten jobs that an earlier report still saw."""
     jobs = {(job.job, job.cluster, job.start): job for job in (() if former is None else former.jobs)}
-    jobs |= {(job.job, job.cluster, job.start): job for job in found}
+    jobs |= {(job.job, job.cluster, job.start): job for job in jobs_now}
     return tuple(jobs[key] for key in sorted(jobs, key=lambda key: (key[2], key[0])))

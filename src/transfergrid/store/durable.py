@@ -135,13 +135,13 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
             yield in_kernel and not is_owned
             return
         with explained(path):
-            while (held := owner_locks.acquire(path)) is None and wait:
+            while (owner_lock := owner_locks.acquire(path)) is None and wait:
                 time.sleep(POLL_S)
         try:
-            yield held is not None
+            yield owner_lock is not None
         finally:
-            if held is not None:
-                held.release()
+            if owner_lock is not None:
+                owner_lock.release()
     finally:
         os.close(descriptor)
 
@@ -200,9 +200,9 @@ def is_locked(path: Path) -> bool:
 def share(descriptor: int, folder: Path) -> None:
     """Give an open file its folder's rights for the group, whatever the umask: others of a lab write it, too."""
     with contextlib.suppress(PermissionError):  # another user's: its owner has done so
-        mode, wanted = os.fstat(descriptor).st_mode, folder.stat().st_mode & 0o060
-        if mode & wanted != wanted:
-            os.fchmod(descriptor, (mode | wanted) & 0o7777)
+        mode, of_group = os.fstat(descriptor).st_mode, folder.stat().st_mode & 0o060
+        if mode & of_group != of_group:
+            os.fchmod(descriptor, (mode | of_group) & 0o7777)
 
 
 def make_folder(folder: Path) -> None:

@@ -215,8 +215,8 @@ def make_predictions(index_N: Array, label_N: Array, logits_NC: Array, *, keep_p
     top_NC = np.argsort(-clipped_NC, axis=1, kind="stable")[:, :TOP_CLASSES_KEPT]
     largest_N1 = clipped_NC.max(axis=1, keepdims=True)
     logsumexp_N = largest_N1[:, 0] + np.log(np.exp(clipped_NC - largest_N1).sum(axis=1))
-    kept_NC = np.take_along_axis(clipped_NC, top_NC, axis=1).astype(np.float16)
-    return Predictions(index_N.astype(np.int64), label_N.astype(np.int64), kept_NC, top_NC, logsumexp_N)
+    top_logits_NC = np.take_along_axis(clipped_NC, top_NC, axis=1).astype(np.float16)
+    return Predictions(index_N.astype(np.int64), label_N.astype(np.int64), top_logits_NC, top_NC, logsumexp_N)
 
 
 def _keep_predicted(rounded_NC: Array, predicted_N: Array) -> None:

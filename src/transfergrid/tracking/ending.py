@@ -115,29 +115,27 @@ def _nameless(value: Any) -> Any:
 
 def references(record: RunRecord, paths: RunPaths) -> Iterator[Any]:
     """wandb.Artifacts that name features and weights by checksum; the files themselves stay where they are."""
-    import wandb
-
     spec = record.spec
     if spec.phase == "extract":
         for split in record.details.get("feature_keys", ()):
             key = spec.feature_key(spec.backbones[0], split)
-            place = CachePaths(Path()).features(key)
+            place = CachePaths(Path()).features(key)  # whose name holds the key
             facts = {"key": key.digest, "backbone": key.backbone.name, "dataset": key.dataset.name, "split": split}
-            name = _artifact_name("features", place.stem)
-            features = wandb.Artifact(name, type="features", metadata=readable_in(facts))
-            features.add_reference(f"cache:///{place}", name=place.name, checksum=False)  # its name holds its key
-            yield features
+            yield _reference("features", f"features-{safe_name(place.stem)}", f"cache:///{place}", place.name, facts)
     if paths.weights.is_file():
         sha256 = record.sha256.get(paths.weights.name) or durable.sha256_of(paths.weights)
         facts = {"sha256": sha256, "model": spec.model, "dataset": spec.dataset.name, "run_id": record.run_id}
-        weights = wandb.Artifact(_artifact_name("weights", record.run_id), type="model", metadata=readable_in(facts))
-        weights.add_reference(f"store:///runs/{record.run_id}/weights.pt#{sha256}", name="weights.pt", checksum=False)
-        yield weights
+        address = f"store:///runs/{record.run_id}/weights.pt#{sha256}"
+        yield _reference("model", f"weights-{safe_name(record.run_id)}", address, "weights.pt", facts)
 
 
-def _artifact_name(kind: str, name: str) -> str:
-    """W&B takes letters, digits, `-`, `_` and `.`, at most 128 of them."""
-    return f"{kind}-{safe_name(name)}".replace("+", "_")[:128]
+def _reference(kind: str, name: str, address: str, file: str, facts: Mapping[str, Any]) -> Any:
+    import wandb
+
+    name = name.replace("+", "_")[:128]  # W&B takes letters, digits, `-`, `_` and `.`, at most 128 of them
+    artifact = wandb.Artifact(name, type=kind, metadata=readable_in(facts))
+    artifact.add_reference(address, name=file, checksum=False)
+    return artifact
 
 
 def _matrix(test: Predictions, names: list[str]) -> Any:

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     """arguments: the store, and the number of the open file that holds an Assignment."""
     store = StorePaths(Path(arguments[0]).resolve())  # as /proc spells the files that a process has open
     with open(int(arguments[1]), "rb") as file:
-        asked: Assignment = from_dict(Assignment, json.load(file))
+        assignment: Assignment = from_dict(Assignment, json.load(file))
     os.nice(10)
     # SLURM signals every process of a job at once; the mirror has the last lines of training still to send. It ends
     # with its launcher, whatever ends that.
@@ -58,14 +58,14 @@ def main(arguments: Sequence[str]) -> int:
     handlers: list[logging.Handler] = [logging.StreamHandler(), durable.LogFile(log, delay=True)]
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
     try:
-        account = find_account(asked.project, asked.entity)
+        account = find_account(assignment.project, assignment.entity)
         with wandb_session(store, account.url) as folder:
             tempfile.tempdir = str(folder)  # W&B's, too: nothing of it in the node's temporary folder
-            server = Server(store, account, folder, images=asked.images)
+            server = Server(store, account, folder, images=assignment.images)
             images = images_at_hand(store)
-            runs = [RunMirror(store, f, grid=asked.grid, server=server, images=images) for f in asked.followed]
-            over = threading.Event()
-            by_hand = command_of_grid("sync.py", asked.grid, store)
+            grid, over = assignment.grid, threading.Event()
+            runs = [RunMirror(store, f, grid=grid, server=server, images=images) for f in assignment.followed]
+            by_hand = command_of_grid("sync.py", grid, store)
             threading.Thread(target=_hear_end, args=(over, by_hand, folder), daemon=True).start()
             follow(runs, over)
         for run in runs:

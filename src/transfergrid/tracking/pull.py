@@ -158,9 +158,9 @@ def _pull_run(remote: Remote, run: RemoteRun, paths: RunPaths, folder: Path, pro
     files = remote.files(run, (RECORD, PREDICTIONS))
     if RECORD not in files:
         return None
-    had = _versions(paths)
-    have = {name: list(file.version) for name, file in files.items()} | {HISTORY: [run.identity, str(run.rows)]}
-    if had.get(RECORD) != have[RECORD] or not paths.record.exists():
+    former = _versions(paths)
+    current = {name: list(file.version) for name, file in files.items()} | {HISTORY: [run.identity, str(run.rows)]}
+    if former.get(RECORD) != current[RECORD] or not paths.record.exists():
         remote.download(files[RECORD], folder, largest_bytes=LARGEST_BYTES[RECORD])
         _publish_record(RunPaths(folder), paths)
     steps: dict[str, Callable[[], None]] = {
@@ -169,12 +169,12 @@ def _pull_run(remote: Remote, run: RemoteRun, paths: RunPaths, folder: Path, pro
     }
     for name, pull in steps.items():
         try:
-            if had.get(name) != have.get(name):
+            if former.get(name) != current.get(name):
                 pull()
         except DataError as error:
             problems.append(one_line(error))
-            have.pop(name, None)  # so that it is tried, and told, again
-    durable.write_json(paths.pulled, have)
+            current.pop(name, None)  # so that it is tried, and told, again
+    durable.write_json(paths.pulled, current)
     shutil.rmtree(folder, ignore_errors=True)
     return records.read_record(paths)
 

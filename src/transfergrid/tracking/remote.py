@@ -101,7 +101,7 @@ class Remote:
         # The way to wandb-core, which all of the public API takes.
         self._service: Any = _Bounded(api._service_api, TRANSFER_TIMEOUT_S)
         self._pages: Any = _Bounded(api._service_api, ANSWER_TIMEOUT_S)
-        self.entity: str = account.entity or self._asked(lambda: api.default_entity) or ""
+        self.entity: str = account.entity or self._answer_to(lambda: api.default_entity) or ""
         self.project = account.project
 
     def runs(self, filters: Mapping[str, Any]) -> dict[str, RemoteRun]:
@@ -117,21 +117,21 @@ class Remote:
     def _page(self, filters: Mapping[str, Any], cursor: str | None) -> tuple[list[RemoteRun], str | None, bool]:
         variables = {"entity": self.entity, "project": self.project, "filters": json.dumps(filters)}
         page = {"order": "+created_at", "cursor": cursor, "perPage": RUNS_A_PAGE}
-        project = self._asked(lambda: self._service.execute_graphql(_RUNS, variables | page)["project"])
+        project = self._answer_to(lambda: self._service.execute_graphql(_RUNS, variables | page)["project"])
         if project is None:
             raise NoProject(
                 f"{self._account.url} has no project {self.entity}/{self.project} that this key may read; "
                 "give entity=NAME project=NAME as its address in W&B shows them"
             )
-        runs = self._asked(lambda: [self._run(edge["node"]) for edge in project["runs"]["edges"]])
-        info = self._asked(lambda: project["runs"]["pageInfo"])
+        runs = self._answer_to(lambda: [self._run(edge["node"]) for edge in project["runs"]["edges"]])
+        info = self._answer_to(lambda: project["runs"]["pageInfo"])
         return runs, info["endCursor"], bool(info["hasNextPage"] and runs)
 
     def run(self, run_id: str) -> RemoteRun | None:
         """As it is now, which a listing may learn of later."""
         variables = {"entity": self.entity, "project": self.project, "name": run_id}
-        project = self._asked(lambda: self._service.execute_graphql(_RUN, variables)["project"])
-        return self._asked(lambda: self._run(project["run"]) if project and project["run"] else None)
+        project = self._answer_to(lambda: self._service.execute_graphql(_RUN, variables)["project"])
+        return self._answer_to(lambda: self._run(project["run"]) if project and project["run"] else None)
 
     def tagged(self, *tags: str) -> dict[str, RemoteRun]:
         """All runs with one of these tags, by id, oldest first; none where there is no such project yet."""
@@ -146,7 +146,7 @@ class Remote:
         if config is not None:
             whole = {name: {"value": value} for name, value in (run.config | config).items()}
             variables["config"] = json.dumps(whole)
-        self._asked(lambda: self._service.execute_graphql(_UPDATE, variables))
+        self._answer_to(lambda: self._service.execute_graphql(_UPDATE, variables))
 
     def runs_named(self, run_ids: Sequence[str]) -> dict[str, RemoteRun]:
         """Those of these runs that the server has."""
@@ -160,22 +160,22 @@ class Remote:
         from wandb.apis.public.files import Files
 
         of: Any = run  # of a Run it takes entity, project and id
-        listed: list[Any] = self._asked(lambda: list(Files(self._service, of, list(names))))
-        found = {}
-        for file in listed:
+        files: list[Any] = self._answer_to(lambda: list(Files(self._service, of, list(names))))
+        file_by_name = {}
+        for file in files:
             md5 = getattr(file, "md5", None) or ""
             # Asked for by name, a file that is not there is listed as well: empty, without checksum and date.
             if file.name in names and file.size:
                 version = (str(file.size), md5 or str(getattr(file, "updatedAt", "")))
-                found[file.name] = RemoteFile(file.name, file.size, md5, version, file)
-        return found
+                file_by_name[file.name] = RemoteFile(file.name, file.size, md5, version, file)
+        return file_by_name
 
     def download(self, file: RemoteFile, folder: Path, *, largest_bytes: int) -> Path:
         """folder/<the file's name>. Raises NotRead where it is larger, cannot be had, or is not what was listed."""
         if not 0 <= file.size <= largest_bytes:
             raise NotRead(f"{file.name} of {file.size} bytes is larger than any of its kind; not downloaded")
         durable.make_folder(folder)
-        self._asked(lambda: file._file.download(root=str(folder), replace=True).close())
+        self._answer_to(lambda: file._file.download(root=str(folder), replace=True).close())
         path = folder / file.name
         size = path.stat().st_size
         if size > largest_bytes or (file.md5 and file.md5 != md5_of(path)):
@@ -193,7 +193,7 @@ class Remote:
             return []
         of: Any = run  # of a Run it takes entity, project and id
         scan = partial(HistoryScan, of, service_api=self._pages, page_size=ROWS_A_PAGE, use_cache=False)
-        return self._asked(lambda: list(scan(min_step=0, max_step=run.last_step + 1)))
+        return self._answer_to(lambda: list(scan(min_step=0, max_step=run.last_step + 1)))
 
     def _run(self, node: Mapping[str, Any]) -> RemoteRun:
         config = {
@@ -214,7 +214,7 @@ class Remote:
             identity=f"{node['id']} {node['createdAt']}",
         )
 
-    def _asked(self, ask: Callable[[], T]) -> T:
+    def _answer_to(self, ask: Callable[[], T]) -> T:
         """What `ask` gets, with W&B's many kinds of failure told apart: nobody, not you, and not this."""
         from wandb.errors import CommError
         from wandb.sdk.lib.service.service_connection import WandbApiFailedError

@@ -118,17 +118,17 @@ class _Sync:
             over.set()
 
     def carry_out(self) -> None:
-        left = list(self.followed)
+        waiting = list(self.followed)
         for _ in range(CORE_DEATHS):
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                again = [f for f in pool.map(self._one, left) if f is not None]
+                again = [f for f in pool.map(self._one, waiting) if f is not None]
             if self._stop is not None:
                 raise self._stop
             if not again:
                 return
             self.server.restart()
-            left = again
-        self.synced.problems += [f"{f.run_id}: W&B's own process died {CORE_DEATHS} times" for f in left]
+            waiting = again
+        self.synced.problems += [f"{f.run_id}: W&B's own process died {CORE_DEATHS} times" for f in waiting]
 
     def _one(self, followed: Followed) -> Followed | None:
         """What is to be tried again, because W&B's own process died."""
@@ -189,12 +189,12 @@ class _Sync:
             if not lines:
                 return []
         ending = None if record is None else self.server.ending(record)
-        found = read_run(self.server.remote, run_id, files=FILES)
+        there = read_run(self.server.remote, run_id, files=FILES)
         self._last_good = time.monotonic()
-        if found is not None and grid_tag(self.grid) not in found.listed.tags:  # another grid sent it
-            self.server.remote.update(found.listed, tags=[*found.listed.tags, grid_tag(self.grid)])
-            found = read_run(self.server.remote, run_id, files=FILES)
-        return differences(found, lines, ending=ending, tag=grid_tag(self.grid))
+        if there is not None and grid_tag(self.grid) not in there.run.tags:  # another grid sent it
+            self.server.remote.update(there.run, tags=[*there.run.tags, grid_tag(self.grid)])
+            there = read_run(self.server.remote, run_id, files=FILES)
+        return differences(there, lines, ending=ending, tag=grid_tag(self.grid))
 
     def send_grid_file(self) -> None:
         """Which configurations the grid has, in its order: without it, nobody could say which rows a server lacks."""
@@ -210,19 +210,19 @@ class _Sync:
 
     def _send_grid_file(self) -> None:
         path = self.store.wandb / "grids" / safe_name(self.grid) / "grid.json"
-        listed = self.store.grid(self.grid)
-        select_by = records.selected_by(listed)
-        records.write_grid(path, grid=self.grid, entries=records.read_grid(listed), select_by=select_by)
+        own = self.store.grid(self.grid)
+        select_by = records.selected_by(own)
+        records.write_grid(path, grid=self.grid, entries=records.read_grid(own), select_by=select_by)
         run_id = f"grid-{safe_name(self.grid)}"
-        found = read_run(self.server.remote, run_id, files=[path.name])
-        if found is not None and found.files.get(path.name) == md5_of(path):
+        there = read_run(self.server.remote, run_id, files=[path.name])
+        if there is not None and there.files.get(path.name) == md5_of(path):
             return
         described = {"id": run_id, "name": run_id, "group": self.grid[:128], "tags": [f"gridfile:{self.grid}"[:64]]}
         run = self.server.open(job_type="grid", config={"grid": self.grid}, **described)
         run.save(str(path), base_path=str(path.parent), policy="now")
         run.finish()
-        found = read_run(self.server.remote, run_id, files=[path.name])
-        if found is None or found.files.get(path.name) != md5_of(path):
+        there = read_run(self.server.remote, run_id, files=[path.name])
+        if there is None or there.files.get(path.name) != md5_of(path):
             raise DataError("the server does not have it as it was sent")
 
     def take_back_tags(self) -> None:

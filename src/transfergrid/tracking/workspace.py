@@ -20,6 +20,7 @@ from transfergrid.tracking.wandb_report import KEY, WandbReport
 from transfergrid.tracking.workspace_panels import bars, comparer, confusion, curves, pictures, scatters, tables, wr
 
 DISCUSSION = "Discussion"
+BEST_FIRST = wr.OrderBy(name=wr.SummaryMetric("test_accuracy"), ascending=False)
 BY_CHANCE = ("id", "__id__", "inlineComments")
 TRAINED = ("probe", "finetune", "scratch")  # phases that have curves
 PHASES = (*TRAINED, "evaluate")
@@ -98,7 +99,7 @@ def _rows(wandb_report: WandbReport) -> Any:
     return wr.Runset(
         name="rows of the table",
         filters=_filter([wandb_report.tag("summary")]),
-        order=[_best_first()],
+        order=[BEST_FIRST],
         visible_columns=ROW_COLUMNS,
         lock_columns=True,
     )
@@ -112,7 +113,7 @@ def _grouped(wandb_report: WandbReport) -> list[Any]:
 
 def _of_phase(wandb_report: WandbReport, phase: str, **more: Any) -> Any:
     filters = _filter(wandb_report.grid_tags, job_types=[phase])
-    return wr.Runset(name=phase, filters=filters, order=[_best_first()], **more)
+    return wr.Runset(name=phase, filters=filters, order=[BEST_FIRST], **more)
 
 
 def _failed(wandb_report: WandbReport) -> Any:
@@ -133,10 +134,6 @@ def _filter(tags: Sequence[str], *, job_types: Sequence[str] = ()) -> str:
 def _listed(names: Sequence[str]) -> str:
     assert not any(set(name) & set("'\"\\=<>") for name in names), names
     return ", ".join(f"'{name}'" for name in names)
-
-
-def _best_first() -> Any:
-    return wr.OrderBy(name=wr.SummaryMetric("test_accuracy"), ascending=False)
 
 
 def _phases(wandb_report: WandbReport, among: Sequence[str]) -> list[str]:
@@ -185,9 +182,9 @@ def _known_urls(account: Account, store: StorePaths, wandb_report: WandbReport, 
     """Of this grid's report on this server: as this store knows it, then as the server does."""
     path = _url_file(store, wandb_report)
     if path.is_file():
-        kept = durable.read_json(path)
-        if (kept["server"], kept["project"]) == (account.url, account.path()):
-            yield str(kept["url"])
+        report = durable.read_json(path)
+        if (report["server"], report["project"]) == (account.url, account.path()):
+            yield str(report["url"])
     for run in remote.tagged(wandb_report.tag("report")).values():
         if url := run.summary.get("report_url"):
             yield str(url)

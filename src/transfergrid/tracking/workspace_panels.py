@@ -75,7 +75,7 @@ def scatters() -> list[Any]:
 
 def curves(*, max_runs: int, has_test: bool) -> list[Any]:
     """Accuracy and loss by epoch and by batch, learning rates by batch. has_test: the test set was read each epoch."""
-    drawn: list[tuple[str, str, dict[str, Any]]] = [
+    plots: list[tuple[str, str, dict[str, Any]]] = [
         ("Accuracy on val", "epoch", {"y": ["val/accuracy"]}),
         ("Loss on val", "epoch", {"y": ["val/loss"]}),
         ("Accuracy in training, by epoch", "epoch", {"y": ["train/accuracy"]}),
@@ -85,7 +85,7 @@ def curves(*, max_runs: int, has_test: bool) -> list[Any]:
         ("Learning rates", "batch", {"metric_regex": "^lr/"}),
     ]
     if has_test:
-        drawn.insert(2, ("Accuracy on test", "epoch", {"y": ["test/accuracy"]}))
+        plots.insert(2, ("Accuracy on test", "epoch", {"y": ["test/accuracy"]}))
     return [
         wr.LinePlot(
             title=title,
@@ -93,10 +93,10 @@ def curves(*, max_runs: int, has_test: bool) -> list[Any]:
             title_x=axis,
             max_runs_to_show=max_runs,
             layout=wr.Layout(x=WIDTH // 2 * (place % 2), y=9 * (place // 2), w=WIDTH // 2, h=9),
-            **shown,
+            **data,
             **WHOLE,
         )
-        for place, (title, axis, shown) in enumerate(drawn)
+        for place, (title, axis, data) in enumerate(plots)
     ]
 
 
