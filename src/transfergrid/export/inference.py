@@ -1,7 +1,5 @@
-"""A finished run's network on the images of a folder, streaming: a few batches are in memory, never all images.
-
-B images of a batch, C classes.
-"""
+"""A finished run's network on the images of a folder, streaming: a few batches are in memory, never all images. B
+images of a batch, C classes."""
 
 from __future__ import annotations
 
@@ -126,12 +124,10 @@ def _logits(
     device: torch.device,
 ) -> NDArray[np.float32]:
     """(B, C)"""
-    inputs = {
-        spec: normalise(
-            torch.from_numpy(np.stack([image.pixels[spec] for image in images])).to(device), spec, prepared=True
-        )
-        for spec in dict.fromkeys(preprocess)
-    }
+    inputs = {}
+    for spec in dict.fromkeys(preprocess):
+        pixels_BHW3 = torch.from_numpy(np.stack([image.pixels[spec] for image in images])).to(device)
+        inputs[spec] = normalise(pixels_BHW3, spec, prepared=True)
     with evaluating(network, device, precision=reading.precision, test_bn=reading.test_bn):
         logits_BC, _ = network(*(inputs[spec] for spec in preprocess))
     logits: NDArray[np.float32] = logits_BC.float().cpu().numpy()

@@ -1,7 +1,5 @@
 """A network as a program that needs no code of this project: of torch.export, or ONNX. Each is read back and compared.
-
-N images of a batch, C classes.
-"""
+N images of a batch, C classes."""
 
 from __future__ import annotations
 

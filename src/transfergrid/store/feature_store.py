@@ -63,9 +63,8 @@ class FeatureWriter:
         num_rows = len(features_ND)
         assert features_ND.shape[1] == self.shape[1] and first_row + num_rows <= self.shape[0]
         if not np.isfinite(features_ND).all():
-            raise DataError(
-                f"features of rows {first_row} to {first_row + num_rows - 1} are not finite; check the weights"
-            )
+            last_row = first_row + num_rows - 1
+            raise DataError(f"features of rows {first_row} to {last_row} are not finite; check the weights")
         if self._storage == "float16":
             self._check_float16(features_ND)
         stored_ND = np.ascontiguousarray(features_ND.astype(self._storage))
@@ -218,8 +217,7 @@ def damage(paths: CachePaths, key: FeatureKey) -> str | None:
     path = paths.features(key)
     if os.path.lexists(path):
         return _damage(path, key)
-    reason: str | None = _set_aside(path).get("reason")
-    return reason
+    return _set_aside(path).get("reason")
 
 
 def set_aside(paths: CachePaths, key: FeatureKey, path: Path, reason: str, *, seen: os.stat_result) -> Path:
@@ -245,11 +243,10 @@ def _about_damage(path: Path) -> Path:
 
 def _set_aside(path: Path) -> dict[str, str]:
     """path, reason: of the file that was last set aside for this name."""
-    try:
+    with contextlib.suppress(OSError, json.JSONDecodeError):
         content: dict[str, str] = durable.read_json(_about_damage(path))
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return content
+        return content
+    return {}
 
 
 def _damage(path: Path, key: FeatureKey) -> str | None:

@@ -12,7 +12,7 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from transfergrid.errors import DataError, one_line
 from transfergrid.store import durable
@@ -23,7 +23,7 @@ TIMING_FIELDS = frozenset({"time", "elapsed_s", "images_per_s", "gpu/utilisation
 }
 
 
-class MetricsLog:
+class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     """Appends numbered lines. lines_kept: a resumed run truncates to what its checkpoint covers."""
 
     def __init__(self, path: Path, *, lines_kept: int) -> None:
@@ -62,9 +62,6 @@ class MetricsLog:
         finally:
             with contextlib.suppress(OSError):  # of what it could not write, as told
                 self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: object, value: object, trace: object) -> None:
         self.close()

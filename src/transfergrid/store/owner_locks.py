@@ -170,7 +170,6 @@ def _now_at(folder: Path) -> float:
 
 
 def _read(path: Path) -> bytes | None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return path.read_bytes()
-    except FileNotFoundError:
-        return None
+    return None

@@ -168,13 +168,8 @@ def record_head(paths: RunPaths) -> RecordHead | None:
         content = durable.read_json(paths.record)
         if content["format"] != RECORD_FORMAT:
             return None
-        return RecordHead(
-            content["status"],
-            content["failure_class"],
-            content["error"],
-            content["provenance"].get("code_hash"),
-            content.get("remedy"),
-        )
+        code_hash, remedy = content["provenance"].get("code_hash"), content.get("remedy")
+        return RecordHead(content["status"], content["failure_class"], content["error"], code_hash, remedy)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -236,11 +236,9 @@ def _write_metrics(path: Path, rows: Sequence[Mapping[str, Any]], *, rows_listed
 
 
 def metrics_lines(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """The lines of metrics.jsonl by their numbers, from rows as the server has them.
-
-    W&B's own keys are left out, and rows without a line (media); of two with one number the later counts; `batch` is
-    called `step` again. Numbers are equal, but 1.0 comes back as 1. Raises DataError where a row is none of a run's.
-    """
+    """The lines of metrics.jsonl by their numbers, from rows as the server has them. W&B's own keys are left out, and
+    rows without a line (media); of two with one number the later counts; `batch` is called `step` again. Numbers are
+    equal, but 1.0 comes back as 1. Raises DataError where a row is none of a run's."""
     lines = {}
     for row in rows:
         # A row read from an exported file has every column of the file, empty where nothing was logged.

@@ -1,7 +1,5 @@
 """What a grid's report is in W&B: tables, figures and texts that the report has made already, and how they are named.
-
-Nothing here computes a number: rows and cells are those of comparison.csv and of the page.
-"""
+Nothing here computes a number: rows and cells are those of comparison.csv and of the page."""
 
 from __future__ import annotations
 
