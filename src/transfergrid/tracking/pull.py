@@ -129,12 +129,10 @@ def _entries(remote: Remote, grid: str, incoming: Path, say: Say) -> tuple[list[
 
 def _tagged(remote: Remote, grid: str) -> list[GridEntry]:
     """From the runs' own words, in the order in which they were made."""
-    entries = []
+    names, entries = ("dataset", "model", "variant", "weights", "protocol"), []
     for run in remote.tagged(grid_tag(grid)).values():
         if run.job_type in PHASES:
-            texts = {
-                name: run.config.get(name) or "" for name in ("dataset", "model", "variant", "weights", "protocol")
-            }
+            texts = {name: run.config.get(name) or "" for name in names}
             entries.append(GridEntry(run_id=run.id, phase=run.job_type, seed=run.config.get("seed"), **texts))
     return entries
 

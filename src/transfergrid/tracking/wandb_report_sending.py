@@ -70,7 +70,7 @@ def send_report(
             rows = "1 row" if len(wandb_report.rows) == 1 else f"{len(wandb_report.rows)} rows"
             say(f"W&B: {rows} ({written} written), {url}; reading back")
             run = report_run(remote, wandb_report)
-            if not _is_said(run, wandb_report, url) or differences(remote, wandb_report, url, blocks, folder):
+            if not _is_up_to_date(run, wandb_report, url) or differences(remote, wandb_report, url, blocks, folder):
                 _write_report_run(target, run, url)
                 problems = _lasting_differences(remote, target, url, blocks, patience_s)
     except GridError:
@@ -183,7 +183,7 @@ def _write_report_run(target: _Target, known: RemoteRun | None, url: str) -> Non
     run.finish()
 
 
-def _is_said(run: RemoteRun | None, wandb_report: WandbReport, url: str) -> bool:
+def _is_up_to_date(run: RemoteRun | None, wandb_report: WandbReport, url: str) -> bool:
     """Whether the report run was written with just this content: it is not to grow by the same figures each time."""
     expected = ("finished", wandb_report.content, url)
     return run is not None and (run.state, run.summary.get("content"), run.summary.get("report_url")) == expected
@@ -250,7 +250,8 @@ def _tables(remote: Remote, run: RemoteRun, wandb_report: WandbReport, folder: P
             continue
         try:
             file = remote.files(run, [path := str(there.get("path"))])[path]
-            content = json.loads(remote.download(file, folder, largest_bytes=LARGEST_TABLE_BYTES).read_bytes())
+            table_file = remote.download(file, folder / "read back", largest_bytes=LARGEST_TABLE_BYTES)
+            content = json.loads(table_file.read_bytes())
         except Exception as error:  # of the network, of the server, of JSON: the table was not read back
             yield f"table final/{name} could not be read back ({one_line(error)})"
             continue
