@@ -227,6 +227,8 @@ def make_folder(folder: Path) -> None:
 def sweep(folder: Path) -> None:
     """Remove temporary files of ended processes of this machine; those of other machines are left alone."""
     here = f".{socket.gethostname()}"
+    if not folder.is_dir():
+        return
     for path in folder.glob(".*.tmp"):
         owner, pid, *_ = [*path.name.rsplit(".", 3), ""]
         if owner.endswith(here) and pid.isdigit() and not Path(f"/proc/{pid}").exists():

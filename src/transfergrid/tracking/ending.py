@@ -1,7 +1,5 @@
 """What W&B gets of a run at its end: its numbers, its confusion matrix, its files, and where features and weights lie.
-
-Pictures and the names of files leave the machine only where the user asks for it (tracking.images=true).
-"""
+Pictures and the names of files leave the machine only where the user asks for it (tracking.images=true)."""
 
 from __future__ import annotations
 

@@ -62,9 +62,8 @@ class WandbReport:
         """Raises DataError for a table of which W&B would silently keep only a part."""
         for name, table in self.tables.items():
             if len(table.rows) > MOST_TABLE_ROWS:
-                raise DataError(
-                    f"table {name} has {len(table.rows):,} rows, W&B keeps {MOST_TABLE_ROWS:,}; publish fewer rows"
-                )
+                what = f"table {name} has {len(table.rows):,} rows, W&B keeps {MOST_TABLE_ROWS:,}"
+                raise DataError(what, remedy="publish fewer rows")
 
     def without_pictures(self) -> WandbReport:
         """Without figures, and without the files that hold them or name files of the user's."""
