@@ -157,12 +157,7 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         yield sys.stdout
         return
-    durable.make_folder(output.parent)
-    temporary = durable.temporary_beside(output)
-    try:
-        with durable.explained(output):
-            with open(temporary, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                yield file
-            durable.publish(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with durable.temporary_for(output) as temporary:
+        with open(temporary, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+        durable.publish(temporary, output)

@@ -24,7 +24,7 @@ from transfergrid.specs import Runtime
 from transfergrid.store.records import GridEntry, read_grid
 
 if TYPE_CHECKING:
-    from transfergrid.report.analysis.comparison import Comparison, Failure
+    from transfergrid.report.analysis.comparison import Comparison
     from transfergrid.tracking.wandb_report_sending import SentReport
 
 HELP = Help(
@@ -226,12 +226,10 @@ def sent_line(sent: SentReport) -> str:
 
 def _without_names(comparison: Comparison) -> Comparison:
     """The same without messages that may name the user's own files."""
-    from transfergrid.tracking.description import may_name_files, withheld
+    from transfergrid.tracking.description import withheld
 
-    def shared(failure: Failure) -> Failure:
-        return replace(failure, **withheld(failure.failure_class)) if may_name_files(failure.failure_class) else failure
-
-    return replace(comparison, failures=tuple(map(shared, comparison.failures)))
+    failures = tuple(replace(failure, **withheld(failure.failure_class)) for failure in comparison.failures)
+    return replace(comparison, failures=failures)
 
 
 def _is_current(page: Path, comparisons: Sequence[Comparison]) -> bool:

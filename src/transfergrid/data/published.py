@@ -6,9 +6,6 @@ import contextlib
 import hashlib
 import io
 import socket
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from transfergrid.data.images import ArrayImages, DatasetFacts
 from transfergrid.errors import DataError, MissingFiles, StoreFull, one_line
 from transfergrid.specs import Split, digest
 from transfergrid.store import durable
+from transfergrid.store.network import why_silent
 
 NETWORK_TIMEOUT_S = 4.0
 STALL_TIMEOUT_S = 30.0  # of a download that neither fails nor goes on
@@ -114,7 +112,7 @@ class PublishedSet:
         """Fetch, and say in a few words how that went."""
         if self.fetch is None:
             return "nothing fetches them"
-        if not reachable(self.url, timeout_s=NETWORK_TIMEOUT_S):
+        if why_silent(self.url, timeout_s=NETWORK_TIMEOUT_S):
             return f"{self.url} is not reachable from here"
         try:
             durable.make_folder(data_dir)
@@ -153,26 +151,6 @@ def _as_text(alternatives: tuple[str, ...]) -> str:
 
 def _missing(folder: Path, files: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     return [names for names in files if not any((folder / name).is_file() for name in names)]
-
-
-def reachable(url: str, *, timeout_s: float) -> bool:
-    """Whether the server answers at all, through the proxy the environment names, within the time given."""
-    answers: list[bool] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout_s).close()
-        except urllib.error.HTTPError as error:
-            error.close()  # an error page is an answer too
-        except (OSError, ValueError):
-            return
-        answers.append(True)
-
-    # In a thread, because looking up a name takes no timeout.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    return bool(answers)
 
 
 @contextlib.contextmanager
