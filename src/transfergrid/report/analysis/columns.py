@@ -19,7 +19,6 @@ from transfergrid.report.analysis.statistics import PairedComparison, p_text
 from transfergrid.report.blocks import Column, Table, Value, figure, words
 
 Row = TypeVar("Row")
-NAMES = "dataset model phase variant weights protocol"
 HEADS = {"knn": "kNN", "lda": "LDA", "qda": "QDA"}
 
 

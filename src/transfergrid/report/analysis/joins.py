@@ -22,7 +22,7 @@ from transfergrid.report.analysis import statistics
 from transfergrid.report.analysis.cells import percent
 from transfergrid.report.analysis.columns import difference, pick
 from transfergrid.report.analysis.comparison import Comparison
-from transfergrid.report.analysis.families import weights_beside
+from transfergrid.report.analysis.families import is_alike
 from transfergrid.report.analysis.predictions import StoredPredictions, averaged_correct_N, correct_SN, paired
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import best_on_val
@@ -42,8 +42,8 @@ class Accuracy:
 
     model: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ def join_baselines(comparison: Comparison) -> Joins:
 def part_rows(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[ComparisonRow] | str:
     """The rows of a join's parts, in its order, under the same conditions; or a sentence about what is missing."""
     parts = list(dict.fromkeys(row.parts))
-    alike = {single.model: single for single in rows if single.n_seeds and _alike(single, row)}
+    alike = {single.model: single for single in rows if single.n_seeds and is_alike(single, row)}
     missing = [part for part in parts if part not in alike]
     if missing:
         return f"no baselines, because {', '.join(missing)} has no result under the same conditions"
@@ -143,19 +143,13 @@ def equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> Compar
     distances = [
         (abs(math.log(single.gflops_per_image / row.gflops_per_image)), position)
         for position, single in enumerate(rows)
-        if len(single.parts) == 1 and _alike(single, row) and single.gflops_per_image and single.n_seeds
+        if len(single.parts) == 1 and is_alike(single, row) and single.gflops_per_image and single.n_seeds
     ]
     closest, position = min(distances, default=(math.inf, -1))
     alike = [i for distance, i in distances if distance - closest < 1e-9]
     if len(alike) > 1 and (best := best_on_val(rows, alike)) is not None:
         position = best
     return rows[position] if closest <= math.log(EQUAL_FLOPS_FACTOR) else None
-
-
-def _alike(single: ComparisonRow, join: ComparisonRow) -> bool:
-    conditions = (join.dataset, join.phase, join.variant, join.protocol)
-    same = (single.dataset, single.phase, single.variant, single.protocol) == conditions
-    return same and single.weights in weights_beside(join, single.model)
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers
@@ -221,13 +215,9 @@ def _equal_flops(row: ComparisonRow, equal: ComparisonRow, tested: _Tested) -> E
 
 
 def _accuracy(model: str, correct_SN: Array) -> Accuracy:
-    images = correct_SN.shape[1]
-    accuracies = [float(a) for a in correct_SN.mean(axis=1)]
-    if len(set(accuracies)) == 1:  # one seed, or all alike: what is left is chance among images
-        low, high = statistics.wilson(int(correct_SN[0].sum()), images)
-    else:
-        low, high = statistics.t_interval(accuracies)
-    return Accuracy(model=model, mean=fmean(accuracies), low=max(0.0, low), high=min(1.0, high))
+    accuracies = [float(accuracy) for accuracy in correct_SN.mean(axis=1)]
+    low, high = statistics.accuracy_interval(accuracies, images=correct_SN.shape[1])
+    return Accuracy(model=model, mean=fmean(accuracies), low=low, high=high)
 
 
 def error_overlap(correct: Sequence[Array]) -> ErrorOverlap:

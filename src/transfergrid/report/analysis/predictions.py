@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ BySeed = Mapping[int | None, Predictions]  # None: of a run that draws nothing, 
 LIMIT_BYTES = 512_000_000  # about 1,800 runs on 10,000 images of ten classes
 EDITED = "record does not agree with its predictions"
 UNREAD = "no predictions to rest on"
-_REMEDY = "delete its record.json, and launch again"
 _BLOCK = 8192  # images whose probabilities are in memory at once
 
 
@@ -89,63 +89,65 @@ class StoredPredictions:
     """Test predictions of one store's runs for all sections of a report: each file is read and checked once.
 
     Those used last stay in memory, up to `limit_bytes`; a larger grid reads some files again. compared: by the runs of
-    two rows, what paired_rows.compare_rows has found.
+    two rows, what families.compare_rows has computed.
     """
 
     def __init__(self, store: StorePaths, *, limit_bytes: int = LIMIT_BYTES) -> None:
         self.store = store
-        self._limit_bytes = limit_bytes
-        self._kept: OrderedDict[str, Predictions] = OrderedDict()
-        self._kept_bytes = 0
-        self._refused: dict[str, str] = {}
-        self._agrees: dict[str, Finding | None] = {}
-        self._n_val: dict[str, int] = {}
         self.compared: dict[tuple[tuple[str, ...], tuple[str, ...]], PairedComparison] = {}
+        self._limit_bytes = limit_bytes
+        self._cached: OrderedDict[str, Predictions] = OrderedDict()
+        self._cached_bytes = 0
+        self._refusals: dict[str, str] = {}
+        self._disagreements: dict[str, Finding | None] = {}
+        self._sizes: dict[str, dict[str, int]] = {}
 
     def of(self, run_id: str) -> Predictions:
         """In order of the image index. Raises DataError where the file is missing, damaged, or has no test images."""
-        if run_id in self._refused:
-            raise DataError(self._refused[run_id])
-        if run_id not in self._kept:
+        if run_id in self._refusals:
+            raise DataError(self._refusals[run_id])
+        if run_id not in self._cached:
             try:
-                self._keep(run_id, self._read(run_id))
+                self._cached[run_id] = self._read(run_id)
             except DataError as error:
-                self._refused[run_id] = one_line(error)
+                self._refusals[run_id] = one_line(error)
                 raise
-        self._kept.move_to_end(run_id)
-        return self._kept[run_id]
+            self._cached_bytes += _bytes(self._cached[run_id])
+            while self._cached_bytes > self._limit_bytes and len(self._cached) > 1:
+                self._cached_bytes -= _bytes(self._cached.popitem(last=False)[1])
+        self._cached.move_to_end(run_id)
+        return self._cached[run_id]
 
-    def n_val(self, run_id: str) -> int | None:
-        """How many val images the run has predictions of; None where it has none, or they cannot be read."""
+    def sizes(self, run_id: str) -> Mapping[str, int]:
+        """How many images of test and val the run has predictions of; empty where they cannot be read."""
         try:
             self.of(run_id)
         except DataError:
-            return None
-        return self._n_val.get(run_id)
+            return {}
+        return self._sizes[run_id]
 
     def disagreement(self, run: RunRecord) -> Finding | None:
         """What the record states that these predictions contradict. Raises as `of`."""
-        if run.run_id not in self._agrees:
-            self._agrees[run.run_id] = disagreement(run, self.of(run.run_id))
-        return self._agrees[run.run_id]
+        if run.run_id not in self._disagreements:
+            self._disagreements[run.run_id] = disagreement(run, self.of(run.run_id))
+        return self._disagreements[run.run_id]
 
     def trusted(self, run: RunRecord) -> Predictions:
         """As `of`; raises DataError, too, where the record contradicts them. What rests on predictions starts here."""
         doubt = self.doubt(run)
-        if doubt is None:
-            return self.of(run.run_id)
-        if doubt.kind == EDITED:
-            raise DataError(doubt.sentence)
-        raise DataError(f"the test predictions of {run.run_id} are missing or damaged", remedy=_REMEDY)
+        if doubt is not None:
+            raise DataError(doubt.sentence if doubt.kind == EDITED else doubt.text)
+        return self.of(run.run_id)
 
     def doubt(self, run: RunRecord) -> Finding | None:
         """Why nothing can rest on the predictions of this run; None where they are as its record says."""
         try:
             return self.disagreement(run)
         except DataError:
-            return Finding(
-                run.run_id, UNREAD, f"the test predictions of {run.run_id} are missing or damaged; {_REMEDY}"
+            text = (
+                f"the test predictions of {run.run_id} are missing or damaged; delete its record.json, and launch again"
             )
+            return Finding(run.run_id, UNREAD, text)
 
     def _read(self, run_id: str) -> Predictions:
         paths = self.store.run(run_id)
@@ -153,24 +155,19 @@ class StoredPredictions:
         test = sets.get("test")
         if test is None or not len(test.index_N):
             raise DataError(f"{paths.predictions} holds no test images; launch the run again")
-        if "val" in sets:
-            self._n_val[run_id] = len(sets["val"].index_N)
+        self._sizes[run_id] = {name: len(predictions.index_N) for name, predictions in sets.items()}
         try:
             return _in_order(test)
         except (ValueError, IndexError) as error:
             raise DataError(f"{paths.predictions} is damaged ({one_line(error)}); launch the run again") from error
 
-    def _keep(self, run_id: str, test: Predictions) -> None:
-        self._kept[run_id] = test
-        self._kept_bytes += _bytes(test)
-        while self._kept_bytes > self._limit_bytes and len(self._kept) > 1:
-            _, oldest = self._kept.popitem(last=False)
-            self._kept_bytes -= _bytes(oldest)
+
+def _arrays(p: Predictions) -> dict[str, Array]:
+    return {f.name: array for f in fields(p) if (array := getattr(p, f.name)) is not None}
 
 
 def _bytes(p: Predictions) -> int:
-    arrays = (p.index_N, p.label_N, p.logits_NC, p.classes_NC, p.logsumexp_N)
-    return sum(array.nbytes for array in arrays if array is not None)
+    return sum(array.nbytes for array in _arrays(p).values())
 
 
 def _in_order(p: Predictions) -> Predictions:
@@ -180,13 +177,7 @@ def _in_order(p: Predictions) -> Predictions:
 
 
 def _rows(p: Predictions, rows: slice | Array) -> Predictions:
-    return Predictions(
-        p.index_N[rows],
-        p.label_N[rows],
-        p.logits_NC[rows],
-        None if p.classes_NC is None else p.classes_NC[rows],
-        None if p.logsumexp_N is None else p.logsumexp_N[rows],
-    )
+    return Predictions(**{name: array[rows] for name, array in _arrays(p).items()})
 
 
 def disagreement(record: RunRecord, test: Predictions) -> Finding | None:

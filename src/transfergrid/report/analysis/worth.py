@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import attrgetter
 from typing import Literal
 
 from transfergrid.report.analysis import families, integrity
@@ -20,13 +21,13 @@ from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import best_first, best_on_test, best_on_val
 from transfergrid.report.analysis.verdicts import AgainstBest, against, answer_columns
 from transfergrid.report.blocks import Column, Table, words
-from transfergrid.store.records import RunRecord
 
 Question = Literal["winner", "finetuning", "pretraining"]
-TITLES: dict[Question, str] = {
-    "winner": "The winner on val and the next",
-    "finetuning": "Is fine-tuning worth it over the probe",
-    "pretraining": "Is a pretrained network worth it over one from scratch",
+# question -> (name of its table in W&B, title)
+_TABLES: dict[Question, tuple[str, str]] = {
+    "winner": ("winner", "The winner on val and the next"),
+    "finetuning": ("finetuning_over_probe", "Is fine-tuning worth it over the probe"),
+    "pretraining": ("pretraining_over_scratch", "Is a pretrained network worth it over one from scratch"),
 }
 
 
@@ -76,28 +77,28 @@ def winners(comparison: Comparison) -> list[Winner]:
         if rows[i].test_accuracy is not None and run_ids not in seen:  # one row of several grids is one candidate
             seen.add(run_ids)
             tested.append(i)
-    by_dataset = []
+    winner_by_dataset = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
         among = [i for i in tested if rows[i].dataset == dataset]
         ordered = best_first(rows, among)
-        first = ordered[0] if ordered else best_on_test(rows, among)
-        if first:
+        first, runners_up, *_ = *ordered, [], []
+        if first := first or best_on_test(rows, among):
             winner = Winner(
                 dataset=dataset,
                 first=tuple(first),
-                runners_up=tuple(ordered[1]) if len(ordered) > 1 else (),
+                runners_up=tuple(runners_up),
                 candidates=sum(map(len, ordered)) or len(among),
                 on_test=not ordered,
             )
-            by_dataset.append(winner)
-    return by_dataset
+            winner_by_dataset.append(winner)
+    return winner_by_dataset
 
 
 def contests(comparison: Comparison) -> list[Contest]:
     """All of them, by question and data set."""
     return [
         contest
-        for question in TITLES
+        for question in _TABLES
         for dataset in dict.fromkeys(row.dataset for row in comparison.rows)
         for contest in contests_about(comparison, question, dataset)
     ]
@@ -109,14 +110,14 @@ def contests_about(comparison: Comparison, question: Question, dataset: str) -> 
     pairs = _pairs(comparison, question, dataset)
     answers = families.answers(pairs, comparison.runs, comparison.stored)
     if question == "winner":
-        answers = {pair: _told_elsewhere(pair, comparison) or answer for pair, answer in answers.items()}
+        answers = {pair: _from_other_family(pair, comparison) or answer for pair, answer in answers.items()}
     return [
         Contest(question=question, dataset=dataset, first=rows[a], second=against(rows[b], rows[a], answer))
         for (a, b), answer in answers.items()
     ]
 
 
-def _told_elsewhere(pair: Pair, comparison: Comparison) -> Answer | None:
+def _from_other_family(pair: Pair, comparison: Comparison) -> Answer | None:
     """What another family of these rows' own grid says about them."""
     grid, dataset = comparison.rows[pair[0]].grid, comparison.rows[pair[0]].dataset
     places = [i for i, row in enumerate(comparison.rows) if row.grid == grid]
@@ -142,64 +143,48 @@ def _pairs(comparison: Comparison, question: str, dataset: str) -> list[Pair]:
         if row.dataset == dataset and row.n_seeds and row.test_accuracy is not None:
             spec = runs[i][0].spec
             alike.setdefault((spec.dataset, spec.train_fraction, spec.shots), []).append(i)
-    if question == "finetuning":
-        return [pair for group in alike.values() for pair in _finetuning_pairs(rows, group)]
-    return [pair for group in alike.values() for pair in _pretraining_pairs(rows, runs, group)]
-
-
-def _finetuning_pairs(rows: Sequence[ComparisonRow], group: Sequence[int]) -> list[Pair]:
-    """Per model and weights: its best fine-tuning on val beside its best probe."""
-    pairs = []
-    for key in dict.fromkeys((rows[i].model, rows[i].weights) for i in group):
-        own = [i for i in group if (rows[i].model, rows[i].weights) == key]
-        sides = [[i for i in own if rows[i].phase == phase] for phase in ("finetune", "probe")]
-        # Where nothing is chosen on val, each setting stands beside its own.
-        pairs += _chosen_pairs(rows, *sides) or [
-            (a, b)
-            for a, b in product(*sides)
-            if (rows[a].variant, rows[a].protocol) == (rows[b].variant, rows[b].protocol)
+    pairs: list[Pair] = []
+    for group in alike.values():
+        networks: dict[object, list[int]] = {}
+        for i in group:
+            networks.setdefault((rows[i].model, rows[i].weights), []).append(i)
+        # From scratch is a fine-tuning of random weights, too.
+        random_parts = {i: [part.weights.kind == "random" for part in runs[i][0].spec.backbones] for i in group}
+        scratch = [
+            i for i in group if rows[i].phase == "scratch" or (rows[i].phase == "finetune" and all(random_parts[i]))
         ]
+        for network in networks.values():
+            if question == "finetuning":
+                pairs += _finetuning_pairs(rows, network)
+            else:
+                trained = [i for i in network if rows[i].phase in ("probe", "finetune") and not any(random_parts[i])]
+                pairs += _chosen_pairs(rows, trained, scratch)
     return pairs
 
 
-def _pretraining_pairs(
-    rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunRecord]], group: Sequence[int]
-) -> list[Pair]:
-    """Each pretrained model's best row on val beside the best that was trained from scratch.
-
-    From scratch is a fine-tuning of random weights, too.
-    """
-    untrained = {i for i in group if _random_parts(runs[i][0]) == len(runs[i][0].spec.backbones)}
-    scratch = [i for i in group if rows[i].phase == "scratch" or (rows[i].phase == "finetune" and i in untrained)]
-    pretrained = [i for i in group if rows[i].phase in ("probe", "finetune") and not _random_parts(runs[i][0])]
-    pairs = []
-    for key in dict.fromkeys((rows[i].model, rows[i].weights) for i in pretrained):
-        own = [i for i in pretrained if (rows[i].model, rows[i].weights) == key]
-        pairs += _chosen_pairs(rows, own, scratch)
-    return pairs
-
-
-def _random_parts(run: RunRecord) -> int:
-    return sum(backbone.weights.kind == "random" for backbone in run.spec.backbones)
+def _finetuning_pairs(rows: Sequence[ComparisonRow], network: Sequence[int]) -> list[Pair]:
+    """Of one model and its weights: the best fine-tuning on val beside the best probe."""
+    sides = [[i for i in network if rows[i].phase == phase] for phase in ("finetune", "probe")]
+    # Where nothing is chosen on val, each setting stands beside its own.
+    setting = attrgetter("variant", "protocol")
+    return _chosen_pairs(rows, *sides) or [(a, b) for a, b in product(*sides) if setting(rows[a]) == setting(rows[b])]
 
 
 def _chosen_pairs(rows: Sequence[ComparisonRow], left: Sequence[int], right: Sequence[int]) -> list[Pair]:
     """One pair per protocol that both sides have; where they share none, one across protocols."""
-    pairs = []
+    pairs: list[Pair] = []
     for protocol in dict.fromkeys(rows[i].protocol for i in left):
-        sides = [_chosen(rows, [i for i in side if rows[i].protocol == protocol]) for side in (left, right)]
-        if sides[0] is not None and sides[1] is not None:
-            pairs.append((sides[0], sides[1]))
-    across = _chosen(rows, left), _chosen(rows, right)
-    if not pairs and across[0] is not None and across[1] is not None:
-        pairs.append((across[0], across[1]))
-    return pairs
+        first, second = (_chosen(rows, [i for i in side if rows[i].protocol == protocol]) for side in (left, right))
+        pairs += product(first, second)
+    return pairs or list(product(_chosen(rows, left), _chosen(rows, right)))
 
 
-def _chosen(rows: Sequence[ComparisonRow], side: Sequence[int]) -> int | None:
-    """The best on val of those that are finished; the only one, where nothing is chosen on val."""
+def _chosen(rows: Sequence[ComparisonRow], side: Sequence[int]) -> Sequence[int]:
+    """The best on val of those that are finished; the only one, where nothing is chosen on val; else none."""
     best = best_on_val(rows, [i for i in side if rows[i].status == "completed"])
-    return side[0] if best is None and len(side) == 1 else best
+    if best is not None:
+        return [best]
+    return side if len(side) == 1 else []
 
 
 # -------------------------------------------------------------------------------------------------------- in words
@@ -209,21 +194,15 @@ _COLUMNS: list[Column[Contest]] = [
     words("beside", lambda contest: contest.names[1]),
     *answer_columns(lambda contest: contest.second),
 ]
-_TABLES: dict[Question, str] = {
-    "winner": "winner",
-    "finetuning": "finetuning_over_probe",
-    "pretraining": "pretraining_over_scratch",
-}
 
 
-def tables(found: Sequence[Contest]) -> list[Table[Contest]]:
+def tables(contests: Sequence[Contest]) -> list[Table[Contest]]:
     """One per question that is asked."""
-    rows = {question: [contest for contest in found if contest.question == question] for question in TITLES}
-    return [
-        Table(_TABLES[question], _COLUMNS, contests, TITLES[question])
-        for question, contests in rows.items()
-        if contests
-    ]
+    tables = []
+    for question, (name, title) in _TABLES.items():
+        if rows := [contest for contest in contests if contest.question == question]:
+            tables.append(Table(name, _COLUMNS, rows, title))
+    return tables
 
 
 def row_names(*rows: ComparisonRow) -> list[str]:
