@@ -251,9 +251,9 @@ def _with_numbers(
         ci95_high=high,
         better_than_head=better_than_head(done),
         images_per_s=_mean([record.images_per_s for record in done]),
-        wall_s=spent.mean(run_ids, "wall_s"),
+        wall_s=fmean(spent.costs[run_id].wall_s for run_id in run_ids),
         phase_s=_mean([record.phase_s for record in done]),
-        gpu_s=spent.mean(run_ids, "gpu_s"),
+        gpu_s=fmean(spent.costs[run_id].gpu_s for run_id in run_ids),
         upstream_gpu_s=spent.upstream_gpu_s(run_ids),
         n_val=_images(first, "val", stored) if has_val else None,
         optimizer_steps=_count(first, "optimizer_steps"),
@@ -300,7 +300,7 @@ def better_than_head(done: Sequence[RunRecord]) -> tuple[str, ...]:
 
 # ------------------------------------------------------------------------------------------------- beside other figures
 def _beside_published(row: ComparisonRow, done: Sequence[RunRecord], stored: StoredPredictions) -> ComparisonRow:
-    figure = published.lookup(grid=row.grid, dataset=row.dataset, model=row.model, phase=row.phase, variant=row.variant)
+    figure = published.lookup(*published.KEY(row))
     if figure is None:
         return row
     row = replace(row, published_accuracy=figure.value, published_rule=figure.rule)

@@ -13,7 +13,6 @@ from typing import Literal
 
 from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
-from transfergrid.specs import RunSpec
 from transfergrid.store import records
 from transfergrid.store.bills import Bill, read_bill
 from transfergrid.store.records import RunRecord
@@ -62,13 +61,9 @@ class Spent:
     def upstream_gpu_s(self, run_ids: Iterable[str]) -> float | None:
         """Mean over these runs; None where one of them is made from something of which the cost is not known."""
         needed = [self.upstream(run_id) for run_id in run_ids]
-        if not needed or any(runs & self.lacking or not runs <= self.costs.keys() for runs in needed):
+        if any(runs & self.lacking or not runs <= self.costs.keys() for runs in needed):
             return None
         return fmean(sum(self.costs[run].gpu_s for run in runs) for runs in needed)
-
-    def mean(self, run_ids: Iterable[str], name: Literal["wall_s", "gpu_s"]) -> float | None:
-        values = [getattr(self.costs[run_id], name) for run_id in run_ids]
-        return fmean(values) if values else None
 
     def total(self, run_ids: Iterable[str] | None = None) -> tuple[float, float]:
         """(wall seconds, GPU seconds) of these runs, of all by default: what several share is in it once."""
@@ -78,7 +73,7 @@ class Spent:
 
 def cost_of(record: RunRecord, bill: Bill | None) -> RunCost:
     if bill is not None and bill.jobs:
-        return RunCost(wall_s=bill.wall_s, gpu_s=bill.gpu_s, source="accounting")
+        return _billed(bill)
     if record.attempts:
         gpus = 1 if record.on_gpu else 0
         times = [(a.wall_s or 0.0, gpus if a.gpus is None else a.gpus) for a in record.attempts]
@@ -86,6 +81,10 @@ def cost_of(record: RunRecord, bill: Bill | None) -> RunCost:
         wall_s, gpu_s = sum(s for s, _ in times), sum(s * n for s, n in times)
         return RunCost(wall_s=wall_s, gpu_s=gpu_s, source="attempts", unended=unended)
     return RunCost(wall_s=record.phase_s, gpu_s=record.phase_s if record.on_gpu else 0.0, source="phase")
+
+
+def _billed(bill: Bill) -> RunCost:
+    return RunCost(wall_s=bill.wall_s, gpu_s=bill.gpu_s, source="accounting")
 
 
 def spent_on(run_ids: Iterable[str], found: Mapping[str, RunRecord], store: StorePaths) -> Spent:
@@ -97,27 +96,21 @@ def spent_on(run_ids: Iterable[str], found: Mapping[str, RunRecord], store: Stor
     frontier = list(known)
     while frontier:
         run_id = frontier.pop()
-        needs[run_id] = made_from(known[run_id].spec)
+        spec = known[run_id].spec
+        needs[run_id] = tuple(dict.fromkeys((*spec.needs, *(run.run_id for run in spec.extractions))))
         for need in needs[run_id]:
             if need in known or need in lacking:
                 continue
-            record = _record(need, store)
-            if record is None:
-                lacking.add(need)
-            else:
+            if record := _record(need, store):
                 known[need] = record
                 frontier.append(need)
-    costs = {run_id: cost_of(record, read_bill(store.run(run_id))) for run_id, record in known.items()}
-    for run_id in {*run_ids, *lacking} - costs.keys():
-        bill = read_bill(store.run(run_id))
-        if bill is not None:
-            costs[run_id] = RunCost(wall_s=bill.wall_s, gpu_s=bill.gpu_s, source="accounting")
+            else:
+                lacking.add(need)
+    bills = {run_id: read_bill(store.run(run_id)) for run_id in {*known, *run_ids, *lacking}}
+    costs = {run_id: cost_of(record, bills[run_id]) for run_id, record in known.items()}
+    costs |= {run_id: _billed(bill) for run_id, bill in bills.items() if bill is not None and run_id not in known}
     done = frozenset(r.run_id for r in known.values() if r.spec.phase == "extract" and r.status == "completed")
     return Spent(costs, needs, done, frozenset(lacking))
-
-
-def made_from(spec: RunSpec) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*spec.needs, *(run.run_id for run in spec.extractions))))
 
 
 def _record(run_id: str, store: StorePaths) -> RunRecord | None:
@@ -130,16 +123,15 @@ def _record(run_id: str, store: StorePaths) -> RunRecord | None:
 
 def joined(several: Iterable[Spent]) -> Spent:
     """Of grids of one store: what they share is one run's cost."""
-    costs: dict[str, RunCost] = {}
-    needs: dict[str, tuple[str, ...]] = {}
-    extractions: set[str] = set()
-    lacking: set[str] = set()
+    whole = Spent()
     for spent in several:
-        extractions |= spent.extractions
-        costs |= spent.costs
-        needs |= spent.needs
-        lacking |= spent.lacking
-    return Spent(costs, needs, frozenset(extractions), frozenset(lacking))
+        whole = Spent(
+            {**whole.costs, **spent.costs},
+            {**whole.needs, **spent.needs},
+            whole.extractions | spent.extractions,
+            whole.lacking | spent.lacking,
+        )
+    return whole
 
 
 # ------------------------------------------------------------------------------------------------------------ in words

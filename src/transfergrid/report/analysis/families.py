@@ -148,11 +148,13 @@ def answers_about_joins(
 ) -> dict[Pair, Answer]:
     """Each join beside its best part, from the families that hold one."""
     joins = {(join, parts[0]) for join, parts in best_parts(rows).items()}
-    answers_by_pair: dict[Pair, Answer] = {}
-    for pairs in families(rows).values():
-        if not joins.isdisjoint(pairs):
-            answers_by_pair |= {pair: answer for pair, answer in answers(pairs, runs, stored).items() if pair in joins}
-    return answers_by_pair
+    return {
+        pair: answer
+        for pairs in families(rows).values()
+        if not joins.isdisjoint(pairs)
+        for pair, answer in answers(pairs, runs, stored).items()
+        if pair in joins
+    }
 
 
 # ------------------------------------------------------------------------------------------------------ which rows

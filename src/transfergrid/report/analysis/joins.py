@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 from operator import attrgetter
 from statistics import fmean
@@ -75,15 +75,12 @@ class EqualFlops:
 class JoinBaselines:
     """One join beside its baselines. seeds: those that the join and all its parts share, (None,) where none has one.
 
-    n_test: test images.
-
     oracle: right wherever one part is right. joined_minus_averaged: paired on seeds and images, p not adjusted.
     equal_flops: None where no single model of the grid comes that close.
     """
 
     row: ComparisonRow
     seeds: tuple[int | None, ...]
-    n_test: int
     joined: Accuracy
     parts: tuple[Accuracy, ...]
     averaged: Accuracy
@@ -106,50 +103,43 @@ def join_baselines(comparison: Comparison) -> Joins:
 
     A run whose predictions cannot be used, or contradict its record, is left out and named in a note.
     """
-    runs = dict(zip(comparison.rows, comparison.runs, strict=True))
-    tested = _Tested(runs, comparison.stored)
-    found, notes = [], []
+    tested = _Tested(dict(zip(comparison.rows, comparison.runs, strict=True)), comparison.stored)
+    baselines, notes = [], []
     for row in comparison.rows:
-        if len(row.parts) < 2 or row.phase == "evaluate" or not row.n_seeds:
-            continue
-        parts = part_rows(row, comparison.rows)
-        if isinstance(parts, str):
-            notes.append(f"{row.title}: {parts}.")
-            continue
-        try:
-            found.append(_baselines(row, parts, equal_flops_row(row, comparison.rows), tested))
-        except DataError as error:
-            notes.append(f"{row.title}: {one_line(error)}.")
-    return Joins(baselines=tuple(found), notes=tuple([*notes, *tested.left_out.values()]))
+        if len(row.parts) > 1 and row.phase != "evaluate" and row.n_seeds:
+            try:
+                baselines.append(_baselines(row, comparison.rows, tested))
+            except DataError as error:
+                notes.append(f"{row.title}: {one_line(error)}.")
+    return Joins(baselines=tuple(baselines), notes=(*notes, *tested.left_out.values()))
 
 
-def part_rows(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[ComparisonRow] | str:
-    """The rows of a join's parts, in its order, under the same conditions; or a sentence about what is missing."""
+def _part_rows(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """The rows of a join's parts, in its order, under the same conditions. Raises DataError where one is missing."""
     parts = list(dict.fromkeys(row.parts))
     alike = {single.model: single for single in rows if single.n_seeds and is_alike(single, row)}
-    missing = [part for part in parts if part not in alike]
-    if missing:
-        return f"no baselines, because {', '.join(missing)} has no result under the same conditions"
+    if missing := [part for part in parts if part not in alike]:
+        raise DataError(f"no baselines, because {', '.join(missing)} has no result under the same conditions")
     return [alike[part] for part in parts]
 
 
-def equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> ComparisonRow | None:
+def _equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> ComparisonRow | None:
     """The finished single model under the same conditions with FLOPs closest to the join's, or None.
 
     Of several that are equally close, the best on val.
     """
     if not row.gflops_per_image:
         return None
-    distances = [
-        (abs(math.log(single.gflops_per_image / row.gflops_per_image)), position)
-        for position, single in enumerate(rows)
+    distances = {
+        i: abs(math.log(single.gflops_per_image / row.gflops_per_image))
+        for i, single in enumerate(rows)
         if len(single.parts) == 1 and is_alike(single, row) and single.gflops_per_image and single.n_seeds
-    ]
-    closest, position = min(distances, default=(math.inf, -1))
-    alike = [i for distance, i in distances if distance - closest < 1e-9]
-    if len(alike) > 1 and (best := best_on_val(rows, alike)) is not None:
-        position = best
-    return rows[position] if closest <= math.log(EQUAL_FLOPS_FACTOR) else None
+    }
+    closest = min(distances, key=distances.__getitem__, default=None)
+    if closest is None or distances[closest] > math.log(EQUAL_FLOPS_FACTOR):
+        return None
+    best = best_on_val(rows, [i for i, distance in distances.items() if distance - distances[closest] < 1e-9])
+    return rows[closest if best is None else best]
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers
@@ -168,40 +158,32 @@ class _Tested:
     def _by_seed(self, runs: Sequence[RunRecord]) -> dict[int | None, Predictions]:
         predictions: dict[int | None, Predictions] = {}
         for run in runs:
-            if (why := self.stored.doubt(run)) is not None:
-                self.left_out[run.run_id] = f"`{run.run_id}` is left out: {why.text}."
-                continue
-            test = self.stored.of(run.run_id)
-            if run.spec.seed is not None or len(runs) == 1:
-                predictions[run.spec.seed] = test
+            if doubt := self.stored.doubt(run):
+                self.left_out[run.run_id] = f"`{run.run_id}` is left out: {doubt.text}."
+            elif run.spec.seed is not None or len(runs) == 1:
+                predictions[run.spec.seed] = self.stored.of(run.run_id)
         return predictions
 
 
-def _baselines(
-    row: ComparisonRow, parts: Sequence[ComparisonRow], equal: ComparisonRow | None, tested: _Tested
-) -> JoinBaselines:
+def _baselines(row: ComparisonRow, rows: Sequence[ComparisonRow], tested: _Tested) -> JoinBaselines:
+    parts, equal = _part_rows(row, rows), _equal_flops_row(row, rows)
     seeds, sets = tested.paired([row, *parts])
-    of_parts = {part.model: sets[part.model] for part in parts}
     joined_SN = correct_SN(sets[row.model])
-    parts_SN = {name: correct_SN(predictions) for name, predictions in of_parts.items()}
-    averaged_SN = _averaged_SN(list(of_parts.values()), num_classes=tested.runs[row][0].spec.dataset.num_classes)
-    oracle_SN = np.any(np.stack(list(parts_SN.values())), axis=0)
+    parts_SN = {part.model: correct_SN(sets[part.model]) for part in parts}
+    num_classes = tested.runs[row][0].spec.dataset.num_classes
+    parts_by_seed = zip(*(sets[part.model] for part in parts), strict=True)
+    averaged_SN = np.stack([averaged_correct_N(of_seed, num_classes=num_classes) for of_seed in parts_by_seed])
     return JoinBaselines(
         row=row,
         seeds=seeds,
-        n_test=joined_SN.shape[1],
         joined=_accuracy(row.model, joined_SN),
         parts=tuple(_accuracy(name, part_SN) for name, part_SN in parts_SN.items()),
         averaged=_accuracy("averaged probabilities", averaged_SN),
-        oracle=_accuracy("oracle", oracle_SN),
+        oracle=_accuracy("oracle", np.any(list(parts_SN.values()), axis=0)),
         overlap=error_overlap(list(parts_SN.values())),
         joined_minus_averaged=statistics.compare(joined_SN, averaged_SN),
         equal_flops=None if equal is None else _equal_flops(row, equal, tested),
     )
-
-
-def _averaged_SN(parts: Sequence[Sequence[Predictions]], *, num_classes: int) -> Array:
-    return np.stack([averaged_correct_N(of_seed, num_classes=num_classes) for of_seed in zip(*parts, strict=True)])
 
 
 def _equal_flops(row: ComparisonRow, equal: ComparisonRow, tested: _Tested) -> EqualFlops:
@@ -223,8 +205,7 @@ def _accuracy(model: str, correct_SN: Array) -> Accuracy:
 def error_overlap(correct: Sequence[Array]) -> ErrorOverlap:
     """Of two or more models' (S, N) bool matrices over the same seeds and images."""
     wrong_MSN = ~np.stack(list(correct))
-    pairs = [pair for a_SN, b_SN in combinations(wrong_MSN, 2) for pair in zip(a_SN, b_SN, strict=True)]
-    kappas = [_kappa(a_N, b_N) for a_N, b_N in pairs]
+    kappas = [_kappa(a_N, b_N) for pair in combinations(wrong_MSN, 2) for a_N, b_N in zip(*pair, strict=True)]
     known = [kappa for kappa in kappas if kappa is not None]
     return ErrorOverlap(
         all_wrong=float(wrong_MSN.all(axis=0).mean()),
@@ -266,7 +247,7 @@ def _accuracy_column(name: str) -> Column[JoinBaselines]:
         return f"{percent(accuracy.mean)} [{percent(accuracy.low)}, {percent(accuracy.high)}]"
 
     more = {f"{name}_{end}": attrgetter(f"{name}.{end}") for end in ("low", "high")}
-    return replace(figure(name, str, f"{name}.mean", beside="[95 %]", more=more), text=text)
+    return figure(name, value=f"{name}.mean", text=text, beside="[95 %]", more=more)
 
 
 _AVERAGES: list[Column[JoinBaselines]] = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from statistics import NormalDist
 
 from transfergrid.report.analysis.statistics import CONFIDENCE, MeanSquares, PairedComparison, Variances, spread_of_mean
@@ -58,10 +59,8 @@ def images_needed(comparison: PairedComparison) -> int | None:
         z, z_power = NormalDist().inv_cdf(1 - LEVEL / 2), NormalDist().inv_cdf(POWER)
         total = z * math.sqrt(disagreement) + z_power * math.sqrt(disagreement - sought**2)
         return math.ceil((total / sought) ** 2)
-    candidates = range(2, MOST_IMAGES + 1)
     seeds, variances = comparison.seeds, comparison.variances
-    at = bisect_left(candidates, POWER, key=lambda images: power(sought, variances, seeds=seeds, images=images))
-    return candidates[at] if at < len(candidates) else None
+    return _fewest(MOST_IMAGES, lambda images: power(sought, variances, seeds=seeds, images=images))
 
 
 def seeds_needed(comparison: PairedComparison) -> int | None:
@@ -71,9 +70,13 @@ def seeds_needed(comparison: PairedComparison) -> int | None:
     """
     if comparison.seeds == 1:
         return None
-    candidates = range(2, MOST_SEEDS + 1)
     sought, images, variances = _sought(comparison), comparison.images, comparison.variances
-    at = bisect_left(candidates, POWER, key=lambda seeds: power(sought, variances, seeds=seeds, images=images))
+    return _fewest(MOST_SEEDS, lambda seeds: power(sought, variances, seeds=seeds, images=images))
+
+
+def _fewest(most: int, power_of: Callable[[int], float]) -> int | None:
+    candidates = range(2, most + 1)
+    at = bisect_left(candidates, POWER, key=power_of)
     return candidates[at] if at < len(candidates) else None
 
 

@@ -27,10 +27,11 @@ _BLOCK = 8192  # images whose probabilities are in memory at once
 
 def probabilities_NC(predictions: Predictions, *, num_classes: int) -> Array:
     """Softmax (N, C) in float64. Above 100 classes only the 20 kept ones have a probability, the others count as 0."""
+    from scipy.special import softmax
+
     logits_NC = predictions.logits_NC.astype(np.float64)
     if predictions.classes_NC is None or predictions.logsumexp_N is None:
-        exponentials_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
-        full_NC: Array = exponentials_NC / exponentials_NC.sum(axis=1, keepdims=True)
+        full_NC: Array = softmax(logits_NC, axis=1)
         return full_NC
     kept_NK = np.exp(logits_NC - predictions.logsumexp_N.astype(np.float64)[:, None])
     spread_NC = np.zeros((len(logits_NC), num_classes))
@@ -44,13 +45,12 @@ def averaged_correct_N(parts: Sequence[Predictions], *, num_classes: int) -> Arr
     The predictions must hold the same images in the same order, as `paired` returns them.
     """
     label_N = parts[0].label_N
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(label_N), _BLOCK)]
-    correct = []
-    for block in blocks:
+    correct_N: Array = np.zeros(len(label_N), dtype=bool)
+    for start in range(0, len(label_N), _BLOCK):
+        block = slice(start, start + _BLOCK)
         summed_NC = sum(probabilities_NC(_rows(part, block), num_classes=num_classes) for part in parts)
-        correct.append(np.asarray(summed_NC).argmax(axis=1) == label_N[block])
-    joined_N: Array = np.concatenate(correct)
-    return joined_N
+        correct_N[block] = np.asarray(summed_NC).argmax(axis=1) == label_N[block]
+    return correct_N
 
 
 def correct_SN(predictions: Sequence[Predictions]) -> Array:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 
 from transfergrid.report.analysis.cells import number, percent
@@ -11,7 +11,7 @@ from transfergrid.report.analysis.columns import pick
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Column, Section, Table, figure, words
-from transfergrid.report.studies.published import PublishedFigure, figures
+from transfergrid.report.studies.published import KEY, PublishedFigure, figures
 from transfergrid.store.records import RunRecord
 
 _SHARES = frozenset({"test_accuracy", "train_accuracy"})
@@ -36,8 +36,8 @@ _COLUMNS: list[Column[Published]] = [
     *(column.of(lambda line: line.row) for column in pick("dataset model phase variant")),
     words("figure", lambda line: line.figure.metric.replace("_", " ")),
     words("rule", lambda line: line.figure.rule.replace("_", " ")),
-    replace(figure("ours", str), text=lambda line: line.text(line.ours)),
-    replace(figure("published", str, "figure.value"), text=lambda line: line.text(line.figure.value)),
+    figure("ours", text=lambda line: line.text(line.ours)),
+    figure("published", value="figure.value", text=lambda line: line.text(line.figure.value)),
 ]
 _ABOUT = """\
 Accuracies in percent, losses in nats, seconds per run. Our training figures are evaluated after the last
@@ -48,21 +48,15 @@ seconds are those of the run alone. The extraction of cached features, which row
 def section(comparison: Comparison) -> Section | None:
     """None where the standing figures are all there is."""
     lines = [
-        Published(row, theirs, _ours(runs, theirs))
+        Published(row, figure, _ours(runs, figure))
         for row, runs in zip(comparison.rows, comparison.runs, strict=True)
-        for theirs in of_row(row)
-        if not theirs.stands
+        for figure in figures()
+        if KEY(figure) == KEY(row) and figure.metric in _SHOWN and not figure.stands
     ]
     if not lines:
         return None
     table = Table("everything_published", _COLUMNS, lines)
     return Section("everything published", "Everything published", about=[_ABOUT], tables=[table])
-
-
-def of_row(row: ComparisonRow) -> tuple[PublishedFigure, ...]:
-    """All figures of one row, whatever metric and rule."""
-    key = (row.grid, row.dataset, row.model, row.phase, row.variant)
-    return tuple(f for f in figures() if (f.grid, f.dataset, f.model, f.phase, f.variant) == key and f.metric in _SHOWN)
 
 
 def _ours(runs: Sequence[RunRecord], figure: PublishedFigure) -> float | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import string
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from itertools import product
+from itertools import chain, count, product
+from string import ascii_lowercase
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.data.folds import FEW_STEPS, FEW_VAL_IMAGES, IMBALANCE
@@ -39,19 +40,15 @@ def footnotes(rows: Sequence[ComparisonRow]) -> tuple[list[str], list[tuple[str,
 
     Last the mark ▲ where a probe's head understates the features.
     """
-    texts: dict[str, str] = {}
-    marks = []
-    for row in rows:
-        own = [texts.setdefault(text, _letter(len(texts))) for text in row.remarks]
-        marks.append(",".join([*own, UNDERSTATES] if row.better_than_head else own))
+    texts = dict.fromkeys(text for row in rows for text in row.remarks)
+    pairs = map("".join, product(ascii_lowercase, repeat=2))
+    mark_by_text = dict(zip(texts, chain(ascii_lowercase, pairs, map(str, count(26 + 26 * 26))), strict=False))
+    marks = [
+        ",".join([*(mark_by_text[text] for text in row.remarks), *([UNDERSTATES] if row.better_than_head else [])])
+        for row in rows
+    ]
     understated = [(UNDERSTATES, _UNDERSTATED)] if any(row.better_than_head for row in rows) else []
-    return marks, [(mark, text) for text, mark in texts.items()] + understated
-
-
-def _letter(number: int) -> str:
-    letters = string.ascii_lowercase
-    names = (*letters, *("".join(pair) for pair in product(letters, repeat=2)))
-    return names[number] if number < len(names) else str(number)
+    return marks, [(mark, text) for text, mark in mark_by_text.items()] + understated
 
 
 # ---------------------------------------------------------------------------------------------- the search of one run
@@ -90,12 +87,9 @@ def _told(search: Mapping[str, Any]) -> Iterator[str]:
 
 def _edges_of_seeds(done: Sequence[RunRecord]) -> Iterator[str]:
     """Of a row's runs, with how many of the seeds where not all chose it."""
-    counts: dict[str, int] = {}
-    for record in done:
-        for text in edges(record):
-            counts[text] = counts.get(text, 0) + 1
-    for text, count in counts.items():
-        yield text if count == len(done) else f"{text} ({count} of {len(done)} seeds)"
+    counts = Counter(text for record in done for text in edges(record))
+    for text, seeds in counts.items():
+        yield text if seeds == len(done) else f"{text} ({seeds} of {len(done)} seeds)"
 
 
 def _end(value: Any, values: set[Any]) -> str | None:
@@ -162,8 +156,8 @@ def _together(searched: Mapping[str, Sequence[float]]) -> list[list[str]]:
     return list(groups.values())
 
 
-# --------------------------------------------------------------------------------------------------------- too little
-def _few(row: ComparisonRow) -> Iterator[str]:
+# -------------------------------------------------------------------------------- too little, uneven, left out, or old
+def _how_made(row: ComparisonRow, done: Sequence[RunRecord]) -> Iterator[str]:
     if row.n_val == 0 and row.phase in ("probe", "finetune", "scratch") and row.protocol == "fair":
         yield "no val image: nothing was chosen on val"
     if row.val_accuracy is not None and row.n_val is not None and row.n_val < FEW_VAL_IMAGES:
@@ -171,32 +165,12 @@ def _few(row: ComparisonRow) -> Iterator[str]:
     if row.optimizer_steps and row.optimizer_steps < FEW_STEPS:  # a head that is solved takes none
         steps = "optimizer step" if row.optimizer_steps == 1 else "optimizer steps"
         yield f"only {row.optimizer_steps} {steps} (below {FEW_STEPS})"
-
-
-# -------------------------------------------------------------------------------------------------- how it was made
-def _how_made(row: ComparisonRow, done: Sequence[RunRecord]) -> Iterator[str]:
-    yield from _few(row)
-    yield from _uneven(done)
-    yield from _left_out(done)
-    yield from _old(done)
-
-
-def _old(done: Sequence[RunRecord]) -> Iterator[str]:
-    """Probes and fine-tunings of the first release: their rules, and so their numbers, are others."""
+    trained_on = done[0].details.get("class_counts") if done else None
+    if isinstance(trained_on, Mapping) and trained_on["largest"] > IMBALANCE * trained_on["smallest"]:
+        yield f"uneven classes: {trained_on['smallest']} to {trained_on['largest']} images trained on"
+    if left_out := max((record.spec.dataset.left_out for record in done), default=0):
+        files = "file" if left_out == 1 else "files"
+        yield f"without {left_out} {files} of the data set that cannot be used (dataset.skip_damaged=true)"
+    # Probes and fine-tunings of the first release: their rules, and so their numbers, are others.
     if any(record.spec.phase in ("probe", "finetune") and record.spec.rules < RULES_VERSION for record in done):
         yield "made by an older release, under other rules (docs/storage.md); launch the grid again to make it anew"
-
-
-def _left_out(done: Sequence[RunRecord]) -> Iterator[str]:
-    count = max((record.spec.dataset.left_out for record in done), default=0)
-    if count:
-        files = "file" if count == 1 else "files"
-        yield f"without {count} {files} of the data set that cannot be used (dataset.skip_damaged=true)"
-
-
-def _uneven(done: Sequence[RunRecord]) -> Iterator[str]:
-    """By the classes that it was trained on."""
-    for record in done[:1]:
-        counts = record.details.get("class_counts")
-        if isinstance(counts, Mapping) and counts["largest"] > IMBALANCE * counts["smallest"]:
-            yield f"uneven classes: {counts['smallest']} to {counts['largest']} images trained on"

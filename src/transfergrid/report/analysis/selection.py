@@ -26,15 +26,17 @@ METRICS: dict[SelectBy, str] = {
     "balanced_accuracy": "macro_recall",
     "macro_f1": "macro_f1",
 }  # of a record, after `val_`: balanced accuracy is the mean recall over the classes
-_SIGN = "--"  # in a variant's name, between what is compared and the choice: the choices are a search by their purpose
 _EPOCHS = re.compile(r"epochs_(\d+)")  # a variant of that length
 _SHARE = re.compile(r"(shots|fraction)_.*")  # a variant trained on that share of the images
 RULE = "of rows tied on val the one with the lower val loss comes first, then the one with fewer FLOPs per image"
 
 
 def choice_of(variant: str) -> tuple[str, str] | None:
-    """(what is compared, the choice), of a variant named `<what is compared>--<choice>`; None of any other."""
-    compared, sign, choice = variant.partition(_SIGN)
+    """(what is compared, the choice), of a variant named `<what is compared>--<choice>`; None of any other.
+
+    Such variants are a search by their purpose, however few they are.
+    """
+    compared, sign, choice = variant.partition("--")
     return (compared, choice) if sign else None
 
 
@@ -51,12 +53,8 @@ def is_share(variant: str) -> bool:
 
 def val_score(row: ComparisonRow) -> float | None:
     """What the row is chosen by, in [0, 1]; None where there is no such score, as under protocol `published`."""
-    scores = {
-        "accuracy": row.val_accuracy,
-        "balanced_accuracy": row.val_balanced_accuracy,
-        "macro_f1": row.val_macro_f1,
-    }
-    return scores[row.select_by]
+    score: float | None = getattr(row, f"val_{row.select_by}")
+    return score
 
 
 def best_first(rows: Sequence[ComparisonRow], among: Iterable[int] | None = None) -> list[list[int]]:

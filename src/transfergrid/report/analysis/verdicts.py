@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from transfergrid.report.analysis.power import needed
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import RULE, is_tied
 from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison
-from transfergrid.report.blocks import Column, Section, Table, figure, words
+from transfergrid.report.blocks import Column, Section, Table, Value, figure, words
 
 Row = TypeVar("Row")
 
@@ -159,11 +159,14 @@ def _tables(groups: Sequence[Group]) -> list[Table[_Line]]:
 
 def answer_columns(read: Callable[[Row], AgainstBest]) -> list[Column[Row]]:
     """Verdict, what it would take to tell, seeds, difference, p."""
-    seeds: Column[Row] = figure("seeds", str, lambda row: getattr(read(row).result, "seeds", None))
+
+    def seeds(row: Row) -> Value:
+        return getattr(read(row).result, "seeds", None)
+
     return [
         words("verdict", lambda row: read(row).answer.verdict),
         words("needed_to_tell", lambda row: read(row).needed, label="what it would take to tell"),
-        replace(seeds, text=lambda row: read(row).seeds, is_number=False),
+        figure("seeds", value=seeds, text=lambda row: read(row).seeds, is_number=False),
         difference("difference", "difference", lambda row: read(row).result),
         adjusted_p(lambda row: read(row).answer),
     ]

@@ -81,12 +81,12 @@ def winners(comparison: Comparison) -> list[Winner]:
     for dataset in dict.fromkeys(row.dataset for row in rows):
         among = [i for i in tested if rows[i].dataset == dataset]
         ordered = best_first(rows, among)
-        first, runners_up, *_ = *ordered, [], []
-        if first := first or best_on_test(rows, among):
+        first, *others = ordered or [best_on_test(rows, among)]
+        if first:
             winner = Winner(
                 dataset=dataset,
                 first=tuple(first),
-                runners_up=tuple(runners_up),
+                runners_up=tuple(others[0]) if others else (),
                 candidates=sum(map(len, ordered)) or len(among),
                 on_test=not ordered,
             )

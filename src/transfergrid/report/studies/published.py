@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -52,7 +53,10 @@ class PublishedFigure:
     note: str
 
 
-def lookup(*, grid: str, dataset: str, model: str, phase: str, variant: str) -> PublishedFigure | None:
+KEY = attrgetter("grid", "dataset", "model", "phase", "variant")  # of the row of ours that a figure belongs to
+
+
+def lookup(grid: str, dataset: str, model: str, phase: str, variant: str) -> PublishedFigure | None:
     """The published test accuracy of one row, or None; another dataset name (`cifar10-jpeg`) is another dataset."""
     return _standing().get((grid, dataset, model, phase, variant))
 
@@ -66,28 +70,20 @@ def figures() -> tuple[PublishedFigure, ...]:
 
 @lru_cache(maxsize=1)
 def _standing() -> dict[tuple[str, str, str, str, str], PublishedFigure]:
-    return {(f.grid, f.dataset, f.model, f.phase, f.variant): f for f in figures() if f.stands}
+    return {KEY(figure): figure for figure in figures() if figure.stands}
 
 
 def _figure(line: dict[str, str]) -> PublishedFigure:
-    return PublishedFigure(
-        grid=line["grid"],
-        dataset=line["dataset"],
-        model=line["model"],
-        phase=line["phase"],
-        variant=line["variant"],
-        metric=line["metric"],
-        value=float(line["value"]),
-        rule=cast(Rule, line["rule"]),
-        stands=line["stands"] == "yes",
-        epochs=int(line["epochs"]) if line["epochs"] else None,
-        epoch=int(line["at_epoch"]) if line["at_epoch"] else None,
-        study=study(line["study"]) if line["study"] else None,
-        differs=tuple(line["differs"].split(";")) if line["differs"] else (),
-        source=line["source"],
-        source_row=line["source_row"],
-        note=line["note"],
-    )
+    at_epoch = line.pop("at_epoch")
+    values: dict[str, Any] = line | {
+        "value": float(line["value"]),
+        "stands": line["stands"] == "yes",
+        "epochs": int(line["epochs"]) if line["epochs"] else None,
+        "epoch": int(at_epoch) if at_epoch else None,
+        "study": study(line["study"]) if line["study"] else None,
+        "differs": tuple(line["differs"].split(";")) if line["differs"] else (),
+    }
+    return PublishedFigure(**values)
 
 
 # -------------------------------------------------------------------------------------------------------- differences
@@ -120,40 +116,29 @@ def differs(figure: PublishedFigure, spec: RunSpec, *, probe: RunSpec | None = N
     elif isinstance(spec.settings, TrainSettings) and spec.settings.epochs != figure.epochs:
         names.append("epochs")
     names += _input_differs(figure.study, spec)
-    if probe is not None and not {*names, *figure.study.beyond_options} >= _of_probe(figure, probe):
+    own = None if probe is None else lookup(*KEY(replace(figure, phase="probe")))
+    if own is not None and probe is not None and not {*names, *figure.study.beyond_options} >= set(differs(own, probe)):
         names.append("its probe")
-    if isinstance(spec.settings, TrainSettings) and _drawn_twice(figure.study.settings, spec.settings):
-        names.append("augmentation of an image drawn twice in an epoch")
+    if figure.study.settings is not None and isinstance(spec.settings, TrainSettings):
+        # Both draw rows with replacement: ours augments an image twice alike in one epoch, theirs anew each time.
+        is_replaced = figure.study.settings.sampling == spec.settings.sampling == "replacement"
+        if is_replaced and _effective(spec.settings)["augmentation"] is not None:
+            names.append("augmentation of an image drawn twice in an epoch")
     return (*names, *figure.study.beyond_options)
-
-
-def _of_probe(figure: PublishedFigure, probe: RunSpec) -> set[str]:
-    """What differs from the probe that the study has a figure of; nothing where it has none."""
-    own = lookup(grid=figure.grid, dataset=figure.dataset, model=figure.model, phase="probe", variant=figure.variant)
-    return set() if own is None else set(differs(own, probe))
-
-
-def _drawn_twice(theirs: TrainSettings | None, ours: TrainSettings) -> bool:
-    """Both draw rows with replacement: ours augments an image twice alike in one epoch, theirs anew each time."""
-    replaced = theirs is not None and theirs.sampling == ours.sampling == "replacement"
-    return replaced and _effective(ours)["augmentation"] is not None
 
 
 def _input_differs(study: StudySettings, spec: RunSpec) -> list[str]:
     """What differs in a backbone's input and weights. The studies resize straight to a square, bilinear, on PIL, and
     start from the weights' own BatchNorm statistics."""
-    names = []
-    fed = [b.preprocess for b in spec.backbones]
-    if any(p.mode != "direct" or p.crop_px != study.image_size_px for p in fed):
-        names.append("image_size_px")
-    if any(p.interpolation != "bilinear" or not p.antialias for p in fed):
-        names.append("interpolation")
-    weights = [b.weights for b in spec.backbones]
-    from_file = [w for w in weights if w.is_file]
-    if study.weights is not None and any(w.label != study.weights for w in weights if w not in from_file):
-        names.append("weights")
-    names += ["bn_statistics"] if spec.extract is not None and spec.extract.bn_statistics != "imagenet" else []
-    return names + (["weights file"] if from_file else [])
+    inputs, weights = [b.preprocess for b in spec.backbones], [b.weights for b in spec.backbones]
+    differences = {
+        "image_size_px": any(p.mode != "direct" or p.crop_px != study.image_size_px for p in inputs),
+        "interpolation": any(p.interpolation != "bilinear" or not p.antialias for p in inputs),
+        "weights": study.weights is not None and any(w.label != study.weights for w in weights if not w.is_file),
+        "bn_statistics": spec.extract is not None and spec.extract.bn_statistics != "imagenet",
+        "weights file": any(w.is_file for w in weights),
+    }
+    return [name for name, is_different in differences.items() if is_different]
 
 
 def _effective(settings: TrainSettings) -> dict[str, Any]:
