@@ -1,10 +1,9 @@
 """The studies' published conclusions, and what a grid's own measurements say about each.
 
-Outcomes: `confirmed` where the accuracy is higher in every comparison, `contradicted` where it is lower in at least
-one, `not shown` otherwise; a comparison says higher or lower where its p, adjusted by Holm over the comparisons of its
-claim, is below 5 % and its interval leaves out zero. `artefact`: the published evidence is of something else; what we
-measured is told beside it. `not tested`: rows or predictions are missing, or hold a part of the data set only. Rows
-trained for other numbers of epochs than their grid file says decide nothing: `not shown`, with the numbers.
+Outcomes: `confirmed` and `contradicted` as _ABOUT says, where the interval leaves out zero, too; else `not shown`, also
+of rows trained for other numbers of epochs than their grid file says. `artefact`: the published evidence is of
+something else; what we measured is told beside it. `not tested`: rows or predictions are missing, or hold a part of
+the data set only.
 """
 
 from __future__ import annotations
@@ -157,7 +156,7 @@ def _best(candidates: Sequence[RowAndRuns]) -> RowAndRuns:
 
 
 def _decide(question: _Question) -> Decision:
-    claim, grid = question.claim, question.comparison.grid
+    claim = question.claim
     try:
         question.require()
         decision = _against_published(question) if claim.test == "published_value" else _against_rows(question)
@@ -165,8 +164,8 @@ def _decide(question: _Question) -> Decision:
             text = f"{other}, so this decides nothing: {decision.text}"
             decision = replace(decision, outcome="not shown", text=text)
     except DataError as missing:
-        again = launch_again(grid, question.comparison.store)
-        again = command(*shlex.split(claim.command)) if claim.command else again
+        own = command(*shlex.split(claim.command)) if claim.command else None
+        again = own or launch_again(question.comparison.grid, question.comparison.store)
         text = f"{question.dataset}: {one_line(missing)}; next: {again}"
         decision = Decision(claim, question.dataset, "not tested", text)
     if claim.artefact_of is None:

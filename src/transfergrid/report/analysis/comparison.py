@@ -8,7 +8,7 @@ from operator import attrgetter
 from statistics import fmean, stdev
 from typing import Any
 
-from transfergrid.config.spelling import launch_again
+from transfergrid.config.spelling import launch_again, never_launched
 from transfergrid.errors import ConfigError, DataError, next_step, one_line, remedy_of
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis import costs, statistics
@@ -17,7 +17,6 @@ from transfergrid.report.analysis.families import Answer, answers_about_joins, b
 from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.analysis.remarks import with_remarks
 from transfergrid.report.analysis.rows import NAMES, ComparisonRow
-from transfergrid.report.analysis.selection import METRICS
 from transfergrid.report.studies import published
 from transfergrid.specs import EvaluateSettings, RunSpec, SelectBy
 from transfergrid.store import records
@@ -28,20 +27,11 @@ from transfergrid.training.evaluation import mcnemar_exact
 # Column -> the metric of which it is the mean. Those on val are empty under `published`: nothing is chosen there, so a
 # number would only mislead.
 _MEANS = {
-    "test_accuracy": "test_accuracy",
-    "val_accuracy": "val_accuracy",
-    "train_accuracy": "train_accuracy",
-    "test_loss": "test_loss",
-    "macro_precision": "test_macro_precision",
-    "macro_recall": "test_macro_recall",
-    "macro_f1": "test_macro_f1",
-    "lbfgs_test_accuracy": "lbfgs_test_accuracy",
-    "knn_test_accuracy": "knn_test_accuracy",
-    "lda_test_accuracy": "lda_test_accuracy",
-    "qda_test_accuracy": "qda_test_accuracy",
-    "val_loss": "val_loss",
-    "val_balanced_accuracy": f"val_{METRICS['balanced_accuracy']}",
-    "val_macro_f1": f"val_{METRICS['macro_f1']}",
+    **{name: name for name in ("test_accuracy", "val_accuracy", "train_accuracy", "test_loss", "val_loss")},
+    **{name: name for name in ("lbfgs_test_accuracy", "knn_test_accuracy", "lda_test_accuracy", "qda_test_accuracy")},
+    **{name: f"test_{name}" for name in ("macro_precision", "macro_recall", "macro_f1")},
+    "val_macro_f1": "val_macro_f1",
+    "val_balanced_accuracy": "val_macro_recall",  # balanced accuracy is the mean recall over the classes
 }
 # Columns that are one for all seeds.
 _ALIKE = ("n_train", "epochs", "parameters", "trainable_parameters", "size_mb", "gflops_per_image")
@@ -93,7 +83,10 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
 
     Raises ConfigError if the grid was never launched, DataError if one row would mix runs of different settings.
     """
-    entries = _entries(grid, store)
+    try:
+        entries = records.read_grid(store.grid(grid))
+    except FileNotFoundError:
+        raise ConfigError(never_launched(grid, store), remedy=f"next: {launch_again(grid, store)}") from None
     select_by = select_by or records.selected_by(store.grid(grid))
     outcomes = {entry.run_id: _outcome(entry.run_id, store) for entry in entries}
     extractions = {run.run_id for record in _completed(outcomes).values() for run in record.spec.extractions}
@@ -123,18 +116,6 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
         notes=tuple(notes),
         joins={i: answer for (i, _), answer in answers.items()},
     )
-
-
-def _entries(grid: str, store: StorePaths) -> list[GridEntry]:
-    try:
-        return records.read_grid(store.grid(grid))
-    except FileNotFoundError:
-        folder = store.grid(grid).parent
-        launched = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none"
-        raise ConfigError(
-            f"grid {grid!r} was never launched into {store.root}; launched there: {launched}; "
-            f"next: {launch_again(grid, store)}"
-        ) from None
 
 
 # --------------------------------------------------------------------------------------------------- records, failures

@@ -137,15 +137,15 @@ def joined(several: Iterable[Spent]) -> Spent:
 # ------------------------------------------------------------------------------------------------------------ in words
 def in_words(spent: Spent) -> list[str]:
     """Paragraphs below the table of costs: the extractions, the total, where the seconds are from."""
-    parts = []
+    texts = []
     if spent.extractions:
-        parts.append(
+        texts.append(
             f"Feature extraction, shared by all rows and in their upstream seconds alone:"
             f" {_runs(len(spent.extractions))}, {_seconds(*spent.total(spent.extractions))}."
         )
     if spent.costs:
-        parts += [total_text(spent), _basis(spent)]
-    return parts
+        texts += [total_text(spent), _basis(spent)]
+    return texts
 
 
 def total_text(spent: Spent) -> str:

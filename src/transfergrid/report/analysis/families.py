@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from transfergrid.errors import DataError, one_line
 from transfergrid.report.analysis.cells import in_points
 from transfergrid.report.analysis.predictions import StoredPredictions, correct_SN, paired
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import RULE, best_first, best_on_val, val_score
 from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison, compare, holm, p_text
 from transfergrid.store.records import Predictions, RunRecord
-
-if TYPE_CHECKING:  # a comparison asks here what it says about its joins
-    from transfergrid.report.analysis.rows import ComparisonRow
 
 Verdict = Literal["better", "worse", "no difference shown"]
 Question = Literal["models", "settings"]
@@ -185,9 +183,11 @@ def _best_parts(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[int]:
 def is_alike(single: ComparisonRow, join: ComparisonRow) -> bool:
     """Whether a single model stands under a join's conditions; a part of it has its own label of the weights there."""
     conditions = attrgetter("dataset", "phase", "variant", "protocol")
-    parts, labels = join.parts, join.weights_of_parts
-    if single.model in parts and len(parts) == len(labels):
-        labels = (labels[parts.index(single.model)],)
+    parts, labels = join.parts, join.weights.split("+")
+    if single.model in parts and len(parts) == len(
+        labels
+    ):  # equal ones stand there once, so whose is which can be open
+        labels = [labels[parts.index(single.model)]]
     return conditions(single) == conditions(join) and single.weights in (join.weights, *labels)
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from transfergrid.errors import DataError, one_line
 from transfergrid.paths import RunPaths
+from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.predictions import EDITED
 from transfergrid.report.blocks import Finding, Section
 from transfergrid.store.records import RunRecord, assert_as_recorded
-
-if TYPE_CHECKING:  # a comparison asks here whether its predictions may be used
-    from transfergrid.report.analysis.comparison import Comparison
 
 NO_PREDICTIONS = "no predictions.npz"
 DAMAGED_PREDICTIONS = "its predictions cannot be read"

@@ -8,7 +8,7 @@ single model of about equal FLOPs among the grid's rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from operator import attrgetter
@@ -275,13 +275,11 @@ def section(joins: Joins) -> Section | None:
     """Two tables; None where the grid has no join."""
     if not joins.baselines and not joins.notes:
         return None
-    of_row: Callable[[JoinBaselines], ComparisonRow] = attrgetter("row")
-    names = [column.of(of_row) for column in pick("dataset model phase variant")]
-    name = "joined_models_beside_their_baselines"
-    about_average = "The join, and the average of its parts"
-    about_errors = "The single model of equal FLOPs, and the errors of the parts"
-    averages = Table(name, names + _AVERAGES, joins.baselines, about_average)
-    errors = Table(f"{name}_2", names + _ERRORS, joins.baselines, about_errors)
+    names: list[Column[JoinBaselines]] = [c.of(attrgetter("row")) for c in pick("dataset model phase variant")]
+    name, title = "joined_models_beside_their_baselines", "The join, and the average of its parts"
+    averages = Table(name, names + _AVERAGES, joins.baselines, title)
+    title = "The single model of equal FLOPs, and the errors of the parts"
+    errors = Table(f"{name}_2", names + _ERRORS, joins.baselines, title)
     return Section(
         "baselines",
         "Joined models beside their baselines",

@@ -157,7 +157,12 @@ class StoredPredictions:
             raise DataError(f"{paths.predictions} holds no test images; launch the run again")
         self._sizes[run_id] = {name: len(predictions.index_N) for name, predictions in sets.items()}
         try:
-            return _in_order(test)
+            if test.logits_NC.ndim != 2 or not len(test.index_N) == len(test.label_N) == len(test.logits_NC):
+                counts = (
+                    f"{len(test.index_N)} indices, {len(test.label_N)} labels, {len(test.logits_NC)} rows of logits"
+                )
+                raise ValueError(counts)
+            return _rows(test, np.argsort(test.index_N, kind="stable"))
         except (ValueError, IndexError) as error:
             raise DataError(f"{paths.predictions} is damaged ({one_line(error)}); launch the run again") from error
 
@@ -168,12 +173,6 @@ def _arrays(p: Predictions) -> dict[str, Array]:
 
 def _bytes(p: Predictions) -> int:
     return sum(array.nbytes for array in _arrays(p).values())
-
-
-def _in_order(p: Predictions) -> Predictions:
-    if p.logits_NC.ndim != 2 or not len(p.index_N) == len(p.label_N) == len(p.logits_NC) > 0:
-        raise ValueError(f"{len(p.index_N)} indices, {len(p.label_N)} labels, {len(p.logits_NC)} rows of logits")
-    return _rows(p, np.argsort(p.index_N, kind="stable"))
 
 
 def _rows(p: Predictions, rows: slice | Array) -> Predictions:

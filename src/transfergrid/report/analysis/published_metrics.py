@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from transfergrid.report.analysis.cells import number, percent
 from transfergrid.report.analysis.columns import pick
@@ -60,21 +61,19 @@ def section(comparison: Comparison) -> Section | None:
 
 
 def _ours(runs: Sequence[RunRecord], figure: PublishedFigure) -> float | None:
-    """The mean over seeds, by the figure's rule where a run has both (its test accuracy of the last and best epoch)."""
-    if not runs:
-        return None
+    """The mean over seeds; None where one has no such figure."""
+    values = [value for run in runs if isinstance(value := _of_run(run, figure), (int, float))]
+    return fmean(values) if values and len(values) == len(runs) else None
+
+
+def _of_run(run: RunRecord, figure: PublishedFigure) -> Any:
+    """By the figure's rule where a run has both: its test accuracy of the last and of the best epoch."""
     if figure.metric == "wall_s":
-        return fmean(run.phase_s for run in runs)
-    if figure.metric == "test_accuracy":
+        return run.phase_s
+    rule = run.details.get("rule")
+    if figure.metric == "test_accuracy" and isinstance(rule, dict):
         name = {"last": "last_test_accuracy", "best_on_test": "best_test_accuracy"}.get(figure.rule, "")
-        rules = [run.details.get("rule") for run in runs]
-        if figure.rule == "best_on_test" and not all(isinstance(rule, dict) for rule in rules):
-            return None  # under `fair` test was read once: it has no best epoch
-        values = [
-            rule.get(name) if isinstance(rule, dict) and name in rule else run.metrics.get("test_accuracy")
-            for run, rule in zip(runs, rules, strict=True)
-        ]
-    else:
-        values = [run.metrics.get(figure.metric) for run in runs]
-    known = [value for value in values if isinstance(value, (int, float))]
-    return fmean(known) if len(known) == len(runs) else None
+        return rule.get(name, run.metrics.get("test_accuracy"))
+    if figure.metric == "test_accuracy" and figure.rule == "best_on_test":
+        return None  # under `fair` test was read once: it has no best epoch
+    return run.metrics.get(figure.metric)

@@ -7,15 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import chain, count, product
 from string import ascii_lowercase
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transfergrid.data.folds import FEW_STEPS, FEW_VAL_IMAGES, IMBALANCE
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import best_on_val, choice_of
 from transfergrid.specs import RULES_VERSION, RunSpec
 from transfergrid.store.records import RunRecord
-
-if TYPE_CHECKING:  # a comparison asks here what to say of its rows
-    from transfergrid.report.analysis.rows import ComparisonRow
 
 UNDERSTATES = "▲"
 _UNDERSTATED = (

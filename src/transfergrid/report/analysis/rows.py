@@ -86,11 +86,6 @@ class ComparisonRow:
         return tuple(self.model.split("+"))
 
     @property
-    def weights_of_parts(self) -> tuple[str, ...]:
-        """The labels of a join's parts in their order, equal ones once; so which is whose can stay open."""
-        return tuple(self.weights.split("+"))
-
-    @property
     def title(self) -> str:
         """`mnist resnet18 finetune batch_64`"""
         return " ".join(part for part in (self.dataset, self.model, self.phase, self.variant) if part)

@@ -6,13 +6,10 @@ The order in which a grid lists its rows decides nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
 
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.specs import SelectBy
-
-if TYPE_CHECKING:
-    from transfergrid.report.analysis.rows import ComparisonRow
 
 # Scores that are closer are equal: one image more or less, of any val set and number of seeds, is a larger step.
 TIE = 1e-9
@@ -21,11 +18,6 @@ WORDS: dict[SelectBy, str] = {
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
 }
-METRICS: dict[SelectBy, str] = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "macro_recall",
-    "macro_f1": "macro_f1",
-}  # of a record, after `val_`: balanced accuracy is the mean recall over the classes
 _EPOCHS = re.compile(r"epochs_(\d+)")  # a variant of that length
 _SHARE = re.compile(r"(shots|fraction)_.*")  # a variant trained on that share of the images
 RULE = "of rows tied on val the one with the lower val loss comes first, then the one with fewer FLOPs per image"
@@ -57,17 +49,22 @@ def val_score(row: ComparisonRow) -> float | None:
     return score
 
 
-def best_first(rows: Sequence[ComparisonRow], among: Iterable[int] | None = None) -> list[list[int]]:
-    """Positions of the rows that have a score on val, best first; those that are tied stand in one list, by RULE."""
+def best_first(
+    rows: Sequence[ComparisonRow],
+    among: Iterable[int] | None = None,
+    *,
+    score: Callable[[ComparisonRow], float | None] = val_score,
+) -> list[list[int]]:
+    """Positions of the rows that have a score, best first; those that are tied stand in one list, by RULE."""
     candidates = range(len(rows)) if among is None else among
-    scored = [(score, i) for i in candidates if (score := val_score(rows[i])) is not None]
-    return _grouped(scored, rows)
-
-
-def best_on_test(rows: Sequence[ComparisonRow], among: Iterable[int]) -> list[int]:
-    """Positions of the rows with the highest accuracy on test, for where nothing was chosen on val."""
-    scored = [(accuracy, i) for i in among if (accuracy := rows[i].test_accuracy) is not None]
-    return next(iter(_grouped(scored, rows)), [])
+    scored = [(value, i) for i in candidates if (value := score(rows[i])) is not None]
+    groups: list[tuple[float, list[int]]] = []
+    for value, i in sorted(scored, key=lambda pair: -pair[0]):
+        if groups and groups[-1][0] - value < TIE:
+            groups[-1][1].append(i)
+        else:
+            groups.append((value, [i]))
+    return [sorted(group, key=lambda i: _by_rule(rows[i])) for _, group in groups]
 
 
 def best_on_val(rows: Sequence[ComparisonRow], among: Iterable[int] | None = None) -> int | None:
@@ -80,16 +77,6 @@ def is_tied(row: ComparisonRow, best: ComparisonRow) -> bool:
     """Whether two rows have one score on val."""
     a, b = val_score(row), val_score(best)
     return a is not None and b is not None and abs(a - b) < TIE
-
-
-def _grouped(scored: list[tuple[float, int]], rows: Sequence[ComparisonRow]) -> list[list[int]]:
-    groups: list[tuple[float, list[int]]] = []
-    for score, i in sorted(scored, key=lambda pair: -pair[0]):
-        if groups and groups[-1][0] - score < TIE:
-            groups[-1][1].append(i)
-        else:
-            groups.append((score, [i]))
-    return [sorted(group, key=lambda i: _by_rule(rows[i])) for _, group in groups]
 
 
 def _by_rule(row: ComparisonRow) -> tuple[object, ...]:

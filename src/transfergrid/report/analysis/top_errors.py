@@ -9,7 +9,7 @@ from transfergrid.report.analysis.cells import number, percent
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Column, Section, Table, figure, words
-from transfergrid.report.studies.published import PublishedFigure, figures
+from transfergrid.report.studies.published import PublishedFigure, Rule, figures
 from transfergrid.specs import EvaluateSettings, RunSpec
 from transfergrid.store.records import RunRecord
 
@@ -24,7 +24,7 @@ class TopError:
     row: ComparisonRow
     record: RunRecord
     metric: str
-    published: Mapping[str, PublishedFigure]
+    published: Mapping[Rule, PublishedFigure]
 
     @property
     def measured(self) -> float:
@@ -43,7 +43,7 @@ class TopError:
         return (*_differs(self.record.spec), *(["classes"] if "classes_compared" in self.record.details else []))
 
 
-def _as_published(rule: str) -> Callable[[TopError], float | None]:
+def _as_published(rule: Rule) -> Callable[[TopError], float | None]:
     return lambda error: error.published[rule].value if rule in error.published else None
 
 
@@ -63,13 +63,15 @@ COLUMNS: list[Column[TopError]] = [
 
 def top_errors(comparison: Comparison) -> tuple[TopError, ...]:
     """Of every completed evaluation, in the order of the grid's rows. A figure counts whatever grid its study is in."""
-    return tuple(
-        TopError(row, record, metric, {f.rule: f for f in figures() if _is_of(f, record.spec, metric)})
-        for row, runs in zip(comparison.rows, comparison.runs, strict=True)
-        for record in runs
-        for metric in METRICS
-        if record.spec.phase == "evaluate" and metric in record.details
-    )
+    errors = []
+    for row, runs in zip(comparison.rows, comparison.runs, strict=True):
+        for record in runs:
+            for metric in METRICS:
+                if record.spec.phase == "evaluate" and metric in record.details:
+                    key = (record.spec.dataset.name, record.spec.model, "evaluate", metric)
+                    published = {f.rule: f for f in figures() if (f.dataset, f.model, f.phase, f.metric) == key}
+                    errors.append(TopError(row, record, metric, published))
+    return tuple(errors)
 
 
 def table(errors: Sequence[TopError]) -> Table[TopError]:
@@ -88,11 +90,6 @@ def section(comparison: Comparison) -> Section | None:
     ]
     tables = [table(errors)]
     return Section("errors", "Top-1 and top-5 errors", tables=tables, items=list(dict.fromkeys(notes)))
-
-
-def _is_of(figure: PublishedFigure, spec: RunSpec, metric: str) -> bool:
-    names = (figure.dataset, figure.model, figure.phase, figure.metric)
-    return names == (spec.dataset.name, spec.model, "evaluate", metric)
 
 
 def _differs(spec: RunSpec) -> list[str]:

@@ -45,8 +45,8 @@ class AgainstBest:
 class Group:
     """Rows that answer one question: `models` of one variant, or the `settings` (variants) of one model.
 
-    best: the highest score on val among the completed rows, so the test set has no part in the choice. tied: those
-    with the same score, see selection.RULE. others: the remaining rows with a result, in the comparison's order.
+    best: the highest score on val among the completed rows, so the test set has no part in the choice; of tied ones by
+    selection.RULE. others: the remaining rows with a result, in the comparison's order.
     """
 
     question: Question
@@ -54,7 +54,6 @@ class Group:
     phase: str
     name: str  # the variant whose models these are, or the model whose settings these are
     best: ComparisonRow
-    tied: tuple[ComparisonRow, ...]
     others: tuple[AgainstBest, ...]
 
 
@@ -69,7 +68,6 @@ def against_best(comparison: Comparison) -> tuple[Group, ...]:
         Group(
             *key,
             best=rows[best],
-            tied=tuple(rows[i] for i in others if is_tied(rows[i], rows[best])),
             others=tuple(against(rows[i], rows[best], answers[key[:3]][i, best]) for i in others),
         )
         for key, (best, others) in families.groups(rows).items()
@@ -181,6 +179,6 @@ def _lines(group: Group) -> list[_Line]:
         ", ".join(filter(None, (getattr(row, field) or "the grid's own settings", label)))
         for row, label in zip(rows, weights, strict=True)
     ]
-    if tied := [name for name, other in zip(names, group.others, strict=True) if other.row in group.tied]:
+    if tied := [name for name, other in zip(names, group.others, strict=True) if is_tied(other.row, group.best)]:
         best += f", tied with {' and '.join(tied)}"
     return [_Line(group, best, name, other) for name, other in zip(names, group.others, strict=True)]

@@ -18,7 +18,7 @@ from transfergrid.report.analysis.cells import weights_where_needed
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer, Pair
 from transfergrid.report.analysis.rows import ComparisonRow
-from transfergrid.report.analysis.selection import best_first, best_on_test, best_on_val
+from transfergrid.report.analysis.selection import best_first, best_on_val
 from transfergrid.report.analysis.verdicts import AgainstBest, against, answer_columns
 from transfergrid.report.blocks import Column, Table, words
 
@@ -61,11 +61,6 @@ class Contest:
     first: ComparisonRow
     second: AgainstBest  # of which `row` is the second, and the answer is of the first minus it
 
-    @property
-    def names(self) -> tuple[str, str]:
-        first, second = row_names(self.first, self.second.row)
-        return first, second
-
 
 def winners(comparison: Comparison) -> list[Winner]:
     """Per data set with a result. Rows with a record that contradicts its predictions are passed over."""
@@ -81,7 +76,7 @@ def winners(comparison: Comparison) -> list[Winner]:
     for dataset in dict.fromkeys(row.dataset for row in rows):
         among = [i for i in tested if rows[i].dataset == dataset]
         ordered = best_first(rows, among)
-        first, *others = ordered or [best_on_test(rows, among)]
+        first, *others = ordered or best_first(rows, among, score=attrgetter("test_accuracy"))[:1] or [[]]
         if first:
             winner = Winner(
                 dataset=dataset,
@@ -190,8 +185,8 @@ def _chosen(rows: Sequence[ComparisonRow], side: Sequence[int]) -> Sequence[int]
 # -------------------------------------------------------------------------------------------------------- in words
 _COLUMNS: list[Column[Contest]] = [
     words("dataset"),
-    words("row", lambda contest: contest.names[0]),
-    words("beside", lambda contest: contest.names[1]),
+    words("row", lambda contest: row_names(contest.first, contest.second.row)[0]),
+    words("beside", lambda contest: row_names(contest.first, contest.second.row)[1]),
     *answer_columns(lambda contest: contest.second),
 ]
 

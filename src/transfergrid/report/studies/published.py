@@ -21,7 +21,6 @@ from transfergrid.specs import RunSpec, TrainSettings
 
 Rule = Literal["best_on_test", "last", "study_choice", "as_stated", "corrected"]
 NO_MATTER = frozenset({"weights file"})  # the only listed difference that leaves a delta meaningful
-_ROTATION = ("rotation_deg", "rotation_expand", "rotation_fill")
 _CONDITIONAL = frozenset({"momentum", "decay_norm_and_bias"})
 
 
@@ -156,7 +155,10 @@ def _effective(settings: TrainSettings) -> dict[str, Any]:
     warmup, augment_at = take("warmup_fraction"), take("augment_at")
     update = take("lr_update", "cosine_epochs")
     augmentation = take("flip", "alternate_flip", "shift_px", "cutout_px")
-    perspective, rotation = take("perspective", "perspective_share"), take(*_ROTATION)
+    perspective, rotation = (
+        take("perspective", "perspective_share"),
+        take("rotation_deg", "rotation_expand", "rotation_fill"),
+    )
     augmentation += (perspective if perspective[0] else None, rotation if rotation[0] else None)
     normalise = take("normalise", "mean", "std") if "normalise" in values else ("constants",)
     micro_batch = values["micro_batch"] or settings.batch_size
