@@ -230,7 +230,9 @@ def _result(question: _Question, first: RowAndRuns, second: RowAndRuns) -> Paire
 def _against_published(question: _Question) -> Decision:
     claim, published = question.claim, question.claim.published
     ((row, runs),) = question.rows(claim.first)
-    ours = [value for run in runs if (value := _value(run, claim.metric)) is not None]
+    metric = _ACCURACIES.get(claim.metric, claim.metric)
+    ours = [run.metrics[metric] for run in runs if metric in run.metrics]
+    ours = ours if metric == claim.metric else [1 - accuracy for accuracy in ours]
     images = runs[0].details.get("n_test")
     if len(ours) < len(runs) or not images or published is None:
         raise _NotTested(f"{_name(*claim.first[0])} has no {claim.metric.replace('_', ' ')} in its records")
@@ -238,11 +240,6 @@ def _against_published(question: _Question) -> Decision:
     interval = statistics.difference_of_published(mean, int(images), published.first, published.images)
     text = f"{row.model} {percent(mean)} against the published {percent(published.first)}: {in_points(*interval)}"
     return Decision(claim, question.dataset, "not shown", f"{text}, {_seeds(len(runs))}", *interval)
-
-
-def _value(run: RunRecord, metric: str) -> float | None:
-    accuracy = run.metrics.get(_ACCURACIES.get(metric, metric))
-    return accuracy if accuracy is None or metric not in _ACCURACIES else 1 - accuracy
 
 
 # ---------------------------------------------------------------------------------------------------------------- words

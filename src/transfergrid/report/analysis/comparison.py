@@ -89,9 +89,9 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
         raise ConfigError(never_launched(grid, store), remedy=f"next: {launch_again(grid, store)}") from None
     select_by = select_by or records.selected_by(store.grid(grid))
     outcomes = {entry.run_id: _outcome(entry.run_id, store) for entry in entries}
-    extractions = {run.run_id for record in _completed(outcomes).values() for run in record.spec.extractions}
+    completed = {i: r for i, r in outcomes.items() if isinstance(r, RunRecord) and r.status == "completed"}
+    extractions = {run.run_id for record in completed.values() for run in record.spec.extractions}
     outcomes |= {run_id: _outcome(run_id, store) for run_id in sorted(extractions - outcomes.keys())}
-    completed = _completed(outcomes)
     failures = {run_id: failure for run_id, outcome in outcomes.items() if (failure := _failure(outcome))}
     groups = _groups(grid, store, entries, completed)
     runs = [tuple(completed[e.run_id] for e in group if e.run_id in completed) for group in groups]
@@ -130,10 +130,6 @@ def _outcome(run_id: str, store: StorePaths) -> RunRecord | Failure | None:
         reason, remedy = f"its record.json belongs to {record.run_id}", "delete it and launch again"
         return Failure(run_id=run_id, failure_class="data", error=reason, remedy=remedy)
     return record
-
-
-def _completed(outcomes: Mapping[str, RunRecord | Failure | None]) -> dict[str, RunRecord]:
-    return {i: r for i, r in outcomes.items() if isinstance(r, RunRecord) and r.status == "completed"}
 
 
 def _failure(outcome: RunRecord | Failure | None) -> Failure | None:
@@ -222,7 +218,9 @@ def _with_numbers(
     }
     alike: dict[str, Any] = {name: getattr(first, name) for name in _ALIKE}
     accuracies = [] if means["test_accuracy"] is None else [record.metrics["test_accuracy"] for record in done]
-    low, high = statistics.accuracy_interval(accuracies, images=_images(first, "test", stored))
+    images = _images(first, "test", stored)
+    is_known = accuracies and (images or len(set(accuracies)) > 1)  # seeds that differ need no number of images
+    low, high = statistics.accuracy_interval(accuracies, images=images or 0) if is_known else (None, None)
     return replace(
         row,
         **means,

@@ -184,9 +184,7 @@ def is_alike(single: ComparisonRow, join: ComparisonRow) -> bool:
     """Whether a single model stands under a join's conditions; a part of it has its own label of the weights there."""
     conditions = attrgetter("dataset", "phase", "variant", "protocol")
     parts, labels = join.parts, join.weights.split("+")
-    if single.model in parts and len(parts) == len(
-        labels
-    ):  # equal ones stand there once, so whose is which can be open
+    if single.model in parts and len(parts) == len(labels):  # equal labels stand once: whose is which can be open
         labels = [labels[parts.index(single.model)]]
     return conditions(single) == conditions(join) and single.weights in (join.weights, *labels)
 

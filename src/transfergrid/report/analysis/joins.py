@@ -32,7 +32,6 @@ from transfergrid.store.records import Predictions, RunRecord
 
 # S seeds, N test images
 Array = np.ndarray[Any, Any]
-Runs = Mapping[ComparisonRow, tuple[RunRecord, ...]]
 EQUAL_FLOPS_FACTOR = 1.5
 
 
@@ -42,8 +41,8 @@ class Accuracy:
 
     model: str
     mean: float
-    low: float | None
-    high: float | None
+    low: float
+    high: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,7 +146,7 @@ def _equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> Compa
 class _Tested:
     """Test predictions of rows. left_out: a sentence per run whose predictions say nothing that could be relied on."""
 
-    runs: Runs
+    runs: Mapping[ComparisonRow, tuple[RunRecord, ...]]
     stored: StoredPredictions
     left_out: dict[str, str] = field(default_factory=dict)
 

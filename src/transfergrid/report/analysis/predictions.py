@@ -21,7 +21,6 @@ Array = np.ndarray[Any, Any]
 BySeed = Mapping[int | None, Predictions]  # None: of a run that draws nothing, so that it stands for every seed
 LIMIT_BYTES = 512_000_000  # about 1,800 runs on 10,000 images of ten classes
 EDITED = "record does not agree with its predictions"
-UNREAD = "no predictions to rest on"
 _BLOCK = 8192  # images whose probabilities are in memory at once
 
 
@@ -64,7 +63,8 @@ def paired(models: Mapping[str, BySeed]) -> tuple[tuple[int | None, ...], dict[s
     A run without a seed stands beside each seed of the others; where no model has seeds, the one seed is None. Raises
     DataError where no seed is shared, or where the models did not see the same images with the same labels.
     """
-    seeds = _shared_seeds(models)
+    seeded = [{s for s in by_seed if s is not None} for by_seed in models.values() if None not in by_seed]
+    seeds: tuple[int | None, ...] = tuple(sorted(set.intersection(*seeded))) if seeded else (None,)
     if not seeds:
         without = ", ".join(name for name, by_seed in models.items() if not by_seed) or "none, but the seeds differ"
         raise DataError(f"no seed with stored predictions of all of {', '.join(models)} (without any: {without})")
@@ -78,11 +78,6 @@ def paired(models: Mapping[str, BySeed]) -> tuple[tuple[int | None, ...], dict[s
         if not all(same):
             raise DataError(f"{name} was not tested on the same images as {next(iter(models))}: nothing can be paired")
     return seeds, chosen
-
-
-def _shared_seeds(models: Mapping[str, BySeed]) -> tuple[int | None, ...]:
-    seeded = [{s for s in by_seed if s is not None} for by_seed in models.values() if None not in by_seed]
-    return tuple(sorted(set.intersection(*seeded))) if seeded else (None,)
 
 
 class StoredPredictions:
@@ -147,7 +142,7 @@ class StoredPredictions:
             text = (
                 f"the test predictions of {run.run_id} are missing or damaged; delete its record.json, and launch again"
             )
-            return Finding(run.run_id, UNREAD, text)
+            return Finding(run.run_id, "no predictions to rest on", text)
 
     def _read(self, run_id: str) -> Predictions:
         paths = self.store.run(run_id)

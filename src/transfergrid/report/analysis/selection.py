@@ -18,8 +18,6 @@ WORDS: dict[SelectBy, str] = {
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
 }
-_EPOCHS = re.compile(r"epochs_(\d+)")  # a variant of that length
-_SHARE = re.compile(r"(shots|fraction)_.*")  # a variant trained on that share of the images
 RULE = "of rows tied on val the one with the lower val loss comes first, then the one with fewer FLOPs per image"
 
 
@@ -34,13 +32,13 @@ def choice_of(variant: str) -> tuple[str, str] | None:
 
 def epochs_of(variant: str) -> int | None:
     """Of a variant named `epochs_<n>`; None of any other."""
-    match = _EPOCHS.fullmatch(variant)
+    match = re.fullmatch(r"epochs_(\d+)", variant)
     return int(match[1]) if match else None
 
 
 def is_share(variant: str) -> bool:
     """Whether a variant's name says nothing but the share of the images that it is trained on."""
-    return _SHARE.fullmatch(variant) is not None
+    return re.fullmatch("(shots|fraction)_.*", variant) is not None
 
 
 def val_score(row: ComparisonRow) -> float | None:

@@ -37,13 +37,13 @@ def published_interval(value: float, n_test: int) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def accuracy_interval(accuracies: Sequence[float], *, images: int | None) -> tuple[float | None, float | None]:
+def accuracy_interval(accuracies: Sequence[float], *, images: int) -> tuple[float, float]:
     """95 %, in [0, 1], of a mean accuracy over seeds: Student's t; where all seeds agree, which is no width, and what
-    is left is chance among the test images, Wilson's. None where nobody knows how many images they are."""
-    if len(set(accuracies)) > 1:
-        low, high = t_interval(accuracies)
-        return max(0.0, low), min(1.0, high)
-    return wilson(round(accuracies[0] * images), images) if accuracies and images else (None, None)
+    is left is chance among the test images, Wilson's over these `images`."""
+    if len(set(accuracies)) == 1:
+        return wilson(round(accuracies[0] * images), images)
+    low, high = t_interval(accuracies)
+    return max(0.0, low), min(1.0, high)
 
 
 def difference_of_published(a: float, n_a: int, b: float, n_b: int) -> tuple[float, float, float]:

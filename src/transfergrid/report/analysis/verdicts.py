@@ -17,7 +17,7 @@ from transfergrid.report.analysis.power import needed
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import RULE, is_tied
 from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison
-from transfergrid.report.blocks import Column, Section, Table, Value, figure, words
+from transfergrid.report.blocks import Column, Section, Table, figure, words
 
 Row = TypeVar("Row")
 
@@ -157,14 +157,15 @@ def _tables(groups: Sequence[Group]) -> list[Table[_Line]]:
 
 def answer_columns(read: Callable[[Row], AgainstBest]) -> list[Column[Row]]:
     """Verdict, what it would take to tell, seeds, difference, p."""
-
-    def seeds(row: Row) -> Value:
-        return getattr(read(row).result, "seeds", None)
-
     return [
         words("verdict", lambda row: read(row).answer.verdict),
         words("needed_to_tell", lambda row: read(row).needed, label="what it would take to tell"),
-        figure("seeds", value=seeds, text=lambda row: read(row).seeds, is_number=False),
+        figure(
+            "seeds",
+            value=lambda row: getattr(read(row).result, "seeds", None),
+            text=lambda row: read(row).seeds,
+            is_number=False,
+        ),
         difference("difference", "difference", lambda row: read(row).result),
         adjusted_p(lambda row: read(row).answer),
     ]

@@ -65,16 +65,13 @@ class Contest:
 def winners(comparison: Comparison) -> list[Winner]:
     """Per data set with a result. Rows with a record that contradicts its predictions are passed over."""
     rows = comparison.rows
-    seen: set[tuple[str, ...]] = set()
-    tested = []
+    tested: dict[object, int] = {}  # by its runs: one row of several grids is one candidate
     for i in integrity.trusted(comparison):
-        run_ids = tuple(run.run_id for run in comparison.runs[i])
-        if rows[i].test_accuracy is not None and run_ids not in seen:  # one row of several grids is one candidate
-            seen.add(run_ids)
-            tested.append(i)
+        if rows[i].test_accuracy is not None:
+            tested.setdefault(tuple(run.run_id for run in comparison.runs[i]), i)
     winner_by_dataset = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
-        among = [i for i in tested if rows[i].dataset == dataset]
+        among = [i for i in tested.values() if rows[i].dataset == dataset]
         ordered = best_first(rows, among)
         first, *others = ordered or best_first(rows, among, score=attrgetter("test_accuracy"))[:1] or [[]]
         if first:

@@ -155,10 +155,8 @@ def _effective(settings: TrainSettings) -> dict[str, Any]:
     warmup, augment_at = take("warmup_fraction"), take("augment_at")
     update = take("lr_update", "cosine_epochs")
     augmentation = take("flip", "alternate_flip", "shift_px", "cutout_px")
-    perspective, rotation = (
-        take("perspective", "perspective_share"),
-        take("rotation_deg", "rotation_expand", "rotation_fill"),
-    )
+    perspective = take("perspective", "perspective_share")
+    rotation = take("rotation_deg", "rotation_expand", "rotation_fill")
     augmentation += (perspective if perspective[0] else None, rotation if rotation[0] else None)
     normalise = take("normalise", "mean", "std") if "normalise" in values else ("constants",)
     micro_batch = values["micro_batch"] or settings.batch_size
