@@ -41,13 +41,13 @@ def reliability_bins(confidence_N: Array, correct_N: Array, *, bins: int = 15) -
     edges = np.linspace(0, 1, bins + 1)
     bin_N = np.clip(np.searchsorted(edges, confidence_N, side="left") - 1, 0, bins - 1)
     images_B = np.bincount(bin_N, minlength=bins)
-    counted_B = np.where(images_B > 0, images_B, np.nan)
+    divisor_B = np.where(images_B > 0, images_B, np.nan)
     return ReliabilityBins(
         edges[:-1],
         edges[1:],
         images_B,
-        np.bincount(bin_N, weights=confidence_N, minlength=bins) / counted_B,
-        np.bincount(bin_N, weights=correct_N.astype(np.float64), minlength=bins) / counted_B,
+        np.bincount(bin_N, weights=confidence_N, minlength=bins) / divisor_B,
+        np.bincount(bin_N, weights=correct_N.astype(np.float64), minlength=bins) / divisor_B,
     )
 
 

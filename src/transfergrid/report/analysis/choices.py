@@ -65,35 +65,35 @@ def _notes(choice: Choice) -> Iterator[str]:
     if row := choice.chosen:
         name = " ".join(part for part in (row.dataset, row.model, row.phase, choice.name) if part)
         if len(choice.tied) > 1:
-            yield f"{name}: {' and '.join(map(_named, choice.tied))} are tied on val: {RULE}."
+            yield f"{name}: {' and '.join(map(_name_of, choice.tied))} are tied on val: {RULE}."
         if row.remarks:
             yield f"{name}: {'; '.join(row.remarks)}."
 
 
 def _choice(name: str, rows: Sequence[ComparisonRow]) -> Choice:
-    unfinished = tuple(_named(r) for r in rows if r.status != "completed" or val_score(r) is None)
+    unfinished = tuple(_name_of(r) for r in rows if r.status != "completed" or val_score(r) is None)
     tied = () if unfinished else tuple(rows[i] for i in best_first(rows)[0])
     return Choice(name=name, candidates=tuple(rows), tied=tied, unfinished=unfinished)
 
 
-def _named(row: ComparisonRow) -> str:
+def _name_of(row: ComparisonRow) -> str:
     """Its choice: of every candidate the variant's name has the sign."""
     return (choice_of(row.variant) or ("", ""))[1]
 
 
-def _chosen(choice: Choice) -> str:
-    return _named(choice.chosen) if choice.chosen else f"not yet: {', '.join(choice.unfinished)} unfinished"
+def _chosen_text(choice: Choice) -> str:
+    return _name_of(choice.chosen) if choice.chosen else f"not yet: {', '.join(choice.unfinished)} unfinished"
 
 
 def _others(choice: Choice) -> str:
-    others = [row for row in choice.candidates if choice.chosen and row is not choice.chosen]
-    return ", ".join(f"{_named(row)} {percent(val_score(row))}" for row in others)
+    rows = [row for row in choice.candidates if choice.chosen and row is not choice.chosen]
+    return ", ".join(f"{_name_of(row)} {percent(val_score(row))}" for row in rows)
 
 
 _COLUMNS: list[Column[Choice]] = [
     *(column.of(lambda choice: choice.candidates[0]) for column in pick("dataset model phase")),
     words("compared", "name"),
-    words("chosen_on_val", _chosen, label="chosen on val"),
+    words("chosen_on_val", _chosen_text, label="chosen on val"),
     figure("val", percent, lambda choice: val_score(choice.chosen) if choice.chosen else None),
     figure(
         "test_accuracy",

@@ -57,8 +57,8 @@ class Claim:
 
     def epochs_of(self, variant: str) -> int | None:
         """That the grid file trains this variant's row for; None of an evaluation."""
-        named = epochs_of(variant)
-        return self.epochs if named is None else named
+        epochs = epochs_of(variant)
+        return self.epochs if epochs is None else epochs
 
 
 def claims_for(grid: str) -> list[Claim]:

@@ -164,14 +164,14 @@ def _decide(question: _Question) -> Decision:
             text = f"{other}, so this decides nothing: {decision.text}"
             decision = replace(decision, outcome="not shown", text=text)
     except DataError as missing:
-        own = command(*shlex.split(claim.command)) if claim.command else None
-        again = own or launch_again(question.comparison.grid, question.comparison.store)
+        own_command = command(*shlex.split(claim.command)) if claim.command else None
+        again = own_command or launch_again(question.comparison.grid, question.comparison.store)
         text = f"{question.dataset}: {one_line(missing)}; next: {again}"
         decision = Decision(claim, question.dataset, "not tested", text)
     if claim.artefact_of is None:
         return decision
-    measured = decision.text if decision.outcome != "not tested" else f"not measured here ({decision.text})"
-    return replace(decision, outcome="artefact", text=f"an artefact of {claim.artefact_of}. Ours: {measured}")
+    measurement = decision.text if decision.outcome != "not tested" else f"not measured here ({decision.text})"
+    return replace(decision, outcome="artefact", text=f"an artefact of {claim.artefact_of}. Ours: {measurement}")
 
 
 def _against_rows(question: _Question) -> Decision:
@@ -190,8 +190,8 @@ def _against_rows(question: _Question) -> Decision:
         for ((first, _), (second, _)), result, p in zip(pairs, results, adjusted, strict=True)
         if p is not None
     )
-    outcome, decides = _outcome(question.claim, compared)
-    text, result = _sentence(decides, question.claim, len(compared)), decides.result
+    outcome, decisive = _outcome(question.claim, compared)
+    text, result = _sentence(decisive, question.claim, len(compared)), decisive.result
     interval = result.difference, result.low, result.high
     return Decision(question.claim, question.dataset, outcome, text, *interval, compared=compared)
 
@@ -203,10 +203,10 @@ def _outcome(claim: Claim, compared: Sequence[Compared]) -> tuple[Outcome, Compa
         directions = [1 if result.low > -claim.margin else -1 if result.high < -claim.margin else 0]
     else:
         directions = [c.direction for c in compared]
-    says = -1 if -1 in directions else min(directions)
+    direction_of_all = -1 if -1 in directions else min(directions)
     outcomes: dict[int, Outcome] = {1: "confirmed", 0: "not shown", -1: "contradicted"}
-    alike = [c for c, direction in zip(compared, directions, strict=True) if direction == says]
-    return outcomes[says], min(alike, key=lambda c: c.result.difference)
+    alike = [c for c, direction in zip(compared, directions, strict=True) if direction == direction_of_all]
+    return outcomes[direction_of_all], min(alike, key=lambda c: c.result.difference)
 
 
 def _pairs(question: _Question) -> list[tuple[RowAndRuns, RowAndRuns]]:
@@ -251,17 +251,17 @@ def _seeds(count: int) -> str:
     return f"{_NUMBERS[count] if count < len(_NUMBERS) else count} seed{'' if count == 1 else 's'}"
 
 
-def _sentence(decides: Compared, claim: Claim, comparisons: int) -> str:
-    result = decides.result
-    text = f"{decides.first} {percent(decides.first_accuracy)} against {decides.second} "
-    text += f"{percent(decides.second_accuracy)}: {in_points(result.difference, result.low, result.high)}, "
+def _sentence(decisive: Compared, claim: Claim, comparisons: int) -> str:
+    result = decisive.result
+    text = f"{decisive.first} {percent(decisive.first_accuracy)} against {decisive.second} "
+    text += f"{percent(decisive.second_accuracy)}: {in_points(result.difference, result.low, result.high)}, "
     text += _seeds(result.seeds)
     if claim.margin is not None:
         return f"{text}; worse by at most {percent(claim.margin)} points is enough"
     if claim.test == "best_beats_best":
         return f"{text}; each is the best of its side on val"
     if comparisons > 1:
-        p = f"p = {statistics.p_text(decides.p_adjusted, '.2g')} after Holm over these"
+        p = f"p = {statistics.p_text(decisive.p_adjusted, '.2g')} after Holm over these"
         return f"{text}; it decides among the {comparisons} comparisons of this claim, {p}"
     return text
 

@@ -70,8 +70,8 @@ def _column(name: str) -> Column[ComparisonRow]:
     if name == "test_accuracy":
         return test_accuracy("test", accuracy_with_interval)
     if name in _FIGURES:
-        label, unit, spelled = _FIGURES[name]
-        return figure(name, spelled, label=label, unit=unit)
+        label, unit, spell = _FIGURES[name]
+        return figure(name, spell, label=label, unit=unit)
     if name == "status":
         return figure(name, text=status_with_class, is_number=False)
     return words(name, lambda row: row.cell(name), label=name.replace("_", " "))

@@ -97,12 +97,12 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
     runs = [tuple(completed[e.run_id] for e in group if e.run_id in completed) for group in groups]
     stored = StoredPredictions(store)
     # What failed has cost something, too.
-    with_record = {run_id: outcome for run_id, outcome in outcomes.items() if isinstance(outcome, RunRecord)}
-    spent = costs.spent_on([entry.run_id for entry in entries], with_record, store)
+    run_records = {run_id: outcome for run_id, outcome in outcomes.items() if isinstance(outcome, RunRecord)}
+    spent = costs.spent_on([entry.run_id for entry in entries], run_records, store)
     rows = []
-    for group, done in zip(groups, runs, strict=True):
-        row = _row(grid, group, done, [failures[e.run_id] for e in group if e.run_id in failures], select_by)
-        rows.append(_beside_published(_with_numbers(row, done, stored, spent), done, stored))
+    for group, row_runs in zip(groups, runs, strict=True):
+        row = _row(grid, group, row_runs, [failures[e.run_id] for e in group if e.run_id in failures], select_by)
+        rows.append(_beside_published(_with_numbers(row, row_runs, stored, spent), row_runs, stored))
     answers = answers_about_joins(rows, runs, stored)
     rows, notes = beside_best_parts(rows, answers)
     return Comparison(
@@ -187,37 +187,37 @@ def _without_seed(spec: RunSpec) -> RunSpec:
 
 
 def _row(
-    grid: str, group: Sequence[GridEntry], done: Sequence[RunRecord], failed: Sequence[Failure], select_by: SelectBy
+    grid: str, group: Sequence[GridEntry], runs: Sequence[RunRecord], failures: Sequence[Failure], select_by: SelectBy
 ) -> ComparisonRow:
     """What it is, without numbers."""
     names: dict[str, Any] = {name: getattr(group[0], name) for name in NAMES.split()}
-    status = "failed" if failed else "missing"
-    if done:
-        status = "completed" if len(done) == len(group) else f"{len(done)}/{len(group)} completed"
+    status = "failed" if failures else "missing"
+    if runs:
+        status = "completed" if len(runs) == len(group) else f"{len(runs)}/{len(group)} completed"
     return ComparisonRow(
         grid=grid,
         **names,
-        n_seeds=len(done),
+        n_seeds=len(runs),
         n_launched=len(group),
         status=status,
-        failure_class="; ".join(dict.fromkeys(failure.failure_class for failure in failed)) or None,
+        failure_class="; ".join(dict.fromkeys(failure.failure_class for failure in failures)) or None,
         select_by=select_by,
     )
 
 
 def _with_numbers(
-    row: ComparisonRow, done: Sequence[RunRecord], stored: StoredPredictions, spent: Spent
+    row: ComparisonRow, runs: Sequence[RunRecord], stored: StoredPredictions, spent: Spent
 ) -> ComparisonRow:
-    if not done:
+    if not runs:
         return row
-    first, run_ids, has_val = done[0], [record.run_id for record in done], row.protocol != "published"
+    first, run_ids, has_val = runs[0], [record.run_id for record in runs], row.protocol != "published"
     means: dict[str, Any] = {
-        column: _mean([record.metrics.get(metric) for record in done])
+        column: _mean([record.metrics.get(metric) for record in runs])
         for column, metric in _MEANS.items()
         if has_val or not metric.startswith("val_")
     }
     alike: dict[str, Any] = {name: getattr(first, name) for name in _ALIKE}
-    accuracies = [] if means["test_accuracy"] is None else [record.metrics["test_accuracy"] for record in done]
+    accuracies = [] if means["test_accuracy"] is None else [record.metrics["test_accuracy"] for record in runs]
     images = _images(first, "test", stored)
     is_known = accuracies and (images or len(set(accuracies)) > 1)  # seeds that differ need no number of images
     low, high = statistics.accuracy_interval(accuracies, images=images or 0) if is_known else (None, None)
@@ -228,10 +228,10 @@ def _with_numbers(
         test_accuracy_std=stdev(accuracies) if len(accuracies) > 1 else None,
         ci95_low=low,
         ci95_high=high,
-        better_than_head=better_than_head(done),
-        images_per_s=_mean([record.images_per_s for record in done]),
+        better_than_head=better_than_head(runs),
+        images_per_s=_mean([record.images_per_s for record in runs]),
         wall_s=fmean(spent.costs[run_id].wall_s for run_id in run_ids),
-        phase_s=_mean([record.phase_s for record in done]),
+        phase_s=_mean([record.phase_s for record in runs]),
         gpu_s=fmean(spent.costs[run_id].gpu_s for run_id in run_ids),
         upstream_gpu_s=spent.upstream_gpu_s(run_ids),
         n_val=_images(first, "val", stored) if has_val else None,
@@ -241,29 +241,29 @@ def _with_numbers(
 
 def _mean(values: Sequence[float | None]) -> float | None:
     """None unless every completed seed has the value: a mean over some of them would not say which."""
-    known = [v for v in values if v is not None]
-    return fmean(known) if known and len(known) == len(values) else None
+    numbers = [v for v in values if v is not None]
+    return fmean(numbers) if numbers and len(numbers) == len(values) else None
 
 
 def _images(record: RunRecord, split: str, stored: StoredPredictions) -> int | None:
     """How many val or test images a score rests on: as the record states, else as many as have a stored prediction."""
-    stated = _count(record, f"n_{split}")
-    return stored.sizes(record.run_id).get(split) if stated is None else stated
+    number = _count(record, f"n_{split}")
+    return stored.sizes(record.run_id).get(split) if number is None else number
 
 
 def _count(record: RunRecord, name: str) -> int | None:
     """A whole number among the details; None where the run stated none."""
-    stated: Any = record.details.get(name)
-    return stated if isinstance(stated, int) and not isinstance(stated, bool) else None
+    number: Any = record.details.get(name)
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
-def better_than_head(done: Sequence[RunRecord]) -> tuple[str, ...]:
+def better_than_head(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     """Other heads (`knn`, `lda`, `qda`) that have more test images right than the probe's own in every run of a row.
 
     By the exact McNemar test at 5 %, Holm-adjusted within a run. It decides nothing but the mark beside the row.
     """
     names_by_run = []
-    for record in done:
+    for record in runs:
         references: Mapping[str, Mapping[str, int]] = record.details.get("references", {})
         counts = [(other["only_right"], other["only_head_right"]) for other in references.values()]
         adjusted = statistics.holm([mcnemar_exact(*pair) for pair in counts])
@@ -278,14 +278,14 @@ def better_than_head(done: Sequence[RunRecord]) -> tuple[str, ...]:
 
 
 # ------------------------------------------------------------------------------------------------- beside other figures
-def _beside_published(row: ComparisonRow, done: Sequence[RunRecord], stored: StoredPredictions) -> ComparisonRow:
+def _beside_published(row: ComparisonRow, runs: Sequence[RunRecord], stored: StoredPredictions) -> ComparisonRow:
     figure = published.lookup(*published.KEY(row))
     if figure is None:
         return row
     row = replace(row, published_accuracy=figure.value, published_rule=figure.rule)
-    if not done:
+    if not runs:
         return row
-    spec = done[0].spec
+    spec = runs[0].spec
     # None where a fine-tuning had a random head, or nobody knows any more what it started from.
     probe = read_spec(stored.store.run(spec.needs[0])) if spec.phase == "finetune" and spec.needs else None
     names = published.differs(figure, spec, probe=probe)

@@ -89,19 +89,18 @@ def compare_rows(
     if runs_a[0].spec.dataset != runs_b[0].spec.dataset:
         return f"{runs_a[0].run_id} and {runs_b[0].run_id} are of different data sets"
     try:
-        of_a, of_b = _by_seed(runs_a, stored), _by_seed(runs_b, stored)
-        _, sets = paired({"the first": of_a, "the second": of_b})
+        _, sets = paired({"the first": _by_seed(runs_a, stored), "the second": _by_seed(runs_b, stored)})
     except DataError as error:
         return one_line(error)
     ids_a, ids_b = (tuple(run.run_id for run in runs) for runs in (runs_a, runs_b))
     # Always drawn the same way round, and once, so that a minus b never says other than b minus a.
-    turned = ids_a > ids_b
-    key = (ids_b, ids_a) if turned else (ids_a, ids_b)
+    is_turned = ids_a > ids_b
+    key = (ids_b, ids_a) if is_turned else (ids_a, ids_b)
     if key not in stored.compared:
-        a_SN, b_SN = correct_SN(sets["the first"]), correct_SN(sets["the second"])
-        stored.compared[key] = compare(b_SN, a_SN) if turned else compare(a_SN, b_SN)
+        a_SN, b_SN = (correct_SN(of_model) for of_model in sets.values())
+        stored.compared[key] = compare(b_SN, a_SN) if is_turned else compare(a_SN, b_SN)
     result = stored.compared[key]
-    if not turned:
+    if not is_turned:
         return result
     return replace(result, difference=0.0 - result.difference, low=0.0 - result.high, high=0.0 - result.low)  # no -0.0
 
@@ -161,23 +160,22 @@ def best_parts(rows: Sequence[ComparisonRow]) -> dict[int, list[int]]:
 
     Only joins of which each part has a row with a score on val: under `published` nothing is held out to choose by.
     """
-    parts_by_join = {i: _best_parts(row, rows) for i, row in enumerate(rows)}
-    return {i: parts for i, parts in parts_by_join.items() if parts}
-
-
-def _best_parts(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[int]:
-    parts = set(row.parts)
-    if len(parts) < 2 or row.protocol == "published" or row.test_accuracy is None:
-        return []
-    positions = {
-        single.model: i
-        for i, single in enumerate(rows)
-        if single.model in parts
-        and is_alike(single, row)
-        and val_score(single) is not None
-        and single.test_accuracy is not None
-    }
-    return best_first(rows, positions.values())[0] if set(positions) == parts else []
+    parts_by_join = {}
+    for i, row in enumerate(rows):
+        parts = set(row.parts)
+        if len(parts) < 2 or row.protocol == "published" or row.test_accuracy is None:
+            continue
+        positions = {
+            single.model: position
+            for position, single in enumerate(rows)
+            if single.model in parts
+            and is_alike(single, row)
+            and val_score(single) is not None
+            and single.test_accuracy is not None
+        }
+        if set(positions) == parts:
+            parts_by_join[i] = best_first(rows, positions.values())[0]
+    return parts_by_join
 
 
 def is_alike(single: ComparisonRow, join: ComparisonRow) -> bool:
@@ -212,8 +210,9 @@ def beside_best_parts(
         )
         if reason:
             notes.append(f"{row.title} beside {single.model}: {reason}.")
-        if len(tied := parts_by_join[i]) > 1:
-            notes.append(f"{row.title}: its parts {' and '.join(rows[t].model for t in tied)} are tied on val: {RULE}.")
+        if len(parts := parts_by_join[i]) > 1:
+            names = " and ".join(rows[part].model for part in parts)
+            notes.append(f"{row.title}: its parts {names} are tied on val: {RULE}.")
     return rows_beside, notes
 
 

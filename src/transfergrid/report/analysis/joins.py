@@ -102,24 +102,24 @@ def join_baselines(comparison: Comparison) -> Joins:
 
     A run whose predictions cannot be used, or contradict its record, is left out and named in a note.
     """
-    tested = _Tested(dict(zip(comparison.rows, comparison.runs, strict=True)), comparison.stored)
+    predictions = _TestPredictions(dict(zip(comparison.rows, comparison.runs, strict=True)), comparison.stored)
     baselines, notes = [], []
     for row in comparison.rows:
         if len(row.parts) > 1 and row.phase != "evaluate" and row.n_seeds:
             try:
-                baselines.append(_baselines(row, comparison.rows, tested))
+                baselines.append(_baselines(row, comparison.rows, predictions))
             except DataError as error:
                 notes.append(f"{row.title}: {one_line(error)}.")
-    return Joins(baselines=tuple(baselines), notes=(*notes, *tested.left_out.values()))
+    return Joins(baselines=tuple(baselines), notes=(*notes, *predictions.reasons.values()))
 
 
 def _part_rows(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """The rows of a join's parts, in its order, under the same conditions. Raises DataError where one is missing."""
     parts = list(dict.fromkeys(row.parts))
-    alike = {single.model: single for single in rows if single.n_seeds and is_alike(single, row)}
-    if missing := [part for part in parts if part not in alike]:
+    singles = {single.model: single for single in rows if single.n_seeds and is_alike(single, row)}
+    if missing := [part for part in parts if part not in singles]:
         raise DataError(f"no baselines, because {', '.join(missing)} has no result under the same conditions")
-    return [alike[part] for part in parts]
+    return [singles[part] for part in parts]
 
 
 def _equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> ComparisonRow | None:
@@ -143,12 +143,12 @@ def _equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> Compa
 
 # ------------------------------------------------------------------------------------------------------------ numbers
 @dataclass(frozen=True, slots=True)
-class _Tested:
-    """Test predictions of rows. left_out: a sentence per run whose predictions say nothing that could be relied on."""
+class _TestPredictions:
+    """Test predictions of rows. reasons: by run why it is left out: its predictions say nothing to rely on."""
 
     runs: Mapping[ComparisonRow, tuple[RunRecord, ...]]
     stored: StoredPredictions
-    left_out: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def paired(self, rows: Sequence[ComparisonRow]) -> tuple[tuple[int | None, ...], dict[str, list[Predictions]]]:
         """By model, see predictions.paired."""
@@ -158,18 +158,18 @@ class _Tested:
         predictions: dict[int | None, Predictions] = {}
         for run in runs:
             if doubt := self.stored.doubt(run):
-                self.left_out[run.run_id] = f"`{run.run_id}` is left out: {doubt.text}."
+                self.reasons[run.run_id] = f"`{run.run_id}` is left out: {doubt.text}."
             elif run.spec.seed is not None or len(runs) == 1:
                 predictions[run.spec.seed] = self.stored.of(run.run_id)
         return predictions
 
 
-def _baselines(row: ComparisonRow, rows: Sequence[ComparisonRow], tested: _Tested) -> JoinBaselines:
+def _baselines(row: ComparisonRow, rows: Sequence[ComparisonRow], predictions: _TestPredictions) -> JoinBaselines:
     parts, equal = _part_rows(row, rows), _equal_flops_row(row, rows)
-    seeds, sets = tested.paired([row, *parts])
+    seeds, sets = predictions.paired([row, *parts])
     joined_SN = correct_SN(sets[row.model])
     parts_SN = {part.model: correct_SN(sets[part.model]) for part in parts}
-    num_classes = tested.runs[row][0].spec.dataset.num_classes
+    num_classes = predictions.runs[row][0].spec.dataset.num_classes
     parts_by_seed = zip(*(sets[part.model] for part in parts), strict=True)
     averaged_SN = np.stack([averaged_correct_N(of_seed, num_classes=num_classes) for of_seed in parts_by_seed])
     return JoinBaselines(
@@ -181,14 +181,14 @@ def _baselines(row: ComparisonRow, rows: Sequence[ComparisonRow], tested: _Teste
         oracle=_accuracy("oracle", np.any(list(parts_SN.values()), axis=0)),
         overlap=error_overlap(list(parts_SN.values())),
         joined_minus_averaged=statistics.compare(joined_SN, averaged_SN),
-        equal_flops=None if equal is None else _equal_flops(row, equal, tested),
+        equal_flops=None if equal is None else _equal_flops(row, equal, predictions),
     )
 
 
-def _equal_flops(row: ComparisonRow, equal: ComparisonRow, tested: _Tested) -> EqualFlops:
+def _equal_flops(row: ComparisonRow, equal: ComparisonRow, predictions: _TestPredictions) -> EqualFlops:
     assert equal.gflops_per_image is not None and row.gflops_per_image is not None
     try:
-        _, sets = tested.paired([row, equal])
+        _, sets = predictions.paired([row, equal])
         difference = statistics.compare(correct_SN(sets[row.model]), correct_SN(sets[equal.model]))
     except DataError:
         difference = None
@@ -205,11 +205,11 @@ def error_overlap(correct: Sequence[Array]) -> ErrorOverlap:
     """Of two or more models' (S, N) bool matrices over the same seeds and images."""
     wrong_MSN = ~np.stack(list(correct))
     kappas = [_kappa(a_N, b_N) for pair in combinations(wrong_MSN, 2) for a_N, b_N in zip(*pair, strict=True)]
-    known = [kappa for kappa in kappas if kappa is not None]
+    numbers = [kappa for kappa in kappas if kappa is not None]
     return ErrorOverlap(
         all_wrong=float(wrong_MSN.all(axis=0).mean()),
         all_wrong_if_independent=float(wrong_MSN.mean(axis=2).prod(axis=0).mean()),
-        kappa=fmean(known) if known and len(known) == len(kappas) else None,
+        kappa=fmean(numbers) if numbers and len(numbers) == len(kappas) else None,
     )
 
 
@@ -229,10 +229,6 @@ kappa of right against wrong (1: the same images; 0: as if independent). Equal F
 rows with the closest FLOPs per image, within a factor of 1.5. Every interval is for its comparison alone."""
 
 
-def _parts_text(b: JoinBaselines) -> str:
-    return ", ".join(f"{part.model} {percent(part.mean)}" for part in b.parts)
-
-
 def _equal_text(b: JoinBaselines) -> str:
     equal = b.equal_flops
     return f"{equal.row.model} {percent(equal.row.test_accuracy)} (x {equal.flops_ratio:.2f})" if equal else "none"
@@ -250,7 +246,7 @@ def _accuracy_column(name: str) -> Column[JoinBaselines]:
 
 
 _AVERAGES: list[Column[JoinBaselines]] = [
-    words("parts_alone", _parts_text, label="parts alone"),
+    words("parts_alone", lambda b: ", ".join(f"{p.model} {percent(p.mean)}" for p in b.parts), label="parts alone"),
     figure("seeds", str, lambda b: len(b.seeds)),
     _accuracy_column("joined"),
     _accuracy_column("averaged"),

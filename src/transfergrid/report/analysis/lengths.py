@@ -43,11 +43,11 @@ def lengths(comparison: Comparison) -> tuple[Length, ...]:
     lengths_by_model = []
     for key, runs in long_runs.items():
         curves = [_val_by_epoch(run, comparison.store) for run in runs]
-        own = {epochs_of(row.variant): row for row in comparison.rows if network(row) == key}
-        for epochs in sorted(epochs for epochs in own if epochs is not None):
+        row_by_epochs = {epochs_of(row.variant): row for row in comparison.rows if network(row) == key}
+        for epochs in sorted(epochs for epochs in row_by_epochs if epochs is not None):
             along = [curve[epochs] for curve in curves if epochs in curve]
             along_val = fmean(along) if along and len(along) == len(curves) else None
-            lengths_by_model.append(Length(row=own[epochs], epochs=epochs, along_val=along_val))
+            lengths_by_model.append(Length(row=row_by_epochs[epochs], epochs=epochs, along_val=along_val))
     return tuple(lengths_by_model)
 
 
@@ -81,8 +81,8 @@ def _best_lengths(lengths: Sequence[Length]) -> Iterator[str]:
         rows = [length.row for length in group if length.row.status == "completed"]
         ordered = best_first(rows)
         if ordered:
-            tied = [str(rows[i].epochs) for i in ordered[0]]
-            best = f"{tied[0]} epochs" if len(tied) == 1 else f"tied: {' and '.join(tied)} epochs ({RULE})"
+            numbers = [str(rows[i].epochs) for i in ordered[0]]
+            best = f"{numbers[0]} epochs" if len(numbers) == 1 else f"tied: {' and '.join(numbers)} epochs ({RULE})"
             yield f"{dataset} {model}, best on val: {'; '.join((best, *rows[ordered[0][0]].remarks))}."
 
 

@@ -68,16 +68,16 @@ def paired(models: Mapping[str, BySeed]) -> tuple[tuple[int | None, ...], dict[s
     if not seeds:
         without = ", ".join(name for name, by_seed in models.items() if not by_seed) or "none, but the seeds differ"
         raise DataError(f"no seed with stored predictions of all of {', '.join(models)} (without any: {without})")
-    chosen = {
+    sets_by_model = {
         name: [by_seed[None] if None in by_seed else by_seed[seed] for seed in seeds]
         for name, by_seed in models.items()
     }
-    first = chosen[next(iter(models))][0]
-    for name, sets in chosen.items():
+    first = sets_by_model[next(iter(models))][0]
+    for name, sets in sets_by_model.items():
         same = [np.array_equal([s.index_N, s.label_N], [first.index_N, first.label_N]) for s in sets]
         if not all(same):
             raise DataError(f"{name} was not tested on the same images as {next(iter(models))}: nothing can be paired")
-    return seeds, chosen
+    return seeds, sets_by_model
 
 
 class StoredPredictions:
@@ -179,18 +179,18 @@ def disagreement(record: RunRecord, test: Predictions) -> Finding | None:
 
     Logits are stored as float16: where the right class and another are equal there, either may have been predicted.
     """
-    stated = record.metrics.get("test_accuracy")
-    if stated is None:
+    accuracy = record.metrics.get("test_accuracy")
+    if accuracy is None:
         return None
     correct, n_test = int((test.predicted_N == test.label_N).sum()), len(test.index_N)
     largest_NC = test.logits_NC == test.logits_NC.max(axis=1, keepdims=True)
     classes_NC = np.arange(test.logits_NC.shape[1]) if test.classes_NC is None else test.classes_NC
     open_N = (largest_NC & (classes_NC == test.label_N[:, None])).any(axis=1) & (largest_NC.sum(axis=1) > 1)
     surely = int(((test.predicted_N == test.label_N) & ~open_N).sum())
-    if surely - 0.5 < stated * n_test < surely + int(open_N.sum()) + 0.5:
+    if surely - 0.5 < accuracy * n_test < surely + int(open_N.sum()) + 0.5:
         return None
     text = (
-        f"{EDITED}: it states a test accuracy of {100 * stated:.2f} %, "
+        f"{EDITED}: it states a test accuracy of {100 * accuracy:.2f} %, "
         f"{correct:,} of {n_test:,} stored predictions are right ({100 * correct / n_test:.2f} %)"
     )
     return Finding(record.run_id, EDITED, text)

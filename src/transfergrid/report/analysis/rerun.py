@@ -13,10 +13,8 @@ from transfergrid.specs import EvaluateSettings, RunSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """line: to be pasted into a shell.
-
-    to_fill_in: what no record knows and the reader must put in: the place of a file or a folder.
-    """
+    """line: to be pasted into a shell. to_fill_in: what no record knows and the reader must put in: the place of a file
+    or a folder."""
 
     line: str
     to_fill_in: tuple[str, ...]

@@ -26,8 +26,8 @@ def choice_of(variant: str) -> tuple[str, str] | None:
 
     Such variants are a search by their purpose, however few they are.
     """
-    compared, sign, choice = variant.partition("--")
-    return (compared, choice) if sign else None
+    subject, sign, choice = variant.partition("--")
+    return (subject, choice) if sign else None
 
 
 def epochs_of(variant: str) -> int | None:
@@ -80,5 +80,5 @@ def is_tied(row: ComparisonRow, best: ComparisonRow) -> bool:
 def _by_rule(row: ComparisonRow) -> tuple[object, ...]:
     """RULE, then parameters and names, which end every tie; what is not recorded stands last."""
     numbers = (row.val_loss, row.gflops_per_image, row.parameters)
-    known = tuple((value is None, value or 0.0) for value in numbers)
-    return (*known, row.model, row.phase, row.variant, row.weights, row.grid)
+    sort_keys = tuple((value is None, value or 0.0) for value in numbers)
+    return (*sort_keys, row.model, row.phase, row.variant, row.weights, row.grid)

@@ -73,10 +73,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Adjusted p values in the same order (Holm 1979): calling those below 5 % errs anywhere in the family in at most
     5 % of families. None, a comparison that could not be made, stays None and does not count."""
     adjusted: list[float | None] = [None] * len(p_values)
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    ranked = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     largest = 0.0
-    for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, p * (len(known) - rank)))
+    for rank, (p, i) in enumerate(ranked):
+        largest = max(largest, min(1.0, p * (len(ranked) - rank)))
         adjusted[i] = largest
     return adjusted
 
@@ -217,10 +217,10 @@ def _bootstrap(difference_SN: Array, *, draws: int, seed: int) -> Array:
     seeds, images = difference_SN.shape
     pattern_SP, images_P = np.unique(difference_SN, axis=1, return_counts=True)
     generator = np.random.default_rng(seed)
-    drawn = []
+    batches = []
     for start in range(0, draws, DRAWS_AT_ONCE):
         count = min(DRAWS_AT_ONCE, draws - start)
         images_KP = generator.multinomial(images, images_P / images, size=count)
         seeds_KS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=count)
-        drawn.append(((seeds_KS @ pattern_SP) * images_KP).sum(axis=1) / (seeds * images))
-    return np.concatenate(drawn)
+        batches.append(((seeds_KS @ pattern_SP) * images_KP).sum(axis=1) / (seeds * images))
+    return np.concatenate(batches)

@@ -65,13 +65,13 @@ class Contest:
 def winners(comparison: Comparison) -> list[Winner]:
     """Per data set with a result. Rows with a record that contradicts its predictions are passed over."""
     rows = comparison.rows
-    tested: dict[object, int] = {}  # by its runs: one row of several grids is one candidate
+    position_by_runs: dict[object, int] = {}  # one row of several grids is one candidate
     for i in integrity.trusted(comparison):
         if rows[i].test_accuracy is not None:
-            tested.setdefault(tuple(run.run_id for run in comparison.runs[i]), i)
+            position_by_runs.setdefault(tuple(run.run_id for run in comparison.runs[i]), i)
     winner_by_dataset = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
-        among = [i for i in tested.values() if rows[i].dataset == dataset]
+        among = [i for i in position_by_runs.values() if rows[i].dataset == dataset]
         ordered = best_first(rows, among)
         first, *others = ordered or best_first(rows, among, score=attrgetter("test_accuracy"))[:1] or [[]]
         if first:
@@ -116,12 +116,12 @@ def _from_other_family(pair: Pair, comparison: Comparison) -> Answer | None:
     if pair[1] not in places:
         return None
     rows, runs = tuple(comparison.rows[i] for i in places), tuple(comparison.runs[i] for i in places)
-    own = replace(comparison, rows=rows, runs=runs)
+    of_grid = replace(comparison, rows=rows, runs=runs)
     own_pair = (places.index(pair[0]), places.index(pair[1]))
-    others = [_pairs(own, question, dataset) for question in ("finetuning", "pretraining")]
-    for pairs in (*families.families(own.rows).values(), *others):
+    pairs_across_phases = [_pairs(of_grid, question, dataset) for question in ("finetuning", "pretraining")]
+    for pairs in (*families.families(of_grid.rows).values(), *pairs_across_phases):
         if any(set(own_pair) == set(other) for other in pairs):
-            return families.answers([*pairs, own_pair], own.runs, own.stored)[own_pair]
+            return families.answers([*pairs, own_pair], of_grid.runs, of_grid.stored)[own_pair]
     return None
 
 
@@ -130,27 +130,24 @@ def _pairs(comparison: Comparison, question: str, dataset: str) -> list[Pair]:
     if question == "winner":
         return [pair for winner in winners(comparison) if winner.dataset == dataset for pair in winner.pairs]
     rows, runs = comparison.rows, comparison.runs
-    alike: dict[object, list[int]] = {}  # trained on the same images, tested on the same
+    groups: dict[object, list[int]] = {}  # trained on the same images, tested on the same
     for i, row in enumerate(rows):
         if row.dataset == dataset and row.n_seeds and row.test_accuracy is not None:
             spec = runs[i][0].spec
-            alike.setdefault((spec.dataset, spec.train_fraction, spec.shots), []).append(i)
+            groups.setdefault((spec.dataset, spec.train_fraction, spec.shots), []).append(i)
     pairs: list[Pair] = []
-    for group in alike.values():
-        networks: dict[object, list[int]] = {}
-        for i in group:
-            networks.setdefault((rows[i].model, rows[i].weights), []).append(i)
+    for group in groups.values():
         # From scratch is a fine-tuning of random weights, too.
-        random_parts = {i: [part.weights.kind == "random" for part in runs[i][0].spec.backbones] for i in group}
+        is_random = {i: [part.weights.kind == "random" for part in runs[i][0].spec.backbones] for i in group}
         scratch = [
-            i for i in group if rows[i].phase == "scratch" or (rows[i].phase == "finetune" and all(random_parts[i]))
+            i for i in group if rows[i].phase == "scratch" or (rows[i].phase == "finetune" and all(is_random[i]))
         ]
-        for network in networks.values():
-            if question == "finetuning":
-                pairs += _finetuning_pairs(rows, network)
-            else:
-                trained = [i for i in network if rows[i].phase in ("probe", "finetune") and not any(random_parts[i])]
-                pairs += _chosen_pairs(rows, trained, scratch)
+        pretrained = [i for i in group if rows[i].phase in ("probe", "finetune") and not any(is_random[i])]
+        networks: dict[object, list[int]] = {}
+        for i in group if question == "finetuning" else pretrained:
+            networks.setdefault((rows[i].model, rows[i].weights), []).append(i)
+        for own in networks.values():
+            pairs += _finetuning_pairs(rows, own) if question == "finetuning" else _pairs_of_best(rows, own, scratch)
     return pairs
 
 
@@ -159,19 +156,19 @@ def _finetuning_pairs(rows: Sequence[ComparisonRow], network: Sequence[int]) -> 
     sides = [[i for i in network if rows[i].phase == phase] for phase in ("finetune", "probe")]
     # Where nothing is chosen on val, each setting stands beside its own.
     setting = attrgetter("variant", "protocol")
-    return _chosen_pairs(rows, *sides) or [(a, b) for a, b in product(*sides) if setting(rows[a]) == setting(rows[b])]
+    return _pairs_of_best(rows, *sides) or [(a, b) for a, b in product(*sides) if setting(rows[a]) == setting(rows[b])]
 
 
-def _chosen_pairs(rows: Sequence[ComparisonRow], left: Sequence[int], right: Sequence[int]) -> list[Pair]:
+def _pairs_of_best(rows: Sequence[ComparisonRow], left: Sequence[int], right: Sequence[int]) -> list[Pair]:
     """One pair per protocol that both sides have; where they share none, one across protocols."""
     pairs: list[Pair] = []
     for protocol in dict.fromkeys(rows[i].protocol for i in left):
-        first, second = (_chosen(rows, [i for i in side if rows[i].protocol == protocol]) for side in (left, right))
+        first, second = (_best(rows, [i for i in side if rows[i].protocol == protocol]) for side in (left, right))
         pairs += product(first, second)
-    return pairs or list(product(_chosen(rows, left), _chosen(rows, right)))
+    return pairs or list(product(_best(rows, left), _best(rows, right)))
 
 
-def _chosen(rows: Sequence[ComparisonRow], side: Sequence[int]) -> Sequence[int]:
+def _best(rows: Sequence[ComparisonRow], side: Sequence[int]) -> Sequence[int]:
     """The best on val of those that are finished; the only one, where nothing is chosen on val; else none."""
     best = best_on_val(rows, [i for i in side if rows[i].status == "completed"])
     if best is not None:

@@ -57,7 +57,8 @@ KEY = attrgetter("grid", "dataset", "model", "phase", "variant")  # of the row o
 
 def lookup(grid: str, dataset: str, model: str, phase: str, variant: str) -> PublishedFigure | None:
     """The published test accuracy of one row, or None; another dataset name (`cifar10-jpeg`) is another dataset."""
-    return _standing().get((grid, dataset, model, phase, variant))
+    key = (grid, dataset, model, phase, variant)
+    return next((figure for figure in figures() if figure.stands and KEY(figure) == key), None)
 
 
 @lru_cache(maxsize=1)
@@ -65,11 +66,6 @@ def figures() -> tuple[PublishedFigure, ...]:
     """All published figures, in the order of published.csv."""
     with open(Path(__file__).with_name("published.csv"), encoding="utf-8", newline="") as file:
         return tuple(_figure(line) for line in csv.DictReader(file))
-
-
-@lru_cache(maxsize=1)
-def _standing() -> dict[tuple[str, str, str, str, str], PublishedFigure]:
-    return {KEY(figure): figure for figure in figures() if figure.stands}
 
 
 def _figure(line: dict[str, str]) -> PublishedFigure:
@@ -107,11 +103,14 @@ def differs(figure: PublishedFigure, spec: RunSpec, *, probe: RunSpec | None = N
         elif figure.rule == "study_choice":
             names.append("selection")
             theirs = replace(theirs, selection=spec.settings.selection)
-        ours_named, theirs_named = _effective(spec.settings), _effective(replace(theirs, epochs=figure.epochs or 0))
-        for name, value in theirs_named.items():
+        our_values, their_values = (
+            _effective(spec.settings),
+            _effective(replace(theirs, epochs=figure.epochs or 0)),
+        )
+        for name, value in their_values.items():
             # Momentum matters between two SGDs only; where one is Adam, `optimizer` has said it.
-            matters = name not in _CONDITIONAL or (value is not None and ours_named[name] is not None)
-            names += [name] if matters and ours_named[name] != value else []
+            matters = name not in _CONDITIONAL or (value is not None and our_values[name] is not None)
+            names += [name] if matters and our_values[name] != value else []
     elif isinstance(spec.settings, TrainSettings) and spec.settings.epochs != figure.epochs:
         names.append("epochs")
     names += _input_differs(figure.study, spec)
