@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from mcnemar_power import mcnemar_power
 
-from transfergrid.report.analysis.families import verdict
+from transfergrid.report.analysis.paired_rows import verdict
 from transfergrid.report.analysis.power import power
 from transfergrid.report.analysis.statistics import Variances, compare, holm
 from transfergrid.training.evaluation import mcnemar_exact

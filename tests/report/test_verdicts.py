@@ -9,7 +9,8 @@ from report_cases import as_markdown
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.cells import points
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
-from transfergrid.report.analysis.families import Answer, answers, compare_rows, verdict
+from transfergrid.report.analysis.families import Answer, answers
+from transfergrid.report.analysis.paired_rows import compare_rows, verdict
 from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.statistics import PairedComparison, p_text

@@ -21,7 +21,7 @@ from transfergrid.report.analysis import statistics
 from transfergrid.report.analysis.cells import in_points, percent
 from transfergrid.report.analysis.claim_file import Claim, claims_for
 from transfergrid.report.analysis.comparison import Comparison
-from transfergrid.report.analysis.families import compare_rows
+from transfergrid.report.analysis.paired_rows import compare_rows
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import WORDS, best_on_val, choice_of, val_score
 from transfergrid.report.analysis.statistics import PairedComparison

@@ -12,27 +12,19 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Literal
 
-from transfergrid.errors import DataError, one_line
 from transfergrid.report.analysis.cells import in_points
-from transfergrid.report.analysis.predictions import StoredPredictions, correct_SN, paired
+from transfergrid.report.analysis.paired_rows import Verdict, compare_rows, verdict
+from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import RULE, best_first, best_on_val, val_score
-from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison, compare, holm, p_text
-from transfergrid.store.records import Predictions, RunRecord
+from transfergrid.report.analysis.statistics import PairedComparison, holm, p_text
+from transfergrid.store.records import RunRecord
 
-Verdict = Literal["better", "worse", "no difference shown"]
 Question = Literal["models", "settings"]
 Family = tuple[Question, str, str]  # question, dataset, phase
 GroupKey = tuple[Question, str, str, str]  # and the variant whose models, or the model whose settings these are
 COLUMNS: dict[Question, str] = {"models": "variant", "settings": "model"}  # what the rows of a group have in common
 Pair = tuple[int, int]  # positions: a row, and the row beside which it stands
-
-
-def verdict(difference: float, p_adjusted: float) -> Verdict:
-    """In words, at 5 % within the family that p was adjusted for."""
-    if p_adjusted >= 1 - CONFIDENCE:
-        return "no difference shown"
-    return "better" if difference > 0 else "worse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,49 +63,6 @@ class Answer:
 def _p(p: float, *, equals: str = "") -> str:
     """A bootstrap of 10,000 draws knows no smaller p."""
     return "< 0.001" if p < 0.001 else equals + p_text(p, ".3f")
-
-
-# ------------------------------------------------------------------------------------------------------ two rows
-def compare_rows(
-    runs_a: Sequence[RunRecord], runs_b: Sequence[RunRecord], stored: StoredPredictions
-) -> PairedComparison | str:
-    """a minus b over the seeds that both rows have (`.seeds` says how many), or in words why it cannot be made.
-
-    A row of one run without a seed, which draws nothing, stands beside every seed of the other.
-    Every completed run must have its predictions, and its record must agree with them: what is left out in silence
-    could decide the verdict.
-    """
-    for name, runs in (("the first", runs_a), ("the second", runs_b)):
-        if not runs:
-            return f"{name} of the two rows has no completed run"
-    if runs_a[0].spec.dataset != runs_b[0].spec.dataset:
-        return f"{runs_a[0].run_id} and {runs_b[0].run_id} are of different data sets"
-    try:
-        _, sets = paired({"the first": _by_seed(runs_a, stored), "the second": _by_seed(runs_b, stored)})
-    except DataError as error:
-        return one_line(error)
-    ids_a, ids_b = (tuple(run.run_id for run in runs) for runs in (runs_a, runs_b))
-    # Always drawn the same way round, and once, so that a minus b never says other than b minus a.
-    is_turned = ids_a > ids_b
-    key = (ids_b, ids_a) if is_turned else (ids_a, ids_b)
-    if key not in stored.compared:
-        a_SN, b_SN = (correct_SN(of_model) for of_model in sets.values())
-        stored.compared[key] = compare(b_SN, a_SN) if is_turned else compare(a_SN, b_SN)
-    result = stored.compared[key]
-    if not is_turned:
-        return result
-    return replace(result, difference=0.0 - result.difference, low=0.0 - result.high, high=0.0 - result.low)  # no -0.0
-
-
-def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int | None, Predictions]:
-    """Raises DataError where a run's predictions cannot be used."""
-    predictions: dict[int | None, Predictions] = {}
-    for run in runs:
-        test = stored.trusted(run)
-        if run.spec.seed is None and len(runs) > 1:
-            raise DataError(f"{run.run_id} has no seed of its own, so it cannot be paired with one run")
-        predictions[run.spec.seed] = test
-    return predictions
 
 
 # ------------------------------------------------------------------------------------------------------ families

@@ -84,7 +84,7 @@ class StoredPredictions:
     """Test predictions of one store's runs for all sections of a report: each file is read and checked once.
 
     Those used last stay in memory, up to `limit_bytes`; a larger grid reads some files again. compared: by the runs of
-    two rows, what families.compare_rows has computed.
+    two rows, what paired_rows.compare_rows has found.
     """
 
     def __init__(self, store: StorePaths, *, limit_bytes: int = LIMIT_BYTES) -> None:

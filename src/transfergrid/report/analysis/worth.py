@@ -102,14 +102,14 @@ def contests_about(comparison: Comparison, question: Question, dataset: str) -> 
     pairs = _pairs(comparison, question, dataset)
     answers = families.answers(pairs, comparison.runs, comparison.stored)
     if question == "winner":
-        answers = {pair: _from_other_family(pair, comparison) or answer for pair, answer in answers.items()}
+        answers = {pair: told_elsewhere(pair, comparison) or answer for pair, answer in answers.items()}
     return [
         Contest(question=question, dataset=dataset, first=rows[a], second=against(rows[b], rows[a], answer))
         for (a, b), answer in answers.items()
     ]
 
 
-def _from_other_family(pair: Pair, comparison: Comparison) -> Answer | None:
+def told_elsewhere(pair: Pair, comparison: Comparison) -> Answer | None:
     """What another family of these rows' own grid says about them."""
     grid, dataset = comparison.rows[pair[0]].grid, comparison.rows[pair[0]].dataset
     places = [i for i, row in enumerate(comparison.rows) if row.grid == grid]

@@ -1,0 +1,64 @@
+"""Two rows of a comparison, tested against each other on what their runs predicted for the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from transfergrid.errors import DataError, one_line
+from transfergrid.report.analysis.predictions import StoredPredictions, correct_SN, paired
+from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison, compare
+from transfergrid.store.records import Predictions, RunRecord
+
+Verdict = Literal["better", "worse", "no difference shown"]
+
+
+def compare_rows(
+    runs_a: Sequence[RunRecord], runs_b: Sequence[RunRecord], stored: StoredPredictions
+) -> PairedComparison | str:
+    """a minus b over the seeds that both rows have (`.seeds` says how many), or in words why it cannot be made.
+
+    A row of one run without a seed, which draws nothing, stands beside every seed of the other.
+    Every completed run must have its predictions, and its record must agree with them: what is left out in silence
+    could decide the verdict.
+    """
+    for name, runs in (("the first", runs_a), ("the second", runs_b)):
+        if not runs:
+            return f"{name} of the two rows has no completed run"
+    if runs_a[0].spec.dataset != runs_b[0].spec.dataset:
+        return f"{runs_a[0].run_id} and {runs_b[0].run_id} are of different data sets"
+    try:
+        of_a, of_b = _by_seed(runs_a, stored), _by_seed(runs_b, stored)
+        _, sets = paired({"the first": of_a, "the second": of_b})
+    except DataError as error:
+        return one_line(error)
+    ids_a, ids_b = (tuple(run.run_id for run in runs) for runs in (runs_a, runs_b))
+    # Always drawn the same way round, and once, so that a minus b never says other than b minus a.
+    turned = ids_a > ids_b
+    key = (ids_b, ids_a) if turned else (ids_a, ids_b)
+    if key not in stored.compared:
+        a_SN, b_SN = correct_SN(sets["the first"]), correct_SN(sets["the second"])
+        stored.compared[key] = compare(b_SN, a_SN) if turned else compare(a_SN, b_SN)
+    result = stored.compared[key]
+    if not turned:
+        return result
+    return replace(result, difference=0.0 - result.difference, low=0.0 - result.high, high=0.0 - result.low)  # no -0.0
+
+
+def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int | None, Predictions]:
+    """Raises DataError where a run's predictions cannot be used."""
+    found: dict[int | None, Predictions] = {}
+    for run in runs:
+        test = stored.trusted(run)
+        if run.spec.seed is None and len(runs) > 1:
+            raise DataError(f"{run.run_id} has no seed of its own, so it cannot be paired with one run")
+        found[run.spec.seed] = test
+    return found
+
+
+def verdict(difference: float, p_adjusted: float) -> Verdict:
+    """In words, at 5 % within the family that p was adjusted for."""
+    if p_adjusted >= 1 - CONFIDENCE:
+        return "no difference shown"
+    return "better" if difference > 0 else "worse"
