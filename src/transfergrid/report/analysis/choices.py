@@ -50,11 +50,10 @@ def section(comparison: Comparison) -> Section | None:
     if not rows:
         return None
     score = WORDS[rows[0].candidates[0].select_by]
-    about = f"The best mean {score} on val over the seeds decides each comparison. Test is read afterwards."
     return Section(
         "choices",
         "Chosen on val",
-        about=[about],
+        about=[f"The best mean {score} on val over the seeds decides each comparison. Test is read afterwards."],
         tables=[Table("chosen_on_val", _COLUMNS, rows)],
         items=[note for choice in rows for note in _notes(choice)],
     )

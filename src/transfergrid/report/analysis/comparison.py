@@ -133,10 +133,8 @@ def _outcome(run_id: str, store: StorePaths) -> RunRecord | Failure | None:
 
 
 def _failure(outcome: RunRecord | Failure | None) -> Failure | None:
-    if not isinstance(outcome, RunRecord):
-        return outcome
-    if outcome.status == "completed":
-        return None
+    if not isinstance(outcome, RunRecord) or outcome.status == "completed":
+        return outcome if isinstance(outcome, Failure) else None
     return Failure(
         run_id=outcome.run_id,
         failure_class=outcome.failure_class or "code",
@@ -267,13 +265,12 @@ def better_than_head(runs: Sequence[RunRecord]) -> tuple[str, ...]:
         references: Mapping[str, Mapping[str, int]] = record.details.get("references", {})
         counts = [(other["only_right"], other["only_head_right"]) for other in references.values()]
         adjusted = statistics.holm([mcnemar_exact(*pair) for pair in counts])
-        names_by_run.append(
-            [
-                name
-                for name, (only_right, only_head), p in zip(references, counts, adjusted, strict=True)
-                if only_right > only_head and p is not None and p < 1 - statistics.CONFIDENCE
-            ]
-        )
+        better = [
+            name
+            for name, (only_right, only_head), p in zip(references, counts, adjusted, strict=True)
+            if only_right > only_head and p is not None and p < 1 - statistics.CONFIDENCE
+        ]
+        names_by_run.append(better)
     return tuple(name for name in names_by_run[0] if all(name in names for names in names_by_run))
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from transfergrid.report.analysis.cells import number, percent
+from transfergrid.report.analysis.columns import pick
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Column, Section, Table, figure, words
 from transfergrid.report.studies.published import PublishedFigure, Rule, figures
-from transfergrid.specs import EvaluateSettings, RunSpec
+from transfergrid.specs import EvaluateSettings
 from transfergrid.store.records import RunRecord
 
 METRICS = {"top1_error": "top-1", "top5_error": "top-5"}
@@ -38,9 +39,16 @@ class TopError:
     @property
     def differs(self) -> tuple[str, ...]:
         """What keeps it from being comparable with the corrected value."""
-        if not self.published:
-            return ()
-        return (*_differs(self.record.spec), *(["classes"] if "classes_compared" in self.record.details else []))
+        spec = self.record.spec
+        assert isinstance(spec.settings, EvaluateSettings)
+        differences = {
+            "max_images": spec.dataset.max_images is not None,
+            "weights": spec.settings.source != "own_head" or spec.weights_label != _CORRECTED_WEIGHTS,
+            "split": spec.settings.split == "train",
+            "image_size_px": any(backbone.preprocess.mode != "recipe" for backbone in spec.backbones),
+            "classes": "classes_compared" in self.record.details,
+        }
+        return tuple(name for name, is_different in differences.items() if is_different and self.published)
 
 
 def _as_published(rule: Rule) -> Callable[[TopError], float | None]:
@@ -48,10 +56,7 @@ def _as_published(rule: Rule) -> Callable[[TopError], float | None]:
 
 
 COLUMNS: list[Column[TopError]] = [
-    words("dataset", "row.dataset"),
-    words("model", "row.model"),
-    words("variant", "row.variant"),
-    words("weights", "record.spec.weights_label"),
+    *(column.of(lambda error: error.row) for column in pick("dataset model variant weights")),
     words("differs", lambda error: ", ".join(error.differs)),
     words("error", lambda error: METRICS[error.metric], label="error %"),
     figure("images", number),
@@ -88,16 +93,4 @@ def section(comparison: Comparison) -> Section | None:
         for error in errors
         for f in error.published.values()
     ]
-    tables = [table(errors)]
-    return Section("errors", "Top-1 and top-5 errors", tables=tables, items=list(dict.fromkeys(notes)))
-
-
-def _differs(spec: RunSpec) -> list[str]:
-    assert isinstance(spec.settings, EvaluateSettings)
-    differences = {
-        "max_images": spec.dataset.max_images is not None,
-        "weights": spec.settings.source != "own_head" or spec.weights_label != _CORRECTED_WEIGHTS,
-        "split": spec.settings.split == "train",
-        "image_size_px": any(backbone.preprocess.mode != "recipe" for backbone in spec.backbones),
-    }
-    return [name for name, is_different in differences.items() if is_different]
+    return Section("errors", "Top-1 and top-5 errors", tables=[table(errors)], items=list(dict.fromkeys(notes)))

@@ -20,8 +20,8 @@ from transfergrid.report.studies.settings import StudySettings, study
 from transfergrid.specs import RunSpec, TrainSettings
 
 Rule = Literal["best_on_test", "last", "study_choice", "as_stated", "corrected"]
-NO_MATTER = frozenset({"weights file"})  # the only listed difference that leaves a delta meaningful
 _CONDITIONAL = frozenset({"momentum", "decay_norm_and_bias"})
+NO_MATTER = frozenset({"weights file"})  # the only listed difference that leaves a delta meaningful
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,8 +109,8 @@ def differs(figure: PublishedFigure, spec: RunSpec, *, probe: RunSpec | None = N
         )
         for name, value in their_values.items():
             # Momentum matters between two SGDs only; where one is Adam, `optimizer` has said it.
-            matters = name not in _CONDITIONAL or (value is not None and our_values[name] is not None)
-            names += [name] if matters and our_values[name] != value else []
+            if our_values[name] != value and (name not in _CONDITIONAL or None not in (value, our_values[name])):
+                names.append(name)
     elif isinstance(spec.settings, TrainSettings) and spec.settings.epochs != figure.epochs:
         names.append("epochs")
     names += _input_differs(figure.study, spec)
