@@ -103,7 +103,7 @@ def test_a_pair_stands_beside_its_parts_their_average_and_the_oracle(store: Stor
     joins = baselines(store, [first, second, pair])
     (found,) = joins.baselines
     assert joins.notes == ()
-    assert (found.seeds, found.n_test) == ((0,), 10)
+    assert (found.seeds, found.joined_minus_averaged.images) == ((0,), 10)
     assert [(part.model, part.mean) for part in found.parts] == [("resnet18", 0.7), ("googlenet", 0.8)]
     assert found.oracle.mean == pytest.approx(0.9)
     low, high = wilson(9, 10)

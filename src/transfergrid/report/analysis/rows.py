@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 
 from transfergrid.specs import SelectBy
 
+NAMES = "dataset model phase variant weights protocol"  # what a row is, beside its grid
 _NO_COLUMN = {"column": False}
 
 
@@ -19,7 +20,7 @@ class ComparisonRow:
     The interval is Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]; where all
     seeds have one accuracy, which is no width, Wilson's again. p_value_vs_best_single is Holm-adjusted within its
     family, see families.py, and verdict (`better`, `worse`, `no difference shown`) is by it at 5 %; the test is
-    statistics.compare's. published_differs, better_than_head (see beyond_linear.py) and remarks are several texts;
+    statistics.compare's. published_differs, better_than_head and remarks are several texts;
     comparison.csv joins them by `; `. status: `completed`, `failed`, `missing`, or `2/3 completed`. select_by: the
     score on val that choices between rows are by. remarks: what makes the row doubtful, see remarks.py.
     """
@@ -83,11 +84,6 @@ class ComparisonRow:
     def parts(self) -> tuple[str, ...]:
         """The networks of a join, in its order; of a single model itself."""
         return tuple(self.model.split("+"))
-
-    @property
-    def weights_of_parts(self) -> tuple[str, ...]:
-        """The labels of a join's parts in their order, equal ones once; so which is whose can stay open."""
-        return tuple(self.weights.split("+"))
 
     @property
     def title(self) -> str:

@@ -25,14 +25,25 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
     It holds for one trained network; it says nothing about other seeds.
     """
-    assert 0 <= correct <= n and n > 0, (correct, n)
-    return _score_interval(correct / n, n)
+    return published_interval(correct / n, n)
 
 
 def published_interval(value: float, n_test: int) -> tuple[float, float]:
     """Wilson's interval of a published accuracy in [0, 1] on n_test images, however the figure was rounded."""
     assert 0 <= value <= 1 and n_test > 0, (value, n_test)
-    return _score_interval(value, n_test)
+    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+    centre = (value + z * z / (2 * n_test)) / (1 + z * z / n_test)
+    half = z * math.sqrt(value * (1 - value) / n_test + z * z / (4 * n_test * n_test)) / (1 + z * z / n_test)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def accuracy_interval(accuracies: Sequence[float], *, images: int) -> tuple[float, float]:
+    """95 %, in [0, 1], of a mean accuracy over seeds: Student's t; where all seeds agree, which is no width, and what
+    is left is chance among the test images, Wilson's over these `images`."""
+    if len(set(accuracies)) == 1:
+        return wilson(round(accuracies[0] * images), images)
+    low, high = t_interval(accuracies)
+    return max(0.0, low), min(1.0, high)
 
 
 def difference_of_published(a: float, n_a: int, b: float, n_b: int) -> tuple[float, float, float]:
@@ -43,13 +54,6 @@ def difference_of_published(a: float, n_a: int, b: float, n_b: int) -> tuple[flo
     """
     (low_a, high_a), (low_b, high_b) = published_interval(a, n_a), published_interval(b, n_b)
     return a - b, a - b - math.hypot(a - low_a, high_b - b), a - b + math.hypot(high_a - a, b - low_b)
-
-
-def _score_interval(share: float, n: int) -> tuple[float, float]:
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -69,10 +73,10 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Adjusted p values in the same order (Holm 1979): calling those below 5 % errs anywhere in the family in at most
     5 % of families. None, a comparison that could not be made, stays None and does not count."""
     adjusted: list[float | None] = [None] * len(p_values)
-    known = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    ranked = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     largest = 0.0
-    for rank, (p, i) in enumerate(known):
-        largest = max(largest, min(1.0, p * (len(known) - rank)))
+    for rank, (p, i) in enumerate(ranked):
+        largest = max(largest, min(1.0, p * (len(ranked) - rank)))
         adjusted[i] = largest
     return adjusted
 
@@ -238,10 +242,10 @@ def _bootstrap(difference_SN: Array, *, draws: int, seed: int) -> Array:
     seeds, images = difference_SN.shape
     pattern_SP, images_P = np.unique(difference_SN, axis=1, return_counts=True)
     generator = np.random.default_rng(seed)
-    drawn = []
+    batches = []
     for start in range(0, draws, DRAWS_AT_ONCE):
         count = min(DRAWS_AT_ONCE, draws - start)
         images_KP = generator.multinomial(images, images_P / images, size=count)
         seeds_KS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=count)
-        drawn.append(((seeds_KS @ pattern_SP) * images_KP).sum(axis=1) / (seeds * images))
-    return np.concatenate(drawn)
+        batches.append(((seeds_KS @ pattern_SP) * images_KP).sum(axis=1) / (seeds * images))
+    return np.concatenate(batches)
