@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from transfergrid.config import load_run
-from transfergrid.config.schema import PROBE_DEFAULTS
+from transfergrid.config.schema import DEFAULTS
 from transfergrid.data import load
 from transfergrid.data.folds import Fold, Folds
 from transfergrid.data.splits import rows_per_class
@@ -32,8 +32,7 @@ from transfergrid.networks.heads import fit_standardiser
 from transfergrid.networks.solved_head import LogisticRegression, SoftmaxProblem, fit_lbfgs
 from transfergrid.paths import store_paths
 from transfergrid.phases import RunContext
-from transfergrid.phases._heads_on_features import Bench, MadeHead, solve_beside, train_by_sgd
-from transfergrid.phases._other_heads import references
+from transfergrid.phases._heads_on_features import Bench, MadeHead, references, solve_beside, train_by_sgd
 from transfergrid.phases.probe import load_features
 from transfergrid.report.analysis.statistics import t_interval
 from transfergrid.specs import ProbeSettings, seed_for
@@ -179,16 +178,16 @@ def measure_time(threads: int, rows: int, dims: int) -> None:
         alone = fit_lbfgs(train_ND, labels_N[:rows], num_classes=10)
         alone_s = time.process_time() - began
         began = time.process_time()
-        problem, path = SoftmaxProblem(train_ND, labels_N[:rows], num_classes=10), HeadPath(PROBE_DEFAULTS["cs"])
+        problem, path = SoftmaxProblem(train_ND, labels_N[:rows], num_classes=10), HeadPath(DEFAULTS["probe"]["cs"])
         while path.advance(problem, score, check=lambda: None) is not None:
             pass
         head = path.finish(problem, check=lambda: None)
         path_s = time.process_time() - began
-        steps = sum(t.iterations for t in path.tried) + head.iterations - best_of(path.tried).iterations
+        steps = sum(t.iterations for t in path.trials) + head.iterations - best_of(path.trials).iterations
         print(f"C = 1 before: {former_s:.1f} s ({iterations} iterations, gradient norm {norm:.1e})")
         print(f"C = 1 now: {alone_s:.1f} s ({alone.iterations} iterations), ratio {alone_s / former_s:.2f}")
         print(
-            f"path of {len(path.tried)} strengths: {path_s:.1f} s ({steps}), ratio {path_s / former_s:.2f}", flush=True
+            f"path of {len(path.trials)} strengths: {path_s:.1f} s ({steps}), ratio {path_s / former_s:.2f}", flush=True
         )
 
 

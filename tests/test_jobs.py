@@ -86,7 +86,7 @@ def test_it_tells_its_version(capsys: pytest.CaptureFixture[str], monkeypatch: p
             "grid=quickstart",
             "unknown verb 'grid=quickstart'; the verb comes first: transfergrid launch grid=quickstart",
         ),
-        ("xyz", "unknown verb 'xyz'; known: launch, run, status, report, sync, predict, doctor, list"),
+        ("xyz", "unknown verb 'xyz'; known: launch, run, status, report, sync, predict, doctor, list, store"),
     ],
 )
 def test_a_wrong_verb_is_told_with_the_right_one(

@@ -162,7 +162,7 @@ def test_wandb_is_told_what_it_can_hold(trained: Path) -> None:
 
     record = read_record(paths)
     assert record is not None
-    ending = Ending.of(record, paths, images=False, folder=trained / "copies")
+    ending = Ending(record, paths, images=False, folder=trained / "copies")
     described = describe(record.spec, grid="g", variant="", record=record)
     for told in (described, ending.summary, ending.class_names):
         str(told).encode()

@@ -13,7 +13,7 @@ import transfergrid.errors
 
 SOURCE = Path(transfergrid.errors.__file__).parent
 OURS = {name for name, kind in vars(transfergrid.errors).items() if inspect.isclass(kind)}
-OURS |= {"SlurmDown", "SlurmRefused", "Unreachable", "NotRead", "DamagedImage", "DamagedImages"}
+OURS |= {"SlurmDown", "SlurmRefused", "Unreachable", "DeletedRun", "NotRead", "DamagedImage", "DamagedImages"}
 FIELDS = {"reason", "remedy", "what", "fact", "problem"}
 CUTS = {"startswith", "endswith", "partition", "rpartition", "split", "rsplit", "splitlines", "removeprefix"}
 CUTS |= {"removesuffix", "find", "rfind", "index", "replace", "count"}

@@ -130,6 +130,11 @@ def test_the_hash_is_that_of_the_canonical_json(spec: RunSpec) -> None:
     assert digest(spec, 12) == hashlib.sha256(canonical_json(spec).encode()).hexdigest()[:12]
 
 
+def test_a_number_keeps_its_spelling_beside_an_equal_one_of_another_type() -> None:
+    spec = replace(run_of("probe"), seed=1, train_fraction=1.0)
+    assert digest(spec, 12) == hashlib.sha256(canonical_json(spec).encode()).hexdigest()[:12]
+
+
 def test_unknown_and_missing_fields_of_a_stored_spec_are_refused() -> None:
     stored = to_dict(run_of("probe"))
     with pytest.raises(ValueError, match="RunSpec: unknown field 'colour'"):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from importlib.metadata import version
 
+from transfergrid.names import closest
 from transfergrid.paths import VERBS
 
 _PURPOSE = {
@@ -18,6 +18,7 @@ _PURPOSE = {
     "predict": "apply a finished run to a folder of images, or export it",
     "doctor": "check whether this machine or cluster is fit",
     "list": "show the models, data sets, grids and clusters that can be named",
+    "store": "show what takes the space and what is damaged; repair, collect",
 }
 WORDS = ("--help", "-h", "help")
 HELP = "\n".join(
@@ -47,8 +48,8 @@ def main() -> int:
         print(f"transfergrid {version('transfergrid')}")
         return 0
     if verb not in VERBS:
-        near = difflib.get_close_matches(verb.removeprefix("--"), VERBS, n=1)
-        hint = f"did you mean 'transfergrid {near[0]}'?" if near else f"known: {', '.join(VERBS)}"
+        close = closest(verb.removeprefix("--"), VERBS)
+        hint = f"did you mean 'transfergrid {close}'?" if close else f"known: {', '.join(VERBS)}"
         if "=" in verb:
             hint = f"the verb comes first: transfergrid launch {verb}"
         print(f"error: unknown verb {verb!r}; {hint}", file=sys.stderr)
@@ -58,8 +59,7 @@ def main() -> int:
         module = importlib.import_module(f"transfergrid.cli.{VERBS[verb]}")
     except KeyboardInterrupt:
         return 130
-    code: int = module.main()
-    return code
+    return int(module.main())
 
 
 if __name__ == "__main__":

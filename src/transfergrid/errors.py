@@ -27,22 +27,7 @@ import resource
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from transfergrid.names import closest, shown
-
-FAILURE_CLASSES = (
-    "host_oom",
-    "cuda_oom",
-    "timeout",
-    "node_failure",
-    "preempted",
-    "cancelled",
-    "blocked",
-    "code",
-    "environment",
-    "data",
-    "disk_full",
-    "lost",
-)
+from transfergrid.names import closest, printable
 
 NEXT_STEP = {
     "host_oom": "give the run more memory (cluster.mem_gb=...) and launch again",
@@ -58,6 +43,7 @@ NEXT_STEP = {
     "disk_full": "free space in the store or the cache, and launch again",
     "lost": "launch again: it continues from its checkpoint",
 }
+FAILURE_CLASSES = tuple(NEXT_STEP)
 
 
 def next_step(failure_class: str | None, remedy: str | None = None) -> str:
@@ -145,8 +131,6 @@ class StoreFull(MachineError):
 class ParityError(GridError):
     """The assembled network does not reproduce the logits its probe stored."""
 
-    failure_class = "code"
-
 
 class TrainingDiverged(GridError):
     """The loss is not finite. `step` counts optimizer steps from 1 over the whole run."""
@@ -231,9 +215,9 @@ def remedy_of(error: BaseException) -> str | None:
 def ulimit_behind(error: BaseException) -> str | None:
     """`ulimit -v is 3000000`: the limit of this process by which such an error comes about; None where none is set."""
     for cause in _causes(error):
-        number, said = getattr(cause, "errno", None), str(cause)
-        of_memory = isinstance(cause, MemoryError) or _has(said, (*_HOST_MEMORY, *_NO_ROOM_TO_MAP))
-        no_thread = isinstance(cause, RuntimeError) and _NO_THREAD in said
+        number, message = getattr(cause, "errno", None), str(cause)
+        of_memory = isinstance(cause, MemoryError) or _has(message, (*_HOST_MEMORY, *_NO_ROOM_TO_MAP))
+        no_thread = isinstance(cause, RuntimeError) and _NO_THREAD in message
         for flag, which, unit, fits in (
             ("f", resource.RLIMIT_FSIZE, 1024, number == errno.EFBIG),
             ("n", resource.RLIMIT_NOFILE, 1, number == errno.EMFILE),
@@ -256,8 +240,8 @@ def _causes(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def _has(said: str, words: tuple[str, ...]) -> bool:
-    return any(word in said for word in words)
+def _has(message: str, words: tuple[str, ...]) -> bool:
+    return any(word in message for word in words)
 
 
 def is_of_the_machine(error: BaseException) -> bool:
@@ -287,11 +271,11 @@ def _class_of(error: BaseException) -> str | None:
     code = getattr(error, "error_code", None)
     if code in _CUDA_CODES:
         return _CUDA_CODES[code]
-    said = str(error).lstrip().partition("\n")[0]  # what follows is advice, and names errors of other kinds
+    line = str(error).lstrip().partition("\n")[0]  # what follows is advice, and names errors of other kinds
     for words, failure_class in ((_A_BUG, "code"), (_HOST_MEMORY, "host_oom"), (_DEVICE_MEMORY, "cuda_oom")):
-        if _has(said, words):
+        if _has(line, words):
             return failure_class
-    return "environment" if "AcceleratorError" in kinds or said.startswith(_DEVICE) else None
+    return "environment" if "AcceleratorError" in kinds or line.startswith(_DEVICE) else None
 
 
 def one_line(error: BaseException, *, with_remedy: bool = True) -> str:
@@ -300,7 +284,7 @@ def one_line(error: BaseException, *, with_remedy: bool = True) -> str:
     Nothing in it is obeyed by a terminal. with_remedy: False where the remedy is told beside it.
     """
     text = error.fact if isinstance(error, GridError) and not with_remedy else str(error)
-    text = shown(" ".join(text.split()))
+    text = printable(" ".join(text.split()))
     if not isinstance(error, GridError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= 400 else text[:397] + "..."

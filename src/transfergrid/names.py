@@ -34,15 +34,15 @@ class _Rows:
         return self._file.write(row.removesuffix("\r\n") + "\n")
 
 
-def shown(text: str) -> str:
+def printable(text: str) -> str:
     r"""In a message: what a terminal would obey, or could not print, is escaped (`\n`, `\x1b`, `\u202e`, `\xe9`)."""
-    return _UNSHOWN.sub(_escaped, text)
+    return _UNSHOWN.sub(lambda match: _spelled(match[0]), text)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    code = ord(found[0])
-    as_byte = 0xDC80 <= code <= 0xDCFF  # how Python keeps a byte of a name that is no UTF-8
-    return f"\\x{code - 0xDC00:02x}" if as_byte else found[0].encode("unicode_escape", "surrogatepass").decode()
+def _spelled(char: str) -> str:
+    """Python keeps a byte of a name that is no UTF-8 as a letter from U+DC80 on (PEP 383)."""
+    code = ord(char)
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else ascii(char)[1:-1]
 
 
 def csv_rows(file: _Writable) -> _writer:
@@ -105,7 +105,4 @@ def existing(path: Path) -> Path:
 def _spelled_out(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    unfit = error.object[error.start : error.end]
-    # Python reads a byte that is no UTF-8 as a letter from U+DC80 on (PEP 383).
-    as_bytes = (f"\\x{ord(c) - 0xDC00:02x}" if 0xDC80 <= ord(c) <= 0xDCFF else ascii(c)[1:-1] for c in unfit)
-    return "".join(as_bytes), error.end
+    return "".join(map(_spelled, error.object[error.start : error.end])), error.end

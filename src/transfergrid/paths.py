@@ -7,135 +7,81 @@ from pathlib import Path
 
 from transfergrid.specs import FeatureKey, Runtime, safe_name
 
+ASIDE = ".damaged"  # at the end of the name of a file that was set aside
 EXPORT_MARK = "preprocessing.json"  # a folder that holds it is an export, which another may replace
 
 
 @dataclass(frozen=True, slots=True)
-class CachePaths:
+class _Inside:
+    """What lies at one place inside every folder of a kind."""
+
+    name: str
+
+    def __get__(self, folder: _Folder, kind: type[_Folder]) -> Path:
+        return folder.root / self.name
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    root: Path
+
+
+class CachePaths(_Folder):
     """What can be computed again: features, data sets, downloaded weights, compiled kernels, timm's catalog entries."""
 
-    root: Path
+    data = _Inside("data")
+    weights = _Inside("weights")
+    catalog = _Inside("catalog")
+    folder_hashes = _Inside("catalog/folders")  # kept content hashes of image folders, one JSON file each
 
     def features(self, key: FeatureKey) -> Path:
         """cache/features/<dataset>/<split>/<backbone>-<key>.h5"""
         folder = self.root / "features" / safe_name(key.dataset.name) / key.split
         return folder / f"{safe_name(key.backbone.name)[:60]}-{key.digest}.h5"
 
-    @property
-    def data(self) -> Path:
-        return self.root / "data"
-
-    @property
-    def weights(self) -> Path:
-        return self.root / "weights"
-
-    @property
-    def catalog(self) -> Path:
-        return self.root / "catalog"
-
-    @property
-    def folder_hashes(self) -> Path:
-        """Kept content hashes of image folders, one JSON file each."""
-        return self.root / "catalog" / "folders"
-
     def pulled(self, entity: str | None, project: str) -> StorePaths:
         """The store made from what a W&B server holds of a project."""
         return StorePaths(self.root / "wandb" / safe_name(entity or "default") / safe_name(project))
 
 
-@dataclass(frozen=True, slots=True)
-class StorePaths:
+class StorePaths(_Folder):
     """What must be kept: runs, grids, reports, launches, W&B files."""
 
-    root: Path
+    runs = _Inside("runs")
+    grids = _Inside("grids")
+    splits = _Inside("splits")  # tables of pictures whose split was drawn, one CSV file each
+    launches = _Inside("launches")
+    submitting = _Inside("launches/.submitting")  # the lock of whoever sends jobs, or collects what was sent
+    wandb = _Inside("wandb")
 
     def run(self, run_id: str) -> RunPaths:
-        return RunPaths(self.root / "runs" / run_id)
-
-    @property
-    def runs(self) -> Path:
-        return self.root / "runs"
+        return RunPaths(self.runs / run_id)
 
     def grid(self, name: str) -> Path:
-        return self.root / "grids" / f"{safe_name(name)}.json"
+        return self.grids / f"{safe_name(name)}.json"
 
     def report(self, name: str) -> Path:
         return self.root / "reports" / safe_name(name)
 
-    @property
-    def splits(self) -> Path:
-        """Tables of pictures whose split was drawn, one CSV file each."""
-        return self.root / "splits"
 
-    @property
-    def launches(self) -> Path:
-        return self.root / "launches"
-
-    @property
-    def wandb(self) -> Path:
-        return self.root / "wandb"
-
-
-@dataclass(frozen=True, slots=True)
-class RunPaths:
+class RunPaths(_Folder):
     """results/runs/<run_id>/: at most 12 files once the run has finished."""
 
-    root: Path
-
-    @property
-    def spec(self) -> Path:
-        return self.root / "spec.json"
-
-    @property
-    def lock(self) -> Path:
-        """The kernel lock that a running attempt holds; the file itself means nothing."""
-        return self.root / ".lock"
-
-    @property
-    def attempts(self) -> Path:
-        return self.root / "attempts"
+    spec = _Inside("spec.json")
+    lock = _Inside(".lock")  # the kernel lock that a running attempt holds; the file itself means nothing
+    attempts = _Inside("attempts")
+    metrics = _Inside("metrics.jsonl")
+    checkpoints = _Inside("checkpoints")
+    weights = _Inside("weights.pt")
+    predictions = _Inside("predictions.npz")
+    predictions_csv = _Inside("predictions.csv")  # written by `evaluate` only
+    record = _Inside("record.json")
+    bill = _Inside("bill.json")  # what SLURM's accounting said that the run cost, see bills.py; none of a local run
+    log = _Inside("log.txt")
+    pulled = _Inside("pulled.json")  # in a store made from W&B's only: which versions of what it holds were read
 
     def attempt(self, number: int) -> Path:
         return self.attempts / f"{number:03d}.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.root / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def weights(self) -> Path:
-        return self.root / "weights.pt"
-
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions.npz"
-
-    @property
-    def predictions_csv(self) -> Path:
-        """Written by `evaluate` only."""
-        return self.root / "predictions.csv"
-
-    @property
-    def record(self) -> Path:
-        return self.root / "record.json"
-
-    @property
-    def bill(self) -> Path:
-        """What SLURM's accounting said that the run cost, see bills.py; none for a run that was local."""
-        return self.root / "bill.json"
-
-    @property
-    def log(self) -> Path:
-        return self.root / "log.txt"
-
-    @property
-    def pulled(self) -> Path:
-        """In a store made from W&B's only: which versions of what the server holds were read."""
-        return self.root / "pulled.json"
 
 
 def store_paths(runtime: Runtime) -> StorePaths:
@@ -147,15 +93,9 @@ def cache_paths(runtime: Runtime) -> CachePaths:
 
 
 # -------------------------------------------------------------------------------------------------------- what is typed
-VERBS = {  # of the `transfergrid` command -> the module in cli/ that carries it out
-    "launch": "launch",
-    "run": "run_phase",
-    "status": "status",
-    "report": "report",
-    "sync": "sync",
-    "predict": "predict",
-    "doctor": "doctor",
-    "list": "list",
+# Of the `transfergrid` command -> the module in cli/ that carries it out.
+VERBS = {"launch": "launch", "run": "run_phase"} | {
+    verb: verb for verb in ("status", "report", "sync", "predict", "doctor", "list", "store")
 }
 _VERB_OF = {"launch_grid": "launch", "run_phase": "run"}  # where a script in jobs/ has another name
 

@@ -72,19 +72,19 @@ class Resources:
 
     def memory_options(self) -> dict[str, str]:
         """As sbatch spells it: none, or one of mem, mem-per-cpu, mem-per-gpu."""
-        asked = {"mem": self.mem_gb, "mem-per-cpu": self.mem_per_cpu_gb, "mem-per-gpu": self.mem_per_gpu_gb}
-        return {key: f"{round(gib * 1024)}M" if gib else "0" for key, gib in asked.items() if gib is not None}
+        amounts = {"mem": self.mem_gb, "mem-per-cpu": self.mem_per_cpu_gb, "mem-per-gpu": self.mem_per_gpu_gb}
+        return {key: f"{round(gib * 1024)}M" if gib else "0" for key, gib in amounts.items() if gib is not None}
 
     def gpu_options(self, style: str, sbatch: Mapping[str, str | bool]) -> dict[str, str]:
         """As sbatch spells it, in the site's style; a gres of the user's own stands in one option with ours."""
-        own = str(sbatch["gres"]) if "gres" in sbatch else None
+        gres = str(sbatch["gres"]) if "gres" in sbatch else None
         if not self.gpus:
-            return {"gres": own} if own else {}
+            return {"gres": gres} if gres else {}
         style = ("gres" if self.gpu_type is not None else "gpus-per-node") if style == "auto" else style
-        typed = f"{self.gpu_type + ':' if self.gpu_type else ''}{self.gpus}"
+        gpus = f"{self.gpu_type + ':' if self.gpu_type else ''}{self.gpus}"
         if style == "gres":
-            return {"gres": ",".join(filter(None, (f"gpu:{typed}", own)))}
-        return {style: typed} | ({"gres": own} if own else {})
+            return {"gres": ",".join(filter(None, (f"gpu:{gpus}", gres)))}
+        return {style: gpus} | ({"gres": gres} if gres else {})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,19 +122,19 @@ class ClusterSettings:
     )
     poll_s: float = setting(10.0, "between two looks at the queue while waiting", (0.5, 3600), unit="s")
 
-    def options(self, asked: Resources) -> dict[str, str | bool]:
+    def options(self, resources: Resources) -> dict[str, str | bool]:
         """All that such a job asks for, as sbatch spells it: the same in a job script and in a question to SLURM."""
-        named = {key: getattr(asked, key) for key in ("partition", "account", "qos", "constraint")}
-        named |= {"exclude": self.exclude, "wckey": self.wckey}
-        named |= {"time": None if asked.timeout_min is None else str(asked.timeout_min)}
-        given = {key: value for key, value in named.items() if value is not None}
-        given |= ONE_TASK | {"cpus-per-task": str(asked.cpus)} | asked.memory_options()
-        return self.sbatch | given | asked.gpu_options(self.gpu_request, self.sbatch)
+        values = {key: getattr(resources, key) for key in ("partition", "account", "qos", "constraint")}
+        values |= {"exclude": self.exclude, "wckey": self.wckey}
+        values |= {"time": None if resources.timeout_min is None else str(resources.timeout_min)}
+        options = {key: value for key, value in values.items() if value is not None}
+        options |= ONE_TASK | {"cpus-per-task": str(resources.cpus)} | resources.memory_options()
+        return self.sbatch | options | resources.gpu_options(self.gpu_request, self.sbatch)
 
     def of_phase(self, phase: str) -> Resources:
         """What a job of this phase asks for."""
         return self.by_phase.get(phase, self.resources)
 
-    def all_as(self, asked: Resources) -> ClusterSettings:
+    def all_as(self, resources: Resources) -> ClusterSettings:
         """With every job asking for this."""
-        return replace(self, resources=asked, by_phase={})
+        return replace(self, resources=resources, by_phase={})

@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 from cluster_cases import console, runtime_in, said
 
-from transfergrid.cli.sync import sync_and_report
+from transfergrid.cli.finish import sync_and_report
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.paths import store_paths
 from transfergrid.specs import Runtime
@@ -31,8 +31,9 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runtime:
 
 def told(runtime: Runtime) -> str:
     screen = console()
-    sync_and_report(screen, runtime, "quickstart")
-    return " ".join(said(screen))
+    lines = sync_and_report(screen, runtime, "quickstart")
+    assert lines == said(screen)  # what a launcher that waits is told is what the log holds
+    return " ".join(lines)
 
 
 @pytest.mark.parametrize("mode", ["disabled", "offline"])

@@ -13,13 +13,13 @@ import tiny_data
 from cluster_cases import console, said
 from report_cases import completed, failed, write_report
 
-from transfergrid.cli import retry
+from transfergrid.cli import status_actions
 from transfergrid.cli.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.cli.launch import launch
 from transfergrid.cluster import ledger
 from transfergrid.cluster.ledger import Submission
 from transfergrid.config import Request, load_grid
-from transfergrid.config.names import named_by_datasets
+from transfergrid.config.spelling import named_by_datasets
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.planning import job
@@ -227,9 +227,9 @@ def test_what_is_sent_again_is_what_the_grid_holds_now(tmp_path: Path, monkeypat
         taken.append(request)
         return 0
 
-    monkeypatch.setattr(retry, "carry_out", carry_out)
+    monkeypatch.setattr("transfergrid.cli.on_slurm.carry_out", carry_out)
     (extraction,) = next(iter(grids[1].runs.values())).extractions
-    assert retry.relaunch("quickstart", grids[1].store, [extraction.run_id], []) == 0
+    assert status_actions.relaunch("quickstart", grids[1].store, [extraction.run_id], []) == 0
     assert [c.run.run_id for c in taken[0].configurations] == list(grids[1].runs)
 
 

@@ -12,7 +12,7 @@ import pytest
 from cluster_cases import as_job, console, executable, planned, runtime_in, said, scratch_run
 
 from transfergrid.cli.launch import launch, runs_on_slurm
-from transfergrid.cli.shown import show_endings
+from transfergrid.cli.screen import show_endings
 from transfergrid.cluster import local
 from transfergrid.errors import MachineError
 from transfergrid.planning.plan import Plan

@@ -210,6 +210,35 @@ def test_without_output_the_csv_goes_to_standard_output_and_a_run_may_be_given_a
     assert header.endswith("class_5,probability_5,error") and row.startswith("a.png,")
 
 
+@pytest.mark.parametrize(
+    ("images", "files"),
+    [
+        ("pictures/007.png", ["007.png"]),
+        ("pictures/00[1-3].png", ["001.png", "002.png", "003.png"]),
+        ("**/00[12].png", ["001.png", "002.png"]),
+        ("notes.txt", ["notes.txt"]),
+    ],
+)
+def test_a_file_and_a_pattern_give_the_row_that_the_folder_gives_and_what_is_no_picture_is_named(
+    place: Path,
+    scratch: Request,
+    images: str,
+    files: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(place)
+    (place / "notes.txt").write_text("no picture")
+    beginning = final_run(scratch).run_id[:-3]  # no other run's id has it
+    exit_code, out, err = answer(monkeypatch, capsys, place, f"run={beginning}", f"images={images}")
+    rows = out.splitlines()[1:]
+    assert [row.split(",")[0] for row in rows] == files and exit_code == (images == "notes.txt")
+    assert ("unreadable" in err) == (images == "notes.txt")
+    _, whole, _ = answer(monkeypatch, capsys, place, f"run={final_run(scratch).run_id}", "images=pictures")
+    if images != "notes.txt":
+        assert set(rows) <= set(whole.splitlines())
+
+
 # ------------------------------------------------------------------------------------------------------ bad arguments
 @pytest.mark.parametrize(
     ("arguments", "telling"),
@@ -221,7 +250,8 @@ def test_without_output_the_csv_goes_to_standard_output_and_a_run_may_be_given_a
         (["run=EVALUATION", "images=pictures"], "is of phase evaluate; give one of probe, finetune or scratch"),
         (["run=FAILED", "images=pictures"], "has failed (data: torn)"),
         (["run=UNFINISHED", "images=pictures"], "has not finished"),
-        (["run=RUN", "images=nowhere"], "images='nowhere' is not a folder"),
+        (["run=RUN", "images=nowhere"], "images='nowhere' is no file, no folder, and no pattern that matches a file"),
+        (["run=RUN", "images=pic*"], "images='pic*' is no file, no folder, and no pattern that matches a file"),
         (["run=RUN", "images=empty"], "images='empty' holds no images; wanted files ending in .jpg"),
         (["run=RUN", "images=pictures", "top_k=11"], "top_k=11 is not a whole number from 1 to 10"),
         (["run=RUN", "images=pictures", "top_k=0"], "top_k=0"),
@@ -252,7 +282,13 @@ def test_what_makes_no_sense_gets_one_line_and_exit_code_2(
     (place / "empty").mkdir(exist_ok=True)
     (place / "a_file").write_text("")
     run = final_run(scratch).run_id
-    names = {"EVALUATION": "evaluation", "UNFINISHED": "unfinished", "FAILED": "failed", "RUN": run, "RUM": run[:-1]}
+    names = {
+        "EVALUATION": "evaluation",
+        "UNFINISHED": "unfinished",
+        "FAILED": "failed",
+        "RUN": run,
+        "RUM": f"{run[:-1]}z",
+    }
     record = json.loads(paths_of(final_run(scratch), scratch.runtime).record.read_text())
     evaluation = request(place, "phase=evaluate", f"run={run}")
     others = {

@@ -267,6 +267,8 @@ def test_one_run_is_shown_with_its_attempts_jobs_and_logs(
         for path in (submission.logs(0)[1], store.run(run_id).log):
             assert str(path.relative_to(store.root.parent)) in text
         assert "last lines attempt 2 begins epoch 3 of 10" in text
+    assert status(["grid=g"]) == 0
+    assert " n1 2 111111111111 " in printed(capsys), "the end of its id, which run= takes, stands in the table"
     with pytest.raises(ConfigError, match="run=probe fits 2 runs"):
         status(["grid=g", "run=probe"])
     with pytest.raises(ConfigError, match="fits none of 2 runs"):
@@ -426,7 +428,7 @@ def test_retry_sends_exactly_the_runs_of_its_class(
             submit(store, ("a",), seconds_ago=-600)  # now, whatever the clock of these tests says
         return 0
 
-    monkeypatch.setattr("transfergrid.cli.retry.relaunch", relaunch, raising=False)
+    monkeypatch.setattr("transfergrid.cli.status_actions.relaunch", relaunch, raising=False)
     assert status(["grid=g", "retry=oom", "cluster.mem_gb=64"]) == 0
     assert status(["grid=g", "retry=code"]) == 0
     assert status(["run=d", "retry=failed"]) == 0
@@ -456,7 +458,7 @@ def test_what_is_unknown_is_sent_again_on_the_users_word_alone_with_its_evidence
         sent.append((run_ids, though_unknown))
         return 0
 
-    monkeypatch.setattr("transfergrid.cli.retry.relaunch", relaunch)
+    monkeypatch.setattr("transfergrid.cli.status_actions.relaunch", relaunch)
     assert status(["grid=g"]) == 1
     text = printed(capsys)
     assert "1 x unknown: never sent again by itself; if you know that it is gone:" in text
@@ -472,7 +474,7 @@ def test_a_retry_that_sent_nothing_leaves_the_records_as_they_were(
 ) -> None:
     make_grid(store, "a")
     failed(store, "a", "code")
-    monkeypatch.setattr("transfergrid.cli.retry.relaunch", lambda *arguments, **more: 0)
+    monkeypatch.setattr("transfergrid.cli.status_actions.relaunch", lambda *arguments, **more: 0)
     assert status(["grid=g", "retry=failed"]) == 0
     assert os.listdir(store.run("a").root) == ["record.json"]
 
@@ -486,7 +488,7 @@ def test_a_retry_that_cannot_be_sent_leaves_the_records_as_they_were(
     def relaunch(*arguments: object, **more: object) -> int:
         raise MachineError("sbatch said no")
 
-    monkeypatch.setattr("transfergrid.cli.retry.relaunch", relaunch, raising=False)
+    monkeypatch.setattr("transfergrid.cli.status_actions.relaunch", relaunch, raising=False)
     with pytest.raises(MachineError):
         status(["grid=g", "retry=failed"])
     assert os.listdir(store.run("a").root) == ["record.json"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from tracked_runs import runtime_of
 
 from transfergrid.cli.sync import destination, show
-from transfergrid.config.sync import parse_sync
+from transfergrid.config.report import parse_sync
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.store.records import write_grid

@@ -7,16 +7,18 @@ from pathlib import Path
 from replayed_slurm import ago
 
 from transfergrid.cli.waiting import published_lines
+from transfergrid.cluster.evidence import FINISHED
 from transfergrid.cluster.ledger import Submission, read_ledger, record
 from transfergrid.paths import StorePaths
+from transfergrid.store import durable
 
 
 def test_the_end_of_a_watched_launch_tells_what_its_newest_finish_job_said_of_wandb(tmp_path: Path) -> None:
     store = StorePaths(tmp_path / "results")
     assert published_lines(read_ledger(store), "g") == []
-    for job_id, said in (
-        ("7", "W&B: all is there: http://old\n"),
-        ("8", "report: r\nerror: no key\nW&B: run sync.py\nbye\n"),
+    for job_id, lines in (
+        ("7", ["W&B: all is there: http://old"]),
+        ("8", ["error: no key", "W&B: run sync.py"]),
     ):
         launch = store.launches / f"20261120T12000{job_id}-aaaaaaaa"
         sent = Submission(
@@ -29,7 +31,5 @@ def test_the_end_of_a_watched_launch_tells_what_its_newest_finish_job_said_of_wa
             kind="finish",
         )
         record(sent)
-        output = sent.logs(0)[0]
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(said)
+        durable.write_json(sent.folder / FINISHED, {"wandb": lines})
     assert published_lines(read_ledger(store), "g") == ["error: no key", "W&B: run sync.py"]

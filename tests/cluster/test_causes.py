@@ -15,7 +15,7 @@ from cluster_cases import as_job, executable, scratch_run
 from replayed_slurm import ReplayedSlurm, account_line, make_grid, submit
 
 from transfergrid.cli.status_table import next_steps
-from transfergrid.cli.status_view import Row, View
+from transfergrid.cli.status_view import View
 from transfergrid.cluster import local
 from transfergrid.cluster.batch_script import setup_lines
 from transfergrid.cluster.causes import cause_of
@@ -23,6 +23,7 @@ from transfergrid.cluster.ledger import read_ledger
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.errors import NEXT_STEP, OF_ULIMIT, Lost, StoreFull, classify, next_step, remedy_of, ulimit_behind
 from transfergrid.paths import StorePaths
+from transfergrid.store.records import GridEntry
 
 TOKEN = "0123456789ab"
 SRUN = "srun: error: n1: task 0: "
@@ -81,7 +82,9 @@ def test_status_and_record_tell_the_remedy_of_a_cause_that_launching_again_would
     state = snapshot.states["a"]
     assert (state.state, state.failure_class) == ("failed", "environment")
     assert str(submission.folder) in state.reason and state.remedy is not None
-    row = Row(run_id="a", dataset="digits", model="m", phase="probe")
+    row = GridEntry(
+        run_id="a", dataset="digits", model="m", phase="probe", variant="", weights="", protocol="fair", seed=None
+    )
     view = View(store=store, grid="g", rows=(row,), specs={}, snapshot=snapshot, ledger=ledger)
     [line] = next_steps(view)
     assert line.startswith(f"next, 1 x environment: {state.remedy} (")

@@ -12,7 +12,7 @@ from cluster_cases import planned, scratch_run
 from replayed_slurm import ReplayedSlurm, ago, completed, make_grid, queue_line, submit
 from rich.console import Console
 
-from transfergrid.cli.places import send_what_fits
+from transfergrid.cli.sending import send_what_fits
 from transfergrid.cluster import slurm as slurm_commands
 from transfergrid.cluster.evidence import FINISHED
 from transfergrid.cluster.finish_job import find_place, is_due, settings_of_finish

@@ -9,10 +9,17 @@ from pathlib import Path
 import pytest
 
 from transfergrid.config import compose
-from transfergrid.config.cluster import SITE_DEFAULTS, changed_cluster, cluster_settings, plain
+from transfergrid.config.cluster import (
+    COLLIDES,
+    SHORT,
+    SITE_DEFAULTS,
+    changed_cluster,
+    checked_option,
+    cluster_settings,
+    plain,
+)
+from transfergrid.config.cluster_file import gigabytes, minutes
 from transfergrid.config.folders import VARIABLE
-from transfergrid.config.notation import gigabytes, minutes
-from transfergrid.config.sbatch_options import COLLIDES, SHORT, checked_option
 from transfergrid.errors import ConfigError
 from transfergrid.resources import UNLIMITED, ClusterSettings
 

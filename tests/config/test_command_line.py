@@ -23,11 +23,10 @@ from transfergrid.config.compose import compose_config
 from transfergrid.config.keys import keys_of
 from transfergrid.config.predict import PredictKeys
 from transfergrid.config.printed import printed_grid, printed_run
-from transfergrid.config.report import ReportKeys, parse_report
+from transfergrid.config.report import ReportKeys, SyncRequest, parse_report, parse_sync
 from transfergrid.config.schema import GROUPS, KEYS, Config
 from transfergrid.config.spelling import hydra_value
-from transfergrid.config.status import StatusKeys, parse_status
-from transfergrid.config.sync import SyncRequest, parse_sync
+from transfergrid.config.status import StatusRequest, parse_status
 from transfergrid.errors import ConfigError
 from transfergrid.paths import VERBS
 from transfergrid.specs import FinetuneSettings, ProbeSettings, ScratchSettings
@@ -35,7 +34,7 @@ from transfergrid.specs import FinetuneSettings, ProbeSettings, ScratchSettings
 ROOT = Path(__file__).resolve().parents[2]
 FIXED = ("phase.name", "dataset.kind", "cluster.name", "cluster.kind", "grid.study")
 GRID_IDS = json.loads(Path(__file__).with_name("grid_ids.json").read_text())
-READ_WITHOUT_HYDRA = {"status": StatusKeys, "report": ReportKeys, "sync": SyncRequest, "predict": PredictKeys}
+READ_WITHOUT_HYDRA = {"status": StatusRequest, "report": ReportKeys, "sync": SyncRequest, "predict": PredictKeys}
 
 
 def answer(

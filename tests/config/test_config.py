@@ -16,7 +16,7 @@ from transfergrid.config.folders import VARIABLE, choices, conf_dir
 from transfergrid.errors import ConfigError
 from transfergrid.networks import architectures
 from transfergrid.networks.backbones import names as backbone_names
-from transfergrid.networks.backbones.timm_names import timm_names
+from transfergrid.networks.backbones import timm_names
 from transfergrid.specs import (
     EvaluateSettings,
     FinetuneSettings,

@@ -165,7 +165,7 @@ def test_the_line_for_what_is_missing_makes_all_of_it(folder: Path, arguments: s
     asked = load_sweep(shlex.split(arguments))
     request = asked.request
     rows = [c.run.run_id for c in request.configurations]
-    missing = command._missing(make_plan(rows, request.runs, request.runtime), request.runs)
+    missing = command._missing(make_plan(rows, request.runs, request.runtime))
     line = launch_line(asked, missing)
     assert missing != [] and line is not None and line.startswith("python jobs/launch_grid.py grid=")
     made = load_grid(shlex.split(line)[2:])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tiny_data
 from numpy.typing import NDArray
-from picture_files import save_8_bits, two_classes
+from picture_files import decode, save_8_bits, two_classes
 from PIL import Image
 from small_runs import carry_out, final_run, request
 
@@ -23,7 +23,7 @@ from transfergrid import data
 from transfergrid.cli import predict
 from transfergrid.config import load_run
 from transfergrid.data import _decode, _formats
-from transfergrid.data._decode import PictureRules, decode, picture_facts
+from transfergrid.data._decode import PictureRules, picture_facts
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._image_size import unreadable
 from transfergrid.data.damaged import DamagedImage, DamagedImages

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny_data
+from picture_files import decode
 from PIL import Image, ImageFile
 from report_cases import row
 
@@ -20,7 +21,7 @@ from transfergrid.cli.cautions import inventories
 from transfergrid.cli.console import FAILED, run_script
 from transfergrid.config import load_run
 from transfergrid.data import _folder_hash
-from transfergrid.data._decode import PictureFacts, decode, picture_facts
+from transfergrid.data._decode import PictureFacts, picture_facts
 from transfergrid.data.damaged import DamagedImage, DamagedImages
 from transfergrid.data.folds import open_splits, picture_details
 from transfergrid.errors import DataError

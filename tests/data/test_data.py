@@ -22,6 +22,7 @@ from transfergrid.data import published
 from transfergrid.data.sets import _cifar, _idx, cifar10, cifar100, digits, fashion_mnist, mnist, svhn
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.specs import Split
+from transfergrid.store.network import why_silent
 
 PUBLISHED_SPLITS: tuple[Split, ...] = ("train", "test")
 PUBLISHED = [kind for kind in data.kinds() if kind != "image_folder"]
@@ -248,7 +249,7 @@ def answering_url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_a_server_that_answers_anything_is_reachable(answering_url: str) -> None:
-    assert published.reachable(answering_url, timeout_s=5)
+    assert why_silent(answering_url, timeout_s=5) is None
 
 
 def test_a_silent_server_and_a_closed_port_are_not_and_that_is_known_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,9 +257,9 @@ def test_a_silent_server_and_a_closed_port_are_not_and_that_is_known_in_time(mon
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         start = time.monotonic()
-        assert not published.reachable(f"http://127.0.0.1:{port}/", timeout_s=0.2)
+        assert why_silent(f"http://127.0.0.1:{port}/", timeout_s=0.2)
         assert time.monotonic() - start < 2
-    assert not published.reachable(f"http://127.0.0.1:{port}/", timeout_s=0.2)
+    assert why_silent(f"http://127.0.0.1:{port}/", timeout_s=0.2)
 
 
 def test_a_missing_file_is_fetched_quietly_once_and_found(
@@ -297,7 +298,7 @@ def test_where_there_is_no_network_the_whole_remedy_stands_on_the_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(published, "reachable", lambda url, *, timeout_s: False)
+    monkeypatch.setattr(published, "why_silent", lambda url, *, timeout_s: "no route")
     for kind in PUBLISHED:
         if kind == "digits":  # inside scikit-learn
             continue

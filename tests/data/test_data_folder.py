@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_data
+from picture_files import decode
 from PIL import Image
 
 from transfergrid import data
 from transfergrid.data import DatasetFacts, LabeledImages
-from transfergrid.data._decode import decode
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._image_size import HEAD_BYTES, size_px
 from transfergrid.data.sets.image_folder import FolderImages

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import decode
 from PIL import Image
 
 from transfergrid import data
-from transfergrid.data._decode import decode
 from transfergrid.data._folder_scan import image_files, scan
 from transfergrid.data.damaged import DamagedImage
 from transfergrid.data.folds import Fold

@@ -16,18 +16,18 @@ import odd_pictures
 import pytest
 from damaged_pictures import by_pillow as reads_alone
 from damaged_pictures import damaged, saved
-from picture_files import chunk
+from picture_files import chunk, decode
 
 from transfergrid.cli import console
 from transfergrid.cli.predict import _opened
-from transfergrid.data._decode import PictureRules, decode, picture_facts
+from transfergrid.data._decode import PictureRules, picture_facts
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._image_size import size_px
-from transfergrid.data.damaged import DamagedImage, told
+from transfergrid.data.damaged import DamagedImage, lines_of
 from transfergrid.data.folds import Fold
 from transfergrid.errors import DataError, one_line
 from transfergrid.export.inference import Prepared, _read
-from transfergrid.names import csv_rows, shown
+from transfergrid.names import csv_rows, printable
 from transfergrid.phases.evaluate import _write_csv
 
 MEASURE = """
@@ -53,11 +53,11 @@ NAMES = [*odd_pictures.ODD_NAMES, *map(os.fsdecode, odd_pictures.CLASSES)]
     ],
 )
 def test_a_name_in_a_message_is_obeyed_by_no_terminal(name: str, seen: str) -> None:
-    assert shown(name) == seen
+    assert printable(name) == seen
     damaged = DamagedImage(Path("/pets") / f"{name}.png", "is none")
     assert str(damaged) == f"/pets/{seen}.png is none; mend or remove it" and one_line(damaged) == str(damaged)
-    assert told([(name, "is none")]) == (f"  {seen} is none",)
-    assert one_line(DataError(f"x {name.strip()}")) == f"x {shown(' '.join(name.split()))}"
+    assert lines_of([(name, "is none")]) == (f"  {seen} is none",)
+    assert one_line(DataError(f"x {name.strip()}")) == f"x {printable(' '.join(name.split()))}"
 
 
 def test_a_name_comes_back_from_a_csv_file_byte_for_byte(tmp_path: Path) -> None:
@@ -128,12 +128,13 @@ def test_what_is_damaged_at_random_is_refused_where_pillow_refuses_it_and_never_
 QUIET = """
 import sys
 from pathlib import Path
-from transfergrid.data._decode import PictureRules, decode
+from transfergrid.data._decode import PictureRules, decoded
 from transfergrid.errors import DataError
 refused = 0
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:
-        decode(path, PictureRules((0.0, 1.0), "exif"))
+        with decoded(path, PictureRules((0.0, 1.0), "exif")):
+            pass
     except DataError:
         refused += 1
 print(refused)
@@ -188,7 +189,7 @@ def test_nine_hundred_odd_pictures_go_through_launch_evaluate_and_predict_in_one
     code, text = run(tmp_path / "refused.txt", "launch_grid.py", *grid, *own, *places)
     assert code == 1 and not list((tmp_path / "s").glob("runs/*"))
     assert f"error: {folder}: {len(made.refused)} files cannot be used; mend or remove them" in text
-    wanted = sorted(shown(f"  {folder}/{path} ") for path in made.refused)
+    wanted = sorted(printable(f"  {folder}/{path} ") for path in made.refused)
     assert [
         line[: len(start)] for line, start in zip(sorted(listed(text, f"{folder}/")), wanted, strict=True)
     ] == wanted
@@ -196,7 +197,7 @@ def test_nine_hundred_odd_pictures_go_through_launch_evaluate_and_predict_in_one
     code, text = run(tmp_path / "launch.txt", "launch_grid.py", *grid, *own, *places, "dataset.skip_damaged=true")
     assert code == 0 and f"left out because they cannot be used: {len(made.refused)}" in text
     left_out = [line for part in ("train/", "test/") for line in listed(text, part)]
-    wanted = sorted(shown(f"  {path} ") for path in made.refused)
+    wanted = sorted(printable(f"  {path} ") for path in made.refused)
     assert [line[: len(start)] for line, start in zip(sorted(left_out), wanted, strict=True)] == wanted
     records = {path.parent.name: json.loads(path.read_bytes()) for path in (tmp_path / "s").glob("runs/*/record.json")}
     assert [record["status"] for record in records.values()] == ["completed", "completed"]

@@ -16,15 +16,15 @@ import pytest
 import tiny_data
 import torch
 from numpy.typing import NDArray
-from picture_files import png16, save_8_bits, save_16_bits, tiff, two_classes
+from picture_files import decode, png16, save_8_bits, save_16_bits, tiff, two_classes
 from PIL import Image
 from small_runs import carry_out, final_run, record_of, request
 
 from transfergrid import data
 from transfergrid.cli import predict
 from transfergrid.config import Request, load_run
-from transfergrid.data._decode import PictureRules, decode, picture_facts
-from transfergrid.data._folder_hash import _kept_file
+from transfergrid.data._decode import PictureRules, picture_facts
+from transfergrid.data._folder_hash import _hash_file
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.export.inference import predict_files
 from transfergrid.networks.finished import network_of_run, picture_rules_of, reading_of
@@ -421,7 +421,7 @@ def test_hashes_kept_by_the_first_release_are_completed_and_the_fingerprint_stay
     folder, kept = two_classes(tmp_path / "photos", save_8_bits, train=3, test=2), tmp_path / "kept"
     with_orientation(folder / "train/dark/0.png", 6, (30, 30))
     new = data.facts("image_folder", folder=folder, kept_hashes=kept)
-    file = _kept_file(kept, folder)
+    file = _hash_file(kept, folder)
     content = json.loads(file.read_text())
     former = {name: f"{bytes_} {ns} {sha} {w}x{h}" for name, (bytes_, ns, sha, w, h, *_) in content["files"].items()}
     file.write_text(json.dumps({"version": 1, "folder": str(folder), "files": former}))

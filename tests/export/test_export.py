@@ -26,7 +26,7 @@ from transfergrid.config.predict import Format
 from transfergrid.data import PictureRules
 from transfergrid.data.preprocess import normalise, prepare_one
 from transfergrid.errors import MachineError, ParityError
-from transfergrid.export import check, programs
+from transfergrid.export import programs
 from transfergrid.export.inference import predict_files
 from transfergrid.networks.finished import Reading, network_of_run
 from transfergrid.networks.joined import Plain
@@ -209,9 +209,10 @@ def test_load_py_feeds_each_of_joined_networks_what_the_run_does(
     folder, pictures = Path("export"), Path("pictures")
     deep = PictureRules(value_range=(0, 65535), orientation="exif")
     answers: list[tuple[list[str], NDArray[np.float32]]] = []
+    logits_of_script = export.logits_of_script
 
     def kept(staging: Path, files: list[Path]) -> NDArray[np.float32]:
-        answers.append(([file.name for file in files], check.logits_of_script(staging, files)))
+        answers.append(([file.name for file in files], logits_of_script(staging, files)))
         return answers[-1][1]
 
     monkeypatch.setattr(export, "logits_of_script", kept)
@@ -228,7 +229,7 @@ def test_load_py_feeds_each_of_joined_networks_what_the_run_does(
     assert made.largest_difference is not None and made.largest_difference <= 1e-6
     assert sorted(p.name for p in folder.iterdir()) == ["classes.json", "load.py", "model.pt2", "preprocessing.json"]
     pictures.mkdir()
-    names = check.write_pictures(pictures, max(given.crop_px for given in EVERY))
+    names = export.write_pictures(pictures, max(given.crop_px for given in EVERY))
     found = [p.logits_C for p in predict_files(Pixels(), EVERY, pictures, names, reading=FP32, rules=deep, device=CPU)]
     ((files, script_NC),) = answers
     assert files == names
@@ -464,7 +465,7 @@ def test_on_real_pictures_the_three_ways_agree(
 
 def test_the_pictures_of_the_check_are_of_every_kind(tmp_path: Path) -> None:
     """Modes, next to no contrast, EXIF orientation, 16 bits."""
-    names = check.write_pictures(tmp_path, 40)
+    names = export.write_pictures(tmp_path, 40)
     modes, turned = set(), []
     for name in names:
         with Image.open(tmp_path / name) as opened:

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from transfergrid.errors import ConfigError
 from transfergrid.networks import architectures, backbones
-from transfergrid.networks.architectures._pooling import average_to
-from transfergrid.networks.architectures._residual import BasicBlock
+from transfergrid.networks.architectures._residual import BasicBlock, average_to
 from transfergrid.networks.size import describe
 
 PARAMETERS = {

@@ -15,17 +15,15 @@ from torchvision import models
 
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.networks import architectures, backbones
-from transfergrid.networks.backbones import describe_timm
 from transfergrid.networks.backbones.build import (
     Frozen,
     attach_auxiliary_heads,
     bn_statistics,
     build,
     build_classifier,
-    group_parameters,
 )
-from transfergrid.networks.backbones.construct import behead, construct
-from transfergrid.networks.backbones.generate import takes
+from transfergrid.networks.backbones.construct import behead, construct, group_parameters
+from transfergrid.networks.backbones.generate import describe_timm, takes
 from transfergrid.networks.backbones.state_dicts import weights_file
 from transfergrid.networks.size import describe
 from transfergrid.specs import BackboneSpec
@@ -75,7 +73,7 @@ def contract(name: str) -> None:
     # Random weights of the deepest network do overflow float16; its extraction then asks for float32.
     assert float(features_ND.abs().max()) < 60_000 or name == "efficientnet_v2_l"
     assert sum(p.numel() for p in trunk.parameters()) == known.parameters
-    groups = group_parameters(trunk, known)
+    groups = group_parameters(trunk, known.groups)
     assert [group for group, _ in groups] == [group for group, _ in known.groups]
     named = [pair for _, pairs in groups for pair in pairs]
     assert {n for n, _ in named} == {n for n, _ in trunk.named_parameters()} and len(named) == len(dict(named))
@@ -341,7 +339,7 @@ def test_googlenet_trains_with_auxiliary_heads_and_evaluates_without(tmp_path: P
     assert trunk.get_parameter("aux1.fc2.weight").grad is not None
     assert trunk.get_parameter("aux2.fc2.weight").grad is None
     assert trunk.eval()(images(4, 32)).shape == (4, 1024)
-    groups = group_parameters(trunk, backbones.entry("googlenet"))
+    groups = group_parameters(trunk, backbones.entry("googlenet").groups)
     assert not any(name.startswith("aux") for _, named in groups for name, _ in named)
 
 
@@ -370,7 +368,7 @@ def test_a_timm_network_is_described_once_and_built(tmp_path: Path, monkeypatch:
     spec = BackboneSpec(name=known.name, tap=known.tap, weights=random, preprocess=template.preprocess)
     trunk = build(spec, weights_dir=tmp_path, weights_files={})
     assert trunk(images(2, 64)).shape == (2, known.feature_dim)
-    assert sum(len(named) for _, named in group_parameters(trunk, known)) == len(list(trunk.parameters()))
+    assert sum(len(named) for _, named in group_parameters(trunk, known.groups)) == len(list(trunk.parameters()))
 
     whole = build_classifier(spec, weights_dir=tmp_path, weights_files={})
     torch.save(whole.state_dict(), tmp_path / f"test_resnet.{label}.pth")  # as if it had been downloaded
@@ -390,9 +388,9 @@ def test_a_timm_network_is_described_once_and_built(tmp_path: Path, monkeypatch:
 
 def test_an_unknown_timm_network_is_answered_with_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match="unknown timm network 'resnt50'; nearest: timm/resnet50"):
-        describe_timm.describe("resnt50")
+        describe_timm("resnt50")
     with pytest.raises(ConfigError, match="timm/resnet18 has no weights 'nobody'"):
-        describe_timm.describe("resnet18.nobody")
+        describe_timm("resnet18.nobody")
 
 
 @pytest.mark.slow

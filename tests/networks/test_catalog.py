@@ -44,7 +44,7 @@ def test_catalog_lists_every_torchvision_classifier_or_says_why_not() -> None:
     assert set(kept["refused"]) == {"squeezenet1_0", "squeezenet1_1"}
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_catalog_file_equals_a_fresh_generation() -> None:
     from transfergrid.networks.backbones import generate
 

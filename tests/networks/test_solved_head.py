@@ -17,7 +17,7 @@ from transfergrid.config import Request, load_grid, load_run
 from transfergrid.data import load
 from transfergrid.data.splits import rows_per_class
 from transfergrid.errors import ConfigError
-from transfergrid.networks.head_path import HeadPath, OnVal, Tried, best_of, next_strength, search_of
+from transfergrid.networks.head_path import HeadPath, OnVal, Trial, best_of, next_strength, search_of
 from transfergrid.networks.heads import fit_standardiser
 from transfergrid.networks.reference_heads import linear_discriminant, nearest_neighbours, quadratic_discriminant
 from transfergrid.networks.solved_head import GRADIENT_NORM, SoftmaxProblem, fit_lbfgs, minimise
@@ -114,10 +114,10 @@ def test_a_float64_tail_ends_below_the_gradient_that_float32_alone_claims() -> N
 
 
 # ---------------------------------------------------------------------------------------------------------------- path
-def tried(c: float, right: str, loss: float) -> Tried:
+def tried(c: float, right: str, loss: float) -> Trial:
     """right: `1` for each val image that is."""
     shares_V = torch.tensor([float(sign) for sign in right], dtype=torch.float64) / len(right)
-    return Tried(c, OnVal(float(shares_V.sum()), loss, float(shares_V.sum()), shares_V), 0.0, 1, 0.0)
+    return Trial(c, OnVal(float(shares_V.sum()), loss, float(shares_V.sum()), shares_V), 0.0, 1, 0.0)
 
 
 def test_val_chooses_by_score_then_cross_entropy_then_the_stronger_penalty() -> None:
@@ -131,7 +131,7 @@ def test_val_chooses_by_score_then_cross_entropy_then_the_stronger_penalty() -> 
 
 def test_the_path_goes_from_strong_to_weak_ends_where_val_leaves_it_and_is_extended_at_an_end() -> None:
     cs = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
-    so_far: list[Tried] = []
+    so_far: list[Trial] = []
 
     def walk(losses: dict[float, float]) -> list[float]:
         so_far.clear()
@@ -159,7 +159,7 @@ def test_an_earlier_strength_may_become_the_best_when_a_later_one_widens_what_co
     chosen = []
     for _ in range(3):
         path.advance(problem, score, check=lambda: None)
-        chosen.append(best_of(path.tried).c)
+        chosen.append(best_of(path.trials).c)
     assert chosen == [0.1, 0.1, 0.1]
     assert path.finish(problem, check=lambda: None).gradient_norm < GRADIENT_NORM
 
@@ -308,8 +308,8 @@ def test_a_path_that_was_frozen_goes_on_where_it_stood() -> None:
     path.advance(problem, score, check=lambda: None)
     again = HeadPath((0.1, 1.0))
     assert again.thaw(path.freeze(7.0), torch.device("cpu")) == 7.0
-    assert [t.c for t in again.tried] == [0.1] and torch.equal(again.solutions[0.1], path.solutions[0.1])
-    assert next_strength(again.tried, again.cs) == 1.0
+    assert [t.c for t in again.trials] == [0.1] and torch.equal(again.solutions[0.1], path.solutions[0.1])
+    assert next_strength(again.trials, again.cs) == 1.0
 
 
 def test_a_path_that_was_computed_on_another_device_goes_on() -> None:
@@ -319,7 +319,7 @@ def test_a_path_that_was_computed_on_another_device_goes_on() -> None:
     again = HeadPath(path.cs)
     again.thaw(path.freeze(1.0), torch.device("meta"))
     assert again.solutions[0.1].device.type == "meta"
-    assert best_of([*again.tried, tried(10.0, "10", 0.65)]).c == 1.0
+    assert best_of([*again.trials, tried(10.0, "10", 0.65)]).c == 1.0
 
 
 def test_a_path_does_not_end_where_it_began() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transfergrid.errors import ConfigError, DataError, GridError
 from transfergrid.networks import backbones
 from transfergrid.networks.backbones.build import build, build_classifier
-from transfergrid.networks.backbones.match_names import Found, find_state
+from transfergrid.networks.backbones.match_names import Match, find_state
 from transfergrid.networks.backbones.read_file import read_content
 from transfergrid.networks.backbones.weight_files import Taken, identity_of
 
@@ -54,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     return shapes.files(STATE, tmp_path_factory.mktemp("shapes"))
 
 
-def found_in(path: Path) -> Found:
+def found_in(path: Path) -> Match:
     return find_state(read_content(path), TRUNK, path=path, ignored=("fc.",))
 
 
@@ -228,7 +228,7 @@ def test_the_plan_is_told_what_was_taken(tmp_path: Path) -> None:
     torch.save({"state_dict": shapes.under("module.encoder_q.", state)}, tmp_path / "moco.pth")
     spec, told = spec_of("resnet18", str(tmp_path / "moco.pth"), size_px=32), list[Taken]()
     files = {spec.weights.identity: str(tmp_path / "moco.pth")}
-    build(spec, weights_dir=tmp_path, weights_files=files, told=told.append)
+    build(spec, weights_dir=tmp_path, weights_files=files, note=told.append)
     (taken,) = told
     assert (taken.prefix, taken.names, taken.others) == ("state_dict.module.encoder_q.", 122, ())
     assert taken.line == "weights file moco.pth: 122 names taken from those under 'state_dict.module.encoder_q.'"

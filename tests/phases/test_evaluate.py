@@ -351,7 +351,7 @@ def test_published_weights_on_an_imagenet_folder_stand_beside_what_is_stated_and
     assert stored.classes_NC is not None
     assert top1.measured == (stored.classes_NC[:, 0] != stored.label_N).mean()
     assert top5.measured == 1 - (stored.classes_NC[:, :5] == stored.label_N[:, None]).any(1).mean()
-    assert [(e.images, e.as_stated, e.corrected) for e in (top1, top5)] == [
+    assert [(e.images, e.published["as_stated"].value, e.published["corrected"].value) for e in (top1, top5)] == [
         (1000, 0.2356, 0.2387),
         (1000, 0.0357, 0.07138),
     ]

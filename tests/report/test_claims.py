@@ -17,7 +17,7 @@ from transfergrid.config.folders import conf_dir
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.claim_file import Claim, all_claims, claims_for
-from transfergrid.report.analysis.claims import Decision, decide, decisions_of, section
+from transfergrid.report.analysis.claims import Decision, decisions_of, section
 from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.analysis.statistics import difference_of_published
 from transfergrid.report.markdown import section_text
@@ -199,7 +199,7 @@ def test_an_artefact_says_of_what_and_what_a_fair_measurement_shows(store: Store
     measure(store, "scratch_cifar10", rows, phase="scratch", dataset="cifar10")
     decision = decisions(store, "scratch_cifar10")["densenet_reaches_82_percent"]
     assert decision.outcome == "artefact"
-    assert decision.artefact_of is not None and decision.artefact_of.startswith("BatchNorm over one image")
+    assert decision.claim.artefact_of is not None and decision.claim.artefact_of.startswith("BatchNorm over one image")
     difference, low, high = difference_of_published(0.95, N_TEST, 0.8206, 10_000)
     assert [decision.difference, decision.low, decision.high] == pytest.approx([difference, low, high])
     assert "Ours: cifar_densenet121 95.00 against the published 82.06: +12.94 points [" in decision.text
@@ -345,9 +345,10 @@ def test_the_jpeg_copy_decides_under_its_own_name(store: StorePaths) -> None:
 def test_a_grid_decides_its_own_claims_only(store: StorePaths) -> None:
     assert claims_for("quickstart") == []
     assert [c.id for c in claims_for("small_resnet18_optimizer")] == ["adam_beats_sgd", "lookahead_helps"]
-    (decision,) = decide([claim("batch_256_is_best")], {})
-    assert decision.outcome == "not tested"
-    assert decision.text.endswith("grid=small_resnet18_batch")
+    write_grid(store, "small_resnet18_batch", [])
+    (decision,) = decisions(store, "small_resnet18_batch").values()
+    assert (decision.claim.id, decision.outcome) == ("batch_256_is_best", "not tested")
+    assert decision.text.endswith(f"grid=small_resnet18_batch store.dir={store.root}")
 
 
 def test_every_study_has_claims_and_every_claim_a_test_and_a_source() -> None:

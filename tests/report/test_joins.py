@@ -103,7 +103,8 @@ def test_a_pair_stands_beside_its_parts_their_average_and_the_oracle(store: Stor
     joins = baselines(store, [first, second, pair])
     (found,) = joins.baselines
     assert joins.notes == ()
-    assert (found.seeds, found.n_test) == ((0,), 10)
+    assert isinstance(found.joined_minus_averaged, PairedComparison)
+    assert (found.seeds, found.joined_minus_averaged.images) == ((0,), 10)
     assert [(part.model, part.mean) for part in found.parts] == [("resnet18", 0.7), ("googlenet", 0.8)]
     assert found.oracle.mean == pytest.approx(0.9)
     low, high = wilson(9, 10)
@@ -111,7 +112,6 @@ def test_a_pair_stands_beside_its_parts_their_average_and_the_oracle(store: Stor
     # Both are equally sure, so where they disagree the lower class wins: image 3 (class 3 against 4) is right, and so
     # are 0 and 1; only image 2, where both say class 3, is wrong.
     assert found.averaged.mean == pytest.approx(0.9)
-    assert isinstance(found.joined_minus_averaged, PairedComparison)
     assert found.joined_minus_averaged.difference == 0.0
     assert found.joined_minus_averaged.test == "mcnemar_exact"
 

@@ -193,7 +193,7 @@ def test_every_choice_on_val_is_by_the_score_of_the_launch(
     of_two_minds(store, select_by=select_by)
     comparison = read_comparison("g", store)
     rows = comparison.rows
-    assert [rows[part].model for part in best_parts(rows).values()] == [best]
+    assert [rows[part].model for part, *_ in best_parts(rows).values()] == [best]
     assert rows[2].best_single_model == best
     assert {rows[i].model for key, (i, _) in groups(rows).items() if key[0] == "models" and key[3] == ""} == {best}
     assert [c.chosen.variant for c in choices.choices(comparison) if c.chosen] == [chosen]

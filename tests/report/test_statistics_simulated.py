@@ -17,7 +17,7 @@ from mcnemar_power import mcnemar_power
 
 from transfergrid.report.analysis.paired_rows import verdict
 from transfergrid.report.analysis.power import power
-from transfergrid.report.analysis.statistics import Variances, compare, holm
+from transfergrid.report.analysis.statistics import Variances, compare, holm, non_inferiority
 from transfergrid.training.evaluation import mcnemar_exact
 
 # M models, S seeds, N test images
@@ -222,3 +222,30 @@ def test_a_hundred_grids_without_a_difference_are_mostly_told_so() -> None:
     for _ in range(100):
         called += [min(p_values) < 0.05 for p_values in families_of_a_grid(generator, seeds=1, probe_runs=1)]
     assert (called <= 10).all(), called.tolist()
+
+
+@pytest.mark.parametrize(
+    ("seeds", "seed_sd", "margin"), [(1, 0.0, 0.01), (2, 0.01, 0.01), (3, 0.01, 0.01), (5, 0.003, 0.02)]
+)
+def test_a_row_that_is_worse_by_the_margin_is_called_good_enough_in_at_most_five_percent_of_grids(
+    seeds: int, seed_sd: float, margin: float
+) -> None:
+    """Of each grid four cheaper rows, each worse than the winner by exactly the margin: whichever passes Holm's
+    one-sided test is a wrong answer."""
+    generator, grids = np.random.default_rng(5), 600
+    accuracies = [ACCURACY, *[ACCURACY - margin] * 4]
+    wrong = 0
+    for _ in range(grids):
+        best_SN, *others = networks(generator, accuracies, seeds=seeds, images=1_000, seed_sd=seed_sd)
+        p_values = holm([non_inferiority(best_SN, other_SN, margin=margin) for other_SN in others])
+        wrong += any(p is not None and p < 0.05 for p in p_values)
+    assert wrong / grids <= 0.05 + 1.64 * (0.05 * 0.95 / grids) ** 0.5, wrong
+
+
+def test_a_cheaper_row_that_is_as_good_is_found() -> None:
+    """Of two equal models on 10,000 images, three seeds each, within one point."""
+    generator, found = np.random.default_rng(6), 0
+    for _ in range(50):
+        a_SN, b_SN = networks(generator, [ACCURACY] * 2, seeds=3, images=10_000, seed_sd=0.001)
+        found += non_inferiority(a_SN, b_SN, margin=0.01) < 0.05
+    assert found >= 47

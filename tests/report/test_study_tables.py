@@ -40,7 +40,7 @@ def test_a_damaged_metrics_file_leaves_its_column_empty_and_stops_no_report(stor
     ):
         store.run(long_run.run_id).metrics.write_text(damaged)
         (found,) = lengths.lengths(read_comparison("g", store))
-        assert (found.epochs, found.own_test, found.along_val) == (2, 0.95, None)
+        assert (found.epochs, found.row.test_accuracy, found.along_val) == (2, 0.95, None)
 
 
 # ------------------------------------------------------------------------------------------------------------ choices
@@ -93,7 +93,7 @@ def test_each_number_of_epochs_stands_beside_the_long_run_at_that_epoch(store: S
         store.run(run.run_id).metrics.write_text("".join(json.dumps(line) + "\n" for line in lines))
     comparison = read_comparison("g", store)
     found = lengths.lengths(comparison)
-    assert [(f.epochs, f.own_val, f.own_test, f.along_val) for f in found] == [
+    assert [(f.epochs, f.row.val_accuracy, f.row.test_accuracy, f.along_val) for f in found] == [
         (5, 0.6, 0.7, pytest.approx(0.56)),  # the mean of 0.55 and 0.57
         (10, 0.6, 0.7, None),  # the long run stopped at its ninth epoch
     ]
@@ -158,7 +158,7 @@ def test_the_error_of_a_finished_run_is_named_by_it_and_not_taken_for_that_of_th
         cases.completed(store, runs[-1][0], details={"top1_error": 0.24, "n_test": 50_000})
     cases.write_grid(store, "adhoc", runs)
     published_head, finished_run = top_errors.top_errors(read_comparison("adhoc", store))
-    assert (published_head.corrected, published_head.differs) == (0.2387, ("image_size_px",))
+    assert (published_head.published["corrected"].value, published_head.differs) == (0.2387, ("image_size_px",))
     assert finished_run.differs == ("weights", "image_size_px")
     assert top_errors.table([finished_run]).texts()[0][:3] == ["imagenet", "resnet50", "run-0123456789ab"]
 

@@ -156,7 +156,8 @@ def published_as(grid: str, **changes: Any) -> WandbReport:
 
 
 def names_of(wandb_report: WandbReport) -> Iterator[str]:
-    yield from (wandb_report.report_tag, wandb_report.summary_tag, wandb_report.former_tag, *wandb_report.grid_tags)
+    yield from (wandb_report.tag("report"), wandb_report.tag("summary"), wandb_report.tag("former"))
+    yield from wandb_report.grid_tags
 
 
 def test_names_of_long_grids_stay_within_what_wandb_takes_and_apart() -> None:

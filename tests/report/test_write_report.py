@@ -36,7 +36,7 @@ def test_a_report_killed_among_its_figures_leaves_tables_and_a_page(
     with pytest.raises(KeyboardInterrupt):
         write_report("g", store)
     names = sorted(path.name for path in store.report("g").iterdir())
-    assert names == ["comparison.csv", "comparison.md", "comparison.tex", "index.html"]
+    assert names == ["answer.json", "comparison.csv", "comparison.md", "comparison.tex", "index.html"]
     assert "or are still being made" in (store.report("g") / "index.html").read_text()
 
 

@@ -167,7 +167,7 @@ def test_one_that_was_taken_over_does_not_release_what_is_anothers(no_kernel_loc
         with durable.lock(path, wait=False) as second:
             assert first and second
             theirs = owner_locks.owner_file(path).read_bytes()
-            owner_locks.Held(owner_locks.owner_file(path), b"mine").release()
+            owner_locks.OwnerLock(owner_locks.owner_file(path), b"mine").release()
             assert owner_locks.owner_file(path).read_bytes() == theirs
     assert not durable.is_locked(path)
 

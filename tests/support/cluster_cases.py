@@ -11,7 +11,7 @@ import pytest
 from replayed_slurm import CLUSTER, TOKEN
 from rich.console import Console
 
-from transfergrid.config.schema import SCRATCH_DEFAULTS
+from transfergrid.config.schema import DEFAULTS
 from transfergrid.planning.plan import PlannedRun
 from transfergrid.specs import (
     BackboneSpec,
@@ -31,7 +31,7 @@ DIGITS = DatasetSpec(name="digits", kind="digits", fingerprint="f0", num_classes
 
 
 def scratch_run(seed: int = 0, *, model: str = "tinynet", dataset: DatasetSpec = DIGITS) -> RunSpec:
-    settings = ScratchSettings(**SCRATCH_DEFAULTS | {"lr": 0.1, "flip": False, "image_size_px": 32})
+    settings = ScratchSettings(**DEFAULTS["scratch"] | {"lr": 0.1, "flip": False, "image_size_px": 32})
     return run_of("scratch", settings, model=model, seed=seed, dataset=dataset)
 
 

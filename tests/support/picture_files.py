@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from transfergrid.data._decode import AS_STORED, PictureRules, decoded
+
 
 def chunk(name: bytes, content: bytes) -> bytes:
     """Of a PNG file, whole."""
@@ -81,3 +83,9 @@ def save_16_bits(path: Path, shares_HW: NDArray[np.float64]) -> None:
 
 def save_8_bits(path: Path, shares_HW: NDArray[np.float64]) -> None:
     Image.fromarray((shares_HW * 255).astype(np.uint8)).save(path)
+
+
+def decode(path: Path, rules: PictureRules = AS_STORED) -> NDArray[np.uint8]:
+    """One file as (H, W, 3) RGB. Raises DamagedImage."""
+    with decoded(path, rules) as picture:
+        return picture.pixels_HW3

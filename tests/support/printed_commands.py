@@ -50,22 +50,23 @@ def _parse(script: str, arguments: list[str]) -> None:
     # Hydra takes long to load, and most tests print no command.
     from transfergrid.config.arguments import parse
     from transfergrid.config.predict import PredictKeys
-    from transfergrid.config.report import parse_report
+    from transfergrid.config.report import parse_report, parse_sync
     from transfergrid.config.status import parse_status
+    from transfergrid.config.store import parse_store
     from transfergrid.config.sweep import _options
-    from transfergrid.config.sync import parse_sync
 
     if script == "run_phase" and "-m" in arguments:
         words = [a for a in arguments if a != "-m" and not a.startswith("hydra/launcher=")]
         arguments = [_options(word)[1][0] for word in words]
     parsers: dict[str, Any] = {
-        "launch_grid": config.composed_grid,
-        "run_phase": config.composed_run,
-        "doctor": config.composed_doctor,
+        "launch_grid": config.compose_grid,
+        "run_phase": config.compose_run,
+        "doctor": config.compose_doctor,
         "predict": lambda typed: parse(PredictKeys, typed),
         "status": parse_status,
         "report": parse_report,
         "sync": parse_sync,
+        "store": parse_store,
     }
     if "--cfg" in arguments or script == "list":
         arguments = [a for a in arguments if "=" in a]

@@ -22,7 +22,7 @@ from transfergrid.config import load_grid
 from transfergrid.data import LabeledImages, facts
 from transfergrid.networks.backbones.build import build as build_backbone
 from transfergrid.paths import store_paths
-from transfergrid.phases import RunContext, _on_images, _parity, _setting, _training, phase_module
+from transfergrid.phases import RunContext, _on_images, _parity, _setting, phase_module
 from transfergrid.specs import Configuration, DatasetSpec, RunSpec, Runtime, Split, TrainSettings
 from transfergrid.store.attempts import begin_attempt
 from transfergrid.training import loop
@@ -141,7 +141,7 @@ def first_step(run: RunSpec, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, 
     with monkeypatch.context() as patch:
         patch.setattr(_setting, "open_splits", _made_up_splits)
         patch.setattr(_on_images, "build", _built)
-        patch.setattr(_training, "fit", capture)
+        patch.setattr(_setting, "fit", capture)
         # What a fine-tuning starts from is proved in test_parity; here no probe has run.
         patch.setattr(_parity, "load_probe", lambda *_: None)
         patch.setattr(_parity, "assert_parity", lambda *_, **__: None)

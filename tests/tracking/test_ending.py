@@ -32,7 +32,7 @@ def store(tmp_path: Path) -> Iterator[StorePaths]:
 
 
 def ending_of(record: RunRecord, paths: RunPaths, *, images: bool = True) -> Ending:
-    return Ending.of(record, paths, images=images, folder=paths.root.parent / "copies")
+    return Ending(record, paths, images=images, folder=paths.root.parent / "copies")
 
 
 def ended(store: StorePaths, *wrong: int, n: int = 40, **details: Any) -> tuple[RunSpec, Ending]:

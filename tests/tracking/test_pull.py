@@ -153,7 +153,7 @@ def test_the_report_from_the_server_is_the_report_from_the_store(
         assert ours.record.read_bytes() == theirs.record.read_bytes()
         assert ours.spec.read_bytes() == theirs.spec.read_bytes()
         assert ours.predictions.exists() == theirs.predictions.exists()
-    assert not (pulled.root / "incoming").exists()
+    assert not list(pulled.wandb.glob("session-*"))  # where files arrive
 
 
 @pytest.mark.wandb

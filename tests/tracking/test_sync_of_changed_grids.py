@@ -16,6 +16,8 @@ from transfergrid.paths import StorePaths
 from transfergrid.store import records
 from transfergrid.tracking import Followed
 from transfergrid.tracking import sync as syncing
+from transfergrid.tracking.account import Account
+from transfergrid.tracking.client import SETTINGS
 from transfergrid.tracking.run_mirror import RunMirror
 
 
@@ -52,7 +54,7 @@ def test_a_run_that_was_deleted_in_wandb_is_told_with_what_helps(
     carry_out(store, scratch_run(0))
 
     def refused(self: RunMirror, *, over: bool) -> bool:
-        self.error = "CommError: returned error 409: run a was previously created and deleted; try a new run name"
+        self.error, self.is_deleted = "CommError: returned error 409: in whatever words", True
         return True
 
     monkeypatch.setattr(RunMirror, "step", refused)
@@ -62,3 +64,22 @@ def test_a_run_that_was_deleted_in_wandb_is_told_with_what_helps(
     mirror = RunMirror(store, Followed(scratch_run(0).run_id, "", 0), grid="g", server=server, images=images)
     [problem] = one._send_and_verify(mirror)
     assert problem == "it was deleted in W&B, which takes no id twice; sync into another project: project=NAME"
+
+
+@pytest.mark.wandb
+def test_a_server_that_has_deleted_a_run_and_refuses_its_id_is_understood(
+    server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SETTINGS, "init_timeout", 2.0)  # W&B asks for the id that it cannot have until then
+    for name, value in server.environment().items():
+        monkeypatch.setenv(name, value)
+    store, run = StorePaths(tmp_path / "results"), scratch_run()
+    carry_out(store, run)
+    write_grid(store, [run])
+    account = Account(server.url, "transfergrid")
+    assert syncing.sync_grid("g", store, account).problems == []
+    server.state.delete_run(server.run(run.run_id))
+    [problem] = syncing.sync_grid("g", store, account).problems
+    assert problem == (
+        f"{run.run_id}: it was deleted in W&B, which takes no id twice; sync into another project: project=NAME"
+    )

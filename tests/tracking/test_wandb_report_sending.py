@@ -23,8 +23,8 @@ from transfergrid.tracking.account import DEFAULT_URL, Account, Unreachable
 from transfergrid.tracking.client import SETTINGS
 from transfergrid.tracking.remote import Remote
 from transfergrid.tracking.wandb_report import Table, WandbReport
-from transfergrid.tracking.wandb_report_check import differences
-from transfergrid.tracking.wandb_report_sending import SentReport, send_report
+from transfergrid.tracking.wandb_report_sending import SentReport, differences, send_report
+from transfergrid.tracking.workspace import report_blocks
 
 pytestmark = pytest.mark.wandb
 PROJECT = "project"
@@ -252,7 +252,8 @@ def test_what_is_not_as_it_was_sent_is_told_line_by_line(server: StandIn, store:
 
 
 def _differences(server: StandIn, wandb_report: WandbReport, url: str, folder: Path) -> list[str]:
-    found = differences(Remote(Account(server.url, PROJECT, "local")), wandb_report, url, folder)
+    remote, blocks = Remote(Account(server.url, PROJECT, "local")), report_blocks(wandb_report)
+    found = differences(remote, wandb_report, url, blocks, folder)
     wandb.teardown()
     return found
 

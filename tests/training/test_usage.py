@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cluster_cases import DIGITS, console, executable, extract_run, said, scratch_run
 
-from transfergrid.cli.usage import show_usage
+from transfergrid.cli.screen import show_usage
 from transfergrid.paths import StorePaths
 from transfergrid.specs import DatasetSpec, RunSpec
 from transfergrid.store.records import RunRecord, write_record

@@ -43,8 +43,12 @@ def test_the_two_small_networks_and_their_pair_go_through_both_phases_on_the_rea
 
 
 @pytest.mark.realdata
-def test_the_probe_of_resnet18_on_all_of_mnist_agrees_with_scikit_learn(real_data_dir: Path, tmp_path: Path) -> None:
-    """The L-BFGS reference on 10,000 rows against LogisticRegression on the same features, read with plain h5py."""
+@pytest.mark.parametrize(("share", "n_train"), [("0.2", 10_800), pytest.param("1.0", 54_000, marks=pytest.mark.full)])
+def test_the_probe_of_resnet18_on_all_of_mnist_agrees_with_scikit_learn(
+    share: str, n_train: int, real_data_dir: Path, tmp_path: Path
+) -> None:
+    """The L-BFGS reference on 10,000 rows against LogisticRegression on the same features, read with plain h5py. The
+    features are those of all images; the probe of the command takes `share` of them."""
     import torch
     from sklearn.linear_model import LogisticRegression
 
@@ -59,10 +63,11 @@ def test_the_probe_of_resnet18_on_all_of_mnist_agrees_with_scikit_learn(real_dat
         "phase=probe",
         "weights=random",
         "dataset.image_size_px=32",
+        f"dataset.train_fraction={share}",
         f"data.dir={real_data_dir}",
     )
     probe = next(r for r in records(tmp_path) if r["spec"]["phase"] == "probe")
-    assert probe["n_train"] == 54_000 and probe["details"]["n_test"] == 10_000
+    assert probe["n_train"] == n_train and probe["details"]["n_test"] == 10_000
     assert probe["metrics"]["test_accuracy"] > 0.8
 
     loaded = {}

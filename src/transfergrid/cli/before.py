@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid import tracking
 from transfergrid.cli.console import say
@@ -18,12 +19,9 @@ from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.config import Request
 from transfergrid.errors import ConfigError, DataError, MachineError, StoreFull
 from transfergrid.networks.backbones.weight_files import Taken
-from transfergrid.planning.plan import Plan
+from transfergrid.planning.plan import Plan, make_plan
 from transfergrid.specs import EvaluateSettings, ProbeSettings, RunSpec, Runtime
 from transfergrid.store import durable
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 def sent_states(request: Request, ledger: Ledger | None = None) -> Snapshot:
@@ -35,14 +33,38 @@ def sent_states(request: Request, ledger: Ledger | None = None) -> Snapshot:
 
 def queued(snapshot: Snapshot) -> dict[str, str]:
     """Runs that SLURM has, or may have, with a word on each: they are not sent again."""
-    found = {}
+    reasons = {}
     for run_id, state in snapshot.states.items():
         if state.undecided:
-            found[run_id] = f"unknown: {state.reason}"
+            reasons[run_id] = f"unknown: {state.reason}"
         elif state.is_live and (state.job_id is not None or state.state == "unknown"):
             job = f"job {state.job_id} " if state.job_id is not None else ""
-            found[run_id] = f"{job}{state.state}" + (f": {state.reason}" if state.reason else "")
-    return found
+            reasons[run_id] = f"{job}{state.state}" + (f": {state.reason}" if state.reason else "")
+    return reasons
+
+
+def plan_here(request: Request) -> Plan:
+    """What this machine would run: all that is neither done nor sent to SLURM."""
+    rows = [c.run.run_id for c in request.configurations]
+    return make_plan(rows, request.runs, request.runtime, queued=queued(sent_states(request)))
+
+
+def made_ready(
+    console: Console, plan: Plan, request: Request, *, runs_follow: bool, not_done: str = "started"
+) -> Request | None:
+    """Look at all that can refuse the plan's runs. Returns the request with its tracking decided; None of a dry run,
+    which ends here and writes nothing. runs_follow: they are carried out by this process's children."""
+    if request.dry_run:
+        _check_without_writing(console, plan, request.runtime, runs_follow=runs_follow)
+        console.print(f"dry run: nothing was {not_done} or written")
+        return None
+    prepare_folders(request.runtime)
+    preflight(console, plan, request.runtime, runs_follow=runs_follow)
+    # tracking=auto is decided here, for all jobs of the launch, once nothing else is refused.
+    runtime, line = tracking.decided(request.runtime)
+    if line is not None:
+        say(console, line)
+    return replace(request, runtime=runtime)
 
 
 def prepare_folders(runtime: Runtime) -> None:
@@ -64,7 +86,7 @@ def prepare_folders(runtime: Runtime) -> None:
 def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
     """The GPU, data and weights of what is about to run, the latter fetched where there is a network, and verified.
 
-    runs_follow: they are carried out by this process's children. Raises MachineError where device=cuda cannot be.
+    Raises MachineError where device=cuda cannot be.
     """
     runs = [p.run for p in plan.to_run]
     if not runs:
@@ -77,15 +99,7 @@ def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bo
     _tell(console, answer)
 
 
-def with_tracking_decided(console: Console, request: Request) -> Request:
-    """tracking=auto is decided here, for all jobs of the launch, once nothing else is refused; one line says how."""
-    runtime, line = tracking.decided(request.runtime)
-    if line is not None:
-        say(console, line)
-    return replace(request, runtime=runtime)
-
-
-def check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
+def _check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
     """What a dry run can say of what prepare_folders() and preflight() refuse: nothing is written or fetched, and torch
     is loaded, in a child, only where the user names weights files or asks for a GPU. Raises as they do."""
     for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
@@ -113,16 +127,16 @@ def _unusable(folder: Path, reason: object) -> ConfigError:
 
 def _tell_device(console: Console, runtime: Runtime) -> None:
     """One line where a GPU stays unused, or none is there; each run would say it to its own log alone."""
-    found = gpus_for(runtime)
-    if found.problem is None:
+    gpus = gpus_for(runtime)
+    if gpus.problem is None:
         return
-    if found.visible:
-        say(console, f"not every GPU is used: {found.problem}", style="yellow")
+    if gpus.visible:
+        say(console, f"not every GPU is used: {gpus.problem}", style="yellow")
     elif runtime.device == "cuda":
-        told = f"device=cuda is set, but torch cannot use a GPU here: {found.problem}"
-        raise MachineError(told, remedy="use device=cpu")
+        problem = f"device=cuda is set, but torch cannot use a GPU here: {gpus.problem}"
+        raise MachineError(problem, remedy="use device=cpu")
     else:
-        say(console, f"runs compute on the CPU: {found.problem}")
+        say(console, f"runs compute on the CPU: {gpus.problem}")
 
 
 def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
@@ -146,26 +160,26 @@ def check_weights(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
     from transfergrid.networks.backbones.build import build
     from transfergrid.phases.evaluate import network_from_file
 
-    told: list[tuple[bool, Taken]] = []
-    evaluated = {run for run in runs if isinstance(run.settings, EvaluateSettings)}
+    lines: dict[str, None] = {}
+
+    def note(taken: Taken, *, is_users: bool) -> None:
+        if is_users or not taken.is_plain:
+            lines[taken.line] = None
+
+    from_files = {run for run in runs if isinstance(run.settings, EvaluateSettings) and reads_file(run)}
     for run in runs:
-        if isinstance(run.settings, EvaluateSettings) and reads_file(run):
-            network_from_file(run, runtime, told=partial(_note, told, True))
+        if run in from_files:
+            network_from_file(run, runtime, note=partial(note, is_users=True))
     on_features = {r for r in runs if isinstance(r.settings, ProbeSettings) and r.settings.source == "features"}
-    others = (run for run in runs if run not in on_features and not (run in evaluated and reads_file(run)))
-    for backbone in dict.fromkeys(b for run in others for b in run.backbones):
+    for backbone in dict.fromkeys(b for run in runs if run not in from_files | on_features for b in run.backbones):
         if not backbone.weights.identity.startswith("random:"):
             build(
                 backbone,
                 weights_dir=Path(runtime.weights_dir),
                 weights_files=runtime.weights_files,
-                told=partial(_note, told, backbone.weights.is_file),
+                note=partial(note, is_users=backbone.weights.is_file),
             )
-    return tuple(dict.fromkeys(taken.line for is_users, taken in told if is_users or not taken.is_plain))
-
-
-def _note(told: list[tuple[bool, Taken]], is_users: bool, taken: Taken) -> None:
-    told.append((is_users, taken))
+    return tuple(lines)
 
 
 def reads_file(run: RunSpec) -> bool:

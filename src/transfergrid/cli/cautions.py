@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from transfergrid.cli.console import as_many_as_fit, count
 from transfergrid.data import DatasetFacts
-from transfergrid.data.damaged import told
-from transfergrid.data.folds import FEW_STEPS, FEW_VAL_IMAGES, RowCounts, count_rows
-from transfergrid.names import shown
+from transfergrid.data.damaged import lines_of
+from transfergrid.data.folds import FEW_STEPS, FEW_VAL_IMAGES, RowCounts
+from transfergrid.names import printable
+from transfergrid.planning.cost import rows_of
 from transfergrid.specs import RunSpec, TrainSettings
 
 
@@ -31,14 +32,7 @@ def cautions(runs: Iterable[RunSpec], facts: Mapping[str, DatasetFacts]) -> list
             continue  # what is sent again was told of when it was launched
         key = (run.dataset, run.protocol, run.train_fraction, run.shots, run.val_seed)
         if key not in counted:
-            counted[key] = count_rows(
-                facts[run.dataset.name],
-                max_images=run.dataset.max_images,
-                protocol=run.protocol,
-                train_fraction=run.train_fraction,
-                shots=run.shots,
-                val_seed=run.val_seed,
-            )
+            counted[key] = rows_of(run, facts[run.dataset.name])
         by_dataset.setdefault(run.dataset.name, []).append(_Trained(run, run.settings, counted[key]))
     return [line for name, members in by_dataset.items() for line in _of_dataset(name, members)]
 
@@ -46,21 +40,21 @@ def cautions(runs: Iterable[RunSpec], facts: Mapping[str, DatasetFacts]) -> list
 def inventories(facts: Mapping[str, DatasetFacts], *, on_terminal: bool = False) -> Iterator[tuple[str, bool]]:
     """One sentence on each folder of the user's: what was found; and whether something of it should be looked at. Then
     a line for each picture that is left out."""
-    for name, found in facts.items():
-        if found.inventory is None:
+    for name, known in facts.items():
+        if known.inventory is None:
             continue
-        parts = list(found.inventory.parts(found.num_images))
-        if found.groups:
-            counts = ", ".join(f"{len(set(group_N.tolist()))} in {split}" for split, group_N in found.groups.items())
+        parts = list(known.inventory.parts(known.num_images))
+        if known.groups:
+            counts = ", ".join(f"{len(set(group_N.tolist()))} in {split}" for split, group_N in known.groups.items())
             parts.append(f"groups: {counts}")
-        deeper = {depth: n for depth, (n, _) in found.depths.items() if depth != "8-bit"}
+        deeper = {depth: n for depth, (n, _) in known.depths.items() if depth != "8-bit"}
         if deeper:
             parts.append("deeper than 8 bits: " + ", ".join(f"{n} {depth}" for depth, n in deeper.items()))
-        if found.newly_read:
-            read = ", ".join(f"{n} {suffix}" for suffix, n in found.newly_read.items())
+        if known.newly_read:
+            read = ", ".join(f"{n} {suffix}" for suffix, n in known.newly_read.items())
             parts.append(f"read, and left out by earlier releases: {read}")
-        yield shown(f"{name}: {'; '.join(parts)}"), found.inventory.is_odd
-        damaged = told(found.inventory.damaged.items())
+        yield printable(f"{name}: {'; '.join(parts)}"), known.inventory.is_odd
+        damaged = lines_of(known.inventory.damaged.items())
         yield from ((line, True) for line in as_many_as_fit(damaged, on_terminal=on_terminal))
 
 

@@ -8,18 +8,20 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+
 from transfergrid.config.arguments import assert_spelled
 from transfergrid.errors import ConfigError, GridError, classify, next_step, one_line, remedy_of
 from transfergrid.names import spelled_out
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from transfergrid.config.help import Help
 
 
 _MOST_LINES = 100
-OK, FAILED, BAD_ARGUMENTS, INTERRUPTED = 0, 1, 2, 130
+FIRST_LINES = 20
+OK, FAILED, BAD_ARGUMENTS, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
+JSON = "--json"  # the answer on standard output for programs, all else on standard error
 
 
 def run_script(
@@ -72,14 +74,12 @@ def write_whatever_names() -> None:
             stream.reconfigure(errors=spelled_out())
 
 
-def make_console() -> Console:
+def make_console(*, on_stderr: bool = False) -> Console:
     """The terminal as it is; where the output goes to a file or a pipe, 100 columns."""
-    from rich.console import Console
-
     write_whatever_names()
     # No markup and no emoji: a message may well hold brackets, as [Errno 28] does, and a name `:x:`.
-    console = Console(markup=False, emoji=False)
-    return console if console.is_terminal else Console(markup=False, emoji=False, width=100)
+    console = Console(markup=False, emoji=False, stderr=on_stderr)
+    return console if console.is_terminal else Console(markup=False, emoji=False, width=100, stderr=on_stderr)
 
 
 def say(console: Console, text: str, *, style: str | None = None) -> None:
@@ -87,16 +87,19 @@ def say(console: Console, text: str, *, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-def hashing_progress() -> Callable[[int, int], None]:
-    """progress_line of a folder's images, hashed and decoded; in a log every tenth."""
-    return progress_line("checking", in_logs=True)
+def say_first(console: Console, lines: Sequence[str], *, more: str = "...") -> None:
+    """The first of many lines, and how many more there are."""
+    for line in lines[:FIRST_LINES]:
+        say(console, line)
+    if len(lines) > FIRST_LINES:
+        say(console, f"{more} and {len(lines) - FIRST_LINES} more")
 
 
 def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) -> Callable[[int, int], None]:
     """show(done, total) of them, on stderr: on a terminal rewritten in place, at most ten times a second; with in_logs
     a line for every tenth where there is none."""
     on_terminal = sys.stderr.isatty()
-    told, at_s = [-1], [0.0]
+    last_tenth, at_s = [-1], [0.0]
 
     def show(done: int, total: int) -> None:
         tenth, now_s = 10 * done // max(total, 1), time.monotonic()
@@ -105,8 +108,8 @@ def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) ->
                 at_s[0] = now_s
                 end = "\n" if done == total else ""
                 print(f"\r{doing} {noun} {done}/{total}", end=end, file=sys.stderr, flush=True)
-        elif in_logs and tenth > told[0]:
-            told[0] = tenth
+        elif in_logs and tenth > last_tenth[0]:
+            last_tenth[0] = tenth
             print(f"{doing} {noun} {done}/{total}", file=sys.stderr, flush=True)
 
     return show

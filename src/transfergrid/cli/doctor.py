@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid.cli.before import check_inputs
 from transfergrid.cli.console import FAILED, OK, make_console, run_script, say
@@ -13,9 +14,6 @@ from transfergrid.config import Request, load_doctor
 from transfergrid.config.help import OF_A_PLACE, OF_DOCTOR, Help
 from transfergrid.doctor.checks import Check
 from transfergrid.doctor.fitness import is_on_slurm, local_checks, machine_checks, slurm_checks
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 VISIBLE_S = 60.0  # NFS may keep the listing of a folder for so long (acdirmax)
 _MARKS = {True: ("ok", "green"), False: ("FAILED", "red"), None: ("--", "yellow")}
@@ -44,9 +42,9 @@ def doctor(arguments: Sequence[str]) -> int:
     request = load_doctor(arguments)
     console = make_console()
     on_slurm = is_on_slurm(request.cluster)
-    found: Iterator[Check] = machine_checks(request.runtime, weights_named=request.weights_named)
+    checks: Iterator[Check] = machine_checks(request.runtime, weights_named=request.weights_named)
     if request.grid is not None:
-        found = chain(found, [_inputs_of(request.grid)])
+        checks = chain(checks, [_inputs_of(request.grid)])
     if on_slurm:
         nodes = slurm_checks(
             request.runtime,
@@ -55,12 +53,12 @@ def doctor(arguments: Sequence[str]) -> int:
             visible_s=VISIBLE_S,
             waiting=lambda text: say(console, f"        {text}"),
         )
-        found = chain(found, nodes)
+        checks = chain(checks, nodes)
     else:
-        found = chain(found, local_checks(request.runtime))
+        checks = chain(checks, local_checks(request.runtime))
     where = "SLURM" if on_slurm else "this machine"
     say(console, f"cluster={request.cluster.name}: runs go to {where}")
-    failed = [check for check in found if not _show(console, check)]
+    failed = [check for check in checks if not _show(console, check)]
     if failed:
         names = ", ".join(check.name for check in failed)
         say(console, f"not fit: {names}", style="red")

@@ -7,48 +7,49 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from transfergrid.cli.console import make_console, say
-from transfergrid.cli.report import show_report
-from transfergrid.cli.sync import sync_and_report
-from transfergrid.cli.usage import show_usage
+from rich.console import Console
+
+from transfergrid.cli.console import make_console, say, say_first
+from transfergrid.cli.report import publish_as_launched, sent_line, show_report
+from transfergrid.cli.screen import show_usage
+from transfergrid.cli.sync import summary, sync_as_launched
 from transfergrid.cluster.batch_script import ends_in_one_line
 from transfergrid.cluster.billing import settle_bills
+from transfergrid.cluster.child import Answer, ask
 from transfergrid.cluster.evidence import FINISHED
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import settle
 from transfergrid.cluster.states import Snapshot, take_snapshot
+from transfergrid.config.spelling import command_of_grid
 from transfergrid.names import spelled_out
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.planning import job
+from transfergrid.specs import Runtime
 from transfergrid.store import durable
 from transfergrid.store.records import read_grid
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from transfergrid.tracking.account import Unreachable, find_account, why_silent
 
 SETTLE_S = 180.0  # for SLURM to say how the last jobs ended
 POLL_S = 5.0
 BILLS_S = 30.0  # for its accounting to say how long they were
 NOTIFY_TIMEOUT_S = 120.0
+WANDB_S = 1800.0  # at most, for the runs and for the report, each
 
 
+@ends_in_one_line()
 def finish(folder: str) -> dict[str, int]:
     """`folder`: of this job, with finish.json. Returns how many runs are in which state."""
-    with ends_in_one_line():
-        return _finish(folder)
-
-
-def _finish(folder: str) -> dict[str, int]:
-    asked = durable.read_json(Path(folder) / "finish.json")
-    payload = job.read_payload(Path(asked["payload"]))
-    grid, store = str(asked["grid"]), store_paths(payload.runtime)
+    order = durable.read_json(Path(folder) / "finish.json")
+    payload = job.read_payload(Path(order["payload"]))
+    grid, store = str(order["grid"]), store_paths(payload.runtime)
     console = make_console()
-    states = _wait_until_all_is_told(grid, store)
+    states = _settled_states(grid, store)
     try:
         for run_id in settle(states, store, read_ledger(store)):
             if (failure := states[run_id].failure) is not None:
@@ -57,10 +58,10 @@ def _finish(folder: str) -> dict[str, int]:
         show_report(console, [grid], store, figures=payload.runtime.report_figures is not False)
         show_usage(console, list(states), store)
     finally:  # whatever became of the report, somebody waits to be told
-        if asked["notify"]:
-            _notify(console, asked["notify"], Path(folder), grid, store, states)
-    sync_and_report(console, payload.runtime, grid)
-    durable.write_bytes(Path(folder) / FINISHED, b"")
+        if order["notify"]:
+            _notify(console, order["notify"], Path(folder), grid, store, states)
+    wandb = sync_and_report(console, payload.runtime, grid)
+    durable.write_json(Path(folder) / FINISHED, {"wandb": wandb})
     return {str(state): n for state, n in Counter(s.state for s in states.values()).items()}
 
 
@@ -75,16 +76,19 @@ def runs_of(grid: str, store: StorePaths, ledger: Ledger) -> list[str]:
     return list(dict.fromkeys([r for r in sent if r in needed] + rows))
 
 
-def _wait_until_all_is_told(grid: str, store: StorePaths) -> dict[str, RunState]:
+def snapshot_of(grid: str, store: StorePaths, ledger: Ledger) -> Snapshot:
+    run_ids = runs_of(grid, store, ledger)
+    return take_snapshot(run_ids, store, ledger, needs=needs_of(store, ledger, run_ids))
+
+
+def _settled_states(grid: str, store: StorePaths) -> dict[str, RunState]:
     """States once nothing is undecided; what a later launch added and still waits is that launch's to finish."""
     deadline = time.monotonic() + SETTLE_S
     while True:
-        ledger = read_ledger(store)
-        run_ids = runs_of(grid, store, ledger)
-        snapshot: Snapshot = take_snapshot(run_ids, store, ledger, needs=needs_of(store, ledger, run_ids))
-        unsettled = [s for s in snapshot.states.values() if s.state == "unknown" and s.may_change]
+        states = snapshot_of(grid, store, read_ledger(store)).states
+        unsettled = [s for s in states.values() if s.state == "unknown" and s.may_change]
         if not unsettled or time.monotonic() > deadline:
-            return dict(snapshot.states)
+            return dict(states)
         time.sleep(POLL_S)
 
 
@@ -93,6 +97,45 @@ def _wait_for_bills(run_ids: list[str], store: StorePaths) -> None:
     deadline = time.monotonic() + BILLS_S
     while not settle_bills(store, read_ledger(store), run_ids).is_final and time.monotonic() < deadline:
         time.sleep(POLL_S)
+
+
+def sync_and_report(console: Console, runtime: Runtime, grid: str) -> list[str]:
+    """Bring W&B up to date with tracking=online: never an error, whatever W&B does. Returns what came of it, in lines.
+
+    In processes of their own: one that hangs ends in time, and one that dies takes nothing with it.
+    """
+    if runtime.tracking != "online":
+        return []
+    by_hand = f"`{command_of_grid('sync.py', grid, store_paths(runtime))}` sends what the server lacks"
+    lines: list[str] = []
+
+    def tell(line: str) -> None:
+        say(console, line)
+        lines.append(line)
+
+    try:
+        url = find_account(runtime.wandb_project, runtime.wandb_entity).url
+        if reason := why_silent(url):
+            raise Unreachable(f"{url} does not answer ({reason})")
+    except Unreachable as error:
+        tell(f"W&B: {error}; {by_hand}")
+        return lines
+    synced = _in_time(console, sync_as_launched, runtime, grid)
+    tell(synced.error or summary(synced.value))
+    if synced.error is not None or synced.value.problems:
+        tell(f"W&B: {by_hand}")
+    sent = _in_time(console, publish_as_launched, runtime, grid)  # whatever sync found
+    tell(sent.error or sent_line(sent.value))
+    return lines
+
+
+def _in_time(console: Console, do: Callable[[str, Runtime], Any], runtime: Runtime, grid: str) -> Answer:
+    """What a child process has done for W&B, its problems told; or its error, with what helps, in one line."""
+    answer = ask(do, (grid, runtime), runs_follow=False, timeout_s=WANDB_S)
+    if answer.error is not None:
+        return Answer(error=f"error: {'; '.join(filter(None, (answer.error, answer.remedy)))}")
+    say_first(console, answer.value.problems)
+    return answer
 
 
 def _notify(
@@ -108,7 +151,7 @@ def _notify(
         *(failure.line for failure in failures[:20]),
         f"report: {store.report(grid) / 'comparison.md'}",
     ]
-    told = {
+    facts = {
         "TRANSFERGRID_GRID": grid,
         "TRANSFERGRID_DONE": str(done),
         "TRANSFERGRID_FAILED": str(len(failures)),
@@ -120,7 +163,7 @@ def _notify(
             input="\n".join(lines) + "\n",
             text=True,
             errors=spelled_out(),
-            env=os.environ | told,
+            env=os.environ | facts,
             timeout=NOTIFY_TIMEOUT_S,
             check=True,
         )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid.cli.console import count, say
-from transfergrid.cluster.ledger import read_ledger
+from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.config import Request
-from transfergrid.config.names import ADHOC, LONGEST_GRID_NAME
+from transfergrid.config.spelling import ADHOC, LONGEST_GRID_NAME
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.specs import Runtime
@@ -19,42 +20,20 @@ from transfergrid.store import durable
 from transfergrid.store.attempts import newest_attempt, read_spec
 from transfergrid.store.records import GridEntry, launched_with, read_grid, record_head, selected_by, write_grid
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
-
-@dataclass(frozen=True, slots=True)
-class Loss:
-    """What a launch takes out of its grid: so many of `rows` as are gone, or have other runs than before.
-
-    worth: whether any of the runs has a result or is under way; the others leave nothing behind.
-    """
-
-    rows: int
-    gone: int
-    changed: int
-    worth: bool
-
-    def __str__(self) -> str:
-        parts = []
-        if self.gone:
-            parts.append(f"leave out {self.gone}")
-        if self.changed:
-            parts.append(f"change the runs of {self.changed} (other settings, seeds or data, or another release)")
-        return f"it has {count(self.rows, 'row')}, of which this launch would {' and '.join(parts)}"
-
 
 def assert_keeps_rows(console: Console, request: Request) -> None:
     """Raises ConfigError where a launch would take rows out of its grid and nobody has said that it may; a dry run says
     it, and goes on."""
     if not request.replaces_grid or request.replace:
         return
-    loss = _loss(_before(request), request.entries(), request.store)
-    if loss is None or not loss.worth:
+    before, after = _before(request), request.entries()
+    dropped = _dropped(before, after)
+    ledger = read_ledger(request.store)
+    if not any(_has_come_to_something(request.store, entry.run_id, ledger) for entry in dropped):
         return
     text = (
-        f"grid {request.grid!r} exists: {loss}; give grid_name=NAME for a grid of its own, or replace=true"
-        " (the former grid and its report are kept under another name)"
+        f"grid {request.grid!r} exists: {_loss(before, after, dropped)}; give grid_name=NAME for a grid of its"
+        " own, or replace=true (the former grid and its report are kept under another name)"
     )
     if not request.dry_run:
         raise ConfigError(text)
@@ -70,7 +49,7 @@ def write_grid_of(console: Console, request: Request) -> None:
         before = _before(request)
         if not request.replaces_grid:
             entries = [e for e in before if all(_stand_together(e, new, request) for new in entries)] + entries
-        if _loss(before, entries, request.store) is not None:
+        if _dropped(before, entries):
             former = _set_aside(request.store, request.grid)
             say(console, f"the former grid {request.grid!r} and its report are kept as grid={former}")
         chosen_by = request.select_by or (
@@ -100,32 +79,32 @@ def _before(request: Request) -> list[GridEntry]:
     return read_grid(path) if path.exists() else []
 
 
-def _loss(before: Sequence[GridEntry], after: Sequence[GridEntry], store: StorePaths) -> Loss | None:
-    """None where every run that the grid has stays in it."""
-    kept = {entry.run_id for entry in after}
-    dropped = [entry for entry in before if entry.run_id not in kept]
-    if not dropped:
-        return None
-    rows_after = {_row(entry) for entry in after}
-    rows = {_row(entry) for entry in dropped}
-    sent = {run_id for s in read_ledger(store).submissions for task in s.tasks for run_id in task}
-    return Loss(
-        rows=len({_row(entry) for entry in before}),
-        gone=len(rows - rows_after),
-        changed=len(rows & rows_after),
-        worth=any(_has_come_to_something(store, entry.run_id, was_sent=entry.run_id in sent) for entry in dropped),
-    )
+def _dropped(before: Sequence[GridEntry], after: Sequence[GridEntry]) -> list[GridEntry]:
+    """What a launch takes out of its grid."""
+    run_ids = {entry.run_id for entry in after}
+    return [entry for entry in before if entry.run_id not in run_ids]
+
+
+def _loss(before: Sequence[GridEntry], after: Sequence[GridEntry], dropped: Sequence[GridEntry]) -> str:
+    """How many rows are gone, and how many have other runs than before."""
+    rows, rows_after = set(map(_row, dropped)), set(map(_row, after))
+    parts = []
+    if gone := len(rows - rows_after):
+        parts.append(f"leave out {gone}")
+    if changed := len(rows & rows_after):
+        parts.append(f"change the runs of {changed} (other settings, seeds or data, or another release)")
+    return f"it has {count(len(set(map(_row, before))), 'row')}, of which this launch would {' and '.join(parts)}"
 
 
 def _row(entry: GridEntry) -> GridEntry:
     return replace(entry, run_id="", seed=None)
 
 
-def _has_come_to_something(store: StorePaths, run_id: str, *, was_sent: bool) -> bool:
+def _has_come_to_something(store: StorePaths, run_id: str, ledger: Ledger) -> bool:
     """Whether a run has a result, or was begun or sent to SLURM and has not failed: a failure is nothing to keep."""
     head = record_head(store.run(run_id))
     if head is None:
-        return was_sent or newest_attempt(store.run(run_id)) > 0
+        return ledger.newest(run_id) is not None or newest_attempt(store.run(run_id)) > 0
     return head.status == "completed"
 
 
@@ -146,8 +125,8 @@ def _stand_together(old: GridEntry, new: GridEntry, request: Request) -> bool:
     """Whether two runs may stand in one grid: in different rows, or as two seeds of one."""
     if replace(old, run_id="", seed=0) != replace(new, run_id="", seed=0):
         return True
-    found = read_spec(request.store.run(old.run_id))
-    if found is None:
+    old_spec = read_spec(request.store.run(old.run_id))
+    if old_spec is None:
         return False
-    asked = next(c.run for c in request.configurations if c.run.run_id == new.run_id)
-    return found.seed != asked.seed and replace(found, seed=asked.seed, needs=asked.needs) == asked
+    new_spec = next(c.run for c in request.configurations if c.run.run_id == new.run_id)
+    return old_spec.seed != new_spec.seed and replace(old_spec, seed=new_spec.seed, needs=new_spec.needs) == new_spec

@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid import tracking
-from transfergrid.cli.before import (
-    check_without_writing,
-    preflight,
-    prepare_folders,
-    queued,
-    sent_states,
-    with_tracking_decided,
-)
-from transfergrid.cli.console import OK, hashing_progress, make_console, run_script
+from transfergrid.cli.before import made_ready, plan_here
+from transfergrid.cli.console import OK, make_console, progress_line, run_script
 from transfergrid.cli.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.cli.progress import watching
-from transfergrid.cli.shown import show_endings, show_plan, show_results
+from transfergrid.cli.screen import show_endings, show_plan, show_results
 from transfergrid.cluster import local, slurm
 from transfergrid.config import Request, load_grid
 from transfergrid.config.arguments import CFG, without_cfg
 from transfergrid.config.help import MOST_USED, OF_LAUNCH, Help
 from transfergrid.errors import ConfigError
-from transfergrid.planning.plan import make_plan
+from transfergrid.planning.plan import Plan
 from transfergrid.resources import ClusterSettings
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 MIRROR_WAIT_S = 60.0
 
@@ -61,7 +52,7 @@ def launch(arguments: Sequence[str]) -> int:
 
         print(printed_grid(others), end="")
         return OK
-    return carry_out(load_grid(arguments, progress=hashing_progress()))
+    return carry_out(load_grid(arguments, progress=progress_line("checking", in_logs=True)))
 
 
 def carry_out(request: Request) -> int:
@@ -77,24 +68,38 @@ def carry_out(request: Request) -> int:
     if request.emit is not None:
         raise ConfigError("emit=DIR writes SLURM job scripts; it needs cluster=slurm")
     request = on_cpu_without_gpus(request)
-    in_queue = queued(sent_states(request))
-    plan = make_plan([c.run.run_id for c in request.configurations], request.runs, request.runtime, queued=in_queue)
+    plan = plan_here(request)
+
+    def run(ready: Request) -> list[local.Ended]:
+        with watching(console, ready.store, len(plan.to_run)) as watcher:
+            return local.run_plan(plan, ready.runtime, watcher)
+
+    return run_and_show(console, plan, request, run)
+
+
+def run_and_show(
+    console: Console,
+    plan: Plan,
+    request: Request,
+    run: Callable[[Request], list[local.Ended]],
+    *,
+    runs_follow: bool = True,
+) -> int:
+    """Show the plan, run it in one way or another, show the results: what a launch on this machine and a sweep share.
+
+    runs_follow: as made_ready's. Exit code 0 when everything has completed, 1 when some failed.
+    """
     show_plan(console, plan, request)
-    if request.dry_run:
-        check_without_writing(console, plan, request.runtime, runs_follow=True)
-        console.print("dry run: nothing was started or written")
+    ready = made_ready(console, plan, request, runs_follow=runs_follow)
+    if ready is None:
         return OK
-    prepare_folders(request.runtime)
-    preflight(console, plan, request.runtime, runs_follow=True)
-    request = with_tracking_decided(console, request)
-    write_grid_of(console, request)
-    mirror = tracking.start_mirror(request.runtime, request.configurations)
+    write_grid_of(console, ready)
+    mirror = tracking.start_mirror(ready.runtime, ready.configurations)
     try:
-        with watching(console, request.store, len(plan.to_run)) as watcher:
-            endings = local.run_plan(plan, request.runtime, watcher)
+        endings = run(ready)
     finally:
-        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
-    show_results(console, request)
+        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(ready.runtime))
+    show_results(console, ready)
     return show_endings(console, plan, endings)
 
 

@@ -44,13 +44,13 @@ def list_names(arguments: Sequence[str]) -> int:
     kind = words[0].lower() if words[0].lower() in KINDS else f"{words[0].lower()}s"
     if kind not in KINDS:
         raise ConfigError(f"unknown list {words[0]!r}", **hints(words[0], KINDS))
-    from transfergrid.config.catalog import COLUMNS, rows_of
+    from transfergrid.config.catalog import LISTS, rows_of
 
     word = words[1] if len(words) > 1 else None
     rows = rows_of(kind, word)
     if not rows:
         raise ConfigError(f"no line of {typed('list.py')} {kind} holds {word!r}; leave it out to see all")
-    show(COLUMNS[kind], rows[:MOST_ROWS])
+    show(LISTS[kind][0], rows[:MOST_ROWS])
     if len(rows) > MOST_ROWS:
         print(f"and {len(rows) - MOST_ROWS} more: give a longer word")
     elif kind == "models" and word is None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from transfergrid.cli.before import check_without_writing, preflight, prepare_folders, with_tracking_decided
+from rich.console import Console
+
+from transfergrid.cli import sending
+from transfergrid.cli.before import made_ready
 from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.grid_file import write_grid_of
-from transfergrid.cli.places import assert_room, num_jobs
-from transfergrid.cli.sending import Submitting, alive_jobs, groups_of, make_launch, plan_now, submit
-from transfergrid.cli.shown import show_plan
+from transfergrid.cli.screen import show_plan
 from transfergrid.cluster.emit import emit
 from transfergrid.cluster.finish_job import Place, find_place, finish_resources, is_due
 from transfergrid.cluster.ledger import read_ledger
@@ -26,9 +26,6 @@ from transfergrid.errors import ConfigError
 from transfergrid.planning.cost import ADVISED_RUNS_PER_JOB, Estimate, estimate, gpu_hours, packing_advice
 from transfergrid.planning.plan import Plan
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 
 def carry_out(console: Console, request: Request) -> int:
     """Exit code 0 when submitted, or with wait=true when all completed; 1 when some failed."""
@@ -37,7 +34,7 @@ def carry_out(console: Console, request: Request) -> int:
             f"store.dir={request.runtime.store_dir}: SLURM reads % in the names of its log files", remedy="rename it"
         )
     limits = _limits(console, request)
-    plan, snapshot = plan_now(request, read_ledger(request.store))
+    plan, snapshot = sending.plan_now(request, read_ledger(request.store))
     yielded: list[str] = []
     if limits is None:
         limits, finishing = unseen_limits(), Place(finish_resources(request.cluster))
@@ -53,21 +50,17 @@ def carry_out(console: Console, request: Request) -> int:
     _show_cost(console, plan, request, limits)
     if finishing.refusal:
         raise ConfigError(finishing.refusal)
-    assert_room(plan, request, limits)
-    if request.dry_run:
-        check_without_writing(console, plan, request.runtime, runs_follow=False)
-        console.print("dry run: nothing was submitted or written")
+    sending.assert_room(plan, request, limits)
+    ready = made_ready(console, plan, request, runs_follow=False, not_done="submitted")
+    if ready is None:
         return OK
-    prepare_folders(request.runtime)
-    preflight(console, plan, request.runtime, runs_follow=False)
-    request = with_tracking_decided(console, request)
-    submitting = Submitting(request, limits, finishing.resources)
-    if request.emit is not None:
-        return _emit(console, submitting, Path(request.emit))
-    submit(console, submitting)
-    if not request.wait:
+    submitting = sending.Submitting(ready, limits, finishing.resources)
+    if ready.emit is not None:
+        return _emit(console, submitting, Path(ready.emit))
+    sending.submit(console, submitting)
+    if not ready.wait:
         _say_how_to_watch(console, submitting)
-        return FAILED if submitting.left or submitting.is_finish_due else OK
+        return FAILED if submitting.num_waiting or submitting.is_finish_due else OK
     from transfergrid.cli.waiting import wait
 
     return wait(console, submitting)
@@ -75,9 +68,9 @@ def carry_out(console: Console, request: Request) -> int:
 
 def _limits(console: Console, request: Request) -> Limits | None:
     """What the cluster allows; None where it does not answer, and nothing is to be sent."""
-    asked = request.cluster.resources
+    resources = request.cluster.resources
     try:
-        return read_limits(account=asked.account, qos=asked.qos)
+        return read_limits(account=resources.account, qos=resources.qos)
     except (SlurmDown, SlurmRefused) as error:
         if not request.dry_run and request.emit is None:
             remedy = "nothing was sent, launch again when it does"
@@ -90,13 +83,13 @@ def _limits(console: Console, request: Request) -> Limits | None:
 def _fitted(request: Request, limits: Limits, plan: Plan) -> tuple[Request, list[str]]:
     """The request with defaults that yield to what the partitions have, and a line about each that does."""
     settings = request.cluster
-    common, told = fitted(settings.resources, limits, what="jobs")
-    lines = {} if told is None else {common: told}
+    common, note = fitted(settings.resources, limits, what="jobs")
+    lines = {} if note is None else {common: note}
     by_phase = {}
     for phase in dict.fromkeys((*(p.run.phase for p in plan.to_run), *settings.by_phase)):
-        by_phase[phase], told = fitted(settings.of_phase(phase), limits, what=f"phase {phase}")
-        if told is not None:
-            lines.setdefault(by_phase[phase], told)
+        by_phase[phase], note = fitted(settings.of_phase(phase), limits, what=f"phase {phase}")
+        if note is not None:
+            lines.setdefault(by_phase[phase], note)
     return replace(request, cluster=replace(settings, resources=common, by_phase=by_phase)), list(lines.values())
 
 
@@ -137,37 +130,37 @@ def _show_cost(console: Console, plan: Plan, request: Request, limits: Limits) -
     basis = "from records" if known == len(estimates) else some
     wall_h = sum(e.seconds for e in estimates.values()) / 3600
     cost = f"{hours:.2f} GPU-hours" if hours else f"{wall_h:.2f} hours without a GPU"
-    jobs = count(num_jobs(plan, request.cluster.runs_per_job), "job")
+    jobs = count(sending.num_jobs(plan, request.cluster.runs_per_job), "job")
     say(console, f"{jobs} and a finish job; expected {cost} ({basis})")
     expected = start_estimate(request.cluster, phases) if limits.here.name else {}
     for phase_names, text in expected.items():
         say(console, f"SLURM expects {phase_names} jobs {text}")
-    packed_jobs = num_jobs(plan, ADVISED_RUNS_PER_JOB)
+    packed_jobs = sending.num_jobs(plan, ADVISED_RUNS_PER_JOB)
     advice = packing_advice(estimates, runs_per_job=request.cluster.runs_per_job, packed_jobs=packed_jobs)
     if advice is not None:
         say(console, advice)
 
 
-def _emit(console: Console, submitting: Submitting, folder: Path) -> int:
+def _emit(console: Console, submitting: sending.Submitting, folder: Path) -> int:
     request = submitting.request
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError(f"emit={folder} holds files already", remedy="give an empty or a new folder")
     ledger = read_ledger(request.store)
-    plan, _ = plan_now(request, ledger)
+    plan, _ = sending.plan_now(request, ledger)
     write_grid_of(console, request)
     if not plan.to_run:
         console.print("nothing to submit, nothing written")
         return OK
-    launch, indices = make_launch(submitting, plan)
-    groups = groups_of(plan, request, launch, submitting.limits)
-    live = alive_jobs(ledger, request.grid, submitting.limits.here)
+    launch, indices = sending.make_launch(submitting, plan)
+    groups = sending.groups_of(plan, request, launch, submitting.limits)
+    live = sending.alive_jobs(ledger, request.grid, submitting.limits.here)
     script = emit(folder.absolute(), launch, groups, ledger, indices, live)
     scripts = count(len(groups) + 1, "job script")
     say(console, f"wrote {scripts}; send them with: bash {script}")
     return OK
 
 
-def _say_how_to_watch(console: Console, submitting: Submitting) -> None:
+def _say_how_to_watch(console: Console, submitting: sending.Submitting) -> None:
     request = submitting.request
     line = command_of_grid("status.py", request.grid, request.store, "watch=true")
     say(console, f"watch: {line}")
@@ -175,8 +168,10 @@ def _say_how_to_watch(console: Console, submitting: Submitting) -> None:
     by_hand = command_of_grid("report.py", request.grid, request.store)
     if submitting.has_finish:
         text = f"the finish job writes {table}; until then: {by_hand}"
-    elif submitting.left or submitting.is_finish_due:
-        what = count(submitting.left, "run") + " and the finish job" if submitting.left else "the finish job"
+    elif submitting.num_waiting or submitting.is_finish_due:
+        what = (
+            count(submitting.num_waiting, "run") + " and the finish job" if submitting.num_waiting else "the finish job"
+        )
         text = f"SLURM's queue had no place for {what}: launch again, or use wait=true; the table until then: {by_hand}"
     else:
         text = f"the table: {by_hand}"

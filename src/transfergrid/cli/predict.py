@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 HELP = Help(
     script="predict.py",
-    purpose="Apply a finished run (probe, finetune or scratch) to every image below a folder, as CSV; or export it:"
+    purpose="Apply a finished run (probe, finetune or scratch) to pictures, as CSV; or export it:"
     " weights, program, preprocessing, class names and a model card.",
     examples=(
-        "run=RUN_ID images=DIR  # CSV to standard output",
+        "run=RUN_ID images=DIR  # or a FILE, or 'DIR/*.jpg'; CSV to standard output",
         "run=RUN_ID images=DIR top_k=3 output=FILE.csv",
         "run=RUN_ID export=DIR export_format=onnx",
         "run=results/runs/RUN_ID images=DIR device=cpu cluster.num_threads=2",
@@ -62,7 +62,6 @@ def predict(arguments: Sequence[str]) -> int:
 
 def _predict(request: PredictRequest, images: Path, network: nn.Module, preprocess: tuple[PreprocessSpec, ...]) -> int:
     """How many images could not be read; each is named as it is met."""
-
     from transfergrid.export.inference import by_its_batch, csv_header, csv_row, predict_files
     from transfergrid.networks.finished import picture_rules_of, reading_of
     from transfergrid.training.device import device_of, on_device
@@ -83,8 +82,10 @@ def _predict(request: PredictRequest, images: Path, network: nn.Module, preproce
     with _opened(request.output) as file:
         writer = csv_rows(file)
         writer.writerow(csv_header(request.top_k))
-        found = predict_files(network, preprocess, images, request.files, reading=reading, rules=rules, device=device)
-        for done, predicted in enumerate(found, start=1):
+        predictions = predict_files(
+            network, preprocess, images, request.files, reading=reading, rules=rules, device=device
+        )
+        for done, predicted in enumerate(predictions, start=1):
             writer.writerow(csv_row(predicted, request.class_names, top_k=request.top_k))
             if predicted.error is not None:
                 unreadable += 1
@@ -94,12 +95,12 @@ def _predict(request: PredictRequest, images: Path, network: nn.Module, preproce
             show(done, len(request.files))
     if rules.value_range is not None:
         low, high = rules.value_range
-        for images_told, what in (
+        for num_images, what in (
             (outside, f"values beyond the run's range {low:g} to {high:g}, which become 0 or 255"),
             (of_8_bits, f"8 bits, which stay as they are; the run's pictures hold {low:g} to {high:g}"),
         ):
-            if images_told:
-                print(f"warning: {count(images_told, 'image')} with {what}", file=sys.stderr)
+            if num_images:
+                print(f"warning: {count(num_images, 'image')} with {what}", file=sys.stderr)
     return unreadable
 
 
@@ -156,12 +157,7 @@ def _opened(output: Path | None) -> Iterator[TextIO]:
             sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
         yield sys.stdout
         return
-    durable.make_folder(output.parent)
-    temporary = durable.temporary_beside(output)
-    try:
-        with durable.explained(output):
-            with open(temporary, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                yield file
-            durable.publish(temporary, output)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with durable.temporary_for(output) as temporary:
+        with open(temporary, "x", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+        durable.publish(temporary, output)

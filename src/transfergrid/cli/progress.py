@@ -7,17 +7,18 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from transfergrid.cli.console import say
 from transfergrid.cluster.local import Ended, Watcher
 from transfergrid.paths import StorePaths
 from transfergrid.planning.plan import PlannedRun
-from transfergrid.specs import RunSpec
 from transfergrid.store.records import read_record
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.progress import Progress, TaskID
 
 REFRESH_S = 0.5
@@ -51,14 +52,14 @@ def ended_line(ended: Ended, store: StorePaths) -> str:
     return line
 
 
+@dataclass
 class LineWatcher(Watcher):
     """One line per start and per end."""
 
-    def __init__(self, console: Console, store: StorePaths, total: int) -> None:
-        self._console = console
-        self._store = store
-        self._total = total
-        self._done = 0
+    _console: Console
+    _store: StorePaths
+    _total: int
+    _done: int = 0
 
     def started(self, planned: PlannedRun) -> None:
         self._print(f"started     {planned.run.run_id}")
@@ -94,7 +95,7 @@ class BarWatcher(Watcher):
         if run.run_id in self._tasks:  # it was found held by another process, and is looked at again
             return
         name = shortened(run.slug, max(self._progress.console.width - BESIDE_NAME, 20))
-        self._tasks[run.run_id] = self._progress.add_task(name, total=_epochs(run), figures="")
+        self._tasks[run.run_id] = self._progress.add_task(name, total=run.epochs or 1, figures="")
 
     def running(self, planned: Iterable[PlannedRun]) -> None:
         now = time.monotonic()
@@ -141,17 +142,13 @@ def last_line(store: StorePaths, run_id: str) -> dict[str, Any] | None:
         return None
     for text in reversed(lines[:-1]):
         try:
-            found: dict[str, Any] = json.loads(text)
+            line: dict[str, Any] = json.loads(text)
         except ValueError:
             continue
-        return found
+        return line
     return None
 
 
-def _epochs(run: RunSpec) -> int:
-    return run.epochs or 1
-
-
 def _figures(line: dict[str, Any]) -> str:
-    shown = {"loss": line.get("train/loss"), "val": line.get("val/accuracy")}
-    return "  ".join(f"{name} {value:.3f}" for name, value in shown.items() if value is not None)
+    figures = {"loss": line.get("train/loss"), "val": line.get("val/accuracy")}
+    return "  ".join(f"{name} {value:.3f}" for name, value in figures.items() if value is not None)

@@ -57,14 +57,14 @@ def read_features(
     spec, places = read_record(run, store).spec, CachePaths(Path(cache))
     if spec.extract is None:
         raise ConfigError(f"{run} is of phase {spec.phase}, which reads no features")
-    found = {}
+    features = {}
     for backbone in spec.backbones:
         key = spec.feature_key(backbone, split)
         path = feature_store.find(places, key)
         if path is None:
             raise MissingInput(f"{places.features(key)} does not exist", remedy="launch its grid again to extract it")
-        found[backbone.name] = feature_store.read(path, key)
-    return found
+        features[backbone.name] = feature_store.read(path, key)
+    return features
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class Model:
         from transfergrid.export.inference import predict_files
         from transfergrid.networks.finished import picture_rules_of, reading_of
 
-        found = predict_files(
+        predictions = predict_files(
             self.network,
             self.preprocess,
             Path(),
@@ -92,7 +92,7 @@ class Model:
             rules=picture_rules_of(self.record),
             device=self.device,
         )
-        return list(found) if files else []
+        return list(predictions) if files else []
 
 
 def load_model(
@@ -107,7 +107,6 @@ def load_model(
     weights_dir: where a probe's pretrained weights lie; a fine-tuned network holds its own. Raises ConfigError for a
     run that cannot be loaded, with what helps, and DataError for files that are damaged.
     """
-
     from transfergrid.config.predict import finished_run
     from transfergrid.networks.finished import network_of_run
     from transfergrid.training.device import device_of, on_device, prepare_process

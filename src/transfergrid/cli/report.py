@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-import sys
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import FAILED, OK, count, make_console, run_script, say
-from transfergrid.cli.pulled import pull_grids
-from transfergrid.cli.sync import SHOWN, destination
+from rich.console import Console
+
+from transfergrid.cli.console import FAILED, JSON, OK, UNDECIDED, count, make_console, run_script, say, say_first
+from transfergrid.cli.sync import destination
 from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
 from transfergrid.config.report import ReportKeys, ReportRequest, parse_report
 from transfergrid.config.spelling import never_launched, newest_grid
-from transfergrid.paths import StorePaths
-from transfergrid.specs import SelectBy
-from transfergrid.store.records import read_grid
+from transfergrid.paths import StorePaths, store_paths
+from transfergrid.specs import Runtime
+from transfergrid.store.records import GridEntry, read_grid
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from transfergrid.report.analysis.comparison import Comparison, Failure
+    from transfergrid.report.analysis.comparison import Comparison
+    from transfergrid.tracking.wandb_report_sending import SentReport
 
 HELP = Help(
     script="report.py",
@@ -38,6 +38,7 @@ HELP = Help(
         "'compare=[small_resnet18,small_resnet18_as_published]'",
         "grid=quickstart publish=true entity=my-team",
         "grid=quickstart source=wandb entity=my-team",
+        "grid=quickstart --json  # for programs; exit code 3: not decided",
     ),
     keys=takes(ReportKeys),
     first=own_keys(ReportKeys),
@@ -45,28 +46,41 @@ HELP = Help(
 
 
 def main() -> int:
-    return run_script(report, HELP)
+    return run_script(report, HELP, flags=(JSON,))
 
 
 def report(arguments: Sequence[str]) -> int:
-    """Exit code 0 when every row has completed (and what is published is in W&B as it was sent), else 1."""
-    request, console = parse_report(arguments), make_console()
-    store = request.store
+    """Exit code 0 when every row has completed (and what is published is in W&B as it was sent), else 1; with --json
+    UNDECIDED where all is complete, and some data set has a row that is not told apart from its winner."""
+    request = parse_report([argument for argument in arguments if argument != JSON])
+    as_json, store = JSON in arguments, request.store
+    console = make_console(on_stderr=as_json)
     if not request.grids:
         request = replace(request, grids=(newest_grid(store),))
         say(console, f"grid={request.grids[0]}, the one launched last in {store.root}")
-    is_whole = request.wandb is None or pull_grids(request.grids, store, *request.wandb)
+    is_whole = request.wandb is None or pull_grids(console, request.grids, store, *request.wandb)
     for grid in request.grids:
         try:
             read_grid(store.grid(grid))
         except FileNotFoundError:
             raise never_launched(grid, store) from None
-    comparisons, path = _shown(console, request.grids, store, figures=request.figures, select_by=request.select_by)
+    comparisons, path = _shown(console, request)
     is_complete = _all_completed(comparisons)
     for line in _remarks(comparisons):
         say(console, line, style="red")
     is_there = request.publish is None or send_wandb_report(console, comparisons, path.parent, request)
-    return OK if is_complete and is_whole and is_there else FAILED
+    is_decided = not as_json or print_answer(comparisons)
+    return FAILED if not (is_complete and is_whole and is_there) else OK if is_decided else UNDECIDED
+
+
+def print_answer(comparisons: Sequence[Comparison]) -> bool:
+    """answer.json on standard output; whether every data set is decided."""
+    from transfergrid.report.analysis.answer import answer_of
+    from transfergrid.report.several import joined
+
+    answer = answer_of(joined(comparisons))
+    print(json.dumps(answer.as_json(), indent=2, sort_keys=True))
+    return answer.decided
 
 
 def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool | None) -> bool:
@@ -74,49 +88,50 @@ def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, fi
 
     figures: None leaves the files as another process made them, if they are newer than every record.
     """
-    comparisons, _ = _shown(console, grids, store, figures=figures)
+    comparisons, _ = _shown(console, ReportRequest(grids=tuple(grids), store=store, figures=figures))
     return _all_completed(comparisons)
 
 
-def _shown(
-    console: Console,
-    grids: Sequence[str],
-    store: StorePaths,
-    *,
-    figures: bool | None,
-    select_by: SelectBy | None = None,
-) -> tuple[list[Comparison], Path]:
+def _shown(console: Console, request: ReportRequest) -> tuple[list[Comparison], Path]:
     """The comparisons, and the path of comparison.md."""
     from transfergrid.cli.tables import rich_table, terminal_table
     from transfergrid.report.analysis import handover
+    from transfergrid.report.analysis.answer import answer_of, in_words
     from transfergrid.report.analysis.comparison import read_comparison
     from transfergrid.report.analysis.top_errors import table, top_errors
     from transfergrid.report.page.wording import verdict
     from transfergrid.report.several import joined
     from transfergrid.report.write import report_name, write
 
-    comparisons = [read_comparison(grid, store, select_by=select_by) for grid in grids]
+    grids, store, figures = request.grids, request.store, request.figures
+    read = partial(read_comparison, store=store, select_by=request.select_by, within_points=request.within_points)
+    comparisons = list(map(read, grids))
     joined(comparisons)  # grids that cannot stand in one report are refused before anything is shown
     runs = {entry.run_id for grid in grids for entry in read_grid(store.grid(grid))}
     runs |= {run_id for comparison in comparisons for run_id in comparison.spent.costs}
-    # A report that another process made stays as it is, its figures with it.
-    if figures is not None and settle_bills(store, read_ledger(store), sorted(runs)).changed:
-        comparisons = [read_comparison(grid, store, select_by=select_by) for grid in grids]
+    # A report that another process made stays as it is, its figures with it. One that goes elsewhere leaves the store.
+    settles = figures is not None and request.output is None
+    if settles and settle_bills(store, read_ledger(store), sorted(runs)).changed:
+        comparisons = list(map(read, grids))
     for comparison in comparisons:
         if len(comparisons) > 1:
             say(console, f"\n{comparison.grid}")
         console.print(terminal_table(comparison.rows, width=console.width))
         console.print(f"\n{verdict(comparison)}", highlight=False, markup=False)
+        for line in in_words(answer_of(comparison)):
+            say(console, line)
         if errors := top_errors(comparison):
             console.print()
             console.print(rich_table(table(errors), may_go=("variant", "differs", "as_stated", "corrected")))
         for line in handover.summary(comparison):
             say(console, line, style="yellow")
-    path = store.report(report_name(grids)) / "comparison.md"
+    path = (request.output or store.report(report_name(grids))) / "comparison.md"
     if figures is not None or not _is_current(path.with_name("index.html"), comparisons):
-        path = write(comparisons, figures=bool(figures))
+        path = write(comparisons, figures=bool(figures), folder=path.parent)
     console.print(
-        f"\nreport: {path} and index.html, comparison.csv, comparison.tex beside it", highlight=False, soft_wrap=True
+        f"\nreport: {path} and index.html, comparison.csv, comparison.tex, answer.json beside it",
+        highlight=False,
+        soft_wrap=True,
     )
     return comparisons, path
 
@@ -141,6 +156,32 @@ def _remarks(comparisons: Sequence[Comparison]) -> list[str]:
     return lines
 
 
+def pull_grids(console: Console, grids: Sequence[str], store: StorePaths, entity: str | None, project: str) -> bool:
+    """Make the store from what a W&B server holds; True if it lacks nothing. Raises Unreachable or ConfigError."""
+    from transfergrid.tracking.account import find_account
+    from transfergrid.tracking.pull import pull_grid
+
+    account = find_account(project, entity)
+    is_whole = True
+    for grid in grids:
+        pulled = pull_grid(account, grid, store, say=partial(say, console))
+        for what, lines in (
+            ("not usable as the server has it:", pulled.problems),
+            (f"grid {grid} lacks on the server:", list(map(_named, pulled.missing))),
+        ):
+            say_first(console, [f"{what} {line}" for line in lines], more=what)
+        runs = count(len(pulled.run_ids), "run")
+        say(console, f"{grid}: {runs} of {account.url}/{account.path()} in {store.root}")
+        is_whole = is_whole and not pulled.missing and not pulled.problems
+    return is_whole
+
+
+def _named(entry: GridEntry) -> str:
+    seed = "" if entry.seed is None else f"seed {entry.seed}"
+    parts = (entry.dataset, entry.model, entry.phase, entry.variant, seed)
+    return f"{' '.join(filter(None, parts))} ({entry.run_id})"
+
+
 def send_wandb_report(
     console: Console, comparisons: Sequence[Comparison], folder: Path, request: ReportRequest
 ) -> bool:
@@ -149,6 +190,24 @@ def send_wandb_report(
     Figures, the page, and messages that may name the user's own files are sent only with tracking.images=true. Raises
     Unreachable where W&B cannot be used.
     """
+    sent = _send(console, comparisons, folder, request)
+    say_first(console, sent.problems)
+    say(console, sent_line(sent))
+    return not sent.problems
+
+
+def publish_as_launched(grid: str, runtime: Runtime) -> SentReport:
+    """Send the report that the finish job has made to W&B; its part of it, for a child process."""
+    from transfergrid.report.analysis.comparison import read_comparison
+
+    store = store_paths(runtime)
+    request = ReportRequest(
+        grids=(grid,), store=store, figures=None, publish=(runtime.wandb_entity, runtime.wandb_project)
+    )
+    return _send(make_console(), [read_comparison(grid, store)], store.report(grid), request)
+
+
+def _send(console: Console, comparisons: Sequence[Comparison], folder: Path, request: ReportRequest) -> SentReport:
     from transfergrid.report.wandb_report import wandb_report_of
     from transfergrid.tracking.wandb_report_sending import send_report
 
@@ -157,24 +216,20 @@ def send_wandb_report(
     sent_ones = comparisons if images else [_without_names(comparison) for comparison in comparisons]
     wandb_report = wandb_report_of(sent_ones, folder, figures=images and request.figures is not False)
     shared = wandb_report if images else wandb_report.without_pictures()
-    sent = send_report(account, comparisons[0].store, shared, say=partial(say, console))
-    for problem in sent.problems[:SHOWN]:
-        say(console, problem)
-    if len(sent.problems) > SHOWN:
-        say(console, f"... and {len(sent.problems) - SHOWN} more")
-    said = f"{len(sent.problems)} things are not there as they were sent" if sent.problems else "all is there"
-    say(console, f"W&B: {said}: {sent.report_url}")
-    return not sent.problems
+    return send_report(account, comparisons[0].store, shared, say=partial(say, console))
+
+
+def sent_line(sent: SentReport) -> str:
+    verdict = f"{len(sent.problems)} things are not there as they were sent" if sent.problems else "all is there"
+    return f"W&B: {verdict}: {sent.report_url}"
 
 
 def _without_names(comparison: Comparison) -> Comparison:
     """The same without messages that may name the user's own files."""
-    from transfergrid.tracking.description import may_name_files, withheld
+    from transfergrid.tracking.description import withheld
 
-    def shared(failure: Failure) -> Failure:
-        return replace(failure, **withheld(failure.failure_class)) if may_name_files(failure.failure_class) else failure
-
-    return replace(comparison, failures=tuple(map(shared, comparison.failures)))
+    failures = tuple(replace(failure, **withheld(failure.failure_class)) for failure in comparison.failures)
+    return replace(comparison, failures=failures)
 
 
 def _is_current(page: Path, comparisons: Sequence[Comparison]) -> bool:
@@ -190,7 +245,3 @@ def _is_current(page: Path, comparisons: Sequence[Comparison]) -> bool:
     entries = [(c.store, e.run_id) for c in comparisons for e in read_grid(c.store.grid(c.grid))]
     records = (store.run(run_id).record for store, run_id in entries)
     return page.stat().st_mtime >= max((r.stat().st_mtime for r in records if r.exists()), default=0.0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 
-from transfergrid.cli.console import OK, hashing_progress, make_console, run_script
+from transfergrid.cli.console import OK, make_console, progress_line, run_script
 from transfergrid.cli.launch import carry_out
 from transfergrid.cluster import slurm
 from transfergrid.cluster.requeue import requeue_this_job
@@ -52,7 +52,7 @@ def run_phase(arguments: Sequence[str]) -> int:
         from transfergrid.cli.sweep import sweep
 
         return sweep([a for a in arguments if a not in MULTIRUN])
-    request = load_run(arguments, progress=hashing_progress())
+    request = load_run(arguments, progress=progress_line("checking", in_logs=True))
     if any(argument.startswith("again=") for argument in arguments) and _is_done(request):
         return OK
     if request.needs_only_checked:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
 
 from transfergrid.cli.console import FAILED, OK, make_console, run_script, say
+from transfergrid.cli.status_actions import cancel, retry
+from transfergrid.cli.status_logs import follow, show_run
+from transfergrid.cli.status_table import WIDE, failure_lines, reason_lines, status_table
 from transfergrid.cli.status_view import View, changes, read_view
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
 from transfergrid.config.spelling import command_of_grid, newest_grid
-from transfergrid.config.status import StatusKeys, StatusRequest, parse_status
-
-if TYPE_CHECKING:
-    from rich.console import Console, Group
+from transfergrid.config.status import StatusRequest, parse_status
 
 WATCH_S = 5.0
 REASONS_WATCHED = 4
@@ -32,8 +36,8 @@ HELP = Help(
         "grid=quickstart retry=oom cluster.mem_gb=64",
         "grid=quickstart retry=unknown  # you know that these are gone",
     ),
-    keys=takes(StatusKeys),
-    first=own_keys(StatusKeys),
+    keys=takes(StatusRequest),
+    first=own_keys(StatusRequest),
 )
 
 
@@ -49,21 +53,13 @@ def status(arguments: Sequence[str]) -> int:
         request = replace(request, grid=newest_grid(request.store))
         say(console, f"grid={request.grid}, the one launched last in {request.store.root}")
     if request.cancel:
-        from transfergrid.cli.status_actions import cancel
-
         return cancel(console, read_view(request))
     if request.retry:
-        from transfergrid.cli.status_actions import retry
-
         return retry(console, read_view(request), request)
     if request.logs:
-        from transfergrid.cli.status_logs import follow
-
         return follow(console, request)
     view = watch(console, request) if request.watch else read_view(request)
     if request.run is not None:
-        from transfergrid.cli.status_logs import show_run
-
         show_run(console, view)
     else:
         show(console, view)
@@ -71,8 +67,6 @@ def status(arguments: Sequence[str]) -> int:
 
 
 def show(console: Console, view: View) -> None:
-    from transfergrid.cli.status_table import WIDE, failure_lines, reason_lines, status_table
-
     table = status_table(view, width=console.width)
     if table.row_count:
         console.print(table)
@@ -90,15 +84,21 @@ def show(console: Console, view: View) -> None:
 def watch(console: Console, request: StatusRequest) -> View:
     """Redraw until nothing is live; Ctrl-C ends it. In a log: a line per change. Returns the last look."""
     view = read_view(request)
-    try:
-        if console.is_terminal:
-            return _watch_terminal(console, request, view)
+    screen = None
+    if console.is_terminal:
+        screen = Live(screenful(console, view), console=console, transient=True, auto_refresh=False)
+    else:
         say(console, view.summary)
-        while view.may_change:
-            time.sleep(WATCH_S)
-            before, view = view, read_view(request)
-            for line in changes(before, view):
-                say(console, line)
+    try:
+        with screen or nullcontext():
+            while view.may_change:
+                time.sleep(WATCH_S)
+                before, view = view, read_view(request)
+                if screen is not None:
+                    screen.update(screenful(console, view), refresh=True)
+                else:
+                    for line in changes(before, view):
+                        say(console, line)
     except KeyboardInterrupt:
         pass
     return view
@@ -106,11 +106,6 @@ def watch(console: Console, request: StatusRequest) -> View:
 
 def screenful(console: Console, view: View) -> Group:
     """As many rows as fit the screen beside the reasons and the summary, which stands at the end and would be cut."""
-    from rich.console import Group
-    from rich.text import Text
-
-    from transfergrid.cli.status_table import WIDE, reason_lines, status_table
-
     texts = list(reason_lines(view))[:REASONS_WATCHED] if console.width < WIDE else []
     texts += [view.finish_line] if view.finish_line else []
     below = Group(*(Text(text, no_wrap=True, overflow="ellipsis") for text in texts), Text(view.summary))
@@ -121,17 +116,3 @@ def screenful(console: Console, view: View) -> Group:
         if rows == 1 or lines < console.height:
             return drawn
         rows = max(1, min(rows - 1, rows * console.height // lines))
-
-
-def _watch_terminal(console: Console, request: StatusRequest, view: View) -> View:
-    from rich.live import Live
-
-    try:
-        with Live(screenful(console, view), console=console, transient=True, auto_refresh=False) as live:
-            while view.may_change:
-                time.sleep(WATCH_S)
-                view = read_view(request)
-                live.update(screenful(console, view), refresh=True)
-    except KeyboardInterrupt:
-        pass
-    return view

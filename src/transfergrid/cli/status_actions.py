@@ -6,25 +6,25 @@ import contextlib
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import FAILED, OK, count, say
+from rich.console import Console
+
+from transfergrid.cli.console import FAILED, OK, count, make_console, say
 from transfergrid.cli.status_view import View
 from transfergrid.cluster import slurm
 from transfergrid.cluster.ledger import Submission, read_ledger
 from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.ownership import UNMARKED, Here, Proof, live_rows
-from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import settle
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.config.status import UNKNOWN, StatusRequest
 from transfergrid.errors import ConfigError, MachineError
 from transfergrid.paths import StorePaths, typed
+from transfergrid.planning import job
+from transfergrid.specs import Runtime
 from transfergrid.store.records import read_grid, record_head
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 VERIFY_S = 30.0
 VERIFY_POLL_S = 1.0
@@ -37,10 +37,10 @@ def cancel(console: Console, view: View) -> int:
     believed."""
     _assert_slurm_answers(view, "cancel")
     live = [row.run_id for row in view.rows if view.state(row).is_live]
-    jobs, kept = _own_jobs(view, live)
-    for run_id, why in kept.items():
+    jobs, reasons = _own_jobs(view, live)
+    for run_id, why in reasons.items():
         say(console, f"left alone: {run_id}: {why}")
-    if any(view.snapshot.states[run_id].undecided for run_id in kept):
+    if any(view.snapshot.states[run_id].undecided for run_id in reasons):
         code, nothing = FAILED, "nothing was cancelled"
     else:
         code, nothing = OK, "nothing to cancel: no job of it is pending or running"
@@ -53,19 +53,19 @@ def cancel(console: Console, view: View) -> int:
     dependents = _dependents(view, runs)
     with contextlib.suppress(MachineError):  # it may say no, or nothing for minutes, and do it all the same
         slurm.scancel(_shortened(view, proven))
-    left = _wait_until_gone({task: jobs[task] for task in proven}, where)
+    remaining = _wait_until_gone({task: jobs[task] for task in proven}, where)
     # SLURM forgets within minutes, where it keeps no accounting, that a waiting job was cancelled.
     ended = take_snapshot(runs, view.store, view.ledger).states
     with contextlib.suppress(OSError):
         settle(ended, view.store, view.ledger)
     say(
         console,
-        f"cancelled {count(len(proven) - len(left), 'job')} of {count(len(runs), 'run')}"
+        f"cancelled {count(len(proven) - len(remaining), 'job')} of {count(len(runs), 'run')}"
         + (f"; {len(dependents)} that wait for them are cancelled by SLURM" if dependents else ""),
     )
-    if left:
-        told = f"still there after {VERIFY_S:.0f} s: {', '.join(sorted(left)[:20])}; give the command again"
-        say(console, told, style="red")
+    if remaining:
+        message = f"still there after {VERIFY_S:.0f} s: {', '.join(sorted(remaining)[:20])}; give the command again"
+        say(console, message, style="red")
         return FAILED
     return code
 
@@ -73,29 +73,25 @@ def cancel(console: Console, view: View) -> int:
 def _own_jobs(view: View, live: Sequence[str]) -> tuple[dict[str, Proof], dict[str, str]]:
     """(tasks to cancel and what proves them ours, run -> why it is left alone)."""
     jobs: dict[str, Proof] = {}
-    kept: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for run_id in live:
         newest, state = view.ledger.newest(run_id), view.snapshot.states[run_id]
         sent, task = (None, None) if newest is None else (newest[0], newest[0].task_id(newest[1]))
         if sent is None or task is None or state.job_id != task:
             if state.state == "running" or state.undecided:
-                kept[run_id] = _in_other_hands(state)
+                owner = f"job {state.job_id}" if state.job_id else f"a launcher on {state.node or 'a machine'}"
+                reasons[run_id] = state.reason if state.undecided else f"belongs to {owner}"
         elif sent.cluster is not None and sent.cluster != view.snapshot.cluster:
-            kept[run_id] = f"{state.reason}; cancel it there, or with SLURM_CLUSTERS={sent.cluster} before this command"
+            reasons[run_id] = (
+                f"{state.reason}; cancel it there, or with SLURM_CLUSTERS={sent.cluster} before this command"
+            )
         elif not sent.proof.is_complete:
-            kept[run_id] = f"{UNMARKED}; if `scontrol show job {task}` shows it as yours: scancel {task}"
+            reasons[run_id] = f"{UNMARKED}; if `scontrol show job {task}` shows it as yours: scancel {task}"
         elif view.grid not in (None, sent.grid):
-            kept[run_id] = f"belongs to job {task} of another grid"
+            reasons[run_id] = f"belongs to job {task} of another grid"
         else:
             jobs[task] = sent.proof
-    return jobs, kept
-
-
-def _in_other_hands(state: RunState) -> str:
-    if state.undecided:
-        return state.reason
-    where = f"job {state.job_id}" if state.job_id else f"a launcher on {state.node or 'a machine'}"
-    return f"belongs to {where}"
+    return jobs, reasons
 
 
 def _runs_of(view: View, task_id: str) -> list[str]:
@@ -108,13 +104,13 @@ def _runs_of(view: View, task_id: str) -> list[str]:
 
 def _shortened(view: View, jobs: set[str]) -> list[str]:
     """An array's own id where all of its tasks that are not done are to go: one order instead of hundreds."""
-    given: set[str] = set()
+    orders: set[str] = set()
     for submission in _sent_here(view):
         tasks = {str(submission.task_id(i)) for i in range(len(submission.tasks)) if _may_live(view, submission, i)}
         if submission.job_id is not None and tasks and tasks <= jobs:
-            given.add(submission.job_id)
+            orders.add(submission.job_id)
             jobs = jobs - tasks
-    return sorted(given | jobs)
+    return sorted(orders | jobs)
 
 
 def _sent_here(view: View) -> list[Submission]:
@@ -144,11 +140,11 @@ def _wait_until_gone(jobs: Mapping[str, Proof], where: Here) -> set[str]:
     while True:
         try:
             rows = live_rows(jobs, where)
-            left = {task for task in jobs if task in rows and rows[task].state != "COMPLETING"}
+            remaining = {task for task in jobs if task in rows and rows[task].state != "COMPLETING"}
         except MachineError:
-            left = set(jobs)
-        if not left or time.monotonic() > deadline:
-            return left
+            remaining = set(jobs)
+        if not remaining or time.monotonic() > deadline:
+            return remaining
         time.sleep(VERIFY_POLL_S)
 
 
@@ -175,10 +171,62 @@ def retry(console: Console, view: View, request: StatusRequest) -> int:
             say(console, f"unknown: {state.run_id}: {state.reason}")
     grid = view.grid or _grid_of(view, picked[0])
     say(console, f"retrying {count(len(picked), 'run')} of grid {grid}")
-    from transfergrid.cli.retry import relaunch  # Hydra, which only those who launch need to wait for
-
     with _set_aside(view.store, picked):
         return relaunch(grid, view.store, picked, request.overrides, though_unknown=though_unknown)
+
+
+def relaunch(
+    grid: str, store: StorePaths, run_ids: Sequence[str], overrides: Sequence[str], *, though_unknown: bool = False
+) -> int:
+    """Submit these runs of a grid again, and what needs them; `overrides`: of cluster.*, on top of the last launch's.
+    though_unknown: also those that SLURM may still have.
+
+    Raises ConfigError where one of them was never sent to SLURM from this store.
+    """
+    # Hydra and submitit, which only those who launch need to wait for.
+    from transfergrid.cli.on_slurm import carry_out
+    from transfergrid.config import load_retry
+
+    launches = dict.fromkeys(s.launch for s in read_ledger(store).submissions if s.grid == grid)
+    payloads = [job.read_payload(launch / "specs.json") for launch in launches]
+    runs = {run.run_id: run for payload in payloads for run in payload.runs}
+    unknown = [run_id for run_id in run_ids if run_id not in runs]
+    if unknown or not payloads:
+        instead = typed("launch_grid.py")
+        raise ConfigError(f"{(unknown or [grid])[0]} was not sent to SLURM from {store.root}", remedy=f"use {instead}")
+    to_send = set(run_ids)
+    for run in runs.values():  # needed ones come first in every payload
+        if to_send.intersection((*run.needs, *(e.run_id for e in run.extractions))):
+            to_send.add(run.run_id)
+    candidates = (payload.configuration(run) for payload in payloads for run in payload.runs if run.run_id in to_send)
+    # What needs a run may be of an earlier launch, whose rows have been replaced since.
+    rows = {entry.run_id for entry in read_grid(store.grid(grid))} | set(run_ids)
+    configurations = list({c.run.run_id: c for c in candidates if c is not None and c.run.run_id in rows}.values())
+    if not configurations:
+        raise ConfigError(
+            f"{run_ids[0]} is needed by no configuration of grid {grid} that was sent", remedy="launch it again"
+        )
+    request = load_retry(
+        configurations,
+        list(runs.values()),
+        _runtime_of_all(payloads),
+        cluster_config=payloads[-1].cluster,
+        notify=payloads[-1].notify,
+        overrides=overrides,
+    )
+    if though_unknown:
+        request = replace(request, again=frozenset(run_ids))
+    return carry_out(make_console(), request)
+
+
+def _runtime_of_all(payloads: Sequence[job.Payload]) -> Runtime:
+    """The last launch's, with the folders, tables and weights files of all: runs by hand each know their own."""
+    return replace(
+        payloads[-1].runtime,
+        data_folders={name: folder for p in payloads for name, folder in p.runtime.data_folders.items()},
+        data_tables={name: table for p in payloads for name, table in p.runtime.data_tables.items()},
+        weights_files={name: file for p in payloads for name, file in p.runtime.weights_files.items()},
+    )
 
 
 @contextlib.contextmanager
@@ -210,7 +258,7 @@ def _grid_of(view: View, run_id: str) -> str:
     newest = view.ledger.newest(run_id)
     if newest is not None:
         return newest[0].grid
-    for path in sorted(view.store.grid("x").parent.glob("*.json")):
+    for path in sorted(view.store.grids.glob("*.json")):
         if any(entry.run_id == run_id for entry in read_grid(path)):
             return path.stem
     raise ConfigError(

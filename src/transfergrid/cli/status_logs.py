@@ -5,19 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
 
 from transfergrid.cli.console import FAILED, OK, say
 from transfergrid.cli.status_table import clock, last_words, next_steps, printable, read_progress, state_text
-from transfergrid.cli.status_view import View, read_view
+from transfergrid.cli.status_view import View, label, read_view
 from transfergrid.cluster.evidence import log_tail, read_object
-from transfergrid.cluster.run_state import ENDED
+from transfergrid.cluster.run_state import ENDED, RunState
 from transfergrid.config.status import StatusRequest
 from transfergrid.specs import RunSpec
 from transfergrid.store.records import read_record
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 FOLLOW_POLL_S = 0.5
 STATE_POLL_S = 5.0
@@ -34,16 +32,15 @@ def _run_lines(view: View) -> Iterator[str]:
     [row] = view.rows
     state, run_id = view.state(row), row.run_id
     yield f"run       {run_id}"
-    yield f"what      {row.label}" + _settings(view.specs.get(run_id))
-    yield f"state     {state_text(state)}" + (
-        f": {printable(state.reason)}" if state.state in ("failed", "lost") else ""
-    )
+    yield f"what      {label(row)}" + _settings(view.specs.get(run_id))
+    yield f"state     {_state_and_reason(state)}"
     progress = read_progress(view, row)
     if progress.epochs or state.elapsed_s is not None:
         val = "" if progress.best_val is None else f", best val accuracy {progress.best_val:.2%}"
         yield f"progress  epoch {progress.epochs or '-'}{val}, {clock(state.elapsed_s) or '-'} elapsed"
     yield from _usage_lines(view, run_id)
-    for owner in _attempts(view, run_id):
+    attempts = map(read_object, sorted(view.store.run(run_id).attempts.glob("*.json")))
+    for owner in filter(None, attempts):
         job = f"job {owner['slurm_task']}" if owner.get("slurm_task") else f"process {owner.get('pid')}"
         restart = f" restart {owner['slurm_restart_count']}" if owner.get("slurm_restart_count") else ""
         where = owner.get("node") or owner.get("host")
@@ -62,6 +59,10 @@ def _run_lines(view: View) -> Iterator[str]:
     yield from [view.silence] if view.silence else []
 
 
+def _state_and_reason(state: RunState) -> str:
+    return state_text(state) + (f": {printable(state.reason)}" if state.state in ("failed", "lost") else "")
+
+
 def _usage_lines(view: View, run_id: str) -> Iterator[str]:
     """What it took, of what its job was given."""
     record = read_record(view.store.run(run_id))
@@ -77,14 +78,8 @@ def _usage_lines(view: View, run_id: str) -> Iterator[str]:
 def _settings(spec: RunSpec | None) -> str:
     if spec is None:
         return ""
-    told = {"weights": spec.weights_label, "protocol": spec.protocol, "epochs": getattr(spec.settings, "epochs", None)}
-    return "".join(f", {name} {value}" for name, value in told.items() if value)
-
-
-def _attempts(view: View, run_id: str) -> Iterator[dict[str, Any]]:
-    """Those that are still on file, oldest first."""
-    paths = sorted(view.store.run(run_id).attempts.glob("*.json"))
-    yield from (owner for owner in map(read_object, paths) if owner is not None)
+    facts = {"weights": spec.weights_label, "protocol": spec.protocol, "epochs": getattr(spec.settings, "epochs", None)}
+    return "".join(f", {name} {value}" for name, value in facts.items() if value)
 
 
 def log_files(view: View, run_id: str) -> list[Path]:
@@ -99,13 +94,13 @@ def follow(console: Console, request: StatusRequest) -> int:
     view = read_view(request)
     [row] = view.rows
     offsets: dict[Path, int] = {}
-    shown: list[Path] = []
+    headings: list[Path] = []
     looked = time.monotonic()
     try:
         while True:
             was_live = view.may_change
             for path in log_files(view, row.run_id):
-                _print_added(path, offsets, shown)
+                _print_added(path, offsets, headings)
             if not was_live:
                 break
             time.sleep(FOLLOW_POLL_S)
@@ -114,12 +109,11 @@ def follow(console: Console, request: StatusRequest) -> int:
     except KeyboardInterrupt:
         return OK
     state = view.state(row)
-    text = state_text(state) + (f": {printable(state.reason)}" if state.state in ("failed", "lost") else "")
-    say(console, f"{row.run_id}: {text}")
+    say(console, f"{row.run_id}: {_state_and_reason(state)}")
     return FAILED if state.state in ENDED else OK
 
 
-def _print_added(path: Path, offsets: dict[Path, int], shown: list[Path]) -> None:
+def _print_added(path: Path, offsets: dict[Path, int], headings: list[Path]) -> None:
     """As `tail -f` of several files; whole lines only."""
     try:
         size = path.stat().st_size
@@ -142,7 +136,7 @@ def _print_added(path: Path, offsets: dict[Path, int], shown: list[Path]) -> Non
         return
     if not text:
         return
-    if shown[-1:] != [path]:
-        shown.append(path)
+    if headings[-1:] != [path]:
+        headings.append(path)
         print(f"==> {path} <==")
     print(*(printable(line) for line in text.splitlines()), sep="\n", flush=True)

@@ -11,19 +11,21 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.cli.progress import last_line
-from transfergrid.cli.status_view import Row, View
+from transfergrid.cli.status_view import View, label
 from transfergrid.cluster.evidence import log_tail, read_object
 from transfergrid.cluster.run_state import ENDED, RunState, State
 from transfergrid.config.spelling import command, command_of_grid
 from transfergrid.errors import next_step
 from transfergrid.names import some
 from transfergrid.store import durable
+from transfergrid.store.records import GridEntry
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 FOLD_ABOVE = 40
 WIDE = 120  # columns from which the reasons stand in the table
+WITH_IDS = 100  # columns from which the ends of the runs' ids do
 FAILURES_SHOWN = 20
 FAILURES_WITH_LOG = 5
 LOG_LINES = 6
@@ -42,9 +44,9 @@ def status_table(view: View, *, width: int, fold_above: int = FOLD_ABOVE) -> Tab
     from rich.table import Table
     from rich.text import Text
 
-    shown, folded = _shown(view, fold_above)
-    lines = [_cells(view, row, with_reason=width >= WIDE) for row in shown]
-    names = ("run", "state", "epoch", "val", "elapsed", "to go", "node", "tries")
+    rows, folded = _with_own_lines(view, fold_above)
+    lines = [_cells(view, row, width) for row in rows]
+    names = ("run", "state", "epoch", "val", "elapsed", "to go", "node", "tries", "id")
     used = [i for i, name in enumerate(names) if i < 2 or any(line[i] for line in lines)]
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     if width >= WIDE:
@@ -55,15 +57,15 @@ def status_table(view: View, *, width: int, fold_above: int = FOLD_ABOVE) -> Tab
         elif names[i] == "state":
             table.add_column(names[i], overflow="fold", ratio=1 if width >= WIDE else None)
         else:
-            table.add_column(names[i], justify="right" if names[i] != "node" else "left", no_wrap=True)
-    for row, line in zip(shown, lines, strict=True):
+            table.add_column(names[i], justify="left" if names[i] in ("node", "id") else "right", no_wrap=True)
+    for row, line in zip(rows, lines, strict=True):
         table.add_row(*(Text(printable(line[i])) for i in used), style=STYLES.get(view.state(row).state))
     for text, state in folded:
         table.add_row(Text(text), Text(state))
     return table
 
 
-def _shown(view: View, fold_above: int) -> tuple[Sequence[Row], list[tuple[str, str]]]:
+def _with_own_lines(view: View, fold_above: int) -> tuple[Sequence[GridEntry], list[tuple[str, str]]]:
     """(rows with a line of their own, (what, state) of the others)."""
     if len(view.rows) <= fold_above:
         return view.rows, []
@@ -71,44 +73,46 @@ def _shown(view: View, fold_above: int) -> tuple[Sequence[Row], list[tuple[str, 
     running = [row for row in ranked if view.state(row).state == "running"]
     # Half of the room at most, so that running ones hide no failure.
     others = [row for row in ranked[len(running) :] if view.state(row).state not in ("done", "not submitted")]
-    shown = running[: max(fold_above // 2, fold_above - len(others))]
-    shown += others[: fold_above - len(shown)]
-    left = set(view.rows) - set(shown)
+    own_lines = running[: max(fold_above // 2, fold_above - len(others))]
+    own_lines += others[: fold_above - len(own_lines)]
     key = operator.attrgetter("phase", "dataset")
-    rest = sorted(left, key=lambda row: (SHOWN_FIRST.index(view.state(row).state), key(row)))
+    rest = sorted(set(view.rows) - set(own_lines), key=lambda row: (SHOWN_FIRST.index(view.state(row).state), key(row)))
     folded: list[tuple[str, str]] = []
     for (state, (phase, dataset)), group in groupby(rest, key=lambda row: (view.state(row).state, key(row))):
         members = list(group)
         models = sorted({row.model for row in members})
         folded.append((f"{len(members)} x {phase} on {dataset}: {some(models, 4, 'models')}", state))
-    return shown, folded
+    return own_lines, folded
 
 
 def reason_lines(view: View) -> Iterator[str]:
     """For a terminal too narrow for them in the table: why runs wait or did not run, equal reasons once."""
-    told: dict[tuple[str, str], list[Row]] = {}
+    rows_by_reason: dict[tuple[str, str], list[GridEntry]] = {}
     for row in view.rows:
         state = view.state(row)
         if state.state not in ("done", "failed", "lost") and state_text(state) != state.state:
-            told.setdefault((state.state, state_text(state)), []).append(row)
-    for (_, text), rows in told.items():
-        yield f"{printable(text)}: {some([row.label for row in rows], 1)}"
+            rows_by_reason.setdefault((state.state, state_text(state)), []).append(row)
+    for (_, text), rows in rows_by_reason.items():
+        yield f"{printable(text)}: {some([label(row) for row in rows], 1)}"
 
 
-def _cells(view: View, row: Row, *, with_reason: bool) -> tuple[str, ...]:
+def _cells(view: View, row: GridEntry, width: int) -> tuple[str, ...]:
     state = view.state(row)
     progress = read_progress(view, row) if state.attempts else _Progress()
     to_go = progress.to_go_s if state.state == "running" else None
-    left = f"< {clock(state.left_s)}" if to_go is None and state.state == "running" and state.left_s else clock(to_go)
+    time_left = (
+        f"< {clock(state.left_s)}" if to_go is None and state.state == "running" and state.left_s else clock(to_go)
+    )
     return (
-        row.label,
-        state_text(state) if with_reason else _short(state),
+        label(row),
+        state_text(state) if width >= WIDE else _short(state),
         progress.epochs,
         "" if progress.best_val is None else f"{progress.best_val:.2%}",
         clock(state.elapsed_s),
-        left,
+        time_left,
         state.node,
         str(state.attempts) if state.attempts > 1 else "",
+        row.run_id.rpartition("-")[2] if width >= WITH_IDS else "",  # its hash; run= takes a part of an id
     )
 
 
@@ -140,7 +144,7 @@ class _Progress:
     to_go_s: float | None = None
 
 
-def read_progress(view: View, row: Row) -> _Progress:
+def read_progress(view: View, row: GridEntry) -> _Progress:
     total, unit = _total_epochs(view, row.run_id)
     if view.state(row).state == "done":
         metrics = (read_object(view.store.run(row.run_id).record) or {}).get("metrics") or {}
@@ -166,14 +170,14 @@ def epoch_lines(view: View, run_id: str) -> list[dict[str, Any]]:
     import json
 
     text = log_tail(view.store.run(run_id).metrics, METRICS_TAIL_BYTES)
-    found = []
+    lines = []
     for line in text.splitlines():
         if '"kind": "epoch"' in line and line.endswith("}"):
             try:
-                found.append(json.loads(line))
+                lines.append(json.loads(line))
             except ValueError:
                 continue
-    return found
+    return lines
 
 
 def _total_epochs(view: View, run_id: str) -> tuple[int | None, str]:
@@ -191,19 +195,19 @@ def _total_epochs(view: View, run_id: str) -> tuple[int | None, str]:
 # ------------------------------------------------------------------------------------------------------------ failures
 def failure_lines(view: View) -> Iterator[tuple[str, str | None]]:
     """(line, style): what failed and why, equal reasons once, with the end of a log; then what to do."""
-    told: dict[tuple[str, str], list[str]] = {}
+    runs_by_reason: dict[tuple[str, str], list[str]] = {}
     for row in view.rows:
         state = view.state(row)
         if state.state in ("failed", "lost"):
-            told.setdefault((state.failure_class or "lost", state.reason), []).append(row.run_id)
-    for number, ((name, reason), run_ids) in enumerate(list(told.items())[:FAILURES_SHOWN]):
+            runs_by_reason.setdefault((state.failure_class or "lost", state.reason), []).append(row.run_id)
+    for number, ((name, reason), run_ids) in enumerate(list(runs_by_reason.items())[:FAILURES_SHOWN]):
         yield f"{name}: {some(run_ids, 1)}: {printable(reason)}", "red"
         if number < FAILURES_WITH_LOG:
             yield from ((f"    {line}", "dim") for line in last_words(view, run_ids[0], LOG_LINES))
-    if len(told) > FAILURES_SHOWN:
-        unseen = list(told.values())[FAILURES_SHOWN][0]
+    if len(runs_by_reason) > FAILURES_SHOWN:
+        unseen = list(runs_by_reason.values())[FAILURES_SHOWN][0]
         one = command("status.py", f"run={unseen}", f"store.dir={view.store.root}")
-        yield f"... and {len(told) - FAILURES_SHOWN} more reasons; {one} shows one run", "red"
+        yield f"... and {len(runs_by_reason) - FAILURES_SHOWN} more reasons; {one} shows one run", "red"
     yield from ((line, None) for line in next_steps(view))
 
 
@@ -223,7 +227,7 @@ def next_steps(view: View) -> Iterator[str]:
 
 def _more_memory(view: View, run_ids: Sequence[str]) -> tuple[str, ...]:
     """`cluster.mem_gb=32`, where the launch of these runs asked for 16; nothing where it asked in another way."""
-    newest = next((found for run_id in run_ids if (found := view.ledger.newest(run_id)) is not None), None)
+    newest = next((sent for run_id in run_ids if (sent := view.ledger.newest(run_id)) is not None), None)
     try:
         asked_gb = None if newest is None else durable.read_json(newest[0].launch / "specs.json")["cluster"]["mem_gb"]
     except (OSError, ValueError, KeyError, TypeError):

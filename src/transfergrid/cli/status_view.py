@@ -17,34 +17,16 @@ from transfergrid.names import some
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec
 from transfergrid.store.attempts import read_spec
-from transfergrid.store.records import GridEntry, read_grid
+from transfergrid.store.records import GridEntry, entry_of, read_grid
 
 SLURM_TIMEOUT_S = 5.0
-ORDER: tuple[State, ...] = (
-    *ENDED,
-    "unknown",
-    "running",
-    "pending",
-    "not submitted",
-    "done",
-)
+ORDER: tuple[State, ...] = (*ENDED, "unknown", "running", "pending", "not submitted", "done")
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One run as the grid names it."""
-
-    run_id: str
-    dataset: str
-    model: str
-    phase: str
-    variant: str = ""
-    seed: int | None = None
-
-    @property
-    def label(self) -> str:
-        phase = f"{self.phase}/{self.variant}" if self.variant else self.phase
-        return " ".join(filter(None, (self.dataset, self.model, phase, "" if self.seed is None else f"s{self.seed}")))
+def label(row: GridEntry) -> str:
+    """A run as a person tells it from the others of its grid."""
+    phase = f"{row.phase}/{row.variant}" if row.variant else row.phase
+    return " ".join(filter(None, (row.dataset, row.model, phase, "" if row.seed is None else f"s{row.seed}")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +35,12 @@ class View:
 
     grid: str | None
     store: StorePaths
-    rows: tuple[Row, ...]
+    rows: tuple[GridEntry, ...]
     ledger: Ledger
     specs: Mapping[str, RunSpec]
     snapshot: Snapshot
 
-    def state(self, row: Row) -> RunState:
+    def state(self, row: GridEntry) -> RunState:
         return self.snapshot.states[row.run_id]
 
     @property
@@ -76,9 +58,9 @@ class View:
     def summary(self) -> str:
         """Counts by state; what other clusters have; and that SLURM did not answer, where it did not."""
         counts = Counter(self.state(row).state for row in self.rows)
-        told = ", ".join(f"{counts[name]} {name}" for name in reversed(ORDER) if counts[name])
+        counted = ", ".join(f"{counts[name]} {name}" for name in reversed(ORDER) if counts[name])
         what = f"grid {self.grid}" if self.grid is not None else self.rows[0].run_id
-        lines = (f"{what}: {told or 'nothing was sent'}", *self.snapshot.elsewhere, self.silence)
+        lines = (f"{what}: {counted or 'nothing was sent'}", *self.snapshot.elsewhere, self.silence)
         return "\n".join(filter(None, lines))
 
     @property
@@ -89,11 +71,11 @@ class View:
             return ""
         job = f"finish job {state.job_id}" if state.job_id is not None else "finish job"
         never = "; never starts" if state.never_starts else ""
-        told = f"{job}: {state.state}" + (f": {state.reason}" if state.reason else "") + never
+        line = f"{job}: {state.state}" + (f": {state.reason}" if state.reason else "") + never
         if state.waits_for_needs or (state.is_live and not state.never_starts):
-            return told
+            return line
         by_hand = command_of_grid("report.py", self.grid, self.store)
-        return f"{told}; launch again sends it; the table until then: {by_hand}"
+        return f"{line}; launch again sends it; the table until then: {by_hand}"
 
     @property
     def silence(self) -> str:
@@ -112,8 +94,8 @@ def read_view(request: StatusRequest) -> View:
     known = dict.fromkeys([e.run_id for e in entries] + held)
     if request.run is not None:
         every = known if request.grid is not None else dict.fromkeys([*_stored(store), *held])
-        found = _resolve(request.run, every, store)
-        entries, held, known = [e for e in entries if e.run_id == found], [found], {found: None}
+        run_id = _resolve(request.run, every, store)
+        entries, held, known = [e for e in entries if e.run_id == run_id], [run_id], {run_id: None}
     specs = specs_of(ledger, known)
     needs = {run_id: needs_of_spec(spec) for run_id, spec in specs.items()}
     grid = request.grid if request.run is None else None
@@ -123,9 +105,8 @@ def read_view(request: StatusRequest) -> View:
     needed |= {need for run_id in needed for need in needs.get(run_id, ())}
     # A run that an earlier launch of this grid sent, and that the grid no longer names, matters while it lives.
     beside = [r for r in held if r not in in_grid and (r in needed or snapshot.states[r].is_live or request.run)]
-    rows = [Row(e.run_id, e.dataset, e.model, e.phase, e.variant, e.seed) for e in entries]
     others = [_row_of(run_id, specs.get(run_id) or read_spec(store.run(run_id))) for run_id in beside]
-    return View(request.grid, store, tuple(others + rows), ledger, specs, snapshot)
+    return View(request.grid, store, tuple(others + entries), ledger, specs, snapshot)
 
 
 def changes(before: View, after: View) -> Iterator[str]:
@@ -161,17 +142,20 @@ def _resolve(name: str, known: Iterable[str], store: StorePaths) -> str:
     if name in known:
         return name
     for fits in (str.startswith, str.endswith, str.__contains__):
-        found = [run_id for run_id in known if fits(run_id, name)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ConfigError(f"run={name} fits {len(found)} runs: {some(found, 4)}", remedy="give more of the name")
+        matches = [run_id for run_id in known if fits(run_id, name)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise ConfigError(
+                f"run={name} fits {len(matches)} runs: {some(matches, 4)}", remedy="give more of the name"
+            )
     raise ConfigError(f"run={name} fits none of {len(known)} runs", remedy=where_runs_are(store))
 
 
-def _row_of(run_id: str, spec: RunSpec | None) -> Row:
+def _row_of(run_id: str, spec: RunSpec | None) -> GridEntry:
     """Extractions of one model differ in their weights alone, and so do their labels."""
     if spec is None:
-        return Row(run_id, "", run_id, "")
-    weights = spec.weights_label if spec.phase == "extract" else ""
-    return Row(run_id, spec.dataset.name, spec.model, spec.phase, weights, spec.seed)
+        return GridEntry(
+            run_id=run_id, dataset="", model=run_id, phase="", variant="", weights="", protocol="", seed=None
+        )
+    return entry_of(spec, spec.weights_label if spec.phase == "extract" else "")

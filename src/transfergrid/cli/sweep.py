@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
+
+from rich.console import Console
 
 from transfergrid import tracking
-from transfergrid.cli import before, launch, shown
-from transfergrid.cli.console import BAD_ARGUMENTS, OK, hashing_progress, make_console, say
-from transfergrid.cli.grid_file import write_grid_of
+from transfergrid.cli.before import plan_here
+from transfergrid.cli.console import BAD_ARGUMENTS, count, make_console, progress_line, say
+from transfergrid.cli.launch import run_and_show
 from transfergrid.cli.progress import watching
 from transfergrid.cluster import accounting, ledger, local, slurm
 from transfergrid.cluster.adopt import adopt, adopt_intents
@@ -32,58 +34,46 @@ from transfergrid.cluster.slurm_words import meaning
 from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.cluster.yielding import fitted
+from transfergrid.config import Request
 from transfergrid.config.sweep import Sweep, launch_line, load_sweep, run_sweep
 from transfergrid.errors import ConfigError, MachineError, one_line
 from transfergrid.names import some
 from transfergrid.paths import typed
 from transfergrid.planning import job
-from transfergrid.planning.plan import Plan, PlannedRun, make_plan
+from transfergrid.planning.plan import Plan, PlannedRun
 from transfergrid.specs import RunSpec
 from transfergrid.store import durable
 from transfergrid.training.stopping import StopFlag
 
-if TYPE_CHECKING:
-    from rich.console import Console
-
 
 def sweep(arguments: Sequence[str]) -> int:
     """Exit code 0 when every combination has completed, 1 when some failed, 2 where what they need is missing."""
-    asked = load_sweep(arguments, progress=hashing_progress())
-    on_slurm = asked.launcher == "slurm"
+    multirun = load_sweep(arguments, progress=progress_line("checking", in_logs=True))
+    on_slurm = multirun.launcher == "slurm"
     if on_slurm:
-        asked = _assert_slurm_can(asked)
-    asked = _with_its_device(asked, on_slurm=on_slurm)
-    request = asked.request
+        multirun = _assert_slurm_can(multirun)
+    multirun = _with_its_device(multirun, on_slurm=on_slurm)
+    request = multirun.request
     tracking.validate(request.runtime, sends=True)
     if on_slurm and not request.dry_run:
         adopt_intents(ledger.read_ledger(request.store), alone=False)  # a sweep that still waits has no job's id yet
-    rows = [c.run.run_id for c in request.configurations]
-    plan = make_plan(rows, request.runs, request.runtime, queued=before.queued(before.sent_states(request)))
-    if request.needs_only_checked and (missing := _missing(plan, request.runs)):
-        print(f"error: {_told(asked, missing)}", file=sys.stderr)  # whole, however long the command is
+    plan = plan_here(request)
+    if request.needs_only_checked and (missing := _missing(plan)):
+        line, names = launch_line(multirun, missing), some([run.run_id for run in missing], 3)
+        remedy = f"; make what is missing by: {line}" if line else ""
+        # Whole, however long the command is.
+        print(f"error: needs=check: {names} must complete first{remedy}", file=sys.stderr)
         return BAD_ARGUMENTS
-    console = make_console()
-    shown.show_plan(console, plan, request)
-    if request.dry_run:
-        before.check_without_writing(console, plan, request.runtime, runs_follow=not on_slurm)
-        console.print("dry run: nothing was started or written")
-        return OK
-    before.prepare_folders(request.runtime)
-    before.preflight(console, plan, request.runtime, runs_follow=not on_slurm)
-    request = before.with_tracking_decided(console, request)
-    asked = replace(asked, request=request)
-    write_grid_of(console, request)
-    mirror = tracking.start_mirror(request.runtime, request.configurations)
-    try:
-        endings = _on_slurm(console, asked, plan.to_run) if on_slurm else _here(console, asked, plan.to_run)
-    finally:
-        tracking.wait_for_mirror(mirror, launch.MIRROR_WAIT_S, by_hand=tracking.by_hand(request.runtime))
-    shown.show_results(console, request)
-    return shown.show_endings(console, plan, endings)
+    console, carry = make_console(), _on_slurm if on_slurm else _here
+
+    def run(ready: Request) -> list[local.Ended]:
+        return carry(console, replace(multirun, request=ready), plan.to_run) if plan.to_run else []
+
+    return run_and_show(console, plan, request, run, runs_follow=not on_slurm)
 
 
 # ------------------------------------------------------------------------------------------------------------- checking
-def _assert_slurm_can(asked: Sweep) -> Sweep:
+def _assert_slurm_can(multirun: Sweep) -> Sweep:
     """The sweep as this cluster can carry it out.
 
     Raises ConfigError where SLURM does not answer, keeps no accounts, or has no node for such a job.
@@ -91,51 +81,43 @@ def _assert_slurm_can(asked: Sweep) -> Sweep:
     instead = f"use {typed('launch_grid.py')}"
     if not slurm.answers():
         raise ConfigError(
-            f"cluster={asked.request.cluster.name}: SLURM does not answer here", remedy="submit from a login node"
+            f"cluster={multirun.request.cluster.name}: SLURM does not answer here", remedy="submit from a login node"
         )
-    resources = asked.resources
+    resources = multirun.resources
     limits = read_limits(account=resources.account, qos=resources.qos)
     # The launcher asks sacct alone how a job ended, and waits for ever for one that died without a word.
     if not limits.accounting or accounting.sacct(["1"], since=datetime.now(UTC)) is None:
         raise ConfigError("hydra/launcher=slurm needs SLURM's accounting, but sacct does not answer", remedy=instead)
-    resources, told = fitted(resources, limits, what="sweep")
-    if told is not None:
-        say(make_console(), told)
+    resources, note = fitted(resources, limits, what="sweep")
+    if note is not None:
+        say(make_console(), note)
     assert_possible(resources, limits, what="sweep")
-    if len(asked.request.configurations) > limits.max_array_size:
+    if len(multirun.request.configurations) > limits.max_array_size:
         raise ConfigError(
             f"a sweep is one job array, of at most {limits.max_array_size} runs on this cluster", remedy=instead
         )
-    return replace(asked, request=replace(asked.request, cluster=asked.request.cluster.all_as(resources)))
+    return replace(multirun, request=replace(multirun.request, cluster=multirun.request.cluster.all_as(resources)))
 
 
-def _with_its_device(asked: Sweep, *, on_slurm: bool) -> Sweep:
+def _with_its_device(multirun: Sweep, *, on_slurm: bool) -> Sweep:
     """A job that asked for a GPU is to use it, or to fail; what asked for none computes on the CPU."""
-    runtime = asked.request.runtime
-    if runtime.device != "auto" or (asked.resources.gpus > 0 and not on_slurm):
-        return asked
-    device: Literal["cuda", "cpu"] = "cuda" if asked.resources.gpus > 0 else "cpu"
-    return replace(asked, request=replace(asked.request, runtime=replace(runtime, device=device)))
+    runtime = multirun.request.runtime
+    if runtime.device != "auto" or (multirun.resources.gpus > 0 and not on_slurm):
+        return multirun
+    device: Literal["cuda", "cpu"] = "cuda" if multirun.resources.gpus > 0 else "cpu"
+    return replace(multirun, request=replace(multirun.request, runtime=replace(runtime, device=device)))
 
 
-def _missing(plan: Plan, runs: dict[str, RunSpec]) -> list[RunSpec]:
+def _missing(plan: Plan) -> list[RunSpec]:
     """What the sweep's own runs need and is not done: no run of a sweep waits for another."""
     needed = {need for p in plan.to_run for need in (*(e.run_id for e in p.run.extractions), *p.run.needs)}
     return [p.run for p in plan.runs if p.run.run_id in needed and p.state != "reuse"]
 
 
-def _told(asked: Sweep, missing: Sequence[RunSpec]) -> str:
-    line = launch_line(asked, missing)
-    names = some([run.run_id for run in missing], 3)
-    return f"needs=check: {names} must complete first" + (f"; make what is missing by: {line}" if line else "")
-
-
 # -------------------------------------------------------------------------------------------------- on this machine
-def _here(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> list[local.Ended]:
+def _here(console: Console, multirun: Sweep, todo: Sequence[PlannedRun]) -> list[local.Ended]:
     """By Hydra's basic launcher: one run after the other, each in a child of the local pool."""
-    if not todo:
-        return []
-    request = asked.request
+    request = multirun.request
     planned = {p.run.run_id: p for p in todo}
     endings: list[local.Ended] = []
     with watching(console, request.store, len(todo)) as watcher:
@@ -147,29 +129,27 @@ def _here(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> list[lo
         payload = request.store.launches / launch_name / "specs.json"  # the pool writes one of its own for each run
         name = f"sweep-{launch_name}"
         folder = payload.parent / "slurm" / name
-        run_sweep(task, list(planned), sweep=asked, payload=payload, name=name, folder=folder)
+        run_sweep(task, list(planned), sweep=multirun, payload=payload, name=name, folder=folder)
     return endings
 
 
 # --------------------------------------------------------------------------------------------------------- on SLURM
-def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> list[local.Ended]:
+def _on_slurm(console: Console, multirun: Sweep, todo: Sequence[PlannedRun]) -> list[local.Ended]:
     """By hydra-submitit-launcher: one job array, waited for."""
     from transfergrid.cluster.submit import slurm_environment  # submitit
 
-    if not todo:
-        return []
-    store = asked.request.store
-    variants = {c.run.run_id: c.variant for c in asked.request.configurations}
+    store = multirun.request.store
+    variants = {c.run.run_id: c.variant for c in multirun.request.configurations}
     payload = job.write_payload(
-        [p.run for p in todo], asked.request.runtime, variants, cluster=asked.request.cluster_config
+        [p.run for p in todo], multirun.request.runtime, variants, cluster=multirun.request.cluster_config
     )
     submission = ledger.Submission(
         name=f"sweep-{payload.parent.name}",
-        grid=asked.request.grid,
+        grid=multirun.request.grid,
         launch=payload.parent,
         tasks=tuple((p.run.run_id,) for p in todo),
         submitted=datetime.now(UTC),
-        gpus=asked.resources.gpus,
+        gpus=multirun.resources.gpus,
         cluster=here().name,
         token=new_token(),
         uid=os.getuid(),
@@ -177,17 +157,17 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
     )
     ledger.record(submission)  # without a job's id, which the launcher does not tell
     try:
-        setup = _write_setup(submission, asked, take_snapshot_of_code(payload.parent))
+        setup = _write_setup(submission, multirun, take_snapshot_of_code(payload.parent))
     except BaseException:  # as of a full disk: nothing half-copied stays
         shutil.rmtree(payload.parent, ignore_errors=True)
         raise
-    jobs = f"{len(todo)} job{'s' if len(todo) > 1 else ''} named {submission.job_name}"
-    say(console, f"{jobs}; waiting for {'them' if len(todo) > 1 else 'it'}")
+    waiting = "waiting for them" if len(todo) > 1 else "waiting for it"
+    say(console, f"{count(len(todo), 'job')} named {submission.job_name}; {waiting}")
     run_ids = [p.run.run_id for p in todo]
     try:
         with slurm_environment():
-            _launch(run_ids, asked, payload, submission, setup)
-        _wait_for(submission.job_name, asked.request.cluster.poll_s)
+            _launch(run_ids, multirun, payload, submission, setup)
+        _wait_for(submission.job_name, multirun.request.cluster.poll_s)
     except KeyboardInterrupt:
         print(f"the jobs continue; to end them: scancel --name={submission.job_name}", file=sys.stderr)
         raise
@@ -198,12 +178,12 @@ def _on_slurm(console: Console, asked: Sweep, todo: Sequence[PlannedRun]) -> lis
     return [_ended(p.run, states[p.run.run_id]) for p in todo]
 
 
-def _launch(run_ids: Sequence[str], asked: Sweep, payload: Path, submission: ledger.Submission, setup: Path) -> None:
+def _launch(run_ids: Sequence[str], multirun: Sweep, payload: Path, submission: ledger.Submission, setup: Path) -> None:
     """Returns when all jobs have left a result, or the first has ended without one. Raises MachineError where SLURM
     took none; SlurmDown where it cannot be asked, and then all stays as it is."""
     try:
         name, folder = submission.job_name, submission.folder
-        run_sweep(on_node, run_ids, sweep=asked, payload=payload, name=name, folder=folder, setup=setup)
+        run_sweep(on_node, run_ids, sweep=multirun, payload=payload, name=name, folder=folder, setup=setup)
     except Exception as error:
         # By name, since submitit is known to `cluster` alone: a job that ended without a result, as failed runs' do.
         if type(error).__name__ != "UncompletedJobError":
@@ -213,10 +193,10 @@ def _launch(run_ids: Sequence[str], asked: Sweep, payload: Path, submission: led
             raise MachineError(f"SLURM did not take the sweep: {one_line(error)}") from error
 
 
-def _write_setup(submission: ledger.Submission, asked: Sweep, code: Path) -> Path:
+def _write_setup(submission: ledger.Submission, multirun: Sweep, code: Path) -> Path:
     """What each job does before python. A file, because Hydra would take the shell's ${NAME} for its own."""
     cpus = "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK"  # srun since 22.05 does not take it from the job
-    lines = prelude(asked.request.cluster, code, cpus, token=submission.token)
+    lines = prelude(multirun.request.cluster, code, cpus, token=submission.token)
     folder = submission.folder
     durable.make_folder(folder)
     durable.write_bytes(folder / "setup.sh", os.fsencode("\n".join([*lines, ""])))
@@ -229,10 +209,10 @@ def on_node(payload: str, run_id: str) -> None:
     stop = StopFlag()
     try:
         with ends_in_one_line(), stop.installed():
-            asked = job.read_payload(Path(payload))
-            asked.assert_same_code()
-            run = next(r for r in asked.runs if r.run_id == run_id)
-            outcome = job.carry_out(run, asked.runtime, stop=stop, is_alive=is_alive)
+            work = job.read_payload(Path(payload))
+            work.assert_same_code()
+            run = next(r for r in work.runs if r.run_id == run_id)
+            outcome = job.carry_out(run, work.runtime, stop=stop, is_alive=is_alive)
             if outcome == "interrupted" and requeue_this_job() == "cannot ask":
                 raise SystemExit(ASKS_FOR_REQUEUE)
     except Exception:

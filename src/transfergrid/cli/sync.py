@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script, say
+from rich.console import Console
+
+from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script, say, say_first
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
-from transfergrid.config.spelling import command_of_grid, never_launched, newest_grid
-from transfergrid.config.sync import SyncRequest, parse_sync
+from transfergrid.config.report import SyncRequest, parse_sync
+from transfergrid.config.spelling import never_launched, newest_grid
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.specs import Runtime
 from transfergrid.store import records
-from transfergrid.store.provenance import import_path
-from transfergrid.tracking.account import Account, Unreachable, find_account, why_silent
+from transfergrid.tracking.account import Account, find_account
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from transfergrid.tracking.sync import Synced
 
 HELP = Help(
@@ -36,8 +31,6 @@ HELP = Help(
     keys=takes(SyncRequest),
     first=own_keys(SyncRequest),
 )
-SHOWN = 20  # problems that are told one by one
-LONGEST_S = 1800.0  # of what the finish job does for W&B, each of both
 
 
 def main() -> int:
@@ -83,62 +76,25 @@ def launched_with(grid: str, store: StorePaths) -> Runtime | None:
         raise never_launched(grid, store) from None
 
 
+def sync_as_launched(grid: str, runtime: Runtime) -> Synced:
+    """The finish job's part of it, for a child process."""
+    from transfergrid.tracking.sync import sync_grid
+
+    store, project, entity = store_paths(runtime), runtime.wandb_project, runtime.wandb_entity
+    account, images = destination([grid], store, project=project, entity=entity, images=None)
+    return sync_grid(grid, store, account, images=images)
+
+
 def show(console: Console, synced: Synced) -> None:
+    say_first(console, synced.problems)
+    say(console, summary(synced))
+
+
+def summary(synced: Synced) -> str:
     wrong = len({problem.partition(":")[0] for problem in synced.problems} - {"grid.json"})  # which is no run
     parts = [f"{count(synced.runs, 'run')} in the store", f"{synced.sent} brought up to date"]
     parts += [f"{synced.runs - synced.elsewhere - wrong} read back and equal"]
     parts += [f"{wrong} not"] if wrong else []
     parts += [f"{synced.unfinished} unfinished yet"] if synced.unfinished else []
     parts += [f"{synced.elsewhere} being sent by another process"] if synced.elsewhere else []
-    for problem in synced.problems[:SHOWN]:
-        say(console, problem)
-    if len(synced.problems) > SHOWN:
-        say(console, f"... and {len(synced.problems) - SHOWN} more")
-    say(console, f"W&B: {', '.join(parts)}")
-
-
-def sync_and_report(console: Console, runtime: Runtime, grid: str) -> None:
-    """What the finish job does for W&B with tracking=online: never an error, whatever W&B does.
-
-    In processes of their own: one that hangs ends in time, and one that dies takes nothing with it.
-    """
-    if runtime.tracking != "online":
-        return
-    by_hand = f"`{command_of_grid('sync.py', grid, store_paths(runtime))}` sends what the server lacks"
-    try:
-        url = find_account(runtime.wandb_project, runtime.wandb_entity).url
-        if reason := why_silent(url):
-            raise Unreachable(f"{url} does not answer ({reason})")
-    except Unreachable as error:
-        say(console, f"W&B: {error}; {by_hand}")
-        return
-    where = [f"grid={grid}", f"store.dir={Path(runtime.store_dir)}", f"project={runtime.wandb_project}"]
-    where += [f"entity={runtime.wandb_entity}"] if runtime.wandb_entity else []
-    if not _tell(console, "transfergrid.cli.sync", where):
-        say(console, f"W&B: {by_hand}")
-    _tell(console, "transfergrid.cli.report", [*where, "publish=true", "figures=keep"])  # whatever sync found
-
-
-def _tell(console: Console, module: str, arguments: Sequence[str]) -> bool:
-    """Run one of our own commands and print what it says last; whether it ended well."""
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", module, *arguments],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            env=os.environ | {"PYTHONPATH": import_path()},
-            timeout=LONGEST_S,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        say(console, f"W&B: {error}")
-        return False
-    said = (done.stdout.strip() or done.stderr.strip()).splitlines()
-    for line in said[-3:]:
-        say(console, line)
-    return done.returncode == 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return f"W&B: {', '.join(parts)}"

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+
+from rich.console import Console
 
 from transfergrid.cli.console import FAILED, OK, count, say
-from transfergrid.cli.finish import runs_of
+from transfergrid.cli.finish import snapshot_of
+from transfergrid.cli.screen import show_failures, show_results, show_usage
 from transfergrid.cli.sending import Submitting, submit
-from transfergrid.cli.shown import show_failures, show_results
-from transfergrid.cli.usage import show_usage
-from transfergrid.cluster.evidence import log_tail
+from transfergrid.cluster.evidence import FINISHED, read_object
 from transfergrid.cluster.ledger import Ledger, read_ledger
-from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.ownership import here, live_rows
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.slurm import SlurmDown
-from transfergrid.cluster.states import take_snapshot
 from transfergrid.config import Request
 from transfergrid.errors import MachineError
 from transfergrid.paths import typed
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 FINISH_GRACE_S = 600.0  # after the last run, for the finish job to start and end
 STARVING_S = 300.0  # with nothing of the grid in the queue and no place for more: other jobs of the user fill it
@@ -35,25 +29,24 @@ CONTROLLER_AWAY_S = 1800.0
 def wait(console: Console, submitting: Submitting) -> int:
     """Until everything of the grid has ended and the finish job has. Exit code 0 where all completed, else 1."""
     request = submitting.request
-    told: dict[str, str] = {}
+    last_states: dict[str, str] = {}
     since: dict[str, float] = {}  # what has lasted since when
     while True:
         ledger = read_ledger(request.store)
-        run_ids = runs_of(request.grid, request.store, ledger)
-        snapshot = take_snapshot(run_ids, request.store, ledger, needs=needs_of(request.store, ledger, run_ids))
+        snapshot = snapshot_of(request.grid, request.store, ledger)
         states = snapshot.states
         live = any(state.may_change for state in states.values())
-        _tell_changes(console, states, told)
+        _tell_changes(console, states, last_states)
         try:
             if snapshot.slurm_error is not None:
                 raise SlurmDown(snapshot.slurm_error)
             since.pop("away", None)
-            if submitting.left or submitting.is_finish_due:
+            if submitting.num_waiting or submitting.is_finish_due:
                 if submit(console, submitting) or live:
                     since.pop("starving", None)
-                elif (submitting.left or submitting.is_finish_due) and _lasts("starving", since) > STARVING_S:
-                    left = count(submitting.left, "run") if submitting.left else "the finish job"
-                    raise MachineError(f"{left} find no place in SLURM's queue", remedy="free some, and launch again")
+                elif (submitting.num_waiting or submitting.is_finish_due) and _lasts("starving", since) > STARVING_S:
+                    what = count(submitting.num_waiting, "run") if submitting.num_waiting else "the finish job"
+                    raise MachineError(f"{what} find no place in SLURM's queue", remedy="free some, and launch again")
             elif not live and (_finish_has_ended(ledger, request) or _lasts("ended", since) > FINISH_GRACE_S):
                 break
         except SlurmDown as error:
@@ -82,19 +75,19 @@ def _finish_has_ended(ledger: Ledger, request: Request) -> bool:
 
 
 def published_lines(ledger: Ledger, grid: str) -> list[str]:
-    """What the newest finish job said last of W&B: where the tables are, or why they are not and what to do."""
+    """What came of the newest finish job's sending to W&B: where the tables are, or why they are not, what to do."""
     finishing = [s for s in ledger.of_grid(grid, "finish") if s.job_id is not None]
-    log = log_tail(finishing[-1].logs(0)[0]) if finishing else ""
-    return [line for line in log.splitlines() if re.match(r"W&B: |error: ", line)][-2:]
+    finished = read_object(finishing[-1].folder / FINISHED) if finishing else None
+    return list((finished or {}).get("wandb", ()))
 
 
-def _tell_changes(console: Console, states: Mapping[str, RunState], told: dict[str, str]) -> None:
+def _tell_changes(console: Console, states: Mapping[str, RunState], last_states: dict[str, str]) -> None:
     """One line per run that has started, ended, or changed its mind since the last look."""
     counts = Counter(s.state for s in states.values())
     for run_id, state in states.items():
-        if told.get(run_id, "pending") == state.state or state.state in ("pending", "not submitted", "unknown"):
+        if last_states.get(run_id, "pending") == state.state or state.state in ("pending", "not submitted", "unknown"):
             continue
-        told[run_id] = state.state
+        last_states[run_id] = state.state
         why = f"  {state.reason}" if state.reason and state.state != "running" else ""
         where = f"  on {state.node}" if state.node and state.state == "running" else ""
         say(console, f"[{counts['done']}/{len(states)}] {state.state:<9} {run_id}{where}{why}")

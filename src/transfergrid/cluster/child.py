@@ -46,9 +46,11 @@ class GpusHere:
     problem: str | None = None
 
 
-def ask(function: Callable[..., Any], arguments: tuple[object, ...], *, runs_follow: bool) -> Answer:
+def ask(
+    function: Callable[..., Any], arguments: tuple[object, ...], *, runs_follow: bool, timeout_s: float | None = None
+) -> Answer:
     """Call a function in a child process. runs_follow: as a child of the forkserver, which imports torch for the runs
-    anyway; otherwise the child imports only what the function needs."""
+    anyway; otherwise the child imports only what the function needs. timeout_s: after which it is killed."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     asked = (function, arguments, sender)
     process: ForkServerProcess | SpawnProcess
@@ -59,6 +61,8 @@ def ask(function: Callable[..., Any], arguments: tuple[object, ...], *, runs_fol
     process.start()
     sender.close()
     try:
+        if not receiver.poll(timeout_s):
+            process.kill()
         answer: Answer = receiver.recv()
     except EOFError:
         process.join()

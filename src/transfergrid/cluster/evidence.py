@@ -27,7 +27,7 @@ from transfergrid.store.attempts import newest_attempt
 from transfergrid.store.records import RECORD_FORMAT
 
 LOG_TAIL_BYTES = 65536
-FINISHED = "finished"  # in the folder of a finish job that has done all it is for
+FINISHED = "finished"  # in the folder of a finish job that has done all it is for: {"wandb": what came of it, in lines}
 
 
 # ------------------------------------------------------------------------------------------------ what the store knows

@@ -3,77 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.config.arguments import parse
+from transfergrid.config.request import Request
 from transfergrid.errors import ConfigError
-from transfergrid.paths import StorePaths, typed
+from transfergrid.paths import typed
 from transfergrid.resources import ClusterSettings
-from transfergrid.specs import Configuration, RunSpec, Runtime, SelectBy, digest, safe_name, setting
-from transfergrid.store.records import GridEntry
+from transfergrid.specs import Configuration, RunSpec, Runtime, digest, safe_name, setting
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from transfergrid.config.builder import GridRuns
     from transfergrid.config.scopes import FolderProgress
-    from transfergrid.data import DatasetFacts
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What a command line asks for.
-
-    configurations: the rows of the grid. runs: these and the runs they need, by run_id, needed ones first
-    (extractions are the plan's business). facts: of each data set, by its name, as far as they have been read.
-    replaces_grid: a launch redefines its grid, a run by hand adds to it.
-    replace: rows that the grid has and this launch has not may go.
-    select_by: the score on val that the grid's report chooses by; None leaves it as the grid has it.
-    notes: what the user is told about the pictures, a line each.
-    again: runs that the user wants sent again though SLURM may still have them.
-    """
-
-    grid: str
-    configurations: tuple[Configuration, ...]
-    runs: dict[str, RunSpec]
-    runtime: Runtime
-    cluster: ClusterSettings
-    dry_run: bool
-    wait: bool | None
-    replaces_grid: bool
-    replace: bool = False
-    cluster_config: dict[str, Any]
-    emit: str | None = None
-    notify: str | None = None
-    needs_only_checked: bool = False
-    select_by: SelectBy | None = None
-    notes: tuple[str, ...] = ()
-    facts: dict[str, DatasetFacts] = field(default_factory=dict)
-    again: frozenset[str] = frozenset()
-
-    @property
-    def store(self) -> StorePaths:
-        return StorePaths(Path(self.runtime.store_dir))
-
-    def entries(self) -> list[GridEntry]:
-        return [
-            GridEntry(
-                run_id=c.run.run_id,
-                dataset=c.run.dataset.name,
-                model=c.run.model,
-                phase=c.run.phase,
-                variant=c.variant,
-                weights=c.run.weights_label,
-                protocol=c.run.protocol or "",
-                seed=c.run.seed,
-            )
-            for c in self.configurations
-        ]
-
-
-def composed_grid(arguments: Sequence[str]) -> tuple[list[str], DictConfig]:
+def compose_grid(arguments: Sequence[str]) -> tuple[list[str], DictConfig]:
     """What a launch is told, checked as far as it goes without data; with the grid named. Raises ConfigError."""
     from transfergrid.config.compose import compose_config, parse_overrides
 
@@ -82,13 +28,10 @@ def composed_grid(arguments: Sequence[str]) -> tuple[list[str], DictConfig]:
     if "grid" not in overrides:
         arguments.append("grid=quickstart")
     config = compose_config(arguments)
-    for key in ("model", "seed", "run", "again", "needs"):
+    for key in ("model", "seed", "run", "again", "needs", "phase"):
         if key in overrides:
-            raise ConfigError(
-                f"{key}= belongs to {typed('run_phase.py')}; a grid takes grid.models=[...] and grid.seeds=[...]"
-            )
-    if "phase" in overrides:
-        raise ConfigError(f"phase= belongs to {typed('run_phase.py')}; a grid takes grid.phases=[...]")
+            instead = "grid.phases=[...]" if key == "phase" else "grid.models=[...] and grid.seeds=[...]"
+            raise ConfigError(f"{key}= belongs to {typed('run_phase.py')}; a grid takes {instead}")
     if "dataset" in overrides:
         if "grid.datasets" in overrides:
             raise ConfigError("dataset= and grid.datasets= are both given; give one")
@@ -101,33 +44,12 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
     # Hydra takes half a second to import, which those who only read the store need not wait for.
     from transfergrid.config.builder import build_grid
 
-    arguments, config = composed_grid(arguments)
-    built = build_grid(arguments, config, progress)
-    return _request(built, config, replaces_grid=True, replace=config.replace, select_by=config.select_by)
+    arguments, config = compose_grid(arguments)
+    return build_grid(arguments, config, progress)
 
 
-def _request(built: GridRuns, config: DictConfig, **own: Any) -> Request:
-    from transfergrid.config.cluster import cluster_settings, plain
-
-    return Request(
-        grid=built.runtime.grid,
-        configurations=built.configurations,
-        runs=built.runs,
-        facts=built.facts,
-        runtime=built.runtime,
-        cluster=cluster_settings(config.cluster),
-        cluster_config=plain(config.cluster),
-        dry_run=config.dry_run,
-        wait=config.wait,
-        emit=config.emit,
-        notify=config.notify.command,
-        notes=built.notes,
-        **own,
-    )
-
-
-def composed_run(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
-    """What a run by hand is told, by key, and its configuration, as composed_grid()."""
+def compose_run(arguments: Sequence[str]) -> tuple[dict[str, Any], DictConfig]:
+    """What a run by hand is told, by key, and its configuration, as compose_grid()."""
     from transfergrid.config.again import check_keys
     from transfergrid.config.compose import compose_config, parse_overrides
 
@@ -156,23 +78,17 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
     from transfergrid.config.again import build_again
     from transfergrid.config.builder import build_evaluation, build_run
 
-    overrides, config = composed_run(arguments)
+    overrides, config = compose_run(arguments)
     variant = _hand_variant(overrides)
     if config.again is not None:
-        built = build_again(arguments, config, progress)
+        request = build_again(arguments, config, progress)
     elif config.run is not None:
         # Which run is evaluated stands in no other column; its last 12 digits are its identity.
         variant = safe_name(",".join(filter(None, (f"run-{config.run[-12:]}", variant))))
-        built = build_evaluation(arguments, config, progress, variant=variant)
+        request = build_evaluation(arguments, config, progress, variant=variant)
     else:
-        built = build_run(arguments, config, progress, variant=variant)
-    return _request(
-        built,
-        config,
-        replaces_grid=False,
-        needs_only_checked=config.needs == "check",
-        select_by=config.select_by if "select_by" in overrides else None,
-    )
+        request = build_run(arguments, config, progress, variant=variant)
+    return request if "select_by" in overrides else replace(request, select_by=None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +109,7 @@ class DoctorRequest:
     grid: Request | None = None
 
 
-def composed_doctor(arguments: Sequence[str]) -> tuple[float, list[str], DictConfig]:
+def compose_doctor(arguments: Sequence[str]) -> tuple[float, list[str], DictConfig]:
     """(wait_s, the other arguments, their configuration). Raises ConfigError."""
     from transfergrid.config.compose import compose_config
 
@@ -207,7 +123,7 @@ def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
     from transfergrid.config.builder import runtime_of
     from transfergrid.config.cluster import cluster_settings
 
-    wait_s, others, config = composed_doctor(arguments)
+    wait_s, others, config = compose_doctor(arguments)
     return DoctorRequest(
         runtime=runtime_of(config),
         cluster=cluster_settings(config.cluster),

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from omegaconf import DictConfig
 
-from transfergrid.config.builder import GridRuns, files_of, make_runtime
+from transfergrid.config.builder import files_of, make_request, make_runtime
 from transfergrid.config.dataset import DatasetChoice, resolve_dataset
-from transfergrid.config.names import ADHOC, grid_name_of
 from transfergrid.config.predict import run_paths
-from transfergrid.config.scopes import FolderProgress, cache_of, opened
-from transfergrid.config.spelling import command, folder_value
+from transfergrid.config.request import Request
+from transfergrid.config.scopes import FolderProgress, cache_of, open_scopes
+from transfergrid.config.spelling import ADHOC, command, folder_value, grid_name_of, launched_grids
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.networks.backbones.weight_files import identity_of
 from transfergrid.paths import RunPaths, StorePaths
@@ -23,10 +24,7 @@ from transfergrid.store.records import read_grid
 
 # Where the run's files lie, which no spec knows; what they hold must be what the run was made of.
 _PLACES = ("dataset.folder", "dataset.table", "dataset.max_megapixels", "phase.evaluate.checkpoint", "weights")
-_OF_THE_RUN = (
-    *("grid", "dataset", "phase", "model", "seed", "run", "protocol", "select_by"),
-    *("class_weights", "weights_seed", "replace"),
-)
+_OF_THE_RUN = "grid dataset phase model seed run protocol select_by class_weights weights_seed replace".split()
 
 
 def check_keys(keys: Iterable[str]) -> None:
@@ -36,9 +34,9 @@ def check_keys(keys: Iterable[str]) -> None:
             raise ConfigError(f"again= takes {key} from the run's spec.json; leave {key}= out, or leave again= out")
 
 
-def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None) -> GridRuns:
+def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None) -> Request:
     """The run that `again=` names, and all that it needs. Raises ConfigError or DataError."""
-    with opened(arguments, config, progress=progress) as scopes:
+    with open_scopes(arguments, config, progress=progress) as scopes:
         store = StorePaths(Path(config.store.dir))
         paths = run_paths(config.again, store.root, key="again")
         runs = {spec.run_id: spec for spec in _with_needs(paths)}
@@ -49,19 +47,20 @@ def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderPr
         files: dict[str, str] = {}
         for spec in runs.values():
             files |= files_of(config, spec, scopes.catalog_dir)
-        own = {f"weights_files.{backbone.name}" for spec in runs.values() for backbone in spec.backbones}
-        given = (["weights"] if config.weights else []) + [f"weights_files.{name}" for name in config.weights_files]
-        for key in given:
-            if not files or key not in {"weights", *own}:
+        keys_of_run = {f"weights_files.{backbone.name}" for spec in runs.values() for backbone in spec.backbones}
+        keys = (["weights"] if config.weights else []) + [f"weights_files.{name}" for name in config.weights_files]
+        for key in keys:
+            if not files or key not in {"weights", *keys_of_run}:
                 raise ConfigError(f"{run.run_id} is made of no weights file of yours; leave {key}= out")
         files |= _checkpoint(config, run)
-        named = None if config.grid_name is None else grid_name_of(config.grid_name)
-        grid, variant = _row(run.run_id, store, named)
+        grid_of_user = None if config.grid_name is None else grid_name_of(config.grid_name)
+        grid, variant = _row(run.run_id, store, grid_of_user)
         runtime = make_runtime(config, grid=grid, folders=folders, tables=tables, weights_files=files)
         for spec in runs.values():
             _check_still_made(spec, run, paths, done=phase_module(spec.phase).is_done(spec, runtime))
         rows = (Configuration(grid=grid, variant=variant, run=run),)
-        return GridRuns(rows, runs, runtime, {run.dataset.name: pictures.facts}, tuple(dict.fromkeys(pictures.notes)))
+        facts = {run.dataset.name: pictures.facts}
+        return make_request(config, runtime, rows, runs.values(), facts=facts, notes=pictures.notes)
 
 
 def _check_still_made(spec: RunSpec, run: RunSpec, paths: RunPaths, *, done: bool) -> None:
@@ -93,37 +92,37 @@ def _with_needs(paths: RunPaths) -> Iterator[RunSpec]:
 
 def _pictures(config: DictConfig, run: RunSpec, progress: FolderProgress | None) -> DatasetChoice:
     """The data set as the spec has it; of a folder, where it lies. Raises ConfigError where it holds other pictures."""
-    node, wanted = config.dataset, run.dataset
-    if wanted.kind == "image_folder" and node.folder is None and node.table is None:
+    node, stored = config.dataset, run.dataset
+    if stored.kind == "image_folder" and node.folder is None and node.table is None:
         raise ConfigError(
-            f"{run.run_id} is made of the pictures of {wanted.name}; say where they lie: dataset.folder=FOLDER"
+            f"{run.run_id} is made of the pictures of {stored.name}; say where they lie: dataset.folder=FOLDER"
         )
-    node.kind, node.name = wanted.kind, wanted.name
-    node.max_images, node.skip_damaged = wanted.max_images, bool(wanted.left_out)
-    node.value_range = None if wanted.value_range is None else list(wanted.value_range)
-    node.orientation = wanted.orientation
-    chosen = resolve_dataset(config, cache_of(config), keep=not config.dry_run, progress=progress)
-    if chosen.spec != wanted:
+    node.kind, node.name = stored.kind, stored.name
+    node.max_images, node.skip_damaged = stored.max_images, bool(stored.left_out)
+    node.value_range = None if stored.value_range is None else list(stored.value_range)
+    node.orientation = stored.orientation
+    dataset = resolve_dataset(config, cache_of(config), keep=not config.dry_run, progress=progress)
+    if dataset.spec != stored:
         raise ConfigError(
-            f"{chosen.folder or wanted.name} holds other pictures than {run.run_id} was made of:"
-            f" {chosen.spec.fingerprint} instead of {wanted.fingerprint}"
+            f"{dataset.folder or stored.name} holds other pictures than {run.run_id} was made of:"
+            f" {dataset.spec.fingerprint} instead of {stored.fingerprint}"
         )
-    return chosen
+    return dataset
 
 
 def _checkpoint(config: DictConfig, run: RunSpec) -> dict[str, str]:
     """Identity -> the file that an evaluation of a checkpoint reads."""
-    given = config.phase.evaluate.checkpoint
+    checkpoint = config.phase.evaluate.checkpoint
     source = run.settings.source if isinstance(run.settings, EvaluateSettings) else ""
     if not source.startswith("file:"):
-        if given is not None:
+        if checkpoint is not None:
             raise ConfigError(f"{run.run_id} reads no checkpoint; leave phase.evaluate.checkpoint= out")
         return {}
-    if given is None:
+    if checkpoint is None:
         raise ConfigError(f"{run.run_id} evaluates a checkpoint; say where it lies: phase.evaluate.checkpoint=FILE")
-    file = Path(given).expanduser()
+    file = Path(checkpoint).expanduser()
     if not file.is_file() or f"file:{identity_of(file)}" != source:
-        raise ConfigError(f"phase.evaluate.checkpoint={given!r} is not the file that {run.run_id} evaluates")
+        raise ConfigError(f"phase.evaluate.checkpoint={checkpoint!r} is not the file that {run.run_id} evaluates")
     return {source: str(file.resolve())}
 
 
@@ -132,16 +131,9 @@ def _row(run_id: str, store: StorePaths, named: str | None) -> tuple[str, str]:
 
     A run of no grid of this store becomes a row of its own, as an evaluation of a run does.
     """
-    grids = store.grid("x").parent
-    newest_first = sorted(grids.glob("*.json"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in [store.grid(named)] if named else newest_first:
-        try:
-            rows = [entry for entry in read_grid(path) if entry.run_id == run_id]
-        except (DataError, OSError):
-            continue
-        if rows:
-            return path.stem, rows[0].variant
+    for grid in [named] if named else reversed(launched_grids(store)):
+        with contextlib.suppress(DataError, OSError):
+            for entry in read_grid(store.grid(grid)):
+                if entry.run_id == run_id:
+                    return grid, entry.variant
     return named or ADHOC, f"run-{run_id[-12:]}"
-
-
-__all__ = ["build_again", "check_keys"]

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar, cast, get_origin
 
 from transfergrid.config.folders import choices
-from transfergrid.config.keys import Key, about_of, checked, keys_of, wanted
+from transfergrid.config.keys import Key, about_of, checked, keys_of, kind_in_words
 from transfergrid.config.schema import GROUPS, KEYS
 from transfergrid.errors import ConfigError
 from transfergrid.names import closest
@@ -21,9 +21,9 @@ from transfergrid.paths import typed
 
 T = TypeVar("T")
 # What every script takes, so that one line of places serves them all.
-SHARED = (
-    *("store.dir", "cache.dir", "cache.also_read", "data.dir", "data.resident_gb", "weights_dir", "device"),
-    *("tracking.mode", "tracking.project", "tracking.entity", "cluster.num_threads"),
+SHARED = tuple(
+    "store.dir cache.dir cache.also_read data.dir data.resident_gb weights_dir device"
+    " tracking.mode tracking.project tracking.entity cluster.num_threads".split()
 )
 MULTIRUN = ("-m", "--multirun")
 CFG = ("--cfg", "--resolve", "job")  # the first asks; the others are what users of Hydra add
@@ -31,10 +31,10 @@ CFG = ("--cfg", "--resolve", "job")  # the first asks; the others are what users
 
 @dataclass(frozen=True, slots=True)
 class Parsed(Generic[T]):
-    """values: of the declared keys. given: the keys that were typed. passed_on: arguments that are not for us."""
+    """values: of the declared keys. keys: those that were typed. passed_on: arguments that are not for us."""
 
     values: T
-    given: frozenset[str]
+    keys: frozenset[str]
     passed_on: tuple[str, ...]
 
 
@@ -102,7 +102,7 @@ def read_value(key: Key, text: str) -> Any:
         return None
     if key.is_list:
         if not (text.startswith("[") and text.endswith("]")):
-            raise ConfigError(f"{key.name}={text} is not {wanted(key.name, key)}")
+            raise ConfigError(f"{key.name}={text} is not {kind_in_words(key.name, key)}")
         return checked(key, [_read(key, item.strip(), text) for item in text[1:-1].split(",") if text[1:-1].strip()])
     if get_origin(key.hint) is dict:
         raise ConfigError(f"{key.name}={text}: give each entry by itself, as {key.name}.NAME={text.strip('{}')[:40]}")
@@ -117,7 +117,7 @@ def _read(key: Key, text: str, whole: str) -> Any:
             return {"true": True, "false": False}[text.lower()]
         return key.plain(text) if key.plain in (int, float) else text
     except (KeyError, ValueError):
-        raise ConfigError(f"{key.name}={whole} is not {wanted(key.name, key)}") from None
+        raise ConfigError(f"{key.name}={whole} is not {kind_in_words(key.name, key)}") from None
 
 
 # ------------------------------------------------------------------------------------------------- what is no key=value
@@ -141,10 +141,10 @@ def assert_spelled(
             words -= 1
             continue
         if argument.startswith("-"):
-            meant = _of_option(argument, following, keys)
+            spelling = _of_option(argument, following, keys)
         else:
-            meant = _of_word(argument, keys)
-        hint = f"write {meant}" if meant else "see --help"
+            spelling = _of_word(argument, keys)
+        hint = f"write {spelling}" if spelling else "see --help"
         if argument in MULTIRUN:
             hint = f"a sweep belongs to {typed('run_phase.py')}"
         raise ConfigError(f"{argument!r} is not of the form key=value; {hint}")

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import cast
 
 from omegaconf import DictConfig
 
+from transfergrid.config.cluster import cluster_settings, plain
 from transfergrid.config.keys import choice
 from transfergrid.config.models import check_models, check_phases, is_architecture, split_model, takes
-from transfergrid.config.names import ADHOC, DATASET_NAME, grid_name_of, named_by_datasets
+from transfergrid.config.request import Request
 from transfergrid.config.resolve import check_splits, looks_like_file, make_evaluation, make_run
 from transfergrid.config.scopes import (
     FolderProgress,
     Row,
     Scopes,
     cache_of,
-    check_plain_values,
     checked_protocol,
-    opened,
+    open_scopes,
 )
+from transfergrid.config.spelling import ADHOC, DATASET_NAME, grid_name_of, named_by_datasets
 from transfergrid.config.variants import Variant, read_rules, read_variants
 from transfergrid.data import DatasetFacts
 from transfergrid.errors import ConfigError, DataError, hints
@@ -44,21 +45,7 @@ from transfergrid.specs import (
 from transfergrid.store import durable
 
 
-@dataclass(frozen=True, slots=True)
-class GridRuns:
-    """configurations: the rows. runs: theirs and those they need, needed ones first. facts: by the data set's name.
-
-    notes: what the user is told about the pictures.
-    """
-
-    configurations: tuple[Configuration, ...]
-    runs: dict[str, RunSpec]
-    runtime: Runtime
-    facts: dict[str, DatasetFacts]
-    notes: tuple[str, ...]
-
-
-def build_grid(arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None) -> GridRuns:
+def build_grid(arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None) -> Request:
     """Every combination that makes sense. Raises ConfigError or DataError."""
     grid = config.grid
     models, seeds, datasets = list(grid.models), list(grid.seeds), list(grid.datasets)
@@ -74,7 +61,7 @@ def build_grid(arguments: Sequence[str], config: DictConfig, progress: FolderPro
     if not variants:
         raise ConfigError("grid.only_variants=true leaves no row, because grid.variants is empty; give a variant")
     _check_weights(config, models)
-    with opened(arguments, config, rules=read_rules(grid.rules), progress=progress) as scopes:
+    with open_scopes(arguments, config, rules=read_rules(grid.rules), progress=progress) as scopes:
         name = _grid_name(config, scopes, datasets)
         rows = [
             Row(dataset, model, phase, variant)
@@ -82,26 +69,27 @@ def build_grid(arguments: Sequence[str], config: DictConfig, progress: FolderPro
             for dataset, model, phase in product(datasets, variant.selection.models or models, phases)
             if phase in (variant.selection.phases or phases) and takes(model, phase)
         ]
-        wanted = [row for row in rows if not scopes.skips(row)]
-        _check_every_phase(phases, models, rows, wanted)
+        remaining = [row for row in rows if not scopes.skips(row)]
+        _check_every_phase(phases, models, rows, remaining)
         runs: list[RunSpec] = []
         configurations: dict[str, Configuration] = {}
-        for row, seed in product(wanted, seeds):
+        for row, seed in product(remaining, seeds):
             *needed, run = _runs(scopes, row, seed)
             runs += [*needed, run]
             # A variant that changes nothing in this phase is the same run, and the same row.
             configurations.setdefault(run.run_id, Configuration(grid=name, variant=row.variant.name, run=run))
-        return _built(config, scopes, tuple(configurations.values()), runs, grid=name)
+        request = _request(scopes, tuple(configurations.values()), runs)
+        return replace(request, replaces_grid=True, replace=config.replace)
 
 
 def build_run(
     arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None, *, variant: str
-) -> GridRuns:
+) -> Request:
     """One run by hand of the grid `grid_name=`, where it is called this variant. Raises ConfigError or DataError."""
     name, model, phase = grid_name_of(config.grid_name or ADHOC), config.model, config.phase.name
     choice("phase", phase, PHASES)
     _check_weights(config, [model])
-    with opened(arguments, config, rules=read_rules(config.grid.rules), progress=progress) as scopes:
+    with open_scopes(arguments, config, rules=read_rules(config.grid.rules), progress=progress) as scopes:
         if phase == "extract":
             runs: tuple[RunSpec, ...] = (_extraction(scopes, model),)
         elif not takes(model, cast(Phase, phase)):
@@ -109,35 +97,32 @@ def build_run(
         else:
             row = Row(scopes.named_dataset, model, cast(Phase, phase), Variant(variant, {}))
             runs = _runs(scopes, row, config.seed)
-        configuration = Configuration(grid=name, variant=variant, run=runs[-1])
-        return _built(config, scopes, (configuration,), runs, grid=name)
+        return _request(scopes, (Configuration(grid=name, variant=variant, run=runs[-1]),), runs)
 
 
 def build_evaluation(
     arguments: Sequence[str], config: DictConfig, progress: FolderProgress | None, *, variant: str
-) -> GridRuns:
+) -> Request:
     """Of the finished run `run=`, on whatever data set and split are named. Raises ConfigError or DataError."""
     name = grid_name_of(config.grid_name or ADHOC)
     trained = _finished_run(config)
-    with opened(arguments, config, progress=progress) as scopes:
+    with open_scopes(arguments, config, progress=progress) as scopes:
         scope = scopes.of_dataset(scopes.named_dataset, of_run=trained.dataset.value_range)
-        own = classes_of_run(trained, StorePaths(Path(config.store.dir)).run(trained.run_id))
-        if own is not None:  # else it is to be trained first, and its evaluation compares
+        classes_of_training = classes_of_run(trained, StorePaths(Path(config.store.dir)).run(trained.run_id))
+        if classes_of_training is not None:  # else it is to be trained first, and its evaluation compares
             classes, dataset = scope.dataset.facts.class_names, scope.dataset.spec.name
             try:
-                match_classes(own, classes, run_id=trained.run_id, dataset=dataset)
+                match_classes(classes_of_training, classes, run_id=trained.run_id, dataset=dataset)
             except DataError as error:
                 raise ConfigError(str(error)) from error
         _check_weights(config, [trained.model])
         scope.weights_files |= files_of(config, trained, scope.catalog_dir)
         run = make_evaluation(scope, trained)
-        configuration = Configuration(grid=name, variant=variant, run=run)
-        return _built(config, scopes, (configuration,), (trained, run), grid=name)
+        return _request(scopes, (Configuration(grid=name, variant=variant, run=run),), (trained, run))
 
 
 def runtime_of(config: DictConfig) -> Runtime:
     """Where and on what, without a grid. Raises ConfigError."""
-    check_plain_values(config)
     checked_protocol(config)
     grid = config.grid.name or ADHOC if config.grid_name is None else grid_name_of(config.grid_name)
     return make_runtime(config, grid=grid, folders={}, tables={}, weights_files={})
@@ -181,20 +166,20 @@ def files_of(config: DictConfig, trained: RunSpec, catalog_dir: Path) -> dict[st
         file = config.weights_files.get(backbone.name) or config.weights
         if file is None or not backbone.weights.identity.startswith("file:"):
             continue
-        given = backbones.weights_spec(backbone.name, file, catalog_dir=catalog_dir)
-        if given.identity != backbone.weights.identity:
+        weights = backbones.weights_spec(backbone.name, file, catalog_dir=catalog_dir)
+        if weights.identity != backbone.weights.identity:
             raise ConfigError(f"{file!r} is not the file of {backbone.name} that run={trained.run_id!r} started from")
-        files[given.identity] = str(Path(file).expanduser().resolve())
+        files[weights.identity] = str(Path(file).expanduser().resolve())
     return files
 
 
-def _check_every_phase(phases: list[Phase], models: list[str], rows: list[Row], wanted: list[Row]) -> None:
+def _check_every_phase(phases: list[Phase], models: list[str], rows: list[Row], remaining: list[Row]) -> None:
     """Raises ConfigError for a phase of the grid that has no row."""
-    taken = {row.phase for row in rows}
+    phases_taken = {row.phase for row in rows}
     for phase in phases:
-        if phase not in taken:
+        if phase not in phases_taken:
             raise ConfigError(f"grid.phases: no model of the grid takes phase {phase!r}; models: {', '.join(models)}")
-        if phase not in {row.phase for row in wanted}:
+        if phase not in {row.phase for row in remaining}:
             raise ConfigError(
                 f"grid.rules skip all of phase {phase!r}; leave it out of grid.phases, or change the rules"
             )
@@ -230,18 +215,44 @@ def _why_not(model: str, phase: str) -> str:
     return "which is made of pretrained backbones; choose phase=probe or phase=finetune"
 
 
-def _built(
-    config: DictConfig,
-    scopes: Scopes,
-    configurations: tuple[Configuration, ...],
-    runs: Sequence[RunSpec],
-    *,
-    grid: str,
-) -> GridRuns:
+def _request(scopes: Scopes, rows: tuple[Configuration, ...], runs: Iterable[RunSpec]) -> Request:
     runtime = make_runtime(
-        config, grid=grid, folders=scopes.folders, tables=scopes.tables, weights_files=scopes.weights_files
+        scopes.config,
+        grid=rows[0].grid,
+        folders=scopes.folders,
+        tables=scopes.tables,
+        weights_files=scopes.weights_files,
     )
-    return GridRuns(configurations, {run.run_id: run for run in runs}, runtime, scopes.facts, scopes.notes)
+    return make_request(scopes.config, runtime, rows, runs, facts=scopes.facts, notes=scopes.notes)
+
+
+def make_request(
+    config: DictConfig,
+    runtime: Runtime,
+    rows: tuple[Configuration, ...],
+    runs: Iterable[RunSpec],
+    *,
+    facts: dict[str, DatasetFacts],
+    notes: tuple[str, ...],
+) -> Request:
+    """runs: those of the rows and those they need, needed ones first."""
+    return Request(
+        grid=runtime.grid,
+        configurations=rows,
+        runs={run.run_id: run for run in runs},
+        runtime=runtime,
+        cluster=cluster_settings(config.cluster),
+        cluster_config=plain(config.cluster),
+        dry_run=config.dry_run,
+        wait=config.wait,
+        replaces_grid=False,
+        emit=config.emit,
+        notify=config.notify.command,
+        needs_only_checked=config.needs == "check",
+        select_by=config.select_by,
+        notes=notes,
+        facts=facts,
+    )
 
 
 def make_runtime(
@@ -268,5 +279,6 @@ def make_runtime(
         keep_weights=config.keep_weights,
         resident_gb=config.data.resident_gb,
         report_figures=config.report.figures,
+        report_within=config.report.within,
         max_megapixels=config.dataset.max_megapixels,
     )

@@ -13,27 +13,14 @@ from transfergrid.config.folders import choices, conf_dir, content_of, find
 from transfergrid.data import sets
 from transfergrid.errors import ConfigError, one_line
 from transfergrid.networks import architectures, backbones
-from transfergrid.networks.backbones.timm_names import timm_names
+from transfergrid.networks.backbones import timm_names
 
 Row = tuple[str, ...]
-# Of each kind of thing: the columns, the last of which is text, and the rows.
-COLUMNS: Mapping[str, Row] = {
-    "models": ("model", "parameters", "features", "weights, or what it is"),
-    "datasets": ("data set", "classes", "train", "test", "what it is"),
-    "grids": ("grid", "runs", "what it asks"),
-    "clusters": ("cluster", "kind", "partition", "file"),
-}
 
 
 def rows_of(kind: str, word: str | None) -> list[Row]:
     """The rows in which the word stands, in whatever case; all where there is none."""
-    makers: Mapping[str, Callable[[], Iterator[Row]]] = {
-        "models": _models,
-        "datasets": _datasets,
-        "grids": _grids,
-        "clusters": _clusters,
-    }
-    rows = list(makers[kind]())
+    rows = list(LISTS[kind][1]())
     if kind == "models" and word is not None:
         rows += [(f"timm/{name}", "", "", "a network of timm") for name in sorted(timm_names())]
     return [row for row in rows if word is None or word.lower() in " ".join(row).lower()]
@@ -42,13 +29,8 @@ def rows_of(kind: str, word: str | None) -> list[Row]:
 def _models() -> Iterator[Row]:
     for name in backbones.names():
         known = backbones.entry(name)
-        tags = ", ".join(known.weights)
-        yield (
-            name,
-            f"{known.parameters / 1e6:.2f} M",
-            str(known.feature_dim),
-            f"backbone: {tags or 'random weights alone'}",
-        )
+        text = f"backbone: {', '.join(known.weights) or 'random weights alone'}"
+        yield name, f"{known.parameters / 1e6:.2f} M", str(known.feature_dim), text
     for name in architectures.names():
         yield name, "", "", f"from scratch: {_first_line(architectures.text_of(name))}"
 
@@ -67,10 +49,10 @@ def _datasets() -> Iterator[Row]:
         text = _first_line((Path(sets.__path__[0]) / f"{kind}.py").read_text(encoding="utf-8")).partition(": ")[0]
         if kind == "image_folder":
             yield name, "", "", "", f"{text}: dataset.folder={content.get('folder') or 'DIR'}"
-            continue
-        facts = data.facts(kind)
-        images = (str(facts.num_images.get(split, "")) for split in ("train", "test"))
-        yield name, str(facts.num_classes), *images, text
+        else:
+            facts = data.facts(kind)
+            images = (str(facts.num_images.get(split, "")) for split in ("train", "test"))
+            yield name, str(facts.num_classes), *images, text
 
 
 def _grids() -> Iterator[Row]:
@@ -114,3 +96,12 @@ def _first_line(module: str) -> str:
     """Of a module's docstring, from its text: importing it may load torch."""
     docstring = ast.get_docstring(ast.parse(module)) or ""
     return docstring.partition("\n")[0].rstrip(".")
+
+
+# Of each kind of thing: the columns, the last of which is text, and what makes the rows.
+LISTS: Mapping[str, tuple[Row, Callable[[], Iterator[Row]]]] = {
+    "models": (("model", "parameters", "features", "weights, or what it is"), _models),
+    "datasets": (("data set", "classes", "train", "test", "what it is"), _datasets),
+    "grids": (("grid", "runs", "what it asks"), _grids),
+    "clusters": (("cluster", "kind", "partition", "file"), _clusters),
+}

@@ -21,26 +21,21 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from transfergrid.config import folders
-from transfergrid.config.cluster_file import read_cluster_file
+from transfergrid.config.cluster_file import as_setting, read_cluster_file
 from transfergrid.config.folders import choices
-from transfergrid.config.keys import meant_key, nodes_of, wanted
-from transfergrid.config.notation import as_meant
+from transfergrid.config.keys import kind_in_words, nearest_key, nodes_of
 from transfergrid.config.schema import GROUPS, KEYS, Config
 from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import ConfigError, hints
 from transfergrid.resources import MEMORY
 
-_OPEN_NODES = (
-    "grid.variants",
-    "weights_files",
-    "cluster.by_phase",
-    "cluster.sbatch",
-)  # dictionaries whose keys are the user's
+_OPEN_NODES = ("grid.variants", "weights_files", "cluster.by_phase", "cluster.sbatch")  # their keys are the user's
 _OF_A_BACKBONE = "weights_files."  # then the backbone, whose name may hold a slash and dots
-_NAMES = (  # keys whose values are names of files and folders
-    *("weights", "weights_dir", "phase.evaluate.checkpoint", "dataset.folder", "dataset.table", "dataset.name"),
-    *("data.dir", "store.dir", "cache.dir", "again"),
-)
+# Keys whose values are names of files and folders.
+_NAMES = (
+    "weights weights_dir phase.evaluate.checkpoint dataset.folder dataset.table dataset.name data.dir store.dir"
+    " cache.dir again"
+).split()
 _QUOTE = "quote a value that holds blanks, letters beyond a-z or any of = , : ( ) [ ] { } > ~ ' \" as key='\"value\"'"
 _NODES = nodes_of(KEYS)
 SETTABLE = tuple(name for name, key in KEYS.items() if not key.about.not_set)
@@ -67,7 +62,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
                 f"{argument!r}: keys can be neither added nor removed, only set: key=value{_nearest_key(key)}"
             )
         if override.is_sweep_override():
-            remedy = _QUOTE if key in _NAMES or key.startswith(_OF_A_BACKBONE) else "a list is written key=[a,b]"
+            remedy = _QUOTE if _is_name(key) else "a list is written key=[a,b]"
             if key.startswith("cluster.") and _is_text(key):
                 remedy = f"as one text it is written '{key}=\"{_typed(override)}\"'"
             raise ConfigError(f"{argument!r} gives several values where one is needed; {remedy}")
@@ -75,7 +70,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[Override]:
             raise ConfigError(f"{key!r} is given twice; give it once")
         seen.add(key)
         if key in GROUPS:
-            _check_choice(key, override.value())
+            check_choice(key, override.value())
         elif key in KEYS and KEYS[key].about.not_set:
             raise ConfigError(f"{key}= cannot be set on its own; {KEYS[key].about.not_set}")
         elif not _is_known(key):
@@ -92,16 +87,16 @@ def parse_override(argument: str) -> Override:
     if not equals:
         raise ConfigError(f"{argument!r} is not of the form key=value; see --help")
     own_key = key.startswith(_OF_A_BACKBONE)
-    typed = f"weights_files={value}" if own_key else argument
+    spelling = f"weights_files={value}" if own_key else argument
     try:
-        override = OverridesParser.create().parse_override(typed)
+        override = OverridesParser.create().parse_override(spelling)
     except HydraException as error:
         if re.fullmatch(r"[\w+~/@-]+(\.[\w/-]+)*", key) is None:
             raise ConfigError(f"unknown key {key!r}{_nearest_key(key)}") from error
-        if not own_key and key not in _NAMES:
+        if not _is_name(key):
             reason = str(error).splitlines()[0].strip()
             raise ConfigError(f"{argument!r} cannot be read ({reason}); {_QUOTE}") from error
-        override = OverridesParser.create().parse_override(f"{typed.partition('=')[0]}={hydra_value(value)}")
+        override = OverridesParser.create().parse_override(f"{spelling.partition('=')[0]}={hydra_value(value)}")
     override.key_or_group, override.input_line = key, argument
     return override
 
@@ -125,10 +120,10 @@ def compose_config(arguments: Sequence[str]) -> DictConfig:
 
 def set_overrides(config: DictConfig, parsed: Sequence[Override]) -> None:
     """What a command line sets, groups excepted. Raises ConfigError that says what a key takes."""
-    given = {str(o.key_or_group): _value(o) for o in parsed if str(o.key_or_group) not in GROUPS}
-    of_cluster = {key.removeprefix("cluster."): v for key, v in given.items() if key.startswith("cluster.")}
+    values = {str(o.key_or_group): _value(o) for o in parsed if str(o.key_or_group) not in GROUPS}
+    of_cluster = {key.removeprefix("cluster."): v for key, v in values.items() if key.startswith("cluster.")}
     set_cluster(config, of_cluster, where="")
-    for key, value in given.items():
+    for key, value in values.items():
         if not key.startswith("cluster."):
             assign(config, key, value, where="")
 
@@ -138,7 +133,7 @@ def set_cluster(config: DictConfig, values: Mapping[str, Any], *, where: str) ->
 
     One way of asking for memory takes the place of what an earlier layer said. Raises ConfigError, opened by `where`.
     """
-    if twice := asked_twice(values):
+    if twice := memory_conflict(values):
         raise ConfigError(f"{where}{twice}")
     changed = dict(values)
     if any(values.get(key) is not None for key in MEMORY):
@@ -148,17 +143,21 @@ def set_cluster(config: DictConfig, values: Mapping[str, Any], *, where: str) ->
         if not _is_known(key):
             raise ConfigError(f"{where}unknown key {name!r}{_nearest_key(key)}")
         try:
-            meant = as_meant(name.rpartition(".")[2], value, where=key)
+            setting = as_setting(name.rpartition(".")[2], value, where=key)
         except ConfigError as error:
             raise ConfigError(f"{where}{error}") from error
-        assign(config, key, meant, where=where)
+        assign(config, key, setting, where=where)
     config.cluster.asked = sorted({*config.cluster.asked, *changed})
 
 
-def asked_twice(values: Mapping[str, Any], of: str = "cluster.") -> str | None:
+def memory_conflict(values: Mapping[str, Any], of: str = "cluster.") -> str | None:
     """That more than one way of asking for memory is given; else None."""
-    given = [f"{of}{key}={values[key]}" for key in MEMORY if values.get(key) is not None]
-    return f"{' and '.join(given)} both ask for memory; give one of {', '.join(MEMORY)}" if len(given) > 1 else None
+    forms = [f"{of}{key}={values[key]}" for key in MEMORY if values.get(key) is not None]
+    return f"{' and '.join(forms)} both ask for memory; give one of {', '.join(MEMORY)}" if len(forms) > 1 else None
+
+
+def _is_name(key: str) -> bool:
+    return key in _NAMES or key.startswith(_OF_A_BACKBONE)
 
 
 def _value(override: Override) -> Any:
@@ -240,9 +239,10 @@ def resource_hints(name: str, known: Sequence[str]) -> dict[str, Any]:
     return {"remedy": f"did you mean {other!r}?"} if other in known else hints(name, known)
 
 
-def _check_choice(group: str, value: Any) -> None:
-    if not isinstance(value, str) or value not in choices(group):
-        raise ConfigError(f"unknown {group} {str(value)!r}", **hints(str(value), choices(group)))
+def check_choice(group: str, name: Any) -> None:
+    """Raises ConfigError for a name that no file of a group has."""
+    if name not in choices(group):
+        raise ConfigError(f"unknown {group} {str(name)!r}", **hints(str(name), choices(group)))
 
 
 def _explain(error: Exception, key: str, value: Any) -> str:
@@ -250,7 +250,7 @@ def _explain(error: Exception, key: str, value: Any) -> str:
     full_key = str(getattr(error, "full_key", None) or key)
     is_key = key in KEYS or key in _NODES
     if is_key and (isinstance(value, (str, int, float, list)) or value is None or full_key == key):
-        return f"{key}={'null' if value is None else value} is not {wanted(key, KEYS.get(key))}"
+        return f"{key}={'null' if value is None else value} is not {kind_in_words(key, KEYS.get(key))}"
     if full_key != key and not _is_known(full_key):
         return f"{key}: unknown key {full_key!r}{_nearest_key(full_key)}"
     line = _first_line(error)
@@ -265,18 +265,23 @@ def _is_known(key: str) -> bool:
     return key in KEYS or key in _NODES or any(key.startswith(f"{node}.") for node in _OPEN_NODES)
 
 
+_OF_SBATCH = "comment nodelist mail_type mail_user reservation hold begin nice licenses exclusive export options"
 # What SLURM and others call what has a key of its own here.
 _OTHER_NAMES = {
-    **dict.fromkeys(("time", "time_min", "time_limit", "walltime", "timeout", "timelimit"), "cluster.timeout_min"),
-    **dict.fromkeys(("mem", "memory", "mem_per_node", "ram"), "cluster.mem_gb"),
-    **{"mem_per_cpu": "cluster.mem_per_cpu_gb", "mem_per_gpu": "cluster.mem_per_gpu_gb"},
-    **dict.fromkeys(("gpu", "gres", "gpus_per_node", "gpus_per_task", "ngpus", "num_gpus"), "cluster.gpus"),
-    **dict.fromkeys(("cpu", "cpus_per_task", "ncpus", "num_cpus", "cores"), "cluster.cpus"),
-    **{"queue": "cluster.partition", "project": "cluster.account", "modules": "cluster.setup"},
-    **dict.fromkeys(
-        ("comment", "nodelist", "mail_type", "mail_user", "reservation", "hold", "begin"), "cluster.sbatch"
-    ),
-    **dict.fromkeys(("nice", "licenses", "exclusive", "export", "options", "sbatch_options"), "cluster.sbatch"),
+    other: f"cluster.{key}"
+    for key, others in {
+        "timeout_min": "time time_min time_limit walltime timeout timelimit",
+        "mem_gb": "mem memory mem_per_node ram",
+        "mem_per_cpu_gb": "mem_per_cpu",
+        "mem_per_gpu_gb": "mem_per_gpu",
+        "gpus": "gpu gres gpus_per_node gpus_per_task ngpus num_gpus",
+        "cpus": "cpu cpus_per_task ncpus num_cpus cores",
+        "partition": "queue",
+        "account": "project",
+        "setup": "modules",
+        "sbatch": f"{_OF_SBATCH} sbatch_options",
+    }.items()
+    for other in others.split()
 }
 
 
@@ -287,5 +292,5 @@ def _nearest_key(key: str) -> str:
     same_leaf = [k for k in known if k.endswith(f".{key}")]
     if same_leaf and "." not in key:
         return f"; did you mean {' or '.join(map(repr, same_leaf))}?"
-    close = meant_key(key, known)
+    close = nearest_key(key, known)
     return f"; did you mean {close!r}?" if close else "; --help all lists the keys"

@@ -27,11 +27,11 @@ def conf_dirs() -> tuple[Path, ...]:
 
     Raises ConfigError where the variable names no folder.
     """
-    own = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "transfergrid"
-    named = os.environ.get(VARIABLE)
-    if named and not Path(named).expanduser().is_dir():
-        raise ConfigError(f"{VARIABLE}={named} is no folder; wanted one with grid/, dataset/ or cluster/, or unset it")
-    places = (Path("conf"), *((Path(named).expanduser(),) if named else ()), own, conf_dir())
+    users_own = Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "transfergrid"
+    extra = os.environ.get(VARIABLE)
+    if extra and not Path(extra).expanduser().is_dir():
+        raise ConfigError(f"{VARIABLE}={extra} is no folder; wanted one with grid/, dataset/ or cluster/, or unset it")
+    places = (Path("conf"), *((Path(extra).expanduser(),) if extra else ()), users_own, conf_dir())
     return tuple(dict.fromkeys(place.resolve() for place in places if place.is_dir()))
 
 

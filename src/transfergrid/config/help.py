@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from transfergrid.config import DoctorKeys
-from transfergrid.config.keys import Key, keys_of, meant_key, nodes_of
+from transfergrid.config.keys import Key, keys_of, nearest_key, nodes_of
 from transfergrid.config.schema import GROUPS, KEYS
 from transfergrid.config.spelling import hydra_value
 from transfergrid.errors import ConfigError
@@ -20,20 +20,15 @@ _AS_GOOD_AS_ANY = 100_000  # a highest value that nobody comes near
 WORDS = ("--help", "-h", "help")
 EXIT_CODES = "exit codes: 0 completed, 1 something failed, 2 the request makes no sense"
 # Where something is done, and where its files lie.
-OF_A_PLACE = (
-    *("cluster", "cluster.partition", "cluster.mem_gb", "cluster.timeout_min", "device"),
-    *("store.dir", "cache.dir", "data.dir", "tracking"),
+_PLACE = "cluster cluster.partition cluster.mem_gb cluster.timeout_min device store.dir cache.dir data.dir tracking"
+_GRID = (
+    "grid grid.models grid.datasets grid.phases grid.seeds grid_name dataset dataset.folder weights protocol select_by"
 )
+_RUN = "model dataset dataset.folder phase seed run again needs grid_name weights select_by"
+OF_A_PLACE = tuple(_PLACE.split())
 # The keys that people use.
-MOST_USED = (
-    *("grid", "grid.models", "grid.datasets", "grid.phases", "grid.seeds", "grid_name", "dataset", "dataset.folder"),
-    *("weights", "protocol", "select_by", *OF_A_PLACE, "wait", "dry_run"),
-)
-MOST_USED_OF_RUN = (
-    *("model", "dataset", "dataset.folder", "phase", "seed", "run", "again", "needs"),
-    "grid_name",
-    *("weights", "select_by", *OF_A_PLACE, "dry_run"),
-)
+MOST_USED = (*_GRID.split(), *OF_A_PLACE, "wait", "dry_run")
+MOST_USED_OF_RUN = (*_RUN.split(), *OF_A_PLACE, "dry_run")
 _ALL = {**GROUPS, **KEYS}
 _OF_GRID = {n: key for n, key in _ALL.items() if n not in ("model", "seed", "run", "again", "needs", "phase")}
 OF_LAUNCH = _OF_GRID | {"grid": replace(GROUPS["grid"], default="quickstart")}
@@ -95,7 +90,7 @@ class Help:
         fixed = self.keys.get(topic)
         if fixed is not None:
             return f" that can be set; {fixed.about.not_set}"
-        close = meant_key(topic, [*self.keys, *nodes_of(self.keys)])
+        close = nearest_key(topic, [*self.keys, *nodes_of(self.keys)])
         return f"; did you mean --help {close}?" if close else "; --help all shows every key"
 
 
@@ -110,7 +105,7 @@ def _wrapped(text: str) -> list[str]:
 
 def _rows(keys: Iterable[Key], *, brief: bool) -> list[str]:
     """`key=default` and what it means, in two columns; beneath each other where the terminal is narrow."""
-    cells = [(f"{key.name}={shown_default(key)}", meaning_of(key, brief=brief)) for key in keys]
+    cells = [(f"{key.name}={default_text(key)}", meaning_of(key, brief=brief)) for key in keys]
     width = _width()
     column = min(max(len(spelled) for spelled, _ in cells) + 2, 40 if width >= 80 else 4)
     lines = []
@@ -124,7 +119,7 @@ def _rows(keys: Iterable[Key], *, brief: bool) -> list[str]:
     return lines
 
 
-def shown_default(key: Key) -> str:
+def default_text(key: Key) -> str:
     """As it can be typed; dots where there is none."""
     if key.default is None:
         return "null" if "null =" in key.about.doc else "..."

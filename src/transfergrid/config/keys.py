@@ -10,13 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from functools import cache
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from transfergrid.errors import ConfigError
 from transfergrid.names import closest
 from transfergrid.specs import ABOVE_ZERO, ANY_NUMBER, About
-
-_UNKNOWN = About(doc="")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +48,7 @@ class Key:
 
 
 def about_of(member: Field[Any]) -> About:
-    described: About = member.metadata.get("about", _UNKNOWN)
-    return described
+    return cast(About, member.metadata.get("about", About(doc="")))
 
 
 def usual_of(member: Field[Any]) -> Any:
@@ -124,7 +121,7 @@ _ONE = {int: "a whole number", float: "a number", bool: "true or false", str: "t
 _SEVERAL = {int: "whole numbers", float: "numbers", str: "names"}
 
 
-def wanted(name: str, key: Key | None) -> str:
+def kind_in_words(name: str, key: Key | None) -> str:
     """What a key takes, in words; of None, a group of keys."""
     if key is None:
         return f"a value: {name} is a group of keys; --help {name} shows them"
@@ -145,7 +142,7 @@ def nodes_of(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name[:dot] for name in names for dot in range(len(name)) if name[dot] == "."))
 
 
-def meant_key(name: str, known: Sequence[str]) -> str | None:
+def nearest_key(name: str, known: Sequence[str]) -> str | None:
     """The key that was probably meant: by its whole name, within its group, or by its last part."""
     if close := closest(name, known, cutoff=0.75):
         return close

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from functools import lru_cache
 
 from transfergrid.errors import ConfigError, hints
 from transfergrid.names import closest
 from transfergrid.networks import architectures, backbones
-from transfergrid.networks.backbones.timm_names import timm_names
+from transfergrid.networks.backbones import timm_names
 from transfergrid.specs import PHASES, Phase
 
 
@@ -37,8 +36,8 @@ def _check_part(part: str, where: str) -> None:
     if part.startswith("timm/"):
         architecture = part.removeprefix("timm/").partition(".")[0]
         if architecture not in timm_names():
-            close = difflib.get_close_matches(architecture, timm_names(), n=1, cutoff=0.5)
-            hint = f"; did you mean {f'timm/{close[0]}'!r}?" if close else "; timm.list_models() lists them"
+            close = closest(architecture, timm_names(), cutoff=0.5)
+            hint = f"; did you mean {f'timm/{close}'!r}?" if close else "; timm.list_models() lists them"
             raise ConfigError(f"unknown timm network {part!r}{where}{hint}")
         return
     if not part:
@@ -47,9 +46,9 @@ def _check_part(part: str, where: str) -> None:
     if reason is not None:
         raise ConfigError(f"{part!r}{where} cannot be a backbone: it {reason}; choose another, as resnet18")
     what = "model" if not where else "backbone"
-    meant = closest(part, known)
+    close = closest(part, known)
     hint = "known: torchvision's names (resnet18), timm/<name>, and the names in docs/adding.md (baseline_cnn)"
-    raise ConfigError(f"unknown {what} {part!r}{where}", remedy=hint if meant is None else f"did you mean {meant!r}?")
+    raise ConfigError(f"unknown {what} {part!r}{where}", remedy=hint if close is None else f"did you mean {close!r}?")
 
 
 @lru_cache(maxsize=4096)

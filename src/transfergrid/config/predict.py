@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
+import glob
 import importlib.util
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from transfergrid.config.spelling import command, where_runs_are
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._formats import suffixes
 from transfergrid.errors import ConfigError
+from transfergrid.names import closest
 from transfergrid.networks.classes import classes_of_run
 from transfergrid.paths import EXPORT_MARK, CachePaths, RunPaths, StorePaths
 from transfergrid.specs import Runtime, safe_name, setting
@@ -27,7 +29,7 @@ FILES = "weights_files."
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredictKeys:
     run: str | None = setting(None, "a finished run: its id, or its folder")
-    images: str | None = setting(None, "predict every picture below this folder")
+    images: str | None = setting(None, "a picture, a folder of them, or a pattern as 'pics/*.jpg'")
     top_k: int | None = setting(None, "classes per picture; left out: 5")
     output: str | None = setting(None, "CSV file; left out: standard output")
     precision: Literal["run", "fp32"] = setting("run", "arithmetic: the run's own, or fp32")
@@ -46,7 +48,7 @@ class PredictKeys:
 class PredictRequest:
     """A finished run, and what is wanted of it: predictions of a folder's images, an export, or both.
 
-    class_names: in the order of the logits. files: of the folder `images`, relative to it, sorted.
+    class_names: in the order of the logits. files: relative to the folder `images`, sorted.
     output: None = standard output. in_fp32: compute in float32, as an export does, whatever the run computed in.
     """
 
@@ -74,17 +76,17 @@ def parse_predict(arguments: Sequence[str]) -> PredictRequest:
     if keys.images is None and keys.export is None:
         raise ConfigError("nothing is asked for; give images=DIR, export=DIR or both")
     for key, needs in (("output", "images"), ("top_k", "images"), ("precision", "images"), ("export_format", "export")):
-        if key in parsed.given and needs not in parsed.given:
+        if key in parsed.keys and needs not in parsed.keys:
             raise ConfigError(f"{key}= goes with {needs}=DIR")
     paths, record, class_names = finished_run(keys.run, Path(keys.store_dir))
-    images = None if keys.images is None else Path(keys.images)
+    images, files = (None, ()) if keys.images is None else _pictures(keys.images)
     return PredictRequest(
         record=record,
         paths=paths,
         class_names=class_names,
         runtime=_runtime(keys, record),
         images=images,
-        files=() if images is None else _files(images),
+        files=files,
         top_k=_top_k(keys.top_k, len(class_names)),
         output=_new_file(keys.output),
         export=_new_folder(keys.export),
@@ -104,7 +106,8 @@ def finished_run(run: str, store_dir: Path) -> tuple[RunPaths, RunRecord, tuple[
 
 
 def run_paths(run: str, store_dir: Path, *, key: str = "run") -> RunPaths:
-    """A run by its folder, or by its id in the store. Raises ConfigError, which names the key that gave it."""
+    """A run by its folder, or by its id in the store; the beginning or the last 12 digits are enough where no other
+    run has them. Raises ConfigError, which names the key that gave it."""
     folder = Path(run).expanduser()
     if (folder / "spec.json").is_file():
         return RunPaths(folder.resolve())
@@ -112,8 +115,13 @@ def run_paths(run: str, store_dir: Path, *, key: str = "run") -> RunPaths:
     if safe_name(run) == run and store.run(run).spec.is_file():
         return store.run(run)
     names = [p.name for p in store.runs.iterdir()] if store.runs.is_dir() else []
-    near = difflib.get_close_matches(run, names, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]!r}?" if near else where_runs_are(store)
+    beginning = sorted(name for name in names if name.startswith(run) or name.endswith(f"-{run}")) if run else []
+    if len(beginning) == 1:
+        return store.run(beginning[0])
+    if beginning:
+        raise ConfigError(f"{key}={run!r} is a part of several runs", known=beginning)
+    close = closest(run, names)
+    hint = f"did you mean {close!r}?" if close else where_runs_are(store)
     raise ConfigError(f"{key}={run!r} is neither a run's folder nor in {store.runs}; {hint}")
 
 
@@ -156,13 +164,22 @@ def _runtime(keys: PredictKeys, record: RunRecord) -> Runtime:
     )
 
 
-def _files(images: Path) -> tuple[str, ...]:
-    if not images.is_dir():
-        raise ConfigError(f"images={str(images)!r} is not a folder")
-    files = image_files(images)
-    if not files:
-        raise ConfigError(f"images={str(images)!r} holds no images; wanted files ending in {' '.join(suffixes())}")
-    return tuple(files)
+def _pictures(images: str) -> tuple[Path, tuple[str, ...]]:
+    """A folder and the files below it, relative to it: of a folder all its images; a file, and what a pattern matches,
+    whatever it is called, so that what is no picture is named when it is read."""
+    path = Path(images).expanduser()
+    if path.is_dir():
+        files = image_files(path)
+        if not files:
+            raise ConfigError(f"images={images!r} holds no images; wanted files ending in {' '.join(suffixes())}")
+        return path, tuple(files)
+    if path.is_file():
+        return path.parent, (path.name,)
+    matches = sorted(match for match in glob.glob(str(path), recursive=True) if os.path.isfile(match))
+    if not matches:
+        raise ConfigError(f"images={images!r} is no file, no folder, and no pattern that matches a file")
+    folder = Path(os.path.commonpath([os.path.dirname(match) for match in matches]) or ".")
+    return folder, tuple(os.path.relpath(match, folder) for match in matches)
 
 
 def _top_k(value: int | None, num_classes: int) -> int:

@@ -6,16 +6,15 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, cast
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from transfergrid.config.batches import fitted, with_usual
 from transfergrid.config.dataset import DatasetChoice
 from transfergrid.config.keys import in_range
 from transfergrid.config.models import is_architecture, split_model
-from transfergrid.config.schema import FINETUNE_DEFAULTS, KEYS, PROBE_DEFAULTS, SCRATCH_DEFAULTS
-from transfergrid.config.settings import check_probe, check_training, settings_of
+from transfergrid.config.schema import DEFAULTS, KEYS
+from transfergrid.config.settings import check_probe, check_training, fitted, settings_of
 from transfergrid.data import facts
 from transfergrid.data.folds import RowCounts, count_rows
 from transfergrid.data.geometry import preprocess_for, scratch_preprocess
@@ -25,6 +24,7 @@ from transfergrid.networks.backbones.weight_files import identity_of
 from transfergrid.networks.classes import IMAGENET_CLASSES, imagenet_places, names_imagenet_anew
 from transfergrid.specs import (
     RULES_VERSION,
+    SETTINGS_OF_PHASE,
     UNCHOSEN_C,
     BackboneSpec,
     EvaluateSettings,
@@ -40,7 +40,6 @@ from transfergrid.specs import (
     WeightsSpec,
 )
 
-T = TypeVar("T", bound=TrainSettings)
 SCRATCH_LR_PER_IMAGE = 0.1 / 128  # linear scaling with the batch, Goyal et al. 2017 (arXiv 1706.02677)
 
 
@@ -72,39 +71,39 @@ class Scope:
         return cast(ExtractSettings, self.settings("extract"))
 
     @cached_property
+    def data_settings(self) -> dict[str, Any]:
+        """`dataset` in plain values, which are read for every run."""
+        return cast(dict[str, Any], OmegaConf.to_container(self.config.dataset, resolve=True))
+
+    @cached_property
     def rows(self) -> RowCounts:
         """How many images the runs train on and hold out."""
-        dataset = self.dataset
         return count_rows(
-            dataset.facts,
-            max_images=dataset.spec.max_images,
+            self.dataset.facts,
+            max_images=self.data_settings["max_images"],
             protocol=self.protocol,
-            train_fraction=dataset.train_fraction,
-            shots=dataset.shots,
-            val_seed=dataset.val_seed,
+            train_fraction=self.data_settings["train_fraction"],
+            shots=self.data_settings["shots"],
+            val_seed=self.data_settings["val_seed"],
         )
-
-    def _fitted(self, settings: T, node: DictConfig) -> T:
-        """With a batch and epochs that fit the data, where nobody has set them; a published study stays as it was."""
-        return settings if self.protocol == "published" else fitted(settings, node, self.rows.train)
 
     def _resolve_backbone(self, name: str) -> BackboneSpec:
         entry = backbones.entry(name, catalog_dir=self.catalog_dir)
-        wanted = self.config.weights_files.get(name) or self.config.weights or entry.default_weights
-        if name in self.config.weights_files and not looks_like_file(wanted):
-            raise ConfigError(f"weights_files.{name}={wanted!r} is not a file's name; tags are given by weights=TAG")
+        source = self.config.weights_files.get(name) or self.config.weights or entry.default_weights
+        if name in self.config.weights_files and not looks_like_file(source):
+            raise ConfigError(f"weights_files.{name}={source!r} is not a file's name; tags are given by weights=TAG")
         weights = backbones.weights_spec(
-            name, wanted, weights_seed=self.config.weights_seed, catalog_dir=self.catalog_dir
+            name, source, weights_seed=self.config.weights_seed, catalog_dir=self.catalog_dir
         )
         if weights.identity.startswith("file:"):
-            self.weights_files[weights.identity] = str(Path(wanted).expanduser().resolve())
+            self.weights_files[weights.identity] = str(Path(source).expanduser().resolve())
         tag = weights.label if weights.label in entry.weights else entry.default_weights
         published = entry.weights.get(tag) or next(iter(entry.weights.values()))
         preprocess = preprocess_for(
-            image_size_px=self.dataset.image_size_px,
+            image_size_px=self.data_settings["image_size_px"],
             native_size_px=self.dataset.facts.image_size_px,
             shortest_px=self.dataset.facts.shortest_px,
-            small=self.dataset.small_pictures,
+            small=self.data_settings["small_pictures"],
             resize_px=published.resize_px,
             crop_px=published.crop_px,
             interpolation=published.interpolation,
@@ -115,43 +114,41 @@ class Scope:
         return BackboneSpec(name=name, tap=entry.tap, weights=weights, preprocess=preprocess)
 
     def _resolve_settings(self, phase: Phase) -> Settings:
-        node = self.config.phase[phase]
-        where = f"phase.{phase}"
-        if phase == "extract":
-            return settings_of(ExtractSettings, node, where=where)
-        if phase == "evaluate":
-            return settings_of(EvaluateSettings, node, where=where, source="own_head", preprocess=None)
-        flip = node.flip if node.flip is not None else self.dataset.facts.mirror_ok
+        node, where = self.config.phase[phase], f"phase.{phase}"
+        overrides: dict[str, Any] = {"source": "own_head", "preprocess": None}
+        if phase in DEFAULTS:
+            overrides = {n: DEFAULTS[phase][n] if node[n] is None else node[n] for n in ("epochs", "batch_size")}
+            overrides["flip"] = self.dataset.facts.mirror_ok if node.flip is None else node.flip
         if phase == "probe":
-            chosen_by = "accuracy" if self.protocol == "published" else node.select_by or self.config.select_by
-            given = with_usual(node, PROBE_DEFAULTS) | {"select_by": chosen_by}
-            probe = self._fitted(settings_of(ProbeSettings, node, where=where, flip=flip, **given), node)
-            check_training(probe, self.protocol, where=where)
-            check_probe(probe, self.protocol)
-            # What nothing is solved for changes nothing: equal runs have one id.
-            solves_one = not probe.lbfgs or probe.source == "images" or self.protocol == "published"
-            unused = probe.solver == "sgd" and solves_one
-            return replace(probe, cs=(UNCHOSEN_C,)) if unused else probe
-        if phase == "finetune":
-            finetune = settings_of(
-                FinetuneSettings, node, where=where, flip=flip, **with_usual(node, FINETUNE_DEFAULTS)
-            )
-            finetune = self._fitted(finetune, node)
-            check_training(finetune, self.protocol, where=where)
-            # Where BatchNorm keeps its statistics there is nothing to fit to: equal runs have one id.
-            unchanged = finetune.head == "refitted" and finetune.bn == "eval"
-            return replace(finetune, head="probe") if unchanged else finetune
-        size = self.dataset.image_size_px or self.dataset.facts.image_size_px
-        if size is None:
+            by_key = node.select_by or self.config.select_by
+            overrides["select_by"] = "accuracy" if self.protocol == "published" else by_key
+        if phase == "scratch":
+            overrides["image_size_px"] = self._scratch_size_px()
+        settings: Settings = settings_of(SETTINGS_OF_PHASE[phase], node, where=where, **overrides)
+        if not isinstance(settings, TrainSettings):
+            return settings
+        if self.protocol != "published":  # a published study stays as it was
+            settings = fitted(settings, node, self.rows.train)
+        if isinstance(settings, ScratchSettings) and node.lr is None:
+            settings = replace(settings, lr=SCRATCH_LR_PER_IMAGE * settings.batch_size)
+        check_training(settings, self.protocol, where=where)
+        # What changes no number gets one value, so that equal runs have one id.
+        if isinstance(settings, ProbeSettings):
+            check_probe(settings, self.protocol)
+            solves_one = not settings.lbfgs or settings.source == "images" or self.protocol == "published"
+            if settings.solver == "sgd" and solves_one:
+                return replace(settings, cs=(UNCHOSEN_C,))
+        # Where BatchNorm keeps its statistics there is nothing to refit to.
+        if isinstance(settings, FinetuneSettings) and settings.head == "refitted" and settings.bn == "eval":
+            return replace(settings, head="probe")
+        return settings
+
+    def _scratch_size_px(self) -> int:
+        size_px: int | None = self.data_settings["image_size_px"] or self.dataset.facts.image_size_px
+        if size_px is None:
             name = self.dataset.spec.name
             raise ConfigError(f"{name} has images of mixed sizes; training from scratch needs dataset.image_size_px=N")
-        usual = with_usual(node, SCRATCH_DEFAULTS)
-        scratch = settings_of(ScratchSettings, node, where=where, flip=flip, image_size_px=size, **usual)
-        scratch = self._fitted(scratch, node)
-        if node.lr is None:
-            scratch = replace(scratch, lr=SCRATCH_LR_PER_IMAGE * scratch.batch_size)
-        check_training(scratch, self.protocol, where=where)
-        return scratch
+        return size_px
 
 
 def looks_like_file(weights: str) -> bool:
@@ -162,7 +159,6 @@ def looks_like_file(weights: str) -> bool:
 def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[RunSpec, ...] = ()) -> RunSpec:
     """One RunSpec. `needs`: the runs it is made from, which its identity covers (a probe for a finetune)."""
     in_range("seed", seed, *KEYS["seed"].about.span)
-    dataset = scope.dataset
     specs = () if is_architecture(model) else tuple(scope.backbone(part) for part in split_model(model))
     settings = scope.settings(phase)
     if isinstance(settings, ScratchSettings):
@@ -178,14 +174,14 @@ def make_run(scope: Scope, *, model: str, phase: Phase, seed: int, needs: tuple[
         phase=phase,
         model=model,
         backbones=specs,
-        dataset=dataset.spec,
+        dataset=scope.dataset.spec,
         extract=scope.extract if specs else None,
         settings=settings,
         protocol=scope.protocol,
         seed=seed if _draws(settings, scope) else None,
-        val_seed=dataset.val_seed,
-        train_fraction=None if phase == "evaluate" else dataset.train_fraction,
-        shots=None if phase == "evaluate" else dataset.shots,
+        val_seed=scope.data_settings["val_seed"],
+        train_fraction=None if phase == "evaluate" else scope.data_settings["train_fraction"],
+        shots=None if phase == "evaluate" else scope.data_settings["shots"],
         needs=tuple(run.run_id for run in needs),
         rules=RULES_VERSION if phase in ("probe", "finetune") or _counts_anew(scope, settings) else 1,
     )
@@ -221,7 +217,7 @@ def _draws(settings: Settings, scope: Scope) -> bool:
     """Whether a seed changes the numbers. An evaluation draws nothing, and a solved head only the images it learns
     from: three seeds would be one number."""
     if isinstance(settings, ProbeSettings) and settings.solver == "lbfgs":
-        return scope.dataset.train_fraction is not None or scope.dataset.shots is not None
+        return scope.data_settings["train_fraction"] is not None or scope.data_settings["shots"] is not None
     return not isinstance(settings, EvaluateSettings)
 
 
@@ -261,18 +257,18 @@ def _evaluate_settings(
 
 def _check_own_head(scope: Scope, model: str) -> None:
     """Raises ConfigError where the data set's classes are not those of the backbone's published head."""
-    entry, chosen = backbones.entry(model, catalog_dir=scope.catalog_dir), scope.dataset
-    if entry.head_classes == IMAGENET_CLASSES and chosen.folder is not None:
-        imagenet_places(chosen.facts.class_names, dataset=chosen.spec.name)
-    elif entry.head_classes != chosen.spec.num_classes:
+    entry, dataset = backbones.entry(model, catalog_dir=scope.catalog_dir), scope.dataset
+    if entry.head_classes == IMAGENET_CLASSES and dataset.folder is not None:
+        imagenet_places(dataset.facts.class_names, dataset=dataset.spec.name)
+    elif entry.head_classes != dataset.spec.num_classes:
         raise ConfigError(
-            f"phase=evaluate: {model}'s own head has {entry.head_classes} classes, {chosen.spec.name} has"
-            f" {chosen.spec.num_classes}; give run=ID or phase.evaluate.checkpoint=FILE"
+            f"phase=evaluate: {model}'s own head has {entry.head_classes} classes, {dataset.spec.name} has"
+            f" {dataset.spec.num_classes}; give run=ID or phase.evaluate.checkpoint=FILE"
         )
-    elif entry.classes_of and chosen.facts.class_names != facts(entry.classes_of).class_names:
-        other = next(n for n in chosen.facts.class_names if n not in facts(entry.classes_of).class_names)
+    elif entry.classes_of and dataset.facts.class_names != facts(entry.classes_of).class_names:
+        other = next(n for n in dataset.facts.class_names if n not in facts(entry.classes_of).class_names)
         raise ConfigError(
-            f"phase=evaluate: {model}'s own head tells the classes of {entry.classes_of} apart; {chosen.spec.name} has"
+            f"phase=evaluate: {model}'s own head tells the classes of {entry.classes_of} apart; {dataset.spec.name} has"
             f" {other!r}, which is none of them; give run=ID or phase.evaluate.checkpoint=FILE"
         )
 
@@ -295,16 +291,16 @@ def make_evaluation(scope: Scope, trained: RunSpec) -> RunSpec:
     """The evaluation of a finished run over the scope's data set: the run's own backbones and what they are fed."""
     check_splits(scope, "evaluate")
     settings = replace(cast(EvaluateSettings, scope.settings("evaluate")), source=f"run:{trained.run_id}")
-    return RunSpec(
+    return replace(
+        trained,
         phase="evaluate",
-        model=trained.model,
-        backbones=trained.backbones,
         dataset=scope.dataset.spec,
-        extract=trained.extract,
         settings=settings,
         protocol=scope.protocol,
         seed=None,
-        val_seed=scope.dataset.val_seed,
+        val_seed=scope.data_settings["val_seed"],
+        train_fraction=None,
+        shots=None,
         needs=(trained.run_id,),
         rules=RULES_VERSION if _counts_anew(scope, settings) else 1,
     )

@@ -1,6 +1,6 @@
 """What can be configured, with every default: mutable dataclasses, because Hydra cannot merge a group into frozen ones.
 
-The settings of phases and clusters are declared in specs.py and resources.py, with what each means and may be; here
+The settings of phases and clusters are declared in specs/ and resources.py, with what each means and may be; here
 stand the others, and the defaults that differ by phase. A default is changed only for a measured reason, written beside
 it.
 """
@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass, make_dataclass, replace
+from dataclasses import MISSING, dataclass, field, fields, make_dataclass, replace
 from functools import partial
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from types import MappingProxyType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from transfergrid.config.keys import Key, about_of, keys_of, usual_of
 from transfergrid.resources import ClusterSettings, Resources
 from transfergrid.specs import (
     ABOVE_ZERO,
+    SETTINGS_OF_PHASE,
     About,
-    EvaluateSettings,
-    ExtractSettings,
     FinetuneSettings,
     ProbeSettings,
     Protocol,
@@ -29,8 +28,6 @@ from transfergrid.specs import (
     setting,
 )
 
-T = TypeVar("T")
-
 
 def _defaults_of(kind: type[Any], **own: Any) -> dict[str, Any]:
     """The value of each setting that nobody sets; `own` are those of one phase."""
@@ -38,41 +35,44 @@ def _defaults_of(kind: type[Any], **own: Any) -> dict[str, Any]:
     return {name: value for name, value in usual.items() if value is not MISSING} | own
 
 
-PROBE_DEFAULTS = _defaults_of(
-    ProbeSettings,
-    epochs=5,
-    batch_size=256,
-    drop_last=False,  # there is no BatchNorm that a short last batch could disturb
-    precision="fp32",  # of the head; the features have phase.extract.precision
-    optimizer="adamw",
-    schedule="cosine",
-)
-FINETUNE_DEFAULTS = _defaults_of(
-    FinetuneSettings,
-    epochs=10,
-    batch_size=128,
-    schedule="onecycle",
-    warmup_fraction=0.2,
-    # A net under a fall, not a regulariser. Measured without it: VGG16 with random weights at 64 px (MNIST, 1,080
-    # images) has a loss of NaN at step 3, because the folded head multiplies tiny features by large weights; with 5 it
-    # runs. At 1 it costs: tinynet_cifar on digits, val 91.7 % against 93.8 % (two seeds).
-    clip_norm=5.0,
-    label_smoothing=0.1,
-    flip=None,
-    shift_px=4,
-)
-SCRATCH_DEFAULTS = _defaults_of(
-    ScratchSettings,
-    epochs=30,
-    batch_size=128,
-    schedule="cosine",
-    warmup_fraction=0.05,
-    label_smoothing=0.1,
-    flip=None,
-    shift_px=4,
-    cutout_px=8,
-)
-# Left to the data set where nobody sets them (what stands above is for data that fill enough steps, see batches.py), or
+# Of the phases that train.
+DEFAULTS: Mapping[str, dict[str, Any]] = {
+    "probe": _defaults_of(
+        ProbeSettings,
+        epochs=5,
+        batch_size=256,
+        drop_last=False,  # there is no BatchNorm that a short last batch could disturb
+        precision="fp32",  # of the head; the features have phase.extract.precision
+        optimizer="adamw",
+        schedule="cosine",
+    ),
+    "finetune": _defaults_of(
+        FinetuneSettings,
+        epochs=10,
+        batch_size=128,
+        schedule="onecycle",
+        warmup_fraction=0.2,
+        # A net under a fall, not a regulariser. Measured without it: VGG16 with random weights at 64 px (MNIST, 1,080
+        # images) has a loss of NaN at step 3, because the folded head multiplies tiny features by large weights; with 5
+        # it runs. At 1 it costs: tinynet_cifar on digits, val 91.7 % against 93.8 % (two seeds).
+        clip_norm=5.0,
+        label_smoothing=0.1,
+        flip=None,
+        shift_px=4,
+    ),
+    "scratch": _defaults_of(
+        ScratchSettings,
+        epochs=30,
+        batch_size=128,
+        schedule="cosine",
+        warmup_fraction=0.05,
+        label_smoothing=0.1,
+        flip=None,
+        shift_px=4,
+        cutout_px=8,
+    ),
+}
+# Left to the data set where nobody sets them (what stands above is for data that fill enough steps, see fitted()), or
 # to a key of all phases: what null stands for.
 _LEFT_OPEN: Mapping[str, str] = {
     "epochs": "null = {usual}, more where images are few",
@@ -97,23 +97,24 @@ def _plain(hint: Any) -> Any:
     return hint
 
 
-def _schema_of(name: str, *kinds: type[Any], defaults: Mapping[str, Any] | None = None) -> type[Any]:
-    """A mutable dataclass with the settings of these; with `defaults`, the phase's own stand in for the fields'."""
-    members: list[Any] = []
+def _schema_of(
+    name: str,
+    *kinds: type[Any],
+    defaults: Mapping[str, Any] | None = None,
+    groups: Mapping[str, type[Any]] = MappingProxyType({}),
+) -> type[Any]:
+    """A mutable dataclass with these groups of keys, and the settings of these kinds; with `defaults`, the phase's own
+    stand in for the fields'."""
+    members: list[Any] = [(group, schema, field(default_factory=schema)) for group, schema in groups.items()]
     for kind in kinds:
         hints = get_type_hints(kind)
-        for f in fields(kind):
-            hint = f.metadata.get("group", hints[f.name])
-            if "about" not in f.metadata:  # a group of keys, or a field that is no setting
-                if is_dataclass(hint) and kind.__module__ == __name__:
-                    members.append((f.name, hint, field(default_factory=cast(type[Any], hint))))
-                continue
+        for f in (f for f in fields(kind) if "about" in f.metadata):
             default = usual_of(f) if defaults is None else defaults[f.name]
             described = about_of(f)
             if defaults is not None and f.name in _LEFT_OPEN and (f.name != "flip" or default is None):
                 described = replace(described, doc=f"{described.doc}; {_LEFT_OPEN[f.name].format(usual=default)}")
                 default = FROM_ABOVE.get(f.name)
-            hint = hint | None if default is None else hint
+            hint = hints[f.name] | None if default is None else hints[f.name]
             default = list(default) if isinstance(default, tuple) else default
             value: Any = field(
                 default_factory=partial(deepcopy, default),
@@ -123,44 +124,33 @@ def _schema_of(name: str, *kinds: type[Any], defaults: Mapping[str, Any] | None 
     return make_dataclass(name, members)
 
 
-def _configured(kind: type[T]) -> type[T]:
+def _configured(kind: type[Any]) -> type[Any]:
     """A dataclass with its types as OmegaConf knows them."""
     return _schema_of(kind.__name__, dataclass(kind))
 
 
-def _group(kind: type[Any]) -> Any:
-    """A field for a group of keys whose class is made here, which no annotation can name."""
-    return field(default_factory=kind, metadata={"group": kind})
-
-
-@_configured
+@dataclass
 class _Checkpoint:
     checkpoint: str | None = setting(None, "a state-dict file of the model, head included")
 
 
-@_configured
+@dataclass
 class _ClusterBeside:
     num_threads: int = setting(0, "CPU threads per run; 0 = the cores its process may use", (0, 1024))
     # The keys that a file or a command line set; what is none of them is a default, and yields to the cluster.
     asked: list[str] = setting([], "")
 
 
-ExtractConfig = _schema_of("ExtractConfig", ExtractSettings)
-ProbeConfig = _schema_of("ProbeConfig", ProbeSettings, defaults=PROBE_DEFAULTS)
-FinetuneConfig = _schema_of("FinetuneConfig", FinetuneSettings, defaults=FINETUNE_DEFAULTS)
-ScratchConfig = _schema_of("ScratchConfig", ScratchSettings, defaults=SCRATCH_DEFAULTS)
-EvaluateConfig = _schema_of("EvaluateConfig", EvaluateSettings, _Checkpoint)
 ClusterConfig = _schema_of("ClusterConfig", Resources, ClusterSettings, _ClusterBeside)
+_PHASES = {
+    phase: _schema_of(phase, kind, *([_Checkpoint] if phase == "evaluate" else []), defaults=DEFAULTS.get(phase))
+    for phase, kind in SETTINGS_OF_PHASE.items()
+}
 
 
-@_configured
-class PhaseConfig:
+@dataclass
+class _Phase:
     name: str = setting("", "the phase", not_set="choose it as phase=NAME")
-    extract: Any = _group(ExtractConfig)
-    probe: Any = _group(ProbeConfig)
-    finetune: Any = _group(FinetuneConfig)
-    scratch: Any = _group(ScratchConfig)
-    evaluate: Any = _group(EvaluateConfig)
 
 
 _SEED = (0, 2**31)
@@ -219,6 +209,7 @@ class NotifyConfig:
 @_configured
 class ReportConfig:
     figures: bool | None = setting(None, "figures at a launch's end; null = on SLURM only")
+    within: float = setting(1.0, "how much worse than the winner a cheaper row may be", (0, 100), unit="points")
 
 
 @_configured
@@ -251,19 +242,8 @@ class CheckpointConfig:
     min_interval_s: float = setting(60.0, "least time between two checkpoints; 0 = every step", (0, 86400), unit="s")
 
 
-@_configured
-class Config:
-    grid: GridConfig = field(default_factory=GridConfig)
-    dataset: DatasetConfig = field(default_factory=DatasetConfig)
-    phase: PhaseConfig = field(default_factory=PhaseConfig)
-    cluster: Any = _group(ClusterConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-    store: StoreConfig = field(default_factory=StoreConfig)
-    cache: CacheConfig = field(default_factory=CacheConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    notify: NotifyConfig = field(default_factory=NotifyConfig)
-    report: ReportConfig = field(default_factory=ReportConfig)
+@dataclass
+class _Single:
     protocol: Protocol = setting("fair", "published = as the study ran; with its grid files")
     select_by: SelectBy = setting("accuracy", "the score on val by which every choice is made")
     model: str | None = setting(None, "a network, or several joined by +, as resnet18+vgg16")
@@ -285,6 +265,20 @@ class Config:
     emit: str | None = setting(None, "folder: write SLURM job scripts, send nothing")
 
 
+_GROUPS: dict[str, Any] = {
+    "grid": GridConfig,
+    "dataset": DatasetConfig,
+    "phase": _schema_of("PhaseConfig", _Phase, groups=_PHASES),
+    "cluster": ClusterConfig,
+    "tracking": TrackingConfig,
+    "store": StoreConfig,
+    "cache": CacheConfig,
+    "data": DataConfig,
+    "checkpoint": CheckpointConfig,
+    "notify": NotifyConfig,
+    "report": ReportConfig,
+}
+Config: Any = _schema_of("Config", _Single, groups=_GROUPS)
 KEYS = keys_of(Config)
 # Keys whose value is the name of a file in conf/<key>/.
 GROUPS = {

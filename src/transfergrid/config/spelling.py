@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from transfergrid.config.folders import find
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths, typed
+from transfergrid.specs import digest, safe_name
 
+DATASET_NAME = "{dataset}"  # in the name of a grid file that leaves the data set to the user
+ADHOC = "adhoc"  # of runs by hand that name no grid
+LONGEST_GRID_NAME = 64
+_NO_TEXT = ("true", "false", "null", "nan", "inf")  # for Hydra
 OF_HYDRA = ("launch_grid.py", "run_phase.py", "doctor.py")  # whose values are read by its grammar
 
 
@@ -27,16 +32,10 @@ def hydra_value(value: Any) -> str:
         return "{" + ",".join(f"{name}:{hydra_value(v)}" for name, v in value.items()) + "}"
     if not isinstance(value, str):
         return repr(value)
-    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./+-]*", value) and value.lower() not in (
-        "true",
-        "false",
-        "null",
-        "nan",
-        "inf",
-    ):
+    if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./+-]*", value) and value.lower() not in _NO_TEXT:
         return value
     # Hydra takes backslashes as they are, but before a quote, where each is to be doubled.
-    quoted = re.sub(r"(\\*)('|\Z)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
+    quoted = re.sub(r"(\\*)('|\Z)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), value)
     return f"'{quoted}'"
 
 
@@ -68,7 +67,7 @@ def launch_again(grid: str, store: StorePaths) -> str:
 
 def launched_grids(store: StorePaths) -> list[str]:
     """The grids of a store, the one that was launched last at the end."""
-    files = store.grid("x").parent.glob("*.json")
+    files = store.grids.glob("*.json")
     return [path.stem for path in sorted(files, key=lambda path: path.stat().st_mtime)]
 
 
@@ -93,3 +92,23 @@ def where_runs_are(store: StorePaths) -> str:
     if not launched_grids(store):
         return f"nothing was launched in {store.root}"
     return f"the folders in {store.runs} are called by the ids of the runs"
+
+
+# ------------------------------------------------------------------------------------------- names that reach a path
+def named_by_datasets(template: str, datasets: Sequence[str]) -> str:
+    """`compare-{dataset}` with the names put in, `compare-mnist+pets`; cut, but no other's, where it is too long."""
+    name = safe_name(template.replace(DATASET_NAME, "+".join(datasets)))
+    return name if len(name) <= LONGEST_GRID_NAME else f"{name[: LONGEST_GRID_NAME - 13]}-{digest(name, 12)}"
+
+
+def grid_name_of(name: str) -> str:
+    if safe_name(name) != name or len(name) > LONGEST_GRID_NAME:
+        raise ConfigError(f"grid name {name!r} may hold only a-z 0-9 . _ + - and at most 64 characters")
+    return name
+
+
+def wandb_name_of(key: str, name: str | None) -> str | None:
+    """An entity or a project of W&B's, None where it is not given."""
+    if name is not None and (len(name) > 128 or set(name) & set("/\\#?%:")):
+        raise ConfigError(f"{key}={name!r} is not a name W&B takes; give at most 128 characters, none of / \\ # ? % :")
+    return name

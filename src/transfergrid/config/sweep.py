@@ -158,23 +158,23 @@ def launch_line(sweep: Sweep, missing: Iterable[RunSpec]) -> str | None:
     phases = sorted({"probe" if run.phase == "extract" else run.phase for run in missing})
     if "run" in sweep.options:  # which made it is not known here
         return None
-    typed = dict(sweep.options)
-    models, seeds = _values(typed.pop("model")), _values(typed.pop("seed", ("seed=0",)))
+    options = dict(sweep.options)
+    models, seeds = _values(options.pop("model")), _values(options.pop("seed", ("seed=0",)))
     for key in ("phase", "needs", "dry_run", "grid_name"):
-        typed.pop(key, None)
-    grid = typed.pop("grid", ("grid=compare",))[0]
+        options.pop(key, None)
+    grid = options.pop("grid", ("grid=compare",))[0]
     line = [f"grid.models=[{models}]", f"grid.phases=[{','.join(phases)}]", f"grid.seeds=[{seeds}]"]
-    if len(typed.get("dataset", ())) > 1:
-        line.append(f"grid.datasets=[{_values(typed.pop('dataset'))}]")
-    own = ("phase.extract.", *(f"phase.{phase}." for phase in phases))
-    typed = {key: values for key, values in typed.items() if not key.startswith("phase.") or key.startswith(own)}
-    swept = [key for key, values in typed.items() if len(values) > 1]
-    first, *others = product(*(typed[key] for key in swept))
-    line += [values[0] for key, values in typed.items() if key not in swept] + list(first)
+    if len(options.get("dataset", ())) > 1:
+        line.append(f"grid.datasets=[{_values(options.pop('dataset'))}]")
+    groups = ("phase.extract.", *(f"phase.{phase}." for phase in phases))
+    options = {key: values for key, values in options.items() if not key.startswith("phase.") or key.startswith(groups)}
+    swept_keys = [key for key, values in options.items() if len(values) > 1]
+    first, *others = product(*(options[key] for key in swept_keys))
+    line += [values[0] for key, values in options.items() if key not in swept_keys] + list(first)
     variants = [", ".join(f"{k}: {v}" for k, _, v in (a.partition("=") for a in chosen)) for chosen in others]
     if variants or sweep.options.get("grid"):
-        named = ", ".join(f"v{number}: {{{changes}}}" for number, changes in enumerate(variants, 2))
-        line.append(f"grid.variants={{{named}}}")
+        variants_text = ", ".join(f"v{number}: {{{changes}}}" for number, changes in enumerate(variants, 2))
+        line.append(f"grid.variants={{{variants_text}}}")
     name = f"{sweep.request.grid[:51]}_needs-{digest(line, 6)}"  # no other sweep's
     return command("launch_grid.py", grid, f"grid_name={name}", *line)
 
@@ -202,16 +202,10 @@ def run_sweep(
     jobs. folder: takes what submitit writes. setup: a shell script that they source first. Leaves
     <store>/sweeps/<launch>/multirun.yaml.
     """
-    launch = payload.parent
-    job = {
-        "name": name,
-        "payload": payload,
-        "sweep_dir": sweep.request.store.root / "sweeps" / launch.name,
-        "submitit_dir": folder,
-    }
+    sweep_dir = sweep.request.store.root / "sweeps" / payload.parent.name
     values: dict[str, Any] = {
         "run_id": "",
-        "job": {key: str(value) for key, value in job.items()},
+        "job": {"name": name, "payload": str(payload), "sweep_dir": str(sweep_dir), "submitit_dir": str(folder)},
         "cluster": _of_cluster(sweep.request.cluster, sweep.resources, runs=len(run_ids), setup=setup),
     }
     if sweep.launcher == "slurm":  # options of sbatch by whatever name, which slurm.yaml cannot take from `cluster`
@@ -234,16 +228,11 @@ def run_sweep(
         raise ConfigError(one_line(error.__cause__ or error)) from error
 
 
-def _of_cluster(cluster: ClusterSettings, asked: Resources, *, runs: int, setup: Path | None) -> dict[str, Any]:
+def _of_cluster(cluster: ClusterSettings, resources: Resources, *, runs: int, setup: Path | None) -> dict[str, Any]:
     """What conf/hydra/launcher/slurm.yaml names, in the launcher's own units and types."""
-    return {
-        "partition": asked.partition,
-        "account": asked.account,
-        "qos": asked.qos,
-        "constraint": asked.constraint,
+    of_a_job = ("partition", "account", "qos", "constraint", "cpus", "timeout_min")
+    return {name: getattr(resources, name) for name in of_a_job} | {
         "exclude": cluster.exclude,
-        "cpus": asked.cpus,
-        "timeout_min": asked.timeout_min,
         "signal_delay_s": cluster.signal_delay_s,
         "array_parallelism": cluster.array_parallelism or runs,
         "setup": f"source {shlex.quote(str(setup))}",

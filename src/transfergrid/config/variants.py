@@ -74,13 +74,14 @@ _RULE_KEYS = ("models", "datasets", "phases", "set", "skip")
 
 
 def read_rule(value: object) -> Rule:
+    wrong = ConfigError(f"grid.rules: {value!r} must hold either set: {{key: value}} or skip: true")
     if not isinstance(value, dict) or ("set" in value) == ("skip" in value):
-        raise ConfigError(f"grid.rules: {value!r} must hold either set: {{key: value}} or skip: true")
+        raise wrong
     for key in value:
         if key not in _RULE_KEYS:
             raise ConfigError(f"grid.rules: unknown key {key!r}", **hints(str(key), _RULE_KEYS))
     if value.get("skip", True) is not True or not isinstance(value.get("set", {}), dict):
-        raise ConfigError(f"grid.rules: {value!r} must hold either set: {{key: value}} or skip: true")
+        raise wrong
     selection = _selection(value, "grid.rules")
     changes = _flatten(value.get("set", {}))
     for key in changes:

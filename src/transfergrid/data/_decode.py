@@ -88,12 +88,6 @@ class PictureFacts:
     high: float = 0.0
 
 
-def decode(path: Path, rules: PictureRules = AS_STORED) -> NDArray[np.uint8]:
-    """One file as (H, W, 3) RGB. Raises DamagedImage."""
-    with decoded(path, rules) as picture:
-        return picture.pixels_HW3
-
-
 @contextmanager
 def decoded(path: Path, rules: PictureRules) -> Iterator[Picture]:
     """The picture, for as long as the block lasts: what threads hold at full size at once is bounded by its pixels.
@@ -219,12 +213,8 @@ def _rewound(source: Path | bytes) -> Path | IO[bytes]:
 def _depth(image: Any) -> Depth:
     if image.mode == "F":
         return "float"
-    return "integer" if image.mode.startswith("I") or any(map(_raw_mode_is_wide, image.tile)) else "8-bit"
-
-
-def _raw_mode_is_wide(tile: Any) -> bool:
-    mode = _raw_mode(tile)
-    return bool(_WIDE.fullmatch(mode) or _WIDE_BUT_NARROWED.fullmatch(mode))
+    wide = any(_WIDE.fullmatch(mode) or _WIDE_BUT_NARROWED.fullmatch(mode) for mode in map(_raw_mode, image.tile))
+    return "integer" if wide or image.mode.startswith("I") else "8-bit"
 
 
 def _raw_mode(tile: Any) -> str:
@@ -241,7 +231,7 @@ def _deep_values(source: Path | IO[bytes], *, turns: bool) -> NDArray[Any]:
         return opened(source)
 
     with again() as image:
-        modes = [_raw_mode(tile) for tile in image.tile]
+        modes = list(map(_raw_mode, image.tile))
         if any(map(_WIDE_BUT_NARROWED.fullmatch, modes)):
             raise ValueError("16-bit colours with this kind of alpha cannot be read in full; save it without alpha")
         values: NDArray[Any] = np.array(_turned(image, turns))

@@ -18,7 +18,7 @@ from typing import Any
 
 import PIL
 
-from transfergrid.data._decode import Depth, PictureFacts, picture_facts
+from transfergrid.data._decode import PictureFacts, picture_facts
 from transfergrid.data._formats import MAX_MEGAPIXELS, decoders, too_large
 from transfergrid.data._image_size import unreadable
 from transfergrid.data._threads import in_threads
@@ -32,6 +32,7 @@ _AT_ONCE_BYTES = 2**24  # a larger file is read piece by piece
 State = tuple[int, int]
 # bytes, time of change in ns, SHA-256; then width, height, depth, turned, low, high of a picture, or a reason.
 _Entry = tuple[Any, ...]
+_facts = lru_cache(maxsize=4096)(PictureFacts)  # most pictures of a folder are of a few kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +78,18 @@ def content_of(
 ) -> Content:
     """Only files whose size or time of change differs from what is kept are read, and only bytes that no folder has
     had before are decoded."""
-    kept_file = None if kept_hashes is None else _kept_file(kept_hashes, folder)
-    reader = _Reader(folder, kept_hashes, kept_file, max_megapixels)
+    hash_file = None if kept_hashes is None else _hash_file(kept_hashes, folder)
+    reader = _Reader(folder, kept_hashes, hash_file, max_megapixels)
     entries: dict[str, Any] = dict(zip(relative_paths, in_threads(reader.unchanged, relative_paths), strict=True))
-    unknown = [path for path, entry in entries.items() if entry is None]
-    if unknown:
-        entries |= dict(zip(unknown, in_threads(reader.read, unknown, progress=progress), strict=True))
+    unread = [path for path, entry in entries.items() if entry is None]
+    if unread:
+        entries |= dict(zip(unread, in_threads(reader.read, unread, progress=progress), strict=True))
     damaged = {path: entry for path, entry in entries.items() if isinstance(entry, DamagedImage)}
-    known = {path: entry for path, entry in entries.items() if not isinstance(entry, DamagedImage)}
-    if keep and kept_file is not None and known != reader.kept:
-        _keep(kept_file, folder, known)
+    remembered = {path: entry for path, entry in entries.items() if not isinstance(entry, DamagedImage)}
+    if keep and hash_file is not None and remembered != reader.entries:
+        _write_entries(hash_file, folder, remembered)
     pictures: dict[str, PictureFacts] = {}
-    for path, entry in sorted(known.items()):
+    for path, entry in sorted(remembered.items()):
         if len(entry) == _DAMAGED:
             damaged[path] = DamagedImage(folder / path, *entry[3:])
         else:
@@ -100,8 +101,8 @@ def content_of(
     return Content(
         pictures=pictures,
         damaged=dict(sorted(damaged.items())),
-        sha256_of={path: entry[2] for path, entry in known.items()},
-        state_of={path: (entry[0], entry[1]) for path, entry in known.items()},
+        sha256_of={path: entry[2] for path, entry in remembered.items()},
+        state_of={path: (entry[0], entry[1]) for path, entry in remembered.items()},
     )
 
 
@@ -111,16 +112,16 @@ _DAMAGED = 5  # so many parts has an entry that ends with a reason and its advic
 class _Reader:
     """One folder's files, by path; what is kept of them is asked first."""
 
-    def __init__(self, folder: Path, kept_hashes: Path | None, kept_file: Path | None, max_megapixels: float) -> None:
+    def __init__(self, folder: Path, kept_hashes: Path | None, hash_file: Path | None, max_megapixels: float) -> None:
         self.folder = folder
-        self.kept = _kept(kept_file) if kept_file is not None else {}
+        self.entries = _read_entries(hash_file) if hash_file is not None else {}
         self._kept_hashes = kept_hashes
         self._max_megapixels = max_megapixels
 
     def unchanged(self, relative: str) -> _Entry | None:
         """What is kept of the file, where it still has the size and time that it had."""
         try:
-            entry = self.kept.get(relative)
+            entry = self.entries.get(relative)
             return entry if entry is not None and entry[:2] == state(self.folder / relative) else None
         except (OSError, DamagedImage):
             return None
@@ -140,13 +141,9 @@ class _Reader:
             return DamagedImage(path, "does not fit into memory", may_pass=True)
 
     def _content(self, path: Path, size: int) -> _Entry:
-        if size > _AT_ONCE_BYTES:
-            with open(path, "rb") as file:
-                sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            return (sha256, *(self.by_content.get(sha256) or self._checked(path, path)))
-        content = path.read_bytes()
-        sha256 = hashlib.sha256(content).hexdigest()
-        return (sha256, *(self.by_content.get(sha256) or self._checked(path, content)))
+        source: Path | bytes = path if size > _AT_ONCE_BYTES else path.read_bytes()
+        sha256 = durable.sha256_of(path) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
+        return (sha256, *(self.by_content.get(sha256) or self._checked(path, source)))
 
     def _checked(self, path: Path, source: Path | bytes) -> _Entry:
         try:
@@ -161,27 +158,22 @@ class _Reader:
     def by_content(self) -> Mapping[str, _Entry]:
         """SHA-256 -> what stands behind it, of every folder whose contents are kept beside this one's."""
         files = [] if self._kept_hashes is None else sorted(self._kept_hashes.glob("*.json"))
-        return {entry[2]: entry[3:] for file in files for entry in _kept(file).values()}
+        return {entry[2]: entry[3:] for file in files for entry in _read_entries(file).values()}
 
 
-@lru_cache(maxsize=4096)  # most pictures of a folder are of a few kinds
-def _facts(width_px: int, height_px: int, depth: Depth, turned: bool, low: float, high: float) -> PictureFacts:
-    return PictureFacts(width_px, height_px, depth, turned, low, high)
-
-
-def _kept_file(kept_hashes: Path, folder: Path) -> Path:
+def _hash_file(kept_hashes: Path, folder: Path) -> Path:
     return kept_hashes / f"{safe_name(folder.name)[:60]}-{digest(str(folder.resolve()), 12)}.json"
 
 
-def _keep(kept_file: Path, folder: Path, known: Mapping[str, _Entry]) -> None:
-    content = {"version": VERSION, "reader": _reader(), "folder": str(folder.resolve()), "files": known}
-    durable.write_bytes(kept_file, json.dumps(content, separators=(",", ":")).encode())
+def _write_entries(hash_file: Path, folder: Path, entries: Mapping[str, _Entry]) -> None:
+    content = {"version": VERSION, "reader": _reader(), "folder": str(folder.resolve()), "files": entries}
+    durable.write_bytes(hash_file, json.dumps(content, separators=(",", ":")).encode())
 
 
-def _kept(kept_file: Path) -> dict[str, _Entry]:
+def _read_entries(hash_file: Path) -> dict[str, _Entry]:
     """Empty where none of this version is kept; without what another Pillow found to be damaged."""
     try:
-        content: Any = durable.read_json(kept_file)
+        content: Any = durable.read_json(hash_file)
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
     if content.get("version") != VERSION:

@@ -82,23 +82,23 @@ def scan_classes(folder: Path) -> Scan | None:
 
 
 def _compared(
-    folder: Path, found: dict[str, dict[str, list[str]]], source_of: dict[str, str]
+    folder: Path, paths_of: dict[str, dict[str, list[str]]], source_of: dict[str, str]
 ) -> tuple[dict[str, dict[str, list[str]]], tuple[str, ...]]:
     """The classes by their composed names, in the order of the first split's folders, and those whose folders are
     spelled in two ways. Raises DataError where one split has two folders for a class."""
     listing: dict[str, dict[str, list[str]]] = {}
     spelled: dict[str, dict[str, str]] = {}  # class -> how its folder is spelled -> where
-    for split, classes in found.items():
+    for split, classes in paths_of.items():
         own: dict[str, list[str]] = {}
         for name, paths in classes.items():
-            if (known := composed(name)) in own:
-                twin = next(n for n in classes if composed(n) == known)
+            if (class_name := composed(name)) in own:
+                twin = next(n for n in classes if composed(n) == class_name)
                 raise DataError(
                     f"{folder / source_of[split]}: the class folders {ascii(twin)} and {ascii(name)} look alike"
-                    f" ({readable(known)}); merge them, or rename one"
+                    f" ({readable(class_name)}); merge them, or rename one"
                 )
-            own[known] = paths
-            spelled.setdefault(known, {}).setdefault(name, source_of[split])
+            own[class_name] = paths
+            spelled.setdefault(class_name, {}).setdefault(name, source_of[split])
         place = {name: i for i, name in enumerate(next(iter(listing.values()), own))}
         listing[split] = dict(sorted(own.items(), key=partial(_place, place)))
     two = {name: forms for name, forms in spelled.items() if len(forms) > 1}
@@ -127,9 +127,9 @@ def _sources(folders: Sequence[str]) -> dict[str, str]:
     """split -> its folder: of the names that stand for it the first that is there, then such a name in capitals."""
     source_of = {}
     for split in inventory.SPLITS:
-        named = _NAMES.get(split, (split,))
-        exact = [name for name in named if name in folders]
-        alike = [name for wanted in named for name in folders if name.lower() == wanted]
+        names = _NAMES.get(split, (split,))
+        exact = [name for name in names if name in folders]
+        alike = [folder for name in names for folder in folders if folder.lower() == name]
         if exact or alike:
             source_of[split] = (exact or alike)[0]
     return source_of

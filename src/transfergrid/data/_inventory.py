@@ -16,7 +16,7 @@ OUTSIDE = "outside of class folders"
 THUMBNAILS = "folders of thumbnails"
 HIDDEN = "hidden"
 TWICE = {split: f"more than once in {split}" for split in SPLITS}
-_NAMED = 100
+_MOST_NAMES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +64,7 @@ class Inventory:
         counted = {why: n for why, (n, _) in self.skipped.items()}
         details = {"folders": dict(self.folders), "skipped": counted, "unused": list(self.unused)}
         details |= {"copies": dict(self.copies), "damaged": len(self.damaged)}
-        details["damaged_files"] = sorted(self.damaged)[:_NAMED]
+        details["damaged_files"] = sorted(self.damaged)[:_MOST_NAMES]
         return {name: value for name, value in details.items() if value}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields
 
 import numpy as np
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 
 from transfergrid.data import LabeledImages, augment
 from transfergrid.data.preprocess import ImageSource, normalise, resize
-from transfergrid.data.small_images import SmallImages
 from transfergrid.specs import PreprocessSpec, Split, TrainSettings
 
 
@@ -41,11 +41,11 @@ class NetworkInputs:
             images = splits[split]
             side_px = images.image_size_px
             as_they_are = side_px is not None and side_px <= max(spec.crop_px for spec in preprocess)
-            wanted = {None} if as_they_are else set(preprocess)
+            specs = {None} if as_they_are else set(preprocess)
             if side_px is None:
                 self._small[split] = SmallImages(images, budget_bytes=int(budget_per_row * len(index_N)))
-            for spec in wanted:
-                budget = int(budget_per_row * len(index_N) / len(wanted))
+            for spec in specs:
+                budget = int(budget_per_row * len(index_N) / len(specs))
                 self._sources[split, spec] = ImageSource(images, spec, device=device, budget_bytes=budget, rows=index_N)
 
     def draw(self, plan: augment.AugmentPlan, split: Split, *, seed: int, epoch: int) -> augment.AugmentDraws:
@@ -89,17 +89,46 @@ class NetworkInputs:
 
 def augment_plan(settings: TrainSettings) -> augment.AugmentPlan | None:
     """None where the settings ask for no augmentation."""
-    kinds = (settings.flip, settings.shift_px, settings.perspective, settings.rotation_deg, settings.cutout_px)
-    if not any(kinds):
-        return None
-    return augment.AugmentPlan(
-        flip=settings.flip,
-        alternate_flip=settings.alternate_flip,
-        shift_px=settings.shift_px,
-        perspective=settings.perspective,
-        perspective_share=settings.perspective_share,
-        rotation_deg=settings.rotation_deg,
-        rotation_expand=settings.rotation_expand,
-        rotation_fill=settings.rotation_fill,
-        cutout_px=settings.cutout_px,
-    )
+    plan = augment.AugmentPlan(**{f.name: getattr(settings, f.name) for f in fields(augment.AugmentPlan)})
+    return plan if any((plan.flip, plan.shift_px, plan.perspective, plan.rotation_deg, plan.cutout_px)) else None
+
+
+class SmallImages:
+    """A split's images that are smaller than the input, among images of other sizes: augmented at their own size.
+
+    So an image is changed as strongly as in a folder where all have its size. Those of up to budget_bytes stay in
+    memory once they were read.
+    """
+
+    def __init__(self, images: LabeledImages, *, budget_bytes: int) -> None:
+        self._images = images
+        self._free_bytes = budget_bytes
+        self._cache: dict[int, NDArray[np.uint8]] = {}
+
+    def augmented(
+        self, images_BHWC: Tensor, index_B: Tensor, draws: augment.AugmentDraws, spec: PreprocessSpec
+    ) -> Tensor:
+        """images_BHWC, the batch at the input's size, with every smaller image in the place it had at its own size."""
+        shorter_B = self._images.shorter_edges_px[index_B.cpu().numpy()]
+        rows = np.flatnonzero(shorter_B < spec.crop_px).tolist()
+        if not rows:
+            return images_BHWC
+        images_BHWC = images_BHWC.clone()
+        by_shape: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
+        for row, image_HWC in zip(rows, self._read([int(index_B[row]) for row in rows]), strict=True):
+            by_shape.setdefault(image_HWC.shape, []).append((row, image_HWC))
+        for members in by_shape.values():
+            of_shape = torch.tensor([row for row, _ in members])
+            own_NHWC = torch.from_numpy(np.stack([image for _, image in members])).to(images_BHWC.device)
+            own_NHWC = augment.apply(own_NHWC, draws, index_B[of_shape.to(index_B.device)])
+            images_BHWC[of_shape.to(images_BHWC.device)] = resize(own_NHWC, spec)
+        return images_BHWC
+
+    def _read(self, indices: list[int]) -> list[NDArray[np.uint8]]:
+        missing = [index for index in dict.fromkeys(indices) if index not in self._cache]
+        read = dict(zip(missing, self._images.read(missing), strict=True)) if missing else {}
+        for index, image_HWC in read.items():
+            if image_HWC.nbytes <= self._free_bytes:
+                self._free_bytes -= image_HWC.nbytes
+                self._cache[index] = image_HWC
+        return [self._cache[index] if index in self._cache else read[index] for index in indices]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from transfergrid.errors import DataError
-from transfergrid.names import shown
+from transfergrid.names import printable
 
 MEND = "mend or remove it"
 
@@ -19,7 +19,7 @@ class DamagedImage(DataError):
     """
 
     def __init__(self, path: Path, reason: str, advice: str | None = None, may_pass: bool = False) -> None:
-        super().__init__(f"{shown(str(path))} {reason}", remedy=MEND if advice is None else advice)
+        super().__init__(f"{printable(str(path))} {reason}", remedy=MEND if advice is None else advice)
         self.args = (path, reason, advice, may_pass)  # so that it can be sent between processes
         self.path = path
         self.reason = reason
@@ -43,9 +43,9 @@ class DamagedImages(DataError):
 
     @property
     def details(self) -> tuple[str, ...]:
-        return told((image.path, image.reason) for image in self.images) if len(self.images) > 1 else ()
+        return lines_of((image.path, image.reason) for image in self.images) if len(self.images) > 1 else ()
 
 
-def told(reasons: Iterable[tuple[Path | str, str]]) -> tuple[str, ...]:
+def lines_of(reasons: Iterable[tuple[Path | str, str]]) -> tuple[str, ...]:
     """A line for each file."""
-    return tuple(shown(f"  {path} {reason}") for path, reason in reasons)
+    return tuple(printable(f"  {path} {reason}") for path, reason in reasons)

@@ -28,7 +28,8 @@ def preprocess_for(
     (native_size_px) and among others (native_size_px None; shortest_px: the shortest edge there is). small=recipe: the
     weights' own transform for every image, as in the figures that are published of them.
     """
-    _check(image_size_px)
+    if image_size_px is not None and image_size_px < 1:
+        raise ConfigError(f"dataset.image_size_px={image_size_px}; wanted a number of pixels, at least 1")
     whole = small == "whole"
     smaller = whole and native_size_px is not None and native_size_px < crop_px
     some_smaller = whole and native_size_px is None and shortest_px is not None and shortest_px < crop_px
@@ -55,8 +56,3 @@ def scratch_preprocess(settings: ScratchSettings) -> PreprocessSpec:
         std=settings.std,
         normalise=settings.normalise,
     )
-
-
-def _check(image_size_px: int | None) -> None:
-    if image_size_px is not None and image_size_px < 1:
-        raise ConfigError(f"dataset.image_size_px={image_size_px}; wanted a number of pixels, at least 1")

@@ -96,54 +96,43 @@ class LabeledImages(Protocol):
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> Sequence[NDArray[np.uint8]] | NDArray[np.uint8]:
         """HWC uint8 images, in the order asked for: one NHWC array where image_size_px is known, else a list."""
-        ...
 
-    def each(self, indices: Sequence[int] | NDArray[np.integer], made: Callable[[NDArray[np.uint8]], T]) -> list[T]:
-        """made(HWC uint8 image), in the order asked for, by threads: only a few images are in memory at full size."""
-        ...
+    def each(self, indices: Sequence[int] | NDArray[np.integer], make: Callable[[NDArray[np.uint8]], T]) -> list[T]:
+        """make(HWC uint8 image), in the order asked for, by threads: only a few images are in memory at full size."""
 
     def array(self) -> NDArray[np.uint8]:
         """The whole split as NHWC uint8. Raises ValueError where image_size_px is None."""
-        ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class ArrayImages:
     """A split that lies in memory as one NHWC uint8 array."""
 
-    def __init__(
-        self, images_NHWC: NDArray[np.uint8], labels_N: NDArray[np.int64], *, class_names: tuple[str, ...]
-    ) -> None:
-        assert images_NHWC.dtype == np.uint8 and images_NHWC.ndim == 4, (images_NHWC.dtype, images_NHWC.shape)
-        assert labels_N.dtype == np.int64 and labels_N.shape == images_NHWC.shape[:1], labels_N.shape
-        self._images_NHWC = images_NHWC
-        self._labels_N = labels_N
-        self._class_names = class_names
+    images_NHWC: NDArray[np.uint8]
+    labels_N: NDArray[np.int64]
+    class_names: tuple[str, ...]
 
-    @property
-    def labels_N(self) -> NDArray[np.int64]:
-        return self._labels_N
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        return self._class_names
+    def __post_init__(self) -> None:
+        assert self.images_NHWC.dtype == np.uint8 and self.images_NHWC.ndim == 4, self.images_NHWC.shape
+        assert self.labels_N.dtype == np.int64 and self.labels_N.shape == self.images_NHWC.shape[:1]
 
     @property
     def image_size_px(self) -> int | None:
-        height_px, width_px = self._images_NHWC.shape[1:3]
+        height_px, width_px = self.images_NHWC.shape[1:3]
         return int(height_px) if height_px == width_px else None
 
     @property
     def shorter_edges_px(self) -> NDArray[np.int64]:
-        return np.full(len(self), min(self._images_NHWC.shape[1:3]))
+        return np.full(len(self), min(self.images_NHWC.shape[1:3]))
 
     def __len__(self) -> int:
-        return len(self._labels_N)
+        return len(self.labels_N)
 
     def read(self, indices: Sequence[int] | NDArray[np.integer]) -> NDArray[np.uint8]:
-        return self._images_NHWC[np.asarray(indices, dtype=np.int64)]
+        return self.images_NHWC[np.asarray(indices, dtype=np.int64)]
 
-    def each(self, indices: Sequence[int] | NDArray[np.integer], made: Callable[[NDArray[np.uint8]], T]) -> list[T]:
-        return in_threads(lambda index: made(self._images_NHWC[index]), [int(index) for index in indices])
+    def each(self, indices: Sequence[int] | NDArray[np.integer], make: Callable[[NDArray[np.uint8]], T]) -> list[T]:
+        return in_threads(lambda index: make(self.images_NHWC[index]), [int(index) for index in indices])
 
     def array(self) -> NDArray[np.uint8]:
-        return self._images_NHWC
+        return self.images_NHWC

@@ -21,7 +21,9 @@ Images = Callable[[DatasetSpec, Split], LabeledImages | None]
 
 def images_at_hand(store: StorePaths) -> Images:
     """Gives a split's images, each split loaded once, or None where they are not here or are no longer the same."""
-    return _AtHand((*_launched(store), *_of_environment(store)))
+    data_dir = os.environ.get(DATA_DIR_VARIABLE, "cache/data")
+    own = Runtime(store_dir=str(store.root), cache_dir="cache", data_dir=data_dir, weights_dir="cache/weights")
+    return _AtHand((*_launched(store), own))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +61,3 @@ def _launched(store: StorePaths) -> list[Runtime]:
         if runtime not in runtimes:
             runtimes.append(runtime)
     return runtimes
-
-
-def _of_environment(store: StorePaths) -> list[Runtime]:
-    """Always one: `digits` needs no folder at all."""
-    data_dir = os.environ.get(DATA_DIR_VARIABLE, "cache/data")
-    return [Runtime(store_dir=str(store.root), cache_dir="cache", data_dir=data_dir, weights_dir="cache/weights")]

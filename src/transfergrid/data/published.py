@@ -6,9 +6,6 @@ import contextlib
 import hashlib
 import io
 import socket
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +14,7 @@ from transfergrid.data.images import ArrayImages, DatasetFacts
 from transfergrid.errors import DataError, MissingFiles, StoreFull, one_line
 from transfergrid.specs import Split, digest
 from transfergrid.store import durable
+from transfergrid.store.network import why_silent
 
 NETWORK_TIMEOUT_S = 4.0
 STALL_TIMEOUT_S = 30.0  # of a download that neither fails nor goes on
@@ -92,40 +90,39 @@ class PublishedSet:
     ) -> list[tuple[Path, bytes]]:
         """Path and verified bytes of each file, fetched where one is missing. Raises DataError, without a network
         within seconds."""
-        wanted = [tuple(name for name in names if name in checksums) for names in files]
-        paths = self.locate(wanted, data_dir=data_dir, download=download)
-        return [(path, verified(path, wanted=checksums[path.name])) for path in paths]
+        accepted = [tuple(name for name in names if name in checksums) for names in files]
+        paths = self.locate(accepted, data_dir=data_dir, download=download)
+        return [(path, verified(path, checksum=checksums[path.name])) for path in paths]
 
-    def locate(self, wanted: Sequence[tuple[str, ...]], *, data_dir: Path, download: bool) -> list[Path]:
+    def locate(self, files: Sequence[tuple[str, ...]], *, data_dir: Path, download: bool) -> list[Path]:
         """The files alone."""
-        folder = data_dir / self.folder
-        found, missing = _look(folder, wanted)
-        reason = "download is off"
-        if missing and download:
-            reason = self._fetched(wanted, data_dir)
-            found, missing = _look(folder, wanted)
-        if missing:
-            names = ", ".join(_told(alternatives) for alternatives in missing)
+        folder, reason = data_dir / self.folder, "download is off"
+        if download and _missing(folder, files):
+            reason = self._fetched(files, data_dir)
+        if missing := _missing(folder, files):
+            names = ", ".join(map(_as_text, missing))
             raise MissingFiles(
                 f"{self.kind}: {names} not found in {folder} ({reason})",
                 remedy=f"put the published files there, or give another folder than {data_dir} as data.dir= or in"
                 " TRANSFERGRID_DATA_DIR",
             )
-        return found
+        return [next(filter(Path.is_file, (folder / name for name in names))) for names in files]
 
-    def _fetched(self, wanted: Sequence[tuple[str, ...]], data_dir: Path) -> str:
+    def _fetched(self, files: Sequence[tuple[str, ...]], data_dir: Path) -> str:
         """Fetch, and say in a few words how that went."""
         if self.fetch is None:
             return "nothing fetches them"
-        if not reachable(self.url, timeout_s=NETWORK_TIMEOUT_S):
+        if why_silent(self.url, timeout_s=NETWORK_TIMEOUT_S):
             return f"{self.url} is not reachable from here"
         try:
             durable.make_folder(data_dir)
             # One process fetches; others that wanted the same find it there when the lock is theirs.
             with durable.lock(data_dir / f".{self.kind}.lock", wait=True):
-                if _look(data_dir / self.folder, wanted)[1]:
-                    with _quiet(), stalls_end(), durable.explained(data_dir):
-                        self.fetch(data_dir)
+                if _missing(data_dir / self.folder, files):
+                    bars = io.StringIO()  # torchvision's
+                    with contextlib.redirect_stderr(bars), contextlib.redirect_stdout(bars), stalls_end():
+                        with durable.explained(data_dir):
+                            self.fetch(data_dir)
         except StoreFull:
             raise
         except Exception as error:  # whatever torchvision or the network raises, the user's next step is the same
@@ -133,59 +130,27 @@ class PublishedSet:
         return "the download does not contain it"
 
 
-def verified(path: Path, *, wanted: str) -> bytes:
-    """The file's bytes. Raises DataError unless their md5 (32 hex digits) or sha256 (64) is `wanted`."""
+def verified(path: Path, *, checksum: str) -> bytes:
+    """The file's bytes. Raises DataError unless their md5 (32 hex digits) or sha256 (64) is `checksum`."""
     content = path.read_bytes()
-    method = "md5" if len(wanted) == 32 else "sha256"
+    method = "md5" if len(checksum) == 32 else "sha256"
     got = hashlib.new(method, content, usedforsecurity=False).hexdigest()
-    if got != wanted:
+    if got != checksum:
         raise DataError(
-            f"{path} is not the published file: {method} {got}, wanted {wanted}", remedy="remove it and fetch it again"
+            f"{path} is not the published file: {method} {got}, wanted {checksum}",
+            remedy="remove it and fetch it again",
         )
     return content
 
 
-def _told(alternatives: tuple[str, ...]) -> str:
+def _as_text(alternatives: tuple[str, ...]) -> str:
     """`a`, `a or b`; and `a(.gz)` for `a or a.gz`, since a message has one line."""
     first, *others = alternatives
     return f"{first}(.gz)" if others == [f"{first}.gz"] else " or ".join(alternatives)
 
 
-def _look(folder: Path, wanted: Sequence[tuple[str, ...]]) -> tuple[list[Path], list[tuple[str, ...]]]:
-    paths: list[Path] = []
-    missing: list[tuple[str, ...]] = []
-    for alternatives in wanted:
-        present = [folder / name for name in alternatives if (folder / name).is_file()]
-        paths.extend(present[:1])
-        missing.extend([] if present else [alternatives])
-    return paths, missing
-
-
-def reachable(url: str, *, timeout_s: float) -> bool:
-    """Whether the server answers at all, through the proxy the environment names, within the time given."""
-    answers: list[bool] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=timeout_s).close()
-        except urllib.error.HTTPError as error:
-            error.close()  # an error page is an answer too
-        except (OSError, ValueError):
-            return
-        answers.append(True)
-
-    # In a thread, because looking up a name takes no timeout.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout_s)
-    return bool(answers)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without torchvision's progress bars."""
-    with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-        yield
+def _missing(folder: Path, files: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    return [names for names in files if not any((folder / name).is_file() for name in names)]
 
 
 @contextlib.contextmanager

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -12,12 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
 
 from transfergrid.config.predict import Format
 from transfergrid.data import AS_STORED, PictureRules
 from transfergrid.data.preprocess import FLAT_LEVELS
-from transfergrid.export.check import logits_of_run, logits_of_script, write_pictures
+from transfergrid.errors import ParityError
+from transfergrid.export.inference import predict_files
 from transfergrid.export.programs import ONNX, PROGRAM, assert_near, write_onnx, write_program
 from transfergrid.networks.finished import Reading
 from transfergrid.paths import EXPORT_MARK
@@ -25,6 +31,7 @@ from transfergrid.specs import PreprocessSpec, to_dict
 from transfergrid.store import durable
 
 WEIGHTS, SCRIPT, CLASSES = "weights.safetensors", "load.py", "classes.json"
+TIMEOUT_S = 1800.0  # of the check of load.py
 FILES = (EXPORT_MARK, CLASSES, WEIGHTS, PROGRAM, ONNX, f"{ONNX}.data", SCRIPT)  # ONNX keeps above 2 GB apart
 STEPS = (
     "decode as RGB, turned as EXIF data say where orientation is exif, values deeper than 8 bits by value_range = "
@@ -58,13 +65,11 @@ def export_network(
     reading: Reading,
     rules: PictureRules = AS_STORED,
 ) -> Exported:
-    """Write the folder's files: all of them, once they have been checked, or none. names: of the backbones, or of the
-    architecture.
+    """Write the folder's files: all of them, once they have been checked, or none.
 
-    rules: how the run's pictures became 8-bit RGB.
-
-    network: on the CPU, in eval mode. Raises MachineError where it cannot be exported so, ParityError where load.py,
-    run in a process of its own on pictures of many kinds, does not give the logits of the run.
+    network: on the CPU, in eval mode. names: of the backbones, or of the architecture. rules: how the run's pictures
+    became 8-bit RGB. Raises MachineError where it cannot be exported so, ParityError where load.py, run in a process of
+    its own on pictures of many kinds, does not give the logits of the run.
     """
     durable.make_folder(folder)
     for name in FILES:  # an earlier export's, which would be another network's
@@ -72,13 +77,13 @@ def export_network(
     staging = durable.temporary_beside(folder / "export")
     staging.mkdir()
     try:
-        inputs = [{"name": name, **to_dict(spec)} for name, spec in zip(names, preprocess, strict=True)]
-        inputs = [given | {"flat_levels": FLAT_LEVELS} for given in inputs]
+        specs = zip(names, preprocess, strict=True)
+        inputs = [{"name": name, **to_dict(spec), "flat_levels": FLAT_LEVELS} for name, spec in specs]
         facts = {"pictures": asdict(rules), "inputs": inputs, "steps": STEPS}
         durable.write_json(staging / EXPORT_MARK, facts)
         durable.write_json(staging / CLASSES, list(class_names))
         if export_format in ("all", "state_dict"):
-            _write_weights(staging / WEIGHTS, _inside(network).state_dict(), class_names)
+            _write_weights(staging / WEIGHTS, network, class_names)
         program = {"all": PROGRAM, "torch_export": PROGRAM, "onnx": ONNX}.get(export_format)
         exported = Exported(files=())
         if program is not None:
@@ -105,17 +110,66 @@ def _compared(
     pictures = staging / "pictures"
     pictures.mkdir()
     names = write_pictures(pictures, max(spec.crop_px for spec in preprocess))
-    plain = replace(reading, precision="fp32", test_bn="running", batch_size=1)  # one by one, as the script reads them
-    names, expected_NC = logits_of_run(network, preprocess, pictures, names, plain, rules)
-    found_NC = logits_of_script(staging, [pictures / name for name in names])
-    difference = float(np.abs(found_NC - expected_NC).max())
+    reading = replace(reading, test_bn="running", batch_size=1)  # one by one, as the script reads them
+
+    def logits_of_run(reading: Reading) -> dict[str, NDArray[np.float32]]:
+        """By name, of the pictures that the run can read."""
+        device = torch.device("cpu")
+        read = predict_files(network, preprocess, pictures, names, reading=reading, rules=rules, device=device)
+        return {p.file: p.logits_C for p in read if p.logits_C is not None}
+
+    expected = logits_of_run(replace(reading, precision="fp32"))
+    expected_NC = np.stack(list(expected.values()))
+    script_NC = logits_of_script(staging, [pictures / name for name in expected])
+    difference = float(np.abs(script_NC - expected_NC).max())
     assert_near(difference, float(np.abs(expected_NC).max()), program)
     of_precision = None
     if reading.precision != "fp32":
-        own = replace(plain, precision=reading.precision)
-        _, own_NC = logits_of_run(network, preprocess, pictures, names, own, rules)
+        own_NC = np.stack(list(logits_of_run(reading).values()))
         of_precision = float(np.abs(_softmax(own_NC) - _softmax(expected_NC)).max())
     return Exported(files=(), largest_difference=difference, of_precision=of_precision)
+
+
+def logits_of_script(folder: Path, files: list[Path]) -> NDArray[np.float32]:
+    """(N, C), as the folder's load.py gives them. Raises ParityError where it ends with an error."""
+    done = subprocess.run(
+        [sys.executable, "load.py", "--json", *(str(file.resolve()) for file in files)],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},  # sums are added in the same order
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+    )
+    if done.returncode != 0:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise ParityError(f"the export's load.py does not run: {last[:200]}")
+    return np.array([json.loads(line)["logits"] for line in done.stdout.splitlines()], dtype=np.float32)
+
+
+def write_pictures(folder: Path, side_px: int) -> list[str]:
+    """One of every kind that files come in: sizes around side_px, modes, one colour, next to no contrast, EXIF."""
+    generator, exif = np.random.default_rng(0), Image.Exif()
+    exif[0x112] = 6  # the orientation: turned
+
+    def noise(height_px: int, width_px: int, *channels: int) -> Image.Image:
+        return Image.fromarray(generator.integers(0, 256, (height_px, width_px, *channels), dtype=np.uint8))
+
+    ramp = np.add.outer(np.arange(2 * side_px), np.arange(side_px + 7)) % 256
+    flat_HW = np.full((side_px, side_px), 120, np.uint8)
+    faint_HW = flat_HW.copy()
+    faint_HW[:, side_px // 3 :] += 1
+    noise(side_px, side_px, 3).save(folder / "square.png")
+    noise(side_px + 5, 2 * side_px + 1, 3).save(folder / "wide.png")
+    Image.fromarray(ramp.astype(np.uint8)).convert("RGB").save(folder / "tall.jpg", exif=exif)
+    noise(5, 9).save(folder / "small_grey.png")
+    noise(3, min(2**17, 3 * 2**24 // side_px**2 + 9), 3).save(folder / "line.png")  # a giant if it were resized whole
+    Image.fromarray(flat_HW).save(folder / "one_colour.png")
+    Image.fromarray(faint_HW).save(folder / "faint.png")
+    noise(side_px, side_px + 3, 4).save(folder / "transparent.png")
+    noise(side_px, side_px, 3).quantize(16).save(folder / "palette.gif")
+    noise(side_px, side_px, 3).convert("CMYK").save(folder / "print.jpg")
+    Image.fromarray(generator.integers(0, 2**16, (side_px, side_px), dtype=np.uint16)).save(folder / "deep.png")
+    return sorted(path.name for path in folder.iterdir())
 
 
 def _script() -> bytes:
@@ -126,16 +180,13 @@ def _softmax(logits_NC: Any) -> Any:
     return torch.from_numpy(logits_NC).double().softmax(1).numpy()
 
 
-def _inside(network: nn.Module) -> nn.Module:
-    """An architecture's own module: its names are those of its file, without the wrapper's."""
-    from transfergrid.networks.joined import Plain
-
-    return network.network if isinstance(network, Plain) else network
-
-
-def _write_weights(path: Path, state: Mapping[str, Tensor], class_names: Sequence[str]) -> None:
+def _write_weights(path: Path, network: nn.Module, class_names: Sequence[str]) -> None:
     from safetensors.torch import save
 
+    from transfergrid.networks.joined import Plain
+
+    # Of an architecture its own module: names are those of its file, without the wrapper's.
+    state = (network.network if isinstance(network, Plain) else network).state_dict()
     # Copied, because the format refuses tensors that share memory, and keeps no strides.
     own = {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     durable.write_bytes(path, save(own, metadata={"classes": json.dumps(list(class_names))}))

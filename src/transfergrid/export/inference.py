@@ -1,7 +1,5 @@
-"""A finished run's network on the images of a folder, streaming: a few batches are in memory, never all images.
-
-B images of a batch, C classes.
-"""
+"""A finished run's network on the images of a folder, streaming: a few batches are in memory, never all images. B
+images of a batch, C classes."""
 
 from __future__ import annotations
 
@@ -38,10 +36,8 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """One file: its logits (C,) float32, or why it cannot be read.
-
-    deep: of more than 8 bits. outside: some of its values lie beyond the run's value range.
-    """
+    """One file: its logits (C,) float32, or why it cannot be read. deep: of more than 8 bits. outside: some values lie
+    beyond the run's value range."""
 
     file: str
     logits_C: NDArray[np.float32] | None
@@ -66,20 +62,18 @@ def predict_files(
     rules: PictureRules,
     device: torch.device,
 ) -> Iterator[Predicted]:
-    """In the order of `files`, which are relative to the folder; the next batch is read while one is computed.
-
-    The same images give the logits of the run's own evaluation, bit for bit where they fill the same batches.
-    """
+    """In the order of `files`, which are relative to the folder; the next batch is read while one is computed. The same
+    images give the logits of the run's own evaluation, bit for bit where they fill the same batches."""
     batches = [files[start : start + reading.batch_size] for start in range(0, len(files), reading.batch_size)]
-    wanted = tuple(dict.fromkeys(preprocess))
+    specs = tuple(dict.fromkeys(preprocess))
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(_read, folder, batches[0], wanted, rules)
+        future = reader.submit(_read, folder, batches[0], specs, rules)
         for batch, following in zip(batches, [*batches[1:], ()], strict=True):
-            read = coming.result()
-            coming = reader.submit(_read, folder, following, wanted, rules)
-            whole = [prepared for prepared in read if not isinstance(prepared, DataError)]
+            pictures = future.result()
+            future = reader.submit(_read, folder, following, specs, rules)
+            whole = [prepared for prepared in pictures if not isinstance(prepared, DataError)]
             logits = iter(_logits(network, preprocess, whole, reading, device) if whole else ())
-            for file, prepared in zip(batch, read, strict=True):
+            for file, prepared in zip(batch, pictures, strict=True):
                 if isinstance(prepared, DataError):
                     yield Predicted(file, None, one_line(prepared))
                 else:
@@ -104,7 +98,7 @@ def csv_row(predicted: Predicted, class_names: Sequence[str], *, top_k: int) -> 
 
 
 def _read(
-    folder: Path, files: Sequence[str], wanted: tuple[PreprocessSpec, ...], rules: PictureRules
+    folder: Path, files: Sequence[str], specs: tuple[PreprocessSpec, ...], rules: PictureRules
 ) -> list[Prepared | DataError]:
     def prepare(file: str) -> Prepared | DataError:
         try:
@@ -112,7 +106,7 @@ def _read(
             if never is not None:  # a camera's raw file would be read: as a TIFF file, of its thumbnail
                 raise DamagedImage(folder / file, never, "")
             with decoded(folder / file, rules) as picture:
-                pixels = {spec: prepare_one(picture.pixels_HW3, spec) for spec in wanted}
+                pixels = {spec: prepare_one(picture.pixels_HW3, spec) for spec in specs}
                 return Prepared(pixels, picture.deep, picture.outside)
         except DataError as error:
             return error
@@ -130,12 +124,10 @@ def _logits(
     device: torch.device,
 ) -> NDArray[np.float32]:
     """(B, C)"""
-    inputs = {
-        spec: normalise(
-            torch.from_numpy(np.stack([image.pixels[spec] for image in images])).to(device), spec, prepared=True
-        )
-        for spec in dict.fromkeys(preprocess)
-    }
+    inputs = {}
+    for spec in dict.fromkeys(preprocess):
+        pixels_BHW3 = torch.from_numpy(np.stack([image.pixels[spec] for image in images])).to(device)
+        inputs[spec] = normalise(pixels_BHW3, spec, prepared=True)
     with evaluating(network, device, precision=reading.precision, test_bn=reading.test_bn):
         logits_BC, _ = network(*(inputs[spec] for spec in preprocess))
     logits: NDArray[np.float32] = logits_BC.float().cpu().numpy()

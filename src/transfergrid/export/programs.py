@@ -1,7 +1,5 @@
 """A network as a program that needs no code of this project: of torch.export, or ONNX. Each is read back and compared.
-
-N images of a batch, C classes.
-"""
+N images of a batch, C classes."""
 
 from __future__ import annotations
 
@@ -64,7 +62,7 @@ def write_onnx(path: Path, network: nn.Module, preprocess: tuple[PreprocessSpec,
             f"ONNX has no form of this network ({one_line(error)[:160]}); give export_format=torch_export"
         ) from error
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
+    names = [node.name for node in session.get_inputs()]
 
     def run(*images: Tensor) -> Tensor:
         arrays = (x.contiguous().numpy() for x in images)
@@ -93,13 +91,13 @@ def _traced(network: nn.Module, preprocess: tuple[PreprocessSpec, ...]) -> Expor
 
 
 def _compare(
-    network: nn.Module, made: Callable[..., Tensor], preprocess: tuple[PreprocessSpec, ...], name: str
+    network: nn.Module, program: Callable[..., Tensor], preprocess: tuple[PreprocessSpec, ...], name: str
 ) -> None:
     for size in CHECKED_BATCHES:
         inputs = _noise(preprocess, size)
         with torch.no_grad():
-            expected_NC, found_NC = network(*inputs)[0], made(*inputs)
-        assert_near(float((found_NC - expected_NC).abs().max()), float(expected_NC.abs().max()), name)
+            expected_NC, program_NC = network(*inputs)[0], program(*inputs)
+        assert_near(float((program_NC - expected_NC).abs().max()), float(expected_NC.abs().max()), name)
 
 
 def _noise(preprocess: tuple[PreprocessSpec, ...], size: int) -> list[Tensor]:

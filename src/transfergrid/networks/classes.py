@@ -19,7 +19,7 @@ from transfergrid.specs import RunSpec
 from transfergrid.store.records import read_record
 
 IMAGENET_CLASSES = 1000
-_SHOWN = 6  # names in a message
+_MOST_NAMES = 6  # in a message
 
 
 def classes_of_run(spec: RunSpec, paths: RunPaths) -> tuple[str, ...] | None:
@@ -33,19 +33,19 @@ def classes_of_run(spec: RunSpec, paths: RunPaths) -> tuple[str, ...] | None:
     return None if spec.dataset.kind == "image_folder" else data.facts(spec.dataset.kind).class_names
 
 
-def match_classes(own: Sequence[str], shown: Sequence[str], *, run_id: str, dataset: str) -> NDArray[np.int64]:
-    """For each class of a data set (`shown`) its position among the run's (`own`), (S,).
+def match_classes(own: Sequence[str], names: Sequence[str], *, run_id: str, dataset: str) -> NDArray[np.int64]:
+    """For each class of a data set (`names`) its position among the run's (`own`), (S,).
 
     Some of the run's classes may be missing. Raises DataError naming those that the run does not know.
     """
     position = {composed(name): i for i, name in enumerate(own)}
-    unknown = [name for name in shown if composed(name) not in position]
+    unknown = [name for name in names if composed(name) not in position]
     if unknown:
         raise DataError(
             f"classes are matched by name: {dataset} has {_some(unknown)}, which run={run_id!r} does not know;"
             f" it knows {_some(own)}"
         )
-    return np.array([position[composed(name)] for name in shown], dtype=np.int64)
+    return np.array([position[composed(name)] for name in names], dtype=np.int64)
 
 
 @lru_cache(maxsize=1)
@@ -105,26 +105,26 @@ def name_logits(names: Sequence[str], num_logits: int, *, model: str, dataset: s
     Of some of ImageNet's classes only their own logits are compared, as ImageNet-A and ImageNet-R are scored
     (Hendrycks et al. 2021, arXiv 1907.07174). Raises DataError where the numbers of classes differ.
     """
-    stored = NamedLogits(tuple(names), None, np.arange(len(names)))
+    in_order = NamedLogits(tuple(names), None, np.arange(len(names)))
     if num_logits == IMAGENET_CLASSES and kind == "image_folder":
         try:
             place_S = imagenet_places(names, dataset=dataset)
         except ConfigError as error:
             if num_logits != len(names):
                 raise DataError(str(error)) from error
-            return stored  # a thousand classes of the user's own
+            return in_order  # a thousand classes of the user's own
         if len(names) < IMAGENET_CLASSES:
             note = (
                 f"{dataset} has {len(names)} of ImageNet's {IMAGENET_CLASSES} classes: only their logits are compared"
             )
-            return NamedLogits(tuple(names), place_S, stored.place_S, note)
+            return NamedLogits(tuple(names), place_S, in_order.place_S, note)
         note = f"{dataset}: folders 0 to 999 are taken as numbers, in the order of ImageNet's classes"
         by_place = tuple(name for _, name in sorted(zip(place_S.tolist(), names, strict=True)))
         return NamedLogits(by_place, None, place_S, note if "0" in names else None)
     if num_logits != len(names):
         raise DataError(f"{model} has {num_logits} classes, {dataset} has {len(names)}")
-    return stored
+    return in_order
 
 
 def _some(names: Sequence[str]) -> str:
-    return some(list(map(repr, names)), _SHOWN)
+    return some(list(map(repr, names)), _MOST_NAMES)

@@ -18,7 +18,6 @@ from transfergrid.networks.joined import EVALUATION_BATCH, JoinedNetwork, Plain
 from transfergrid.paths import RunPaths, cache_paths
 from transfergrid.specs import (
     RANDOM_RULE_VERSION,
-    BackboneSpec,
     PreprocessSpec,
     ProbeSettings,
     RunSpec,
@@ -75,7 +74,9 @@ def network_of_run(spec: RunSpec, paths: RunPaths, runtime: Runtime) -> tuple[nn
         raise DataError(
             f"{spec.run_id}: a probe with bn_statistics=target is evaluated by its fine-tuning, run=ID of that"
         )
-    starts = [b if is_probe else _without_file(b) for b in spec.backbones]
+    # All values of a fine-tuned trunk are about to be replaced, so no file is needed for it.
+    random = WeightsSpec(label="random", identity=f"random:v{RANDOM_RULE_VERSION}:0")
+    starts = spec.backbones if is_probe else [replace(b, weights=random) for b in spec.backbones]
     weights_dir, files = Path(runtime.weights_dir), runtime.weights_files
     trunks = [build(b, weights_dir=weights_dir, weights_files=files) for b in starts]
     catalog = cache_paths(runtime).catalog
@@ -86,11 +87,6 @@ def network_of_run(spec: RunSpec, paths: RunPaths, runtime: Runtime) -> tuple[nn
     own = joined.state_dict()  # auxiliary heads served training only
     _load(joined, {name: v for name, v in state.items() if name in own}, paths.weights, whole=not is_probe)
     return joined.eval(), tuple(b.preprocess for b in spec.backbones)
-
-
-def _without_file(backbone: BackboneSpec) -> BackboneSpec:
-    """The same network with values that the run's own weights are about to replace."""
-    return replace(backbone, weights=WeightsSpec(label="random", identity=f"random:v{RANDOM_RULE_VERSION}:0"))
 
 
 def _load(network: nn.Module, state: dict[str, Tensor], path: Path, *, whole: bool) -> None:

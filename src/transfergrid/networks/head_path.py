@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from transfergrid.networks.solved_head import GRADIENT_NORM, Checked, LogisticRegression, SoftmaxProblem, minimise
+from transfergrid.networks.solved_head import GRADIENT_NORM, Check, LogisticRegression, SoftmaxProblem, minimise
 
 PATH_GRADIENT_NORM = 1e-4  # of the heads that val chooses among; the chosen one is solved to GRADIENT_NORM
 PATH_ITERATIONS = 200
 EXTENSIONS = 4  # at most so many steps beyond either end, of half a decade each
 LEFT_BEHIND = 3  # strengths in a row that val has nothing for end the path
 
-Scored = Callable[[LogisticRegression], "OnVal"]
+Score = Callable[[LogisticRegression], "OnVal"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ NOTHING_HELD_OUT = OnVal(0.0, 0.0, 0.0, torch.zeros(0))
 
 
 @dataclass(frozen=True, slots=True)
-class Tried:
+class Trial:
     """One strength."""
 
     c: float
@@ -56,55 +56,47 @@ class HeadPath:
     """How far a path is. solutions: the parameters (float32) that each strength ended at."""
 
     cs: tuple[float, ...]
-    tried: list[Tried] = field(default_factory=list)
+    trials: list[Trial] = field(default_factory=list)
     solutions: dict[float, Tensor] = field(default_factory=dict)
 
     def freeze(self, elapsed_s: float) -> bytes:
         content = io.BytesIO()
-        tried = [asdict(t) for t in self.tried]
-        torch.save({"tried": tried, "solutions": self.solutions, "elapsed_s": elapsed_s}, content)
+        trials = [asdict(t) for t in self.trials]
+        torch.save({"tried": trials, "solutions": self.solutions, "elapsed_s": elapsed_s}, content)
         return content.getvalue()
 
     def thaw(self, content: bytes, device: torch.device) -> float:
         """Stand where `freeze` was called; returns the seconds until then."""
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        self.tried = [_thawed(t) for t in state["tried"]]  # val's shares stay on the CPU, whatever computes the path
+        # Val's shares stay on the CPU, whatever computes the path.
+        self.trials = [Trial(**t | {"on_val": OnVal(**t["on_val"])}) for t in state["tried"]]
         self.solutions = {c: parameters.to(device) for c, parameters in state["solutions"].items()}
         return float(state["elapsed_s"])
 
-    def advance(self, problem: SoftmaxProblem, score: Scored, *, check: Checked) -> Tried | None:
+    def advance(self, problem: SoftmaxProblem, score: Score, *, check: Check) -> Trial | None:
         """Solve for the next strength; None where the path has ended."""
-        c = next_strength(self.tried, self.cs)
+        c = next_strength(self.trials, self.cs)
         if c is None:
             return None
-        optimum = minimise(
-            problem,
-            c,
-            self._start(problem, c),
-            gradient_norm=PATH_GRADIENT_NORM,
-            max_iterations=PATH_ITERATIONS,
-            check=check,
-        )
-        iterations, norm = optimum.iterations, optimum.gradient_norm
-        head = problem.head(optimum.parameters, iterations=iterations, gradient_norm=norm, loss=optimum.loss)
-        tried = Tried(c, score(head), optimum.loss, iterations, norm)
-        self.tried.append(tried)
+        start, norm = self._start(problem, c), PATH_GRADIENT_NORM
+        optimum = minimise(problem, c, start, gradient_norm=norm, max_iterations=PATH_ITERATIONS, check=check)
+        on_val = score(problem.head(optimum))
+        trial = Trial(c, on_val, optimum.loss, optimum.iterations, optimum.gradient_norm)
+        self.trials.append(trial)
         self.solutions[c] = optimum.parameters.float()
-        return tried
+        return trial
 
-    def finish(self, problem: SoftmaxProblem, *, check: Checked) -> LogisticRegression:
+    def finish(self, problem: SoftmaxProblem, *, check: Check) -> LogisticRegression:
         """The chosen head, to its optimum."""
-        best = best_of(self.tried)
+        best = best_of(self.trials)
         optimum = minimise(problem, best.c, self.solutions[best.c].double(), check=check)
-        iterations = best.iterations + optimum.iterations
-        return problem.head(
-            optimum.parameters, iterations=iterations, gradient_norm=optimum.gradient_norm, loss=optimum.loss
-        )
+        optimum.iterations += best.iterations
+        return problem.head(optimum)
 
     def search(self, chosen: LogisticRegression) -> dict[str, Any]:
         """What `details.search` says of it."""
-        best, values = best_of(self.tried), sorted(t.c for t in self.tried)
-        unsolved = {t.c for t in self.tried if t.gradient_norm >= PATH_GRADIENT_NORM}
+        best, values = best_of(self.trials), sorted(t.c for t in self.trials)
+        unsolved = {t.c for t in self.trials if t.gradient_norm >= PATH_GRADIENT_NORM}
         unsolved = (unsolved - {best.c}) | ({best.c} if chosen.gradient_norm >= GRADIENT_NORM else set())
         search = search_of("C", values, best.c, lowest="strongest", highest="weakest")
         return search | {"extended": len(set(values) - set(self.cs)), "not_converged": sorted(unsolved)}
@@ -115,28 +107,20 @@ class HeadPath:
         return problem.start() if nearest is None else self.solutions[nearest].double()
 
 
-def _strength(tried: Tried) -> float:
-    return tried.c
-
-
-def _thawed(state: dict[str, Any]) -> Tried:
-    return Tried(**state | {"on_val": OnVal(**state["on_val"])})
-
-
-def best_of(tried: Sequence[Tried]) -> Tried:
+def best_of(trials: Sequence[Trial]) -> Trial:
     """By the rules above. Scores are compared on the same val images, so the error is that of a paired mean."""
-    top = min(tried, key=lambda t: (-t.on_val.score, t.on_val.loss, t.c)).on_val
-    equal = [t for t in tried if top.score - t.on_val.score <= float((top.shares_V - t.on_val.shares_V).norm()) + 1e-9]
+    top = min(trials, key=lambda t: (-t.on_val.score, t.on_val.loss, t.c)).on_val
+    equal = [t for t in trials if top.score - t.on_val.score <= float((top.shares_V - t.on_val.shares_V).norm()) + 1e-9]
     return min(equal, key=lambda t: (t.on_val.loss, t.c))
 
 
-def next_strength(tried: Sequence[Tried], cs: Sequence[float]) -> float | None:
+def next_strength(trials: Sequence[Trial], cs: Sequence[float]) -> float | None:
     """The strongest of `cs` first, then on to the weakest unless val has left the path behind; then, while the best
     lies at an end, half a decade further out, EXTENSIONS times at most."""
-    if not tried:
+    if not trials:
         return min(cs)
-    weakest, strongest, best = max(tried, key=_strength).c, min(tried, key=_strength).c, best_of(tried).c
-    over = best != strongest and _left_behind(tried)  # at its beginning a path has not yet been anywhere
+    weakest, strongest, best = max(trials, key=lambda t: t.c).c, min(trials, key=lambda t: t.c).c, best_of(trials).c
+    over = best != strongest and _left_behind(trials)  # at its beginning a path has not yet been anywhere
     if not over and (waiting := [c for c in cs if c > weakest]):
         return min(waiting)
     if len(cs) > 1 and best == weakest and not over:
@@ -151,10 +135,10 @@ def _beyond(end: float, sign: int) -> list[float]:
     return [float(f"{end * 10 ** (sign * step / 2):.1g}") for step in range(1, EXTENSIONS + 1)]
 
 
-def _left_behind(tried: Sequence[Tried]) -> bool:
+def _left_behind(trials: Sequence[Trial]) -> bool:
     """Whether the weakest strengths, LEFT_BEHIND in a row, have no higher score and a higher loss than the best."""
-    best = best_of(tried)
-    weakest = sorted(tried, key=_strength)[-LEFT_BEHIND:]
+    best = best_of(trials)
+    weakest = sorted(trials, key=lambda t: t.c)[-LEFT_BEHIND:]
     worse = [t.on_val.score <= best.on_val.score and t.on_val.loss > best.on_val.loss for t in weakest]
     return len(worse) == LEFT_BEHIND and all(worse)
 

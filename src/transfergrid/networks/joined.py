@@ -21,7 +21,10 @@ class JoinedNetwork(nn.Module):
         super().__init__()
         self.backbones = nn.ModuleList(backbones)
         self.head = nn.Linear(feature_dim, num_classes)
-        reset_head(self.head, generator=generator)
+        # nn.Linear's own rule, uniform in +-1/sqrt(D), from a generator that is handed in.
+        with torch.no_grad():
+            for values in (self.head.weight, self.head.bias):
+                values.copy_((torch.rand(values.shape, generator=generator) * 2 - 1) * feature_dim**-0.5)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
         """One input (B, 3, H, W) per backbone -> logits (B, C) and, in training, those of auxiliary heads."""
@@ -54,14 +57,6 @@ def is_auxiliary(name: str) -> bool:
 def is_classifier(name: str) -> bool:
     """Whether a parameter belongs to a classification layer: the head, or the last layer of an auxiliary head."""
     return name.startswith("head.") or (is_auxiliary(name) and ".fc2." in name)
-
-
-def reset_head(head: nn.Linear, *, generator: torch.Generator) -> None:
-    """nn.Linear's own rule, uniform in +-1/sqrt(D), from a generator that is handed in."""
-    bound = head.in_features**-0.5
-    with torch.no_grad():
-        head.weight.copy_((torch.rand(head.weight.shape, generator=generator) * 2 - 1) * bound)
-        head.bias.copy_((torch.rand(head.bias.shape, generator=generator) * 2 - 1) * bound)
 
 
 def batch_norm_layers(network: nn.Module, kept_in_eval: frozenset[str]) -> list[nn.Module]:

@@ -19,7 +19,7 @@ PRECONDITIONER_ROWS = 8192
 HISTORY_BYTES = 2**28
 ABSENT_BIAS = 30.0  # nats that a class without a training row stands behind every other
 
-Checked = Callable[[], None]
+Check = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +112,15 @@ class SoftmaxProblem:
 
         return apply
 
-    def head(self, parameters: Tensor, *, iterations: int, gradient_norm: float, loss: float) -> LogisticRegression:
+    def head(self, optimum: Minimum) -> LogisticRegression:
         """In the space of the features, with a line for every class of the data set."""
+        parameters = optimum.parameters
         weight_DP = parameters[:-1] if self._basis_DR is None else self._basis_DR @ parameters[:-1]
         weight_CD = torch.zeros(self.num_classes, len(weight_DP), dtype=torch.float64, device=self.device)
         bias_C = torch.full((self.num_classes,), float(parameters[-1].min()) - ABSENT_BIAS, device=self.device).double()
         weight_CD[self.present_P] = weight_DP.T
         bias_C[self.present_P] = parameters[-1]
-        return LogisticRegression(weight_CD, bias_C, iterations, gradient_norm, loss)
+        return LogisticRegression(weight_CD, bias_C, optimum.iterations, optimum.gradient_norm, optimum.loss)
 
 
 @dataclass(slots=True)
@@ -139,7 +140,7 @@ def minimise(
     *,
     gradient_norm: float = GRADIENT_NORM,
     max_iterations: int = MAX_ITERATIONS,
-    check: Checked = lambda: None,
+    check: Check = lambda: None,
 ) -> Minimum:
     """From `start` until the gradient, taken in float64 at last, is that small. check: called before each iteration."""
     ridge = 1.0 / (c * problem.num_rows)
@@ -151,13 +152,11 @@ def minimise(
         norm = float(gradient.norm())
         if norm < 0.9 * best:
             best, best_at = norm, iterations
-        if dtype == torch.float32 and iterations - best_at >= STALE:
-            dtype, best_at = torch.float64, iterations
-            value, loss, gradient = problem.evaluate(at, ridge, dtype)
-            continue
-        if norm < gradient_norm or iterations >= max_iterations:
-            if dtype == torch.float64 or norm >= gradient_norm:
-                return Minimum(at, iterations, norm, loss)
+        is_stale = dtype == torch.float32 and iterations - best_at >= STALE
+        is_over = norm < gradient_norm or iterations >= max_iterations
+        if is_over and not is_stale and (dtype == torch.float64 or norm >= gradient_norm):
+            return Minimum(at, iterations, norm, loss)
+        if is_stale or is_over:
             dtype = torch.float64
             value, loss, gradient = problem.evaluate(at, ridge, dtype)
             continue
@@ -221,7 +220,4 @@ def fit_lbfgs(
 ) -> LogisticRegression:
     """One strength by itself, from zero. Deterministic."""
     problem = SoftmaxProblem(features_ND, labels_N, num_classes=num_classes, balanced=balanced)
-    optimum = minimise(problem, c, problem.start())
-    return problem.head(
-        optimum.parameters, iterations=optimum.iterations, gradient_norm=optimum.gradient_norm, loss=optimum.loss
-    )
+    return problem.head(minimise(problem, c, problem.start()))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol, cast
 
-from transfergrid.paths import RunPaths, store_paths
+from transfergrid.networks import backbones
+from transfergrid.paths import RunPaths, cache_paths, store_paths
 from transfergrid.specs import Phase, RunSpec, Runtime
 from transfergrid.store.attempts import Attempt
 from transfergrid.store.records import RunRecord, record_head
@@ -43,6 +44,12 @@ class PhaseModule(Protocol):
 
 def phase_module(phase: Phase) -> PhaseModule:
     return cast(PhaseModule, import_module(f"transfergrid.phases.{phase}"))
+
+
+def feature_dims(spec: RunSpec, runtime: Runtime) -> list[int]:
+    """D of each backbone, in the model's order."""
+    catalog = cache_paths(runtime).catalog
+    return [backbones.entry(b.name, catalog_dir=catalog).feature_dim for b in spec.backbones]
 
 
 def has_completed(spec: RunSpec, runtime: Runtime) -> bool:

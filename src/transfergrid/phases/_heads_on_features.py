@@ -1,4 +1,4 @@
-"""The ways to make a probe's head on standardised features that lie on the device."""
+"""The ways to make a probe's head on standardised features that lie on the device, and the heads shown beside it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from torch import Tensor
 
 from transfergrid.data.folds import Fold, Folds
 from transfergrid.errors import Interrupted
-from transfergrid.networks.head_path import NOTHING_HELD_OUT, HeadPath, OnVal, Tried, best_of, search_of
+from transfergrid.networks import reference_heads
+from transfergrid.networks.head_path import NOTHING_HELD_OUT, HeadPath, OnVal, Trial, best_of, search_of
 from transfergrid.networks.solved_head import LogisticRegression, SoftmaxProblem
 from transfergrid.phases import RunContext
 from transfergrid.phases._feature_trainee import FeatureTrainee
-from transfergrid.phases._training import train
+from transfergrid.phases._setting import train
 from transfergrid.specs import UNCHOSEN_C, ProbeSettings
 from transfergrid.store.checkpoints import read_newest_checkpoint, write_checkpoint
 from transfergrid.store.metrics_log import MetricsLog
+from transfergrid.training import by_group
 from transfergrid.training.evaluation import cross_entropy, selection_score
 from transfergrid.training.optimization import split_decay
 
@@ -95,7 +97,7 @@ def solve(bench: Bench) -> MadeHead:
             nonlocal saved
             log.fsync()
             content = path.freeze(before_s + time.monotonic() - began)
-            write_checkpoint(context.attempt, content, step=len(path.tried), lines=log.lines)
+            write_checkpoint(context.attempt, content, step=len(path.trials), lines=log.lines)
             saved = time.monotonic()
 
         try:
@@ -149,13 +151,13 @@ def _on_val(bench: Bench, head: LogisticRegression) -> OnVal:
     return OnVal(score, loss, float(right_N.mean()), torch.from_numpy(shares_N))
 
 
-def _log(bench: Bench, log: MetricsLog, path: HeadPath, tried: Tried, *, elapsed_s: float) -> None:
+def _log(bench: Bench, log: MetricsLog, path: HeadPath, tried: Trial, *, elapsed_s: float) -> None:
     """A strength stands where a training has an epoch, and the iterations so far where it has steps."""
     on_val = {} if bench.chooses_on is None else {"val/accuracy": tried.on_val.accuracy, "val/loss": tried.on_val.loss}
     log.write(
         "epoch",
-        epoch=len(path.tried),
-        step=sum(t.iterations for t in path.tried),
+        epoch=len(path.trials),
+        step=sum(t.iterations for t in path.trials),
         C=tried.c,
         gradient_norm=tried.gradient_norm,
         **{"train/loss": tried.train_loss},
@@ -166,7 +168,7 @@ def _log(bench: Bench, log: MetricsLog, path: HeadPath, tried: Tried, *, elapsed
 
 
 def _solved_details(path: HeadPath, head: LogisticRegression, *, solve_s: float) -> dict[str, Any]:
-    iterations = sum(t.iterations for t in path.tried) + head.iterations - best_of(path.tried).iterations
+    iterations = sum(t.iterations for t in path.trials) + head.iterations - best_of(path.trials).iterations
     return {"solve_s": round(solve_s, 3), "iterations": iterations, "gradient_norm": head.gradient_norm}
 
 
@@ -209,3 +211,64 @@ def train_by_sgd(bench: Bench) -> MadeHead:
     }
     weight_CD, bias_C = trainee.module.linear(head)
     return MadeHead(weight_CD, bias_C, details, settings.epochs, result.images_per_s, result.elapsed_before_s)
+
+
+# ------------------------------------------------------------------------------------------------------ beside the head
+def references(bench: Bench, head_predicted_N: np.ndarray[Any, Any]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Test accuracies of heads that are not linear, or not trained, and what the record says of each.
+
+    only_right, only_head_right: test images that it alone, and that the probe's own head alone, has right.
+    """
+    train_ND, labels_N = bench.features["train"], bench.labels(bench.folds.train)
+    options: dict[str, Any] = {"num_classes": bench.num_classes, "balanced": bench.balanced}
+    heads = {"lda": reference_heads.linear_discriminant(train_ND, labels_N, **options)}
+    quadratic = reference_heads.quadratic_discriminant(train_ND, labels_N, **options)
+    if quadratic is not None:
+        heads["qda"] = quadratic
+    predicted: dict[str, tuple[np.ndarray[Any, Any], dict[str, Any]]] = {"knn": _neighbours(bench, labels_N)}
+    for name, predict in heads.items():
+        bench.stop()
+        on_val = {} if bench.chooses_on is None else {"val": bench.score(_numpy(predict(bench.features["val"])))}
+        predicted[name] = (_numpy(predict(bench.features["test"])), on_val)
+    right_N = head_predicted_N == bench.folds.test.labels_N
+    metrics, details = {}, {}
+    for name, (predicted_N, on_val) in predicted.items():
+        theirs_N = predicted_N == bench.folds.test.labels_N
+        metrics[f"{name}_test_accuracy"] = float(theirs_N.mean())
+        counts = {"only_right": int((theirs_N & ~right_N).sum()), "only_head_right": int((right_N & ~theirs_N).sum())}
+        details[name] = on_val | counts | _by_group(theirs_N, right_N, bench.folds.test.groups_N)
+    return metrics, details
+
+
+def _by_group(
+    theirs_N: np.ndarray[Any, Any], right_N: np.ndarray[Any, Any], group_N: np.ndarray[Any, Any] | None
+) -> dict[str, Any]:
+    """p that both are right equally often, where test images come in groups; None where those are too few."""
+    if group_N is None:
+        return {}
+    enough = by_group.count_groups(group_N) >= by_group.MIN_GROUPS
+    return {"p_by_group": by_group.compare(theirs_N[None], right_N[None], group_N).p_value if enough else None}
+
+
+def _neighbours(bench: Bench, labels_N: Tensor) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
+    """k by its score on val, then the larger; where nothing is held out, FIXED_K."""
+
+    def by_k(name: str) -> dict[int, Tensor]:
+        bench.stop()
+        rows_BD = bench.features[name]
+        return reference_heads.nearest_neighbours(
+            bench.features["train"], labels_N, rows_BD, num_classes=bench.num_classes
+        )
+
+    on_test = by_k("test")
+    if bench.chooses_on is None:
+        k = max(k for k in on_test if k <= reference_heads.FIXED_K)
+        return _numpy(on_test[k]), {"k": k, "ks": [k]}
+    scores = {k: bench.score(_numpy(predicted_N)) for k, predicted_N in by_k("val").items()}
+    k = max(scores, key=lambda k: (scores[k], k))
+    return _numpy(on_test[k]), {"k": k, "ks": list(scores), "val": scores[k]}
+
+
+def _numpy(values_N: Tensor) -> np.ndarray[Any, Any]:
+    array_N: np.ndarray[Any, Any] = values_N.cpu().numpy()
+    return array_N

@@ -12,35 +12,28 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from transfergrid.data.folds import dataset_facts, picture_details
 from transfergrid.networks import backbones
-from transfergrid.networks.backbones.build import attach_auxiliary_heads, bn_statistics, build, group_parameters
+from transfergrid.networks.backbones.build import attach_auxiliary_heads, bn_statistics, build
+from transfergrid.networks.backbones.construct import group_parameters
 from transfergrid.networks.backbones.weight_files import Taken, weights_taken
 from transfergrid.networks.joined import JoinedNetwork, is_auxiliary, is_classifier
 from transfergrid.networks.size import describe
 from transfergrid.paths import cache_paths
-from transfergrid.phases import RunContext
+from transfergrid.phases import RunContext, feature_dims
 from transfergrid.phases._parity import gate_features, gate_logits
-from transfergrid.phases._setting import Setting
-from transfergrid.phases._training import train
+from transfergrid.phases._setting import Setting, open_setting, train
 from transfergrid.phases.extract import BATCH as EXTRACTION_BATCH
 from transfergrid.specs import FinetuneSettings, ProbeSettings, RunSpec, Runtime, ScratchSettings, seed_for
 from transfergrid.store.records import RunRecord
+from transfergrid.training import results
 from transfergrid.training.device import arithmetic, on_device
 from transfergrid.training.on_images import ImageTrainee
 from transfergrid.training.optimization import ParameterGroup, split_decay
-from transfergrid.training.results import (
-    class_details,
-    fold_details,
-    make_record,
-    save_predictions,
-    save_weights,
-    score_folds,
-)
 
 
 def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary: bool) -> JoinedNetwork:
     """The run's backbones with their starting weights, under a head drawn from the run's seed, on the device."""
     assert spec.seed is not None
-    trunks, feature_dim = [], 0
+    trunks = []
     for backbone in spec.backbones:
         files: list[Taken] = []
         trunk = build(
@@ -48,7 +41,7 @@ def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary
             weights_dir=Path(runtime.weights_dir),
             weights_files=runtime.weights_files,
             auxiliary=auxiliary,
-            told=files.append,
+            note=files.append,
         )
         if files and backbone.weights.is_file:
             setting.taken[backbone.name] = files[0]
@@ -56,7 +49,7 @@ def build_joined(spec: RunSpec, runtime: Runtime, setting: Setting, *, auxiliary
             generator = torch.Generator().manual_seed(seed_for("auxiliary", spec.seed))
             attach_auxiliary_heads(trunk, spec.dataset.num_classes, generator)
         trunks.append(trunk)
-        feature_dim += backbones.entry(backbone.name, catalog_dir=cache_paths(runtime).catalog).feature_dim
+    feature_dim = sum(feature_dims(spec, runtime))
     generator = torch.Generator().manual_seed(seed_for("head", spec.seed))
     network = JoinedNetwork(trunks, feature_dim=feature_dim, num_classes=spec.dataset.num_classes, generator=generator)
     network = on_device(network, setting.device)
@@ -86,7 +79,7 @@ def depth_groups(
     own = set()
     for backbone, trunk in zip(spec.backbones, network.backbones, strict=True):
         entry = backbones.entry(backbone.name, catalog_dir=cache_paths(runtime).catalog)
-        stages = group_parameters(trunk, entry)
+        stages = group_parameters(trunk, entry.groups)
         for position, (name, parameters) in enumerate(stages):
             own |= {id(p) for _, p in parameters}  # frozen ones too: what is left over below is no trunk's
             if name in settings.frozen_groups:
@@ -154,7 +147,7 @@ def train_and_record(
     # The training images as well, without augmentation: the last epoch's mean is of weights that have since changed.
     reported = {"train": folds.train, "val": folds.val, "test": folds.test}
     by_fold = {name: (fold, trainee.predict(network, fold)) for name, fold in reported.items() if fold is not None}
-    metrics = score_folds(by_fold)
+    metrics = results.score_folds(by_fold)
     stored = {name: by_fold[name] for name in ("val", "test") if name in by_fold}
     if gate_precision is not None:
         # As fine-tuning will compute them: in eval mode, whatever test_bn the study's own figures were read with.
@@ -162,10 +155,10 @@ def train_and_record(
         blocks = gate_features(network, setting, precision=gate_precision)
         stored |= gate_logits(folds.gate, blocks, network.head.weight.detach(), network.head.bias.detach())
     # Before the record, which marks the run as done and holds the checksums of both files.
-    save_predictions(context.attempt, stored)
+    results.save_predictions(context.attempt, stored)
     state = saved(network)
     if state is not None:
-        save_weights(context.attempt, state)
+        results.save_weights(context.attempt, state)
     sizes = [(3, p.crop_px, p.crop_px) for p in setting.inputs.preprocess]
     cost = describe(network, sizes)
     # What f(x) consists of: auxiliary heads are there for training only.
@@ -173,14 +166,14 @@ def train_and_record(
     extra = sum(auxiliary.values())
     buffers = (b for name, b in network.named_buffers() if is_auxiliary(name) and b.is_floating_point())
     extra_mb = 4 * (extra + sum(b.numel() for b in buffers)) / 1e6
-    return make_record(
+    return results.make_record(
         spec,
         context.attempt,
         setting.device,
         metrics=metrics,
         details=trained
-        | fold_details(folds, num_classes=spec.dataset.num_classes)
-        | class_details(by_fold, dataset_facts(spec.dataset, runtime).class_names)
+        | results.fold_details(folds, num_classes=spec.dataset.num_classes)
+        | results.class_details(by_fold, dataset_facts(spec.dataset, runtime).class_names)
         | picture_details(spec.dataset, runtime)
         | weights_taken(setting.taken)
         | dict(details),
@@ -192,4 +185,47 @@ def train_and_record(
         gflops_per_image=cost.gflops_per_image,
         images_per_s=result.images_per_s,
         epochs=settings.epochs,
+    )
+
+
+def run_probe(context: RunContext, settings: ProbeSettings) -> RunRecord:
+    """Phase 1 as some studies ran it: images through the network at every step, with augmentation, or with BatchNorm
+    and dropout in training mode while only the classification layers learn (auxiliary heads' own included).
+
+    weights.pt: the classification layers, and with bn=train the trunk's buffers, which have moved.
+    """
+    spec = context.spec
+    setting = open_setting(context, tuple(b.preprocess for b in spec.backbones))
+    network = build_joined(spec, context.runtime, setting, auxiliary=settings.aux_loss_weight > 0)
+    learns = [(name, p) for name, p in network.named_parameters() if is_classifier(name)]
+    # So that nothing goes back through the trunk, which is most of a step's time.
+    for p in network.parameters():
+        p.requires_grad_(False)
+    for _, p in learns:
+        p.requires_grad_(True)
+    groups = split_decay(
+        "head",
+        [p for _, p in learns],
+        lr=settings.lrs[0],
+        weight_decay=settings.weight_decays[0],
+        decay_norm_and_bias=settings.decay_norm_and_bias,
+    )
+    trunk = {name for name, _ in network.named_modules() if name.startswith("backbones.")}
+    auxiliary = {name for name in trunk if is_auxiliary(name)}
+
+    def saved(trained: nn.Module) -> dict[str, Tensor]:
+        assert isinstance(trained, JoinedNetwork)
+        buffers = dict(trained.named_buffers()) if settings.bn == "train" else {}
+        return {name: p for name, p in trained.named_parameters() if is_classifier(name)} | buffers
+
+    assert spec.extract is not None
+    return train_and_record(
+        context,
+        setting,
+        network,
+        groups,
+        kept_in_eval=frozenset() if settings.bn == "train" else frozenset(trunk - auxiliary),
+        details={"chosen": {"lr": settings.lrs[0], "weight_decay": settings.weight_decays[0]}},
+        saved=saved,
+        gate_precision=spec.extract.precision,
     )

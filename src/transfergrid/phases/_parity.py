@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,38 +19,17 @@ from transfergrid.errors import ParityError
 from transfergrid.networks.finished import load_weights
 from transfergrid.networks.joined import EVALUATION_BATCH, JoinedNetwork, is_auxiliary
 from transfergrid.paths import store_paths
+from transfergrid.phases._setting import Setting
 from transfergrid.specs import UNCHOSEN_C, ExtractSettings, Runtime
 from transfergrid.store.records import FLOAT16_LARGEST, Predictions, read_predictions, read_record
 from transfergrid.training.on_images import evaluating
 from transfergrid.training.results import Logits
-
-if TYPE_CHECKING:
-    from transfergrid.phases._setting import Setting
 
 LOGITS_ROUNDOFF = 2.0**-11  # the probe's logits are stored as float16
 ABSOLUTE_SLACK = 1e-4
 FLOAT16_SMALLEST = 2.0**-24  # below 2^-14 float16 keeps steps of this size, whatever the value
 PRECISION_ROUNDOFF = {"fp32": 2.0**-14, "tf32": 2.0**-10, "bf16": 2.0**-7}  # of a whole forward pass, relative
 STORAGE_ROUNDOFF = {"float16": 2.0**-11, "float32": 0.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Parity:
-    """What the gate saw of a network that it let through.
-
-    judged: whether any row could have told another network from rounding; reason: why none could. counting_rows: rows
-    whose margin exceeds twice the bound, so that no difference within it changes the prediction. largest_ratio: the
-    largest |difference| / bound over all logits and parts; at most 1. constant_backbones: those that give the same
-    features for every row, as they did for the probe.
-    """
-
-    judged: bool
-    reason: Literal["rounding"] | None
-    rows: int
-    counting_rows: int
-    largest_difference: float
-    largest_ratio: float
-    constant_backbones: tuple[str, ...]
 
 
 def load_probe(network: JoinedNetwork, run_id: str, runtime: Runtime) -> dict[str, Predictions]:
@@ -84,7 +63,7 @@ def gate_logits(
     The logits of each of the gate's folds; for a join also each backbone's own part of those of the first fold.
     """
     parts = _parts(blocks, weight_CD)
-    logits_NC = (sum(parts, start=torch.zeros(())) + bias_C.double().cpu()).float().numpy()
+    logits_NC = _whole(parts, bias_C).float().numpy()
     ends = np.cumsum([len(fold) for fold in folds])[:-1]
     sets = dict(zip(GATE_SETS, zip(folds, np.split(logits_NC, ends), strict=True), strict=False))
     if len(parts) > 1:
@@ -99,21 +78,24 @@ def assert_parity(
     stored: Mapping[str, Predictions],
     *,
     names: Sequence[str],
-    made: ExtractSettings,
+    extraction: ExtractSettings,
 ) -> dict[str, Any]:
-    """Compare on the gate's rows in eval mode; returns the fields of Parity. names: of the backbones, in order. made:
-    how the probe's features were.
+    """Compare on the gate's rows in eval mode. names: of the backbones, in order. extraction: of the probe's features.
+
+    Returns what a record says of the gate. judged: whether any row could have told another network from rounding;
+    reason: why none could. largest_ratio: over all logits and parts, at most 1. constant_backbones: those that give the
+    same features for every row, as they did for the probe. The others: see Compared.
 
     Raises ParityError, with the backbone's name, if any logit, or any backbone's part of it, differs by more than its
     bound: sum |W| |x| u + |logit| 2^-11 + 1e-4, where u is the features' relative error.
     """
     expected = _whole_gate(stored, setting.folds.gate)
-    blocks = gate_features(network, setting, precision=made.precision)
+    blocks = gate_features(network, setting, precision=extraction.precision)
     weight_CD, bias_C = network.head.weight.detach(), network.head.bias.detach()
     # By blocks: a join's sum can hide that one backbone is wrong, as where its weights in the head are small.
-    bounds = [_bound(x_ND, w_CD, made) for x_ND, w_CD in zip(blocks, _of_blocks(blocks, weight_CD), strict=True)]
+    bounds = [_bound(x_ND, w_CD, extraction) for x_ND, w_CD in zip(blocks, _of_blocks(blocks, weight_CD), strict=True)]
     parts = _parts(blocks, weight_CD)
-    whole_NC = sum(parts, start=torch.zeros(())) + bias_C.double().cpu()
+    whole_NC = _whole(parts, bias_C)
     whole = _compare(whole_NC, sum(bounds, start=torch.zeros(())), expected)
     by_block = [whole]
     if len(parts) > 1:
@@ -121,23 +103,19 @@ def assert_parity(
         by_block = [_compare(part_NC, bound_NC, stored[_part_set(i)]) for i, (part_NC, bound_NC) in pairs]
     # A backbone that answers every image alike explains a mismatch best, so the message names it.
     named = zip(names, blocks, strict=True)
-    constant = [name for name, x_ND in named if _is_constant(x_ND, PRECISION_ROUNDOFF[made.precision])]
+    constant = [name for name, x_ND in named if _is_constant(x_ND, PRECISION_ROUNDOFF[extraction.precision])]
     worst = max(whole, *by_block, key=lambda compared: compared.largest_ratio)
     # Logits and not accuracy: a wrong transform or order can leave the accuracy of few rows as it was.
     if worst.largest_ratio > 1:
         differing = [name for name, part in zip(names, by_block, strict=True) if part.largest_ratio > 1]
         raise ParityError(_mismatch(worst, differing or list(names), constant))
-    return asdict(
-        Parity(
-            judged=whole.counting_rows > 0,
-            reason=None if whole.counting_rows else "rounding",
-            rows=len(whole_NC),
-            counting_rows=whole.counting_rows,
-            largest_difference=whole.largest_difference,
-            largest_ratio=worst.largest_ratio,
-            constant_backbones=tuple(constant),
-        )
-    )
+    return asdict(whole) | {
+        "judged": whole.counting_rows > 0,
+        "reason": None if whole.counting_rows else "rounding",
+        "rows": len(whole_NC),
+        "largest_ratio": worst.largest_ratio,
+        "constant_backbones": tuple(constant),
+    }
 
 
 def gate_features(network: JoinedNetwork, setting: Setting, *, precision: str) -> list[Tensor]:
@@ -154,13 +132,16 @@ def gate_features(network: JoinedNetwork, setting: Setting, *, precision: str) -
 
 # ----------------------------------------------------------------------------------------------------------- details
 @dataclass(frozen=True, slots=True)
-class _Compared:
+class Compared:
+    """largest_ratio: the largest |difference| / bound. counting_rows: rows whose margin exceeds twice the bound, so
+    that no difference within it changes the prediction."""
+
     largest_difference: float
     largest_ratio: float
     counting_rows: int
 
 
-def _compare(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions) -> _Compared:
+def _compare(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions) -> Compared:
     """The first rows of the logits against what is stored of them; bound_NC: the error that the features explain."""
     logits_NC, bound_NC = logits_NC[: len(stored.index_N)], bound_NC[: len(stored.index_N)]
     expected_NC = torch.from_numpy(stored.logits_NC.astype(np.float64))
@@ -170,7 +151,7 @@ def _compare(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions) -> _Compa
     bound_NC = bound_NC + logits_NC.abs() * LOGITS_ROUNDOFF + ABSOLUTE_SLACK
     difference_NC = (logits_NC.clamp(-FLOAT16_LARGEST, FLOAT16_LARGEST) - expected_NC).abs()
     top_N2 = expected_NC.topk(2, dim=1).values
-    return _Compared(
+    return Compared(
         largest_difference=float(difference_NC.max()),
         # What is no number is no rounding either.
         largest_ratio=float((difference_NC / bound_NC).nan_to_num(nan=math.inf).max()),
@@ -178,10 +159,10 @@ def _compare(logits_NC: Tensor, bound_NC: Tensor, stored: Predictions) -> _Compa
     )
 
 
-def _bound(block_ND: Tensor, weight_CD: Tensor, made: ExtractSettings) -> Tensor:
+def _bound(block_ND: Tensor, weight_CD: Tensor, extraction: ExtractSettings) -> Tensor:
     """The error of a block's part of each logit (N, C) that the features' own error explains."""
-    error_ND = block_ND.abs() * feature_roundoff(made)
-    if made.storage == "float16":
+    error_ND = block_ND.abs() * feature_roundoff(extraction)
+    if extraction.storage == "float16":
         error_ND = error_ND + FLOAT16_SMALLEST
     return error_ND @ weight_CD.double().cpu().abs().T
 
@@ -192,15 +173,19 @@ def _is_constant(block_ND: Tensor, roundoff: float) -> bool:
     return len(block_ND) > 1 and bool(((block_ND - block_ND[:1]).abs() <= error_1D).all())
 
 
-def feature_roundoff(made: ExtractSettings) -> float:
+def feature_roundoff(extraction: ExtractSettings) -> float:
     """Relative error of a feature: of the arithmetic or of the storage, whichever is the larger."""
-    return max(PRECISION_ROUNDOFF[made.precision], STORAGE_ROUNDOFF[made.storage])
+    return max(PRECISION_ROUNDOFF[extraction.precision], STORAGE_ROUNDOFF[extraction.storage])
 
 
 def _parts(blocks: Sequence[Tensor], weight_CD: Tensor) -> list[Tensor]:
     """Each block's part of the logits (N, C) float64 on the CPU."""
     pairs = zip(blocks, _of_blocks(blocks, weight_CD), strict=True)
     return [x_ND.double().cpu() @ w_CD.double().cpu().T for x_ND, w_CD in pairs]
+
+
+def _whole(parts: Sequence[Tensor], bias_C: Tensor) -> Tensor:
+    return sum(parts, start=torch.zeros(())) + bias_C.double().cpu()
 
 
 def _of_blocks(blocks: Sequence[Tensor], weight_CD: Tensor) -> tuple[Tensor, ...]:
@@ -229,7 +214,7 @@ def _whole_gate(stored: Mapping[str, Predictions], folds: Sequence[Fold]) -> Pre
     )
 
 
-def _mismatch(worst: _Compared, differing: Sequence[str], constant: Sequence[str]) -> str:
+def _mismatch(worst: Compared, differing: Sequence[str], constant: Sequence[str]) -> str:
     silent = [name for name in differing if name in constant]
     text = (
         f"{' and '.join(differing)}: a logit differs by {worst.largest_difference:.3g} from the probe's,"

@@ -6,8 +6,10 @@ D features of all backbones, B rows of a batch, N rows.
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,14 +18,13 @@ from torch import Tensor
 from transfergrid.networks.heads import fit_standardiser
 from transfergrid.networks.joined import JoinedNetwork, batch_norm_layers
 from transfergrid.networks.solved_head import fit_lbfgs
+from transfergrid.phases._setting import Setting
 from transfergrid.specs import FinetuneSettings
 from transfergrid.training.evaluation import mcnemar_exact
 from transfergrid.training.on_images import evaluating
 
-if TYPE_CHECKING:
-    from transfergrid.phases._setting import Setting
-
 Array = np.ndarray[Any, Any]
+Reading = AbstractContextManager[None]
 LEVEL = 0.05
 
 
@@ -73,30 +74,24 @@ def hand_over(
     # One choice of rows for both looks: McNemar's test compares pairs.
     batches = _batches(setting, size)
     held_N = torch.cat(batches).numpy() < len(setting.folds.gate[0])
+    reading = partial(evaluating, network, setting.device, precision=precision, kept_in_eval=kept_in_eval)
     # First, while the network still holds the probe's own head.
-    with evaluating(network, setting.device, precision=precision, test_bn="running"):
+    with reading(test_bn="running"):
         running_N = np.concatenate([_right(network, setting, rows_B) for rows_B in batches])[held_N]
-    if settings.head == "refitted":
+    refitted = settings.head == "refitted"
+    if refitted:
         balanced = settings.class_weights == "balanced"
-        _refit(
-            network,
-            setting,
-            size,
-            strength=strength,
-            balanced=balanced,
-            kept_in_eval=kept_in_eval,
-            precision=precision,
-        )
+        _refit(network, setting, reading(test_bn="batch"), size=size, strength=strength, balanced=balanced)
     if not held_out:  # but refitted all the same: a study's runs start as any other
-        return asdict(Start(measured=False, reason="nothing_held_out", refitted=settings.head == "refitted"))
-    with evaluating(network, setting.device, precision=precision, test_bn="batch", kept_in_eval=kept_in_eval):
+        return asdict(Start(measured=False, reason="nothing_held_out", refitted=refitted))
+    with reading(test_bn="batch"):
         batch_N = np.concatenate([_right(network, setting, rows_B) for rows_B in batches])[held_N]
     only_running, only_batch = int((running_N & ~batch_N).sum()), int((batch_N & ~running_N).sum())
     p_value = mcnemar_exact(only_running, only_batch)
     return asdict(
         Start(
             measured=True,
-            refitted=settings.head == "refitted",
+            refitted=refitted,
             rows=len(running_N),
             batch_size=len(batches[0]),
             running_accuracy=float(running_N.mean()),
@@ -110,31 +105,23 @@ def hand_over(
 
 
 def _refit(
-    network: JoinedNetwork,
-    setting: Setting,
-    size: int,
-    *,
-    strength: float,
-    balanced: bool,
-    kept_in_eval: frozenset[str],
-    precision: str,
+    network: JoinedNetwork, setting: Setting, by_batches: Reading, *, size: int, strength: float, balanced: bool
 ) -> None:
     """Replace the head by the optimum, at C = strength, on the training rows' features as batches of `size` make them.
 
-    balanced: as SoftmaxProblem's.
+    by_batches: how the network is read meanwhile. balanced: as SoftmaxProblem's.
     """
     fold = setting.folds.train
     order_N = torch.randperm(len(fold), generator=torch.Generator().manual_seed(0))
     # The last batch is filled up with the first rows: the statistics of a shorter one are not those of training.
     filled_N = torch.cat([order_N, order_N[: -len(order_N) % size]])
     features: list[Tensor] = []
-    with evaluating(network, setting.device, precision=precision, test_bn="batch", kept_in_eval=kept_in_eval):
+    with by_batches:
         for inputs in setting.inputs.batches(fold.split, torch.split(torch.from_numpy(fold.index_N)[filled_N], size)):
             blocks = [trunk(images) for trunk, images in zip(network.backbones, inputs, strict=True)]
             features.append(torch.cat(blocks, dim=1).float())
-    features_ND = torch.cat(features)[
-        : len(fold)
-    ].clone()  # outside: the solver needs gradients, and no lower precision
+    # Outside: the solver needs gradients, and no lower precision.
+    features_ND = torch.cat(features)[: len(fold)].clone()
     labels_N = torch.from_numpy(fold.labels_N)[order_N].to(setting.device)
     standardiser = fit_standardiser(features_ND)
     rows_ND, num_classes = standardiser.apply(features_ND), network.head.out_features

@@ -55,7 +55,6 @@ def run(context: RunContext) -> RunRecord:
 
     Labels and predictions are places among the network's own classes, which `class_names` names.
     """
-
     from transfergrid.data.batches import NetworkInputs
     from transfergrid.networks.size import describe
     from transfergrid.training.device import device_of, on_device
@@ -116,14 +115,10 @@ def run(context: RunContext) -> RunRecord:
 
 def _errors(fold: Fold, logits_NC: Logits) -> dict[str, float]:
     """top1_error and, with more than five classes, top5_error in [0, 1]; they are also logged."""
-    errors = {
-        f"top{k}_error": 1 - top_k_accuracy(logits_NC, fold.labels_N, k=k) for k in (1, 5) if logits_NC.shape[1] > k
-    }
-    text = ", ".join(
-        f"{name.replace('_', ' ').replace('top', 'top-')} {100 * value:.2f} %" for name, value in errors.items()
-    )
+    errors = {k: 1 - top_k_accuracy(logits_NC, fold.labels_N, k=k) for k in (1, 5) if logits_NC.shape[1] > k}
+    text = ", ".join(f"top-{k} error {100 * error:.2f} %" for k, error in errors.items())
     logger.info("%s over %d images", text, len(fold))
-    return errors
+    return {f"top{k}_error": error for k, error in errors.items()}
 
 
 def _fold(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]], groups: Mapping[str, NDArray[np.int64]]) -> Fold:
@@ -142,7 +137,7 @@ def _open(spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Eval
     if settings.source.startswith("run:"):
         return _finished(settings.source.removeprefix("run:"), spec, runtime, class_names)
     files: list[Taken] = []
-    network, preprocess = network_from_file(spec, runtime, told=files.append)
+    network, preprocess = network_from_file(spec, runtime, note=files.append)
     is_users = settings.source.startswith("file:") or any(b.weights.is_file for b in spec.backbones)
     return Evaluated(network.eval(), preprocess, None, {}, {spec.model: files[0]} if files and is_users else {})
 
@@ -161,7 +156,7 @@ def _finished(run_id: str, spec: RunSpec, runtime: Runtime, class_names: tuple[s
 
 
 def network_from_file(
-    spec: RunSpec, runtime: Runtime, *, told: Callable[[Taken], None]
+    spec: RunSpec, runtime: Runtime, *, note: Callable[[Taken], None]
 ) -> tuple[nn.Module, tuple[PreprocessSpec, ...]]:
     """A checkpoint of an architecture or a backbone, or the backbone's published weights, head included.
 
@@ -178,7 +173,7 @@ def network_from_file(
 
         path = Path(runtime.weights_files[settings.source])
         network = architectures.build(spec.model, spec.dataset.num_classes, 0)
-        assign_weights(network, state_for(network, path, told=told).state, path=path)
+        assign_weights(network, state_for(network, path, note=note).state, path=path)
         assert settings.preprocess is not None
         return Plain(network), (settings.preprocess,)
     from transfergrid.networks.backbones.build import build_classifier
@@ -188,7 +183,7 @@ def network_from_file(
         weights = replace(backbone.weights, identity=settings.source, label=settings.source[:13])
         backbone = replace(backbone, weights=weights)
     network = build_classifier(
-        backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, told=told
+        backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, note=note
     )
     return Plain(network), (backbone.preprocess,)
 

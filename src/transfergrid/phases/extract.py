@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 
 from transfergrid.data.folds import dataset_facts, open_splits, splits_of, subset
 from transfergrid.errors import Interrupted
-from transfergrid.networks import backbones
 from transfergrid.networks.backbones.weight_files import Taken, weights_taken
 from transfergrid.paths import CachePaths, cache_paths
-from transfergrid.specs import FeatureKey, RunSpec, Runtime, to_dict
+from transfergrid.phases import feature_dims
+from transfergrid.specs import FeatureKey, RunSpec, Runtime, Split, to_dict
 from transfergrid.store import feature_store
 
 if TYPE_CHECKING:
@@ -30,24 +30,23 @@ BATCH = 64  # fixed: part of the numbers in the last bits on some GPUs, and reco
 
 
 def is_done(spec: RunSpec, runtime: Runtime) -> bool:
-    """Whether the features of every split lie in this cache or in a shared one."""
-    cache, backbone = cache_paths(runtime), spec.backbones[0]
-    splits = splits_of(dataset_facts(spec.dataset, runtime))
-    paths = (
-        feature_store.find(cache, spec.feature_key(backbone, s), also_read=runtime.cache_also_read) for s in splits
-    )
-    return all(path is not None for path in paths)
+    return not missing(spec, runtime)
+
+
+def missing(spec: RunSpec, runtime: Runtime) -> list[Split]:
+    """The splits whose features lie neither in this cache nor in a shared one."""
+    cache, [backbone] = cache_paths(runtime), spec.backbones
+    keys = {split: spec.feature_key(backbone, split) for split in splits_of(dataset_facts(spec.dataset, runtime))}
+    paths = {split: feature_store.find(cache, key, also_read=runtime.cache_also_read) for split, key in keys.items()}
+    return [split for split, path in paths.items() if path is None]
 
 
 def damaged(spec: RunSpec, runtime: Runtime) -> str | None:
     """What is wrong with features that were extracted before; None where nothing is."""
-    cache, backbone = cache_paths(runtime), spec.backbones[0]
-    for split in splits_of(dataset_facts(spec.dataset, runtime)):
-        key = spec.feature_key(backbone, split)
-        if feature_store.find(cache, key, also_read=runtime.cache_also_read) is None:
-            reason = feature_store.damage(cache, key)
-            if reason is not None:
-                return f"features of {spec.model} on {split} are damaged ({reason})"
+    for split in missing(spec, runtime):
+        reason = feature_store.damage(cache_paths(runtime), spec.feature_key(spec.backbones[0], split))
+        if reason is not None:
+            return f"features of {spec.model} on {split} are damaged ({reason})"
     return None
 
 
@@ -70,7 +69,7 @@ def run(context: RunContext) -> RunRecord:
     rows = {split: subset(spec.dataset, images.labels_N) for split, images in splits.items()}
     files: list[Taken] = []
     built = build(
-        backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, told=files.append
+        backbone, weights_dir=Path(runtime.weights_dir), weights_files=runtime.weights_files, note=files.append
     )
     module = on_device(built, device)
     inputs = NetworkInputs(splits, (backbone.preprocess,), device=device, resident_gb=runtime.resident_gb, rows=rows)
@@ -81,7 +80,7 @@ def run(context: RunContext) -> RunRecord:
     network = Frozen(module)
     size_px = backbone.preprocess.crop_px
     cost = describe(network, [(3, size_px, size_px)])
-    feature_dim = backbones.entry(backbone.name, catalog_dir=cache.catalog).feature_dim
+    [feature_dim] = feature_dims(spec, runtime)
     # Kept in the files: a probe must tell what its backbones cost without building one.
     costs = {"parameters": cost.parameters, "size_mb": cost.size_mb, "gflops_per_image": cost.gflops_per_image}
     keys = {}

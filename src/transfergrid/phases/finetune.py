@@ -41,8 +41,8 @@ def run(context: RunContext) -> RunRecord:
     kept_in_eval = modules_kept_in_eval(network, all_batch_norm=settings.bn == "eval")
     # Before the first step: once the weights have moved, nobody can tell a wrong transform from training.
     if stored is not None:
-        names, made = [b.name for b in spec.backbones], spec.extract
-        details["gate"] = assert_parity(network, setting, stored, names=names, made=made)
+        names, extraction = [b.name for b in spec.backbones], spec.extract
+        details["gate"] = assert_parity(network, setting, stored, names=names, extraction=extraction)
         strength = probed_strength(spec.needs[0], runtime)
         held_out = setting.folds.val is not None or spec.protocol == "published"
         details["start"] = hand_over(
@@ -52,7 +52,7 @@ def run(context: RunContext) -> RunRecord:
             strength=strength,
             held_out=held_out,
             kept_in_eval=kept_in_eval,
-            precision=made.precision,
+            precision=extraction.precision,
         )
 
     def saved(trained: nn.Module) -> dict[str, Tensor] | None:

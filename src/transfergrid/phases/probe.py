@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid.data.folds import Fold, Folds, dataset_facts, make_folds, open_splits, picture_details, subset
 from transfergrid.errors import CorruptFeatures, LostFeatures
-from transfergrid.networks import backbones
 from transfergrid.paths import cache_paths
-from transfergrid.phases import has_completed
+from transfergrid.phases import feature_dims, has_completed
 from transfergrid.specs import ProbeSettings, RunSpec, Runtime, Split
 from transfergrid.store import feature_store
 
@@ -42,7 +41,7 @@ def run(context: RunContext) -> RunRecord:
     settings = context.spec.settings
     assert isinstance(settings, ProbeSettings)
     if settings.source == "images":
-        from transfergrid.phases._probe_on_images import run_probe
+        from transfergrid.phases._on_images import run_probe
 
         return run_probe(context, settings)
     return _run_on_features(context, settings)
@@ -52,22 +51,13 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     import torch
 
     from transfergrid.networks.heads import fit_standardiser
-    from transfergrid.phases._heads_on_features import Bench, solve, solve_beside, train_by_sgd
-    from transfergrid.phases._other_heads import references
+    from transfergrid.phases._heads_on_features import Bench, references, solve, solve_beside, train_by_sgd
     from transfergrid.phases._parity import gate_logits
+    from transfergrid.training import results
     from transfergrid.training.device import device_of
-    from transfergrid.training.results import (
-        Stopwatch,
-        class_details,
-        fold_details,
-        make_record,
-        save_predictions,
-        save_weights,
-        score_folds,
-    )
 
     spec, runtime = context.spec, context.runtime
-    watch = Stopwatch()
+    watch = results.Stopwatch()
     device = device_of(runtime)
     features, folds = load_features(spec, runtime)
     rows = {name: torch.from_numpy(_positions(features[fold.split].index_N, fold)) for name, fold in _named(folds)}
@@ -80,13 +70,13 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     weight_CD, bias_C = standardiser.fold(head.weight_CD, head.bias_C)
     # What is published is what is scored: the folded head on the features as stored.
     by_fold = {name: (fold, _logits(raw[name], weight_CD, bias_C)) for name, fold in _named(folds)}
-    metrics = score_folds(by_fold)
+    metrics = results.score_folds(by_fold)
     details: dict[str, Any] = head.details | {
         "head_norm": float(weight_CD.norm()),
         "feature_keys": [spec.feature_key(b, "train").digest for b in spec.backbones],
     }
-    details |= fold_details(folds, num_classes=spec.dataset.num_classes)
-    details |= class_details(by_fold, dataset_facts(spec.dataset, runtime).class_names)
+    details |= results.fold_details(folds, num_classes=spec.dataset.num_classes)
+    details |= results.class_details(by_fold, dataset_facts(spec.dataset, runtime).class_names)
     details |= picture_details(spec.dataset, runtime)
     # Beside every head stands the solved one: the same number twice where that is the head itself.
     if settings.solver == "lbfgs":
@@ -101,9 +91,11 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     in_gate = [(features[fold.split], fold) for fold in folds.gate]
     gate_ND = torch.cat([torch.from_numpy(x.features_ND[_positions(x.index_N, fold)]) for x, fold in in_gate])
     gate = gate_logits(folds.gate, torch.split(gate_ND, feature_dims(spec, runtime), dim=1), weight_CD, bias_C)
-    save_predictions(context.attempt, gate | {name: by_fold[name] for name in ("val", "test") if name in by_fold})
-    save_weights(context.attempt, {"head.weight": weight_CD, "head.bias": bias_C})
-    return make_record(
+    results.save_predictions(
+        context.attempt, gate | {name: by_fold[name] for name in ("val", "test") if name in by_fold}
+    )
+    results.save_weights(context.attempt, {"head.weight": weight_CD, "head.bias": bias_C})
+    return results.make_record(
         spec,
         context.attempt,
         device,
@@ -180,12 +172,6 @@ def _assert_of(
             f"{path}: {int(bad_N.sum())} of {len(bad_N)} rows are not finite, the first is image"
             f" {int(index_N[bad_N.argmax()])}"
         )
-
-
-def feature_dims(spec: RunSpec, runtime: Runtime) -> list[int]:
-    """Of each backbone's block, in the model's order."""
-    catalog = cache_paths(runtime).catalog
-    return [backbones.entry(b.name, catalog_dir=catalog).feature_dim for b in spec.backbones]
 
 
 def network_cost(spec: RunSpec, runtime: Runtime, *, num_weights: int, num_biases: int) -> dict[str, Any]:

@@ -22,7 +22,6 @@ is_done = has_completed
 
 def run(context: RunContext) -> RunRecord:
     """weights.pt: the architecture's own state dict, of the epoch the rule chose."""
-
     from transfergrid.data.geometry import scratch_preprocess
     from transfergrid.networks import architectures
     from transfergrid.networks.joined import Plain

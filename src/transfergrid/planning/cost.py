@@ -16,10 +16,12 @@ from itertools import permutations
 from statistics import median
 from typing import TYPE_CHECKING
 
+from transfergrid.data import DatasetFacts
 from transfergrid.data.folds import RowCounts, count_rows, dataset_facts, splits_of
 from transfergrid.errors import DataError
 from transfergrid.networks import architectures, backbones
 from transfergrid.paths import cache_paths, store_paths
+from transfergrid.phases import extract, feature_dims
 from transfergrid.specs import (
     EvaluateSettings,
     ExtractSettings,
@@ -31,7 +33,6 @@ from transfergrid.specs import (
     TrainSettings,
     safe_name,
 )
-from transfergrid.store import feature_store
 from transfergrid.store.attempts import read_spec
 from transfergrid.store.records import RunRecord, read_record
 
@@ -135,7 +136,7 @@ def _estimate(run: RunSpec, runtime: Runtime, history: History) -> Estimate:
 def _images_and_epochs(run: RunSpec, runtime: Runtime) -> tuple[int, int]:
     """What the time grows with: images of an epoch, or of the one pass of a phase without epochs; number of epochs."""
     if isinstance(run.settings, ExtractSettings):
-        return sum(_not_cached(run, runtime).values()), 1
+        return _not_cached(run, runtime), 1
     if isinstance(run.settings, EvaluateSettings):
         return _evaluated(run, runtime), 1
     assert isinstance(run.settings, TrainSettings)
@@ -261,7 +262,7 @@ def _passes(run: RunSpec, runtime: Runtime) -> tuple[int, int, int]:
     if isinstance(settings, EvaluateSettings):
         return (_evaluated(run, runtime),) * 2 + (0,)
     if not isinstance(settings, TrainSettings):
-        images = sum(_not_cached(run, runtime).values()) + target
+        images = _not_cached(run, runtime) + target
         return images, images, 0
     watched = rows.val if run.protocol == "fair" else rows.test
     head = getattr(settings, "head", None)
@@ -286,9 +287,7 @@ def _passes_per_epoch(settings: TrainSettings, num_train: int) -> int:
 def _seconds_of_heads(run: RunSpec, settings: ProbeSettings, runtime: Runtime, *, cores: int, on_gpu: bool) -> float:
     """Every head that SGD trains, the path of solved ones, and those beside them, on cached features."""
     rows = _rows(run, runtime)
-    num_train = rows.train
-    catalog = cache_paths(runtime).catalog
-    feature_dim = sum(backbones.entry(b.name, catalog_dir=catalog).feature_dim for b in run.backbones)
+    num_train, feature_dim = rows.train, sum(feature_dims(run, runtime))
     num_heads = len(settings.lrs) * len(settings.weight_decays)
     product = 2 * num_train * feature_dim * run.dataset.num_classes
     by_sgd = settings.solver == "sgd"
@@ -310,8 +309,13 @@ def _seen(run: RunSpec, runtime: Runtime) -> dict[Split, int]:
 
 
 def _rows(run: RunSpec, runtime: Runtime) -> RowCounts:
+    return rows_of(run, dataset_facts(run.dataset, runtime))
+
+
+def rows_of(run: RunSpec, facts: DatasetFacts) -> RowCounts:
+    """The sizes of a run's folds, by the facts of its data set."""
     return count_rows(
-        dataset_facts(run.dataset, runtime),
+        facts,
         max_images=run.dataset.max_images,
         protocol=run.protocol,
         train_fraction=run.train_fraction,
@@ -320,14 +324,10 @@ def _rows(run: RunSpec, runtime: Runtime) -> RowCounts:
     )
 
 
-def _not_cached(run: RunSpec, runtime: Runtime) -> dict[Split, int]:
-    """Images of the splits whose features an extraction still has to make."""
-    cache, [backbone] = cache_paths(runtime), run.backbones
-    return {
-        split: count
-        for split, count in _seen(run, runtime).items()
-        if feature_store.find(cache, run.feature_key(backbone, split), also_read=runtime.cache_also_read) is None
-    }
+def _not_cached(run: RunSpec, runtime: Runtime) -> int:
+    """Images whose features an extraction still has to make."""
+    seen = _seen(run, runtime)
+    return sum(seen[split] for split in extract.missing(run, runtime))
 
 
 def _evaluated(run: RunSpec, runtime: Runtime) -> int:

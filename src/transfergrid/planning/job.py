@@ -85,14 +85,7 @@ def write_payload(
     notify: str | None = None,
 ) -> Path:
     """results/launches/<time>-<hash>/specs.json: what is to be run and how; all that a job is given."""
-    content = {
-        "runtime": to_dict(runtime),
-        "runs": [to_dict(run) for run in runs],
-        "variants": dict(variants or {}),
-        "code_hash": code_hash(),
-        "cluster": dict(cluster or {}),
-        "notify": notify,
-    }
+    content = to_dict(Payload(tuple(runs), runtime, variants or {}, code_hash(), cluster or {}, notify))
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S")
     # Never two launches' folder: the first to end removes it.
     folder = f"{stamp}-{digest([content, secrets.token_hex(8)], 8)}"
@@ -102,15 +95,7 @@ def write_payload(
 
 
 def read_payload(path: Path) -> Payload:
-    content = durable.read_json(path)
-    return Payload(
-        tuple(from_dict(RunSpec, run) for run in content["runs"]),
-        from_dict(Runtime, content["runtime"]),
-        content["variants"],
-        content["code_hash"],
-        content["cluster"],
-        content["notify"],
-    )
+    return from_dict(Payload, durable.read_json(path))
 
 
 # ------------------------------------------------------------------------------------------------------------- one run
@@ -160,16 +145,16 @@ def _claim_and_run(
         return "superseded"
 
 
-def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, given: StopFlag | None, *, fails: bool) -> Outcome:
+def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, installed: StopFlag | None, *, fails: bool) -> Outcome:
     began = time.monotonic()
     try:
         from transfergrid.training.device import device_of, prepare_process  # torch
 
         assert_ready(spec, runtime)  # SLURM counts a dependency on a job it has forgotten as satisfied
         prepare_process(runtime)
-        if given is not None and given.signal is not None:
-            raise Interrupted(f"stopped by signal {given.signal} before it began", remedy="launch again")
-        stop = given or StopFlag()
+        if installed is not None and installed.signal is not None:
+            raise Interrupted(f"stopped by signal {installed.signal} before it began", remedy="launch again")
+        stop = installed or StopFlag()
         with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
             record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop, usage))
         attempt.assert_newest()  # the last look before the record, which makes these numbers the run's

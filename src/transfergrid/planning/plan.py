@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from transfergrid.errors import next_step
@@ -58,29 +58,26 @@ def make_plan(
     wait.
     A run that is only needed by others is left out where nothing that needs it remains to be run.
     """
-    planner = _Planner(runs, runtime, queued or {}, can_wait=can_wait)
-    wanted = dict.fromkeys(rows)
-    frontier = list(wanted)
+    planner = _Planner(dict(runs), runtime, queued or {}, can_wait)
+    run_ids = dict.fromkeys(rows)
+    frontier = list(run_ids)
     while frontier:
         needed = dict.fromkeys(need for run_id in frontier for need in planner.worth_showing(run_id))
-        frontier = [run_id for run_id in needed if run_id not in wanted]
-        wanted |= needed
-    decided = [planner.decide(run_id) for run_id in wanted]
+        frontier = [run_id for run_id in needed if run_id not in run_ids]
+        run_ids |= needed
+    decided = [planner.decide(run_id) for run_id in run_ids]
     return Plan(tuple(sorted(decided, key=lambda p: PHASES.index(p.run.phase))))
 
 
+@dataclass(slots=True)
 class _Planner:
-    """Decides each run once. Lives for one make_plan."""
+    """Decides each run once. Lives for one make_plan. runs: gains the extractions that they need."""
 
-    def __init__(
-        self, runs: Mapping[str, RunSpec], runtime: Runtime, queued: Mapping[str, str], *, can_wait: Container[str]
-    ) -> None:
-        self.runs = dict(runs)
-        self.runtime = runtime
-        self.queued = queued
-        self.can_wait = can_wait
-        self.store = store_paths(runtime)
-        self.decided: dict[str, PlannedRun] = {}
+    runs: dict[str, RunSpec]
+    runtime: Runtime
+    queued: Mapping[str, str]
+    can_wait: Container[str]
+    decided: dict[str, PlannedRun] = field(default_factory=dict)
 
     def decide(self, run_id: str) -> PlannedRun:
         if run_id not in self.decided:
@@ -96,7 +93,7 @@ class _Planner:
         return [n for n in needs if planned.state == "run" or self.decide(n).state in ("blocked", "in flight")]
 
     def _decide(self, run: RunSpec) -> PlannedRun:
-        paths = self.store.run(run.run_id)
+        paths = store_paths(self.runtime).run(run.run_id)
         if phase_module(run.phase).is_done(run, self.runtime):
             return PlannedRun(run, "reuse", "features are cached" if run.phase == "extract" else "completed before")
         if run.run_id in self.queued:

@@ -69,17 +69,18 @@ def words(name: str, value: str | Callable[[Row], str | None] = "", *, label: st
 
 def figure(
     name: str,
-    spelled: Callable[[Any], str],
+    spelled: Callable[[Any], str] = str,
     value: str | Callable[[Row], Value] = "",
     *,
+    text: Callable[[Row], str] | None = None,
     label: str = "",
     **more: Any,
 ) -> Column[Row]:
-    """A column of numbers. spelled: how one is written; it gets None where there is none. value: as of `words`."""
+    """A column of numbers. spelled: how one is written; it gets None where there is none. value: as of `words`. text:
+    in place of `spelled`, where a reader is told more than the number."""
     read = value if callable(value) else attrgetter(value or name)
-    return Column(
-        name=name, label=label or name, value=read, text=lambda row: spelled(read(row)), is_number=True, **more
-    )
+    spell = text or (lambda row: spelled(read(row)))
+    return Column(name=name, label=label or name, value=read, text=spell, **{"is_number": True} | more)
 
 
 @dataclass(frozen=True, slots=True)

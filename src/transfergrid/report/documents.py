@@ -21,11 +21,10 @@ from transfergrid.report.analysis import (
     worth,
 )
 from transfergrid.report.analysis.cells import percent
-from transfergrid.report.analysis.columns import HEADS, NAMES, adjusted_p, of_rows, pick, wilson
-from transfergrid.report.analysis.comparison import Comparison
-from transfergrid.report.analysis.failures import failure_lines
+from transfergrid.report.analysis.columns import HEADS, adjusted_p, of_rows, pick, wilson
+from transfergrid.report.analysis.comparison import Comparison, failure_lines
 from transfergrid.report.analysis.families import Answer
-from transfergrid.report.analysis.rows import ComparisonRow, names_of
+from transfergrid.report.analysis.rows import NAMES, ComparisonRow, names_of
 from transfergrid.report.analysis.selection import RULE, WORDS, val_score
 from transfergrid.report.blocks import Column, Section, Table, figure
 from transfergrid.report.page import wording

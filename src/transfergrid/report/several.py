@@ -42,6 +42,7 @@ def joined(comparisons: Sequence[Comparison]) -> Comparison:
         spent=costs.joined(c.spent for c in comparisons),
         notes=tuple(f"{c.grid}: {note}" for c in comparisons for note in c.notes),
         joins=_joins(comparisons),
+        within_points=min(c.within_points for c in comparisons),
     )
 
 

@@ -1,4 +1,4 @@
-"""results/reports/<name>/: comparison.csv, comparison.md, comparison.tex, index.html, figures/."""
+"""results/reports/<name>/: answer.json, comparison.csv, comparison.md, comparison.tex, index.html, figures/."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from transfergrid.errors import one_line
 from transfergrid.names import utf8
 from transfergrid.report import markdown, several
+from transfergrid.report.analysis.answer import answer_of
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.documents import as_csv
 from transfergrid.report.latex import as_latex
@@ -16,15 +17,16 @@ from transfergrid.report.page.wording import ties
 from transfergrid.store import durable
 
 
-def write(comparisons: Sequence[Comparison], *, figures: bool) -> Path:
+def write(comparisons: Sequence[Comparison], *, figures: bool, folder: Path | None = None) -> Path:
     """Write the report of one grid, or of several side by side under <A>-vs-<B>; returns the path of comparison.md.
 
-    Without `figures` the tables and the page alone, in a second.
+    Without `figures` the tables and the page alone, in a second. folder: another place than the store's.
     """
     whole = several.joined(comparisons)
     apart = several.named_apart(whole)
-    folder = whole.store.report(report_name([c.grid for c in comparisons]))
+    folder = folder or whole.store.report(report_name([c.grid for c in comparisons]))
     sections = several.sections(comparisons)
+    durable.write_json(folder / "answer.json", answer_of(whole).as_json())
     durable.write_bytes(folder / "comparison.csv", utf8(as_csv(whole.rows)))
     durable.write_bytes(folder / "comparison.md", utf8(markdown.document(f"Comparison: {whole.grid}", sections)))
     durable.write_bytes(folder / "comparison.tex", utf8(as_latex(whole.grid, apart.rows, notes=ties(apart))))

@@ -1,7 +1,6 @@
 """The right to carry out a run: attempts/NNN.json, one per start, of which only the newest may write (fencing).
 
-Who holds a run is told by its kernel lock where that reaches, and by SLURM where it does not: two nodes may not see
-each other's locks, and after a node failure two copies of one job can be alive at once. Being wrong about that costs
+A run's kernel lock says who holds it, and SLURM where nodes do not see each other's locks. Being wrong about that costs
 time, never a result: an attempt checks before it publishes that it is still the newest.
 """
 
@@ -48,18 +47,16 @@ class Attempt:
 
 @contextlib.contextmanager
 def begin_attempt(paths: RunPaths, spec: RunSpec, *, is_alive: IsAlive | None = None) -> Iterator[Attempt]:
-    """Claim a run: its kernel lock while the block lasts, and the next attempt number for good.
-
-    Raises AlreadyRunning if another process holds the run and is alive, as far as locks and SLURM can tell.
-    """
-    with contextlib.ExitStack() as held:
-        obtained = held.enter_context(durable.lock(paths.lock, wait=False))
-        if not _may_begin(read_owner(paths), obtained, is_alive):
+    """Claim a run: its kernel lock while the block lasts, and the next attempt number for good. Raises AlreadyRunning
+    if another process holds the run and is alive, as far as locks and SLURM can tell."""
+    with contextlib.ExitStack() as locks:
+        has_lock = locks.enter_context(durable.lock(paths.lock, wait=False))
+        if not _may_begin(read_owner(paths), has_lock, is_alive):
             raise AlreadyRunning(f"{paths.root.name} is running already ({describe_owner(paths)})")
-        if not obtained:
+        if not has_lock:
             # A copy that SLURM has given up still holds the lock. A new file is a new lock; the old one guards nothing.
             durable.break_lock(paths.lock)
-            held.enter_context(durable.lock(paths.lock, wait=False))
+            locks.enter_context(durable.lock(paths.lock, wait=False))
         durable.sweep(paths.root)
         durable.sweep(paths.checkpoints)
         if not paths.spec.exists():
@@ -79,7 +76,8 @@ def begin_attempt(paths: RunPaths, spec: RunSpec, *, is_alive: IsAlive | None = 
             "node": os.environ.get("SLURMD_NODENAME"),
             "slurm_gpus": slurm_gpus(),
             "code_hash": code_hash(),
-            "earlier": _about_to_go(paths, number),
+            # Of the attempts whose files are removed now.
+            "earlier": [asdict(t) for t in attempt_times(paths) if t.number <= number - ATTEMPTS_KEPT],
         }
         # Even without locks two starts get two numbers: the file system makes a hard link once.
         while not durable.claim(paths.attempt(number), json.dumps(owner | {"attempt": number}, indent=2).encode()):
@@ -95,21 +93,21 @@ def begin_attempt(paths: RunPaths, spec: RunSpec, *, is_alive: IsAlive | None = 
             ended = datetime.now(UTC).isoformat(timespec="seconds")
             with contextlib.suppress(Exception):  # that it has ended is told by lock and SLURM as well
                 if paths.attempt(number).exists():
-                    took = {"ended": ended, "wall_s": round(time.monotonic() - began, 3)}
-                    durable.write_json(paths.attempt(number), attempt.owner | took)
+                    ending = {"ended": ended, "wall_s": round(time.monotonic() - began, 3)}
+                    durable.write_json(paths.attempt(number), attempt.owner | ending)
 
 
-def _may_begin(owner: Mapping[str, Any] | None, obtained: bool, is_alive: IsAlive | None) -> bool:
+def _may_begin(owner: Mapping[str, Any] | None, has_lock: bool, is_alive: IsAlive | None) -> bool:
     """Whether the newest attempt's process is gone, or is an older copy of this very job."""
     if owner is None or owner.get("ended") or not owner.get("slurm_task"):
-        return obtained
+        return has_lock
     if _is_this_job(owner):
         earlier = restart_count() - owner["slurm_restart_count"]
-        return earlier > 0 or (earlier == 0 and obtained)
-    if obtained and owner["host"] == socket.gethostname():
+        return earlier > 0 or (earlier == 0 and has_lock)
+    if has_lock and owner["host"] == socket.gethostname():
         return True  # on one machine the lock tells for certain
     alive = None if is_alive is None else is_alive(owner)
-    return obtained if alive is None else not alive
+    return has_lock if alive is None else not alive
 
 
 def _is_this_job(owner: Mapping[str, Any]) -> bool:
@@ -136,8 +134,9 @@ def slurm_gpus() -> int | None:
     """GPUs that SLURM gave this process, of those of its job the ones it was told to use; None outside SLURM."""
     if slurm_task() is None:
         return None
-    given = os.environ.get("SLURM_GPUS_ON_NODE", "")
-    of_job = int(given) if given.isdigit() else len([g for g in os.environ.get("SLURM_JOB_GPUS", "").split(",") if g])
+    on_node = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    ids = [g for g in os.environ.get("SLURM_JOB_GPUS", "").split(",") if g]
+    of_job = int(on_node) if on_node.isdigit() else len(ids)
     visible = [g for g in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if g]
     return min(of_job, len(visible)) if visible else of_job
 
@@ -148,10 +147,9 @@ def restart_count() -> int:
 
 def read_spec(paths: RunPaths) -> RunSpec | None:
     """spec.json, which the first attempt leaves; None where there is none, or it is of no release that is known."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         return from_dict(RunSpec, durable.read_json(paths.spec))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    return None
 
 
 def newest_attempt(paths: RunPaths) -> int:
@@ -160,11 +158,9 @@ def newest_attempt(paths: RunPaths) -> int:
 
 
 def _attempt_numbers(paths: RunPaths) -> list[int]:
-    try:
-        names = os.listdir(paths.attempts)
-    except FileNotFoundError:
-        return []
-    return [int(name[:-5]) for name in names if re.fullmatch(r"\d+\.json", name)]
+    with contextlib.suppress(FileNotFoundError):
+        return [int(name[:-5]) for name in os.listdir(paths.attempts) if re.fullmatch(r"\d+\.json", name)]
+    return []
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,26 +204,19 @@ def _seconds_until(started: str, ended: str | None) -> float | None:
     return (datetime.fromisoformat(ended) - datetime.fromisoformat(started)).total_seconds()
 
 
-def _about_to_go(paths: RunPaths, number: int) -> list[dict[str, Any]]:
-    """What is kept of the attempts whose files are removed when attempt `number` begins."""
-    return [asdict(t) for t in attempt_times(paths) if t.number <= number - ATTEMPTS_KEPT]
-
-
 def read_owner(paths: RunPaths) -> dict[str, Any] | None:
     """The newest attempt as it was claimed; None before the first, or where it cannot be read."""
-    try:
+    with contextlib.suppress(FileNotFoundError, ValueError):
         owner: dict[str, Any] = durable.read_json(paths.attempt(newest_attempt(paths)))
-    except (FileNotFoundError, ValueError):
-        return None
-    return owner
+        return owner
+    return None
 
 
 def describe_owner(paths: RunPaths) -> str:
-    owner = read_owner(paths)
+    owner = read_owner(paths) or {}
     try:
-        assert owner is not None
         who = f"job {owner['slurm_task']}" if owner.get("slurm_task") else f"process {owner['pid']}"
         where = owner.get("node") or owner["host"]
         return f"attempt {owner['attempt']}, {who} on {where} since {owner['started']}"
-    except (AssertionError, KeyError):
+    except KeyError:
         return "owner unknown"

@@ -6,10 +6,12 @@ it has ended. Reports read it; they never ask SLURM.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from transfergrid.paths import RunPaths
+from transfergrid.specs import from_dict, to_dict
 from transfergrid.store import durable
 
 BILL_FORMAT = 1
@@ -17,11 +19,8 @@ BILL_FORMAT = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BilledJob:
-    """One allocation of SLURM's that was spent on a run: a restart of a job is one of its own.
-
-    gpus: of AllocTRES. elapsed_s: from ElapsedRaw, of the whole job. share: of the run, in [0, 1]; below 1 where runs
-    share a job.
-    """
+    """One allocation of SLURM's that was spent on a run; a restart is one of its own. gpus: of AllocTRES. elapsed_s:
+    ElapsedRaw, of the whole job. share: of the run, in [0, 1]; below 1 where runs share a job."""
 
     job: str
     cluster: str
@@ -51,23 +50,19 @@ class Bill:
 
 def read_bill(paths: RunPaths) -> Bill | None:
     """None where there is none that can be read: it is made again from the accounting."""
-    try:
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         content = durable.read_json(paths.bill)
-        if content["format"] != BILL_FORMAT:
-            return None
-        jobs = tuple(BilledJob(**job) for job in content["jobs"])
-        return Bill(jobs=jobs, attempt=content["attempt"], is_closed=content["is_closed"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        if content.pop("format") == BILL_FORMAT:
+            return from_dict(Bill, content)
+    return None
 
 
 def write_bill(paths: RunPaths, bill: Bill) -> None:
-    content = {"format": BILL_FORMAT, "attempt": bill.attempt, "is_closed": bill.is_closed}
-    durable.write_json(paths.bill, content | {"jobs": [asdict(job) for job in bill.jobs]})
+    durable.write_json(paths.bill, {"format": BILL_FORMAT, **to_dict(bill)})
 
 
-def joined(former: Bill | None, found: Iterable[BilledJob]) -> tuple[BilledJob, ...]:
+def joined(former: Bill | None, jobs_now: Iterable[BilledJob]) -> tuple[BilledJob, ...]:
     """What was kept, brought up to date: accounting may have forgotten jobs that an earlier report still saw."""
     jobs = {(job.job, job.cluster, job.start): job for job in (() if former is None else former.jobs)}
-    jobs |= {(job.job, job.cluster, job.start): job for job in found}
+    jobs |= {(job.job, job.cluster, job.start): job for job in jobs_now}
     return tuple(jobs[key] for key in sorted(jobs, key=lambda key: (key[2], key[0])))

@@ -27,11 +27,9 @@ class CheckpointFile:
 def checkpoint_files(paths: RunPaths) -> list[CheckpointFile]:
     """Newest first, without reading them."""
     files = []
-    if paths.checkpoints.is_dir():
-        for path in paths.checkpoints.iterdir():
-            match = re.fullmatch(r"step-(\d+)-line-(\d+)-([0-9a-f]{16})\.pt", path.name)
-            if match:
-                files.append(CheckpointFile(path, int(match[1]), int(match[2]), match[3]))
+    for path in paths.checkpoints.glob("step-*.pt"):
+        if match := re.fullmatch(r"step-(\d+)-line-(\d+)-([0-9a-f]{16})\.pt", path.name):
+            files.append(CheckpointFile(path, int(match[1]), int(match[2]), match[3]))
     return sorted(files, key=lambda c: c.step, reverse=True)
 
 

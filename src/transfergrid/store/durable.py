@@ -43,18 +43,24 @@ def publish(temporary: Path, final: Path) -> None:
     fsync_folder(final.parent)
 
 
-def write_with(final: Path, write: Callable[[Path], None]) -> None:
-    """Call write(temporary), then publish it as `final`; on any error nothing is left and `final` is untouched."""
+@contextlib.contextmanager
+def temporary_for(final: Path) -> Iterator[Path]:
+    """A path to write to, and then to publish() as `final`: whatever happens, nothing else is left of it."""
     make_folder(final.parent)
     temporary = temporary_beside(final)
     try:
         with explained(final):
-            write(temporary)
-            publish(temporary, final)
-    except BaseException:
+            yield temporary
+    finally:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             temporary.unlink()
-        raise
+
+
+def write_with(final: Path, write: Callable[[Path], None]) -> None:
+    """Call write(temporary), then publish it as `final`; on any error `final` is untouched."""
+    with temporary_for(final) as temporary:
+        write(temporary)
+        publish(temporary, final)
 
 
 def write_bytes(final: Path, content: bytes | memoryview) -> None:
@@ -67,10 +73,8 @@ def write_json(final: Path, value: Any) -> None:
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Add one whole line, durable before this returns; appends of several processes do not mix.
-
-    What a killed writer left of a line is closed first, so that it takes no other with it. Raises StoreFull.
-    """
+    """Add one whole line, durable before this returns; appends of several processes do not mix. What a killed writer
+    left of a line is closed first, so that it takes no other with it. Raises StoreFull."""
     make_folder(path.parent)
     with explained(path):
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o664)
@@ -91,31 +95,23 @@ def read_json(path: Path) -> Any:
 
 
 def claim(final: Path, content: bytes) -> bool:
-    """Create `final` with this content if and only if it does not exist yet; True for the one caller who did.
-
-    The content is whole as soon as the name is visible: a temporary file is hard-linked to its final name.
-    """
-    make_folder(final.parent)
-    temporary = temporary_beside(final)
-    with explained(final):
+    """Create `final` with this content if and only if it does not exist yet; True for the one caller who did. The
+    content is whole as soon as the name is visible: a temporary file is hard-linked to its final name."""
+    with temporary_for(final) as temporary:
+        _write_all(temporary, content)
+        with open(temporary, "rb") as file:
+            share(file.fileno(), final.parent)
         try:
-            _write_all(temporary, content)
-            with open(temporary, "rb") as file:
-                share(file.fileno(), final.parent)
-            try:
-                os.link(temporary, final)
-            except FileExistsError:
-                return False
-            except OSError as error:
-                if error.errno not in owner_locks.NO_LINKS:
-                    raise
-                message = f"the file system of {final.parent} makes no hard links"
-                raise MachineError(message, remedy="give another store.dir=") from error
-            fsync_folder(final.parent)
-            return True
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                temporary.unlink()
+            os.link(temporary, final)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in owner_locks.NO_LINKS:
+                raise
+            message = f"the file system of {final.parent} makes no hard links"
+            raise MachineError(message, remedy="give another store.dir=") from error
+        fsync_folder(final.parent)
+        return True
 
 
 @contextlib.contextmanager
@@ -139,13 +135,13 @@ def lock(path: Path, *, wait: bool) -> Iterator[bool]:
             yield in_kernel and not is_owned
             return
         with explained(path):
-            while (held := owner_locks.acquire(path)) is None and wait:
+            while (owner_lock := owner_locks.acquire(path)) is None and wait:
                 time.sleep(POLL_S)
         try:
-            yield held is not None
+            yield owner_lock is not None
         finally:
-            if held is not None:
-                held.release()
+            if owner_lock is not None:
+                owner_lock.release()
     finally:
         os.close(descriptor)
 
@@ -204,9 +200,9 @@ def is_locked(path: Path) -> bool:
 def share(descriptor: int, folder: Path) -> None:
     """Give an open file its folder's rights for the group, whatever the umask: others of a lab write it, too."""
     with contextlib.suppress(PermissionError):  # another user's: its owner has done so
-        mode, wanted = os.fstat(descriptor).st_mode, folder.stat().st_mode & 0o060
-        if mode & wanted != wanted:
-            os.fchmod(descriptor, (mode | wanted) & 0o7777)
+        mode, of_group = os.fstat(descriptor).st_mode, folder.stat().st_mode & 0o060
+        if mode & of_group != of_group:
+            os.fchmod(descriptor, (mode | of_group) & 0o7777)
 
 
 def make_folder(folder: Path) -> None:
@@ -230,14 +226,17 @@ def make_folder(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove temporary files of ended processes of this machine; those of other machines are left alone."""
+    for path in abandoned(folder):
+        path.unlink(missing_ok=True)
+
+
+def abandoned(folder: Path, pattern: str = ".*.tmp") -> Iterator[Path]:
+    """The files that sweep() removes."""
     here = f".{socket.gethostname()}"
-    if not folder.is_dir():
-        return
-    for path in folder.glob(".*.tmp"):
+    for path in folder.glob(pattern) if folder.is_dir() else ():
         owner, pid, *_ = [*path.name.rsplit(".", 3), ""]
         if owner.endswith(here) and pid.isdigit() and not Path(f"/proc/{pid}").exists():
-            with contextlib.suppress(FileNotFoundError):
-                path.unlink()
+            yield path
 
 
 def copy_tree(
@@ -311,8 +310,7 @@ def explained(path: Path) -> Iterator[None]:
 def _free(path: Path) -> str:
     for folder in (path, *path.parents):
         with contextlib.suppress(OSError):
-            stat = os.statvfs(folder)
-            return f"{stat.f_bavail * stat.f_frsize / 1e6:.0f} MB"
+            return f"{shutil.disk_usage(folder).free / 1e6:.0f} MB"
     return "unknown"
 
 

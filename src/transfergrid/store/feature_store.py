@@ -4,9 +4,8 @@ Layout: `features` (N, D) contiguous, float16 or float32, rows in data-set order
 int64 (the images' positions in the published split); `block_crc32` uint32, one over each 4096 rows, then one over
 labels and index. Attributes: `key` (canonical JSON), `provenance` (canonical JSON), `complete` (set to 1 last).
 
-The file is a self-describing container: all its space is allocated before the first row, so rows are written with
-pwrite at a known offset and read at raw file speed. It is written under a unique temporary name, fsynced and renamed,
-so a final name is a whole file; two writers of one key end in one valid file. Readers take no locks.
+All space is allocated before the first row, so rows are written with pwrite at a known offset and read at raw file
+speed. A final name is a whole file; two writers of one key end in one valid file. Readers take no locks.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ import h5py
 import numpy as np
 
 from transfergrid.errors import CorruptFeatures, DataError, one_line
-from transfergrid.paths import CachePaths
-from transfergrid.specs import FeatureKey, canonical_json
+from transfergrid.paths import ASIDE, CachePaths
+from transfergrid.specs import FeatureKey, canonical_json, from_dict
 from transfergrid.store import durable
 
 BLOCK_ROWS = 4096
@@ -64,9 +63,8 @@ class FeatureWriter:
         num_rows = len(features_ND)
         assert features_ND.shape[1] == self.shape[1] and first_row + num_rows <= self.shape[0]
         if not np.isfinite(features_ND).all():
-            raise DataError(
-                f"features of rows {first_row} to {first_row + num_rows - 1} are not finite; check the weights"
-            )
+            last_row = first_row + num_rows - 1
+            raise DataError(f"features of rows {first_row} to {last_row} are not finite; check the weights")
         if self._storage == "float16":
             self._check_float16(features_ND)
         stored_ND = np.ascontiguousarray(features_ND.astype(self._storage))
@@ -107,34 +105,26 @@ def writing(
     index_N: Array,
     provenance: Mapping[str, Any],
 ) -> Iterator[FeatureWriter]:
-    """A writer whose rows become the final file of `key` when the block ends well; otherwise nothing is left.
-
-    Raises StoreFull where there is no room (the whole file is allocated first), DataError as FeatureWriter.write does.
-    """
-    final = paths.features(key)
-    durable.make_folder(final.parent)
+    """A writer whose rows become the final file of `key` when the block ends well; otherwise nothing is left. Raises
+    StoreFull where there is no room (the whole file is allocated first), DataError as FeatureWriter.write does."""
+    final, shape = paths.features(key), (len(labels_N), feature_dim)
     durable.sweep(final.parent)
-    temporary = durable.temporary_beside(final)
-    shape = (len(labels_N), feature_dim)
-    try:
-        with durable.explained(final):
-            # First the container's room, then all the rows': a full disk is told before hours of forward passes.
-            _assert_room(temporary, CONTAINER_BYTES + labels_N.size * 16)
-            offset = _create(temporary, key, shape, labels_N, index_N, canonical_json(provenance))
-            descriptor = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
-                writer = FeatureWriter(descriptor, offset, shape, key.storage)
-                yield writer
-                writer.assert_complete()
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            _finish(temporary)  # the mark of completeness comes after the rows are on the disk
-            durable.publish(temporary, final)
-        _about_damage(final).unlink(missing_ok=True)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with durable.temporary_for(final) as temporary:
+        # First the container's room, then all the rows': a full disk is told before hours of forward passes.
+        _assert_room(temporary, CONTAINER_BYTES + labels_N.size * 16)
+        offset = _create(temporary, key, shape, labels_N, index_N, canonical_json(provenance))
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            os.posix_fallocate(descriptor, 0, os.fstat(descriptor).st_size)
+            writer = FeatureWriter(descriptor, offset, shape, key.storage)
+            yield writer
+            writer.assert_complete()
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        _finish(temporary)  # the mark of completeness comes after the rows are on the disk
+        durable.publish(temporary, final)
+    _about_damage(final).unlink(missing_ok=True)
 
 
 def _assert_room(path: Path, num_bytes: int) -> None:
@@ -211,10 +201,8 @@ def _rows(path: Path, file: h5py.File) -> Array:
 
 # ------------------------------------------------------------------------------------------------------------- reading
 def find(paths: CachePaths, key: FeatureKey, *, also_read: tuple[str, ...] = ()) -> Path | None:
-    """Where the features of `key` lie, in this cache or a read-only shared one; None if they are nowhere.
-
-    Trusts name, `complete`, shape and size, as planning does; read() verifies checksums.
-    """
+    """Where the features of `key` lie, in this cache or a read-only shared one; None if they are nowhere. Trusts name,
+    `complete`, shape and size, as planning does; read() verifies checksums."""
     own = paths.features(key)
     shared = [CachePaths(Path(folder)).features(key) for folder in also_read]
     for path in (own, *(path for path in shared if str(path) != _set_aside(own).get("path"))):
@@ -224,15 +212,12 @@ def find(paths: CachePaths, key: FeatureKey, *, also_read: tuple[str, ...] = ())
 
 
 def damage(paths: CachePaths, key: FeatureKey) -> str | None:
-    """What is wrong with the features of `key` that this cache has or had; None where it never had any.
-
-    Reads headers alone; what a reader found in the rows is known from set_aside().
-    """
+    """What is wrong with the features of `key` that this cache has or had; None where it never had any. Reads headers
+    alone; what a reader found in the rows is known from set_aside()."""
     path = paths.features(key)
     if os.path.lexists(path):
         return _damage(path, key)
-    reason: str | None = _set_aside(path).get("reason")
-    return reason
+    return _set_aside(path).get("reason")
 
 
 def set_aside(paths: CachePaths, key: FeatureKey, path: Path, reason: str, *, seen: os.stat_result) -> Path:
@@ -246,23 +231,22 @@ def set_aside(paths: CachePaths, key: FeatureKey, path: Path, reason: str, *, se
             return path
         durable.write_json(_about_damage(own), {"path": str(path), "reason": reason})
         if path == own:
-            place = path.with_name(path.name + ".damaged")
+            place = path.with_name(path.name + ASIDE)
             os.replace(path, place)
             durable.fsync_folder(path.parent)
     return place
 
 
 def _about_damage(path: Path) -> Path:
-    return path.with_name(path.name + ".damaged.json")
+    return path.with_name(f"{path.name}{ASIDE}.json")
 
 
 def _set_aside(path: Path) -> dict[str, str]:
     """path, reason: of the file that was last set aside for this name."""
-    try:
+    with contextlib.suppress(OSError, json.JSONDecodeError):
         content: dict[str, str] = durable.read_json(_about_damage(path))
-    except (OSError, json.JSONDecodeError):
-        return {}
-    return content
+        return content
+    return {}
 
 
 def _damage(path: Path, key: FeatureKey) -> str | None:
@@ -323,3 +307,15 @@ def provenance_of(path: Path) -> str:
     """The canonical JSON text that its writer gave."""
     with h5py.File(path, "r", locking=False) as file:
         return str(file.attrs["provenance"].decode())
+
+
+def assert_sound(paths: CachePaths, path: Path) -> None:
+    """Read a file of this cache whole. Raises CorruptFeatures where it is damaged, or lies under another key's name."""
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            key = from_dict(FeatureKey, json.loads(file.attrs["key"].decode()))
+    except Exception as error:  # h5py raises half a dozen kinds for damaged files
+        raise CorruptFeatures(f"{path} cannot be read ({one_line(error)})") from error
+    if paths.features(key) != path:
+        raise CorruptFeatures(f"{path} holds the features of another name")
+    read(path, key)

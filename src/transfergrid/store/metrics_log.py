@@ -12,7 +12,7 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, Self
+from typing import Any, Literal
 
 from transfergrid.errors import DataError, one_line
 from transfergrid.store import durable
@@ -23,7 +23,7 @@ TIMING_FIELDS = frozenset({"time", "elapsed_s", "images_per_s", "gpu/utilisation
 }
 
 
-class MetricsLog:
+class MetricsLog(contextlib.AbstractContextManager["MetricsLog"]):
     """Appends numbered lines. lines_kept: a resumed run truncates to what its checkpoint covers."""
 
     def __init__(self, path: Path, *, lines_kept: int) -> None:
@@ -63,9 +63,6 @@ class MetricsLog:
             with contextlib.suppress(OSError):  # of what it could not write, as told
                 self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, kind: object, value: object, trace: object) -> None:
         self.close()
 
@@ -86,12 +83,10 @@ class MetricsTail:
         """Whether what was read still stands there: a run that goes back further than that writes other times."""
         if not self._last:
             return True
-        try:
-            with open(self._path, "rb") as file:
-                file.seek(self._end - len(self._last))
-                return file.read(len(self._last)) == self._last
-        except FileNotFoundError:
-            return False
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
+            file.seek(self._end - len(self._last))
+            return file.read(len(self._last)) == self._last
+        return False
 
     def read(self, upto: int | None = None) -> list[dict[str, Any]]:
         """The whole lines that follow, up to this number. Raises DataError where one is none that a run writes."""
@@ -100,11 +95,7 @@ class MetricsTail:
 
     def _read_on(self, upto: int | None) -> list[bytes]:
         lines: list[bytes] = []
-        try:
-            file: BinaryIO = open(self._path, "rb")
-        except FileNotFoundError:
-            return lines
-        with file:
+        with contextlib.suppress(FileNotFoundError), open(self._path, "rb") as file:
             file.seek(self._end)
             while (upto is None or self._lines < upto) and (line := file.readline()).endswith(b"\n"):
                 lines.append(line)
@@ -113,10 +104,8 @@ class MetricsTail:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a metrics file, in order; a torn last line is left out; a missing file has none.
-
-    Raises DataError where a line is none that a run writes.
-    """
+    """The whole lines of a metrics file, in order; a torn last line is left out; a missing file has none. Raises
+    DataError where a line is not one that a run writes."""
     return MetricsTail(path, after=0).read()
 
 

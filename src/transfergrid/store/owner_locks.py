@@ -27,7 +27,7 @@ NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLI
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class OwnerLock:
     """A lock of this process, until release()."""
 
     path: Path
@@ -49,7 +49,7 @@ class Held:
                 os.utime(self.path)
 
 
-def acquire(file: Path) -> Held | None:
+def acquire(file: Path) -> OwnerLock | None:
     """The lock on a file; None where a live process has it. Raises MachineError where there are no hard links."""
     path, content = owner_file(file), json.dumps(_myself()).encode()
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
@@ -58,9 +58,9 @@ def acquire(file: Path) -> Held | None:
         temporary.chmod(0o644)  # whatever the umask: others of a lab must see whose it is
         for _ in range(3):
             if _linked(temporary, path):
-                held = Held(path, content)
-                threading.Thread(target=held.beat, daemon=True, name="lock").start()
-                return held
+                lock = OwnerLock(path, content)
+                threading.Thread(target=lock.beat, daemon=True, name="lock").start()
+                return lock
             if not _removed_if_stale(path):
                 return None
         return None
@@ -170,7 +170,6 @@ def _now_at(folder: Path) -> float:
 
 
 def _read(path: Path) -> bytes | None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         return path.read_bytes()
-    except FileNotFoundError:
-        return None
+    return None

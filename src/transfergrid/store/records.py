@@ -1,13 +1,5 @@
-"""What a run leaves behind: its record and its predictions; and the list of a grid's runs.
-
-results/runs/<run_id>/
-    spec.json           the RunSpec
-    attempts/NNN.json   one per start, the newest four; the newest attempt is the only one that may write (fencing)
-    metrics.jsonl       numbered lines {"line": 1, "kind": "step"|"epoch", ...}; a relaunch truncates to its checkpoint
-    checkpoints/        while running: step-<steps>-line-<lines>-<sha256[:16]>.pt, the newest two
-    weights.pt  predictions.npz  log.txt
-    record.json         written last: with status `completed` the run is done
-"""
+"""What a run leaves behind: record.json, written last (with status `completed` the run is done), and predictions.npz;
+and the list of a grid's runs."""
 
 from __future__ import annotations
 
@@ -15,7 +7,7 @@ import io
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -93,9 +85,7 @@ def assert_as_recorded(paths: RunPaths, path: Path) -> None:
 
 
 def write_record(paths: RunPaths, record: RunRecord) -> None:
-    content = {f.name: getattr(record, f.name) for f in fields(record)} | {"spec": to_dict(record.spec)}
-    content["attempts"] = [asdict(attempt) for attempt in record.attempts]
-    durable.write_json(paths.record, {"format": RECORD_FORMAT, **content})
+    durable.write_json(paths.record, {"format": RECORD_FORMAT, **to_dict(record)})
 
 
 def read_record(paths: RunPaths) -> RunRecord | None:
@@ -111,8 +101,7 @@ def read_record(paths: RunPaths) -> RunRecord | None:
     try:
         content.pop("format")
         _from_former_names(content)
-        attempts = tuple(AttemptTime(**attempt) for attempt in content.get("attempts", ()))
-        record = RunRecord(**content | {"spec": from_dict(RunSpec, content["spec"]), "attempts": attempts})
+        record = from_dict(RunRecord, content)
         _check(record)
         return record
     except (KeyError, TypeError, ValueError) as error:
@@ -179,13 +168,8 @@ def record_head(paths: RunPaths) -> RecordHead | None:
         content = durable.read_json(paths.record)
         if content["format"] != RECORD_FORMAT:
             return None
-        return RecordHead(
-            content["status"],
-            content["failure_class"],
-            content["error"],
-            content["provenance"].get("code_hash"),
-            content.get("remedy"),
-        )
+        code_hash, remedy = content["provenance"].get("code_hash"), content.get("remedy")
+        return RecordHead(content["status"], content["failure_class"], content["error"], code_hash, remedy)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -215,18 +199,9 @@ class Predictions:
         return chosen
 
 
-def make_predictions(
-    index_N: Array,
-    label_N: Array,
-    logits_NC: Array,
-    *,
-    keep_predicted: bool = True,
-) -> Predictions:
-    """From full logits (N, C) in float32. Values beyond float16 are clipped to its largest.
-
-    keep_predicted: where rounding makes another class equal to the predicted one, that class is rounded down once more,
-    so that what is read back is what was predicted. Without it every logit is its nearest float16.
-    """
+def make_predictions(index_N: Array, label_N: Array, logits_NC: Array, *, keep_predicted: bool = True) -> Predictions:
+    """From full logits (N, C) in float32. Values beyond float16 are clipped to its largest. keep_predicted: a class
+    that rounding makes equal to the predicted one goes down by one step, so that what was predicted is read back."""
     clipped_NC = np.clip(logits_NC.astype(np.float32), -FLOAT16_LARGEST, FLOAT16_LARGEST)
     if logits_NC.shape[1] <= MANY_CLASSES:
         rounded_NC = clipped_NC.astype(np.float16)
@@ -236,8 +211,8 @@ def make_predictions(
     top_NC = np.argsort(-clipped_NC, axis=1, kind="stable")[:, :TOP_CLASSES_KEPT]
     largest_N1 = clipped_NC.max(axis=1, keepdims=True)
     logsumexp_N = largest_N1[:, 0] + np.log(np.exp(clipped_NC - largest_N1).sum(axis=1))
-    kept_NC = np.take_along_axis(clipped_NC, top_NC, axis=1).astype(np.float16)
-    return Predictions(index_N.astype(np.int64), label_N.astype(np.int64), kept_NC, top_NC, logsumexp_N)
+    top_logits_NC = np.take_along_axis(clipped_NC, top_NC, axis=1).astype(np.float16)
+    return Predictions(index_N.astype(np.int64), label_N.astype(np.int64), top_logits_NC, top_NC, logsumexp_N)
 
 
 def _keep_predicted(rounded_NC: Array, predicted_N: Array) -> None:
@@ -257,10 +232,8 @@ def write_predictions(paths: RunPaths, sets: Mapping[str, Predictions]) -> None:
     arrays: dict[str, Array] = {}
     for name, predictions in sets.items():
         for f in fields(predictions):
-            value = getattr(predictions, f.name)
-            if value is not None:
+            if (value := getattr(predictions, f.name)) is not None:
                 arrays[f"{name}_{f.name.split('_')[0]}"] = value
-
     content = io.BytesIO()  # zipfile, on a full disk, ends with another error than that
     np.savez(content, **arrays)  # type: ignore[arg-type]  # numpy types the keywords as its flags
     durable.write_bytes(paths.predictions, content.getbuffer())
@@ -287,8 +260,7 @@ def read_predictions(paths: RunPaths) -> dict[str, Predictions]:
         raise
     except Exception as error:  # zipfile and numpy raise a dozen kinds for damaged files
         raise DataError(
-            f"{paths.predictions} cannot be read ({one_line(error)})",
-            remedy=f"delete {paths.record} and launch again",
+            f"{paths.predictions} cannot be read ({one_line(error)})", remedy=f"delete {paths.record} and launch again"
         ) from error
 
 
@@ -307,22 +279,26 @@ class GridEntry:
     seed: int | None
 
 
-def write_grid(
-    path: Path,
-    *,
-    grid: str,
-    entries: list[GridEntry],
-    runtime: Runtime | None = None,
-    select_by: SelectBy = "accuracy",
-) -> None:
-    """The grid as it was last launched; what an earlier launch of the same name held is replaced, its runs stay.
+def entry_of(run: RunSpec, variant: str) -> GridEntry:
+    return GridEntry(
+        run_id=run.run_id,
+        dataset=run.dataset.name,
+        model=run.model,
+        phase=run.phase,
+        variant=variant,
+        weights=run.weights_label,
+        protocol=run.protocol or "",
+        seed=run.seed,
+    )
 
-    runtime: where its images lay, for the figures that show some. select_by: the score on val that its report chooses
-    by.
-    """
+
+def write_grid(
+    path: Path, *, grid: str, entries: list[GridEntry], runtime: Runtime | None = None, select_by: SelectBy = "accuracy"
+) -> None:
+    """The grid as it was last launched, in place of an earlier launch of that name. runtime: where its images lay, for
+    the figures that show some. select_by: the score on val that its report chooses by."""
     launched = {} if runtime is None else {"runtime": to_dict(runtime)}
-    content = {"grid": grid, "select_by": select_by, "configurations": [asdict(e) for e in entries], **launched}
-    durable.write_json(path, content)
+    durable.write_json(path, {"grid": grid, "select_by": select_by, "configurations": to_dict(entries), **launched})
 
 
 def read_grid(path: Path) -> list[GridEntry]:
@@ -330,7 +306,8 @@ def read_grid(path: Path) -> list[GridEntry]:
     try:
         return [GridEntry(**e) for e in durable.read_json(path)["configurations"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is damaged ({one_line(error)}); delete it and launch the grid again") from error
+        what = f"{path} is damaged ({one_line(error)})"
+        raise DataError(what, remedy="delete it and launch the grid again") from error
 
 
 def launched_with(path: Path) -> Runtime | None:

@@ -52,11 +52,8 @@ def validate(runtime: Runtime, *, sends: bool = False) -> None:
 
 
 def decided(runtime: Runtime) -> tuple[Runtime, str | None]:
-    """The runtime with tracking=auto decided for good, and the line that says how; None where nothing was to decide.
-
-    It is `online` where this machine has a key and reaches the server, else `disabled`. Asked once per launch: jobs
-    get the answer.
-    """
+    """The runtime with tracking=auto decided (`online` where this machine has a key and reaches the server), and the
+    line that says how; None where nothing was to decide. Asked once per launch: jobs get the answer."""
     if runtime.tracking != "auto":
         return runtime, None
     url = server_url()
@@ -90,13 +87,8 @@ def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> s
     variants = {needed.run_id: "" for c in configurations for needed in c.run.extractions}
     variants |= {c.run.run_id: c.variant for c in configurations}
     followed = tuple(Followed(i, variant, attempts.newest_attempt(store.run(i))) for i, variant in variants.items())
-    assignment = Assignment(
-        grid=configurations[0].grid,
-        project=runtime.wandb_project,
-        entity=runtime.wandb_entity,
-        images=runtime.wandb_images,
-        followed=followed,
-    )
+    grid, project, entity = configurations[0].grid, runtime.wandb_project, runtime.wandb_entity
+    assignment = Assignment(grid=grid, project=project, entity=entity, images=runtime.wandb_images, followed=followed)
     # The code of this very process, even where it is a snapshot that only sys.path knows.
     command = [sys.executable, "-P", "-m", "transfergrid.tracking.mirror", runtime.store_dir]
     try:
@@ -119,10 +111,8 @@ def start_mirror(runtime: Runtime, configurations: Sequence[Configuration]) -> s
 
 
 def wait_for_mirror(process: subprocess.Popen[bytes] | None, timeout_s: float, *, by_hand: str | None = None) -> bool:
-    """Tell the mirror that no more runs will start, and wait for its end; whether it ended well within the time.
-
-    One that is late is left alone: it ends by itself, soon after the last of its runs.
-    """
+    """Tell the mirror that no more runs will start, and wait for its end; whether it ended well within the time. One
+    that is late is left alone: it ends by itself, soon after the last of its runs."""
     if process is None:
         return True
     if process.stdin is not None:
@@ -134,11 +124,8 @@ def wait_for_mirror(process: subprocess.Popen[bytes] | None, timeout_s: float, *
         logger.warning("the W&B mirror (process %d) is still at work after %.0f s; not waiting", process.pid, timeout_s)
         return False
     if code != 0:
-        logger.warning(
-            "the W&B mirror ended with code %d; the runs are not touched by it; `%s` sends the rest",
-            code,
-            by_hand or typed("sync.py"),
-        )
+        rest = f"`{by_hand or typed('sync.py')}` sends the rest"
+        logger.warning("the W&B mirror ended with code %d; the runs are not touched by it; %s", code, rest)
     return code == 0
 
 

@@ -7,18 +7,15 @@ loads W&B: a launch without a key costs nothing.
 from __future__ import annotations
 
 import configparser
-import http.client
 import netrc
 import os
-import threading
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from transfergrid.errors import MachineError, one_line
+from transfergrid.errors import MachineError
+from transfergrid.store import network
 
 DEFAULT_URL = "https://api.forge.coreweave.com"  # W&B's own service, as its client has it
 FORMER_HOST = "api.wandb.ai"  # the same service: a key for either opens both
@@ -105,20 +102,4 @@ def why_silent(url: str, *, timeout_s: float | None = None) -> str | None:
     """None where a web server answers at the address, whatever it says; else the reason, on one line."""
     if not url.startswith(("http://", "https://")):
         return "an address begins with http:// or https://; mend WANDB_BASE_URL"
-    limit_s = ANSWER_TIMEOUT_S if timeout_s is None else timeout_s
-    reasons: list[str | None] = []
-    # In a thread, because a name server that is silent knows no time limit of ours.
-    asking = threading.Thread(target=lambda: reasons.append(_ask(url, limit_s)), daemon=True)
-    asking.start()
-    asking.join(limit_s + 0.5)
-    return reasons[0] if reasons else f"timed out after {limit_s:g} s"
-
-
-def _ask(url: str, timeout_s: float) -> str | None:
-    try:
-        urllib.request.urlopen(f"{url}/healthz", timeout=timeout_s).close()
-    except urllib.error.HTTPError as answer:
-        answer.close()
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        return one_line(error)
-    return None
+    return network.why_silent(f"{url}/healthz", timeout_s=ANSWER_TIMEOUT_S if timeout_s is None else timeout_s)

@@ -11,16 +11,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from transfergrid.errors import MachineError
+from transfergrid.errors import MachineError, one_line
 from transfergrid.paths import StorePaths
 from transfergrid.store import durable
+from transfergrid.store.process import temporary_environment
 from transfergrid.tracking.account import SETTINGS_FILE, Account, Unreachable, key_place, settings_file
 
-DELETED = "previously created and deleted"  # in the words of W&B's server
+DELETED = "previously created and deleted"  # in the words of W&B's server: its answer has no code of its own for it
 SILENT = "did not respond in time"  # in the words of W&B's own process, which tries again where a server fails (5xx)
 KEPT = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_HTTP_TIMEOUT")  # of the user's variables
 LEFTOVERS = ("session-*", "syncing-*", "publishing-*", "tmp/*")  # the last three of earlier releases
@@ -42,52 +43,38 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+class DeletedRun(MachineError):
+    """Somebody has deleted the run of this id in W&B, which never takes the id again."""
+
+
 @contextlib.contextmanager
 def wandb_session(store: StorePaths, url: str) -> Iterator[Path]:
-    """W&B within this block keeps to itself, and leaves nothing: it gets a folder of its own below the store's.
-
-    Of the user's variables it sees only the key and the way to it. Its process, its folder and its variables end with
-    the block. url: of the server.
-    """
-    before = _variables()
-    kept = {name: before[name] for name in KEPT if before.get(name)}
+    """W&B within this block keeps to itself: it gets a folder of its own below the store's, and of the user's variables
+    only the key and the way to it. Its process, folder and variables end with the block. url: of the server."""
+    variables = {name: v for name, v in os.environ.items() if not name.startswith("WANDB_") or (name in KEPT and v)}
     if key_place(url) == SETTINGS_FILE:  # which lies in a folder that W&B does not get here
-        kept["WANDB_API_KEY"] = settings_file()["api_key"]
+        variables["WANDB_API_KEY"] = settings_file()["api_key"]
+    variables |= {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_ERROR_REPORTING": "false"}
     durable.make_folder(store.wandb)
     _sweep(store)
     place = store.wandb.resolve()  # W&B's own process need not have the same working folder
     prefix = f"session-{socket.gethostname()}-"
     with tempfile.TemporaryDirectory(dir=place, prefix=prefix, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        with durable.lock(folder / ".lock", wait=False):
-            _set_variables(
-                kept
-                | {"WANDB_MODE": "online", "WANDB_BASE_URL": url, "WANDB_ERROR_REPORTING": "false"}
-                | {"WANDB_SILENT": "true", "WANDB_DIR": name}
-                | {f"WANDB_{kind}_DIR": f"{name}/{kind.lower()}" for kind in ("DATA", "CACHE", "CONFIG")}
-            )
+        variables |= {"WANDB_SILENT": "true", "WANDB_DIR": name}
+        variables |= {f"WANDB_{kind}_DIR": f"{name}/{kind.lower()}" for kind in ("DATA", "CACHE", "CONFIG")}
+        with durable.lock(folder / ".lock", wait=False), temporary_environment(variables):
             end_wandb()  # one that was set up before would keep to what was set then
             try:
                 yield folder
             finally:
                 end_wandb()  # it writes there until it ends
-                _set_variables(before)
-
-
-def _variables() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name.startswith("WANDB_")}
-
-
-def _set_variables(wanted: Mapping[str, str]) -> None:
-    for name in _variables().keys() - wanted.keys():
-        del os.environ[name]
-    os.environ |= wanted
 
 
 def _sweep(store: StorePaths) -> None:
     """Remove what killed processes left behind."""
     place = store.wandb.resolve()
-    in_use = list(files_open_in("wandb-core"))
+    in_use = list(files_open())
     for path in [path for pattern in LEFTOVERS for path in place.glob(pattern)]:
         is_own = path.name.startswith(f"session-{socket.gethostname()}-")
         with contextlib.suppress(OSError):
@@ -97,31 +84,34 @@ def _sweep(store: StorePaths) -> None:
                 shutil.rmtree(path)
 
 
-def files_open_in(program: str) -> Iterator[str]:
-    """Files that processes of this name and this user have open."""
+def files_open() -> Iterator[str]:
+    """Files that W&B's own processes of this user have open, whoever started them."""
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
-            if process.name.isdigit() and (process / "comm").read_text().strip() == program:
+            if process.name.isdigit() and (process / "comm").read_text().strip() == "wandb-core":
                 yield from [os.readlink(file) for file in (process / "fd").iterdir()]
 
 
 def open_run(account: Account, folder: Path, *, finish_s: float = 30.0, **described: Any) -> Any:
-    """The W&B run of this id, new or continued: one W&B run, whichever attempt or process carries a part of it.
-
-    folder: what wandb_session gave. finish_s: how long its end may take. described: arguments of wandb.init.
-    """
+    """The W&B run of this id, new or continued, whichever attempt or process carries a part of it. folder: what
+    wandb_session gave. finish_s: how long its end may take. described: of wandb.init. Raises DeletedRun."""
     import wandb  # here: a process without anything to send should cost nothing
 
-    run = wandb.init(
-        project=account.project,
-        entity=account.entity,
-        dir=str(folder),
-        mode="online",
-        resume="allow",
-        reinit="create_new",
-        settings=wandb.Settings(**SETTINGS, finish_timeout=finish_s),
-        **described,
-    )
+    try:
+        run = wandb.init(
+            project=account.project,
+            entity=account.entity,
+            dir=str(folder),
+            mode="online",
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(**SETTINGS, finish_timeout=finish_s),
+            **described,
+        )
+    except wandb.errors.CommError as error:
+        if DELETED in str(error):
+            raise DeletedRun(one_line(error)) from error
+        raise
     # Where its folder cannot be written W&B falls back to a temporary one of this machine.
     if not Path(run.dir).is_relative_to(folder):
         run.finish(exit_code=NOT_FINISHED)

@@ -42,9 +42,7 @@ def shortened(name: str, length: int) -> str:
 
 def describe(spec: RunSpec, *, grid: str, variant: str, record: RunRecord | None = None) -> dict[str, Any]:
     """Arguments of wandb.init: id, name, group, job type, tags and a flat config, which filters and group-by need.
-
-    record: of a run that has ended, which knows the code that it ran with; else it is this process's.
-    """
+    record: of a run that has ended, which knows the code that it ran with; else it is this process's."""
     config: dict[str, Any] = {"grid": grid, "model": spec.model, "dataset": spec.dataset.name, "phase": spec.phase}
     if variant:
         config["variant"] = variant
@@ -89,12 +87,10 @@ def summarise(record: RunRecord) -> dict[str, Any]:
     return dict(readable_in(redacted(dict(record.metrics) | scalars)))
 
 
-def may_name_files(failure_class: str | None) -> bool:
-    """Whether the message of a run that failed so may hold names of the user's own files."""
-    return failure_class not in NAMELESS
-
-
 def withheld(failure_class: str | None) -> dict[str, Any]:
-    """What stands for such a message, and for its remedy, where names of files are not sent."""
+    """What stands for the message of a run that failed so, and for its remedy, where names of files are not sent; empty
+    where it holds none."""
+    if failure_class in NAMELESS:
+        return {}
     message = f"{failure_class}: the message may name files, so it stays in the store (tracking.images=true sends it)"
     return {"error": message, "remedy": None}

@@ -1,12 +1,11 @@
 """What W&B gets of a run at its end: its numbers, its confusion matrix, its files, and where features and weights lie.
-
-Pictures and the names of files leave the machine only where the user asks for it (tracking.images=true).
-"""
+Pictures and the names of files leave the machine only where the user asks for it (tracking.images=true)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from transfergrid.paths import CachePaths, RunPaths
 from transfergrid.specs import safe_name
 from transfergrid.store import durable, records
 from transfergrid.store.records import MANY_CLASSES, Predictions, RunRecord
-from transfergrid.tracking.description import may_name_files, summarise, withheld
+from transfergrid.tracking.description import summarise, withheld
 from transfergrid.training.evaluation import confusion_matrix
 
 FILES = ("record.json", "predictions.npz")  # what W&B keeps as it is
@@ -31,26 +30,22 @@ MATRIX_CLASSES = 50  # above this many a matrix is a table of thousands of cells
 ENLARGED_PX = 96  # images of 28 or 32 pixels are shown at least this large
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ending:
-    """test: predictions of test images; None where the run left none that can be read.
-
-    images: whether pictures and names of files may be sent. folder: for copies of files without such names.
-    """
+    """images: whether pictures and names of files may be sent. folder: for copies of files without such names."""
 
     record: RunRecord
     paths: RunPaths
-    test: Predictions | None
     images: bool
     folder: Path
 
-    @staticmethod
-    def of(record: RunRecord, paths: RunPaths, *, images: bool, folder: Path) -> Ending:
+    @cached_property
+    def test(self) -> Predictions | None:
+        """Predictions of test images; None where the run left none that can be read."""
         try:
-            test = records.read_predictions(paths).get("test")
+            return records.read_predictions(self.paths).get("test")
         except DataError:
-            test = None
-        return Ending(record, paths, test, images, folder)
+            return None
 
     @property
     def class_names(self) -> list[str]:
@@ -59,17 +54,14 @@ class Ending:
     @property
     def summary(self) -> dict[str, Any]:
         """The record's scalars under the record's names, and `class_accuracy/<class>`."""
-        record = self.record
-        if self._is_withheld:
-            record = replace(record, **withheld(record.failure_class))
+        record = replace(self.record, **self._withheld)
         pictures = {IMAGES_SENT: True} if self.images else {}
         return summarise(record) | self._class_accuracies() | pictures
 
     @property
-    def _is_withheld(self) -> bool:
-        record = self.record
-        is_failed = record.status == "failed" and not self.images
-        return is_failed and may_name_files(record.failure_class)
+    def _withheld(self) -> dict[str, Any]:
+        is_failed = self.record.status == "failed" and not self.images
+        return withheld(self.record.failure_class) if is_failed else {}
 
     @property
     def files(self) -> list[Path]:
@@ -83,9 +75,7 @@ class Ending:
         content = durable.read_json(path) if path.name == self.paths.record.name else None
         if not isinstance(content, dict):
             return path
-        shared = dict(_nameless(content))
-        if self._is_withheld:
-            shared |= withheld(self.record.failure_class)
+        shared = _nameless(content) | self._withheld
         if shared == content:
             return path
         copy = self.folder / self.record.run_id / path.name
@@ -96,7 +86,7 @@ class Ending:
         """The row that ends a run, without a line number: what can be shown of its test predictions."""
         if self.test is None or not self.class_names:
             return {}
-        row: dict[str, Any] = {}
+        row = {}
         if len(self.class_names) <= MATRIX_CLASSES:
             row["confusion_matrix"] = _matrix(self.test, self.class_names)
         if self.images and (wrong := _wrong_images(self.record, self.test, self.class_names, images)):
@@ -123,30 +113,27 @@ def _nameless(value: Any) -> Any:
 
 def references(record: RunRecord, paths: RunPaths) -> Iterator[Any]:
     """wandb.Artifacts that name features and weights by checksum; the files themselves stay where they are."""
-    import wandb
-
     spec = record.spec
     if spec.phase == "extract":
         for split in record.details.get("feature_keys", ()):
             key = spec.feature_key(spec.backbones[0], split)
-            place = CachePaths(Path()).features(key)
-            told = {"key": key.digest, "backbone": key.backbone.name, "dataset": key.dataset.name, "split": split}
-            features = wandb.Artifact(
-                _artifact_name("features", place.stem), type="features", metadata=readable_in(told)
-            )
-            features.add_reference(f"cache:///{place}", name=place.name, checksum=False)  # its name holds its key
-            yield features
+            place = CachePaths(Path()).features(key)  # whose name holds the key
+            facts = {"key": key.digest, "backbone": key.backbone.name, "dataset": key.dataset.name, "split": split}
+            yield _reference("features", f"features-{safe_name(place.stem)}", f"cache:///{place}", place.name, facts)
     if paths.weights.is_file():
         sha256 = record.sha256.get(paths.weights.name) or durable.sha256_of(paths.weights)
-        told = {"sha256": sha256, "model": spec.model, "dataset": spec.dataset.name, "run_id": record.run_id}
-        weights = wandb.Artifact(_artifact_name("weights", record.run_id), type="model", metadata=readable_in(told))
-        weights.add_reference(f"store:///runs/{record.run_id}/weights.pt#{sha256}", name="weights.pt", checksum=False)
-        yield weights
+        facts = {"sha256": sha256, "model": spec.model, "dataset": spec.dataset.name, "run_id": record.run_id}
+        address = f"store:///runs/{record.run_id}/weights.pt#{sha256}"
+        yield _reference("model", f"weights-{safe_name(record.run_id)}", address, "weights.pt", facts)
 
 
-def _artifact_name(kind: str, name: str) -> str:
-    """W&B takes letters, digits, `-`, `_` and `.`, at most 128 of them."""
-    return f"{kind}-{safe_name(name)}".replace("+", "_")[:128]
+def _reference(kind: str, name: str, address: str, file: str, facts: Mapping[str, Any]) -> Any:
+    import wandb
+
+    name = name.replace("+", "_")[:128]  # W&B takes letters, digits, `-`, `_` and `.`, at most 128 of them
+    artifact = wandb.Artifact(name, type=kind, metadata=readable_in(facts))
+    artifact.add_reference(address, name=file, checksum=False)
+    return artifact
 
 
 def _matrix(test: Predictions, names: list[str]) -> Any:
@@ -169,17 +156,14 @@ def _wrong_images(record: RunRecord, test: Predictions, names: list[str], images
     import wandb
 
     wrong_N = np.flatnonzero(test.predicted_N != test.label_N)[:WRONG_SHOWN]
-    found = images(record.spec.dataset, "test") if len(wrong_N) else None
-    if found is None or int(test.index_N[wrong_N].max()) >= len(found):
+    test_images = images(record.spec.dataset, "test") if len(wrong_N) else None
+    if test_images is None or int(test.index_N[wrong_N].max()) >= len(test_images):
         return []
-    shown = found.read(test.index_N[wrong_N])
-    captions = (
-        f"{names[test.label_N[n]]} taken for {names[test.predicted_N[n]]} (test image {test.index_N[n]})"
-        for n in wrong_N
-    )
-    return [
-        wandb.Image(_enlarged(image_HWC), caption=caption) for image_HWC, caption in zip(shown, captions, strict=True)
-    ]
+    pictures = []
+    for n, image_HWC in zip(wrong_N, test_images.read(test.index_N[wrong_N]), strict=True):
+        caption = f"{names[test.label_N[n]]} taken for {names[test.predicted_N[n]]} (test image {test.index_N[n]})"
+        pictures.append(wandb.Image(_enlarged(image_HWC), caption=caption))
+    return pictures
 
 
 def _enlarged(image_HWC: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -11,7 +11,6 @@ the server, never of a state file.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
@@ -47,22 +46,26 @@ def main(arguments: Sequence[str]) -> int:
     """arguments: the store, and the number of the open file that holds an Assignment."""
     store = StorePaths(Path(arguments[0]).resolve())  # as /proc spells the files that a process has open
     with open(int(arguments[1]), "rb") as file:
-        asked: Assignment = from_dict(Assignment, json.load(file))
+        assignment: Assignment = from_dict(Assignment, json.load(file))
     os.nice(10)
     # SLURM signals every process of a job at once; the mirror has the last lines of training still to send. It ends
     # with its launcher, whatever ends that.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    log_to(store.wandb / "logs" / f"mirror-{socket.gethostname()}-{os.getpid()}.log")
+    log = store.wandb / "logs" / f"mirror-{socket.gethostname()}-{os.getpid()}.log"
+    durable.make_folder(log.parent)
+    # To stderr, and to a file that is made with the first warning.
+    handlers: list[logging.Handler] = [logging.StreamHandler(), durable.LogFile(log, delay=True)]
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
     try:
-        account = find_account(asked.project, asked.entity)
+        account = find_account(assignment.project, assignment.entity)
         with wandb_session(store, account.url) as folder:
             tempfile.tempdir = str(folder)  # W&B's, too: nothing of it in the node's temporary folder
-            server = Server(store, account, folder, images=asked.images)
+            server = Server(store, account, folder, images=assignment.images)
             images = images_at_hand(store)
-            runs = [RunMirror(store, f, grid=asked.grid, server=server, images=images) for f in asked.followed]
-            over = threading.Event()
-            by_hand = command_of_grid("sync.py", asked.grid, store)
+            grid, over = assignment.grid, threading.Event()
+            runs = [RunMirror(store, f, grid=grid, server=server, images=images) for f in assignment.followed]
+            by_hand = command_of_grid("sync.py", grid, store)
             threading.Thread(target=_hear_end, args=(over, by_hand, folder), daemon=True).start()
             follow(runs, over)
         for run in runs:
@@ -88,7 +91,9 @@ def follow(runs: list[RunMirror], over: threading.Event) -> None:
             restarts += 1
             if restarts > MAX_RESTARTS:
                 raise
-            _restart_wandb(runs)
+            for run in runs:
+                run.abandon()  # what had not reached the server is sent again
+            runs[0].server.restart()
         if not runs:
             return
         if over.is_set():
@@ -107,24 +112,6 @@ def _hear_end(over: threading.Event, by_hand: str, folder: Path) -> None:
     end_wandb()
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
-
-
-def _restart_wandb(runs: list[RunMirror]) -> None:
-    """The next line to send starts W&B's process again; what had not reached the server is sent again."""
-    import wandb
-
-    for run in runs:
-        run.abandon()
-        run.server.forget()
-    with contextlib.suppress(Exception):
-        wandb.teardown()
-
-
-def log_to(path: Path) -> None:
-    """Warnings go to stderr and to a file that is made with the first of them."""
-    durable.make_folder(path.parent)
-    handlers: list[logging.Handler] = [logging.StreamHandler(), durable.LogFile(path, delay=True)]
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
 
 
 if __name__ == "__main__":

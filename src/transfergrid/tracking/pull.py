@@ -2,10 +2,9 @@
 
     <cache.dir>/wandb/<entity>/<project>/    a store like any other, and
         runs/<run_id>/pulled.json    which versions of the server's files and history were read
-        incoming/                            while files arrive; nothing is published before it has been checked
 
 What comes from a server is not trusted: names of runs become paths only if a run of this package could bear them, files
-have a largest size, records are read before they are kept.
+have a largest size, and nothing is kept before it has been read.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import contextlib
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -42,9 +41,7 @@ LARGEST_BYTES = {GRID: 64_000_000, RECORD: 16_000_000, PREDICTIONS: 1_000_000_00
 @dataclass(frozen=True, slots=True)
 class Pulled:
     """run_ids: all runs that now lie in the store. missing: configurations of which the server has no run or no record.
-
-    problems: what the server has but what cannot be used as it is, a line each.
-    """
+    problems: what the server has but what cannot be used as it is, a line each."""
 
     run_ids: tuple[str, ...]
     missing: tuple[GridEntry, ...]
@@ -53,46 +50,48 @@ class Pulled:
 
 def pull_grid(account: Account, grid: str, store: StorePaths, *, say: Say) -> Pulled:
     """Bring `store` to what the server holds of the grid; what has not changed since the last time is not read again.
-
     `say` gets a line for whatever limits what the report can show. Raises Unreachable, or ConfigError where the server
-    has no such project or grid.
-    """
+    has no such project or grid."""
     store = StorePaths(store.root.resolve())  # W&B's own process need not have the same working folder
-    incoming = store.root / "incoming"
-    with wandb_session(store, account.url), durable.lock(store.root / ".pull.lock", wait=True):
-        remote = Remote(account)
-        shutil.rmtree(incoming, ignore_errors=True)  # of a pull that was killed
-        try:
-            return _pull(remote, grid, store, incoming, say)
-        finally:
-            shutil.rmtree(incoming, ignore_errors=True)
+    with wandb_session(store, account.url) as folder, durable.lock(store.root / ".pull.lock", wait=True):
+        return _pull(Remote(account), grid, store, folder / "incoming", say)
 
 
 def _pull(remote: Remote, grid: str, store: StorePaths, incoming: Path, say: Say) -> Pulled:
     entries, select_by, problems = _entries(remote, grid, incoming, say)
     records.write_grid(store.grid(grid), grid=grid, entries=entries, select_by=select_by)
-    found: dict[str, RunRecord] = {}
-    wanted = list(dict.fromkeys(e.run_id for e in entries))
-    asked = set(wanted)
+    record_by_id: dict[str, RunRecord] = {}
     unusable: set[str] = set()
-    while wanted:  # and then what these are made from, which a grid need not list
-        there = remote.runs_named(wanted)
-        for run, record, told in _pull_runs(remote, [there[i] for i in wanted if i in there], store, incoming):
-            problems += [_printable(f"{run.id}: {line}") for line in told]
-            if record is not None:
-                found[run.id] = record
-            elif told:
-                unusable.add(run.id)
-        for run_id in wanted:
-            if run_id not in found:
+    ids = list(dict.fromkeys(e.run_id for e in entries))
+    known = set(ids)
+
+    def pull(run: RemoteRun) -> tuple[RemoteRun, RunRecord | None, list[str]]:
+        """With what is wrong with the run. What is wrong with the server is raised."""
+        lines: list[str] = []
+        try:
+            return run, _pull_run(remote, run, store.run(run.id), incoming / run.id, lines), lines
+        except DataError as error:
+            return run, None, [*lines, one_line(error)]
+
+    while ids:  # and then what these are made from, which a grid need not list
+        run_by_id = remote.runs_named(ids)
+        with ThreadPoolExecutor(THREADS) as pool:
+            for run, record, lines in pool.map(pull, [run_by_id[i] for i in ids if i in run_by_id]):
+                problems += [_printable(f"{run.id}: {line}") for line in lines]
+                if record is not None:
+                    record_by_id[run.id] = record
+                elif lines:
+                    unusable.add(run.id)
+        for run_id in ids:
+            if run_id not in record_by_id:
                 _forget(store.run(run_id))
-        wanted = sorted({i for r in found.values() for i in _made_from(r) if _is_safe(i)} - asked)
-        asked |= set(wanted)
-    lacking = asked - set(found) - unusable
+        ids = sorted({i for r in record_by_id.values() for i in _made_from(r) if _is_safe(i)} - known)
+        known |= set(ids)
+    lacking = known - set(record_by_id) - unusable
     missing = tuple(e for e in dict.fromkeys(entries) if e.run_id in lacking)
     if absent := sorted(lacking - {e.run_id for e in missing}):
         say(f"used by runs of the grid, but not on the server, so its cost is not shown: {some(absent, 3)}")
-    return Pulled(tuple(sorted(found)), missing, tuple(problems))
+    return Pulled(tuple(sorted(record_by_id)), missing, tuple(problems))
 
 
 def _made_from(record: RunRecord) -> Iterable[str]:
@@ -106,40 +105,36 @@ def _entries(remote: Remote, grid: str, incoming: Path, say: Say) -> tuple[list[
     select_by: SelectBy = "accuracy"
     grid_id = f"grid-{safe_name(grid)}"
     run = remote.runs_named([grid_id]).get(grid_id)
+    listed, reason = None, f"grid {grid!r} has no grid.json on the server"
     try:
-        path = None if run is None else _list_file(remote, run, incoming / grid_id)
-        listed = None if path is None else records.read_grid(path)
-        select_by = select_by if path is None else records.selected_by(path)
-        reason = f"grid {grid!r} has no grid.json on the server"
+        file = None if run is None else remote.files(run, [GRID]).get(GRID)
+        if file is not None:
+            path = remote.download(file, incoming / grid_id, largest_bytes=LARGEST_BYTES[GRID])
+            listed, select_by = records.read_grid(path), records.selected_by(path)
     except (DataError, RecursionError) as error:
         listed, reason = None, f"grid.json of grid {grid!r} is damaged ({one_line(error.__cause__ or error)})"
     if listed is None:
         listed = _tagged(remote, grid)
         if not listed and run is None:
-            raise ConfigError(_unknown(remote, grid))
+            grids = sorted(run.id.removeprefix("grid-") for run in remote.runs({"jobType": "grid"}).values())
+            raise ConfigError(
+                f"no grid {grid!r} is in {remote.entity}/{remote.project}; grids there: "
+                f"{', '.join(map(_printable, grids)) or 'none'}"
+            )
         say(f"{_printable(reason)}; its rows are those of the {len(listed)} runs that carry its tag")
     entries = [e for e in listed if _is_entry(e)]
     problems = [f"{_printable(str(e.run_id))!r} is no run that a grid can hold" for e in listed if not _is_entry(e)]
     return entries, select_by, problems
 
 
-def _list_file(remote: Remote, run: RemoteRun, folder: Path) -> Path | None:
-    file = remote.files(run, [GRID]).get(GRID)
-    if file is None:
-        return None
-    durable.make_folder(folder)
-    return remote.download(file, folder, largest_bytes=LARGEST_BYTES[GRID])
-
-
 def _tagged(remote: Remote, grid: str) -> list[GridEntry]:
     """From the runs' own words, in the order in which they were made."""
-    return [_entry(run) for run in remote.tagged(grid_tag(grid)).values() if run.job_type in PHASES]
-
-
-def _entry(run: RemoteRun) -> GridEntry:
-    names = ("dataset", "model", "variant", "weights", "protocol")
-    told = {name: run.config.get(name) or "" for name in names}
-    return GridEntry(run_id=run.id, phase=run.job_type, seed=run.config.get("seed"), **told)
+    names, entries = ("dataset", "model", "variant", "weights", "protocol"), []
+    for run in remote.tagged(grid_tag(grid)).values():
+        if run.job_type in PHASES:
+            texts = {name: run.config.get(name) or "" for name in names}
+            entries.append(GridEntry(run_id=run.id, phase=run.job_type, seed=run.config.get("seed"), **texts))
+    return entries
 
 
 def _is_entry(entry: GridEntry) -> bool:
@@ -153,32 +148,7 @@ def _is_safe(run_id: str) -> bool:
     return 0 < len(run_id) <= LONGEST_NAME and safe_name(run_id) == run_id
 
 
-def _unknown(remote: Remote, grid: str) -> str:
-    known = sorted(run.id.removeprefix("grid-") for run in remote.runs({"jobType": "grid"}).values())
-    shown = ", ".join(map(_printable, known)) or "none"
-    return f"no grid {grid!r} is in {remote.entity}/{remote.project}; grids there: {shown}"
-
-
 # --------------------------------------------------------------------------------------------------------------- runs
-def _pull_runs(
-    remote: Remote, runs: Sequence[RemoteRun], store: StorePaths, incoming: Path
-) -> Iterator[tuple[RemoteRun, RunRecord | None, list[str]]]:
-    """Each run with its record, None where the server has none or none that is one, and what is wrong with the run.
-
-    What is wrong with the server is raised.
-    """
-
-    def pull(run: RemoteRun) -> tuple[RemoteRun, RunRecord | None, list[str]]:
-        told: list[str] = []
-        try:
-            return run, _pull_run(remote, run, store.run(run.id), incoming / run.id, told), told
-        except DataError as error:
-            return run, None, [*told, one_line(error)]
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        yield from pool.map(pull, runs)
-
-
 def _pull_run(remote: Remote, run: RemoteRun, paths: RunPaths, folder: Path, problems: list[str]) -> RunRecord | None:
     """The run's record, if the server has one. Raises DataError where it is none; what else is wrong is a problem."""
     if paths.root.is_symlink():
@@ -186,10 +156,9 @@ def _pull_run(remote: Remote, run: RemoteRun, paths: RunPaths, folder: Path, pro
     files = remote.files(run, (RECORD, PREDICTIONS))
     if RECORD not in files:
         return None
-    had = _versions(paths)
-    have = {name: list(file.version) for name, file in files.items()} | {HISTORY: [run.identity, str(run.rows)]}
-    durable.make_folder(folder)
-    if had.get(RECORD) != have[RECORD] or not paths.record.exists():
+    former = _versions(paths)
+    current = {name: list(file.version) for name, file in files.items()} | {HISTORY: [run.identity, str(run.rows)]}
+    if former.get(RECORD) != current[RECORD] or not paths.record.exists():
         remote.download(files[RECORD], folder, largest_bytes=LARGEST_BYTES[RECORD])
         _publish_record(RunPaths(folder), paths)
     steps: dict[str, Callable[[], None]] = {
@@ -198,23 +167,22 @@ def _pull_run(remote: Remote, run: RemoteRun, paths: RunPaths, folder: Path, pro
     }
     for name, pull in steps.items():
         try:
-            if had.get(name) != have.get(name):
+            if former.get(name) != current.get(name):
                 pull()
         except DataError as error:
             problems.append(one_line(error))
-            have.pop(name, None)  # so that it is tried, and told, again
-    durable.write_json(paths.pulled, have)
-    shutil.rmtree(folder)
+            current.pop(name, None)  # so that it is tried, and told, again
+    durable.write_json(paths.pulled, current)
+    shutil.rmtree(folder, ignore_errors=True)
     return records.read_record(paths)
 
 
 def _versions(paths: RunPaths) -> dict[str, Any]:
     """What of the run was read at the last time, in which version."""
-    try:
-        found = durable.read_json(paths.pulled)
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(versions := durable.read_json(paths.pulled), dict):
+            return versions
+    return {}
 
 
 def _publish_record(arrived: RunPaths, paths: RunPaths) -> None:
@@ -266,29 +234,20 @@ def _write_metrics(path: Path, rows: Sequence[Mapping[str, Any]], *, rows_listed
 
 
 def metrics_lines(rows: Iterable[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
-    """The lines of metrics.jsonl by their numbers, from rows as the server has them.
-
-    W&B's own keys are left out, and rows without a line (media); of two with one number the later counts; `batch` is
-    called `step` again. Numbers are equal, but 1.0 comes back as 1. Raises DataError where a row is none of a run's.
-    """
-    found = {}
+    """The lines of metrics.jsonl by their numbers, from rows as the server has them. W&B's own keys are left out, and
+    rows without a line (media); of two with one number the later counts; `batch` is called `step` again. Numbers are
+    equal, but 1.0 comes back as 1. Raises DataError where a row is none of a run's."""
+    lines = {}
     for row in rows:
         # A row read from an exported file has every column of the file, empty where nothing was logged.
         line = {key: value for key, value in sorted(as_line(row).items()) if value is not None}
-        number = line.pop("line", None)
+        number, kind = line.pop("line", None), line.pop("kind", None)
         if number is None:
             continue
-        if (
-            type(number) not in (int, float)
-            or number != int(number)
-            or number < 1
-            or not isinstance(line.get("kind"), str)
-        ):
-            raise DataError(
-                f"its history has a row that is no line of a run: line {number!r}, kind {line.get('kind')!r}"
-            )
-        found[int(number)] = {"line": int(number), "kind": line.pop("kind"), **line}
-    return {number: found[number] for number in sorted(found)}
+        if type(number) not in (int, float) or number != int(number) or number < 1 or not isinstance(kind, str):
+            raise DataError(f"its history has a row that is no line of a run: line {number!r}, kind {kind!r}")
+        lines[int(number)] = {"line": int(number), "kind": kind, **line}
+    return dict(sorted(lines.items()))
 
 
 def _printable(text: str) -> str:

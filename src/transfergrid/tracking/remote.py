@@ -11,10 +11,12 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transfergrid.errors import ConfigError, DataError, one_line
+from transfergrid.store import durable
 from transfergrid.tracking.account import Account, Unreachable, why_silent
 from transfergrid.tracking.client import make_api
 
@@ -58,11 +60,9 @@ class NotRead(DataError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RemoteRun:
-    """A run as the server lists it; nothing of it is checked. config: as it was given to wandb.init.
-
-    summary: its last values; rows: how many its history holds; last_step: the last `_step` of its history, -1 without
-    one. storage_id: W&B's own. identity: another one where the run was deleted and made again.
-    """
+    """A run as the server lists it; nothing of it is checked. config: as wandb.init got it. summary: its last values.
+    rows: of its history. last_step: the last `_step` there, -1 without one. storage_id: W&B's own. identity: another
+    one where the run was deleted and made again."""
 
     entity: str
     project: str
@@ -90,11 +90,8 @@ class RemoteFile:
 
 
 class Remote:
-    """A project on a server. Safe to use from several threads at once.
-
-    Raises Unreachable where there is no server, no right or no answer in time; NoProject where there is no project.
-    api: W&B's own, for what is not asked here.
-    """
+    """A project on a server. Safe to use from several threads at once. Raises Unreachable where there is no server, no
+    right or no answer in time, NoProject where there is no project. api: W&B's own, for what is not asked here."""
 
     def __init__(self, account: Account) -> None:
         if reason := why_silent(account.url):
@@ -104,37 +101,37 @@ class Remote:
         # The way to wandb-core, which all of the public API takes.
         self._service: Any = _Bounded(api._service_api, TRANSFER_TIMEOUT_S)
         self._pages: Any = _Bounded(api._service_api, ANSWER_TIMEOUT_S)
-        self.entity: str = account.entity or self._asked(lambda: api.default_entity) or ""
+        self.entity: str = account.entity or self._answer_to(lambda: api.default_entity) or ""
         self.project = account.project
 
     def runs(self, filters: Mapping[str, Any]) -> dict[str, RemoteRun]:
         """All runs that fit, by id, oldest first. filters: in the language of the public API."""
-        found: dict[str, RemoteRun] = {}
+        run_by_id: dict[str, RemoteRun] = {}
         cursor: str | None = None
         more = True
         while more:
             runs, cursor, more = self._page(filters, cursor)
-            found |= {run.id: run for run in runs}
-        return found
+            run_by_id |= {run.id: run for run in runs}
+        return run_by_id
 
     def _page(self, filters: Mapping[str, Any], cursor: str | None) -> tuple[list[RemoteRun], str | None, bool]:
         variables = {"entity": self.entity, "project": self.project, "filters": json.dumps(filters)}
         page = {"order": "+created_at", "cursor": cursor, "perPage": RUNS_A_PAGE}
-        project = self._asked(lambda: self._service.execute_graphql(_RUNS, variables | page)["project"])
+        project = self._answer_to(lambda: self._service.execute_graphql(_RUNS, variables | page)["project"])
         if project is None:
             raise NoProject(
                 f"{self._account.url} has no project {self.entity}/{self.project} that this key may read; "
                 "give entity=NAME project=NAME as its address in W&B shows them"
             )
-        runs = self._asked(lambda: [self._run(edge["node"]) for edge in project["runs"]["edges"]])
-        info = self._asked(lambda: project["runs"]["pageInfo"])
+        runs = self._answer_to(lambda: [self._run(edge["node"]) for edge in project["runs"]["edges"]])
+        info = self._answer_to(lambda: project["runs"]["pageInfo"])
         return runs, info["endCursor"], bool(info["hasNextPage"] and runs)
 
     def run(self, run_id: str) -> RemoteRun | None:
         """As it is now, which a listing may learn of later."""
         variables = {"entity": self.entity, "project": self.project, "name": run_id}
-        project = self._asked(lambda: self._service.execute_graphql(_RUN, variables)["project"])
-        return self._asked(lambda: self._run(project["run"]) if project and project["run"] else None)
+        project = self._answer_to(lambda: self._service.execute_graphql(_RUN, variables)["project"])
+        return self._answer_to(lambda: self._run(project["run"]) if project and project["run"] else None)
 
     def tagged(self, *tags: str) -> dict[str, RemoteRun]:
         """All runs with one of these tags, by id, oldest first; none where there is no such project yet."""
@@ -149,35 +146,36 @@ class Remote:
         if config is not None:
             whole = {name: {"value": value} for name, value in (run.config | config).items()}
             variables["config"] = json.dumps(whole)
-        self._asked(lambda: self._service.execute_graphql(_UPDATE, variables))
+        self._answer_to(lambda: self._service.execute_graphql(_UPDATE, variables))
 
     def runs_named(self, run_ids: Sequence[str]) -> dict[str, RemoteRun]:
         """Those of these runs that the server has."""
-        found: dict[str, RemoteRun] = {}
+        run_by_id: dict[str, RemoteRun] = {}
         for start in range(0, len(run_ids), RUNS_A_PAGE):
-            found |= self.runs({"name": {"$in": list(run_ids[start : start + RUNS_A_PAGE])}})
-        return found
+            run_by_id |= self.runs({"name": {"$in": list(run_ids[start : start + RUNS_A_PAGE])}})
+        return run_by_id
 
     def files(self, run: RemoteRun, names: Sequence[str]) -> dict[str, RemoteFile]:
         """Those of these files that the run has. Raises NotRead."""
         from wandb.apis.public.files import Files
 
         of: Any = run  # of a Run it takes entity, project and id
-        listed: list[Any] = self._asked(lambda: list(Files(self._service, of, list(names))))
-        found = {}
-        for file in listed:
+        files: list[Any] = self._answer_to(lambda: list(Files(self._service, of, list(names))))
+        file_by_name = {}
+        for file in files:
             md5 = getattr(file, "md5", None) or ""
             # Asked for by name, a file that is not there is listed as well: empty, without checksum and date.
             if file.name in names and file.size:
                 version = (str(file.size), md5 or str(getattr(file, "updatedAt", "")))
-                found[file.name] = RemoteFile(file.name, file.size, md5, version, file)
-        return found
+                file_by_name[file.name] = RemoteFile(file.name, file.size, md5, version, file)
+        return file_by_name
 
     def download(self, file: RemoteFile, folder: Path, *, largest_bytes: int) -> Path:
         """folder/<the file's name>. Raises NotRead where it is larger, cannot be had, or is not what was listed."""
         if not 0 <= file.size <= largest_bytes:
             raise NotRead(f"{file.name} of {file.size} bytes is larger than any of its kind; not downloaded")
-        self._asked(lambda: file._file.download(root=str(folder), replace=True).close())
+        durable.make_folder(folder)
+        self._answer_to(lambda: file._file.download(root=str(folder), replace=True).close())
         path = folder / file.name
         size = path.stat().st_size
         if size > largest_bytes or (file.md5 and file.md5 != md5_of(path)):
@@ -194,18 +192,8 @@ class Remote:
         if run.last_step < 0:
             return []
         of: Any = run  # of a Run it takes entity, project and id
-        return self._asked(
-            lambda: list(
-                HistoryScan(
-                    of,
-                    service_api=self._pages,
-                    min_step=0,
-                    max_step=run.last_step + 1,
-                    page_size=ROWS_A_PAGE,
-                    use_cache=False,
-                )
-            )
-        )
+        scan = partial(HistoryScan, of, service_api=self._pages, page_size=ROWS_A_PAGE, use_cache=False)
+        return self._answer_to(lambda: list(scan(min_step=0, max_step=run.last_step + 1)))
 
     def _run(self, node: Mapping[str, Any]) -> RemoteRun:
         config = {
@@ -226,7 +214,7 @@ class Remote:
             identity=f"{node['id']} {node['createdAt']}",
         )
 
-    def _asked(self, ask: Callable[[], T]) -> T:
+    def _answer_to(self, ask: Callable[[], T]) -> T:
         """What `ask` gets, with W&B's many kinds of failure told apart: nobody, not you, and not this."""
         from wandb.errors import CommError
         from wandb.sdk.lib.service.service_connection import WandbApiFailedError
@@ -259,17 +247,14 @@ class _Bounded:
     def send_api_request(self, request: Any, timeout: float | None = None) -> Any:
         return self._service.send_api_request(request, timeout=timeout or self._timeout_s)
 
-    def execute_graphql(self, *arguments: Any, **keywords: Any) -> Any:
-        return self._service.execute_graphql(*arguments, **keywords)
-
-    def finalize(self, *arguments: Any) -> Any:
-        return self._service.finalize(*arguments)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._service, name)
 
 
 def _object(value: Any) -> dict[str, Any]:
     """A JSON object that comes as such, as its text, or not at all."""
-    found = json.loads(value) if isinstance(value, (str, bytes)) else value
-    return found if isinstance(found, dict) else {}
+    content = json.loads(value) if isinstance(value, (str, bytes)) else value
+    return content if isinstance(content, dict) else {}
 
 
 def md5_of(path: Path) -> str:

@@ -16,7 +16,7 @@ from transfergrid.store import attempts, checkpoints, durable, records
 from transfergrid.store.metrics_log import MetricsTail, read_metrics
 from transfergrid.store.records import RunRecord
 from transfergrid.tracking import Followed
-from transfergrid.tracking.client import NOT_FINISHED
+from transfergrid.tracking.client import NOT_FINISHED, DeletedRun
 from transfergrid.tracking.description import AXES, as_row, describe
 from transfergrid.tracking.ending import IMAGES_SENT, Ending, references
 from transfergrid.tracking.server import Server
@@ -35,23 +35,22 @@ class RunMirror:
         self.grid = grid
         self.server = server
         self.error = ""  # why W&B lacks something of this run
+        self.is_deleted = False  # in W&B, by somebody: the reason of the error
         self.has_sent = False
         self.is_elsewhere = False  # in another process's hands
         self._images = images
-        self._seen: tuple[int, ...] | None = None
+        self._changed_ns: tuple[int, ...] | None = None  # when its files were, at the last look
         self._lock = contextlib.ExitStack()
         self._wandb_run: Any = None
         self._tail: MetricsTail | None = None  # behind what W&B has; None until it was asked
-        self._told: tuple[int, str] | None = None  # of the record that W&B has, see _mark
+        self._sent_mark: tuple[int, str] | None = None  # of the record that W&B has, see _mark
         self._tags: tuple[str, ...] = ()
         self._pause_s = FIRST_PAUSE_S
         self._not_before = 0.0
 
     def step(self, *, over: bool) -> bool:
         """Send what can be sent; whether nothing more will come. `over`: no run of this launch will start any more.
-
-        What fails is tried again after a pause, until it is over. Raises ConnectionError where W&B's own process died.
-        """
+        What fails is tried again after a pause, until it is over. Raises ConnectionError where W&B's process died."""
         if time.monotonic() < self._not_before and not over:
             return False
         try:
@@ -63,7 +62,7 @@ class RunMirror:
         except Exception as error:  # one run that cannot be mirrored must not cost W&B the others
             self.abandon()
             if over:
-                self.error = one_line(error)  # for the caller to tell
+                self.error, self.is_deleted = one_line(error), isinstance(error, DeletedRun)  # for the caller to tell
                 return True
             logger.warning("%s: %s", self.followed.run_id, one_line(error), exc_info=logger.isEnabledFor(logging.DEBUG))
             self._not_before = time.monotonic() + self._pause_s
@@ -72,20 +71,20 @@ class RunMirror:
 
     def abandon(self) -> None:
         """Forget how far the run is; W&B is told that it is not finished, where it still can be."""
-        self._seen = None
+        self._changed_ns = None
         with contextlib.suppress(Exception):
             self._close(NOT_FINISHED)
 
     def _step(self, *, over: bool) -> bool:
         # The order matters: what a run writes before it lets go of its lock is seen by what is read after.
         over = over and not durable.is_locked(self.paths.lock)
-        seen = tuple(_changed_ns(p) for p in (self.paths.record, self.paths.checkpoints, self.paths.attempts))
-        if seen == self._seen and not over:
+        changed_ns = tuple(_changed_ns(p) for p in (self.paths.record, self.paths.checkpoints, self.paths.attempts))
+        if changed_ns == self._changed_ns and not over:
             return False
         record = self.final_record(over=over)
         covered = checkpoints.lines_covered(self.paths)
         if covered == 0 and record is None and self._tail is None:
-            self._seen = seen
+            self._changed_ns = changed_ns
             return over
         if self._tail is None:
             if not self._lock.enter_context(durable.lock(self.server.lock(self.followed.run_id), wait=False)):
@@ -94,17 +93,20 @@ class RunMirror:
             if self.server.is_busy(self.followed.run_id):
                 self._lock.close()
                 return False
-            self._tail = self._ask(read_metrics(self.paths.metrics)[:covered], record)
+            part = self.server.sent_part(self.followed.run_id, read_metrics(self.paths.metrics)[:covered], record)
+            self._tags = part.tags
+            self._sent_mark = _mark(record) if record is not None and part.has_record else None
+            self._tail = MetricsTail(self.paths.metrics, after=part.lines)
         if not self._tail.is_intact:  # begun again from an older checkpoint
             self.abandon()
             return False
-        self._seen = seen
+        self._changed_ns = changed_ns
         new = self._tail.read(covered)
-        told = record is None or self._told == _mark(record)
-        if new or not told:
+        is_sent = record is None or self._sent_mark == _mark(record)
+        if new or not is_sent:
             self._send(new, record)
-        if record is not None and not told:
-            self._tell(record)
+        if record is not None and not is_sent:
+            self._finish(record)
         if record is not None or over:
             self._close(NOT_FINISHED if record is None else int(record.status != "completed"))
             return True
@@ -118,12 +120,6 @@ class RunMirror:
         newest = record.attempt == attempts.newest_attempt(self.paths)
         return record if newest and (over or record.attempt > self.followed.after_attempt) else None
 
-    def _ask(self, lines: list[dict[str, Any]], record: RunRecord | None) -> MetricsTail:
-        held = self.server.held(self.followed.run_id, lines, record)
-        self._tags = held.tags
-        self._told = _mark(record) if record is not None and held.told else None
-        return MetricsTail(self.paths.metrics, after=held.lines)
-
     def _send(self, lines: list[dict[str, Any]], record: RunRecord | None) -> None:
         self.has_sent = True
         if self._wandb_run is None:
@@ -131,7 +127,7 @@ class RunMirror:
         for line in lines:
             self._wandb_run.log(as_row(line))
 
-    def _tell(self, record: RunRecord) -> None:
+    def _finish(self, record: RunRecord) -> None:
         """What belongs to the record; its attempt and status go last, so that they say that all was told."""
         ending = self.server.ending(record)
         try:
@@ -166,7 +162,7 @@ class RunMirror:
         return run
 
     def _close(self, exit_code: int) -> None:
-        run, self._wandb_run, self._tail, self._told = self._wandb_run, None, None, None
+        run, self._wandb_run, self._tail, self._sent_mark = self._wandb_run, None, None, None
         with self._lock:
             if run is not None:
                 run.finish(exit_code=exit_code)

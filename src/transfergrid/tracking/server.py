@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transfergrid.store import durable
 from transfergrid.store.metrics_log import TIMING_FIELDS
 from transfergrid.store.records import RunRecord
 from transfergrid.tracking.account import Account
-from transfergrid.tracking.client import files_open_in, open_run
+from transfergrid.tracking.client import end_wandb, files_open, open_run
 from transfergrid.tracking.description import as_line
 from transfergrid.tracking.ending import FILES, Ending
 from transfergrid.tracking.remote import Remote, RemoteRun, md5_of
@@ -27,31 +29,28 @@ Lines = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """lines: how many of the run's first lines are there as they are. told: with all that the record adds to them.
-    tags: which the run has, and keeps: another grid may have given it some."""
+class SentPart:
+    """What a server has of a run. lines: how many of its first lines are there as they are. has_record: whether what
+    the record adds is all there. tags: which the run keeps: another grid may have given it some."""
 
     lines: int = 0
-    told: bool = False
+    has_record: bool = False
     tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerRun:
-    """listed: as the server lists it. lines: by their number, as they were in metrics.jsonl; where a number was sent
+    """run: as the server lists it. lines: by their number, as they were in metrics.jsonl; where a number was sent
     twice, what was sent later. files: name -> MD5 in base64, as W&B states it."""
 
-    listed: RemoteRun
+    run: RemoteRun
     lines: Mapping[int, dict[str, Any]]
     files: Mapping[str, str]
 
 
 class Server:
-    """Where the runs of a store go. What it holds is asked of the server itself, never of a state file.
-
-    folder: W&B's own, for as long as it is at work (wandb_session). images: whether pictures and names of files
-    are sent.
-    """
+    """Where the runs of a store go. What it holds is asked of the server itself, never of a state file. folder: of the
+    wandb_session. images: whether pictures and names of files are sent."""
 
     def __init__(self, store: StorePaths, account: Account, folder: Path, *, images: bool) -> None:
         self.account = account
@@ -69,8 +68,10 @@ class Server:
                 self._remote = Remote(self.account)
             return self._remote
 
-    def forget(self) -> None:
-        """The way to the server: W&B's own process, through which it leads, has died."""
+    def restart(self) -> None:
+        """Where W&B's own process, through which the way to the server leads, has died: the next question or line
+        starts another."""
+        end_wandb()
         self._remote = None
 
     def lock(self, run_id: str) -> Path:
@@ -78,35 +79,31 @@ class Server:
         return self._store.wandb / "locks" / f"{run_id}.online.lock"
 
     def is_busy(self, run_id: str) -> bool:
-        """Whether W&B's own process is still at work on this run for a mirror or sync that was killed.
-
-        It outlives them by a moment. Of a live one's it keeps files open as well, but then the run's lock decides.
-        """
+        """Whether W&B's own process is still at work on this run for a mirror or sync that was killed: it outlives them
+        by a moment. Of a live one's it keeps files open as well, but then the run's lock decides."""
         place = self._store.wandb.resolve()
-        folders = [
-            path for path in (*place.glob("session-*"), place / "wandb") if path.is_dir()
-        ]  # the last: former ones
-        left = tuple(f"{path}/" for path in folders if not durable.is_locked(path / ".lock"))
+        folders = [path for path in (*place.glob("session-*"), place / "wandb") if path.is_dir()]  # the last: former
+        prefixes = tuple(f"{path}/" for path in folders if not durable.is_locked(path / ".lock"))
         run_folder = re.compile(rf"/run-\d{{8}}_\d{{6}}-{re.escape(run_id)}(?:-\d+)?/")
-        names = files_open_in("wandb-core") if left else ()
-        return any(name.startswith(left) and run_folder.search(name) for name in names)
+        names = files_open() if prefixes else ()
+        return any(name.startswith(prefixes) and run_folder.search(name) for name in names)
 
     def open(self, **described: Any) -> Any:
         """W&B's run that is described so, to be written to."""
         return open_run(self.account, self.folder, **described)
 
     def ending(self, record: RunRecord) -> Ending:
-        return Ending.of(record, self._store.run(record.run_id), images=self._images, folder=self.folder)
+        return Ending(record, self._store.run(record.run_id), images=self._images, folder=self.folder)
 
-    def held(self, run_id: str, lines: Lines, record: RunRecord | None) -> Held:
+    def sent_part(self, run_id: str, lines: Lines, record: RunRecord | None) -> SentPart:
         """Call it with the lock held."""
         there = read_run(self.remote, run_id, files=FILES)
         if there is None:
-            return Held()
-        count = lines_held(there, lines)
+            return SentPart()
+        count = sum(1 for _ in itertools.takewhile(partial(_has, there), lines))
         if record is None or count < len(lines):
-            return Held(count, tags=there.listed.tags)
-        return Held(count, told=not differences(there, lines, ending=self.ending(record)), tags=there.listed.tags)
+            return SentPart(count, tags=there.run.tags)
+        return SentPart(count, not differences(there, lines, ending=self.ending(record)), there.run.tags)
 
 
 def read_run(remote: Remote, run_id: str, *, files: Sequence[str]) -> ServerRun | None:
@@ -116,50 +113,41 @@ def read_run(remote: Remote, run_id: str, *, files: Sequence[str]) -> ServerRun 
         return None
     rows = [as_line(row) for row in remote.history(run) if "line" in row]
     return ServerRun(
-        listed=run,
+        run=run,
         lines={int(row["line"]): row for row in rows},
         files={name: file.md5 for name, file in remote.files(run, files).items()},
     )
 
 
-def lines_held(there: ServerRun, lines: Lines) -> int:
-    """How many of the first lines the server has as they are, but for what was measured on a clock."""
-    for count, line in enumerate(lines):
-        held = there.lines.get(int(line["line"]))
-        if held is None or _timeless(held) != _timeless(line):
-            return count
-    return len(lines)
-
-
 def differences(there: ServerRun | None, lines: Lines, *, ending: Ending | None = None, tag: str = "") -> list[str]:
-    """What the server lacks or has otherwise, one line each; [] where it holds the run as the store does.
-
-    lines: those that a checkpoint or the record covers. ending: what is told with the record.
-    """
+    """What the server lacks or has otherwise, one line each; [] where it holds the run as the store does. lines: those
+    that a checkpoint or the record covers. ending: what is told with the record."""
     if there is None:
         return ["the server has no such run"]
     problems = []
-    wrong = [n for line in lines if _timeless(there.lines.get(n := int(line["line"]), {})) != _timeless(line)]
-    if wrong:
+    if wrong := [int(line["line"]) for line in lines if not _has(there, line)]:
         problems.append(f"{len(wrong)} of {len(lines)} lines are missing or other ones: {some(wrong, SHOWN)}")
     is_whole = ending is not None and ending.record.status == "completed"  # a failed one may have gone back since
     if extra := sorted(set(there.lines) - {int(line["line"]) for line in lines}) if is_whole else []:
         problems.append(f"lines that the store no longer has, and only another project can lack: {some(extra, SHOWN)}")
-    if tag and tag not in there.listed.tags:
+    if tag and tag not in there.run.tags:
         problems.append(f"no tag {tag!r}")
     if ending is None:
         return problems
-    held = there.listed.summary
-    if other := [
-        f"{name} is {held.get(name)!r}, not {v!r}" for name, v in ending.summary.items() if held.get(name) != v
-    ]:
+    values = {name: (there.run.summary.get(name), value) for name, value in ending.summary.items()}
+    if other := [f"{name} is {sent!r}, not {own!r}" for name, (sent, own) in values.items() if sent != own]:
         problems.append(f"summary: {some(other, SHOWN)}")
-    if there.listed.state != STATES[ending.record.status]:
-        problems.append(f"state is {there.listed.state!r}, not {STATES[ending.record.status]!r}")
+    if there.run.state != STATES[ending.record.status]:
+        problems.append(f"state is {there.run.state!r}, not {STATES[ending.record.status]!r}")
     for path in ending.files:
         if there.files.get(path.name) != md5_of(path):
             problems.append(f"file {path.name} is {'another one' if path.name in there.files else 'missing'}")
     return problems
+
+
+def _has(there: ServerRun, line: Mapping[str, Any]) -> bool:
+    """Whether the line is there as it is, but for what was measured on a clock."""
+    return _timeless(there.lines.get(int(line["line"]), {})) == _timeless(line)
 
 
 def _timeless(line: Mapping[str, Any]) -> dict[str, Any]:

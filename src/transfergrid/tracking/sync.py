@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
 
@@ -28,7 +26,7 @@ from transfergrid.store.attempts import read_spec
 from transfergrid.store.metrics_log import read_metrics
 from transfergrid.tracking import Followed
 from transfergrid.tracking.account import Account, Unreachable, why_silent
-from transfergrid.tracking.client import DELETED, end_wandb, wandb_processes, wandb_session
+from transfergrid.tracking.client import wandb_processes, wandb_session
 from transfergrid.tracking.description import grid_tag
 from transfergrid.tracking.ending import FILES
 from transfergrid.tracking.remote import md5_of
@@ -39,7 +37,6 @@ AT_ONCE = 8  # runs; a server on the other side of the world answers ten questio
 BUSY_S, POLL_S = 30.0, 0.5
 STALLED_S = 60.0  # without a single run that went well: then the server is given up
 HUNG_S = 600.0  # without the end of a single run, however it ended: then W&B's own process hangs
-RUN_ID = re.compile(r"[a-z0-9._+-]+")
 CORE_DEATHS = 3  # of W&B's own process, before it is given up
 
 Tick = Callable[[int, int], None]  # (runs done, runs in all)
@@ -47,10 +44,8 @@ Tick = Callable[[int, int], None]  # (runs done, runs in all)
 
 @dataclass(slots=True)
 class Synced:
-    """runs: of the grid that have left anything. sent: those of which something was missing. problems: one line each.
-
-    elsewhere: in the hands of another process, which sees to them. unfinished: without a record yet.
-    """
+    """runs: of the grid that have left anything. sent: those of which something was missing. elsewhere: in the hands of
+    another process, which sees to them. unfinished: without a record yet. problems: one line each."""
 
     runs: int = 0
     sent: int = 0
@@ -63,9 +58,7 @@ def sync_grid(
     grid: str, store: StorePaths, account: Account, *, images: bool = False, tick: Tick | None = None
 ) -> Synced:
     """Send what is missing, and verify all. tick(done, all) as it goes. images: also pictures and names of files.
-
-    Raises FileNotFoundError and DataError as records.read_grid does, Unreachable where the server cannot be used.
-    """
+    Raises FileNotFoundError and DataError as records.read_grid does, Unreachable where the server cannot be used."""
     followed = runs_of(grid, store)
     if reason := why_silent(account.url):
         raise Unreachable(f"{account.url} does not answer: {reason}")
@@ -87,20 +80,14 @@ def runs_of(grid: str, store: StorePaths) -> list[Followed]:
     needed: dict[str, str] = {}
     for run_id in variants:
         spec = read_spec(store.run(run_id))
-        if spec is None:
-            continue  # has not begun, or is damaged: then its record says so
-        needed |= dict.fromkeys((each.run_id for each in spec.extractions), "")
+        if spec is not None:  # else it has not begun, or is damaged: then its record says so
+            needed |= dict.fromkeys((each.run_id for each in spec.extractions), "")
     return [Followed(run_id, v, 0) for run_id, v in (needed | variants).items() if store.run(run_id).spec.exists()]
 
 
 class _Sync:
     def __init__(
-        self,
-        grid: str,
-        store: StorePaths,
-        server: Server,
-        followed: Sequence[Followed],
-        tick: Tick | None,
+        self, grid: str, store: StorePaths, server: Server, followed: Sequence[Followed], tick: Tick | None
     ) -> None:
         self.grid, self.store, self.server, self.followed = grid, store, server, followed
         self.synced = Synced(runs=len(followed))
@@ -131,17 +118,17 @@ class _Sync:
             over.set()
 
     def carry_out(self) -> None:
-        left = list(self.followed)
+        waiting = list(self.followed)
         for _ in range(CORE_DEATHS):
             with ThreadPoolExecutor(AT_ONCE) as pool:
-                again = [f for f in pool.map(self._one, left) if f is not None]
+                again = [f for f in pool.map(self._one, waiting) if f is not None]
             if self._stop is not None:
                 raise self._stop
             if not again:
                 return
-            self._restart_wandb()
-            left = again
-        self.synced.problems += [f"{f.run_id}: W&B's own process died {CORE_DEATHS} times" for f in left]
+            self.server.restart()
+            waiting = again
+        self.synced.problems += [f"{f.run_id}: W&B's own process died {CORE_DEATHS} times" for f in waiting]
 
     def _one(self, followed: Followed) -> Followed | None:
         """What is to be tried again, because W&B's own process died."""
@@ -186,7 +173,7 @@ class _Sync:
                 return ["another W&B process is still at work on it; sync again"]
             time.sleep(POLL_S)
         if mirror.error or mirror.is_elsewhere:
-            if DELETED in mirror.error:
+            if mirror.is_deleted:
                 self._last_good = time.monotonic()  # the server answers
                 return ["it was deleted in W&B, which takes no id twice; sync into another project: project=NAME"]
             return [mirror.error] if mirror.error else []
@@ -202,20 +189,12 @@ class _Sync:
             if not lines:
                 return []
         ending = None if record is None else self.server.ending(record)
-        found = read_run(self.server.remote, run_id, files=FILES)
+        there = read_run(self.server.remote, run_id, files=FILES)
         self._last_good = time.monotonic()
-        if found is not None and grid_tag(self.grid) not in found.listed.tags:  # another grid sent it
-            self.server.remote.update(found.listed, tags=[*found.listed.tags, grid_tag(self.grid)])
-            found = read_run(self.server.remote, run_id, files=FILES)
-        return differences(found, lines, ending=ending, tag=grid_tag(self.grid))
-
-    def _restart_wandb(self) -> None:
-        import wandb
-
-        with contextlib.suppress(Exception):
-            wandb.teardown()
-        end_wandb()
-        self.server.forget()
+        if there is not None and grid_tag(self.grid) not in there.run.tags:  # another grid sent it
+            self.server.remote.update(there.run, tags=[*there.run.tags, grid_tag(self.grid)])
+            there = read_run(self.server.remote, run_id, files=FILES)
+        return differences(there, lines, ending=ending, tag=grid_tag(self.grid))
 
     def send_grid_file(self) -> None:
         """Which configurations the grid has, in its order: without it, nobody could say which rows a server lacks."""
@@ -226,25 +205,24 @@ class _Sync:
                 problem = f"grid.json: {one_line(error)}"
             if wandb_processes():
                 break
-            self._restart_wandb()
+            self.server.restart()
         self.synced.problems.append(problem)
 
     def _send_grid_file(self) -> None:
         path = self.store.wandb / "grids" / safe_name(self.grid) / "grid.json"
-        listed = self.store.grid(self.grid)
-        select_by = records.selected_by(listed)
-        records.write_grid(path, grid=self.grid, entries=records.read_grid(listed), select_by=select_by)
+        own = self.store.grid(self.grid)
+        select_by = records.selected_by(own)
+        records.write_grid(path, grid=self.grid, entries=records.read_grid(own), select_by=select_by)
         run_id = f"grid-{safe_name(self.grid)}"
-        found = read_run(self.server.remote, run_id, files=[path.name])
-        if found is not None and found.files.get(path.name) == md5_of(path):
+        there = read_run(self.server.remote, run_id, files=[path.name])
+        if there is not None and there.files.get(path.name) == md5_of(path):
             return
-        arguments: dict[str, Any] = {"id": run_id, "name": run_id, "group": self.grid[:128], "job_type": "grid"}
-        tags = [f"gridfile:{self.grid}"[:64]]
-        run = self.server.open(tags=tags, config={"grid": self.grid}, **arguments)
+        described = {"id": run_id, "name": run_id, "group": self.grid[:128], "tags": [f"gridfile:{self.grid}"[:64]]}
+        run = self.server.open(job_type="grid", config={"grid": self.grid}, **described)
         run.save(str(path), base_path=str(path.parent), policy="now")
         run.finish()
-        found = read_run(self.server.remote, run_id, files=[path.name])
-        if found is None or found.files.get(path.name) != md5_of(path):
+        there = read_run(self.server.remote, run_id, files=[path.name])
+        if there is None or there.files.get(path.name) != md5_of(path):
             raise DataError("the server does not have it as it was sent")
 
     def take_back_tags(self) -> None:
@@ -252,7 +230,7 @@ class _Sync:
         tag, known = grid_tag(self.grid), {followed.run_id for followed in self.followed}
         try:
             for run in self.server.remote.tagged(tag).values():
-                if run.id not in known and RUN_ID.fullmatch(run.id) and self.store.run(run.id).spec.exists():
+                if run.id not in known and safe_name(run.id) == run.id and self.store.run(run.id).spec.exists():
                     self.server.remote.update(run, tags=[each for each in run.tags if each != tag])
         except GridError as error:
             self.synced.problems.append(f"tags: {one_line(error)}")

@@ -1,14 +1,12 @@
 """What a grid's report is in W&B: tables, figures and texts that the report has made already, and how they are named.
-
-Nothing here computes a number: rows and cells are those of comparison.csv and of the page.
-"""
+Nothing here computes a number: rows and cells are those of comparison.csv and of the page."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transfergrid.errors import DataError
 from transfergrid.specs import digest
@@ -64,9 +62,8 @@ class WandbReport:
         """Raises DataError for a table of which W&B would silently keep only a part."""
         for name, table in self.tables.items():
             if len(table.rows) > MOST_TABLE_ROWS:
-                raise DataError(
-                    f"table {name} has {len(table.rows):,} rows, W&B keeps {MOST_TABLE_ROWS:,}; publish fewer rows"
-                )
+                what = f"table {name} has {len(table.rows):,} rows, W&B keeps {MOST_TABLE_ROWS:,}"
+                raise DataError(what, remedy="publish fewer rows")
 
     def without_pictures(self) -> WandbReport:
         """Without figures, and without the files that hold them or name files of the user's."""
@@ -85,39 +82,23 @@ class WandbReport:
         """Every run of the grids carries one of them."""
         return tuple(grid_tag(grid) for grid in self.grids)
 
+    def tag(self, kind: Literal["report", "summary", "former"]) -> str:
+        """Of the W&B run with tables, figures and artifact; of those that stand for the rows of the table, one each; of
+        such runs whose row the table no longer has."""
+        return named_tag(kind, self.grid)
+
     @property
     def report_id(self) -> str:
-        """Id of the W&B run that holds tables, figures and artifact."""
         return f"report-{shortened(self.grid, 80)}"
-
-    @property
-    def report_tag(self) -> str:
-        return named_tag("report", self.grid)
-
-    @property
-    def summary_tag(self) -> str:
-        """Of the W&B runs that stand for the rows of the table, one each."""
-        return named_tag("summary", self.grid)
-
-    @property
-    def former_tag(self) -> str:
-        """Of such runs whose row the table no longer has."""
-        return named_tag("former", self.grid)
-
-    @property
-    def artifact_name(self) -> str:
-        # W&B takes no + in it; a hash keeps `a+b` apart from `a_b`.
-        name = shortened(self.grid, 80)
-        return (
-            f"final-tables-{name}" if "+" not in name else f"final-tables-{name.replace('+', '_')}-{digest(name, 12)}"
-        )
 
     def summary_id(self, row: Mapping[str, Any]) -> str:
         return f"summary-{shortened(self.grid, 80)}-{digest([row[name] for name in KEY], 12)}"
 
     @property
-    def summary_id_length(self) -> int:
-        return len("summary-") + len(shortened(self.grid, 80)) + len("-") + 12
+    def artifact_name(self) -> str:
+        # W&B takes no + in it; a hash keeps `a+b` apart from `a_b`.
+        name = shortened(self.grid, 80)
+        return f"final-tables-{name.replace('+', '_')}" + (f"-{digest(name, 12)}" if "+" in name else "")
 
 
 def row_title(row: Mapping[str, Any]) -> str:

@@ -16,24 +16,24 @@ from transfergrid.specs import safe_name
 from transfergrid.store import durable
 from transfergrid.tracking.account import Account
 from transfergrid.tracking.remote import Remote
-from transfergrid.tracking.wandb_report import WandbReport
-from transfergrid.tracking.workspace_panels import bars, confusion, curves, pictures, scatters, tables, wr
+from transfergrid.tracking.wandb_report import KEY, WandbReport
+from transfergrid.tracking.workspace_panels import bars, comparer, confusion, curves, pictures, scatters, tables, wr
 
 DISCUSSION = "Discussion"
+BEST_FIRST = wr.OrderBy(name=wr.SummaryMetric("test_accuracy"), ascending=False)
+BY_CHANCE = ("id", "__id__", "inlineComments")
 TRAINED = ("probe", "finetune", "scratch")  # phases that have curves
 PHASES = (*TRAINED, "evaluate")
-FULL_WIDTH = 24  # of W&B's grid
 # Of the run tables: what names a row, then what was measured.
-ROW_COLUMNS = (
-    *(f"config:{name}.value" for name in ("grid", "dataset", "model", "phase", "variant", "weights", "protocol")),
-    *("summary:n_seeds", "summary:test_accuracy", "summary:test_accuracy_std", "summary:ci95_low", "summary:ci95_high"),
-    *("summary:val_accuracy", "summary:published_accuracy", "summary:delta_to_best_single", "summary:verdict"),
-    *("summary:parameters", "summary:wall_s", "summary:gpu_s", "summary:status"),
-)
-FAILED_COLUMNS = (
+MEASURED = (
+    "n_seeds test_accuracy test_accuracy_std ci95_low ci95_high val_accuracy published_accuracy delta_to_best_single"
+    " verdict parameters wall_s gpu_s status"
+).split()
+ROW_COLUMNS = [*(f"config:{name}.value" for name in KEY), *(f"summary:{name}" for name in MEASURED)]
+FAILED_COLUMNS = [
     *(f"config:{name}.value" for name in ("dataset", "model", "phase", "variant", "seed")),
     *("summary:failure_class", "summary:error", "run:state"),
-)
+]
 
 
 # ------------------------------------------------------------------------------------------------------- what it says
@@ -57,7 +57,7 @@ def report_blocks(wandb_report: WandbReport, *, runs: int | None = None) -> list
         wr.H1(text="Confusion matrices"),
         *_confusion_blocks(wandb_report),
         wr.H1(text="What differs between the rows"),
-        wr.PanelGrid(runsets=[_rows(wandb_report)], panels=[_comparer()]),
+        wr.PanelGrid(runsets=[_rows(wandb_report)], panels=[comparer()]),
         wr.H1(text="What failed"),
         wr.MarkdownBlock(text=wandb_report.failures or "Nothing has failed, and no row is missing."),
         wr.PanelGrid(runsets=[_failed(wandb_report)], panels=[]),
@@ -71,11 +71,8 @@ def _curve_blocks(wandb_report: WandbReport, room: int) -> Iterator[Any]:
     """A grid of panels per phase, of runs that are not grouped: of groups W&B draws means of a sample of runs."""
     for phase in _phases(wandb_report, TRAINED):
         has_test = any(row["protocol"] == "published" and row["phase"] == phase for row in wandb_report.rows)
-        runset = wr.Runset(
-            name=phase, filters=_filter(wandb_report.grid_tags, job_types=[phase]), order=[_best_first()]
-        )
         yield wr.H2(text=phase)
-        yield wr.PanelGrid(runsets=[runset], panels=curves(max_runs=room, has_test=has_test))
+        yield wr.PanelGrid(runsets=[_of_phase(wandb_report, phase)], panels=curves(max_runs=room, has_test=has_test))
 
 
 def _confusion_blocks(wandb_report: WandbReport) -> Iterator[Any]:
@@ -86,52 +83,44 @@ def _confusion_blocks(wandb_report: WandbReport) -> Iterator[Any]:
 
 
 def _figure_blocks(wandb_report: WandbReport) -> Iterator[Any]:
-    general = [name for name in wandb_report.figures if name not in wandb_report.single]
-    single = [name for name in wandb_report.figures if name in wandb_report.single]
-    for title, names in (("Figures", general), ("Figures of single rows", single)):
-        if names:
+    for title, is_single in (("Figures", False), ("Figures of single rows", True)):
+        if names := [name for name in wandb_report.figures if (name in wandb_report.single) == is_single]:
             yield wr.H1(text=title)
             yield wr.PanelGrid(runsets=[_report_run(wandb_report)], panels=[pictures(title, names)])
 
 
-def _comparer() -> Any:
-    return wr.RunComparer(diff_only=True, layout=wr.Layout(x=0, y=0, w=FULL_WIDTH, h=14))
-
-
 # ------------------------------------------------------------------------------------------------------- which runs
 def _report_run(wandb_report: WandbReport) -> Any:
-    return wr.Runset(name="report", filters=_filter([wandb_report.report_tag]))
+    return wr.Runset(name="report", filters=_filter([wandb_report.tag("report")]))
 
 
 def _rows(wandb_report: WandbReport) -> Any:
     """One run per row of the table, best first."""
     return wr.Runset(
         name="rows of the table",
-        filters=_filter([wandb_report.summary_tag]),
-        order=[_best_first()],
-        visible_columns=list(ROW_COLUMNS),
+        filters=_filter([wandb_report.tag("summary")]),
+        order=[BEST_FIRST],
+        visible_columns=ROW_COLUMNS,
         lock_columns=True,
     )
 
 
 def _grouped(wandb_report: WandbReport) -> list[Any]:
     """The configurations' own runs, a tab per phase. Without `config.` W&B takes `model` for a run's attribute."""
-    return [
-        wr.Runset(
-            name=phase,
-            filters=_filter(wandb_report.grid_tags, job_types=[phase]),
-            groupby=["config.model", "config.dataset"],
-            order=[_best_first()],
-        )
-        for phase in _phases(wandb_report, PHASES) or PHASES
-    ]
+    phases = _phases(wandb_report, PHASES) or PHASES
+    return [_of_phase(wandb_report, phase, groupby=["config.model", "config.dataset"]) for phase in phases]
+
+
+def _of_phase(wandb_report: WandbReport, phase: str, **more: Any) -> Any:
+    filters = _filter(wandb_report.grid_tags, job_types=[phase])
+    return wr.Runset(name=phase, filters=filters, order=[BEST_FIRST], **more)
 
 
 def _failed(wandb_report: WandbReport) -> Any:
     return wr.Runset(
         name="failed runs",
         filters=f"{_filter(wandb_report.grid_tags)} and SummaryMetric('status') in ['failed']",
-        visible_columns=list(FAILED_COLUMNS),
+        visible_columns=FAILED_COLUMNS,
         lock_columns=True,
     )
 
@@ -147,22 +136,17 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(f"'{name}'" for name in names)
 
 
-def _best_first() -> Any:
-    return wr.OrderBy(name=wr.SummaryMetric("test_accuracy"), ascending=False)
-
-
 def _phases(wandb_report: WandbReport, among: Sequence[str]) -> list[str]:
     present = {row["phase"] for row in wandb_report.rows}
     return [phase for phase in among if phase in present]
 
 
 # ---------------------------------------------------------------------------------------------------------- saving it
-def save_report(account: Account, store: StorePaths, wandb_report: WandbReport, remote: Remote) -> str:
-    """Make the report, or bring the one that is there up to date; its URL, which the store keeps.
-
-    Another machine finds it by the URL in the summary of the report run. Where the report is gone a new one is made.
-    """
-    blocks = report_blocks(wandb_report, runs=len(remote.tagged(*wandb_report.grid_tags)))
+def save_report(
+    account: Account, store: StorePaths, wandb_report: WandbReport, remote: Remote, blocks: list[Any]
+) -> str:
+    """Make the report of these blocks, or bring the one that is there up to date; its URL, which the store keeps.
+    Another machine finds it by the URL in the summary of the report run. Where it is gone a new one is made."""
     known = ((url, _model_of(url)) for url in _known_urls(account, store, wandb_report, remote))
     url, model = next(((url, model) for url, model in known if model is not None), ("", None))
     if model is None or _unequal(model, blocks):
@@ -185,14 +169,12 @@ def _saved(account: Account, wandb_report: WandbReport, blocks: list[Any], url: 
     return str(report.url)
 
 
-def report_difference(url: str, wandb_report: WandbReport) -> str | None:
-    """None where the report on the server says what this wandb_report says."""
+def report_difference(url: str, blocks: Sequence[Any]) -> str | None:
+    """None where the report on the server says what these blocks say."""
     model = _model_of(url)
     if model is None:
         return f"the report {url} is not on the server"
-    # How many runs the server held is known only there; a chart may have room for more than the grids have now.
-    room = _room([_comparable(block) for block in model.spec.blocks])
-    unequal = _unequal(model, report_blocks(wandb_report, runs=room))
+    unequal = _unequal(model, blocks)
     return f"block {unequal[0]} of the report {url} is not what was sent" if unequal else None
 
 
@@ -200,10 +182,10 @@ def _known_urls(account: Account, store: StorePaths, wandb_report: WandbReport, 
     """Of this grid's report on this server: as this store knows it, then as the server does."""
     path = _url_file(store, wandb_report)
     if path.is_file():
-        kept = durable.read_json(path)
-        if (kept["server"], kept["project"]) == (account.url, account.path()):
-            yield str(kept["url"])
-    for run in remote.tagged(wandb_report.report_tag).values():
+        report = durable.read_json(path)
+        if (report["server"], report["project"]) == (account.url, account.path()):
+            yield str(report["url"])
+    for run in remote.tagged(wandb_report.tag("report")).values():
         if url := run.summary.get("report_url"):
             yield str(url)
 
@@ -238,20 +220,5 @@ def _unequal(model: Any, blocks: Sequence[Any]) -> list[int]:
 
 def _comparable(model: Any) -> Any:
     """What a block is to the server, without what W&B draws by chance, adds on reading or hangs on it (comments)."""
-    return _without(json.loads(model.model_dump_json(by_alias=True, exclude_none=True)))
-
-
-def _without(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {
-            name: _without(inner) for name, inner in value.items() if name not in ("id", "__id__", "inlineComments")
-        }
-    return [_without(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _room(value: Any) -> int:
-    """The largest number of runs that a line plot has room for."""
-    if isinstance(value, dict):
-        own = value.get("config", {}).get("limit", 0) if value.get("viewType") == "Run History Line Plot" else 0
-        return max([own, *map(_room, value.values())])
-    return max(map(_room, value), default=0) if isinstance(value, list) else 0
+    text = model.model_dump_json(by_alias=True, exclude_none=True)
+    return json.loads(text, object_hook=lambda fields: {k: v for k, v in fields.items() if k not in BY_CHANCE})

@@ -54,28 +54,28 @@ def bars(wandb_report: WandbReport) -> list[Any]:
 
 def scatters() -> list[Any]:
     """What a row costs and what it reaches. SummaryMetric throughout: W&B takes a bare name for something else."""
-    costs = (
-        ("gpu_s", "GPU seconds of a seed", True),
-        ("wall_s", "Wall seconds of a seed", True),
-        ("parameters", "Parameters", True),
-        ("gflops_per_image", "GFLOPs of an image", True),
-    )
+    costs = {
+        "gpu_s": "GPU seconds of a seed",
+        "wall_s": "Wall seconds of a seed",
+        "parameters": "Parameters",
+        "gflops_per_image": "GFLOPs of an image",
+    }
     return [
         wr.ScatterPlot(
             title=f"{label} and test accuracy",
             x=wr.SummaryMetric(name),
             y=wr.SummaryMetric("test_accuracy"),
-            log_x=log_x,
+            log_x=True,
             regression=False,
             layout=wr.Layout(x=WIDTH // 2 * (place % 2), y=10 * (place // 2), w=WIDTH // 2, h=10),
         )
-        for place, (name, label, log_x) in enumerate(costs)
+        for place, (name, label) in enumerate(costs.items())
     ]
 
 
 def curves(*, max_runs: int, has_test: bool) -> list[Any]:
     """Accuracy and loss by epoch and by batch, learning rates by batch. has_test: the test set was read each epoch."""
-    drawn: list[tuple[str, str, dict[str, Any]]] = [
+    plots: list[tuple[str, str, dict[str, Any]]] = [
         ("Accuracy on val", "epoch", {"y": ["val/accuracy"]}),
         ("Loss on val", "epoch", {"y": ["val/loss"]}),
         ("Accuracy in training, by epoch", "epoch", {"y": ["train/accuracy"]}),
@@ -85,7 +85,7 @@ def curves(*, max_runs: int, has_test: bool) -> list[Any]:
         ("Learning rates", "batch", {"metric_regex": "^lr/"}),
     ]
     if has_test:
-        drawn.insert(2, ("Accuracy on test", "epoch", {"y": ["test/accuracy"]}))
+        plots.insert(2, ("Accuracy on test", "epoch", {"y": ["test/accuracy"]}))
     return [
         wr.LinePlot(
             title=title,
@@ -93,10 +93,10 @@ def curves(*, max_runs: int, has_test: bool) -> list[Any]:
             title_x=axis,
             max_runs_to_show=max_runs,
             layout=wr.Layout(x=WIDTH // 2 * (place % 2), y=9 * (place // 2), w=WIDTH // 2, h=9),
-            **shown,
+            **data,
             **WHOLE,
         )
-        for place, (title, axis, shown) in enumerate(drawn)
+        for place, (title, axis, data) in enumerate(plots)
     ]
 
 
@@ -109,6 +109,10 @@ def confusion(title: str) -> Any:
         chart_strings={"title": title},
         layout=wr.Layout(x=0, y=0, w=WIDTH, h=14),
     )
+
+
+def comparer() -> Any:
+    return wr.RunComparer(diff_only=True, layout=wr.Layout(x=0, y=0, w=WIDTH, h=14))
 
 
 def pictures(title: str, names: Sequence[str]) -> Any:

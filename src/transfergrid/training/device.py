@@ -130,9 +130,9 @@ def _why_none() -> str:
 def _runs_on(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
     """Whether kernels built for these architectures run on a GPU of this compute capability: a binary (sm_) within its
     major version from its minor version on, portable code (compute_) on whatever is newer; sm_90a on 9.0 alone."""
-    known = [found for name in built_for if (found := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name))]
-    for kind, major, minor, exact in (found.groups() for found in known):
+    builds = [build for name in built_for if (build := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name))]
+    for kind, major, minor, exact in (build.groups() for build in builds):
         of = (int(major), int(minor))
         if of == capability or (not exact and of <= capability and (kind == "compute" or of[0] == capability[0])):
             return True
-    return not known  # as on ROCm, whose names are others
+    return not builds  # as on ROCm, whose names are others

@@ -114,8 +114,9 @@ def fit(
     images_per_epoch = _images_per_epoch(settings, trainee.num_rows)
     figures: dict[str, Any] = {}
 
+    gpus = [device] if device.type == "cuda" else []
     attempt.assert_newest()  # opening the metrics truncates them
-    with MetricsLog(attempt.paths.metrics, lines_kept=lines_kept) as log, torch.random.fork_rng(_cuda_devices(device)):
+    with MetricsLog(attempt.paths.metrics, lines_kept=lines_kept) as log, torch.random.fork_rng(gpus):
         steps, clock = StepLog(log, attempt, progress), Clock(progress, began=began)
         checkpoints = Checkpointer(state, steps, clock, attempt, interval_s=checkpoint_min_interval_s)
         while progress.epoch <= settings.epochs:
@@ -174,8 +175,8 @@ def epoch_order(num_rows: int, settings: TrainSettings, *, seed: int, epoch: int
     """The order (N,) in which an epoch visits the training rows; drawn on the CPU, so every device sees the same."""
     generator = torch.Generator().manual_seed(seed_for("order", seed, epoch))
     if settings.sampling == "replacement":
-        drawn = settings.count_steps(num_rows) * min(settings.batch_size, num_rows)
-        return torch.randint(num_rows, (drawn,), generator=generator)
+        count = settings.count_steps(num_rows) * min(settings.batch_size, num_rows)
+        return torch.randint(num_rows, (count,), generator=generator)
     return torch.randperm(num_rows, generator=generator)
 
 
@@ -230,7 +231,3 @@ def _parameters_by_head(groups: list[ParameterGroup], num_heads: int) -> list[li
 def _images_per_epoch(settings: TrainSettings, num_rows: int) -> int:
     images = settings.count_steps(num_rows) * min(settings.batch_size, num_rows)
     return min(images, num_rows) if settings.sampling == "shuffle" else images  # the last batch may not be full
-
-
-def _cuda_devices(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []

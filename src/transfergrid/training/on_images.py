@@ -105,7 +105,7 @@ class ImageTrainee:
         self._aux_loss_weight = aux_loss_weight
         self._watch_test = watch_test
         self._plan = augment_plan(settings)
-        self._drawn: tuple[int, Any] = (-1, None)
+        self._latest: tuple[int, Any] = (-1, None)
         self._index_N = torch.from_numpy(folds.train.index_N)
         self._labels_N = torch.from_numpy(folds.train.labels_N).to(inputs.device)
         weights_C = class_weights(settings, folds.train)
@@ -151,6 +151,6 @@ class ImageTrainee:
     def _draws(self, epoch: int) -> Any:
         if self._plan is None:
             return None
-        if self._drawn[0] != epoch:
-            self._drawn = epoch, self._inputs.draw(self._plan, self._folds.train.split, seed=self._seed, epoch=epoch)
-        return self._drawn[1]
+        if self._latest[0] != epoch:
+            self._latest = epoch, self._inputs.draw(self._plan, self._folds.train.split, seed=self._seed, epoch=epoch)
+        return self._latest[1]

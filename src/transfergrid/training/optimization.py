@@ -68,18 +68,18 @@ def make_optimizer(settings: TrainSettings, groups: list[ParameterGroup]) -> tor
 
     Each of torch's groups keeps `peak_lr` and `name`.
     """
-    described: list[dict[str, Any]] = [
+    torch_groups: list[dict[str, Any]] = [
         {"params": g.parameters, "lr": g.lr, "peak_lr": g.lr, "weight_decay": g.weight_decay, "name": g.name}
         for g in groups
     ]
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
-        optimizer = torch.optim.SGD(described, momentum=settings.momentum, nesterov=nesterov)
+        optimizer = torch.optim.SGD(torch_groups, momentum=settings.momentum, nesterov=nesterov)
     elif settings.optimizer == "adam":
-        optimizer = torch.optim.Adam(described)
+        optimizer = torch.optim.Adam(torch_groups)
     else:
-        optimizer = torch.optim.AdamW(described)
+        optimizer = torch.optim.AdamW(torch_groups)
     if settings.lookahead:
         from timm.optim.lookahead import Lookahead  # 4 s of imports, only for those who ask for it
 
@@ -130,16 +130,16 @@ def lookahead_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Inside the block the parameters hold Lookahead's slow weights; afterwards the fast ones again, bit for bit."""
     state = getattr(optimizer, "_base_optimizer", optimizer).state  # timm keeps the slow weights in the inner state
     slow = "lookahead_slow_buff"
-    moved = [p for group in optimizer.param_groups for p in group["params"] if slow in state.get(p, {})]
-    fast = [p.detach().clone() for p in moved]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if slow in state.get(p, {})]
+    fast = [p.detach().clone() for p in parameters]
     with torch.no_grad():
-        for p in moved:
+        for p in parameters:
             p.copy_(state[p][slow])
     try:
         yield
     finally:
         with torch.no_grad():
-            for p, value in zip(moved, fast, strict=True):
+            for p, value in zip(parameters, fast, strict=True):
                 p.copy_(value)
 
 

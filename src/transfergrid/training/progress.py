@@ -190,12 +190,12 @@ class Checkpointer:
     def __init__(self, state: TrainState, steps: StepLog, clock: Clock, attempt: Attempt, *, interval_s: float) -> None:
         self._state, self._steps, self._clock, self._attempt = state, steps, clock, attempt
         self._interval_s = interval_s
-        self._saved, self._cost_s = time.monotonic(), 0.0
+        self._last_save, self._cost_s = time.monotonic(), 0.0
 
     def save_if_due(self) -> None:
         # An interval of 0 asks for a checkpoint at every step, whatever it costs.
         due_s = max(self._interval_s, SAVE_COST_SHARE * self._cost_s) if self._interval_s > 0 else 0.0
-        if time.monotonic() - self._saved >= due_s:
+        if time.monotonic() - self._last_save >= due_s:
             self.save()
 
     def save(self) -> None:
@@ -205,7 +205,7 @@ class Checkpointer:
         began = time.monotonic()
         self._state.progress.elapsed_s = self._clock.elapsed_s
         write_checkpoint(self._attempt, self._state.freeze(), step=self._state.progress.step, lines=lines)
-        self._saved = time.monotonic()
-        self._cost_s = self._saved - began
+        self._last_save = time.monotonic()
+        self._cost_s = self._last_save - began
         if was_stepping:
             self._clock.start_steps()

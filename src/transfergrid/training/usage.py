@@ -38,8 +38,8 @@ class UsageMeter:
         """`gpu/utilisation` in [0, 1] and `gpu/memory_mib`, a few seconds old; {} where no GPU is being measured."""
         if self._ended.is_set() or not self._samples:
             return {}
-        busy, used = self._samples[-1]
-        return {"gpu/utilisation": busy / 100, "gpu/memory_mib": used}
+        busy, memory_mib = self._samples[-1]
+        return {"gpu/utilisation": busy / 100, "gpu/memory_mib": memory_mib}
 
     def summary(self) -> dict[str, Any]:
         """wall_s, cpu_s; cpus: those SLURM gave, else those it may use; memory_mib that SLURM gave, else
@@ -52,7 +52,7 @@ class UsageMeter:
             "max_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             "memory_mib": int(memory) if memory and memory.isdigit() else None,
             "gpu_utilisation": _mean([busy / 100 for busy, _ in self._samples]),
-            "gpu_memory_mib": max((used for _, used in self._samples), default=None),
+            "gpu_memory_mib": max((memory_mib for _, memory_mib in self._samples), default=None),
         }
 
     def _sample(self) -> None:
@@ -71,8 +71,8 @@ class UsageMeter:
 
 def slurm_cpus() -> int | None:
     """CPUs that SLURM gave this task; a cluster without task affinity lets it see all of the node's."""
-    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return int(given) if given.isdigit() and int(given) > 0 else None
+    cpus = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(cpus) if cpus.isdigit() and int(cpus) > 0 else None
 
 
 def host_name() -> str:
@@ -81,8 +81,8 @@ def host_name() -> str:
 
 
 def _cpu_s() -> float:
-    used = os.times()
-    return used.user + used.system
+    times = os.times()
+    return times.user + times.system
 
 
 def _mean(values: list[float]) -> float | None:

@@ -34,14 +34,14 @@ FACTS = DatasetFacts(
 
 
 def load(*, split: Split, data_dir: Path, download: bool) -> ArrayImages:
-    images_NHWC, labels_N = parse(published.verified(_path(), wanted=SHA256))
+    images_NHWC, labels_N = parse(published.verified(_path(), checksum=SHA256))
     test = splits.stratified_subset(labels_N, max_images=NUM_TEST, seed=SPLIT_SEED)
     rows = test if split == "test" else np.setdiff1d(np.arange(len(labels_N)), test)
     return ArrayImages(images_NHWC[rows], labels_N[rows], class_names=FACTS.class_names)
 
 
 def find(*, data_dir: Path, download: bool) -> None:
-    published.verified(_path(), wanted=SHA256)
+    published.verified(_path(), checksum=SHA256)
 
 
 def parse(content: bytes) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

@@ -9,8 +9,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transfergrid.networks.architectures._pooling import average_to
-
 WIDTHS = (64, 128, 256, 512)  # of He et al.'s ResNet-18
 
 
@@ -84,3 +82,14 @@ def _shortcut_convolution(width_in: int, width: int, *, kernel: int, stride: int
     if kernel % 2 == 1:
         return (convolution,)
     return nn.ZeroPad2d((0, 1, 0, 1)), convolution  # right and below; maps of even width never reach it at stride 2
+
+
+def average_to(maps_NDHW: Tensor, *, side: int) -> Tensor:
+    """(N, D, side, side), of square maps at least that wide; maps of exactly that width are returned unchanged.
+
+    Windows of equal size, which overlap where the width is no multiple. Not adaptive_avg_pool2d: its gradient on a GPU
+    adds up in no fixed order, and a run would not repeat.
+    """
+    stride = maps_NDHW.shape[-1] // side
+    window = maps_NDHW.shape[-1] - (side - 1) * stride
+    return F.avg_pool2d(maps_NDHW, window, stride)

@@ -17,7 +17,6 @@ GFLOPS_AT_32_PX = 0.02536
 
 
 def build(num_classes: int) -> nn.Module:
-    """With weights from torch's global generator."""
     return BaselineCNN(num_classes)
 
 

@@ -13,16 +13,11 @@ Images (N, 3, H, W) of at least 8 px -> logits (N, num_classes). 6,956,298 param
 
 from __future__ import annotations
 
-from torch import nn
+from functools import partial
 
 from transfergrid.networks.architectures._dense import DenseNet
 
 MIN_SIZE_PX = 8
 GFLOPS_AT_32_PX = 1.777
-BLOCKS = (6, 12, 24, 16)
-GROWTH = 32
 
-
-def build(num_classes: int) -> nn.Module:
-    """With weights from torch's global generator."""
-    return DenseNet(num_classes, blocks=BLOCKS, growth=GROWTH)
+build = partial(DenseNet, blocks=(6, 12, 24, 16), growth=32)

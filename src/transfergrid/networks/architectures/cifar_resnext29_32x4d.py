@@ -24,7 +24,6 @@ BLOCKS = 3
 
 
 def build(num_classes: int) -> nn.Module:
-    """With weights from torch's global generator."""
     return ResNeXt29(num_classes)
 
 

@@ -25,7 +25,6 @@ GROWTH = 12
 
 
 def build(num_classes: int) -> nn.Module:
-    """With weights from torch's global generator."""
     network = DenseNet(num_classes, blocks=BLOCKS, growth=GROWTH)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from transfergrid.networks.architectures._pooling import average_to
+from transfergrid.networks.architectures._residual import average_to
 
 MIN_SIZE_PX = 32
 GFLOPS_AT_32_PX = 0.001303
@@ -23,7 +23,6 @@ LAST_MAPS_PX = 5
 
 
 def build(num_classes: int) -> nn.Module:
-    """With weights from torch's global generator."""
     return LeNet5(num_classes)
 
 

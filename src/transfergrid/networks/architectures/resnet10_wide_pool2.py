@@ -12,15 +12,11 @@ Images (N, 3, H, W) of at least 16 px -> logits (N, num_classes). 4,918,602 para
 
 from __future__ import annotations
 
-from torch import nn
+from functools import partial
 
 from transfergrid.networks.architectures._residual import ResidualNetwork
 
 MIN_SIZE_PX = 16
 GFLOPS_AT_32_PX = 0.5069
-BLOCKS = (1, 1, 1, 1)
 
-
-def build(num_classes: int) -> nn.Module:
-    """With weights from torch's global generator."""
-    return ResidualNetwork(num_classes, blocks=BLOCKS, pooled_side=2)
+build = partial(ResidualNetwork, blocks=(1, 1, 1, 1), pooled_side=2)

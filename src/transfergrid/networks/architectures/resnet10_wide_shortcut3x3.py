@@ -11,15 +11,11 @@ Images (N, 3, H, W) of at least 8 px -> logits (N, num_classes). 6,279,498 param
 
 from __future__ import annotations
 
-from torch import nn
+from functools import partial
 
 from transfergrid.networks.architectures._residual import ResidualNetwork
 
 MIN_SIZE_PX = 8
 GFLOPS_AT_32_PX = 0.6075
-BLOCKS = (1, 1, 1, 1)
 
-
-def build(num_classes: int) -> nn.Module:
-    """With weights from torch's global generator."""
-    return ResidualNetwork(num_classes, blocks=BLOCKS, shortcut_kernel=3)
+build = partial(ResidualNetwork, blocks=(1, 1, 1, 1), shortcut_kernel=3)

@@ -22,7 +22,6 @@ BLOCKS = (2, 2, 2, 2)
 
 
 def build(num_classes: int) -> nn.Module:
-    """With weights from torch's global generator."""
     network = ResidualNetwork(num_classes, blocks=BLOCKS, widths=WIDTHS)
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

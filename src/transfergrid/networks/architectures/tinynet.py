@@ -17,7 +17,6 @@ FEATURE_DIM = 64
 
 
 def build(num_classes: int) -> nn.Module:
-    """With weights from torch's global generator."""
     return TinyNet(num_classes)
 
 

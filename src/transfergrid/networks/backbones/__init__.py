@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,16 +36,16 @@ class WeightsEntry:
     """One published state dict and the preprocessing it was trained for.
 
     file: its name, with the publisher's hash. hash_prefix: the first hex digits of its sha256 (empty for timm, which
-    publishes none). resize_px, crop_px: shorter edge, then square. mean and std are in units of [0, 1].
+    publishes none). resize_px, crop_px: shorter edge, then square. mean and std: in units of [0, 1].
     """
 
-    file: str
-    hash_prefix: str
+    file: str = ""
+    hash_prefix: str = ""
     resize_px: int
     crop_px: int
-    interpolation: Literal["bilinear", "bicubic"]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,15 +83,7 @@ class CatalogEntry:
         if self.default_weights in self.weights:
             return self.weights[self.default_weights]
         size_px = self.fixed_size_px or max(224, self.min_size_px)
-        return WeightsEntry(
-            file="",
-            hash_prefix="",
-            resize_px=size_px,
-            crop_px=size_px,
-            interpolation="bilinear",
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
-        )
+        return WeightsEntry(resize_px=size_px, crop_px=size_px)
 
 
 def names() -> tuple[str, ...]:
@@ -186,8 +180,11 @@ def _entry(name: str, builtin_folder: Path) -> CatalogEntry:
     catalog = _catalog()
     builtins = _builtins(builtin_folder)
     if name in builtins:
-        weights = {"builtin": _builtin_weights(builtins[name])}
-        own = {"default_weights": "builtin", "weights": weights, "classes_of": builtins[name].get("classes_of", "")}
+        facts = builtins[name]
+        size_px, mean, std = (facts["input"][field] for field in ("size_px", "mean", "std"))
+        sizes = {"resize_px": size_px, "crop_px": size_px, "mean": mean, "std": std}
+        weights = {"builtin": {"file": facts["file"], "hash_prefix": facts["sha256"], **sizes}}
+        own = {"default_weights": "builtin", "weights": weights, "classes_of": facts.get("classes_of", "")}
         return _decode(name, {**catalog["templates"]["tinynet"], **own})
     if name in catalog["networks"]:
         return _decode(name, catalog["networks"][name])
@@ -202,19 +199,6 @@ def _nearest(name: str) -> str:
     everything = names()
     near = difflib.get_close_matches(name.lower(), everything, n=3, cutoff=0.5)
     return ", ".join(near or [n for n in ("resnet18", "googlenet", "vgg16") if n in everything])
-
-
-def _builtin_weights(facts: dict[str, Any]) -> dict[str, Any]:
-    size_px = facts["input"]["size_px"]
-    return {
-        "file": facts["file"],
-        "hash_prefix": facts["sha256"],
-        "resize_px": size_px,
-        "crop_px": size_px,
-        "interpolation": "bilinear",
-        "mean": facts["input"]["mean"],
-        "std": facts["input"]["std"],
-    }
 
 
 def _decode(name: str, facts: dict[str, Any]) -> CatalogEntry:
@@ -233,6 +217,19 @@ def _sha256(path: str, size_bytes: int, mtime_ns: int) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- timm
+@cache
+def timm_names() -> frozenset[str]:
+    """Every network that timm registers, as `timm.list_models()` names them; a test holds the two equal.
+
+    Read from its source: importing it takes seconds, and a misspelt name is answered at once.
+    """
+    spec = find_spec("timm")
+    assert spec is not None and spec.origin is not None, "timm is a dependency"
+    sources = (path.read_text(encoding="utf-8") for path in (Path(spec.origin).parent / "models").rglob("*.py"))
+    registered = re.compile(r"^@register_model\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+    return frozenset(name for source in sources for name in registered.findall(source))
+
+
 @lru_cache(maxsize=256)
 def _timm_entry(name: str, catalog_dir: Path | None) -> CatalogEntry:
     if catalog_dir is None:
@@ -249,7 +246,7 @@ def _timm_entry(name: str, catalog_dir: Path | None) -> CatalogEntry:
 
 def _describe_timm(name: str) -> dict[str, Any]:
     """Ask a subprocess, so that the caller never imports timm. Its last line of output is JSON."""
-    command = [sys.executable, "-m", "transfergrid.networks.backbones.describe_timm", name.removeprefix("timm/")]
+    command = [sys.executable, "-m", "transfergrid.networks.backbones.generate", name.removeprefix("timm/")]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DESCRIBE_TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,15 @@ from torchvision.models.googlenet import GoogLeNet, InceptionAux
 
 from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.networks import backbones
-from transfergrid.networks.backbones import CatalogEntry
 from transfergrid.networks.backbones.construct import AUXILIARY, behead, construct, without_memory
-from transfergrid.networks.backbones.families import parameter_groups
-from transfergrid.networks.backbones.match_names import Found, State, find_state
+from transfergrid.networks.backbones.match_names import Match, State, find_state
 from transfergrid.networks.backbones.read_file import read_content
 from transfergrid.networks.backbones.state_dicts import assign_weights, hub_fails_fast, weights_file
 from transfergrid.networks.backbones.weight_files import Taken
 from transfergrid.specs import RANDOM_RULE_VERSION, BackboneSpec
 
 logger = logging.getLogger(__name__)
-Told = Callable[[Taken], None]
+Note = Callable[[Taken], None]
 
 NOISE_IMAGES = 32
 NOISE_LARGEST_PX = 64
@@ -47,30 +46,29 @@ def build(
     weights_files: Mapping[str, str],
     download: bool = True,
     auxiliary: bool = False,
-    told: Told = log_taken,
+    note: Note = log_taken,
 ) -> nn.Module:
     """The trunk, in eval mode, on the CPU, with gradients on.
 
     weights_dir: where downloaded weights lie or are put. weights_files: weights identity -> file.
     auxiliary: GoogLeNet only: keep what the file has of the two auxiliary heads, for attach_auxiliary_heads.
-    told: is given what was taken of a file.
+    note: is given what was taken of a file.
     Raises DataError if the weights are missing, damaged or of another network.
     """
     if auxiliary and spec.name != "googlenet":
         raise ConfigError(f"{spec.name} has no auxiliary heads, only googlenet has them; set aux_loss_weight=0")
     if spec.weights.identity.startswith("random:"):
-        trunk = _without_head(spec, _random(spec))
-        return trunk.eval()
-    if spec.name.startswith("timm/"):
-        return _timm(spec, weights_dir, weights_files, download=download, num_classes=0, told=told).eval()
-    known = backbones.entry(spec.name)
-    path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
-    with without_memory():
-        trunk = _without_head(spec, construct(known.architecture, num_classes=1))
-    match = state_for(trunk, path, ignored=_heads(known), told=told)
-    assign_weights(trunk, _within(trunk, match.state), path=path)
+        network = _random(spec)
+        if spec.name.startswith("timm/"):
+            network.reset_classifier(0)  # type: ignore[operator]
+            return network.eval()
+        return behead(network, spec.name, backbones.entry(spec.name).head).eval()
+    path = _file_of(spec, weights_dir, weights_files, download=download)
+    if path is None:
+        return _downloaded_by_timm(spec, weights_dir, download=download, num_classes=0).eval()
+    trunk, state = _from_file(spec, path, own_head=False, note=note)
     if auxiliary:
-        _keep_auxiliary(trunk, match.state, path)
+        _keep_auxiliary(trunk, state, path)
     return trunk.eval()
 
 
@@ -80,7 +78,7 @@ def build_classifier(
     weights_dir: Path,
     weights_files: Mapping[str, str],
     download: bool = True,
-    told: Told = log_taken,
+    note: Note = log_taken,
 ) -> nn.Module:
     """The network with its own published head, in eval mode: images (N, 3, H, W) -> logits (N, C), C as in the file.
 
@@ -88,28 +86,21 @@ def build_classifier(
     """
     if spec.weights.identity.startswith("random:"):
         return _random(spec).eval()
-    if spec.name.startswith("timm/"):
-        return _timm(spec, weights_dir, weights_files, download=download, num_classes=None, told=told).eval()
-    known = backbones.entry(spec.name)
-    if not known.head:
+    if not spec.name.startswith("timm/") and not backbones.entry(spec.name).head:
         raise ConfigError(f"{spec.name} has no head of its own to evaluate; evaluate a run of it, run=ID")
-    path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
-    with without_memory():
-        trunk = _without_head(spec, construct(known.architecture, num_classes=1))
-    state = _with_own_head(state_for(trunk, path, ignored=_heads(known), told=told), known.head)
-    with without_memory():
-        network = construct(known.architecture, num_classes=_classes_in(state, known.head, path))
-    assign_weights(network, _within(network, state), path=path)
-    return network.eval()
+    path = _file_of(spec, weights_dir, weights_files, download=download)
+    if path is None:
+        return _downloaded_by_timm(spec, weights_dir, download=download).eval()
+    return _from_file(spec, path, own_head=True, note=note)[0].eval()
 
 
-def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = (), told: Told = log_taken) -> Found:
-    """What a weights file holds of a network, which may be without memory; told is given what was taken.
+def state_for(network: nn.Module, path: Path, *, ignored: tuple[str, ...] = (), note: Note = log_taken) -> Match:
+    """What a weights file holds of a network, which may be without memory; note is given what was taken.
 
     ignored: beginnings of names of heads, which the file may have or lack. Raises DataError.
     """
     match = find_state(read_content(path), network.state_dict(), path=path, ignored=ignored)
-    told(match.taken)
+    note(match.taken)
     return match
 
 
@@ -163,19 +154,6 @@ def bn_statistics(module: nn.Module, batches: Iterable[Tensor]) -> None:
         m.training = mode
 
 
-def group_parameters(module: nn.Module, entry: CatalogEntry) -> list[tuple[str, list[tuple[str, nn.Parameter]]]]:
-    """(group, its named parameters) from the stem to the last stage; together all the trunk's, each once (asserted).
-
-    Auxiliary heads belong to no group.
-    """
-    grouped = parameter_groups(module, entry.groups, ignored=AUXILIARY)
-    named = dict(module.named_parameters())
-    return [
-        (group, [(name, named[name]) for name in names])
-        for (group, _), names in zip(entry.groups, grouped, strict=True)
-    ]
-
-
 def attach_auxiliary_heads(backbone: nn.Module, num_classes: int, generator: torch.Generator) -> None:
     """Give a GoogLeNet trunk its two auxiliary classifiers: in training it returns (features, logits1, logits2).
 
@@ -200,42 +178,51 @@ def attach_auxiliary_heads(backbone: nn.Module, num_classes: int, generator: tor
 
 
 # ----------------------------------------------------------------------------------------------------------- details
-def _without_head(spec: BackboneSpec, network: nn.Module) -> nn.Module:
-    if spec.name.startswith("timm/"):
-        network.reset_classifier(0)  # type: ignore[operator]
-        return network
-    known = backbones.entry(spec.name)
-    return behead(network, spec.name, known.head)
+def _file_of(spec: BackboneSpec, weights_dir: Path, weights_files: Mapping[str, str], *, download: bool) -> Path | None:
+    """The verified file of the weights; None where timm's published ones have to be downloaded by timm."""
+    if not spec.name.startswith("timm/"):
+        return weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=download)
+    if not spec.weights.identity.startswith("tag:"):
+        return weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=False)
+    name = spec.weights.identity.removeprefix("tag:timm/")
+    return next((p for s in (".safetensors", ".pth", ".bin") if (p := weights_dir / f"{name}{s}").is_file()), None)
 
 
-def _heads(known: CatalogEntry) -> tuple[str, ...]:
-    """What names in a file begin with that the trunk does without."""
-    return (*AUXILIARY, f"{known.head}." if known.head else "classifier.")
+def _from_file(spec: BackboneSpec, path: Path, *, own_head: bool, note: Note) -> tuple[nn.Module, State]:
+    """The trunk, or with own_head the whole network, and what the file has of it and of its heads."""
+    is_timm = spec.name.startswith("timm/")
+    memory: Callable[[], AbstractContextManager[None]] = nullcontext if is_timm else without_memory
+    if is_timm:
+        import timm
+
+        architecture = spec.name.partition(".")[0]
+        head = str(timm.get_pretrained_cfg_value(architecture.removeprefix("timm/"), "classifier") or "head")
+        ignored: tuple[str, ...] = (f"{head}.",)
+    else:
+        known = backbones.entry(spec.name)
+        architecture, head = known.architecture, known.head
+        ignored = (*AUXILIARY, f"{head}." if head else "classifier.")
+    with memory():
+        network = construct(architecture, num_classes=0 if is_timm else 1)
+        network = network if is_timm else behead(network, spec.name, head)
+    match = state_for(network, path, ignored=ignored, note=note)
+    if own_head:
+        _add_joined_head(match, head)
+        if f"{head}.weight" not in match.state:
+            what = f"{path} holds no head ({head}.weight); it gives features only, so evaluate a run of it, run=ID"
+            raise DataError(what)
+        with memory():
+            network = construct(architecture, num_classes=len(match.state[f"{head}.weight"]))
+    assign_weights(network, match.state, path=path)
+    return network, match.state
 
 
-def _within(network: nn.Module, state: State) -> State:
-    """Without what the network does without: heads and what else a file was allowed to have."""
-    own = network.state_dict()
-    wanted = State((name, value) for name, value in state.items() if name in own)
-    wanted._metadata = state._metadata
-    return wanted
-
-
-def _with_own_head(found: Found, head: str) -> State:
+def _add_joined_head(match: Match, head: str) -> None:
     """A fine-tuning of one backbone keeps a JoinedNetwork, whose head stands beside the backbone."""
-    joined = {name: value for name, value in found.beside.items() if name in ("head.weight", "head.bias")}
-    alone = found.prefix == "backbones.0." and not any(name.startswith("backbones.1.") for name in found.beside)
-    if f"{head}.weight" not in found.state and alone:
-        found.state.update((f"{head}{name[4:]}", value.float()) for name, value in joined.items())
-    return found.state
-
-
-def _classes_in(state: State, head: str, path: Path) -> int:
-    if f"{head}.weight" not in state:
-        raise DataError(
-            f"{path} holds no head ({head}.weight); it gives features only, so evaluate a run of it, run=ID"
-        )
-    return int(state[f"{head}.weight"].shape[0])
+    joined_head = {name: value for name, value in match.beside.items() if name in ("head.weight", "head.bias")}
+    alone = match.prefix == "backbones.0." and not any(name.startswith("backbones.1.") for name in match.beside)
+    if f"{head}.weight" not in match.state and alone:
+        match.state.update((f"{head}{name[4:]}", value.float()) for name, value in joined_head.items())
 
 
 def _random(spec: BackboneSpec) -> nn.Module:
@@ -262,65 +249,34 @@ def _random(spec: BackboneSpec) -> nn.Module:
     return network
 
 
-def _timm(
-    spec: BackboneSpec,
-    weights_dir: Path,
-    weights_files: Mapping[str, str],
-    *,
-    download: bool,
-    num_classes: int | None,
-    told: Told = log_taken,
-) -> nn.Module:
-    """num_classes: 0 for the trunk, None for the head that the weights have."""
+def _downloaded_by_timm(spec: BackboneSpec, weights_dir: Path, *, download: bool, **options: Any) -> nn.Module:
+    """options: num_classes=0 for the trunk; without it the head is the one that the weights have."""
     import timm
 
-    architecture = spec.name.partition(".")[0]
-    if spec.weights.identity.startswith("tag:"):
-        name = spec.weights.identity.removeprefix("tag:timm/")
-        local = next((p for s in (".safetensors", ".pth", ".bin") if (p := weights_dir / f"{name}{s}").is_file()), None)
-        if local is None:
-            return _timm_downloaded(spec, name, weights_dir, download=download, num_classes=num_classes)
-        path = local
-    else:
-        path = weights_file(spec, weights_dir=weights_dir, weights_files=weights_files, download=False)
-    head = str(timm.get_pretrained_cfg_value(architecture.removeprefix("timm/"), "classifier") or "head")
-    network = construct(architecture, num_classes=0)
-    state = _with_own_head(state_for(network, path, ignored=(f"{head}.",), told=told), head)
-    if num_classes is None:
-        network = construct(architecture, num_classes=_classes_in(state, head, path))
-    assign_weights(network, _within(network, state), path=path)
-    return network
-
-
-def _timm_downloaded(
-    spec: BackboneSpec, name: str, weights_dir: Path, *, download: bool, num_classes: int | None
-) -> nn.Module:
-    import timm
-
+    name = spec.weights.identity.removeprefix("tag:timm/")
     remedy = f"put {name}.safetensors into {weights_dir}, or give its folder as weights_dir="
     if not download:
         raise DataError(f"weights {spec.weights.label} of {spec.name} are not there", remedy=remedy)
-    extra: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
         with hub_fails_fast():
-            network: nn.Module = timm.create_model(name, pretrained=True, cache_dir=weights_dir, **extra)
+            network: nn.Module = timm.create_model(name, pretrained=True, cache_dir=weights_dir, **options)
     except (OSError, RuntimeError) as error:
-        said = f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]})"
-        raise DataError(said, remedy=remedy) from error
+        what = f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]})"
+        raise DataError(what, remedy=remedy) from error
     return network
 
 
 def _none_alone(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     """The batches, a last one of a single image joined to the one before: one value has no variance."""
-    held: Tensor | None = None
+    previous: Tensor | None = None
     for batch in batches:
-        if held is not None and len(batch) == 1:
-            batch = torch.cat([held, batch])
-        elif held is not None:
-            yield held
-        held = batch
-    if held is not None:
-        yield held
+        if previous is not None and len(batch) == 1:
+            batch = torch.cat([previous, batch])
+        elif previous is not None:
+            yield previous
+        previous = batch
+    if previous is not None:
+        yield previous
 
 
 def _keep_auxiliary(trunk: nn.Module, state: State, path: Path) -> None:
@@ -332,5 +288,5 @@ def _keep_auxiliary(trunk: nn.Module, state: State, path: Path) -> None:
             head = InceptionAux(channels, 1)
             head.fc2 = nn.Identity()
         own = State((k.removeprefix(f"{name}."), v) for k, v in state.items() if k.startswith(f"{name}."))
-        assign_weights(head, _within(head, own), path=path)
+        assign_weights(head, own, path=path)
         setattr(trunk, name, head)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -12,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torchvision import models
 from torchvision.models.googlenet import GoogLeNet
 
+Groups = list[tuple[str, list[str]]]  # name, beginnings of the names of its parameters
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # parameters of heads beside the trunk, in GoogLeNet and Inception v3
 
 
@@ -51,17 +51,12 @@ class GoogLeNetWithHeads(GoogLeNet):  # type: ignore[misc]
         return output
 
 
-@contextlib.contextmanager
-def without_memory() -> Iterator[None]:
+class without_memory(TorchFunctionMode):
     """Networks constructed inside have parameters without values (device `meta`), to be assigned from a state dict.
 
     Only torch.empty is diverted, because some constructors compute with small tensors.
     """
-    with _EmptyOnMeta():
-        yield
 
-
-class _EmptyOnMeta(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -93,3 +88,19 @@ def behead(network: nn.Module, name: str, head: str) -> nn.Module:
     else:
         network.set_submodule(head, nn.Identity())
     return network
+
+
+def group_parameters(
+    module: nn.Module, groups: Sequence[tuple[str, Sequence[str]]]
+) -> list[tuple[str, list[tuple[str, nn.Parameter]]]]:
+    """(group, its named parameters) from the stem to the last stage; together all the trunk's, each once, and no group
+    without any (asserted). Auxiliary heads belong to no group."""
+    named = {name: p for name, p in module.named_parameters() if not name.startswith(AUXILIARY)}
+    parts = []
+    for group, prefixes in groups:
+        beginnings = tuple(f"{prefix}." for prefix in prefixes)
+        parts.append((group, [name for name in named if f"{name}.".startswith(beginnings)]))
+    flat = [name for _, names in parts for name in names]
+    assert len(flat) == len(set(flat)) and set(flat) == set(named), sorted(set(named) ^ set(flat))[:3]
+    assert all(names for _, names in parts), [group for group, names in parts if not names]
+    return [(group, [(name, named[name]) for name in names]) for group, names in parts]

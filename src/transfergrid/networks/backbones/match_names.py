@@ -48,7 +48,7 @@ _TRAINERS = re.compile(r"(optim|sched|lr_sched|scaler|amp|rng|loops|callbacks)",
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class Match:
     """state: the network's own names -> float32 tensors, with those of its head as far as they are there.
 
     prefix: what stands before these names in the file. beside: the other tensors, by their names in the file.
@@ -60,8 +60,8 @@ class Found:
     taken: Taken
 
 
-def find_state(content: Any, wanted: Shapes, *, path: Path, ignored: tuple[str, ...]) -> Found:
-    """wanted: every name that must be there, the head's aside. ignored: beginnings of the head's names.
+def find_state(content: Any, network: Shapes, *, path: Path, ignored: tuple[str, ...]) -> Match:
+    """network: every name that must be there, the head's aside. ignored: beginnings of the head's names.
 
     Raises DataError with names that the file has and names that were wanted.
     """
@@ -69,23 +69,23 @@ def find_state(content: Any, wanted: Shapes, *, path: Path, ignored: tuple[str, 
     tensors = dict(_flat(content, "", versions))
     if not tensors:
         raise DataError(f"{path} holds no state dict; save model.state_dict() with torch.save")
-    needed = {name: v for name, v in wanted.items() if not name.endswith("num_batches_tracked")}
+    needed = {name: v for name, v in network.items() if not name.endswith("num_batches_tracked")}
     counts = _prefixes(tensors, needed)
     whole = [p for p, n in counts.items() if n == len(needed) and not _unlike(tensors, needed, p)]
     if not whole:
         raise DataError(f"{path} {_why_not(tensors, needed, counts)}")
-    chosen = min(whole, key=_rank)
-    own = {name.removeprefix(chosen): v for name, v in tensors.items() if name.startswith(chosen)}
-    used = [name for name in own if name in wanted or name.startswith(ignored)]
-    extra = [name for name in own if name not in set(used) and name.rsplit(".", 1)[-1] not in _COUNTERS]
-    _refuse_other_layers(extra, wanted, path)
-    state = State((name, _plain(own[name], path, chosen + name)) for name in used)
-    state._metadata = versions.get(chosen)
-    beside = {name: v for name, v in tensors.items() if not name.startswith(chosen)}
-    left_out = [chosen + name for name in extra] + [n for n in beside if not _TRAINERS.match(n)]
-    others = sorted((p for p in whole if p != chosen), key=_rank)
+    prefix = min(whole, key=_rank)
+    own = {name.removeprefix(prefix): v for name, v in tensors.items() if name.startswith(prefix)}
+    names = [name for name in own if name in network or name.startswith(ignored)]
+    extra = [name for name in own if name not in set(names) and name.rsplit(".", 1)[-1] not in _COUNTERS]
+    _refuse_other_layers(extra, network, path)
+    state = State((name, _plain(own[name], path, prefix + name)) for name in names)
+    state._metadata = versions.get(prefix)
+    beside = {name: v for name, v in tensors.items() if not name.startswith(prefix)}
+    left_out = [prefix + name for name in extra] + [n for n in beside if not _TRAINERS.match(n)]
+    others = sorted((p for p in whole if p != prefix), key=_rank)
     left_out = [name for name in left_out if not name.startswith(tuple(others))]
-    return Found(state, chosen, beside, Taken(path.name, chosen, len(state), tuple(others), tuple(left_out)))
+    return Match(state, prefix, beside, Taken(path.name, prefix, len(state), tuple(others), tuple(left_out)))
 
 
 def _flat(content: Any, prefix: str, versions: dict[str, Any], depth: int = 0) -> Iterator[tuple[str, Tensor]]:
@@ -93,9 +93,9 @@ def _flat(content: Any, prefix: str, versions: dict[str, Any], depth: int = 0) -
     if depth > DEEPEST:
         return
     if isinstance(content, Mapping):
-        noted = getattr(content, "_metadata", None)
-        if isinstance(noted, Mapping) and all(isinstance(v, Mapping) for v in noted.values()):
-            versions[prefix] = noted
+        layer_versions = getattr(content, "_metadata", None)
+        if isinstance(layer_versions, Mapping) and all(isinstance(v, Mapping) for v in layer_versions.values()):
+            versions[prefix] = layer_versions
         pairs: Iterator[tuple[Any, Any]] = iter(content.items())
     elif isinstance(content, (tuple, list)):
         pairs = iter(enumerate(content))
@@ -143,15 +143,15 @@ def _unlike(tensors: Mapping[str, Tensor], needed: Shapes, prefix: str) -> list[
     return [n for n, v in needed.items() if prefix + n in tensors and tensors[prefix + n].shape != v.shape]
 
 
-def _refuse_other_layers(extra: Sequence[str], wanted: Shapes, path: Path) -> None:
+def _refuse_other_layers(extra: Sequence[str], network: Shapes, path: Path) -> None:
     """What lies within the network's own layers, or is no head, belongs to another network with more of them."""
-    layers = {name.partition(".")[0] for name in wanted}
+    layers = {name.partition(".")[0] for name in network}
     for name in extra:
         top = name.partition(".")[0]
         if top in layers or not _HEADS.fullmatch(top):
             raise DataError(
                 f"{path} is of another network: it has {name!r}, which is unknown ({len(extra)} such names); "
-                f"wanted: {some(list(wanted))}"
+                f"wanted: {some(list(network))}"
             )
 
 
@@ -174,8 +174,8 @@ def _why_not(tensors: Mapping[str, Tensor], needed: Shapes, counts: Counter[str]
     common = os.path.commonprefix(names).rpartition(".")[0]
     numbered = all(name[len(common) :].lstrip(".")[:1].isdigit() for name in names)
     if numbered and count <= len(needed) // 2:
-        says = "numbers its layers instead of naming them"
+        text = "numbers its layers instead of naming them"
     else:
         more = sum(n.startswith(prefix) and n[len(prefix) :] not in needed for n in names)
-        says = f"is of another network{place}: it lacks {missing[0]!r} ({len(missing)} missing, {more} unknown)"
-    return f"{says}; it has: {some(names)}; wanted: {some(list(needed))}"
+        text = f"is of another network{place}: it lacks {missing[0]!r} ({len(missing)} missing, {more} unknown)"
+    return f"{text}; it has: {some(names)}; wanted: {some(list(needed))}"

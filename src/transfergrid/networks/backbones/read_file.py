@@ -23,10 +23,10 @@ from transfergrid.names import some
 from transfergrid.networks.backbones.weight_files import foreign, is_safetensors, parts_of
 
 
-class _Forgotten:
+class _Placeholder:
     """Stands for an object whose value no weights depend on."""
 
-    def __new__(cls, *_given: Any, **_named: Any) -> _Forgotten:
+    def __new__(cls, *_args: Any, **_options: Any) -> _Placeholder:
         return object.__new__(cls)
 
     def __setstate__(self, _state: Any) -> None:
@@ -36,12 +36,12 @@ class _Forgotten:
 class _Dict:
     """Stands for dictionaries of other types: what is set in them afterwards is kept, as weights may lie there."""
 
-    def __new__(cls, *_given: Any) -> Any:
+    def __new__(cls, *_args: Any) -> Any:
         return OrderedDict()
 
 
 class _List:
-    def __new__(cls, *_given: Any) -> Any:
+    def __new__(cls, *_args: Any) -> Any:
         return []
 
 
@@ -49,7 +49,7 @@ _PATHS = "Path PosixPath PurePath PurePosixPath PureWindowsPath WindowsPath"
 _NUMBERS = "bool bool_ float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 str_"
 _NODES = "AnyNode BooleanNode BytesNode EnumNode FloatNode IntegerNode PathNode StringNode"
 # module -> names of the types that may stand beside weights
-_FORGOTTEN = {
+_PLACEHOLDERS = {
     "argparse": "Namespace",
     # getattr: mmengine's histories name their methods; here it gets nothing.
     "builtins": "bool bytes dict float frozenset getattr int list object range slice str tuple",
@@ -85,25 +85,25 @@ _DICTS = {
     "yacs.config": "CfgNode",
 }
 # What torch reads by itself, for naming what is left.
-_TORCHS_OWN = (
-    *("torch._utils.", "torch._tensor.", "torch.storage.", "torch.nn.parameter.", "torch.serialization."),
-    *("collections.OrderedDict", "collections.Counter", "_codecs.encode", "builtins.bytearray", "builtins.set"),
-    "builtins.complex",
+_TORCHS_OWN = tuple(
+    "torch._utils. torch._tensor. torch.storage. torch.nn.parameter. torch.serialization. collections.OrderedDict"
+    " collections.Counter _codecs.encode builtins.bytearray builtins.set builtins.complex".split()
 )
 
 
-def _allowed() -> list[tuple[Any, str]]:
+def _safe_types() -> list[tuple[Any, str]]:
     """(what it becomes, its full name in the file)."""
-    stand_ins: tuple[tuple[Any, dict[str, str]], ...] = (
-        *((_Forgotten, _FORGOTTEN), (_Dict, _DICTS)),
-        (_List, {"collections": "deque"}),
-    )
-    named = [(kind, f"{m}.{name}") for kind, table in stand_ins for m, names in table.items() for name in names.split()]
+    types = [
+        (kind, f"{module}.{name}")
+        for kind, table in ((_Placeholder, _PLACEHOLDERS), (_Dict, _DICTS), (_List, {"collections": "deque"}))
+        for module, names in table.items()
+        for name in names.split()
+    ]
     arrays = [(np.ndarray, "numpy.ndarray"), (np.dtype, "numpy.dtype")]
     # NumPy keeps the dtype's class, which its restored values are checked against.
     arrays += [(kind, f"numpy.dtypes.{name}") for name, kind in vars(np.dtypes).items() if isinstance(kind, type)]
     rebuild = cast(Any, multiarray)._reconstruct
-    return [*named, *arrays, *((rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core"))]
+    return [*types, *arrays, *((rebuild, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core"))]
 
 
 def read_content(path: Path) -> Any:
@@ -121,21 +121,21 @@ def read_content(path: Path) -> Any:
             merged |= content
         return merged
     safe = is_safetensors(path)
-    known = None if safe else foreign(path)
-    if known is not None:
-        raise DataError(f"{path} cannot be read as a state dict: it is {known}")
+    kind = None if safe else foreign(path)
+    if kind is not None:
+        raise DataError(f"{path} cannot be read as a state dict: it is {kind}")
     try:
         if safe:
             from safetensors.torch import load_file
 
             # Copied, because tensors inside such a file lie unaligned, and kernels then round differently.
             return {key: value.clone() for key, value in load_file(path).items()}
-        listed = torch.serialization.safe_globals(cast(Any, _allowed()))
-        with open(path, "rb") as file, listed, warnings.catch_warnings():  # opened here: torch goes by a name's suffix
+        types = torch.serialization.safe_globals(cast(Any, _safe_types()))
+        with open(path, "rb") as file, types, warnings.catch_warnings():  # opened here: torch goes by a name's suffix
             warnings.simplefilter("ignore")  # on the pickle's protocol: what cannot be read is said below
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and safetensors each have their own errors for a damaged file
-        objects = [] if safe else _unlisted(path)
+        objects = [] if safe else _unsafe_names(path)
         if objects:
             reason = f"beside tensors it holds {some(objects, 2)}; objects could run code"
             raise DataError(
@@ -147,27 +147,27 @@ def read_content(path: Path) -> Any:
         ) from error
 
 
-def _unlisted(path: Path) -> list[str]:
+def _unsafe_names(path: Path) -> list[str]:
     """Full names of what a pickle refers to and nothing may become; read from its instructions, never followed."""
-    allowed = {name for _, name in _allowed()}
+    safe_names = {name for _, name in _safe_types()}
     classes: dict[str, None] = {}
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 name = next(n for n in archive.namelist() if n.endswith("data.pkl"))
                 with archive.open(name) as file:
-                    classes = dict.fromkeys(_referred(cast(BinaryIO, file)))
+                    classes = dict.fromkeys(_references(cast(BinaryIO, file)))
         else:
             with open(path, "rb") as legacy:
                 for _ in range(4):  # torch.save before 1.6: a number, a version, the system, then the object
-                    classes |= dict.fromkeys(_referred(legacy))
+                    classes |= dict.fromkeys(_references(legacy))
     except Exception:  # pickletools has no error of its own for damaged files: ValueError, IndexError, ...
         pass
     torchs_own = {n for n in classes if n.startswith(_TORCHS_OWN) or (n.startswith("torch.") and n.count(".") == 1)}
-    return [name for name in classes if name not in allowed | torchs_own]
+    return [name for name in classes if name not in safe_names | torchs_own]
 
 
-def _referred(file: BinaryIO) -> Iterator[str]:
+def _references(file: BinaryIO) -> Iterator[str]:
     texts: list[str] = []
     for instruction, argument, _ in pickletools.genops(file):
         if instruction.name == "GLOBAL":

@@ -28,17 +28,17 @@ def weights_file(spec: BackboneSpec, *, weights_dir: Path, weights_files: Mappin
     kind, _, value = spec.weights.identity.partition(":")
     if kind == "builtin":
         return _verified(backbones.builtin_file(spec.name), value)
-    named = weights_files.get(spec.weights.identity)
+    file = weights_files.get(spec.weights.identity)
     if kind == "file":
-        if named is None or not Path(named).is_file():
+        if file is None or not Path(file).is_file():
             raise DataError(
-                f"weights file {named or spec.weights.label!r} of {spec.name} is not there; "
+                f"weights file {file or spec.weights.label!r} of {spec.name} is not there; "
                 f"give weights_files.{spec.name}=FILE"
             )
-        return _verified(Path(named), value)
+        return _verified(Path(file), value)
     if kind != "tag":
         raise ConfigError(f"weights {spec.weights.identity!r} of {spec.name} are not a file; known: tag, file, builtin")
-    path = Path(named) if named else weights_dir / value
+    path = Path(file) if file else weights_dir / value
     known = backbones.entry(spec.name).weights[spec.weights.label]
     if not path.is_file():
         _fetch(spec, path, known.hash_prefix, download=download)
@@ -46,24 +46,23 @@ def weights_file(spec: BackboneSpec, *, weights_dir: Path, weights_files: Mappin
 
 
 def assign_weights(network: nn.Module, state: State, *, path: Path) -> None:
-    """Give every parameter and buffer of the network its value; the network may be without memory.
+    """Give every parameter and buffer of the network its value; the network may be without memory. What the state has
+    beside them, as of heads, is not used.
 
-    Raises DataError, naming the first key, if one is missing, unexpected, of another shape, or not finite.
+    Raises DataError, naming the first key, if one is missing, of another shape, or not finite.
     """
     own = network.state_dict()
+    values = State((key, value) for key, value in state.items() if key in own)
     # Files of before 2018 do not count batches.
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unknown = [key for key in state if key not in own]
-    if missing or unknown:
-        reason = f"it lacks {missing[0]!r}" if missing else f"it has {unknown[0]!r}, which is unknown"
-        raise DataError(f"{path} is of another network: {reason} ({len(missing)} missing, {len(unknown)} unknown)")
-    for key, value in state.items():
+    missing = [key for key in own if key not in values and not key.endswith("num_batches_tracked")]
+    if missing:
+        raise DataError(f"{path} is of another network: it lacks {missing[0]!r} ({len(missing)} missing)")
+    for key, value in values.items():
         if value.shape != own[key].shape:
             shapes = f"{tuple(value.shape)}, wanted {tuple(own[key].shape)}"
             raise DataError(f"{path} is of another network: {key!r} has shape {shapes}")
-    wanted = State(state)
-    wanted._metadata = state._metadata or getattr(own, "_metadata", None)
-    network.load_state_dict(wanted, strict=False, assign=True)
+    values._metadata = state._metadata or getattr(own, "_metadata", None)
+    network.load_state_dict(values, strict=False, assign=True)
     for key, value in network.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise DataError(f"{path} is damaged: {key!r} holds values that are not finite")

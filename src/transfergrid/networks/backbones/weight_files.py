@@ -10,7 +10,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ _BEGINNINGS = (
     (b"%PDF", "a PDF document, not weights; download the file itself"),
 )
 _OTHERS_WEIGHTS = "torch's weights of the network are needed"
-_SHOWN = 3  # names
+_MOST_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class Taken:
     def line(self) -> str:
         parts = [f"{self.names} names taken" + (f" from those under {self.prefix!r}" if self.prefix else "")]
         if self.others:
-            parts.append(f"not from those under {', '.join(map(repr, self.others[:_SHOWN]))}, which fit too")
+            parts.append(f"not from those under {', '.join(map(repr, self.others[:_MOST_NAMES]))}, which fit too")
         if self.not_used:
             parts.append(f"not used: {some(self.not_used)} ({len(self.not_used)})")
         return f"weights file {self.file}: {'; '.join(parts)}"
@@ -70,14 +70,9 @@ class Taken:
     @property
     def fields(self) -> dict[str, Any]:
         """As a record holds it; of the names that were left out, their number and the first."""
-        return {
-            "file": self.file,
-            "prefix": self.prefix,
-            "names": self.names,
-            "others": list(self.others),
-            "not_used": len(self.not_used),
-            "first_not_used": list(self.not_used[:_SHOWN]),
-        }
+        first_names = list(self.not_used[:_MOST_NAMES])
+        counted = {"others": list(self.others), "not_used": len(self.not_used), "first_not_used": first_names}
+        return asdict(self) | counted
 
 
 def weights_taken(files: Mapping[str, Taken]) -> dict[str, Any]:
@@ -88,8 +83,8 @@ def weights_taken(files: Mapping[str, Taken]) -> dict[str, Any]:
 
 
 def some(names: Sequence[str]) -> str:
-    first_names = ", ".join(name if len(name) <= 48 else f"...{name[-45:]}" for name in names[:_SHOWN])
-    return first_names + (", ..." if len(names) > _SHOWN else "")
+    first_names = ", ".join(name if len(name) <= 48 else f"...{name[-45:]}" for name in names[:_MOST_NAMES])
+    return first_names + (", ..." if len(names) > _MOST_NAMES else "")
 
 
 def identity_of(path: Path) -> str:
@@ -139,9 +134,9 @@ def foreign(path: Path) -> str | None:
     text = begins.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "a web page, not weights; download the file itself"
-    for beginning, says in _BEGINNINGS:
+    for beginning, kind in _BEGINNINGS:
         if begins.startswith(beginning):
-            return says
+            return kind
     if begins.startswith(b"PK"):
         return _foreign_archive(path)
     if begins[257:262] == b"ustar":

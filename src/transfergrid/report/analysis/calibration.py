@@ -26,12 +26,12 @@ class ReliabilityBins:
 
 def confidence(predictions: Predictions) -> Array:
     """(N,) float64: the probability each image's predicted class was given."""
+    from scipy.special import softmax
+
     logits_NC = predictions.logits_NC.astype(np.float64)
-    largest_N = logits_NC.max(axis=1)
+    probability_N: Array = softmax(logits_NC, axis=1).max(axis=1)
     if predictions.logsumexp_N is not None:  # of all classes; only some logits are kept
-        of_all_N: Array = np.minimum(np.exp(largest_N - predictions.logsumexp_N), 1.0)
-        return of_all_N
-    probability_N: Array = 1 / np.exp(logits_NC - largest_N[:, None]).sum(axis=1)
+        probability_N = np.minimum(np.exp(logits_NC.max(axis=1) - predictions.logsumexp_N), 1.0)
     return probability_N
 
 
@@ -41,13 +41,13 @@ def reliability_bins(confidence_N: Array, correct_N: Array, *, bins: int = 15) -
     edges = np.linspace(0, 1, bins + 1)
     bin_N = np.clip(np.searchsorted(edges, confidence_N, side="left") - 1, 0, bins - 1)
     images_B = np.bincount(bin_N, minlength=bins)
-    counted_B = np.where(images_B > 0, images_B, np.nan)
+    divisor_B = np.where(images_B > 0, images_B, np.nan)
     return ReliabilityBins(
         edges[:-1],
         edges[1:],
         images_B,
-        np.bincount(bin_N, weights=confidence_N, minlength=bins) / counted_B,
-        np.bincount(bin_N, weights=correct_N.astype(np.float64), minlength=bins) / counted_B,
+        np.bincount(bin_N, weights=confidence_N, minlength=bins) / divisor_B,
+        np.bincount(bin_N, weights=correct_N.astype(np.float64), minlength=bins) / divisor_B,
     )
 
 

@@ -33,13 +33,12 @@ def accuracy_with_interval(row: ComparisonRow) -> str:
 
 def weights_text(label: str) -> str:
     """The `weights` of a row in words: `weights random`; of a join, whose parts may differ, part by part."""
-    words = {"builtin": "shipped with transfergrid"}
-    return "weights " + "+".join(words.get(part, part) for part in label.split("+"))
+    return "weights " + "+".join("shipped with transfergrid" if p == "builtin" else p for p in label.split("+"))
 
 
-def weights_where_needed(rows: Sequence[ComparisonRow], *shown: str) -> list[str]:
-    """weights_text of those rows which the fields shown do not tell apart; the others have an empty text."""
-    names = [tuple(getattr(row, name) for name in shown) for row in rows]
+def weights_where_needed(rows: Sequence[ComparisonRow], *columns: str) -> list[str]:
+    """weights_text of those rows which these columns do not tell apart; the others have an empty text."""
+    names = [tuple(getattr(row, name) for name in columns) for row in rows]
     return [weights_text(row.weights) if names.count(name) > 1 else "" for row, name in zip(rows, names, strict=True)]
 
 

@@ -5,8 +5,8 @@ So each of the things compared gets its own small search, on images that are not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from transfergrid.report.analysis.cells import accuracy_with_interval, percent
 from transfergrid.report.analysis.columns import pick
@@ -36,13 +36,12 @@ class Choice:
 
 def choices(comparison: Comparison) -> tuple[Choice, ...]:
     """Per dataset, model, phase and thing compared; none where no variant's name has the sign."""
-    families: dict[tuple[str, ...], list[ComparisonRow]] = {}
+    rows_by_search: dict[tuple[str, ...], list[ComparisonRow]] = {}
     for row in comparison.rows:
-        choice = choice_of(row.variant)
-        if choice is not None:
-            key = (row.dataset, row.model, row.phase, row.weights, row.protocol, choice[0])
-            families.setdefault(key, []).append(row)
-    return tuple(_choice(key[-1], rows) for key, rows in families.items())
+        if choice := choice_of(row.variant):
+            key = (choice[0], row.dataset, row.model, row.phase, row.weights, row.protocol)
+            rows_by_search.setdefault(key, []).append(row)
+    return tuple(_choice(name, rows) for (name, *_), rows in rows_by_search.items())
 
 
 def section(comparison: Comparison) -> Section | None:
@@ -51,11 +50,10 @@ def section(comparison: Comparison) -> Section | None:
     if not rows:
         return None
     score = WORDS[rows[0].candidates[0].select_by]
-    about = f"The best mean {score} on val over the seeds decides each comparison. Test is read afterwards."
     return Section(
         "choices",
         "Chosen on val",
-        about=[about],
+        about=[f"The best mean {score} on val over the seeds decides each comparison. Test is read afterwards."],
         tables=[Table("chosen_on_val", _COLUMNS, rows)],
         items=[note for choice in rows for note in _notes(choice)],
     )
@@ -63,48 +61,45 @@ def section(comparison: Comparison) -> Section | None:
 
 def _notes(choice: Choice) -> Iterator[str]:
     """Ties, and whether the chosen one lies at an end of what was tried."""
-    if choice.chosen is None:
-        return
-    row = choice.chosen
-    name = " ".join(part for part in (row.dataset, row.model, row.phase, choice.name) if part)
-    if len(choice.tied) > 1:
-        yield f"{name}: {' and '.join(map(_named, choice.tied))} are tied on val: {RULE}."
-    if row.remarks:
-        yield f"{name}: {'; '.join(row.remarks)}."
+    if row := choice.chosen:
+        name = " ".join(part for part in (row.dataset, row.model, row.phase, choice.name) if part)
+        if len(choice.tied) > 1:
+            yield f"{name}: {' and '.join(map(_name_of, choice.tied))} are tied on val: {RULE}."
+        if row.remarks:
+            yield f"{name}: {'; '.join(row.remarks)}."
 
 
-def _choice(name: str, rows: list[ComparisonRow]) -> Choice:
-    unfinished = tuple(_named(r) for r in rows if r.status != "completed" or val_score(r) is None)
+def _choice(name: str, rows: Sequence[ComparisonRow]) -> Choice:
+    unfinished = tuple(_name_of(r) for r in rows if r.status != "completed" or val_score(r) is None)
     tied = () if unfinished else tuple(rows[i] for i in best_first(rows)[0])
     return Choice(name=name, candidates=tuple(rows), tied=tied, unfinished=unfinished)
 
 
-def _named(row: ComparisonRow) -> str:
-    choice = choice_of(row.variant)
-    return choice[1] if choice else ""
+def _name_of(row: ComparisonRow) -> str:
+    """Its choice: of every candidate the variant's name has the sign."""
+    return (choice_of(row.variant) or ("", ""))[1]
 
 
-def _chosen(choice: Choice) -> str:
-    return _named(choice.chosen) if choice.chosen else f"not yet: {', '.join(choice.unfinished)} unfinished"
+def _chosen_text(choice: Choice) -> str:
+    return _name_of(choice.chosen) if choice.chosen else f"not yet: {', '.join(choice.unfinished)} unfinished"
 
 
 def _others(choice: Choice) -> str:
-    others = [row for row in choice.candidates if choice.chosen and row is not choice.chosen]
-    return ", ".join(f"{_named(row)} {percent(val_score(row))}" for row in others)
+    rows = [row for row in choice.candidates if choice.chosen and row is not choice.chosen]
+    return ", ".join(f"{_name_of(row)} {percent(val_score(row))}" for row in rows)
 
 
-_TEST: Column[Choice] = figure(
-    "test_accuracy",
-    str,
-    lambda choice: choice.chosen.test_accuracy if choice.chosen else None,
-    label="test",
-    beside="[95 %]",
-)
 _COLUMNS: list[Column[Choice]] = [
     *(column.of(lambda choice: choice.candidates[0]) for column in pick("dataset model phase")),
     words("compared", "name"),
-    words("chosen_on_val", _chosen, label="chosen on val"),
+    words("chosen_on_val", _chosen_text, label="chosen on val"),
     figure("val", percent, lambda choice: val_score(choice.chosen) if choice.chosen else None),
-    replace(_TEST, text=lambda choice: accuracy_with_interval(choice.chosen) if choice.chosen else ""),
+    figure(
+        "test_accuracy",
+        value=lambda choice: choice.chosen.test_accuracy if choice.chosen else None,
+        text=lambda choice: accuracy_with_interval(choice.chosen) if choice.chosen else "",
+        label="test",
+        beside="[95 %]",
+    ),
     words("val_of_the_others", _others, label="val of the others", is_number=True),
 ]

@@ -24,18 +24,13 @@ class PublishedEvidence:
     second: float | None = None
 
     @property
-    def difference(self) -> tuple[float, float, float] | None:
-        """(first - second, low, high), Newcombe's 95 % interval; None for a single figure."""
-        if self.second is None:
-            return None
-        return statistics.difference_of_published(self.first, self.images, self.second, self.images)
-
-    @property
     def text(self) -> str:
-        if self.difference is None or self.second is None:
+        """With the 95 % interval, Newcombe's of a difference."""
+        if self.second is None:
             low, high = statistics.published_interval(self.first, self.images)
             return f"{percent(self.first)} [{percent(low)}, {percent(high)}]"
-        return f"{percent(self.first)} against {percent(self.second)}: {in_points(*self.difference)}"
+        difference = statistics.difference_of_published(self.first, self.images, self.second, self.images)
+        return f"{percent(self.first)} against {percent(self.second)}: {in_points(*difference)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,8 +57,8 @@ class Claim:
 
     def epochs_of(self, variant: str) -> int | None:
         """That the grid file trains this variant's row for; None of an evaluation."""
-        named = epochs_of(variant)
-        return self.epochs if named is None else named
+        epochs = epochs_of(variant)
+        return self.epochs if epochs is None else epochs
 
 
 def claims_for(grid: str) -> list[Claim]:
@@ -81,7 +76,7 @@ def all_claims() -> tuple[Claim, ...]:
 def _claim(entry: dict[str, Any]) -> Claim:
     values = entry | {name: tuple(entry[name]) for name in ("grids", "datasets")}
     for side in ("first", "second"):
-        values[side] = tuple(_model_and_variant(text) for text in entry.get(side, ()))
+        values[side] = tuple(text.partition(" ")[::2] for text in entry.get(side, ()))
     if "published" in entry:
         values["published"] = PublishedEvidence(**entry["published"])
     claim = Claim(**values)
@@ -95,8 +90,3 @@ def _claim(entry: dict[str, Any]) -> Claim:
     }
     assert fits[claim.test] and (claim.margin is None or claim.test == "not_worse"), claim
     return claim
-
-
-def _model_and_variant(text: str) -> tuple[str, str]:
-    model, _, variant = text.partition(" ")
-    return model, variant

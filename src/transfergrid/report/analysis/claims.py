@@ -1,16 +1,15 @@
 """The studies' published conclusions, and what a grid's own measurements say about each.
 
-Outcomes: `confirmed` where the accuracy is higher in every comparison, `contradicted` where it is lower in at least
-one, `not shown` otherwise; a comparison says higher or lower where its p, adjusted by Holm over the comparisons of its
-claim, is below 5 % and its interval leaves out zero. `artefact`: the published evidence is of something else; what we
-measured is told beside it. `not tested`: rows or predictions are missing, or hold a part of the data set only. Rows
-trained for other numbers of epochs than their grid file says decide nothing: `not shown`, with the numbers.
+Outcomes: `confirmed` and `contradicted` as _ABOUT says, where the interval leaves out zero, too; else `not shown`, also
+of rows trained for other numbers of epochs than their grid file says. `artefact`: the published evidence is of
+something else; what we measured is told beside it. `not tested`: rows or predictions are missing, or hold a part of
+the data set only.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from statistics import fmean
@@ -18,10 +17,11 @@ from typing import Literal
 
 from transfergrid.config.spelling import command, launch_again
 from transfergrid.errors import DataError, one_line
-from transfergrid.report.analysis import paired_rows, statistics
+from transfergrid.report.analysis import statistics
 from transfergrid.report.analysis.cells import in_points, percent
 from transfergrid.report.analysis.claim_file import Claim, claims_for
 from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.paired_rows import compare_rows
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import WORDS, best_on_val, choice_of, val_score
 from transfergrid.report.analysis.statistics import PairedComparison
@@ -40,8 +40,8 @@ class Compared:
 
     first: str
     second: str
-    first_accuracy: float
-    second_accuracy: float
+    first_accuracy: float | None
+    second_accuracy: float | None
     result: PairedComparison
     p_adjusted: float
 
@@ -53,16 +53,15 @@ class Compared:
         return 1 if self.result.difference > 0 else -1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Decision:
     """What one grid says about one claim on one dataset.
 
-    difference, low, high: of the comparison that decides, in [-1, 1], 95 % and not adjusted; for an artefact ours minus
-    the published figure; None where nothing was measured. text: one plain sentence. compared: all comparisons made.
+    text: one plain sentence. difference, low, high: of the comparison that decides, in [-1, 1], 95 % and not adjusted;
+    for an artefact ours minus the published figure; None where nothing was measured. compared: all comparisons made.
     """
 
     claim: Claim
-    grid: str
     dataset: str
     outcome: Outcome
     text: str
@@ -71,10 +70,6 @@ class Decision:
     high: float | None = None
     compared: tuple[Compared, ...] = ()
 
-    @property
-    def artefact_of(self) -> str | None:
-        return self.claim.artefact_of
-
 
 class _NotTested(DataError):
     """What is missing for a decision."""
@@ -82,137 +77,123 @@ class _NotTested(DataError):
 
 # ------------------------------------------------------------------------------------------------------------ deciding
 def decisions_of(comparison: Comparison) -> list[Decision]:
-    """What this grid's own rows say about the claims that are decided in it; empty for most grids."""
-    return decide(claims_for(comparison.grid), {comparison.grid: comparison})
+    """What this grid's own rows say about the claims that are decided in it; empty for most grids.
 
-
-def decide(claims: Sequence[Claim], comparisons: Mapping[str, Comparison]) -> list[Decision]:
-    """One decision per claim and dataset of it that a comparison has rows of; `not tested` where there is none.
-
-    comparisons: by grid name. A claim is decided only in grids it names.
+    One decision per claim and dataset of it that the grid has rows of; `not tested` where it has rows of none.
     """
     decisions = []
-    for claim in claims:
-        grids = [grid for grid in claim.grids if grid in comparisons] or list(claim.grids[:1])
-        for grid in grids:
-            rows = comparisons[grid].rows if grid in comparisons else ()
-            present = [d for d in claim.datasets if any((r.dataset, r.phase) == (d, claim.phase) for r in rows)]
-            for dataset in present or claim.datasets[:1]:
-                decisions.append(_decide(_Asked(claim, grid, dataset, comparisons.get(grid))))
+    for claim in claims_for(comparison.grid):
+        present = [d for d in claim.datasets if any((r.dataset, r.phase) == (d, claim.phase) for r in comparison.rows)]
+        decisions += [_decide(_Question(claim, dataset, comparison)) for dataset in present or claim.datasets[:1]]
     return decisions
 
 
-Found = tuple[ComparisonRow, tuple[RunRecord, ...]]
+RowAndRuns = tuple[ComparisonRow, tuple[RunRecord, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """One claim, put to one dataset of one grid."""
+class _Question:
+    """One claim, put to one dataset of a grid."""
 
     claim: Claim
-    grid: str
     dataset: str
-    comparison: Comparison | None
-
-    @property
-    def launch_again(self) -> str:
-        if self.comparison is None:
-            return command("launch_grid.py", f"grid={self.grid}")  # a claim's grids are files
-        return launch_again(self.grid, self.comparison.store)
+    comparison: Comparison
 
     def require(self) -> None:
         """Raises _NotTested with all that is missing, unless each row of the claim can be used."""
-        problems = [self._problem(model, variant) for model, variant in (*self.claim.first, *self.claim.second)]
-        if any(problems):
-            raise _NotTested(", ".join(problem for problem in problems if problem))
+        problems = [text for name in (*self.claim.first, *self.claim.second) for text in self._problems(*name)]
+        if problems:
+            raise _NotTested(", ".join(problems))
 
-    def row(self, model: str, variant: str) -> Found:
-        """The row of that name, after `require`; of several choices `<variant>--<choice>` the best on val."""
-        found = self._found(model, variant)
-        return found[0] if len(found) == 1 else _best_found(found)
+    def rows(self, side: Sequence[tuple[str, str]]) -> list[RowAndRuns]:
+        """The row of each name, after `require`; of several choices `<variant>--<choice>` the best on val."""
+        return [_best(self._candidates(*name)) for name in side]
 
     def other_epochs(self) -> str:
         """`run with 2 epochs instead of 10`, by row where they differ; empty where all are as the grid file says."""
         texts: dict[str, str] = {}
         for model, variant in (*self.claim.first, *self.claim.second):
-            meant = self.claim.epochs_of(variant)
-            for row, runs in self._found(model, variant):
+            expected = self.claim.epochs_of(variant)
+            for row, runs in self._candidates(model, variant):
                 epochs = getattr(runs[0].spec.settings, "epochs", None)
-                if meant is not None and epochs != meant:
+                if expected is not None and epochs != expected:
                     unit = "epoch" if epochs == 1 else "epochs"
-                    texts[_name(row.model, row.variant)] = f"run with {epochs} {unit} instead of {meant}"
+                    texts[_name(row.model, row.variant)] = f"run with {epochs} {unit} instead of {expected}"
         distinct = set(texts.values())
         return distinct.pop() if len(distinct) == 1 else ", ".join(f"{name} {text}" for name, text in texts.items())
 
-    def _found(self, model: str, variant: str) -> list[Found]:
+    def _candidates(self, model: str, variant: str) -> list[RowAndRuns]:
         """Rows under protocol `fair`; an evaluation trains nothing, so it may have any."""
-        pairs = zip(self.comparison.rows, self.comparison.runs, strict=True) if self.comparison else ()
         return [
             (row, runs)
-            for row, runs in pairs
+            for row, runs in zip(self.comparison.rows, self.comparison.runs, strict=True)
             if (row.dataset, row.model, row.phase) == (self.dataset, model, self.claim.phase)
             and variant == (choice_of(row.variant) or (row.variant,))[0]
             and (row.protocol == "fair" or self.claim.phase == "evaluate")
         ]
 
-    def _problem(self, model: str, variant: str) -> str | None:
-        choices = self._found(model, variant)
-        if not choices:
-            return f"{_name(model, variant)} is missing"
-        if len({row.variant for row, _ in choices}) < len(choices):
-            return f"{_name(model, variant)} stands in {len(choices)} rows"
-        problems = [self._problem_of(*choice, chosen=len(choices) > 1) for choice in choices]
-        return ", ".join(problem for problem in problems if problem) or None
-
-    def _problem_of(self, row: ComparisonRow, runs: tuple[RunRecord, ...], *, chosen: bool) -> str | None:
-        name = _name(row.model, row.variant)
-        if row.status != "completed":
-            return f"{name} is {row.status}" + (f" ({row.failure_class})" if row.failure_class else "")
-        if (runs[0].spec.dataset.max_images, runs[0].spec.train_fraction, runs[0].spec.shots) != (None, None, None):
-            return f"{name} saw a part of the data set only"
-        chosen = chosen or self.claim.test == "best_beats_best"
-        return f"{name} has no val {WORDS[row.select_by]} to choose by" if chosen and val_score(row) is None else None
-
-
-def _best_found(found: Sequence[Found]) -> Found:
-    """Of rows that all have a score on val, see `require`."""
-    position = best_on_val([row for row, _ in found])
-    assert position is not None
-    return found[position]
+    def _problems(self, model: str, variant: str) -> Iterator[str]:
+        candidates = self._candidates(model, variant)
+        if not candidates:
+            yield f"{_name(model, variant)} is missing"
+        if len({row.variant for row, _ in candidates}) < len(candidates):
+            yield f"{_name(model, variant)} stands in {len(candidates)} rows"
+            return
+        is_choice = len(candidates) > 1 or self.claim.test == "best_beats_best"
+        for row, runs in candidates:
+            name = _name(row.model, row.variant)
+            if row.status != "completed":
+                yield f"{name} is {row.status}" + (f" ({row.failure_class})" if row.failure_class else "")
+            elif (spec := runs[0].spec) and (spec.dataset.max_images, spec.train_fraction, spec.shots) != (None,) * 3:
+                yield f"{name} saw a part of the data set only"
+            elif is_choice and val_score(row) is None:
+                yield f"{name} has no val {WORDS[row.select_by]} to choose by"
 
 
-def _decide(asked: _Asked) -> Decision:
-    claim = asked.claim
+def _best(candidates: Sequence[RowAndRuns]) -> RowAndRuns:
+    """On val; after `require` only a single row can be without a score there."""
+    return candidates[best_on_val([row for row, _ in candidates]) or 0]
+
+
+def _decide(question: _Question) -> Decision:
+    claim = question.claim
     try:
-        asked.require()
-        decision = _against_published(asked) if claim.test == "published_value" else _against_rows(asked)
-        if other := asked.other_epochs():
+        question.require()
+        decision = _against_published(question) if claim.test == "published_value" else _against_rows(question)
+        if other := question.other_epochs():
             text = f"{other}, so this decides nothing: {decision.text}"
             decision = replace(decision, outcome="not shown", text=text)
     except DataError as missing:
-        again = command(*shlex.split(claim.command)) if claim.command else asked.launch_again
-        text = f"{asked.dataset}: {one_line(missing)}; next: {again}"
-        decision = Decision(claim=claim, grid=asked.grid, dataset=asked.dataset, outcome="not tested", text=text)
+        own_command = command(*shlex.split(claim.command)) if claim.command else None
+        again = own_command or launch_again(question.comparison.grid, question.comparison.store)
+        text = f"{question.dataset}: {one_line(missing)}; next: {again}"
+        decision = Decision(claim, question.dataset, "not tested", text)
     if claim.artefact_of is None:
         return decision
-    measured = decision.text if decision.outcome != "not tested" else f"not measured here ({decision.text})"
-    return replace(decision, outcome="artefact", text=f"an artefact of {claim.artefact_of}. Ours: {measured}")
+    measurement = decision.text if decision.outcome != "not tested" else f"not measured here ({decision.text})"
+    return replace(decision, outcome="artefact", text=f"an artefact of {claim.artefact_of}. Ours: {measurement}")
 
 
-def _against_rows(asked: _Asked) -> Decision:
-    compared = _with_holm([_compare(asked, *pair) for pair in _pairs(asked)])
-    outcome, decides = _outcome(asked.claim, compared)
-    return Decision(
-        claim=asked.claim,
-        grid=asked.grid,
-        dataset=asked.dataset,
-        outcome=outcome,
-        text=_sentence(decides, asked.claim, len(compared)),
-        difference=decides.result.difference,
-        low=decides.result.low,
-        high=decides.result.high,
-        compared=tuple(compared),
+def _against_rows(question: _Question) -> Decision:
+    pairs = _pairs(question)
+    results = [_result(question, *pair) for pair in pairs]
+    adjusted = statistics.holm([result.p_value for result in results])
+    compared = tuple(
+        Compared(
+            first=_name(first.model, first.variant),
+            second=_name(second.model, second.variant),
+            first_accuracy=first.test_accuracy,
+            second_accuracy=second.test_accuracy,
+            result=result,
+            p_adjusted=p,
+        )
+        for ((first, _), (second, _)), result, p in zip(pairs, results, adjusted, strict=True)
+        if p is not None
     )
+    outcome, decisive = _outcome(question.claim, compared)
+    text, result = _sentence(decisive, question.claim, len(compared)), decisive.result
+    interval = result.difference, result.low, result.high
+    return Decision(question.claim, question.dataset, outcome, text, *interval, compared=compared)
 
 
 def _outcome(claim: Claim, compared: Sequence[Compared]) -> tuple[Outcome, Compared]:
@@ -222,68 +203,45 @@ def _outcome(claim: Claim, compared: Sequence[Compared]) -> tuple[Outcome, Compa
         directions = [1 if result.low > -claim.margin else -1 if result.high < -claim.margin else 0]
     else:
         directions = [c.direction for c in compared]
-    says = -1 if -1 in directions else min(directions)
+    direction_of_all = -1 if -1 in directions else min(directions)
     outcomes: dict[int, Outcome] = {1: "confirmed", 0: "not shown", -1: "contradicted"}
-    alike = [c for c, direction in zip(compared, directions, strict=True) if direction == says]
-    return outcomes[says], min(alike, key=lambda c: c.result.difference)
+    alike = [c for c, direction in zip(compared, directions, strict=True) if direction == direction_of_all]
+    return outcomes[direction_of_all], min(alike, key=lambda c: c.result.difference)
 
 
-def _pairs(asked: _Asked) -> list[tuple[Found, Found]]:
-    claim = asked.claim
-    first, second = ([asked.row(*name) for name in side] for side in (claim.first, claim.second))
+def _pairs(question: _Question) -> list[tuple[RowAndRuns, RowAndRuns]]:
+    claim = question.claim
+    first, second = question.rows(claim.first), question.rows(claim.second)
     if claim.test == "best_beats_best":  # chosen on val, so the test set has no say in what is compared on it
-        return [(_best_found(first), _best_found(second))]
+        return [(_best(first), _best(second))]
     return list(zip(first if claim.test == "each_beats_its_rival" else first * len(second), second, strict=True))
 
 
-def _compare(asked: _Asked, first: Found, second: Found) -> Compared:
-    assert asked.comparison is not None  # it has rows
-    result = paired_rows.compare_rows(first[1], second[1], asked.comparison.stored)
-    names = [_name(row.model, row.variant) for row, _ in (first, second)]
-    if isinstance(result, str) or first[0].test_accuracy is None or second[0].test_accuracy is None:
-        raise _NotTested(f"{names[0]} against {names[1]}: {result if isinstance(result, str) else 'no test accuracy'}")
-    return Compared(
-        first=names[0],
-        second=names[1],
-        first_accuracy=first[0].test_accuracy,
-        second_accuracy=second[0].test_accuracy,
-        result=result,
-        p_adjusted=result.p_value,
-    )
+def _result(question: _Question, first: RowAndRuns, second: RowAndRuns) -> PairedComparison:
+    result = compare_rows(first[1], second[1], question.comparison.stored)
+    if first[0].test_accuracy is None or second[0].test_accuracy is None:
+        result = result if isinstance(result, str) else "no test accuracy"
+    if isinstance(result, str):
+        names = [_name(row.model, row.variant) for row, _ in (first, second)]
+        raise _NotTested(f"{' against '.join(names)}: {result}")
+    return result
 
 
-def _with_holm(compared: Sequence[Compared]) -> list[Compared]:
-    adjusted = statistics.holm([c.result.p_value for c in compared])
-    return [replace(c, p_adjusted=p) for c, p in zip(compared, adjusted, strict=True) if p is not None]
-
-
-def _against_published(asked: _Asked) -> Decision:
-    claim, (row, runs) = asked.claim, asked.row(*asked.claim.first[0])
-    ours, images = [_value(run, claim.metric) for run in runs], [run.details.get("n_test") for run in runs]
-    known = [value for value in ours if value is not None]
-    if not known or len(known) < len(ours) or not images[0] or claim.published is None:
+def _against_published(question: _Question) -> Decision:
+    claim, published = question.claim, question.claim.published
+    ((row, runs),) = question.rows(claim.first)
+    metric = _ACCURACIES.get(claim.metric, claim.metric)
+    ours = [run.metrics[metric] for run in runs if metric in run.metrics]
+    ours = ours if metric == claim.metric else [1 - accuracy for accuracy in ours]
+    images = runs[0].details.get("n_test")
+    if len(ours) < len(runs) or not images or published is None:
         raise _NotTested(f"{_name(*claim.first[0])} has no {claim.metric.replace('_', ' ')} in its records")
     if any(run.details.get("test_groups") for run in runs):
         raise _NotTested("its test images come in groups, and the published figure's interval is by image")
-    published = claim.published
-    mean = fmean(known)
-    interval = statistics.difference_of_published(mean, int(images[0]), published.first, published.images)
+    mean = fmean(ours)
+    interval = statistics.difference_of_published(mean, int(images), published.first, published.images)
     text = f"{row.model} {percent(mean)} against the published {percent(published.first)}: {in_points(*interval)}"
-    return Decision(
-        claim=claim,
-        grid=asked.grid,
-        dataset=asked.dataset,
-        outcome="not shown",
-        text=f"{text}, {_seeds(len(runs))}",
-        difference=interval[0],
-        low=interval[1],
-        high=interval[2],
-    )
-
-
-def _value(run: RunRecord, metric: str) -> float | None:
-    accuracy = run.metrics.get(_ACCURACIES.get(metric, metric))
-    return accuracy if accuracy is None or metric not in _ACCURACIES else 1 - accuracy
+    return Decision(claim, question.dataset, "not shown", f"{text}, {_seeds(len(runs))}", *interval)
 
 
 # ---------------------------------------------------------------------------------------------------------------- words
@@ -295,17 +253,17 @@ def _seeds(count: int) -> str:
     return f"{_NUMBERS[count] if count < len(_NUMBERS) else count} seed{'' if count == 1 else 's'}"
 
 
-def _sentence(decides: Compared, claim: Claim, comparisons: int) -> str:
-    result = decides.result
-    text = f"{decides.first} {percent(decides.first_accuracy)} against {decides.second} "
-    text += f"{percent(decides.second_accuracy)}: {in_points(result.difference, result.low, result.high)}, "
+def _sentence(decisive: Compared, claim: Claim, comparisons: int) -> str:
+    result = decisive.result
+    text = f"{decisive.first} {percent(decisive.first_accuracy)} against {decisive.second} "
+    text += f"{percent(decisive.second_accuracy)}: {in_points(result.difference, result.low, result.high)}, "
     text += _seeds(result.seeds)
     if claim.margin is not None:
         return f"{text}; worse by at most {percent(claim.margin)} points is enough"
     if claim.test == "best_beats_best":
         return f"{text}; each is the best of its side on val"
     if comparisons > 1:
-        p = f"p = {statistics.p_text(decides.p_adjusted, '.2g')} after Holm over these"
+        p = f"p = {statistics.p_text(decisive.p_adjusted, '.2g')} after Holm over these"
         return f"{text}; it decides among the {comparisons} comparisons of this claim, {p}"
     return text
 

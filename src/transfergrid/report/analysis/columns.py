@@ -20,7 +20,6 @@ from transfergrid.report.analysis.statistics import PairedComparison, p_text
 from transfergrid.report.blocks import Column, Table, Value, figure, words
 
 Row = TypeVar("Row")
-NAMES = "dataset model phase variant weights protocol"
 HEADS = {"knn": "kNN", "lda": "LDA", "qda": "QDA"}
 
 
@@ -75,30 +74,27 @@ def _column(name: str) -> Column[ComparisonRow]:
     if name == "test_accuracy":
         return test_accuracy("test", accuracy_with_interval)
     if name in _FIGURES:
-        label, unit, spelled = _FIGURES[name]
-        return figure(name, spelled, label=label, unit=unit)
+        label, unit, spell = _FIGURES[name]
+        return figure(name, spell, label=label, unit=unit)
     if name == "status":
-        return replace(words(name), text=status_with_class)
+        return figure(name, text=status_with_class, is_number=False)
     return words(name, lambda row: row.cell(name), label=name.replace("_", " "))
 
 
 def test_accuracy(label: str, text: Callable[[ComparisonRow], str]) -> Column[ComparisonRow]:
     """With its interval; a row's footnote marks stand here."""
     more = {name: attrgetter(name) for name in ("ci95_low", "ci95_high")}
-    column: Column[ComparisonRow] = figure(
-        "test_accuracy", str, label=label, unit="%", beside="[95 %]", is_marked=True, more=more
-    )
-    return replace(column, text=text)
+    return figure("test_accuracy", text=text, label=label, unit="%", beside="[95 %]", is_marked=True, more=more)
 
 
 def _of_head(name: str, label: str) -> Column[ComparisonRow]:
     """Test accuracy of another head, marked where it says that a linear head understates the features."""
-    column: Column[ComparisonRow] = figure(f"{name}_test_accuracy", percent, label=f"{label} test", unit="%")
 
     def text(row: ComparisonRow) -> str:
-        return column.text(row) + (f" {UNDERSTATES}" if name in row.better_than_head else "")
+        mark = f" {UNDERSTATES}" if name in row.better_than_head else ""
+        return percent(getattr(row, f"{name}_test_accuracy")) + mark
 
-    return replace(column, text=text)
+    return figure(f"{name}_test_accuracy", text=text, label=f"{label} test", unit="%")
 
 
 def status_with_class(row: ComparisonRow) -> str:
@@ -159,12 +155,15 @@ def difference(name: str, label: str, read: Callable[[Row], PairedComparison | N
         return "" if result is None else f"{points(result.difference)} [{points(result.low)}, {points(result.high)}]"
 
     more = {f"{name}_low": fact("low"), f"{name}_high": fact("high")}
-    column: Column[Row] = figure(name, str, fact("difference"), label=label, beside="[95 %]", more=more)
-    return replace(column, text=text)
+    return figure(name, value=fact("difference"), text=text, label=label, beside="[95 %]", more=more)
 
 
 def adjusted_p(read: Callable[[Row], Answer]) -> Column[Row]:
     """p adjusted by Holm, and over how many comparisons; nothing where the comparison could not be made."""
-    more = {"family_size": lambda row: read(row).family_size}
-    column: Column[Row] = figure("p_holm", str, lambda row: read(row).p_adjusted, label="p (Holm)", more=more)
-    return replace(column, text=lambda row: read(row).p_text)
+    return figure(
+        "p_holm",
+        value=lambda row: read(row).p_adjusted,
+        text=lambda row: read(row).p_text,
+        label="p (Holm)",
+        more={"family_size": lambda row: read(row).family_size},
+    )

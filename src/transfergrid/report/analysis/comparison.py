@@ -2,28 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from statistics import fmean, stdev
 from typing import Any
 
-from transfergrid.config.spelling import launch_again
-from transfergrid.errors import ConfigError, DataError, one_line, remedy_of
+from transfergrid.config.spelling import launch_again, never_launched
+from transfergrid.errors import ConfigError, DataError, next_step, one_line, remedy_of
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis import costs, statistics
-from transfergrid.report.analysis.beyond_linear import better_than_head
 from transfergrid.report.analysis.costs import Spent
 from transfergrid.report.analysis.families import Answer, answers_about_joins, beside_best_parts
 from transfergrid.report.analysis.grouped import with_groups
 from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.analysis.remarks import with_remarks
-from transfergrid.report.analysis.rows import ComparisonRow
-from transfergrid.report.analysis.selection import METRICS
+from transfergrid.report.analysis.rows import NAMES, ComparisonRow
 from transfergrid.report.studies import published
 from transfergrid.specs import EvaluateSettings, RunSpec, SelectBy
 from transfergrid.store import records
 from transfergrid.store.attempts import read_spec
 from transfergrid.store.records import GridEntry, RunRecord
+from transfergrid.training.evaluation import mcnemar_exact
+
+# Column -> the metric of which it is the mean. Those on val are empty under `published`: nothing is chosen there, so a
+# number would only mislead.
+_MEANS = {
+    **{name: name for name in ("test_accuracy", "val_accuracy", "train_accuracy", "test_loss", "val_loss")},
+    **{name: name for name in ("lbfgs_test_accuracy", "knn_test_accuracy", "lda_test_accuracy", "qda_test_accuracy")},
+    **{name: f"test_{name}" for name in ("macro_precision", "macro_recall", "macro_f1")},
+    "val_macro_f1": "val_macro_f1",
+    "val_balanced_accuracy": "val_macro_recall",  # balanced accuracy is the mean recall over the classes
+}
+# Columns that are one for all seeds.
+_ALIKE = ("n_train", "epochs", "parameters", "trainable_parameters", "size_mb", "gflops_per_image")
+
+WITHIN_POINTS = 1.0  # of grids that an older release launched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +57,8 @@ class Comparison:
     stored: the runs' test predictions, read once for all that is made from this comparison.
     runs: beside each row the records of its completed runs, in the order of their seeds. notes: which joins have no
     verdict and why, or one from fewer seeds than they have, or parts that are tied on val; a sentence each. joins: by a
-    join's position in rows, what came out beside its best part.
+    join's position in rows, what came out beside its best part. within_points: so much worse than the winner a cheaper
+    row may be, in percentage points.
     """
 
     grid: str
@@ -55,6 +70,7 @@ class Comparison:
     spent: Spent
     notes: tuple[str, ...] = ()
     joins: Mapping[int, Answer] = field(default_factory=dict)
+    within_points: float = WITHIN_POINTS
 
     @property
     def records(self) -> list[RunRecord]:
@@ -67,55 +83,34 @@ def comparison_rows(grid: str, store: StorePaths) -> list[ComparisonRow]:
     return list(read_comparison(grid, store).rows)
 
 
-def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None = None) -> Comparison:
-    """select_by: the score on val that choices between rows are by; None = as the grid was launched.
+def read_comparison(
+    grid: str, store: StorePaths, *, select_by: SelectBy | None = None, within_points: float | None = None
+) -> Comparison:
+    """select_by: the score on val that choices between rows are by. None for one = as the grid was launched.
 
     Raises ConfigError if the grid was never launched, DataError if one row would mix runs of different settings.
     """
-    entries = _entries(grid, store)
+    try:
+        entries = records.read_grid(store.grid(grid))
+    except FileNotFoundError:
+        raise ConfigError(never_launched(grid, store), remedy=f"next: {launch_again(grid, store)}") from None
     select_by = select_by or records.selected_by(store.grid(grid))
-    found: dict[str, RunRecord] = {}
-    failures: dict[str, Failure] = {}
-    failed: dict[str, RunRecord] = {}  # what failed has cost something, too
-
-    def read(run_id: str) -> None:
-        if run_id in found or run_id in failures:
-            return
-        try:
-            record = records.read_record(store.run(run_id))
-        except DataError as error:
-            failures[run_id] = Failure(
-                run_id=run_id,
-                failure_class=error.failure_class,
-                error=one_line(error, with_remedy=False),
-                remedy=remedy_of(error),
-            )
-            return
-        if record is not None and record.run_id != run_id:
-            another, remedy = f"its record.json belongs to {record.run_id}", "delete it and launch again"
-            failures[run_id] = Failure(run_id=run_id, failure_class="data", error=another, remedy=remedy)
-        elif record is not None and record.status == "completed":
-            found[run_id] = record
-        elif record is not None:
-            failed[run_id] = record
-            failures[run_id] = Failure(
-                run_id=run_id,
-                failure_class=record.failure_class or "code",
-                error=record.error or "no reason recorded",
-                remedy=record.remedy,
-            )
-
-    for entry in entries:
-        read(entry.run_id)
-    shared = {e.run_id for e in entries if e.phase == "extract"}
-    shared |= {needed.run_id for r in list(found.values()) for needed in r.spec.extractions}
-    for run_id in sorted(shared):
-        read(run_id)
-    groups = [_by_seed(group) for group in _groups(grid, store, entries, found)]
+    outcomes = {entry.run_id: _outcome(entry.run_id, store) for entry in entries}
+    completed = {i: r for i, r in outcomes.items() if isinstance(r, RunRecord) and r.status == "completed"}
+    extractions = {run.run_id for record in completed.values() for run in record.spec.extractions}
+    outcomes |= {run_id: _outcome(run_id, store) for run_id in sorted(extractions - outcomes.keys())}
+    failures = {run_id: failure for run_id, outcome in outcomes.items() if (failure := _failure(outcome))}
+    groups = _groups(grid, store, entries, completed)
+    runs = [tuple(completed[e.run_id] for e in group if e.run_id in completed) for group in groups]
     stored = StoredPredictions(store)
-    spent = costs.spent_on([entry.run_id for entry in entries], found | failed, store)
-    rows = [replace(_row(grid, group, found, failures, stored, spent), select_by=select_by) for group in groups]
-    runs = [tuple(found[e.run_id] for e in group if e.run_id in found) for group in groups]
+    # What failed has cost something, too.
+    run_records = {run_id: outcome for run_id, outcome in outcomes.items() if isinstance(outcome, RunRecord)}
+    spent = costs.spent_on([entry.run_id for entry in entries], run_records, store)
+    rows = []
+    for group, row_runs in zip(groups, runs, strict=True):
+        row = _row(grid, group, row_runs, [failures[e.run_id] for e in group if e.run_id in failures], select_by)
+        row = with_groups(_with_numbers(row, row_runs, stored, spent), row_runs, stored)
+        rows.append(_beside_published(row, row_runs, stored))
     answers = answers_about_joins(rows, runs, stored)
     rows, notes = beside_best_parts(rows, answers)
     return Comparison(
@@ -128,43 +123,71 @@ def read_comparison(grid: str, store: StorePaths, *, select_by: SelectBy | None 
         spent=spent,
         notes=tuple(notes),
         joins={i: answer for (i, _), answer in answers.items()},
+        within_points=_within_points(grid, store) if within_points is None else within_points,
     )
 
 
-def _entries(grid: str, store: StorePaths) -> list[GridEntry]:
+def _within_points(grid: str, store: StorePaths) -> float:
+    launched = records.launched_with(store.grid(grid))
+    return WITHIN_POINTS if launched is None else launched.report_within
+
+
+# --------------------------------------------------------------------------------------------------- records, failures
+def _outcome(run_id: str, store: StorePaths) -> RunRecord | Failure | None:
+    """The record, whatever it says; why it cannot be used; None where there is none yet."""
     try:
-        return records.read_grid(store.grid(grid))
-    except FileNotFoundError:
-        folder = store.grid(grid).parent
-        launched = ", ".join(sorted(p.stem for p in folder.glob("*.json"))) or "none"
-        raise ConfigError(
-            f"grid {grid!r} was never launched into {store.root}; launched there: {launched}; "
-            f"next: {launch_again(grid, store)}"
-        ) from None
+        record = records.read_record(store.run(run_id))
+    except DataError as error:
+        reason = one_line(error, with_remedy=False)
+        return Failure(run_id=run_id, failure_class=error.failure_class, error=reason, remedy=remedy_of(error))
+    if record is not None and record.run_id != run_id:
+        reason, remedy = f"its record.json belongs to {record.run_id}", "delete it and launch again"
+        return Failure(run_id=run_id, failure_class="data", error=reason, remedy=remedy)
+    return record
+
+
+def _failure(outcome: RunRecord | Failure | None) -> Failure | None:
+    if not isinstance(outcome, RunRecord) or outcome.status == "completed":
+        return outcome if isinstance(outcome, Failure) else None
+    return Failure(
+        run_id=outcome.run_id,
+        failure_class=outcome.failure_class or "code",
+        error=outcome.error or "no reason recorded",
+        remedy=outcome.remedy,
+    )
+
+
+def failure_lines(failures: Sequence[Failure]) -> list[str]:
+    """Runs, class, reason and next step of those that end alike; in the order of the first run that ended so."""
+    runs_by_reason: dict[tuple[str, str, str], list[str]] = {}
+    for failure in failures:
+        step = next_step(failure.failure_class, failure.remedy)
+        key = (failure.failure_class, " ".join(failure.error.split()), step)
+        runs_by_reason.setdefault(key, []).append(f"`{failure.run_id}`")
+    return [
+        f"{', '.join(run_ids)}: {failure_class}: {reason}." + (f" Next: {step}." if step else "")
+        for (failure_class, reason, step), run_ids in runs_by_reason.items()
+    ]
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
 def _groups(
-    grid: str, store: StorePaths, entries: Sequence[GridEntry], found: Mapping[str, RunRecord]
+    grid: str, store: StorePaths, entries: Sequence[GridEntry], completed: Mapping[str, RunRecord]
 ) -> list[list[GridEntry]]:
-    """The entries of each row, without extractions. Raises DataError where one row would mix settings."""
+    """The entries of each row by seed, without extractions. Raises DataError where one row would mix settings."""
     groups: dict[tuple[str, ...], list[GridEntry]] = {}
     for e in dict.fromkeys(entries):
         if e.phase != "extract":
-            groups.setdefault((e.dataset, e.model, e.phase, e.variant, e.weights, e.protocol), []).append(e)
+            groups.setdefault(attrgetter(*NAMES.split())(e), []).append(e)
     for key, group in groups.items():
-        specs = {_without_seed(found[e.run_id].spec) for e in group if e.run_id in found}
+        specs = {_without_seed(completed[e.run_id].spec) for e in group if e.run_id in completed}
         # An evaluation has no seed of its own: those of a row differ in the run that each evaluates.
         if len(specs) > 1 or len({e.run_id if e.seed is None else e.seed for e in group}) < len(group):
             raise DataError(
                 f"grid {grid!r}: the row {' '.join(part for part in key if part)} holds runs of different settings "
                 f"({', '.join(e.run_id for e in group)}); next: {launch_again(grid, store)}"
             )
-    return list(groups.values())
-
-
-def _by_seed(group: Sequence[GridEntry]) -> list[GridEntry]:
-    return sorted(group, key=lambda e: -1 if e.seed is None else e.seed)
+    return [sorted(group, key=lambda e: -1 if e.seed is None else e.seed) for group in groups.values()]
 
 
 def _without_seed(spec: RunSpec) -> RunSpec:
@@ -176,152 +199,109 @@ def _without_seed(spec: RunSpec) -> RunSpec:
 
 
 def _row(
-    grid: str,
-    group: Sequence[GridEntry],
-    found: Mapping[str, RunRecord],
-    failures: Mapping[str, Failure],
-    stored: StoredPredictions,
-    spent: Spent,
+    grid: str, group: Sequence[GridEntry], runs: Sequence[RunRecord], failures: Sequence[Failure], select_by: SelectBy
 ) -> ComparisonRow:
-    first = group[0]
-    done = [found[e.run_id] for e in group if e.run_id in found]
-    failed = [failures[e.run_id] for e in group if e.run_id in failures]
-    row = ComparisonRow(
+    """What it is, without numbers."""
+    names: dict[str, Any] = {name: getattr(group[0], name) for name in NAMES.split()}
+    status = "failed" if failures else "missing"
+    if runs:
+        status = "completed" if len(runs) == len(group) else f"{len(runs)}/{len(group)} completed"
+    return ComparisonRow(
         grid=grid,
-        dataset=first.dataset,
-        model=first.model,
-        phase=first.phase,
-        variant=first.variant,
-        weights=first.weights,
-        protocol=first.protocol,
-        n_seeds=len(done),
+        **names,
+        n_seeds=len(runs),
         n_launched=len(group),
-        status=_status(total=len(group), completed=len(done), failed=len(failed)),
-        failure_class="; ".join(dict.fromkeys(f.failure_class for f in failed)) or None,
+        status=status,
+        failure_class="; ".join(dict.fromkeys(failure.failure_class for failure in failures)) or None,
+        select_by=select_by,
     )
-    return _beside_published(with_groups(_with_numbers(row, done, stored, spent), done, stored), done, stored)
-
-
-def _status(*, total: int, completed: int, failed: int) -> str:
-    if completed == total:
-        return "completed"
-    if completed:
-        return f"{completed}/{total} completed"
-    return "failed" if failed else "missing"
 
 
 def _with_numbers(
-    row: ComparisonRow, done: Sequence[RunRecord], stored: StoredPredictions, spent: Spent
+    row: ComparisonRow, runs: Sequence[RunRecord], stored: StoredPredictions, spent: Spent
 ) -> ComparisonRow:
-    if not done:
+    if not runs:
         return row
-
-    def metric(name: str) -> float | None:
-        return _mean([r.metrics.get(name) for r in done])
-
-    def on_val(name: str) -> float | None:
-        # Under `published` nothing is chosen on val, so a number there would only mislead.
-        return None if row.protocol == "published" else metric(f"val_{name}")
-
-    def mean_of(read: Callable[[RunRecord], float | None]) -> float | None:
-        return _mean([read(r) for r in done])
-
-    test_accuracy = metric("test_accuracy")
-    accuracies = [] if test_accuracy is None else [r.metrics["test_accuracy"] for r in done]
-    low, high = _interval(accuracies, done[0], stored)
+    first, run_ids, has_val = runs[0], [record.run_id for record in runs], row.protocol != "published"
+    means: dict[str, Any] = {
+        column: _mean([record.metrics.get(metric) for record in runs])
+        for column, metric in _MEANS.items()
+        if has_val or not metric.startswith("val_")
+    }
+    alike: dict[str, Any] = {name: getattr(first, name) for name in _ALIKE}
+    accuracies = [] if means["test_accuracy"] is None else [record.metrics["test_accuracy"] for record in runs]
+    images = _images(first, "test", stored)
+    is_known = accuracies and (images or len(set(accuracies)) > 1)  # seeds that differ need no number of images
+    low, high = statistics.accuracy_interval(accuracies, images=images or 0) if is_known else (None, None)
     return replace(
         row,
-        n_train=done[0].n_train,
-        test_accuracy=test_accuracy,
+        **means,
+        **alike,
         test_accuracy_std=stdev(accuracies) if len(accuracies) > 1 else None,
         ci95_low=low,
         ci95_high=high,
-        val_accuracy=on_val("accuracy"),
-        train_accuracy=metric("train_accuracy"),
-        test_loss=metric("test_loss"),
-        macro_precision=metric("test_macro_precision"),
-        macro_recall=metric("test_macro_recall"),
-        macro_f1=metric("test_macro_f1"),
-        lbfgs_test_accuracy=metric("lbfgs_test_accuracy"),
-        knn_test_accuracy=metric("knn_test_accuracy"),
-        lda_test_accuracy=metric("lda_test_accuracy"),
-        qda_test_accuracy=metric("qda_test_accuracy"),
-        better_than_head=better_than_head(done),
-        epochs=done[0].epochs,
-        parameters=done[0].parameters,
-        trainable_parameters=done[0].trainable_parameters,
-        size_mb=done[0].size_mb,
-        gflops_per_image=done[0].gflops_per_image,
-        images_per_s=mean_of(lambda r: r.images_per_s),
-        wall_s=spent.mean([r.run_id for r in done], "wall_s"),
-        phase_s=mean_of(lambda r: r.phase_s),
-        gpu_s=spent.mean([r.run_id for r in done], "gpu_s"),
-        upstream_gpu_s=spent.upstream_gpu_s([r.run_id for r in done]),
-        n_val=None if row.protocol == "published" else _n_val(done[0], stored),
-        val_loss=on_val("loss"),
-        val_balanced_accuracy=on_val(METRICS["balanced_accuracy"]),
-        val_macro_f1=on_val(METRICS["macro_f1"]),
-        optimizer_steps=_count(done[0], "optimizer_steps"),
+        better_than_head=better_than_head(runs),
+        images_per_s=_mean([record.images_per_s for record in runs]),
+        wall_s=fmean(spent.costs[run_id].wall_s for run_id in run_ids),
+        phase_s=_mean([record.phase_s for record in runs]),
+        gpu_s=fmean(spent.costs[run_id].gpu_s for run_id in run_ids),
+        upstream_gpu_s=spent.upstream_gpu_s(run_ids),
+        n_val=_images(first, "val", stored) if has_val else None,
+        optimizer_steps=_count(first, "optimizer_steps"),
     )
-
-
-def _n_val(record: RunRecord, stored: StoredPredictions) -> int | None:
-    stated = _count(record, "n_val")
-    return stored.n_val(record.run_id) if stated is None else stated
-
-
-def _count(record: RunRecord, name: str) -> int | None:
-    """A whole number among the details; None where the run stated none."""
-    stated: Any = record.details.get(name)
-    return stated if isinstance(stated, int) and not isinstance(stated, bool) else None
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     """None unless every completed seed has the value: a mean over some of them would not say which."""
-    known = [v for v in values if v is not None]
-    return fmean(known) if known and len(known) == len(values) else None
+    numbers = [v for v in values if v is not None]
+    return fmean(numbers) if numbers and len(numbers) == len(values) else None
 
 
-def _interval(
-    accuracies: Sequence[float], first: RunRecord, stored: StoredPredictions
-) -> tuple[float | None, float | None]:
-    if len(set(accuracies)) > 1:  # where all seeds agree, what is left is chance among images
-        low, high = statistics.t_interval(accuracies)
-        return max(0.0, low), min(1.0, high)
-    n_test = _n_test(first, stored) if accuracies else None
-    return statistics.wilson(round(accuracies[0] * n_test), n_test) if n_test else (None, None)
+def _images(record: RunRecord, split: str, stored: StoredPredictions) -> int | None:
+    """How many val or test images a score rests on: as the record states, else as many as have a stored prediction."""
+    number = _count(record, f"n_{split}")
+    return stored.sizes(record.run_id).get(split) if number is None else number
 
 
-def _n_test(record: RunRecord, stored: StoredPredictions) -> int | None:
-    """How many test images an accuracy rests on: the record's `n_test`, else the length of the stored predictions."""
-    stated: Any = record.details.get("n_test")
-    if stated is not None:
-        return int(stated)
-    try:
-        return len(stored.of(record.run_id).index_N)
-    except DataError:
-        return None
+def _count(record: RunRecord, name: str) -> int | None:
+    """A whole number among the details; None where the run stated none."""
+    number: Any = record.details.get(name)
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
+
+
+def better_than_head(runs: Sequence[RunRecord]) -> tuple[str, ...]:
+    """Other heads (`knn`, `lda`, `qda`) that have more test images right than the probe's own in every run of a row.
+
+    By the exact McNemar test at 5 %, or by group where there are any, Holm-adjusted within a run. It decides nothing
+    but the mark beside the row.
+    """
+    names_by_run = []
+    for record in runs:
+        references: Mapping[str, Mapping[str, Any]] = record.details.get("references", {})
+        counts = [(other["only_right"], other["only_head_right"]) for other in references.values()]
+        others = zip(references.values(), counts, strict=True)
+        adjusted = statistics.holm([other.get("p_by_group", mcnemar_exact(*pair)) for other, pair in others])
+        better = [
+            name
+            for name, (only_right, only_head), p in zip(references, counts, adjusted, strict=True)
+            if only_right > only_head and p is not None and p < 1 - statistics.CONFIDENCE
+        ]
+        names_by_run.append(better)
+    return tuple(name for name in names_by_run[0] if all(name in names for names in names_by_run))
 
 
 # ------------------------------------------------------------------------------------------------- beside other figures
-def _beside_published(row: ComparisonRow, done: Sequence[RunRecord], stored: StoredPredictions) -> ComparisonRow:
-    figure = published.lookup(grid=row.grid, dataset=row.dataset, model=row.model, phase=row.phase, variant=row.variant)
+def _beside_published(row: ComparisonRow, runs: Sequence[RunRecord], stored: StoredPredictions) -> ComparisonRow:
+    figure = published.lookup(*published.KEY(row))
     if figure is None:
         return row
     row = replace(row, published_accuracy=figure.value, published_rule=figure.rule)
-    if not done:
+    if not runs:
         return row
-    names = published.differs(figure, done[0].spec, probe=_probe_of(done[0].spec, stored.store))
+    spec = runs[0].spec
+    # None where a fine-tuning had a random head, or nobody knows any more what it started from.
+    probe = read_spec(stored.store.run(spec.needs[0])) if spec.phase == "finetune" and spec.needs else None
+    names = published.differs(figure, spec, probe=probe)
     comparable = row.test_accuracy is not None and published.NO_MATTER.issuperset(names)
-    return replace(
-        row,
-        published_differs=names,
-        delta_to_published=row.test_accuracy - figure.value if comparable and row.test_accuracy is not None else None,
-    )
-
-
-def _probe_of(spec: RunSpec, store: StorePaths) -> RunSpec | None:
-    """What a fine-tuning started from; None where it had a random head, or nobody knows any more."""
-    if spec.phase != "finetune" or not spec.needs:
-        return None
-    return read_spec(store.run(spec.needs[0]))
+    delta = row.test_accuracy - figure.value if comparable and row.test_accuracy is not None else None
+    return replace(row, published_differs=names, delta_to_published=delta)

@@ -13,7 +13,6 @@ from typing import Literal
 
 from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
-from transfergrid.specs import RunSpec
 from transfergrid.store import records
 from transfergrid.store.bills import Bill, read_bill
 from transfergrid.store.records import RunRecord
@@ -41,44 +40,40 @@ class RunCost:
 class Spent:
     """By run_id, of every run of a grid and of all that these are made from, in however many steps.
 
-    needs: what each is made from itself. extractions: those of them that have completed. lacking: runs that are needed
-    and have no record.
+    needs: what each is made from itself. extractions: those of them that have completed. without_record: runs that
+    are needed and have none.
     """
 
     costs: Mapping[str, RunCost] = field(default_factory=dict)
     needs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     extractions: frozenset[str] = frozenset()
-    lacking: frozenset[str] = frozenset()
+    without_record: frozenset[str] = frozenset()
 
     def upstream(self, run_id: str) -> set[str]:
         """All that a run is made from, each once."""
-        found: set[str] = set()
+        upstream: set[str] = set()
         frontier = set(self.needs.get(run_id, ()))
         while frontier:
-            found |= frontier
-            frontier = {need for run in frontier for need in self.needs.get(run, ())} - found
-        return found
+            upstream |= frontier
+            frontier = {need for run in frontier for need in self.needs.get(run, ())} - upstream
+        return upstream
 
     def upstream_gpu_s(self, run_ids: Iterable[str]) -> float | None:
         """Mean over these runs; None where one of them is made from something of which the cost is not known."""
         needed = [self.upstream(run_id) for run_id in run_ids]
-        if not needed or any(runs & self.lacking or not runs <= self.costs.keys() for runs in needed):
+        if any(runs & self.without_record or not runs <= self.costs.keys() for runs in needed):
             return None
         return fmean(sum(self.costs[run].gpu_s for run in runs) for runs in needed)
 
-    def mean(self, run_ids: Iterable[str], name: Literal["wall_s", "gpu_s"]) -> float | None:
-        values = [getattr(self.costs[run_id], name) for run_id in run_ids]
-        return fmean(values) if values else None
-
     def total(self, run_ids: Iterable[str] | None = None) -> tuple[float, float]:
         """(wall seconds, GPU seconds) of these runs, of all by default: what several share is in it once."""
-        chosen = [self.costs[run_id] for run_id in set(self.costs if run_ids is None else run_ids) & self.costs.keys()]
-        return sum(c.wall_s for c in chosen), sum(c.gpu_s for c in chosen)
+        costs = [self.costs[run_id] for run_id in set(self.costs if run_ids is None else run_ids) & self.costs.keys()]
+        return sum(c.wall_s for c in costs), sum(c.gpu_s for c in costs)
 
 
 def cost_of(record: RunRecord, bill: Bill | None) -> RunCost:
     if bill is not None and bill.jobs:
-        return RunCost(wall_s=bill.wall_s, gpu_s=bill.gpu_s, source="accounting")
+        return _billed(bill)
     if record.attempts:
         gpus = 1 if record.on_gpu else 0
         times = [(a.wall_s or 0.0, gpus if a.gpus is None else a.gpus) for a in record.attempts]
@@ -88,36 +83,34 @@ def cost_of(record: RunRecord, bill: Bill | None) -> RunCost:
     return RunCost(wall_s=record.phase_s, gpu_s=record.phase_s if record.on_gpu else 0.0, source="phase")
 
 
-def spent_on(run_ids: Iterable[str], found: Mapping[str, RunRecord], store: StorePaths) -> Spent:
-    """run_ids: of a grid; found: their records that have been read, failed ones too. What else these need is read here;
-    what has no record and a bill has been paid for, too."""
-    known: dict[str, RunRecord] = dict(found)
+def _billed(bill: Bill) -> RunCost:
+    return RunCost(wall_s=bill.wall_s, gpu_s=bill.gpu_s, source="accounting")
+
+
+def spent_on(run_ids: Iterable[str], run_records: Mapping[str, RunRecord], store: StorePaths) -> Spent:
+    """run_ids: of a grid; run_records: their records that have been read, failed ones too. What else these need is read
+    here; what has no record and a bill has been paid for, too."""
+    all_records: dict[str, RunRecord] = dict(run_records)
     needs: dict[str, tuple[str, ...]] = {}
-    lacking: set[str] = set()
-    frontier = list(known)
+    without_record: set[str] = set()
+    frontier = list(all_records)
     while frontier:
         run_id = frontier.pop()
-        needs[run_id] = made_from(known[run_id].spec)
+        spec = all_records[run_id].spec
+        needs[run_id] = tuple(dict.fromkeys((*spec.needs, *(run.run_id for run in spec.extractions))))
         for need in needs[run_id]:
-            if need in known or need in lacking:
+            if need in all_records or need in without_record:
                 continue
-            record = _record(need, store)
-            if record is None:
-                lacking.add(need)
-            else:
-                known[need] = record
+            if record := _record(need, store):
+                all_records[need] = record
                 frontier.append(need)
-    costs = {run_id: cost_of(record, read_bill(store.run(run_id))) for run_id, record in known.items()}
-    for run_id in {*run_ids, *lacking} - costs.keys():
-        bill = read_bill(store.run(run_id))
-        if bill is not None:
-            costs[run_id] = RunCost(wall_s=bill.wall_s, gpu_s=bill.gpu_s, source="accounting")
-    done = frozenset(r.run_id for r in known.values() if r.spec.phase == "extract" and r.status == "completed")
-    return Spent(costs, needs, done, frozenset(lacking))
-
-
-def made_from(spec: RunSpec) -> tuple[str, ...]:
-    return tuple(dict.fromkeys((*spec.needs, *(run.run_id for run in spec.extractions))))
+            else:
+                without_record.add(need)
+    bills = {run_id: read_bill(store.run(run_id)) for run_id in {*all_records, *run_ids, *without_record}}
+    costs = {run_id: cost_of(record, bills[run_id]) for run_id, record in all_records.items()}
+    costs |= {run_id: _billed(bill) for run_id, bill in bills.items() if bill is not None and run_id not in all_records}
+    extractions = {i for i, r in all_records.items() if r.spec.phase == "extract" and r.status == "completed"}
+    return Spent(costs, needs, frozenset(extractions), frozenset(without_record))
 
 
 def _record(run_id: str, store: StorePaths) -> RunRecord | None:
@@ -130,30 +123,29 @@ def _record(run_id: str, store: StorePaths) -> RunRecord | None:
 
 def joined(several: Iterable[Spent]) -> Spent:
     """Of grids of one store: what they share is one run's cost."""
-    costs: dict[str, RunCost] = {}
-    needs: dict[str, tuple[str, ...]] = {}
-    extractions: set[str] = set()
-    lacking: set[str] = set()
+    whole = Spent()
     for spent in several:
-        extractions |= spent.extractions
-        costs |= spent.costs
-        needs |= spent.needs
-        lacking |= spent.lacking
-    return Spent(costs, needs, frozenset(extractions), frozenset(lacking))
+        whole = Spent(
+            {**whole.costs, **spent.costs},
+            {**whole.needs, **spent.needs},
+            whole.extractions | spent.extractions,
+            whole.without_record | spent.without_record,
+        )
+    return whole
 
 
 # ------------------------------------------------------------------------------------------------------------ in words
 def in_words(spent: Spent) -> list[str]:
     """Paragraphs below the table of costs: the extractions, the total, where the seconds are from."""
-    parts = []
+    texts = []
     if spent.extractions:
-        parts.append(
+        texts.append(
             f"Feature extraction, shared by all rows and in their upstream seconds alone:"
             f" {_runs(len(spent.extractions))}, {_seconds(*spent.total(spent.extractions))}."
         )
     if spent.costs:
-        parts += [total_text(spent), _basis(spent)]
-    return parts
+        texts += [total_text(spent), _basis(spent)]
+    return texts
 
 
 def total_text(spent: Spent) -> str:
@@ -164,10 +156,10 @@ def _basis(spent: Spent) -> str:
     sources = [cost.source for cost in spent.costs.values()]
     parts = [f"{_runs(sources.count(s))} {words}" for s, words in _SOURCES.items() if s in sources]
     unended = sum(cost.unended for cost in spent.costs.values())
-    unknown = len(spent.lacking - spent.costs.keys())
-    lacking = [f"{_runs(unknown)} without a record"] if unknown else []
-    lacking += [f"{unended} attempt{'' if unended == 1 else 's'} that ended without a word"] if unended else []
-    return f"Seconds are those of {'; of '.join(parts)}." + (f" Not in it: {', '.join(lacking)}." if lacking else "")
+    unknown = len(spent.without_record - spent.costs.keys())
+    gaps = [f"{_runs(unknown)} without a record"] if unknown else []
+    gaps += [f"{unended} attempt{'' if unended == 1 else 's'} that ended without a word"] if unended else []
+    return f"Seconds are those of {'; of '.join(parts)}." + (f" Not in it: {', '.join(gaps)}." if gaps else "")
 
 
 def _runs(number: int) -> str:

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from operator import attrgetter
+from typing import Literal
 
 from transfergrid.report.analysis.cells import in_points
 from transfergrid.report.analysis.grouped import NotJudged
 from transfergrid.report.analysis.paired_rows import Verdict, compare_rows, verdict
 from transfergrid.report.analysis.predictions import StoredPredictions
-from transfergrid.report.analysis.selection import RULE, best_first, val_score
+from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.analysis.selection import RULE, best_first, best_on_val, val_score
 from transfergrid.report.analysis.statistics import PairedComparison, holm, p_text
 from transfergrid.store.records import RunRecord
-
-if TYPE_CHECKING:  # a comparison asks here what it says about its joins
-    from transfergrid.report.analysis.rows import ComparisonRow
 
 Question = Literal["models", "settings"]
 Family = tuple[Question, str, str]  # question, dataset, phase
 GroupKey = tuple[Question, str, str, str]  # and the variant whose models, or the model whose settings these are
+COLUMNS: dict[Question, str] = {"models": "variant", "settings": "model"}  # what the rows of a group have in common
 Pair = tuple[int, int]  # positions: a row, and the row beside which it stands
 
 
@@ -60,26 +60,22 @@ class Answer:
         result = self.result
         if isinstance(result, str) or self.p_adjusted is None:
             return f"{'not judged' if isinstance(result, NotJudged) else 'not compared'}: {result}"
-        equals = "p" if _is_tiny(self.p_adjusted) else "p ="
         over = f" after Holm over {self.family_size}" if self.family_size > 1 else ""
         difference = in_points(result.difference, result.low, result.high)
-        return f"{self.verdict} ({difference}, {equals} {_p(self.p_adjusted)}{over})"
+        return f"{self.verdict} ({difference}, p {_p(self.p_adjusted, equals='= ')}{over})"
 
 
-def _is_tiny(p: float) -> bool:
-    """A bootstrap of 10,000 draws knows no smaller differences."""
-    return p < 0.001
+def _p(p: float, *, equals: str = "") -> str:
+    """A bootstrap of 10,000 draws knows no smaller p."""
+    return "< 0.001" if p < 0.001 else equals + p_text(p, ".3f")
 
 
-def _p(p: float) -> str:
-    return "< 0.001" if _is_tiny(p) else p_text(p, ".3f")
-
-
+# ------------------------------------------------------------------------------------------------------ families
 def families(rows: Sequence[ComparisonRow]) -> dict[Family, list[Pair]]:
     """All pairs that a report of these rows compares."""
     pairs_by_family: dict[Family, list[Pair]] = {}
-    for row, part in best_parts(rows).items():
-        pairs_by_family.setdefault(("models", rows[row].dataset, rows[row].phase), []).append((row, part))
+    for join, (part, *_) in best_parts(rows).items():
+        pairs_by_family.setdefault(("models", rows[join].dataset, rows[join].phase), []).append((join, part))
     for key, (best, others) in groups(rows).items():
         pairs_by_family.setdefault(key[:3], []).extend((other, best) for other in others)
     return pairs_by_family
@@ -102,83 +98,76 @@ def answers_about_joins(
     rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunRecord]], stored: StoredPredictions
 ) -> dict[Pair, Answer]:
     """Each join beside its best part, from the families that hold one."""
-    wanted = set(best_parts(rows).items())
-    answers_by_pair: dict[Pair, Answer] = {}
-    for pairs in families(rows).values():
-        if not wanted.isdisjoint(pairs):
-            answers_by_pair |= {pair: answer for pair, answer in answers(pairs, runs, stored).items() if pair in wanted}
-    return answers_by_pair
+    joins = {(join, parts[0]) for join, parts in best_parts(rows).items()}
+    return {
+        pair: answer
+        for pairs in families(rows).values()
+        if not joins.isdisjoint(pairs)
+        for pair, answer in answers(pairs, runs, stored).items()
+        if pair in joins
+    }
 
 
 # ------------------------------------------------------------------------------------------------------ which rows
-def best_parts(rows: Sequence[ComparisonRow]) -> dict[int, int]:
-    """Position of each join -> that of the best of its own parts on val, where each part has a row with a score there.
+def best_parts(rows: Sequence[ComparisonRow]) -> dict[int, list[int]]:
+    """Position of each join -> that of the best of its own parts on val, then of those that are tied with it.
 
-    Under `published` nothing is held out to choose by, so those joins have none.
+    Only joins of which each part has a row with a score on val: under `published` nothing is held out to choose by.
     """
-    parts_by_join = {i: _best_parts(row, rows) for i, row in enumerate(rows)}
-    return {i: best[0] for i, best in parts_by_join.items() if best}
+    parts_by_join = {}
+    for i, row in enumerate(rows):
+        parts = set(row.parts)
+        if len(parts) < 2 or row.protocol == "published" or row.test_accuracy is None:
+            continue
+        positions = {
+            single.model: position
+            for position, single in enumerate(rows)
+            if single.model in parts
+            and is_alike(single, row)
+            and val_score(single) is not None
+            and single.test_accuracy is not None
+        }
+        if set(positions) == parts:
+            parts_by_join[i] = best_first(rows, positions.values())[0]
+    return parts_by_join
 
 
-def _best_parts(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[int]:
-    """The best part on val, and after it those that are tied with it."""
-    parts = set(row.parts)
-    if len(parts) < 2 or row.protocol == "published" or row.test_accuracy is None:
-        return []
-    singles = {
-        single.model: position
-        for position, single in enumerate(rows)
-        if single.model in parts
-        and single.weights in weights_beside(row, single.model)
-        and (single.dataset, single.phase, single.variant, single.protocol)
-        == (row.dataset, row.phase, row.variant, row.protocol)
-        and val_score(single) is not None
-        and single.test_accuracy is not None
-    }
-    if set(singles) != parts:
-        return []
-    return best_first(rows, singles.values())[0]
+def is_alike(single: ComparisonRow, join: ComparisonRow) -> bool:
+    """Whether a single model stands under a join's conditions; a part of it has its own label of the weights there."""
+    conditions = attrgetter("dataset", "phase", "variant", "protocol")
+    parts, labels = join.parts, join.weights.split("+")
+    if single.model in parts and len(parts) == len(labels):  # equal labels stand once: whose is which can be open
+        labels = [labels[parts.index(single.model)]]
+    return conditions(single) == conditions(join) and single.weights in (join.weights, *labels)
 
 
 def beside_best_parts(
     rows: Sequence[ComparisonRow], answers: Mapping[Pair, Answer]
 ) -> tuple[list[ComparisonRow], list[str]]:
     """The joins with their best part, the difference and its verdict; why some have none, and which parts are tied."""
-    beside, notes = list(rows), []
+    rows_beside, notes, parts_by_join = list(rows), [], best_parts(rows)
     for (i, best), answer in answers.items():
         row, single, result = rows[i], rows[best], answer.result
         assert row.test_accuracy is not None and single.test_accuracy is not None
-        beside[i] = replace(
+        difference, reason = row.test_accuracy - single.test_accuracy, f"no verdict, because {result}"
+        if isinstance(result, PairedComparison):
+            # Of the seeds that both have: means over different seeds could point the other way than the verdict.
+            difference, seeds = result.difference, max(row.n_seeds, single.n_seeds)
+            fewer = f"difference and verdict are from the {result.seeds} of {seeds} seeds that both have"
+            reason = fewer if result.seeds < seeds else ""
+        rows_beside[i] = replace(
             row,
             best_single_model=single.model,
-            # Of the seeds that both have: means over different seeds could point the other way than the verdict.
-            delta_to_best_single=row.test_accuracy - single.test_accuracy
-            if isinstance(result, str)
-            else result.difference,
+            delta_to_best_single=difference,
             p_value_vs_best_single=answer.p_adjusted,
             verdict=answer.verdict,
         )
-        if note := _note(result, seeds=max(row.n_seeds, single.n_seeds)):
-            notes.append(f"{row.title} beside {single.model}: {note}.")
-        if len(tied := _best_parts(row, rows)) > 1:
-            notes.append(f"{row.title}: its parts {' and '.join(rows[t].model for t in tied)} are tied on val: {RULE}.")
-    return beside, notes
-
-
-def _note(result: PairedComparison | str, *, seeds: int) -> str | None:
-    if isinstance(result, str):
-        return f"no verdict, because {result}"
-    if result.seeds < seeds:
-        return f"difference and verdict are from the {result.seeds} of {seeds} seeds that both have"
-    return None
-
-
-def weights_beside(join: ComparisonRow, model: str) -> set[str]:
-    """The labels with which a single model stands under a join's conditions: a part of it has its own."""
-    parts, labels = join.parts, join.weights_of_parts
-    if model in parts and len(parts) == len(labels):
-        return {join.weights, labels[parts.index(model)]}
-    return {join.weights, *labels}
+        if reason:
+            notes.append(f"{row.title} beside {single.model}: {reason}.")
+        if len(parts := parts_by_join[i]) > 1:
+            names = " and ".join(rows[part].model for part in parts)
+            notes.append(f"{row.title}: its parts {names} are tied on val: {RULE}.")
+    return rows_beside, notes
 
 
 def groups(rows: Sequence[ComparisonRow]) -> dict[GroupKey, tuple[int, list[int]]]:
@@ -187,21 +176,15 @@ def groups(rows: Sequence[ComparisonRow]) -> dict[GroupKey, tuple[int, list[int]
     Of rows tied on val the best is by selection.RULE.
     """
     members: dict[GroupKey, list[int]] = {}
-    tested = [
-        (i, row)
-        for i, row in enumerate(rows)
-        if row.protocol != "published" and row.n_seeds and row.test_accuracy is not None
-    ]
-    for i, row in tested:
-        members.setdefault(("models", row.dataset, row.phase, row.variant), []).append(i)
-    for i, row in tested:
-        members.setdefault(("settings", row.dataset, row.phase, row.model), []).append(i)
+    for question, column in COLUMNS.items():
+        for i, row in enumerate(rows):
+            if row.protocol != "published" and row.n_seeds and row.test_accuracy is not None:
+                members.setdefault((question, row.dataset, row.phase, getattr(row, column)), []).append(i)
     groups_by_key = {}
     for key, group in members.items():
-        ordered = best_first(rows, [i for i in group if rows[i].status == "completed"])
+        best = best_on_val(rows, [i for i in group if rows[i].status == "completed"])
         # Rows of one model that differ in nothing but weights stand in its models group already.
         several = len({rows[i].variant for i in group}) > 1 if key[0] == "settings" else len(group) > 1
-        if several and ordered:
-            best = ordered[0][0]
+        if several and best is not None:
             groups_by_key[key] = best, [i for i in group if i != best]
     return groups_by_key

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from transfergrid.errors import DataError, one_line
 from transfergrid.paths import RunPaths
+from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.predictions import EDITED
 from transfergrid.report.blocks import Finding, Section
 from transfergrid.store.records import RunRecord, assert_as_recorded
 
-if TYPE_CHECKING:  # a comparison asks here whether its predictions may be used
-    from transfergrid.report.analysis.comparison import Comparison
-
 NO_PREDICTIONS = "no predictions.npz"
-DAMAGED_PREDICTIONS = "its predictions cannot be read"
-OTHER_WEIGHTS = "its weights are not as they were written"
 
 
 def findings(comparison: Comparison) -> tuple[tuple[Finding, ...], ...]:
@@ -39,7 +33,7 @@ def finding(record: RunRecord, comparison: Comparison) -> Finding | None:
         if not paths.predictions.exists():
             text = f"{NO_PREDICTIONS}, so its record cannot be checked and has no confusion matrix"
             return Finding(record.run_id, NO_PREDICTIONS, text)
-        return Finding(record.run_id, DAMAGED_PREDICTIONS, one_line(error))
+        return Finding(record.run_id, "its predictions cannot be read", one_line(error))
 
 
 def _damaged_weights(paths: RunPaths) -> Finding | None:
@@ -51,7 +45,7 @@ def _damaged_weights(paths: RunPaths) -> Finding | None:
     except OSError:  # no weights were kept
         return None
     except DataError as error:
-        return Finding(paths.root.name, OTHER_WEIGHTS, one_line(error))
+        return Finding(paths.root.name, "its weights are not as they were written", one_line(error))
     return None
 
 

@@ -8,8 +8,8 @@ single model of about equal FLOPs among the grid's rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 from operator import attrgetter
 from statistics import fmean
@@ -22,7 +22,7 @@ from transfergrid.report.analysis import statistics
 from transfergrid.report.analysis.cells import percent
 from transfergrid.report.analysis.columns import difference, pick
 from transfergrid.report.analysis.comparison import Comparison
-from transfergrid.report.analysis.families import weights_beside
+from transfergrid.report.analysis.families import is_alike
 from transfergrid.report.analysis.grouped import NotJudged, compared, interval
 from transfergrid.report.analysis.predictions import StoredPredictions, averaged_correct_N, correct_SN, paired
 from transfergrid.report.analysis.rows import ComparisonRow
@@ -33,7 +33,6 @@ from transfergrid.store.records import Predictions, RunRecord
 
 # S seeds, N test images
 Array = np.ndarray[Any, Any]
-Runs = Mapping[ComparisonRow, tuple[RunRecord, ...]]
 EQUAL_FLOPS_FACTOR = 1.5
 
 
@@ -77,15 +76,12 @@ class EqualFlops:
 class JoinBaselines:
     """One join beside its baselines. seeds: those that the join and all its parts share, (None,) where none has one.
 
-    n_test: test images.
-
     oracle: right wherever one part is right. joined_minus_averaged: paired on seeds and images, p not adjusted.
     equal_flops: None where no single model of the grid comes that close.
     """
 
     row: ComparisonRow
     seeds: tuple[int | None, ...]
-    n_test: int
     joined: Accuracy
     parts: tuple[Accuracy, ...]
     averaged: Accuracy
@@ -108,66 +104,53 @@ def join_baselines(comparison: Comparison) -> Joins:
 
     A run whose predictions cannot be used, or contradict its record, is left out and named in a note.
     """
-    runs = dict(zip(comparison.rows, comparison.runs, strict=True))
-    tested = _Tested(runs, comparison.stored)
-    found, notes = [], []
+    predictions = _TestPredictions(dict(zip(comparison.rows, comparison.runs, strict=True)), comparison.stored)
+    baselines, notes = [], []
     for row in comparison.rows:
-        if len(row.parts) < 2 or row.phase == "evaluate" or not row.n_seeds:
-            continue
-        parts = part_rows(row, comparison.rows)
-        if isinstance(parts, str):
-            notes.append(f"{row.title}: {parts}.")
-            continue
-        try:
-            found.append(_baselines(row, parts, equal_flops_row(row, comparison.rows), tested))
-        except DataError as error:
-            notes.append(f"{row.title}: {one_line(error)}.")
-    return Joins(baselines=tuple(found), notes=tuple([*notes, *tested.left_out.values()]))
+        if len(row.parts) > 1 and row.phase != "evaluate" and row.n_seeds:
+            try:
+                baselines.append(_baselines(row, comparison.rows, predictions))
+            except DataError as error:
+                notes.append(f"{row.title}: {one_line(error)}.")
+    return Joins(baselines=tuple(baselines), notes=(*notes, *predictions.reasons.values()))
 
 
-def part_rows(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[ComparisonRow] | str:
-    """The rows of a join's parts, in its order, under the same conditions; or a sentence about what is missing."""
+def _part_rows(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+    """The rows of a join's parts, in its order, under the same conditions. Raises DataError where one is missing."""
     parts = list(dict.fromkeys(row.parts))
-    alike = {single.model: single for single in rows if single.n_seeds and _alike(single, row)}
-    missing = [part for part in parts if part not in alike]
-    if missing:
-        return f"no baselines, because {', '.join(missing)} has no result under the same conditions"
-    return [alike[part] for part in parts]
+    singles = {single.model: single for single in rows if single.n_seeds and is_alike(single, row)}
+    if missing := [part for part in parts if part not in singles]:
+        raise DataError(f"no baselines, because {', '.join(missing)} has no result under the same conditions")
+    return [singles[part] for part in parts]
 
 
-def equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> ComparisonRow | None:
+def _equal_flops_row(row: ComparisonRow, rows: Sequence[ComparisonRow]) -> ComparisonRow | None:
     """The finished single model under the same conditions with FLOPs closest to the join's, or None.
 
     Of several that are equally close, the best on val.
     """
     if not row.gflops_per_image:
         return None
-    distances = [
-        (abs(math.log(single.gflops_per_image / row.gflops_per_image)), position)
-        for position, single in enumerate(rows)
-        if len(single.parts) == 1 and _alike(single, row) and single.gflops_per_image and single.n_seeds
-    ]
-    closest, position = min(distances, default=(math.inf, -1))
-    alike = [i for distance, i in distances if distance - closest < 1e-9]
-    if len(alike) > 1 and (best := best_on_val(rows, alike)) is not None:
-        position = best
-    return rows[position] if closest <= math.log(EQUAL_FLOPS_FACTOR) else None
-
-
-def _alike(single: ComparisonRow, join: ComparisonRow) -> bool:
-    conditions = (join.dataset, join.phase, join.variant, join.protocol)
-    same = (single.dataset, single.phase, single.variant, single.protocol) == conditions
-    return same and single.weights in weights_beside(join, single.model)
+    distances = {
+        i: abs(math.log(single.gflops_per_image / row.gflops_per_image))
+        for i, single in enumerate(rows)
+        if len(single.parts) == 1 and is_alike(single, row) and single.gflops_per_image and single.n_seeds
+    }
+    closest = min(distances, key=distances.__getitem__, default=None)
+    if closest is None or distances[closest] > math.log(EQUAL_FLOPS_FACTOR):
+        return None
+    best = best_on_val(rows, [i for i, distance in distances.items() if distance - distances[closest] < 1e-9])
+    return rows[closest if best is None else best]
 
 
 # ------------------------------------------------------------------------------------------------------------ numbers
 @dataclass(frozen=True, slots=True)
-class _Tested:
-    """Test predictions of rows. left_out: a sentence per run whose predictions say nothing that could be relied on."""
+class _TestPredictions:
+    """Test predictions of rows. reasons: by run why it is left out: its predictions say nothing to rely on."""
 
-    runs: Runs
+    runs: Mapping[ComparisonRow, tuple[RunRecord, ...]]
     stored: StoredPredictions
-    left_out: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def paired(self, rows: Sequence[ComparisonRow]) -> tuple[tuple[int | None, ...], dict[str, list[Predictions]]]:
         """By model, see predictions.paired."""
@@ -176,46 +159,38 @@ class _Tested:
     def _by_seed(self, runs: Sequence[RunRecord]) -> dict[int | None, Predictions]:
         predictions: dict[int | None, Predictions] = {}
         for run in runs:
-            if (why := self.stored.doubt(run)) is not None:
-                self.left_out[run.run_id] = f"`{run.run_id}` is left out: {why.text}."
-                continue
-            test = self.stored.of(run.run_id)
-            if run.spec.seed is not None or len(runs) == 1:
-                predictions[run.spec.seed] = test
+            if doubt := self.stored.doubt(run):
+                self.reasons[run.run_id] = f"`{run.run_id}` is left out: {doubt.text}."
+            elif run.spec.seed is not None or len(runs) == 1:
+                predictions[run.spec.seed] = self.stored.of(run.run_id)
         return predictions
 
 
-def _baselines(
-    row: ComparisonRow, parts: Sequence[ComparisonRow], equal: ComparisonRow | None, tested: _Tested
-) -> JoinBaselines:
-    seeds, sets = tested.paired([row, *parts])
-    of_parts = {part.model: sets[part.model] for part in parts}
+def _baselines(row: ComparisonRow, rows: Sequence[ComparisonRow], predictions: _TestPredictions) -> JoinBaselines:
+    parts, equal = _part_rows(row, rows), _equal_flops_row(row, rows)
+    seeds, sets = predictions.paired([row, *parts])
     joined_SN, group_N = correct_SN(sets[row.model]), sets[row.model][0].group_N
-    parts_SN = {name: correct_SN(predictions) for name, predictions in of_parts.items()}
-    averaged_SN = _averaged_SN(list(of_parts.values()), num_classes=tested.runs[row][0].spec.dataset.num_classes)
-    oracle_SN = np.any(np.stack(list(parts_SN.values())), axis=0)
+    parts_SN = {part.model: correct_SN(sets[part.model]) for part in parts}
+    num_classes = predictions.runs[row][0].spec.dataset.num_classes
+    parts_by_seed = zip(*(sets[part.model] for part in parts), strict=True)
+    averaged_SN = np.stack([averaged_correct_N(of_seed, num_classes=num_classes) for of_seed in parts_by_seed])
     return JoinBaselines(
         row=row,
         seeds=seeds,
-        n_test=joined_SN.shape[1],
         joined=_accuracy(row.model, joined_SN, group_N),
         parts=tuple(_accuracy(name, part_SN, group_N) for name, part_SN in parts_SN.items()),
         averaged=_accuracy("averaged probabilities", averaged_SN, group_N),
-        oracle=_accuracy("oracle", oracle_SN, group_N),
+        oracle=_accuracy("oracle", np.any(list(parts_SN.values()), axis=0), group_N),
         overlap=error_overlap(list(parts_SN.values())),
         joined_minus_averaged=compared(joined_SN, averaged_SN, group_N),
-        equal_flops=None if equal is None else _equal_flops(row, equal, tested),
+        equal_flops=None if equal is None else _equal_flops(row, equal, predictions),
     )
 
 
-def _averaged_SN(parts: Sequence[Sequence[Predictions]], *, num_classes: int) -> Array:
-    return np.stack([averaged_correct_N(of_seed, num_classes=num_classes) for of_seed in zip(*parts, strict=True)])
-
-
-def _equal_flops(row: ComparisonRow, equal: ComparisonRow, tested: _Tested) -> EqualFlops:
+def _equal_flops(row: ComparisonRow, equal: ComparisonRow, predictions: _TestPredictions) -> EqualFlops:
     assert equal.gflops_per_image is not None and row.gflops_per_image is not None
     try:
-        _, sets = tested.paired([row, equal])
+        _, sets = predictions.paired([row, equal])
         group_N = sets[row.model][0].group_N
         difference = compared(correct_SN(sets[row.model]), correct_SN(sets[equal.model]), group_N)
     except DataError:
@@ -224,28 +199,23 @@ def _equal_flops(row: ComparisonRow, equal: ComparisonRow, tested: _Tested) -> E
 
 
 def _accuracy(model: str, correct_SN: Array, group_N: Array | None) -> Accuracy:
-    images = correct_SN.shape[1]
-    accuracies = [float(a) for a in correct_SN.mean(axis=1)]
-    if group_N is not None:
-        ends = interval(correct_SN, group_N) or (None, None)
-        return Accuracy(model=model, mean=fmean(accuracies), low=ends[0], high=ends[1])
-    if len(set(accuracies)) == 1:  # one seed, or all alike: what is left is chance among images
-        low, high = statistics.wilson(int(correct_SN[0].sum()), images)
-    else:
-        low, high = statistics.t_interval(accuracies)
-    return Accuracy(model=model, mean=fmean(accuracies), low=max(0.0, low), high=min(1.0, high))
+    accuracies = [float(accuracy) for accuracy in correct_SN.mean(axis=1)]
+    if group_N is None:
+        low, high = statistics.accuracy_interval(accuracies, images=correct_SN.shape[1])
+        return Accuracy(model=model, mean=fmean(accuracies), low=low, high=high)
+    ends = interval(correct_SN, group_N) or (None, None)
+    return Accuracy(model=model, mean=fmean(accuracies), low=ends[0], high=ends[1])
 
 
 def error_overlap(correct: Sequence[Array]) -> ErrorOverlap:
     """Of two or more models' (S, N) bool matrices over the same seeds and images."""
     wrong_MSN = ~np.stack(list(correct))
-    pairs = [pair for a_SN, b_SN in combinations(wrong_MSN, 2) for pair in zip(a_SN, b_SN, strict=True)]
-    kappas = [_kappa(a_N, b_N) for a_N, b_N in pairs]
-    known = [kappa for kappa in kappas if kappa is not None]
+    kappas = [_kappa(a_N, b_N) for pair in combinations(wrong_MSN, 2) for a_N, b_N in zip(*pair, strict=True)]
+    numbers = [kappa for kappa in kappas if kappa is not None]
     return ErrorOverlap(
         all_wrong=float(wrong_MSN.all(axis=0).mean()),
         all_wrong_if_independent=float(wrong_MSN.mean(axis=2).prod(axis=0).mean()),
-        kappa=fmean(known) if known and len(known) == len(kappas) else None,
+        kappa=fmean(numbers) if numbers and len(numbers) == len(kappas) else None,
     )
 
 
@@ -265,10 +235,6 @@ kappa of right against wrong (1: the same images; 0: as if independent). Equal F
 rows with the closest FLOPs per image, within a factor of 1.5. Every interval is for its comparison alone."""
 
 
-def _parts_text(b: JoinBaselines) -> str:
-    return ", ".join(f"{part.model} {percent(part.mean)}" for part in b.parts)
-
-
 def _equal_text(b: JoinBaselines) -> str:
     equal = b.equal_flops
     return f"{equal.row.model} {percent(equal.row.test_accuracy)} (x {equal.flops_ratio:.2f})" if equal else "none"
@@ -284,11 +250,11 @@ def _accuracy_column(name: str) -> Column[JoinBaselines]:
         return f"{percent(accuracy.mean)} [{percent(accuracy.low)}, {percent(accuracy.high)}]"
 
     more = {f"{name}_{end}": attrgetter(f"{name}.{end}") for end in ("low", "high")}
-    return replace(figure(name, str, f"{name}.mean", beside="[95 %]", more=more), text=text)
+    return figure(name, value=f"{name}.mean", text=text, beside="[95 %]", more=more)
 
 
 _AVERAGES: list[Column[JoinBaselines]] = [
-    words("parts_alone", _parts_text, label="parts alone"),
+    words("parts_alone", lambda b: ", ".join(f"{p.model} {percent(p.mean)}" for p in b.parts), label="parts alone"),
     figure("seeds", str, lambda b: len(b.seeds)),
     _accuracy_column("joined"),
     _accuracy_column("averaged"),
@@ -312,13 +278,11 @@ def section(joins: Joins) -> Section | None:
     """Two tables; None where the grid has no join."""
     if not joins.baselines and not joins.notes:
         return None
-    of_row: Callable[[JoinBaselines], ComparisonRow] = attrgetter("row")
-    names = [column.of(of_row) for column in pick("dataset model phase variant")]
-    name = "joined_models_beside_their_baselines"
-    about_average = "The join, and the average of its parts"
-    about_errors = "The single model of equal FLOPs, and the errors of the parts"
-    averages = Table(name, names + _AVERAGES, joins.baselines, about_average)
-    errors = Table(f"{name}_2", names + _ERRORS, joins.baselines, about_errors)
+    names: list[Column[JoinBaselines]] = [c.of(attrgetter("row")) for c in pick("dataset model phase variant")]
+    name, title = "joined_models_beside_their_baselines", "The join, and the average of its parts"
+    averages = Table(name, names + _AVERAGES, joins.baselines, title)
+    title = "The single model of equal FLOPs, and the errors of the parts"
+    errors = Table(f"{name}_2", names + _ERRORS, joins.baselines, title)
     return Section(
         "baselines",
         "Joined models beside their baselines",

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from statistics import fmean
 
 from transfergrid.errors import DataError
@@ -24,44 +26,37 @@ ALONG = "along_one_run"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Length:
-    """Means over seeds, in [0, 1]; None where there is no such run or epoch.
+    """row: trained for so many epochs, schedule and all. along_val: accuracy of the long run on val after as many, mean
+    over seeds, in [0, 1]; None where there is no such run or epoch."""
 
-    own: trained for so long, schedule and all; along: the long run, on val, after so many epochs.
-    """
-
-    dataset: str
-    model: str
+    row: ComparisonRow
     epochs: int
-    own_val: float | None
-    own_test: float | None
     along_val: float | None
 
 
 def lengths(comparison: Comparison) -> tuple[Length, ...]:
     """By dataset and model, shortest first; none for a grid without `along_one_run`."""
+    network = attrgetter("dataset", "model")
     long_runs = {
-        (row.dataset, row.model): runs
-        for row, runs in zip(comparison.rows, comparison.runs, strict=True)
-        if row.variant == ALONG
+        network(row): runs for row, runs in zip(comparison.rows, comparison.runs, strict=True) if row.variant == ALONG
     }
     lengths_by_model = []
-    for (dataset, model), runs in long_runs.items():
+    for key, runs in long_runs.items():
         curves = [_val_by_epoch(run, comparison.store) for run in runs]
-        own = {
-            epochs: row
-            for row in comparison.rows
-            if (row.dataset, row.model) == (dataset, model) and (epochs := epochs_of(row.variant)) is not None
-        }
-        lengths_by_model += [_length(row, epochs, curves) for epochs, row in sorted(own.items())]
+        row_by_epochs = {epochs_of(row.variant): row for row in comparison.rows if network(row) == key}
+        for epochs in sorted(epochs for epochs in row_by_epochs if epochs is not None):
+            along = [curve[epochs] for curve in curves if epochs in curve]
+            along_val = fmean(along) if along and len(along) == len(curves) else None
+            lengths_by_model.append(Length(row=row_by_epochs[epochs], epochs=epochs, along_val=along_val))
     return tuple(lengths_by_model)
 
 
 _COLUMNS: list[Column[Length]] = [
-    words("dataset"),
-    words("model"),
+    words("dataset", "row.dataset"),
+    words("model", "row.model"),
     figure("epochs", str),
-    figure("own_test", percent, label="own schedule: test"),
-    figure("own_val", percent, label="own schedule: val"),
+    figure("own_test", percent, "row.test_accuracy", label="own schedule: test"),
+    figure("own_val", percent, "row.val_accuracy", label="own schedule: val"),
     figure("along_val", percent, label="along one run: val"),
 ]
 _ABOUT = """\
@@ -76,40 +71,19 @@ def section(comparison: Comparison) -> Section | None:
     if not rows:
         return None
     table = Table("number_of_epochs_both_ways", _COLUMNS, rows)
-    items = list(_best_lengths(comparison))
+    items = list(_best_lengths(rows))
     return Section("lengths", "Number of epochs, both ways", about=[_ABOUT], tables=[table], items=items)
 
 
-def _best_lengths(comparison: Comparison) -> Iterator[str]:
+def _best_lengths(lengths: Sequence[Length]) -> Iterator[str]:
     """Per dataset and model the number of epochs that is best on val, ties and ends of what was tried included."""
-    rows = comparison.rows
-    for dataset, model in dict.fromkeys((f.dataset, f.model) for f in lengths(comparison)):
-        own = [
-            i
-            for i, row in enumerate(rows)
-            if (row.dataset, row.model) == (dataset, model)
-            and row.status == "completed"
-            and epochs_of(row.variant) is not None
-        ]
-        ordered = best_first(rows, own)
-        if not ordered:
-            continue
-        tied = [str(rows[i].epochs) for i in ordered[0]]
-        told = f"{tied[0]} epochs" if len(tied) == 1 else f"tied: {' and '.join(tied)} epochs ({RULE})"
-        ends = "; ".join(rows[ordered[0][0]].remarks)
-        yield f"{dataset} {model}, best on val: {told}{f'; {ends}' if ends else ''}."
-
-
-def _length(row: ComparisonRow, epochs: int, curves: Sequence[dict[int, float]]) -> Length:
-    along = [curve[epochs] for curve in curves if epochs in curve]
-    return Length(
-        dataset=row.dataset,
-        model=row.model,
-        epochs=epochs,
-        own_val=row.val_accuracy,
-        own_test=row.test_accuracy,
-        along_val=fmean(along) if along and len(along) == len(curves) else None,
-    )
+    for (dataset, model), group in groupby(lengths, attrgetter("row.dataset", "row.model")):
+        rows = [length.row for length in group if length.row.status == "completed"]
+        ordered = best_first(rows)
+        if ordered:
+            numbers = [str(rows[i].epochs) for i in ordered[0]]
+            best = f"{numbers[0]} epochs" if len(numbers) == 1 else f"tied: {' and '.join(numbers)} epochs ({RULE})"
+            yield f"{dataset} {model}, best on val: {'; '.join((best, *rows[ordered[0][0]].remarks))}."
 
 
 def _val_by_epoch(run: RunRecord, store: StorePaths) -> dict[int, float]:

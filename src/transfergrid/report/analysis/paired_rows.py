@@ -8,7 +8,7 @@ from typing import Literal
 
 from transfergrid.errors import DataError, one_line
 from transfergrid.report.analysis.grouped import NotJudged, compared
-from transfergrid.report.analysis.predictions import StoredPredictions, correct_SN, paired
+from transfergrid.report.analysis.predictions import Array, StoredPredictions, correct_SN, paired
 from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison
 from transfergrid.store.records import Predictions, RunRecord
 
@@ -24,14 +24,8 @@ def compare_rows(
     Every completed run must have its predictions, and its record must agree with them: what is left out in silence
     could decide the verdict. NotJudged, in words too, where the test images come from too few groups.
     """
-    for name, runs in (("the first", runs_a), ("the second", runs_b)):
-        if not runs:
-            return f"{name} of the two rows has no completed run"
-    if runs_a[0].spec.dataset != runs_b[0].spec.dataset:
-        return f"{runs_a[0].run_id} and {runs_b[0].run_id} are of different data sets"
     try:
-        of_a, of_b = _by_seed(runs_a, stored), _by_seed(runs_b, stored)
-        _, sets = paired({"the first": of_a, "the second": of_b})
+        a_SN, b_SN, group_N = correct_of_both(runs_a, runs_b, stored)
     except DataError as error:
         return one_line(error)
     ids_a, ids_b = (tuple(run.run_id for run in runs) for runs in (runs_a, runs_b))
@@ -39,16 +33,28 @@ def compare_rows(
     turned = ids_a > ids_b
     key = (ids_b, ids_a) if turned else (ids_a, ids_b)
     if key not in stored.compared:
-        a_SN, b_SN = correct_SN(sets["the first"]), correct_SN(sets["the second"])
-        group_N = sets["the first"][0].group_N
-        found = compared(b_SN, a_SN, group_N) if turned else compared(a_SN, b_SN, group_N)
-        if isinstance(found, NotJudged):
-            return found
-        stored.compared[key] = found
+        comparison = compared(b_SN, a_SN, group_N) if turned else compared(a_SN, b_SN, group_N)
+        if isinstance(comparison, NotJudged):
+            return comparison
+        stored.compared[key] = comparison
     result = stored.compared[key]
     if not turned:
         return result
     return replace(result, difference=0.0 - result.difference, low=0.0 - result.high, high=0.0 - result.low)  # no -0.0
+
+
+def correct_of_both(
+    runs_a: Sequence[RunRecord], runs_b: Sequence[RunRecord], stored: StoredPredictions
+) -> tuple[Array, Array, Array | None]:
+    """Which images each is right about, (S, N) bool of both rows, paired by seed and image, and the group of each
+    image, (N,) int64, where they come in groups. Raises DataError where that cannot be done."""
+    for name, runs in (("the first", runs_a), ("the second", runs_b)):
+        if not runs:
+            raise DataError(f"{name} of the two rows has no completed run")
+    if runs_a[0].spec.dataset != runs_b[0].spec.dataset:
+        raise DataError(f"{runs_a[0].run_id} and {runs_b[0].run_id} are of different data sets")
+    _, sets = paired({"the first": _by_seed(runs_a, stored), "the second": _by_seed(runs_b, stored)})
+    return correct_SN(sets["the first"]), correct_SN(sets["the second"]), sets["the first"][0].group_N
 
 
 def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int | None, Predictions]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Callable
 from statistics import NormalDist
 
 from transfergrid.report.analysis.statistics import CONFIDENCE, MeanSquares, PairedComparison, Variances, spread_of_mean
@@ -33,7 +34,7 @@ def power(difference: float, variances: Variances, *, seeds: int, images: int) -
     true = math.sqrt(variances.seed / seeds + variances.image / images + variances.rest / (seeds * images))
     if true == 0:
         return float(difference != 0)
-    found = 0.0
+    total = 0.0
     for step in range(STEPS):
         chi = float(chdtri(seeds - 1, (step + 0.5) / STEPS)) / (seeds - 1)
         squares = MeanSquares(
@@ -43,8 +44,8 @@ def power(difference: float, variances: Variances, *, seeds: int, images: int) -
         )
         error, freedom = spread_of_mean(squares, seeds=seeds, images=images, differing=images)
         bound = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
-        found += float(ndtr((difference - bound) / true) + ndtr((-difference - bound) / true))
-    return found / STEPS
+        total += float(ndtr((difference - bound) / true) + ndtr((-difference - bound) / true))
+    return total / STEPS
 
 
 def images_needed(comparison: PairedComparison) -> int | None:
@@ -53,19 +54,17 @@ def images_needed(comparison: PairedComparison) -> int | None:
     One seed: Connor 1987, "Sample size for testing differences in proportions for the paired-sample design". Several:
     with as many seeds as there are; where the seeds differ too much, more images cannot help.
     """
-    sought = _sought(comparison)
+    difference = _difference_to_show(comparison)
     if comparison.seeds == 1 and comparison.test == "by_group":
         quantiles = NormalDist().inv_cdf(1 - LEVEL / 2) + NormalDist().inv_cdf(POWER)
-        return max(MIN_GROUPS, math.ceil((quantiles / sought) ** 2 * comparison.variances.image))
+        return max(MIN_GROUPS, math.ceil((quantiles / difference) ** 2 * comparison.variances.image))
     if comparison.seeds == 1:
-        disagreement = max(comparison.variances.image + comparison.difference**2, sought)
+        disagreement = max(comparison.variances.image + comparison.difference**2, difference)
         z, z_power = NormalDist().inv_cdf(1 - LEVEL / 2), NormalDist().inv_cdf(POWER)
-        total = z * math.sqrt(disagreement) + z_power * math.sqrt(disagreement - sought**2)
-        return math.ceil((total / sought) ** 2)
-    candidates = range(2, MOST_IMAGES + 1)
+        total = z * math.sqrt(disagreement) + z_power * math.sqrt(disagreement - difference**2)
+        return math.ceil((total / difference) ** 2)
     seeds, variances = comparison.seeds, comparison.variances
-    at = bisect_left(candidates, POWER, key=lambda images: power(sought, variances, seeds=seeds, images=images))
-    return candidates[at] if at < len(candidates) else None
+    return _fewest(MOST_IMAGES, lambda images: power(difference, variances, seeds=seeds, images=images))
 
 
 def seeds_needed(comparison: PairedComparison) -> int | None:
@@ -75,9 +74,13 @@ def seeds_needed(comparison: PairedComparison) -> int | None:
     """
     if comparison.seeds == 1:
         return None
-    candidates = range(2, MOST_SEEDS + 1)
-    sought, images, variances = _sought(comparison), comparison.images, comparison.variances
-    at = bisect_left(candidates, POWER, key=lambda seeds: power(sought, variances, seeds=seeds, images=images))
+    difference, images, variances = _difference_to_show(comparison), comparison.images, comparison.variances
+    return _fewest(MOST_SEEDS, lambda seeds: power(difference, variances, seeds=seeds, images=images))
+
+
+def _fewest(most: int, power_of: Callable[[int], float]) -> int | None:
+    candidates = range(2, most + 1)
+    at = bisect_left(candidates, POWER, key=power_of)
     return candidates[at] if at < len(candidates) else None
 
 
@@ -97,7 +100,7 @@ def needed(comparison: PairedComparison) -> str:
     return f"neither {MOST_SEEDS:,} seeds nor more {unit} alone would be enough {aim}"
 
 
-def _sought(comparison: PairedComparison) -> float:
+def _difference_to_show(comparison: PairedComparison) -> float:
     return abs(comparison.difference) or SMALLEST_DIFFERENCE
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -20,17 +21,16 @@ Array = np.ndarray[Any, Any]
 BySeed = Mapping[int | None, Predictions]  # None: of a run that draws nothing, so that it stands for every seed
 LIMIT_BYTES = 512_000_000  # about 1,800 runs on 10,000 images of ten classes
 EDITED = "record does not agree with its predictions"
-UNREAD = "no predictions to rest on"
-_REMEDY = "delete its record.json, and launch again"
 _BLOCK = 8192  # images whose probabilities are in memory at once
 
 
 def probabilities_NC(predictions: Predictions, *, num_classes: int) -> Array:
     """Softmax (N, C) in float64. Above 100 classes only the 20 kept ones have a probability, the others count as 0."""
+    from scipy.special import softmax
+
     logits_NC = predictions.logits_NC.astype(np.float64)
     if predictions.classes_NC is None or predictions.logsumexp_N is None:
-        exponentials_NC = np.exp(logits_NC - logits_NC.max(axis=1, keepdims=True))
-        full_NC: Array = exponentials_NC / exponentials_NC.sum(axis=1, keepdims=True)
+        full_NC: Array = softmax(logits_NC, axis=1)
         return full_NC
     kept_NK = np.exp(logits_NC - predictions.logsumexp_N.astype(np.float64)[:, None])
     spread_NC = np.zeros((len(logits_NC), num_classes))
@@ -44,13 +44,12 @@ def averaged_correct_N(parts: Sequence[Predictions], *, num_classes: int) -> Arr
     The predictions must hold the same images in the same order, as `paired` returns them.
     """
     label_N = parts[0].label_N
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(label_N), _BLOCK)]
-    correct = []
-    for block in blocks:
+    correct_N: Array = np.zeros(len(label_N), dtype=bool)
+    for start in range(0, len(label_N), _BLOCK):
+        block = slice(start, start + _BLOCK)
         summed_NC = sum(probabilities_NC(_rows(part, block), num_classes=num_classes) for part in parts)
-        correct.append(np.asarray(summed_NC).argmax(axis=1) == label_N[block])
-    joined_N: Array = np.concatenate(correct)
-    return joined_N
+        correct_N[block] = np.asarray(summed_NC).argmax(axis=1) == label_N[block]
+    return correct_N
 
 
 def correct_SN(predictions: Sequence[Predictions]) -> Array:
@@ -64,25 +63,21 @@ def paired(models: Mapping[str, BySeed]) -> tuple[tuple[int | None, ...], dict[s
     A run without a seed stands beside each seed of the others; where no model has seeds, the one seed is None. Raises
     DataError where no seed is shared, or where the models did not see the same images with the same labels.
     """
-    seeds = _shared_seeds(models)
+    seeded = [{s for s in by_seed if s is not None} for by_seed in models.values() if None not in by_seed]
+    seeds: tuple[int | None, ...] = tuple(sorted(set.intersection(*seeded))) if seeded else (None,)
     if not seeds:
         without = ", ".join(name for name, by_seed in models.items() if not by_seed) or "none, but the seeds differ"
         raise DataError(f"no seed with stored predictions of all of {', '.join(models)} (without any: {without})")
-    chosen = {
+    sets_by_model = {
         name: [by_seed[None] if None in by_seed else by_seed[seed] for seed in seeds]
         for name, by_seed in models.items()
     }
-    first = chosen[next(iter(models))][0]
-    for name, sets in chosen.items():
+    first = sets_by_model[next(iter(models))][0]
+    for name, sets in sets_by_model.items():
         same = [np.array_equal([s.index_N, s.label_N], [first.index_N, first.label_N]) for s in sets]
         if not all(same):
             raise DataError(f"{name} was not tested on the same images as {next(iter(models))}: nothing can be paired")
-    return seeds, chosen
-
-
-def _shared_seeds(models: Mapping[str, BySeed]) -> tuple[int | None, ...]:
-    seeded = [{s for s in by_seed if s is not None} for by_seed in models.values() if None not in by_seed]
-    return tuple(sorted(set.intersection(*seeded))) if seeded else (None,)
+    return seeds, sets_by_model
 
 
 class StoredPredictions:
@@ -94,58 +89,60 @@ class StoredPredictions:
 
     def __init__(self, store: StorePaths, *, limit_bytes: int = LIMIT_BYTES) -> None:
         self.store = store
-        self._limit_bytes = limit_bytes
-        self._kept: OrderedDict[str, Predictions] = OrderedDict()
-        self._kept_bytes = 0
-        self._refused: dict[str, str] = {}
-        self._agrees: dict[str, Finding | None] = {}
-        self._n_val: dict[str, int] = {}
         self.compared: dict[tuple[tuple[str, ...], tuple[str, ...]], PairedComparison] = {}
+        self._limit_bytes = limit_bytes
+        self._cached: OrderedDict[str, Predictions] = OrderedDict()
+        self._cached_bytes = 0
+        self._refusals: dict[str, str] = {}
+        self._disagreements: dict[str, Finding | None] = {}
+        self._sizes: dict[str, dict[str, int]] = {}
 
     def of(self, run_id: str) -> Predictions:
         """In order of the image index. Raises DataError where the file is missing, damaged, or has no test images."""
-        if run_id in self._refused:
-            raise DataError(self._refused[run_id])
-        if run_id not in self._kept:
+        if run_id in self._refusals:
+            raise DataError(self._refusals[run_id])
+        if run_id not in self._cached:
             try:
-                self._keep(run_id, self._read(run_id))
+                self._cached[run_id] = self._read(run_id)
             except DataError as error:
-                self._refused[run_id] = one_line(error)
+                self._refusals[run_id] = one_line(error)
                 raise
-        self._kept.move_to_end(run_id)
-        return self._kept[run_id]
+            self._cached_bytes += _bytes(self._cached[run_id])
+            while self._cached_bytes > self._limit_bytes and len(self._cached) > 1:
+                self._cached_bytes -= _bytes(self._cached.popitem(last=False)[1])
+        self._cached.move_to_end(run_id)
+        return self._cached[run_id]
 
-    def n_val(self, run_id: str) -> int | None:
-        """How many val images the run has predictions of; None where it has none, or they cannot be read."""
+    def sizes(self, run_id: str) -> Mapping[str, int]:
+        """How many images of test and val the run has predictions of; empty where they cannot be read."""
         try:
             self.of(run_id)
         except DataError:
-            return None
-        return self._n_val.get(run_id)
+            return {}
+        return self._sizes[run_id]
 
     def disagreement(self, run: RunRecord) -> Finding | None:
         """What the record states that these predictions contradict. Raises as `of`."""
-        if run.run_id not in self._agrees:
-            self._agrees[run.run_id] = disagreement(run, self.of(run.run_id))
-        return self._agrees[run.run_id]
+        if run.run_id not in self._disagreements:
+            self._disagreements[run.run_id] = disagreement(run, self.of(run.run_id))
+        return self._disagreements[run.run_id]
 
     def trusted(self, run: RunRecord) -> Predictions:
         """As `of`; raises DataError, too, where the record contradicts them. What rests on predictions starts here."""
         doubt = self.doubt(run)
-        if doubt is None:
-            return self.of(run.run_id)
-        if doubt.kind == EDITED:
-            raise DataError(doubt.sentence)
-        raise DataError(f"the test predictions of {run.run_id} are missing or damaged", remedy=_REMEDY)
+        if doubt is not None:
+            raise DataError(doubt.sentence if doubt.kind == EDITED else doubt.text)
+        return self.of(run.run_id)
 
     def doubt(self, run: RunRecord) -> Finding | None:
         """Why nothing can rest on the predictions of this run; None where they are as its record says."""
         try:
             return self.disagreement(run)
         except DataError:
-            return Finding(
-                run.run_id, UNREAD, f"the test predictions of {run.run_id} are missing or damaged; {_REMEDY}"
+            text = (
+                f"the test predictions of {run.run_id} are missing or damaged; delete its record.json, and launch again"
             )
+            return Finding(run.run_id, "no predictions to rest on", text)
 
     def _read(self, run_id: str) -> Predictions:
         paths = self.store.run(run_id)
@@ -153,41 +150,28 @@ class StoredPredictions:
         test = sets.get("test")
         if test is None or not len(test.index_N):
             raise DataError(f"{paths.predictions} holds no test images; launch the run again")
-        if "val" in sets:
-            self._n_val[run_id] = len(sets["val"].index_N)
+        self._sizes[run_id] = {name: len(predictions.index_N) for name, predictions in sets.items()}
         try:
-            return _in_order(test)
+            if test.logits_NC.ndim != 2 or not len(test.index_N) == len(test.label_N) == len(test.logits_NC):
+                counts = (
+                    f"{len(test.index_N)} indices, {len(test.label_N)} labels, {len(test.logits_NC)} rows of logits"
+                )
+                raise ValueError(counts)
+            return _rows(test, np.argsort(test.index_N, kind="stable"))
         except (ValueError, IndexError) as error:
             raise DataError(f"{paths.predictions} is damaged ({one_line(error)}); launch the run again") from error
 
-    def _keep(self, run_id: str, test: Predictions) -> None:
-        self._kept[run_id] = test
-        self._kept_bytes += _bytes(test)
-        while self._kept_bytes > self._limit_bytes and len(self._kept) > 1:
-            _, oldest = self._kept.popitem(last=False)
-            self._kept_bytes -= _bytes(oldest)
+
+def _arrays(p: Predictions) -> dict[str, Array]:
+    return {f.name: array for f in fields(p) if (array := getattr(p, f.name)) is not None}
 
 
 def _bytes(p: Predictions) -> int:
-    arrays = (p.index_N, p.label_N, p.logits_NC, p.classes_NC, p.logsumexp_N, p.group_N)
-    return sum(array.nbytes for array in arrays if array is not None)
-
-
-def _in_order(p: Predictions) -> Predictions:
-    if p.logits_NC.ndim != 2 or not len(p.index_N) == len(p.label_N) == len(p.logits_NC) > 0:
-        raise ValueError(f"{len(p.index_N)} indices, {len(p.label_N)} labels, {len(p.logits_NC)} rows of logits")
-    return _rows(p, np.argsort(p.index_N, kind="stable"))
+    return sum(array.nbytes for array in _arrays(p).values())
 
 
 def _rows(p: Predictions, rows: slice | Array) -> Predictions:
-    return Predictions(
-        p.index_N[rows],
-        p.label_N[rows],
-        p.logits_NC[rows],
-        None if p.classes_NC is None else p.classes_NC[rows],
-        None if p.logsumexp_N is None else p.logsumexp_N[rows],
-        None if p.group_N is None else p.group_N[rows],
-    )
+    return Predictions(**{name: array[rows] for name, array in _arrays(p).items()})
 
 
 def disagreement(record: RunRecord, test: Predictions) -> Finding | None:
@@ -195,18 +179,18 @@ def disagreement(record: RunRecord, test: Predictions) -> Finding | None:
 
     Logits are stored as float16: where the right class and another are equal there, either may have been predicted.
     """
-    stated = record.metrics.get("test_accuracy")
-    if stated is None:
+    accuracy = record.metrics.get("test_accuracy")
+    if accuracy is None:
         return None
     correct, n_test = int((test.predicted_N == test.label_N).sum()), len(test.index_N)
     largest_NC = test.logits_NC == test.logits_NC.max(axis=1, keepdims=True)
     classes_NC = np.arange(test.logits_NC.shape[1]) if test.classes_NC is None else test.classes_NC
     open_N = (largest_NC & (classes_NC == test.label_N[:, None])).any(axis=1) & (largest_NC.sum(axis=1) > 1)
     surely = int(((test.predicted_N == test.label_N) & ~open_N).sum())
-    if surely - 0.5 < stated * n_test < surely + int(open_N.sum()) + 0.5:
+    if surely - 0.5 < accuracy * n_test < surely + int(open_N.sum()) + 0.5:
         return None
     text = (
-        f"{EDITED}: it states a test accuracy of {100 * stated:.2f} %, "
+        f"{EDITED}: it states a test accuracy of {100 * accuracy:.2f} %, "
         f"{correct:,} of {n_test:,} stored predictions are right ({100 * correct / n_test:.2f} %)"
     )
     return Finding(record.run_id, EDITED, text)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 from transfergrid.report.analysis.cells import number, percent
 from transfergrid.report.analysis.columns import pick
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Column, Section, Table, figure, words
-from transfergrid.report.studies.published import PublishedFigure, figures
+from transfergrid.report.studies.published import KEY, PublishedFigure, figures
 from transfergrid.store.records import RunRecord
 
 _SHARES = frozenset({"test_accuracy", "train_accuracy"})
@@ -36,8 +37,8 @@ _COLUMNS: list[Column[Published]] = [
     *(column.of(lambda line: line.row) for column in pick("dataset model phase variant")),
     words("figure", lambda line: line.figure.metric.replace("_", " ")),
     words("rule", lambda line: line.figure.rule.replace("_", " ")),
-    replace(figure("ours", str), text=lambda line: line.text(line.ours)),
-    replace(figure("published", str, "figure.value"), text=lambda line: line.text(line.figure.value)),
+    figure("ours", text=lambda line: line.text(line.ours)),
+    figure("published", value="figure.value", text=lambda line: line.text(line.figure.value)),
 ]
 _ABOUT = """\
 Accuracies in percent, losses in nats, seconds per run. Our training figures are evaluated after the last
@@ -48,10 +49,10 @@ seconds are those of the run alone. The extraction of cached features, which row
 def section(comparison: Comparison) -> Section | None:
     """None where the standing figures are all there is."""
     lines = [
-        Published(row, theirs, _ours(runs, theirs))
+        Published(row, figure, _ours(runs, figure))
         for row, runs in zip(comparison.rows, comparison.runs, strict=True)
-        for theirs in of_row(row)
-        if not theirs.stands
+        for figure in figures()
+        if KEY(figure) == KEY(row) and figure.metric in _SHOWN and not figure.stands
     ]
     if not lines:
         return None
@@ -59,28 +60,20 @@ def section(comparison: Comparison) -> Section | None:
     return Section("everything published", "Everything published", about=[_ABOUT], tables=[table])
 
 
-def of_row(row: ComparisonRow) -> tuple[PublishedFigure, ...]:
-    """All figures of one row, whatever metric and rule."""
-    key = (row.grid, row.dataset, row.model, row.phase, row.variant)
-    return tuple(f for f in figures() if (f.grid, f.dataset, f.model, f.phase, f.variant) == key and f.metric in _SHOWN)
-
-
 def _ours(runs: Sequence[RunRecord], figure: PublishedFigure) -> float | None:
-    """The mean over seeds, by the figure's rule where a run has both (its test accuracy of the last and best epoch)."""
-    if not runs:
-        return None
+    """The mean over seeds; None where one has no such figure."""
+    values = [value for run in runs if isinstance(value := _of_run(run, figure), (int, float))]
+    return fmean(values) if values and len(values) == len(runs) else None
+
+
+def _of_run(run: RunRecord, figure: PublishedFigure) -> Any:
+    """By the figure's rule where a run has both: its test accuracy of the last and of the best epoch."""
     if figure.metric == "wall_s":
-        return fmean(run.phase_s for run in runs)
-    if figure.metric == "test_accuracy":
+        return run.phase_s
+    rule = run.details.get("rule")
+    if figure.metric == "test_accuracy" and isinstance(rule, dict):
         name = {"last": "last_test_accuracy", "best_on_test": "best_test_accuracy"}.get(figure.rule, "")
-        rules = [run.details.get("rule") for run in runs]
-        if figure.rule == "best_on_test" and not all(isinstance(rule, dict) for rule in rules):
-            return None  # under `fair` test was read once: it has no best epoch
-        values = [
-            rule.get(name) if isinstance(rule, dict) and name in rule else run.metrics.get("test_accuracy")
-            for run, rule in zip(runs, rules, strict=True)
-        ]
-    else:
-        values = [run.metrics.get(figure.metric) for run in runs]
-    known = [value for value in values if isinstance(value, (int, float))]
-    return fmean(known) if len(known) == len(runs) else None
+        return rule.get(name, run.metrics.get("test_accuracy"))
+    if figure.metric == "test_accuracy" and figure.rule == "best_on_test":
+        return None  # under `fair` test was read once: it has no best epoch
+    return run.metrics.get(figure.metric)

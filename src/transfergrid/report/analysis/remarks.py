@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import string
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from itertools import product
-from typing import TYPE_CHECKING, Any
+from itertools import chain, count, product
+from string import ascii_lowercase
+from typing import Any
 
 from transfergrid.data.folds import FEW_STEPS, FEW_VAL_IMAGES, IMBALANCE
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import best_on_val, choice_of
 from transfergrid.specs import RULES_VERSION, RunSpec
 from transfergrid.store.records import RunRecord
-
-if TYPE_CHECKING:  # a comparison asks here what to say of its rows
-    from transfergrid.report.analysis.rows import ComparisonRow
 
 UNDERSTATES = "▲"
 _UNDERSTATED = (
@@ -29,8 +28,8 @@ def with_remarks(rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunRecor
     """The rows with all that is to be said of them."""
     ends = ends_of_variants(rows, runs)
     return [
-        replace(row, remarks=(*_edges_of_seeds(done), *ends.get(i, ()), *_how_made(row, done)))
-        for i, (row, done) in enumerate(zip(rows, runs, strict=True))
+        replace(row, remarks=(*_edges_of_seeds(row_runs), *ends.get(i, ()), *_doubts(row, row_runs)))
+        for i, (row, row_runs) in enumerate(zip(rows, runs, strict=True))
     ]
 
 
@@ -39,19 +38,15 @@ def footnotes(rows: Sequence[ComparisonRow]) -> tuple[list[str], list[tuple[str,
 
     Last the mark ▲ where a probe's head understates the features.
     """
-    texts: dict[str, str] = {}
-    marks = []
-    for row in rows:
-        own = [texts.setdefault(text, _letter(len(texts))) for text in row.remarks]
-        marks.append(",".join([*own, UNDERSTATES] if row.better_than_head else own))
+    texts = dict.fromkeys(text for row in rows for text in row.remarks)
+    pairs = map("".join, product(ascii_lowercase, repeat=2))
+    mark_by_text = dict(zip(texts, chain(ascii_lowercase, pairs, map(str, count(26 + 26 * 26))), strict=False))
+    marks = [
+        ",".join([*(mark_by_text[text] for text in row.remarks), *([UNDERSTATES] if row.better_than_head else [])])
+        for row in rows
+    ]
     understated = [(UNDERSTATES, _UNDERSTATED)] if any(row.better_than_head for row in rows) else []
-    return marks, [(mark, text) for text, mark in texts.items()] + understated
-
-
-def _letter(number: int) -> str:
-    letters = string.ascii_lowercase
-    names = (*letters, *("".join(pair) for pair in product(letters, repeat=2)))
-    return names[number] if number < len(names) else str(number)
+    return marks, [(mark, text) for text, mark in mark_by_text.items()] + understated
 
 
 # ---------------------------------------------------------------------------------------------- the search of one run
@@ -63,21 +58,21 @@ def edges(record: RunRecord) -> tuple[str, ...]:
     """
     searches = record.details.get("search")
     if searches is not None:
-        told = [searches] if isinstance(searches, Mapping) else searches if isinstance(searches, Sequence) else []
-        return tuple(text for search in told if isinstance(search, Mapping) for text in _told(search))
+        listed = [searches] if isinstance(searches, Mapping) else searches if isinstance(searches, Sequence) else []
+        return tuple(text for search in listed if isinstance(search, Mapping) for text in _ends_of_search(search))
     chosen, choices = record.details.get("chosen"), record.details.get("choices")
     if not isinstance(chosen, Mapping) or not isinstance(choices, Sequence):
         return ()
-    offered = [choice for choice in choices if isinstance(choice, Mapping)]
+    choices = [choice for choice in choices if isinstance(choice, Mapping)]
     texts = []
-    for name in dict.fromkeys(str(name) for choice in offered for name in choice):
-        values = {choice.get(name) for choice in offered if _is_number(choice.get(name))}
+    for name in dict.fromkeys(str(name) for choice in choices for name in choice):
+        values = {choice.get(name) for choice in choices if _is_number(choice.get(name))}
         if end := _end(chosen.get(name), values):
             texts.append(f"{name} {chosen[name]:g} is the {end} of the search")
     return tuple(texts)
 
 
-def _told(search: Mapping[str, Any]) -> Iterator[str]:
+def _ends_of_search(search: Mapping[str, Any]) -> Iterator[str]:
     """Of one quantity: {name, chosen, at_edge, edge: lowest, highest, weakest or strongest, not_converged: values}."""
     name, chosen, edge = search.get("name") or "the chosen value", search.get("chosen"), search.get("edge")
     value = f"{name} {chosen:g}" if _is_number(chosen) else str(name)
@@ -88,14 +83,11 @@ def _told(search: Mapping[str, Any]) -> Iterator[str]:
         yield f"{value} has not converged"
 
 
-def _edges_of_seeds(done: Sequence[RunRecord]) -> Iterator[str]:
+def _edges_of_seeds(runs: Sequence[RunRecord]) -> Iterator[str]:
     """Of a row's runs, with how many of the seeds where not all chose it."""
-    counts: dict[str, int] = {}
-    for record in done:
-        for text in edges(record):
-            counts[text] = counts.get(text, 0) + 1
-    for text, count in counts.items():
-        yield text if count == len(done) else f"{text} ({count} of {len(done)} seeds)"
+    counts = Counter(text for record in runs for text in edges(record))
+    for text, seeds in counts.items():
+        yield text if seeds == len(runs) else f"{text} ({seeds} of {len(runs)} seeds)"
 
 
 def _end(value: Any, values: set[Any]) -> str | None:
@@ -116,39 +108,39 @@ def ends_of_variants(rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunR
     Settings that rise and fall together, as a learning rate scaled with the batch, are one search.
     """
     searches: dict[tuple[Any, ...], dict[int, dict[str, float]]] = {}
-    for i, (row, done) in enumerate(zip(rows, runs, strict=True)):
-        if row.status == "completed" and done:
-            numbers, others = _settings(done[0].spec)
+    for i, (row, row_runs) in enumerate(zip(rows, runs, strict=True)):
+        if row.status == "completed" and row_runs:
+            numbers, others = _settings(row_runs[0].spec)
             choice = choice_of(row.variant)
             key = (row.grid, choice and choice[0], others)
             searches.setdefault(key, {})[i] = numbers
-    found = {}
-    for (_, compared, _), tried in searches.items():
-        best = best_on_val(rows, tried)
-        if best is not None and (texts := tuple(_ends(best, tried, at_least=_SEARCH if compared is None else 2))):
-            found[best] = texts
-    return found
+    texts = {}
+    for (_, subject, _), settings in searches.items():
+        best = best_on_val(rows, settings)
+        if best is not None:
+            texts[best] = tuple(_ends(best, settings, at_least=_SEARCH if subject is None else 2))
+    return texts
 
 
 def _settings(spec: RunSpec) -> tuple[dict[str, float], tuple[Any, ...]]:
     """A run's settings that are numbers, and all else that makes it, but its seed and what it is made from."""
     values = {f.name: getattr(spec.settings, f.name) for f in fields(spec.settings)}
     numbers = {name: value for name, value in values.items() if _is_number(value)}
-    others = tuple((name, value) for name, value in values.items() if name not in numbers)
+    other_values = tuple((name, value) for name, value in values.items() if name not in numbers)
     identity = (spec.phase, spec.model, spec.backbones, spec.dataset, spec.extract, spec.protocol, spec.val_seed)
-    return numbers, (*identity, spec.train_fraction, spec.shots, others)
+    return numbers, (*identity, spec.train_fraction, spec.shots, other_values)
 
 
-def _ends(best: int, tried: Mapping[int, Mapping[str, float]], *, at_least: int) -> Iterator[str]:
-    own = tried[best]
-    columns = {name: tuple(numbers[name] for numbers in tried.values()) for name in own}
+def _ends(best: int, settings: Mapping[int, Mapping[str, float]], *, at_least: int) -> Iterator[str]:
+    of_best = settings[best]
+    columns = {name: tuple(numbers[name] for numbers in settings.values()) for name in of_best}
     searched = {name: values for name, values in columns.items() if len(set(values)) > 1}
     for names in _together(searched):
         name = names[0]
         others = searched.keys() - names
-        line = {numbers[name] for numbers in tried.values() if all(numbers[o] == own[o] for o in others)}
-        if len(line) >= at_least and (end := _end(own[name], line)):
-            yield f"best on val at an end of the search: {name} {own[name]:g} is the {end} of {len(line)} tried"
+        line = {numbers[name] for numbers in settings.values() if all(numbers[o] == of_best[o] for o in others)}
+        if len(line) >= at_least and (end := _end(of_best[name], line)):
+            yield f"best on val at an end of the search: {name} {of_best[name]:g} is the {end} of {len(line)} tried"
 
 
 def _together(searched: Mapping[str, Sequence[float]]) -> list[list[str]]:
@@ -162,8 +154,8 @@ def _together(searched: Mapping[str, Sequence[float]]) -> list[list[str]]:
     return list(groups.values())
 
 
-# --------------------------------------------------------------------------------------------------------- too little
-def _few(row: ComparisonRow) -> Iterator[str]:
+# -------------------------------------------------------------------------------- too little, uneven, left out, or old
+def _doubts(row: ComparisonRow, runs: Sequence[RunRecord]) -> Iterator[str]:
     if row.n_val == 0 and row.phase in ("probe", "finetune", "scratch") and row.protocol == "fair":
         yield "no val image: nothing was chosen on val"
     if row.val_accuracy is not None and row.n_val is not None and row.n_val < FEW_VAL_IMAGES:
@@ -171,32 +163,12 @@ def _few(row: ComparisonRow) -> Iterator[str]:
     if row.optimizer_steps and row.optimizer_steps < FEW_STEPS:  # a head that is solved takes none
         steps = "optimizer step" if row.optimizer_steps == 1 else "optimizer steps"
         yield f"only {row.optimizer_steps} {steps} (below {FEW_STEPS})"
-
-
-# -------------------------------------------------------------------------------------------------- how it was made
-def _how_made(row: ComparisonRow, done: Sequence[RunRecord]) -> Iterator[str]:
-    yield from _few(row)
-    yield from _uneven(done)
-    yield from _left_out(done)
-    yield from _old(done)
-
-
-def _old(done: Sequence[RunRecord]) -> Iterator[str]:
-    """Probes and fine-tunings of the first release: their rules, and so their numbers, are others."""
-    if any(record.spec.phase in ("probe", "finetune") and record.spec.rules < RULES_VERSION for record in done):
+    trained_on = runs[0].details.get("class_counts") if runs else None
+    if isinstance(trained_on, Mapping) and trained_on["largest"] > IMBALANCE * trained_on["smallest"]:
+        yield f"uneven classes: {trained_on['smallest']} to {trained_on['largest']} images trained on"
+    if unusable := max((record.spec.dataset.left_out for record in runs), default=0):
+        files = "file" if unusable == 1 else "files"
+        yield f"without {unusable} {files} of the data set that cannot be used (dataset.skip_damaged=true)"
+    # Probes and fine-tunings of the first release: their rules, and so their numbers, are others.
+    if any(record.spec.phase in ("probe", "finetune") and record.spec.rules < RULES_VERSION for record in runs):
         yield "made by an older release, under other rules (docs/storage.md); launch the grid again to make it anew"
-
-
-def _left_out(done: Sequence[RunRecord]) -> Iterator[str]:
-    count = max((record.spec.dataset.left_out for record in done), default=0)
-    if count:
-        files = "file" if count == 1 else "files"
-        yield f"without {count} {files} of the data set that cannot be used (dataset.skip_damaged=true)"
-
-
-def _uneven(done: Sequence[RunRecord]) -> Iterator[str]:
-    """By the classes that it was trained on."""
-    for record in done[:1]:
-        counts = record.details.get("class_counts")
-        if isinstance(counts, Mapping) and counts["largest"] > IMBALANCE * counts["smallest"]:
-            yield f"uneven classes: {counts['smallest']} to {counts['largest']} images trained on"

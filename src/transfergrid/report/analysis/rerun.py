@@ -14,10 +14,8 @@ from transfergrid.specs import EvaluateSettings, RunSpec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """line: to be pasted into a shell.
-
-    to_fill_in: what no record knows and the reader must put in: the place of a file or a folder.
-    """
+    """line: to be pasted into a shell. to_fill_in: what no record knows and the reader must put in: the place of a file
+    or a folder."""
 
     line: str
     to_fill_in: tuple[str, ...]
@@ -25,18 +23,16 @@ class Command:
 
 def commands_of(specs: Sequence[RunSpec], store: StorePaths) -> tuple[Command, ...]:
     """One for each run."""
-    return tuple(_command(spec, store) for spec in specs)
-
-
-def _command(spec: RunSpec, store: StorePaths) -> Command:
-    paths = store.run(spec.run_id)
-    if paths.pulled.exists():  # a copy of what W&B holds: read from there, carried out in the user's own store
-        arguments = [f"again={folder_value(str(paths.root))}"]
-    else:
-        is_default = store.root.absolute() == Path("results").absolute()
+    is_default = store.root.absolute() == Path("results").absolute()
+    commands = []
+    for spec in specs:
+        paths, places = store.run(spec.run_id), dict(_places(spec))
         arguments = [f"again={spec.run_id}", *([] if is_default else [f"store.dir={folder_value(str(store.root))}"])]
-    places = dict(_places(spec))
-    return Command(line=command("run_phase.py", *arguments, *places), to_fill_in=tuple(places.values()))
+        if paths.pulled.exists():  # a copy of what W&B holds: read from there, carried out in the user's own store
+            arguments = [f"again={folder_value(str(paths.root))}"]
+        line = command("run_phase.py", *arguments, *places)
+        commands.append(Command(line=line, to_fill_in=tuple(places.values())))
+    return tuple(commands)
 
 
 def _places(spec: RunSpec) -> Iterator[tuple[str, str]]:

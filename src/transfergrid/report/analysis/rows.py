@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 
 from transfergrid.specs import SelectBy
 
+NAMES = "dataset model phase variant weights protocol"  # what a row is, beside its grid
 _NO_COLUMN = {"column": False}
 _OF_GROUPS = {"column": "of groups"}
 
@@ -22,7 +23,7 @@ class ComparisonRow:
     seeds have one accuracy, which is no width, Wilson's again; by group where the test images come in groups, see
     grouped.py. p_value_vs_best_single is Holm-adjusted within its family, see families.py, and verdict (`better`,
     `worse`, `no difference shown`, `not judged`) is by it at 5 %; the test is statistics.compare's or, by group,
-    grouped.compared's. published_differs, better_than_head (see beyond_linear.py) and remarks are several texts;
+    grouped.compared's. published_differs, better_than_head and remarks are several texts;
     comparison.csv joins them by `; `. status: `completed`, `failed`, `missing`, or `2/3 completed`. select_by: the
     score on val that choices between rows are by. remarks: what makes the row doubtful, see remarks.py.
     """
@@ -90,11 +91,6 @@ class ComparisonRow:
     def parts(self) -> tuple[str, ...]:
         """The networks of a join, in its order; of a single model itself."""
         return tuple(self.model.split("+"))
-
-    @property
-    def weights_of_parts(self) -> tuple[str, ...]:
-        """The labels of a join's parts in their order, equal ones once; so which is whose can stay open."""
-        return tuple(self.weights.split("+"))
 
     @property
     def title(self) -> str:

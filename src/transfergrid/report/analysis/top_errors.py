@@ -2,51 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from transfergrid.report.analysis.cells import number, percent
+from transfergrid.report.analysis.columns import pick
 from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Column, Section, Table, figure, words
-from transfergrid.report.studies.published import PublishedFigure, figures
-from transfergrid.specs import EvaluateSettings, RunSpec
+from transfergrid.report.studies.published import PublishedFigure, Rule, figures
+from transfergrid.specs import EvaluateSettings
 from transfergrid.store.records import RunRecord
 
 METRICS = {"top1_error": "top-1", "top5_error": "top-5"}
 _CORRECTED_WEIGHTS = "IMAGENET1K_V1"  # whose error torchvision's documentation gives
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class TopError:
-    """One error of one evaluation, in [0, 1]. differs: what keeps it from being comparable with the corrected value.
+    """One error of one evaluation. row: names the run where a finished run was evaluated. published: by their rules."""
 
-    variant: of its row, which names the run where a finished run was evaluated.
-    """
-
-    dataset: str
-    model: str
-    variant: str
-    weights: str
+    row: ComparisonRow
+    record: RunRecord
     metric: str
-    images: int
-    measured: float
-    as_stated: float | None
-    corrected: float | None
-    differs: tuple[str, ...]
-    notes: tuple[str, ...]
+    published: Mapping[Rule, PublishedFigure]
+
+    @property
+    def measured(self) -> float:
+        """In [0, 1], as the published values are."""
+        return float(self.record.details[self.metric])
+
+    @property
+    def images(self) -> int:
+        return int(self.record.details["n_test"])
+
+    @property
+    def differs(self) -> tuple[str, ...]:
+        """What keeps it from being comparable with the corrected value."""
+        spec = self.record.spec
+        assert isinstance(spec.settings, EvaluateSettings)
+        differences = {
+            "max_images": spec.dataset.max_images is not None,
+            "weights": spec.settings.source != "own_head" or spec.weights_label != _CORRECTED_WEIGHTS,
+            "split": spec.settings.split == "train",
+            "image_size_px": any(backbone.preprocess.mode != "recipe" for backbone in spec.backbones),
+            "classes": "classes_compared" in self.record.details,
+        }
+        return tuple(name for name, is_different in differences.items() if is_different and self.published)
+
+
+def _as_published(rule: Rule) -> Callable[[TopError], float | None]:
+    return lambda error: error.published[rule].value if rule in error.published else None
 
 
 COLUMNS: list[Column[TopError]] = [
-    words("dataset"),
-    words("model"),
-    words("variant"),
-    words("weights"),
+    *(column.of(lambda error: error.row) for column in pick("dataset model variant weights")),
     words("differs", lambda error: ", ".join(error.differs)),
     words("error", lambda error: METRICS[error.metric], label="error %"),
     figure("images", number),
     figure("measured", percent),
-    figure("as_stated", percent, label="as stated"),
-    figure("corrected", percent),
+    figure("as_stated", percent, _as_published("as_stated"), label="as stated"),
+    figure("corrected", percent, _as_published("corrected")),
 ]
 
 
@@ -55,8 +71,11 @@ def top_errors(comparison: Comparison) -> tuple[TopError, ...]:
     errors = []
     for row, runs in zip(comparison.rows, comparison.runs, strict=True):
         for record in runs:
-            if record.spec.phase == "evaluate":
-                errors += [_error(record, metric, row.variant) for metric in METRICS if metric in record.details]
+            for metric in METRICS:
+                if record.spec.phase == "evaluate" and metric in record.details:
+                    key = (record.spec.dataset.name, record.spec.model, "evaluate", metric)
+                    published = {f.rule: f for f in figures() if (f.dataset, f.model, f.phase, f.metric) == key}
+                    errors.append(TopError(row, record, metric, published))
     return tuple(errors)
 
 
@@ -69,41 +88,9 @@ def section(comparison: Comparison) -> Section | None:
     errors = top_errors(comparison)
     if not errors:
         return None
-    notes = dict.fromkeys(note for error in errors for note in error.notes)
-    return Section("errors", "Top-1 and top-5 errors", tables=[table(errors)], items=list(notes))
-
-
-def _error(record: RunRecord, metric: str, variant: str) -> TopError:
-    spec = record.spec
-    published = {f.rule: f for f in figures() if _is_of(f, spec, metric)}
-    stated, corrected = published.get("as_stated"), published.get("corrected")
-    return TopError(
-        dataset=spec.dataset.name,
-        model=spec.model,
-        variant=variant,
-        weights=spec.weights_label,
-        metric=metric,
-        images=int(record.details["n_test"]),
-        measured=float(record.details[metric]),
-        as_stated=None if stated is None else stated.value,
-        corrected=None if corrected is None else corrected.value,
-        differs=(*_differs(spec), *(["classes"] if "classes_compared" in record.details else [])) if published else (),
-        notes=tuple(
-            f"{METRICS[metric]} error {percent(f.value)} % {f.rule.replace('_', ' ')}: {f.note}"
-            for f in published.values()
-        ),
-    )
-
-
-def _is_of(figure: PublishedFigure, spec: RunSpec, metric: str) -> bool:
-    named = (figure.dataset, figure.model, figure.phase, figure.metric)
-    return named == (spec.dataset.name, spec.model, "evaluate", metric)
-
-
-def _differs(spec: RunSpec) -> tuple[str, ...]:
-    names = [] if spec.dataset.max_images is None else ["max_images"]
-    own_head = isinstance(spec.settings, EvaluateSettings) and spec.settings.source == "own_head"
-    names += [] if own_head and spec.weights_label == _CORRECTED_WEIGHTS else ["weights"]
-    names += ["split"] if isinstance(spec.settings, EvaluateSettings) and spec.settings.split == "train" else []
-    names += ["image_size_px"] if any(b.preprocess.mode != "recipe" for b in spec.backbones) else []
-    return tuple(names)
+    notes = [
+        f"{METRICS[error.metric]} error {percent(f.value)} % {f.rule.replace('_', ' ')}: {f.note}"
+        for error in errors
+        for f in error.published.values()
+    ]
+    return Section("errors", "Top-1 and top-5 errors", tables=[table(errors)], items=list(dict.fromkeys(notes)))

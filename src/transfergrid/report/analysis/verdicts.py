@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any, TypeVar
 
@@ -25,7 +25,8 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgainstBest:
-    """One row minus the best of its group. needed: what it would take to tell, empty where a difference is shown.
+    """One row minus the best of its group. needed: what it would take to tell, empty where a difference is shown; or
+    why the two were not compared.
 
     seeds: those in common, of how many where a row has more, or beside one run that has no seed; empty where no
     comparison could be made.
@@ -34,15 +35,20 @@ class AgainstBest:
     row: ComparisonRow
     answer: Answer
     needed: str
-    seeds: str
+    seeds: str = ""
+
+    @property
+    def result(self) -> PairedComparison | NotJudged | None:
+        result = self.answer.result
+        return None if isinstance(result, str) and not isinstance(result, NotJudged) else result
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Group:
     """Rows that answer one question: `models` of one variant, or the `settings` (variants) of one model.
 
-    best: the highest score on val among the completed rows, so the test set has no part in the choice. tied: those
-    with the same score, see selection.RULE. others: the remaining rows with a result, in the comparison's order.
+    best: the highest score on val among the completed rows, so the test set has no part in the choice; of tied ones by
+    selection.RULE. others: the remaining rows with a result, in the comparison's order.
     """
 
     question: Question
@@ -50,7 +56,6 @@ class Group:
     phase: str
     name: str  # the variant whose models these are, or the model whose settings these are
     best: ComparisonRow
-    tied: tuple[ComparisonRow, ...]
     others: tuple[AgainstBest, ...]
 
 
@@ -63,12 +68,8 @@ def against_best(comparison: Comparison) -> tuple[Group, ...]:
     }
     return tuple(
         Group(
-            question=key[0],
-            dataset=key[1],
-            phase=key[2],
-            name=key[3],
+            *key,
             best=rows[best],
-            tied=tuple(rows[i] for i in others if is_tied(rows[i], rows[best])),
             others=tuple(against(rows[i], rows[best], answers[key[:3]][i, best]) for i in others),
         )
         for key, (best, others) in families.groups(rows).items()
@@ -77,10 +78,10 @@ def against_best(comparison: Comparison) -> tuple[Group, ...]:
 
 def against(row: ComparisonRow, best: ComparisonRow, answer: Answer) -> AgainstBest:
     """answer: of the one minus the other, whichever way round."""
-    result = answer.result
+    result, would_take = answer.result, ""
     if isinstance(result, str):
-        return AgainstBest(row=row, answer=answer, needed="", seeds="")
-    would_take = ""
+        reason = result if isinstance(result, NotJudged) else f"not compared: {result}"
+        return AgainstBest(row=row, answer=answer, needed=reason)
     if answer.verdict == "no difference shown":
         alone = result.p_value < 1 - CONFIDENCE
         would_take = "shown if it were the only comparison, not among so many" if alone else needed(result)
@@ -131,9 +132,9 @@ def section(
     answers these are."""
     if not groups and not tables:
         return None
-    results = [other.answer.result for group in groups for other in group.others] + [a.result for a in answers]
-    used = {result.test for result in results if not isinstance(result, str)}
-    about = _ABOUT.format(rule=RULE, tests=" ".join(text for test, text in _TESTS.items() if test in used))
+    results = [answer.result for answer in (*(other.answer for group in groups for other in group.others), *answers)]
+    tests = {result.test for result in results if not isinstance(result, str)}
+    about = _ABOUT.format(rule=RULE, tests=" ".join(text for test, text in _TESTS.items() if test in tests))
     return Section(
         "statistics",
         "Is the difference real?",
@@ -147,58 +148,44 @@ def _tables(groups: Sequence[Group]) -> list[Table[_Line]]:
     tables: list[Table[_Line]] = []
     for question, title in _TITLES.items():
         lines = [line for group in groups if group.question == question for line in _lines(group)]
+        columns: list[Column[_Line]] = [
+            words("dataset", "group.dataset"),
+            words("phase", "group.phase"),
+            words(families.COLUMNS[question], "group.name"),
+            words("best_on_val", "best", label="best on val"),
+            words("row_beside_it", "name", label="row beside it"),
+            *answer_columns(attrgetter("beside")),
+        ]
         if lines:
-            name = "statistics_2" if tables else "statistics"
-            tables.append(Table(name, _columns(question), lines, title))
+            tables.append(Table("statistics_2" if tables else "statistics", columns, lines, title))
     return tables
-
-
-def _columns(question: Question) -> list[Column[_Line]]:
-    return [
-        words("dataset", "group.dataset"),
-        words("phase", "group.phase"),
-        words("variant" if question == "models" else "model", "group.name"),
-        words("best_on_val", "best", label="best on val"),
-        words("row_beside_it", "name", label="row beside it"),
-        *answer_columns(attrgetter("beside")),
-    ]
 
 
 def answer_columns(read: Callable[[Row], AgainstBest]) -> list[Column[Row]]:
     """Verdict, what it would take to tell, seeds, difference, p."""
-
-    def result(row: Row) -> PairedComparison | NotJudged | None:
-        outcome = read(row).answer.result
-        return None if isinstance(outcome, str) and not isinstance(outcome, NotJudged) else outcome
-
-    def needed_to_tell(row: Row) -> str:
-        other = read(row)
-        if isinstance(other.answer.result, NotJudged):
-            return other.answer.result
-        return f"not compared: {other.answer.result}" if isinstance(other.answer.result, str) else other.needed
-
-    seeds: Column[Row] = figure("seeds", str, lambda row: getattr(result(row), "seeds", None))
     return [
         words("verdict", lambda row: read(row).answer.verdict),
-        words("needed_to_tell", needed_to_tell, label="what it would take to tell"),
-        replace(seeds, text=lambda row: read(row).seeds, is_number=False),
-        difference("difference", "difference", result),
+        words("needed_to_tell", lambda row: read(row).needed, label="what it would take to tell"),
+        figure(
+            "seeds",
+            value=lambda row: getattr(read(row).result, "seeds", None),
+            text=lambda row: read(row).seeds,
+            is_number=False,
+        ),
+        difference("difference", "difference", lambda row: read(row).result),
         adjusted_p(lambda row: read(row).answer),
     ]
 
 
 def _lines(group: Group) -> list[_Line]:
-    best, *names = _names(group)
-    if group.tied:
-        tied = [name for name, other in zip(names, group.others, strict=True) if other.row in group.tied]
-        best += f", tied with {' and '.join(tied)}"
-    return [_Line(group, best, name, other) for name, other in zip(names, group.others, strict=True)]
-
-
-def _names(group: Group) -> list[str]:
-    """What the best row is in its group, then the others, with weights where nothing else tells them apart."""
+    """Each row by what it is in its group, with weights where nothing else tells them apart."""
     rows = [group.best, *(other.row for other in group.others)]
     field = "model" if group.question == "models" else "variant"
-    names = [getattr(row, field) or "the grid's own settings" for row in rows]
     weights = weights_where_needed(rows, field)
-    return [", ".join(filter(None, pair)) for pair in zip(names, weights, strict=True)]
+    best, *names = [
+        ", ".join(filter(None, (getattr(row, field) or "the grid's own settings", label)))
+        for row, label in zip(rows, weights, strict=True)
+    ]
+    if tied := [name for name, other in zip(names, group.others, strict=True) if is_tied(other.row, group.best)]:
+        best += f", tied with {' and '.join(tied)}"
+    return [_Line(group, best, name, other) for name, other in zip(names, group.others, strict=True)]

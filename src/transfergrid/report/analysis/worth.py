@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from operator import attrgetter
 from typing import Literal
 
 from transfergrid.report.analysis import families, integrity
@@ -17,16 +18,16 @@ from transfergrid.report.analysis.cells import weights_where_needed
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer, Pair
 from transfergrid.report.analysis.rows import ComparisonRow
-from transfergrid.report.analysis.selection import best_first, best_on_test, best_on_val
+from transfergrid.report.analysis.selection import best_first, best_on_val
 from transfergrid.report.analysis.verdicts import AgainstBest, against, answer_columns
 from transfergrid.report.blocks import Column, Table, words
-from transfergrid.store.records import RunRecord
 
 Question = Literal["winner", "finetuning", "pretraining"]
-TITLES: dict[Question, str] = {
-    "winner": "The winner on val and the next",
-    "finetuning": "Is fine-tuning worth it over the probe",
-    "pretraining": "Is a pretrained network worth it over one from scratch",
+# question -> (name of its table in W&B, title)
+_TABLES: dict[Question, tuple[str, str]] = {
+    "winner": ("winner", "The winner on val and the next"),
+    "finetuning": ("finetuning_over_probe", "Is fine-tuning worth it over the probe"),
+    "pretraining": ("pretraining_over_scratch", "Is a pretrained network worth it over one from scratch"),
 }
 
 
@@ -60,44 +61,36 @@ class Contest:
     first: ComparisonRow
     second: AgainstBest  # of which `row` is the second, and the answer is of the first minus it
 
-    @property
-    def names(self) -> tuple[str, str]:
-        first, second = row_names(self.first, self.second.row)
-        return first, second
-
 
 def winners(comparison: Comparison) -> list[Winner]:
     """Per data set with a result. Rows with a record that contradicts its predictions are passed over."""
     rows = comparison.rows
-    seen: set[tuple[str, ...]] = set()
-    tested = []
+    position_by_runs: dict[object, int] = {}  # one row of several grids is one candidate
     for i in integrity.trusted(comparison):
-        run_ids = tuple(run.run_id for run in comparison.runs[i])
-        if rows[i].test_accuracy is not None and run_ids not in seen:  # one row of several grids is one candidate
-            seen.add(run_ids)
-            tested.append(i)
-    by_dataset = []
+        if rows[i].test_accuracy is not None:
+            position_by_runs.setdefault(tuple(run.run_id for run in comparison.runs[i]), i)
+    winner_by_dataset = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
-        among = [i for i in tested if rows[i].dataset == dataset]
+        among = [i for i in position_by_runs.values() if rows[i].dataset == dataset]
         ordered = best_first(rows, among)
-        first = ordered[0] if ordered else best_on_test(rows, among)
+        first, *others = ordered or best_first(rows, among, score=attrgetter("test_accuracy"))[:1] or [[]]
         if first:
             winner = Winner(
                 dataset=dataset,
                 first=tuple(first),
-                runners_up=tuple(ordered[1]) if len(ordered) > 1 else (),
+                runners_up=tuple(others[0]) if others else (),
                 candidates=sum(map(len, ordered)) or len(among),
                 on_test=not ordered,
             )
-            by_dataset.append(winner)
-    return by_dataset
+            winner_by_dataset.append(winner)
+    return winner_by_dataset
 
 
 def contests(comparison: Comparison) -> list[Contest]:
     """All of them, by question and data set."""
     return [
         contest
-        for question in TITLES
+        for question in _TABLES
         for dataset in dict.fromkeys(row.dataset for row in comparison.rows)
         for contest in contests_about(comparison, question, dataset)
     ]
@@ -109,26 +102,26 @@ def contests_about(comparison: Comparison, question: Question, dataset: str) -> 
     pairs = _pairs(comparison, question, dataset)
     answers = families.answers(pairs, comparison.runs, comparison.stored)
     if question == "winner":
-        answers = {pair: _told_elsewhere(pair, comparison) or answer for pair, answer in answers.items()}
+        answers = {pair: told_elsewhere(pair, comparison) or answer for pair, answer in answers.items()}
     return [
         Contest(question=question, dataset=dataset, first=rows[a], second=against(rows[b], rows[a], answer))
         for (a, b), answer in answers.items()
     ]
 
 
-def _told_elsewhere(pair: Pair, comparison: Comparison) -> Answer | None:
+def told_elsewhere(pair: Pair, comparison: Comparison) -> Answer | None:
     """What another family of these rows' own grid says about them."""
     grid, dataset = comparison.rows[pair[0]].grid, comparison.rows[pair[0]].dataset
     places = [i for i, row in enumerate(comparison.rows) if row.grid == grid]
     if pair[1] not in places:
         return None
     rows, runs = tuple(comparison.rows[i] for i in places), tuple(comparison.runs[i] for i in places)
-    own = replace(comparison, rows=rows, runs=runs)
+    of_grid = replace(comparison, rows=rows, runs=runs)
     own_pair = (places.index(pair[0]), places.index(pair[1]))
-    others = [_pairs(own, question, dataset) for question in ("finetuning", "pretraining")]
-    for pairs in (*families.families(own.rows).values(), *others):
+    pairs_across_phases = [_pairs(of_grid, question, dataset) for question in ("finetuning", "pretraining")]
+    for pairs in (*families.families(of_grid.rows).values(), *pairs_across_phases):
         if any(set(own_pair) == set(other) for other in pairs):
-            return families.answers([*pairs, own_pair], own.runs, own.stored)[own_pair]
+            return families.answers([*pairs, own_pair], of_grid.runs, of_grid.stored)[own_pair]
     return None
 
 
@@ -137,93 +130,68 @@ def _pairs(comparison: Comparison, question: str, dataset: str) -> list[Pair]:
     if question == "winner":
         return [pair for winner in winners(comparison) if winner.dataset == dataset for pair in winner.pairs]
     rows, runs = comparison.rows, comparison.runs
-    alike: dict[object, list[int]] = {}  # trained on the same images, tested on the same
+    groups: dict[object, list[int]] = {}  # trained on the same images, tested on the same
     for i, row in enumerate(rows):
         if row.dataset == dataset and row.n_seeds and row.test_accuracy is not None:
             spec = runs[i][0].spec
-            alike.setdefault((spec.dataset, spec.train_fraction, spec.shots), []).append(i)
-    if question == "finetuning":
-        return [pair for group in alike.values() for pair in _finetuning_pairs(rows, group)]
-    return [pair for group in alike.values() for pair in _pretraining_pairs(rows, runs, group)]
-
-
-def _finetuning_pairs(rows: Sequence[ComparisonRow], group: Sequence[int]) -> list[Pair]:
-    """Per model and weights: its best fine-tuning on val beside its best probe."""
-    pairs = []
-    for key in dict.fromkeys((rows[i].model, rows[i].weights) for i in group):
-        own = [i for i in group if (rows[i].model, rows[i].weights) == key]
-        sides = [[i for i in own if rows[i].phase == phase] for phase in ("finetune", "probe")]
-        # Where nothing is chosen on val, each setting stands beside its own.
-        pairs += _chosen_pairs(rows, *sides) or [
-            (a, b)
-            for a, b in product(*sides)
-            if (rows[a].variant, rows[a].protocol) == (rows[b].variant, rows[b].protocol)
+            groups.setdefault((spec.dataset, spec.train_fraction, spec.shots), []).append(i)
+    pairs: list[Pair] = []
+    for group in groups.values():
+        # From scratch is a fine-tuning of random weights, too.
+        is_random = {i: [part.weights.kind == "random" for part in runs[i][0].spec.backbones] for i in group}
+        scratch = [
+            i for i in group if rows[i].phase == "scratch" or (rows[i].phase == "finetune" and all(is_random[i]))
         ]
+        pretrained = [i for i in group if rows[i].phase in ("probe", "finetune") and not any(is_random[i])]
+        networks: dict[object, list[int]] = {}
+        for i in group if question == "finetuning" else pretrained:
+            networks.setdefault((rows[i].model, rows[i].weights), []).append(i)
+        for own in networks.values():
+            pairs += _finetuning_pairs(rows, own) if question == "finetuning" else _pairs_of_best(rows, own, scratch)
     return pairs
 
 
-def _pretraining_pairs(
-    rows: Sequence[ComparisonRow], runs: Sequence[Sequence[RunRecord]], group: Sequence[int]
-) -> list[Pair]:
-    """Each pretrained model's best row on val beside the best that was trained from scratch.
-
-    From scratch is a fine-tuning of random weights, too.
-    """
-    untrained = {i for i in group if _random_parts(runs[i][0]) == len(runs[i][0].spec.backbones)}
-    scratch = [i for i in group if rows[i].phase == "scratch" or (rows[i].phase == "finetune" and i in untrained)]
-    pretrained = [i for i in group if rows[i].phase in ("probe", "finetune") and not _random_parts(runs[i][0])]
-    pairs = []
-    for key in dict.fromkeys((rows[i].model, rows[i].weights) for i in pretrained):
-        own = [i for i in pretrained if (rows[i].model, rows[i].weights) == key]
-        pairs += _chosen_pairs(rows, own, scratch)
-    return pairs
+def _finetuning_pairs(rows: Sequence[ComparisonRow], network: Sequence[int]) -> list[Pair]:
+    """Of one model and its weights: the best fine-tuning on val beside the best probe."""
+    sides = [[i for i in network if rows[i].phase == phase] for phase in ("finetune", "probe")]
+    # Where nothing is chosen on val, each setting stands beside its own.
+    setting = attrgetter("variant", "protocol")
+    return _pairs_of_best(rows, *sides) or [(a, b) for a, b in product(*sides) if setting(rows[a]) == setting(rows[b])]
 
 
-def _random_parts(run: RunRecord) -> int:
-    return sum(backbone.weights.kind == "random" for backbone in run.spec.backbones)
-
-
-def _chosen_pairs(rows: Sequence[ComparisonRow], left: Sequence[int], right: Sequence[int]) -> list[Pair]:
+def _pairs_of_best(rows: Sequence[ComparisonRow], left: Sequence[int], right: Sequence[int]) -> list[Pair]:
     """One pair per protocol that both sides have; where they share none, one across protocols."""
-    pairs = []
+    pairs: list[Pair] = []
     for protocol in dict.fromkeys(rows[i].protocol for i in left):
-        sides = [_chosen(rows, [i for i in side if rows[i].protocol == protocol]) for side in (left, right)]
-        if sides[0] is not None and sides[1] is not None:
-            pairs.append((sides[0], sides[1]))
-    across = _chosen(rows, left), _chosen(rows, right)
-    if not pairs and across[0] is not None and across[1] is not None:
-        pairs.append((across[0], across[1]))
-    return pairs
+        first, second = (_best(rows, [i for i in side if rows[i].protocol == protocol]) for side in (left, right))
+        pairs += product(first, second)
+    return pairs or list(product(_best(rows, left), _best(rows, right)))
 
 
-def _chosen(rows: Sequence[ComparisonRow], side: Sequence[int]) -> int | None:
-    """The best on val of those that are finished; the only one, where nothing is chosen on val."""
+def _best(rows: Sequence[ComparisonRow], side: Sequence[int]) -> Sequence[int]:
+    """The best on val of those that are finished; the only one, where nothing is chosen on val; else none."""
     best = best_on_val(rows, [i for i in side if rows[i].status == "completed"])
-    return side[0] if best is None and len(side) == 1 else best
+    if best is not None:
+        return [best]
+    return side if len(side) == 1 else []
 
 
 # -------------------------------------------------------------------------------------------------------- in words
 _COLUMNS: list[Column[Contest]] = [
     words("dataset"),
-    words("row", lambda contest: contest.names[0]),
-    words("beside", lambda contest: contest.names[1]),
+    words("row", lambda contest: row_names(contest.first, contest.second.row)[0]),
+    words("beside", lambda contest: row_names(contest.first, contest.second.row)[1]),
     *answer_columns(lambda contest: contest.second),
 ]
-_TABLES: dict[Question, str] = {
-    "winner": "winner",
-    "finetuning": "finetuning_over_probe",
-    "pretraining": "pretraining_over_scratch",
-}
 
 
-def tables(found: Sequence[Contest]) -> list[Table[Contest]]:
+def tables(contests: Sequence[Contest]) -> list[Table[Contest]]:
     """One per question that is asked."""
-    rows = {question: [contest for contest in found if contest.question == question] for question in TITLES}
-    return [
-        Table(_TABLES[question], _COLUMNS, contests, TITLES[question])
-        for question, contests in rows.items()
-        if contests
-    ]
+    tables = []
+    for question, (name, title) in _TABLES.items():
+        if rows := [contest for contest in contests if contest.question == question]:
+            tables.append(Table(name, _COLUMNS, rows, title))
+    return tables
 
 
 def row_names(*rows: ComparisonRow) -> list[str]:

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from transfergrid.report.analysis import integrity
 from transfergrid.report.analysis.cells import accuracy_with_interval
-from transfergrid.report.analysis.comparison import Comparison
-from transfergrid.report.analysis.failures import failure_lines
+from transfergrid.report.analysis.comparison import Comparison, failure_lines
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import WORDS
 from transfergrid.report.analysis.worth import Winner, contests_about, row_names, winners

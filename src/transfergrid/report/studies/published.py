@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -19,9 +20,8 @@ from transfergrid.report.studies.settings import StudySettings, study
 from transfergrid.specs import RunSpec, TrainSettings
 
 Rule = Literal["best_on_test", "last", "study_choice", "as_stated", "corrected"]
-NO_MATTER = frozenset({"weights file"})  # the only listed difference that leaves a delta meaningful
-_ROTATION = ("rotation_deg", "rotation_expand", "rotation_fill")
 _CONDITIONAL = frozenset({"momentum", "decay_norm_and_bias"})
+NO_MATTER = frozenset({"weights file"})  # the only listed difference that leaves a delta meaningful
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +52,13 @@ class PublishedFigure:
     note: str
 
 
-def lookup(*, grid: str, dataset: str, model: str, phase: str, variant: str) -> PublishedFigure | None:
+KEY = attrgetter("grid", "dataset", "model", "phase", "variant")  # of the row of ours that a figure belongs to
+
+
+def lookup(grid: str, dataset: str, model: str, phase: str, variant: str) -> PublishedFigure | None:
     """The published test accuracy of one row, or None; another dataset name (`cifar10-jpeg`) is another dataset."""
-    return _standing().get((grid, dataset, model, phase, variant))
+    key = (grid, dataset, model, phase, variant)
+    return next((figure for figure in figures() if figure.stands and KEY(figure) == key), None)
 
 
 @lru_cache(maxsize=1)
@@ -64,30 +68,17 @@ def figures() -> tuple[PublishedFigure, ...]:
         return tuple(_figure(line) for line in csv.DictReader(file))
 
 
-@lru_cache(maxsize=1)
-def _standing() -> dict[tuple[str, str, str, str, str], PublishedFigure]:
-    return {(f.grid, f.dataset, f.model, f.phase, f.variant): f for f in figures() if f.stands}
-
-
 def _figure(line: dict[str, str]) -> PublishedFigure:
-    return PublishedFigure(
-        grid=line["grid"],
-        dataset=line["dataset"],
-        model=line["model"],
-        phase=line["phase"],
-        variant=line["variant"],
-        metric=line["metric"],
-        value=float(line["value"]),
-        rule=cast(Rule, line["rule"]),
-        stands=line["stands"] == "yes",
-        epochs=int(line["epochs"]) if line["epochs"] else None,
-        epoch=int(line["at_epoch"]) if line["at_epoch"] else None,
-        study=study(line["study"]) if line["study"] else None,
-        differs=tuple(line["differs"].split(";")) if line["differs"] else (),
-        source=line["source"],
-        source_row=line["source_row"],
-        note=line["note"],
-    )
+    at_epoch = line.pop("at_epoch")
+    values: dict[str, Any] = line | {
+        "value": float(line["value"]),
+        "stands": line["stands"] == "yes",
+        "epochs": int(line["epochs"]) if line["epochs"] else None,
+        "epoch": int(at_epoch) if at_epoch else None,
+        "study": study(line["study"]) if line["study"] else None,
+        "differs": tuple(line["differs"].split(";")) if line["differs"] else (),
+    }
+    return PublishedFigure(**values)
 
 
 # -------------------------------------------------------------------------------------------------------- differences
@@ -112,48 +103,40 @@ def differs(figure: PublishedFigure, spec: RunSpec, *, probe: RunSpec | None = N
         elif figure.rule == "study_choice":
             names.append("selection")
             theirs = replace(theirs, selection=spec.settings.selection)
-        ours_named, theirs_named = _effective(spec.settings), _effective(replace(theirs, epochs=figure.epochs or 0))
-        for name, value in theirs_named.items():
+        our_values, their_values = (
+            _effective(spec.settings),
+            _effective(replace(theirs, epochs=figure.epochs or 0)),
+        )
+        for name, value in their_values.items():
             # Momentum matters between two SGDs only; where one is Adam, `optimizer` has said it.
-            matters = name not in _CONDITIONAL or (value is not None and ours_named[name] is not None)
-            names += [name] if matters and ours_named[name] != value else []
+            if our_values[name] != value and (name not in _CONDITIONAL or None not in (value, our_values[name])):
+                names.append(name)
     elif isinstance(spec.settings, TrainSettings) and spec.settings.epochs != figure.epochs:
         names.append("epochs")
     names += _input_differs(figure.study, spec)
-    if probe is not None and not {*names, *figure.study.beyond_options} >= _of_probe(figure, probe):
+    own = None if probe is None else lookup(*KEY(replace(figure, phase="probe")))
+    if own is not None and probe is not None and not {*names, *figure.study.beyond_options} >= set(differs(own, probe)):
         names.append("its probe")
-    if isinstance(spec.settings, TrainSettings) and _drawn_twice(figure.study.settings, spec.settings):
-        names.append("augmentation of an image drawn twice in an epoch")
+    if figure.study.settings is not None and isinstance(spec.settings, TrainSettings):
+        # Both draw rows with replacement: ours augments an image twice alike in one epoch, theirs anew each time.
+        is_replaced = figure.study.settings.sampling == spec.settings.sampling == "replacement"
+        if is_replaced and _effective(spec.settings)["augmentation"] is not None:
+            names.append("augmentation of an image drawn twice in an epoch")
     return (*names, *figure.study.beyond_options)
-
-
-def _of_probe(figure: PublishedFigure, probe: RunSpec) -> set[str]:
-    """What differs from the probe that the study has a figure of; nothing where it has none."""
-    own = lookup(grid=figure.grid, dataset=figure.dataset, model=figure.model, phase="probe", variant=figure.variant)
-    return set() if own is None else set(differs(own, probe))
-
-
-def _drawn_twice(theirs: TrainSettings | None, ours: TrainSettings) -> bool:
-    """Both draw rows with replacement: ours augments an image twice alike in one epoch, theirs anew each time."""
-    replaced = theirs is not None and theirs.sampling == ours.sampling == "replacement"
-    return replaced and _effective(ours)["augmentation"] is not None
 
 
 def _input_differs(study: StudySettings, spec: RunSpec) -> list[str]:
     """What differs in a backbone's input and weights. The studies resize straight to a square, bilinear, on PIL, and
     start from the weights' own BatchNorm statistics."""
-    names = []
-    fed = [b.preprocess for b in spec.backbones]
-    if any(p.mode != "direct" or p.crop_px != study.image_size_px for p in fed):
-        names.append("image_size_px")
-    if any(p.interpolation != "bilinear" or not p.antialias for p in fed):
-        names.append("interpolation")
-    weights = [b.weights for b in spec.backbones]
-    from_file = [w for w in weights if w.is_file]
-    if study.weights is not None and any(w.label != study.weights for w in weights if w not in from_file):
-        names.append("weights")
-    names += ["bn_statistics"] if spec.extract is not None and spec.extract.bn_statistics != "imagenet" else []
-    return names + (["weights file"] if from_file else [])
+    inputs, weights = [b.preprocess for b in spec.backbones], [b.weights for b in spec.backbones]
+    differences = {
+        "image_size_px": any(p.mode != "direct" or p.crop_px != study.image_size_px for p in inputs),
+        "interpolation": any(p.interpolation != "bilinear" or not p.antialias for p in inputs),
+        "weights": study.weights is not None and any(w.label != study.weights for w in weights if not w.is_file),
+        "bn_statistics": spec.extract is not None and spec.extract.bn_statistics != "imagenet",
+        "weights file": any(w.is_file for w in weights),
+    }
+    return [name for name, is_different in differences.items() if is_different]
 
 
 def _effective(settings: TrainSettings) -> dict[str, Any]:
@@ -171,7 +154,8 @@ def _effective(settings: TrainSettings) -> dict[str, Any]:
     warmup, augment_at = take("warmup_fraction"), take("augment_at")
     update = take("lr_update", "cosine_epochs")
     augmentation = take("flip", "alternate_flip", "shift_px", "cutout_px")
-    perspective, rotation = take("perspective", "perspective_share"), take(*_ROTATION)
+    perspective = take("perspective", "perspective_share")
+    rotation = take("rotation_deg", "rotation_expand", "rotation_fill")
     augmentation += (perspective if perspective[0] else None, rotation if rotation[0] else None)
     normalise = take("normalise", "mean", "std") if "normalise" in values else ("constants",)
     micro_batch = values["micro_batch"] or settings.batch_size

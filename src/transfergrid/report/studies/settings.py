@@ -43,9 +43,6 @@ class StudySettings:
     notes: tuple[str, ...] = ()
 
 
-NOT_STATED = StudySettings(
-    settings=None, image_size_px=224, weights=None, beyond_options=("settings not stated",)
-)  # of no network but resnet50 is the input compared
 _BORDER = "border of the shift"  # theirs is black; ours reflects the image
 _BEYOND = {
     # It fills with 255 in images that run from 0 to 1; it turns on a larger canvas that is then resized; its corners
@@ -71,7 +68,8 @@ _NOTES = {
 def study(row: str) -> StudySettings:
     """row: `grid/dataset/model/phase/variant` of the replay, or `not stated`."""
     if row == "not stated":
-        return NOT_STATED
+        # Of no network but resnet50 is the input compared.
+        return StudySettings(settings=None, image_size_px=224, weights=None, beyond_options=("settings not stated",))
     grid, _, _, phase, variant = row.split("/")
     stored = _stored()[row]
     settings: TrainSettings = from_dict(_KINDS[phase], stored["settings"])

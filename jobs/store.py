@@ -1,0 +1,4 @@
+from _start import start
+
+if __name__ == "__main__":
+    start("store")

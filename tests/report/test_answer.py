@@ -1,0 +1,192 @@
+"""The answer of a grid: the winner, what it is not told apart from, the cheapest row that will do, cost and use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import report_cases as cases
+from prediction_cases import finished
+
+from transfergrid.cli.console import FAILED, OK, UNDECIDED
+from transfergrid.cli.report import report
+from transfergrid.paths import StorePaths
+from transfergrid.report.analysis.answer import Cost, DatasetAnswer, GridAnswer, answer_of, in_words, seconds_in_words
+from transfergrid.report.analysis.comparison import read_comparison
+from transfergrid.report.analysis.statistics import compare, holm, non_inferiority, wilson
+from transfergrid.specs import RunSpec
+from transfergrid.store.attempts import AttemptTime
+from transfergrid.training.evaluation import mcnemar_exact
+
+IMAGES = 2_000
+Bools = np.ndarray[Any, Any]
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StorePaths:
+    monkeypatch.chdir(tmp_path)
+    return StorePaths(Path("results"))
+
+
+def but(start: int, stop: int) -> Bools:
+    """(IMAGES,) bool: wrong on images start to stop - 1."""
+    index_N = np.arange(IMAGES)
+    return (index_N < start) | (index_N >= stop)
+
+
+def attempts(wall_s: float, gpu_s: float = 0.0) -> tuple[AttemptTime, ...]:
+    return cases.attempts(wall_s=wall_s, gpu_s=gpu_s)
+
+
+def answered(store: StorePaths, rows: list[tuple[RunSpec, Bools, float, float]], **more: Any) -> GridAnswer:
+    """Of rows (run, which test images it gets right, val accuracy, GPU seconds)."""
+    for run, right_N, val, gpu_s in rows:
+        finished(store, run, right_N, val=val, attempts=attempts(2 * gpu_s, gpu_s))
+    cases.write_grid(store, "g", [(run, "") for run, *_ in rows])
+    return answer_of(read_comparison("g", store, **more))
+
+
+def only(answer: GridAnswer) -> DatasetAnswer:
+    (of_dataset,) = answer.datasets
+    return of_dataset
+
+
+def test_the_winner_and_what_it_is_not_told_apart_from_with_interval_p_and_what_would_decide(store: StorePaths) -> None:
+    rows = [
+        (cases.spec("probe", "resnet18"), but(0, 100), 0.96, 10.0),
+        (cases.spec("probe", "googlenet"), but(0, 104), 0.95, 10.0),
+        (cases.spec("probe", "resnet34"), but(0, 400), 0.90, 10.0),
+    ]
+    whole = answered(store, rows)
+    answer = only(whole)
+    assert (answer.winner.name, answer.winner.test_accuracy) == ("resnet18 (probe)", 0.95)
+    assert (answer.winner.ci95_low, answer.winner.ci95_high) == wilson(1900, 2000)
+    assert (answer.candidates, answer.n_test, answer.chosen_on) == (3, 2000, "val")
+    assert not answer.decided and not whole.decided
+    (rival,) = answer.not_told_apart
+    alone = compare(but(0, 100)[None], but(0, 104)[None])
+    assert rival.row.name == "googlenet (probe)" and rival.difference == pytest.approx(0.002)
+    assert (rival.low, rival.high) == pytest.approx((alone.low, alone.high))
+    assert rival.p_value == pytest.approx(mcnemar_exact(4, 0)) and rival.family_size == 2  # the larger p of two
+    # Connor 1987: 4 of 2,000 images differ, all one way: z sqrt(d) + z' sqrt(d - d^2), over d, squared.
+    d = 4 / 2000
+    expected = ((1.959964 * d**0.5 + 0.841621 * (d - d**2) ** 0.5) / d) ** 2
+    assert rival.images_needed == pytest.approx(expected, abs=5) and rival.seeds_needed is None
+    text = " ".join(in_words(whole))
+    assert "1 of 2 other rows is not told apart from it: googlenet (probe) (+0.20 points [" in text
+    assert f"To tell it from googlenet (probe) takes about {rival.images_needed:,} test images." in text
+
+
+def test_a_winner_that_beats_all_is_decided_and_one_that_val_chose_wrongly_is_not(store: StorePaths) -> None:
+    best = (cases.spec("probe", "resnet18"), but(0, 100), 0.96, 10.0)
+    assert only(answered(store, [best, (cases.spec("probe", "resnet34"), but(0, 400), 0.90, 10.0)])).decided
+    answer = answered(store, [best, (cases.spec("probe", "resnet34"), but(0, 20), 0.90, 10.0)])
+    (rival,) = only(answer).better_on_test
+    assert rival.difference == pytest.approx(-0.04) and only(answer).not_told_apart == () and not answer.decided
+    assert any(line.startswith("Val missed resnet34 (probe) (-4.00 points [") for line in in_words(answer))
+
+
+def test_the_cheapest_row_that_is_not_worse_by_more_than_the_margin(store: StorePaths) -> None:
+    """Three cheaper rows, 2, 6 and 30 images behind: one-sided p by Holm over three."""
+    rows = [
+        (cases.spec("finetune", "vgg16"), but(0, 100), 0.96, 500.0),
+        (cases.spec("probe", "lenet5"), but(0, 160), 0.90, 1.0),
+        (cases.spec("probe", "resnet18"), but(0, 112), 0.95, 20.0),
+        (cases.spec("probe", "resnet34"), but(0, 104), 0.95, 40.0),
+    ]
+    p_values = [non_inferiority(but(0, 100)[None], but(0, n)[None], margin=0.01) for n in (160, 112, 104)]
+    adjusted = holm(p_values)
+    assert p_values[0] > 0.5 and adjusted[1] is not None and adjusted[1] < 0.05
+    cheapest = only(answered(store, rows)).cheapest
+    assert cheapest is not None and cheapest.row.model == "resnet18" and cheapest.family_size == 3
+    assert cheapest.p_value == pytest.approx(adjusted[1]) and cheapest.row.cost == Cost(wall_s=40.0, gpu_s=20.0)
+    line = next(line for line in in_words(answered(store, rows)) if "in place of" in line)
+    assert line.startswith(
+        "resnet18 (probe) costs 20 GPU seconds in place of 8.3 GPU minutes, and is not worse by more"
+    )
+    stricter = only(answered(store, rows, within_points=0.6)).cheapest
+    assert stricter is not None and stricter.row.model == "resnet34"
+    assert only(answered(store, rows, within_points=0.2)).cheapest is None
+
+
+def test_seconds_are_of_one_seed_with_what_it_is_made_from_and_of_all_runs_once(store: StorePaths) -> None:
+    probes = [cases.spec("probe", "resnet18", seed=seed) for seed in (0, 1)]
+    for probe in probes:
+        finished(store, probe, but(0, 100), val=0.9, attempts=attempts(5.0, 3.0))
+    (extraction,) = probes[0].extractions
+    cases.completed(store, extraction, attempts=attempts(100.0, 60.0))
+    cases.write_grid(store, "g", [(probe, "") for probe in probes])
+    answer = answer_of(read_comparison("g", store))
+    assert only(answer).winner.cost == Cost(wall_s=105.0, gpu_s=63.0)
+    assert only(answer).cost == answer.cost == Cost(wall_s=110.0, gpu_s=66.0)
+
+
+def test_the_run_to_use_is_the_best_on_val_and_its_commands_can_be_typed(store: StorePaths) -> None:
+    runs = [cases.spec("finetune", "resnet18", seed=seed) for seed in (0, 1, 2)]
+    for run, val in zip(runs, (0.90, 0.94, 0.94), strict=True):
+        finished(store, run, but(0, 100), val=val)
+    store.run(runs[1].run_id).weights.write_bytes(b"weights")
+    cases.write_grid(store, "g", [(run, "") for run in runs])
+    use = only(answer_of(read_comparison("g", store))).use
+    assert use.run_id == runs[1].run_id and use.weights == f"results/runs/{runs[1].run_id}/weights.pt"
+    assert use.predict == f"python jobs/predict.py run={runs[1].run_id} images=IMAGES"
+    assert use.export == f"python jobs/predict.py run={runs[1].run_id} export=FOLDER"
+    assert use.again == f"python jobs/run_phase.py again={runs[1].run_id}"
+    (store.run(runs[1].run_id).weights).unlink()
+    assert only(answer_of(read_comparison("g", store))).use.weights is None
+
+
+def test_a_data_set_without_a_result_and_an_unfinished_row_leave_the_grid_undecided(store: StorePaths) -> None:
+    run = cases.spec("probe", "resnet18")
+    finished(store, run, but(0, 100), val=0.9)
+    other = cases.spec("probe", "resnet18", dataset="cifar10")
+    cases.write_grid(store, "g", [(run, ""), (other, "")])
+    answer = answer_of(read_comparison("g", store))
+    assert (answer.unanswered, answer.open_rows, answer.decided) == (("cifar10",), 1, False)
+    assert only(answer).decided  # of one row
+
+
+@pytest.mark.parametrize(
+    ("cost", "text"),
+    [
+        (Cost(wall_s=10_000.0, gpu_s=7200.0), "2.0 GPU hours"),
+        (Cost(wall_s=130.0, gpu_s=0.0), "2.2 minutes"),
+        (Cost(wall_s=10_000.0, gpu_s=4.31), "4.3 GPU seconds"),
+        (Cost(wall_s=11.6, gpu_s=0.0), "12 seconds"),
+    ],
+)
+def test_a_cost_is_told_in_one_unit(cost: Cost, text: str) -> None:
+    assert seconds_in_words(cost) == text
+
+
+# ------------------------------------------------------------------------------------------------------ for programs
+def test_json_is_the_file_and_the_exit_code_says_whether_it_is_decided(
+    store: StorePaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    best = (cases.spec("probe", "resnet18"), but(0, 100), 0.96, 10.0)
+    answered(store, [best, (cases.spec("probe", "resnet34"), but(0, 101), 0.90, 10.0)])
+    asked = ["grid=g", "figures=false", "--json"]
+    assert report(asked) == UNDECIDED
+    printed = capsys.readouterr()
+    content = json.loads(printed.out)
+    assert content == json.loads((store.report("g") / "answer.json").read_text()) and "resnet18" in printed.err
+    assert (content["format"], content["decided"], content["datasets"][0]["winner"]["model"]) == (1, False, "resnet18")
+    answered(store, [best, (cases.spec("probe", "resnet34"), but(0, 900), 0.90, 10.0)])
+    assert report(asked) == OK and json.loads(capsys.readouterr().out)["decided"]
+    store.run(best[0].run_id).record.unlink()
+    assert report(asked) == FAILED and json.loads(capsys.readouterr().out)["open_rows"] == 1
+
+
+def test_a_report_of_a_store_that_cannot_be_written_goes_where_output_says(store: StorePaths, tmp_path: Path) -> None:
+    answered(store, [(cases.spec("probe", "resnet18"), but(0, 100), 0.96, 10.0)])
+    before = {path: path.stat().st_mtime_ns for path in store.root.rglob("*")}
+    place = tmp_path / "elsewhere"
+    assert report(["grid=g", "figures=false", f"output={place}", "report.within=0.5"]) == OK
+    assert json.loads((place / "answer.json").read_text())["within"] == 0.005
+    assert {path.name for path in place.iterdir()} == {
+        *("answer.json", "comparison.csv", "comparison.md", "comparison.tex", "index.html")
+    }
+    assert {path: path.stat().st_mtime_ns for path in store.root.rglob("*")} == before
