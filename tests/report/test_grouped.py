@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from prediction_cases import predictions_of
-from report_cases import as_markdown, completed, spec, write_grid
+from report_cases import as_markdown, attempts, completed, spec, write_grid
 
 from transfergrid.paths import StorePaths
 from transfergrid.report import model_card, several
+from transfergrid.report.analysis import statistics
+from transfergrid.report.analysis.answer import answer_of, in_words
 from transfergrid.report.analysis.cells import accuracy_with_interval
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.analysis.joins import join_baselines
@@ -35,16 +39,20 @@ def all_but(wrong: int, groups: int) -> Array:
     return np.repeat(np.arange(groups), IMAGES) >= wrong
 
 
-def grid_of(folder: Path, groups: int | None, correct: dict[str, Array], *, seeds: int = 1) -> Comparison:
+def grid_of(
+    folder: Path, groups: int | None, correct: dict[str, Array], *, seeds: int = 1, seconds: Sequence[float] = ()
+) -> Comparison:
+    """seconds: on a GPU, of the runs of each model."""
     store = StorePaths(folder / "results")
     runs = []
-    for model, right_N in correct.items():
+    for place, (model, right_N) in enumerate(correct.items()):
+        more = {"attempts": attempts(wall_s=seconds[place], gpu_s=seconds[place])} if seconds else {}
         for seed in range(seeds):
             run = spec("finetune", model, seed=seed)
             group_N = None if groups is None else np.repeat(np.arange(groups), len(right_N) // groups)
             details: dict[str, Any] = {"n_test": len(right_N)} | ({} if groups is None else {"test_groups": groups})
             metrics = {"val_accuracy": 0.9 + 0.01 * float(right_N.mean())}
-            completed(store, run, test_accuracy=float(right_N.mean()), details=details, metrics=metrics)
+            completed(store, run, test_accuracy=float(right_N.mean()), details=details, metrics=metrics, **more)
             test = predictions_of(right_N)
             stored = records.Predictions(test.index_N, test.label_N, test.logits_NC, group_N=group_N)
             records.write_predictions(store.run(run.run_id), {"test": stored})
@@ -164,3 +172,48 @@ def test_several_grids_and_the_model_card_show_the_interval_by_group(tmp_path: P
     low, high = wilson(18, 20)
     assert f"90.00 % [{100 * low:.2f}, {100 * high:.2f}]" in model_card._results(run, test)
     assert "[not judged]" in model_card._results(run, None)
+
+
+# ----------------------------------------------------------------------------------------------------------- the answer
+def test_the_answer_asks_for_groups_in_place_of_images(tmp_path: Path) -> None:
+    whole = answer_of(grid_of(tmp_path, 40, {"resnet18": all_but(2, 40), "vgg16": all_but(6, 40)}))
+    (rival,) = whole.datasets[0].not_told_apart
+    expected = by_group.compare(all_but(2, 40)[None], all_but(6, 40)[None], np.repeat(np.arange(40), IMAGES))
+    assert (rival.difference, rival.p_value) == pytest.approx((0.1, expected.p_value))
+    assert rival.images_needed is None and rival.groups_needed is not None and 40 < rival.groups_needed < 150
+    assert f"takes about {rival.groups_needed} groups of test images." in " ".join(in_words(whole))
+    (written,) = whole.as_json()["datasets"][0]["not_told_apart"]
+    assert written["groups_needed"] == rival.groups_needed and written["images_needed"] is None
+
+
+def test_without_groups_the_answer_names_none(tmp_path: Path) -> None:
+    whole = answer_of(grid_of(tmp_path, None, {"resnet18": all_but(2, 40), "vgg16": all_but(2, 40)}))
+    (written,) = whole.as_json()["datasets"][0]["not_told_apart"]
+    assert written["images_needed"] > 0 and "groups_needed" not in written
+
+
+def test_the_answer_keeps_a_difference_that_too_few_groups_cannot_judge(tmp_path: Path) -> None:
+    comparison = grid_of(tmp_path, 9, {"resnet18": all_but(1, 9), "vgg16": all_but(8, 9)})
+    whole = answer_of(comparison)
+    (rival,) = whole.datasets[0].not_told_apart
+    assert rival.difference == pytest.approx(7 / 9) and rival.reason.startswith("not judged: the test images come from")
+    assert (rival.low, rival.high, rival.p_value, rival.groups_needed) == (None, None, None, None)
+    assert not whole.decided and whole.datasets[0].cheapest is None
+    text = "vgg16 (finetune) (+77.78 points, not judged: the test images come from 9 groups, fewer than 10)"
+    assert text in " ".join(in_words(whole))
+
+
+def test_the_cheapest_row_is_by_group(tmp_path: Path) -> None:
+    """The other fails in one of 60 groups more. By image, one point or five, it would be judged otherwise."""
+    group_N = np.repeat(np.arange(60), IMAGES)
+    best_N, other_N = all_but(1, 60), all_but(1, 60) & (group_N != 30)
+    for within, named in ((0.05, False), (0.2, True)):
+        comparison = grid_of(tmp_path / str(named), 60, {"vgg16": best_N, "resnet18": other_N}, seconds=(100.0, 1.0))
+        cheapest = answer_of(replace(comparison, within_points=100 * within)).datasets[0].cheapest
+        p_value = by_group.non_inferiority(best_N[None], other_N[None], group_N, margin=within)
+        assert p_value is not None and (p_value < 0.05) is named
+        assert (cheapest is not None) is named
+        if cheapest is not None:
+            assert cheapest.row.model == "resnet18" and cheapest.p_value == pytest.approx(p_value)
+    by_image = statistics.non_inferiority(best_N[None], other_N[None], margin=0.05)
+    assert by_image < 0.05

@@ -19,6 +19,7 @@ from transfergrid.training import by_group
 Array = np.ndarray[Any, Any]
 SIZES = ("equal", "uniform", "lognormal")
 DRAWS = 200
+BOUNDARIES = ((15, 0.2), (30, 0.1), (30, 0.2), (100, 0.03), (100, 0.1))  # groups, and a margin that they can show
 SKILL_SD, SHARED = 6.0, 0.7  # of a group's logit; the part of its variance that two models share
 
 
@@ -105,6 +106,37 @@ def coverages(
     return {name: count / repeats for name, count in held.items()}
 
 
+def two_alike(
+    generator: np.random.Generator, accuracy: float, *, margin: float, groups: int, sizes: str
+) -> tuple[Array, Array, Array]:
+    """Right (N,) of either model, and groups (N,): two models alike but for chance in 2 % of the images, of which the
+    second fails in whole groups, now and then. It is worse by the margin."""
+    first_N, group_N = drawn_set(generator, accuracy=accuracy, groups=groups, correlation=0.8, sizes=sizes)
+    fails_G = generator.random(groups) < margin / accuracy / 0.98
+    right = [
+        np.where(generator.random(len(group_N)) < 0.02, generator.random(len(group_N)) < accuracy, right_N)
+        for right_N in (first_N, first_N & ~fails_G[group_N])
+    ]
+    return right[0], right[1], group_N
+
+
+def wrong_claims(*, accuracy: float, margin: float, groups: int, sizes: str, alike: bool, repeats: int) -> float:
+    """Share of test sets that call the second model not worse by the margin, of models where it is. alike: as in
+    `two_alike`, else `two_models`, which are the margin apart."""
+    generator, centres = np.random.default_rng(groups), (0.0, 0.0)
+    if not alike:
+        centres = (centre_of(accuracy), centre_of(accuracy - margin))
+    wrong = 0
+    for _ in range(repeats):
+        if alike:
+            sets = two_alike(generator, accuracy, margin=margin, groups=groups, sizes=sizes)
+        else:
+            sets = two_models(generator, centres, groups=groups, sizes=sizes)
+        p_value = by_group.non_inferiority(sets[0][None], sets[1][None], sets[2], margin=margin)
+        wrong += p_value is not None and p_value < 0.05
+    return wrong / repeats
+
+
 def of_differences(*, accuracies: tuple[float, float], groups: int, sizes: str, repeats: int) -> tuple[float, float]:
     """Shares of test sets whose interval holds the true difference, and in which p is below 5 %."""
     generator = np.random.default_rng(groups)
@@ -144,6 +176,18 @@ def tables(repeats: int = 2_000) -> Iterator[str]:
                 held, called = of_differences(accuracies=accuracies, groups=groups, sizes=sizes, repeats=repeats)
                 pair = f"{accuracies[0]}, {accuracies[1]}"
                 yield f"| {pair} | {sizes} | {groups} | {100 * held:.1f} | {100 * called:.1f} |"
+    yield ""
+    yield "| models | sizes | groups | accuracy | margin | called not worse |"
+    yield "|---|---|---:|---:|---:|---:|"
+    for alike in (False, True):
+        for sizes in SIZES:
+            for groups, margin in BOUNDARIES:
+                for accuracy in (0.7, 0.9, 0.95):
+                    wrong = wrong_claims(
+                        accuracy=accuracy, margin=margin, groups=groups, sizes=sizes, alike=alike, repeats=repeats
+                    )
+                    kind = "alike" if alike else "apart"
+                    yield f"| {kind} | {sizes} | {groups} | {accuracy} | {margin} | {100 * wrong:.1f} |"
 
 
 if __name__ == "__main__":

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import group_simulation
 import numpy as np
 import pytest
+from scipy.special import stdtr, stdtrit
 
 from transfergrid.report.analysis.statistics import wilson
 from transfergrid.training import by_group
-from transfergrid.training.by_group import compare, interval, share_of
+from transfergrid.training.by_group import compare, interval, non_inferiority, share_of
 
 Array = np.ndarray[Any, Any]
 
@@ -93,6 +95,46 @@ def test_seeds_that_differ_widen_the_interval() -> None:
     assert compare(apart_SN, alike_SN, group_N).seed_variance > 0.003
 
 
+def test_p_of_not_worse_is_the_level_at_which_the_upper_end_of_losses_minus_wins_reaches_the_margin() -> None:
+    """Of 100 groups that count as one image each the other loses 4 and wins 1: Newcombe's method 10, by hand."""
+    group_N, best_SN, other_SN = groups(100, 7), right([99], 100, 7), right([1, 2, 3, 4], 100, 7)
+    p_value = non_inferiority(best_SN, other_SN, group_N, margin=0.1)
+    assert p_value is not None and 0.01 < p_value < 0.05
+    q = -float(stdtrit(99, p_value))
+    (_, above), (below, _) = (by_group.Share(share, 100).interval(q) for share in (0.04, 0.01))
+    # In groups, losses have the mean 0.04 and wins 0.01, and never meet: their correlation is negative.
+    together = -0.04 * 0.01 / math.sqrt(0.04 * 0.96 * 0.01 * 0.99)
+    more = math.sqrt((above - 0.04) ** 2 - 2 * together * (above - 0.04) * (0.01 - below) + (0.01 - below) ** 2)
+    assert 0.03 + more == pytest.approx(0.1, abs=1e-9)
+    assert non_inferiority(best_SN, other_SN, group_N, margin=0.03) == pytest.approx(0.5, abs=1e-6)
+    larger = non_inferiority(best_SN, other_SN, group_N, margin=0.02)
+    assert larger is not None and 0.5 < larger < 1
+
+
+def test_models_that_are_alike_are_not_worse_by_one_point_from_299_groups_on() -> None:
+    """0.99 ** 298 is above 5 %: a model that fails in one group of 100 may fail in none of 298."""
+    for count, p_value in ((298, 0.99**298), (299, 0.99**299)):
+        alike_SN = right(list(range(149)), count, 2)
+        assert non_inferiority(alike_SN, alike_SN, groups(count, 2), margin=0.01) == pytest.approx(p_value, rel=1e-9)
+    assert 0.99**299 < 0.05 < 0.99**298
+
+
+def test_below_ten_groups_not_worse_is_not_judged() -> None:
+    for count, judged in ((9, False), (10, True)):
+        alike_SN = right([], count, 30)
+        assert (non_inferiority(alike_SN, alike_SN, groups(count, 30), margin=0.5) is not None) is judged
+
+
+def test_seeds_that_differ_must_pass_alone() -> None:
+    """Three seeds 0, 0 and 6 points behind: the mean of 2 points is 1 point from the margin, one error 2 points."""
+    group_N = groups(400, 5)
+    best_SN = right([], 400, 5, seeds=3)
+    other_SN = np.concatenate([right([], 400, 5, seeds=2), right(list(range(24)), 400, 5)])
+    p_value = non_inferiority(best_SN, other_SN, group_N, margin=0.03)
+    assert p_value is not None and p_value >= float(stdtr(2, -0.5)) - 1e-12
+    assert non_inferiority(best_SN[:2], other_SN[:2], group_N, margin=0.03) == pytest.approx(0.97**400, abs=0.001)
+
+
 # ----------------------------------------------------------------------------------------------------------- simulated
 def test_the_interval_covers_and_wilsons_does_not() -> None:
     held = group_simulation.coverages(accuracy=0.9, groups=30, correlation=0.8, sizes="uniform", repeats=400)
@@ -118,6 +160,32 @@ def test_differences_of_models_that_fail_in_the_same_groups(sizes: str, groups: 
     assert held >= 0.93 and called <= 0.067
     held, _ = group_simulation.of_differences(accuracies=(0.9, 0.8), groups=groups, sizes=sizes, repeats=1_500)
     assert held >= 0.93
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alike", [False, True])
+@pytest.mark.parametrize("sizes", group_simulation.SIZES)
+@pytest.mark.parametrize(("groups", "margin"), group_simulation.BOUNDARIES)
+@pytest.mark.parametrize("accuracy", [0.7, 0.9])
+def test_a_model_worse_by_the_margin_is_called_not_worse_in_at_most_5_percent(
+    alike: bool, sizes: str, groups: int, margin: float, accuracy: float
+) -> None:
+    """At a correlation of 0.8; three standard errors of the simulation more."""
+    wrong = group_simulation.wrong_claims(
+        accuracy=accuracy, margin=margin, groups=groups, sizes=sizes, alike=alike, repeats=1_500
+    )
+    assert wrong <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 1_500)
+
+
+def test_a_model_that_is_as_good_is_called_not_worse() -> None:
+    """Equal models, failing in much the same groups: of 300 groups, within five points."""
+    generator, centres = np.random.default_rng(3), (group_simulation.centre_of(0.9),) * 2
+    called = 0
+    for _ in range(40):
+        a_N, b_N, group_N = group_simulation.two_models(generator, centres, groups=300, sizes="equal")
+        p_value = non_inferiority(a_N[None], b_N[None], group_N, margin=0.05)
+        called += p_value is not None and p_value < 0.05
+    assert called >= 24
 
 
 def test_ten_groups_are_the_least_that_is_judged() -> None:

@@ -92,44 +92,93 @@ def compare(a_SN: Array, b_SN: Array, group_N: Array) -> Difference:
 
     Several seeds add their own variance, with degrees of freedom by Satterthwaite (1946).
     """
-    a_N, b_N = a_SN.mean(axis=0), b_SN.mean(axis=0)
-    a, b, together = share_of(a_N, group_N), share_of(b_N, group_N), _correlation(a_N, b_N, group_N)
-    seeds, groups = len(a_SN), count_groups(group_N)
     of_seed = _seed_variance(a_SN.astype(np.float64) - b_SN)
-    of_a, of_b = a.value * (1 - a.value) / a.effective, b.value * (1 - b.value) / b.effective
-    from_groups = max(0.0, of_a + of_b - 2 * together * math.sqrt(of_a * of_b))
-    freedom = _freedom(of_seed / seeds, from_groups, seeds, groups - 1)
-
-    def bounds(quantile: float) -> tuple[float, float]:
-        (low_a, high_a), (low_b, high_b) = a.interval(quantile), b.interval(quantile)
-        below = _joint(a.value - low_a, high_b - b.value, together)
-        above = _joint(high_a - a.value, b.value - low_b, together)
-        return _widened(a.value - b.value, below, above, quantile * math.sqrt(of_seed / seeds), -1.0)
-
-    low, high = bounds(_quantile(freedom))
+    pair = _pair(a_SN.mean(axis=0), b_SN.mean(axis=0), group_N, of_seed=of_seed, seeds=len(a_SN))
+    low, high = pair.bounds(_quantile(pair.freedom))
+    p_value = 1.0
+    if pair.value != 0:
+        p_value = min(1.0, 2 * _p_beyond(pair, 0.0, side=0 if pair.value > 0 else 1))
     return Difference(
-        value=a.value - b.value,
+        value=pair.value,
         low=low,
         high=high,
-        p_value=_p_value(bounds, a.value - b.value, freedom),
+        p_value=p_value,
         seed_variance=of_seed,
-        group_variance=from_groups * groups,
+        group_variance=pair.from_groups * count_groups(group_N),
     )
 
 
-def _p_value(bounds: Any, difference: float, freedom: float) -> float:
-    """Two-sided, from the smallest quantile at which the interval holds zero."""
+def non_inferiority(best_SN: Array, other_SN: Array, group_N: Array, *, margin: float) -> float | None:
+    """One-sided p of "the other is worse than the best by `margin` (in [0, 1]) or more"; None below MIN_GROUPS groups.
+
+    The interval is that of `compare`, but of the images that the other loses minus those that it wins: two accuracies
+    that rarely differ say too little of how. p is the level at which its upper end reaches the margin. What fails in
+    whole groups may have failed in none of G (Clopper and Pearson 1934), so p is at least that chance: a margin of one
+    point takes 299 groups. The seeds alone must pass, too, as in statistics.non_inferiority.
+    """
+    groups = count_groups(group_N)
+    if groups < MIN_GROUPS:
+        return None
+    of_seed = _seed_variance(best_SN.astype(np.float64) - other_SN)
+    lost_N = best_SN.mean(axis=0) - other_SN.mean(axis=0)
+    pair = _pair(np.maximum(lost_N, 0.0), np.maximum(-lost_N, 0.0), group_N, of_seed=of_seed, seeds=len(best_SN))
+    p_value = _p_beyond(pair, margin, side=1) if pair.value < margin else 1 - _p_beyond(pair, margin, side=0)
+    of_seeds = p_of_seeds(best_SN.mean(axis=1) - other_SN.mean(axis=1), pair.value - margin)
+    return max(p_value, (1 - margin) ** groups, of_seeds)
+
+
+def p_of_seeds(difference_S: Array, beyond: float) -> float:
+    """One-sided p of "the true mean difference is the margin or more", by Student's t over seeds alone. beyond: their
+    mean minus the margin. 0 for one seed, and where all agree: then seeds say nothing against it."""
     from scipy.special import stdtr
 
-    if difference == 0:
-        return 1.0
-    side = 0 if difference > 0 else 1
+    seeds = len(difference_S)
+    error = float(difference_S.std(ddof=1)) / math.sqrt(seeds) if seeds > 1 else 0.0
+    return float(stdtr(seeds - 1, beyond / error)) if error > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two shares of the same images. from_seeds, from_groups: parts of the variance of a minus b."""
+
+    a: Share
+    b: Share
+    together: float
+    from_seeds: float
+    from_groups: float
+    freedom: float
+
+    @property
+    def value(self) -> float:
+        return self.a.value - self.b.value
+
+    def bounds(self, quantile: float) -> tuple[float, float]:
+        (low_a, high_a), (low_b, high_b) = self.a.interval(quantile), self.b.interval(quantile)
+        below = _joint(self.a.value - low_a, high_b - self.b.value, self.together)
+        above = _joint(high_a - self.a.value, self.b.value - low_b, self.together)
+        return _widened(self.value, below, above, quantile * math.sqrt(self.from_seeds), -1.0)
+
+
+def _pair(a_N: Array, b_N: Array, group_N: Array, *, of_seed: float, seeds: int) -> _Pair:
+    a, b, together = share_of(a_N, group_N), share_of(b_N, group_N), _correlation(a_N, b_N, group_N)
+    of_a, of_b = a.value * (1 - a.value) / a.effective, b.value * (1 - b.value) / b.effective
+    from_groups = max(0.0, of_a + of_b - 2 * together * math.sqrt(of_a * of_b))
+    freedom = _freedom(of_seed / seeds, from_groups, seeds, count_groups(group_N) - 1)
+    return _Pair(a, b, together, of_seed / seeds, from_groups, freedom)
+
+
+def _p_beyond(pair: _Pair, value: float, *, side: int) -> float:
+    """One-sided, from the smallest quantile at which the interval's lower (0) or upper (1) end holds the value, which
+    lies on that side of the difference."""
+    from scipy.special import stdtr
+
     inside, outside = _LARGEST, 0.0
     for _ in range(_HALVINGS):
         middle = (inside + outside) / 2
-        holds_zero = bounds(middle)[side] <= 0 if side == 0 else bounds(middle)[side] >= 0
-        inside, outside = (middle, outside) if holds_zero else (inside, middle)
-    return min(1.0, 2 * float(stdtr(freedom, -inside)))
+        bound = pair.bounds(middle)[side]
+        holds = bound <= value if side == 0 else bound >= value
+        inside, outside = (middle, outside) if holds else (inside, middle)
+    return float(stdtr(pair.freedom, -inside))
 
 
 def _quantile(freedom: float) -> float:

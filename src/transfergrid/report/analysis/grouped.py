@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from transfergrid.errors import DataError
+from transfergrid.report.analysis import statistics
 from transfergrid.report.analysis.predictions import Array, StoredPredictions, correct_SN
 from transfergrid.report.analysis.rows import ComparisonRow
-from transfergrid.report.analysis.statistics import PairedComparison, Variances, compare, published_interval
+from transfergrid.report.analysis.statistics import PairedComparison, Variances, published_interval
 from transfergrid.store.records import Predictions, RunRecord
 from transfergrid.training import by_group
 from transfergrid.training.by_group import MIN_GROUPS
@@ -28,7 +29,7 @@ class NotJudged(str):
 def compared(a_SN: Array, b_SN: Array, group_N: Array | None) -> PairedComparison | NotJudged:
     """statistics.compare, by group where there are any."""
     if group_N is None:
-        return compare(a_SN, b_SN)
+        return statistics.compare(a_SN, b_SN)
     groups = by_group.count_groups(group_N)
     if groups < MIN_GROUPS:
         return NotJudged(f"the test images come from {groups} groups, fewer than {MIN_GROUPS}")
@@ -43,6 +44,13 @@ def compared(a_SN: Array, b_SN: Array, group_N: Array | None) -> PairedCompariso
         images=groups,
         variances=Variances(seed=found.seed_variance, image=found.group_variance, rest=0.0),
     )
+
+
+def non_inferiority(best_SN: Array, other_SN: Array, group_N: Array | None, *, margin: float) -> float | None:
+    """statistics.non_inferiority, by group where there are any; None where those are too few."""
+    if group_N is None:
+        return statistics.non_inferiority(best_SN, other_SN, margin=margin)
+    return by_group.non_inferiority(best_SN, other_SN, group_N, margin=margin)
 
 
 def interval(right_SN: Array, group_N: Array) -> tuple[float, float] | None:

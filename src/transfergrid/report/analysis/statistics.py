@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from transfergrid.training.by_group import Share
+from transfergrid.training.by_group import Share, p_of_seeds
 from transfergrid.training.evaluation import mcnemar_exact
 
 # S seeds, N test images, P patterns, K bootstrap draws
@@ -180,11 +180,8 @@ def non_inferiority(correct_best_SN: Array, correct_other_SN: Array, *, margin: 
     difference = float(difference_SN.mean())
     if error == 0:
         return (1 - margin) ** images if difference < margin else 1.0
-    p_value = float(stdtr(freedom, (difference - margin) / error))
-    of_seed_S = difference_SN.mean(axis=1)
-    if seeds > 1 and (of_seeds := float(of_seed_S.std(ddof=1)) / math.sqrt(seeds)) > 0:
-        p_value = max(p_value, float(stdtr(seeds - 1, (difference - margin) / of_seeds)))
-    return p_value
+    of_seeds = p_of_seeds(difference_SN.mean(axis=1), difference - margin)
+    return max(float(stdtr(freedom, (difference - margin) / error)), of_seeds)
 
 
 @dataclass(frozen=True, slots=True)
