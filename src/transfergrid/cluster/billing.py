@@ -6,13 +6,13 @@ time in it. Without accounting nothing is written, and reports count what the at
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from transfergrid.cluster import accounting, slurm
-from transfergrid.cluster.forms import ANY, WORD, rows, time_of, when
+from transfergrid.cluster import slurm
+from transfergrid.cluster.accounting import AccountEntry, sacct
+from transfergrid.cluster.forms import time_of
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths
@@ -23,23 +23,6 @@ TIMEOUT_S = 15.0
 SLACK_S = 5.0  # between the clocks of a node and of the accounting, which counts whole seconds
 SENT_SLACK_S = 600.0  # an sbatch that hung, before its job was entered
 Job = tuple[str | None, str]  # cluster, None where an older release did not note it, and number
-# The name comes last, since it may hold whatever a user typed, the separator included.
-_FIELDS = ("JobID", "Cluster", "State", "Submit", "Start", "End", "ElapsedRaw", "AllocTRES", "JobName")
-_FORMS = (accounting.JOB_OR_STEP, WORD, accounting.STATE, *[ANY] * 3, accounting.SECONDS, r"(\S+=\S+)?", ANY)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Allocation:
-    """One line of sacct: a job, or a task of an array, or one restart of it. end: None while it goes on."""
-
-    job_id: str
-    name: str
-    cluster: str
-    submitted: datetime | None
-    start: datetime | None
-    end: datetime | None
-    elapsed_s: float
-    gpus: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +66,26 @@ def settle_bills(store: StorePaths, ledger: Ledger, run_ids: Iterable[str]) -> S
     return Settled(changed=any(changed), is_final=all(_is_settled(store, run_id) for run_id in begun))
 
 
-def _ask(claims: Mapping[Job, Claim]) -> dict[str | None, dict[str, dict[str, list[Allocation]]] | None]:
-    """By cluster what its accounting keeps of these jobs; one call for each."""
+def _ask(claims: Mapping[Job, Claim]) -> dict[str | None, dict[str, dict[str, list[AccountEntry]]] | None]:
+    """By cluster what its accounting keeps of these jobs that have started: by job and the cluster that noted it; None
+    where it does not answer. One call for each cluster."""
     by_cluster: dict[str | None, list[str]] = {}
     for cluster, job_id in claims:
-        by_cluster.setdefault(cluster, []).append(job_id)
+        by_cluster.setdefault(cluster, []).append(slurm.base_id(job_id))
     since = _first_sign(claims)
-    return {cluster: sacct(job_ids, since=since, cluster=cluster) for cluster, job_ids in by_cluster.items()}
+    answers: dict[str | None, dict[str, dict[str, list[AccountEntry]]] | None] = {}
+    for cluster, ids in by_cluster.items():
+        entries = sacct(ids, since=since, cluster=cluster, each_start=True, timeout_s=TIMEOUT_S)
+        answers[cluster] = None
+        if entries is not None:
+            by_job = answers[cluster] = {}
+            for entry in entries:
+                if entry.started is not None:
+                    by_job.setdefault(entry.job_id, {}).setdefault(entry.cluster, []).append(entry)
+    return answers
 
 
-def _ours(claim: Claim, allocations: Sequence[Allocation]) -> Sequence[Allocation]:
+def _ours(claim: Claim, allocations: Sequence[AccountEntry]) -> Sequence[AccountEntry]:
     """Those, of one job's number on one cluster, that are of the job which the store means: by cluster and token, or by
     times where an older release sent it or somebody wrote the job by hand."""
     if claim.submission is not None and claim.submission.proof.is_complete:
@@ -103,7 +96,7 @@ def _ours(claim: Claim, allocations: Sequence[Allocation]) -> Sequence[Allocatio
     return there if there and _began_or_was_sent_then(claim, there) else ()
 
 
-def _began_or_was_sent_then(claim: Claim, allocations: Sequence[Allocation]) -> bool:
+def _began_or_was_sent_then(claim: Claim, allocations: Sequence[AccountEntry]) -> bool:
     """Whether an attempt of ours began within one of them, or they were entered just after we sent ours: a number is
     given again, by another cluster or after years."""
     starts = [time_of(a.started) for times in claim.attempts.values() for a in times]
@@ -161,14 +154,14 @@ def _job_of(attempt: AttemptTime, sent: Iterable[Job]) -> Job:
     return (None if None in known or not known else known[0]), number
 
 
-def _shares(claim: Claim, allocation: Allocation) -> dict[str, float]:
+def _shares(claim: Claim, allocation: AccountEntry) -> dict[str, float]:
     """Of one allocation, by run: its own time there; equal parts where no run got as far as beginning."""
     own_s = {run_id: 0.0 for run_id in claim.attempts}
     for run_id, times in claim.attempts.items():
         for attempt in times:
             began = time_of(attempt.started)
             if began is not None and _within(began, allocation):
-                end = allocation.end or datetime.now(UTC)
+                end = allocation.ended or datetime.now(UTC)
                 own_s[run_id] += max(attempt.wall_s or (end - began).total_seconds(), 0.001)
     total_s = sum(own_s.values())
     if not total_s:
@@ -176,15 +169,15 @@ def _shares(claim: Claim, allocation: Allocation) -> dict[str, float]:
     return {run_id: seconds / total_s for run_id, seconds in own_s.items() if seconds}
 
 
-def _billed(allocation: Allocation, share: float) -> BilledJob:
+def _billed(allocation: AccountEntry, share: float) -> BilledJob:
     return BilledJob(
         job=allocation.job_id,
         cluster=allocation.cluster,
-        start="" if allocation.start is None else allocation.start.isoformat(),
+        start="" if allocation.started is None else allocation.started.isoformat(),
         elapsed_s=allocation.elapsed_s,
         gpus=allocation.gpus,
         share=round(share, 6),
-        has_ended=allocation.end is not None,
+        has_ended=allocation.ended is not None,
     )
 
 
@@ -209,56 +202,8 @@ def _first_sign(claims: Mapping[Job, Claim]) -> datetime:
     return min(known, default=datetime.now(UTC))
 
 
-def _within(moment: datetime, allocation: Allocation) -> bool:
-    if allocation.start is None:
+def _within(moment: datetime, allocation: AccountEntry) -> bool:
+    if allocation.started is None:
         return False
     slack = timedelta(seconds=SLACK_S)
-    return allocation.start - slack <= moment and (allocation.end is None or moment <= allocation.end + slack)
-
-
-# ------------------------------------------------------------------------------------------------ what accounting knows
-def sacct(
-    job_ids: Iterable[str], *, since: datetime, cluster: str | None
-) -> dict[str, dict[str, list[Allocation]]] | None:
-    """By job (`123`, or `123_4`) and cluster the allocations; None where no accounting answers.
-
-    cluster: whose accounts; None = this machine's.
-    """
-    which, options = ["-j", ",".join(sorted({slurm.base_id(job_id) for job_id in job_ids}))], ("-X", "-D")
-    text = accounting.accounts(_FIELDS, which, since=since, cluster=cluster, options=options, timeout_s=TIMEOUT_S)
-    if text is None:
-        return None
-    found: dict[str, dict[str, list[Allocation]]] = {}
-    for allocation in parse_sacct(text):
-        found.setdefault(allocation.job_id, {}).setdefault(allocation.cluster, []).append(allocation)
-    return found
-
-
-def parse_sacct(text: str) -> list[Allocation]:
-    """Lines of jobs that have started: `5_[3-9]` are tasks that wait."""
-    found = []
-    for row in rows("sacct", text, _FORMS):
-        cells = dict(zip(_FIELDS, row, strict=True))
-        if "[" in cells["JobID"] or when(cells["Start"]) is None:
-            continue
-        found.append(
-            Allocation(
-                job_id=cells["JobID"],
-                name=cells["JobName"],
-                cluster=cells["Cluster"],
-                submitted=when(cells["Submit"]),
-                start=when(cells["Start"]),
-                end=when(cells["End"]),
-                elapsed_s=float(cells["ElapsedRaw"] or 0),
-                gpus=gpus_of(cells["AllocTRES"]),
-            )
-        )
-    return found
-
-
-def gpus_of(tres: str) -> int:
-    """`billing=4,cpu=4,gres/gpu:a100=2,gres/gpu=2,mem=16G` -> 2. Where only types are counted, their sum."""
-    counted = dict(part.split("=", 1) for part in tres.split(",") if "=" in part)
-    if counted.get("gres/gpu", "").isdigit():
-        return int(counted["gres/gpu"])
-    return sum(int(n) for name, n in counted.items() if re.fullmatch(r"gres/gpu:\S+", name) and n.isdigit())
+    return allocation.started - slack <= moment and (allocation.ended is None or moment <= allocation.ended + slack)
