@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from transfergrid.cli.console import say
 from transfergrid.cluster import slurm
-from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.groups import Group, first_tasks
 from transfergrid.cluster.limits import Limits, queue_room
 from transfergrid.cluster.slurm import SlurmRefused
+from transfergrid.cluster.slurm_words import Answer
 from transfergrid.cluster.submit import Sender
 from transfergrid.config import Request
 from transfergrid.errors import ConfigError, one_line

@@ -19,25 +19,31 @@ from transfergrid.errors import MachineError
 class AccountEntry:
     """One job or task of an array as the accounting knows it, its steps folded in; or one start of a requeued job.
 
-    cluster, name: of the job. state: a step's OUT_OF_MEMORY stands for the job's, which says only FAILED. exit_code,
-    signal: of the job. started, ended: None while it waits or goes on. gpus: that it was given. memory_mib: of host
-    memory it had asked for. max_rss_mib: the most that one of its steps was seen to use.
+    state: a step's OUT_OF_MEMORY stands for the job's, which says only FAILED. exit_code: None where SLURM does not
+    tell. started, ended: None while it waits or goes on. gpus: that it was given. memory_mib: of host memory it had
+    asked for. max_rss_mib: the most that one of its steps was seen to use.
     """
 
     job_id: str
     cluster: str
     name: str
     state: str
-    exit_code: int
+    exit_code: int | None
     signal: int
     nodes: str
-    submitted: datetime | None
+    submitted: datetime | None = None
     started: datetime | None
     ended: datetime | None
     elapsed_s: float
-    gpus: int
-    memory_mib: float | None
-    max_rss_mib: float | None
+    gpus: int = 0
+    memory_mib: float | None = None
+    max_rss_mib: float | None = None
+
+    @property
+    def memory(self) -> str:
+        """What it used of what it had asked for, in words; empty where that is not known."""
+        used, asked = self.max_rss_mib, self.memory_mib
+        return f"seen using {used / 1024:.1f} of {asked / 1024:.1f} GiB" if used and asked else ""
 
 
 _FORM_OF = {

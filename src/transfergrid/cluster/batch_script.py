@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from transfergrid.cluster.answers import SILENCE
+from transfergrid.cluster.slurm_words import SILENCE
 from transfergrid.errors import GridError, classify, one_line
 from transfergrid.resources import ClusterSettings
 from transfergrid.store.provenance import import_path

@@ -226,50 +226,26 @@ def _explained(look: Look, case: Case) -> bool:
     return entry.state != "FAILED" or case.has_current_record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """What SLURM says of a job that left its queue. state: of accounting that lags behind, it may be a live one.
-
-    is_known_code: whether code and signal are told. memory: what it used of what it had asked for, in words; empty
-    where that is not known.
-    """
-
-    state: str
-    code: int
-    signal: int
-    node: str
-    elapsed_s: float
-    ended: datetime | None
-    is_known_code: bool
-    memory: str = ""
-
-
-def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> Ending | None:
+def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> AccountEntry | None:
+    """How a job left the queue, or, of accounting that lags behind, that it is alive; in the accounting's words, also
+    where only the queue tells."""
     account = look.accounted(case)
     if account is not None and (entry is None or slurm_words.meaning(account.state).kind == "ended"):
-        state = account.state if entry is None or account.state == "OUT_OF_MEMORY" else entry.state
-        used, asked = account.max_rss_mib, account.memory_mib
-        return Ending(
-            state=state,
-            code=account.exit_code,
-            signal=account.signal,
-            node=account.nodes,
-            elapsed_s=account.elapsed_s,
-            ended=account.ended,
-            is_known_code=True,
-            memory=f"seen using {used / 1024:.1f} of {asked / 1024:.1f} GiB" if used and asked else "",
-        )
+        return account if entry is None or account.state == "OUT_OF_MEMORY" else replace(account, state=entry.state)
     if entry is None:
         return None
-    status, elapsed_s = entry.exit_code or 0, entry.elapsed_s or 0.0  # the status as wait() gives it
-    return Ending(
+    status, elapsed_s = entry.exit_code, entry.elapsed_s or 0.0  # the status as wait() gives it
+    return AccountEntry(
+        job_id=entry.job_id,
+        cluster=case.proof.cluster or "",
+        name=entry.name,
         state=entry.state,
-        code=status >> 8,
-        signal=status & 0x7F,
-        node=entry.nodes,
-        elapsed_s=elapsed_s,
+        exit_code=None if status is None else status >> 8,
+        signal=(status or 0) & 0x7F,
+        nodes=entry.nodes,
+        started=entry.starts,
         ended=None if entry.starts is None else entry.starts + timedelta(seconds=elapsed_s),
-        is_known_code=entry.exit_code is not None,
+        elapsed_s=elapsed_s,
     )
 
 
@@ -289,37 +265,29 @@ def log_tail(path: Path, size: int = LOG_TAIL_BYTES) -> str:
         return ""
 
 
-def payload_runs(launch: Path) -> Mapping[str, RunSpec]:
-    """What a launch was to run, by run_id; nothing where its payload is gone: another process may be clearing up."""
-    return _payload(launch)[0]
-
-
-def has_artifacts(case: Case) -> bool:
-    """Whether what the run makes is there, whoever made it."""
-    if case.submission is None:
-        return False
-    runs, runtime = _payload(case.submission.launch)
-    spec = runs.get(case.run_id)
-    if spec is None or runtime is None:
-        return False
-    try:
-        return phase_module(spec.phase).is_done(spec, runtime)
-    except (GridError, OSError):
-        return False
-
-
-def _payload(launch: Path) -> tuple[Mapping[str, RunSpec], Runtime | None]:
+def payload_of(launch: Path) -> Mapping[str, tuple[RunSpec, Runtime]]:
+    """What a launch was to run and how, by run_id; nothing where its payload is gone: another process may be clearing
+    up."""
     path = launch / "specs.json"
     try:
         return _read_payload(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError):
-        return {}, None
+        return {}
 
 
 @lru_cache(maxsize=64)
-def _read_payload(path: Path, changed_ns: int) -> tuple[Mapping[str, RunSpec], Runtime | None]:
+def _read_payload(path: Path, changed_ns: int) -> Mapping[str, tuple[RunSpec, Runtime]]:
     payload = job.read_payload(path)
-    return {run.run_id: run for run in payload.runs}, payload.runtime
+    return {run.run_id: (run, payload.runtime) for run in payload.runs}
+
+
+def has_artifacts(case: Case) -> bool:
+    """Whether what the run makes is there, whoever made it."""
+    order = None if case.submission is None else payload_of(case.submission.launch).get(case.run_id)
+    try:
+        return order is not None and phase_module(order[0].phase).is_done(*order)
+    except (GridError, OSError):
+        return False
 
 
 def last_sign(store: StorePaths, case: Case) -> datetime | None:

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from transfergrid.cluster import slurm
-from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.limits import Limits, Partition
 from transfergrid.cluster.possible import impossible, named_partitions, opened
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.slurm import SlurmRefused
+from transfergrid.cluster.slurm_words import Answer
 from transfergrid.errors import ConfigError
 from transfergrid.resources import ClusterSettings, Resources
 

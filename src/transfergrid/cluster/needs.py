@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from transfergrid.cluster.evidence import Case, payload_runs
+from transfergrid.cluster.evidence import Case, payload_of
 from transfergrid.cluster.ledger import Ledger
 from transfergrid.cluster.run_state import ENDED, RunState
 from transfergrid.paths import StorePaths
@@ -27,7 +27,7 @@ def specs_of(ledger: Ledger, run_ids: Iterable[str]) -> dict[str, RunSpec]:
     launches = {s.launch: None for s in reversed(ledger.submissions) if any(wanted.intersection(t) for t in s.tasks)}
     found: dict[str, RunSpec] = {}
     for launch in launches:
-        found = {run_id: spec for run_id, spec in payload_runs(launch).items() if run_id in wanted} | found
+        found = {run_id: spec for run_id, (spec, _) in payload_of(launch).items() if run_id in wanted} | found
         if len(found) == len(wanted):
             break
     return found

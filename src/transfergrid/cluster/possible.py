@@ -2,7 +2,8 @@
 
 SLURM itself takes jobs that can never start (more time than any partition gives, a QOS nobody has) and lets them wait
 for good. So a request is held against the cluster before anything is sent. A refusal is a ConfigError that is not
-raised yet: what cannot be, what is known in its place, and what helps.
+raised yet: what cannot be, what is known in its place, and what helps. A default of ours is never a reason to refuse a
+job: it yields to what the partition has, and one line says so.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from transfergrid.cluster import slurm
-from transfergrid.cluster.ceilings import Ceiling, above
+from transfergrid.cluster.ceilings import Ceiling, above, room
 from transfergrid.cluster.limits import UNKNOWN_MIB, Limits, NodeShape, Partition
 from transfergrid.cluster.slurm import SlurmRefused
 from transfergrid.errors import ConfigError, hints
@@ -167,6 +170,68 @@ def _too_long(asked: Resources, where: str, max_time_min: int) -> ConfigError:
     time = "UNLIMITED" if asked.timeout_min == UNLIMITED else asked.timeout_min
     said = f"cluster.timeout_min={time} is more than {where} ever gives"
     return ConfigError(said, remedy=f"give cluster.timeout_min={max_time_min} or less")
+
+
+# ------------------------------------------------------------------------------------------------- defaults that yield
+def fitted(resources: Resources, limits: Limits, *, what: str) -> tuple[Resources, str | None]:
+    """The request with those of its defaults lowered that no partition named could meet, and a line that says so.
+
+    What somebody asked for stays. A request that is impossible all the same stays whole: assert_possible() names it.
+    """
+    try:
+        partitions = named_partitions(resources, limits)
+    except ConfigError:
+        return resources, None
+    for partition in partitions if resources.defaults else []:
+        if "mem_gb" in resources.defaults and partition.max_mem_mib <= UNKNOWN_MIB:
+            continue
+        layers = ceilings(resources, partition, limits)
+        possible = against(resources, partition) is None and above(resources, layers) is None
+        if possible and resources.time_min <= _qos_time(resources, limits):
+            return resources, None
+    for partition in partitions if resources.defaults else []:
+        layers = ceilings(resources, partition, limits)
+        for shape in (_below(shape, room(layers)) for shape in partition.shapes):
+            lowered = _lowered(resources, partition, shape, _qos_time(resources, limits))
+            if lowered != resources and against(lowered, partition) is None and above(lowered, layers) is None:
+                bounded = "" if room(layers) == (math.inf, math.inf) else " and your QOS or account allows"
+                has = f"all that partition {partition.name} has{bounded}"
+                if lowered.mem_gb is None and resources.mem_gb is not None:
+                    has += "; nobody has told SLURM what memory its nodes have"
+                return lowered, f"{what}: {_told(resources, lowered)}, {has}"
+    return resources, None
+
+
+def _below(shape: NodeShape, room: tuple[float, float]) -> NodeShape:
+    """What one job may have of such a node. room: CPUs and MiB that a QOS or an account lets it have."""
+    return replace(shape, cpus=int(min(shape.cpus, room[0])), mem_mib=int(min(shape.mem_mib, room[1])))
+
+
+def _qos_time(resources: Resources, limits: Limits) -> float:
+    return limits.qos_max_time_min.get(resources.qos or "", math.inf)
+
+
+def _lowered(asked: Resources, partition: Partition, shape: NodeShape, qos_time_min: float) -> Resources:
+    least: dict[str, Any] = {}
+    time_min = min(qos_time_min, math.inf if partition.max_time_min is None else partition.max_time_min)
+    if asked.time_min > time_min:
+        least["timeout_min"] = int(time_min)
+    if asked.cpus > shape.cpus:
+        least["cpus"] = max(1, shape.cpus)
+    if shape.mem_mib <= UNKNOWN_MIB:
+        least["mem_gb"] = None
+    elif asked.node_mem_gb * 1024 > shape.mem_mib:
+        least["mem_gb"] = shape.mem_mib / 1024
+    return replace(asked, **{key: value for key, value in least.items() if key in asked.defaults})
+
+
+def _told(before: Resources, after: Resources) -> str:
+    told = []
+    for key in sorted(before.defaults):
+        was, now = getattr(before, key), getattr(after, key)
+        if was != now:
+            told.append(f"cluster.{key}={'null' if now is None else f'{now:g}'} (default {was:g})")
+    return "jobs ask for " + ", ".join(told)
 
 
 # ---------------------------------------------------------------------------------------------- what SLURM itself says

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
+from transfergrid.cluster.evidence import payload_of
 from transfergrid.cluster.ledger import Ledger
 from transfergrid.cluster.run_state import ENDED, RunState
 from transfergrid.errors import Lost
@@ -16,7 +16,6 @@ from transfergrid.store.records import record_head
 
 def settle(states: Mapping[str, RunState], store: StorePaths, ledger: Ledger) -> list[str]:
     """Record what has ended without a record of that attempt, so that tables show its class. Returns the run_ids."""
-    payloads: dict[Path, job.Payload] = {}
     recorded = []
     for run_id, state in states.items():
         known = ledger.newest(run_id)
@@ -25,13 +24,8 @@ def settle(states: Mapping[str, RunState], store: StorePaths, ledger: Ledger) ->
         head = record_head(store.run(run_id))
         if head is not None and (head.status == "completed" or head.failure_class == state.failure_class):
             continue
-        path = known[0].launch / "specs.json"
-        if path not in payloads:
-            if not path.exists():  # another has cleared that launch away
-                continue
-            payloads[path] = job.read_payload(path)
-        run = next(r for r in payloads[path].runs if r.run_id == run_id)
-        if not durable.is_locked(store.run(run_id).lock):
-            job.record_loss(run, payloads[path].runtime, Lost(state.reason, state.failure_class, state.remedy))
+        order = payload_of(known[0].launch).get(run_id)
+        if order is not None and not durable.is_locked(store.run(run_id).lock):
+            job.record_loss(*order, Lost(state.reason, state.failure_class, state.remedy))
             recorded.append(run_id)
     return recorded

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from transfergrid.cluster.answers import Answer, answer
 from transfergrid.cluster.forms import JOB_ID, duration_s, rows, say_unread, when
+from transfergrid.cluster.slurm_words import Answer, answer
 from transfergrid.errors import MachineError
 
 TIMEOUT_S = 30.0

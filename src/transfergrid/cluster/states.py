@@ -15,10 +15,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from transfergrid.cluster import slurm, slurm_words
+from transfergrid.cluster.accounting import AccountEntry
 from transfergrid.cluster.causes import Cause, cause_of
 from transfergrid.cluster.evidence import (
     Case,
-    Ending,
     Look,
     ask_slurm,
     case_of,
@@ -250,9 +250,9 @@ def _elsewhere(look: Look, case: Case) -> RunState:
     return replace(_unknown(case), reason=reason, undecided=True, cluster=cluster)
 
 
-def _ended(look: Look, case: Case, ending: Ending) -> RunState:
+def _ended(look: Look, case: Case, ending: AccountEntry) -> RunState:
     found = slurm_words.meaning(ending.state)
-    state = replace(_unknown(case, node=ending.node), elapsed_s=ending.elapsed_s)
+    state = replace(_unknown(case, node=ending.nodes), elapsed_s=ending.elapsed_s)
     if found.kind in ("waits", "runs", "unknown"):
         return _only_in_accounting(look, case, state, ending.state)
     if found.may_return and look.age_s(ending.ended) < slurm.SETTLING_S:
@@ -270,15 +270,15 @@ def _ended(look: Look, case: Case, ending: Ending) -> RunState:
     return _with_class(state, cause.failure_class, cause.words, cause.remedy)
 
 
-def _cause_of(case: Case, ending: Ending) -> Cause:
+def _cause_of(case: Case, ending: AccountEntry) -> Cause:
     """Of a job of which SLURM says no more than that it failed."""
-    if not ending.is_known_code:
+    if ending.exit_code is None:
         trace = slurm_words.trace(logs_of(case))
         if trace is not None and trace[0] != "cancelled":
             return Cause(*trace)
         return Cause("lost", "ended with a failure and without a record; its log may say why")
     folder = "" if case.submission is None else str(case.submission.folder.absolute())
-    return cause_of(ending.code, ending.signal, logs_of(case), folder=folder)
+    return cause_of(ending.exit_code, ending.signal, logs_of(case), folder=folder)
 
 
 def _only_in_accounting(look: Look, case: Case, state: RunState, word: str) -> RunState:

@@ -2,7 +2,7 @@
 
 Sequence of one group: its folder and tasks.json; its intent in the ledger; sbatch; its job id in the ledger. The id is
 that of the job which SLURM shows with the submission's token in its name, whatever sbatch printed (adopt.py). Where
-sbatch does not say one of its known refusals (answers.py) the job may exist all the same: it is looked up likewise
+sbatch does not say one of its known refusals (slurm_words.py) the job may exist all the same: it is looked up likewise
 before anything is decided.
 """
 
@@ -28,13 +28,13 @@ import submitit
 from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
 from transfergrid.cluster.adopt import LAUNCH_AGAIN, adopt, look_up, put_pickles
-from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.batch_script import prelude
 from transfergrid.cluster.finish_job import settings_of_finish
 from transfergrid.cluster.groups import Group
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
+from transfergrid.cluster.slurm_words import Answer
 from transfergrid.cluster.task import TaskSettings, run_task
 from transfergrid.errors import MachineError, StoreFull, one_line
 from transfergrid.resources import ONE_TASK, ClusterSettings, Resources

@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 from transfergrid import data
 from transfergrid.cluster import slurm
 from transfergrid.cluster.limits import Limits, Partition, queue_room
-from transfergrid.cluster.possible import assert_possible, named_partitions
-from transfergrid.cluster.yielding import fitted
+from transfergrid.cluster.possible import assert_possible, fitted, named_partitions
 from transfergrid.errors import ConfigError, DataError, GridError, MissingFiles, one_line
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import PHASES, Runtime

@@ -16,9 +16,8 @@ from typing import Any
 from transfergrid import data
 from transfergrid.cluster import slurm
 from transfergrid.cluster.limits import Limits, read_limits
-from transfergrid.cluster.possible import named_partitions
+from transfergrid.cluster.possible import fitted, named_partitions
 from transfergrid.cluster.snapshot import take_snapshot_of_code
-from transfergrid.cluster.yielding import fitted
 from transfergrid.doctor import checks, node_findings
 from transfergrid.doctor.checks import Check
 from transfergrid.doctor.nodecheck import shows, tried
