@@ -19,9 +19,9 @@ from transfergrid.cluster.submit import (
     finish_name,
     finish_parameters,
     intended,
-    make_executor,
-    python_command,
+    parents_of,
     sbatch_parameters,
+    script_text,
     write_finish,
     write_tasks,
 )
@@ -148,8 +148,8 @@ def emit(
         name = f"{number:02d}-{group.name}"
         names.append(name)
         write_tasks(launch, group, indices)
-        parents = [_parent(run_id, task_of, ledger) for run_id in group.waits_for]
-        sent = intended(launch, group.name, group.run_ids, "runs", group.resources.gpus)
+        parents = parents_of(group, task_of, ledger)
+        sent = intended(launch, group)
         parameters = sbatch_parameters(launch, group, sent, dependency=None)
         _write_job(folder / name, launch, sent, parameters, module="transfergrid.cluster.task")
         lines.append(_send_line(name, sent, group.edge, parents))
@@ -158,7 +158,7 @@ def emit(
             task_of |= {run_id: task for run_id in run_ids}
     write_finish(launch)
     last = f"{len(groups) + 1:02d}-{finish_name(launch)}"
-    sent = intended(launch, finish_name(launch), ((),), "finish", 0)
+    sent = intended(launch)
     parameters = finish_parameters(launch, sent, dependency=None)
     _write_job(folder / last, launch, sent, parameters, module="transfergrid.cli.finish")
     after = [*live, *(f"$(cat {shlex.quote(name)}.id)" for name in names)]
@@ -169,26 +169,14 @@ def emit(
     return script
 
 
-def _parent(run_id: str, task_of: Mapping[str, str], ledger: Ledger) -> str | None:
-    if run_id in task_of:
-        return task_of[run_id]
-    known = ledger.newest(run_id)
-    return None if known is None else known[0].task_id(known[1])
-
-
-def _send_line(name: str, sent: Submission, edge: str, parents: Sequence[str | None]) -> str:
-    known = dict.fromkeys(f'"{p}"' for p in parents if p is not None)
-    return " ".join(["send", shlex.quote(name), str(sent.token), edge, *known])
+def _send_line(name: str, sent: Submission, edge: str, parents: Sequence[str]) -> str:
+    return " ".join(["send", shlex.quote(name), str(sent.token), edge, *dict.fromkeys(f'"{p}"' for p in parents)])
 
 
 def _write_job(path: Path, launch: Launch, submission: Submission, parameters: dict[str, Any], *, module: str) -> None:
     """<path>.sbatch, and <path>.json: its line in the ledger, with @JOB_ID@ for the id."""
     durable.make_folder(submission.folder)
-    executor = make_executor(submission.folder, launch.settings, parameters)
-    if len(submission.tasks) > 1:
-        executor.parameters["map_count"] = len(submission.tasks)
-    command = f"{python_command(launch.settings)} -m {module} {shlex.quote(str(submission.folder))}"
-    text = executor._make_submission_file_text(command, "")  # what submitit itself would send
+    text = script_text(submission, launch.settings, parameters, module=module)
     durable.write_bytes(path.with_name(path.name + ".sbatch"), os.fsencode(text))
     line = json.dumps(as_line(replace(submission, job_id="@JOB_ID@", sender="submit.sh")))
     durable.write_bytes(path.with_name(path.name + ".json"), os.fsencode(line) + b"\n")

@@ -77,8 +77,8 @@ class Sender:
 
     def send(self, group: Group) -> Submission:
         """Raises SlurmRefused, SlurmDown."""
-        parents = [task for task in map(self._parent, group.waits_for) if task is not None]
-        submission = self._intend(group.name, group.run_ids, "runs", group.resources.gpus)
+        parents = parents_of(group, self._task_of, self.ledger)
+        submission = self._intend(group)
         with _withdrawn_on_a_full_disk(submission):
             write_tasks(self.launch, group, self.indices)
             parameters = sbatch_parameters(self.launch, group, submission, dependency=dependency(group.edge, parents))
@@ -90,8 +90,7 @@ class Sender:
 
     def send_finish(self, function: Callable[[str], Any], after: Sequence[str]) -> Submission:
         """The job that comes when all of `after` (job ids) have ended, however they ended."""
-        name = finish_name(self.launch)
-        submission = self._intend(name, ((),), "finish", 0)
+        submission = self._intend()
         with _withdrawn_on_a_full_disk(submission):
             write_finish(self.launch)
             parameters = finish_parameters(self.launch, submission, dependency=dependency("afterany", after))
@@ -99,31 +98,30 @@ class Sender:
         self.sent.append(submission)
         return submission
 
-    def _parent(self, run_id: str) -> str | None:
-        if run_id in self._task_of:
-            return self._task_of[run_id]
-        known = self.ledger.newest(run_id)  # in flight since an earlier launch
-        return None if known is None else known[0].task_id(known[1])
-
-    def _intend(self, name: str, tasks: tuple[tuple[str, ...], ...], kind: ledgers.Kind, gpus: int) -> Submission:
-        submission = intended(self.launch, name, tasks, kind, gpus)
+    def _intend(self, group: Group | None = None) -> Submission:
+        submission = intended(self.launch, group)
         durable.make_folder(submission.folder)
         ledgers.record(submission)
         return submission
 
 
-def intended(
-    launch: Launch, name: str, tasks: tuple[tuple[str, ...], ...], kind: ledgers.Kind, gpus: int
-) -> Submission:
-    """With a token of its own."""
+def parents_of(group: Group, task_of: Mapping[str, str], ledger: Ledger) -> list[str]:
+    """SLURM's ids of what the group waits for: of this launch, or in flight since an earlier one."""
+    earlier = {run_id: newest for run_id in group.waits_for if (newest := ledger.newest(run_id)) is not None}
+    tasks = {run_id: submission.task_id(index) for run_id, (submission, index) in earlier.items()} | task_of
+    return [task for run_id in group.waits_for if (task := tasks.get(run_id)) is not None]
+
+
+def intended(launch: Launch, group: Group | None = None) -> Submission:
+    """A group, or else the launch's finish job, with a token of its own."""
     return Submission(
-        name=name,
+        name=finish_name(launch) if group is None else group.name,
         grid=launch.grid,
         launch=launch.folder,
-        tasks=tasks,
-        kind=kind,
+        tasks=((),) if group is None else group.run_ids,
+        kind="finish" if group is None else "runs",
         submitted=datetime.now(UTC),
-        gpus=gpus,
+        gpus=0 if group is None else group.resources.gpus,
         cluster=launch.cluster,
         token=new_token(),
         uid=os.getuid(),
@@ -192,16 +190,13 @@ def _write_script(
 ) -> Path:
     """What submitit would send, and the call that the job finds. sbatch itself is run by slurm.py: submitit reads no
     answer that is not UTF-8, and waits for one for good."""
-    folder, num_tasks = submission.folder, len(submission.tasks)
-    executor = make_executor(folder, settings, parameters)
-    if num_tasks > 1:
-        executor.parameters["map_count"] = num_tasks
+    folder = submission.folder
+    text = script_text(submission, settings, parameters)
     # The same call for every task: a task finds its own by its array index, and so any pickle fits any.
     call = submitit.core.utils.DelayedSubmission(function, str(folder))
-    call.set_timeout(executor.parameters.get("time", 5), executor.max_num_timeout)
+    call.set_timeout(parameters["time"], _UNENDING)
     call.dump(folder / "call.pkl")
     script = folder / "submission.sh"
-    text = executor._make_submission_file_text(executor._submitit_command_str, "")
     durable.write_bytes(script, os.fsencode(text))
     return script
 
@@ -250,17 +245,21 @@ class _Writer(submitit.SlurmExecutor):
         return 2
 
 
-def make_executor(folder: Path, settings: ClusterSettings, parameters: dict[str, Any]) -> submitit.SlurmExecutor:
-    """A fresh one: parameters of an earlier submission would stick to it."""
-    executor = _Writer(folder=folder, max_num_timeout=_UNENDING, python=python_command(settings))
+def script_text(
+    submission: Submission, settings: ClusterSettings, parameters: dict[str, Any], *, module: str | None = None
+) -> str:
+    """The job script that submitit itself would send. module: what python runs in place of submitit's own."""
+    # Signals that come before Python listens must not kill it: it starts with them ignored.
+    python = f"""sh -c 'trap "" USR2 TERM; exec "$0" "$@"' {settings.python or shlex.quote(sys.executable)}"""
+    # A fresh executor: parameters of an earlier submission would stick to it.
+    executor = _Writer(folder=submission.folder, max_num_timeout=_UNENDING, python=python)
     executor.update_parameters(**parameters)
-    return executor
-
-
-def python_command(settings: ClusterSettings) -> str:
-    """Signals that come before Python listens must not kill it: it starts with them ignored."""
-    python = settings.python or shlex.quote(sys.executable)
-    return f"""sh -c 'trap "" USR2 TERM; exec "$0" "$@"' {python}"""
+    if len(submission.tasks) > 1:
+        executor.parameters["map_count"] = len(submission.tasks)
+    command = executor._submitit_command_str
+    if module is not None:
+        command = f"{python} -m {module} {shlex.quote(str(submission.folder))}"
+    return executor._make_submission_file_text(command, "")
 
 
 def sbatch_parameters(
