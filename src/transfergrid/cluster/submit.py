@@ -108,7 +108,7 @@ class Sender:
 def parents_of(group: Group, task_of: Mapping[str, str], ledger: Ledger) -> list[str]:
     """SLURM's ids of what the group waits for: of this launch, or in flight since an earlier one."""
     earlier = {run_id: newest for run_id in group.waits_for if (newest := ledger.newest(run_id)) is not None}
-    tasks = {run_id: submission.task_id(index) for run_id, (submission, index) in earlier.items()} | task_of
+    tasks = {run_id: submission.task_id(index) for run_id, (submission, index) in earlier.items()} | dict(task_of)
     return [task for run_id in group.waits_for if (task := tasks.get(run_id)) is not None]
 
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from transfergrid import data
 from transfergrid.cluster import slurm
+from transfergrid.cluster.finish_job import finish_resources
 from transfergrid.cluster.limits import Limits, Partition, queue_room
 from transfergrid.cluster.possible import assert_possible, fitted, named_partitions
 from transfergrid.errors import ConfigError, DataError, GridError, MissingFiles, one_line
@@ -66,11 +67,7 @@ def check_partition(settings: ClusterSettings, limits: Limits) -> Check:
     """Whether each phase's request, and the finish job's, can ever start, and whether any node takes jobs now."""
     asked = {"runs": settings.resources} | {f"phase {p}": r for p in PHASES if (r := settings.by_phase.get(p))}
     if settings.finish_partition is not None:
-        asked["finish job"] = replace(
-            settings.resources.at_most(gpus=0, cpus=1, mem_gb=4.0, timeout_min=60),
-            partition=settings.finish_partition,
-            gpu_type=None,
-        )
+        asked["finish job"] = finish_resources(settings)
     try:
         for what, resources in asked.items():
             assert_possible(fitted(resources, limits, what=what)[0], limits, what=what)

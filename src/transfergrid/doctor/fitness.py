@@ -15,7 +15,7 @@ from typing import Any
 
 from transfergrid import data
 from transfergrid.cluster import slurm
-from transfergrid.cluster.limits import Limits, read_limits
+from transfergrid.cluster.limits import read_limits
 from transfergrid.cluster.possible import fitted, named_partitions
 from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.doctor import checks, node_findings
@@ -34,7 +34,7 @@ LOCAL_TIMEOUT_S = 120.0  # of importing torch, from a slow disk
 
 def machine_checks(runtime: Runtime, *, weights_named: bool) -> Iterator[Check]:
     """What holds wherever runs go."""
-    for name, folder in _folders(runtime).items():
+    for name, folder in (("store", store_paths(runtime).root), ("cache", cache_paths(runtime).root)):
         yield checks.check_folder(name, folder)
         yield checks.check_space(name, folder)
     yield checks.check_tracking(runtime, os.environ)
@@ -80,7 +80,7 @@ def slurm_checks(
     yield checks.check_requeue(settings, limits)
     try:
         yield checks.check_preemption(settings, limits)
-        two_nodes = _has_two_nodes(settings, limits)
+        two_nodes = any(p.usable_nodes > 1 for p in named_partitions(settings.resources, limits))
     except ConfigError:  # an unknown partition, as told above
         yield Check("preemption", None, "could not be checked: see the line partition")
     if partition.ok is False:
@@ -88,24 +88,16 @@ def slurm_checks(
         return
     settings = settings.all_as(fitted(settings.resources, limits, what="runs")[0])  # as a launch would send them
     waiting(f"waiting for the queue, at most {queue_s:.0f} s")
-    yield from _node_lines(runtime, settings, two_nodes=two_nodes, queue_s=queue_s, visible_s=visible_s)
+    yield from _node_lines(runtime, settings, ProbeJobs(queue_s=queue_s, visible_s=visible_s), two_nodes=two_nodes)
 
 
-def _has_two_nodes(settings: ClusterSettings, limits: Limits) -> bool:
-    return any(p.usable_nodes > 1 for p in named_partitions(settings.resources, limits))
-
-
-def _node_lines(
-    runtime: Runtime, settings: ClusterSettings, *, two_nodes: bool, queue_s: float, visible_s: float
-) -> Iterator[Check]:
+def _node_lines(runtime: Runtime, settings: ClusterSettings, jobs: ProbeJobs, *, two_nodes: bool) -> Iterator[Check]:
     token = f"doctor-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
     jobs_folder = (store_paths(runtime).launches / token).absolute()
     # In the store the folder of the jobs themselves, so that one failing folder is told once.
     folders = {"store": jobs_folder, "cache": (cache_paths(runtime).root / f".{token}").absolute()}
     try:
-        answers, here = _probe_nodes(
-            runtime, settings, folders, two_nodes=two_nodes, queue_s=queue_s, visible_s=visible_s
-        )
+        answers, here = _probe_nodes(runtime, settings, jobs, folders, two_nodes=two_nodes)
     except (GridError, OSError) as error:
         remedy = "see the lines of the store and the cache, and SLURM's own word"
         yield Check("probe job", False, one_line(error), remedy)
@@ -131,25 +123,19 @@ def _node_lines(
 
 
 def _probe_nodes(
-    runtime: Runtime,
-    settings: ClusterSettings,
-    folders: Mapping[str, Path],
-    *,
-    two_nodes: bool,
-    queue_s: float,
-    visible_s: float,
+    runtime: Runtime, settings: ClusterSettings, jobs: ProbeJobs, folders: Mapping[str, Path], *, two_nodes: bool
 ) -> tuple[dict[str, ProbeAnswer], dict[str, dict[str, Any]]]:
     """(answers of the jobs `node` and `pair`, what this machine found of each folder, see nodecheck.meet)."""
     here = {name: folder / "here" for name, folder in folders.items()}
     pair = {name: folder / "pair" for name, folder in folders.items()}
     source = take_snapshot_of_code(folders["store"])
-    with ExitStack() as held, ProbeJobs(queue_s=queue_s, visible_s=visible_s) as jobs:
+    with ExitStack() as held, jobs:
         for folder in (*here.values(), *pair.values()):
             durable.make_folder(folder)
         found = {name: held.enter_context(tried(folder, "here")) for name, folder in here.items()}
         for name, offered, nodes in (("node", here, 1), *([("pair", pair, 2)] if two_nodes else [])):
             arguments = [name, *(f"--folder={key}={folder}" for key, folder in offered.items())]
-            arguments += [f"--visible-s={visible_s:g}", *(["--skip-gpu"] if runtime.device == "cpu" else [])]
+            arguments += [f"--visible-s={jobs.visible_s:g}", *(["--skip-gpu"] if runtime.device == "cpu" else [])]
             script, folder = job_script(settings, source, arguments, nodes=nodes), folders["store"] / f"{name}-job"
             gpus = 0 if runtime.device == "cpu" or nodes > 1 else 1
             jobs.send(name, script, folder=folder, settings=settings, gpus=gpus, nodes=nodes)
@@ -158,7 +144,7 @@ def _probe_nodes(
         there = answers["node"].findings.get("folders", {})
         for name, folder in here.items():
             wrote = "lock" in there.get(name, {})
-            found[name] |= {"seen": shows(folder / "node", visible_s if wrote else 0.0)}
+            found[name] |= {"seen": shows(folder / "node", jobs.visible_s if wrote else 0.0)}
         return answers, found
 
 
@@ -178,10 +164,6 @@ def _probe_here(*, skip_gpu: bool) -> ProbeAnswer:
         output = error.stdout or b""
     findings, said = parse_output(output.decode(errors="replace"))
     return ProbeAnswer(findings=findings, said=said)
-
-
-def _folders(runtime: Runtime) -> dict[str, Path]:
-    return {"store": store_paths(runtime).root, "cache": cache_paths(runtime).root}
 
 
 def is_on_slurm(settings: ClusterSettings) -> bool:
