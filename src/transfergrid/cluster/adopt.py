@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 
 from transfergrid.cluster import accounting, slurm
 from transfergrid.cluster import ledger as ledgers
+from transfergrid.cluster.accounting import AccountEntry
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, here
-from transfergrid.cluster.slurm import SETTLING_S, SlurmDown
+from transfergrid.cluster.slurm import SETTLING_S, QueueEntry, SlurmDown
 from transfergrid.errors import one_line
 from transfergrid.store import durable
 
@@ -63,19 +64,28 @@ def adopt(intents: Sequence[Submission]) -> list[Submission]:
 def _job_ids(intents: Sequence[Submission]) -> dict[str, str]:
     """Name of each submission that SLURM shows -> its job's id. The number that sbatch told is looked at first, then
     all that its user has in the queue, since tasks rename themselves; then the accounting, of what has ended."""
-    told = {s.name: number for s in intents if (number := _told_id(s)) is not None}
-    found: dict[str, str] = {}
-    rows = [(e.job_id, e.name) for e in slurm.squeue(told.values()) if slurm.was_taken(e.state, e.nodes)]
-    _match([s for s in intents if s.name in told], rows, found)
-    missing = [s for s in intents if s.name not in found]
+    number_of = {s.name: number for s in intents if (number := _told_id(s)) is not None}
+    id_of = _matched([s for s in intents if s.name in number_of], slurm.squeue(number_of.values()))
+    missing = [s for s in intents if s.name not in id_of]
     uids = {s.uid for s in missing if s.uid is not None}
-    _match(missing, [(e.job_id, e.name) for e in slurm.squeue(uids=uids) if slurm.was_taken(e.state, e.nodes)], found)
-    missing = [s for s in intents if s.name not in found]
+    id_of |= _matched(missing, slurm.squeue(uids=uids))
+    missing = [s for s in missing if s.name not in id_of]
     if missing and uids:
         since = min(s.submitted for s in missing)
-        account = accounting.sacct(uids=uids, since=since, cluster=missing[0].cluster)
-        _match(missing, [(a.job_id, a.name) for a in account or () if slurm.was_taken(a.state, a.nodes)], found)
-    return found
+        id_of |= _matched(missing, accounting.sacct(uids=uids, since=since, cluster=missing[0].cluster) or ())
+    return id_of
+
+
+def _matched(submissions: Sequence[Submission], entries: Sequence[QueueEntry | AccountEntry]) -> dict[str, str]:
+    """Name of each submission, of one cluster, whose job is among what that cluster shows -> its job's id."""
+    id_of = {}
+    jobs = [e for e in entries if slurm.was_taken(e.state, e.nodes)]
+    for submission in submissions:
+        proof = submission.proof
+        own = (e.job_id for e in jobs if proof.is_complete and proof.fits(str(proof.cluster), e.name))
+        if (job_id := next(own, None)) is not None:
+            id_of[submission.name] = slurm.base_id(job_id)
+    return id_of
 
 
 def _may_be_under_way(intent: Submission, *, alone: bool) -> bool:
@@ -83,16 +93,6 @@ def _may_be_under_way(intent: Submission, *, alone: bool) -> bool:
     if intent.sender == "launch":
         return not alone
     return (datetime.now(UTC) - intent.submitted).total_seconds() < SETTLING_S
-
-
-def _match(submissions: Sequence[Submission], rows: Sequence[tuple[str, str]], found: dict[str, str]) -> None:
-    """rows: (job id, name), of the submissions' own cluster."""
-    for submission in submissions:
-        proof = submission.proof
-        fitting = (j for j, name in rows if proof.cluster is not None and proof.fits(proof.cluster, name))
-        job_id = next(fitting, None)
-        if proof.is_complete and job_id is not None:
-            found[submission.name] = slurm.base_id(job_id)
 
 
 def _told_id(intent: Submission) -> str | None:

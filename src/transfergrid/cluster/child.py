@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnProcess
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any
 
 from transfergrid.errors import one_line, remedy_of
@@ -50,12 +50,8 @@ def ask(function: Callable[..., Any], arguments: tuple[object, ...], *, runs_fol
     """Call a function in a child process. runs_follow: as a child of the forkserver, which imports torch for the runs
     anyway; otherwise the child imports only what the function needs."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    asked = (function, arguments, sender)
-    process: ForkServerProcess | SpawnProcess
-    if runs_follow:
-        process = context().Process(target=_answer, args=asked, daemon=True)
-    else:
-        process = multiprocessing.get_context("spawn").Process(target=_answer, args=asked, daemon=True)
+    family: ForkServerContext | SpawnContext = context() if runs_follow else multiprocessing.get_context("spawn")
+    process = family.Process(target=_answer, args=(function, arguments, sender), daemon=True)
     process.start()
     sender.close()
     try:

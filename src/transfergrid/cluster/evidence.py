@@ -112,7 +112,6 @@ class Look:
     account: dict[tuple[str, str], AccountEntry] = field(default_factory=dict)
     error: str | None = None
     accounting: bool = True
-    commands: int = 0
 
     def own(self, run_id: str) -> Own:
         if run_id not in self.read:
@@ -191,11 +190,9 @@ def ask_slurm(look: Look, cases: Sequence[Case], timeout_s: float) -> None:
     asked = [c for c in undone if c.job_id is not None]
     if not asked and all(c.submission is None for c in undone):
         return
-    look.commands += 1
     try:
         look.here = here(timeout_s)
         if ids := {slurm.base_id(str(c.job_id)) for c in asked if look.elsewhere(c) is None}:
-            look.commands += 1
             look.queue = {e.job_id: e for e in slurm.squeue(ids, timeout_s=timeout_s)}
     except MachineError as error:
         look.error = str(error)
@@ -204,7 +201,6 @@ def ask_slurm(look: Look, cases: Sequence[Case], timeout_s: float) -> None:
         if case.submitted is not None and not _explained(look, case):
             of_cluster.setdefault(case.proof.cluster or (look.here.name if look.here else None), []).append(case)
     for cluster, unexplained in of_cluster.items():
-        look.commands += 1
         ids = {slurm.base_id(str(c.job_id)) for c in unexplained}
         since = min(c.submitted for c in unexplained if c.submitted is not None)
         account = sacct(ids, since=since, cluster=cluster, timeout_s=timeout_s)

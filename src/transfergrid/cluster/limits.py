@@ -1,19 +1,24 @@
-"""What a SLURM cluster allows: its partitions and nodes, and what this user may ask for."""
+"""What a SLURM cluster allows: its partitions and nodes, and what this user may ask for, and hold at once."""
 
 from __future__ import annotations
 
 import getpass
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from transfergrid.cluster import slurm
-from transfergrid.cluster.ceilings import KINDS, TRES, Ceiling, ceiling_of
 from transfergrid.cluster.forms import ANY, MAYBE_NUMBER, NUMBER, WORD, duration_s, rows
 from transfergrid.cluster.ownership import Here, here_of, read_config
+from transfergrid.errors import ConfigError
+from transfergrid.resources import Resources
 
 # How a node's state begins, as sinfo spells it; `powered_down` is none of them, such a node is woken when needed.
 UNUSABLE = ("down", "drain", "error", "fail", "future", "inval", "maint", "unknown")
+TRES = r"[^|\s]*"  # `cpu=4,gres/gpu:a100=1,mem=8G`, as sacctmgr prints it
+KINDS = ("group", "job", "user", "account")  # whose sum a limit bounds
+_MIB = {"": 1.0, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
 _OF_SINFO = (WORD, r"[A-Za-z_]+[^\sA-Za-z|]*", NUMBER, r"\d+\+?", r"\d+\+?", ANY)
 _OF_USER = (r"[^|]*", WORD, r"[^|]*", r"[^|]*", MAYBE_NUMBER, MAYBE_NUMBER, TRES, TRES)
 _OF_QOS = (WORD, MAYBE_NUMBER, MAYBE_NUMBER, r"[\d:-]*|UNLIMITED", TRES, TRES, TRES, TRES, TRES, ANY)
@@ -84,6 +89,14 @@ class Partition:
     def usable_nodes(self) -> int:
         """Those that are neither down nor drained."""
         return sum(s.usable for s in self.shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """owner: whose limit it is, as `QOS short`. most: (kind, TRES) -> number; memory in MiB."""
+
+    owner: str
+    most: Mapping[tuple[str, str], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,3 +295,51 @@ def _names(text: str) -> frozenset[str] | None:
 def queue_room(limits: Limits, jobs_live_of_user: int) -> int | None:
     """How many more jobs (each task of an array is one) this user may submit now; None = no limit known."""
     return None if limits.max_jobs is None else max(0, limits.max_jobs - jobs_live_of_user)
+
+
+# ------------------------------------------------------------------------------------------------------------ ceilings
+def ceiling_of(owner: str, columns: Mapping[str, str]) -> Ceiling:
+    """columns: kind -> what sacctmgr prints of it."""
+    return Ceiling(owner, {(kind, tres): most for kind, text in columns.items() for tres, most in _read(text)})
+
+
+def above(asked: Resources, layers: Sequence[Ceiling]) -> ConfigError | None:
+    """Why such a job would wait for good; None where nothing forbids it.
+
+    layers: the most important first. SLURM takes each limit from the first of them that has it.
+    """
+    for key, tres, value in _wanted(asked):
+        most, owner = _least(layers, tres)
+        if value > most:
+            shown = f"{most / 1024:g}" if tres == "mem" else f"{most:g}"
+            given = value / 1024 if tres == "mem" else value
+            said = f"cluster.{key}={given:g} is more than {owner} ever gives"
+            return ConfigError(said, remedy=f"give cluster.{key}={shown} or less")
+    return None
+
+
+def room(layers: Sequence[Ceiling]) -> tuple[float, float]:
+    """The most CPUs, and MiB of memory, that one job may ever have."""
+    return _least(layers, "cpu")[0], _least(layers, "mem")[0]
+
+
+def _least(layers: Sequence[Ceiling], tres: str) -> tuple[float, str]:
+    of_kinds = [
+        next(((layer.most[kind, tres], layer.owner) for layer in layers if (kind, tres) in layer.most), None)
+        for kind in KINDS
+    ]
+    return min((limit for limit in of_kinds if limit is not None), default=(math.inf, ""))
+
+
+def _wanted(asked: Resources) -> Iterable[tuple[str, str, float]]:
+    yield "gpus", "gres/gpu", asked.gpus
+    if asked.gpu_type is not None:
+        yield "gpus", f"gres/gpu:{asked.gpu_type}", asked.gpus
+    yield "cpus", "cpu", asked.cpus
+    if asked.mem_gb is not None:
+        yield "mem_gb", "mem", asked.mem_gb * 1024
+
+
+def _read(text: str) -> Iterable[tuple[str, float]]:
+    for name, number, unit in re.findall(r"([^=,]+)=(\d+(?:\.\d+)?)([KMGT]?)", text):
+        yield name, float(number) * (_MIB[unit] if name == "mem" else 1)

@@ -15,8 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from transfergrid.cluster import slurm
-from transfergrid.cluster.ceilings import Ceiling, above, room
-from transfergrid.cluster.limits import UNKNOWN_MIB, Limits, NodeShape, Partition
+from transfergrid.cluster.limits import UNKNOWN_MIB, Ceiling, Limits, NodeShape, Partition, above, room
 from transfergrid.cluster.slurm import SlurmRefused
 from transfergrid.errors import ConfigError, hints
 from transfergrid.resources import UNLIMITED, ClusterSettings, Resources

@@ -45,15 +45,13 @@ _STATE_OF_CLASS: dict[str, State] = {"blocked": "blocked", "cancelled": "cancell
 class Snapshot:
     """slurm_error: what squeue said where it did not answer. accounting: False where sacct was asked and did not.
 
-    commands: how many commands of SLURM's were run, at most three, and one for each other cluster. cluster: SLURM's
-    name of the one that answers here; None where nobody was asked, or none does. finish: of the grid's finish job;
-    None where no job of the grid was sent.
+    cluster: SLURM's name of the one that answers here; None where nobody was asked, or none does. finish: of the grid's
+    finish job; None where no job of the grid was sent.
     """
 
     states: Mapping[str, RunState]
     slurm_error: str | None
     accounting: bool
-    commands: int
     cluster: str | None = None
     finish: RunState | None = None
 
@@ -90,7 +88,7 @@ def take_snapshot(
         follow_needs(run_id, states, cases, needs)
     cluster = look.here.name if look.here is not None else None
     finish = None if finishing is None else _judge_finish(look, finishing)
-    return Snapshot({r: states[r] for r in asked}, look.error, look.accounting, look.commands, cluster, finish)
+    return Snapshot({r: states[r] for r in asked}, look.error, look.accounting, cluster, finish)
 
 
 # ------------------------------------------------------------------------------------------------------------ judgement
