@@ -165,7 +165,7 @@ def test_what_a_run_needs_stands_in_the_launch_that_sent_it(
     launch = job.write_payload([*extractions, probe, finetune], request.runtime).parent.name
     for number, run in enumerate((*extractions, probe, finetune)):
         submit(store, (run.run_id,), job_id=str(number), launch=launch)
-    needs = needs_of(store, read_ledger(store), [probe.run_id, finetune.run_id])
+    needs = needs_of(read_ledger(store), [probe.run_id, finetune.run_id])
     assert needs == {
         probe.run_id: tuple(extraction.run_id for extraction in extractions),
         finetune.run_id: (probe.run_id,),

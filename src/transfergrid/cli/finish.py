@@ -69,7 +69,7 @@ def runs_of(grid: str, store: StorePaths, ledger: Ledger) -> list[str]:
     rows = [entry.run_id for entry in read_grid(store.grid(grid))]
     sent = [r for s in ledger.of_grid(grid, "runs") for task in s.tasks for r in task]
     needed = set(rows)
-    needs = needs_of(store, ledger, sent)
+    needs = needs_of(ledger, sent)
     for run_id in rows:
         needed.update(needs.get(run_id, ()))
     return list(dict.fromkeys([r for r in sent if r in needed] + rows))
@@ -81,7 +81,7 @@ def _wait_until_all_is_told(grid: str, store: StorePaths) -> dict[str, RunState]
     while True:
         ledger = read_ledger(store)
         run_ids = runs_of(grid, store, ledger)
-        snapshot: Snapshot = take_snapshot(run_ids, store, ledger, needs=needs_of(store, ledger, run_ids))
+        snapshot: Snapshot = take_snapshot(run_ids, store, ledger, needs=needs_of(ledger, run_ids))
         unsettled = [s for s in snapshot.states.values() if s.state == "unknown" and s.may_change]
         if not unsettled or time.monotonic() > deadline:
             return dict(snapshot.states)

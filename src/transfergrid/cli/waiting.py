@@ -40,7 +40,7 @@ def wait(console: Console, submitting: Submitting) -> int:
     while True:
         ledger = read_ledger(request.store)
         run_ids = runs_of(request.grid, request.store, ledger)
-        snapshot = take_snapshot(run_ids, request.store, ledger, needs=needs_of(request.store, ledger, run_ids))
+        snapshot = take_snapshot(run_ids, request.store, ledger, needs=needs_of(ledger, run_ids))
         states = snapshot.states
         live = any(state.may_change for state in states.values())
         _tell_changes(console, states, told)

@@ -5,13 +5,12 @@ Each call is for any number of jobs. Whose job it is, a number does not tell: se
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from transfergrid.cluster import slurm
-from transfergrid.cluster.forms import ANY, JOB_ID, mebibytes, rows, when
+from transfergrid.cluster.forms import ANY, JOB_ID, mebibytes, rows, tres_of, when
 from transfergrid.errors import MachineError
 
 
@@ -133,7 +132,5 @@ def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]])
 
 def gpus_of(tres: str) -> int:
     """`billing=4,cpu=4,gres/gpu:a100=2,gres/gpu=2,mem=16G` -> 2. Where only types are counted, their sum."""
-    counted = dict(part.split("=", 1) for part in tres.split(",") if "=" in part)
-    if counted.get("gres/gpu", "").isdigit():
-        return int(counted["gres/gpu"])
-    return sum(int(n) for name, n in counted.items() if re.fullmatch(r"gres/gpu:\S+", name) and n.isdigit())
+    counted = tres_of(tres)
+    return int(counted.get("gres/gpu", sum(n for name, n in counted.items() if name.startswith("gres/gpu:"))))

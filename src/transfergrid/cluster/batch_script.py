@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from transfergrid.cluster.slurm_words import SILENCE
@@ -56,15 +56,8 @@ set -eo pipefail
 
 
 def prelude(settings: ClusterSettings, source: Path, *exports: str, token: str | None) -> list[str]:
-    """All that stands before a run's own line: setup_lines() and the environment of the code in `source`. token: of the
-    job, where it has one."""
-    ours = [f"export PYTHONPATH={shlex.quote(import_path(source))}", *exports]
-    ours += [f"export TRANSFERGRID_JOB_TOKEN={token}"] if token is not None else []
-    return setup_lines(settings.setup, ours, token=token)
-
-
-def setup_lines(setup: Sequence[str], exports: Sequence[str], *, token: str | None) -> list[str]:
-    """Lines before the run: the user's, of which none that fails is passed over, then ours.
+    """Lines before the run: the user's own, of which none that fails is passed over, then the environment of the code
+    in `source`. token: of the job, where it has one.
 
     They leave behind what happens after the run: its job goes back into the queue where it asks for that by its exit
     code; only the job that this script is, by SLURM's own number of it, and only while the queue shows it as running,
@@ -77,8 +70,11 @@ def setup_lines(setup: Sequence[str], exports: Sequence[str], *, token: str | No
         token=token,
         silence=shlex.quote(SILENCE),
     )
-    lines = [part for line in setup for part in (f"tg_line={shlex.quote(line)}", line)]
-    return [*head.strip("\n").split("\n"), *lines, *(["tg_line="] if setup else []), *exports]
+    lines = [part for line in settings.setup for part in (f"tg_line={shlex.quote(line)}", line)]
+    lines += ["tg_line="] if settings.setup else []
+    lines += [f"export PYTHONPATH={shlex.quote(import_path(source))}", *exports]
+    lines += [f"export TRANSFERGRID_JOB_TOKEN={token}"] if token is not None else []
+    return [*head.strip("\n").split("\n"), *lines]
 
 
 @contextlib.contextmanager

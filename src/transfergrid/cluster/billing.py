@@ -33,6 +33,15 @@ class Claim:
     submission: Submission | None
     attempts: Mapping[str, tuple[AttemptTime, ...]]
 
+    @property
+    def began(self) -> list[datetime]:
+        moments = [time_of(a.started) for times in self.attempts.values() for a in times]
+        return [moment for moment in moments if moment is not None]
+
+    @property
+    def sent(self) -> datetime | None:
+        return None if self.submission is None else self.submission.submitted
+
 
 @dataclass(frozen=True, slots=True)
 class Settled:
@@ -48,17 +57,16 @@ def settle_bills(store: StorePaths, ledger: Ledger, run_ids: Iterable[str]) -> S
     A store that cannot be written, and a SLURM that does not answer, change nothing.
     """
     claims = _claims(store, ledger, [r for r in dict.fromkeys(run_ids) if not _is_settled(store, r)])
-    told = _ask(claims)
+    entries = _ask(claims)
     billed: dict[str, list[BilledJob]] = {}
     begun: set[str] = set()
     for (cluster, job_id), claim in claims.items():
-        if (found := told[cluster]) is None:
+        if cluster not in entries:
             continue
         begun |= {run_id for run_id, times in claim.attempts.items() if times}
-        for allocations in found.get(job_id, {}).values():
-            for allocation in _ours(claim, allocations):
-                for run_id, share in _shares(claim, allocation).items():
-                    billed.setdefault(run_id, []).append(_billed(allocation, share))
+        for entry in _ours(claim, entries[cluster].get(job_id, [])):
+            for run_id, share in _shares(claim, entry).items():
+                billed.setdefault(run_id, []).append(_billed(entry, share))
     try:
         changed = [_write(store, run_id, jobs) for run_id, jobs in billed.items()]
     except (MachineError, OSError):
@@ -66,47 +74,42 @@ def settle_bills(store: StorePaths, ledger: Ledger, run_ids: Iterable[str]) -> S
     return Settled(changed=any(changed), is_final=all(_is_settled(store, run_id) for run_id in begun))
 
 
-def _ask(claims: Mapping[Job, Claim]) -> dict[str | None, dict[str, dict[str, list[AccountEntry]]] | None]:
-    """By cluster what its accounting keeps of these jobs that have started: by job and the cluster that noted it; None
-    where it does not answer. One call for each cluster."""
-    by_cluster: dict[str | None, list[str]] = {}
-    for cluster, job_id in claims:
-        by_cluster.setdefault(cluster, []).append(slurm.base_id(job_id))
-    since = _first_sign(claims)
-    answers: dict[str | None, dict[str, dict[str, list[AccountEntry]]] | None] = {}
-    for cluster, ids in by_cluster.items():
+def _ask(claims: Mapping[Job, Claim]) -> dict[str | None, dict[str, list[AccountEntry]]]:
+    """By cluster and job what its accounting keeps of jobs that have started, in one call for each cluster; nothing of
+    a cluster whose accounting does not answer."""
+    moments = [moment for claim in claims.values() for moment in (*claim.began, claim.sent) if moment is not None]
+    since = min(moments, default=datetime.now(UTC))
+    by_cluster: dict[str | None, dict[str, list[AccountEntry]]] = {}
+    for cluster in dict.fromkeys(cluster for cluster, _ in claims):
+        ids = {slurm.base_id(job_id) for of, job_id in claims if of == cluster}
         entries = sacct(ids, since=since, cluster=cluster, each_start=True, timeout_s=TIMEOUT_S)
-        answers[cluster] = None
         if entries is not None:
-            by_job = answers[cluster] = {}
+            by_job = by_cluster.setdefault(cluster, {})
             for entry in entries:
                 if entry.started is not None:
-                    by_job.setdefault(entry.job_id, {}).setdefault(entry.cluster, []).append(entry)
-    return answers
+                    by_job.setdefault(entry.job_id, []).append(entry)
+    return by_cluster
 
 
-def _ours(claim: Claim, allocations: Sequence[AccountEntry]) -> Sequence[AccountEntry]:
-    """Those, of one job's number on one cluster, that are of the job which the store means: by cluster and token, or by
-    times where an older release sent it or somebody wrote the job by hand."""
+def _ours(claim: Claim, entries: Sequence[AccountEntry]) -> Sequence[AccountEntry]:
+    """Those, of one job's number, that are of the job which the store means: by cluster and token, or by times where an
+    older release sent it or somebody wrote the job by hand."""
     if claim.submission is not None and claim.submission.proof.is_complete:
         proof = claim.submission.proof
-        return [a for a in allocations if proof.fits(a.cluster, a.name)]
+        return [e for e in entries if proof.fits(e.cluster, e.name)]
     known = {a.cluster for times in claim.attempts.values() for a in times if a.cluster is not None}
-    there = [a for a in allocations if not known or a.cluster in known]
-    return there if there and _began_or_was_sent_then(claim, there) else ()
+    there = [e for e in entries if not known or e.cluster in known]
+    return [e for e in there if _began_or_was_sent_then(claim, [o for o in there if o.cluster == e.cluster])]
 
 
-def _began_or_was_sent_then(claim: Claim, allocations: Sequence[AccountEntry]) -> bool:
+def _began_or_was_sent_then(claim: Claim, entries: Sequence[AccountEntry]) -> bool:
     """Whether an attempt of ours began within one of them, or they were entered just after we sent ours: a number is
     given again, by another cluster or after years."""
-    starts = [time_of(a.started) for times in claim.attempts.values() for a in times]
-    if any(moment is not None and _within(moment, each) for each in allocations for moment in starts):
+    if any(_within(moment, entry) for entry in entries for moment in claim.began):
         return True
-    entered = [each.submitted for each in allocations if each.submitted is not None]
-    if claim.submission is None:
-        return False
-    sent = claim.submission.submitted
-    return any(-SLACK_S <= (moment - sent).total_seconds() <= SENT_SLACK_S for moment in entered)
+    entered = [entry.submitted for entry in entries if entry.submitted is not None]
+    sent = claim.sent
+    return sent is not None and any(-SLACK_S <= (e - sent).total_seconds() <= SENT_SLACK_S for e in entered)
 
 
 # ------------------------------------------------------------------------------------------------- what the store knows
@@ -154,14 +157,14 @@ def _job_of(attempt: AttemptTime, sent: Iterable[Job]) -> Job:
     return (None if None in known or not known else known[0]), number
 
 
-def _shares(claim: Claim, allocation: AccountEntry) -> dict[str, float]:
-    """Of one allocation, by run: its own time there; equal parts where no run got as far as beginning."""
+def _shares(claim: Claim, entry: AccountEntry) -> dict[str, float]:
+    """Of one start of a job, by run: its own time there; equal parts where no run got as far as beginning."""
     own_s = {run_id: 0.0 for run_id in claim.attempts}
     for run_id, times in claim.attempts.items():
         for attempt in times:
             began = time_of(attempt.started)
-            if began is not None and _within(began, allocation):
-                end = allocation.ended or datetime.now(UTC)
+            if began is not None and _within(began, entry):
+                end = entry.ended or datetime.now(UTC)
                 own_s[run_id] += max(attempt.wall_s or (end - began).total_seconds(), 0.001)
     total_s = sum(own_s.values())
     if not total_s:
@@ -169,15 +172,15 @@ def _shares(claim: Claim, allocation: AccountEntry) -> dict[str, float]:
     return {run_id: seconds / total_s for run_id, seconds in own_s.items() if seconds}
 
 
-def _billed(allocation: AccountEntry, share: float) -> BilledJob:
+def _billed(entry: AccountEntry, share: float) -> BilledJob:
     return BilledJob(
-        job=allocation.job_id,
-        cluster=allocation.cluster,
-        start="" if allocation.started is None else allocation.started.isoformat(),
-        elapsed_s=allocation.elapsed_s,
-        gpus=allocation.gpus,
+        job=entry.job_id,
+        cluster=entry.cluster,
+        start="" if entry.started is None else entry.started.isoformat(),
+        elapsed_s=entry.elapsed_s,
+        gpus=entry.gpus,
         share=round(share, 6),
-        has_ended=allocation.ended is not None,
+        has_ended=entry.ended is not None,
     )
 
 
@@ -195,15 +198,8 @@ def _write(store: StorePaths, run_id: str, found: Sequence[BilledJob]) -> bool:
     return True
 
 
-def _first_sign(claims: Mapping[Job, Claim]) -> datetime:
-    began = [time_of(a.started) for claim in claims.values() for times in claim.attempts.values() for a in times]
-    sent = [claim.submission.submitted for claim in claims.values() if claim.submission is not None]
-    known = [moment for moment in (*began, *sent) if moment is not None]
-    return min(known, default=datetime.now(UTC))
-
-
-def _within(moment: datetime, allocation: AccountEntry) -> bool:
-    if allocation.started is None:
+def _within(moment: datetime, entry: AccountEntry) -> bool:
+    if entry.started is None:
         return False
     slack = timedelta(seconds=SLACK_S)
-    return allocation.started - slack <= moment and (allocation.ended is None or moment <= allocation.ended + slack)
+    return entry.started - slack <= moment and (entry.ended is None or moment <= entry.ended + slack)

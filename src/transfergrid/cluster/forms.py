@@ -74,3 +74,11 @@ def mebibytes(text: str) -> float | None:
     if match is None:
         return None
     return float(match[1]) * {"": 1 / 1024 / 1024, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0 * 1024}[match[2]]
+
+
+def tres_of(text: str) -> dict[str, float]:
+    """`cpu=4,gres/gpu:a100=2,mem=16G` -> what is counted, by its name; memory in MiB."""
+    parts = re.findall(r"([^=,]+)=(\d+(?:\.\d+)?)([KMGT]?)", text)
+    return {
+        name: mebibytes(f"{count}{unit or 'M'}") or 0 if name == "mem" else float(count) for name, count, unit in parts
+    }

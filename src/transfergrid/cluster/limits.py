@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 
 from transfergrid.cluster import slurm
-from transfergrid.cluster.forms import ANY, MAYBE_NUMBER, NUMBER, WORD, duration_s, rows
+from transfergrid.cluster.forms import ANY, MAYBE_NUMBER, NUMBER, WORD, duration_s, rows, tres_of
 from transfergrid.cluster.ownership import Here, here_of, read_config
 from transfergrid.errors import ConfigError
 from transfergrid.resources import Resources
@@ -18,7 +18,6 @@ from transfergrid.resources import Resources
 UNUSABLE = ("down", "drain", "error", "fail", "future", "inval", "maint", "unknown")
 TRES = r"[^|\s]*"  # `cpu=4,gres/gpu:a100=1,mem=8G`, as sacctmgr prints it
 KINDS = ("group", "job", "user", "account")  # whose sum a limit bounds
-_MIB = {"": 1.0, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}
 _OF_SINFO = (WORD, r"[A-Za-z_]+[^\sA-Za-z|]*", NUMBER, r"\d+\+?", r"\d+\+?", ANY)
 _OF_USER = (r"[^|]*", WORD, r"[^|]*", r"[^|]*", MAYBE_NUMBER, MAYBE_NUMBER, TRES, TRES)
 _OF_QOS = (WORD, MAYBE_NUMBER, MAYBE_NUMBER, r"[\d:-]*|UNLIMITED", TRES, TRES, TRES, TRES, TRES, ANY)
@@ -300,7 +299,9 @@ def queue_room(limits: Limits, jobs_live_of_user: int) -> int | None:
 # ------------------------------------------------------------------------------------------------------------ ceilings
 def ceiling_of(owner: str, columns: Mapping[str, str]) -> Ceiling:
     """columns: kind -> what sacctmgr prints of it."""
-    return Ceiling(owner, {(kind, tres): most for kind, text in columns.items() for tres, most in _read(text)})
+    return Ceiling(
+        owner, {(kind, tres): most for kind, text in columns.items() for tres, most in tres_of(text).items()}
+    )
 
 
 def above(asked: Resources, layers: Sequence[Ceiling]) -> ConfigError | None:
@@ -338,8 +339,3 @@ def _wanted(asked: Resources) -> Iterable[tuple[str, str, float]]:
     yield "cpus", "cpu", asked.cpus
     if asked.mem_gb is not None:
         yield "mem_gb", "mem", asked.mem_gb * 1024
-
-
-def _read(text: str) -> Iterable[tuple[str, float]]:
-    for name, number, unit in re.findall(r"([^=,]+)=(\d+(?:\.\d+)?)([KMGT]?)", text):
-        yield name, float(number) * (_MIB[unit] if name == "mem" else 1)

@@ -8,11 +8,10 @@ from dataclasses import replace
 from transfergrid.cluster.evidence import Case, payload_of
 from transfergrid.cluster.ledger import Ledger
 from transfergrid.cluster.run_state import ENDED, RunState
-from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec
 
 
-def needs_of(store: StorePaths, ledger: Ledger, run_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def needs_of(ledger: Ledger, run_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """What each run is made from, extractions included, as the launches that sent it say; unknown runs are left out."""
     return {run_id: needs_of_spec(spec) for run_id, spec in specs_of(ledger, run_ids).items()}
 
