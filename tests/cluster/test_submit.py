@@ -24,7 +24,6 @@ from transfergrid.cluster.submit import (
     Sender,
     dependency,
     finish_name,
-    finish_parameters,
     intended,
     sbatch_parameters,
     script_text,
@@ -57,8 +56,8 @@ def script(store: StorePaths, settings: ClusterSettings, depends: str | None = N
 def finish_script(store: StorePaths, settings: ClusterSettings) -> list[str]:
     asked = finish_resources(settings)
     launch = launch_of(store, settings, finish=asked)
-    sent = intended(launch)
-    parameters = finish_parameters(launch, sent, dependency="afterany:41:42")
+    sent = intended(launch, None)
+    parameters = sbatch_parameters(launch, None, sent, dependency="afterany:41:42")
     return script_text(sent, settings, parameters).splitlines()
 
 
@@ -251,7 +250,7 @@ def test_what_a_task_must_know_lies_in_its_groups_folder(slurm: ReplayedSlurm, s
     assert (told.payload, told.tasks) == (str(sender.launch.payload), ((2, 0), (1,)))
     assert (told.signal_delay_s, told.max_requeues, told.stage_to, told.asks_for_gpu) == (90, 3, None, True)
     staging = replace(settings, stage_folders=True, resources=Resources(gpus=0))
-    submit.write_tasks(launch_of(store, staging), group_of(RUNS, staging), sender.indices)
+    submit.write_orders(launch_of(store, staging), group_of(RUNS, staging), sender.indices)
     told = TaskSettings.read(sender.launch.folder / "slurm" / group_of(RUNS, staging).name)
     assert (told.stage_to, told.asks_for_gpu) == ("$TMPDIR", False)
 

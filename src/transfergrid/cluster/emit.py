@@ -17,13 +17,11 @@ from transfergrid.cluster.slurm import NAMES_THE_CLUSTER, OF_CLIENTS
 from transfergrid.cluster.submit import (
     Launch,
     finish_name,
-    finish_parameters,
     intended,
     parents_of,
     sbatch_parameters,
     script_text,
-    write_finish,
-    write_tasks,
+    write_orders,
 )
 from transfergrid.store import durable
 
@@ -147,7 +145,7 @@ def emit(
     for number, group in enumerate(groups, start=1):
         name = f"{number:02d}-{group.name}"
         names.append(name)
-        write_tasks(launch, group, indices)
+        write_orders(launch, group, indices)
         parents = parents_of(group, task_of, ledger)
         sent = intended(launch, group)
         parameters = sbatch_parameters(launch, group, sent, dependency=None)
@@ -156,10 +154,10 @@ def emit(
         for i, run_ids in enumerate(group.run_ids):
             task = f"$(cat {shlex.quote(name)}.id)" + (f"_{i}" if len(group.tasks) > 1 else "")
             task_of |= {run_id: task for run_id in run_ids}
-    write_finish(launch)
+    write_orders(launch, None, indices)
     last = f"{len(groups) + 1:02d}-{finish_name(launch)}"
-    sent = intended(launch)
-    parameters = finish_parameters(launch, sent, dependency=None)
+    sent = intended(launch, None)
+    parameters = sbatch_parameters(launch, None, sent, dependency=None)
     _write_job(folder / last, launch, sent, parameters, module="transfergrid.cli.finish")
     after = [*live, *(f"$(cat {shlex.quote(name)}.id)" for name in names)]
     lines.append(_send_line(last, sent, "afterany", after))

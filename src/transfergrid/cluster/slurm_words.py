@@ -8,7 +8,6 @@ Only words that stand here are a refusal: a job may have been taken whatever els
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
@@ -229,12 +228,8 @@ _VERDICT = "submission failed:"  # what sbatch says before it is of its tries, o
 def answer(said: str) -> Answer:
     """Of what a command printed when it failed, on one line or several."""
     verdict = said.rpartition(_VERDICT)[2]
-    if _has(_SILENCE, verdict.lower()):
+    if re.search(SILENCE, verdict.lower()):
         return Answer.SILENCE
-    if _has(_NO_ROOM, said):
+    if re.search("|".join(_NO_ROOM), said):
         return Answer.NO_ROOM
-    return Answer.REFUSED if _has(_REFUSED, verdict) else Answer.UNKNOWN
-
-
-def _has(texts: Iterable[str], said: str) -> bool:
-    return any(re.search(text, said) for text in texts)
+    return Answer.REFUSED if re.search("|".join(_REFUSED), verdict) else Answer.UNKNOWN

@@ -77,28 +77,25 @@ class Sender:
 
     def send(self, group: Group) -> Submission:
         """Raises SlurmRefused, SlurmDown."""
-        parents = parents_of(group, self._task_of, self.ledger)
-        submission = self._intend(group)
-        with _withdrawn_on_a_full_disk(submission):
-            write_tasks(self.launch, group, self.indices)
-            parameters = sbatch_parameters(self.launch, group, submission, dependency=dependency(group.edge, parents))
-            submission = _send(submission, self.launch, parameters, run_task)
-        self.sent.append(submission)
+        submission = self._send(group, group.edge, parents_of(group, self._task_of, self.ledger), run_task)
         for i, run_ids in enumerate(group.run_ids):
             self._task_of |= {run_id: submission.task_id(i) or "" for run_id in run_ids}
         return submission
 
     def send_finish(self, function: Callable[[str], Any], after: Sequence[str]) -> Submission:
         """The job that comes when all of `after` (job ids) have ended, however they ended."""
-        submission = self._intend()
+        return self._send(None, "afterany", after, function)
+
+    def _send(self, group: Group | None, edge: str, after: Sequence[str], function: Callable[[str], Any]) -> Submission:
+        submission = self._intend(group)
         with _withdrawn_on_a_full_disk(submission):
-            write_finish(self.launch)
-            parameters = finish_parameters(self.launch, submission, dependency=dependency("afterany", after))
+            write_orders(self.launch, group, self.indices)
+            parameters = sbatch_parameters(self.launch, group, submission, dependency=dependency(edge, after))
             submission = _send(submission, self.launch, parameters, function)
         self.sent.append(submission)
         return submission
 
-    def _intend(self, group: Group | None = None) -> Submission:
+    def _intend(self, group: Group | None) -> Submission:
         submission = intended(self.launch, group)
         durable.make_folder(submission.folder)
         ledgers.record(submission)
@@ -112,7 +109,7 @@ def parents_of(group: Group, task_of: Mapping[str, str], ledger: Ledger) -> list
     return [task for run_id in group.waits_for if (task := tasks.get(run_id)) is not None]
 
 
-def intended(launch: Launch, group: Group | None = None) -> Submission:
+def intended(launch: Launch, group: Group | None) -> Submission:
     """A group, or else the launch's finish job, with a token of its own."""
     return Submission(
         name=finish_name(launch) if group is None else group.name,
@@ -128,8 +125,13 @@ def intended(launch: Launch, group: Group | None = None) -> Submission:
     )
 
 
-def write_tasks(launch: Launch, group: Group, indices: Mapping[str, int]) -> None:
+def write_orders(launch: Launch, group: Group | None, indices: Mapping[str, int]) -> None:
+    """What a group's tasks, or the finish job, find in their folder. indices: run_id -> place in the payload."""
     settings = launch.settings
+    if group is None:
+        content = {"grid": launch.grid, "payload": str(launch.payload), "notify": launch.notify}
+        durable.write_json(launch.folder / "slurm" / finish_name(launch) / "finish.json", content)
+        return
     TaskSettings(
         payload=str(launch.payload),
         tasks=tuple(tuple(indices[run_id] for run_id in task) for task in group.run_ids),
@@ -138,11 +140,6 @@ def write_tasks(launch: Launch, group: Group, indices: Mapping[str, int]) -> Non
         stage_to=settings.scratch_dir if settings.stage_folders else None,
         asks_for_gpu=group.resources.gpus > 0,
     ).write(launch.folder / "slurm" / group.name)
-
-
-def write_finish(launch: Launch) -> None:
-    content = {"grid": launch.grid, "payload": str(launch.payload), "notify": launch.notify}
-    durable.write_json(launch.folder / "slurm" / finish_name(launch) / "finish.json", content)
 
 
 def dependency(edge: str, job_ids: Sequence[str]) -> str | None:
@@ -263,26 +260,13 @@ def script_text(
 
 
 def sbatch_parameters(
-    launch: Launch, group: Group, submission: Submission, *, dependency: str | None
+    launch: Launch, group: Group | None, submission: Submission, *, dependency: str | None
 ) -> dict[str, Any]:
-    settings = launch.settings
-    parameters = _common(launch, submission, group.resources, dependency)
-    parameters["array_parallelism"] = settings.array_parallelism or len(group.tasks)
-    parameters["signal_delay_s"] = settings.signal_delay_s
-    if dependency is not None and group.edge == "afterok":
-        parameters["additional_parameters"]["kill-on-invalid-dep"] = "yes"
-    return parameters
-
-
-def finish_parameters(launch: Launch, submission: Submission, *, dependency: str | None) -> dict[str, Any]:
-    settings = settings_of_finish(launch.settings, launch.finish)
-    return _common(replace(launch, settings=settings), submission, launch.finish, dependency)
-
-
-def _common(launch: Launch, submission: Submission, resources: Resources, dependency: str | None) -> dict[str, Any]:
-    settings = launch.settings
+    """What is asked for a group, or else for the launch's finish job, in submitit's words."""
+    settings = launch.settings if group is not None else settings_of_finish(launch.settings, launch.finish)
+    resources = launch.finish if group is None else group.resources
     options = settings.options(resources)
-    return {
+    parameters = {
         "job_name": submission.job_name,
         # Named here, each with submitit's own default otherwise, as a time of five minutes and a wckey.
         **{name.replace("-", "_"): options.pop(name, None) for name in OF_SUBMITIT},
@@ -290,8 +274,12 @@ def _common(launch: Launch, submission: Submission, resources: Resources, depend
         # srun since 22.05 does not inherit --cpus-per-task; sites with --export=NONE would lose the environment.
         "srun_args": [f"--cpus-per-task={resources.cpus}", "--export=ALL"],
         "setup": prelude(settings, launch.source, "export PYTHONUNBUFFERED=1", token=submission.token),
-        "additional_parameters": {"requeue": True, **options},
     }
+    if group is not None:
+        parameters["array_parallelism"] = settings.array_parallelism or len(group.tasks)
+        parameters["signal_delay_s"] = settings.signal_delay_s
+        options |= {"kill-on-invalid-dep": "yes"} if dependency is not None and group.edge == "afterok" else {}
+    return parameters | {"additional_parameters": {"requeue": True, **options}}
 
 
 def environment_of_jobs() -> dict[str, str]:
