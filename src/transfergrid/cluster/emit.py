@@ -9,20 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from transfergrid.cluster.groups import Group
 from transfergrid.cluster.ledger import Ledger, Submission, as_line
 from transfergrid.cluster.slurm import NAMES_THE_CLUSTER, OF_CLIENTS
-from transfergrid.cluster.submit import (
-    Launch,
-    finish_name,
-    intended,
-    parents_of,
-    sbatch_parameters,
-    script_text,
-    write_orders,
-)
+from transfergrid.cluster.submit import Launch, intended, parents_of, sbatch_parameters, script_text, write_orders
 from transfergrid.store import durable
 
 HEAD = """#!/usr/bin/env bash
@@ -141,26 +132,16 @@ def emit(
         )
     ]
     task_of: dict[str, str] = {}
-    names: list[str] = []
+    job_ids = list(live)
     for number, group in enumerate(groups, start=1):
-        name = f"{number:02d}-{group.name}"
-        names.append(name)
-        write_orders(launch, group, indices)
-        parents = parents_of(group, task_of, ledger)
-        sent = intended(launch, group)
-        parameters = sbatch_parameters(launch, group, sent, dependency=None)
-        _write_job(folder / name, launch, sent, parameters, module="transfergrid.cluster.task")
-        lines.append(_send_line(name, sent, group.edge, parents))
+        sent, name = _write_job(folder, number, launch, group, indices)
+        lines.append(_send_line(name, sent, group.edge, parents_of(group, task_of, ledger)))
+        job_ids.append(f"$(cat {shlex.quote(name)}.id)")
         for i, run_ids in enumerate(group.run_ids):
-            task = f"$(cat {shlex.quote(name)}.id)" + (f"_{i}" if len(group.tasks) > 1 else "")
+            task = job_ids[-1] + (f"_{i}" if len(group.tasks) > 1 else "")
             task_of |= {run_id: task for run_id in run_ids}
-    write_orders(launch, None, indices)
-    last = f"{len(groups) + 1:02d}-{finish_name(launch)}"
-    sent = intended(launch, None)
-    parameters = sbatch_parameters(launch, None, sent, dependency=None)
-    _write_job(folder / last, launch, sent, parameters, module="transfergrid.cli.finish")
-    after = [*live, *(f"$(cat {shlex.quote(name)}.id)" for name in names)]
-    lines.append(_send_line(last, sent, "afterany", after))
+    sent, name = _write_job(folder, len(groups) + 1, launch, None, indices)
+    lines.append(_send_line(name, sent, "afterany", job_ids))
     script = folder / "submit.sh"
     durable.write_bytes(script, os.fsencode("\n".join(lines) + "\n"))
     script.chmod(0o775)
@@ -171,10 +152,19 @@ def _send_line(name: str, sent: Submission, edge: str, parents: Sequence[str]) -
     return " ".join(["send", shlex.quote(name), str(sent.token), edge, *dict.fromkeys(f'"{p}"' for p in parents)])
 
 
-def _write_job(path: Path, launch: Launch, submission: Submission, parameters: dict[str, Any], *, module: str) -> None:
-    """<path>.sbatch, and <path>.json: its line in the ledger, with @JOB_ID@ for the id."""
-    durable.make_folder(submission.folder)
-    text = script_text(submission, launch.settings, parameters, module=module)
-    durable.write_bytes(path.with_name(path.name + ".sbatch"), os.fsencode(text))
-    line = json.dumps(as_line(replace(submission, job_id="@JOB_ID@", sender="submit.sh")))
-    durable.write_bytes(path.with_name(path.name + ".json"), os.fsencode(line) + b"\n")
+def _write_job(
+    folder: Path, number: int, launch: Launch, group: Group | None, indices: Mapping[str, int]
+) -> tuple[Submission, str]:
+    """A group's, or else the finish job's: NN-<name>.sbatch, and NN-<name>.json, its line in the ledger with @JOB_ID@
+    for the id. Returns it, and NN-<name>."""
+    sent = intended(launch, group)
+    name = f"{number:02d}-{sent.name}"
+    module = "transfergrid.cli.finish" if group is None else "transfergrid.cluster.task"
+    durable.make_folder(sent.folder)
+    write_orders(launch, group, indices)
+    parameters = sbatch_parameters(launch, group, sent, dependency=None)
+    text = script_text(sent, launch.settings, parameters, module=module)
+    durable.write_bytes(folder / f"{name}.sbatch", os.fsencode(text))
+    line = json.dumps(as_line(replace(sent, job_id="@JOB_ID@", sender="submit.sh")))
+    durable.write_bytes(folder / f"{name}.json", os.fsencode(line) + b"\n")
+    return sent, name

@@ -119,7 +119,9 @@ def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
         _stop(pool)
         raise
     finally:
-        _forget(payload)
+        payload.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            payload.parent.rmdir()
     return list(pool.endings.values())
 
 
@@ -185,12 +187,11 @@ def _drop_blocked(pool: _Pool, watcher: Watcher) -> None:
     """Whatever needs a run that did not complete here cannot run either."""
     for item in list(pool.waiting):
         planned = item[1]
-        for need in planned.needs:
-            other = pool.endings.get(need)
-            if other is not None and other.ending not in ("completed", "reused"):
-                pool.waiting.remove(item)
-                _end(pool, watcher, Ended(planned.run, "blocked", f"needs {need}, which {other.ending}", "blocked"))
-                break
+        bad = next((e for n in planned.needs if (e := pool.endings.get(n)) and e.failure is not None), None)
+        if bad is not None:
+            pool.waiting.remove(item)
+            reason = f"needs {bad.run.run_id}, which {bad.ending}"
+            _end(pool, watcher, Ended(planned.run, "blocked", reason, "blocked"))
 
 
 def _collect(pool: _Pool, runtime: Runtime, watcher: Watcher) -> None:
@@ -236,13 +237,12 @@ def _after(planned: PlannedRun, extraction: str) -> PlannedRun:
 def _judge(child: _Child, runtime: Runtime) -> Ended:
     """The record decides; the exit code only where there is none."""
     run, code = child.planned.run, child.process.exitcode
-    if code == _EXIT["completed"]:
-        return Ended(run, "completed")
     if code == _EXIT["failed"]:
         head = record_head(store_paths(runtime).run(run.run_id))
         if head is not None and head.failure_class is not None:
             return Ended(run, "failed", head.error or "", head.failure_class, head.remedy)
     for ended in (
+        Ended(run, "completed"),
         Ended(run, "reused"),
         Ended(run, "interrupted", "it was told to stop", remedy="launch again to continue"),
         Ended(run, "in flight"),
@@ -269,11 +269,11 @@ def _loss(run: RunSpec, code: int) -> GridError:
         return Lost(f"its process {cause.words}", cause.failure_class, None if of_a_node else cause.remedy)
     cpu_s = resource.getrlimit(resource.RLIMIT_CPU)[0]
     if code == -signal.SIGKILL and cpu_s != resource.RLIM_INFINITY:
-        told = f"its process was killed, as one is that has used more CPU time than ulimit -t, which is {cpu_s} here"
-        return Lost(told, "environment", OF_ULIMIT)
-    what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    told = f"its process ended with {what}; the end of its log.txt may say why"
-    return Lost(told, signal=-code if code < 0 else None)
+        words = f"its process was killed, as one is that has used more CPU time than ulimit -t, which is {cpu_s} here"
+        return Lost(words, "environment", OF_ULIMIT)
+    ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    words = f"its process ended with {ending}; the end of its log.txt may say why"
+    return Lost(words, signal=-code if code < 0 else None)
 
 
 def _end(pool: _Pool, watcher: Watcher, ended: Ended) -> None:
@@ -291,12 +291,6 @@ def _stop(pool: _Pool) -> None:
         if child.process.is_alive():
             child.process.kill()
             child.process.join()
-
-
-def _forget(payload: Path) -> None:
-    payload.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        payload.parent.rmdir()
 
 
 # ------------------------------------------------------------------------------------------------- inside the children

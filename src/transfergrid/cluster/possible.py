@@ -64,18 +64,16 @@ def impossible(resources: Resources, limits: Limits) -> ConfigError | None:
         partitions = named_partitions(resources, limits)
     except ConfigError as error:
         return error
-    refusals = [
-        against(resources, partition) or above(resources, ceilings(resources, partition, limits))
-        for partition in partitions
-    ]
-    possible = [refusal for refusal in refusals if refusal is not None]
-    if len(possible) < len(refusals):
-        return None
-    *others, last = possible
-    if not others:
-        return last
-    remedies = dict.fromkeys(refusal.remedy for refusal in possible if refusal.remedy)
-    return ConfigError("; ".join(refusal.fact for refusal in possible), remedy=" or ".join(remedies))
+    refusals = []
+    for partition in partitions:
+        refusal = against(resources, partition) or above(resources, ceilings(resources, partition, limits))
+        if refusal is None:
+            return None
+        refusals.append(refusal)
+    if len(refusals) == 1:
+        return refusals[0]
+    remedies = dict.fromkeys(refusal.remedy for refusal in refusals if refusal.remedy)
+    return ConfigError("; ".join(refusal.fact for refusal in refusals), remedy=" or ".join(remedies))
 
 
 def ceilings(resources: Resources, partition: Partition, limits: Limits) -> list[Ceiling]:

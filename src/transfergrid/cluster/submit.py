@@ -266,7 +266,7 @@ def sbatch_parameters(
     settings = launch.settings if group is not None else settings_of_finish(launch.settings, launch.finish)
     resources = launch.finish if group is None else group.resources
     options = settings.options(resources)
-    parameters = {
+    parameters: dict[str, Any] = {
         "job_name": submission.job_name,
         # Named here, each with submitit's own default otherwise, as a time of five minutes and a wckey.
         **{name.replace("-", "_"): options.pop(name, None) for name in OF_SUBMITIT},

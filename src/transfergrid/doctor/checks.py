@@ -85,9 +85,8 @@ def check_partition(settings: ClusterSettings, limits: Limits) -> Check:
 def _described(partition: Partition) -> str:
     time = "no time limit" if partition.max_time_min is None else f"at most {partition.max_time_min} min"
     gpus = " ".join(f"{count} {kind or 'GPU'}" for kind, count in partition.gpus_by_type.items()) or "no GPUs"
-    memory = f"{partition.max_mem_mib / 1024:.1f} GiB"
-    if partition.has_unknown_memory:
-        memory = "memory that SLURM was not told"
+    known = f"{partition.max_mem_mib / 1024:.1f} GiB"
+    memory = "memory that SLURM was not told" if partition.has_unknown_memory else known
     return (
         f"{partition.name}, {time}, {partition.usable_nodes} of {partition.nodes} nodes take jobs, each up to "
         f"{partition.max_cpus} CPUs, {memory}, {gpus}"
@@ -113,10 +112,8 @@ def check_queue(limits: Limits) -> Check:
     if room is None:
         return Check("queue", True, f"{live} of your jobs in the queue, no limit known")
     said = f"{live} of your jobs in the queue, {limits.max_jobs} allowed"
-    if room == 0:
-        remedy = "wait until some have ended; then wait=true sends a large grid in waves"
-        return Check("queue", False, said, remedy)
-    return Check("queue", True, said)
+    remedy = "wait until some have ended; then wait=true sends a large grid in waves"
+    return Check("queue", True, said) if room else Check("queue", False, said, remedy)
 
 
 def check_accounting(limits: Limits) -> Check:
@@ -124,9 +121,8 @@ def check_accounting(limits: Limits) -> Check:
     memory = f"squeue knows a job for {limits.min_job_age_s} s after its end"
     if not limits.accounting:
         if limits.min_job_age_s < MIN_JOB_AGE_S:
-            remedy = (
-                f"ask for accounting (slurmdbd) or MinJobAge of at least {MIN_JOB_AGE_S} s; until then use wait=true"
-            )
+            longer = f"MinJobAge of at least {MIN_JOB_AGE_S} s"
+            remedy = f"ask for accounting (slurmdbd) or {longer}; until then use wait=true"
             return Check("accounting", False, f"none, and {memory}", remedy)
         return Check("accounting", True, f"none: states are told by squeue alone; {memory}")
     try:

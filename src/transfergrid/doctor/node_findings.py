@@ -52,10 +52,8 @@ def check_commands(answer: ProbeAnswer) -> Check:
     said = f"where cluster.python= runs, as in a container, there is no {' and no '.join(missing)}"
     if all(outside.values()):
         return Check("commands", True, f"{said}; the batch script puts jobs back into the queue")
-    remedy = (
-        "have SLURM's commands on the nodes or in the container; until then a run ends at its time limit, so give"
-        " cluster.timeout_min= for all of it, or launch again to continue"
-    )
+    remedy = "have SLURM's commands on the nodes or in the container; until then a run ends at its time limit, so give"
+    remedy += " cluster.timeout_min= for all of it, or launch again to continue"
     return Check("commands", False, f"{said}, nor in the batch script", remedy)
 
 
@@ -64,11 +62,7 @@ def check_ulimits(answer: ProbeAnswer) -> Check:
     finding = answer.findings.get("ulimits")
     if finding is None:
         return _unknown("ulimits")
-    low = [
-        f"ulimit -{name} is {finding[name]}"
-        for name, least in LEAST_ULIMITS.items()
-        if finding.get(name, least) < least
-    ]
+    low = [f"ulimit -{u} is {finding[u]}" for u, least in LEAST_ULIMITS.items() if finding.get(u, least) < least]
     if low:
         return Check("ulimits", False, "; ".join(low), OF_ULIMIT)
     return Check("ulimits", True, "none that a run would meet")
@@ -134,9 +128,8 @@ def check_memory(answer: ProbeAnswer) -> Check:
     if finding is None:
         return _unknown("memory")
     if finding < MIN_MEMORY_GIB:
-        return Check(
-            "memory", False, f"{finding:.1f} GiB available", f"end other programs: {MIN_MEMORY_GIB:g} GiB are needed"
-        )
+        remedy = f"end other programs: {MIN_MEMORY_GIB:g} GiB are needed"
+        return Check("memory", False, f"{finding:.1f} GiB available", remedy)
     return Check("memory", True, f"{finding:.1f} GiB available")
 
 

@@ -11,11 +11,12 @@ import contextlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +114,10 @@ def _met(folders: Mapping[str, Path], name: str, other: str, visible_s: float) -
 
 
 # --------------------------------------------------------------------------------------------------------- the machine
-def _outcome(look: Any) -> dict[str, Any]:
+def _outcome(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What look() found, or the error it ended with: a broken driver raises whatever it likes."""
     try:
-        found: dict[str, Any] = look()
-        return found
+        return look()
     except Exception as error:
         return {"error": one_line(error)}
 
@@ -164,10 +164,8 @@ def _ulimits() -> dict[str, int]:
 
 def _free_memory_gib() -> float:
     """What Linux could give to new processes, in GiB."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) / 2**20
-    return 0.0
+    available = re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return 0.0 if available is None else int(available[1]) / 2**20
 
 
 if __name__ == "__main__":
