@@ -27,9 +27,7 @@ LOOKS = 3  # at what SLURM shows, before a job of which sbatch said nothing coun
 
 def look_up(submission: Submission, deadline: float) -> Submission | None:
     """A submission with its job's id, once SLURM shows that job; None where it has answered several times without it.
-
-    deadline: of time.monotonic(). Raises SlurmDown where it does not answer until then.
-    """
+    Raises SlurmDown where it does not answer until the deadline, of time.monotonic()."""
     looks = 0
     while looks < LOOKS:
         try:

@@ -52,10 +52,8 @@ class Settled:
 
 
 def settle_bills(store: StorePaths, ledger: Ledger, run_ids: Iterable[str]) -> Settled:
-    """Bring bill.json of these runs, and of those that share a job with them, up to date.
-
-    A store that cannot be written, and a SLURM that does not answer, change nothing.
-    """
+    """Bring bill.json of these runs, and of those that share a job with them, up to date. A store that cannot be
+    written, and a SLURM that does not answer, change nothing."""
     claims = _claims(store, ledger, [r for r in dict.fromkeys(run_ids) if not _is_settled(store, r)])
     entries = _ask(claims)
     billed: dict[str, list[BilledJob]] = {}

@@ -53,7 +53,8 @@ def cause_of(code: int, number: int, log: str, *, folder: str = "") -> Cause:
     if traced is not None and traced[0] != "cancelled":
         return Cause(*traced)
     killer = _signal_behind(code, number, log)
-    told = f"exit code {code}" if killer is None else f"signal {_name(killer)}"
+    names = {each.value: each.name for each in signal.Signals}
+    told = f"exit code {code}" if killer is None else f"signal {names.get(killer, killer)}"
     if killer in _CRASHES:
         if killer == signal.SIGABRT and "bad_alloc" in log:
             return Cause("host_oom", f"ended with {told}: it got no more memory")
@@ -99,10 +100,3 @@ def _signal_behind(code: int, number: int, log: str) -> int | None:
     named = signal.strsignal(code) if 0 < code < signal.NSIG else None
     told = re.findall(r"srun: error: .*\btasks? \S+ +(.+)|: +\d+ ([A-Z].*) srun", log)
     return code if named is not None and any(named in words for pair in told for words in pair) else None
-
-
-def _name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return str(number)

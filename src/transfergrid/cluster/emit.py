@@ -114,11 +114,8 @@ def emit(
     indices: Mapping[str, int],
     live: Sequence[str],
 ) -> Path:
-    """Write <folder>/{NN-<name>.sbatch, NN-<name>.json, submit.sh}; returns submit.sh.
-
-    indices: run_id -> place in the payload. live: ids of this grid's jobs that SLURM has already; the finish job
-    comes after those, too.
-    """
+    """Write <folder>/{NN-<name>.sbatch, NN-<name>.json, submit.sh}; returns submit.sh. indices: run_id -> place in the
+    payload. live: ids of this grid's jobs that SLURM has already; the finish job comes after those, too."""
     durable.make_folder(folder)
     lines = [
         HEAD.format(

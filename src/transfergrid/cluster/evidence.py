@@ -98,10 +98,8 @@ class Case:
 
 @dataclass(slots=True)
 class Look:
-    """One look at everything: what it has read and been told. Lives for one take_snapshot.
-
-    here: the cluster that answers; None where none does. account: by cluster and job.
-    """
+    """What one take_snapshot has read and been told. here: the cluster that answers; None where none does. account: by
+    cluster and job."""
 
     store: StorePaths
     ledger: Ledger

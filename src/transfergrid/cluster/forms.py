@@ -18,10 +18,8 @@ _said: set[str] = set()
 
 
 def rows(command: str, text: str, forms: Sequence[str]) -> list[list[str]]:
-    """Of each line that has so many cells, each of its form (a regular expression), the cells.
-
-    The last cell may hold separators. What else the command printed is said once.
-    """
+    """Of each line that has so many cells, each of its form (a regular expression), the cells; the last may hold
+    separators. What else the command printed is said once."""
     found, unread = [], []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(SEPARATOR, len(forms) - 1)]

@@ -67,7 +67,6 @@ class Submission:
         return next(self.folder.glob("*_submitted.pkl"), None) is not None
 
     def task_id(self, index: int) -> str | None:
-        """SLURM's id of one task."""
         if self.job_id is None:
             return None
         return self.job_id if len(self.tasks) == 1 else f"{self.job_id}_{index}"

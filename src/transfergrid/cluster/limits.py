@@ -86,7 +86,6 @@ class Partition:
 
     @property
     def usable_nodes(self) -> int:
-        """Those that are neither down nor drained."""
         return sum(s.usable for s in self.shapes)
 
 
@@ -144,10 +143,8 @@ class Limits(OfUser):
 
 # ------------------------------------------------------------------------------------------------------------- reading
 def read_limits(*, account: str | None = None, qos: str | None = None) -> Limits:
-    """Ask the cluster, in five commands. account, qos: whose limit of jobs counts; None = the user's defaults.
-
-    Raises SlurmDown where the controller does not answer. A silent database is no error: its answers are then None.
-    """
+    """Ask the cluster, in five commands. account, qos: whose limit of jobs counts; None = the user's defaults. Raises
+    SlurmDown where the controller does not answer. A silent database is no error: its answers are then None."""
     config = read_config()
     accounting = config.get("AccountingStorageType", "").endswith("/slurmdbd")
     user = _read_accounting(config, account, qos) if accounting else OfUser()
@@ -305,10 +302,8 @@ def ceiling_of(owner: str, columns: Mapping[str, str]) -> Ceiling:
 
 
 def above(asked: Resources, layers: Sequence[Ceiling]) -> ConfigError | None:
-    """Why such a job would wait for good; None where nothing forbids it.
-
-    layers: the most important first. SLURM takes each limit from the first of them that has it.
-    """
+    """Why such a job would wait for good; None where nothing forbids it. layers: the most important first, since SLURM
+    takes each limit from the first of them that has it."""
     for key, tres, value in _wanted(asked):
         most, owner = _least(layers, tres)
         if value > most:

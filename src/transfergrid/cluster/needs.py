@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from graphlib import TopologicalSorter
 
 from transfergrid.cluster.evidence import Case, payload_of
 from transfergrid.cluster.ledger import Ledger
@@ -42,22 +43,12 @@ def with_ancestors(run_ids: Sequence[str], needs: Mapping[str, Sequence[str]]) -
 
 
 # -------------------------------------------------------------------------------------------------------------- states
-def follow_needs(
-    run_id: str, states: dict[str, RunState], cases: Mapping[str, Case], needs: Mapping[str, Sequence[str]]
-) -> None:
-    """Say of a run what it waits for, or what blocks it; needed ones first. Each run is settled once."""
-    pending: list[tuple[str, bool]] = [(run_id, False)]
-    while pending:
-        each, needs_settled = pending.pop()
-        if not needs_settled:
-            pending.append((each, True))
-            pending.extend((n, False) for n in needs.get(each, ()) if _may_depend(states[n]))
-        elif _may_depend(states[each]):
-            states[each] = _depending(states[each], cases[each], [states[n] for n in needs.get(each, ())])
-
-
-def _may_depend(state: RunState) -> bool:
-    return state.state in ("not submitted", "cancelled", "lost", "blocked") or state.waits_for_needs
+def follow_needs(states: dict[str, RunState], cases: Mapping[str, Case], needs: Mapping[str, Sequence[str]]) -> None:
+    """Say of each run what it waits for, or what blocks it; needed ones first."""
+    for run_id in TopologicalSorter({run_id: needs.get(run_id, ()) for run_id in states}).static_order():
+        state = states[run_id]
+        if state.state in ("not submitted", "cancelled", "lost", "blocked") or state.waits_for_needs:
+            states[run_id] = _depending(state, cases[run_id], [states[n] for n in needs.get(run_id, ())])
 
 
 def _depending(state: RunState, case: Case, needed: Sequence[RunState]) -> RunState:

@@ -106,10 +106,8 @@ def proof_of_attempt(owner: Mapping[str, Any]) -> Proof:
 
 # ------------------------------------------------------------------------------------------------------- what is alive
 def live_rows(jobs: Mapping[str, Proof], where: Here | None = None) -> dict[str, slurm.QueueEntry]:
-    """Of these jobs (`123`, which covers an array's tasks, or `123_4`) what is alive now and proven: task -> its row.
-
-    A job that is ending is alive. where: the cluster, if it is known already. Raises SlurmDown, SlurmRefused.
-    """
+    """Of these jobs (`123`, which covers an array's tasks, or `123_4`) what is alive now, or ending, and proven: task
+    -> its row. where: the cluster, if it is known already. Raises SlurmDown, SlurmRefused."""
     if not jobs:
         return {}
     where = where or here()
@@ -150,9 +148,7 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
 # ----------------------------------------------------------------------------------------------------------- this job
 def row_of_this_job(timeout_s: float = slurm.TIMEOUT_S) -> slurm.QueueEntry | None:
     """As the queue shows the job this process is in; None where it shows none that proves to be it, or a newer copy.
-
-    Raises SlurmDown, SlurmRefused.
-    """
+    Raises SlurmDown, SlurmRefused."""
     me, mark, where = slurm_task(), job_mark(), here(timeout_s)
     if me is None or mark is None or where.name != os.environ.get("SLURM_CLUSTER_NAME"):
         return None

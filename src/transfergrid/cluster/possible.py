@@ -171,10 +171,8 @@ def _too_long(asked: Resources, where: str, max_time_min: int) -> ConfigError:
 
 # ------------------------------------------------------------------------------------------------- defaults that yield
 def fitted(resources: Resources, limits: Limits, *, what: str) -> tuple[Resources, str | None]:
-    """The request with those of its defaults lowered that no partition named could meet, and a line that says so.
-
-    What somebody asked for stays. A request that is impossible all the same stays whole: assert_possible() names it.
-    """
+    """The request with those of its defaults lowered that no partition named could meet, and a line that says so. What
+    somebody asked for stays. A request that is impossible all the same stays whole: assert_possible() names it."""
     try:
         partitions = named_partitions(resources, limits)
     except ConfigError:
@@ -234,10 +232,8 @@ def _told(before: Resources, after: Resources) -> str:
 # ---------------------------------------------------------------------------------------------- what SLURM itself says
 def start_estimate(settings: ClusterSettings, phases: Sequence[str]) -> dict[str, str]:
     """When SLURM expects a job of each phase to start, were it sent now; phases of one shape are asked about once.
-
     Raises ConfigError for what the cluster does not have, as a feature, a node or that much memory: to sbatch it would
-    say the same, perhaps after other phases were sent.
-    """
+    say the same, perhaps after other phases were sent."""
     by_shape: dict[Resources, list[str]] = {}
     for phase in phases:
         by_shape.setdefault(settings.of_phase(phase), []).append(phase)

@@ -101,10 +101,8 @@ def _call(
 
 
 def sbatch(arguments: Sequence[str], *, environ: Mapping[str, str] | None = None) -> str | None:
-    """The id that it says it gave the job; None where it succeeded and no line of its answer tells one.
-
-    A banner may tell one as well: the job's own is that of its name (adopt.py). Raises SlurmDown, SlurmRefused.
-    """
+    """The id that it says it gave the job; None where no line of its answer tells one. A banner may tell one as well:
+    the job's own is that of its name (adopt.py). Raises SlurmDown, SlurmRefused."""
     text = run(["sbatch", *arguments], timeout_s=SBATCH_S, environ=environ)
     form = r"^[ \t]*(?:Submitted batch job (\d+)(?: on cluster \S+)?|(\d+)(?:;\S+)?)[ \t\r]*$"
     told = re.findall(form, text, re.MULTILINE)  # `1;cluster` with SBATCH_PARSABLE
@@ -127,10 +125,8 @@ def answers(timeout_s: float = PROBE_S) -> bool:
 
 
 def test_only(options: Sequence[str]) -> str | None:
-    """`to start at 2026-11-20 13:00 UTC on n1`: SLURM's own estimate for such a job; None where it gives none.
-
-    Raises SlurmRefused where it would not take the job.
-    """
+    """`to start at 2026-11-20 13:00 UTC on n1`: SLURM's own estimate for such a job; None where it gives none. Raises
+    SlurmRefused where it would not take the job."""
     try:
         done = _call(["sbatch", "--test-only", *options, "--wrap=true"], 5.0)
     except (SlurmDown, SlurmRefused):

@@ -84,8 +84,7 @@ def take_snapshot(
     finishing = None if grid is None else finish_case(ledger, grid)
     ask_slurm(look, [*cases.values(), *([finishing] if finishing is not None else [])], timeout_s)
     states = {run_id: _with_artifacts(case, _judge(look, case)) for run_id, case in cases.items()}
-    for run_id in asked:
-        follow_needs(run_id, states, cases, needs)
+    follow_needs(states, cases, needs)
     cluster = look.here.name if look.here is not None else None
     finish = None if finishing is None else _judge_finish(look, finishing)
     return Snapshot({r: states[r] for r in asked}, look.error, look.accounting, cluster, finish)

@@ -1,7 +1,5 @@
-"""What jobs/doctor.py looks at on this machine and in SLURM's settings, one function per line of its output.
-
-What a node answers is judged in node_findings.py.
-"""
+"""What jobs/doctor.py looks at on this machine and in SLURM's settings, one function per line of its output; what a
+node answers is judged in node_findings.py."""
 
 from __future__ import annotations
 
