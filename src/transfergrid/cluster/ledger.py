@@ -133,11 +133,5 @@ def _read(path: Path) -> Iterator[Submission]:
         except ValueError:
             continue
         known = {f.name: line[f.name] for f in fields(Submission) if f.name in line}
-        yield Submission(
-            **known
-            | {
-                "launch": path.parents[1],
-                "tasks": tuple(tuple(task) for task in line["tasks"]),
-                "submitted": datetime.fromisoformat(line["submitted"]).astimezone(UTC),
-            }
-        )
+        known |= {"launch": path.parents[1], "tasks": tuple(tuple(task) for task in line["tasks"])}
+        yield Submission(**known | {"submitted": datetime.fromisoformat(line["submitted"]).astimezone(UTC)})

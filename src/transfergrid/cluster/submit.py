@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,15 @@ class Launch:
 
 
 # --------------------------------------------------------------------------------------------------------------- send
+@dataclass(slots=True)
 class Sender:
-    """Sends groups in order and remembers which task carries which run. Lives for one launch."""
+    """Sends groups in order and remembers which task carries which run. indices: run_id -> place in the payload."""
 
-    def __init__(self, launch: Launch, ledger: Ledger, indices: Mapping[str, int]) -> None:
-        self.launch = launch
-        self.ledger = ledger
-        self.indices = indices  # run_id -> place in the payload
-        self.sent: list[Submission] = []
-        self._task_of: dict[str, str] = {}
+    launch: Launch
+    ledger: Ledger
+    indices: Mapping[str, int]
+    sent: list[Submission] = field(default_factory=list)
+    _task_of: dict[str, str] = field(default_factory=dict)
 
     def send(self, group: Group) -> Submission:
         """Raises SlurmRefused, SlurmDown."""
@@ -157,20 +157,26 @@ def _send(
     while True:
         refusal, silence = None, ""
         try:
-            told = slurm.sbatch([str(script)], environ=environment_of_jobs())
+            job_id = slurm.sbatch([str(script)], environ=environment_of_jobs())
         except SlurmRefused as error:
             refusal = error
         except SlurmDown as error:
             silence = one_line(error)
         else:
-            put_pickles(replace(submission, job_id=told or "accepted"))
-        is_certain = refusal is not None and refusal.answer in (Answer.REFUSED, Answer.NO_ROOM)
-        found = _look_once(submission) if is_certain else [look_up(submission, deadline)]
-        if found and found[0] is not None:  # whatever sbatch said
-            script.rename(submission.folder / f"{found[0].job_id}_{script.name}")
-            return found[0]
+            put_pickles(replace(submission, job_id=job_id or "accepted"))
+        adopted, is_shown = None, True
+        if refusal is not None and refusal.answer in (Answer.REFUSED, Answer.NO_ROOM):
+            try:  # it may have been taken, and the answer be about another thing
+                adopted = next(iter(adopt([submission])), None)
+            except MachineError:  # SLURM does not show its queue
+                is_shown = False
+        else:
+            adopted = look_up(submission, deadline)
+        if adopted is not None:  # whatever sbatch said
+            script.rename(submission.folder / f"{adopted.job_id}_{script.name}")
+            return adopted
         if refusal is not None:
-            raise _refused(submission, refusal, is_shown=found is not None) from refusal
+            raise _refused(submission, refusal, is_shown=is_shown) from refusal
         if not silence:  # sent again, it might be there twice
             raise MachineError(
                 f"sbatch took {submission.job_name}, and SLURM shows no job of that name; is it renamed by a plugin of"
@@ -196,15 +202,6 @@ def _write_script(
     script = folder / "submission.sh"
     durable.write_bytes(script, os.fsencode(text))
     return script
-
-
-def _look_once(submission: Submission) -> list[Submission] | None:
-    """Of a job that sbatch refused: it may have been taken, and the answer be about another thing. None where SLURM
-    does not show its queue."""
-    try:
-        return adopt([submission])
-    except MachineError:
-        return None
 
 
 def _refused(submission: Submission, refusal: SlurmRefused, *, is_shown: bool) -> SlurmRefused:

@@ -89,14 +89,17 @@ def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str]
     )
 
 
+@dataclass(slots=True, kw_only=True)
 class ProbeJobs:
-    """The probes of one call of doctor. Leaving the block cancels what has not ended."""
+    """The probes of one call of doctor. Leaving the block cancels what has not ended.
 
-    def __init__(self, *, queue_s: float, visible_s: float) -> None:
-        self.queue_s = queue_s
-        self.visible_s = visible_s
-        self._jobs: dict[str, _Job] = {}
-        self._refused: dict[str, ProbeAnswer] = {}
+    queue_s: how long they may wait to start. visible_s: how long a file may take to show on another machine.
+    """
+
+    queue_s: float
+    visible_s: float
+    _jobs: dict[str, _Job] = field(default_factory=dict)
+    _refused: dict[str, ProbeAnswer] = field(default_factory=dict)
 
     def __enter__(self) -> ProbeJobs:
         return self
