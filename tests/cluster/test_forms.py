@@ -24,9 +24,9 @@ from transfergrid.doctor import checks
 
 @pytest.fixture(autouse=True)
 def nothing_was_said() -> Iterator[None]:
-    forms._said.clear()
+    forms._commands_noted.clear()
     yield
-    forms._said.clear()
+    forms._commands_noted.clear()
 
 
 @pytest.fixture

@@ -41,8 +41,8 @@ class AccountEntry:
     @property
     def memory(self) -> str:
         """What it used of what it had asked for, in words; empty where that is not known."""
-        used, asked = self.max_rss_mib, self.memory_mib
-        return f"seen using {used / 1024:.1f} of {asked / 1024:.1f} GiB" if used and asked else ""
+        used, requested = self.max_rss_mib, self.memory_mib
+        return f"seen using {used / 1024:.1f} of {requested / 1024:.1f} GiB" if used and requested else ""
 
 
 _FORM_OF = {

@@ -31,7 +31,7 @@ def look_up(submission: Submission, deadline: float) -> Submission | None:
     looks = 0
     while looks < LOOKS:
         try:
-            found = adopt([submission])
+            adopted = adopt([submission])
         except SlurmDown as error:
             if time.monotonic() > deadline:
                 raise SlurmDown(
@@ -39,8 +39,8 @@ def look_up(submission: Submission, deadline: float) -> Submission | None:
                 ) from error
             looks = 0
         else:
-            if found:
-                return found[0]
+            if adopted:
+                return adopted[0]
             looks += 1
         time.sleep(RETRY_S)
     return None
@@ -62,7 +62,7 @@ def adopt(intents: Sequence[Submission]) -> list[Submission]:
 def _job_ids(intents: Sequence[Submission]) -> dict[str, str]:
     """Name of each submission that SLURM shows -> its job's id. The number that sbatch told is looked at first, then
     all that its user has in the queue, since tasks rename themselves; then the accounting, of what has ended."""
-    number_of = {s.name: number for s in intents if (number := _told_id(s)) is not None}
+    number_of = {s.name: number for s in intents if (number := _printed_id(s)) is not None}
     id_of = _matched([s for s in intents if s.name in number_of], slurm.squeue(number_of.values()))
     missing = [s for s in intents if s.name not in id_of]
     uids = {s.uid for s in missing if s.uid is not None}
@@ -93,26 +93,26 @@ def _may_be_under_way(intent: Submission, *, alone: bool) -> bool:
     return (datetime.now(UTC) - intent.submitted).total_seconds() < SETTLING_S
 
 
-def _told_id(intent: Submission) -> str | None:
+def _printed_id(intent: Submission) -> str | None:
     """The number that sbatch told: the pickles' names begin with it."""
-    found = next(iter(intent.folder.glob("[0-9]*_submitted.pkl")), None)
-    return None if found is None else slurm.base_id(found.name)
+    pickle = next(iter(intent.folder.glob("[0-9]*_submitted.pkl")), None)
+    return None if pickle is None else slurm.base_id(pickle.name)
 
 
 def put_pickles(submission: Submission) -> None:
     """As submitit does after sbatch: each task's pickle under the task's name, where the task waits for it."""
     pickles = [p for p in submission.folder.glob("*.pkl") if not p.name.endswith("_result.pkl")]
-    wanted = {f"{submission.task_id(index)}_submitted.pkl" for index in range(len(submission.tasks))}
-    if not pickles or {p.name for p in pickles} == wanted:
+    names = {f"{submission.task_id(index)}_submitted.pkl" for index in range(len(submission.tasks))}
+    if not pickles or {p.name for p in pickles} == names:
         return
     contents = {p.read_bytes() for p in pickles}
     if len(contents) > 1:  # a sweep's: each holds its own run, and submitit puts them in their places itself
         return
     [content] = contents
-    for name in wanted:
+    for name in names:
         durable.write_bytes(submission.folder / name, content)
     for pickle in pickles:
-        if pickle.name not in wanted:
+        if pickle.name not in names:
             pickle.unlink()
 
 
@@ -129,8 +129,8 @@ def adopt_intents(ledger: Ledger, where: Here | None = None, *, alone: bool) -> 
     if not intents:
         return False
     for look in range(LOOKS):
-        found = {s.name for s in adopt(intents)}
-        intents = [s for s in intents if s.name not in found]
+        adopted = {s.name for s in adopt(intents)}
+        intents = [s for s in intents if s.name not in adopted]
         if not intents:
             return True
         if look + 1 < LOOKS:

@@ -123,22 +123,22 @@ def _claims(store: StorePaths, ledger: Ledger, run_ids: Sequence[str]) -> dict[J
     job of its number that the ledger has."""
     sent: dict[Job, Submission] = {}
     packs: dict[Job, set[str]] = {}
-    wanted = set(run_ids)
+    own_runs = set(run_ids)
     for submission in ledger.submissions:
         for index, task in enumerate(submission.tasks):
             job_id = submission.task_id(index)
-            if job_id is not None and wanted.intersection(task):
+            if job_id is not None and own_runs.intersection(task):
                 job = (submission.cluster, job_id)
                 sent[job] = submission
                 packs.setdefault(job, set()).update(task)
-    times = {r: attempt_times(store.run(r)) for r in wanted.union(*packs.values())}
+    times = {r: attempt_times(store.run(r)) for r in own_runs.union(*packs.values())}
     began: dict[tuple[Job, str], list[AttemptTime]] = {}
     for run_id, attempts in times.items():
         for attempt in attempts:
             if attempt.task is not None:
                 job = _job_of(attempt, sent)
                 began.setdefault((job, run_id), []).append(attempt)
-                if run_id in wanted:
+                if run_id in own_runs:
                     packs.setdefault(job, set()).add(run_id)
     return {
         job: Claim(sent.get(job), {r: tuple(began.get((job, r), ())) for r in sorted(pack)})
@@ -182,11 +182,11 @@ def _billed(entry: AccountEntry, share: float) -> BilledJob:
     )
 
 
-def _write(store: StorePaths, run_id: str, found: Sequence[BilledJob]) -> bool:
+def _write(store: StorePaths, run_id: str, billed: Sequence[BilledJob]) -> bool:
     """Whether there was anything new to write."""
     paths = store.run(run_id)
     former, times = read_bill(paths), attempt_times(paths)
-    jobs = joined(former, found)
+    jobs = joined(former, billed)
     known = {(cluster, job.job) for job in jobs for cluster in (None, job.cluster)}
     is_closed = all(j.has_ended for j in jobs) and all(a.task is None or (a.cluster, a.task) in known for a in times)
     bill = Bill(jobs=jobs, attempt=max((a.number for a in times), default=0), is_closed=is_closed)

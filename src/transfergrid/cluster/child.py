@@ -68,8 +68,8 @@ def context() -> ForkServerContext:
     # Threads that spin while they wait make a step 4 to 6 times slower as soon as anything else wants a core (measured:
     # tinynet, two threads on two cores beside another process, 360 to 400 ms a step against 55 to 70 ms).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(list(PRELOADED))
+    family = multiprocessing.get_context("forkserver")
+    family.set_forkserver_preload(list(PRELOADED))
     if threading.current_thread() is threading.main_thread():
         # The server imports torch for seconds, and its children begin as it is: Ctrl-C, and what SLURM sends to every
         # process of a job, is this process's to hear, which then ends its children itself.
@@ -79,7 +79,7 @@ def context() -> ForkServerContext:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    return made
+    return family
 
 
 def gpus_for(runtime: Runtime) -> GpusHere:
@@ -102,8 +102,8 @@ def _gpus_here(visible: str | None) -> GpusHere:
 def _usable_gpus() -> tuple[tuple[int, ...], str | None]:
     from transfergrid.training.device import gpus  # torch
 
-    found = gpus()
-    return found.usable, found.problem
+    here = gpus()
+    return here.usable, here.problem
 
 
 def _answer(function: Callable[..., Any], arguments: tuple[object, ...], sender: Connection) -> None:

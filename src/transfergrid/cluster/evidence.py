@@ -118,17 +118,17 @@ class Look:
 
     def entry(self, case: Case) -> slurm.QueueEntry | None:
         """The queue's row of a run's job, where it proves to be that."""
-        found = self.queue.get(str(case.job_id))
-        if found is None or self.here is None:
+        row = self.queue.get(str(case.job_id))
+        if row is None or self.here is None:
             return None
-        return found if case.proof.fits(self.here.name, found.name, found.comment) else None
+        return row if case.proof.fits(self.here.name, row.name, row.comment) else None
 
     def renamed(self, case: Case) -> slurm.QueueEntry | None:
         """A live job of a run's number and user that bears another name."""
-        found, here = self.queue.get(str(case.job_id)), self.here
-        if found is None or here is None or not case.proof.may_be_renamed(here.name, found):
+        row, here = self.queue.get(str(case.job_id)), self.here
+        if row is None or here is None or not case.proof.may_be_renamed(here.name, row):
             return None
-        return None if any(s.proof.fits(here.name, found.name) for s in self.ledger.submissions) else found
+        return None if any(s.proof.fits(here.name, row.name) for s in self.ledger.submissions) else row
 
     def accounted(self, case: Case) -> AccountEntry | None:
         """What the accounting keeps of a run's job, where it proves to be that."""
@@ -185,17 +185,17 @@ def ask_slurm(look: Look, cases: Sequence[Case], timeout_s: float) -> None:
     """Which cluster this is; one squeue for all its jobs of runs that are not done; and of those that this leaves open
     one sacct per cluster they were sent to, which is one as a rule."""
     undone = [c for c in cases if not c.own.is_done and not _ended_by_record(c)]
-    asked = [c for c in undone if c.job_id is not None]
-    if not asked and all(c.submission is None for c in undone):
+    with_jobs = [c for c in undone if c.job_id is not None]
+    if not with_jobs and all(c.submission is None for c in undone):
         return
     try:
         look.here = here(timeout_s)
-        if ids := {slurm.base_id(str(c.job_id)) for c in asked if look.elsewhere(c) is None}:
+        if ids := {slurm.base_id(str(c.job_id)) for c in with_jobs if look.elsewhere(c) is None}:
             look.queue = {e.job_id: e for e in slurm.squeue(ids, timeout_s=timeout_s)}
     except MachineError as error:
         look.error = str(error)
     of_cluster: dict[str | None, list[Case]] = {}
-    for case in asked:
+    for case in with_jobs:
         if case.submitted is not None and not _explained(look, case):
             of_cluster.setdefault(case.proof.cluster or (look.here.name if look.here else None), []).append(case)
     for cluster, unexplained in of_cluster.items():
@@ -299,10 +299,10 @@ def node_of(own: Own) -> str:
 def read_object(path: Path) -> dict[str, Any] | None:
     """A JSON object; None where there is none, or another kind of thing."""
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _not_before(moment: datetime | None, other: datetime | None) -> bool:

@@ -118,12 +118,12 @@ class Ledger:
 
 def read_ledger(store: StorePaths) -> Ledger:
     """Later lines of a name replace earlier ones; a torn last line is left out."""
-    found: dict[str, Submission] = {}
+    newest: dict[str, Submission] = {}
     for launch in sorted(store.launches.glob("*/slurm/submissions.jsonl")):
         with contextlib.suppress(FileNotFoundError):  # another process may be clearing up
             for submission in _read(launch):
-                found[submission.name] = submission
-    return Ledger(found.values())
+                newest[submission.name] = submission
+    return Ledger(newest.values())
 
 
 def _read(path: Path) -> Iterator[Submission]:

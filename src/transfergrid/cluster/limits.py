@@ -301,16 +301,16 @@ def ceiling_of(owner: str, columns: Mapping[str, str]) -> Ceiling:
     )
 
 
-def above(asked: Resources, layers: Sequence[Ceiling]) -> ConfigError | None:
+def above(request: Resources, layers: Sequence[Ceiling]) -> ConfigError | None:
     """Why such a job would wait for good; None where nothing forbids it. layers: the most important first, since SLURM
     takes each limit from the first of them that has it."""
-    for key, tres, value in _wanted(asked):
+    for key, tres, value in _amounts(request):
         most, owner = _least(layers, tres)
         if value > most:
-            shown = f"{most / 1024:g}" if tres == "mem" else f"{most:g}"
-            given = value / 1024 if tres == "mem" else value
-            said = f"cluster.{key}={given:g} is more than {owner} ever gives"
-            return ConfigError(said, remedy=f"give cluster.{key}={shown} or less")
+            allowed = f"{most / 1024:g}" if tres == "mem" else f"{most:g}"
+            amount = value / 1024 if tres == "mem" else value
+            what = f"cluster.{key}={amount:g} is more than {owner} ever gives"
+            return ConfigError(what, remedy=f"give cluster.{key}={allowed} or less")
     return None
 
 
@@ -327,10 +327,10 @@ def _least(layers: Sequence[Ceiling], tres: str) -> tuple[float, str]:
     return min((limit for limit in of_kinds if limit is not None), default=(math.inf, ""))
 
 
-def _wanted(asked: Resources) -> Iterable[tuple[str, str, float]]:
-    yield "gpus", "gres/gpu", asked.gpus
-    if asked.gpu_type is not None:
-        yield "gpus", f"gres/gpu:{asked.gpu_type}", asked.gpus
-    yield "cpus", "cpu", asked.cpus
-    if asked.mem_gb is not None:
-        yield "mem_gb", "mem", asked.mem_gb * 1024
+def _amounts(request: Resources) -> Iterable[tuple[str, str, float]]:
+    yield "gpus", "gres/gpu", request.gpus
+    if request.gpu_type is not None:
+        yield "gpus", f"gres/gpu:{request.gpu_type}", request.gpus
+    yield "cpus", "cpu", request.cpus
+    if request.mem_gb is not None:
+        yield "mem_gb", "mem", request.mem_gb * 1024

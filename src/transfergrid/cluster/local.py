@@ -317,8 +317,8 @@ def _child(payload: str, index: int, gpu: str | None, on_lost: job.OnLost) -> No
 def _outcome(payload: str, index: int, gpu: str | None, stop: StopFlag, on_lost: job.OnLost) -> str:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch looks when it first uses a GPU, which this process has not yet
-    asked = job.read_payload(Path(payload))
-    run, runtime = asked.runs[index], asked.runtime
+    orders = job.read_payload(Path(payload))
+    run, runtime = orders.runs[index], orders.runtime
     log = store_paths(runtime).run(run.run_id).log
     with contextlib.suppress(OSError):
         log.parent.mkdir(parents=True, exist_ok=True)

@@ -23,23 +23,23 @@ def needs_of_spec(spec: RunSpec) -> tuple[str, ...]:
 
 def specs_of(ledger: Ledger, run_ids: Iterable[str]) -> dict[str, RunSpec]:
     """The specs of those of these runs that were sent to SLURM by launches still on file."""
-    wanted = set(run_ids)
-    launches = {s.launch: None for s in reversed(ledger.submissions) if any(wanted.intersection(t) for t in s.tasks)}
-    found: dict[str, RunSpec] = {}
+    ids = set(run_ids)
+    launches = {s.launch: None for s in reversed(ledger.submissions) if any(ids.intersection(t) for t in s.tasks)}
+    specs: dict[str, RunSpec] = {}
     for launch in launches:
-        found = {run_id: spec for run_id, (spec, _) in payload_of(launch).items() if run_id in wanted} | found
-        if len(found) == len(wanted):
+        specs = {run_id: spec for run_id, (spec, _) in payload_of(launch).items() if run_id in ids} | specs
+        if len(specs) == len(ids):
             break
-    return found
+    return specs
 
 
 def with_ancestors(run_ids: Sequence[str], needs: Mapping[str, Sequence[str]]) -> list[str]:
-    found = dict.fromkeys(run_ids)
-    frontier = list(found)
+    reached = dict.fromkeys(run_ids)
+    frontier = list(reached)
     while frontier:
-        frontier = [n for n in dict.fromkeys(n for r in frontier for n in needs.get(r, ())) if n not in found]
-        found |= dict.fromkeys(frontier)
-    return list(found)
+        frontier = [n for n in dict.fromkeys(n for r in frontier for n in needs.get(r, ())) if n not in reached]
+        reached |= dict.fromkeys(frontier)
+    return list(reached)
 
 
 # -------------------------------------------------------------------------------------------------------------- states

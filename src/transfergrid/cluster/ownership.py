@@ -111,10 +111,10 @@ def live_rows(jobs: Mapping[str, Proof], where: Here | None = None) -> dict[str,
     if not jobs:
         return {}
     where = where or here()
-    asked = {job_id: proof for job_id, proof in jobs.items() if proof.is_of(where.name)}
+    own = {job_id: proof for job_id, proof in jobs.items() if proof.is_of(where.name)}
     rows = {}
-    for entry in slurm.squeue(slurm.base_id(job_id) for job_id in asked):
-        proof = asked.get(entry.job_id) or asked.get(slurm.base_id(entry.job_id))
+    for entry in slurm.squeue(slurm.base_id(job_id) for job_id in own):
+        proof = own.get(entry.job_id) or own.get(slurm.base_id(entry.job_id))
         if proof is not None and proof.fits(where.name, entry.name) and meaning(entry.state).kind != "ended":
             rows[entry.job_id] = entry
     return rows
@@ -129,20 +129,20 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
         where = here()
         if proof.cluster != where.name:
             return None
-        shown = [e for e in slurm.squeue([task]) if e.job_id == task]
+        entries = [e for e in slurm.squeue([task]) if e.job_id == task]
     except MachineError:
         return None
-    rows = [e for e in shown if proof.fits(where.name, e.name)]
+    rows = [e for e in entries if proof.fits(where.name, e.name)]
     if rows:
         return meaning(rows[0].state).kind != "ended"
-    if any(proof.may_be_renamed(where.name, e) for e in shown):
+    if any(proof.may_be_renamed(where.name, e) for e in entries):
         return None
     if where.may_hide(proof):
         return None
     since = datetime.now(UTC) - timedelta(days=365)
     account = accounting.sacct([task], since=since, cluster=where.name) or ()
-    told = [a for a in account if a.job_id == task and proof.fits(a.cluster, a.name)]
-    return None if told and meaning(told[-1].state).kind != "ended" else False
+    account_rows = [a for a in account if a.job_id == task and proof.fits(a.cluster, a.name)]
+    return None if account_rows and meaning(account_rows[-1].state).kind != "ended" else False
 
 
 # ----------------------------------------------------------------------------------------------------------- this job

@@ -41,16 +41,16 @@ class SlurmMissing(SlurmDown):
 
 
 class SlurmRefused(MachineError):
-    """The command failed, with other words than those of silence. said: its own, all of them on one line."""
+    """The command failed, with other words than those of silence. words: its own, all of them on one line."""
 
-    def __init__(self, what: str, said: str = "", *, remedy: str = "") -> None:
+    def __init__(self, what: str, words: str = "", *, remedy: str = "") -> None:
         super().__init__(what, remedy=remedy)
-        self.said = said
+        self.words = words
 
     @property
     def answer(self) -> Answer:
         """Whether these words are a refusal at all."""
-        return answer(self.said)
+        return answer(self.words)
 
 
 def environment() -> dict[str, str]:
@@ -59,11 +59,11 @@ def environment() -> dict[str, str]:
     What names the cluster stays, and times are told in UTC. SBATCH_CLUSTERS, which sbatch alone would follow, counts
     for every command, as SLURM_CLUSTERS.
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(OF_CLIENTS) or k in NAMES_THE_CLUSTER}
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(OF_CLIENTS) or k in NAMES_THE_CLUSTER}
     if os.environ.get("SBATCH_CLUSTERS"):
-        kept["SLURM_CLUSTERS"] = os.environ["SBATCH_CLUSTERS"]
+        variables["SLURM_CLUSTERS"] = os.environ["SBATCH_CLUSTERS"]
     # An array's waiting tasks would be cut short to `5_[0-3,5,7,...]`.
-    return kept | {"TZ": "UTC", "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C"}
+    return variables | {"TZ": "UTC", "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C"}
 
 
 def run(command: Sequence[str], *, timeout_s: float = TIMEOUT_S, environ: Mapping[str, str] | None = None) -> str:
@@ -76,11 +76,11 @@ def _output(command: Sequence[str], timeout_s: float, environ: Mapping[str, str]
     done = _call(command, timeout_s, environ)
     if done.returncode == 0:
         return done.stdout
-    said = " ".join((done.stderr or done.stdout).decode(errors="replace").split())
-    told = f"{command[0]}: {said[-300:] or f'exit code {done.returncode}'}"  # what it failed of comes last
-    if answer(said) is Answer.SILENCE:
-        raise SlurmDown(told)
-    raise SlurmRefused(told, said)
+    words = " ".join((done.stderr or done.stdout).decode(errors="replace").split())
+    what = f"{command[0]}: {words[-300:] or f'exit code {done.returncode}'}"  # what it failed of comes last
+    if answer(words) is Answer.SILENCE:
+        raise SlurmDown(what)
+    raise SlurmRefused(what, words)
 
 
 def _call(
@@ -105,8 +105,8 @@ def sbatch(arguments: Sequence[str], *, environ: Mapping[str, str] | None = None
     the job's own is that of its name (adopt.py). Raises SlurmDown, SlurmRefused."""
     text = run(["sbatch", *arguments], timeout_s=SBATCH_S, environ=environ)
     form = r"^[ \t]*(?:Submitted batch job (\d+)(?: on cluster \S+)?|(\d+)(?:;\S+)?)[ \t\r]*$"
-    told = re.findall(form, text, re.MULTILINE)  # `1;cluster` with SBATCH_PARSABLE
-    return "".join(told[-1]) if told else None
+    ids = re.findall(form, text, re.MULTILINE)  # `1;cluster` with SBATCH_PARSABLE
+    return "".join(ids[-1]) if ids else None
 
 
 def inside_job() -> bool:
@@ -131,16 +131,16 @@ def test_only(options: Sequence[str]) -> str | None:
         done = _call(["sbatch", "--test-only", *options, "--wrap=true"], 5.0)
     except (SlurmDown, SlurmRefused):
         return None
-    said = done.stderr.decode(errors="replace")
-    found = re.search(r"to start at (\S+?)T(\d\d:\d\d):\d\d .*?on nodes? (\S+)", said)
-    if found is not None:
-        return f"to start at {found[1]} {found[2]} UTC on {found[3]}"
-    if done.returncode == 0 or answer(said) is Answer.SILENCE:
+    words = done.stderr.decode(errors="replace")
+    estimate = re.search(r"to start at (\S+?)T(\d\d:\d\d):\d\d .*?on nodes? (\S+)", words)
+    if estimate is not None:
+        return f"to start at {estimate[1]} {estimate[2]} UTC on {estimate[3]}"
+    if done.returncode == 0 or answer(words) is Answer.SILENCE:
         return None
-    refused = re.search(r"allocation failure: (.+)", said)
-    lines = [re.sub(r"^(sbatch: )?(error: )?", "", line.strip()) for line in said.splitlines()]
-    told = refused[1].strip() if refused is not None else "; ".join(filter(None, lines))
-    raise SlurmRefused(told[:300] or f"sbatch ends with code {done.returncode}", told)  # without a banner
+    refused = re.search(r"allocation failure: (.+)", words)
+    lines = [re.sub(r"^(sbatch: )?(error: )?", "", line.strip()) for line in words.splitlines()]
+    reason = refused[1].strip() if refused is not None else "; ".join(filter(None, lines))
+    raise SlurmRefused(reason[:300] or f"sbatch ends with code {done.returncode}", reason)  # without a banner
 
 
 def flags(options: Mapping[str, str | bool]) -> list[str]:
@@ -202,13 +202,13 @@ def squeue(
     which = ["-j", ",".join(of_ids)] if of_ids else which
     try:
         # -a: jobs in hidden partitions too.
-        said = _output(["squeue", "-a", "-h", "-r", "-t", "all", *which, "-O", fields], timeout_s)
+        output = _output(["squeue", "-a", "-h", "-r", "-t", "all", *which, "-O", fields], timeout_s)
     except SlurmRefused as error:
-        if "Invalid job id" in error.said:  # all of them were forgotten
+        if "Invalid job id" in error.words:  # all of them were forgotten
             return []
         raise
     entries, unread = [], []
-    for line in said.split(b"\n"):
+    for line in output.split(b"\n"):
         cells = [line[i : i + _WIDTH] for i in range(0, len(line), _WIDTH)]
         if len(cells) >= len(_QUEUE) and _is_job(cells[0]):
             if b"[" not in cells[0]:  # what -r leaves of an array at most
@@ -257,7 +257,7 @@ def scancel(job_ids: Iterable[str], *, pending_only: bool = False) -> None:
         try:
             run(["scancel", *(["-t", "PENDING"] if pending_only else []), *ids[first : first + 500]])
         except SlurmRefused as error:
-            if "Invalid job id" not in error.said:
+            if "Invalid job id" not in error.words:
                 raise
 
 

@@ -118,9 +118,9 @@ def wait(reason: str) -> Wait:
     """What a pending job waits for, with SLURM's own word."""
     if not reason or reason == "None":
         return Wait("")
-    for pattern, found in REASONS:
+    for pattern, cause in REASONS:
         if re.search(pattern, reason):
-            return Wait(f"{found.words} ({reason[:60]})", found.never, found.for_needs)
+            return Wait(f"{cause.words} ({reason[:60]})", cause.never, cause.for_needs)
     return Wait(f"waits ({reason[:60]})")
 
 
@@ -139,8 +139,8 @@ TRACES: tuple[tuple[str, str, str], ...] = (
 
 def trace(log: str) -> tuple[str, str] | None:
     """(failure class, words) of the last trace of an ending in a log; None where there is none."""
-    found = [(match.start(), name, words) for text, name, words in TRACES for match in re.finditer(text, log)]
-    return max(found)[1:] if found else None
+    endings = [(match.start(), name, words) for text, name, words in TRACES for match in re.finditer(text, log)]
+    return max(endings)[1:] if endings else None
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -225,11 +225,11 @@ SILENCE = "|".join(_SILENCE)  # for grep -iE
 _VERDICT = "submission failed:"  # what sbatch says before it is of its tries, or names the limit
 
 
-def answer(said: str) -> Answer:
+def answer(words: str) -> Answer:
     """Of what a command printed when it failed, on one line or several."""
-    verdict = said.rpartition(_VERDICT)[2]
+    verdict = words.rpartition(_VERDICT)[2]
     if re.search(SILENCE, verdict.lower()):
         return Answer.SILENCE
-    if re.search("|".join(_NO_ROOM), said):
+    if re.search("|".join(_NO_ROOM), words):
         return Answer.NO_ROOM
     return Answer.REFUSED if re.search("|".join(_REFUSED), verdict) else Answer.UNKNOWN

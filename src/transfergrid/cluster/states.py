@@ -78,16 +78,16 @@ def take_snapshot(
     """The state of each of these runs, and of the finish job of `grid`. needs: of each run, the runs it is made from;
     see needs_of()."""
     needs = needs or {}
-    asked = list(dict.fromkeys(run_ids))
+    own_ids = list(dict.fromkeys(run_ids))
     look = Look(store=store, ledger=ledger, now=datetime.now(UTC))
-    cases = {run_id: case_of(look, run_id) for run_id in with_ancestors(asked, needs)}
+    cases = {run_id: case_of(look, run_id) for run_id in with_ancestors(own_ids, needs)}
     finishing = None if grid is None else finish_case(ledger, grid)
     ask_slurm(look, [*cases.values(), *([finishing] if finishing is not None else [])], timeout_s)
     states = {run_id: _with_artifacts(case, _judge(look, case)) for run_id, case in cases.items()}
     follow_needs(states, cases, needs)
     cluster = look.here.name if look.here is not None else None
     finish = None if finishing is None else _judge_finish(look, finishing)
-    return Snapshot({r: states[r] for r in asked}, look.error, look.accounting, cluster, finish)
+    return Snapshot({r: states[r] for r in own_ids}, look.error, look.accounting, cluster, finish)
 
 
 # ------------------------------------------------------------------------------------------------------------ judgement
@@ -162,20 +162,20 @@ def _recorded(case: Case) -> RunState:
 
 def _queued(look: Look, case: Case, entry: slurm.QueueEntry) -> RunState:
     """Of a job that SLURM has alive."""
-    found = slurm_words.meaning(entry.state)
+    meaning = slurm_words.meaning(entry.state)
     state = replace(
         _unknown(case, node=entry.nodes),
-        state="pending" if found.kind == "waits" else "running" if found.kind == "runs" else "unknown",
-        reason=found.words,
+        state="pending" if meaning.kind == "waits" else "running" if meaning.kind == "runs" else "unknown",
+        reason=meaning.words,
         job_id=entry.job_id,
         elapsed_s=entry.elapsed_s,
         left_s=entry.left_s,
     )
-    if found.kind == "unknown":
+    if meaning.kind == "unknown":
         return replace(state, reason=f"SLURM says {entry.state}")
-    if found.kind == "waits":
+    if meaning.kind == "waits":
         wait = slurm_words.wait(entry.reason)
-        reason = "; ".join(filter(None, (found.words, wait.words)))
+        reason = "; ".join(filter(None, (meaning.words, wait.words)))
         starts = entry.starts if look.age_s(entry.starts) < 0 else None
         state = replace(state, never_starts=wait.never, waits_for_needs=wait.for_needs)
         return replace(state, reason=reason, starts=starts, elapsed_s=None)
@@ -185,7 +185,7 @@ def _queued(look: Look, case: Case, entry: slurm.QueueEntry) -> RunState:
         is_ending = entry.state == "COMPLETING"
         turn = f"its job {entry.job_id} is ending" if is_ending else f"waits for its turn in job {entry.job_id}"
         return replace(state, state="pending", reason=turn, elapsed_s=None)
-    if not case.began_since(entry.restarts) and not found.words:
+    if not case.began_since(entry.restarts) and not meaning.words:
         return replace(state, reason="is starting")
     return state
 
@@ -215,24 +215,24 @@ def _unsent(look: Look, case: Case) -> RunState:
         return replace(state, reason="its last attempt was interrupted" if case.own.attempts else "")
     if look.age_s(case.submitted) < slurm.SETTLING_S:  # there is only the intent of it
         may_hide = look.here is not None and look.here.may_hide(sent.proof)
-        kept = sent.was_accepted or may_hide or look.elsewhere(case) is not None
-        return replace(state, state="unknown", undecided=kept, reason="is being submitted")
-    told = f"its launcher died while it submitted {sent.job_name}"
+        undecided = sent.was_accepted or may_hide or look.elsewhere(case) is not None
+        return replace(state, state="unknown", undecided=undecided, reason="is being submitted")
+    reason = f"its launcher died while it submitted {sent.job_name}"
     if not sent.proof.is_complete:
-        return replace(state, state="unknown", undecided=True, reason=f"{told}; {UNMARKED}")
+        return replace(state, state="unknown", undecided=True, reason=f"{reason}; {UNMARKED}")
     if look.here is None:
-        return replace(state, state="unknown", reason=f"{told}, and SLURM does not answer")
+        return replace(state, state="unknown", reason=f"{reason}, and SLURM does not answer")
     if (cluster := look.elsewhere(case)) is not None:
-        return replace(state, state="unknown", undecided=True, cluster=cluster, reason=f"{told} to cluster {cluster}")
+        return replace(state, state="unknown", undecided=True, cluster=cluster, reason=f"{reason} to cluster {cluster}")
     if sent.was_accepted or look.here.may_hide(sent.proof):
-        told += "; SLURM shows no job of that name" + (", though sbatch took it" if sent.was_accepted else "")
-        return replace(state, state="unknown", undecided=True, reason=told)
-    return replace(state, reason=f"{told}; launch again")
+        reason += "; SLURM shows no job of that name" + (", though sbatch took it" if sent.was_accepted else "")
+        return replace(state, state="unknown", undecided=True, reason=reason)
+    return replace(state, reason=f"{reason}; launch again")
 
 
 def _under_another_name(case: Case, entry: slurm.QueueEntry) -> RunState:
-    told = f"job {entry.job_id} of the same user is {entry.state}, and its name is {entry.name}, not what was sent"
-    return replace(_unknown(case, node=entry.nodes), reason=f"{told}; was it renamed?", undecided=True)
+    fact = f"job {entry.job_id} of the same user is {entry.state}, and its name is {entry.name}, not what was sent"
+    return replace(_unknown(case, node=entry.nodes), reason=f"{fact}; was it renamed?", undecided=True)
 
 
 def _elsewhere(look: Look, case: Case) -> RunState:
@@ -242,21 +242,21 @@ def _elsewhere(look: Look, case: Case) -> RunState:
     if ending is not None and slurm_words.meaning(ending.state).kind == "ended":
         state = _ended(look, case, ending)
         return replace(state, cluster=cluster if state.is_live else None, undecided=state.is_live)
-    told = f"; its accounting says {account.state}" if account is not None else ""
-    reason = f"its job {case.job_id} is on cluster {cluster}{told}"
+    more = f"; its accounting says {account.state}" if account is not None else ""
+    reason = f"its job {case.job_id} is on cluster {cluster}{more}"
     return replace(_unknown(case), reason=reason, undecided=True, cluster=cluster)
 
 
 def _ended(look: Look, case: Case, ending: AccountEntry) -> RunState:
-    found = slurm_words.meaning(ending.state)
+    meaning = slurm_words.meaning(ending.state)
     state = replace(_unknown(case, node=ending.nodes), elapsed_s=ending.elapsed_s)
-    if found.kind in ("waits", "runs", "unknown"):
+    if meaning.kind in ("waits", "runs", "unknown"):
         return _only_in_accounting(look, case, state, ending.state)
-    if found.may_return and look.age_s(ending.ended) < slurm.SETTLING_S:
-        return replace(state, reason=f"{found.words}; SLURM may start it again")
-    if found.failure_class is not None:
-        memory = f" ({ending.memory})" if ending.memory and found.failure_class == "host_oom" else ""
-        return _with_class(state, found.failure_class, found.words + memory)
+    if meaning.may_return and look.age_s(ending.ended) < slurm.SETTLING_S:
+        return replace(state, reason=f"{meaning.words}; SLURM may start it again")
+    if meaning.failure_class is not None:
+        memory = f" ({ending.memory})" if ending.memory and meaning.failure_class == "host_oom" else ""
+        return _with_class(state, meaning.failure_class, meaning.words + memory)
     if ending.state == "COMPLETED":
         if case.is_finish:
             return replace(state, state="done")
@@ -281,18 +281,18 @@ def _cause_of(case: Case, ending: AccountEntry) -> Cause:
 def _only_in_accounting(look: Look, case: Case, state: RunState, word: str) -> RunState:
     kind = slurm_words.meaning(word).kind
     if look.error is not None and kind != "unknown":
-        told = "as the accounting says; SLURM's controller does not answer"
+        reason = "as the accounting says; SLURM's controller does not answer"
         shares = case.submission is not None and len(case.submission.tasks[case.index]) > 1
         if kind == "runs" and shares and not case.began:
             return replace(
-                state, state="pending", reason=f"waits for its turn in job {case.job_id}, {told}", elapsed_s=None
+                state, state="pending", reason=f"waits for its turn in job {case.job_id}, {reason}", elapsed_s=None
             )
         if kind == "runs" or (case.began and not case.own.owner.get("ended")):  # the accounting hears of it later
-            return replace(state, state="running", reason=told)
-        return replace(state, state="pending", reason=told, elapsed_s=None)
+            return replace(state, state="running", reason=reason)
+        return replace(state, state="pending", reason=reason, elapsed_s=None)
     late = look.age_s(case.submitted) >= slurm.SETTLING_S
-    told = f", its queue does not show job {case.job_id}" if late else ""
-    return replace(state, reason=f"SLURM's accounting says {word}{told}", undecided=late)
+    more = f", its queue does not show job {case.job_id}" if late else ""
+    return replace(state, reason=f"SLURM's accounting says {word}{more}", undecided=late)
 
 
 def _absent(look: Look, case: Case) -> RunState:
@@ -300,8 +300,8 @@ def _absent(look: Look, case: Case) -> RunState:
     own, job_id, state = case.own, str(case.job_id), _unknown(case)
     if look.error is not None:
         since = last_sign(look.store, case)
-        told = "" if since is None else f" since {since.astimezone():%H:%M}"
-        return replace(state, reason=f"unknown{told}: SLURM does not answer")
+        more = "" if since is None else f" since {since.astimezone():%H:%M}"
+        return replace(state, reason=f"unknown{more}: SLURM does not answer")
     trace = slurm_words.trace(logs_of(case)) if case.began else None
     if trace is not None:
         return _with_class(state, *trace)
@@ -317,8 +317,8 @@ def _absent(look: Look, case: Case) -> RunState:
     if not case.proof.is_complete:
         return replace(state, undecided=True, reason=f"SLURM shows no job {job_id} of its name: {UNMARKED}")
     if look.here is not None and look.here.may_hide(case.proof):
-        told = f"SLURM does not show job {job_id}, which another user sent: it hides others' jobs here (PrivateData)"
-        return replace(state, undecided=True, reason=told)
+        reason = f"SLURM does not show job {job_id}, which another user sent: it hides others' jobs here (PrivateData)"
+        return replace(state, undecided=True, reason=reason)
     return _with_class(state, "lost", f"SLURM no longer knows job {job_id}, and it left no record")
 
 

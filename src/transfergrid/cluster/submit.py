@@ -206,12 +206,12 @@ def _write_script(
 
 def _refused(submission: Submission, refusal: SlurmRefused, *, is_shown: bool) -> SlurmRefused:
     """The error to raise. The intent is forgotten only once SLURM has shown that there is no such job."""
-    text = f"sbatch refused {submission.name}: {refusal.said[-300:]}"
+    text = f"sbatch refused {submission.name}: {refusal.words[-300:]}"
     if not is_shown:
-        return SlurmRefused(f"{text}; SLURM does not show its queue now, so the next launch looks again", refusal.said)
+        return SlurmRefused(f"{text}; SLURM does not show its queue now, so the next launch looks again", refusal.words)
     ledgers.forget(submission)
     shutil.rmtree(submission.folder, ignore_errors=True)
-    return SlurmRefused(text, refusal.said)
+    return SlurmRefused(text, refusal.words)
 
 
 @contextlib.contextmanager
@@ -281,12 +281,12 @@ def sbatch_parameters(
 
 def environment_of_jobs() -> dict[str, str]:
     """For sbatch, which hands it on: this process's without variables of SLURM's commands."""
-    kept = slurm.environment()
+    variables = slurm.environment()
     for name in ("TZ", "LC_ALL"):  # those are for reading SLURM's times and words, not for the job
-        kept.pop(name, None)
+        variables.pop(name, None)
         if name in os.environ:
-            kept[name] = os.environ[name]
-    return kept
+            variables[name] = os.environ[name]
+    return variables
 
 
 @contextlib.contextmanager
@@ -298,5 +298,5 @@ def slurm_environment() -> Iterator[None]:
 
 
 def _copy_streams(process: subprocess.Popen[bytes], out: io.StringIO, err: io.StringIO, verbose: bool = False) -> None:
-    for said, stream in zip(process.communicate(), (out, err), strict=True):
-        stream.write(said.decode(errors="replace"))
+    for output, stream in zip(process.communicate(), (out, err), strict=True):
+        stream.write(output.decode(errors="replace"))

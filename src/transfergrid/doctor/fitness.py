@@ -48,7 +48,7 @@ def local_checks(runtime: Runtime) -> Iterator[Check]:
     yield node_findings.check_python(answer)
     yield node_findings.check_code(answer)
     yield node_findings.check_torch(answer)
-    yield node_findings.check_gpu(answer, device=runtime.device, asked=0, on_slurm=False)
+    yield node_findings.check_gpu(answer, device=runtime.device, gpus=0, on_slurm=False)
     yield node_findings.check_memory(answer)
     yield node_findings.check_ulimits(answer)
     yield node_findings.check_cores(answer, num_threads=runtime.num_threads)
@@ -115,7 +115,7 @@ def _node_lines(runtime: Runtime, settings: ClusterSettings, jobs: ProbeJobs, *,
     yield node_findings.check_code(node)
     yield node_findings.check_torch(node)
     gpus = settings.resources.gpus
-    yield node_findings.check_gpu(node, device=runtime.device, asked=gpus, on_slurm=True)
+    yield node_findings.check_gpu(node, device=runtime.device, gpus=gpus, on_slurm=True)
     yield node_findings.check_clock(node)
     for name in folders:
         yield node_findings.check_shared(name, node, here=here[name])
@@ -132,7 +132,7 @@ def _probe_nodes(
     with ExitStack() as held, jobs:
         for folder in (*here.values(), *pair.values()):
             durable.make_folder(folder)
-        found = {name: held.enter_context(tried(folder, "here")) for name, folder in here.items()}
+        own_findings = {name: held.enter_context(tried(folder, "here")) for name, folder in here.items()}
         for name, offered, nodes in (("node", here, 1), *([("pair", pair, 2)] if two_nodes else [])):
             arguments = [name, *(f"--folder={key}={folder}" for key, folder in offered.items())]
             arguments += [f"--visible-s={jobs.visible_s:g}", *(["--skip-gpu"] if runtime.device == "cpu" else [])]
@@ -144,8 +144,8 @@ def _probe_nodes(
         there = answers["node"].findings.get("folders", {})
         for name, folder in here.items():
             wrote = "lock" in there.get(name, {})
-            found[name] |= {"seen": shows(folder / "node", jobs.visible_s if wrote else 0.0)}
-        return answers, found
+            own_findings[name] |= {"seen": shows(folder / "node", jobs.visible_s if wrote else 0.0)}
+        return answers, own_findings
 
 
 def _probe_here(*, skip_gpu: bool) -> ProbeAnswer:
@@ -162,8 +162,7 @@ def _probe_here(*, skip_gpu: bool) -> ProbeAnswer:
         output: bytes = done.stdout
     except subprocess.TimeoutExpired as error:
         output = error.stdout or b""
-    findings, said = parse_output(output.decode(errors="replace"))
-    return ProbeAnswer(findings=findings, said=said)
+    return ProbeAnswer(findings=parse_output(output.decode(errors="replace"))[0])
 
 
 def is_on_slurm(settings: ClusterSettings) -> bool:

@@ -30,7 +30,7 @@ RUN_S = LIMIT_MIN * 60 + 60.0  # SLURM ends a job at its limit, give or take
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeAnswer:
-    """What came of one probe. findings: as it told them, together. said: the last line that was no finding.
+    """What came of one probe. findings: as it told them, together.
 
     problem: why there are no findings, or not all; empty where the probe came to its end. sent_s, seen_s: clock of this
     machine before it was sent and after its answer was read. unsure: it never got to start. is_unheard: what it wrote
@@ -39,7 +39,6 @@ class ProbeAnswer:
 
     findings: Mapping[str, Any] = field(default_factory=dict)
     job_id: str = ""
-    said: str = ""
     problem: str = ""
     unsure: bool = False
     is_unheard: bool = False
@@ -121,8 +120,8 @@ class ProbeJobs:
             try:
                 slurm.sbatch(["--no-requeue", *slurm.flags(options), str(folder / "job.sh")])
             except (slurm.SlurmRefused, slurm.SlurmDown):  # it may have been taken all the same
-                shown = [e.name for e in slurm.squeue(names=[job.name]) if slurm.was_taken(e.state, e.nodes)]
-                if job.name not in shown:
+                names = [e.name for e in slurm.squeue(names=[job.name]) if slurm.was_taken(e.state, e.nodes)]
+                if job.name not in names:
                     raise
             self._jobs[name] = job
         except (slurm.SlurmRefused, slurm.SlurmDown) as error:
@@ -163,17 +162,16 @@ class ProbeJobs:
                 job_id=job.job_id, problem=f"the probe job did not start in {self.queue_s:.0f} s{why}", unsure=True
             )
         text = job.output.read_text(errors="replace") if shows(job.output, self.visible_s) else None
-        findings, said = parse_output(text or "")
+        findings, last_line = parse_output(text or "")
         ended = f"job {job.job_id or job.name} ended as {job.state}"
         problem = ""
         if text is None:
             problem = f"{ended} and its output does not show in {job.output.parent}"
         elif job.state not in ("COMPLETED", "COMPLETING", "ENDED"):
-            problem = f"{ended}: {said or 'without a word'}"
+            problem = f"{ended}: {last_line or 'without a word'}"
         return ProbeAnswer(
             findings=findings,
             job_id=job.job_id,
-            said=said,
             problem=problem,
             is_unheard=text is None,
             sent_s=job.sent_s,
@@ -184,14 +182,14 @@ class ProbeJobs:
 def parse_output(text: str) -> tuple[dict[str, Any], str]:
     """(all findings together, the last line that is none): setup lines and modules may print what they like."""
     findings: dict[str, Any] = {}
-    said = ""
+    last_line = ""
     for line in text.splitlines():
         try:
-            found = json.loads(line)
+            finding = json.loads(line)
         except ValueError:
-            found = None
-        if isinstance(found, dict):
-            findings |= found
+            finding = None
+        if isinstance(finding, dict):
+            findings |= finding
         elif line.strip():
-            said = line.strip()
-    return findings, said[:300]
+            last_line = line.strip()
+    return findings, last_line[:300]
