@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 from cluster_cases import scratch_run
 
-from transfergrid.cluster import billing, slurm
+from transfergrid.cluster import settle as settling
+from transfergrid.cluster import slurm
 from transfergrid.cluster.accounting import gpus_of, parse_sacct
-from transfergrid.cluster.billing import Settled, settle_bills
 from transfergrid.cluster.ledger import Ledger, Submission
+from transfergrid.cluster.settle import Settled, settle_bills
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths
 from transfergrid.store import durable
@@ -215,7 +216,7 @@ def test_a_store_that_cannot_be_written_is_read_all_the_same(
     def refuse(*_: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(billing, "write_bill", refuse)
+    monkeypatch.setattr(settling, "write_bill", refuse)
     assert settle_bills(store, ledger((A,)), [A]) == Settled(changed=False, is_final=True)
 
 

@@ -15,12 +15,11 @@ from transfergrid.cli.report import show_report
 from transfergrid.cli.sync import sync_and_report
 from transfergrid.cli.usage import show_usage
 from transfergrid.cluster.batch_script import ends_in_one_line
-from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.evidence import FINISHED
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.run_state import RunState
-from transfergrid.cluster.settle import settle
+from transfergrid.cluster.settle import settle, settle_bills
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.names import spelled_out
 from transfergrid.paths import StorePaths, store_paths

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from transfergrid.cli.console import FAILED, OK, count, make_console, run_script, say
 from transfergrid.cli.pulled import pull_grids
 from transfergrid.cli.sync import SHOWN, destination
-from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.ledger import read_ledger
+from transfergrid.cluster.settle import settle_bills
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
 from transfergrid.config.report import ReportKeys, ReportRequest, parse_report

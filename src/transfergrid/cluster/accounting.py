@@ -6,44 +6,12 @@ Each call is for any number of jobs. Whose job it is, a number does not tell: se
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from transfergrid.cluster import slurm
 from transfergrid.cluster.forms import ANY, JOB_ID, mebibytes, rows, tres_of, when
+from transfergrid.cluster.slurm import JobRow
 from transfergrid.errors import MachineError
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AccountEntry:
-    """One job or task of an array as the accounting knows it, its steps folded in; or one start of a requeued job.
-
-    state: a step's OUT_OF_MEMORY stands for the job's, which says only FAILED. exit_code: None where SLURM does not
-    tell. started, ended: None while it waits or goes on. gpus: that it was given. memory_mib: of host memory it had
-    asked for. max_rss_mib: the most that one of its steps was seen to use.
-    """
-
-    job_id: str
-    cluster: str
-    name: str
-    state: str
-    exit_code: int | None
-    signal: int
-    nodes: str
-    submitted: datetime | None = None
-    started: datetime | None
-    ended: datetime | None
-    elapsed_s: float
-    gpus: int = 0
-    memory_mib: float | None = None
-    max_rss_mib: float | None = None
-
-    @property
-    def memory(self) -> str:
-        """What it used of what it had asked for, in words; empty where that is not known."""
-        used, requested = self.max_rss_mib, self.memory_mib
-        return f"seen using {used / 1024:.1f} of {requested / 1024:.1f} GiB" if used and requested else ""
-
 
 _FORM_OF = {
     "JobID": rf"{JOB_ID}(?:\.\S+)?",  # of a step: `123_4.batch`, `.extern`, `.0`, `.interactive`
@@ -70,7 +38,7 @@ def sacct(
     cluster: str | None = None,
     each_start: bool = False,
     timeout_s: float = slurm.TIMEOUT_S,
-) -> list[AccountEntry] | None:
+) -> list[JobRow] | None:
     """These jobs, or all of these users; None where there is no accounting or its database does not answer.
 
     cluster: whose accounts, since sacct heeds no SLURM_CLUSTERS; None = this machine's. each_start: an entry for each
@@ -91,7 +59,7 @@ def sacct(
     return entries if each_start else list({(e.cluster, e.job_id): e for e in entries}.values())
 
 
-def parse_sacct(text: str) -> list[AccountEntry]:
+def parse_sacct(text: str) -> list[JobRow]:
     """Of a requeued job the last entry is the newest. `5_[3-9]` are tasks that wait, of which squeue tells more."""
     jobs: list[dict[str, str]] = []
     steps: dict[tuple[str, str], list[dict[str, str]]] = {}
@@ -102,17 +70,17 @@ def parse_sacct(text: str) -> list[AccountEntry]:
             steps.setdefault((cells["Cluster"], job_id), []).append(cells)
         elif "[" not in job_id:
             jobs.append(cells)
-    return [_account_entry(cells, steps.get((cells["Cluster"], cells["JobID"]), [])) for cells in jobs]
+    return [_job_row(cells, steps.get((cells["Cluster"], cells["JobID"]), [])) for cells in jobs]
 
 
-def _account_entry(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> AccountEntry:
+def _job_row(cells: Mapping[str, str], steps: Sequence[Mapping[str, str]]) -> JobRow:
     state = cells["State"].split()[0].rstrip("+") if cells["State"] else "UNKNOWN"  # `CANCELLED by 0`, `CANCELLED+`
     if state not in ("PENDING", "RUNNING", "REQUEUED", "COMPLETED"):
         if any(s["State"].startswith("OUT_OF_ME") for s in steps):
             state = "OUT_OF_MEMORY"
     code, _, number = cells["ExitCode"].partition(":")
     rss = [mib for mib in (mebibytes(s["MaxRSS"]) for s in steps) if mib is not None]
-    return AccountEntry(
+    return JobRow(
         job_id=cells["JobID"],
         cluster=cells["Cluster"],
         name=cells["JobName"],

@@ -13,10 +13,9 @@ from datetime import UTC, datetime
 
 from transfergrid.cluster import accounting, slurm
 from transfergrid.cluster import ledger as ledgers
-from transfergrid.cluster.accounting import AccountEntry
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, here
-from transfergrid.cluster.slurm import SETTLING_S, QueueEntry, SlurmDown
+from transfergrid.cluster.slurm import SETTLING_S, JobRow, SlurmDown
 from transfergrid.errors import one_line
 from transfergrid.store import durable
 
@@ -74,7 +73,7 @@ def _job_ids(intents: Sequence[Submission]) -> dict[str, str]:
     return id_of
 
 
-def _matched(submissions: Sequence[Submission], entries: Sequence[QueueEntry | AccountEntry]) -> dict[str, str]:
+def _matched(submissions: Sequence[Submission], entries: Sequence[JobRow]) -> dict[str, str]:
     """Name of each submission, of one cluster, whose job is among what that cluster shows -> its job's id."""
     id_of = {}
     jobs = [e for e in entries if slurm.was_taken(e.state, e.nodes)]

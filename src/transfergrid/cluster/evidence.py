@@ -7,16 +7,17 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from transfergrid.cluster import slurm, slurm_words
-from transfergrid.cluster.accounting import AccountEntry, sacct
+from transfergrid.cluster.accounting import sacct
 from transfergrid.cluster.forms import time_of
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, Proof, here, proof_of_attempt
+from transfergrid.cluster.slurm import JobRow
 from transfergrid.errors import GridError, MachineError
 from transfergrid.paths import StorePaths
 from transfergrid.phases import phase_module
@@ -106,8 +107,8 @@ class Look:
     now: datetime
     read: dict[str, Own] = field(default_factory=dict)
     here: Here | None = None
-    queue: dict[str, slurm.QueueEntry] = field(default_factory=dict)
-    account: dict[tuple[str, str], AccountEntry] = field(default_factory=dict)
+    queue: dict[str, JobRow] = field(default_factory=dict)
+    account: dict[tuple[str, str], JobRow] = field(default_factory=dict)
     error: str | None = None
     accounting: bool = True
 
@@ -116,21 +117,21 @@ class Look:
             self.read[run_id] = _read_own(self.store, run_id)
         return self.read[run_id]
 
-    def entry(self, case: Case) -> slurm.QueueEntry | None:
+    def entry(self, case: Case) -> JobRow | None:
         """The queue's row of a run's job, where it proves to be that."""
         row = self.queue.get(str(case.job_id))
         if row is None or self.here is None:
             return None
         return row if case.proof.fits(self.here.name, row.name, row.comment) else None
 
-    def renamed(self, case: Case) -> slurm.QueueEntry | None:
+    def renamed(self, case: Case) -> JobRow | None:
         """A live job of a run's number and user that bears another name."""
         row, here = self.queue.get(str(case.job_id)), self.here
         if row is None or here is None or not case.proof.may_be_renamed(here.name, row):
             return None
         return None if any(s.proof.fits(here.name, row.name) for s in self.ledger.submissions) else row
 
-    def accounted(self, case: Case) -> AccountEntry | None:
+    def accounted(self, case: Case) -> JobRow | None:
         """What the accounting keeps of a run's job, where it proves to be that."""
         clusters = {case.proof.cluster} if case.proof.cluster is not None else {cluster for cluster, _ in self.account}
         known = (self.account.get((str(cluster), str(case.job_id))) for cluster in clusters)
@@ -215,32 +216,15 @@ def _ended_by_record(case: Case) -> bool:
 def _explained(look: Look, case: Case) -> bool:
     """FAILED needs the accounting's steps: only they tell of memory, and it has the exit code."""
     entry = look.entry(case)
-    if entry is None:
-        return case.has_current_record
-    return entry.state != "FAILED" or case.has_current_record
+    return case.has_current_record or (entry is not None and entry.state != "FAILED")
 
 
-def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> AccountEntry | None:
-    """How a job left the queue, or, of accounting that lags behind, that it is alive; in the accounting's words, also
-    where only the queue tells."""
+def ending_of(look: Look, case: Case, entry: JobRow | None) -> JobRow | None:
+    """How a job left the queue, or, of accounting that lags behind, that it is alive."""
     account = look.accounted(case)
     if account is not None and (entry is None or slurm_words.meaning(account.state).kind == "ended"):
         return account if entry is None or account.state == "OUT_OF_MEMORY" else replace(account, state=entry.state)
-    if entry is None:
-        return None
-    status, elapsed_s = entry.exit_code, entry.elapsed_s or 0.0  # the status as wait() gives it
-    return AccountEntry(
-        job_id=entry.job_id,
-        cluster=case.proof.cluster or "",
-        name=entry.name,
-        state=entry.state,
-        exit_code=None if status is None else status >> 8,
-        signal=(status or 0) & 0x7F,
-        nodes=entry.nodes,
-        started=entry.starts,
-        ended=None if entry.starts is None else entry.starts + timedelta(seconds=elapsed_s),
-        elapsed_s=elapsed_s,
-    )
+    return None if entry is None else replace(entry, elapsed_s=entry.elapsed_s or 0.0)
 
 
 # --------------------------------------------------------------------------------------------------------------- files

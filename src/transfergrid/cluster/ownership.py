@@ -92,7 +92,7 @@ class Proof:
             return self.name != "" and self.name in (name, comment)
         return self.cluster == cluster and (name == self.token or name.endswith(f"-{self.token}"))
 
-    def may_be_renamed(self, cluster: str, row: slurm.QueueEntry) -> bool:
+    def may_be_renamed(self, cluster: str, row: slurm.JobRow) -> bool:
         """Whether a live job of its number, on its cluster and of its user, bears another name: nothing tells whether
         the user has renamed it or the number was given again."""
         same = self.is_of(cluster) and self.uid is not None and self.uid == row.uid
@@ -105,7 +105,7 @@ def proof_of_attempt(owner: Mapping[str, Any]) -> Proof:
 
 
 # ------------------------------------------------------------------------------------------------------- what is alive
-def live_rows(jobs: Mapping[str, Proof], where: Here | None = None) -> dict[str, slurm.QueueEntry]:
+def live_rows(jobs: Mapping[str, Proof], where: Here | None = None) -> dict[str, slurm.JobRow]:
     """Of these jobs (`123`, which covers an array's tasks, or `123_4`) what is alive now, or ending, and proven: task
     -> its row. where: the cluster, if it is known already. Raises SlurmDown, SlurmRefused."""
     if not jobs:
@@ -146,7 +146,7 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
 
 
 # ----------------------------------------------------------------------------------------------------------- this job
-def row_of_this_job(timeout_s: float = slurm.TIMEOUT_S) -> slurm.QueueEntry | None:
+def row_of_this_job(timeout_s: float = slurm.TIMEOUT_S) -> slurm.JobRow | None:
     """As the queue shows the job this process is in; None where it shows none that proves to be it, or a newer copy.
     Raises SlurmDown, SlurmRefused."""
     me, mark, where = slurm_task(), job_mark(), here(timeout_s)

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from transfergrid.cluster.forms import JOB_ID, duration_s, rows, say_unread, when
 from transfergrid.cluster.slurm_words import Answer, answer
@@ -154,27 +154,43 @@ def count_own_jobs() -> int:
 
 
 # -------------------------------------------------------------------------------------------------------------- squeue
-@dataclass(frozen=True, slots=True)
-class QueueEntry:
-    """One job, or one task of an array, as squeue shows it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRow:
+    """One job, or one task of an array, as squeue or sacct shows it; or one start of a requeued job.
 
-    state: SLURM's word (PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, ...). reason: why it waits or how it ended.
-    starts: expected or true start. elapsed_s, left_s: None where SLURM does not say. uid: of whose job it is. comment:
-    the user's, but of jobs that an older release sent, whose group it names.
+    state: SLURM's word; of sacct's a step's OUT_OF_MEMORY stands for the job's, which says only FAILED. started:
+    expected or true start. ended: of a job that has ended. elapsed_s, exit_code: None where SLURM does not say.
+
+    Of squeue alone: reason, why it waits or how it ended; uid, of whose job it is; comment, the user's, but of jobs
+    that an older release sent, whose group it names. Of sacct alone: gpus, that it was given; memory_mib, of host
+    memory it had asked for; max_rss_mib, the most that one of its steps was seen to use.
     """
 
     job_id: str
-    state: str
-    reason: str
-    starts: datetime | None
-    elapsed_s: float | None
-    left_s: float | None
-    restarts: int
-    nodes: str
-    uid: int | None
     name: str
-    comment: str
+    state: str
+    nodes: str
+    started: datetime | None
+    ended: datetime | None
+    elapsed_s: float | None
     exit_code: int | None
+    signal: int
+    reason: str = ""
+    left_s: float | None = None
+    restarts: int = 0
+    uid: int | None = None
+    comment: str = ""
+    cluster: str = ""
+    submitted: datetime | None = None
+    gpus: int = 0
+    memory_mib: float | None = None
+    max_rss_mib: float | None = None
+
+    @property
+    def memory(self) -> str:
+        """What it used of what it had asked for, in words; empty where that is not known."""
+        used, requested = self.max_rss_mib, self.memory_mib
+        return f"seen using {used / 1024:.1f} of {requested / 1024:.1f} GiB" if used and requested else ""
 
 
 _QUEUE = (
@@ -191,7 +207,7 @@ def squeue(
     names: Iterable[str] = (),
     uids: Iterable[int] = (),
     timeout_s: float = TIMEOUT_S,
-) -> list[QueueEntry]:
+) -> list[JobRow]:
     """These jobs (array ids cover their tasks), those of these names, or all of these users; unknown ones are left
     out."""
     of_ids, of_names, of_users = sorted(set(job_ids)), sorted(set(names)), sorted(set(uids))
@@ -212,29 +228,33 @@ def squeue(
         cells = [line[i : i + _WIDTH] for i in range(0, len(line), _WIDTH)]
         if len(cells) >= len(_QUEUE) and _is_job(cells[0]):
             if b"[" not in cells[0]:  # what -r leaves of an array at most
-                entries.append(_queue_entry(cells))
+                entries.append(_job_row(cells))
         else:
             unread.append(line.decode(errors="replace"))
     say_unread("squeue", unread)
     return entries
 
 
-def _queue_entry(row: Sequence[bytes]) -> QueueEntry:
+def _job_row(row: Sequence[bytes]) -> JobRow:
     cells = [cell.decode(errors="replace").strip() for cell in row[: len(_QUEUE)]]
-    job_id, state, reason, starts, used, left, restarts, nodes, uid, name, comment, exit_code = cells
-    return QueueEntry(
+    job_id, state, reason, starts, used, left, restarts, nodes, uid, name, comment, status = cells
+    started, elapsed_s = when(starts), duration_s(used)
+    exit_code, number = divmod(int(status), 256) if status.isdigit() else (None, 0)  # the status as wait() gives it
+    return JobRow(
         job_id=job_id,
+        name=name,
         state=state,
+        nodes=nodes,
+        started=started,
+        ended=None if started is None else started + timedelta(seconds=elapsed_s or 0),
+        elapsed_s=elapsed_s,
+        exit_code=exit_code,
+        signal=number & 0x7F,
         reason="" if reason == "None" else reason,
-        starts=when(starts),
-        elapsed_s=duration_s(used),
         left_s=duration_s(left),
         restarts=int(restarts) if restarts.isdigit() else 0,
-        nodes=nodes,
         uid=int(uid) if uid.isdigit() else None,
-        name=name,
         comment="" if comment == "(null)" else comment,
-        exit_code=int(exit_code) if exit_code.isdigit() else None,
     )
 
 

@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from transfergrid.cluster import slurm, slurm_words
-from transfergrid.cluster.accounting import AccountEntry
 from transfergrid.cluster.causes import Cause, cause_of
 from transfergrid.cluster.evidence import (
     Case,
@@ -33,6 +32,7 @@ from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.needs import follow_needs, with_ancestors
 from transfergrid.cluster.ownership import UNMARKED
 from transfergrid.cluster.run_state import RunState, State
+from transfergrid.cluster.slurm import JobRow
 from transfergrid.paths import StorePaths
 from transfergrid.store.records import phase_seconds
 
@@ -160,7 +160,7 @@ def _recorded(case: Case) -> RunState:
     return _with_class(state, name, reason, record.get("remedy"))
 
 
-def _queued(look: Look, case: Case, entry: slurm.QueueEntry) -> RunState:
+def _queued(look: Look, case: Case, entry: JobRow) -> RunState:
     """Of a job that SLURM has alive."""
     meaning = slurm_words.meaning(entry.state)
     state = replace(
@@ -176,7 +176,7 @@ def _queued(look: Look, case: Case, entry: slurm.QueueEntry) -> RunState:
     if meaning.kind == "waits":
         wait = slurm_words.wait(entry.reason)
         reason = "; ".join(filter(None, (meaning.words, wait.words)))
-        starts = entry.starts if look.age_s(entry.starts) < 0 else None
+        starts = entry.started if look.age_s(entry.started) < 0 else None
         state = replace(state, never_starts=wait.never, waits_for_needs=wait.for_needs)
         return replace(state, reason=reason, starts=starts, elapsed_s=None)
     if case.is_finish:
@@ -190,7 +190,7 @@ def _queued(look: Look, case: Case, entry: slurm.QueueEntry) -> RunState:
     return state
 
 
-def _at_work(look: Look, submission: Submission, index: int, entry: slurm.QueueEntry) -> str:
+def _at_work(look: Look, submission: Submission, index: int, entry: JobRow) -> str:
     """Of the runs that share a task, the one that was started last; before the first, the first that is to come."""
     pack = submission.tasks[index]
     cases = [Case(r, look.own(r), submission, index, entry.job_id) for r in pack]
@@ -230,7 +230,7 @@ def _unsent(look: Look, case: Case) -> RunState:
     return replace(state, reason=f"{reason}; launch again")
 
 
-def _under_another_name(case: Case, entry: slurm.QueueEntry) -> RunState:
+def _under_another_name(case: Case, entry: JobRow) -> RunState:
     fact = f"job {entry.job_id} of the same user is {entry.state}, and its name is {entry.name}, not what was sent"
     return replace(_unknown(case, node=entry.nodes), reason=f"{fact}; was it renamed?", undecided=True)
 
@@ -247,7 +247,7 @@ def _elsewhere(look: Look, case: Case) -> RunState:
     return replace(_unknown(case), reason=reason, undecided=True, cluster=cluster)
 
 
-def _ended(look: Look, case: Case, ending: AccountEntry) -> RunState:
+def _ended(look: Look, case: Case, ending: JobRow) -> RunState:
     meaning = slurm_words.meaning(ending.state)
     state = replace(_unknown(case, node=ending.nodes), elapsed_s=ending.elapsed_s)
     if meaning.kind in ("waits", "runs", "unknown"):
@@ -267,7 +267,7 @@ def _ended(look: Look, case: Case, ending: AccountEntry) -> RunState:
     return _with_class(state, cause.failure_class, cause.words, cause.remedy)
 
 
-def _cause_of(case: Case, ending: AccountEntry) -> Cause:
+def _cause_of(case: Case, ending: JobRow) -> Cause:
     """Of a job of which SLURM says no more than that it failed."""
     if ending.exit_code is None:
         trace = slurm_words.trace(logs_of(case))

@@ -53,7 +53,7 @@ class _Job:
     name: str
     output: Path
     sent_s: float
-    entry: slurm.QueueEntry | None = None
+    entry: slurm.JobRow | None = None
     unseen: int = 0
     started: float | None = None
 
