@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transfergrid.cluster import slurm, slurm_words
+from transfergrid.cluster import slurm
 from transfergrid.cluster.accounting import sacct
 from transfergrid.cluster.forms import time_of
 from transfergrid.cluster.ledger import Ledger, Submission
@@ -222,7 +222,7 @@ def _explained(look: Look, case: Case) -> bool:
 def ending_of(look: Look, case: Case, entry: JobRow | None) -> JobRow | None:
     """How a job left the queue, or, of accounting that lags behind, that it is alive."""
     account = look.accounted(case)
-    if account is not None and (entry is None or slurm_words.meaning(account.state).kind == "ended"):
+    if account is not None and (entry is None or account.has_ended):
         return account if entry is None or account.state == "OUT_OF_MEMORY" else replace(account, state=entry.state)
     return None if entry is None else replace(entry, elapsed_s=entry.elapsed_s or 0.0)
 

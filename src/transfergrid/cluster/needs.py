@@ -67,9 +67,6 @@ def _depending(state: RunState, case: Case, needed: Sequence[RunState]) -> RunSt
 
 def _named(other: RunState) -> str:
     """`R, which failed (data)`; of one that is itself blocked, what blocks it stands in its own reason."""
-    if other.state == "blocked":
-        return f"{other.run_id}, which is blocked: {other.reason}"
-    if other.state in ("failed", "lost", "cancelled"):
-        how = {"failed": "failed", "lost": "was lost", "cancelled": "was cancelled"}[other.state]
-        return f"{other.run_id}, which {how}" + (f" ({other.failure_class})" if other.state == "failed" else "")
-    return f"{other.run_id}, which is {other.state}"
+    ways = {"failed": f"failed ({other.failure_class})", "lost": "was lost", "cancelled": "was cancelled"}
+    ways["blocked"] = f"is blocked: {other.reason}"
+    return f"{other.run_id}, which {ways.get(other.state, f'is {other.state}')}"

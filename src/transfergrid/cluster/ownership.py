@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from transfergrid.cluster import accounting, slurm
-from transfergrid.cluster.slurm_words import meaning
 from transfergrid.errors import MachineError
 from transfergrid.store.attempts import job_mark, restart_count, slurm_task
 
@@ -96,7 +95,7 @@ class Proof:
         """Whether a live job of its number, on its cluster and of its user, bears another name: nothing tells whether
         the user has renamed it or the number was given again."""
         same = self.is_of(cluster) and self.uid is not None and self.uid == row.uid
-        return same and not self.fits(cluster, row.name) and meaning(row.state).kind != "ended"
+        return same and not self.fits(cluster, row.name) and not row.has_ended
 
 
 def proof_of_attempt(owner: Mapping[str, Any]) -> Proof:
@@ -115,7 +114,7 @@ def live_rows(jobs: Mapping[str, Proof], where: Here | None = None) -> dict[str,
     rows = {}
     for entry in slurm.squeue(slurm.base_id(job_id) for job_id in own):
         proof = own.get(entry.job_id) or own.get(slurm.base_id(entry.job_id))
-        if proof is not None and proof.fits(where.name, entry.name) and meaning(entry.state).kind != "ended":
+        if proof is not None and proof.fits(where.name, entry.name) and not entry.has_ended:
             rows[entry.job_id] = entry
     return rows
 
@@ -134,7 +133,7 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
         return None
     rows = [e for e in entries if proof.fits(where.name, e.name)]
     if rows:
-        return meaning(rows[0].state).kind != "ended"
+        return not rows[0].has_ended
     if any(proof.may_be_renamed(where.name, e) for e in entries):
         return None
     if where.may_hide(proof):
@@ -142,7 +141,7 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
     since = datetime.now(UTC) - timedelta(days=365)
     account = accounting.sacct([task], since=since, cluster=where.name) or ()
     account_rows = [a for a in account if a.job_id == task and proof.fits(a.cluster, a.name)]
-    return None if account_rows and meaning(account_rows[-1].state).kind != "ended" else False
+    return None if account_rows and not account_rows[-1].has_ended else False
 
 
 # ----------------------------------------------------------------------------------------------------------- this job

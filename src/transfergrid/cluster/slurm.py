@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from transfergrid.cluster.forms import JOB_ID, duration_s, rows, say_unread, when
-from transfergrid.cluster.slurm_words import Answer, answer
+from transfergrid.cluster.slurm_words import Answer, answer, meaning
 from transfergrid.errors import MachineError
 
 TIMEOUT_S = 30.0
@@ -187,6 +187,10 @@ class JobRow:
     max_rss_mib: float | None = None
 
     @property
+    def has_ended(self) -> bool:
+        return meaning(self.state).kind == "ended"
+
+    @property
     def memory(self) -> str:
         """What it used of what it had asked for, in words; empty where that is not known."""
         used, requested = self.max_rss_mib, self.memory_mib
@@ -210,12 +214,11 @@ def squeue(
 ) -> list[JobRow]:
     """These jobs (array ids cover their tasks), those of these names, or all of these users; unknown ones are left
     out."""
-    of_ids, of_names, of_users = sorted(set(job_ids)), sorted(set(names)), sorted(set(uids))
-    if not of_ids and not of_names and not of_users:
+    choices = (("-j", job_ids), ("--name", names), ("-u", map(str, uids)))
+    which = next(([option, ",".join(v)] for option, values in choices if (v := sorted(set(values)))), None)
+    if which is None:
         return []
     fields = ",".join(f"{name}:{_WIDTH}" for name in _QUEUE)
-    which = ["--name", ",".join(of_names)] if of_names else ["-u", ",".join(map(str, of_users))]
-    which = ["-j", ",".join(of_ids)] if of_ids else which
     try:
         # -a: jobs in hidden partitions too.
         output = _output(["squeue", "-a", "-h", "-r", "-t", "all", *which, "-O", fields], timeout_s)

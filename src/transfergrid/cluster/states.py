@@ -99,7 +99,7 @@ def _judge(look: Look, case: Case) -> RunState:
     if own.is_locked and not own.owner.get("slurm_job_id"):
         return _held(look, case)
     entry = look.entry(case)
-    if entry is not None and slurm_words.meaning(entry.state).kind != "ended":
+    if entry is not None and not entry.has_ended:
         if case.has_current_record and case.began_since(entry.restarts):
             return _recorded(case)
         return _queued(look, case, entry)
@@ -113,7 +113,7 @@ def _judge(look: Look, case: Case) -> RunState:
         return _elsewhere(look, case)
     ending = ending_of(look, case, entry)
     renamed = look.renamed(case)
-    if renamed is not None and (ending is None or slurm_words.meaning(ending.state).kind != "ended"):
+    if renamed is not None and (ending is None or not ending.has_ended):
         return _under_another_name(case, renamed)
     if ending is not None:
         return _ended(look, case, ending)
@@ -239,7 +239,7 @@ def _elsewhere(look: Look, case: Case) -> RunState:
     """Of a job of another cluster: how it ended, where accounts that both clusters share prove that."""
     cluster, account = look.elsewhere(case), look.accounted(case)
     ending = ending_of(look, case, None)
-    if ending is not None and slurm_words.meaning(ending.state).kind == "ended":
+    if ending is not None and ending.has_ended:
         state = _ended(look, case, ending)
         return replace(state, cluster=cluster if state.is_live else None, undecided=state.is_live)
     more = f"; its accounting says {account.state}" if account is not None else ""
@@ -284,10 +284,8 @@ def _only_in_accounting(look: Look, case: Case, state: RunState, word: str) -> R
         reason = "as the accounting says; SLURM's controller does not answer"
         shares = case.submission is not None and len(case.submission.tasks[case.index]) > 1
         if kind == "runs" and shares and not case.began:
-            return replace(
-                state, state="pending", reason=f"waits for its turn in job {case.job_id}, {reason}", elapsed_s=None
-            )
-        if kind == "runs" or (case.began and not case.own.owner.get("ended")):  # the accounting hears of it later
+            reason = f"waits for its turn in job {case.job_id}, {reason}"
+        elif kind == "runs" or (case.began and not case.own.owner.get("ended")):  # the accounting hears of it later
             return replace(state, state="running", reason=reason)
         return replace(state, state="pending", reason=reason, elapsed_s=None)
     late = look.age_s(case.submitted) >= slurm.SETTLING_S
