@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -71,7 +71,6 @@ class Watcher:
 
 @dataclass(slots=True)
 class _Child:
-    index: int
     planned: PlannedRun
     process: ForkServerProcess
     slot: int
@@ -86,12 +85,17 @@ class _Pool:
     robbed: runs that found their features damaged or gone, once; a second time they fail.
     """
 
-    waiting: list[tuple[int, PlannedRun]]
-    places: dict[str, int] = field(default_factory=dict)
+    waiting: list[PlannedRun]
+    places: Mapping[str, int]
     robbed: set[str] = field(default_factory=set)
     children: list[_Child] = field(default_factory=list)
     endings: dict[str, Ended] = field(default_factory=dict)
     elsewhere: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> set[str]:
+        """Runs that wait or run."""
+        return {p.run.run_id for p in (*self.waiting, *(c.planned for c in self.children))}
 
 
 def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
@@ -104,7 +108,7 @@ def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
     runs |= {e.run_id: e for p in todo for e in p.run.extractions if e.run_id not in runs}
     payload = job.write_payload(list(runs.values()), runtime)
     slots = slots_for(runtime)
-    pool = _Pool(waiting=list(enumerate(todo)), places={run_id: place for place, run_id in enumerate(runs)})
+    pool = _Pool(waiting=list(todo), places={run_id: place for place, run_id in enumerate(runs)})
     try:
         with _terminated_as_interrupted() as heard:
             while (pool.waiting or pool.children) and not heard:
@@ -156,19 +160,18 @@ def _terminated_as_interrupted() -> Iterator[list[int]]:
 
 def _start_ready(pool: _Pool, payload: Path, slots: Sequence[str | None], runtime: Runtime, watcher: Watcher) -> None:
     free = sorted(set(range(len(slots))) - {c.slot for c in pool.children})
-    pending = {p.run.run_id for _, p in pool.waiting} | {c.planned.run.run_id for c in pool.children}
-    for item in list(pool.waiting):
+    pending = pool.pending
+    for planned in list(pool.waiting):
         if not free:
             return
-        index, planned = item
         if any(need in pending for need in planned.needs) or _is_elsewhere(pool, planned.run, runtime):
             continue
-        pool.waiting.remove(item)
-        slot = free.pop(0)
-        on_lost = "fail" if planned.run.run_id in pool.robbed else "tell"
-        process = context().Process(target=_child, args=(str(payload), index, slots[slot], on_lost))
+        pool.waiting.remove(planned)
+        slot, run_id = free.pop(0), planned.run.run_id
+        on_lost = "fail" if run_id in pool.robbed else "tell"
+        process = context().Process(target=_child, args=(str(payload), pool.places[run_id], slots[slot], on_lost))
         process.start()
-        pool.children.append(_Child(index, planned, process, slot))
+        pool.children.append(_Child(planned, process, slot))
         watcher.started(planned)
 
 
@@ -185,11 +188,10 @@ def _is_elsewhere(pool: _Pool, run: RunSpec, runtime: Runtime) -> bool:
 
 def _drop_blocked(pool: _Pool, watcher: Watcher) -> None:
     """Whatever needs a run that did not complete here cannot run either."""
-    for item in list(pool.waiting):
-        planned = item[1]
+    for planned in list(pool.waiting):
         bad = next((e for n in planned.needs if (e := pool.endings.get(n)) and e.failure is not None), None)
         if bad is not None:
-            pool.waiting.remove(item)
+            pool.waiting.remove(planned)
             reason = f"needs {bad.run.run_id}, which {bad.ending}"
             _end(pool, watcher, Ended(planned.run, "blocked", reason, "blocked"))
 
@@ -207,7 +209,7 @@ def _collect(pool: _Pool, runtime: Runtime, watcher: Watcher) -> None:
         if ended.ending != "in flight":
             _end(pool, watcher, ended)
             continue
-        pool.waiting.append((child.index, child.planned))
+        pool.waiting.append(child.planned)
         pool.elsewhere[child.planned.run.run_id] = time.monotonic() + ELSEWHERE_POLL_S
         watcher.waiting(child.planned)
 
@@ -215,16 +217,15 @@ def _collect(pool: _Pool, runtime: Runtime, watcher: Watcher) -> None:
 def _extract_again(pool: _Pool, child: _Child, runtime: Runtime, watcher: Watcher) -> None:
     """A run found its features damaged or gone: their extraction stands before it, and before all that need it too."""
     pool.robbed.add(child.planned.run.run_id)
-    pool.waiting.insert(0, (child.index, child.planned))
-    at_work = {p.run.run_id for _, p in pool.waiting} | {c.planned.run.run_id for c in pool.children}
+    pool.waiting.insert(0, child.planned)
+    pending = pool.pending
     for extraction in child.planned.run.extractions:
-        if extract.is_done(extraction, runtime) or extraction.run_id in at_work:
+        if extract.is_done(extraction, runtime) or extraction.run_id in pending:
             continue
         why = extract.damaged(extraction, runtime) or f"features of {extraction.model} are gone"
         again = PlannedRun(extraction, "run", f"{why}: extracted again")
         pool.endings.pop(extraction.run_id, None)
-        pool.waiting = [(index, _after(planned, extraction.run_id)) for index, planned in pool.waiting]
-        pool.waiting.insert(0, (pool.places[extraction.run_id], again))
+        pool.waiting = [again, *(_after(planned, extraction.run_id) for planned in pool.waiting)]
         watcher.again(again)
 
 

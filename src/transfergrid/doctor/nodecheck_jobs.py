@@ -136,11 +136,8 @@ class ProbeJobs:
         return {name: self._answer(job) for name, job in self._jobs.items()} | self._refused
 
     def _is_awaited(self, job: _Job, began: float) -> bool:
-        if not job.is_live:
-            return False
-        if job.started is None:
-            return time.monotonic() - began < self.queue_s
-        return time.monotonic() - job.started < RUN_S
+        since, limit_s = (began, self.queue_s) if job.started is None else (job.started, RUN_S)
+        return job.is_live and time.monotonic() - since < limit_s
 
     def _look(self) -> None:
         try:
