@@ -25,7 +25,7 @@ SAYS_SETUP_FAILED = "transfergrid: cluster.setup failed"
 
 _AT_THE_END = r"""
 tg_end() {{
-  local code=$? name try said
+  local code=$? name try reply
   if [ -n "${{tg_line:-}}" ]; then
     echo "{setup_failed} with exit code $code at: $tg_line" >&2
     exit {setup_code}
@@ -34,17 +34,17 @@ tg_end() {{
     set +e
     for name in "${{!SQUEUE_@}}" "${{!SCONTROL_@}}" SLURM_CLUSTERS; do if [ -n "$name" ]; then unset "$name"; fi; done
     for try in 1 2 3 4 5 6 7 8 9 10 11 12; do
-      if ! said=$(squeue -h -j "$SLURM_JOB_ID" -t all -O "State:30,RestartCnt:20,Name:256" 2>&1); then :
-      elif ! grep -qE "^RUNNING +${{SLURM_RESTART_COUNT:-0}} +(.*-)?{token} *\$" <<< "$said"; then
+      if ! reply=$(squeue -h -j "$SLURM_JOB_ID" -t all -O "State:30,RestartCnt:20,Name:256" 2>&1); then :
+      elif ! grep -qE "^RUNNING +${{SLURM_RESTART_COUNT:-0}} +(.*-)?{token} *\$" <<< "$reply"; then
         echo "job $SLURM_JOB_ID is not in the queue as this one and running, so it is not put back"
         break
-      elif said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then
+      elif reply=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then
         echo "job $SLURM_JOB_ID has saved, and its batch script has put it back into the queue"
         sleep 60  # SLURM ends it now
         break
       fi
-      echo "requeue of job $SLURM_JOB_ID by its batch script: $said"
-      if ! grep -qiE {silence} <<< "$said"; then break; fi
+      echo "requeue of job $SLURM_JOB_ID by its batch script: $reply"
+      if ! grep -qiE {silence} <<< "$reply"; then break; fi
       sleep 5
     done
   fi

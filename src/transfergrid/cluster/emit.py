@@ -25,7 +25,7 @@ ledger={ledger} cluster={cluster}
 # What the shell sets for SLURM's commands would change what they do here; only what names the cluster stays.
 if [[ -n ${{SBATCH_CLUSTERS:-}} ]]; then export SLURM_CLUSTERS=$SBATCH_CLUSTERS; fi
 for name in {prefixes}; do
-  case " {kept} " in *" $name "*) ;; *) unset "$name" ;; esac
+  case " {cluster_names} " in *" $name "*) ;; *) unset "$name" ;; esac
 done
 here=$(scontrol show config | LC_ALL=C sed -n 's/^ClusterName *= *//p' | sed -n 1p)
 cluster=${{cluster:-$here}}
@@ -51,7 +51,7 @@ find() {{
 
 # alive IDS...: those that SLURM still has, with colons between; it refuses to wait for a job that it has forgotten.
 alive() {{
-  local rows id kept=
+  local rows id ids=
   if [[ $# == 0 ]]; then return; fi
   if ! rows=$(squeue -a -h -r -t all -j "$(IFS=,; echo "$*")" -o '%i|%j' 2>&1); then
     if [[ $rows == *"Invalid job id"* ]]; then return; fi
@@ -59,9 +59,9 @@ alive() {{
     return 1
   fi
   for id; do
-    if LC_ALL=C grep -qE "^($id(_[^|]*)?|${{id%%_*}})\\|" <<< "$rows"; then kept+=:$id; fi
+    if LC_ALL=C grep -qE "^($id(_[^|]*)?|${{id%%_*}})\\|" <<< "$rows"; then ids+=:$id; fi
   done
-  echo "${{kept#:}}"
+  echo "${{ids#:}}"
 }}
 
 # line NAME: its line of the ledger, with who sends it, where, and when.
@@ -124,7 +124,7 @@ def emit(
             ledger=shlex.quote(str(launch.folder / "slurm" / "submissions.jsonl")),
             cluster=shlex.quote(launch.cluster or ""),
             prefixes=" ".join(f'"${{!{prefix}@}}"' for prefix in OF_CLIENTS),
-            kept=" ".join(NAMES_THE_CLUSTER),
+            cluster_names=" ".join(NAMES_THE_CLUSTER),
             since=(datetime.now(UTC) - timedelta(days=1)).strftime("%Y-%m-%d"),
         )
     ]
