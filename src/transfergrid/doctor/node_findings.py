@@ -92,7 +92,7 @@ def check_torch(answer: ProbeAnswer) -> Check:
 
 
 def check_gpu(answer: ProbeAnswer, *, device: str, gpus: int, on_slurm: bool) -> Check:
-    """asked: GPUs of a run's job. A machine without GPU is fit for device=auto, a job that asked for one is not."""
+    """gpus: of a run's job. A machine without GPU is fit for device=auto, a job that asked for one is not."""
     if device == "cpu":
         return Check("gpu", None, "not looked at: device=cpu")
     if on_slurm and gpus == 0:
