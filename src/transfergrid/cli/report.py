@@ -13,8 +13,8 @@ from rich.console import Console
 
 from transfergrid.cli.console import FAILED, JSON, OK, UNDECIDED, count, make_console, run_script, say, say_first
 from transfergrid.cli.sync import destination
-from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.ledger import read_ledger
+from transfergrid.cluster.settle import settle_bills
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
 from transfergrid.config.report import ReportKeys, ReportRequest, parse_report
