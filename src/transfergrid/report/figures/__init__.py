@@ -16,18 +16,7 @@ from transfergrid.data.images_at_hand import Images
 from transfergrid.errors import one_line
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.predictions import StoredPredictions
-from transfergrid.report.figures import (
-    accuracy,
-    architecture,
-    cache,
-    confusions,
-    cost,
-    curves,
-    few_images,
-    pictures,
-    reliability,
-    style,
-)
+from transfergrid.report.figures import accuracy, architecture, cost, curves, errors, few_images, reliability, style
 from transfergrid.report.figures.material import Material, Section, Sketch, row_key
 from transfergrid.specs import DatasetSpec, Split
 
@@ -36,7 +25,7 @@ __all__ = ["Figure", "make_figures", "no_images", "row_key"]
 FEW = 40  # figures: fewer are drawn before other processes have started
 MOST_PROCESSES = 8
 # In the order in which a reader meets them.
-_KINDS = (accuracy, few_images, cost, curves, confusions, reliability, pictures, architecture, cache)
+_KINDS = (accuracy, few_images, cost, curves, errors, reliability, architecture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +59,14 @@ def make_figures(
     share the drawing, and are sent `images`; None: as many as there are cores, where there are many figures.
     """
     notes: list[str] = []
-    sketches = list(_sketches(Material(comparison=comparison, images=images), notes))
+    material = Material(comparison=comparison, images=images)
+    sketches = list(_sketches(material, notes))
     if processes is None:
         processes = 1 if len(sketches) < FEW else min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
     if processes > 1:
         drawn = _draw_in_processes(processes, len(sketches), comparison, folder, images)
     else:
-        drawn = _draw(sketches, range(len(sketches)), folder)
+        drawn = _draw(sketches, range(len(sketches)), folder, material.letters())
     made = []
     for position, sketch in enumerate(sketches):
         files = drawn[position]
@@ -91,9 +81,9 @@ def make_figures(
 Files = tuple[Path, Path] | str  # a figure's PNG and SVG, or why it could not be made
 
 
-def _draw(sketches: Sequence[Sketch], positions: Sequence[int], folder: Path) -> dict[int, Files]:
+def _draw(sketches: Sequence[Sketch], positions: Sequence[int], folder: Path, letters: str) -> dict[int, Files]:
     drawn: dict[int, Files] = {}
-    with style.house_style():
+    with style.house_style(letters):
         for position in positions:
             sketch = sketches[position]
             try:
@@ -124,7 +114,8 @@ def _draw_in_processes(
 
 
 def _draw_share(comparison: Comparison, folder: Path, images: Images, positions: Sequence[int]) -> dict[int, Files]:
-    return _draw(list(_sketches(Material(comparison=comparison, images=images), [])), positions, folder)
+    material = Material(comparison=comparison, images=images)
+    return _draw(list(_sketches(material, [])), positions, folder, material.letters())
 
 
 def _sketches(material: Material, notes: list[str]) -> Iterator[Sketch]:

@@ -38,7 +38,7 @@ class Stage:
     @property
     def text(self) -> str:
         count = style.count_text(self.parameters) if self.parameters else ""
-        parts = (style.shorten(self.name, 26), " × ".join(map(str, self.shape)), count)
+        parts = (self.name, " × ".join(map(str, self.shape)), count)
         return " · ".join(part for part in parts if part)
 
 
@@ -54,12 +54,12 @@ def sketches(material: Material) -> Iterator[Sketch]:
     for key, (run, rows) in seen.items():
         yield Sketch(
             name=group_name("architecture", *(str(part) for part in key)),
-            title=f"The stages of {run.spec.model}",
+            title=f"What does {run.spec.model} consist of?",
             caption="Each box: a stage of the network, the shape of its output (channels x height x width) and how "
             "many parameters it has. Neighbours of one shape share a box.",
             section="architecture",
             rows=tuple(rows),
-            draw=partial(draw, run.spec),
+            panels=partial(draw, run.spec),
         )
 
 
@@ -150,12 +150,10 @@ def draw(spec: RunSpec) -> Figure:
     classes = spec.dataset.num_classes
     head = Stage("head", (classes,), (dim + 1) * classes) if spec.backbones else None
     total = sum(stage.parameters for _, column in columns for stage in column) + (head.parameters if head else 0)
-    figure = style.new_figure(
-        max(4.5, 0.3 + COLUMN_IN * len(columns)),
-        0.9 + LINE_IN * (last + (1.6 if head else 0)),
-        style.shorten(f"{spec.model}: {total:,} parameters", 55 if len(columns) == 1 else 75),
-    )
+    width_in = max(4.5, 0.3 + COLUMN_IN * len(columns))
+    figure = style.new_figure(width_in, 1.2 + LINE_IN * (last + (1.6 if head else 0)))
     axes = figure.subplots()
+    axes.set_title(style.wrap(f"{spec.model}: {total:,} parameters", int(12 * width_in)))
     axes.set_axis_off()
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(last + (1.2 if head else -0.4), -1.2)
@@ -171,9 +169,9 @@ def draw(spec: RunSpec) -> Figure:
     middle = (len(columns) - 1) / 2
     for x, (name, column) in enumerate(columns):
         if len(columns) > 1:
-            axes.text(x, -0.7, style.shorten(name, 34), ha="center", va="bottom", fontsize=8, fontweight="bold")
+            axes.text(x, -0.7, style.wrap(name, 40), ha="center", va="bottom", fontsize=8, fontweight="bold")
         for y, stage in enumerate(column):
-            box(x, y, stage.text, "#EAF3FA" if y else "#FFFFFF")
+            box(x, y, style.wrap(stage.text, 46), "#EAF3FA" if y else "#FFFFFF")
             if y:
                 arrow((x, y - 0.7), (x, y - 0.3))
         if head is not None:

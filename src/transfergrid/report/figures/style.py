@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import textwrap
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from transfergrid.store import durable
 
@@ -46,7 +49,6 @@ SPLITS = {"train": (BLUE, "-", "o"), "val": (ORANGE, "--", "s"), "test": (BLACK,
 _FONT = "DejaVu Sans"  # comes with matplotlib: the same on every machine
 _RC = {
     "font.family": "sans-serif",
-    "font.sans-serif": [_FONT],
     "font.size": 8.0,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8.0,
@@ -68,22 +70,26 @@ _RC = {
     "svg.fonttype": "path",
     "svg.hashsalt": "transfergrid",
 }
-T = TypeVar("T")
 
 
 # ------------------------------------------------------------------------------------------------------------- drawing
 @contextmanager
-def house_style() -> Iterator[None]:
-    """Everything is drawn and saved inside; the user's own matplotlib settings have no say."""
+def house_style(letters: str = "") -> Iterator[None]:
+    """Everything is drawn and saved inside; the user's own matplotlib settings have no say.
+
+    letters: of names that may need other fonts than the figures' own.
+    """
     from matplotlib import style
 
-    with style.context(_RC, after_reset=True), warnings.catch_warnings():
+    others = {family for letter in set(letters) if (family := _family_of(letter))} - {_FONT}
+    families = {"font.sans-serif": [_FONT, *sorted(others)]}
+    with style.context(_RC | families, after_reset=True), warnings.catch_warnings():
         # Names go through clean(), which leaves no such letter; a text that did not is no reason to say more.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
-def new_figure(width_in: float, height_in: float, title: str = "") -> Figure:
+def new_figure(width_in: float, height_in: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -91,8 +97,6 @@ def new_figure(width_in: float, height_in: float, title: str = "") -> Figure:
     layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
     figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
-    if title:
-        figure.suptitle(title)
     return figure
 
 
@@ -121,41 +125,55 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
 
 # ---------------------------------------------------------------------------------------------------------------- text
 def clean(text: str) -> str:
-    """One line without control characters, which no font shows. A letter that the font lacks stands as its number, as
-    `U+732B`: a box would stand for any."""
+    """One line without control characters. A letter that no font here has stands as its number, as `U+732B`: a box
+    would stand for any."""
     visible = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
-    if not visible.isascii():
-        visible = "".join(c if c.isascii() or ord(c) in _letters() else f"U+{ord(c):04X}" for c in visible)
-    return " ".join(visible.split())
+    return " ".join("".join(c if _family_of(c) else f"U+{ord(c):04X}" for c in visible).split())
+
+
+def is_drawable(text: str) -> bool:
+    """Whether fonts of this machine have all its letters."""
+    return all(_family_of(c) for c in text if unicodedata.category(c)[0] != "C")
 
 
 @cache
-def _letters() -> frozenset[int]:
-    """Of the font that figures are drawn with."""
+def _family_of(letter: str) -> str | None:
+    """The figures' own font where it has the letter, else the first other one that does, by name."""
+    from matplotlib.font_manager import fontManager
+
+    if letter.isascii() or ord(letter) in _letters(_FONT):
+        return _FONT
+    # matplotlib's font of last resort draws the same box for all letters of a script.
+    others = sorted({font.name for font in fontManager.ttflist if not font.name.startswith("Last Resort")})
+    return next((family for family in others if ord(letter) in _letters(family)), None)
+
+
+@cache
+def _letters(family: str) -> frozenset[int]:
+    """Of a font that can be drawn at any size: those made of pixels, as most with coloured emoji, have none."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
 
-    return frozenset(get_font(findfont(FontProperties(family=_FONT))).get_charmap())
+    try:
+        font = get_font(findfont(FontProperties(family=family), fallback_to_default=False))
+    except (OSError, RuntimeError, ValueError):
+        return frozenset()
+    return frozenset(font.get_charmap()) if font.scalable else frozenset()
 
 
-def shorten(text: str, length: int) -> str:
-    """At most `length` characters: the middle gives way, because names differ at their ends."""
-    text = clean(text)
-    if len(text) <= length:
-        return text
-    head = (length - 1 + 1) // 2
-    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+def wrap(text: str, length: int) -> str:
+    """Lines of at most `length` characters, broken at blanks, else behind a sign that joins names. All of it is there:
+    names differ at either end."""
+    lines = textwrap.wrap(clean(text), length, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(part for line in lines for part in _at_joints(line, length))
 
 
-def shorten_all(texts: Sequence[str], length: int) -> list[str]:
-    """Shortened, and still distinct: what has become equal is numbered."""
-    short = [shorten(text, length) for text in texts]
-    seen: dict[str, int] = {}
-    distinct = []
-    for text in short:
-        seen[text] = seen.get(text, 0) + 1
-        number = f" ({seen[text]})"
-        distinct.append(text if seen[text] == 1 else shorten(text, length - len(number)) + number)
-    return distinct
+def _at_joints(line: str, length: int) -> list[str]:
+    parts = [""]
+    for piece in re.findall(rf"[^+_/-]{{1,{length - 1}}}[+_/-]?|[+_/-]", line) if len(line) > length else [line]:
+        if len(parts[-1] + piece) > length:
+            parts.append("")
+        parts[-1] += piece
+    return parts
 
 
 def count_text(value: float) -> str:
@@ -175,45 +193,34 @@ def _three_digits(value: float) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- layout
-def columns(items: Sequence[T], *, per_column: int = 25, per_page: int = 2) -> list[list[list[T]]]:
-    """Pages of columns of items: one column up to `per_column`, then columns of equal length, then further pages."""
-    pages = max(1, math.ceil(len(items) / (per_column * per_page)))
-    on_page = math.ceil(len(items) / pages)
-    folded = []
-    for start in range(0, len(items), max(1, on_page)):
-        page = list(items[start : start + on_page])
-        wanted = math.ceil(len(page) / per_column)
-        length = math.ceil(len(page) / wanted)
-        folded.append([page[i : i + length] for i in range(0, len(page), length)])
-    return folded
+def spread(wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
+    """Centres inside [low, high] of things of these sizes, none over another, in the order of `wanted` and as near to
+    it as can be.
 
-
-def page_suffix(page: int) -> str:
-    """Of names: nothing for the first page, which most figures have alone."""
-    return f"-{page + 1}" if page else ""
-
-
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart inside [low, high], in the order of `wanted` and as near to it as can be.
-
-    Where there is no room for all the gap gets smaller.
+    Where there is no room for all they are taken to be smaller.
     """
     if not wanted:
         return []
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
+    offsets = [0.0, *accumulate((sizes[a] + sizes[b]) / 2 for a, b in pairwise(order))]
+    scale = min(1.0, (high - low) / max(offsets[-1], 1e-12))
     blocks: list[list[float]] = []  # [sum, count] of neighbours that stand shoulder to shoulder
-    for rank, i in enumerate(order):
-        blocks.append([wanted[i] - rank * gap, 1])
+    for offset, i in zip(offsets, order, strict=True):
+        blocks.append([wanted[i] - scale * offset, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
             total, count = blocks.pop()
             blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
-    level = [total / count for total, count in blocks for _ in range(int(count))]
-    top = high - (len(wanted) - 1) * gap
+    levels = [total / count for total, count in blocks for _ in range(int(count))]
+    top = high - scale * offsets[-1]
     positions = [0.0] * len(wanted)
-    for rank, i in enumerate(order):
-        positions[i] = min(max(level[rank], low), top) + rank * gap
+    for level, offset, i in zip(levels, offsets, order, strict=True):
+        positions[i] = min(max(level, low), top) + scale * offset
     return positions
+
+
+def labels_in(texts: Sequence[str]) -> list[float]:
+    """How high each text is that side_labels puts below the others."""
+    return [0.014 + 0.117 * (1 + text.count("\n")) for text in texts]
 
 
 def side_labels(
@@ -224,15 +231,15 @@ def side_labels(
     height_in: float,
     looks: Sequence[tuple[str, str, str]] = (),
 ) -> None:
-    """Names to the right of the axes, one line each, tied to their points. Limits must have been set before.
+    """Names to the right of the axes, below each other, tied to their points. Limits must have been set before.
 
     height_in: about how high the axes will be. looks: of lines that are named: colour, line style, marker; a piece of
     the line then stands before its name.
     """
     to_axes = axes.transData + axes.transAxes.inverted()
     wanted = [float(to_axes.transform(point)[1]) for point in points]
-    gap = 1.35 * TEXT_PT / 72 / height_in
-    for i, (point, y) in enumerate(zip(points, spread(wanted, gap, 0.0, 1.0), strict=True)):
+    sizes = [label_in / height_in for label_in in labels_in(texts)]
+    for i, (point, y) in enumerate(zip(points, spread(wanted, sizes, 0.0, 1.0), strict=True)):
         colour = looks[i][0] if looks else GREY
         axes.annotate(
             "",
@@ -265,12 +272,20 @@ def legend_below(figure: Figure, handles: Sequence[Artist], texts: Sequence[str]
     )
 
 
-def name_lines(axes: Axes, texts: Sequence[str]) -> None:
-    """One line per name, the first at the top, and no grid along the lines."""
-    axes.set_yticks(range(len(texts)), list(texts))
-    axes.set_ylim(len(texts) - 0.4, -0.6)
+def line_heights(names: Sequence[str], least: float = 1.0) -> list[float]:
+    """What each name takes of a list, in units of LINE_IN, at least `least`."""
+    return [max(least, 0.6 * (1 + name.count("\n"))) for name in names]
+
+
+def name_lines(axes: Axes, names: Sequence[str], *, least: float = 1.0) -> list[float]:
+    """Names below each other, the first at the top, and no grid along them. Returns where each stands."""
+    heights = line_heights(names, least)
+    places = [end - height / 2 for end, height in zip(accumulate(heights), heights, strict=True)]
+    axes.set_yticks(places, list(names))
+    axes.set_ylim(sum(heights) + 0.1, -0.1)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
+    return places
 
 
 def count_axis(axes: Axes, *, log: bool = False) -> None:
@@ -285,7 +300,7 @@ def count_axis(axes: Axes, *, log: bool = False) -> None:
         axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
 
 
