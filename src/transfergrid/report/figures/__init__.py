@@ -22,7 +22,7 @@ from transfergrid.specs import DatasetSpec, Split
 
 __all__ = ["Figure", "make_figures", "no_images", "row_key"]
 
-FEW = 40  # figures: fewer are drawn before other processes have started
+FEW = 20  # figures: fewer are drawn before other processes have started
 MOST_PROCESSES = 8
 # In the order in which a reader meets them.
 _KINDS = (accuracy, few_images, cost, curves, errors, reliability, architecture)

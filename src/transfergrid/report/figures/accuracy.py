@@ -36,7 +36,7 @@ def sketches(material: Material) -> Iterator[Sketch]:
             caption=_caption(rows, winner),
             section="accuracy",
             rows=rows,
-            panels=partial(draw, rows, best),
+            panels=partial(draw, rows, best, chosen_on="test" if winner and winner.on_test else "val"),
         )
 
 
@@ -57,8 +57,8 @@ def _caption(rows: Sequence[ComparisonRow], winner: Winner | None) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing
-def draw(rows: Sequence[ComparisonRow], best: Sequence[ComparisonRow]) -> Figure:
-    """best: of the rows, those that are marked."""
+def draw(rows: Sequence[ComparisonRow], best: Sequence[ComparisonRow], *, chosen_on: str) -> Figure:
+    """best: of the rows, those that are marked, as the best on this split."""
     from matplotlib.lines import Line2D
 
     names = [style.wrap(label, 40) for label in row_labels(rows)]
@@ -75,7 +75,7 @@ def draw(rows: Sequence[ComparisonRow], best: Sequence[ComparisonRow]) -> Figure
     for gap_axes in others:
         _gaps(gap_axes, places, rows)
     shown = [("mean and 95 % interval", MEAN)]
-    shown += [("best", BEST | {"linestyle": ""})] if best else []
+    shown += [(f"best on {chosen_on}", BEST | {"linestyle": ""})] if best else []
     shown += [("published", PUBLISHED)] if any(row.published_accuracy is not None for row in rows) else []
     style.legend_below(figure, [Line2D([], [], **look) for _, look in shown], [text for text, _ in shown])
     return figure

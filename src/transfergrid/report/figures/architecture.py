@@ -150,10 +150,10 @@ def draw(spec: RunSpec) -> Figure:
     classes = spec.dataset.num_classes
     head = Stage("head", (classes,), (dim + 1) * classes) if spec.backbones else None
     total = sum(stage.parameters for _, column in columns for stage in column) + (head.parameters if head else 0)
-    width_in = max(4.5, 0.3 + COLUMN_IN * len(columns))
-    figure = style.new_figure(width_in, 1.2 + LINE_IN * (last + (1.6 if head else 0)))
+    height_in = 1.2 + LINE_IN * (last + (1.6 if head else 0))
+    figure = style.new_figure(max(4.5, 0.3 + COLUMN_IN * len(columns)), height_in)
     axes = figure.subplots()
-    axes.set_title(style.wrap(f"{spec.model}: {total:,} parameters", int(12 * width_in)))
+    axes.set_title(f"{total:,} parameters")
     axes.set_axis_off()
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(last + (1.2 if head else -0.4), -1.2)

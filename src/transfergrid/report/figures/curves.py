@@ -169,7 +169,7 @@ def _draw_settings(material: Material, rows: Rows, split: str) -> Figure:
         raise ValueError(f"no {name} was recorded")
     drawn.sort(key=lambda curve: -curve[2][-1])
     named = drawn[:LINES_TOLD_APART]
-    texts = [style.wrap(f"{label}  {100 * values[-1]:.2f}", 42) for label, _, values in named]
+    texts = [style.wrap(f"{label}: {100 * values[-1]:.2f} %", 42) for label, _, values in named]
     axes_in = max(2.6, sum(style.labels_in(texts)))
     figure = style.new_figure(style.WIDE_IN, axes_in + 1.0)
     axes = figure.subplots()

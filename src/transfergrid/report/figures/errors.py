@@ -26,7 +26,7 @@ WRITTEN_CLASSES = 20  # up to which the cells hold their counts
 WRITTEN_NAME = 14  # characters of a class name at the matrix; with longer ones it has their numbers
 LISTED_CLASSES = 25
 MATRIX_IN = 3.6
-PAIRS, EXAMPLES = 8, 4
+PAIRS, EXAMPLES = 6, 4
 Pair = tuple[int, int, int]  # true class, predicted class, images
 Strip = Array | None
 
@@ -115,7 +115,7 @@ def draw(counts_CC: Array, labels: Sequence[str], pairs: Sequence[Pair], strips:
         _matrix(axes, counts_CC, [str(i) for i in range(num_classes)] if is_numbered else labels)
     _class_dots(right, scores, shown, names)
     for part in lower:
-        bars, *beside = part.subplots(1, 1 + bool(strips), squeeze=False)[0]
+        bars, *beside = part.subplots(1, 1 + bool(strips), squeeze=False, width_ratios=(2, 1)[: 1 + bool(strips)])[0]
         places = _pair_bars(bars, pairs, pair_names)
         for axes in beside:
             _examples(axes, strips, places, bars.get_ylim())
@@ -125,7 +125,8 @@ def draw(counts_CC: Array, labels: Sequence[str], pairs: Sequence[Pair], strips:
 def _matrix(axes: Axes, counts_CC: Array, labels: Sequence[str]) -> None:
     num_classes = len(labels)
     share_CC = counts_CC / np.maximum(counts_CC.sum(axis=1, keepdims=True), 1)
-    axes.imshow(np.sqrt(share_CC), cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+    axes.imshow(np.sqrt(share_CC), cmap="Greys", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
+    axes.set_box_aspect(1)
     every = max(1, -(-num_classes // 26))  # what fits without touching
     ticks = range(0, num_classes, every)
     texts = labels[::every]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS_PER_LINE, LINES_PER_PAGE = 4, 3
-PANEL_IN = 2.2
+PER_PAGE = 15
+PANEL_IN = 1.75
 BINS = 15
 
 
@@ -27,7 +27,7 @@ def sketches(material: Material) -> Iterator[Sketch]:
     for dataset in material.datasets:
         tested = material.tested(dataset)
         labels = row_labels([row for row, _ in tested])
-        for suffix, page in pages(list(zip(tested, labels, strict=True)), PANELS_PER_LINE * LINES_PER_PAGE):
+        for suffix, page in pages(list(zip(tested, labels, strict=True)), PER_PAGE):
             yield Sketch(
                 name=group_name("reliability", dataset) + suffix,
                 title=f"Can the stated confidence on {dataset} be trusted?",
@@ -52,9 +52,9 @@ def _draw(material: Material, page: Sequence[tuple[str, Sequence[RunRecord]]]) -
 
 def draw(panels: Sequence[tuple[str, Array, Array]]) -> Figure:
     """panels: (label, confidence (N,) in [0, 1], correct (N,) bool)."""
-    lines = -(-len(panels) // PANELS_PER_LINE)
-    across = -(-len(panels) // lines)
-    figure = style.new_figure(max(3.6, PANEL_IN * across + 0.4), 0.6 + 2.9 * lines)
+    across = len(panels) if len(panels) <= 5 else min((5, 4, 3), key=lambda across: -len(panels) % across)
+    lines = -(-len(panels) // across)
+    figure = style.new_figure(max(4.5, PANEL_IN * across + 0.3), 0.6 + 2.6 * lines)
     grid = figure.subplots(2 * lines, across, squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1) * lines)
     for number in range(lines * across):
         upper, lower = grid[2 * (number // across) : 2 * (number // across) + 2, number % across]
@@ -64,7 +64,7 @@ def draw(panels: Sequence[tuple[str, Array, Array]]) -> Figure:
             continue
         label, confidence_N, correct_N = panels[number]
         _panel(upper, lower, confidence_N, correct_N)
-        upper.set_title(style.wrap(label, 28), fontsize=7.5)
+        upper.set_title(style.wrap(label, 26), fontsize=7)
         lower.tick_params(labelbottom=True)
         lower.set_xlabel("confidence [%]")
         if number % across == 0:

@@ -48,7 +48,6 @@ SPLITS = {"train": (BLUE, "-", "o"), "val": (ORANGE, "--", "s"), "test": (BLACK,
 
 _FONT = "DejaVu Sans"  # comes with matplotlib: the same on every machine
 _RC = {
-    "font.family": "sans-serif",
     "font.size": 8.0,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8.0,
@@ -82,7 +81,7 @@ def house_style(letters: str = "") -> Iterator[None]:
     from matplotlib import style
 
     others = {family for letter in set(letters) if (family := _family_of(letter))} - {_FONT}
-    families = {"font.sans-serif": [_FONT, *sorted(others)]}
+    families = {"font.family": [_FONT, *sorted(others)]}
     with style.context(_RC | families, after_reset=True), warnings.catch_warnings():
         # Names go through clean(), which leaves no such letter; a text that did not is no reason to say more.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -105,8 +104,6 @@ def lay_out(figure: Figure) -> None:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
-        if any(axes.get_aspect() != "auto" for axes in figure.axes):
-            engine.execute(figure)  # images keep their shape: only now is it known how large they are
         figure.set_layout_engine(None)
 
 
@@ -163,7 +160,10 @@ def _letters(family: str) -> frozenset[int]:
 def wrap(text: str, length: int) -> str:
     """Lines of at most `length` characters, broken at blanks, else behind a sign that joins names. All of it is there:
     names differ at either end."""
-    lines = textwrap.wrap(clean(text), length, break_long_words=False, break_on_hyphens=False)
+    # A dot ends a line and begins none; behind a plus a line may end, as at a blank.
+    marked = clean(text).replace(" ·", "\u00a0·").replace("+", "+\v")
+    options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+    lines = [line.replace("\u00a0", " ").replace("\v", "") for line in textwrap.wrap(marked, length, **options)]
     return "\n".join(part for line in lines for part in _at_joints(line, length))
 
 
