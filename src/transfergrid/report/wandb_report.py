@@ -23,7 +23,7 @@ from transfergrid.store.records import read_grid
 from transfergrid.tracking.wandb_report import KEY, MOST_TABLE_ROWS, Chosen, Table, WandbReport
 
 FILES = ("comparison.csv", "comparison.md", "comparison.tex", "index.html")
-OF_ONE_ROW = ("confusion", "errors", "curves", "architecture")  # how the names of such figures begin
+OF_ONE_ROW = ("errors", "curves", "architecture")  # how the names of such figures begin
 MOST_FIGURES = 300  # beyond it, of single rows only those that the verdict names
 
 
@@ -98,7 +98,7 @@ def _per_class(comparison: Comparison) -> tuple[Table, list[str]]:
 
 def _scored(comparison: Comparison, runs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
     from transfergrid.report.figures import no_images
-    from transfergrid.report.figures.confusions import class_scores
+    from transfergrid.report.figures.errors import class_scores
     from transfergrid.report.figures.material import Material, class_names
 
     counts_CC = Material(comparison=comparison, images=no_images).test_confusion(runs)
