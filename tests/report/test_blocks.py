@@ -65,10 +65,8 @@ def test_columns_of_names_that_never_change_leave_their_table_on_the_page_and_ar
     long = "x" * 41
     page = shown(Table("t", [*COLUMNS[:2], words("about", lambda _: long)], ROWS))
     assert page == PageTable(
-        title="",
         header=[("model", ""), ("about", "")],
         lines=[[("a|b", ""), (long, "wide")], [("", ""), (long, "wide")]],
-        notes=(),
         same="weights random",
     )
     assert shown(plain(["a", "n"], [["one two three", "1"]], left=1)).lines == [

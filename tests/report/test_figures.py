@@ -26,7 +26,6 @@ from transfergrid.report.figures import (
     make_figures,
     no_images,
     reliability,
-    row_key,
     style,
 )
 from transfergrid.report.figures.cost import pareto_front
@@ -108,15 +107,11 @@ def test_every_section_has_its_figures_in_two_formats(made: Made) -> None:
         assert figure.svg.read_text().startswith("<?xml") and figure.svg.stat().st_size > 5_000
 
 
-def test_a_figure_names_its_rows_and_models(made: Made) -> None:
-    keys = {row_key(row) for row in made.comparison.rows}
-    assert all(set(figure.row_keys) <= keys and figure.row_keys for figure in made.figures)
+def test_a_figure_names_its_models_and_its_title_tells_the_phases(made: Made) -> None:
+    models = {row.model for row in made.comparison.rows}
+    assert all(figure.models and set(figure.models) <= models for figure in made.figures)
     joined = next(f for f in made.figures if f.section == "curves" and f.models == ("tinynet_mnist",))
-    assert joined.row_keys == (
-        "mnist | tinynet_mnist | probe |  | IMAGENET1K_V1 | fair",
-        "mnist | tinynet_mnist | finetune |  | IMAGENET1K_V1 | fair",
-    )
-    assert "probe and finetune" in joined.title
+    assert joined.title == "How did mnist · tinynet_mnist · probe and finetune learn?"
 
 
 def test_only_the_figures_of_now_remain_in_the_folder(made: Made) -> None:

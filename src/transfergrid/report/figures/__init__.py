@@ -17,10 +17,8 @@ from transfergrid.errors import one_line
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.figures import accuracy, architecture, cost, curves, errors, few_images, reliability, style
-from transfergrid.report.figures.material import Material, Section, Sketch, row_key
+from transfergrid.report.figures.material import Material, Section, Sketch
 from transfergrid.specs import DatasetSpec, Split
-
-__all__ = ["Figure", "make_figures", "no_images", "row_key"]
 
 FEW = 20  # figures: fewer are drawn before other processes have started
 MOST_PROCESSES = 8
@@ -32,7 +30,7 @@ _KINDS = (accuracy, few_images, cost, curves, errors, reliability, architecture)
 class Figure:
     """One figure in its two files. Title and caption are plain text and may hold any character of a name.
 
-    row_keys: of the rows it shows, as row_key() gives them. models: theirs, in the same order, each once.
+    models: of the rows it shows, in their order, each once.
     """
 
     name: str
@@ -41,7 +39,6 @@ class Figure:
     png: Path
     svg: Path
     section: Section
-    row_keys: tuple[str, ...]
     models: tuple[str, ...]
 
 
@@ -134,7 +131,6 @@ def _figure(sketch: Sketch, png: Path, svg: Path) -> Figure:
         png=png,
         svg=svg,
         section=sketch.section,
-        row_keys=tuple(row_key(row) for row in sketch.rows),
         models=tuple(dict.fromkeys(row.model for row in sketch.rows)),
     )
 

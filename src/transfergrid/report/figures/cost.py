@@ -122,7 +122,7 @@ def _scatter(axes: Axes, rows: Sequence[ComparisonRow], points: Sequence[Point])
         axes.plot(cost, accuracy, zorder=3, **_mark(rows[i].phase))
     costs = [cost for _, cost, _ in points]
     axes.set_xlim(min(costs) / 1.4, max(costs) * 1.4)
-    style.count_axis(axes, log=True)
+    style.log_counts(axes)
     front = _front(points)
     if len(front) > 1:
         # Steps, because between two rows there is nothing to choose.

@@ -124,7 +124,7 @@ def per_batch(axes: Axes, tracks: Sequence[Track], metric: str) -> None:
         axes.plot(x_B, scale * mean_B, color=style.BLUE, marker="o" if len(x_B) == 1 else "")
     axes.set_xlim(0, parts[-1][0][-1] + 1)
     axes.set_xlabel("batch")
-    style.count_axis(axes)
+    style.whole_numbers(axes, 7)
 
 
 def _mark_joints(axes: Axes, first: Track, place: int) -> None:

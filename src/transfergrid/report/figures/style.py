@@ -288,24 +288,22 @@ def name_lines(axes: Axes, names: Sequence[str], *, least: float = 1.0) -> list[
     return places
 
 
-def count_axis(axes: Axes, *, log: bool = False) -> None:
-    """Ticks of the x axis like `20k` and `5M`; on a log axis at 1, 2 and 5, with fewer where it is long."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+def log_counts(axes: Axes) -> None:
+    """A log x axis with ticks like `20k` and `5M`, at 1, 2 and 5, with fewer where it is long."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if log:
-        axes.set_xscale("log")
-        low, high = axes.get_xlim()
-        decades = math.log10(high / low)
-        subs = (1.0, 2.0, 5.0) if decades < 1.6 else (1.0, 3.0) if decades < 3 else (1.0,)
-        axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    decades = math.log10(high / low)
+    subs = (1.0, 2.0, 5.0) if decades < 1.6 else (1.0, 3.0) if decades < 3 else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
 
 
 def whole_numbers(axes: Axes, most: int) -> None:
-    """At most so many ticks on the x axis, at whole numbers."""
-    from matplotlib.ticker import MaxNLocator
+    """At most so many ticks on the x axis, at whole numbers, like `20k` where these are large."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=most, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypeGuard
 
+from transfergrid.config.spelling import launch_again
 from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.cells import accuracy_with_interval, percent, weights_text
@@ -24,61 +25,59 @@ CHOICES_SHOWN = 24
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowDetails:
-    """One row, in full. choices: what it was selected from; None where nothing was chosen."""
+    """One row, in full. choices: what it was selected from; None where nothing was chosen. launch: the command of its
+    grid, for where no run tells the exact one."""
 
     index: int
+    row: ComparisonRow
     title: str
-    accuracy: str
-    status: str
     flags: tuple[Flag, ...]
-    differs: tuple[str, ...]
-    published: str
     commands: tuple[Command, ...]
-    remarks: tuple[str, ...]
+    launch: str
     choices: Table[Sequence[str]] | None
     choice_notes: tuple[str, ...]
     settings: tuple[tuple[str, str], ...]
     run_ids: tuple[str, ...]
 
+    @property
+    def accuracy(self) -> str:
+        return accuracy_with_interval(self.row)
+
+    @property
+    def status(self) -> str:
+        return status_with_class(self.row)
+
+    @property
+    def published(self) -> str:
+        rule = f" ({self.row.published_rule.replace('_', ' ')})" if self.row.published_rule else ""
+        return "" if self.row.published_accuracy is None else f"{percent(self.row.published_accuracy)} %{rule}"
+
 
 def row_details(comparison: Comparison, flags: Sequence[Sequence[Flag]]) -> list[RowDetails]:
     """Beside each row of the comparison."""
-    entries = {grid: _entries(grid, comparison.store) for grid in {row.grid for row in comparison.rows}}
-    return [
-        _details(index, row, runs, marks, entries[row.grid], comparison.store)
-        for index, (row, runs, marks) in enumerate(zip(comparison.rows, comparison.runs, flags, strict=True))
-    ]
-
-
-def _details(
-    index: int,
-    row: ComparisonRow,
-    runs: Sequence[RunRecord],
-    flags: Sequence[Flag],
-    entries: Sequence[GridEntry],
-    store: StorePaths,
-) -> RowDetails:
-    key = _key(row)
-    run_ids = tuple(dict.fromkeys(e.run_id for e in entries if _key(e) == key))
-    specs = [spec for run_id in run_ids if (spec := _spec_of(run_id, store)) is not None]
-    weights = weights_text(row.weights) if row.weights else ""
-    parts = (row.grid, row.dataset, row.phase, row.variant, weights, f"protocol {row.protocol}")
-    rule = f" ({row.published_rule.replace('_', ' ')})" if row.published_rule else ""
-    return RowDetails(
-        index=index,
-        title=" · ".join(part for part in parts if part),
-        accuracy=accuracy_with_interval(row),
-        status=status_with_class(row),
-        flags=tuple(flags),
-        differs=row.published_differs,
-        published="" if row.published_accuracy is None else f"{percent(row.published_accuracy)} %{rule}",
-        commands=commands_of(specs, store),
-        remarks=row.remarks,
-        choices=_choices(runs),
-        choice_notes=_choice_notes(row, runs),
-        settings=(*_settings(specs[0]), *_files_taken(runs, store)) if specs else (),
-        run_ids=run_ids,
-    )
+    store = comparison.store
+    entries_of = {grid: _entries(grid, store) for grid in {row.grid for row in comparison.rows}}
+    details = []
+    for index, (row, runs) in enumerate(zip(comparison.rows, comparison.runs, strict=True)):
+        run_ids = tuple(dict.fromkeys(e.run_id for e in entries_of[row.grid] if _key(e) == _key(row)))
+        specs = [spec for run_id in run_ids if (spec := _spec_of(run_id, store)) is not None]
+        weights = weights_text(row.weights) if row.weights else ""
+        parts = (row.grid, row.dataset, row.phase, row.variant, weights, f"protocol {row.protocol}")
+        details.append(
+            RowDetails(
+                index=index,
+                row=row,
+                title=" · ".join(part for part in parts if part),
+                flags=tuple(flags[index]),
+                commands=commands_of(specs, store),
+                launch=launch_again(row.grid, store),
+                choices=_choices(runs),
+                choice_notes=_choice_notes(row, runs),
+                settings=(*_settings(specs[0]), *_files_taken(runs, store)) if specs else (),
+                run_ids=run_ids,
+            )
+        )
+    return details
 
 
 def _key(row: ComparisonRow | GridEntry) -> tuple[str, ...]:

@@ -66,10 +66,8 @@ def _raw(value: object) -> str:
 class PageTable:
     """lines: of (text, CSS class). same: what holds for all lines and stands in no column: `weights random`."""
 
-    title: str
     header: list[tuple[str, str]]
     lines: list[list[tuple[str, str]]]
-    notes: Sequence[tuple[str, str]]
     same: str
 
 
@@ -84,13 +82,11 @@ def shown(table: Table[Any]) -> PageTable:
     lines = table.texts()
     wide = [max(map(len, texts)) > SENTENCE for texts in zip(*lines, strict=True)]
     return PageTable(
-        title=table.title,
         header=[(column.heading, "number" if column.is_number else "") for column in table.columns],
         lines=[
             [(text, _class(text, c, is_wide)) for text, c, is_wide in zip(line, table.columns, wide, strict=True)]
             for line in lines
         ],
-        notes=table.notes,
         same=", ".join(f"{name} {text}" for name, text in held.items() if text),
     )
 
