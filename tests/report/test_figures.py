@@ -434,7 +434,7 @@ def test_the_best_row_is_marked_and_so_is_what_it_is_best_on(made: Made, styled:
 
 def test_the_gap_between_training_and_test_images_is_in_points(made: Made, styled: None) -> None:
     [sketch] = accuracy.sketches(Material(comparison=made.comparison, images=no_images))
-    gaps = [line.get_xdata()[0] for line in sketch.draw().axes[1].lines if line.get_marker() == "s"]
+    gaps = [np.asarray(line.get_xdata())[0] for line in sketch.draw().axes[1].lines if line.get_marker() == "s"]
     expected = [100 * ((row.train_accuracy or 0) - (row.test_accuracy or 0)) for row in sketch.rows]
     assert gaps == pytest.approx(expected)
     without = [replace(row, train_accuracy=None) for row in sketch.rows]

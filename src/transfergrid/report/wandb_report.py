@@ -35,14 +35,14 @@ def wandb_report_of(comparisons: Sequence[Comparison], folder: Path, *, figures:
     per_class, notes = _per_class(comparison)
     tables = {"comparison": _comparison(comparison.rows), "per_class": per_class, "failures": _failures(comparison)}
     tables |= _tables(several.sections(comparisons))
-    made, more_notes = _figures(folder, chosen) if figures else ({}, [])
+    pictures, more_notes = _figures(folder, chosen) if figures else ({}, [])
     return WandbReport(
         grid=report_name(grids),
         grids=grids,
         rows=readable_in(tuple(row.cells() for row in comparison.rows)),
         tables={name: Table(columns=t.columns, rows=readable_in(t.rows)) for name, t in tables.items()},
-        figures=made,
-        single=tuple(name for name in made if _is_of_one_row(name)),
+        figures=pictures,
+        single=tuple(name for name in pictures if _is_of_one_row(name)),
         files=[folder / name for name in FILES],
         headline=readable(wording.verdict(comparison)),
         markdown_table=readable(short_table(comparison.rows)),
@@ -127,13 +127,13 @@ def _chosen(comparison: Comparison) -> list[tuple[ComparisonRow, Sequence[Any]]]
 def _figures(folder: Path, chosen: Sequence[tuple[ComparisonRow, Any]]) -> tuple[Mapping[str, Path], list[str]]:
     from transfergrid.report.figures.material import row_name
 
-    found = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
-    if len(found) <= MOST_FIGURES:
-        return found, []
+    pictures = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
+    if len(pictures) <= MOST_FIGURES:
+        return pictures, []
     names = {row_name(kind, row) for kind in OF_ONE_ROW for row, _ in chosen}
-    sent = {name: path for name, path in found.items() if name in names or not _is_of_one_row(name)}
-    note = f"{len(found) - len(sent)} figures of single rows are in the folder of the report and on its page only"
-    return sent, [note]
+    general = {name: path for name, path in pictures.items() if name in names or not _is_of_one_row(name)}
+    note = f"{len(pictures) - len(general)} figures of single rows are in the folder of the report and on its page only"
+    return general, [note]
 
 
 def _is_of_one_row(name: str) -> bool:

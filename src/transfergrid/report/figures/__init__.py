@@ -61,33 +61,35 @@ def make_figures(
     if processes is None:
         processes = 1 if len(sketches) < FEW else min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
     if processes > 1:
-        drawn = _draw_in_processes(processes, len(sketches), comparison, folder, images)
+        files_of = _draw_in_processes(processes, len(sketches), comparison, folder, images)
     else:
-        drawn = _draw(sketches, range(len(sketches)), folder, material.letters())
-    made = []
+        files_of = _draw(sketches, range(len(sketches)), folder, material.letters())
+    figures = []
     for position, sketch in enumerate(sketches):
-        files = drawn[position]
+        files = files_of[position]
         if isinstance(files, str):
             notes.append(f"no figure {sketch.title!r}: {files}")
         else:
-            made.append(_figure(sketch, *files))
-    _remove_others(folder, {path.name for figure in made for path in (figure.png, figure.svg)})
-    return made, notes
+            figures.append(_figure(sketch, *files))
+    files_now = {path for figure in figures for path in (figure.png, figure.svg)}
+    for path in {*folder.glob("*.png"), *folder.glob("*.svg")} - files_now:  # of rows that the grid no longer has
+        path.unlink(missing_ok=True)
+    return figures, notes
 
 
 Files = tuple[Path, Path] | str  # a figure's PNG and SVG, or why it could not be made
 
 
 def _draw(sketches: Sequence[Sketch], positions: Sequence[int], folder: Path, letters: str) -> dict[int, Files]:
-    drawn: dict[int, Files] = {}
+    files: dict[int, Files] = {}
     with style.house_style(letters):
         for position in positions:
             sketch = sketches[position]
             try:
-                drawn[position] = style.save(sketch.draw(), folder, sketch.name)
+                files[position] = style.save(sketch.draw(), folder, sketch.name)
             except Exception as error:  # whatever is wrong with one figure's files, the others are wanted
-                drawn[position] = one_line(error)
-    return drawn
+                files[position] = one_line(error)
+    return files
 
 
 def _draw_in_processes(
@@ -97,17 +99,18 @@ def _draw_in_processes(
     positions = list(range(count))
     random.Random(0).shuffle(positions)  # so that each share holds some of every kind
     shares = [positions[start::processes] for start in range(processes)]
-    sent = replace(comparison, stored=StoredPredictions(comparison.store))  # predictions are read where they are drawn
-    drawn: dict[int, Files] = {}
+    # Predictions are not sent: they are read where they are drawn.
+    without_predictions = replace(comparison, stored=StoredPredictions(comparison.store))
+    files: dict[int, Files] = {}
     # New processes: a fork of this one could hang on the threads that torch or numpy may have started in it.
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(_draw_share, sent, folder, images, share): share for share in shares}
+        running = {pool.submit(_draw_share, without_predictions, folder, images, s): s for s in shares}
         for future, share in running.items():
             try:
-                drawn |= future.result()
+                files |= future.result()
             except BrokenProcessPool:
-                drawn |= dict.fromkeys(share, "the process that draws it was killed, perhaps because memory ran out")
-    return drawn
+                files |= dict.fromkeys(share, "the process that draws it was killed, perhaps because memory ran out")
+    return files
 
 
 def _draw_share(comparison: Comparison, folder: Path, images: Images, positions: Sequence[int]) -> dict[int, Files]:
@@ -133,11 +136,3 @@ def _figure(sketch: Sketch, png: Path, svg: Path) -> Figure:
         section=sketch.section,
         models=tuple(dict.fromkeys(row.model for row in sketch.rows)),
     )
-
-
-def _remove_others(folder: Path, kept: set[str]) -> None:
-    """Figures of rows that the grid no longer has."""
-    for pattern in ("*.png", "*.svg"):
-        for path in folder.glob(pattern):
-            if path.name not in kept:
-                path.unlink(missing_ok=True)

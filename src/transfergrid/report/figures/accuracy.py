@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MEAN: dict[str, Any] = {"color": style.BLUE, "marker": "o", "markersize": 5}
-PUBLISHED: dict[str, Any] = {"marker": "D", "markersize": 5, "linestyle": "", "markeredgewidth": 1.3}
-PUBLISHED |= {"markerfacecolor": "white", "markeredgecolor": style.RED}
+PUBLISHED: dict[str, Any] = {"color": style.RED, "marker": "D", "markersize": 5, "linestyle": "", "fillstyle": "none"}
 BEST: dict[str, Any] = {"color": style.ORANGE, "marker": "*", "markersize": 11, "markeredgecolor": style.BLACK}
 
 
@@ -74,10 +73,10 @@ def draw(rows: Sequence[ComparisonRow], best: Sequence[ComparisonRow], *, chosen
     axes.set_xlabel("test accuracy [%]")
     for gap_axes in others:
         _gaps(gap_axes, places, rows)
-    shown = [("mean and 95 % interval", MEAN)]
-    shown += [(f"best on {chosen_on}", BEST | {"linestyle": ""})] if best else []
-    shown += [("published", PUBLISHED)] if any(row.published_accuracy is not None for row in rows) else []
-    style.legend_below(figure, [Line2D([], [], **look) for _, look in shown], [text for text, _ in shown])
+    legend = [("mean and 95 % interval", MEAN)]
+    legend += [(f"best on {chosen_on}", BEST | {"linestyle": ""})] if best else []
+    legend += [("published", PUBLISHED)] if any(row.published_accuracy is not None for row in rows) else []
+    style.legend_below(figure, [Line2D([], [], **look) for _, look in legend], [text for text, _ in legend])
     return figure
 
 
@@ -104,7 +103,7 @@ def _gaps(axes: Axes, places: Sequence[float], rows: Sequence[ComparisonRow]) ->
 
 
 def _span(rows: Sequence[ComparisonRow]) -> tuple[float, float]:
-    """Limits in percent around all that is shown."""
+    """Limits in percent around all that the figure holds."""
     all_values = [v for r in rows for v in (r.test_accuracy, r.ci95_low, r.ci95_high, r.published_accuracy)]
     values = [value for value in all_values if value is not None]
     margin = max(0.003, 0.06 * (max(values) - min(values)))

@@ -43,15 +43,15 @@ class Stage:
 
 
 def sketches(material: Material) -> Iterator[Sketch]:
-    seen: dict[tuple[object, ...], tuple[RunRecord, list[ComparisonRow]]] = {}
+    rows_by_network: dict[tuple[object, ...], tuple[RunRecord, list[ComparisonRow]]] = {}
     for row, runs in material.rows:
         spec = runs[0].spec
         if spec.phase == "evaluate" and not spec.backbones:
             continue  # its training's own row shows the network
         sizes_px = tuple(b.preprocess.crop_px for b in spec.backbones) or getattr(spec.settings, "image_size_px", None)
         key: tuple[object, ...] = (spec.model, sizes_px, spec.dataset.num_classes)
-        seen.setdefault(key, (runs[0], []))[1].append(row)
-    for key, (run, rows) in seen.items():
+        rows_by_network.setdefault(key, (runs[0], []))[1].append(row)
+    for key, (run, rows) in rows_by_network.items():
         yield Sketch(
             name=group_name("architecture", *(str(part) for part in key)),
             title=f"What does {run.spec.model} consist of?",
@@ -93,25 +93,25 @@ def stages(network: nn.Module, input_shape: tuple[int, int, int]) -> list[Stage]
     """In the order in which an image meets them."""
     import torch
 
-    met: list[Stage] = []
+    merged: list[Stage] = []
     counted: set[nn.Module] = set()
 
     def hook(name: str, module: nn.Module, _: Any, output: Any) -> None:
         shape = tuple((output[0] if isinstance(output, tuple) else output).shape[1:])
         parameters = 0 if module in counted else sum(p.numel() for p in module.parameters())
         counted.add(module)
-        if met and met[-1].shape == shape:
-            first = met[-1].name.partition(" .. ")[0]
-            met[-1] = Stage(f"{first} .. {name.rpartition('.')[2]}", shape, met[-1].parameters + parameters)
+        if merged and merged[-1].shape == shape:
+            first = merged[-1].name.partition(" .. ")[0]
+            merged[-1] = Stage(f"{first} .. {name.rpartition('.')[2]}", shape, merged[-1].parameters + parameters)
         else:
-            met.append(Stage(name, shape, parameters))
+            merged.append(Stage(name, shape, parameters))
 
     handles = [module.register_forward_hook(partial(hook, name)) for name, module in _modules(network)]
     with torch.no_grad():
         network(torch.zeros(1, *input_shape, device="meta"))
     for handle in handles:
         handle.remove()
-    return met
+    return merged
 
 
 def _modules(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -80,8 +80,8 @@ def draw(rows: Sequence[ComparisonRow]) -> Figure:
 
 def _axis(name: str, rows: Sequence[ComparisonRow], points: Sequence[Point]) -> str:
     """The axis' name, and what the panel does not show."""
-    shown = {i for i, _, _ in points}
-    left_out = [row for i, row in enumerate(rows) if i not in shown]
+    positions = {i for i, _, _ in points}
+    left_out = [row for i, row in enumerate(rows) if i not in positions]
     if not left_out:
         return name
     counted = "1 row" if len(left_out) == 1 else f"{len(left_out)} rows"

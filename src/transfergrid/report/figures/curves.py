@@ -164,16 +164,16 @@ def _draw_settings(material: Material, rows: Rows, split: str) -> Figure:
     # Of its own phase alone: where a fine-tuning began is another figure's matter.
     curves = [_own_phase(material, runs, name) for _, runs in rows]
     labels = row_labels([row for row, _ in rows])
-    drawn = [(label, xs, values) for label, (xs, values) in zip(labels, curves, strict=True) if xs]
-    if not drawn:
+    measured = [(label, xs, values) for label, (xs, values) in zip(labels, curves, strict=True) if xs]
+    if not measured:
         raise ValueError(f"no {name} was recorded")
-    drawn.sort(key=lambda curve: -curve[2][-1])
-    named = drawn[:LINES_TOLD_APART]
+    measured.sort(key=lambda curve: -curve[2][-1])
+    named = measured[:LINES_TOLD_APART]
     texts = [style.wrap(f"{label}: {100 * values[-1]:.2f} %", 42) for label, _, values in named]
     axes_in = max(2.6, sum(style.labels_in(texts)))
     figure = style.new_figure(style.WIDE_IN, axes_in + 1.0)
     axes = figure.subplots()
-    for _, xs, values in drawn[LINES_TOLD_APART:]:
+    for _, xs, values in measured[LINES_TOLD_APART:]:
         axes.plot(xs, [100 * v for v in values], color=style.PALE, linewidth=0.8, zorder=1)
     looks = [style.line_look(number) for number in range(len(named))]
     for (colour, dashes, marker), (_, xs, values) in zip(looks, named, strict=True):

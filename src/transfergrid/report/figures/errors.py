@@ -100,9 +100,9 @@ def draw(counts_CC: Array, labels: Sequence[str], pairs: Sequence[Pair], strips:
     scores = class_scores(counts_CC)
     num_classes, has_matrix = len(labels), len(labels) <= MOST_CLASSES
     is_numbered = has_matrix and max(map(len, labels)) > WRITTEN_NAME
-    listed = np.argsort(scores.f1_C, kind="stable")[:LISTED_CLASSES] if num_classes > LISTED_CLASSES else None
-    shown = np.arange(num_classes) if listed is None else listed
-    names = [style.wrap(f"{i}: {labels[i]}" if is_numbered else labels[i], 26) for i in shown]
+    worst_first_C = np.argsort(scores.f1_C, kind="stable")
+    classes = worst_first_C[:LISTED_CLASSES] if num_classes > LISTED_CLASSES else np.arange(num_classes)
+    names = [style.wrap(f"{i}: {labels[i]}" if is_numbered else labels[i], 26) for i in classes]
     pair_names = [style.wrap(f"{labels[true]} → {labels[predicted]}", 30) for true, predicted, _ in pairs]
 
     above_in = max(MATRIX_IN if has_matrix else 2.0, 0.9 * style.LINE_IN * sum(style.line_heights(names)))
@@ -113,7 +113,7 @@ def draw(counts_CC: Array, labels: Sequence[str], pairs: Sequence[Pair], strips:
     *left, right = upper.subplots(1, 1 + has_matrix, squeeze=False, width_ratios=(1.1, 1)[-1 - has_matrix :])[0]
     for axes in left:
         _matrix(axes, counts_CC, [str(i) for i in range(num_classes)] if is_numbered else labels)
-    _class_dots(right, scores, shown, names)
+    _class_dots(right, scores, classes, names)
     for part in lower:
         bars, *beside = part.subplots(1, 1 + bool(strips), squeeze=False, width_ratios=(2, 1)[: 1 + bool(strips)])[0]
         places = _pair_bars(bars, pairs, pair_names)
@@ -153,9 +153,9 @@ def _matrix(axes: Axes, counts_CC: Array, labels: Sequence[str]) -> None:
         )
 
 
-def _class_dots(axes: Axes, scores: ClassScores, shown: Array, names: Sequence[str]) -> None:
+def _class_dots(axes: Axes, scores: ClassScores, classes: Array, names: Sequence[str]) -> None:
     places = style.name_lines(axes, names)
-    for y, i in zip(places, shown, strict=True):
+    for y, i in zip(places, classes, strict=True):
         pair = (100 * scores.precision_C[i], 100 * scores.recall_C[i])
         axes.plot(pair, (y, y), "-", color=style.PALE, linewidth=1.2, zorder=1)
     looks = (
@@ -166,8 +166,8 @@ def _class_dots(axes: Axes, scores: ClassScores, shown: Array, names: Sequence[s
     for label, values_C, marker, colour, size in looks:
         edge = {"markeredgecolor": style.BLACK, "markeredgewidth": 1.5 if marker == "|" else 0.4}
         look: dict[str, Any] = {"linestyle": "", "marker": marker, "color": colour, "markersize": size, **edge}
-        axes.plot(100 * values_C[shown], places, label=label, **look)
-    lowest = 100 * min(float(values_C[shown].min()) for _, values_C, *_ in looks)
+        axes.plot(100 * values_C[classes], places, label=label, **look)
+    lowest = 100 * min(float(values_C[classes].min()) for _, values_C, *_ in looks)
     margin = 0.5 + 0.05 * (100 - lowest)
     axes.set_xlim(lowest - margin, 100 + margin)
     axes.set_xlabel("precision, recall and F1 of each class [%]")

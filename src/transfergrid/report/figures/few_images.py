@@ -72,9 +72,9 @@ def draw(lines: Mapping[str, Sequence[ComparisonRow]]) -> Figure:
         x = [(row.n_train or 0) * aside for row in points]
         y = [100 * (row.test_accuracy or 0.0) for row in points]
         handles += axes.plot(x, y, dashes, color=colour, marker=marker)
-        for left, row in zip(x, points, strict=True):
+        for x_of_row, row in zip(x, points, strict=True):
             if row.ci95_low is not None and row.ci95_high is not None:
-                axes.plot([left, left], [100 * row.ci95_low, 100 * row.ci95_high], color=colour, linewidth=0.8)
+                axes.plot([x_of_row, x_of_row], [100 * row.ci95_low, 100 * row.ci95_high], color=colour, linewidth=0.8)
     axes.set_xscale("log")
     ticks = sorted({row.n_train or 0 for points in lines.values() for row in points})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])

@@ -193,26 +193,26 @@ def _three_digits(value: float) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- layout
-def spread(wanted: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
-    """Centres inside [low, high] of things of these sizes, none over another, in the order of `wanted` and as near to
+def spread(aims: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
+    """Centres inside [low, high] of things of these sizes, none over another, in the order of `aims` and as near to
     it as can be.
 
     Where there is no room for all they are taken to be smaller.
     """
-    if not wanted:
+    if not aims:
         return []
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    order = sorted(range(len(aims)), key=lambda i: aims[i])
     offsets = [0.0, *accumulate((sizes[a] + sizes[b]) / 2 for a, b in pairwise(order))]
     scale = min(1.0, (high - low) / max(offsets[-1], 1e-12))
     blocks: list[list[float]] = []  # [sum, count] of neighbours that stand shoulder to shoulder
     for offset, i in zip(offsets, order, strict=True):
-        blocks.append([wanted[i] - scale * offset, 1])
+        blocks.append([aims[i] - scale * offset, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
             total, count = blocks.pop()
             blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
     levels = [total / count for total, count in blocks for _ in range(int(count))]
     top = high - scale * offsets[-1]
-    positions = [0.0] * len(wanted)
+    positions = [0.0] * len(aims)
     for level, offset, i in zip(levels, offsets, order, strict=True):
         positions[i] = min(max(level, low), top) + scale * offset
     return positions
@@ -237,9 +237,9 @@ def side_labels(
     the line then stands before its name.
     """
     to_axes = axes.transData + axes.transAxes.inverted()
-    wanted = [float(to_axes.transform(point)[1]) for point in points]
+    aims = [float(to_axes.transform(point)[1]) for point in points]
     sizes = [label_in / height_in for label_in in labels_in(texts)]
-    for i, (point, y) in enumerate(zip(points, spread(wanted, sizes, 0.0, 1.0), strict=True)):
+    for i, (point, y) in enumerate(zip(points, spread(aims, sizes, 0.0, 1.0), strict=True)):
         colour = looks[i][0] if looks else GREY
         axes.annotate(
             "",

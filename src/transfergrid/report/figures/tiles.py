@@ -22,9 +22,9 @@ def put_beside(axes: Axes, y: float, strip_HWC: Array, *, height_in: float) -> N
     """A strip that begins at the left edge of the axes, whatever their shape."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-    drawn = OffsetImage(strip_HWC, zoom=72 * height_in / STEP_PX, interpolation="nearest")
+    picture = OffsetImage(strip_HWC, zoom=72 * height_in / STEP_PX, interpolation="nearest")
     place = AnnotationBbox(
-        drawn, (0.0, y), xycoords=("axes fraction", "data"), box_alignment=(0.0, 0.5), frameon=False, pad=0
+        picture, (0.0, y), xycoords=("axes fraction", "data"), box_alignment=(0.0, 0.5), frameon=False, pad=0
     )
     axes.add_artist(place)
 
@@ -45,7 +45,7 @@ def tile(image_HWC: Array) -> Array:
     size = max(1, round(width_px * scale)), max(1, round(height_px * scale))
     how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
     resized_HWC = np.asarray(Image.fromarray(np.ascontiguousarray(rgb_HWC)).resize(size, how))
-    made_HWC = np.full((TILE_PX, TILE_PX, 3), 255, dtype=np.uint8)
+    square_HWC = np.full((TILE_PX, TILE_PX, 3), 255, dtype=np.uint8)
     top_px, left_px = (TILE_PX - size[1]) // 2, (TILE_PX - size[0]) // 2
-    made_HWC[top_px : top_px + size[1], left_px : left_px + size[0]] = resized_HWC
-    return made_HWC
+    square_HWC[top_px : top_px + size[1], left_px : left_px + size[0]] = resized_HWC
+    return square_HWC

@@ -148,9 +148,10 @@ def _settings(spec: RunSpec) -> tuple[tuple[str, str], ...]:
     named: dict[str, Any] = {}
     for part in spec.backbones:
         named[f"backbone {part.name}"] = f"tap {part.tap}, weights {part.weights.label} ({part.weights.identity})"
-        fed = part.preprocess
-        how = f"to {fed.crop_px} px" if fed.mode == "direct" else f"edge {fed.resize_px} px, centre {fed.crop_px} px"
-        named[f"input of {part.name}"] = f"{how}, {fed.interpolation}, mean {_text(fed.mean)}, std {_text(fed.std)}"
+        prep = part.preprocess
+        crop = f"{prep.crop_px} px"
+        how = f"to {crop}" if prep.mode == "direct" else f"edge {prep.resize_px} px, centre {crop}"
+        named[f"input of {part.name}"] = f"{how}, {prep.interpolation}, mean {_text(prep.mean)}, std {_text(prep.std)}"
     named |= {f"dataset.{name}": value for name, value in to_dict(spec.dataset).items()}
     named["val_seed"] = spec.val_seed
     named |= {f"dataset.{name}": getattr(spec, name) for name in ("train_fraction", "shots") if getattr(spec, name)}
@@ -167,8 +168,8 @@ def _files_taken(runs: Sequence[RunRecord], store: StorePaths) -> Iterator[tuple
     lines: dict[tuple[str, str], None] = {}
     for run in runs:
         for record in (run, *(_record_of(e.run_id, store) for e in run.spec.extractions)):
-            taken = None if record is None else record.details.get("weights_taken")
-            for name, facts in taken.items() if isinstance(taken, Mapping) else ():
+            files = None if record is None else record.details.get("weights_taken")
+            for name, facts in files.items() if isinstance(files, Mapping) else ():
                 if isinstance(facts, Mapping):
                     text = ", ".join(f"{k.replace('_', ' ')} {_text(v)}" for k, v in facts.items() if v)
                     lines[f"weights file of {name}", text] = None

@@ -23,7 +23,7 @@ from transfergrid.report.page import models, provenance, wording
 from transfergrid.report.page.embedding import PAGE_BYTES, Embedded, embed
 from transfergrid.report.page.models import RowDetails
 from transfergrid.report.page.provenance import Flag
-from transfergrid.report.page.table import cells_of, short_names, shown
+from transfergrid.report.page.table import cells_of, page_table, short_names
 
 if TYPE_CHECKING:
     from transfergrid.report.figures import Figure
@@ -82,7 +82,7 @@ def _rendered(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shown"] = shown
+    environment.filters["as_page_table"] = page_table
     style, script = _asset("page.css"), _asset("page.js")
     with_model = [e for e in embedded.values() if _of_one_model(e.figure)]
     general = [e for e in embedded.values() if not _of_one_model(e.figure)]

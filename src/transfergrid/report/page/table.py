@@ -71,14 +71,14 @@ class PageTable:
     same: str
 
 
-def shown(table: Table[Any]) -> PageTable:
+def page_table(table: Table[Any]) -> PageTable:
     """Without the columns of FOLDED whose cells are all alike."""
-    held: dict[str, str] = {}
+    constant: dict[str, str] = {}
     for column in table.columns:
         texts = {column.text(row) for row in table.rows}
         if column.name in FOLDED and len(texts) == 1:
-            held[column.name] = texts.pop()
-    table = table.without(list(held))
+            constant[column.name] = texts.pop()
+    table = table.without(list(constant))
     lines = table.texts()
     wide = [max(map(len, texts)) > SENTENCE for texts in zip(*lines, strict=True)]
     return PageTable(
@@ -87,7 +87,7 @@ def shown(table: Table[Any]) -> PageTable:
             [(text, _class(text, c, is_wide)) for text, c, is_wide in zip(line, table.columns, wide, strict=True)]
             for line in lines
         ],
-        same=", ".join(f"{name} {text}" for name, text in held.items() if text),
+        same=", ".join(f"{name} {text}" for name, text in constant.items() if text),
     )
 
 
