@@ -15,6 +15,9 @@ from transfergrid.report.analysis.columns import COMPARISON, of_rows
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow
 from transfergrid.report.blocks import Section
+from transfergrid.report.figures import no_images
+from transfergrid.report.figures.errors import class_scores
+from transfergrid.report.figures.material import Material, class_names, row_name, row_title
 from transfergrid.report.markdown import list_text, table_text
 from transfergrid.report.page import wording
 from transfergrid.report.page.table import short_names
@@ -49,7 +52,7 @@ def wandb_report_of(comparisons: Sequence[Comparison], folder: Path, *, figures:
         failures=readable(list_text(wording.missing(comparison))),
         notes=readable_in((*notes, *more_notes)),
         chosen=tuple(
-            Chosen(title=readable(_title(row)), run_ids=tuple(r.run_id for r in runs)) for row, runs in chosen
+            Chosen(title=readable(row_title(row)), run_ids=tuple(r.run_id for r in runs)) for row, runs in chosen
         ),
         runs=len({entry.run_id for grid in grids for entry in read_grid(comparison.store.grid(grid))}),
     )
@@ -87,20 +90,18 @@ def _per_class(comparison: Comparison) -> tuple[Table, list[str]]:
         try:
             scored = list(_scored(comparison, runs))
         except DataError as error:
-            notes.append(f"no scores per class of {_title(row)}: {one_line(error)}")
+            notes.append(f"no scores per class of {row_title(row)}: {one_line(error)}")
             continue
         if len(lines) + len(scored) > MOST_TABLE_ROWS:
-            notes.append(f"no scores per class from {_title(row)} on: W&B holds {MOST_TABLE_ROWS:,} lines of a table")
+            notes.append(
+                f"no scores per class from {row_title(row)} on: W&B holds {MOST_TABLE_ROWS:,} lines of a table"
+            )
             break
         lines += [(*(getattr(row, name) for name in KEY), *line) for line in scored]
     return Table(columns=(*KEY, "class", "images", "precision", "recall", "f1"), rows=tuple(lines)), notes
 
 
 def _scored(comparison: Comparison, runs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    from transfergrid.report.figures import no_images
-    from transfergrid.report.figures.errors import class_scores
-    from transfergrid.report.figures.material import Material, class_names
-
     counts_CC = Material(comparison=comparison, images=no_images).test_confusion(runs)
     scores = class_scores(counts_CC)
     columns_C = (counts_CC.sum(axis=1), scores.precision_C, scores.recall_C, scores.f1_C)
@@ -125,8 +126,6 @@ def _chosen(comparison: Comparison) -> list[tuple[ComparisonRow, Sequence[Any]]]
 
 
 def _figures(folder: Path, chosen: Sequence[tuple[ComparisonRow, Any]]) -> tuple[Mapping[str, Path], list[str]]:
-    from transfergrid.report.figures.material import row_name
-
     pictures = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
     if len(pictures) <= MOST_FIGURES:
         return pictures, []
@@ -138,7 +137,3 @@ def _figures(folder: Path, chosen: Sequence[tuple[ComparisonRow, Any]]) -> tuple
 
 def _is_of_one_row(name: str) -> bool:
     return name.startswith(tuple(f"{kind}-" for kind in OF_ONE_ROW))
-
-
-def _title(row: ComparisonRow) -> str:
-    return " · ".join(part for part in (row.dataset, row.model, row.phase, row.variant) if part)

@@ -164,14 +164,14 @@ def draw(spec: RunSpec) -> Figure:
 
     def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
         look = {"arrowstyle": "-|>", "linewidth": 0.8, "color": style.BLACK, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", xy=end, xytext=start, arrowprops=look)
+        axes.annotate("", xy=end, xytext=start, arrowprops=look, zorder=2)
 
     middle = (len(columns) - 1) / 2
     for x, (name, column) in enumerate(columns):
         if len(columns) > 1:
             axes.text(x, -0.7, style.wrap(name, 40), ha="center", va="bottom", fontsize=8, fontweight="bold")
         for y, stage in enumerate(column):
-            box(x, y, style.wrap(stage.text, 46), "#EAF3FA" if y else "#FFFFFF")
+            box(x, y, style.wrap(stage.text, 52), "#EAF3FA" if y else "#FFFFFF")
             if y:
                 arrow((x, y - 0.7), (x, y - 0.3))
         if head is not None:

@@ -136,23 +136,30 @@ def is_drawable(text: str) -> bool:
 @cache
 def _family_of(letter: str) -> str | None:
     """The figures' own font where it has the letter, else the first other one that does, by name."""
-    from matplotlib.font_manager import fontManager
-
-    if letter.isascii() or ord(letter) in _letters(_FONT):
+    if letter.isascii():
         return _FONT
-    # matplotlib's font of last resort draws the same box for all letters of a script.
-    others = sorted({font.name for font in fontManager.ttflist if not font.name.startswith("Last Resort")})
-    return next((family for family in others if ord(letter) in _letters(family)), None)
+    paths = _regular_fonts()
+    families = (_FONT, *sorted(paths))
+    return next((family for family in families if ord(letter) in _letters(paths[family])), None)
 
 
 @cache
-def _letters(family: str) -> frozenset[int]:
+def _regular_fonts() -> dict[str, str]:
+    """Family -> file. Not matplotlib's font of last resort: it draws the same box for all letters of a script."""
+    from matplotlib.font_manager import fontManager
+
+    fonts = [font for font in fontManager.ttflist if font.style == "normal" and font.weight == 400]
+    return {font.name: font.fname for font in fonts if not font.name.startswith("Last Resort")}
+
+
+@cache
+def _letters(path: str) -> frozenset[int]:
     """Of a font that can be drawn at any size: those made of pixels, as most with coloured emoji, have none."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
+    from matplotlib.font_manager import get_font
 
     try:
-        font = get_font(findfont(FontProperties(family=family), fallback_to_default=False))
-    except (OSError, RuntimeError, ValueError):
+        font = get_font(path)
+    except (OSError, RuntimeError):
         return frozenset()
     return frozenset(font.get_charmap()) if font.scalable else frozenset()
 
