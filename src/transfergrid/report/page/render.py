@@ -40,7 +40,6 @@ class ModelSection:
     name: str
     about: str
     rows: list[RowDetails]
-    figures: list[Embedded]
     summary: str
 
 
@@ -58,16 +57,15 @@ def render_page(
     """
     context = _context(comparison, sections, summaries=summaries or {})
     context["figure_notes"] = list(figure_notes)
-    bare = _rendered(context, comparison, figures, {}, ())
+    bare = _rendered(context, figures, {}, ())
     budget = PAGE_BYTES - len(utf8(bare)) - _SPARE_BYTES - sum(1_000 + 6 * len(f.caption) for f in figures)
     embedded, left_out = embed(figures, budget_bytes=max(0, budget))
-    return _rendered(context, comparison, figures, embedded, left_out)
+    return _rendered(context, figures, embedded, left_out)
 
 
 # --------------------------------------------------------------------------------------------------------- the template
 def _rendered(
     context: dict[str, Any],
-    comparison: Comparison,
     figures: Sequence[Figure],
     embedded: Mapping[str, Embedded],
     left_out: Sequence[Figure],
@@ -84,17 +82,22 @@ def _rendered(
     )
     environment.filters["as_page_table"] = page_table
     style, script = _asset("page.css"), _asset("page.js")
-    with_model = [e for e in embedded.values() if _of_one_model(e.figure)]
-    general = [e for e in embedded.values() if not _of_one_model(e.figure)]
+    of_models: dict[str, list[Embedded]] = {}
+    sections: dict[str, list[Embedded]] = {}
+    for e in embedded.values():
+        if e.figure.section in OF_A_MODEL and len(e.figure.models) == 1:
+            of_models.setdefault(e.figure.models[0], []).append(e)
+        else:
+            sections.setdefault(e.figure.section, []).append(e)
     return environment.get_template("page.html.j2").render(
         context,
         style=Markup(style),
         script=Markup(script),
         policy=_policy(style, script),
         figures=bool(figures),
-        figure_sections=_by_section(general),
+        figure_sections=sections,
+        figures_of_models=of_models,
         left_out=[figure.png.name for figure in left_out],
-        models=_models(comparison, context, with_model),
     )
 
 
@@ -131,8 +134,7 @@ def _context(comparison: Comparison, sections: Sequence[Section], *, summaries: 
         "footnotes": footnotes,
         "filters": _filters(comparison.rows),
         "filter_names": FILTERS,
-        "details": details,
-        "summaries": summaries,
+        "models": _models(comparison.rows, details, summaries),
         "missing": wording.missing(comparison),
         "provenance": provenance.table(comparison),
         "provenance_verdict": _provenance_verdict(codes),
@@ -162,29 +164,20 @@ def _filters(rows: Sequence[ComparisonRow]) -> dict[str, list[str]]:
 
 
 # ----------------------------------------------------------------------------------------------------------- the models
-def _models(comparison: Comparison, context: Mapping[str, Any], embedded: Sequence[Embedded]) -> list[ModelSection]:
-    details: Sequence[RowDetails] = context["details"]
+def _models(
+    rows: Sequence[ComparisonRow], details: Sequence[RowDetails], summaries: Mapping[str, str]
+) -> list[ModelSection]:
     return [
         ModelSection(
             name=model,
-            about=_about([row for row in comparison.rows if row.model == model]),
+            about=_about([row for row in rows if row.model == model]),
             rows=[of_row for of_row in details if of_row.row.model == model],
-            figures=[e for e in embedded if e.figure.models == (model,)],
-            summary=context["summaries"].get(model, ""),
+            summary=summaries.get(model, ""),
         )
-        for model in dict.fromkeys(row.model for row in comparison.rows)
+        for model in dict.fromkeys(row.model for row in rows)
     ]
 
 
 def _about(rows: Sequence[ComparisonRow]) -> str:
     size = next((f"{row.parameters:,} parameters" for row in rows if row.parameters is not None), "")
     return ", ".join(part for part in (f"{len(rows)} row{'s' if len(rows) != 1 else ''}", size) if part)
-
-
-def _of_one_model(figure: Figure) -> bool:
-    return figure.section in OF_A_MODEL and len(figure.models) == 1
-
-
-def _by_section(embedded: Sequence[Embedded]) -> list[tuple[str, list[Embedded]]]:
-    names = list(dict.fromkeys(e.figure.section for e in embedded))
-    return [(name, [e for e in embedded if e.figure.section == name]) for name in names]
