@@ -36,7 +36,8 @@ def wandb_report_of(comparisons: Sequence[Comparison], folder: Path, *, figures:
     grids = tuple(dict.fromkeys(row.grid for row in comparison.rows)) or (comparison.grid,)
     chosen = _chosen(comparison)
     per_class, notes = _per_class(comparison)
-    tables = {"comparison": _comparison(comparison.rows), "per_class": per_class, "failures": _failures(comparison)}
+    rows = Table(columns=COLUMNS, rows=tuple(tuple(row.cells().values()) for row in comparison.rows))
+    tables = {"comparison": rows, "per_class": per_class, "failures": _failures(comparison)}
     tables |= _tables(several.sections(comparisons))
     pictures, more_notes = _figures(folder, chosen) if figures else ({}, [])
     return WandbReport(
@@ -66,11 +67,6 @@ def short_table(rows: Sequence[ComparisonRow]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
-def _comparison(rows: Sequence[ComparisonRow]) -> Table:
-    """comparison.csv at full precision."""
-    return Table(columns=COLUMNS, rows=tuple(tuple(row.cells().values()) for row in rows))
-
-
 def _failures(comparison: Comparison) -> Table:
     lines = [
         (f.run_id, f.failure_class, " ".join(f.error.split()), next_step(f.failure_class, f.remedy))

@@ -81,7 +81,7 @@ def _smoothing(material: Material, runs: Sequence[RunRecord]) -> str:
 
 def draw(tracks: Sequence[Track]) -> Figure:
     """Above per epoch, below per batch where batches were logged; left accuracy, right loss."""
-    has_batches = any(one.steps for one in tracks)
+    has_batches = {"train/accuracy", "train/loss"} <= {name for one in tracks for name in one.steps}
     figure = style.new_figure(style.WIDE_IN, 5.2 if has_batches else 2.9)
     grid = figure.subplots(1 + has_batches, 2, squeeze=False)
     for column, (metric, unit) in enumerate((("accuracy", "accuracy [%]"), ("loss", "loss [nats]"))):

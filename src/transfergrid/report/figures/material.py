@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
@@ -77,11 +78,10 @@ class Material:
         return "".join(names.union(*(class_names(runs[0]) for _, runs in self.rows)))
 
     def record(self, run_id: str) -> RunRecord | None:
-        """A completed run that is no row's own: an extraction, or the probe of a fine-tuning. None where it is gone."""
-        for runs in self.comparison.runs:
-            for run in runs:
-                if run.run_id == run_id:
-                    return run
+        """A completed run that may be no row's own, as the probe of a fine-tuning is none. None where it is gone."""
+        for run in chain.from_iterable(self.comparison.runs):
+            if run.run_id == run_id:
+                return run
         try:
             record = records.read_record(self.comparison.store.run(run_id))
         except DataError:
