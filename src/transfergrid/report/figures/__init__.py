@@ -61,7 +61,7 @@ def make_figures(
     if processes is None:
         processes = 1 if len(sketches) < FEW else min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
     if processes > 1:
-        files_of = _draw_in_processes(processes, len(sketches), comparison, folder, images)
+        files_of = _draw_in_processes(processes, sketches, material, folder)
     else:
         files_of = _draw(sketches, range(len(sketches)), folder, material.letters())
     figures = []
@@ -93,18 +93,22 @@ def _draw(sketches: Sequence[Sketch], positions: Sequence[int], folder: Path, le
 
 
 def _draw_in_processes(
-    processes: int, count: int, comparison: Comparison, folder: Path, images: Images
+    processes: int, sketches: Sequence[Sketch], material: Material, folder: Path
 ) -> dict[int, Files]:
-    """Every process finds the same sketches in the same comparison, and draws its share of them."""
-    positions = list(range(count))
+    """Every process finds the same sketches in the same comparison, and draws its share of them. This one draws the
+    networks: it alone then imports torch, and needs it for their layers anyway."""
+    networks = [position for position, sketch in enumerate(sketches) if sketch.section == "architecture"]
+    positions = [position for position in range(len(sketches)) if position not in networks]
     random.Random(0).shuffle(positions)  # so that each share holds some of every kind
     shares = [positions[start::processes] for start in range(processes)]
     # Predictions are not sent: they are read where they are drawn.
-    without_predictions = replace(comparison, stored=StoredPredictions(comparison.store))
+    comparison = replace(material.comparison, stored=StoredPredictions(material.comparison.store))
+    sent = replace(material, comparison=comparison)
     files: dict[int, Files] = {}
     # New processes: a fork of this one could hang on the threads that torch or numpy may have started in it.
     with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(_draw_share, without_predictions, folder, images, s): s for s in shares}
+        running = {pool.submit(_draw_share, sent, folder, share): share for share in shares}
+        files |= _draw(sketches, networks, folder, material.letters())
         for future, share in running.items():
             try:
                 files |= future.result()
@@ -113,8 +117,7 @@ def _draw_in_processes(
     return files
 
 
-def _draw_share(comparison: Comparison, folder: Path, images: Images, positions: Sequence[int]) -> dict[int, Files]:
-    material = Material(comparison=comparison, images=images)
+def _draw_share(material: Material, folder: Path, positions: Sequence[int]) -> dict[int, Files]:
     return _draw(list(_sketches(material, [])), positions, folder, material.letters())
 
 
