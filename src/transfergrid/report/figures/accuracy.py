@@ -50,9 +50,10 @@ def _caption(rows: Sequence[ComparisonRow], winner: Winner | None) -> str:
         text += " The open diamond is the published value; the table says what differs from the study."
     if any(row.train_accuracy is not None for row in rows):
         text += " Right: accuracy on the training images minus accuracy on test, both without augmentation."
-    partly = [row for row in rows if row.status != "completed"]
-    named = [f"{label} ({row.status})" for row, label in zip(partly, row_labels(partly), strict=True)]
-    return text + (f" Not of all seeds: {', '.join(named)}." if named else "")
+    unfinished = [row for row in rows if row.status != "completed"]
+    labels = zip(unfinished, row_labels(unfinished), strict=True)
+    statuses = [f"{label} ({row.status})" for row, label in labels]
+    return text + (f" Not of all seeds: {', '.join(statuses)}." if statuses else "")
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing

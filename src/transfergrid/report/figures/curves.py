@@ -49,8 +49,8 @@ def _of_rows(material: Material) -> Iterator[Sketch]:
         rows = dict.fromkeys([*(probes[i] for i in ids if i in probes), row])
         yield _of_row(material, runs, tuple(rows))
     for row, runs in material.rows:
-        trained = row.phase == "scratch" or (row.phase == "probe" and not any(r.spec.is_solved for r in runs))
-        if trained and not (row.phase == "probe" and joined.issuperset(r.run_id for r in runs)):
+        is_trained = row.phase == "scratch" or (row.phase == "probe" and not any(r.spec.is_solved for r in runs))
+        if is_trained and not (row.phase == "probe" and joined.issuperset(r.run_id for r in runs)):
             yield _of_row(material, runs, (row,))
 
 
@@ -75,8 +75,8 @@ def _smoothing(material: Material, runs: Sequence[RunRecord]) -> str:
     shares = {s.label_smoothing for r in trainings if isinstance(s := r.spec.settings, TrainSettings)} - {0.0}
     if not shares:
         return ""
-    listed = " or ".join(f"{share:g}" for share in sorted(shares))
-    return f" The training loss contains label smoothing of {listed}, so it never gets near 0; the other losses do not."
+    values = " or ".join(f"{share:g}" for share in sorted(shares))
+    return f" The training loss contains label smoothing of {values}, so it never gets near 0; the other losses do not."
 
 
 def draw(tracks: Sequence[Track]) -> Figure:

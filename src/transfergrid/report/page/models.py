@@ -100,16 +100,16 @@ def _spec_of(run_id: str, store: StorePaths) -> RunSpec | None:
 # ---------------------------------------------------------------------------------------------- what it was chosen from
 def _choices(runs: Sequence[RunRecord]) -> Table[Sequence[str]] | None:
     """One line per candidate with the seeds that chose it."""
-    offered = next((c for r in runs if _is_list_of_dicts(c := r.details.get("choices")) and len(c) > 1), None)
-    if offered is None:
+    candidates = next((c for r in runs if _is_list_of_dicts(c := r.details.get("choices")) and len(c) > 1), None)
+    if candidates is None:
         return None
-    names = list(dict.fromkeys(name for candidate in offered for name in candidate))
+    names = list(dict.fromkeys(name for candidate in candidates for name in candidate))
     lines = []
-    for candidate in offered[:CHOICES_SHOWN]:
+    for candidate in candidates[:CHOICES_SHOWN]:
         seeds = [
             "the one run" if r.spec.seed is None else str(r.spec.seed)
             for r in runs
-            if _chosen(r) == {name: candidate.get(name) for name in names}
+            if _choice_of(r) == {name: candidate.get(name) for name in names}
         ]
         lines.append((*(_text(candidate.get(name)) for name in names), ", ".join(seeds)))
     header = [*names, "chosen on val by seed"]
@@ -120,7 +120,7 @@ def _is_list_of_dicts(value: Any) -> TypeGuard[list[dict[str, Any]]]:
     return isinstance(value, list) and all(isinstance(v, dict) for v in value)
 
 
-def _chosen(run: RunRecord) -> dict[str, Any]:
+def _choice_of(run: RunRecord) -> dict[str, Any]:
     chosen = run.details.get("chosen")
     return {k: v for k, v in chosen.items() if k != "head"} if isinstance(chosen, dict) else {}
 
@@ -129,15 +129,15 @@ def _choice_notes(row: ComparisonRow, runs: Sequence[RunRecord]) -> tuple[str, .
     if not runs:
         return ()
     notes = []
-    offered = runs[0].details.get("choices")
-    if _is_list_of_dicts(offered) and len(offered) > CHOICES_SHOWN:
-        notes.append(f"{len(offered) - CHOICES_SHOWN} more candidates are in record.json")
+    candidates = runs[0].details.get("choices")
+    if _is_list_of_dicts(candidates) and len(candidates) > CHOICES_SHOWN:
+        notes.append(f"{len(candidates) - CHOICES_SHOWN} more candidates are in record.json")
     selection = getattr(runs[0].spec.settings, "selection", None)
     if selection == "best_on_test":
         notes.append("epoch: the best on the test set, as the study did; the number is therefore optimistic")
     elif selection is not None:
         notes.append(f"epoch: the last of {row.epochs}")
-    if not offered and row.protocol == "fair" and row.phase in ("finetune", "scratch"):
+    if not candidates and row.protocol == "fair" and row.phase in ("finetune", "scratch"):
         notes.append("one fixed setting; nothing was chosen for this row")
     return tuple(notes)
 
