@@ -81,10 +81,8 @@ def confused_pairs(counts_CC: Array, *, most: int) -> list[Pair]:
     errors_CC = counts_CC.copy()
     np.fill_diagonal(errors_CC, 0)
     order = np.argsort(-errors_CC, axis=None, kind="stable")[:most]
-    pairs = [(int(flat) // len(counts_CC), int(flat) % len(counts_CC)) for flat in order]
-    return [
-        (true, predicted, int(errors_CC[true, predicted])) for true, predicted in pairs if errors_CC[true, predicted]
-    ]
+    places = zip(*np.unravel_index(order, errors_CC.shape), strict=True)
+    return [(int(i), int(j), int(errors_CC[i, j])) for i, j in places if errors_CC[i, j]]
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing

@@ -30,15 +30,8 @@ DPI = 150
 NARROW_IN, WIDE_IN = 7.0, 9.0
 LINE_IN = 0.21  # of one label among labels below each other
 TEXT_PT = 7.0
-BLACK, BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
-    "#000000",
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-)
+BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#E69F00", "#009E73"
+RED, PURPLE, SKY = "#D55E00", "#CC79A7", "#56B4E9"
 GREY, PALE = "#767676", "#D4D4D4"
 COLOURS = (BLUE, RED, BLACK, ORANGE, GREEN, PURPLE, SKY)
 DASHES = ("-", "--", ":", "-.")
