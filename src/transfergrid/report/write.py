@@ -37,9 +37,9 @@ def write(comparisons: Sequence[Comparison], *, figures: bool, folder: Path | No
         from transfergrid.data.images_at_hand import images_at_hand
         from transfergrid.report.figures import make_figures
 
-        made, notes = make_figures(apart, folder / "figures", images=images_at_hand(whole.store))
+        drawn, notes = make_figures(apart, folder / "figures", images=images_at_hand(whole.store))
         summaries = _summaries(whole, notes)
-        page = render_page(whole, sections, figures=made, figure_notes=notes, summaries=summaries)
+        page = render_page(whole, sections, figures=drawn, figure_notes=notes, summaries=summaries)
         durable.write_bytes(folder / "index.html", utf8(page))
     return folder / "comparison.md"
 
