@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +19,8 @@ from transfergrid.report.figures import accuracy, architecture, cost, curves, er
 from transfergrid.report.figures.material import Material, Section, Sketch
 from transfergrid.specs import DatasetSpec, Split
 
+Files = tuple[Path, Path] | str  # a figure's PNG and SVG, or why it could not be made
+Show = Callable[[int, int], None]
 FEW = 20  # figures: fewer are drawn before other processes have started
 MOST_PROCESSES = 8
 # In the order in which a reader meets them.
@@ -48,22 +49,29 @@ def no_images(dataset: DatasetSpec, split: Split) -> LabeledImages | None:
 
 
 def make_figures(
-    comparison: Comparison, folder: Path, *, images: Images = no_images, processes: int | None = None
+    comparison: Comparison,
+    folder: Path,
+    *,
+    images: Images = no_images,
+    processes: int | None = None,
+    show: Show = lambda done, total: None,
 ) -> tuple[list[Figure], list[str]]:
     """Write every figure that can be made; (figures, notes on those that cannot). Older figures there are removed.
 
     images: gives the images of a data set's split where this machine has them, see images_at_hand. processes: that
-    share the drawing, and are sent `images`; None: as many as there are cores, where there are many figures.
+    share the drawing, and are sent `images`; None: as many as there are cores, where there are many figures. show: is
+    told (how many are done, of how many) after each.
     """
     notes: list[str] = []
     material = Material(comparison=comparison, images=images)
     sketches = list(_sketches(material, notes))
     if processes is None:
         processes = 1 if len(sketches) < FEW else min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
-    if processes > 1:
-        files_of = _draw_in_processes(processes, sketches, material, folder)
-    else:
-        files_of = _draw(sketches, range(len(sketches)), folder, material.letters())
+    drawing = _draw_in_processes(processes, sketches, material, folder) if processes > 1 else None
+    files_of: dict[int, Files] = {}
+    for position, files in drawing or _draw(sketches, range(len(sketches)), folder, material.letters()):
+        files_of[position] = files
+        show(len(files_of), len(sketches))
     figures = []
     for position, sketch in enumerate(sketches):
         files = files_of[position]
@@ -77,48 +85,51 @@ def make_figures(
     return figures, notes
 
 
-Files = tuple[Path, Path] | str  # a figure's PNG and SVG, or why it could not be made
-
-
-def _draw(sketches: Sequence[Sketch], positions: Sequence[int], folder: Path, letters: str) -> dict[int, Files]:
-    files: dict[int, Files] = {}
-    with style.house_style(letters):
-        for position in positions:
-            sketch = sketches[position]
-            try:
-                files[position] = style.save(sketch.draw(), folder, sketch.name)
-            except Exception as error:  # whatever is wrong with one figure's files, the others are wanted
-                files[position] = one_line(error)
-    return files
+def _draw(
+    sketches: Sequence[Sketch], positions: Sequence[int], folder: Path, letters: str
+) -> Iterator[tuple[int, Files]]:
+    for position in positions:
+        sketch = sketches[position]
+        try:
+            with style.house_style(letters):
+                files: Files = style.save(sketch.draw(), folder, sketch.name)
+        except Exception as error:  # whatever is wrong with one figure's files, the others are wanted
+            files = one_line(error)
+        yield position, files
 
 
 def _draw_in_processes(
     processes: int, sketches: Sequence[Sketch], material: Material, folder: Path
-) -> dict[int, Files]:
-    """Every process finds the same sketches in the same comparison, and draws its share of them. This one draws the
+) -> Iterator[tuple[int, Files]]:
+    """Every process finds the same sketches in the same comparison, and draws some of them. This one draws the
     networks: it alone then imports torch, and needs it for their layers anyway."""
     networks = [position for position, sketch in enumerate(sketches) if sketch.section == "architecture"]
     positions = [position for position in range(len(sketches)) if position not in networks]
-    random.Random(0).shuffle(positions)  # so that each share holds some of every kind
-    shares = [positions[start::processes] for start in range(processes)]
     # Predictions are not sent: they are read where they are drawn.
     comparison = replace(material.comparison, stored=StoredPredictions(material.comparison.store))
     sent = replace(material, comparison=comparison)
-    files: dict[int, Files] = {}
     # New processes: a fork of this one could hang on the threads that torch or numpy may have started in it.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(_draw_share, sent, folder, share): share for share in shares}
-        files |= _draw(sketches, networks, folder, material.letters())
-        for future, share in running.items():
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawned, initializer=_begin, initargs=(sent,)) as pool:
+        running = {pool.submit(_draw_there, position, folder): position for position in positions}
+        yield from _draw(sketches, networks, folder, material.letters())
+        for future in as_completed(running):
             try:
-                files |= future.result()
+                yield from future.result()
             except BrokenProcessPool:
-                files |= dict.fromkeys(share, "the process that draws it was killed, perhaps because memory ran out")
-    return files
+                yield running[future], "the process that draws it was killed, perhaps because memory ran out"
 
 
-def _draw_share(material: Material, folder: Path, positions: Sequence[int]) -> dict[int, Files]:
-    return _draw(list(_sketches(material, [])), positions, folder, material.letters())
+_of_this_process: list[tuple[list[Sketch], str]] = []  # of one that draws for another: its sketches, and all letters
+
+
+def _begin(material: Material) -> None:
+    _of_this_process.append((list(_sketches(material, [])), material.letters()))
+
+
+def _draw_there(position: int, folder: Path) -> list[tuple[int, Files]]:
+    sketches, letters = _of_this_process[-1]
+    return list(_draw(sketches, [position], folder, letters))
 
 
 def _sketches(material: Material, notes: list[str]) -> Iterator[Sketch]:
