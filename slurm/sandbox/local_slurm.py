@@ -86,8 +86,8 @@ class Sandbox:
     @property
     def env(self) -> dict[str, str]:
         """This process's environment, with SLURM_CONF and no other variable of SLURM's."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH_"))}
-        return {**kept, "SLURM_CONF": str(self.conf)}
+        variables = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH_"))}
+        return {**variables, "SLURM_CONF": str(self.conf)}
 
     def exists(self) -> bool:
         return (self.dir / "sandbox.json").exists()
@@ -114,20 +114,20 @@ class Sandbox:
         except FileNotFoundError:
             raise SandboxError(f"`{' '.join(command)}`: {command[0]} is not on the PATH") from None
         if done.returncode:
-            told = " ".join((done.stderr or done.stdout).split())
-            raise SandboxError(f"`{' '.join(command)}` failed, exit {done.returncode}: {told}")
+            words = " ".join((done.stderr or done.stdout).split())
+            raise SandboxError(f"`{' '.join(command)}` failed, exit {done.returncode}: {words}")
         return done.stdout
 
     def wait_for(self, predicate: Callable[[], T], timeout_s: float) -> T:
         """What `predicate` returns once it is true, asked five times a second. Raises TimeoutError."""
         deadline = time.monotonic() + timeout_s
-        while not (found := predicate()):
+        while not (value := predicate()):
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"still {found!r} after {timeout_s:g} s: {getattr(predicate, '__name__', predicate)}"
+                    f"still {value!r} after {timeout_s:g} s: {getattr(predicate, '__name__', predicate)}"
                 )
             time.sleep(0.2)
-        return found
+        return value
 
     def hurry(self) -> None:
         """Requeued jobs wait for two minutes (reason BeginTime): let them start now. Their time is set once more when
@@ -382,8 +382,8 @@ class Sandbox:
                 self._check_alive(daemon)
             if time.monotonic() > deadline:
                 late = next(node for node in self.nodes if states.get(node) != "idle")
-                told = f"{states.get(late)} after {START_TIMEOUT_S} s; {last_line(self._log(f'slurmd-{late}'))}"
-                raise SandboxError(f"slurmd-{late}: the node is {told}")
+                state = f"{states.get(late)} after {START_TIMEOUT_S} s; {last_line(self._log(f'slurmd-{late}'))}"
+                raise SandboxError(f"slurmd-{late}: the node is {state}")
             time.sleep(0.2)
 
     def _cancel_jobs(self) -> None:
@@ -396,11 +396,11 @@ class Sandbox:
     def _kill_all(self, list_them: Callable[[], list[Process]]) -> None:
         """Again and again: one that dies may just have started another."""
         deadline = time.monotonic() + 20
-        while left := list_them():
-            for process in left:
+        while living := list_them():
+            for process in living:
                 processes.send(process, signal.SIGKILL)
             if time.monotonic() > deadline:
-                raise SandboxError(f"processes that cannot be killed: {', '.join(str(each.pid) for each in left)}")
+                raise SandboxError(f"processes that cannot be killed: {', '.join(str(each.pid) for each in living)}")
             time.sleep(0.1)
 
     def _leave_cgroups(self) -> None:

@@ -38,13 +38,13 @@ def check(*, memory_limits: bool) -> None:
 
 def free_ports(count: int) -> list[int]:
     """Random ones, so that two sandboxes that start at one time hardly meet."""
-    found: list[int] = []
+    ports: list[int] = []
     for port in random.SystemRandom().sample(PORTS, 1000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
-            found.append(port)
-        if len(found) == count:
-            return found
+            ports.append(port)
+        if len(ports) == count:
+            return ports
     raise SandboxError(f"no {count} free TCP ports between {PORTS.start} and {PORTS.stop}")
 
 

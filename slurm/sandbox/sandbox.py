@@ -29,20 +29,20 @@ def default_folder() -> Path:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description="A throwaway real SLURM on one machine.")
-    verbs = made.add_subparsers(dest="verb", required=True)
-    told = {
+    whole = argparse.ArgumentParser(description="A throwaway real SLURM on one machine.")
+    verbs = whole.add_subparsers(dest="verb", required=True)
+    help_of = {
         "start": "start it; ends when all nodes are idle",
         "stop": "cancel all jobs, end all processes, remove the folder",
         "status": "its daemons and nodes",
         "env": "print the line that makes a shell use it",
     }
-    for verb, text in told.items():
+    for verb, text in help_of.items():
         added = verbs.add_parser(verb, help=text, description=text)
         added.add_argument("--dir", type=Path, default=default_folder(), help="its folder (default: %(default)s)")
         if verb == "start":
             _add_options(added)
-    return made
+    return whole
 
 
 def _add_options(start: argparse.ArgumentParser) -> None:
@@ -60,9 +60,9 @@ def _add_options(start: argparse.ArgumentParser) -> None:
         "--max-submit-jobs": ("max_submit_jobs", 1, "jobs that root may have at a time (default: any)"),
     }
     for flag, (name, least, text) in numbers.items():
-        shown = text if getattr(default, name) is None else f"{text} (default: %(default)s)"
+        help_text = text if getattr(default, name) is None else f"{text} (default: %(default)s)"
         kind = _at_least(least)
-        start.add_argument(flag, dest=name, type=kind, default=getattr(default, name), metavar="N", help=shown)
+        start.add_argument(flag, dest=name, type=kind, default=getattr(default, name), metavar="N", help=help_text)
     start.add_argument("--no-accounting", action="store_false", dest="accounting", help="no database: no sacct")
     start.add_argument("--cgroup-memory", action="store_true", help="enforce jobs' --mem (needs cgroup v1)")
     start.add_argument(
@@ -80,12 +80,12 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    given = vars(parser().parse_args(arguments))
-    verb, folder = given.pop("verb"), given.pop("dir")
+    options = vars(parser().parse_args(arguments))
+    verb, folder = options.pop("verb"), options.pop("dir")
     try:
         sandbox = Sandbox(folder)
         if verb == "start":
-            return _start(sandbox, Options(**given))
+            return _start(sandbox, Options(**options))
         if not sandbox.exists():
             print(f"no sandbox in {sandbox.dir}", file=sys.stderr)
             return 0 if verb == "stop" else 1

@@ -60,6 +60,10 @@ class StorePaths(_Folder):
     def grid(self, name: str) -> Path:
         return self.grids / f"{safe_name(name)}.json"
 
+    def launching(self, grid: str) -> Path:
+        """The lock of a launch that carries out a grid on this machine, until its last run has ended."""
+        return self.grids / f".{safe_name(grid)}.launching"
+
     def report(self, name: str) -> Path:
         return self.root / "reports" / safe_name(name)
 

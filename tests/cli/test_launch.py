@@ -92,7 +92,7 @@ def test_a_run_that_was_told_to_stop_names_its_next_step(tmp_path: Path) -> None
 
     process: Any = SimpleNamespace(exitcode=local._EXIT["interrupted"])
     asked = planned(scratch_run())
-    child = local._Child(index=0, planned=asked, process=process, slot=0)
+    child = local._Child(planned=asked, process=process, slot=0)
     printed = console()
     assert show_endings(printed, Plan(runs=(asked,)), [local._judge(child, runtime_in(tmp_path))]) == 1
     run_id = asked.run.run_id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from transfergrid.cluster.answers import Answer, answer
+from transfergrid.cluster.slurm_words import Answer, answer
 
 FAILED = "sbatch: error: Batch job submission failed: "
 POLICY = FAILED + "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 from cluster_cases import scratch_run
 
-from transfergrid.cluster import billing, slurm
-from transfergrid.cluster.billing import Settled, gpus_of, parse_sacct, settle_bills
+from transfergrid.cluster import settle as settling
+from transfergrid.cluster import slurm
+from transfergrid.cluster.accounting import gpus_of, parse_sacct
 from transfergrid.cluster.ledger import Ledger, Submission
+from transfergrid.cluster.settle import Settled, settle_bills
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths
 from transfergrid.store import durable
@@ -52,7 +54,8 @@ def line(
     job_id: str, start: str, end: str, seconds: int, tres: str = "cpu=4,gres/gpu=1", submit: str = "12:59:52"
 ) -> str:
     times = [t if t == "Unknown" else f"2026-11-20T{t}" for t in (submit, start, end)]
-    return "|".join((job_id, "alpha", "COMPLETED", *times, str(seconds), f"billing=4,{tres},mem=16G", "name"))
+    allocated = f"billing=4,{tres},mem=16G"
+    return "|".join((job_id, "COMPLETED", "0:0", "n1", *times, str(seconds), allocated, "1G", "", "alpha", "name"))
 
 
 def attempt(store: StorePaths, run_id: str, number: int, task: str | None, at: str, wall_s: float | None) -> None:
@@ -106,7 +109,7 @@ def test_tasks_of_an_array_are_told_apart_and_waiting_ones_left_out(accounting: 
     attempt(store, A, 1, "7_0", "13:00:10", 30.0)
     attempt(store, B, 1, "7_1", "13:00:10", 30.0)
     accounting.lines = [line("7_0", "13:00:00", "13:01:00", 60), line("7_1", "13:00:00", "13:01:40", 100)]
-    accounting.lines += ["7_[2-9]|name|alpha|PENDING|2026-11-20T12:59:52|Unknown|Unknown|0|"]
+    accounting.lines += ["7_[2-9]|PENDING|0:0||2026-11-20T12:59:52|Unknown|Unknown|0||1G||alpha|name"]
     settle_bills(store, ledger((A,), (B,)), [A, B])
     assert [bill(store, r).gpu_s for r in (A, B)] == [60.0, 100.0]
     assert len(accounting.asked) == 1
@@ -213,7 +216,7 @@ def test_a_store_that_cannot_be_written_is_read_all_the_same(
     def refuse(*_: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr(billing, "write_bill", refuse)
+    monkeypatch.setattr(settling, "write_bill", refuse)
     assert settle_bills(store, ledger((A,)), [A]) == Settled(changed=False, is_final=True)
 
 
@@ -233,7 +236,7 @@ def test_gpus_are_counted_from_what_was_allocated(tres: str, gpus: int) -> None:
 
 def test_a_name_may_hold_the_separator() -> None:
     (found,) = parse_sacct(
-        "7|c|COMPLETED|2026-11-20T12:00:00|2026-11-20T13:00:00|2026-11-20T13:00:09|9|gres/gpu=2|a|b\n"
+        "7|COMPLETED|0:0|n1|2026-11-20T12:00:00|2026-11-20T13:00:00|2026-11-20T13:00:09|9|gres/gpu=2|1G||c|a|b\n"
     )
     assert (found.name, found.gpus, found.elapsed_s) == ("a|b", 2, 9.0)
 
@@ -248,5 +251,7 @@ def test_a_hand_written_job_is_billed_on_the_cluster_that_its_attempt_names(
     assert not settle_bills(store, Ledger([]), [A]).changed
 
 
-def test_lines_that_are_none_of_a_started_job_are_left_out() -> None:
-    assert parse_sacct("\n7|x\n7|c|PENDING|2026-11-20T12:00:00|Unknown|Unknown|0||n\n") == []
+def test_lines_that_are_none_of_a_started_job_are_left_out(accounting: Accounting, store: StorePaths) -> None:
+    attempt(store, A, 1, "7", "13:00:05", 50.0)
+    accounting.lines = ["", "7|x", "7|PENDING|0:0||2026-11-20T12:59:52|Unknown|Unknown|0||1G||alpha|name"]
+    assert not settle_bills(store, ledger((A,)), [A]).changed

@@ -17,12 +17,13 @@ from replayed_slurm import ReplayedSlurm, account_line, make_grid, submit
 from transfergrid.cli.status_table import next_steps
 from transfergrid.cli.status_view import View
 from transfergrid.cluster import local
-from transfergrid.cluster.batch_script import setup_lines
+from transfergrid.cluster.batch_script import prelude
 from transfergrid.cluster.causes import cause_of
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.errors import NEXT_STEP, OF_ULIMIT, Lost, StoreFull, classify, next_step, remedy_of, ulimit_behind
 from transfergrid.paths import StorePaths
+from transfergrid.resources import ClusterSettings
 from transfergrid.store.records import GridEntry
 
 TOKEN = "0123456789ab"
@@ -137,7 +138,11 @@ def test_in_a_pack_on_a_node_a_crash_names_the_setting_that_leaves_the_node_out(
 def run_script(folder: Path, *setup: str, run: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """A job's script in bash, with squeue, scontrol and sleep from folder/bin."""
     executable(folder / "bin" / "sleep", f'echo "sleep $*" >> {folder}/calls')
-    lines = ["#!/bin/bash", *setup_lines(setup, ("export AFTER=1",), token=TOKEN), run]
+    lines = [
+        "#!/bin/bash",
+        *prelude(ClusterSettings(setup=setup), Path("src"), "export AFTER=1", token=TOKEN),
+        run,
+    ]
     script = folder / "job.sh"
     script.write_text("\n".join(lines) + "\n")
     path = f"{folder / 'bin'}:/usr/bin:/bin"

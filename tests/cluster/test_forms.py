@@ -14,8 +14,8 @@ import pytest
 from fake_slurm import FakeSlurm, noisy
 from replayed_slurm import CLUSTER, ReplayedSlurm, account_line, ago, queue_line
 
-from transfergrid.cluster import accounting, billing, forms, slurm
-from transfergrid.cluster.billing import gpus_of
+from transfergrid.cluster import accounting, forms, slurm
+from transfergrid.cluster.accounting import gpus_of
 from transfergrid.cluster.limits import read_limits, takes_jobs
 from transfergrid.cluster.ownership import here
 from transfergrid.cluster.slurm_words import meaning
@@ -24,9 +24,9 @@ from transfergrid.doctor import checks
 
 @pytest.fixture(autouse=True)
 def nothing_was_said() -> Iterator[None]:
-    forms._said.clear()
+    forms._commands_noted.clear()
     yield
-    forms._said.clear()
+    forms._commands_noted.clear()
 
 
 @pytest.fixture
@@ -72,7 +72,6 @@ def test_rows_of_jobs_are_those_of_the_commands_alone(
     assert [e.job_id for e in found] == ["7_1", "7_2"]
     wrap(monkeypatch, tmp_path, replayed.folder)
     assert slurm.squeue(["7"]) == found and accounting.sacct(["7"], since=ago(60)) == account
-    assert billing.sacct(["7"], since=ago(60), cluster=None) == {}  # no row of it is of the form that billing asks for
 
 
 def test_a_name_in_latin_1_leaves_the_other_columns_in_their_places(replayed: ReplayedSlurm) -> None:
@@ -176,12 +175,12 @@ def test_the_memory_of_steps_is_that_of_their_job_and_a_name_may_hold_what_separ
 def test_gpus_of_what_was_allocated(replayed: ReplayedSlurm, tres: str, gpus: int) -> None:
     assert gpus_of(tres) == gpus
     start, end = (moment.strftime("%Y-%m-%dT%H:%M:%S") for moment in (ago(90), ago(30)))
-    rest = f"{start}|{start}|{end}|60|{tres}|name"
-    noise = "note|with|eight|bars|in|it|a|b|c\n7|c|NODE_FAIL|x|y|z|a minute||\n"
-    replayed.answers("sacct", f"{noise}7|{CLUSTER}|CANCELLED by 1000|{rest}\n")
-    [allocation] = (billing.sacct(["7"], since=ago(60), cluster=None) or {})["7"][CLUSTER]
+    rest = f"{start}|{start}|{end}|60|{tres}|1G||{CLUSTER}|name"
+    noise = "note|with|many|bars|in|it|a|b|c|d|e|f|g\n7|NODE_FAIL|0:0|n1|x|y|z|a minute||1G||c|name\n"
+    replayed.answers("sacct", f"{noise}7|CANCELLED by 1000|0:0|n1|{rest}\n")
+    [allocation] = accounting.sacct(["7"], since=ago(60), each_start=True) or []
     assert (allocation.gpus, allocation.elapsed_s) == (gpus, 60.0)
-    assert allocation.end is not None and allocation.start == allocation.end - timedelta(seconds=60)
+    assert allocation.ended is not None and allocation.started == allocation.ended - timedelta(seconds=60)
 
 
 NODE_STATES = {

@@ -11,9 +11,8 @@ import pytest
 from fake_slurm import PARTITIONS, FakeSlurm
 
 from transfergrid.cluster.limits import Limits, gpus_of, queue_room, read_limits
-from transfergrid.cluster.possible import assert_possible
+from transfergrid.cluster.possible import assert_possible, fitted
 from transfergrid.cluster.slurm import SlurmDown
-from transfergrid.cluster.yielding import fitted
 from transfergrid.errors import ConfigError
 from transfergrid.resources import Resources
 

@@ -24,10 +24,9 @@ from transfergrid.cluster.submit import (
     Sender,
     dependency,
     finish_name,
-    finish_parameters,
     intended,
-    make_executor,
     sbatch_parameters,
+    script_text,
     slurm_environment,
 )
 from transfergrid.cluster.task import TaskSettings, run_task
@@ -47,27 +46,19 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
 
 
 # ------------------------------------------------------------------------------------------------------ the job script
-def text_of(folder: Path, settings: ClusterSettings, parameters: dict[str, Any], tasks: int) -> list[str]:
-    """The job script's lines, as submitit itself would send them."""
-    executor = make_executor(folder, settings, parameters)
-    if tasks > 1:
-        executor.parameters["map_count"] = tasks
-    return executor._make_submission_file_text(executor._submitit_command_str, "").splitlines()
-
-
 def script(store: StorePaths, settings: ClusterSettings, depends: str | None = None) -> list[str]:
     group, launch = group_of(RUNS, settings), launch_of(store, settings)
-    sent = replace(intended(launch, group.name, group.run_ids, "runs", 1), token=TOKEN)
+    sent = replace(intended(launch, group), token=TOKEN)
     parameters = sbatch_parameters(launch, group, sent, dependency=depends)
-    return text_of(store.root / "job", settings, parameters, len(group.tasks))
+    return script_text(sent, settings, parameters).splitlines()
 
 
 def finish_script(store: StorePaths, settings: ClusterSettings) -> list[str]:
     asked = finish_resources(settings)
     launch = launch_of(store, settings, finish=asked)
-    sent = intended(launch, "tg-g-finish", ((),), "finish", 0)
-    parameters = finish_parameters(launch, sent, dependency="afterany:41:42")
-    return text_of(store.root / "finish", settings, parameters, 1)
+    sent = intended(launch, None)
+    parameters = sbatch_parameters(launch, None, sent, dependency="afterany:41:42")
+    return script_text(sent, settings, parameters).splitlines()
 
 
 def with_resources(**asked: Any) -> ClusterSettings:
@@ -77,7 +68,8 @@ def with_resources(**asked: Any) -> ClusterSettings:
 def test_of_a_cluster_of_which_nothing_is_said_only_the_defaults_are_asked(
     slurm: ReplayedSlurm, store: StorePaths
 ) -> None:
-    name, folder = group_of(RUNS).name, store.root / "job"
+    name = group_of(RUNS).name
+    folder = launch_of(store).folder / "slurm" / name
     assert options(script(store, SLURM)) == {
         "job-name": f"{name}-{TOKEN}",
         "array": "0-2%3",
@@ -245,7 +237,8 @@ def test_python_is_this_interpreter_or_the_users_command_and_starts_with_signals
     assert {"--cpus-per-task=6", "--export=ALL"} <= set(command)
     shell = command.index("sh")
     assert command[shell : shell + 3] == ["sh", "-c", 'trap "" USR2 TERM; exec "$0" "$@"']
-    assert command[shell + 3 :] == [*expected, "-u", "-m", "submitit.core._submit", str(store.root / "job")]
+    folder = launch_of(store).folder / "slurm" / group_of(RUNS, settings).name
+    assert command[shell + 3 :] == [*expected, "-u", "-m", "submitit.core._submit", str(folder)]
 
 
 def test_what_a_task_must_know_lies_in_its_groups_folder(slurm: ReplayedSlurm, store: StorePaths) -> None:
@@ -257,7 +250,7 @@ def test_what_a_task_must_know_lies_in_its_groups_folder(slurm: ReplayedSlurm, s
     assert (told.payload, told.tasks) == (str(sender.launch.payload), ((2, 0), (1,)))
     assert (told.signal_delay_s, told.max_requeues, told.stage_to, told.asks_for_gpu) == (90, 3, None, True)
     staging = replace(settings, stage_folders=True, resources=Resources(gpus=0))
-    submit.write_tasks(launch_of(store, staging), group_of(RUNS, staging), sender.indices)
+    submit.write_orders(launch_of(store, staging), group_of(RUNS, staging), sender.indices)
     told = TaskSettings.read(sender.launch.folder / "slurm" / group_of(RUNS, staging).name)
     assert (told.stage_to, told.asks_for_gpu) == ("$TMPDIR", False)
 

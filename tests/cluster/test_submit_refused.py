@@ -283,7 +283,7 @@ def test_an_intent_that_is_not_this_clusters_is_left_as_it_is(
     slurm: ReplayedSlurm, store: StorePaths, changed: dict[str, str | None]
 ) -> None:
     sender = sender_of(store)
-    intent = sender._intend("tg-g-scratch-0", tuple((p.run.run_id,) for p in RUNS), "runs", 1)
+    intent = sender._intend(group_of(RUNS))
     other: Any = replace(intent, **changed)  # type: ignore[arg-type]
     record(other)
     slurm.answers("squeue", queue_line("41_0", "PENDING", name=intent.job_name))
@@ -296,7 +296,7 @@ def test_where_others_jobs_are_hidden_anothers_intent_is_not_forgotten(
 ) -> None:
     slurm.is_cluster(CLUSTER, PrivateData="accounts,jobs")
     sender = sender_of(store)
-    sender._intend("tg-g-scratch-0", ((RUNS[0].run.run_id,),), "runs", 1)
+    sender._intend(group_of(RUNS[:1]))
     monkeypatch.setattr(os, "getuid", lambda: 4711)
     assert adopt_intents(read_ledger(store), alone=True) is True
     assert len(read_ledger(store).unsettled) == 1
@@ -326,7 +326,7 @@ def test_an_intent_that_never_became_a_job_is_forgotten_after_several_looks(
     slurm: ReplayedSlurm, store: StorePaths
 ) -> None:
     sender = sender_of(store)
-    sender._intend("tg-g-scratch-0", tuple((p.run.run_id,) for p in RUNS), "runs", 1)
+    sender._intend(group_of(RUNS))
     assert adopt_intents(read_ledger(store), alone=True) is True
     assert len(of(slurm, "squeue")) == adoption.LOOKS
     ledger = read_ledger(store)

@@ -12,9 +12,8 @@ from cluster_cases import executable
 from transfergrid.cluster import slurm
 from transfergrid.cluster.limits import Limits, NodeShape, Partition, gpus_of
 from transfergrid.cluster.ownership import Here
-from transfergrid.cluster.possible import assert_possible
+from transfergrid.cluster.possible import assert_possible, fitted
 from transfergrid.cluster.slurm import SlurmRefused
-from transfergrid.cluster.yielding import fitted
 from transfergrid.errors import ConfigError
 from transfergrid.resources import UNLIMITED, Resources
 

@@ -391,3 +391,24 @@ def test_a_dry_run_with_a_network_of_timm_writes_nothing(tmp_path: Path) -> None
     run = runs_of(load_run(["model=timm/test_resnet", "weights=random", "dry_run=true", *places]))[0]
     assert run.backbones[0].name == "timm/test_resnet"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_joins_that_do_not_stand_alone_are_named_in_the_plan_or_added(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transfergrid.cli.launch import launch
+
+    asked = [
+        "grid=compare",
+        "dataset=digits",
+        "grid.models=[tinynet_mnist+tinynet_cifar,tinynet_mnist]",
+        "dry_run=true",
+    ]
+    asked += [f"store.dir={tmp_path / 's'}", f"cache.dir={tmp_path / 'c'}", "cluster=local"]
+    assert launch(asked) == 0
+    line = "add tinynet_cifar to grid.models to test whether tinynet_mnist+tinynet_cifar beats its best part"
+    assert capsys.readouterr().out.count(line) == 1
+    request = load_grid([*asked, "grid.complete_pairs=true"])
+    models = list(dict.fromkeys(c.run.model for c in request.configurations))
+    assert models == ["tinynet_cifar", "tinynet_mnist+tinynet_cifar", "tinynet_mnist"]
+    assert launch([*asked, "grid.complete_pairs=true"]) == 0 and "best part" not in capsys.readouterr().out

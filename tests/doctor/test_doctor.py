@@ -154,7 +154,7 @@ UNFIT: dict[str, tuple[Callable[[Path, FakeSlurm], Check], str, str]] = {
     ),
     "check_gpu": (
         lambda *_: node_findings.check_gpu(
-            saying(gpu={"error": "RuntimeError: no driver"}), device="auto", asked=1, on_slurm=True
+            saying(gpu={"error": "RuntimeError: no driver"}), device="auto", gpus=1, on_slurm=True
         ),
         "torch cannot use the GPU of the job: RuntimeError: no driver",
         "device=cpu",
@@ -198,29 +198,29 @@ def test_a_check_fails_with_what_it_found_and_its_remedy(name: str, tmp_path: Pa
     case, said, remedy = UNFIT[name]
     check = case(tmp_path, fake)
     assert check.ok is False
-    assert said in check.said and remedy in check.remedy
-    assert "\n" not in check.said + check.remedy
+    assert said in check.message and remedy in check.remedy
+    assert "\n" not in check.message + check.remedy
 
 
 # ---------------------------------------------------------------------------------------------- what else a check says
 def test_an_impossible_request_is_told_with_what_would_be_possible(fake: FakeSlurm) -> None:
     asked = ClusterSettings(by_phase={"finetune": Resources(gpus=9)}, resources=Resources(partition="gpu"))
     check = checks.check_partition(asked, read_limits())
-    assert check.said == "phase finetune: cluster.gpus=9 is more than any node of partition gpu has"
+    assert check.message == "phase finetune: cluster.gpus=9 is more than any node of partition gpu has"
     assert check.remedy == "give cluster.gpus=4 or less"
 
 
 def test_facts_of_a_refusal_are_told_as_facts_and_its_remedy_as_the_remedy(fake: FakeSlurm) -> None:
     asked = ClusterSettings(resources=Resources(partition="gpu", cpus=64, gpus=4, mem_gb=500))
     check = checks.check_partition(asked, read_limits())
-    assert check.said.startswith("runs: no node of partition gpu has cluster.cpus=64, cluster.mem_gb=500 and")
-    assert check.said.endswith(
+    assert check.message.startswith("runs: no node of partition gpu has cluster.cpus=64, cluster.mem_gb=500 and")
+    assert check.message.endswith(
         " at once; its nodes: 32 CPUs 250.0 GiB 4 GPUs, 64 CPUs 500.0 GiB 3 GPUs, 32 CPUs 250.0 GiB 4 GPUs"
     )
     assert check.remedy == "ask for what one of them has, or name another in cluster.partition="
     asked = ClusterSettings(resources=Resources(partition="gpu", account="vision"))
     check = checks.check_partition(asked, read_limits())
-    assert check.said == "runs: cluster.account='vision': you have no such SLURM account; known: lab, other"
+    assert check.message == "runs: cluster.account='vision': you have no such SLURM account; known: lab, other"
     assert check.remedy == "give one of those"
 
 
@@ -229,7 +229,7 @@ def test_a_cluster_without_accounting_is_fit_while_squeue_remembers(fake: FakeSl
     assert checks.check_accounting(read_limits()).ok is True
     fake.config(AccountingStorageType="accounting_storage/none", MinJobAge="2 sec")
     check = checks.check_accounting(read_limits())
-    assert check.ok is False and "for 2 s after its end" in check.said
+    assert check.ok is False and "for 2 s after its end" in check.message
 
 
 def test_a_wandb_key_is_found_and_never_shown(tmp_path: Path) -> None:
@@ -237,13 +237,13 @@ def test_a_wandb_key_is_found_and_never_shown(tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text("machine api.forge.coreweave.com login user password topsecret\n")
     for environ in ({"HOME": str(tmp_path)}, {"HOME": "/", "WANDB_API_KEY": "topsecret"}):
         check = checks.check_tracking(online, environ)
-        assert check.ok is True and "topsecret" not in check.said
+        assert check.ok is True and "topsecret" not in check.message
     own = {"HOME": str(tmp_path), "WANDB_BASE_URL": "https://wandb.example.org:8080"}
-    assert checks.check_tracking(online, own).said == "online, and there is no key for wandb.example.org:8080"
+    assert checks.check_tracking(online, own).message == "online, and there is no key for wandb.example.org:8080"
     assert checks.check_tracking(runtime(tmp_path, tracking="offline"), {}).ok is True
     auto = checks.check_tracking(runtime(tmp_path, tracking="auto"), own)
     assert auto.ok is True
-    assert auto.said.startswith("auto: no key for wandb.example.org:8080, so nothing goes to W&B; run `wandb login`")
+    assert auto.message.startswith("auto: no key for wandb.example.org:8080, so nothing goes to W&B; run `wandb login`")
 
 
 def test_data_that_is_missing_is_information(tmp_path: Path) -> None:
@@ -253,18 +253,18 @@ def test_data_that_is_missing_is_information(tmp_path: Path) -> None:
 
 def test_a_gpu_is_needed_only_where_one_was_asked_for() -> None:
     no_gpu = saying(gpu={"error": "RuntimeError: no driver"})
-    unused = node_findings.check_gpu(no_gpu, device="auto", asked=0, on_slurm=False)
+    unused = node_findings.check_gpu(no_gpu, device="auto", gpus=0, on_slurm=False)
     assert unused.ok is True
-    assert unused.said == "none that torch can use, runs compute on the CPU: RuntimeError: no driver"
-    here = node_findings.check_gpu(no_gpu, device="cuda", asked=0, on_slurm=False)
-    assert (here.ok, here.said) == (False, "torch cannot use a GPU here: RuntimeError: no driver")
+    assert unused.message == "none that torch can use, runs compute on the CPU: RuntimeError: no driver"
+    here = node_findings.check_gpu(no_gpu, device="cuda", gpus=0, on_slurm=False)
+    assert (here.ok, here.message) == (False, "torch cannot use a GPU here: RuntimeError: no driver")
     of_two = saying(gpu={"names": ["A100"], "problem": "V100 is not compatible"})
-    one = node_findings.check_gpu(of_two, device="auto", asked=1, on_slurm=True)
-    assert (one.ok, one.said) == (True, "A100; not used: V100 is not compatible")
-    assert node_findings.check_gpu(no_gpu, device="cpu", asked=1, on_slurm=True).said == "not looked at: device=cpu"
-    assert node_findings.check_gpu(no_gpu, device="auto", asked=0, on_slurm=True).ok is None
+    one = node_findings.check_gpu(of_two, device="auto", gpus=1, on_slurm=True)
+    assert (one.ok, one.message) == (True, "A100; not used: V100 is not compatible")
+    assert node_findings.check_gpu(no_gpu, device="cpu", gpus=1, on_slurm=True).message == "not looked at: device=cpu"
+    assert node_findings.check_gpu(no_gpu, device="auto", gpus=0, on_slurm=True).ok is None
     assert (
-        node_findings.check_gpu(saying(gpu={"names": ["H200"]}), device="auto", asked=1, on_slurm=True).said == "H200"
+        node_findings.check_gpu(saying(gpu={"names": ["H200"]}), device="auto", gpus=1, on_slurm=True).message == "H200"
     )
 
 
@@ -273,20 +273,20 @@ def test_a_probe_that_broke_off_leaves_the_rest_unchecked() -> None:
         node_findings.check_python(saying()),
         node_findings.check_code(saying()),
         node_findings.check_torch(saying()),
-        node_findings.check_gpu(saying(), device="auto", asked=1, on_slurm=True),
+        node_findings.check_gpu(saying(), device="auto", gpus=1, on_slurm=True),
         node_findings.check_clock(saying()),
         node_findings.check_memory(saying()),
         node_findings.check_cores(saying(), num_threads=0),
         node_findings.check_shared("store", saying(), here=GOT),
     ]
     assert {line.ok for line in lines} == {None}
-    assert {line.said for line in lines} == {"could not be checked: the probe did not get so far"}
+    assert {line.message for line in lines} == {"could not be checked: the probe did not get so far"}
 
 
 def test_a_clock_is_right_between_sending_and_reading() -> None:
     assert node_findings.check_clock(saying(time_s=1005.0)).ok is True
     behind = node_findings.check_clock(saying(time_s=900.0))
-    assert behind.said == "the node's clock is at least 100 s behind of this machine's"
+    assert behind.message == "the node's clock is at least 100 s behind of this machine's"
 
 
 # ------------------------------------------------------------------------------------------------------ shared folders
@@ -305,7 +305,7 @@ def test_a_folder_of_a_nodes_own_is_told_and_nothing_is_written_there(tmp_path: 
     alone = meet(tmp_path / "here", "node", "here", 0.0)
     assert alone["lock"] and alone["claim"] and not alone["seen"]
     check = node_findings.check_shared("store", saying(folders={"store": alone}), here=GOT | {"seen": False})
-    assert check.ok is False and "what one writes does not show on the other" in check.said
+    assert check.ok is False and "what one writes does not show on the other" in check.message
 
 
 @pytest.mark.parametrize(
@@ -317,19 +317,19 @@ def test_a_folder_of_a_nodes_own_is_told_and_nothing_is_written_there(tmp_path: 
 )
 def test_what_both_get_is_told_with_what_helps(twice: str, said: str, remedy: str) -> None:
     check = node_findings.check_shared("store", saying(folders={"store": NOT_GOT | {twice: True}}), here=GOT)
-    assert (check.ok, check.said) == (False, f"{said} (this machine and the node)") and remedy in check.remedy
+    assert (check.ok, check.message) == (False, f"{said} (this machine and the node)") and remedy in check.remedy
 
 
 def test_a_folder_the_node_cannot_write_to_is_told() -> None:
     found = {"seen": True, "error": "/results is not writable"}
     check = node_findings.check_shared("store", saying(folders={"store": found}), here=GOT)
-    assert check.ok is False and check.said == "/results is not writable"
+    assert check.ok is False and check.message == "/results is not writable"
 
 
 def test_one_node_needs_no_comparison_of_two() -> None:
     assert node_findings.check_two_nodes(None).ok is None
     refused = ProbeAnswer(problem="sbatch: error: Node count specification invalid")
-    assert node_findings.check_two_nodes(refused).said.endswith("Node count specification invalid")
+    assert node_findings.check_two_nodes(refused).message.endswith("Node count specification invalid")
     failed = ProbeAnswer(problem="job 72 ended as FAILED: srun: error", job_id="72")
     assert node_findings.check_two_nodes(failed).ok is False
 
@@ -346,7 +346,7 @@ def test_a_job_that_does_not_start_in_time_is_cancelled_and_unknown(fake: FakeSl
     fake.save()
     check = node_findings.check_probe(sent(fake, tmp_path, queue_s=0.2))
     assert check.ok is None
-    assert check.said == "could not be checked: the probe job did not start in 0 s (SLURM says: Priority)"
+    assert check.message == "could not be checked: the probe job did not start in 0 s (SLURM says: Priority)"
     assert fake.called("scancel") == [["71"]]
 
 
@@ -367,7 +367,7 @@ def test_a_strangers_job_of_the_same_number_is_neither_believed_nor_cancelled(
 def test_a_job_that_slurm_refuses_is_told_in_its_words(fake: FakeSlurm, tmp_path: Path) -> None:
     fake.say("sbatch", "!sbatch: error: Batch job submission failed: Invalid account")
     check = node_findings.check_probe(sent(fake, tmp_path))
-    assert check.ok is False and check.said.endswith("Invalid account")
+    assert check.ok is False and check.message.endswith("Invalid account")
 
 
 def test_a_probe_whose_answer_is_lost_is_found_by_its_name(
@@ -385,7 +385,7 @@ def test_a_job_whose_output_does_not_show_points_to_the_store(fake: FakeSlurm, t
     fake.outputs["node"] = None
     fake.save()
     check = node_findings.check_probe(sent(fake, tmp_path))
-    assert check.ok is False and "its output does not show in" in check.said and "store.dir=" in check.remedy
+    assert check.ok is False and "its output does not show in" in check.message and "store.dir=" in check.remedy
 
 
 def test_a_job_that_fails_is_told_with_its_last_words(fake: FakeSlurm, tmp_path: Path) -> None:
@@ -450,9 +450,9 @@ def test_in_a_container_the_batch_script_does_what_the_run_cannot() -> None:
             saying(commands={"squeue": True, "scontrol": inside}, batch_script={"squeue": True, "scontrol": outside})
         )
 
-    assert check(True, True).said == "squeue and scontrol are there"
+    assert check(True, True).message == "squeue and scontrol are there"
     in_container = check(False, True)
-    assert in_container.ok and "there is no scontrol; the batch script puts jobs back" in in_container.said
+    assert in_container.ok and "there is no scontrol; the batch script puts jobs back" in in_container.message
     assert check(False, False).ok is False and node_findings.check_commands(saying()).ok is None
 
 
@@ -464,12 +464,12 @@ def test_a_folder_without_locks_is_fit_and_says_so_and_one_without_links_is_not(
 
     monkeypatch.setattr("fcntl.flock", refuse)
     found = checks.check_folder("store", tmp_path / "results")
-    assert found.ok and found.said.endswith("is writable; it has no locks, hard links take their place")
+    assert found.ok and found.message.endswith("is writable; it has no locks, hard links take their place")
     assert list((tmp_path / "results").iterdir()) == []
     found = node_findings.check_shared(
         "store", saying(folders={"store": NOT_GOT | {"kernel_locks": False}}), here=GOT | {"kernel_locks": False}
     )
-    assert found.ok and "hard links in place of locks and claims hold" in found.said
+    assert found.ok and "hard links in place of locks and claims hold" in found.message
     monkeypatch.setattr("os.link", lambda *_: refuse())
     found = checks.check_folder("store", tmp_path / "results")
     assert found.ok is False
@@ -491,7 +491,7 @@ def test_slurm_that_does_not_answer_is_one_failed_line(fake: FakeSlurm, tmp_path
 def test_an_unknown_partition_is_named_and_no_job_is_sent(fake: FakeSlurm, tmp_path: Path) -> None:
     settings = ClusterSettings(resources=Resources(partition="gpux"))
     lines = {line.name: line for line in slurm_checks(runtime(tmp_path), settings, queue_s=1.0, visible_s=0.0)}
-    assert lines["partition"].said == "runs: cluster.partition='gpux' is unknown here"
+    assert lines["partition"].message == "runs: cluster.partition='gpux' is unknown here"
     assert lines["partition"].remedy == "did you mean 'gpu'?"
     assert lines["probe job"].ok is None and fake.called("sbatch") == []
 

@@ -11,7 +11,7 @@ from transfergrid.report.analysis.cells import percent
 from transfergrid.report.analysis.columns import COMPARISON, pick
 from transfergrid.report.analysis.rows import COLUMNS as COLUMNS_OF_CSV
 from transfergrid.report.blocks import Column, Section, Table, figure, plain, words
-from transfergrid.report.page.table import PageTable, shown
+from transfergrid.report.page.table import PageTable, page_table
 
 
 @dataclass(frozen=True)
@@ -63,18 +63,16 @@ def test_a_section_as_markdown_has_its_parts_in_order_and_bars_stay_in_their_cel
 
 def test_columns_of_names_that_never_change_leave_their_table_on_the_page_and_are_told_once() -> None:
     long = "x" * 41
-    page = shown(Table("t", [*COLUMNS[:2], words("about", lambda _: long)], ROWS))
+    page = page_table(Table("t", [*COLUMNS[:2], words("about", lambda _: long)], ROWS))
     assert page == PageTable(
-        title="",
         header=[("model", ""), ("about", "")],
         lines=[[("a|b", ""), (long, "wide")], [("", ""), (long, "wide")]],
-        notes=(),
         same="weights random",
     )
-    assert shown(plain(["a", "n"], [["one two three", "1"]], left=1)).lines == [
+    assert page_table(plain(["a", "n"], [["one two three", "1"]], left=1)).lines == [
         [("one two three", "phrase"), ("1", "number")]
     ]
-    assert shown(plain(["weights"], [], left=1)).header == [("weights", "")]
+    assert page_table(plain(["weights"], [], left=1)).header == [("weights", "")]
 
 
 def test_columns_of_the_comparison_are_picked_by_name_and_may_stand_under_other_words() -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -20,25 +20,19 @@ from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.figures import (
     Figure,
     accuracy,
-    cache,
-    confusions,
     cost,
     curves,
+    errors,
     make_figures,
     no_images,
-    pictures,
     reliability,
-    row_key,
     style,
 )
-from transfergrid.report.figures.cache import forward_passes
-from transfergrid.report.figures.confusions import class_scores, confused_pairs
 from transfergrid.report.figures.cost import pareto_front
-from transfergrid.report.figures.material import Material, Sketch, row_labels
-from transfergrid.report.figures.pictures import best_by_val, chosen_examples
+from transfergrid.report.figures.errors import class_scores, confused_pairs
+from transfergrid.report.figures.material import Material, Sketch, pages, row_labels
 from transfergrid.report.figures.tiles import TILE_PX, tile
 from transfergrid.report.figures.tracks import Track, binned_steps, mean_over_seeds, parted, smoothed, track
-from transfergrid.report.several import joined
 from transfergrid.specs import RunSpec
 from transfergrid.training.evaluation import confusion_matrix, scores
 
@@ -95,16 +89,16 @@ def test_every_section_has_its_figures_in_two_formats(made: Made) -> None:
     assert made.notes == []
     sections = [figure.section for figure in made.figures]
     assert {name: sections.count(name) for name in dict.fromkeys(sections)} == {
-        "accuracy": 6,  # probe, finetune and scratch, each with intervals and as train against test
-        "cost": 2,
+        "accuracy": 1,
+        "cost": 1,
         "curves": 4,  # joined, the pair's, from scratch, and both probes together
-        "errors": 9,  # four rows twice, and the grid of predictions
-        "calibration": 3,
-        "data": 1,
+        "errors": 4,
+        "calibration": 1,
         "architecture": 3,
-        "cache": 1,
     }
-    assert len({figure.name for figure in made.figures}) == len(made.figures) == 29
+    assert len({figure.name for figure in made.figures}) == len(made.figures) == 14
+    assert all(figure.title.endswith("?") for figure in made.figures)
+    assert len({figure.name.partition("-")[0] for figure in made.figures}) <= 8
     for figure in made.figures:
         with Image.open(figure.png) as image:
             width_px, height_px = image.size
@@ -113,15 +107,11 @@ def test_every_section_has_its_figures_in_two_formats(made: Made) -> None:
         assert figure.svg.read_text().startswith("<?xml") and figure.svg.stat().st_size > 5_000
 
 
-def test_a_figure_names_its_rows_and_models(made: Made) -> None:
-    keys = {row_key(row) for row in made.comparison.rows}
-    assert all(set(figure.row_keys) <= keys and figure.row_keys for figure in made.figures)
+def test_a_figure_names_its_models_and_its_title_tells_the_phases(made: Made) -> None:
+    models = {row.model for row in made.comparison.rows}
+    assert all(figure.models and set(figure.models) <= models for figure in made.figures)
     joined = next(f for f in made.figures if f.section == "curves" and f.models == ("tinynet_mnist",))
-    assert joined.row_keys == (
-        "mnist | tinynet_mnist | probe |  | IMAGENET1K_V1 | fair",
-        "mnist | tinynet_mnist | finetune |  | IMAGENET1K_V1 | fair",
-    )
-    assert "probe and finetune" in joined.title
+    assert joined.title == "How did mnist · tinynet_mnist · probe and finetune learn?"
 
 
 def test_only_the_figures_of_now_remain_in_the_folder(made: Made) -> None:
@@ -132,7 +122,7 @@ def test_only_the_figures_of_now_remain_in_the_folder(made: Made) -> None:
 @pytest.mark.slow
 def test_the_same_records_give_the_same_bytes(made: Made, styled: None, tmp_path: Path) -> None:
     material = Material(comparison=made.comparison, images=images_of(60))
-    kinds = (accuracy, cost, curves, confusions, reliability, pictures, cache)
+    kinds = (accuracy, cost, curves, errors, reliability)
     firsts: list[Sketch] = [next(kind.sketches(material)) for kind in kinds]
     for sketch in firsts:
         for again in style.save(sketch.draw(), tmp_path, sketch.name):
@@ -140,7 +130,7 @@ def test_the_same_records_give_the_same_bytes(made: Made, styled: None, tmp_path
 
 
 def test_a_missing_file_costs_its_own_figures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transfergrid.report.figures._KINDS", (accuracy, curves, confusions, pictures))
+    monkeypatch.setattr("transfergrid.report.figures._KINDS", (accuracy, curves, errors))
     store = StorePaths(tmp_path / "results")
     whole, broken = run_of("scratch", "baseline_cnn"), run_of("scratch", "resnet18_5m")
     for run in (whole, broken):
@@ -150,17 +140,10 @@ def test_a_missing_file_costs_its_own_figures_only(tmp_path: Path, monkeypatch: 
     write_grid(store, "g", [(whole, ""), (broken, "")])
     figures, notes = make_figures(read_comparison("g", store), tmp_path / "figures", images=no_images)
     names = {figure.name.rsplit("-", 1)[0] for figure in figures}
-    assert names == {
-        "accuracy-mnist-scratch",
-        "train-test-mnist-scratch",
-        "curves-mnist-baseline_cnn-scratch",
-        "confusion-mnist-baseline_cnn-scratch",
-        "errors-mnist-baseline_cnn-scratch",
-    }
-    assert len(notes) == 6
-    assert "Accuracy and loss of mnist · resnet18_5m · scratch" in notes[0] and "metrics.jsonl is missing" in notes[0]
+    assert names == {"accuracy-mnist", "curves-mnist-baseline_cnn-scratch", "errors-mnist-baseline_cnn-scratch"}
+    assert len(notes) == 3
+    assert "How did mnist · resnet18_5m · scratch learn?" in notes[0] and "metrics.jsonl is missing" in notes[0]
     assert "settings" in notes[1].lower() and "predictions.npz cannot be read" in notes[2]
-    assert "the train images of mnist are not at hand" in notes[4]
 
 
 def test_a_grid_without_any_result_has_no_figures(tmp_path: Path) -> None:
@@ -244,13 +227,13 @@ def many_models(store: StorePaths, number: int) -> Comparison:
 def test_labels_of_many_models_stay_legible(number: int, tmp_path: Path, styled: None, drawn: list[DrawnText]) -> None:
     comparison = many_models(StorePaths(tmp_path / "results"), number)
     material = Material(comparison=comparison, images=no_images)
-    sketches = [*accuracy.sketches(material), *cost.sketches(material), *cache.sketches(material)]
+    sketches = [*accuracy.sketches(material), *cost.sketches(material)]
     sketches += [s for s in curves.sketches(material) if s.name.startswith("settings")]
-    texts = [assert_legible(sketch, drawn) for sketch in sketches]
-    intervals = texts[0]
-    assert all(any(text.endswith(f"_{i}") for text in intervals) for i in range(number))
-    assert f"{ODD}_6" in intervals  # every character as it was typed
-    assert sum("…" in text for text in intervals) == sum(i % 8 == 3 for i in range(number))
+    intervals, costs, *_ = [assert_legible(sketch, drawn) for sketch in sketches]
+    # Every character as it was typed, whatever the line it stands on.
+    assert all(row.model in "".join(intervals) for row, _ in material.rows)
+    if number <= 12:  # all are named in each of the three panels
+        assert all("".join(costs).count(row.model) == 3 for row, _ in material.rows)
 
 
 @pytest.mark.parametrize(("without", "counted"), [(1, "1 row"), (2, "2 rows")])
@@ -261,24 +244,16 @@ def test_the_panel_of_gpu_seconds_says_how_many_rows_ran_without_a_gpu(
         replace(row, gpu_s=0.0 if i < without else 9.0, upstream_gpu_s=1.0)
         for i, row in enumerate(many_models(StorePaths(tmp_path / "results"), 4).rows)
     ]
-    sketch = Sketch(
-        name="pareto",
-        title="",
-        caption="",
-        section="cost",
-        rows=(),
-        draw=partial(cost.draw_scatter, rows, title="mnist"),
-    )
+    sketch = Sketch(name="pareto", title="", caption="", section="cost", rows=(), panels=lambda: cost.draw(rows))
     texts = assert_legible(sketch, drawn)
     assert {
-        "size [MB]",
         "GPU seconds of one seed, with what it needs",
         f"(not shown: {counted} ran without a GPU)",
     } <= set(texts)
     assert sum("not shown" in text for text in texts) == 1
     rows = [replace(row, gpu_s=0.0) for row in rows]
     drawn.clear()
-    cost.draw_scatter(rows, title="mnist").canvas.draw()
+    cost.draw(rows).canvas.draw()
     assert "wall seconds of one seed (no GPU)" in [t.text for t in drawn]
 
 
@@ -292,7 +267,7 @@ def test_the_figures_of_single_rows_are_legible_with_long_class_names(
     trained(store, run, accuracy=0.6, class_names=names)
     write_grid(store, "g", [(run, "")])
     material = Material(comparison=read_comparison("g", store), images=images_of(60, num_classes=30))
-    kinds = (curves, confusions, reliability, pictures)
+    kinds = (curves, errors, reliability)
     for sketch in (sketch for kind in kinds for sketch in kind.sketches(material)):
         assert_legible(sketch, drawn)
 
@@ -310,9 +285,9 @@ def test_architectures_are_legible(made: Made, tmp_path: Path, drawn: list[Drawn
     material = Material(comparison=made.comparison, images=no_images)
     with style.house_style():
         texts = [assert_legible(sketch, drawn) for sketch in architecture.sketches(material)]
-    assert "tinynet_mnist: 61,338 parameters" in texts[0]
+    assert {"What does tinynet_mnist consist of?", "61,338 parameters"} <= set(texts[0])
     assert "head on 64 + 64 · 10 · 1.29k" in texts[1] and "tinynet_cifar" in texts[1]
-    assert "baseline_cnn: 242,474 parameters" in texts[2]
+    assert {"What does baseline_cnn consist of?", "242,474 parameters"} <= set(texts[2])
 
 
 # ------------------------------------------------------------------------------------------------------------- numbers
@@ -387,48 +362,14 @@ def test_the_most_confused_pairs_come_first() -> None:
     assert confused_pairs(counts_CC, most=1) == [(1, 0, 5)]
 
 
-def test_forward_passes_are_counted_once_with_the_cache_and_each_epoch_without(made: Made) -> None:
-    material = Material(comparison=made.comparison, images=no_images)
-    passes = forward_passes(material, "mnist")
-    # tinynet_mnist is read by its own two probes and by the pair's: 3 x 2 epochs x 200 images.
-    assert [(p.backbone, p.done, p.needed, p.runs) for p in passes] == [
-        ("tinynet_mnist · IMAGENET1K_V1", 260, 1_200, 3),
-        ("tinynet_cifar · IMAGENET1K_V1", 260, 400, 1),
-    ]
-
-
-def test_a_probe_that_stands_in_two_grids_of_a_report_is_one_probe(made: Made) -> None:
-    twice = joined([made.comparison, made.comparison])
-    assert len(twice.rows) == 2 * len(made.comparison.rows)
-    alone, together = (
-        forward_passes(Material(comparison=c, images=no_images), "mnist") for c in (made.comparison, twice)
-    )
-    assert alone == together
-
-
 def test_a_mean_of_some_of_the_seeds_is_told_below_its_figure(made: Made) -> None:
     rows = made.comparison.rows
     partly = [replace(row, status="2/5 completed") if row.model == "baseline_cnn" else row for row in rows]
     captions = []
     for shown in (rows, tuple(partly)):
         material = Material(comparison=replace(made.comparison, rows=shown), images=no_images)
-        captions.append([sketch.caption for sketch in accuracy.sketches(material) if "scratch" in sketch.name])
+        captions.append([sketch.caption for sketch in accuracy.sketches(material)])
     assert captions[1][0] == f"{captions[0][0]} Not of all seeds: baseline_cnn (2/5 completed)."
-
-
-def test_the_row_whose_predictions_are_shown_is_the_best_on_val(made: Made) -> None:
-    rows = Material(comparison=made.comparison, images=no_images).rows
-    best = best_by_val(rows)
-    assert best is not None and best[0].val_accuracy == max(row.val_accuracy or 0 for row, _ in rows)
-    assert best_by_val([]) is None
-
-
-def test_shown_predictions_hold_at_most_six_errors() -> None:
-    wrong_N = np.arange(100) % 10 == 0
-    chosen = chosen_examples(wrong_N, total=16)
-    assert len(set(chosen.tolist())) == 16 and (np.diff(chosen) > 0).all()
-    assert wrong_N[chosen].sum() >= 6
-    assert len(chosen_examples(np.ones(3, dtype=bool), total=16)) == 3
 
 
 def test_a_tile_holds_the_whole_image() -> None:
@@ -445,11 +386,15 @@ def test_rows_are_named_by_what_tells_them_apart(made: Made) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- texts
-def test_long_names_give_way_in_the_middle_and_stay_distinct() -> None:
-    assert style.shorten("short", 10) == "short"
-    assert style.shorten("abcdefghijklmnop", 9) == "abcd…mnop"
-    assert style.shorten("two\nlines\x07", 20) == "two lines"
-    assert style.shorten_all(["aaaa1zzzz", "aaaa2zzzz"], 8) == ["aaaa…zzz", "aa…z (2)"]
+def test_long_names_are_broken_at_their_joints_and_lose_nothing() -> None:
+    assert style.wrap("short", 10) == "short"
+    assert style.wrap("two\nlines\x07", 20) == "two lines"
+    assert style.wrap("resnet18+googlenet · random_weights · probe", 26).split("\n") == [
+        "resnet18+googlenet ·",
+        "random_weights · probe",
+    ]
+    assert style.wrap("regnet_y_400mf+resnext", 16).split("\n") == ["regnet_y_400mf+", "resnext"]
+    assert style.wrap("abcdefghijklmnop_qrs", 9).replace("\n", "") == "abcdefghijklmnop_qrs"
 
 
 @pytest.mark.parametrize(
@@ -461,36 +406,87 @@ def test_counts_have_three_digits_and_a_unit(value: float, text: str) -> None:
 
 
 def test_neighbours_are_spread_no_further_than_they_must() -> None:
-    assert style.spread([0.5, 0.9], 0.1, 0.0, 1.0) == [0.5, 0.9]
-    assert style.spread([0.5, 0.5], 0.1, 0.0, 1.0) == pytest.approx([0.45, 0.55])
-    assert style.spread([1.0, 0.99], 0.1, 0.0, 1.0) == pytest.approx([1.0, 0.9])
-    assert style.spread([0.0] * 3, 0.6, 0.0, 1.0) == pytest.approx([0.0, 0.5, 1.0])
+    assert style.spread([0.5, 0.9], [0.1, 0.1], 0.0, 1.0) == [0.5, 0.9]
+    assert style.spread([0.5, 0.5], [0.1, 0.1], 0.0, 1.0) == pytest.approx([0.45, 0.55])
+    assert style.spread([0.5, 0.5], [0.1, 0.3], 0.0, 1.0) == pytest.approx([0.4, 0.6])
+    assert style.spread([1.0, 0.99], [0.1, 0.1], 0.0, 1.0) == pytest.approx([1.0, 0.9])
+    assert style.spread([0.0] * 3, [0.6] * 3, 0.0, 1.0) == pytest.approx([0.0, 0.5, 1.0])
 
 
-def test_many_items_fold_into_columns_and_pages() -> None:
-    def lengths(number: int) -> list[list[int]]:
-        return [[len(column) for column in page] for page in style.columns(list(range(number)))]
-
-    assert lengths(25) == [[25]]
-    assert lengths(26) == [[13, 13]]
-    assert lengths(50) == [[25, 25]]
-    assert lengths(51) == [[13, 13], [25]]
-    assert lengths(0) == []
+def test_many_items_fold_into_pages() -> None:
+    assert [(suffix, list(page)) for suffix, page in pages(list(range(5)), 2)] == [
+        ("", [0, 1]),
+        ("-2", [2, 3]),
+        ("-3", [4]),
+    ]
+    assert list(pages([], 2)) == []
 
 
-def test_samples_bear_the_data_sets_own_names_though_the_network_has_others_in_another_order(tmp_path: Path) -> None:
-    run = run_of("probe", "resnet18")
-    others = [f"other {i}" for i in range(10)][::-1]
-    completed(StorePaths(tmp_path), run, details={"class_names": others})
-    write_grid(StorePaths(tmp_path), "g", [(run, "")])
-    material = Material(comparison=read_comparison("g", StorePaths(tmp_path)), images=images_of(40))
-    samples = next(sketch for sketch in pictures.sketches(material) if sketch.section == "data")
+def test_the_best_row_is_marked_and_so_is_what_it_is_best_on(made: Made, styled: None) -> None:
+    [sketch] = accuracy.sketches(Material(comparison=made.comparison, images=no_images))
+    figure = sketch.draw()
+    names = [label.get_text() for label in figure.axes[0].get_yticklabels() if label.get_fontweight() == "bold"]
+    assert names == ["tinynet_mnist · finetune"] and "The marked row is the best on val." in sketch.caption
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["mean and 95 % interval", "best on val"]
+    accuracies = [row.test_accuracy or 0 for row in sketch.rows]
+    assert accuracies == sorted(accuracies, reverse=True) and len(accuracies) == len(made.comparison.rows)
+
+
+def test_the_gap_between_training_and_test_images_is_in_points(made: Made, styled: None) -> None:
+    [sketch] = accuracy.sketches(Material(comparison=made.comparison, images=no_images))
+    gaps = [np.asarray(line.get_xdata())[0] for line in sketch.draw().axes[1].lines if line.get_marker() == "s"]
+    expected = [100 * ((row.train_accuracy or 0) - (row.test_accuracy or 0)) for row in sketch.rows]
+    assert gaps == pytest.approx(expected)
+    without = [replace(row, train_accuracy=None) for row in sketch.rows]
+    assert len(accuracy.draw(without, [], chosen_on="val").axes) == 1
+
+
+def test_no_panel_is_empty(made: Made, styled: None) -> None:
+    for number in (1, 7):
+        confidence_N, correct_N = np.linspace(0.1, 1, 50), np.arange(50) % 2 == 0
+        axes = reliability.draw([("a", confidence_N, correct_N)] * number).axes
+        assert len(axes) == 2 * number and all(a.patches for a in axes)
+        assert {a.get_ylabel() for a in axes} >= {"accuracy [%]", "images [%]"}
+    material = Material(comparison=made.comparison, images=no_images)
+    assert len(next(errors.sketches(material)).draw().axes) == 3  # no images are at hand
+    unlogged = Track(("scratch",), {name: ([1, 2], [1.0, 0.5]) for name in ("val/loss", "val/accuracy")})
+    assert len(curves.draw([unlogged]).axes) == 2
+
+
+def test_a_training_loss_that_contains_label_smoothing_is_told(tmp_path: Path) -> None:
+    store = StorePaths(tmp_path)
+    plain, smoothed_one = (run_of("scratch", "baseline_cnn", label_smoothing=s) for s in (0.0, 0.1))
+    for run in (plain, smoothed_one):
+        trained(store, run)
+    write_grid(store, "g", [(plain, ""), (smoothed_one, "smoothed")])
+    material = Material(comparison=read_comparison("g", store), images=no_images)
+    captions = {
+        sketch.rows[-1].variant: sketch.caption for sketch in curves.sketches(material) if len(sketch.rows) == 1
+    }
+    assert "label smoothing of 0.1" in captions["smoothed"] and "smoothing" not in captions[""]
+
+
+def test_a_letter_that_no_font_has_stands_as_its_number_and_not_as_a_box() -> None:
+    assert style.clean("\U00012345 chat \U00012346\n Ünïcödé Ωж") == "U+12345 chat U+12346 Ünïcödé Ωж"
+
+
+def test_a_letter_that_another_font_has_is_drawn_with_it(drawn: list[DrawnText]) -> None:
+    letter = "\u23b8"  # of STIX, which comes with matplotlib; DejaVu Sans lacks it
+    assert style.is_drawable(letter) and style.clean(letter) == letter
+    with style.house_style(letter), warnings.catch_warnings(action="error"):
+        figure = style.new_figure(2, 1)
+        figure.suptitle(letter)
+        figure.canvas.draw()
+    assert [text.text for text in drawn] == [letter]
+
+
+def test_a_class_that_no_font_can_show_is_named_by_its_number_and_the_caption_tells(tmp_path: Path) -> None:
+    store = StorePaths(tmp_path)
+    run = run_of("scratch", "baseline_cnn", num_classes=2)
+    trained(store, run, class_names=["\U00012345", "chat"])
+    write_grid(store, "g", [(run, "")])
+    [sketch] = errors.sketches(Material(comparison=read_comparison("g", store), images=no_images))
     with style.house_style():
-        drawn = samples.draw()
-    words = [text.get_text() for text in drawn.axes[0].get_yticklabels()] + [t.get_text() for t in drawn.axes[0].texts]
-    assert {f"class {i}" for i in range(10)} <= set(words) and not set(others) & set(words)
-
-
-def test_a_letter_that_the_font_lacks_stands_as_its_number_and_not_as_a_box() -> None:
-    assert style.clean("猫 chat \U0001f408\n Ünïcödé Ωж") == "U+732B chat U+1F408 Ünïcödé Ωж"
-    assert style.shorten_all(["猫", "犬"], 10) == ["U+732B", "U+72AC"]
+        matrix = sketch.draw().axes[0]
+    assert [label.get_text() for label in matrix.get_yticklabels()] == ["0", "chat"]
+    assert "A number stands for a class whose name no font here can show" in sketch.caption

@@ -62,7 +62,7 @@ def renamed(found: Comparison, grid: str) -> Comparison:
 def test_the_points_are_the_rows_means_and_the_bars_their_intervals(tmp_path: Path) -> None:
     lines = few_images.by_model(comparison(tmp_path).rows)
     with style.house_style():
-        axes = few_images.draw(lines, title="mnist").axes[0]
+        axes = few_images.draw(lines).axes[0]
     points = [np.asarray(line.get_ydata()) for line in axes.lines]
     curves, bars = [p for p in points if len(p) == 3], [p for p in points if len(p) == 2]
     assert [curve.round(6).tolist() for curve in curves] == [[51, 71, 91], [56, 76, 96]]

@@ -39,7 +39,7 @@ def test_two_processes_draw_the_same_figures_in_the_same_order_with_the_same_not
     comparison = two_networks(StorePaths(tmp_path / "results"))
     alone, notes = make_figures(comparison, tmp_path / "alone", images=no_images, processes=1)
     shared, notes_shared = make_figures(comparison, tmp_path / "shared", images=no_images, processes=2)
-    assert len(alone) == 11
+    assert len(alone) == 8
     assert [figure.name for figure in shared] == [figure.name for figure in alone]
     assert notes_shared == notes and any("predictions.npz cannot be read" in note for note in notes)
     for one, other in zip(alone, shared, strict=True):

@@ -126,11 +126,11 @@ def test_the_verdicts_row_is_chosen_with_all_its_runs(wandb_report: WandbReport,
 
 
 def test_figures_of_single_rows_are_told_apart_and_left_out_on_request(comparison: Comparison, folder: Path) -> None:
-    for name in ("accuracy-mnist-probe-123456", "confusion-mnist-resnet18-probe-abcdef"):
+    for name in ("accuracy-mnist-probe-123456", "errors-mnist-resnet18-probe-abcdef"):
         durable.write_bytes(folder / "figures" / f"{name}.png", b"png")
     made = wandb_report_of([comparison], folder)
-    assert set(made.figures) == {"accuracy-mnist-probe-123456", "confusion-mnist-resnet18-probe-abcdef"}
-    assert made.single == ("confusion-mnist-resnet18-probe-abcdef",)
+    assert set(made.figures) == {"accuracy-mnist-probe-123456", "errors-mnist-resnet18-probe-abcdef"}
+    assert made.single == ("errors-mnist-resnet18-probe-abcdef",)
     assert wandb_report_of([comparison], folder, figures=False).figures == {}
 
 

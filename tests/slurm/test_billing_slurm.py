@@ -11,7 +11,7 @@ import pytest
 from sandbox import Sandbox
 from slurm_runs import QUICK, jobs, records, submissions
 
-from transfergrid.cluster.billing import gpus_of
+from transfergrid.cluster.accounting import gpus_of
 from transfergrid.paths import StorePaths
 from transfergrid.store.bills import read_bill
 

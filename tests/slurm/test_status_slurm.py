@@ -183,7 +183,7 @@ def test_without_accounting_the_queue_is_enough(
     wait_for(store, "cancelled", "cancelled")
     snapshot = look(store, "running", "exit-7", "cancelled")
     assert snapshot.states["running"].state == "running"
-    assert (snapshot.accounting, snapshot.slurm_error, snapshot.commands) == (False, None, 3)
+    assert (snapshot.accounting, snapshot.slurm_error) == (False, None)
 
 
 def test_out_of_memory_is_named_with_and_without_accounting(

@@ -95,7 +95,7 @@ class Grid:
         store = StorePaths(self.store)
         ledger = read_ledger(store)
         run_ids = runs_of("quickstart", store, ledger)
-        return take_snapshot(run_ids, store, ledger, needs=needs_of(store, ledger, run_ids))
+        return take_snapshot(run_ids, store, ledger, needs=needs_of(ledger, run_ids))
 
     def is_live(self) -> bool:
         return any(state.is_live for state in self.look().states.values())

@@ -82,6 +82,6 @@ def figure(folder: Path, name: str, *, width_px: int = 900, noise: bool = False,
     pixels = np.random.default_rng(0).integers(0, 255, shape) if noise else np.full(shape, 200)
     Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{name}.png")
     (folder / f"{name}.svg").write_text("<svg xmlns='http://www.w3.org/2000/svg'/>" + " " * 100_000)
-    content: dict[str, Any] = {"section": "accuracy", "row_keys": (), "models": ("a", "b"), "title": name}
+    content: dict[str, Any] = {"section": "accuracy", "models": ("a", "b"), "title": name}
     content["caption"] = f"About {name}."
     return Figure(name=name, png=folder / f"{name}.png", svg=folder / f"{name}.svg", **content | changes)

@@ -121,9 +121,12 @@ def account_line(
     max_rss: str = "",
     cluster: str = CLUSTER,
     name: str = f"name-{TOKEN}",
+    started: datetime | None = None,
+    tres: str = "",
 ) -> str:
     """One line of sacct -P."""
-    cells = (job_id, state, exit_code, node, stamp(ended or ago(600)), elapsed_s, "1G", max_rss, cluster, name)
+    times = (stamp(started), stamp(started), stamp(ended or ago(600)))
+    cells = (job_id, state, exit_code, node, *times, elapsed_s, tres, "1G", max_rss, cluster, name)
     return "|".join(map(str, cells)) + "\n"
 
 

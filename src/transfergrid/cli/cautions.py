@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from transfergrid.cli.console import as_many_as_fit, count
+from transfergrid.config.models import missing_parts
 from transfergrid.data import DatasetFacts
 from transfergrid.data.damaged import lines_of
 from transfergrid.data.folds import FEW_STEPS, FEW_VAL_IMAGES, RowCounts
@@ -35,6 +36,22 @@ def cautions(runs: Iterable[RunSpec], facts: Mapping[str, DatasetFacts]) -> list
             counted[key] = rows_of(run, facts[run.dataset.name])
         by_dataset.setdefault(run.dataset.name, []).append(_Trained(run, run.settings, counted[key]))
     return [line for name, members in by_dataset.items() for line in _of_dataset(name, members)]
+
+
+def lonely_joins(runs: Iterable[RunSpec]) -> Iterator[str]:
+    """A line for each data set with joins whose parts have no row of their own: nothing says what joining adds."""
+    models_by_place: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        models_by_place.setdefault((run.dataset.name, run.phase), []).append(run.model)
+    seen: set[tuple[str, str]] = set()
+    for (dataset, _), models in models_by_place.items():
+        for part, join in missing_parts(list(dict.fromkeys(models))).items():
+            if (dataset, part) not in seen:
+                seen.add((dataset, part))
+                yield (
+                    f"{dataset}: add {part} to grid.models to test whether {join} beats its best part;"
+                    " grid.complete_pairs=true adds all such parts"
+                )
 
 
 def inventories(facts: Mapping[str, DatasetFacts], *, on_terminal: bool = False) -> Iterator[tuple[str, bool]]:

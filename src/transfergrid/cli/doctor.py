@@ -80,7 +80,7 @@ def _inputs_of(grid: Request) -> Check:
 def _show(console: Console, check: Check) -> bool:
     """Print the line as soon as it is known; whether it did not fail."""
     mark, style = _MARKS[check.ok]
-    line = f"{mark:<7} {check.name:<16} {check.said}"
+    line = f"{mark:<7} {check.name:<16} {check.message}"
     say(console, line, style=style if check.ok is not True else None)
     if check.ok is False:
         say(console, f"{'':<7} {'':<16} -> {check.remedy}")

@@ -18,13 +18,12 @@ from transfergrid.cli.report import publish_as_launched, sent_line, show_report
 from transfergrid.cli.screen import show_usage
 from transfergrid.cli.sync import summary, sync_as_launched
 from transfergrid.cluster.batch_script import ends_in_one_line
-from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.child import Answer, ask
 from transfergrid.cluster.evidence import FINISHED
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.run_state import RunState
-from transfergrid.cluster.settle import settle
+from transfergrid.cluster.settle import settle, settle_bills
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.names import spelled_out
@@ -70,7 +69,7 @@ def runs_of(grid: str, store: StorePaths, ledger: Ledger) -> list[str]:
     rows = [entry.run_id for entry in read_grid(store.grid(grid))]
     sent = [r for s in ledger.of_grid(grid, "runs") for task in s.tasks for r in task]
     needed = set(rows)
-    needs = needs_of(store, ledger, sent)
+    needs = needs_of(ledger, sent)
     for run_id in rows:
         needed.update(needs.get(run_id, ()))
     return list(dict.fromkeys([r for r in sent if r in needed] + rows))
@@ -78,7 +77,7 @@ def runs_of(grid: str, store: StorePaths, ledger: Ledger) -> list[str]:
 
 def snapshot_of(grid: str, store: StorePaths, ledger: Ledger) -> Snapshot:
     run_ids = runs_of(grid, store, ledger)
-    return take_snapshot(run_ids, store, ledger, needs=needs_of(store, ledger, run_ids))
+    return take_snapshot(run_ids, store, ledger, needs=needs_of(ledger, run_ids))
 
 
 def _settled_states(grid: str, store: StorePaths) -> dict[str, RunState]:

@@ -10,7 +10,8 @@ from rich.console import Console
 
 from transfergrid import tracking
 from transfergrid.cli.before import made_ready, plan_here
-from transfergrid.cli.console import OK, make_console, progress_line, run_script
+from transfergrid.cli.console import JSON, OK, make_console, progress_line, run_script
+from transfergrid.cli.for_programs import answer_of_grid, exit_code_of, plan_as_json, print_json
 from transfergrid.cli.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.cli.progress import watching
 from transfergrid.cli.screen import show_endings, show_plan, show_results
@@ -21,6 +22,7 @@ from transfergrid.config.help import MOST_USED, OF_LAUNCH, Help
 from transfergrid.errors import ConfigError
 from transfergrid.planning.plan import Plan
 from transfergrid.resources import ClusterSettings
+from transfergrid.store import durable
 
 MIRROR_WAIT_S = 60.0
 
@@ -42,7 +44,7 @@ HELP = Help(
 
 
 def main() -> int:
-    return run_script(launch, HELP, flags=CFG)
+    return run_script(launch, HELP, flags=(*CFG, JSON))
 
 
 def launch(arguments: Sequence[str]) -> int:
@@ -52,12 +54,21 @@ def launch(arguments: Sequence[str]) -> int:
 
         print(printed_grid(others), end="")
         return OK
-    return carry_out(load_grid(arguments, progress=progress_line("checking", in_logs=True)))
+    as_json = JSON in arguments
+    arguments = [argument for argument in arguments if argument != JSON]
+    request = load_grid(arguments, progress=progress_line("checking", in_logs=True))
+    if not as_json:
+        return carry_out(request)
+    content = plan_as_json(request.grid, plan_here(request))
+    code = carry_out(request, on_stderr=True)
+    answer = None if request.dry_run else answer_of_grid(request.grid, request.store)
+    print_json(content, answer)
+    return exit_code_of(code, answer)
 
 
-def carry_out(request: Request) -> int:
+def carry_out(request: Request, *, on_stderr: bool = False) -> int:
     """Plan, show, run or submit, report: what launch_grid and run_phase share."""
-    console = make_console()
+    console = make_console(on_stderr=on_stderr)
     assert_keeps_rows(console, request)
     submits = runs_on_slurm(console, request.cluster)
     tracking.validate(request.runtime, sends=not submits)
@@ -96,7 +107,8 @@ def run_and_show(
     write_grid_of(console, ready)
     mirror = tracking.start_mirror(ready.runtime, ready.configurations)
     try:
-        endings = run(ready)
+        with durable.lock(ready.store.launching(ready.grid), wait=False):
+            endings = run(ready)
     finally:
         tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(ready.runtime))
     show_results(console, ready)

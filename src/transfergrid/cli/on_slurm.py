@@ -16,10 +16,9 @@ from transfergrid.cluster.emit import emit
 from transfergrid.cluster.finish_job import Place, find_place, finish_resources, is_due
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.cluster.limits import Limits, read_limits, unseen_limits
-from transfergrid.cluster.possible import assert_possible, start_estimate
+from transfergrid.cluster.possible import assert_possible, fitted, start_estimate
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
-from transfergrid.cluster.yielding import fitted
 from transfergrid.config import Request
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.errors import ConfigError

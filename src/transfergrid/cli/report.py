@@ -11,10 +11,21 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from transfergrid.cli.console import FAILED, JSON, OK, UNDECIDED, count, make_console, run_script, say, say_first
+from transfergrid.cli.console import (
+    FAILED,
+    JSON,
+    OK,
+    UNDECIDED,
+    count,
+    make_console,
+    progress_line,
+    run_script,
+    say,
+    say_first,
+)
 from transfergrid.cli.sync import destination
-from transfergrid.cluster.billing import settle_bills
 from transfergrid.cluster.ledger import read_ledger
+from transfergrid.cluster.settle import settle_bills
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
 from transfergrid.config.report import ReportKeys, ReportRequest, parse_report
@@ -127,7 +138,8 @@ def _shown(console: Console, request: ReportRequest) -> tuple[list[Comparison], 
             say(console, line, style="yellow")
     path = (request.output or store.report(report_name(grids))) / "comparison.md"
     if figures is not None or not _is_current(path.with_name("index.html"), comparisons):
-        path = write(comparisons, figures=bool(figures), folder=path.parent)
+        show = progress_line("drawing", noun="figures")
+        path = write(comparisons, figures=bool(figures), folder=path.parent, show=show)
     console.print(
         f"\nreport: {path} and index.html, comparison.csv, comparison.tex, answer.json beside it",
         highlight=False,

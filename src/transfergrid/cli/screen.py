@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from transfergrid.cli.cautions import cautions, inventories
+from transfergrid.cli.cautions import cautions, inventories, lonely_joins
 from transfergrid.cli.console import FAILED, OK, say
 from transfergrid.cluster import local
 from transfergrid.cluster.run_state import Failure
@@ -33,7 +33,8 @@ def show_plan(console: Console, plan: Plan, request: Request) -> None:
     _show_runs(console, plan, request)
     for text, is_odd in inventories(request.facts):
         say(console, text, style="yellow" if is_odd else None)
-    for line in cautions((c.run for c in request.configurations), request.facts):
+    runs = [c.run for c in request.configurations]
+    for line in (*cautions(runs, request.facts), *(lonely_joins(runs) if request.replaces_grid else ())):
         say(console, line, style="yellow")
 
 

@@ -18,13 +18,13 @@ from transfergrid.cli.finish import finish
 from transfergrid.cli.grid_file import write_grid_of
 from transfergrid.cluster import slurm
 from transfergrid.cluster.adopt import adopt_intents
-from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.finish_job import is_due
 from transfergrid.cluster.groups import Group, first_tasks, make_groups
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.limits import Limits, queue_room
 from transfergrid.cluster.ownership import Here, live_rows
 from transfergrid.cluster.slurm import SlurmRefused
+from transfergrid.cluster.slurm_words import Answer
 from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import Snapshot
 from transfergrid.cluster.submit import Launch, Sender

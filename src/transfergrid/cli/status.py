@@ -11,7 +11,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from transfergrid.cli.console import FAILED, OK, make_console, run_script, say
+from transfergrid.cli.console import FAILED, JSON, OK, make_console, run_script, say
+from transfergrid.cli.for_programs import answer_lines, print_status
 from transfergrid.cli.status_actions import cancel, retry
 from transfergrid.cli.status_logs import follow, show_run
 from transfergrid.cli.status_table import WIDE, failure_lines, reason_lines, status_table
@@ -35,6 +36,7 @@ HELP = Help(
         "grid=quickstart cancel=true",
         "grid=quickstart retry=oom cluster.mem_gb=64",
         "grid=quickstart retry=unknown  # you know that these are gone",
+        "grid=quickstart --json  # for programs; exit code 3: not decided",
     ),
     keys=takes(StatusRequest),
     first=own_keys(StatusRequest),
@@ -42,13 +44,14 @@ HELP = Help(
 
 
 def main() -> int:
-    return run_script(status, HELP)
+    return run_script(status, HELP, flags=(JSON,))
 
 
 def status(arguments: Sequence[str]) -> int:
-    """Exit code 1 when some run has failed, is blocked, was cancelled or lost."""
-    request = parse_status(arguments)
-    console = make_console()
+    """Exit code 1 when some run has failed, is blocked, was cancelled or lost; with --json UNDECIDED as in report."""
+    as_json = JSON in arguments
+    request = parse_status([argument for argument in arguments if argument != JSON])
+    console = make_console(on_stderr=as_json)
     if request.grid is None and request.run is None:
         request = replace(request, grid=newest_grid(request.store))
         say(console, f"grid={request.grid}, the one launched last in {request.store.root}")
@@ -59,6 +62,8 @@ def status(arguments: Sequence[str]) -> int:
     if request.logs:
         return follow(console, request)
     view = watch(console, request) if request.watch else read_view(request)
+    if as_json:
+        return print_status(view)
     if request.run is not None:
         show_run(console, view)
     else:
@@ -79,6 +84,8 @@ def show(console: Console, view: View) -> None:
     if view.grid is not None and all(view.state(row).state == "done" for row in view.rows):
         line = command_of_grid("report.py", view.grid, view.store)
         say(console, f"the table: {line}")
+        for line in answer_lines(view.grid, view.store):
+            say(console, line)
 
 
 def watch(console: Console, request: StatusRequest) -> View:

@@ -126,7 +126,7 @@ def _may_live(view: View, submission: Submission, index: int) -> bool:
 def _dependents(view: View, cancelled: set[str]) -> list[str]:
     """Runs that were sent to SLURM, are not done, and need one of these, in however many steps."""
     every = [run_id for s in view.ledger.submissions for task in s.tasks for run_id in task]
-    needs = needs_of(view.store, view.ledger, every)
+    needs = needs_of(view.ledger, every)
     reached = set(cancelled)
     while more := {r for r, needed in needs.items() if r not in reached and reached.intersection(needed)}:
         reached |= more

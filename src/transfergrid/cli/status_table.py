@@ -30,9 +30,10 @@ FAILURES_SHOWN = 20
 FAILURES_WITH_LOG = 5
 LOG_LINES = 6
 METRICS_TAIL_BYTES = 2_000_000
+_QUIET: tuple[State, ...] = ("waiting", "not started", "not submitted")
 SHOWN_FIRST: tuple[State, ...] = (
-    *("running", "unknown", "failed", "lost", "blocked", "pending", "cancelled"),
-    *("not submitted", "done"),
+    *("running", "unknown", "failed", "lost", "blocked", "pending", "cancelled", "interrupted"),
+    *(*_QUIET, "done"),
 )
 STYLES = {"failed": "red", "lost": "red", "blocked": "red", "cancelled": "yellow", "unknown": "yellow"}
 
@@ -72,7 +73,7 @@ def _with_own_lines(view: View, fold_above: int) -> tuple[Sequence[GridEntry], l
     ranked = sorted(view.rows, key=lambda row: SHOWN_FIRST.index(view.state(row).state))
     running = [row for row in ranked if view.state(row).state == "running"]
     # Half of the room at most, so that running ones hide no failure.
-    others = [row for row in ranked[len(running) :] if view.state(row).state not in ("done", "not submitted")]
+    others = [row for row in ranked[len(running) :] if view.state(row).state not in ("done", *_QUIET)]
     own_lines = running[: max(fold_above // 2, fold_above - len(others))]
     own_lines += others[: fold_above - len(own_lines)]
     key = operator.attrgetter("phase", "dataset")

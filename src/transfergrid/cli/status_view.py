@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.needs import needs_of_spec, specs_of
 from transfergrid.cluster.run_state import ENDED, RunState, State
 from transfergrid.cluster.states import Snapshot, take_snapshot
-from transfergrid.config.spelling import command_of_grid, never_launched, where_runs_are
+from transfergrid.config.spelling import command_of_grid, launch_again, never_launched, where_runs_are
 from transfergrid.config.status import StatusRequest
 from transfergrid.errors import ConfigError
 from transfergrid.names import some
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec
+from transfergrid.store import durable
 from transfergrid.store.attempts import read_spec
 from transfergrid.store.records import GridEntry, entry_of, read_grid
 
 SLURM_TIMEOUT_S = 5.0
-ORDER: tuple[State, ...] = (*ENDED, "unknown", "running", "pending", "not submitted", "done")
+ORDER: tuple[State, ...] = (
+    *(*ENDED, "unknown", "running", "pending", "waiting", "interrupted", "not started", "not submitted", "done"),
+)
 
 
 def label(row: GridEntry) -> str:
@@ -60,8 +63,14 @@ class View:
         counts = Counter(self.state(row).state for row in self.rows)
         counted = ", ".join(f"{counts[name]} {name}" for name in reversed(ORDER) if counts[name])
         what = f"grid {self.grid}" if self.grid is not None else self.rows[0].run_id
-        lines = (f"{what}: {counted or 'nothing was sent'}", *self.snapshot.elsewhere, self.silence)
+        lines = (f"{what}: {counted or 'nothing was sent'}", *self.snapshot.elsewhere, self.silence, self.unfinished)
         return "\n".join(filter(None, lines))
+
+    @property
+    def unfinished(self) -> str:
+        """How to go on with a grid of this machine whose launch has ended before its runs."""
+        halted = any(self.state(row).state in ("interrupted", "not started") for row in self.rows)
+        return f"launch again to continue: {launch_again(self.grid, self.store)}" if halted and self.grid else ""
 
     @property
     def finish_line(self) -> str:
@@ -106,7 +115,22 @@ def read_view(request: StatusRequest) -> View:
     # A run that an earlier launch of this grid sent, and that the grid no longer names, matters while it lives.
     beside = [r for r in held if r not in in_grid and (r in needed or snapshot.states[r].is_live or request.run)]
     others = [_row_of(run_id, specs.get(run_id) or read_spec(store.run(run_id))) for run_id in beside]
+    if request.grid is not None and not ledger.of_grid(request.grid, "runs"):
+        snapshot = replace(snapshot, states=_in_local_words(snapshot.states, request.grid, store))
     return View(request.grid, store, tuple(others + entries), ledger, specs, snapshot)
+
+
+def _in_local_words(states: Mapping[str, RunState], grid: str, store: StorePaths) -> dict[str, RunState]:
+    """Of a grid of which nothing was sent to SLURM: a run waits for its turn while the launch is at work."""
+    is_at_work = durable.is_locked(store.launching(grid))
+
+    def local(state: RunState) -> RunState:
+        if state.state != "not submitted":
+            return state
+        word: State = "waiting" if is_at_work else "interrupted" if state.attempts else "not started"
+        return replace(state, state=word, reason="")
+
+    return {run_id: local(state) for run_id, state in states.items()}
 
 
 def changes(before: View, after: View) -> Iterator[str]:

@@ -26,14 +26,13 @@ from transfergrid.cluster.adopt import adopt, adopt_intents
 from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, ends_in_one_line, prelude
 from transfergrid.cluster.limits import read_limits
 from transfergrid.cluster.ownership import here, is_alive, new_token
-from transfergrid.cluster.possible import assert_possible
+from transfergrid.cluster.possible import assert_possible, fitted
 from transfergrid.cluster.requeue import requeue_this_job
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import settle
 from transfergrid.cluster.slurm_words import meaning
 from transfergrid.cluster.snapshot import take_snapshot_of_code
 from transfergrid.cluster.states import take_snapshot
-from transfergrid.cluster.yielding import fitted
 from transfergrid.config import Request
 from transfergrid.config.sweep import Sweep, launch_line, load_sweep, run_sweep
 from transfergrid.errors import ConfigError, MachineError, one_line

@@ -15,7 +15,7 @@ from transfergrid.cluster import accounting, slurm
 from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, here
-from transfergrid.cluster.slurm import SETTLING_S, SlurmDown
+from transfergrid.cluster.slurm import SETTLING_S, JobRow, SlurmDown
 from transfergrid.errors import one_line
 from transfergrid.store import durable
 
@@ -26,13 +26,11 @@ LOOKS = 3  # at what SLURM shows, before a job of which sbatch said nothing coun
 
 def look_up(submission: Submission, deadline: float) -> Submission | None:
     """A submission with its job's id, once SLURM shows that job; None where it has answered several times without it.
-
-    deadline: of time.monotonic(). Raises SlurmDown where it does not answer until then.
-    """
+    Raises SlurmDown where it does not answer until the deadline, of time.monotonic()."""
     looks = 0
     while looks < LOOKS:
         try:
-            found = adopt([submission])
+            adopted = adopt([submission])
         except SlurmDown as error:
             if time.monotonic() > deadline:
                 raise SlurmDown(
@@ -40,8 +38,8 @@ def look_up(submission: Submission, deadline: float) -> Submission | None:
                 ) from error
             looks = 0
         else:
-            if found:
-                return found[0]
+            if adopted:
+                return adopted[0]
             looks += 1
         time.sleep(RETRY_S)
     return None
@@ -63,19 +61,28 @@ def adopt(intents: Sequence[Submission]) -> list[Submission]:
 def _job_ids(intents: Sequence[Submission]) -> dict[str, str]:
     """Name of each submission that SLURM shows -> its job's id. The number that sbatch told is looked at first, then
     all that its user has in the queue, since tasks rename themselves; then the accounting, of what has ended."""
-    told = {s.name: number for s in intents if (number := _told_id(s)) is not None}
-    found: dict[str, str] = {}
-    rows = [(e.job_id, e.name) for e in slurm.squeue(told.values()) if slurm.was_taken(e.state, e.nodes)]
-    _match([s for s in intents if s.name in told], rows, found)
-    missing = [s for s in intents if s.name not in found]
+    number_of = {s.name: number for s in intents if (number := _printed_id(s)) is not None}
+    id_of = _matched([s for s in intents if s.name in number_of], slurm.squeue(number_of.values()))
+    missing = [s for s in intents if s.name not in id_of]
     uids = {s.uid for s in missing if s.uid is not None}
-    _match(missing, [(e.job_id, e.name) for e in slurm.squeue(uids=uids) if slurm.was_taken(e.state, e.nodes)], found)
-    missing = [s for s in intents if s.name not in found]
+    id_of |= _matched(missing, slurm.squeue(uids=uids))
+    missing = [s for s in missing if s.name not in id_of]
     if missing and uids:
         since = min(s.submitted for s in missing)
-        account = accounting.sacct(uids=uids, since=since, cluster=missing[0].cluster)
-        _match(missing, [(a.job_id, a.name) for a in account or () if slurm.was_taken(a.state, a.nodes)], found)
-    return found
+        id_of |= _matched(missing, accounting.sacct(uids=uids, since=since, cluster=missing[0].cluster) or ())
+    return id_of
+
+
+def _matched(submissions: Sequence[Submission], entries: Sequence[JobRow]) -> dict[str, str]:
+    """Name of each submission, of one cluster, whose job is among what that cluster shows -> its job's id."""
+    id_of = {}
+    jobs = [e for e in entries if slurm.was_taken(e.state, e.nodes)]
+    for submission in submissions:
+        proof = submission.proof
+        own = (e.job_id for e in jobs if proof.is_complete and proof.fits(str(proof.cluster), e.name))
+        if (job_id := next(own, None)) is not None:
+            id_of[submission.name] = slurm.base_id(job_id)
+    return id_of
 
 
 def _may_be_under_way(intent: Submission, *, alone: bool) -> bool:
@@ -85,36 +92,26 @@ def _may_be_under_way(intent: Submission, *, alone: bool) -> bool:
     return (datetime.now(UTC) - intent.submitted).total_seconds() < SETTLING_S
 
 
-def _match(submissions: Sequence[Submission], rows: Sequence[tuple[str, str]], found: dict[str, str]) -> None:
-    """rows: (job id, name), of the submissions' own cluster."""
-    for submission in submissions:
-        proof = submission.proof
-        fitting = (j for j, name in rows if proof.cluster is not None and proof.fits(proof.cluster, name))
-        job_id = next(fitting, None)
-        if proof.is_complete and job_id is not None:
-            found[submission.name] = slurm.base_id(job_id)
-
-
-def _told_id(intent: Submission) -> str | None:
+def _printed_id(intent: Submission) -> str | None:
     """The number that sbatch told: the pickles' names begin with it."""
-    found = next(iter(intent.folder.glob("[0-9]*_submitted.pkl")), None)
-    return None if found is None else slurm.base_id(found.name)
+    pickle = next(iter(intent.folder.glob("[0-9]*_submitted.pkl")), None)
+    return None if pickle is None else slurm.base_id(pickle.name)
 
 
 def put_pickles(submission: Submission) -> None:
     """As submitit does after sbatch: each task's pickle under the task's name, where the task waits for it."""
     pickles = [p for p in submission.folder.glob("*.pkl") if not p.name.endswith("_result.pkl")]
-    wanted = {f"{submission.task_id(index)}_submitted.pkl" for index in range(len(submission.tasks))}
-    if not pickles or {p.name for p in pickles} == wanted:
+    names = {f"{submission.task_id(index)}_submitted.pkl" for index in range(len(submission.tasks))}
+    if not pickles or {p.name for p in pickles} == names:
         return
     contents = {p.read_bytes() for p in pickles}
     if len(contents) > 1:  # a sweep's: each holds its own run, and submitit puts them in their places itself
         return
     [content] = contents
-    for name in wanted:
+    for name in names:
         durable.write_bytes(submission.folder / name, content)
     for pickle in pickles:
-        if pickle.name not in wanted:
+        if pickle.name not in names:
             pickle.unlink()
 
 
@@ -131,8 +128,8 @@ def adopt_intents(ledger: Ledger, where: Here | None = None, *, alone: bool) -> 
     if not intents:
         return False
     for look in range(LOOKS):
-        found = {s.name for s in adopt(intents)}
-        intents = [s for s in intents if s.name not in found]
+        adopted = {s.name for s in adopt(intents)}
+        intents = [s for s in intents if s.name not in adopted]
         if not intents:
             return True
         if look + 1 < LOOKS:

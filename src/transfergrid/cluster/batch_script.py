@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-from transfergrid.cluster.answers import SILENCE
+from transfergrid.cluster.slurm_words import SILENCE
 from transfergrid.errors import GridError, classify, one_line
 from transfergrid.resources import ClusterSettings
 from transfergrid.store.provenance import import_path
@@ -25,7 +25,7 @@ SAYS_SETUP_FAILED = "transfergrid: cluster.setup failed"
 
 _AT_THE_END = r"""
 tg_end() {{
-  local code=$? name try said
+  local code=$? name try reply
   if [ -n "${{tg_line:-}}" ]; then
     echo "{setup_failed} with exit code $code at: $tg_line" >&2
     exit {setup_code}
@@ -34,17 +34,17 @@ tg_end() {{
     set +e
     for name in "${{!SQUEUE_@}}" "${{!SCONTROL_@}}" SLURM_CLUSTERS; do if [ -n "$name" ]; then unset "$name"; fi; done
     for try in 1 2 3 4 5 6 7 8 9 10 11 12; do
-      if ! said=$(squeue -h -j "$SLURM_JOB_ID" -t all -O "State:30,RestartCnt:20,Name:256" 2>&1); then :
-      elif ! grep -qE "^RUNNING +${{SLURM_RESTART_COUNT:-0}} +(.*-)?{token} *\$" <<< "$said"; then
+      if ! reply=$(squeue -h -j "$SLURM_JOB_ID" -t all -O "State:30,RestartCnt:20,Name:256" 2>&1); then :
+      elif ! grep -qE "^RUNNING +${{SLURM_RESTART_COUNT:-0}} +(.*-)?{token} *\$" <<< "$reply"; then
         echo "job $SLURM_JOB_ID is not in the queue as this one and running, so it is not put back"
         break
-      elif said=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then
+      elif reply=$(scontrol requeue "$SLURM_JOB_ID" 2>&1); then
         echo "job $SLURM_JOB_ID has saved, and its batch script has put it back into the queue"
         sleep 60  # SLURM ends it now
         break
       fi
-      echo "requeue of job $SLURM_JOB_ID by its batch script: $said"
-      if ! grep -qiE {silence} <<< "$said"; then break; fi
+      echo "requeue of job $SLURM_JOB_ID by its batch script: $reply"
+      if ! grep -qiE {silence} <<< "$reply"; then break; fi
       sleep 5
     done
   fi
@@ -56,15 +56,8 @@ set -eo pipefail
 
 
 def prelude(settings: ClusterSettings, source: Path, *exports: str, token: str | None) -> list[str]:
-    """All that stands before a run's own line: setup_lines() and the environment of the code in `source`. token: of the
-    job, where it has one."""
-    ours = [f"export PYTHONPATH={shlex.quote(import_path(source))}", *exports]
-    ours += [f"export TRANSFERGRID_JOB_TOKEN={token}"] if token is not None else []
-    return setup_lines(settings.setup, ours, token=token)
-
-
-def setup_lines(setup: Sequence[str], exports: Sequence[str], *, token: str | None) -> list[str]:
-    """Lines before the run: the user's, of which none that fails is passed over, then ours.
+    """Lines before the run: the user's own, of which none that fails is passed over, then the environment of the code
+    in `source`. token: of the job, where it has one.
 
     They leave behind what happens after the run: its job goes back into the queue where it asks for that by its exit
     code; only the job that this script is, by SLURM's own number of it, and only while the queue shows it as running,
@@ -77,8 +70,11 @@ def setup_lines(setup: Sequence[str], exports: Sequence[str], *, token: str | No
         token=token,
         silence=shlex.quote(SILENCE),
     )
-    lines = [part for line in setup for part in (f"tg_line={shlex.quote(line)}", line)]
-    return [*head.strip("\n").split("\n"), *lines, *(["tg_line="] if setup else []), *exports]
+    lines = [part for line in settings.setup for part in (f"tg_line={shlex.quote(line)}", line)]
+    lines += ["tg_line="] if settings.setup else []
+    lines += [f"export PYTHONPATH={shlex.quote(import_path(source))}", *exports]
+    lines += [f"export TRANSFERGRID_JOB_TOKEN={token}"] if token is not None else []
+    return [*head.strip("\n").split("\n"), *lines]
 
 
 @contextlib.contextmanager

@@ -46,24 +46,25 @@ _DISK_WORDS = r"No space left on device|Disk quota exceeded|File too large|File 
 def cause_of(code: int, number: int, log: str, *, folder: str = "") -> Cause:
     """Of a job that SLURM says failed with this exit code and signal. log: the end of its output and errors. folder:
     where its logs were to lie."""
-    found = _by_number(code, number, log, folder)
-    if found is not None:
-        return found
+    cause = _by_number(code, number, log, folder)
+    if cause is not None:
+        return cause
     traced = trace(log)
     if traced is not None and traced[0] != "cancelled":
         return Cause(*traced)
     killer = _signal_behind(code, number, log)
-    told = f"exit code {code}" if killer is None else f"signal {_name(killer)}"
+    names = {each.value: each.name for each in signal.Signals}
+    how = f"exit code {code}" if killer is None else f"signal {names.get(killer, killer)}"
     if killer in _CRASHES:
         if killer == signal.SIGABRT and "bad_alloc" in log:
-            return Cause("host_oom", f"ended with {told}: it got no more memory")
+            return Cause("host_oom", f"ended with {how}: it got no more memory")
         words, remedy = _CRASHES[killer]
-        return Cause("environment", f"ended with {told}: {words}", remedy)
+        return Cause("environment", f"ended with {how}: {words}", remedy)
     if killer == signal.SIGXFSZ or re.search(_DISK_WORDS, log):
-        return Cause("disk_full", f"ended with {told}: its disk or quota was full, or a file larger than ulimit -f")
+        return Cause("disk_full", f"ended with {how}: its disk or quota was full, or a file larger than ulimit -f")
     if code in (126, 127) and number == 0:
-        return Cause("environment", f"ended with {told}: the node could not start python or the script")
-    return Cause("lost", f"ended with {told} and without a record; its log may say why")
+        return Cause("environment", f"ended with {how}: the node could not start python or the script")
+    return Cause("lost", f"ended with {how} and without a record; its log may say why")
 
 
 def _by_number(code: int, number: int, log: str, folder: str) -> Cause | None:
@@ -76,14 +77,14 @@ def _by_number(code: int, number: int, log: str, folder: str) -> Cause | None:
     if number:
         return None
     if code == SETUP_FAILED:
-        said = re.findall(rf"{re.escape(SAYS_SETUP_FAILED)}( with exit code \d+ at: .+)", log)
+        lines = re.findall(rf"{re.escape(SAYS_SETUP_FAILED)}( with exit code \d+ at: .+)", log)
         remedy = f"mend that line of cluster.setup=, and launch again; {DOCTOR}"
-        return Cause("environment", f"cluster.setup failed on the node{said[-1] if said else ''}", remedy)
+        return Cause("environment", f"cluster.setup failed on the node{lines[-1] if lines else ''}", remedy)
     if code == DISK_FULL:
         return Cause("disk_full", "found no space left for what it writes")
     if code == OF_MACHINE:
-        said = re.findall(r"^environment: (.+)", log, re.MULTILINE)
-        return Cause("environment", said[-1] if said else "the node could not do it; its log says why")
+        lines = re.findall(r"^environment: (.+)", log, re.MULTILINE)
+        return Cause("environment", lines[-1] if lines else "the node could not do it; its log says why")
     if code == ASKS_FOR_REQUEUE:
         return Cause("timeout", "was told to stop and has saved, and SLURM did not put its job back into the queue")
     return None
@@ -96,13 +97,6 @@ def _signal_behind(code: int, number: int, log: str) -> int | None:
         return number
     if code > 128:
         return code - 128
-    named = signal.strsignal(code) if 0 < code < signal.NSIG else None
-    told = re.findall(r"srun: error: .*\btasks? \S+ +(.+)|: +\d+ ([A-Z].*) srun", log)
-    return code if named is not None and any(named in words for pair in told for words in pair) else None
-
-
-def _name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return str(number)
+    name = signal.strsignal(code) if 0 < code < signal.NSIG else None
+    pairs = re.findall(r"srun: error: .*\btasks? \S+ +(.+)|: +\d+ ([A-Z].*) srun", log)
+    return code if name is not None and any(name in words for pair in pairs for words in pair) else None

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
-from multiprocessing.context import ForkServerContext, ForkServerProcess, SpawnProcess
+from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any
 
 from transfergrid.errors import one_line, remedy_of
@@ -52,12 +52,8 @@ def ask(
     """Call a function in a child process. runs_follow: as a child of the forkserver, which imports torch for the runs
     anyway; otherwise the child imports only what the function needs. timeout_s: after which it is killed."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    asked = (function, arguments, sender)
-    process: ForkServerProcess | SpawnProcess
-    if runs_follow:
-        process = context().Process(target=_answer, args=asked, daemon=True)
-    else:
-        process = multiprocessing.get_context("spawn").Process(target=_answer, args=asked, daemon=True)
+    family: ForkServerContext | SpawnContext = context() if runs_follow else multiprocessing.get_context("spawn")
+    process = family.Process(target=_answer, args=(function, arguments, sender), daemon=True)
     process.start()
     sender.close()
     try:
@@ -76,8 +72,8 @@ def context() -> ForkServerContext:
     # Threads that spin while they wait make a step 4 to 6 times slower as soon as anything else wants a core (measured:
     # tinynet, two threads on two cores beside another process, 360 to 400 ms a step against 55 to 70 ms).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    made = multiprocessing.get_context("forkserver")
-    made.set_forkserver_preload(list(PRELOADED))
+    family = multiprocessing.get_context("forkserver")
+    family.set_forkserver_preload(list(PRELOADED))
     if threading.current_thread() is threading.main_thread():
         # The server imports torch for seconds, and its children begin as it is: Ctrl-C, and what SLURM sends to every
         # process of a job, is this process's to hear, which then ends its children itself.
@@ -87,7 +83,7 @@ def context() -> ForkServerContext:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-    return made
+    return family
 
 
 def gpus_for(runtime: Runtime) -> GpusHere:
@@ -110,8 +106,8 @@ def _gpus_here(visible: str | None) -> GpusHere:
 def _usable_gpus() -> tuple[tuple[int, ...], str | None]:
     from transfergrid.training.device import gpus  # torch
 
-    found = gpus()
-    return found.usable, found.problem
+    here = gpus()
+    return here.usable, here.problem
 
 
 def _answer(function: Callable[..., Any], arguments: tuple[object, ...], sender: Connection) -> None:

@@ -9,22 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 from transfergrid.cluster.groups import Group
 from transfergrid.cluster.ledger import Ledger, Submission, as_line
 from transfergrid.cluster.slurm import NAMES_THE_CLUSTER, OF_CLIENTS
-from transfergrid.cluster.submit import (
-    Launch,
-    finish_name,
-    finish_parameters,
-    intended,
-    make_executor,
-    python_command,
-    sbatch_parameters,
-    write_finish,
-    write_tasks,
-)
+from transfergrid.cluster.submit import Launch, intended, parents_of, sbatch_parameters, script_text, write_orders
 from transfergrid.store import durable
 
 HEAD = """#!/usr/bin/env bash
@@ -36,7 +25,7 @@ ledger={ledger} cluster={cluster}
 # What the shell sets for SLURM's commands would change what they do here; only what names the cluster stays.
 if [[ -n ${{SBATCH_CLUSTERS:-}} ]]; then export SLURM_CLUSTERS=$SBATCH_CLUSTERS; fi
 for name in {prefixes}; do
-  case " {kept} " in *" $name "*) ;; *) unset "$name" ;; esac
+  case " {cluster_names} " in *" $name "*) ;; *) unset "$name" ;; esac
 done
 here=$(scontrol show config | LC_ALL=C sed -n 's/^ClusterName *= *//p' | sed -n 1p)
 cluster=${{cluster:-$here}}
@@ -62,7 +51,7 @@ find() {{
 
 # alive IDS...: those that SLURM still has, with colons between; it refuses to wait for a job that it has forgotten.
 alive() {{
-  local rows id kept=
+  local rows id ids=
   if [[ $# == 0 ]]; then return; fi
   if ! rows=$(squeue -a -h -r -t all -j "$(IFS=,; echo "$*")" -o '%i|%j' 2>&1); then
     if [[ $rows == *"Invalid job id"* ]]; then return; fi
@@ -70,9 +59,9 @@ alive() {{
     return 1
   fi
   for id; do
-    if LC_ALL=C grep -qE "^($id(_[^|]*)?|${{id%%_*}})\\|" <<< "$rows"; then kept+=:$id; fi
+    if LC_ALL=C grep -qE "^($id(_[^|]*)?|${{id%%_*}})\\|" <<< "$rows"; then ids+=:$id; fi
   done
-  echo "${{kept#:}}"
+  echo "${{ids#:}}"
 }}
 
 # line NAME: its line of the ledger, with who sends it, where, and when.
@@ -125,11 +114,8 @@ def emit(
     indices: Mapping[str, int],
     live: Sequence[str],
 ) -> Path:
-    """Write <folder>/{NN-<name>.sbatch, NN-<name>.json, submit.sh}; returns submit.sh.
-
-    indices: run_id -> place in the payload. live: ids of this grid's jobs that SLURM has already; the finish job
-    comes after those, too.
-    """
+    """Write <folder>/{NN-<name>.sbatch, NN-<name>.json, submit.sh}; returns submit.sh. indices: run_id -> place in the
+    payload. live: ids of this grid's jobs that SLURM has already; the finish job comes after those, too."""
     durable.make_folder(folder)
     lines = [
         HEAD.format(
@@ -138,57 +124,44 @@ def emit(
             ledger=shlex.quote(str(launch.folder / "slurm" / "submissions.jsonl")),
             cluster=shlex.quote(launch.cluster or ""),
             prefixes=" ".join(f'"${{!{prefix}@}}"' for prefix in OF_CLIENTS),
-            kept=" ".join(NAMES_THE_CLUSTER),
+            cluster_names=" ".join(NAMES_THE_CLUSTER),
             since=(datetime.now(UTC) - timedelta(days=1)).strftime("%Y-%m-%d"),
         )
     ]
     task_of: dict[str, str] = {}
-    names: list[str] = []
+    job_ids = list(live)
     for number, group in enumerate(groups, start=1):
-        name = f"{number:02d}-{group.name}"
-        names.append(name)
-        write_tasks(launch, group, indices)
-        parents = [_parent(run_id, task_of, ledger) for run_id in group.waits_for]
-        sent = intended(launch, group.name, group.run_ids, "runs", group.resources.gpus)
-        parameters = sbatch_parameters(launch, group, sent, dependency=None)
-        _write_job(folder / name, launch, sent, parameters, module="transfergrid.cluster.task")
-        lines.append(_send_line(name, sent, group.edge, parents))
+        sent, name = _write_job(folder, number, launch, group, indices)
+        lines.append(_send_line(name, sent, group.edge, parents_of(group, task_of, ledger)))
+        job_ids.append(f"$(cat {shlex.quote(name)}.id)")
         for i, run_ids in enumerate(group.run_ids):
-            task = f"$(cat {shlex.quote(name)}.id)" + (f"_{i}" if len(group.tasks) > 1 else "")
+            task = job_ids[-1] + (f"_{i}" if len(group.tasks) > 1 else "")
             task_of |= {run_id: task for run_id in run_ids}
-    write_finish(launch)
-    last = f"{len(groups) + 1:02d}-{finish_name(launch)}"
-    sent = intended(launch, finish_name(launch), ((),), "finish", 0)
-    parameters = finish_parameters(launch, sent, dependency=None)
-    _write_job(folder / last, launch, sent, parameters, module="transfergrid.cli.finish")
-    after = [*live, *(f"$(cat {shlex.quote(name)}.id)" for name in names)]
-    lines.append(_send_line(last, sent, "afterany", after))
+    sent, name = _write_job(folder, len(groups) + 1, launch, None, indices)
+    lines.append(_send_line(name, sent, "afterany", job_ids))
     script = folder / "submit.sh"
     durable.write_bytes(script, os.fsencode("\n".join(lines) + "\n"))
     script.chmod(0o775)
     return script
 
 
-def _parent(run_id: str, task_of: Mapping[str, str], ledger: Ledger) -> str | None:
-    if run_id in task_of:
-        return task_of[run_id]
-    known = ledger.newest(run_id)
-    return None if known is None else known[0].task_id(known[1])
+def _send_line(name: str, sent: Submission, edge: str, parents: Sequence[str]) -> str:
+    return " ".join(["send", shlex.quote(name), str(sent.token), edge, *dict.fromkeys(f'"{p}"' for p in parents)])
 
 
-def _send_line(name: str, sent: Submission, edge: str, parents: Sequence[str | None]) -> str:
-    known = dict.fromkeys(f'"{p}"' for p in parents if p is not None)
-    return " ".join(["send", shlex.quote(name), str(sent.token), edge, *known])
-
-
-def _write_job(path: Path, launch: Launch, submission: Submission, parameters: dict[str, Any], *, module: str) -> None:
-    """<path>.sbatch, and <path>.json: its line in the ledger, with @JOB_ID@ for the id."""
-    durable.make_folder(submission.folder)
-    executor = make_executor(submission.folder, launch.settings, parameters)
-    if len(submission.tasks) > 1:
-        executor.parameters["map_count"] = len(submission.tasks)
-    command = f"{python_command(launch.settings)} -m {module} {shlex.quote(str(submission.folder))}"
-    text = executor._make_submission_file_text(command, "")  # what submitit itself would send
-    durable.write_bytes(path.with_name(path.name + ".sbatch"), os.fsencode(text))
-    line = json.dumps(as_line(replace(submission, job_id="@JOB_ID@", sender="submit.sh")))
-    durable.write_bytes(path.with_name(path.name + ".json"), os.fsencode(line) + b"\n")
+def _write_job(
+    folder: Path, number: int, launch: Launch, group: Group | None, indices: Mapping[str, int]
+) -> tuple[Submission, str]:
+    """A group's, or else the finish job's: NN-<name>.sbatch, and NN-<name>.json, its line in the ledger with @JOB_ID@
+    for the id. Returns it, and NN-<name>."""
+    sent = intended(launch, group)
+    name = f"{number:02d}-{sent.name}"
+    module = "transfergrid.cli.finish" if group is None else "transfergrid.cluster.task"
+    durable.make_folder(sent.folder)
+    write_orders(launch, group, indices)
+    parameters = sbatch_parameters(launch, group, sent, dependency=None)
+    text = script_text(sent, launch.settings, parameters, module=module)
+    durable.write_bytes(folder / f"{name}.sbatch", os.fsencode(text))
+    line = json.dumps(as_line(replace(sent, job_id="@JOB_ID@", sender="submit.sh")))
+    durable.write_bytes(folder / f"{name}.json", os.fsencode(line) + b"\n")
+    return sent, name

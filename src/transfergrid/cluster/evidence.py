@@ -7,16 +7,17 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from transfergrid.cluster import slurm, slurm_words
-from transfergrid.cluster.accounting import AccountEntry, sacct
+from transfergrid.cluster import slurm
+from transfergrid.cluster.accounting import sacct
 from transfergrid.cluster.forms import time_of
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import Here, Proof, here, proof_of_attempt
+from transfergrid.cluster.slurm import JobRow
 from transfergrid.errors import GridError, MachineError
 from transfergrid.paths import StorePaths
 from transfergrid.phases import phase_module
@@ -98,42 +99,39 @@ class Case:
 
 @dataclass(slots=True)
 class Look:
-    """One look at everything: what it has read and been told. Lives for one take_snapshot.
-
-    here: the cluster that answers; None where none does. account: by cluster and job.
-    """
+    """What one take_snapshot has read and been told. here: the cluster that answers; None where none does. account: by
+    cluster and job."""
 
     store: StorePaths
     ledger: Ledger
     now: datetime
     read: dict[str, Own] = field(default_factory=dict)
     here: Here | None = None
-    queue: dict[str, slurm.QueueEntry] = field(default_factory=dict)
-    account: dict[tuple[str, str], AccountEntry] = field(default_factory=dict)
+    queue: dict[str, JobRow] = field(default_factory=dict)
+    account: dict[tuple[str, str], JobRow] = field(default_factory=dict)
     error: str | None = None
     accounting: bool = True
-    commands: int = 0
 
     def own(self, run_id: str) -> Own:
         if run_id not in self.read:
             self.read[run_id] = _read_own(self.store, run_id)
         return self.read[run_id]
 
-    def entry(self, case: Case) -> slurm.QueueEntry | None:
+    def entry(self, case: Case) -> JobRow | None:
         """The queue's row of a run's job, where it proves to be that."""
-        found = self.queue.get(str(case.job_id))
-        if found is None or self.here is None:
+        row = self.queue.get(str(case.job_id))
+        if row is None or self.here is None:
             return None
-        return found if case.proof.fits(self.here.name, found.name, found.comment) else None
+        return row if case.proof.fits(self.here.name, row.name, row.comment) else None
 
-    def renamed(self, case: Case) -> slurm.QueueEntry | None:
+    def renamed(self, case: Case) -> JobRow | None:
         """A live job of a run's number and user that bears another name."""
-        found, here = self.queue.get(str(case.job_id)), self.here
-        if found is None or here is None or not case.proof.may_be_renamed(here.name, found):
+        row, here = self.queue.get(str(case.job_id)), self.here
+        if row is None or here is None or not case.proof.may_be_renamed(here.name, row):
             return None
-        return None if any(s.proof.fits(here.name, found.name) for s in self.ledger.submissions) else found
+        return None if any(s.proof.fits(here.name, row.name) for s in self.ledger.submissions) else row
 
-    def accounted(self, case: Case) -> AccountEntry | None:
+    def accounted(self, case: Case) -> JobRow | None:
         """What the accounting keeps of a run's job, where it proves to be that."""
         clusters = {case.proof.cluster} if case.proof.cluster is not None else {cluster for cluster, _ in self.account}
         known = (self.account.get((str(cluster), str(case.job_id))) for cluster in clusters)
@@ -188,23 +186,20 @@ def ask_slurm(look: Look, cases: Sequence[Case], timeout_s: float) -> None:
     """Which cluster this is; one squeue for all its jobs of runs that are not done; and of those that this leaves open
     one sacct per cluster they were sent to, which is one as a rule."""
     undone = [c for c in cases if not c.own.is_done and not _ended_by_record(c)]
-    asked = [c for c in undone if c.job_id is not None]
-    if not asked and all(c.submission is None for c in undone):
+    with_jobs = [c for c in undone if c.job_id is not None]
+    if not with_jobs and all(c.submission is None for c in undone):
         return
-    look.commands += 1
     try:
         look.here = here(timeout_s)
-        if ids := {slurm.base_id(str(c.job_id)) for c in asked if look.elsewhere(c) is None}:
-            look.commands += 1
+        if ids := {slurm.base_id(str(c.job_id)) for c in with_jobs if look.elsewhere(c) is None}:
             look.queue = {e.job_id: e for e in slurm.squeue(ids, timeout_s=timeout_s)}
     except MachineError as error:
         look.error = str(error)
     of_cluster: dict[str | None, list[Case]] = {}
-    for case in asked:
+    for case in with_jobs:
         if case.submitted is not None and not _explained(look, case):
             of_cluster.setdefault(case.proof.cluster or (look.here.name if look.here else None), []).append(case)
     for cluster, unexplained in of_cluster.items():
-        look.commands += 1
         ids = {slurm.base_id(str(c.job_id)) for c in unexplained}
         since = min(c.submitted for c in unexplained if c.submitted is not None)
         account = sacct(ids, since=since, cluster=cluster, timeout_s=timeout_s)
@@ -221,56 +216,15 @@ def _ended_by_record(case: Case) -> bool:
 def _explained(look: Look, case: Case) -> bool:
     """FAILED needs the accounting's steps: only they tell of memory, and it has the exit code."""
     entry = look.entry(case)
-    if entry is None:
-        return case.has_current_record
-    return entry.state != "FAILED" or case.has_current_record
+    return case.has_current_record or (entry is not None and entry.state != "FAILED")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ending:
-    """What SLURM says of a job that left its queue. state: of accounting that lags behind, it may be a live one.
-
-    is_known_code: whether code and signal are told. memory: what it used of what it had asked for, in words; empty
-    where that is not known.
-    """
-
-    state: str
-    code: int
-    signal: int
-    node: str
-    elapsed_s: float
-    ended: datetime | None
-    is_known_code: bool
-    memory: str = ""
-
-
-def ending_of(look: Look, case: Case, entry: slurm.QueueEntry | None) -> Ending | None:
+def ending_of(look: Look, case: Case, entry: JobRow | None) -> JobRow | None:
+    """How a job left the queue, or, of accounting that lags behind, that it is alive."""
     account = look.accounted(case)
-    if account is not None and (entry is None or slurm_words.meaning(account.state).kind == "ended"):
-        state = account.state if entry is None or account.state == "OUT_OF_MEMORY" else entry.state
-        used, asked = account.max_rss_mib, account.memory_mib
-        return Ending(
-            state=state,
-            code=account.exit_code,
-            signal=account.signal,
-            node=account.nodes,
-            elapsed_s=account.elapsed_s,
-            ended=account.ended,
-            is_known_code=True,
-            memory=f"seen using {used / 1024:.1f} of {asked / 1024:.1f} GiB" if used and asked else "",
-        )
-    if entry is None:
-        return None
-    status, elapsed_s = entry.exit_code or 0, entry.elapsed_s or 0.0  # the status as wait() gives it
-    return Ending(
-        state=entry.state,
-        code=status >> 8,
-        signal=status & 0x7F,
-        node=entry.nodes,
-        elapsed_s=elapsed_s,
-        ended=None if entry.starts is None else entry.starts + timedelta(seconds=elapsed_s),
-        is_known_code=entry.exit_code is not None,
-    )
+    if account is not None and (entry is None or account.has_ended):
+        return account if entry is None or account.state == "OUT_OF_MEMORY" else replace(account, state=entry.state)
+    return None if entry is None else replace(entry, elapsed_s=entry.elapsed_s or 0.0)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -289,37 +243,29 @@ def log_tail(path: Path, size: int = LOG_TAIL_BYTES) -> str:
         return ""
 
 
-def payload_runs(launch: Path) -> Mapping[str, RunSpec]:
-    """What a launch was to run, by run_id; nothing where its payload is gone: another process may be clearing up."""
-    return _payload(launch)[0]
-
-
-def has_artifacts(case: Case) -> bool:
-    """Whether what the run makes is there, whoever made it."""
-    if case.submission is None:
-        return False
-    runs, runtime = _payload(case.submission.launch)
-    spec = runs.get(case.run_id)
-    if spec is None or runtime is None:
-        return False
-    try:
-        return phase_module(spec.phase).is_done(spec, runtime)
-    except (GridError, OSError):
-        return False
-
-
-def _payload(launch: Path) -> tuple[Mapping[str, RunSpec], Runtime | None]:
+def payload_of(launch: Path) -> Mapping[str, tuple[RunSpec, Runtime]]:
+    """What a launch was to run and how, by run_id; nothing where its payload is gone: another process may be clearing
+    up."""
     path = launch / "specs.json"
     try:
         return _read_payload(path, path.stat().st_mtime_ns)
     except (OSError, ValueError, KeyError, TypeError):
-        return {}, None
+        return {}
 
 
 @lru_cache(maxsize=64)
-def _read_payload(path: Path, changed_ns: int) -> tuple[Mapping[str, RunSpec], Runtime | None]:
+def _read_payload(path: Path, changed_ns: int) -> Mapping[str, tuple[RunSpec, Runtime]]:
     payload = job.read_payload(path)
-    return {run.run_id: run for run in payload.runs}, payload.runtime
+    return {run.run_id: (run, payload.runtime) for run in payload.runs}
+
+
+def has_artifacts(case: Case) -> bool:
+    """Whether what the run makes is there, whoever made it."""
+    order = None if case.submission is None else payload_of(case.submission.launch).get(case.run_id)
+    try:
+        return order is not None and phase_module(order[0].phase).is_done(*order)
+    except (GridError, OSError):
+        return False
 
 
 def last_sign(store: StorePaths, case: Case) -> datetime | None:
@@ -337,10 +283,10 @@ def node_of(own: Own) -> str:
 def read_object(path: Path) -> dict[str, Any] | None:
     """A JSON object; None where there is none, or another kind of thing."""
     try:
-        found = json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return content if isinstance(content, dict) else None
 
 
 def _not_before(moment: datetime | None, other: datetime | None) -> bool:

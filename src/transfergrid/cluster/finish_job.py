@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from transfergrid.cluster import slurm
-from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.limits import Limits, Partition
 from transfergrid.cluster.possible import impossible, named_partitions, opened
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.slurm import SlurmRefused
+from transfergrid.cluster.slurm_words import Answer
 from transfergrid.errors import ConfigError
 from transfergrid.resources import ClusterSettings, Resources
 
@@ -43,20 +43,20 @@ def find_place(settings: ClusterSettings, limits: Limits) -> Place:
     partition for it."""
     key = "cluster.partition" if settings.finish_partition is None else "cluster.finish_partition"
     try:
-        asked = _bounded(finish_resources(settings), limits, key)
+        request = _bounded(finish_resources(settings), limits, key)
     except ConfigError as error:
         raise opened(error, WHAT) from error
-    reason = _why_not(asked, settings, limits)
+    reason = _why_not(request, settings, limits)
     if reason is None:
-        return Place(asked)
+        return Place(request)
     if settings.finish_partition is not None:
-        return Place(asked, refusal=f"{WHAT} (cluster.finish_partition): {reason}")
-    for resources in _other_places(asked, settings, limits):
+        return Place(request, refusal=f"{WHAT} (cluster.finish_partition): {reason}")
+    for resources in _other_places(request, settings, limits):
         if _why_not(resources, settings, limits) is None:
             taken = f"asks for {resources.gpus} GPU" if resources.gpus else f"goes to partition {resources.partition}"
             return Place(resources, f"{WHAT} {taken}, since {reason}; cluster.finish_partition= names another place")
     remedy = "give cluster.finish_partition=, a partition that takes jobs without a GPU"
-    return Place(asked, refusal=f"{WHAT}: {reason}; {remedy}")
+    return Place(request, refusal=f"{WHAT}: {reason}; {remedy}")
 
 
 def finish_resources(settings: ClusterSettings) -> Resources:
@@ -71,20 +71,20 @@ def finish_resources(settings: ClusterSettings) -> Resources:
     )
 
 
-def _bounded(asked: Resources, limits: Limits, key: str = "cluster.partition") -> Resources:
+def _bounded(request: Resources, limits: Limits, key: str = "cluster.partition") -> Resources:
     """With no more time than its partitions give."""
-    named = named_partitions(asked, limits, key=key)
-    times = [p.max_time_min for p in named if p.max_time_min]
-    return replace(asked, timeout_min=min([MINUTES, *([max(times)] if times else [])]))
+    partitions = named_partitions(request, limits, key=key)
+    times = [p.max_time_min for p in partitions if p.max_time_min]
+    return replace(request, timeout_min=min([MINUTES, *([max(times)] if times else [])]))
 
 
-def _other_places(asked: Resources, settings: ClusterSettings, limits: Limits) -> Iterator[Resources]:
+def _other_places(request: Resources, settings: ClusterSettings, limits: Limits) -> Iterator[Resources]:
     """Other partitions, those without GPUs first; then a GPU where the runs get theirs."""
-    tried = {p.name for p in named_partitions(asked, limits)}
+    tried = {p.name for p in named_partitions(request, limits)}
     others = [p for p in limits.partitions.values() if p.name not in tried and p.usable_nodes and p.state == "UP"]
     for partition in sorted(others, key=_has_gpus)[:PLACES_TRIED]:
-        yield _bounded(replace(asked, partition=partition.name, qos=None), limits)
-    yield replace(asked, gpus=1, gpu_type=settings.resources.gpu_type, constraint=settings.resources.constraint)
+        yield _bounded(replace(request, partition=partition.name, qos=None), limits)
+    yield replace(request, gpus=1, gpu_type=settings.resources.gpu_type, constraint=settings.resources.constraint)
 
 
 def _has_gpus(partition: Partition) -> tuple[bool, bool, str]:

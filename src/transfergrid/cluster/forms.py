@@ -14,30 +14,28 @@ SEPARATOR = "|"
 JOB_ID = r"\d+(?:\+\d+|_\d+|_\[[^\]]*\])?"  # `123`, `123_4`, `123_[5-9%2]` of waiting tasks, `123+0` of a joint job
 NUMBER, MAYBE_NUMBER, WORD, ANY = r"\d+", r"\d*", r"[^\s|]+", r".*"
 _OF_EVERY_COMMAND = re.compile(r"\s*|CLUSTER: \S+")  # which `-M` prints above its rows
-_said: set[str] = set()
+_commands_noted: set[str] = set()
 
 
 def rows(command: str, text: str, forms: Sequence[str]) -> list[list[str]]:
-    """Of each line that has so many cells, each of its form (a regular expression), the cells.
-
-    The last cell may hold separators. What else the command printed is said once.
-    """
-    found, unread = [], []
+    """Of each line that has so many cells, each of its form (a regular expression), the cells; the last may hold
+    separators. What else the command printed is said once."""
+    read, unread = [], []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(SEPARATOR, len(forms) - 1)]
         if len(cells) == len(forms) and all(re.fullmatch(f, c) for f, c in zip(forms, cells, strict=True)):
-            found.append(cells)
+            read.append(cells)
         else:
             unread.append(line)
     say_unread(command, unread)
-    return found
+    return read
 
 
 def say_unread(command: str, lines: Iterable[str]) -> None:
     """On the standard error, once for each command of this process; empty lines are nothing to say."""
     unread = [line for line in lines if not _OF_EVERY_COMMAND.fullmatch(line)]
-    if unread and command not in _said:
-        _said.add(command)
+    if unread and command not in _commands_noted:
+        _commands_noted.add(command)
         first = "".join(c if c.isprintable() else "?" for c in unread[0].strip()[:100])
         print(f"note: {command} printed what is no row of its answer, and is passed over: {first}", file=sys.stderr)
 
@@ -74,3 +72,11 @@ def mebibytes(text: str) -> float | None:
     if match is None:
         return None
     return float(match[1]) * {"": 1 / 1024 / 1024, "K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0 * 1024}[match[2]]
+
+
+def tres_of(text: str) -> dict[str, float]:
+    """`cpu=4,gres/gpu:a100=2,mem=16G` -> what is counted, by its name; memory in MiB."""
+    parts = re.findall(r"([^=,]+)=(\d+(?:\.\d+)?)([KMGT]?)", text)
+    return {
+        name: mebibytes(f"{count}{unit or 'M'}") or 0 if name == "mem" else float(count) for name, count, unit in parts
+    }

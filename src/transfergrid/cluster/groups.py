@@ -41,10 +41,8 @@ def make_groups(
     """Parents' groups before their children's. `launch` makes the names unique; max_array_size: tasks per array."""
     groups = []
     for phase in PHASES:
-        of_phase = [p for p in todo if p.run.phase == phase]
-        resources = settings.of_phase(phase)
         by_needs: dict[tuple[str, ...], list[PlannedRun]] = {}
-        for planned in of_phase:
+        for planned in (p for p in todo if p.run.phase == phase):
             by_needs.setdefault(() if settings.runs_per_job > 1 else tuple(sorted(planned.needs)), []).append(planned)
         for members in by_needs.values():
             for tasks in _cut([tuple(t) for t in _cut(members, settings.runs_per_job)], max(1, max_array_size)):
@@ -53,7 +51,7 @@ def make_groups(
                 run_ids = [[p.run.run_id for p in task] for task in tasks]
                 name = f"tg-{safe_name(grid)[:40]}-{phase}-{digest([launch, run_ids], 10)}"
                 edge: Edge = "afterany" if packed else "afterok"
-                groups.append(Group(name, phase, resources, tuple(tasks), tuple(waits_for), edge))
+                groups.append(Group(name, phase, settings.of_phase(phase), tuple(tasks), tuple(waits_for), edge))
     return groups
 
 

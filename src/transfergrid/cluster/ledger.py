@@ -67,7 +67,6 @@ class Submission:
         return next(self.folder.glob("*_submitted.pkl"), None) is not None
 
     def task_id(self, index: int) -> str | None:
-        """SLURM's id of one task."""
         if self.job_id is None:
             return None
         return self.job_id if len(self.tasks) == 1 else f"{self.job_id}_{index}"
@@ -119,12 +118,12 @@ class Ledger:
 
 def read_ledger(store: StorePaths) -> Ledger:
     """Later lines of a name replace earlier ones; a torn last line is left out."""
-    found: dict[str, Submission] = {}
+    newest: dict[str, Submission] = {}
     for launch in sorted(store.launches.glob("*/slurm/submissions.jsonl")):
         with contextlib.suppress(FileNotFoundError):  # another process may be clearing up
             for submission in _read(launch):
-                found[submission.name] = submission
-    return Ledger(found.values())
+                newest[submission.name] = submission
+    return Ledger(newest.values())
 
 
 def _read(path: Path) -> Iterator[Submission]:
@@ -134,11 +133,5 @@ def _read(path: Path) -> Iterator[Submission]:
         except ValueError:
             continue
         known = {f.name: line[f.name] for f in fields(Submission) if f.name in line}
-        yield Submission(
-            **known
-            | {
-                "launch": path.parents[1],
-                "tasks": tuple(tuple(task) for task in line["tasks"]),
-                "submitted": datetime.fromisoformat(line["submitted"]).astimezone(UTC),
-            }
-        )
+        known |= {"launch": path.parents[1], "tasks": tuple(tuple(task) for task in line["tasks"])}
+        yield Submission(**known | {"submitted": datetime.fromisoformat(line["submitted"]).astimezone(UTC)})

@@ -1,19 +1,23 @@
-"""What a SLURM cluster allows: its partitions and nodes, and what this user may ask for."""
+"""What a SLURM cluster allows: its partitions and nodes, and what this user may ask for, and hold at once."""
 
 from __future__ import annotations
 
 import getpass
+import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 from transfergrid.cluster import slurm
-from transfergrid.cluster.ceilings import KINDS, TRES, Ceiling, ceiling_of
-from transfergrid.cluster.forms import ANY, MAYBE_NUMBER, NUMBER, WORD, duration_s, rows
+from transfergrid.cluster.forms import ANY, MAYBE_NUMBER, NUMBER, WORD, duration_s, rows, tres_of
 from transfergrid.cluster.ownership import Here, here_of, read_config
+from transfergrid.errors import ConfigError
+from transfergrid.resources import Resources
 
 # How a node's state begins, as sinfo spells it; `powered_down` is none of them, such a node is woken when needed.
 UNUSABLE = ("down", "drain", "error", "fail", "future", "inval", "maint", "unknown")
+TRES = r"[^|\s]*"  # `cpu=4,gres/gpu:a100=1,mem=8G`, as sacctmgr prints it
+KINDS = ("group", "job", "user", "account")  # whose sum a limit bounds
 _OF_SINFO = (WORD, r"[A-Za-z_]+[^\sA-Za-z|]*", NUMBER, r"\d+\+?", r"\d+\+?", ANY)
 _OF_USER = (r"[^|]*", WORD, r"[^|]*", r"[^|]*", MAYBE_NUMBER, MAYBE_NUMBER, TRES, TRES)
 _OF_QOS = (WORD, MAYBE_NUMBER, MAYBE_NUMBER, r"[\d:-]*|UNLIMITED", TRES, TRES, TRES, TRES, TRES, ANY)
@@ -82,8 +86,15 @@ class Partition:
 
     @property
     def usable_nodes(self) -> int:
-        """Those that are neither down nor drained."""
         return sum(s.usable for s in self.shapes)
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """owner: whose limit it is, as `QOS short`. most: (kind, TRES) -> number; memory in MiB."""
+
+    owner: str
+    most: Mapping[tuple[str, str], float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,22 +142,19 @@ class Limits(OfUser):
 
 
 # ------------------------------------------------------------------------------------------------------------- reading
-def read_limits(*, account: str | None = None, qos: str | None = None, timeout_s: float = slurm.TIMEOUT_S) -> Limits:
-    """Ask the cluster, in five commands. account, qos: whose limit of jobs counts; None = the user's defaults.
-
-    Raises SlurmDown where the controller does not answer. A silent database is no error: its answers are then None.
-    """
-    config = read_config(timeout_s)
+def read_limits(*, account: str | None = None, qos: str | None = None) -> Limits:
+    """Ask the cluster, in five commands. account, qos: whose limit of jobs counts; None = the user's defaults. Raises
+    SlurmDown where the controller does not answer. A silent database is no error: its answers are then None."""
+    config = read_config()
     accounting = config.get("AccountingStorageType", "").endswith("/slurmdbd")
-    user = _read_accounting(config, account, qos, timeout_s) if accounting else OfUser()
-    partitions = _partitions(slurm.show("partition", timeout_s=timeout_s), _shapes(timeout_s), user.gpu_qos)
+    user = _read_accounting(config, account, qos) if accounting else OfUser()
     max_jobs = [n for n in (_number(config.get("MaxJobCount", "")), user.max_jobs) if n is not None]
     of_user = {f.name: getattr(user, f.name) for f in fields(OfUser)} | {"max_jobs": min(max_jobs, default=None)}
     return Limits(
         **of_user,
         here=here_of(config),
         max_array_size=_max_array_size(config),
-        partitions=partitions,
+        partitions=_partitions(user.gpu_qos),
         accounting=accounting,
         requeue=config.get("JobRequeue", "1") == "1",
         preemption=config.get("PreemptType", "preempt/none").removeprefix("preempt/"),
@@ -168,16 +176,22 @@ def unseen_limits() -> Limits:
     return Limits(here=Here(""), max_array_size=1001, max_jobs=None, partitions={})
 
 
-def _partitions(
-    entries: Iterable[Mapping[str, str]], shapes: Mapping[str, list[NodeShape]], gpu_qos: frozenset[str]
-) -> dict[str, Partition]:
-    partitions = {}
-    for entry in entries:
+def _partitions(gpu_qos: frozenset[str]) -> dict[str, Partition]:
+    """By name; their nodes as the partition hands them out."""
+    partitions, shapes = {}, _shapes()
+    for entry in slurm.show("partition"):
         name = entry["PartitionName"]
-        max_mem_mib, max_cpus = _number(entry.get("MaxMemPerNode", "")), _number(entry.get("MaxCPUsPerNode", ""))
+        most_mib, most_cpus = _number(entry.get("MaxMemPerNode", "")), _number(entry.get("MaxCPUsPerNode", ""))
         partitions[name] = Partition(
             name=name,
-            shapes=tuple(_capped(shape, max_mem_mib, max_cpus) for shape in shapes.get(name, [])),
+            shapes=tuple(
+                replace(
+                    shape,
+                    cpus=shape.cpus if most_cpus is None else min(shape.cpus, most_cpus),
+                    mem_mib=shape.mem_mib if most_mib is None else min(shape.mem_mib, most_mib),
+                )
+                for shape in shapes.get(name, [])
+            ),
             max_time_min=_minutes(entry.get("MaxTime", "")),
             state=entry.get("State", "UP"),
             is_default=entry.get("Default") == "YES",
@@ -191,15 +205,14 @@ def _partitions(
     return partitions
 
 
-def _shapes(timeout_s: float) -> dict[str, list[NodeShape]]:
+def _shapes() -> dict[str, list[NodeShape]]:
     """Partition -> its kinds of nodes. One line per kind, not per node: a cluster may have thousands."""
     shapes_of: dict[str, list[NodeShape]] = {}
-    text = slurm.run(["sinfo", "-a", "-h", "-e", "-o", "%R|%T|%D|%c|%m|%G"], timeout_s=timeout_s)
+    text = slurm.run(["sinfo", "-a", "-h", "-e", "-o", "%R|%T|%D|%c|%m|%G"])
     for name, state, count, cpus, mem_mib, gres in rows("sinfo", text, _OF_SINFO):
-        usable = int(count) if takes_jobs(state) else 0
         shape = NodeShape(
             count=int(count),
-            usable=usable,
+            usable=int(count) if takes_jobs(state) else 0,
             cpus=_number(cpus) or 0,
             mem_mib=_number(mem_mib) or 0,
             gpus_by_type=gpus_of(gres),
@@ -221,26 +234,15 @@ def gpus_of(gres: str) -> dict[str, int]:
     return count_of
 
 
-def _capped(shape: NodeShape, max_mem_mib: int | None, max_cpus: int | None) -> NodeShape:
-    """A node as the partition hands it out."""
-    return NodeShape(
-        count=shape.count,
-        usable=shape.usable,
-        cpus=min(shape.cpus, max_cpus if max_cpus is not None else shape.cpus),
-        mem_mib=min(shape.mem_mib, max_mem_mib if max_mem_mib is not None else shape.mem_mib),
-        gpus_by_type=shape.gpus_by_type,
-    )
-
-
-def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | None, timeout_s: float) -> OfUser:
+def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | None) -> OfUser:
     show = ["sacctmgr", "-nP", "show"]
     columns = "DefaultAccount,Account,QOS,DefaultQOS,MaxSubmitJobs,GrpSubmitJobs,GrpTRES,MaxTRESPerJob"
-    of_user = [*show, "user", user_name(), "withassoc", f"cluster={config['ClusterName']}", f"format={columns}"]
+    of_user = [*show, "user", getpass.getuser(), "withassoc", f"cluster={config['ClusterName']}", f"format={columns}"]
     columns = "Name,MaxSubmitJobsPerUser,GrpSubmitJobs,MaxWall,MinTRESPerJob"
     of_qos = [*show, "qos", f"format={columns},GrpTRES,MaxTRESPerJob,MaxTRESPerUser,MaxTRESPerAccount,Flags"]
     try:
-        associations = rows("sacctmgr", slurm.run(of_user, timeout_s=timeout_s), _OF_USER)
-        qos_lines = rows("sacctmgr", slurm.run(of_qos, timeout_s=timeout_s), _OF_QOS)
+        associations = rows("sacctmgr", slurm.run(of_user), _OF_USER)
+        qos_lines = rows("sacctmgr", slurm.run(of_qos), _OF_QOS)
     except (slurm.SlurmDown, slurm.SlurmRefused):
         return OfUser()
     enforced = config.get("AccountingStorageEnforce", "none").lower()
@@ -254,10 +256,8 @@ def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | 
     if "limits" not in enforced and "safe" not in enforced and "qos" not in enforced:
         return OfUser(accounts=frozenset(a[1] for a in associations), qos=frozenset(allowed))
     used_qos = qos or mine[0][3] or "normal"
-    submit = [cell for a in mine for cell in a[4:6]]
-    submit += [cell for line in qos_lines if line[0] == used_qos for cell in line[1:3]]
+    submit = [cell for a in mine for cell in a[4:6]] + [c for q in qos_lines if q[0] == used_qos for c in q[1:3]]
     times = {line[0]: _minutes(line[3]) for line in qos_lines}
-    of_account = dict(zip(("group", "job"), mine[0][6:8], strict=True))
     return OfUser(
         accounts=frozenset(a[1] for a in associations),
         qos=frozenset(allowed),
@@ -267,14 +267,10 @@ def _read_accounting(config: Mapping[str, str], account: str | None, qos: str | 
         qos_ceilings={
             line[0]: ceiling_of(f"QOS {line[0]}", dict(zip(KINDS, line[5:9], strict=True))) for line in qos_lines
         },
-        own_ceiling=ceiling_of(f"account {mine[0][1]}", of_account),
+        own_ceiling=ceiling_of(f"account {mine[0][1]}", {"group": mine[0][6], "job": mine[0][7]}),
         default_qos=mine[0][3] or "normal",
         over_partition=frozenset(line[0] for line in qos_lines if "OverPartQOS" in line[9].split(",")),
     )
-
-
-def user_name() -> str:
-    return getpass.getuser()
 
 
 def _number(text: str) -> int | None:
@@ -295,3 +291,46 @@ def _names(text: str) -> frozenset[str] | None:
 def queue_room(limits: Limits, jobs_live_of_user: int) -> int | None:
     """How many more jobs (each task of an array is one) this user may submit now; None = no limit known."""
     return None if limits.max_jobs is None else max(0, limits.max_jobs - jobs_live_of_user)
+
+
+# ------------------------------------------------------------------------------------------------------------ ceilings
+def ceiling_of(owner: str, columns: Mapping[str, str]) -> Ceiling:
+    """columns: kind -> what sacctmgr prints of it."""
+    return Ceiling(
+        owner, {(kind, tres): most for kind, text in columns.items() for tres, most in tres_of(text).items()}
+    )
+
+
+def above(request: Resources, layers: Sequence[Ceiling]) -> ConfigError | None:
+    """Why such a job would wait for good; None where nothing forbids it. layers: the most important first, since SLURM
+    takes each limit from the first of them that has it."""
+    for key, tres, value in _amounts(request):
+        most, owner = _least(layers, tres)
+        if value > most:
+            allowed = f"{most / 1024:g}" if tres == "mem" else f"{most:g}"
+            amount = value / 1024 if tres == "mem" else value
+            what = f"cluster.{key}={amount:g} is more than {owner} ever gives"
+            return ConfigError(what, remedy=f"give cluster.{key}={allowed} or less")
+    return None
+
+
+def room(layers: Sequence[Ceiling]) -> tuple[float, float]:
+    """The most CPUs, and MiB of memory, that one job may ever have."""
+    return _least(layers, "cpu")[0], _least(layers, "mem")[0]
+
+
+def _least(layers: Sequence[Ceiling], tres: str) -> tuple[float, str]:
+    of_kinds = [
+        next(((layer.most[kind, tres], layer.owner) for layer in layers if (kind, tres) in layer.most), None)
+        for kind in KINDS
+    ]
+    return min((limit for limit in of_kinds if limit is not None), default=(math.inf, ""))
+
+
+def _amounts(request: Resources) -> Iterable[tuple[str, str, float]]:
+    yield "gpus", "gres/gpu", request.gpus
+    if request.gpu_type is not None:
+        yield "gpus", f"gres/gpu:{request.gpu_type}", request.gpus
+    yield "cpus", "cpu", request.cpus
+    if request.mem_gb is not None:
+        yield "mem_gb", "mem", request.mem_gb * 1024

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -71,7 +71,6 @@ class Watcher:
 
 @dataclass(slots=True)
 class _Child:
-    index: int
     planned: PlannedRun
     process: ForkServerProcess
     slot: int
@@ -86,12 +85,17 @@ class _Pool:
     robbed: runs that found their features damaged or gone, once; a second time they fail.
     """
 
-    waiting: list[tuple[int, PlannedRun]]
-    places: dict[str, int] = field(default_factory=dict)
+    waiting: list[PlannedRun]
+    places: Mapping[str, int]
     robbed: set[str] = field(default_factory=set)
     children: list[_Child] = field(default_factory=list)
     endings: dict[str, Ended] = field(default_factory=dict)
     elsewhere: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def pending(self) -> set[str]:
+        """Runs that wait or run."""
+        return {p.run.run_id for p in (*self.waiting, *(c.planned for c in self.children))}
 
 
 def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
@@ -104,7 +108,7 @@ def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
     runs |= {e.run_id: e for p in todo for e in p.run.extractions if e.run_id not in runs}
     payload = job.write_payload(list(runs.values()), runtime)
     slots = slots_for(runtime)
-    pool = _Pool(waiting=list(enumerate(todo)), places={run_id: place for place, run_id in enumerate(runs)})
+    pool = _Pool(waiting=list(todo), places={run_id: place for place, run_id in enumerate(runs)})
     try:
         with _terminated_as_interrupted() as heard:
             while (pool.waiting or pool.children) and not heard:
@@ -119,7 +123,9 @@ def run_plan(plan: Plan, runtime: Runtime, watcher: Watcher) -> list[Ended]:
         _stop(pool)
         raise
     finally:
-        _forget(payload)
+        payload.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            payload.parent.rmdir()
     return list(pool.endings.values())
 
 
@@ -154,19 +160,18 @@ def _terminated_as_interrupted() -> Iterator[list[int]]:
 
 def _start_ready(pool: _Pool, payload: Path, slots: Sequence[str | None], runtime: Runtime, watcher: Watcher) -> None:
     free = sorted(set(range(len(slots))) - {c.slot for c in pool.children})
-    pending = {p.run.run_id for _, p in pool.waiting} | {c.planned.run.run_id for c in pool.children}
-    for item in list(pool.waiting):
+    pending = pool.pending
+    for planned in list(pool.waiting):
         if not free:
             return
-        index, planned = item
         if any(need in pending for need in planned.needs) or _is_elsewhere(pool, planned.run, runtime):
             continue
-        pool.waiting.remove(item)
-        slot = free.pop(0)
-        on_lost = "fail" if planned.run.run_id in pool.robbed else "tell"
-        process = context().Process(target=_child, args=(str(payload), index, slots[slot], on_lost))
+        pool.waiting.remove(planned)
+        slot, run_id = free.pop(0), planned.run.run_id
+        on_lost = "fail" if run_id in pool.robbed else "tell"
+        process = context().Process(target=_child, args=(str(payload), pool.places[run_id], slots[slot], on_lost))
         process.start()
-        pool.children.append(_Child(index, planned, process, slot))
+        pool.children.append(_Child(planned, process, slot))
         watcher.started(planned)
 
 
@@ -183,14 +188,12 @@ def _is_elsewhere(pool: _Pool, run: RunSpec, runtime: Runtime) -> bool:
 
 def _drop_blocked(pool: _Pool, watcher: Watcher) -> None:
     """Whatever needs a run that did not complete here cannot run either."""
-    for item in list(pool.waiting):
-        planned = item[1]
-        for need in planned.needs:
-            other = pool.endings.get(need)
-            if other is not None and other.ending not in ("completed", "reused"):
-                pool.waiting.remove(item)
-                _end(pool, watcher, Ended(planned.run, "blocked", f"needs {need}, which {other.ending}", "blocked"))
-                break
+    for planned in list(pool.waiting):
+        bad = next((e for n in planned.needs if (e := pool.endings.get(n)) and e.failure is not None), None)
+        if bad is not None:
+            pool.waiting.remove(planned)
+            reason = f"needs {bad.run.run_id}, which {bad.ending}"
+            _end(pool, watcher, Ended(planned.run, "blocked", reason, "blocked"))
 
 
 def _collect(pool: _Pool, runtime: Runtime, watcher: Watcher) -> None:
@@ -206,7 +209,7 @@ def _collect(pool: _Pool, runtime: Runtime, watcher: Watcher) -> None:
         if ended.ending != "in flight":
             _end(pool, watcher, ended)
             continue
-        pool.waiting.append((child.index, child.planned))
+        pool.waiting.append(child.planned)
         pool.elsewhere[child.planned.run.run_id] = time.monotonic() + ELSEWHERE_POLL_S
         watcher.waiting(child.planned)
 
@@ -214,16 +217,15 @@ def _collect(pool: _Pool, runtime: Runtime, watcher: Watcher) -> None:
 def _extract_again(pool: _Pool, child: _Child, runtime: Runtime, watcher: Watcher) -> None:
     """A run found its features damaged or gone: their extraction stands before it, and before all that need it too."""
     pool.robbed.add(child.planned.run.run_id)
-    pool.waiting.insert(0, (child.index, child.planned))
-    at_work = {p.run.run_id for _, p in pool.waiting} | {c.planned.run.run_id for c in pool.children}
+    pool.waiting.insert(0, child.planned)
+    pending = pool.pending
     for extraction in child.planned.run.extractions:
-        if extract.is_done(extraction, runtime) or extraction.run_id in at_work:
+        if extract.is_done(extraction, runtime) or extraction.run_id in pending:
             continue
         why = extract.damaged(extraction, runtime) or f"features of {extraction.model} are gone"
         again = PlannedRun(extraction, "run", f"{why}: extracted again")
         pool.endings.pop(extraction.run_id, None)
-        pool.waiting = [(index, _after(planned, extraction.run_id)) for index, planned in pool.waiting]
-        pool.waiting.insert(0, (pool.places[extraction.run_id], again))
+        pool.waiting = [again, *(_after(planned, extraction.run_id) for planned in pool.waiting)]
         watcher.again(again)
 
 
@@ -236,13 +238,12 @@ def _after(planned: PlannedRun, extraction: str) -> PlannedRun:
 def _judge(child: _Child, runtime: Runtime) -> Ended:
     """The record decides; the exit code only where there is none."""
     run, code = child.planned.run, child.process.exitcode
-    if code == _EXIT["completed"]:
-        return Ended(run, "completed")
     if code == _EXIT["failed"]:
         head = record_head(store_paths(runtime).run(run.run_id))
         if head is not None and head.failure_class is not None:
             return Ended(run, "failed", head.error or "", head.failure_class, head.remedy)
     for ended in (
+        Ended(run, "completed"),
         Ended(run, "reused"),
         Ended(run, "interrupted", "it was told to stop", remedy="launch again to continue"),
         Ended(run, "in flight"),
@@ -269,11 +270,11 @@ def _loss(run: RunSpec, code: int) -> GridError:
         return Lost(f"its process {cause.words}", cause.failure_class, None if of_a_node else cause.remedy)
     cpu_s = resource.getrlimit(resource.RLIMIT_CPU)[0]
     if code == -signal.SIGKILL and cpu_s != resource.RLIM_INFINITY:
-        told = f"its process was killed, as one is that has used more CPU time than ulimit -t, which is {cpu_s} here"
-        return Lost(told, "environment", OF_ULIMIT)
-    what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-    told = f"its process ended with {what}; the end of its log.txt may say why"
-    return Lost(told, signal=-code if code < 0 else None)
+        words = f"its process was killed, as one is that has used more CPU time than ulimit -t, which is {cpu_s} here"
+        return Lost(words, "environment", OF_ULIMIT)
+    ending = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    words = f"its process ended with {ending}; the end of its log.txt may say why"
+    return Lost(words, signal=-code if code < 0 else None)
 
 
 def _end(pool: _Pool, watcher: Watcher, ended: Ended) -> None:
@@ -291,12 +292,6 @@ def _stop(pool: _Pool) -> None:
         if child.process.is_alive():
             child.process.kill()
             child.process.join()
-
-
-def _forget(payload: Path) -> None:
-    payload.unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        payload.parent.rmdir()
 
 
 # ------------------------------------------------------------------------------------------------- inside the children
@@ -323,8 +318,8 @@ def _child(payload: str, index: int, gpu: str | None, on_lost: job.OnLost) -> No
 def _outcome(payload: str, index: int, gpu: str | None, stop: StopFlag, on_lost: job.OnLost) -> str:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # torch looks when it first uses a GPU, which this process has not yet
-    asked = job.read_payload(Path(payload))
-    run, runtime = asked.runs[index], asked.runtime
+    orders = job.read_payload(Path(payload))
+    run, runtime = orders.runs[index], orders.runtime
     log = store_paths(runtime).run(run.run_id).log
     with contextlib.suppress(OSError):
         log.parent.mkdir(parents=True, exist_ok=True)

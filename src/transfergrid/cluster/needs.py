@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from graphlib import TopologicalSorter
 
-from transfergrid.cluster.evidence import Case, payload_runs
+from transfergrid.cluster.evidence import Case, payload_of
 from transfergrid.cluster.ledger import Ledger
 from transfergrid.cluster.run_state import ENDED, RunState
-from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec
 
 
-def needs_of(store: StorePaths, ledger: Ledger, run_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
+def needs_of(ledger: Ledger, run_ids: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """What each run is made from, extractions included, as the launches that sent it say; unknown runs are left out."""
     return {run_id: needs_of_spec(spec) for run_id, spec in specs_of(ledger, run_ids).items()}
 
@@ -23,42 +23,32 @@ def needs_of_spec(spec: RunSpec) -> tuple[str, ...]:
 
 def specs_of(ledger: Ledger, run_ids: Iterable[str]) -> dict[str, RunSpec]:
     """The specs of those of these runs that were sent to SLURM by launches still on file."""
-    wanted = set(run_ids)
-    launches = {s.launch: None for s in reversed(ledger.submissions) if any(wanted.intersection(t) for t in s.tasks)}
-    found: dict[str, RunSpec] = {}
+    ids = set(run_ids)
+    launches = {s.launch: None for s in reversed(ledger.submissions) if any(ids.intersection(t) for t in s.tasks)}
+    specs: dict[str, RunSpec] = {}
     for launch in launches:
-        found = {run_id: spec for run_id, spec in payload_runs(launch).items() if run_id in wanted} | found
-        if len(found) == len(wanted):
+        specs = {run_id: spec for run_id, (spec, _) in payload_of(launch).items() if run_id in ids} | specs
+        if len(specs) == len(ids):
             break
-    return found
+    return specs
 
 
 def with_ancestors(run_ids: Sequence[str], needs: Mapping[str, Sequence[str]]) -> list[str]:
-    found = dict.fromkeys(run_ids)
-    frontier = list(found)
+    reached = dict.fromkeys(run_ids)
+    frontier = list(reached)
     while frontier:
-        frontier = [n for n in dict.fromkeys(n for r in frontier for n in needs.get(r, ())) if n not in found]
-        found |= dict.fromkeys(frontier)
-    return list(found)
+        frontier = [n for n in dict.fromkeys(n for r in frontier for n in needs.get(r, ())) if n not in reached]
+        reached |= dict.fromkeys(frontier)
+    return list(reached)
 
 
 # -------------------------------------------------------------------------------------------------------------- states
-def follow_needs(
-    run_id: str, states: dict[str, RunState], cases: Mapping[str, Case], needs: Mapping[str, Sequence[str]]
-) -> None:
-    """Say of a run what it waits for, or what blocks it; needed ones first. Each run is settled once."""
-    pending: list[tuple[str, bool]] = [(run_id, False)]
-    while pending:
-        each, needs_settled = pending.pop()
-        if not needs_settled:
-            pending.append((each, True))
-            pending.extend((n, False) for n in needs.get(each, ()) if _may_depend(states[n]))
-        elif _may_depend(states[each]):
-            states[each] = _depending(states[each], cases[each], [states[n] for n in needs.get(each, ())])
-
-
-def _may_depend(state: RunState) -> bool:
-    return state.state in ("not submitted", "cancelled", "lost", "blocked") or state.waits_for_needs
+def follow_needs(states: dict[str, RunState], cases: Mapping[str, Case], needs: Mapping[str, Sequence[str]]) -> None:
+    """Say of each run what it waits for, or what blocks it; needed ones first."""
+    for run_id in TopologicalSorter({run_id: needs.get(run_id, ()) for run_id in states}).static_order():
+        state = states[run_id]
+        if state.state in ("not submitted", "cancelled", "lost", "blocked") or state.waits_for_needs:
+            states[run_id] = _depending(state, cases[run_id], [states[n] for n in needs.get(run_id, ())])
 
 
 def _depending(state: RunState, case: Case, needed: Sequence[RunState]) -> RunState:
@@ -77,9 +67,6 @@ def _depending(state: RunState, case: Case, needed: Sequence[RunState]) -> RunSt
 
 def _named(other: RunState) -> str:
     """`R, which failed (data)`; of one that is itself blocked, what blocks it stands in its own reason."""
-    if other.state == "blocked":
-        return f"{other.run_id}, which is blocked: {other.reason}"
-    if other.state in ("failed", "lost", "cancelled"):
-        how = {"failed": "failed", "lost": "was lost", "cancelled": "was cancelled"}[other.state]
-        return f"{other.run_id}, which {how}" + (f" ({other.failure_class})" if other.state == "failed" else "")
-    return f"{other.run_id}, which is {other.state}"
+    ways = {"failed": f"failed ({other.failure_class})", "lost": "was lost", "cancelled": "was cancelled"}
+    ways["blocked"] = f"is blocked: {other.reason}"
+    return f"{other.run_id}, which {ways.get(other.state, f'is {other.state}')}"

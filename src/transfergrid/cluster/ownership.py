@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from transfergrid.cluster import accounting, slurm
-from transfergrid.cluster.slurm_words import meaning
 from transfergrid.errors import MachineError
 from transfergrid.store.attempts import job_mark, restart_count, slurm_task
 
@@ -92,11 +91,11 @@ class Proof:
             return self.name != "" and self.name in (name, comment)
         return self.cluster == cluster and (name == self.token or name.endswith(f"-{self.token}"))
 
-    def may_be_renamed(self, cluster: str, row: slurm.QueueEntry) -> bool:
+    def may_be_renamed(self, cluster: str, row: slurm.JobRow) -> bool:
         """Whether a live job of its number, on its cluster and of its user, bears another name: nothing tells whether
         the user has renamed it or the number was given again."""
         same = self.is_of(cluster) and self.uid is not None and self.uid == row.uid
-        return same and not self.fits(cluster, row.name) and meaning(row.state).kind != "ended"
+        return same and not self.fits(cluster, row.name) and not row.has_ended
 
 
 def proof_of_attempt(owner: Mapping[str, Any]) -> Proof:
@@ -105,19 +104,17 @@ def proof_of_attempt(owner: Mapping[str, Any]) -> Proof:
 
 
 # ------------------------------------------------------------------------------------------------------- what is alive
-def live_rows(jobs: Mapping[str, Proof], where: Here | None = None) -> dict[str, slurm.QueueEntry]:
-    """Of these jobs (`123`, which covers an array's tasks, or `123_4`) what is alive now and proven: task -> its row.
-
-    A job that is ending is alive. where: the cluster, if it is known already. Raises SlurmDown, SlurmRefused.
-    """
+def live_rows(jobs: Mapping[str, Proof], where: Here | None = None) -> dict[str, slurm.JobRow]:
+    """Of these jobs (`123`, which covers an array's tasks, or `123_4`) what is alive now, or ending, and proven: task
+    -> its row. where: the cluster, if it is known already. Raises SlurmDown, SlurmRefused."""
     if not jobs:
         return {}
     where = where or here()
-    asked = {job_id: proof for job_id, proof in jobs.items() if proof.is_of(where.name)}
+    own = {job_id: proof for job_id, proof in jobs.items() if proof.is_of(where.name)}
     rows = {}
-    for entry in slurm.squeue(slurm.base_id(job_id) for job_id in asked):
-        proof = asked.get(entry.job_id) or asked.get(slurm.base_id(entry.job_id))
-        if proof is not None and proof.fits(where.name, entry.name) and meaning(entry.state).kind != "ended":
+    for entry in slurm.squeue(slurm.base_id(job_id) for job_id in own):
+        proof = own.get(entry.job_id) or own.get(slurm.base_id(entry.job_id))
+        if proof is not None and proof.fits(where.name, entry.name) and not entry.has_ended:
             rows[entry.job_id] = entry
     return rows
 
@@ -131,28 +128,26 @@ def is_alive(owner: Mapping[str, Any]) -> bool | None:
         where = here()
         if proof.cluster != where.name:
             return None
-        shown = [e for e in slurm.squeue([task]) if e.job_id == task]
+        entries = [e for e in slurm.squeue([task]) if e.job_id == task]
     except MachineError:
         return None
-    rows = [e for e in shown if proof.fits(where.name, e.name)]
+    rows = [e for e in entries if proof.fits(where.name, e.name)]
     if rows:
-        return meaning(rows[0].state).kind != "ended"
-    if any(proof.may_be_renamed(where.name, e) for e in shown):
+        return not rows[0].has_ended
+    if any(proof.may_be_renamed(where.name, e) for e in entries):
         return None
     if where.may_hide(proof):
         return None
     since = datetime.now(UTC) - timedelta(days=365)
     account = accounting.sacct([task], since=since, cluster=where.name) or ()
-    told = [a for a in account if a.job_id == task and proof.fits(a.cluster, a.name)]
-    return None if told and meaning(told[-1].state).kind != "ended" else False
+    account_rows = [a for a in account if a.job_id == task and proof.fits(a.cluster, a.name)]
+    return None if account_rows and not account_rows[-1].has_ended else False
 
 
 # ----------------------------------------------------------------------------------------------------------- this job
-def row_of_this_job(timeout_s: float = slurm.TIMEOUT_S) -> slurm.QueueEntry | None:
+def row_of_this_job(timeout_s: float = slurm.TIMEOUT_S) -> slurm.JobRow | None:
     """As the queue shows the job this process is in; None where it shows none that proves to be it, or a newer copy.
-
-    Raises SlurmDown, SlurmRefused.
-    """
+    Raises SlurmDown, SlurmRefused."""
     me, mark, where = slurm_task(), job_mark(), here(timeout_s)
     if me is None or mark is None or where.name != os.environ.get("SLURM_CLUSTER_NAME"):
         return None

@@ -8,7 +8,20 @@ from typing import Literal
 
 from transfergrid.errors import next_step
 
-State = Literal["done", "failed", "running", "pending", "blocked", "cancelled", "lost", "unknown", "not submitted"]
+State = Literal[
+    "done",
+    "failed",
+    "running",
+    "pending",
+    "blocked",
+    "cancelled",
+    "lost",
+    "unknown",
+    "not submitted",
+    "waiting",  # this and the next two are of a grid that is launched on this machine
+    "interrupted",
+    "not started",
+]
 
 
 ENDED: tuple[State, ...] = ("failed", "lost", "blocked", "cancelled")
@@ -68,7 +81,7 @@ class RunState:
     @property
     def is_live(self) -> bool:
         """Whether something may still come of it without a new launch."""
-        return self.state in ("pending", "running", "unknown")
+        return self.state in ("pending", "running", "unknown", "waiting")
 
     @property
     def may_change(self) -> bool:

@@ -13,10 +13,10 @@ import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from transfergrid.cluster.answers import Answer, answer
 from transfergrid.cluster.forms import JOB_ID, duration_s, rows, say_unread, when
+from transfergrid.cluster.slurm_words import Answer, answer, meaning
 from transfergrid.errors import MachineError
 
 TIMEOUT_S = 30.0
@@ -41,16 +41,16 @@ class SlurmMissing(SlurmDown):
 
 
 class SlurmRefused(MachineError):
-    """The command failed, with other words than those of silence. said: its own, all of them on one line."""
+    """The command failed, with other words than those of silence. words: its own, all of them on one line."""
 
-    def __init__(self, what: str, said: str = "", *, remedy: str = "") -> None:
+    def __init__(self, what: str, words: str = "", *, remedy: str = "") -> None:
         super().__init__(what, remedy=remedy)
-        self.said = said
+        self.words = words
 
     @property
     def answer(self) -> Answer:
         """Whether these words are a refusal at all."""
-        return answer(self.said)
+        return answer(self.words)
 
 
 def environment() -> dict[str, str]:
@@ -59,11 +59,11 @@ def environment() -> dict[str, str]:
     What names the cluster stays, and times are told in UTC. SBATCH_CLUSTERS, which sbatch alone would follow, counts
     for every command, as SLURM_CLUSTERS.
     """
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(OF_CLIENTS) or k in NAMES_THE_CLUSTER}
+    variables = {k: v for k, v in os.environ.items() if not k.startswith(OF_CLIENTS) or k in NAMES_THE_CLUSTER}
     if os.environ.get("SBATCH_CLUSTERS"):
-        kept["SLURM_CLUSTERS"] = os.environ["SBATCH_CLUSTERS"]
+        variables["SLURM_CLUSTERS"] = os.environ["SBATCH_CLUSTERS"]
     # An array's waiting tasks would be cut short to `5_[0-3,5,7,...]`.
-    return kept | {"TZ": "UTC", "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C"}
+    return variables | {"TZ": "UTC", "SLURM_TIME_FORMAT": "standard", "SLURM_BITSTR_LEN": "0", "LC_ALL": "C"}
 
 
 def run(command: Sequence[str], *, timeout_s: float = TIMEOUT_S, environ: Mapping[str, str] | None = None) -> str:
@@ -76,11 +76,11 @@ def _output(command: Sequence[str], timeout_s: float, environ: Mapping[str, str]
     done = _call(command, timeout_s, environ)
     if done.returncode == 0:
         return done.stdout
-    said = " ".join((done.stderr or done.stdout).decode(errors="replace").split())
-    told = f"{command[0]}: {said[-300:] or f'exit code {done.returncode}'}"  # what it failed of comes last
-    if answer(said) is Answer.SILENCE:
-        raise SlurmDown(told)
-    raise SlurmRefused(told, said)
+    words = " ".join((done.stderr or done.stdout).decode(errors="replace").split())
+    what = f"{command[0]}: {words[-300:] or f'exit code {done.returncode}'}"  # what it failed of comes last
+    if answer(words) is Answer.SILENCE:
+        raise SlurmDown(what)
+    raise SlurmRefused(what, words)
 
 
 def _call(
@@ -101,14 +101,12 @@ def _call(
 
 
 def sbatch(arguments: Sequence[str], *, environ: Mapping[str, str] | None = None) -> str | None:
-    """The id that it says it gave the job; None where it succeeded and no line of its answer tells one.
-
-    A banner may tell one as well: the job's own is that of its name (adopt.py). Raises SlurmDown, SlurmRefused.
-    """
+    """The id that it says it gave the job; None where no line of its answer tells one. A banner may tell one as well:
+    the job's own is that of its name (adopt.py). Raises SlurmDown, SlurmRefused."""
     text = run(["sbatch", *arguments], timeout_s=SBATCH_S, environ=environ)
     form = r"^[ \t]*(?:Submitted batch job (\d+)(?: on cluster \S+)?|(\d+)(?:;\S+)?)[ \t\r]*$"
-    told = re.findall(form, text, re.MULTILINE)  # `1;cluster` with SBATCH_PARSABLE
-    return "".join(told[-1]) if told else None
+    ids = re.findall(form, text, re.MULTILINE)  # `1;cluster` with SBATCH_PARSABLE
+    return "".join(ids[-1]) if ids else None
 
 
 def inside_job() -> bool:
@@ -127,24 +125,22 @@ def answers(timeout_s: float = PROBE_S) -> bool:
 
 
 def test_only(options: Sequence[str]) -> str | None:
-    """`to start at 2026-11-20 13:00 UTC on n1`: SLURM's own estimate for such a job; None where it gives none.
-
-    Raises SlurmRefused where it would not take the job.
-    """
+    """`to start at 2026-11-20 13:00 UTC on n1`: SLURM's own estimate for such a job; None where it gives none. Raises
+    SlurmRefused where it would not take the job."""
     try:
         done = _call(["sbatch", "--test-only", *options, "--wrap=true"], 5.0)
     except (SlurmDown, SlurmRefused):
         return None
-    said = done.stderr.decode(errors="replace")
-    found = re.search(r"to start at (\S+?)T(\d\d:\d\d):\d\d .*?on nodes? (\S+)", said)
-    if found is not None:
-        return f"to start at {found[1]} {found[2]} UTC on {found[3]}"
-    if done.returncode == 0 or answer(said) is Answer.SILENCE:
+    words = done.stderr.decode(errors="replace")
+    estimate = re.search(r"to start at (\S+?)T(\d\d:\d\d):\d\d .*?on nodes? (\S+)", words)
+    if estimate is not None:
+        return f"to start at {estimate[1]} {estimate[2]} UTC on {estimate[3]}"
+    if done.returncode == 0 or answer(words) is Answer.SILENCE:
         return None
-    refused = re.search(r"allocation failure: (.+)", said)
-    lines = [re.sub(r"^(sbatch: )?(error: )?", "", line.strip()) for line in said.splitlines()]
-    told = refused[1].strip() if refused is not None else "; ".join(filter(None, lines))
-    raise SlurmRefused(told[:300] or f"sbatch ends with code {done.returncode}", told)  # without a banner
+    refused = re.search(r"allocation failure: (.+)", words)
+    lines = [re.sub(r"^(sbatch: )?(error: )?", "", line.strip()) for line in words.splitlines()]
+    reason = refused[1].strip() if refused is not None else "; ".join(filter(None, lines))
+    raise SlurmRefused(reason[:300] or f"sbatch ends with code {done.returncode}", reason)  # without a banner
 
 
 def flags(options: Mapping[str, str | bool]) -> list[str]:
@@ -158,27 +154,47 @@ def count_own_jobs() -> int:
 
 
 # -------------------------------------------------------------------------------------------------------------- squeue
-@dataclass(frozen=True, slots=True)
-class QueueEntry:
-    """One job, or one task of an array, as squeue shows it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRow:
+    """One job, or one task of an array, as squeue or sacct shows it; or one start of a requeued job.
 
-    state: SLURM's word (PENDING, RUNNING, COMPLETING, COMPLETED, FAILED, ...). reason: why it waits or how it ended.
-    starts: expected or true start. elapsed_s, left_s: None where SLURM does not say. uid: of whose job it is. comment:
-    the user's, but of jobs that an older release sent, whose group it names.
+    state: SLURM's word; of sacct's a step's OUT_OF_MEMORY stands for the job's, which says only FAILED. started:
+    expected or true start. ended: of a job that has ended. elapsed_s, exit_code: None where SLURM does not say.
+
+    Of squeue alone: reason, why it waits or how it ended; uid, of whose job it is; comment, the user's, but of jobs
+    that an older release sent, whose group it names. Of sacct alone: gpus, that it was given; memory_mib, of host
+    memory it had asked for; max_rss_mib, the most that one of its steps was seen to use.
     """
 
     job_id: str
-    state: str
-    reason: str
-    starts: datetime | None
-    elapsed_s: float | None
-    left_s: float | None
-    restarts: int
-    nodes: str
-    uid: int | None
     name: str
-    comment: str
+    state: str
+    nodes: str
+    started: datetime | None
+    ended: datetime | None
+    elapsed_s: float | None
     exit_code: int | None
+    signal: int
+    reason: str = ""
+    left_s: float | None = None
+    restarts: int = 0
+    uid: int | None = None
+    comment: str = ""
+    cluster: str = ""
+    submitted: datetime | None = None
+    gpus: int = 0
+    memory_mib: float | None = None
+    max_rss_mib: float | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return meaning(self.state).kind == "ended"
+
+    @property
+    def memory(self) -> str:
+        """What it used of what it had asked for, in words; empty where that is not known."""
+        used, requested = self.max_rss_mib, self.memory_mib
+        return f"seen using {used / 1024:.1f} of {requested / 1024:.1f} GiB" if used and requested else ""
 
 
 _QUEUE = (
@@ -195,50 +211,53 @@ def squeue(
     names: Iterable[str] = (),
     uids: Iterable[int] = (),
     timeout_s: float = TIMEOUT_S,
-) -> list[QueueEntry]:
+) -> list[JobRow]:
     """These jobs (array ids cover their tasks), those of these names, or all of these users; unknown ones are left
     out."""
-    of_ids, of_names, of_users = sorted(set(job_ids)), sorted(set(names)), sorted(set(uids))
-    if not of_ids and not of_names and not of_users:
+    choices = (("-j", job_ids), ("--name", names), ("-u", map(str, uids)))
+    which = next(([option, ",".join(v)] for option, values in choices if (v := sorted(set(values)))), None)
+    if which is None:
         return []
     fields = ",".join(f"{name}:{_WIDTH}" for name in _QUEUE)
-    which = ["--name", ",".join(of_names)] if of_names else ["-u", ",".join(map(str, of_users))]
-    which = ["-j", ",".join(of_ids)] if of_ids else which
     try:
         # -a: jobs in hidden partitions too.
-        said = _output(["squeue", "-a", "-h", "-r", "-t", "all", *which, "-O", fields], timeout_s)
+        output = _output(["squeue", "-a", "-h", "-r", "-t", "all", *which, "-O", fields], timeout_s)
     except SlurmRefused as error:
-        if "Invalid job id" in error.said:  # all of them were forgotten
+        if "Invalid job id" in error.words:  # all of them were forgotten
             return []
         raise
     entries, unread = [], []
-    for line in said.split(b"\n"):
+    for line in output.split(b"\n"):
         cells = [line[i : i + _WIDTH] for i in range(0, len(line), _WIDTH)]
         if len(cells) >= len(_QUEUE) and _is_job(cells[0]):
             if b"[" not in cells[0]:  # what -r leaves of an array at most
-                entries.append(_queue_entry(cells))
+                entries.append(_job_row(cells))
         else:
             unread.append(line.decode(errors="replace"))
     say_unread("squeue", unread)
     return entries
 
 
-def _queue_entry(row: Sequence[bytes]) -> QueueEntry:
+def _job_row(row: Sequence[bytes]) -> JobRow:
     cells = [cell.decode(errors="replace").strip() for cell in row[: len(_QUEUE)]]
-    job_id, state, reason, starts, used, left, restarts, nodes, uid, name, comment, exit_code = cells
-    return QueueEntry(
+    job_id, state, reason, starts, used, left, restarts, nodes, uid, name, comment, status = cells
+    started, elapsed_s = when(starts), duration_s(used)
+    exit_code, number = divmod(int(status), 256) if status.isdigit() else (None, 0)  # the status as wait() gives it
+    return JobRow(
         job_id=job_id,
+        name=name,
         state=state,
+        nodes=nodes,
+        started=started,
+        ended=None if started is None else started + timedelta(seconds=elapsed_s or 0),
+        elapsed_s=elapsed_s,
+        exit_code=exit_code,
+        signal=number & 0x7F,
         reason="" if reason == "None" else reason,
-        starts=when(starts),
-        elapsed_s=duration_s(used),
         left_s=duration_s(left),
         restarts=int(restarts) if restarts.isdigit() else 0,
-        nodes=nodes,
         uid=int(uid) if uid.isdigit() else None,
-        name=name,
         comment="" if comment == "(null)" else comment,
-        exit_code=int(exit_code) if exit_code.isdigit() else None,
     )
 
 
@@ -261,7 +280,7 @@ def scancel(job_ids: Iterable[str], *, pending_only: bool = False) -> None:
         try:
             run(["scancel", *(["-t", "PENDING"] if pending_only else []), *ids[first : first + 500]])
         except SlurmRefused as error:
-            if "Invalid job id" not in error.said:
+            if "Invalid job id" not in error.words:
                 raise
 
 

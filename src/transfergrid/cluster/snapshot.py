@@ -75,6 +75,6 @@ def copies_to_collect(store: StorePaths, ledger: Ledger) -> tuple[list[Path], li
     return folders, reasons
 
 
-def _is_over(entry: slurm.QueueEntry) -> bool:
+def _is_over(entry: slurm.JobRow) -> bool:
     of_state = slurm_words.meaning(entry.state)
     return of_state.kind == "ended" and not of_state.may_return

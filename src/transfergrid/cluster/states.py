@@ -18,7 +18,6 @@ from transfergrid.cluster import slurm, slurm_words
 from transfergrid.cluster.causes import Cause, cause_of
 from transfergrid.cluster.evidence import (
     Case,
-    Ending,
     Look,
     ask_slurm,
     case_of,
@@ -33,6 +32,7 @@ from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.needs import follow_needs, with_ancestors
 from transfergrid.cluster.ownership import UNMARKED
 from transfergrid.cluster.run_state import RunState, State
+from transfergrid.cluster.slurm import JobRow
 from transfergrid.paths import StorePaths
 from transfergrid.store.records import phase_seconds
 
@@ -45,15 +45,13 @@ _STATE_OF_CLASS: dict[str, State] = {"blocked": "blocked", "cancelled": "cancell
 class Snapshot:
     """slurm_error: what squeue said where it did not answer. accounting: False where sacct was asked and did not.
 
-    commands: how many commands of SLURM's were run, at most three, and one for each other cluster. cluster: SLURM's
-    name of the one that answers here; None where nobody was asked, or none does. finish: of the grid's finish job;
-    None where no job of the grid was sent.
+    cluster: SLURM's name of the one that answers here; None where nobody was asked, or none does. finish: of the grid's
+    finish job; None where no job of the grid was sent.
     """
 
     states: Mapping[str, RunState]
     slurm_error: str | None
     accounting: bool
-    commands: int
     cluster: str | None = None
     finish: RunState | None = None
 
@@ -80,17 +78,16 @@ def take_snapshot(
     """The state of each of these runs, and of the finish job of `grid`. needs: of each run, the runs it is made from;
     see needs_of()."""
     needs = needs or {}
-    asked = list(dict.fromkeys(run_ids))
+    own_ids = list(dict.fromkeys(run_ids))
     look = Look(store=store, ledger=ledger, now=datetime.now(UTC))
-    cases = {run_id: case_of(look, run_id) for run_id in with_ancestors(asked, needs)}
+    cases = {run_id: case_of(look, run_id) for run_id in with_ancestors(own_ids, needs)}
     finishing = None if grid is None else finish_case(ledger, grid)
     ask_slurm(look, [*cases.values(), *([finishing] if finishing is not None else [])], timeout_s)
     states = {run_id: _with_artifacts(case, _judge(look, case)) for run_id, case in cases.items()}
-    for run_id in asked:
-        follow_needs(run_id, states, cases, needs)
+    follow_needs(states, cases, needs)
     cluster = look.here.name if look.here is not None else None
     finish = None if finishing is None else _judge_finish(look, finishing)
-    return Snapshot({r: states[r] for r in asked}, look.error, look.accounting, look.commands, cluster, finish)
+    return Snapshot({r: states[r] for r in own_ids}, look.error, look.accounting, cluster, finish)
 
 
 # ------------------------------------------------------------------------------------------------------------ judgement
@@ -102,7 +99,7 @@ def _judge(look: Look, case: Case) -> RunState:
     if own.is_locked and not own.owner.get("slurm_job_id"):
         return _held(look, case)
     entry = look.entry(case)
-    if entry is not None and slurm_words.meaning(entry.state).kind != "ended":
+    if entry is not None and not entry.has_ended:
         if case.has_current_record and case.began_since(entry.restarts):
             return _recorded(case)
         return _queued(look, case, entry)
@@ -116,7 +113,7 @@ def _judge(look: Look, case: Case) -> RunState:
         return _elsewhere(look, case)
     ending = ending_of(look, case, entry)
     renamed = look.renamed(case)
-    if renamed is not None and (ending is None or slurm_words.meaning(ending.state).kind != "ended"):
+    if renamed is not None and (ending is None or not ending.has_ended):
         return _under_another_name(case, renamed)
     if ending is not None:
         return _ended(look, case, ending)
@@ -163,23 +160,23 @@ def _recorded(case: Case) -> RunState:
     return _with_class(state, name, reason, record.get("remedy"))
 
 
-def _queued(look: Look, case: Case, entry: slurm.QueueEntry) -> RunState:
+def _queued(look: Look, case: Case, entry: JobRow) -> RunState:
     """Of a job that SLURM has alive."""
-    found = slurm_words.meaning(entry.state)
+    meaning = slurm_words.meaning(entry.state)
     state = replace(
         _unknown(case, node=entry.nodes),
-        state="pending" if found.kind == "waits" else "running" if found.kind == "runs" else "unknown",
-        reason=found.words,
+        state="pending" if meaning.kind == "waits" else "running" if meaning.kind == "runs" else "unknown",
+        reason=meaning.words,
         job_id=entry.job_id,
         elapsed_s=entry.elapsed_s,
         left_s=entry.left_s,
     )
-    if found.kind == "unknown":
+    if meaning.kind == "unknown":
         return replace(state, reason=f"SLURM says {entry.state}")
-    if found.kind == "waits":
+    if meaning.kind == "waits":
         wait = slurm_words.wait(entry.reason)
-        reason = "; ".join(filter(None, (found.words, wait.words)))
-        starts = entry.starts if look.age_s(entry.starts) < 0 else None
+        reason = "; ".join(filter(None, (meaning.words, wait.words)))
+        starts = entry.started if look.age_s(entry.started) < 0 else None
         state = replace(state, never_starts=wait.never, waits_for_needs=wait.for_needs)
         return replace(state, reason=reason, starts=starts, elapsed_s=None)
     if case.is_finish:
@@ -188,12 +185,12 @@ def _queued(look: Look, case: Case, entry: slurm.QueueEntry) -> RunState:
         is_ending = entry.state == "COMPLETING"
         turn = f"its job {entry.job_id} is ending" if is_ending else f"waits for its turn in job {entry.job_id}"
         return replace(state, state="pending", reason=turn, elapsed_s=None)
-    if not case.began_since(entry.restarts) and not found.words:
+    if not case.began_since(entry.restarts) and not meaning.words:
         return replace(state, reason="is starting")
     return state
 
 
-def _at_work(look: Look, submission: Submission, index: int, entry: slurm.QueueEntry) -> str:
+def _at_work(look: Look, submission: Submission, index: int, entry: JobRow) -> str:
     """Of the runs that share a task, the one that was started last; before the first, the first that is to come."""
     pack = submission.tasks[index]
     cases = [Case(r, look.own(r), submission, index, entry.job_id) for r in pack]
@@ -218,48 +215,48 @@ def _unsent(look: Look, case: Case) -> RunState:
         return replace(state, reason="its last attempt was interrupted" if case.own.attempts else "")
     if look.age_s(case.submitted) < slurm.SETTLING_S:  # there is only the intent of it
         may_hide = look.here is not None and look.here.may_hide(sent.proof)
-        kept = sent.was_accepted or may_hide or look.elsewhere(case) is not None
-        return replace(state, state="unknown", undecided=kept, reason="is being submitted")
-    told = f"its launcher died while it submitted {sent.job_name}"
+        undecided = sent.was_accepted or may_hide or look.elsewhere(case) is not None
+        return replace(state, state="unknown", undecided=undecided, reason="is being submitted")
+    reason = f"its launcher died while it submitted {sent.job_name}"
     if not sent.proof.is_complete:
-        return replace(state, state="unknown", undecided=True, reason=f"{told}; {UNMARKED}")
+        return replace(state, state="unknown", undecided=True, reason=f"{reason}; {UNMARKED}")
     if look.here is None:
-        return replace(state, state="unknown", reason=f"{told}, and SLURM does not answer")
+        return replace(state, state="unknown", reason=f"{reason}, and SLURM does not answer")
     if (cluster := look.elsewhere(case)) is not None:
-        return replace(state, state="unknown", undecided=True, cluster=cluster, reason=f"{told} to cluster {cluster}")
+        return replace(state, state="unknown", undecided=True, cluster=cluster, reason=f"{reason} to cluster {cluster}")
     if sent.was_accepted or look.here.may_hide(sent.proof):
-        told += "; SLURM shows no job of that name" + (", though sbatch took it" if sent.was_accepted else "")
-        return replace(state, state="unknown", undecided=True, reason=told)
-    return replace(state, reason=f"{told}; launch again")
+        reason += "; SLURM shows no job of that name" + (", though sbatch took it" if sent.was_accepted else "")
+        return replace(state, state="unknown", undecided=True, reason=reason)
+    return replace(state, reason=f"{reason}; launch again")
 
 
-def _under_another_name(case: Case, entry: slurm.QueueEntry) -> RunState:
-    told = f"job {entry.job_id} of the same user is {entry.state}, and its name is {entry.name}, not what was sent"
-    return replace(_unknown(case, node=entry.nodes), reason=f"{told}; was it renamed?", undecided=True)
+def _under_another_name(case: Case, entry: JobRow) -> RunState:
+    fact = f"job {entry.job_id} of the same user is {entry.state}, and its name is {entry.name}, not what was sent"
+    return replace(_unknown(case, node=entry.nodes), reason=f"{fact}; was it renamed?", undecided=True)
 
 
 def _elsewhere(look: Look, case: Case) -> RunState:
     """Of a job of another cluster: how it ended, where accounts that both clusters share prove that."""
     cluster, account = look.elsewhere(case), look.accounted(case)
     ending = ending_of(look, case, None)
-    if ending is not None and slurm_words.meaning(ending.state).kind == "ended":
+    if ending is not None and ending.has_ended:
         state = _ended(look, case, ending)
         return replace(state, cluster=cluster if state.is_live else None, undecided=state.is_live)
-    told = f"; its accounting says {account.state}" if account is not None else ""
-    reason = f"its job {case.job_id} is on cluster {cluster}{told}"
+    more = f"; its accounting says {account.state}" if account is not None else ""
+    reason = f"its job {case.job_id} is on cluster {cluster}{more}"
     return replace(_unknown(case), reason=reason, undecided=True, cluster=cluster)
 
 
-def _ended(look: Look, case: Case, ending: Ending) -> RunState:
-    found = slurm_words.meaning(ending.state)
-    state = replace(_unknown(case, node=ending.node), elapsed_s=ending.elapsed_s)
-    if found.kind in ("waits", "runs", "unknown"):
+def _ended(look: Look, case: Case, ending: JobRow) -> RunState:
+    meaning = slurm_words.meaning(ending.state)
+    state = replace(_unknown(case, node=ending.nodes), elapsed_s=ending.elapsed_s)
+    if meaning.kind in ("waits", "runs", "unknown"):
         return _only_in_accounting(look, case, state, ending.state)
-    if found.may_return and look.age_s(ending.ended) < slurm.SETTLING_S:
-        return replace(state, reason=f"{found.words}; SLURM may start it again")
-    if found.failure_class is not None:
-        memory = f" ({ending.memory})" if ending.memory and found.failure_class == "host_oom" else ""
-        return _with_class(state, found.failure_class, found.words + memory)
+    if meaning.may_return and look.age_s(ending.ended) < slurm.SETTLING_S:
+        return replace(state, reason=f"{meaning.words}; SLURM may start it again")
+    if meaning.failure_class is not None:
+        memory = f" ({ending.memory})" if ending.memory and meaning.failure_class == "host_oom" else ""
+        return _with_class(state, meaning.failure_class, meaning.words + memory)
     if ending.state == "COMPLETED":
         if case.is_finish:
             return replace(state, state="done")
@@ -270,32 +267,30 @@ def _ended(look: Look, case: Case, ending: Ending) -> RunState:
     return _with_class(state, cause.failure_class, cause.words, cause.remedy)
 
 
-def _cause_of(case: Case, ending: Ending) -> Cause:
+def _cause_of(case: Case, ending: JobRow) -> Cause:
     """Of a job of which SLURM says no more than that it failed."""
-    if not ending.is_known_code:
+    if ending.exit_code is None:
         trace = slurm_words.trace(logs_of(case))
         if trace is not None and trace[0] != "cancelled":
             return Cause(*trace)
         return Cause("lost", "ended with a failure and without a record; its log may say why")
     folder = "" if case.submission is None else str(case.submission.folder.absolute())
-    return cause_of(ending.code, ending.signal, logs_of(case), folder=folder)
+    return cause_of(ending.exit_code, ending.signal, logs_of(case), folder=folder)
 
 
 def _only_in_accounting(look: Look, case: Case, state: RunState, word: str) -> RunState:
     kind = slurm_words.meaning(word).kind
     if look.error is not None and kind != "unknown":
-        told = "as the accounting says; SLURM's controller does not answer"
+        reason = "as the accounting says; SLURM's controller does not answer"
         shares = case.submission is not None and len(case.submission.tasks[case.index]) > 1
         if kind == "runs" and shares and not case.began:
-            return replace(
-                state, state="pending", reason=f"waits for its turn in job {case.job_id}, {told}", elapsed_s=None
-            )
-        if kind == "runs" or (case.began and not case.own.owner.get("ended")):  # the accounting hears of it later
-            return replace(state, state="running", reason=told)
-        return replace(state, state="pending", reason=told, elapsed_s=None)
+            reason = f"waits for its turn in job {case.job_id}, {reason}"
+        elif kind == "runs" or (case.began and not case.own.owner.get("ended")):  # the accounting hears of it later
+            return replace(state, state="running", reason=reason)
+        return replace(state, state="pending", reason=reason, elapsed_s=None)
     late = look.age_s(case.submitted) >= slurm.SETTLING_S
-    told = f", its queue does not show job {case.job_id}" if late else ""
-    return replace(state, reason=f"SLURM's accounting says {word}{told}", undecided=late)
+    more = f", its queue does not show job {case.job_id}" if late else ""
+    return replace(state, reason=f"SLURM's accounting says {word}{more}", undecided=late)
 
 
 def _absent(look: Look, case: Case) -> RunState:
@@ -303,8 +298,8 @@ def _absent(look: Look, case: Case) -> RunState:
     own, job_id, state = case.own, str(case.job_id), _unknown(case)
     if look.error is not None:
         since = last_sign(look.store, case)
-        told = "" if since is None else f" since {since.astimezone():%H:%M}"
-        return replace(state, reason=f"unknown{told}: SLURM does not answer")
+        more = "" if since is None else f" since {since.astimezone():%H:%M}"
+        return replace(state, reason=f"unknown{more}: SLURM does not answer")
     trace = slurm_words.trace(logs_of(case)) if case.began else None
     if trace is not None:
         return _with_class(state, *trace)
@@ -320,8 +315,8 @@ def _absent(look: Look, case: Case) -> RunState:
     if not case.proof.is_complete:
         return replace(state, undecided=True, reason=f"SLURM shows no job {job_id} of its name: {UNMARKED}")
     if look.here is not None and look.here.may_hide(case.proof):
-        told = f"SLURM does not show job {job_id}, which another user sent: it hides others' jobs here (PrivateData)"
-        return replace(state, undecided=True, reason=told)
+        reason = f"SLURM does not show job {job_id}, which another user sent: it hides others' jobs here (PrivateData)"
+        return replace(state, undecided=True, reason=reason)
     return _with_class(state, "lost", f"SLURM no longer knows job {job_id}, and it left no record")
 
 

@@ -2,7 +2,7 @@
 
 Sequence of one group: its folder and tasks.json; its intent in the ledger; sbatch; its job id in the ledger. The id is
 that of the job which SLURM shows with the submission's token in its name, whatever sbatch printed (adopt.py). Where
-sbatch does not say one of its known refusals (answers.py) the job may exist all the same: it is looked up likewise
+sbatch does not say one of its known refusals (slurm_words.py) the job may exist all the same: it is looked up likewise
 before anything is decided.
 """
 
@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,13 @@ import submitit
 from transfergrid.cluster import ledger as ledgers
 from transfergrid.cluster import slurm
 from transfergrid.cluster.adopt import LAUNCH_AGAIN, adopt, look_up, put_pickles
-from transfergrid.cluster.answers import Answer
 from transfergrid.cluster.batch_script import prelude
 from transfergrid.cluster.finish_job import settings_of_finish
 from transfergrid.cluster.groups import Group
 from transfergrid.cluster.ledger import Ledger, Submission
 from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.slurm import SlurmDown, SlurmRefused
+from transfergrid.cluster.slurm_words import Answer
 from transfergrid.cluster.task import TaskSettings, run_task
 from transfergrid.errors import MachineError, StoreFull, one_line
 from transfergrid.resources import ONE_TASK, ClusterSettings, Resources
@@ -65,73 +65,73 @@ class Launch:
 
 
 # --------------------------------------------------------------------------------------------------------------- send
+@dataclass(slots=True)
 class Sender:
-    """Sends groups in order and remembers which task carries which run. Lives for one launch."""
+    """Sends groups in order and remembers which task carries which run. indices: run_id -> place in the payload."""
 
-    def __init__(self, launch: Launch, ledger: Ledger, indices: Mapping[str, int]) -> None:
-        self.launch = launch
-        self.ledger = ledger
-        self.indices = indices  # run_id -> place in the payload
-        self.sent: list[Submission] = []
-        self._task_of: dict[str, str] = {}
+    launch: Launch
+    ledger: Ledger
+    indices: Mapping[str, int]
+    sent: list[Submission] = field(default_factory=list)
+    _task_of: dict[str, str] = field(default_factory=dict)
 
     def send(self, group: Group) -> Submission:
         """Raises SlurmRefused, SlurmDown."""
-        parents = [task for task in map(self._parent, group.waits_for) if task is not None]
-        submission = self._intend(group.name, group.run_ids, "runs", group.resources.gpus)
-        with _withdrawn_on_a_full_disk(submission):
-            write_tasks(self.launch, group, self.indices)
-            parameters = sbatch_parameters(self.launch, group, submission, dependency=dependency(group.edge, parents))
-            submission = _send(submission, self.launch, parameters, run_task)
-        self.sent.append(submission)
+        submission = self._send(group, group.edge, parents_of(group, self._task_of, self.ledger), run_task)
         for i, run_ids in enumerate(group.run_ids):
             self._task_of |= {run_id: submission.task_id(i) or "" for run_id in run_ids}
         return submission
 
     def send_finish(self, function: Callable[[str], Any], after: Sequence[str]) -> Submission:
         """The job that comes when all of `after` (job ids) have ended, however they ended."""
-        name = finish_name(self.launch)
-        submission = self._intend(name, ((),), "finish", 0)
+        return self._send(None, "afterany", after, function)
+
+    def _send(self, group: Group | None, edge: str, after: Sequence[str], function: Callable[[str], Any]) -> Submission:
+        submission = self._intend(group)
         with _withdrawn_on_a_full_disk(submission):
-            write_finish(self.launch)
-            parameters = finish_parameters(self.launch, submission, dependency=dependency("afterany", after))
+            write_orders(self.launch, group, self.indices)
+            parameters = sbatch_parameters(self.launch, group, submission, dependency=dependency(edge, after))
             submission = _send(submission, self.launch, parameters, function)
         self.sent.append(submission)
         return submission
 
-    def _parent(self, run_id: str) -> str | None:
-        if run_id in self._task_of:
-            return self._task_of[run_id]
-        known = self.ledger.newest(run_id)  # in flight since an earlier launch
-        return None if known is None else known[0].task_id(known[1])
-
-    def _intend(self, name: str, tasks: tuple[tuple[str, ...], ...], kind: ledgers.Kind, gpus: int) -> Submission:
-        submission = intended(self.launch, name, tasks, kind, gpus)
+    def _intend(self, group: Group | None) -> Submission:
+        submission = intended(self.launch, group)
         durable.make_folder(submission.folder)
         ledgers.record(submission)
         return submission
 
 
-def intended(
-    launch: Launch, name: str, tasks: tuple[tuple[str, ...], ...], kind: ledgers.Kind, gpus: int
-) -> Submission:
-    """With a token of its own."""
+def parents_of(group: Group, task_of: Mapping[str, str], ledger: Ledger) -> list[str]:
+    """SLURM's ids of what the group waits for: of this launch, or in flight since an earlier one."""
+    earlier = {run_id: newest for run_id in group.waits_for if (newest := ledger.newest(run_id)) is not None}
+    tasks = {run_id: submission.task_id(index) for run_id, (submission, index) in earlier.items()} | dict(task_of)
+    return [task for run_id in group.waits_for if (task := tasks.get(run_id)) is not None]
+
+
+def intended(launch: Launch, group: Group | None) -> Submission:
+    """A group, or else the launch's finish job, with a token of its own."""
     return Submission(
-        name=name,
+        name=finish_name(launch) if group is None else group.name,
         grid=launch.grid,
         launch=launch.folder,
-        tasks=tasks,
-        kind=kind,
+        tasks=((),) if group is None else group.run_ids,
+        kind="finish" if group is None else "runs",
         submitted=datetime.now(UTC),
-        gpus=gpus,
+        gpus=0 if group is None else group.resources.gpus,
         cluster=launch.cluster,
         token=new_token(),
         uid=os.getuid(),
     )
 
 
-def write_tasks(launch: Launch, group: Group, indices: Mapping[str, int]) -> None:
+def write_orders(launch: Launch, group: Group | None, indices: Mapping[str, int]) -> None:
+    """What a group's tasks, or the finish job, find in their folder. indices: run_id -> place in the payload."""
     settings = launch.settings
+    if group is None:
+        content = {"grid": launch.grid, "payload": str(launch.payload), "notify": launch.notify}
+        durable.write_json(launch.folder / "slurm" / finish_name(launch) / "finish.json", content)
+        return
     TaskSettings(
         payload=str(launch.payload),
         tasks=tuple(tuple(indices[run_id] for run_id in task) for task in group.run_ids),
@@ -140,11 +140,6 @@ def write_tasks(launch: Launch, group: Group, indices: Mapping[str, int]) -> Non
         stage_to=settings.scratch_dir if settings.stage_folders else None,
         asks_for_gpu=group.resources.gpus > 0,
     ).write(launch.folder / "slurm" / group.name)
-
-
-def write_finish(launch: Launch) -> None:
-    content = {"grid": launch.grid, "payload": str(launch.payload), "notify": launch.notify}
-    durable.write_json(launch.folder / "slurm" / finish_name(launch) / "finish.json", content)
 
 
 def dependency(edge: str, job_ids: Sequence[str]) -> str | None:
@@ -162,20 +157,26 @@ def _send(
     while True:
         refusal, silence = None, ""
         try:
-            told = slurm.sbatch([str(script)], environ=environment_of_jobs())
+            job_id = slurm.sbatch([str(script)], environ=environment_of_jobs())
         except SlurmRefused as error:
             refusal = error
         except SlurmDown as error:
             silence = one_line(error)
         else:
-            put_pickles(replace(submission, job_id=told or "accepted"))
-        is_certain = refusal is not None and refusal.answer in (Answer.REFUSED, Answer.NO_ROOM)
-        found = _look_once(submission) if is_certain else [look_up(submission, deadline)]
-        if found and found[0] is not None:  # whatever sbatch said
-            script.rename(submission.folder / f"{found[0].job_id}_{script.name}")
-            return found[0]
+            put_pickles(replace(submission, job_id=job_id or "accepted"))
+        adopted, is_shown = None, True
+        if refusal is not None and refusal.answer in (Answer.REFUSED, Answer.NO_ROOM):
+            try:  # it may have been taken, and the answer be about another thing
+                adopted = next(iter(adopt([submission])), None)
+            except MachineError:  # SLURM does not show its queue
+                is_shown = False
+        else:
+            adopted = look_up(submission, deadline)
+        if adopted is not None:  # whatever sbatch said
+            script.rename(submission.folder / f"{adopted.job_id}_{script.name}")
+            return adopted
         if refusal is not None:
-            raise _refused(submission, refusal, is_shown=found is not None) from refusal
+            raise _refused(submission, refusal, is_shown=is_shown) from refusal
         if not silence:  # sent again, it might be there twice
             raise MachineError(
                 f"sbatch took {submission.job_name}, and SLURM shows no job of that name; is it renamed by a plugin of"
@@ -192,37 +193,25 @@ def _write_script(
 ) -> Path:
     """What submitit would send, and the call that the job finds. sbatch itself is run by slurm.py: submitit reads no
     answer that is not UTF-8, and waits for one for good."""
-    folder, num_tasks = submission.folder, len(submission.tasks)
-    executor = make_executor(folder, settings, parameters)
-    if num_tasks > 1:
-        executor.parameters["map_count"] = num_tasks
+    folder = submission.folder
+    text = script_text(submission, settings, parameters)
     # The same call for every task: a task finds its own by its array index, and so any pickle fits any.
     call = submitit.core.utils.DelayedSubmission(function, str(folder))
-    call.set_timeout(executor.parameters.get("time", 5), executor.max_num_timeout)
+    call.set_timeout(parameters["time"], _UNENDING)
     call.dump(folder / "call.pkl")
     script = folder / "submission.sh"
-    text = executor._make_submission_file_text(executor._submitit_command_str, "")
     durable.write_bytes(script, os.fsencode(text))
     return script
 
 
-def _look_once(submission: Submission) -> list[Submission] | None:
-    """Of a job that sbatch refused: it may have been taken, and the answer be about another thing. None where SLURM
-    does not show its queue."""
-    try:
-        return adopt([submission])
-    except MachineError:
-        return None
-
-
 def _refused(submission: Submission, refusal: SlurmRefused, *, is_shown: bool) -> SlurmRefused:
     """The error to raise. The intent is forgotten only once SLURM has shown that there is no such job."""
-    text = f"sbatch refused {submission.name}: {refusal.said[-300:]}"
+    text = f"sbatch refused {submission.name}: {refusal.words[-300:]}"
     if not is_shown:
-        return SlurmRefused(f"{text}; SLURM does not show its queue now, so the next launch looks again", refusal.said)
+        return SlurmRefused(f"{text}; SLURM does not show its queue now, so the next launch looks again", refusal.words)
     ledgers.forget(submission)
     shutil.rmtree(submission.folder, ignore_errors=True)
-    return SlurmRefused(text, refusal.said)
+    return SlurmRefused(text, refusal.words)
 
 
 @contextlib.contextmanager
@@ -250,40 +239,31 @@ class _Writer(submitit.SlurmExecutor):
         return 2
 
 
-def make_executor(folder: Path, settings: ClusterSettings, parameters: dict[str, Any]) -> submitit.SlurmExecutor:
-    """A fresh one: parameters of an earlier submission would stick to it."""
-    executor = _Writer(folder=folder, max_num_timeout=_UNENDING, python=python_command(settings))
+def script_text(
+    submission: Submission, settings: ClusterSettings, parameters: dict[str, Any], *, module: str | None = None
+) -> str:
+    """The job script that submitit itself would send. module: what python runs in place of submitit's own."""
+    # Signals that come before Python listens must not kill it: it starts with them ignored.
+    python = f"""sh -c 'trap "" USR2 TERM; exec "$0" "$@"' {settings.python or shlex.quote(sys.executable)}"""
+    # A fresh executor: parameters of an earlier submission would stick to it.
+    executor = _Writer(folder=submission.folder, max_num_timeout=_UNENDING, python=python)
     executor.update_parameters(**parameters)
-    return executor
-
-
-def python_command(settings: ClusterSettings) -> str:
-    """Signals that come before Python listens must not kill it: it starts with them ignored."""
-    python = settings.python or shlex.quote(sys.executable)
-    return f"""sh -c 'trap "" USR2 TERM; exec "$0" "$@"' {python}"""
+    if len(submission.tasks) > 1:
+        executor.parameters["map_count"] = len(submission.tasks)
+    command = executor._submitit_command_str
+    if module is not None:
+        command = f"{python} -m {module} {shlex.quote(str(submission.folder))}"
+    return executor._make_submission_file_text(command, "")
 
 
 def sbatch_parameters(
-    launch: Launch, group: Group, submission: Submission, *, dependency: str | None
+    launch: Launch, group: Group | None, submission: Submission, *, dependency: str | None
 ) -> dict[str, Any]:
-    settings = launch.settings
-    parameters = _common(launch, submission, group.resources, dependency)
-    parameters["array_parallelism"] = settings.array_parallelism or len(group.tasks)
-    parameters["signal_delay_s"] = settings.signal_delay_s
-    if dependency is not None and group.edge == "afterok":
-        parameters["additional_parameters"]["kill-on-invalid-dep"] = "yes"
-    return parameters
-
-
-def finish_parameters(launch: Launch, submission: Submission, *, dependency: str | None) -> dict[str, Any]:
-    settings = settings_of_finish(launch.settings, launch.finish)
-    return _common(replace(launch, settings=settings), submission, launch.finish, dependency)
-
-
-def _common(launch: Launch, submission: Submission, resources: Resources, dependency: str | None) -> dict[str, Any]:
-    settings = launch.settings
+    """What is asked for a group, or else for the launch's finish job, in submitit's words."""
+    settings = launch.settings if group is not None else settings_of_finish(launch.settings, launch.finish)
+    resources = launch.finish if group is None else group.resources
     options = settings.options(resources)
-    return {
+    parameters: dict[str, Any] = {
         "job_name": submission.job_name,
         # Named here, each with submitit's own default otherwise, as a time of five minutes and a wckey.
         **{name.replace("-", "_"): options.pop(name, None) for name in OF_SUBMITIT},
@@ -291,18 +271,22 @@ def _common(launch: Launch, submission: Submission, resources: Resources, depend
         # srun since 22.05 does not inherit --cpus-per-task; sites with --export=NONE would lose the environment.
         "srun_args": [f"--cpus-per-task={resources.cpus}", "--export=ALL"],
         "setup": prelude(settings, launch.source, "export PYTHONUNBUFFERED=1", token=submission.token),
-        "additional_parameters": {"requeue": True, **options},
     }
+    if group is not None:
+        parameters["array_parallelism"] = settings.array_parallelism or len(group.tasks)
+        parameters["signal_delay_s"] = settings.signal_delay_s
+        options |= {"kill-on-invalid-dep": "yes"} if dependency is not None and group.edge == "afterok" else {}
+    return parameters | {"additional_parameters": {"requeue": True, **options}}
 
 
 def environment_of_jobs() -> dict[str, str]:
     """For sbatch, which hands it on: this process's without variables of SLURM's commands."""
-    kept = slurm.environment()
+    variables = slurm.environment()
     for name in ("TZ", "LC_ALL"):  # those are for reading SLURM's times and words, not for the job
-        kept.pop(name, None)
+        variables.pop(name, None)
         if name in os.environ:
-            kept[name] = os.environ[name]
-    return kept
+            variables[name] = os.environ[name]
+    return variables
 
 
 @contextlib.contextmanager
@@ -314,5 +298,5 @@ def slurm_environment() -> Iterator[None]:
 
 
 def _copy_streams(process: subprocess.Popen[bytes], out: io.StringIO, err: io.StringIO, verbose: bool = False) -> None:
-    for said, stream in zip(process.communicate(), (out, err), strict=True):
-        stream.write(said.decode(errors="replace"))
+    for output, stream in zip(process.communicate(), (out, err), strict=True):
+        stream.write(output.decode(errors="replace"))

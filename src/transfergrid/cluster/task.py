@@ -11,7 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from transfergrid.planning import job
 from transfergrid.planning.plan import Plan, PlannedRun
 from transfergrid.specs import RunSpec, Runtime, Split
 from transfergrid.store import durable
-from transfergrid.store.attempts import job_mark, newest_attempt, restart_count, slurm_task
+from transfergrid.store.attempts import job_mark, restart_count, slurm_task
 from transfergrid.store.checkpoints import checkpoint_files
 from transfergrid.training.stopping import StopFlag
 
@@ -49,8 +49,7 @@ class TaskSettings:
     asks_for_gpu: bool
 
     def write(self, folder: Path) -> None:
-        content = {name: getattr(self, name) for name in self.__slots__}
-        durable.write_json(folder / "tasks.json", content)
+        durable.write_json(folder / "tasks.json", asdict(self))
 
     @staticmethod
     def read(folder: Path) -> TaskSettings:
@@ -111,7 +110,9 @@ def _carry_out(runs: Sequence[RunSpec], runtime: Runtime, settings: TaskSettings
         interrupted = [run for run in runs if outcomes[run.run_id] == "interrupted"]
         got_nowhere = all(progress_mark(run, runtime) == marks[run.run_id] for run in runs)
         if len(interrupted) == len(runs) and got_nowhere and time_is_up(settings):
-            _record_no_progress(runs[0], runtime)
+            not_one = "not one step (or split) was done within the time limit, so it would never end"
+            remedy = "give a larger cluster.timeout_min, or a smaller batch"
+            job.record_loss(runs[0], runtime, Lost(not_one, "timeout", remedy))
             outcomes[runs[0].run_id] = "failed"
         return outcomes
 
@@ -163,16 +164,6 @@ def time_is_up(settings: TaskSettings) -> bool:
     """Whether this job's time limit is why it was told to stop, not a preemption."""
     left_s = seconds_left()
     return left_s is not None and left_s < settings.signal_delay_s + SIGNAL_EARLY_S + 30
-
-
-def _record_no_progress(run: RunSpec, runtime: Runtime) -> None:
-    paths = store_paths(runtime).run(run.run_id)
-    error = Lost(
-        "not one step (or split) was done within the time limit, so it would never end",
-        "timeout",
-        "give a larger cluster.timeout_min, or a smaller batch",
-    )
-    job.write_failure(paths, run, error, attempt=newest_attempt(paths))
 
 
 def _rename(runs: Sequence[RunSpec]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.config.arguments import parse
+from transfergrid.config.models import missing_parts
 from transfergrid.config.request import Request
 from transfergrid.errors import ConfigError
 from transfergrid.paths import typed
@@ -36,6 +37,8 @@ def compose_grid(arguments: Sequence[str]) -> tuple[list[str], DictConfig]:
         if "grid.datasets" in overrides:
             raise ConfigError("dataset= and grid.datasets= are both given; give one")
         config.grid.datasets = [overrides["dataset"].value()]
+    if config.grid.complete_pairs:
+        config.grid.models = [*missing_parts(config.grid.models), *config.grid.models]
     return arguments, config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from transfergrid.errors import ConfigError, hints
@@ -67,6 +68,16 @@ def check_models(models: list[str]) -> None:
             again = "is given twice" if seen[parts] == model else f"and {seen[parts]!r} are the same join"
             raise ConfigError(f"grid.models: {model!r} {again}; keep one")
         seen[parts] = model
+
+
+def missing_parts(models: Sequence[str]) -> dict[str, str]:
+    """Part -> a join that has it, of the parts of joins that do not stand alone, in order."""
+    alone, joins = set(models), dict[str, str]()
+    for model in models:
+        for part in split_model(model):
+            if part not in alone:
+                joins.setdefault(part, model)
+    return joins
 
 
 def takes(model: str, phase: Phase) -> bool:

@@ -193,6 +193,7 @@ class GridConfig:
         not_set="it is told by a grid file, whose settings go with it",
     )
     models: list[str] = setting([], "networks, as [resnet18,resnet18+vgg16]")
+    complete_pairs: bool = setting(False, "add the parts of each join that do not stand alone")
     datasets: list[str] = setting([], "data sets, as [mnist,cifar10]")
     phases: list[str] = setting([], "of probe, finetune, scratch and evaluate")
     seeds: list[int] = setting([0], "one run each, as [0,1,2]")

@@ -1,22 +1,20 @@
-"""What jobs/doctor.py looks at on this machine and in SLURM's settings, one function per line of its output.
-
-What a node answers is judged in node_findings.py.
-"""
+"""What jobs/doctor.py looks at on this machine and in SLURM's settings, one function per line of its output; what a
+node answers is judged in node_findings.py."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from transfergrid import data
 from transfergrid.cluster import slurm
+from transfergrid.cluster.finish_job import finish_resources
 from transfergrid.cluster.limits import Limits, Partition, queue_room
-from transfergrid.cluster.possible import assert_possible, named_partitions
-from transfergrid.cluster.yielding import fitted
+from transfergrid.cluster.possible import assert_possible, fitted, named_partitions
 from transfergrid.errors import ConfigError, DataError, GridError, MissingFiles, one_line
 from transfergrid.resources import ClusterSettings
 from transfergrid.specs import PHASES, Runtime
@@ -33,7 +31,7 @@ class Check:
 
     name: str
     ok: bool | None
-    said: str
+    message: str
     remedy: str = ""
 
 
@@ -55,43 +53,38 @@ def check_folder(name: str, folder: Path) -> Check:
 def check_space(name: str, folder: Path, *, least_gb: float = MIN_FREE_GB) -> Check:
     there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free_gb = shutil.disk_usage(there).free / 1e9
-    said = f"{free_gb:.1f} GB free"
+    message = f"{free_gb:.1f} GB free"
     if free_gb < least_gb:
         remedy = f"free space there until it has {least_gb:g} GB, or give another {name}.dir="
-        return Check(f"{name} space", False, said, remedy)
-    return Check(f"{name} space", True, said)
+        return Check(f"{name} space", False, message, remedy)
+    return Check(f"{name} space", True, message)
 
 
 # ------------------------------------------------------------------------------------------------- settings and limits
 def check_partition(settings: ClusterSettings, limits: Limits) -> Check:
     """Whether each phase's request, and the finish job's, can ever start, and whether any node takes jobs now."""
-    asked = {"runs": settings.resources} | {f"phase {p}": r for p in PHASES if (r := settings.by_phase.get(p))}
+    requests = {"runs": settings.resources} | {f"phase {p}": r for p in PHASES if (r := settings.by_phase.get(p))}
     if settings.finish_partition is not None:
-        asked["finish job"] = replace(
-            settings.resources.at_most(gpus=0, cpus=1, mem_gb=4.0, timeout_min=60),
-            partition=settings.finish_partition,
-            gpu_type=None,
-        )
+        requests["finish job"] = finish_resources(settings)
     try:
-        for what, resources in asked.items():
+        for what, resources in requests.items():
             assert_possible(fitted(resources, limits, what=what)[0], limits, what=what)
         partitions = named_partitions(settings.resources, limits)
     except ConfigError as error:
         return Check("partition", False, error.fact, error.remedy or "give one of those")
-    said = "; ".join(_described(partition) for partition in partitions)
+    message = "; ".join(_described(partition) for partition in partitions)
     if not any(partition.usable_nodes for partition in partitions):
         others = [p.name for p in limits.partitions.values() if p.usable_nodes]
         remedy = f"name another in cluster.partition= ({', '.join(others) or 'none has a node that is up'}), or wait"
-        return Check("partition", False, f"{said}: every node is down or drained", remedy)
-    return Check("partition", True, said)
+        return Check("partition", False, f"{message}: every node is down or drained", remedy)
+    return Check("partition", True, message)
 
 
 def _described(partition: Partition) -> str:
     time = "no time limit" if partition.max_time_min is None else f"at most {partition.max_time_min} min"
     gpus = " ".join(f"{count} {kind or 'GPU'}" for kind, count in partition.gpus_by_type.items()) or "no GPUs"
-    memory = f"{partition.max_mem_mib / 1024:.1f} GiB"
-    if partition.has_unknown_memory:
-        memory = "memory that SLURM was not told"
+    known = f"{partition.max_mem_mib / 1024:.1f} GiB"
+    memory = "memory that SLURM was not told" if partition.has_unknown_memory else known
     return (
         f"{partition.name}, {time}, {partition.usable_nodes} of {partition.nodes} nodes take jobs, each up to "
         f"{partition.max_cpus} CPUs, {memory}, {gpus}"
@@ -100,11 +93,11 @@ def _described(partition: Partition) -> str:
 
 def check_arrays(limits: Limits) -> Check:
     """Index 0 alone would be a limit of 1; SLURM's own default is 1001."""
-    said = f"MaxArraySize={limits.max_array_size}: arrays of up to {limits.max_array_size} runs"
+    message = f"MaxArraySize={limits.max_array_size}: arrays of up to {limits.max_array_size} runs"
     if limits.max_array_size < 2:
         remedy = "ask the cluster's administrators for job arrays (MaxArraySize in slurm.conf)"
         return Check("arrays", False, f"MaxArraySize={limits.max_array_size}: no job arrays here", remedy)
-    return Check("arrays", True, said)
+    return Check("arrays", True, message)
 
 
 def check_queue(limits: Limits) -> Check:
@@ -116,11 +109,9 @@ def check_queue(limits: Limits) -> Check:
     room = queue_room(limits, live)
     if room is None:
         return Check("queue", True, f"{live} of your jobs in the queue, no limit known")
-    said = f"{live} of your jobs in the queue, {limits.max_jobs} allowed"
-    if room == 0:
-        remedy = "wait until some have ended; then wait=true sends a large grid in waves"
-        return Check("queue", False, said, remedy)
-    return Check("queue", True, said)
+    message = f"{live} of your jobs in the queue, {limits.max_jobs} allowed"
+    remedy = "wait until some have ended; then wait=true sends a large grid in waves"
+    return Check("queue", True, message) if room else Check("queue", False, message, remedy)
 
 
 def check_accounting(limits: Limits) -> Check:
@@ -128,9 +119,8 @@ def check_accounting(limits: Limits) -> Check:
     memory = f"squeue knows a job for {limits.min_job_age_s} s after its end"
     if not limits.accounting:
         if limits.min_job_age_s < MIN_JOB_AGE_S:
-            remedy = (
-                f"ask for accounting (slurmdbd) or MinJobAge of at least {MIN_JOB_AGE_S} s; until then use wait=true"
-            )
+            longer = f"MinJobAge of at least {MIN_JOB_AGE_S} s"
+            remedy = f"ask for accounting (slurmdbd) or {longer}; until then use wait=true"
             return Check("accounting", False, f"none, and {memory}", remedy)
         return Check("accounting", True, f"none: states are told by squeue alone; {memory}")
     try:
@@ -154,14 +144,15 @@ def check_preemption(settings: ClusterSettings, limits: Limits) -> Check:
     if limits.preemption == "none":
         return Check("preemption", True, "none on this cluster")
     partitions = named_partitions(settings.resources, limits)
-    said = ", ".join(f"{p.name} PreemptMode={p.preempt_mode} GraceTime={p.grace_s} s" for p in partitions)
-    said = f"by {limits.preemption}: {said}; " + ("with" if limits.user_signal else "without") + " the job's own signal"
+    message = ", ".join(f"{p.name} PreemptMode={p.preempt_mode} GraceTime={p.grace_s} s" for p in partitions)
+    with_or_without = "with" if limits.user_signal else "without"
+    message = f"by {limits.preemption}: {message}; {with_or_without} the job's own signal"
     if any("CANCEL" in p.preempt_mode for p in partitions):
-        kept = [p.name for p in limits.partitions.values() if "CANCEL" not in p.preempt_mode]
+        others = [p.name for p in limits.partitions.values() if "CANCEL" not in p.preempt_mode]
         remedy = "a preempted run is cancelled and goes on only when launched again; "
-        remedy += f"name another in cluster.partition= ({', '.join(kept)})" if kept else "launch again when it was"
-        return Check("preemption", False, said, remedy)
-    return Check("preemption", True, said)
+        remedy += f"name another in cluster.partition= ({', '.join(others)})" if others else "launch again when it was"
+        return Check("preemption", False, message, remedy)
+    return Check("preemption", True, message)
 
 
 # ------------------------------------------------------------------------------------------------- tracking and inputs
@@ -189,10 +180,10 @@ def check_data(data_dir: Path, kinds: Sequence[str]) -> Check:
         except MissingFiles:
             missing.append(kind)
         except DataError as error:
-            said = f"{kind}: {one_line(error, with_remedy=False)}"
-            return Check("data", False, said, error.remedy or "remove that file; a launch fetches it anew")
-    said = f"in {data_dir}: {', '.join(there) or 'nothing'}"
-    return Check("data", True, said + (f"; fetched when launched: {', '.join(missing)}" if missing else ""))
+            message = f"{kind}: {one_line(error, with_remedy=False)}"
+            return Check("data", False, message, error.remedy or "remove that file; a launch fetches it anew")
+    message = f"in {data_dir}: {', '.join(there) or 'nothing'}"
+    return Check("data", True, message + (f"; fetched when launched: {', '.join(missing)}" if missing else ""))
 
 
 def check_weights(weights_dir: Path, *, was_named: bool) -> Check:

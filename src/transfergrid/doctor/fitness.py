@@ -15,10 +15,9 @@ from typing import Any
 
 from transfergrid import data
 from transfergrid.cluster import slurm
-from transfergrid.cluster.limits import Limits, read_limits
-from transfergrid.cluster.possible import named_partitions
+from transfergrid.cluster.limits import read_limits
+from transfergrid.cluster.possible import fitted, named_partitions
 from transfergrid.cluster.snapshot import take_snapshot_of_code
-from transfergrid.cluster.yielding import fitted
 from transfergrid.doctor import checks, node_findings
 from transfergrid.doctor.checks import Check
 from transfergrid.doctor.nodecheck import shows, tried
@@ -35,7 +34,7 @@ LOCAL_TIMEOUT_S = 120.0  # of importing torch, from a slow disk
 
 def machine_checks(runtime: Runtime, *, weights_named: bool) -> Iterator[Check]:
     """What holds wherever runs go."""
-    for name, folder in _folders(runtime).items():
+    for name, folder in (("store", store_paths(runtime).root), ("cache", cache_paths(runtime).root)):
         yield checks.check_folder(name, folder)
         yield checks.check_space(name, folder)
     yield checks.check_tracking(runtime, os.environ)
@@ -49,7 +48,7 @@ def local_checks(runtime: Runtime) -> Iterator[Check]:
     yield node_findings.check_python(answer)
     yield node_findings.check_code(answer)
     yield node_findings.check_torch(answer)
-    yield node_findings.check_gpu(answer, device=runtime.device, asked=0, on_slurm=False)
+    yield node_findings.check_gpu(answer, device=runtime.device, gpus=0, on_slurm=False)
     yield node_findings.check_memory(answer)
     yield node_findings.check_ulimits(answer)
     yield node_findings.check_cores(answer, num_threads=runtime.num_threads)
@@ -81,7 +80,7 @@ def slurm_checks(
     yield checks.check_requeue(settings, limits)
     try:
         yield checks.check_preemption(settings, limits)
-        two_nodes = _has_two_nodes(settings, limits)
+        two_nodes = any(p.usable_nodes > 1 for p in named_partitions(settings.resources, limits))
     except ConfigError:  # an unknown partition, as told above
         yield Check("preemption", None, "could not be checked: see the line partition")
     if partition.ok is False:
@@ -89,24 +88,16 @@ def slurm_checks(
         return
     settings = settings.all_as(fitted(settings.resources, limits, what="runs")[0])  # as a launch would send them
     waiting(f"waiting for the queue, at most {queue_s:.0f} s")
-    yield from _node_lines(runtime, settings, two_nodes=two_nodes, queue_s=queue_s, visible_s=visible_s)
+    yield from _node_lines(runtime, settings, ProbeJobs(queue_s=queue_s, visible_s=visible_s), two_nodes=two_nodes)
 
 
-def _has_two_nodes(settings: ClusterSettings, limits: Limits) -> bool:
-    return any(p.usable_nodes > 1 for p in named_partitions(settings.resources, limits))
-
-
-def _node_lines(
-    runtime: Runtime, settings: ClusterSettings, *, two_nodes: bool, queue_s: float, visible_s: float
-) -> Iterator[Check]:
+def _node_lines(runtime: Runtime, settings: ClusterSettings, jobs: ProbeJobs, *, two_nodes: bool) -> Iterator[Check]:
     token = f"doctor-{time.strftime('%Y%m%dT%H%M%S', time.gmtime())}-{secrets.token_hex(4)}"
     jobs_folder = (store_paths(runtime).launches / token).absolute()
     # In the store the folder of the jobs themselves, so that one failing folder is told once.
     folders = {"store": jobs_folder, "cache": (cache_paths(runtime).root / f".{token}").absolute()}
     try:
-        answers, here = _probe_nodes(
-            runtime, settings, folders, two_nodes=two_nodes, queue_s=queue_s, visible_s=visible_s
-        )
+        answers, here = _probe_nodes(runtime, settings, jobs, folders, two_nodes=two_nodes)
     except (GridError, OSError) as error:
         remedy = "see the lines of the store and the cache, and SLURM's own word"
         yield Check("probe job", False, one_line(error), remedy)
@@ -124,7 +115,7 @@ def _node_lines(
     yield node_findings.check_code(node)
     yield node_findings.check_torch(node)
     gpus = settings.resources.gpus
-    yield node_findings.check_gpu(node, device=runtime.device, asked=gpus, on_slurm=True)
+    yield node_findings.check_gpu(node, device=runtime.device, gpus=gpus, on_slurm=True)
     yield node_findings.check_clock(node)
     for name in folders:
         yield node_findings.check_shared(name, node, here=here[name])
@@ -132,25 +123,19 @@ def _node_lines(
 
 
 def _probe_nodes(
-    runtime: Runtime,
-    settings: ClusterSettings,
-    folders: Mapping[str, Path],
-    *,
-    two_nodes: bool,
-    queue_s: float,
-    visible_s: float,
+    runtime: Runtime, settings: ClusterSettings, jobs: ProbeJobs, folders: Mapping[str, Path], *, two_nodes: bool
 ) -> tuple[dict[str, ProbeAnswer], dict[str, dict[str, Any]]]:
     """(answers of the jobs `node` and `pair`, what this machine found of each folder, see nodecheck.meet)."""
     here = {name: folder / "here" for name, folder in folders.items()}
     pair = {name: folder / "pair" for name, folder in folders.items()}
     source = take_snapshot_of_code(folders["store"])
-    with ExitStack() as held, ProbeJobs(queue_s=queue_s, visible_s=visible_s) as jobs:
+    with ExitStack() as held, jobs:
         for folder in (*here.values(), *pair.values()):
             durable.make_folder(folder)
-        found = {name: held.enter_context(tried(folder, "here")) for name, folder in here.items()}
+        own_findings = {name: held.enter_context(tried(folder, "here")) for name, folder in here.items()}
         for name, offered, nodes in (("node", here, 1), *([("pair", pair, 2)] if two_nodes else [])):
             arguments = [name, *(f"--folder={key}={folder}" for key, folder in offered.items())]
-            arguments += [f"--visible-s={visible_s:g}", *(["--skip-gpu"] if runtime.device == "cpu" else [])]
+            arguments += [f"--visible-s={jobs.visible_s:g}", *(["--skip-gpu"] if runtime.device == "cpu" else [])]
             script, folder = job_script(settings, source, arguments, nodes=nodes), folders["store"] / f"{name}-job"
             gpus = 0 if runtime.device == "cpu" or nodes > 1 else 1
             jobs.send(name, script, folder=folder, settings=settings, gpus=gpus, nodes=nodes)
@@ -159,8 +144,8 @@ def _probe_nodes(
         there = answers["node"].findings.get("folders", {})
         for name, folder in here.items():
             wrote = "lock" in there.get(name, {})
-            found[name] |= {"seen": shows(folder / "node", visible_s if wrote else 0.0)}
-        return answers, found
+            own_findings[name] |= {"seen": shows(folder / "node", jobs.visible_s if wrote else 0.0)}
+        return answers, own_findings
 
 
 def _probe_here(*, skip_gpu: bool) -> ProbeAnswer:
@@ -177,12 +162,7 @@ def _probe_here(*, skip_gpu: bool) -> ProbeAnswer:
         output: bytes = done.stdout
     except subprocess.TimeoutExpired as error:
         output = error.stdout or b""
-    findings, said = parse_output(output.decode(errors="replace"))
-    return ProbeAnswer(findings=findings, said=said)
-
-
-def _folders(runtime: Runtime) -> dict[str, Path]:
-    return {"store": store_paths(runtime).root, "cache": cache_paths(runtime).root}
+    return ProbeAnswer(findings=parse_output(output.decode(errors="replace"))[0])
 
 
 def is_on_slurm(settings: ClusterSettings) -> bool:

@@ -49,14 +49,12 @@ def check_commands(answer: ProbeAnswer) -> Check:
     missing = [name for name, is_there in inside.items() if not is_there]
     if not missing:
         return Check("commands", True, "squeue and scontrol are there")
-    said = f"where cluster.python= runs, as in a container, there is no {' and no '.join(missing)}"
+    message = f"where cluster.python= runs, as in a container, there is no {' and no '.join(missing)}"
     if all(outside.values()):
-        return Check("commands", True, f"{said}; the batch script puts jobs back into the queue")
-    remedy = (
-        "have SLURM's commands on the nodes or in the container; until then a run ends at its time limit, so give"
-        " cluster.timeout_min= for all of it, or launch again to continue"
-    )
-    return Check("commands", False, f"{said}, nor in the batch script", remedy)
+        return Check("commands", True, f"{message}; the batch script puts jobs back into the queue")
+    remedy = "have SLURM's commands on the nodes or in the container; until then a run ends at its time limit, so give"
+    remedy += " cluster.timeout_min= for all of it, or launch again to continue"
+    return Check("commands", False, f"{message}, nor in the batch script", remedy)
 
 
 def check_ulimits(answer: ProbeAnswer) -> Check:
@@ -64,11 +62,7 @@ def check_ulimits(answer: ProbeAnswer) -> Check:
     finding = answer.findings.get("ulimits")
     if finding is None:
         return _unknown("ulimits")
-    low = [
-        f"ulimit -{name} is {finding[name]}"
-        for name, least in LEAST_ULIMITS.items()
-        if finding.get(name, least) < least
-    ]
+    low = [f"ulimit -{u} is {finding[u]}" for u, least in LEAST_ULIMITS.items() if finding.get(u, least) < least]
     if low:
         return Check("ulimits", False, "; ".join(low), OF_ULIMIT)
     return Check("ulimits", True, "none that a run would meet")
@@ -97,11 +91,11 @@ def check_torch(answer: ProbeAnswer) -> Check:
     return Check("torch", True, f"torch {finding['version']}, torchvision {finding['torchvision']}")
 
 
-def check_gpu(answer: ProbeAnswer, *, device: str, asked: int, on_slurm: bool) -> Check:
-    """asked: GPUs of a run's job. A machine without GPU is fit for device=auto, a job that asked for one is not."""
+def check_gpu(answer: ProbeAnswer, *, device: str, gpus: int, on_slurm: bool) -> Check:
+    """gpus: of a run's job. A machine without GPU is fit for device=auto, a job that asked for one is not."""
     if device == "cpu":
         return Check("gpu", None, "not looked at: device=cpu")
-    if on_slurm and asked == 0:
+    if on_slurm and gpus == 0:
         return Check("gpu", None, "not looked at: cluster.gpus=0")
     finding = answer.findings.get("gpu")
     if finding is None:
@@ -134,9 +128,8 @@ def check_memory(answer: ProbeAnswer) -> Check:
     if finding is None:
         return _unknown("memory")
     if finding < MIN_MEMORY_GIB:
-        return Check(
-            "memory", False, f"{finding:.1f} GiB available", f"end other programs: {MIN_MEMORY_GIB:g} GiB are needed"
-        )
+        remedy = f"end other programs: {MIN_MEMORY_GIB:g} GiB are needed"
+        return Check("memory", False, f"{finding:.1f} GiB available", remedy)
     return Check("memory", True, f"{finding:.1f} GiB available")
 
 
@@ -167,8 +160,8 @@ def check_two_nodes(answer: ProbeAnswer | None) -> Check:
     if first is None or second is None:
         if answer.unsure or not answer.job_id:  # the queue is long, or a job of two nodes without GPU is not allowed
             return Check("two nodes", None, f"could not be checked: {answer.problem}")
-        said = answer.problem or "a job of two nodes said nothing"
-        return Check("two nodes", False, said, "run it once more; see the line")
+        message = answer.problem or "a job of two nodes said nothing"
+        return Check("two nodes", False, message, "run it once more; see the line")
     between = f"{first['host']} and {second['host']}"
     of_folders = [
         _judged("two nodes", name, one, second["folders"][name], f"{name} of {between}")

@@ -11,11 +11,12 @@ import contextlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,12 @@ def main() -> int:
     parser.add_argument("--folder", action="append", default=[], help="NAME=DIR, which another machine tries as well")
     parser.add_argument("--visible-s", type=float, default=60.0, help="how long a file of another machine may take")
     parser.add_argument("--skip-gpu", action="store_true")
-    given = parser.parse_args()
-    folders = {name: Path(folder) for name, _, folder in (text.partition("=") for text in given.folder)}
-    if given.kind == "pair":
-        _pair(folders, given.visible_s)
+    options = parser.parse_args()
+    folders = {name: Path(folder) for name, _, folder in (text.partition("=") for text in options.folder)}
+    if options.kind == "pair":
+        _pair(folders, options.visible_s)
     else:
-        _node(folders, given.visible_s, skip_gpu=given.skip_gpu)
+        _node(folders, options.visible_s, skip_gpu=options.skip_gpu)
     return 0
 
 
@@ -103,21 +104,20 @@ def shows(path: Path, wait_s: float) -> bool:
 def _met(folders: Mapping[str, Path], name: str, other: str, visible_s: float) -> dict[str, Any]:
     """One deadline for all of them: a job has little time."""
     deadline = time.monotonic() + visible_s
-    found: dict[str, Any] = {}
+    outcomes: dict[str, Any] = {}
     for key, folder in folders.items():
         try:
-            found[key] = meet(folder, name, other, deadline - time.monotonic())
+            outcomes[key] = meet(folder, name, other, deadline - time.monotonic())
         except (OSError, GridError) as error:
-            found[key] = {"seen": True, "error": one_line(error)}
-    return found
+            outcomes[key] = {"seen": True, "error": one_line(error)}
+    return outcomes
 
 
 # --------------------------------------------------------------------------------------------------------- the machine
-def _outcome(look: Any) -> dict[str, Any]:
+def _outcome(look: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """What look() found, or the error it ended with: a broken driver raises whatever it likes."""
     try:
-        found: dict[str, Any] = look()
-        return found
+        return look()
     except Exception as error:
         return {"error": one_line(error)}
 
@@ -143,15 +143,15 @@ def _gpu() -> dict[str, Any]:
 
     from transfergrid.training.device import gpus
 
-    found = gpus()
-    if not found.usable:
-        raise MachineError(found.problem or "torch sees no GPU")
+    here = gpus()
+    if not here.usable:
+        raise MachineError(here.problem or "torch sees no GPU")
     names = []
-    for index in found.usable:
+    for index in here.usable:
         ones = torch.ones(64, 64, device=f"cuda:{index}")
         assert float((ones @ ones).sum()) == 64.0**3
         names.append(torch.cuda.get_device_name(index))
-    return {"names": names, "problem": found.problem}
+    return {"names": names, "problem": here.problem}
 
 
 def _ulimits() -> dict[str, int]:
@@ -164,10 +164,8 @@ def _ulimits() -> dict[str, int]:
 
 def _free_memory_gib() -> float:
     """What Linux could give to new processes, in GiB."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) / 2**20
-    return 0.0
+    available = re.search(r"^MemAvailable: *(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return 0.0 if available is None else int(available[1]) / 2**20
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from transfergrid.cluster import slurm
 from transfergrid.cluster.batch_script import prelude
 from transfergrid.cluster.ownership import new_token
 from transfergrid.cluster.slurm_words import meaning
+from transfergrid.doctor.nodecheck import shows
 from transfergrid.resources import ClusterSettings
 from transfergrid.store import durable
 
@@ -29,7 +30,7 @@ RUN_S = LIMIT_MIN * 60 + 60.0  # SLURM ends a job at its limit, give or take
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeAnswer:
-    """What came of one probe. findings: as it told them, together. said: the last line that was no finding.
+    """What came of one probe. findings: as it told them, together.
 
     problem: why there are no findings, or not all; empty where the probe came to its end. sent_s, seen_s: clock of this
     machine before it was sent and after its answer was read. unsure: it never got to start. is_unheard: what it wrote
@@ -38,7 +39,6 @@ class ProbeAnswer:
 
     findings: Mapping[str, Any] = field(default_factory=dict)
     job_id: str = ""
-    said: str = ""
     problem: str = ""
     unsure: bool = False
     is_unheard: bool = False
@@ -48,21 +48,28 @@ class ProbeAnswer:
 
 @dataclass(slots=True)
 class _Job:
-    """name: by which SLURM shows it. job_id: empty until it does."""
+    """name: by which SLURM shows it. entry: as it was last shown. unseen: how often it was not, since then."""
 
     name: str
     output: Path
     sent_s: float
-    state: str = "PENDING"
-    reason: str = ""
-    started: float | None = None
-    exit_code: int | None = None
-    job_id: str = ""
+    entry: slurm.JobRow | None = None
     unseen: int = 0
+    started: float | None = None
+
+    @property
+    def state(self) -> str:
+        if self.unseen >= LOOKS:
+            return "ENDED"  # SLURM has forgotten it
+        return "PENDING" if self.entry is None else self.entry.state
 
     @property
     def is_live(self) -> bool:
         return meaning(self.state).kind in ("waits", "runs")
+
+    @property
+    def job_id(self) -> str:
+        return "" if self.entry is None else self.entry.job_id
 
 
 def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str], *, nodes: int) -> str:
@@ -81,30 +88,17 @@ def job_script(settings: ClusterSettings, source: Path, arguments: Sequence[str]
     )
 
 
-def submit(script: str, *, folder: Path, settings: ClusterSettings, gpus: int, nodes: int) -> str:
-    """The job's name, which no other has; its script and output lie in `folder`. It asks for the same place and kind of
-    node as a run, and little of it, so that it starts soon. Raises SlurmRefused, SlurmDown."""
-    name = f"{JOB_NAME}-{new_token()}"
-    durable.write_bytes(folder / "job.sh", os.fsencode(script))
-    small = settings.resources.at_most(gpus=gpus, cpus=2, mem_gb=4.0, timeout_min=LIMIT_MIN)
-    options = {key: value for key, value in settings.options(small).items() if not key.startswith("mail")}
-    options |= {"job-name": name, "nodes": str(nodes), "output": f"{folder}/output"}
-    try:
-        slurm.sbatch(["--no-requeue", *slurm.flags(options), str(folder / "job.sh")])
-    except (slurm.SlurmRefused, slurm.SlurmDown):  # it may have been taken all the same
-        if name not in {e.name for e in slurm.squeue(names=[name]) if slurm.was_taken(e.state, e.nodes)}:
-            raise
-    return name
-
-
+@dataclass(slots=True, kw_only=True)
 class ProbeJobs:
-    """The probes of one call of doctor. Leaving the block cancels what has not ended."""
+    """The probes of one call of doctor. Leaving the block cancels what has not ended.
 
-    def __init__(self, *, queue_s: float, visible_s: float) -> None:
-        self._queue_s = queue_s
-        self._visible_s = visible_s
-        self._jobs: dict[str, _Job] = {}
-        self._refused: dict[str, str] = {}
+    queue_s: how long they may wait to start. visible_s: how long a file may take to show on another machine.
+    """
+
+    queue_s: float
+    visible_s: float
+    _jobs: dict[str, _Job] = field(default_factory=dict)
+    _refused: dict[str, ProbeAnswer] = field(default_factory=dict)
 
     def __enter__(self) -> ProbeJobs:
         return self
@@ -115,13 +109,23 @@ class ProbeJobs:
             slurm.scancel(entry.job_id for entry in slurm.squeue(names=late) if entry.name in late)
 
     def send(self, name: str, script: str, *, folder: Path, settings: ClusterSettings, gpus: int, nodes: int) -> None:
-        sent_s = time.time()
+        """A job whose script and output lie in `folder`. It asks for the same place and kind of node as a run, and
+        little of it, so that it starts soon."""
+        job = _Job(f"{JOB_NAME}-{new_token()}", folder / "output", time.time())
+        durable.write_bytes(folder / "job.sh", os.fsencode(script))
+        small = settings.resources.at_most(gpus=gpus, cpus=2, mem_gb=4.0, timeout_min=LIMIT_MIN)
+        options = {key: value for key, value in settings.options(small).items() if not key.startswith("mail")}
+        options |= {"job-name": job.name, "nodes": str(nodes), "output": str(job.output)}
         try:
-            job_name = submit(script, folder=folder, settings=settings, gpus=gpus, nodes=nodes)
+            try:
+                slurm.sbatch(["--no-requeue", *slurm.flags(options), str(folder / "job.sh")])
+            except (slurm.SlurmRefused, slurm.SlurmDown):  # it may have been taken all the same
+                names = [e.name for e in slurm.squeue(names=[job.name]) if slurm.was_taken(e.state, e.nodes)]
+                if job.name not in names:
+                    raise
+            self._jobs[name] = job
         except (slurm.SlurmRefused, slurm.SlurmDown) as error:
-            self._refused[name] = str(error)
-            return
-        self._jobs[name] = _Job(job_name, folder / "output", sent_s)
+            self._refused[name] = ProbeAnswer(problem=str(error))
 
     def wait(self) -> dict[str, ProbeAnswer]:
         """Until each has ended, or did not start in time."""
@@ -129,15 +133,11 @@ class ProbeJobs:
         while any(self._is_awaited(job, began) for job in self._jobs.values()):
             time.sleep(POLL_S)
             self._look()
-        answers = {name: self._answer(job) for name, job in self._jobs.items()}
-        return answers | {name: ProbeAnswer(problem=said) for name, said in self._refused.items()}
+        return {name: self._answer(job) for name, job in self._jobs.items()} | self._refused
 
     def _is_awaited(self, job: _Job, began: float) -> bool:
-        if not job.is_live:
-            return False
-        if job.started is None:
-            return time.monotonic() - began < self._queue_s
-        return time.monotonic() - job.started < RUN_S
+        since, limit_s = (began, self.queue_s) if job.started is None else (job.started, RUN_S)
+        return job.is_live and time.monotonic() - since < limit_s
 
     def _look(self) -> None:
         try:
@@ -145,35 +145,30 @@ class ProbeJobs:
         except slurm.SlurmDown:
             return  # asked again; the wait has an end
         for job in self._jobs.values():
-            entry = entries.get(job.name)
-            job.unseen = job.unseen + 1 if entry is None else 0
-            if entry is None and job.unseen < LOOKS:
-                continue
-            job.job_id = entry.job_id if entry is not None else job.job_id
-            job.state = entry.state if entry is not None else "ENDED"  # SLURM has forgotten it
-            job.reason = entry.reason if entry is not None else ""
-            job.exit_code = entry.exit_code if entry is not None else None
+            if job.name in entries:
+                job.entry, job.unseen = entries[job.name], 0
+            else:
+                job.unseen += 1
             if job.started is None and meaning(job.state).kind != "waits":
                 job.started = time.monotonic()
 
     def _answer(self, job: _Job) -> ProbeAnswer:
         if job.started is None:
-            why = f" (SLURM says: {job.reason})" if job.reason else ""
+            why = f" (SLURM says: {job.entry.reason})" if job.entry is not None and job.entry.reason else ""
             return ProbeAnswer(
-                job_id=job.job_id, problem=f"the probe job did not start in {self._queue_s:.0f} s{why}", unsure=True
+                job_id=job.job_id, problem=f"the probe job did not start in {self.queue_s:.0f} s{why}", unsure=True
             )
-        text = _read_late(job.output, self._visible_s)
-        findings, said = parse_output(text or "")
+        text = job.output.read_text(errors="replace") if shows(job.output, self.visible_s) else None
+        findings, last_line = parse_output(text or "")
         ended = f"job {job.job_id or job.name} ended as {job.state}"
         problem = ""
         if text is None:
             problem = f"{ended} and its output does not show in {job.output.parent}"
         elif job.state not in ("COMPLETED", "COMPLETING", "ENDED"):
-            problem = f"{ended}: {said or 'without a word'}"
+            problem = f"{ended}: {last_line or 'without a word'}"
         return ProbeAnswer(
             findings=findings,
             job_id=job.job_id,
-            said=said,
             problem=problem,
             is_unheard=text is None,
             sent_s=job.sent_s,
@@ -184,26 +179,14 @@ class ProbeJobs:
 def parse_output(text: str) -> tuple[dict[str, Any], str]:
     """(all findings together, the last line that is none): setup lines and modules may print what they like."""
     findings: dict[str, Any] = {}
-    said = ""
+    last_line = ""
     for line in text.splitlines():
         try:
-            found = json.loads(line)
+            finding = json.loads(line)
         except ValueError:
-            found = None
-        if isinstance(found, dict):
-            findings |= found
+            finding = None
+        if isinstance(finding, dict):
+            findings |= finding
         elif line.strip():
-            said = line.strip()
-    return findings, said[:300]
-
-
-def _read_late(path: Path, wait_s: float) -> str | None:
-    """A file another machine wrote; None where it does not show in time."""
-    deadline = time.monotonic() + wait_s
-    while True:
-        with contextlib.suppress(OSError):
-            if path.name in [entry.name for entry in path.parent.iterdir()]:
-                return path.read_text(errors="replace")
-        if time.monotonic() >= deadline:
-            return None
-        time.sleep(POLL_S)
+            last_line = line.strip()
+    return findings, last_line[:300]

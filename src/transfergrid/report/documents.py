@@ -155,14 +155,14 @@ def _published(rows: Sequence[ComparisonRow]) -> Section | None:
 
 def _published_notes(rows: Sequence[ComparisonRow]) -> list[str]:
     """Where the figures come from, what is known about single ones, and what no comparison with them can settle."""
-    found = [
+    figures = [
         (row, figure)
         for row in rows
         if (figure := lookup(**{name: getattr(row, name) for name in ("grid", "dataset", "model", "phase", "variant")}))
     ]
-    notes = [f"source: {figure.source}." for _, figure in found]
-    notes += [f"{note}." for _, figure in found if figure.study for note in figure.study.notes]
-    notes += [f"{row.title}: {figure.note}." for row, figure in found if figure.note]
+    notes = [f"source: {figure.source}." for _, figure in figures]
+    notes += [f"{note}." for _, figure in figures if figure.study for note in figure.study.notes]
+    notes += [f"{row.title}: {figure.note}." for row, figure in figures if figure.note]
     return list(dict.fromkeys(notes))
 
 

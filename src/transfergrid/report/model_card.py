@@ -70,7 +70,7 @@ def model_card(record: RunRecord, paths: RunPaths, facts: CardFacts) -> str:
         ("Training settings", _settings(spec)),
         ("Intended use and limits", _limits(record)),
         ("Licence", _licence(spec)),
-        ("How it was made", _made(record, paths, facts)),
+        ("How it was made", _origin(record, paths, facts)),
     ]
     return "\n".join(f"## {title}\n\n{text}" if title else text for title, text in sections if text)
 
@@ -246,14 +246,14 @@ def _licence(spec: RunSpec) -> str:
     return "".join(lines) + data
 
 
-def _made(record: RunRecord, paths: RunPaths, facts: CardFacts) -> str:
+def _origin(record: RunRecord, paths: RunPaths, facts: CardFacts) -> str:
     commands = commands_of([record.spec], StorePaths(paths.root.parent.parent))
     export = command("predict.py", *facts.arguments)
     text = _fenced("sh", "".join(f"{command.line}\n" for command in commands) + f"{export}\n") + "\n"
     text += "- The first command needs the store that holds the run, which has its settings in `spec.json`.\n"
     text += "".join(f"- {_plain(hint)}\n" for command in commands for hint in command.to_fill_in)
-    seen: dict[str, Any] = {"seconds of the phase": record.phase_s, **record.provenance}
-    lines = [[name, _plain(str(value))] for name, value in seen.items() if value is not None]
+    origin: dict[str, Any] = {"seconds of the phase": record.phase_s, **record.provenance}
+    lines = [[name, _plain(str(value))] for name, value in origin.items() if value is not None]
     return text + "\n" + _table(["provenance", "value"], lines, left=2)
 
 

@@ -15,6 +15,9 @@ from transfergrid.report.analysis.columns import columns_of, of_rows
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow, names_of
 from transfergrid.report.blocks import Section
+from transfergrid.report.figures import no_images
+from transfergrid.report.figures.errors import class_scores
+from transfergrid.report.figures.material import Material, class_names, row_name, row_title
 from transfergrid.report.markdown import list_text, table_text
 from transfergrid.report.page import wording
 from transfergrid.report.page.table import short_names
@@ -23,7 +26,7 @@ from transfergrid.store.records import read_grid
 from transfergrid.tracking.wandb_report import KEY, MOST_TABLE_ROWS, Chosen, Table, WandbReport
 
 FILES = ("comparison.csv", "comparison.md", "comparison.tex", "index.html")
-OF_ONE_ROW = ("confusion", "errors", "curves", "architecture")  # how the names of such figures begin
+OF_ONE_ROW = ("errors", "curves", "architecture")  # how the names of such figures begin
 MOST_FIGURES = 300  # beyond it, of single rows only those that the verdict names
 
 
@@ -33,23 +36,26 @@ def wandb_report_of(comparisons: Sequence[Comparison], folder: Path, *, figures:
     grids = tuple(dict.fromkeys(row.grid for row in comparison.rows)) or (comparison.grid,)
     chosen = _chosen(comparison)
     per_class, notes = _per_class(comparison)
-    tables = {"comparison": _comparison(comparison.rows), "per_class": per_class, "failures": _failures(comparison)}
+    names = names_of(comparison.rows)
+    cells = [row.cells(names) for row in comparison.rows]
+    rows = Table(columns=names, rows=tuple(tuple(of_row.values()) for of_row in cells))
+    tables = {"comparison": rows, "per_class": per_class, "failures": _failures(comparison)}
     tables |= _tables(several.sections(comparisons))
-    made, more_notes = _figures(folder, chosen) if figures else ({}, [])
+    pictures, more_notes = _figures(folder, chosen) if figures else ({}, [])
     return WandbReport(
         grid=report_name(grids),
         grids=grids,
-        rows=readable_in(tuple(row.cells(names_of(comparison.rows)) for row in comparison.rows)),
+        rows=readable_in(tuple(cells)),
         tables={name: Table(columns=t.columns, rows=readable_in(t.rows)) for name, t in tables.items()},
-        figures=made,
-        single=tuple(name for name in made if _is_of_one_row(name)),
+        figures=pictures,
+        single=tuple(name for name in pictures if _is_of_one_row(name)),
         files=[folder / name for name in FILES],
         headline=readable(wording.verdict(comparison)),
         markdown_table=readable(short_table(comparison.rows)),
         failures=readable(list_text(wording.missing(comparison))),
         notes=readable_in((*notes, *more_notes)),
         chosen=tuple(
-            Chosen(title=readable(_title(row)), run_ids=tuple(r.run_id for r in runs)) for row, runs in chosen
+            Chosen(title=readable(row_title(row)), run_ids=tuple(r.run_id for r in runs)) for row, runs in chosen
         ),
         runs=len({entry.run_id for grid in grids for entry in read_grid(comparison.store.grid(grid))}),
     )
@@ -63,12 +69,6 @@ def short_table(rows: Sequence[ComparisonRow]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
-def _comparison(rows: Sequence[ComparisonRow]) -> Table:
-    """comparison.csv at full precision."""
-    names = names_of(rows)
-    return Table(columns=names, rows=tuple(tuple(row.cells(names).values()) for row in rows))
-
-
 def _failures(comparison: Comparison) -> Table:
     lines = [
         (f.run_id, f.failure_class, " ".join(f.error.split()), next_step(f.failure_class, f.remedy))
@@ -88,20 +88,18 @@ def _per_class(comparison: Comparison) -> tuple[Table, list[str]]:
         try:
             scored = list(_scored(comparison, runs))
         except DataError as error:
-            notes.append(f"no scores per class of {_title(row)}: {one_line(error)}")
+            notes.append(f"no scores per class of {row_title(row)}: {one_line(error)}")
             continue
         if len(lines) + len(scored) > MOST_TABLE_ROWS:
-            notes.append(f"no scores per class from {_title(row)} on: W&B holds {MOST_TABLE_ROWS:,} lines of a table")
+            notes.append(
+                f"no scores per class from {row_title(row)} on: W&B holds {MOST_TABLE_ROWS:,} lines of a table"
+            )
             break
         lines += [(*(getattr(row, name) for name in KEY), *line) for line in scored]
     return Table(columns=(*KEY, "class", "images", "precision", "recall", "f1"), rows=tuple(lines)), notes
 
 
 def _scored(comparison: Comparison, runs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    from transfergrid.report.figures import no_images
-    from transfergrid.report.figures.confusions import class_scores
-    from transfergrid.report.figures.material import Material, class_names
-
     counts_CC = Material(comparison=comparison, images=no_images).test_confusion(runs)
     scores = class_scores(counts_CC)
     columns_C = (counts_CC.sum(axis=1), scores.precision_C, scores.recall_C, scores.f1_C)
@@ -126,20 +124,14 @@ def _chosen(comparison: Comparison) -> list[tuple[ComparisonRow, Sequence[Any]]]
 
 
 def _figures(folder: Path, chosen: Sequence[tuple[ComparisonRow, Any]]) -> tuple[Mapping[str, Path], list[str]]:
-    from transfergrid.report.figures.material import row_name
-
-    found = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
-    if len(found) <= MOST_FIGURES:
-        return found, []
+    pictures = {path.stem: path for path in sorted((folder / "figures").glob("*.png"))}
+    if len(pictures) <= MOST_FIGURES:
+        return pictures, []
     names = {row_name(kind, row) for kind in OF_ONE_ROW for row, _ in chosen}
-    sent = {name: path for name, path in found.items() if name in names or not _is_of_one_row(name)}
-    note = f"{len(found) - len(sent)} figures of single rows are in the folder of the report and on its page only"
-    return sent, [note]
+    general = {name: path for name, path in pictures.items() if name in names or not _is_of_one_row(name)}
+    note = f"{len(pictures) - len(general)} figures of single rows are in the folder of the report and on its page only"
+    return general, [note]
 
 
 def _is_of_one_row(name: str) -> bool:
     return name.startswith(tuple(f"{kind}-" for kind in OF_ONE_ROW))
-
-
-def _title(row: ComparisonRow) -> str:
-    return " · ".join(part for part in (row.dataset, row.model, row.phase, row.variant) if part)

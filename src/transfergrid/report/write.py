@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from transfergrid.errors import one_line
@@ -17,10 +17,17 @@ from transfergrid.report.page.wording import ties
 from transfergrid.store import durable
 
 
-def write(comparisons: Sequence[Comparison], *, figures: bool, folder: Path | None = None) -> Path:
+def write(
+    comparisons: Sequence[Comparison],
+    *,
+    figures: bool,
+    folder: Path | None = None,
+    show: Callable[[int, int], None] = lambda done, total: None,
+) -> Path:
     """Write the report of one grid, or of several side by side under <A>-vs-<B>; returns the path of comparison.md.
 
-    Without `figures` the tables and the page alone, in a second. folder: another place than the store's.
+    Without `figures` the tables and the page alone, in a second. folder: another place than the store's. show: is told
+    after each figure how many are drawn, of how many.
     """
     whole = several.joined(comparisons)
     apart = several.named_apart(whole)
@@ -37,9 +44,9 @@ def write(comparisons: Sequence[Comparison], *, figures: bool, folder: Path | No
         from transfergrid.data.images_at_hand import images_at_hand
         from transfergrid.report.figures import make_figures
 
-        made, notes = make_figures(apart, folder / "figures", images=images_at_hand(whole.store))
+        drawn, notes = make_figures(apart, folder / "figures", images=images_at_hand(whole.store), show=show)
         summaries = _summaries(whole, notes)
-        page = render_page(whole, sections, figures=made, figure_notes=notes, summaries=summaries)
+        page = render_page(whole, sections, figures=drawn, figure_notes=notes, summaries=summaries)
         durable.write_bytes(folder / "index.html", utf8(page))
     return folder / "comparison.md"
 

@@ -368,8 +368,8 @@ def _effort(rival: Rival) -> str:
 def _cheapest_in_words(cheapest: Cheapest, within: float, answer: DatasetAnswer) -> str:
     own, best = seconds_in_words(cheapest.row.cost), seconds_in_words(answer.winner.cost)
     return (
-        f"{cheapest.row.name} costs {own} in place of {best}, and is not worse by more than {100 * within:g} points"
-        f" (p = {p_text(cheapest.p_value, '.3f')})."
+        f"{cheapest.row.name} costs {own} in place of {best}, and is not worse by more than {100 * within:g}"
+        f" {'point' if within == 0.01 else 'points'} (p = {p_text(cheapest.p_value, '.3f')})."
     )
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import random
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,34 +15,23 @@ from transfergrid.data.images_at_hand import Images
 from transfergrid.errors import one_line
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.predictions import StoredPredictions
-from transfergrid.report.figures import (
-    accuracy,
-    architecture,
-    cache,
-    confusions,
-    cost,
-    curves,
-    few_images,
-    pictures,
-    reliability,
-    style,
-)
-from transfergrid.report.figures.material import Material, Section, Sketch, row_key
+from transfergrid.report.figures import accuracy, architecture, cost, curves, errors, few_images, reliability, style
+from transfergrid.report.figures.material import Material, Section, Sketch
 from transfergrid.specs import DatasetSpec, Split
 
-__all__ = ["Figure", "make_figures", "no_images", "row_key"]
-
-FEW = 40  # figures: fewer are drawn before other processes have started
+Files = tuple[Path, Path] | str  # a figure's PNG and SVG, or why it could not be made
+Show = Callable[[int, int], None]
+FEW = 20  # figures: fewer are drawn before other processes have started
 MOST_PROCESSES = 8
 # In the order in which a reader meets them.
-_KINDS = (accuracy, few_images, cost, curves, confusions, reliability, pictures, architecture, cache)
+_KINDS = (accuracy, few_images, cost, curves, errors, reliability, architecture)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
     """One figure in its two files. Title and caption are plain text and may hold any character of a name.
 
-    row_keys: of the rows it shows, as row_key() gives them. models: theirs, in the same order, each once.
+    models: of the rows it shows, in their order, each once.
     """
 
     name: str
@@ -52,7 +40,6 @@ class Figure:
     png: Path
     svg: Path
     section: Section
-    row_keys: tuple[str, ...]
     models: tuple[str, ...]
 
 
@@ -62,69 +49,87 @@ def no_images(dataset: DatasetSpec, split: Split) -> LabeledImages | None:
 
 
 def make_figures(
-    comparison: Comparison, folder: Path, *, images: Images = no_images, processes: int | None = None
+    comparison: Comparison,
+    folder: Path,
+    *,
+    images: Images = no_images,
+    processes: int | None = None,
+    show: Show = lambda done, total: None,
 ) -> tuple[list[Figure], list[str]]:
     """Write every figure that can be made; (figures, notes on those that cannot). Older figures there are removed.
 
     images: gives the images of a data set's split where this machine has them, see images_at_hand. processes: that
-    share the drawing, and are sent `images`; None: as many as there are cores, where there are many figures.
+    share the drawing, and are sent `images`; None: as many as there are cores, where there are many figures. show: is
+    told (how many are done, of how many) after each.
     """
     notes: list[str] = []
-    sketches = list(_sketches(Material(comparison=comparison, images=images), notes))
+    material = Material(comparison=comparison, images=images)
+    sketches = list(_sketches(material, notes))
     if processes is None:
         processes = 1 if len(sketches) < FEW else min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
-    if processes > 1:
-        drawn = _draw_in_processes(processes, len(sketches), comparison, folder, images)
-    else:
-        drawn = _draw(sketches, range(len(sketches)), folder)
-    made = []
+    drawing = _draw_in_processes(processes, sketches, material, folder) if processes > 1 else None
+    files_of: dict[int, Files] = {}
+    for position, files in drawing or _draw(sketches, range(len(sketches)), folder, material.letters()):
+        files_of[position] = files
+        show(len(files_of), len(sketches))
+    figures = []
     for position, sketch in enumerate(sketches):
-        files = drawn[position]
+        files = files_of[position]
         if isinstance(files, str):
             notes.append(f"no figure {sketch.title!r}: {files}")
         else:
-            made.append(_figure(sketch, *files))
-    _remove_others(folder, {path.name for figure in made for path in (figure.png, figure.svg)})
-    return made, notes
+            figures.append(_figure(sketch, *files))
+    files_now = {path for figure in figures for path in (figure.png, figure.svg)}
+    for path in {*folder.glob("*.png"), *folder.glob("*.svg")} - files_now:  # of rows that the grid no longer has
+        path.unlink(missing_ok=True)
+    return figures, notes
 
 
-Files = tuple[Path, Path] | str  # a figure's PNG and SVG, or why it could not be made
-
-
-def _draw(sketches: Sequence[Sketch], positions: Sequence[int], folder: Path) -> dict[int, Files]:
-    drawn: dict[int, Files] = {}
-    with style.house_style():
-        for position in positions:
-            sketch = sketches[position]
-            try:
-                drawn[position] = style.save(sketch.draw(), folder, sketch.name)
-            except Exception as error:  # whatever is wrong with one figure's files, the others are wanted
-                drawn[position] = one_line(error)
-    return drawn
+def _draw(
+    sketches: Sequence[Sketch], positions: Sequence[int], folder: Path, letters: str
+) -> Iterator[tuple[int, Files]]:
+    for position in positions:
+        sketch = sketches[position]
+        try:
+            with style.house_style(letters):
+                files: Files = style.save(sketch.draw(), folder, sketch.name)
+        except Exception as error:  # whatever is wrong with one figure's files, the others are wanted
+            files = one_line(error)
+        yield position, files
 
 
 def _draw_in_processes(
-    processes: int, count: int, comparison: Comparison, folder: Path, images: Images
-) -> dict[int, Files]:
-    """Every process finds the same sketches in the same comparison, and draws its share of them."""
-    positions = list(range(count))
-    random.Random(0).shuffle(positions)  # so that each share holds some of every kind
-    shares = [positions[start::processes] for start in range(processes)]
-    sent = replace(comparison, stored=StoredPredictions(comparison.store))  # predictions are read where they are drawn
-    drawn: dict[int, Files] = {}
+    processes: int, sketches: Sequence[Sketch], material: Material, folder: Path
+) -> Iterator[tuple[int, Files]]:
+    """Every process finds the same sketches in the same comparison, and draws some of them. This one draws the
+    networks: it alone then imports torch, and needs it for their layers anyway."""
+    networks = [position for position, sketch in enumerate(sketches) if sketch.section == "architecture"]
+    positions = [position for position in range(len(sketches)) if position not in networks]
+    # Predictions are not sent: they are read where they are drawn.
+    comparison = replace(material.comparison, stored=StoredPredictions(material.comparison.store))
+    sent = replace(material, comparison=comparison)
     # New processes: a fork of this one could hang on the threads that torch or numpy may have started in it.
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(_draw_share, sent, folder, images, share): share for share in shares}
-        for future, share in running.items():
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=spawned, initializer=_begin, initargs=(sent,)) as pool:
+        running = {pool.submit(_draw_there, position, folder): position for position in positions}
+        yield from _draw(sketches, networks, folder, material.letters())
+        for future in as_completed(running):
             try:
-                drawn |= future.result()
+                yield from future.result()
             except BrokenProcessPool:
-                drawn |= dict.fromkeys(share, "the process that draws it was killed, perhaps because memory ran out")
-    return drawn
+                yield running[future], "the process that draws it was killed, perhaps because memory ran out"
 
 
-def _draw_share(comparison: Comparison, folder: Path, images: Images, positions: Sequence[int]) -> dict[int, Files]:
-    return _draw(list(_sketches(Material(comparison=comparison, images=images), [])), positions, folder)
+_of_this_process: list[tuple[list[Sketch], str]] = []  # of one that draws for another: its sketches, and all letters
+
+
+def _begin(material: Material) -> None:
+    _of_this_process.append((list(_sketches(material, [])), material.letters()))
+
+
+def _draw_there(position: int, folder: Path) -> list[tuple[int, Files]]:
+    sketches, letters = _of_this_process[-1]
+    return list(_draw(sketches, [position], folder, letters))
 
 
 def _sketches(material: Material, notes: list[str]) -> Iterator[Sketch]:
@@ -143,14 +148,5 @@ def _figure(sketch: Sketch, png: Path, svg: Path) -> Figure:
         png=png,
         svg=svg,
         section=sketch.section,
-        row_keys=tuple(row_key(row) for row in sketch.rows),
         models=tuple(dict.fromkeys(row.model for row in sketch.rows)),
     )
-
-
-def _remove_others(folder: Path, kept: set[str]) -> None:
-    """Figures of rows that the grid no longer has."""
-    for pattern in ("*.png", "*.svg"):
-        for path in folder.glob(pattern):
-            if path.name not in kept:
-                path.unlink(missing_ok=True)

@@ -38,28 +38,28 @@ class Stage:
     @property
     def text(self) -> str:
         count = style.count_text(self.parameters) if self.parameters else ""
-        parts = (style.shorten(self.name, 26), " × ".join(map(str, self.shape)), count)
+        parts = (self.name, " × ".join(map(str, self.shape)), count)
         return " · ".join(part for part in parts if part)
 
 
 def sketches(material: Material) -> Iterator[Sketch]:
-    seen: dict[tuple[object, ...], tuple[RunRecord, list[ComparisonRow]]] = {}
+    rows_by_network: dict[tuple[object, ...], tuple[RunRecord, list[ComparisonRow]]] = {}
     for row, runs in material.rows:
         spec = runs[0].spec
         if spec.phase == "evaluate" and not spec.backbones:
             continue  # its training's own row shows the network
         sizes_px = tuple(b.preprocess.crop_px for b in spec.backbones) or getattr(spec.settings, "image_size_px", None)
         key: tuple[object, ...] = (spec.model, sizes_px, spec.dataset.num_classes)
-        seen.setdefault(key, (runs[0], []))[1].append(row)
-    for key, (run, rows) in seen.items():
+        rows_by_network.setdefault(key, (runs[0], []))[1].append(row)
+    for key, (run, rows) in rows_by_network.items():
         yield Sketch(
             name=group_name("architecture", *(str(part) for part in key)),
-            title=f"The stages of {run.spec.model}",
+            title=f"What does {run.spec.model} consist of?",
             caption="Each box: a stage of the network, the shape of its output (channels x height x width) and how "
             "many parameters it has. Neighbours of one shape share a box.",
             section="architecture",
             rows=tuple(rows),
-            draw=partial(draw, run.spec),
+            panels=partial(draw, run.spec),
         )
 
 
@@ -93,25 +93,25 @@ def stages(network: nn.Module, input_shape: tuple[int, int, int]) -> list[Stage]
     """In the order in which an image meets them."""
     import torch
 
-    met: list[Stage] = []
+    merged: list[Stage] = []
     counted: set[nn.Module] = set()
 
     def hook(name: str, module: nn.Module, _: Any, output: Any) -> None:
         shape = tuple((output[0] if isinstance(output, tuple) else output).shape[1:])
         parameters = 0 if module in counted else sum(p.numel() for p in module.parameters())
         counted.add(module)
-        if met and met[-1].shape == shape:
-            first = met[-1].name.partition(" .. ")[0]
-            met[-1] = Stage(f"{first} .. {name.rpartition('.')[2]}", shape, met[-1].parameters + parameters)
+        if merged and merged[-1].shape == shape:
+            first = merged[-1].name.partition(" .. ")[0]
+            merged[-1] = Stage(f"{first} .. {name.rpartition('.')[2]}", shape, merged[-1].parameters + parameters)
         else:
-            met.append(Stage(name, shape, parameters))
+            merged.append(Stage(name, shape, parameters))
 
     handles = [module.register_forward_hook(partial(hook, name)) for name, module in _modules(network)]
     with torch.no_grad():
         network(torch.zeros(1, *input_shape, device="meta"))
     for handle in handles:
         handle.remove()
-    return met
+    return merged
 
 
 def _modules(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -150,12 +150,10 @@ def draw(spec: RunSpec) -> Figure:
     classes = spec.dataset.num_classes
     head = Stage("head", (classes,), (dim + 1) * classes) if spec.backbones else None
     total = sum(stage.parameters for _, column in columns for stage in column) + (head.parameters if head else 0)
-    figure = style.new_figure(
-        max(4.5, 0.3 + COLUMN_IN * len(columns)),
-        0.9 + LINE_IN * (last + (1.6 if head else 0)),
-        style.shorten(f"{spec.model}: {total:,} parameters", 55 if len(columns) == 1 else 75),
-    )
+    height_in = 1.2 + LINE_IN * (last + (1.6 if head else 0))
+    figure = style.new_figure(max(4.5, 0.3 + COLUMN_IN * len(columns)), height_in)
     axes = figure.subplots()
+    axes.set_title(f"{total:,} parameters")
     axes.set_axis_off()
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(last + (1.2 if head else -0.4), -1.2)
@@ -166,14 +164,14 @@ def draw(spec: RunSpec) -> Figure:
 
     def arrow(start: tuple[float, float], end: tuple[float, float]) -> None:
         look = {"arrowstyle": "-|>", "linewidth": 0.8, "color": style.BLACK, "shrinkA": 0, "shrinkB": 0}
-        axes.annotate("", xy=end, xytext=start, arrowprops=look)
+        axes.annotate("", xy=end, xytext=start, arrowprops=look, zorder=2)
 
     middle = (len(columns) - 1) / 2
     for x, (name, column) in enumerate(columns):
         if len(columns) > 1:
-            axes.text(x, -0.7, style.shorten(name, 34), ha="center", va="bottom", fontsize=8, fontweight="bold")
+            axes.text(x, -0.7, style.wrap(name, 40), ha="center", va="bottom", fontsize=8, fontweight="bold")
         for y, stage in enumerate(column):
-            box(x, y, stage.text, "#EAF3FA" if y else "#FFFFFF")
+            box(x, y, style.wrap(stage.text, 52), "#EAF3FA" if y else "#FFFFFF")
             if y:
                 arrow((x, y - 0.7), (x, y - 0.3))
         if head is not None:

@@ -9,6 +9,7 @@ from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.report.figures.material import Material, Rows, Sketch, group_name, row_labels, row_name
 from transfergrid.report.figures.tracks import Track, binned_steps, mean_over_seeds, parted, probe_of, track
+from transfergrid.specs import TrainSettings
 from transfergrid.store.records import RunRecord
 
 if TYPE_CHECKING:
@@ -19,14 +20,19 @@ TRAINED = ("probe", "finetune", "scratch")
 LINES_TOLD_APART = 12  # of curves laid over each other; the others are grey
 WHAT_IS_DRAWN = (
     "Thin: single seeds; thick: their mean. The training curve is the running mean while the weights change, on "
-    "augmented images; val and test are evaluated after the epoch."
+    "augmented images; val and test are evaluated after the epoch. Per batch: the pale band spans all batches of all "
+    "seeds, the line is their running mean."
+)
+JOINT = (
+    " The vertical line separates the probe from fine-tuning. Curves may jump there: the probe saw plain images and "
+    "stored BatchNorm statistics, fine-tuning sees augmented images and, unless bn=eval, the statistics of each batch."
 )
 
 
 def sketches(material: Material) -> Iterator[Sketch]:
     yield from _of_rows(material)
-    for (dataset, phase), found in material.groups().items():
-        rows = tuple((row, runs) for row, runs in found if not any(r.spec.is_solved for r in runs))
+    for (dataset, phase), of_phase in material.groups().items():
+        rows = tuple((row, runs) for row, runs in of_phase if not any(r.spec.is_solved for r in runs))
         if phase in TRAINED and len(rows) > 1:
             yield _of_settings(material, dataset, phase, rows)
 
@@ -38,45 +44,52 @@ def _of_rows(material: Material) -> Iterator[Sketch]:
     for row, runs in material.rows:
         if row.phase != "finetune":
             continue
-        started_from = [probe_of(material, run) for run in runs]
-        ids = [probe.run_id for probe in started_from if probe is not None]
+        ids = [probe.run_id for run in runs if (probe := probe_of(material, run)) is not None]
         joined |= set(ids)
-        shown = dict.fromkeys([*(probes[i] for i in ids if i in probes), row])
-        yield _of_row(material, row, runs, shown=tuple(shown), phases="probe and finetune" if ids else "finetune")
+        rows = dict.fromkeys([*(probes[i] for i in ids if i in probes), row])
+        yield _of_row(material, runs, tuple(rows))
     for row, runs in material.rows:
-        trained = row.phase == "scratch" or (row.phase == "probe" and not any(r.spec.is_solved for r in runs))
-        if trained and not (row.phase == "probe" and joined.issuperset(r.run_id for r in runs)):
-            yield _of_row(material, row, runs, shown=(row,), phases=row.phase)
+        is_trained = row.phase == "scratch" or (row.phase == "probe" and not any(r.spec.is_solved for r in runs))
+        if is_trained and not (row.phase == "probe" and joined.issuperset(r.run_id for r in runs)):
+            yield _of_row(material, runs, (row,))
 
 
-def _of_row(
-    material: Material, row: ComparisonRow, runs: Sequence[RunRecord], *, shown: tuple[ComparisonRow, ...], phases: str
-) -> Sketch:
-    words = " · ".join(filter(None, (row.dataset, row.model, phases, row.variant)))
+def _of_row(material: Material, runs: Sequence[RunRecord], rows: tuple[ComparisonRow, ...]) -> Sketch:
+    """rows: the runs' own is the last; before it stand those of the probes that it started from."""
+    row = rows[-1]
+    is_joined = any(probe_of(material, run) is not None for run in runs)
+    phases = "probe and finetune" if is_joined else row.phase
     return Sketch(
         name=row_name("curves", row),
-        title=f"Accuracy and loss of {words}",
-        caption=f"{WHAT_IS_DRAWN} Per batch: the pale band spans all batches of all seeds, the line is their running "
-        "mean." + (" The vertical line separates the probe from fine-tuning." if len(shown) > 1 else ""),
+        title=f"How did {' · '.join(filter(None, (row.dataset, row.model, phases, row.variant)))} learn?",
+        caption=WHAT_IS_DRAWN + (JOINT if is_joined else "") + _smoothing(material, runs),
         section="curves",
-        rows=shown,
-        draw=lambda: draw_curves([track(material, run) for run in runs], title=words),
+        rows=rows,
+        panels=lambda: draw([track(material, run) for run in runs]),
     )
 
 
-def draw_curves(tracks: Sequence[Track], *, title: str) -> Figure:
-    """Above per epoch, below per batch; left accuracy, right loss."""
-    figure = style.new_figure(style.WIDE_IN, 5.0, style.shorten(title, 90))
-    axes = figure.subplots(2, 2)
+def _smoothing(material: Material, runs: Sequence[RunRecord]) -> str:
+    """What raises the training loss above the others, where something does."""
+    trainings = [*runs, *filter(None, (probe_of(material, run) for run in runs))]
+    shares = {s.label_smoothing for r in trainings if isinstance(s := r.spec.settings, TrainSettings)} - {0.0}
+    if not shares:
+        return ""
+    values = " or ".join(f"{share:g}" for share in sorted(shares))
+    return f" The training loss contains label smoothing of {values}, so it never gets near 0; the other losses do not."
+
+
+def draw(tracks: Sequence[Track]) -> Figure:
+    """Above per epoch, below per batch where batches were logged; left accuracy, right loss."""
+    has_batches = {"train/accuracy", "train/loss"} <= {name for one in tracks for name in one.steps}
+    figure = style.new_figure(style.WIDE_IN, 5.2 if has_batches else 2.9)
+    grid = figure.subplots(1 + has_batches, 2, squeeze=False)
     for column, (metric, unit) in enumerate((("accuracy", "accuracy [%]"), ("loss", "loss [nats]"))):
-        per_epoch(axes[0][column], tracks, metric)
-        per_batch(axes[1][column], tracks, metric)
-        for axis in axes[:, column]:
-            axis.set_ylabel(unit)
-    for axis, place in ((axes[0][0], 0), (axes[0][1], 0), (axes[1][0], 1), (axes[1][1], 1)):
-        _mark_joints(axis, tracks[0], place)
-    handles, texts = axes[0][0].get_legend_handles_labels()
-    style.legend_below(figure, handles, texts)
+        for place, (axes, draw_panel) in enumerate(zip(grid[:, column], (per_epoch, per_batch), strict=False)):
+            draw_panel(axes, tracks, metric)
+            axes.set_ylabel(unit)
+            _mark_joints(axes, tracks[0], place)
+    style.legend_below(figure, *grid[0][0].get_legend_handles_labels())
     return figure
 
 
@@ -105,16 +118,13 @@ def per_epoch(axes: Axes, tracks: Sequence[Track], metric: str) -> None:
 
 def per_batch(axes: Axes, tracks: Sequence[Track], metric: str) -> None:
     scale = 100 if metric == "accuracy" else 1
-    axes.set_xlabel("batch")
-    style.count_axis(axes)
     parts = binned_steps(tracks, f"train/{metric}")
-    if not parts:
-        axes.text(0.5, 0.5, "no batch was logged", transform=axes.transAxes, ha="center")
-        return
     for x_B, low_B, high_B, mean_B in parts:
         axes.fill_between(x_B, scale * low_B, scale * high_B, color=style.SKY, alpha=0.35, linewidth=0)
-        axes.plot(x_B, scale * mean_B, color=style.BLUE)
+        axes.plot(x_B, scale * mean_B, color=style.BLUE, marker="o" if len(x_B) == 1 else "")
     axes.set_xlim(0, parts[-1][0][-1] + 1)
+    axes.set_xlabel("batch")
+    style.whole_numbers(axes, 7)
 
 
 def _mark_joints(axes: Axes, first: Track, place: int) -> None:
@@ -141,28 +151,29 @@ def _of_settings(material: Material, dataset: str, phase: str, rows: Rows) -> Sk
         caption += f" The {LINES_TOLD_APART} best by their last epoch are named, the other {grey} are grey."
     return Sketch(
         name=group_name("settings", dataset, phase),
-        title=f"All settings of {dataset} · {phase} by epoch",
+        title=f"How do the settings of {phase} on {dataset} compare, epoch by epoch?",
         caption=caption,
         section="curves",
         rows=tuple(row for row, _ in rows),
-        draw=lambda: _draw_settings(material, rows, split, title=f"{dataset} · {phase}"),
+        panels=lambda: _draw_settings(material, rows, split),
     )
 
 
-def _draw_settings(material: Material, rows: Rows, split: str, *, title: str) -> Figure:
+def _draw_settings(material: Material, rows: Rows, split: str) -> Figure:
     name = f"{split}/accuracy"
     # Of its own phase alone: where a fine-tuning began is another figure's matter.
     curves = [_own_phase(material, runs, name) for _, runs in rows]
-    labels = style.shorten_all(row_labels([row for row, _ in rows]), 34)
-    drawn = [(label, xs, values) for label, (xs, values) in zip(labels, curves, strict=True) if xs]
-    if not drawn:
-        raise ValueError(f"no {name} was recorded for {title}")
-    drawn.sort(key=lambda curve: -curve[2][-1])
-    named = drawn[:LINES_TOLD_APART]
-    height_in = 3.6 if len(named) <= 8 else 4.4
-    figure = style.new_figure(style.WIDE_IN, height_in, title)
+    labels = row_labels([row for row, _ in rows])
+    measured = [(label, xs, values) for label, (xs, values) in zip(labels, curves, strict=True) if xs]
+    if not measured:
+        raise ValueError(f"no {name} was recorded")
+    measured.sort(key=lambda curve: -curve[2][-1])
+    named = measured[:LINES_TOLD_APART]
+    texts = [style.wrap(f"{label}: {100 * values[-1]:.2f} %", 42) for label, _, values in named]
+    axes_in = max(2.6, sum(style.labels_in(texts)))
+    figure = style.new_figure(style.WIDE_IN, axes_in + 1.0)
     axes = figure.subplots()
-    for _, xs, values in drawn[LINES_TOLD_APART:]:
+    for _, xs, values in measured[LINES_TOLD_APART:]:
         axes.plot(xs, [100 * v for v in values], color=style.PALE, linewidth=0.8, zorder=1)
     looks = [style.line_look(number) for number in range(len(named))]
     for (colour, dashes, marker), (_, xs, values) in zip(looks, named, strict=True):
@@ -174,8 +185,7 @@ def _draw_settings(material: Material, rows: Rows, split: str, *, title: str) ->
     axes.set_ylim(axes.get_ylim())
     axes.set_xlim(axes.get_xlim())
     points = [(xs[-1], 100 * values[-1]) for _, xs, values in named]
-    texts = [f"{label}  {100 * values[-1]:.2f}" for label, _, values in named]
-    style.side_labels(axes, points, texts, height_in=height_in - 1.0, looks=looks)
+    style.side_labels(axes, points, texts, height_in=axes_in, looks=looks)
     return figure
 
 

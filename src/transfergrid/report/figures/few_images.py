@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import is_share
 from transfergrid.report.figures import style
-from transfergrid.report.figures.material import Material, Sketch, group_name
+from transfergrid.report.figures.material import Material, Sketch, group_name, pages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,16 +25,14 @@ MOST_LINES = 8  # that can be told apart in one figure
 def sketches(material: Material) -> Iterator[Sketch]:
     for (dataset, phase), rows in material.groups().items():
         lines = by_model([row for row, _ in rows])
-        names = list(lines)
-        for number, first in enumerate(range(0, len(names), MOST_LINES)):
-            page = {name: lines[name] for name in names[first : first + MOST_LINES]}
+        for suffix, page in pages(list(lines.items()), MOST_LINES):
             yield Sketch(
-                name=group_name("images", dataset, phase) + style.page_suffix(number),
-                title=f"Test accuracy of {dataset} · {phase} against images trained on",
+                name=group_name("images", dataset, phase) + suffix,
+                title=f"How many training images does {phase} on {dataset} need?",
                 caption=CAPTION,
                 section="accuracy",
-                rows=tuple(row for points in page.values() for row in points),
-                draw=partial(draw, page, title=f"{dataset} · {phase}"),
+                rows=tuple(row for _, points in page for row in points),
+                panels=partial(draw, dict(page)),
             )
 
 
@@ -46,10 +44,10 @@ def by_model(rows: Sequence[ComparisonRow]) -> dict[str, list[ComparisonRow]]:
     """
     plain = [row for row in rows if row.n_train is not None and row.test_accuracy is not None and _says_share(row)]
     apart = [name for name in ("weights", "protocol", "grid") if _several(plain, name)]
-    found: dict[str, list[ComparisonRow]] = {}
+    lines: dict[str, list[ComparisonRow]] = {}
     for row in plain:
-        found.setdefault(" · ".join((row.model, *(getattr(row, name) for name in apart))), []).append(row)
-    sorted_rows = {model: sorted(points, key=lambda r: r.n_train or 0) for model, points in found.items()}
+        lines.setdefault(" · ".join((row.model, *(getattr(row, name) for name in apart))), []).append(row)
+    sorted_rows = {model: sorted(points, key=lambda r: r.n_train or 0) for model, points in lines.items()}
     return {m: points for m, points in sorted_rows.items() if len({r.n_train for r in points}) >= FEWEST_NUMBERS}
 
 
@@ -63,30 +61,25 @@ def _several(rows: Sequence[ComparisonRow], name: str) -> bool:
     return len({(row.model, getattr(row, name)) for row in rows}) > len({row.model for row in rows})
 
 
-def draw(lines: Mapping[str, Sequence[ComparisonRow]], *, title: str) -> Figure:
-    figure = style.new_figure(style.NARROW_IN, 4.2, style.shorten(title, 80))
+def draw(lines: Mapping[str, Sequence[ComparisonRow]]) -> Figure:
+    figure = style.new_figure(style.NARROW_IN, 4.2)
     axes = figure.subplots()
     handles = []
     for number, points in enumerate(lines.values()):
+        colour, dashes, marker = style.line_look(number)
         # Side by side, not on top of each other: every model has the same numbers of images.
         aside = 1.03 ** (number - (len(lines) - 1) / 2)
         x = [(row.n_train or 0) * aside for row in points]
         y = [100 * (row.test_accuracy or 0.0) for row in points]
-        look: dict[str, Any] = {
-            "color": style.COLOURS[number % len(style.COLOURS)],
-            "linestyle": style.DASHES[number % len(style.DASHES)],
-            "marker": style.MARKERS[number],
-        }
-        (handle,) = axes.plot(x, y, **look)
-        handles.append(handle)
-        for left, row in zip(x, points, strict=True):
+        handles += axes.plot(x, y, dashes, color=colour, marker=marker)
+        for x_of_row, row in zip(x, points, strict=True):
             if row.ci95_low is not None and row.ci95_high is not None:
-                axes.plot([left, left], [100 * row.ci95_low, 100 * row.ci95_high], color=look["color"], linewidth=0.8)
+                axes.plot([x_of_row, x_of_row], [100 * row.ci95_low, 100 * row.ci95_high], color=colour, linewidth=0.8)
     axes.set_xscale("log")
     ticks = sorted({row.n_train or 0 for points in lines.values() for row in points})
     axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("images trained on")
     axes.set_ylabel("test accuracy [%]")
-    style.legend_below(figure, handles, style.shorten_all(list(lines), 40))
+    style.legend_below(figure, handles, [style.wrap(name, 40) for name in lines])
     return figure

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from transfergrid.data.images_at_hand import Images
 from transfergrid.errors import DataError
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.figures import style
 from transfergrid.specs import digest, safe_name
 from transfergrid.store import records
 from transfergrid.store.records import Predictions, RunRecord
@@ -20,20 +22,27 @@ from transfergrid.training.evaluation import Array, confusion_matrix
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-Section = Literal["accuracy", "curves", "cost", "errors", "data", "architecture", "calibration", "cache"]
+Section = Literal["accuracy", "cost", "curves", "errors", "calibration", "architecture"]
 Rows = Sequence[tuple[ComparisonRow, tuple[RunRecord, ...]]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sketch:
-    """A figure that is still to be drawn; draw() raises where something it needs is missing."""
+    """A figure that is still to be drawn. title: the question that it answers. panels: draws all but the title, and
+    raises where something it needs is missing."""
 
     name: str
     title: str
     caption: str
     section: Section
     rows: tuple[ComparisonRow, ...]
-    draw: Callable[[], Drawing]
+    panels: Callable[[], Drawing]
+
+    def draw(self) -> Drawing:
+        figure = self.panels()
+        figure.suptitle(style.wrap(self.title, int(11 * figure.get_figwidth())))
+        return figure
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,19 +60,28 @@ class Material:
     def datasets(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(row.dataset for row, _ in self.rows))
 
+    def tested(self, dataset: str) -> Rows:
+        """Rows of a data set with an accuracy on test, the highest first."""
+        rows = [(row, runs) for row, runs in self.rows if row.dataset == dataset and row.test_accuracy is not None]
+        return sorted(rows, key=lambda pair: -(pair[0].test_accuracy or 0.0))
+
     def groups(self) -> dict[tuple[str, str], Rows]:
         """(dataset, phase) -> rows."""
-        found: dict[tuple[str, str], list[tuple[ComparisonRow, tuple[RunRecord, ...]]]] = {}
+        rows_of: dict[tuple[str, str], list[tuple[ComparisonRow, tuple[RunRecord, ...]]]] = {}
         for row, runs in self.rows:
-            found.setdefault((row.dataset, row.phase), []).append((row, runs))
-        return dict(found)
+            rows_of.setdefault((row.dataset, row.phase), []).append((row, runs))
+        return dict(rows_of)
+
+    def letters(self) -> str:
+        """Of all names that figures may show."""
+        names = {row_title(row) for row, _ in self.rows}
+        return "".join(names.union(*(class_names(runs[0]) for _, runs in self.rows)))
 
     def record(self, run_id: str) -> RunRecord | None:
-        """A completed run that is no row's own: an extraction, or the probe of a fine-tuning. None where it is gone."""
-        for runs in self.comparison.runs:
-            for run in runs:
-                if run.run_id == run_id:
-                    return run
+        """A completed run that may be no row's own, as the probe of a fine-tuning is none. None where it is gone."""
+        for run in chain.from_iterable(self.comparison.runs):
+            if run.run_id == run_id:
+                return run
         try:
             record = records.read_record(self.comparison.store.run(run_id))
         except DataError:
@@ -77,8 +95,8 @@ class Material:
     def test_confusion(self, runs: Sequence[RunRecord]) -> Array:
         """Counts (C, C), rows true, summed over seeds."""
         num_classes = len(class_names(runs[0]))
-        made = [self.test_predictions(run) for run in runs]
-        counts = [confusion_matrix(p.label_N, p.predicted_N, num_classes=num_classes) for p in made]
+        predictions = [self.test_predictions(run) for run in runs]
+        counts = [confusion_matrix(p.label_N, p.predicted_N, num_classes=num_classes) for p in predictions]
         counts_CC: Array = np.sum(counts, axis=0)
         return counts_CC
 
@@ -89,13 +107,16 @@ def class_names(run: RunRecord) -> tuple[str, ...]:
     return tuple(str(name) for name in names)
 
 
-def train_confusion(runs: Sequence[RunRecord]) -> Array | None:
-    """Counts (C, C), rows true, summed over seeds; None where a record has none."""
-    stored = [run.details.get("train_confusion") for run in runs]
-    if any(counts is None for counts in stored):
-        return None
-    counts_CC: Array = np.sum([np.asarray(counts, dtype=np.int64) for counts in stored], axis=0)
-    return counts_CC
+def class_labels(run: RunRecord) -> list[str]:
+    """The class names on one line each; of one in letters that no font here has, its number."""
+    names = class_names(run)
+    return [style.clean(name) if style.is_drawable(name) else str(number) for number, name in enumerate(names)]
+
+
+def pages(items: Sequence[T], most: int) -> Iterator[tuple[str, Sequence[T]]]:
+    """At most so many at a time, and what the name of their figure ends in: nothing for the first."""
+    for start in range(0, len(items), most):
+        yield f"-{start // most + 1}" if start else "", items[start : start + most]
 
 
 # --------------------------------------------------------------------------------------------------------------- names
@@ -120,11 +141,10 @@ def row_title(row: ComparisonRow) -> str:
 
 def row_labels(rows: Sequence[ComparisonRow]) -> list[str]:
     """Model and variant, with as much of phase, weights and protocol as it takes to tell the rows apart."""
-    parts = [["model", "variant"], ["phase"], ["weights"], ["protocol"]]
-    shown = parts[0]
-    several_phases = len({row.phase for row in rows}) > 1
-    for extra in parts[1:]:
-        said = {tuple(getattr(row, name) for name in shown) for row in rows}
-        if (extra == ["phase"] and several_phases) or (extra != ["phase"] and len(said) < len(rows)):
-            shown = shown + extra
-    return [" · ".join(filter(None, (getattr(row, name) for name in shown))) for row in rows]
+    fields = ["model", "variant"]
+    if len({row.phase for row in rows}) > 1:
+        fields.append("phase")
+    for extra in ("weights", "protocol"):
+        if len({tuple(getattr(row, name) for name in fields) for row in rows}) < len(rows):
+            fields.append(extra)
+    return [" · ".join(filter(None, (getattr(row, name) for name in fields))) for row in rows]

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transfergrid.report.analysis.calibration import confidence, expected_calibration_error, reliability_bins
-from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.figures import style
-from transfergrid.report.figures.material import Material, Sketch, group_name, row_labels
+from transfergrid.report.figures.material import Material, Sketch, group_name, pages, row_labels
 from transfergrid.store.records import RunRecord
 from transfergrid.training.evaluation import Array
 
@@ -19,83 +18,73 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-PANELS_PER_LINE, LINES_PER_PAGE = 4, 4
+PER_PAGE = 15
+PANEL_IN = 1.75
 BINS = 15
 
 
 def sketches(material: Material) -> Iterator[Sketch]:
-    for (dataset, phase), rows in material.groups().items():
-        tested = [(row, runs) for row, runs in rows if row.test_accuracy is not None]
-        tested.sort(key=lambda pair: -(pair[0].test_accuracy or 0.0))
-        labels = style.shorten_all(row_labels([row for row, _ in tested]), 32)
-        panels = [(row, runs, label) for (row, runs), label in zip(tested, labels, strict=True)]
-        per_page = PANELS_PER_LINE * LINES_PER_PAGE
-        for number in range(-(-len(panels) // per_page)):
-            page = panels[number * per_page : (number + 1) * per_page]
+    for dataset in material.datasets:
+        tested = material.tested(dataset)
+        labels = row_labels([row for row, _ in tested])
+        for suffix, page in pages(list(zip(tested, labels, strict=True)), PER_PAGE):
             yield Sketch(
-                name=group_name("reliability", dataset, phase) + style.page_suffix(number),
-                title=f"Reliability of {dataset} · {phase}",
-                caption=f"Accuracy of test images in {BINS} bins of equal width by confidence, all seeds together. The "
-                "bars below show where the images lie. On the dashed line confidence equals accuracy; bars under it "
-                "mean too much confidence. ECE is the expected calibration error, in percentage points.",
+                name=group_name("reliability", dataset) + suffix,
+                title=f"Can the stated confidence on {dataset} be trusted?",
+                caption=f"Accuracy of test images in {BINS} bins of equal width by confidence, all seeds together. "
+                "Below: the share of the images in each bin. On the dashed line confidence equals accuracy; bars under "
+                "it mean too much confidence. ECE is the expected calibration error, in percentage points.",
                 section="calibration",
-                rows=tuple(row for row, _, _ in page),
-                draw=partial(_draw, material, page, title=f"{dataset} · {phase}"),
+                rows=tuple(row for (row, _), _ in page),
+                panels=partial(_draw, material, [(label, runs) for (_, runs), label in page]),
             )
 
 
-def _draw(material: Material, page: Sequence[tuple[ComparisonRow, Sequence[RunRecord], str]], *, title: str) -> Figure:
+def _draw(material: Material, page: Sequence[tuple[str, Sequence[RunRecord]]]) -> Figure:
     panels = []
-    for _, runs, label in page:
-        made = [material.test_predictions(run) for run in runs]
-        confidence_N = np.concatenate([confidence(p) for p in made])
-        correct_N = np.concatenate([p.predicted_N == p.label_N for p in made])
+    for label, runs in page:
+        predictions = [material.test_predictions(run) for run in runs]
+        confidence_N = np.concatenate([confidence(p) for p in predictions])
+        correct_N = np.concatenate([p.predicted_N == p.label_N for p in predictions])
         panels.append((label, confidence_N, correct_N))
-    return draw_reliability(panels, title=title)
+    return draw(panels)
 
 
-def draw_reliability(panels: Sequence[tuple[str, Array, Array]], *, title: str) -> Figure:
+def draw(panels: Sequence[tuple[str, Array, Array]]) -> Figure:
     """panels: (label, confidence (N,) in [0, 1], correct (N,) bool)."""
-    across = min(PANELS_PER_LINE, max(2, len(panels)))
+    across = len(panels) if len(panels) <= 5 else min((5, 4, 3), key=lambda across: -len(panels) % across)
     lines = -(-len(panels) // across)
-    figure = style.new_figure(
-        style.WIDE_IN if across > 2 else style.NARROW_IN, 0.6 + 2.35 * lines, style.shorten(title, 80)
-    )
-    grid = figure.subplots(lines, across, squeeze=False, sharex=True, sharey=True)
-    for axes in grid.ravel()[len(panels) :]:
-        axes.set_visible(False)
-    for number, (axes, (label, confidence_N, correct_N)) in enumerate(zip(grid.ravel(), panels, strict=False)):
-        _panel(axes, confidence_N, correct_N)
-        axes.set_title(label, fontsize=7.5)
+    figure = style.new_figure(max(4.5, PANEL_IN * across + 0.3), 0.6 + 2.6 * lines)
+    grid = figure.subplots(2 * lines, across, squeeze=False, sharex=True, sharey="row", height_ratios=(3, 1) * lines)
+    for number in range(lines * across):
+        upper, lower = grid[2 * (number // across) : 2 * (number // across) + 2, number % across]
+        if number >= len(panels):
+            upper.remove()
+            lower.remove()
+            continue
+        label, confidence_N, correct_N = panels[number]
+        _panel(upper, lower, confidence_N, correct_N)
+        upper.set_title(style.wrap(label, 26), fontsize=7)
+        lower.tick_params(labelbottom=True)
+        lower.set_xlabel("confidence [%]")
         if number % across == 0:
-            axes.set_ylabel("accuracy [%]")
-        if number + across >= len(panels):
-            axes.set_xlabel("confidence [%]")
-            axes.tick_params(labelbottom=True)
+            upper.set_ylabel("accuracy [%]")
+            lower.set_ylabel("images [%]")
     return figure
 
 
-def _panel(axes: Axes, confidence_N: Array, correct_N: Array) -> None:
-    found = reliability_bins(confidence_N, correct_N, bins=BINS)
+def _panel(upper: Axes, lower: Axes, confidence_N: Array, correct_N: Array) -> None:
+    """Accuracy by confidence, and under it how many of the images lie where, both in percent."""
+    reliability = reliability_bins(confidence_N, correct_N, bins=BINS)
     error = expected_calibration_error(confidence_N, correct_N, bins=BINS)
-    filled_B = found.images_B > 0
-    width = 100 / BINS
-    middle_B = 50 * (found.low_B + found.high_B)
-    axes.bar(
-        middle_B[filled_B],
-        100 * found.accuracy_B[filled_B],
-        width=0.92 * width,
-        color=style.SKY,
-        edgecolor=style.BLACK,
-        linewidth=0.5,
-    )
-    axes.plot([0, 100], [0, 100], "--", color=style.BLACK, linewidth=1.0)
-    share_B = found.images_B / max(found.images_B.sum(), 1)
-    axes.bar(middle_B, -22 * share_B / max(share_B.max(), 1e-12), width=0.92 * width, color=style.GREY, linewidth=0)
-    axes.axhline(0, color=style.BLACK, linewidth=0.6)
-    axes.set_xlim(0, 100)
-    axes.set_ylim(-25, 104)
-    axes.set_xticks([0, 25, 50, 75, 100])
-    axes.set_yticks([0, 25, 50, 75, 100])
+    middle_B, width = 50 * (reliability.low_B + reliability.high_B), 92 / BINS
+    accuracy_B = 100 * np.nan_to_num(reliability.accuracy_B)
+    upper.bar(middle_B, accuracy_B, width=width, color=style.SKY, edgecolor=style.BLACK, linewidth=0.5)
+    upper.plot([0, 100], [0, 100], "--", color=style.BLACK, linewidth=1.0)
+    upper.set_xlim(0, 100)
+    upper.set_ylim(0, 104)
+    upper.set_xticks([0, 25, 50, 75, 100])
+    upper.set_yticks([0, 25, 50, 75, 100])
+    lower.bar(middle_B, 100 * reliability.images_B / len(confidence_N), width=width, color=style.GREY, linewidth=0)
     behind = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1.0}  # a bar may stand there
-    axes.text(4, 93, f"ECE {100 * error:.1f}", fontsize=7.5, bbox=behind)
+    upper.text(4, 93, f"ECE {100 * error:.1f}", fontsize=7.5, bbox=behind)

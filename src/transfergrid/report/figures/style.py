@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import io
 import math
+import re
+import textwrap
 import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from transfergrid.store import durable
 
@@ -27,15 +30,8 @@ DPI = 150
 NARROW_IN, WIDE_IN = 7.0, 9.0
 LINE_IN = 0.21  # of one label among labels below each other
 TEXT_PT = 7.0
-BLACK, BLUE, ORANGE, GREEN, RED, PURPLE, SKY = (
-    "#000000",
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#D55E00",
-    "#CC79A7",
-    "#56B4E9",
-)
+BLACK, BLUE, ORANGE, GREEN = "#000000", "#0072B2", "#E69F00", "#009E73"
+RED, PURPLE, SKY = "#D55E00", "#CC79A7", "#56B4E9"
 GREY, PALE = "#767676", "#D4D4D4"
 COLOURS = (BLUE, RED, BLACK, ORANGE, GREEN, PURPLE, SKY)
 DASHES = ("-", "--", ":", "-.")
@@ -45,8 +41,6 @@ SPLITS = {"train": (BLUE, "-", "o"), "val": (ORANGE, "--", "s"), "test": (BLACK,
 
 _FONT = "DejaVu Sans"  # comes with matplotlib: the same on every machine
 _RC = {
-    "font.family": "sans-serif",
-    "font.sans-serif": [_FONT],
     "font.size": 8.0,
     "axes.titlesize": 8.5,
     "axes.labelsize": 8.0,
@@ -68,22 +62,26 @@ _RC = {
     "svg.fonttype": "path",
     "svg.hashsalt": "transfergrid",
 }
-T = TypeVar("T")
 
 
 # ------------------------------------------------------------------------------------------------------------- drawing
 @contextmanager
-def house_style() -> Iterator[None]:
-    """Everything is drawn and saved inside; the user's own matplotlib settings have no say."""
+def house_style(letters: str = "") -> Iterator[None]:
+    """Everything is drawn and saved inside; the user's own matplotlib settings have no say.
+
+    letters: of names that may need other fonts than the figures' own.
+    """
     from matplotlib import style
 
-    with style.context(_RC, after_reset=True), warnings.catch_warnings():
+    others = {family for letter in set(letters) if (family := _family_of(letter))} - {_FONT}
+    families = {"font.family": [_FONT, *sorted(others)]}
+    with style.context(_RC | families, after_reset=True), warnings.catch_warnings():
         # Names go through clean(), which leaves no such letter; a text that did not is no reason to say more.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 
 
-def new_figure(width_in: float, height_in: float, title: str = "") -> Figure:
+def new_figure(width_in: float, height_in: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -91,8 +89,6 @@ def new_figure(width_in: float, height_in: float, title: str = "") -> Figure:
     layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
     figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout=layout)
     FigureCanvasAgg(figure)
-    if title:
-        figure.suptitle(title)
     return figure
 
 
@@ -101,8 +97,6 @@ def lay_out(figure: Figure) -> None:
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
-        if any(axes.get_aspect() != "auto" for axes in figure.axes):
-            engine.execute(figure)  # images keep their shape: only now is it known how large they are
         figure.set_layout_engine(None)
 
 
@@ -121,41 +115,65 @@ def save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
 
 # ---------------------------------------------------------------------------------------------------------------- text
 def clean(text: str) -> str:
-    """One line without control characters, which no font shows. A letter that the font lacks stands as its number, as
-    `U+732B`: a box would stand for any."""
+    """One line without control characters. A letter that no font here has stands as its number, as `U+732B`: a box
+    would stand for any."""
     visible = "".join(c if unicodedata.category(c)[0] != "C" else " " for c in text)
-    if not visible.isascii():
-        visible = "".join(c if c.isascii() or ord(c) in _letters() else f"U+{ord(c):04X}" for c in visible)
-    return " ".join(visible.split())
+    return " ".join("".join(c if _family_of(c) else f"U+{ord(c):04X}" for c in visible).split())
+
+
+def is_drawable(text: str) -> bool:
+    """Whether fonts of this machine have all its letters."""
+    return all(_family_of(c) for c in text if unicodedata.category(c)[0] != "C")
 
 
 @cache
-def _letters() -> frozenset[int]:
-    """Of the font that figures are drawn with."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    return frozenset(get_font(findfont(FontProperties(family=_FONT))).get_charmap())
-
-
-def shorten(text: str, length: int) -> str:
-    """At most `length` characters: the middle gives way, because names differ at their ends."""
-    text = clean(text)
-    if len(text) <= length:
-        return text
-    head = (length - 1 + 1) // 2
-    return f"{text[:head]}…{text[len(text) - (length - 1 - head) :]}"
+def _family_of(letter: str) -> str | None:
+    """The figures' own font where it has the letter, else the first other one that does, by name."""
+    if letter.isascii():
+        return _FONT
+    paths = _regular_fonts()
+    families = (_FONT, *sorted(paths))
+    return next((family for family in families if ord(letter) in _letters(paths[family])), None)
 
 
-def shorten_all(texts: Sequence[str], length: int) -> list[str]:
-    """Shortened, and still distinct: what has become equal is numbered."""
-    short = [shorten(text, length) for text in texts]
-    seen: dict[str, int] = {}
-    distinct = []
-    for text in short:
-        seen[text] = seen.get(text, 0) + 1
-        number = f" ({seen[text]})"
-        distinct.append(text if seen[text] == 1 else shorten(text, length - len(number)) + number)
-    return distinct
+@cache
+def _regular_fonts() -> dict[str, str]:
+    """Family -> file. Not matplotlib's font of last resort: it draws the same box for all letters of a script."""
+    from matplotlib.font_manager import fontManager
+
+    fonts = [font for font in fontManager.ttflist if font.style == "normal" and font.weight == 400]
+    return {font.name: font.fname for font in fonts if not font.name.startswith("Last Resort")}
+
+
+@cache
+def _letters(path: str) -> frozenset[int]:
+    """Of a font that can be drawn at any size: those made of pixels, as most with coloured emoji, have none."""
+    from matplotlib.font_manager import get_font
+
+    try:
+        font = get_font(path)
+    except (OSError, RuntimeError):
+        return frozenset()
+    return frozenset(font.get_charmap()) if font.scalable else frozenset()
+
+
+def wrap(text: str, length: int) -> str:
+    """Lines of at most `length` characters, broken at blanks, else behind a sign that joins names. All of it is there:
+    names differ at either end."""
+    # A dot ends a line and begins none; behind a plus a line may end, as at a blank.
+    marked = clean(text).replace(" ·", "\u00a0·").replace("+", "+\v")
+    options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False, "replace_whitespace": False}
+    lines = [line.replace("\u00a0", " ").replace("\v", "") for line in textwrap.wrap(marked, length, **options)]
+    return "\n".join(part for line in lines for part in _at_joints(line, length))
+
+
+def _at_joints(line: str, length: int) -> list[str]:
+    parts = [""]
+    for piece in re.findall(rf"[^+_/-]{{1,{length - 1}}}[+_/-]?|[+_/-]", line) if len(line) > length else [line]:
+        if len(parts[-1] + piece) > length:
+            parts.append("")
+        parts[-1] += piece
+    return parts
 
 
 def count_text(value: float) -> str:
@@ -175,45 +193,34 @@ def _three_digits(value: float) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- layout
-def columns(items: Sequence[T], *, per_column: int = 25, per_page: int = 2) -> list[list[list[T]]]:
-    """Pages of columns of items: one column up to `per_column`, then columns of equal length, then further pages."""
-    pages = max(1, math.ceil(len(items) / (per_column * per_page)))
-    on_page = math.ceil(len(items) / pages)
-    folded = []
-    for start in range(0, len(items), max(1, on_page)):
-        page = list(items[start : start + on_page])
-        wanted = math.ceil(len(page) / per_column)
-        length = math.ceil(len(page) / wanted)
-        folded.append([page[i : i + length] for i in range(0, len(page), length)])
-    return folded
+def spread(aims: Sequence[float], sizes: Sequence[float], low: float, high: float) -> list[float]:
+    """Centres inside [low, high] of things of these sizes, none over another, in the order of `aims` and as near to
+    it as can be.
 
-
-def page_suffix(page: int) -> str:
-    """Of names: nothing for the first page, which most figures have alone."""
-    return f"-{page + 1}" if page else ""
-
-
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions at least `gap` apart inside [low, high], in the order of `wanted` and as near to it as can be.
-
-    Where there is no room for all the gap gets smaller.
+    Where there is no room for all they are taken to be smaller.
     """
-    if not wanted:
+    if not aims:
         return []
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    gap = min(gap, (high - low) / max(1, len(wanted) - 1))
+    order = sorted(range(len(aims)), key=lambda i: aims[i])
+    offsets = [0.0, *accumulate((sizes[a] + sizes[b]) / 2 for a, b in pairwise(order))]
+    scale = min(1.0, (high - low) / max(offsets[-1], 1e-12))
     blocks: list[list[float]] = []  # [sum, count] of neighbours that stand shoulder to shoulder
-    for rank, i in enumerate(order):
-        blocks.append([wanted[i] - rank * gap, 1])
+    for offset, i in zip(offsets, order, strict=True):
+        blocks.append([aims[i] - scale * offset, 1])
         while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
             total, count = blocks.pop()
             blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
-    level = [total / count for total, count in blocks for _ in range(int(count))]
-    top = high - (len(wanted) - 1) * gap
-    positions = [0.0] * len(wanted)
-    for rank, i in enumerate(order):
-        positions[i] = min(max(level[rank], low), top) + rank * gap
+    levels = [total / count for total, count in blocks for _ in range(int(count))]
+    top = high - scale * offsets[-1]
+    positions = [0.0] * len(aims)
+    for level, offset, i in zip(levels, offsets, order, strict=True):
+        positions[i] = min(max(level, low), top) + scale * offset
     return positions
+
+
+def labels_in(texts: Sequence[str]) -> list[float]:
+    """How high each text is that side_labels puts below the others."""
+    return [0.014 + 0.117 * (1 + text.count("\n")) for text in texts]
 
 
 def side_labels(
@@ -224,15 +231,15 @@ def side_labels(
     height_in: float,
     looks: Sequence[tuple[str, str, str]] = (),
 ) -> None:
-    """Names to the right of the axes, one line each, tied to their points. Limits must have been set before.
+    """Names to the right of the axes, below each other, tied to their points. Limits must have been set before.
 
     height_in: about how high the axes will be. looks: of lines that are named: colour, line style, marker; a piece of
     the line then stands before its name.
     """
     to_axes = axes.transData + axes.transAxes.inverted()
-    wanted = [float(to_axes.transform(point)[1]) for point in points]
-    gap = 1.35 * TEXT_PT / 72 / height_in
-    for i, (point, y) in enumerate(zip(points, spread(wanted, gap, 0.0, 1.0), strict=True)):
+    aims = [float(to_axes.transform(point)[1]) for point in points]
+    sizes = [label_in / height_in for label_in in labels_in(texts)]
+    for i, (point, y) in enumerate(zip(points, spread(aims, sizes, 0.0, 1.0), strict=True)):
         colour = looks[i][0] if looks else GREY
         axes.annotate(
             "",
@@ -265,32 +272,38 @@ def legend_below(figure: Figure, handles: Sequence[Artist], texts: Sequence[str]
     )
 
 
-def name_lines(axes: Axes, texts: Sequence[str]) -> None:
-    """One line per name, the first at the top, and no grid along the lines."""
-    axes.set_yticks(range(len(texts)), list(texts))
-    axes.set_ylim(len(texts) - 0.4, -0.6)
+def line_heights(names: Sequence[str], least: float = 1.0) -> list[float]:
+    """What each name takes of a list, in units of LINE_IN, at least `least`."""
+    return [max(least, 0.6 * (1 + name.count("\n"))) for name in names]
+
+
+def name_lines(axes: Axes, names: Sequence[str], *, least: float = 1.0) -> list[float]:
+    """Names below each other, the first at the top, and no grid along them. Returns where each stands."""
+    heights = line_heights(names, least)
+    places = [end - height / 2 for end, height in zip(accumulate(heights), heights, strict=True)]
+    axes.set_yticks(places, list(names))
+    axes.set_ylim(sum(heights) + 0.1, -0.1)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
+    return places
 
 
-def count_axis(axes: Axes, *, log: bool = False) -> None:
-    """Ticks of the x axis like `20k` and `5M`; on a log axis at 1, 2 and 5, with fewer where it is long."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+def log_counts(axes: Axes) -> None:
+    """A log x axis with ticks like `20k` and `5M`, at 1, 2 and 5, with fewer where it is long."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    if log:
-        axes.set_xscale("log")
-        low, high = axes.get_xlim()
-        decades = math.log10(high / low)
-        subs = (1.0, 2.0, 5.0) if decades < 1.6 else (1.0, 3.0) if decades < 3 else (1.0,)
-        axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=7))
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    decades = math.log10(high / low)
+    subs = (1.0, 2.0, 5.0) if decades < 1.6 else (1.0, 3.0) if decades < 3 else (1.0,)
+    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))
 
 
 def whole_numbers(axes: Axes, most: int) -> None:
-    """At most so many ticks on the x axis, at whole numbers."""
-    from matplotlib.ticker import MaxNLocator
+    """At most so many ticks on the x axis, at whole numbers, like `20k` where these are large."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=most, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count_text(value)))

@@ -1,4 +1,4 @@
-"""Small images in the lines and columns of one pair of axes: a single picture, because a hundred axes take seconds."""
+"""Small images beside each other, as a single picture: an artist for each would take seconds."""
 
 from __future__ import annotations
 
@@ -18,32 +18,21 @@ GAP_PX = 4
 STEP_PX = TILE_PX + GAP_PX
 
 
-def tiles(axes: Axes, images: LabeledImages, lines: Sequence[Sequence[int]], *, columns: int) -> None:
-    """Draw the images of these indices; the tile of line i and column j is centred at (j, i), one unit wide."""
-    canvas_HWC = np.concatenate([strip(images, line, columns=columns) for line in lines])
-    axes.imshow(canvas_HWC, extent=(-0.5, columns - 0.5, len(lines) - 0.5, -0.5), interpolation="nearest")
-    axes.grid(visible=False)
-
-
-def tiles_beside(axes: Axes, y: float, images: LabeledImages, line: Sequence[int], *, tile_in: float) -> None:
-    """One line of tiles of this size from the left edge of the axes on, whatever the shape of the axes."""
+def put_beside(axes: Axes, y: float, strip_HWC: Array, *, height_in: float) -> None:
+    """A strip that begins at the left edge of the axes, whatever their shape."""
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-    drawn = OffsetImage(strip(images, line, columns=len(line)), zoom=72 * tile_in / STEP_PX, interpolation="nearest")
+    picture = OffsetImage(strip_HWC, zoom=72 * height_in / STEP_PX, interpolation="nearest")
     place = AnnotationBbox(
-        drawn, (0.0, y), xycoords=("axes fraction", "data"), box_alignment=(0.0, 0.5), frameon=False, pad=0
+        picture, (0.0, y), xycoords=("axes fraction", "data"), box_alignment=(0.0, 0.5), frameon=False, pad=0
     )
     axes.add_artist(place)
 
 
-def strip(images: LabeledImages, line: Sequence[int], *, columns: int) -> Array:
-    """(STEP_PX, columns x STEP_PX, 3) uint8: tiles side by side, white where there are no more."""
-    made_HWC = np.full((STEP_PX, STEP_PX * columns, 3), 255, dtype=np.uint8)
-    shown = list(line[:columns])
-    for j, image_HWC in enumerate(images.read(shown) if shown else ()):
-        left_px = j * STEP_PX + GAP_PX // 2
-        made_HWC[GAP_PX // 2 : GAP_PX // 2 + TILE_PX, left_px : left_px + TILE_PX] = tile(image_HWC)
-    return made_HWC
+def strip(images: LabeledImages, line: Sequence[int]) -> Array:
+    """(STEP_PX, STEP_PX x images, 3) uint8: tiles side by side."""
+    edge = ((GAP_PX // 2, GAP_PX // 2), (GAP_PX // 2, GAP_PX // 2), (0, 0))
+    return np.concatenate([np.pad(tile(image), edge, constant_values=255) for image in images.read(line)], axis=1)
 
 
 def tile(image_HWC: Array) -> Array:
@@ -56,7 +45,7 @@ def tile(image_HWC: Array) -> Array:
     size = max(1, round(width_px * scale)), max(1, round(height_px * scale))
     how = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR
     resized_HWC = np.asarray(Image.fromarray(np.ascontiguousarray(rgb_HWC)).resize(size, how))
-    made_HWC = np.full((TILE_PX, TILE_PX, 3), 255, dtype=np.uint8)
+    square_HWC = np.full((TILE_PX, TILE_PX, 3), 255, dtype=np.uint8)
     top_px, left_px = (TILE_PX - size[1]) // 2, (TILE_PX - size[0]) // 2
-    made_HWC[top_px : top_px + size[1], left_px : left_px + size[0]] = resized_HWC
-    return made_HWC
+    square_HWC[top_px : top_px + size[1], left_px : left_px + size[0]] = resized_HWC
+    return square_HWC

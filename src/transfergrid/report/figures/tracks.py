@@ -43,16 +43,16 @@ def track(material: Material, run: RunRecord) -> Track:
     """A run's training, after that of the probe it started from. Raises DataError where a metrics file is missing."""
     probe = probe_of(material, run)
     parts = [run] if probe is None else [probe, run]
-    made = Track(tuple(part.spec.phase for part in parts))
+    whole = Track(tuple(part.spec.phase for part in parts))
     epochs_before, steps_before = 0, 0
     for number, part in enumerate(parts):
         if number:
-            made.joints.append((epochs_before, steps_before))
-        epochs_before, steps_before = _append(made, material, part, epochs_before, steps_before)
-    return made
+            whole.joints.append((epochs_before, steps_before))
+        epochs_before, steps_before = _append(whole, material, part, epochs_before, steps_before)
+    return whole
 
 
-def _append(made: Track, material: Material, run: RunRecord, epochs: int, steps: int) -> tuple[int, int]:
+def _append(whole: Track, material: Material, run: RunRecord, epochs: int, steps: int) -> tuple[int, int]:
     path = material.comparison.store.run(run.run_id).metrics
     lines = [line for line in read_metrics(path) if line.get("kind") in ("step", "epoch")]
     if not lines:
@@ -61,11 +61,11 @@ def _append(made: Track, material: Material, run: RunRecord, epochs: int, steps:
     prefix = f"head_{run.details.get('chosen', {}).get('head', 0)}/"
     for line in lines:
         is_step = line["kind"] == "step"
-        kept, x = (made.steps, steps + int(line["step"])) if is_step else (made.epochs, epochs + int(line["epoch"]))
+        series, x = (whole.steps, steps + int(line["step"])) if is_step else (whole.epochs, epochs + int(line["epoch"]))
         for name in ("train/accuracy", "train/loss", "val/accuracy", "val/loss", "test/accuracy", "test/loss"):
             value = line.get(name, line.get(prefix + name))
             if value is not None:
-                xs, values = kept.setdefault(name, ([], []))
+                xs, values = series.setdefault(name, ([], []))
                 xs.append(x)
                 values.append(float(value))
     return epochs + max(int(line["epoch"]) for line in lines), steps + max(int(line["step"]) for line in lines)
@@ -78,8 +78,8 @@ def mean_over_seeds(tracks: Sequence[Track], name: str) -> tuple[list[int], list
     for one in tracks:
         for x, value in zip(*one.epochs.get(name, ([], [])), strict=True):
             values.setdefault(x, []).append(value)
-    whole = sorted(x for x, found in values.items() if len(found) == len(tracks))
-    return whole, [float(np.mean(values[x])) for x in whole]
+    shared = sorted(x for x, of_seeds in values.items() if len(of_seeds) == len(tracks))
+    return shared, [float(np.mean(values[x])) for x in shared]
 
 
 def parted(xs: Sequence[int], values: Sequence[float], joints: Sequence[int]) -> list[tuple[list[int], list[float]]]:

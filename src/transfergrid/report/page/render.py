@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from transfergrid.config.spelling import launch_again
 from transfergrid.names import utf8
 from transfergrid.report.analysis import handover, integrity, remarks
 from transfergrid.report.analysis.columns import columns_of
@@ -24,7 +23,7 @@ from transfergrid.report.page import models, provenance, wording
 from transfergrid.report.page.embedding import PAGE_BYTES, Embedded, embed
 from transfergrid.report.page.models import RowDetails
 from transfergrid.report.page.provenance import Flag
-from transfergrid.report.page.table import Cell, cells_of, short_names, shown
+from transfergrid.report.page.table import cells_of, page_table, short_names
 
 if TYPE_CHECKING:
     from transfergrid.report.figures import Figure
@@ -32,32 +31,16 @@ if TYPE_CHECKING:
 FIRST = ("claims",)  # sections that stand above the table
 ELSEWHERE = ("rows", "failures", "integrity")  # those that the page tells in its own place
 OF_A_MODEL = ("curves", "errors", "architecture", "calibration")  # figures that stand with their model where it is one
+FILTERS = ("grid", "dataset", "phase", "status")
 _SPARE_BYTES = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PageRow:
-    """A line of the sortable table. filters: (name, value) of what the selects choose by. mark: of its footnotes."""
-
-    index: int
-    parts: tuple[str, ...]
-    cells: list[Cell]
-    filters: tuple[tuple[str, str], ...]
-    flags: tuple[Flag, ...]
-    kind: str
-    mark: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSection:
-    """launch: beside the index of a row, the command of its grid, where no run tells the exact one."""
-
     name: str
     about: str
     rows: list[RowDetails]
-    figures: list[Embedded]
     summary: str
-    launch: Mapping[int, str]
 
 
 def render_page(
@@ -74,16 +57,15 @@ def render_page(
     """
     context = _context(comparison, sections, summaries=summaries or {})
     context["figure_notes"] = list(figure_notes)
-    bare = _rendered(context, comparison, figures, {}, ())
+    bare = _rendered(context, figures, {}, ())
     budget = PAGE_BYTES - len(utf8(bare)) - _SPARE_BYTES - sum(1_000 + 6 * len(f.caption) for f in figures)
     embedded, left_out = embed(figures, budget_bytes=max(0, budget))
-    return _rendered(context, comparison, figures, embedded, left_out)
+    return _rendered(context, figures, embedded, left_out)
 
 
 # --------------------------------------------------------------------------------------------------------- the template
 def _rendered(
     context: dict[str, Any],
-    comparison: Comparison,
     figures: Sequence[Figure],
     embedded: Mapping[str, Embedded],
     left_out: Sequence[Figure],
@@ -98,19 +80,24 @@ def _rendered(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shown"] = shown
+    environment.filters["as_page_table"] = page_table
     style, script = _asset("page.css"), _asset("page.js")
-    with_model = [e for e in embedded.values() if _of_one_model(e.figure)]
-    general = [e for e in embedded.values() if not _of_one_model(e.figure)]
+    of_models: dict[str, list[Embedded]] = {}
+    sections: dict[str, list[Embedded]] = {}
+    for e in embedded.values():
+        if e.figure.section in OF_A_MODEL and len(e.figure.models) == 1:
+            of_models.setdefault(e.figure.models[0], []).append(e)
+        else:
+            sections.setdefault(e.figure.section, []).append(e)
     return environment.get_template("page.html.j2").render(
         context,
         style=Markup(style),
         script=Markup(script),
         policy=_policy(style, script),
         figures=bool(figures),
-        figure_sections=_by_section(general),
+        figure_sections=sections,
+        figures_of_models=of_models,
         left_out=[figure.png.name for figure in left_out],
-        models=_models(comparison, context, with_model),
     )
 
 
@@ -130,13 +117,10 @@ def _policy(style: str, script: str) -> str:
 
 # ---------------------------------------------------------------------------------------------------------- the context
 def _context(comparison: Comparison, sections: Sequence[Section], *, summaries: Mapping[str, str]) -> dict[str, Any]:
-    flags = _flags(comparison)
     short, columns = short_names(comparison.rows), columns_of(comparison.rows)
     marks, footnotes = remarks.footnotes(comparison.rows)
-    rows = [
-        _row(index, row, cells_of(row, columns, short), flags[index], marks[index])
-        for index, row in enumerate(comparison.rows)
-    ]
+    details = models.row_details(comparison, _flags(comparison))
+    cells = [cells_of(row, columns, short) for row in comparison.rows]
     codes = len({line[2] for line in provenance.provenance_lines(comparison)})
     return {
         "title": f"Comparison: {comparison.grid}",
@@ -146,11 +130,11 @@ def _context(comparison: Comparison, sections: Sequence[Section], *, summaries: 
         "first": [s for s in sections if s.name in FIRST],
         "others": [s for s in sections if s.name not in FIRST + ELSEWHERE],
         "columns": [(column, name in short) for name, column in columns.items()],
-        "rows": rows,
+        "rows": list(zip(details, cells, marks, strict=True)),
         "footnotes": footnotes,
-        "filters": _filters(rows),
-        "details": models.row_details(comparison, flags),
-        "summaries": summaries,
+        "filters": _filters(comparison.rows),
+        "filter_names": FILTERS,
+        "models": _models(comparison.rows, details, summaries),
         "missing": wording.missing(comparison),
         "provenance": provenance.table(comparison),
         "provenance_verdict": _provenance_verdict(codes),
@@ -173,51 +157,27 @@ def _provenance_verdict(codes: int) -> str:
     return f"The runs were made by {codes} versions of the code; the table marks rows that differ."
 
 
-def _row(index: int, row: ComparisonRow, cells: list[Cell], flags: tuple[Flag, ...], mark: str) -> PageRow:
-    values = tuple((name, getattr(row, name)) for name in ("grid", "dataset", "phase", "status"))
-    kind = row.status if row.status in ("completed", "failed", "missing") else "partly"
-    return PageRow(index=index, parts=row.parts, cells=cells, filters=values, flags=flags, kind=kind, mark=mark)
-
-
-def _filters(rows: Sequence[PageRow]) -> list[dict[str, Any]]:
-    """Dataset, phase and status; the grid where there are several."""
-    filters = []
-    for position, name in enumerate(("grid", "dataset", "phase", "status")):
-        options = list(dict.fromkeys(row.filters[position][1] for row in rows))
-        if name != "grid" or len(options) > 1:
-            filters.append({"name": name, "label": name, "options": options})
-    return filters
+def _filters(rows: Sequence[ComparisonRow]) -> dict[str, list[str]]:
+    """What the selects choose by, and from what; the grid where there are several."""
+    filters = {name: list(dict.fromkeys(getattr(row, name) for row in rows)) for name in FILTERS}
+    return {name: options for name, options in filters.items() if name != "grid" or len(options) > 1}
 
 
 # ----------------------------------------------------------------------------------------------------------- the models
-def _models(comparison: Comparison, context: Mapping[str, Any], embedded: Sequence[Embedded]) -> list[ModelSection]:
-    details: Sequence[RowDetails] = context["details"]
-    sections = []
-    for model in dict.fromkeys(row.model for row in comparison.rows):
-        indices = [i for i, row in enumerate(comparison.rows) if row.model == model]
-        rows = [comparison.rows[i] for i in indices]
-        sections.append(
-            ModelSection(
-                name=model,
-                about=_about(rows),
-                rows=[details[i] for i in indices],
-                figures=[e for e in embedded if e.figure.models == (model,)],
-                summary=context["summaries"].get(model, ""),
-                launch={i: launch_again(comparison.rows[i].grid, comparison.store) for i in indices},
-            )
+def _models(
+    rows: Sequence[ComparisonRow], details: Sequence[RowDetails], summaries: Mapping[str, str]
+) -> list[ModelSection]:
+    return [
+        ModelSection(
+            name=model,
+            about=_about([row for row in rows if row.model == model]),
+            rows=[of_row for of_row in details if of_row.row.model == model],
+            summary=summaries.get(model, ""),
         )
-    return sections
+        for model in dict.fromkeys(row.model for row in rows)
+    ]
 
 
 def _about(rows: Sequence[ComparisonRow]) -> str:
     size = next((f"{row.parameters:,} parameters" for row in rows if row.parameters is not None), "")
     return ", ".join(part for part in (f"{len(rows)} row{'s' if len(rows) != 1 else ''}", size) if part)
-
-
-def _of_one_model(figure: Figure) -> bool:
-    return figure.section in OF_A_MODEL and len(figure.models) == 1
-
-
-def _by_section(embedded: Sequence[Embedded]) -> list[tuple[str, list[Embedded]]]:
-    names = list(dict.fromkeys(e.figure.section for e in embedded))
-    return [(name, [e for e in embedded if e.figure.section == name]) for name in names]

@@ -67,32 +67,28 @@ def _raw(value: object) -> str:
 class PageTable:
     """lines: of (text, CSS class). same: what holds for all lines and stands in no column: `weights random`."""
 
-    title: str
     header: list[tuple[str, str]]
     lines: list[list[tuple[str, str]]]
-    notes: Sequence[tuple[str, str]]
     same: str
 
 
-def shown(table: Table[Any]) -> PageTable:
+def page_table(table: Table[Any]) -> PageTable:
     """Without the columns of FOLDED whose cells are all alike."""
-    held: dict[str, str] = {}
+    constant: dict[str, str] = {}
     for column in table.columns:
         texts = {column.text(row) for row in table.rows}
         if column.name in FOLDED and len(texts) == 1:
-            held[column.name] = texts.pop()
-    table = table.without(list(held))
+            constant[column.name] = texts.pop()
+    table = table.without(list(constant))
     lines = table.texts()
     wide = [max(map(len, texts)) > SENTENCE for texts in zip(*lines, strict=True)]
     return PageTable(
-        title=table.title,
         header=[(column.heading, "number" if column.is_number else "") for column in table.columns],
         lines=[
             [(text, _class(text, c, is_wide)) for text, c, is_wide in zip(line, table.columns, wide, strict=True)]
             for line in lines
         ],
-        notes=table.notes,
-        same=", ".join(f"{name} {text}" for name, text in held.items() if text),
+        same=", ".join(f"{name} {text}" for name, text in constant.items() if text),
     )
 
 

@@ -11,7 +11,7 @@ from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import WORDS
 from transfergrid.report.analysis.worth import Winner, contests_about, row_names, winners
 
-MOST_PAIRS = 3  # told in the verdict
+MOST_PAIRS = 3  # in the verdict
 
 
 def verdict(comparison: Comparison) -> str:

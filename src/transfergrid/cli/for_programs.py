@@ -1,0 +1,77 @@
+"""What --json prints of a launch and of status: the plan, the state of each run, and the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from transfergrid.cli.console import FAILED, OK, UNDECIDED
+from transfergrid.cli.status_view import View
+from transfergrid.errors import GridError
+from transfergrid.paths import StorePaths
+from transfergrid.planning.plan import Plan
+
+if TYPE_CHECKING:
+    from transfergrid.report.analysis.answer import GridAnswer
+
+
+def answer_of_grid(grid: str, store: StorePaths) -> GridAnswer | None:
+    """None of a grid that was not launched here, or whose files cannot be read."""
+    from transfergrid.report.analysis.answer import answer_of
+    from transfergrid.report.analysis.comparison import read_comparison
+
+    try:
+        return answer_of(read_comparison(grid, store))
+    except (GridError, OSError):
+        return None
+
+
+def answer_lines(grid: str, store: StorePaths) -> list[str]:
+    """The answer for people; nothing where there is none."""
+    from transfergrid.report.analysis.answer import in_words
+
+    answer = answer_of_grid(grid, store)
+    return [] if answer is None else list(in_words(answer))
+
+
+def print_json(content: Mapping[str, Any], answer: GridAnswer | None) -> None:
+    whole = {"format": 1, **content, "answer": None if answer is None else answer.as_json()}
+    print(json.dumps(whole, indent=2, sort_keys=True), flush=True)
+
+
+def exit_code_of(code: int, answer: GridAnswer | None) -> int:
+    """UNDECIDED for what has gone well, where some row is not told apart from a winner."""
+    return code if code != OK or answer is None or answer.open_rows or answer.decided else UNDECIDED
+
+
+def plan_as_json(grid: str, plan: Plan) -> dict[str, Any]:
+    """state: run, reuse, in flight or blocked; needs: run ids that must complete first."""
+    runs = [
+        {
+            "run_id": planned.run.run_id,
+            "phase": planned.run.phase,
+            "model": planned.run.model,
+            "dataset": planned.run.dataset.name,
+            "seed": planned.run.seed,
+            "state": planned.state,
+            "why": planned.why,
+            "needs": list(planned.needs),
+        }
+        for planned in plan.runs
+    ]
+    return {"grid": grid, "plan": runs, "counts": dict(plan.counts())}
+
+
+def print_status(view: View) -> int:
+    """The exit code of `status --json`."""
+    runs = []
+    for row in view.rows:
+        state = view.state(row)
+        starts = None if state.starts is None else state.starts.isoformat()
+        runs.append({**asdict(row), **asdict(state), "starts": starts})
+    answer = None if view.grid is None else answer_of_grid(view.grid, view.store)
+    finish = view.snapshot.finish
+    print_json({"grid": view.grid, "runs": runs, "finish_job": finish and finish.state}, answer)
+    return exit_code_of(FAILED if view.has_failures else OK, answer)
