@@ -19,7 +19,7 @@ from transfergrid.training import by_group
 Array = np.ndarray[Any, Any]
 SIZES = ("equal", "uniform", "lognormal")
 DRAWS = 200
-BOUNDARIES = ((15, 0.2), (30, 0.1), (30, 0.2), (100, 0.03), (100, 0.1))  # groups, and a margin that they can show
+BOUNDARIES = ((15, 0.2), (15, 0.3), (30, 0.1), (30, 0.2), (100, 0.03), (100, 0.1))  # groups, and a margin of them
 SKILL_SD, SHARED = 6.0, 0.7  # of a group's logit; the part of its variance that two models share
 
 

@@ -119,6 +119,13 @@ def test_models_that_are_alike_are_not_worse_by_one_point_from_299_groups_on() -
     assert 0.99**299 < 0.05 < 0.99**298
 
 
+def test_groups_of_unequal_size_count_as_fewer() -> None:
+    """10 groups of 11 and 100 of 1 image: 210 squared over 1310 is 33.7 groups."""
+    group_N = np.concatenate([np.repeat(np.arange(10), 11), np.arange(10, 110)])
+    alike_SN = np.ones((1, 210), bool)
+    assert non_inferiority(alike_SN, alike_SN, group_N, margin=0.02) == pytest.approx(0.98 ** (210**2 / 1310))
+
+
 def test_below_ten_groups_not_worse_is_not_judged() -> None:
     for count, judged in ((9, False), (10, True)):
         alike_SN = right([], count, 30)

@@ -114,17 +114,19 @@ def non_inferiority(best_SN: Array, other_SN: Array, group_N: Array, *, margin: 
     The interval is that of `compare`, but of the images that the other loses minus those that it wins: two accuracies
     that rarely differ say too little of how. p is the level at which its upper end reaches the margin. What fails in
     whole groups may have failed in none of G (Clopper and Pearson 1934), so p is at least that chance: a margin of one
-    point takes 299 groups. The seeds alone must pass, too, as in statistics.non_inferiority.
+    point takes 299 groups of one size. Groups of unequal size count as Kish's effective number (1965). The seeds alone
+    must pass, too, as in statistics.non_inferiority.
     """
-    groups = count_groups(group_N)
-    if groups < MIN_GROUPS:
+    if count_groups(group_N) < MIN_GROUPS:
         return None
     of_seed = _seed_variance(best_SN.astype(np.float64) - other_SN)
     lost_N = best_SN.mean(axis=0) - other_SN.mean(axis=0)
     pair = _pair(np.maximum(lost_N, 0.0), np.maximum(-lost_N, 0.0), group_N, of_seed=of_seed, seeds=len(best_SN))
     p_value = _p_beyond(pair, margin, side=1) if pair.value < margin else 1 - _p_beyond(pair, margin, side=0)
     of_seeds = p_of_seeds(best_SN.mean(axis=1) - other_SN.mean(axis=1), pair.value - margin)
-    return max(p_value, (1 - margin) ** groups, of_seeds)
+    size_G = np.unique(group_N, return_counts=True)[1]
+    effective_groups = float(size_G.sum() ** 2 / (size_G**2).sum())
+    return max(p_value, (1 - margin) ** effective_groups, of_seeds)
 
 
 def p_of_seeds(difference_S: Array, beyond: float) -> float:
