@@ -49,6 +49,7 @@ class StorePaths(_Folder):
 
     runs = _Inside("runs")
     grids = _Inside("grids")
+    splits = _Inside("splits")  # tables of pictures whose split was drawn, one CSV file each
     launches = _Inside("launches")
     submitting = _Inside("launches/.submitting")  # the lock of whoever sends jobs, or collects what was sent
     wandb = _Inside("wandb")

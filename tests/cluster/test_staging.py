@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,23 @@ def test_only_what_the_runs_read_is_copied_and_the_rest_stays_where_it_is(tmp_pa
     with staged(runtime, ["mnist", "Flowers"], str(tmp_path / "node")) as inside:
         assert inside.data_folders["other"] == "/shared/other"
         assert names_in(own_folder(tmp_path / "node")) == ["flowers"]
+
+
+@pytest.mark.parametrize(("path", "is_staged"), [("train/oak/0.png", True), ("../Flowers/train/oak/0.png", False)])
+def test_of_a_folder_with_a_table_only_what_the_table_names_is_copied(
+    tmp_path: Path, images: Path, path: str, is_staged: bool
+) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text(f"path,label\n{path},oak\ntest/elm/2.png,elm\n")
+    runtime = replace(runtime_in(tmp_path, Flowers=str(images)), data_tables={"Flowers": str(table)})
+    with staged(runtime, ["Flowers"], str(tmp_path / "node")) as inside:
+        copy = Path(inside.data_folders["Flowers"])
+        assert (copy != images) is is_staged
+        if is_staged:
+            files = sorted(str(p.relative_to(copy)) for p in copy.rglob("*.png"))
+            assert files == ["test/elm/2.png", "train/oak/0.png"]
+        else:
+            assert copy == images and not (tmp_path / "node").exists()
 
 
 @pytest.mark.parametrize("scratch", [None, "node"])

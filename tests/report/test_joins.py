@@ -17,7 +17,7 @@ from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.analysis.joins import Joins, error_overlap, join_baselines, section
 from transfergrid.report.analysis.predictions import EDITED, StoredPredictions, averaged_correct_N, probabilities_NC
-from transfergrid.report.analysis.statistics import t_interval, wilson
+from transfergrid.report.analysis.statistics import PairedComparison, t_interval, wilson
 from transfergrid.report.markdown import section_text
 from transfergrid.specs import RunSpec
 from transfergrid.store import records
@@ -103,6 +103,7 @@ def test_a_pair_stands_beside_its_parts_their_average_and_the_oracle(store: Stor
     joins = baselines(store, [first, second, pair])
     (found,) = joins.baselines
     assert joins.notes == ()
+    assert isinstance(found.joined_minus_averaged, PairedComparison)
     assert (found.seeds, found.joined_minus_averaged.images) == ((0,), 10)
     assert [(part.model, part.mean) for part in found.parts] == [("resnet18", 0.7), ("googlenet", 0.8)]
     assert found.oracle.mean == pytest.approx(0.9)
@@ -126,6 +127,7 @@ def test_several_seeds_give_means_and_a_t_interval(store: StorePaths) -> None:
     assert found.joined.mean == pytest.approx(0.9)
     low, high = t_interval([1.0, 0.9, 0.8])
     assert found.joined.low == pytest.approx(max(0.0, low)) and found.joined.high == pytest.approx(min(1.0, high))
+    assert isinstance(found.joined_minus_averaged, PairedComparison)
     assert found.joined_minus_averaged.seeds == 3
 
 
@@ -139,6 +141,7 @@ def test_images_are_matched_by_their_index_not_by_their_place(store: StorePaths)
     records.write_predictions(store.run(second.run_id), {"test": turned})
     (found,) = baselines(store, [first, second, pair]).baselines
     assert found.overlap.kappa == 1.0
+    assert isinstance(found.joined_minus_averaged, PairedComparison)
     assert found.joined_minus_averaged.difference == 0.0
 
 
@@ -253,7 +256,7 @@ def test_the_single_of_equal_flops_is_within_a_factor_of_one_and_a_half(
     if not found:
         assert baseline.equal_flops is None
         return
-    assert baseline.equal_flops is not None and baseline.equal_flops.difference is not None
+    assert baseline.equal_flops is not None and isinstance(baseline.equal_flops.difference, PairedComparison)
     assert baseline.equal_flops.row.model == "resnet34"
     assert baseline.equal_flops.flops_ratio == pytest.approx(gflops / 7.0)
     assert baseline.equal_flops.difference.difference == pytest.approx(0.1)

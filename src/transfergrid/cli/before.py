@@ -145,8 +145,13 @@ def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
     from transfergrid import data
 
     for dataset in dict.fromkeys(run.dataset for run in runs):
-        folder = runtime.data_folders.get(dataset.name)
-        data.find(dataset.kind, data_dir=Path(runtime.data_dir), folder=None if folder is None else Path(folder))
+        folder, table = runtime.data_folders.get(dataset.name), runtime.data_tables.get(dataset.name)
+        data.find(
+            dataset.kind,
+            data_dir=Path(runtime.data_dir),
+            folder=None if folder is None else Path(folder),
+            table=None if table is None else Path(table),
+        )
     return check_weights(runs, runtime)
 
 

@@ -31,7 +31,7 @@ def cautions(runs: Iterable[RunSpec], facts: Mapping[str, DatasetFacts]) -> list
     for run in runs:
         if not isinstance(run.settings, TrainSettings) or run.dataset.name not in facts:
             continue  # what is sent again was told of when it was launched
-        key = (run.dataset, run.protocol, run.train_fraction, run.shots)
+        key = (run.dataset, run.protocol, run.train_fraction, run.shots, run.val_seed)
         if key not in counted:
             counted[key] = rows_of(run, facts[run.dataset.name])
         by_dataset.setdefault(run.dataset.name, []).append(_Trained(run, run.settings, counted[key]))
@@ -61,6 +61,9 @@ def inventories(facts: Mapping[str, DatasetFacts], *, on_terminal: bool = False)
         if known.inventory is None:
             continue
         parts = list(known.inventory.parts(known.num_images))
+        if known.groups:
+            counts = ", ".join(f"{len(set(group_N.tolist()))} in {split}" for split, group_N in known.groups.items())
+            parts.append(f"groups: {counts}")
         deeper = {depth: n for depth, (n, _) in known.depths.items() if depth != "8-bit"}
         if deeper:
             parts.append("deeper than 8 bits: " + ", ".join(f"{n} {depth}" for depth, n in deeper.items()))

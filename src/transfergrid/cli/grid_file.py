@@ -69,6 +69,7 @@ def _runtime(request: Request) -> Runtime:
     return replace(
         before,
         data_folders={**before.data_folders, **own.data_folders},
+        data_tables={**before.data_tables, **own.data_tables},
         weights_files={**before.weights_files, **own.weights_files},
     )
 

@@ -179,6 +179,7 @@ def _on_node(runtime: Runtime) -> Runtime:
         weights_dir=_absolute(runtime.weights_dir),
         cache_also_read=tuple(map(_absolute, runtime.cache_also_read)),
         data_folders={name: _absolute(folder) for name, folder in runtime.data_folders.items()},
+        data_tables={name: _absolute(table) for name, table in runtime.data_tables.items()},
     )
 
 

@@ -220,10 +220,11 @@ def relaunch(
 
 
 def _runtime_of_all(payloads: Sequence[job.Payload]) -> Runtime:
-    """The last launch's, with the folders and weights files of all: runs by hand each know their own."""
+    """The last launch's, with the folders, tables and weights files of all: runs by hand each know their own."""
     return replace(
         payloads[-1].runtime,
         data_folders={name: folder for p in payloads for name, folder in p.runtime.data_folders.items()},
+        data_tables={name: table for p in payloads for name, table in p.runtime.data_tables.items()},
         weights_files={name: file for p in payloads for name, file in p.runtime.weights_files.items()},
     )
 

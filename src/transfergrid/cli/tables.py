@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid.names import readable
 from transfergrid.report.analysis.cells import number, percent
-from transfergrid.report.analysis.columns import COMPARISON, of_rows, pick
+from transfergrid.report.analysis.columns import COMPARISON, of_rows, pick, wilson
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Column, Table, words
 
@@ -89,6 +89,7 @@ def _columns(rows: Sequence[ComparisonRow], joint: str) -> list[Column[Compariso
         words("model", lambda row: ("+" if joint == " " else "+\n").join(row.parts)),
         words("phase", lambda row: joint.join(part for part in (row.phase, row.variant) if part)),
         accuracy,
+        *wilson(rows),
         replace(COMPARISON["published_accuracy"], text=_published),
         verdict,
         _seconds(rows),

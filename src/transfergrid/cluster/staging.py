@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from transfergrid.data.tables import rows_of
 from transfergrid.errors import MachineError
 from transfergrid.specs import Runtime, safe_name
 from transfergrid.store import durable
@@ -39,7 +40,8 @@ def staged(runtime: Runtime, datasets: Sequence[str], scratch_dir: str | None) -
     try:
         copies = {}
         for name, folder in folders.items():
-            copies[name] = str(_copy(folder, scratch / safe_name(name)))
+            files = _named(runtime.data_tables.get(name), folder)
+            copies[name] = str(_copy(folder, scratch / safe_name(name), files))
     except (OSError, MachineError) as error:
         logger.warning("%s: not staged (%s), reading the shared folder", scratch, error)
         shutil.rmtree(scratch, ignore_errors=True)
@@ -50,15 +52,32 @@ def staged(runtime: Runtime, datasets: Sequence[str], scratch_dir: str | None) -
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _copy(source: Path, target: Path) -> Path:
-    """Raises OSError where there is no room."""
+def _named(table: str | None, folder: Path) -> list[Path] | None:
+    """The files that a table names, which may lie in a folder with much else; None without one. Raises OSError for a
+    table that leads out of the folder."""
+    if table is None:
+        return None
+    paths = [row.path for row in rows_of(Path(table))]
+    if outside := next((path for path in paths if os.path.isabs(path) or path.startswith("..")), None):
+        raise OSError(f"{table} names {outside}, which is outside of {folder}")
+    return [folder / path for path in paths]
+
+
+def _copy(source: Path, target: Path, named: Sequence[Path] | None) -> Path:
+    """Of the whole folder, or of the files named. Raises OSError where there is no room."""
     began = time.monotonic()
-    needed = sum(f.stat().st_size for f in source.rglob("*") if f.is_file())
+    needed = sum(f.stat().st_size for f in (source.rglob("*") if named is None else named) if f.is_file())
     shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     free = shutil.disk_usage(target.parent).free
     if needed > 0.9 * free:
         raise OSError(f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-    durable.copy_tree(source, target)
+    if named is None:
+        durable.copy_tree(source, target)
+    for file in named or ():
+        copy = target / file.relative_to(source)
+        with durable.explained(copy):
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(file, copy)
     logger.info("staged %s to %s: %.0f MB in %.1f s", source, target, needed / 1e6, time.monotonic() - began)
     return target

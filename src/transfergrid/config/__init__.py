@@ -139,7 +139,7 @@ def load_doctor(arguments: Sequence[str]) -> DoctorRequest:
 def _hand_variant(overrides: dict[str, Any]) -> str:
     """What a run by hand changes from the defaults, spelled as its variant."""
     # Which data set it is stands in a column of its own; a limit changes no number.
-    other = ("dataset.name", "dataset.folder", "dataset.max_megapixels", "dataset.skip_damaged")
+    other = ("dataset.name", "dataset.folder", "dataset.table", "dataset.max_megapixels", "dataset.skip_damaged")
     named = [
         key
         for key in sorted(overrides)

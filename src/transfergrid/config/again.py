@@ -23,7 +23,7 @@ from transfergrid.store import durable
 from transfergrid.store.records import read_grid
 
 # Where the run's files lie, which no spec knows; what they hold must be what the run was made of.
-_PLACES = ("dataset.folder", "dataset.max_megapixels", "phase.evaluate.checkpoint", "weights")
+_PLACES = ("dataset.folder", "dataset.table", "dataset.max_megapixels", "phase.evaluate.checkpoint", "weights")
 _OF_THE_RUN = "grid dataset phase model seed run protocol select_by class_weights weights_seed replace".split()
 
 
@@ -43,6 +43,7 @@ def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderPr
         run = runs[paths.root.name]
         pictures = _pictures(config, run, progress)
         folders = {} if pictures.folder is None else {run.dataset.name: pictures.folder}
+        tables = {} if pictures.table is None else {run.dataset.name: pictures.table}
         files: dict[str, str] = {}
         for spec in runs.values():
             files |= files_of(config, spec, scopes.catalog_dir)
@@ -54,7 +55,7 @@ def build_again(arguments: Sequence[str], config: DictConfig, progress: FolderPr
         files |= _checkpoint(config, run)
         grid_of_user = None if config.grid_name is None else grid_name_of(config.grid_name)
         grid, variant = _row(run.run_id, store, grid_of_user)
-        runtime = make_runtime(config, grid=grid, folders=folders, weights_files=files)
+        runtime = make_runtime(config, grid=grid, folders=folders, tables=tables, weights_files=files)
         for spec in runs.values():
             _check_still_made(spec, run, paths, done=phase_module(spec.phase).is_done(spec, runtime))
         rows = (Configuration(grid=grid, variant=variant, run=run),)
@@ -92,7 +93,7 @@ def _with_needs(paths: RunPaths) -> Iterator[RunSpec]:
 def _pictures(config: DictConfig, run: RunSpec, progress: FolderProgress | None) -> DatasetChoice:
     """The data set as the spec has it; of a folder, where it lies. Raises ConfigError where it holds other pictures."""
     node, stored = config.dataset, run.dataset
-    if stored.kind == "image_folder" and node.folder is None:
+    if stored.kind == "image_folder" and node.folder is None and node.table is None:
         raise ConfigError(
             f"{run.run_id} is made of the pictures of {stored.name}; say where they lie: dataset.folder=FOLDER"
         )

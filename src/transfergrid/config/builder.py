@@ -125,7 +125,7 @@ def runtime_of(config: DictConfig) -> Runtime:
     """Where and on what, without a grid. Raises ConfigError."""
     checked_protocol(config)
     grid = config.grid.name or ADHOC if config.grid_name is None else grid_name_of(config.grid_name)
-    return make_runtime(config, grid=grid, folders={}, weights_files={})
+    return make_runtime(config, grid=grid, folders={}, tables={}, weights_files={})
 
 
 def _runs(scopes: Scopes, row: Row, seed: int) -> tuple[RunSpec, ...]:
@@ -216,8 +216,13 @@ def _why_not(model: str, phase: str) -> str:
 
 
 def _request(scopes: Scopes, rows: tuple[Configuration, ...], runs: Iterable[RunSpec]) -> Request:
-    files = scopes.weights_files
-    runtime = make_runtime(scopes.config, grid=rows[0].grid, folders=scopes.folders, weights_files=files)
+    runtime = make_runtime(
+        scopes.config,
+        grid=rows[0].grid,
+        folders=scopes.folders,
+        tables=scopes.tables,
+        weights_files=scopes.weights_files,
+    )
     return make_request(scopes.config, runtime, rows, runs, facts=scopes.facts, notes=scopes.notes)
 
 
@@ -250,7 +255,9 @@ def make_request(
     )
 
 
-def make_runtime(config: DictConfig, *, grid: str, folders: dict[str, str], weights_files: dict[str, str]) -> Runtime:
+def make_runtime(
+    config: DictConfig, *, grid: str, folders: dict[str, str], tables: dict[str, str], weights_files: dict[str, str]
+) -> Runtime:
     cache = cache_of(config)
     return Runtime(
         store_dir=config.store.dir,
@@ -258,6 +265,7 @@ def make_runtime(config: DictConfig, *, grid: str, folders: dict[str, str], weig
         data_dir=config.data.dir or os.environ.get("TRANSFERGRID_DATA_DIR") or str(cache.data),
         weights_dir=config.weights_dir or str(cache.weights),
         data_folders=folders,
+        data_tables=tables,
         weights_files=weights_files,
         cache_also_read=tuple(config.cache.also_read),
         device=config.device,

@@ -33,7 +33,8 @@ _OPEN_NODES = ("grid.variants", "weights_files", "cluster.by_phase", "cluster.sb
 _OF_A_BACKBONE = "weights_files."  # then the backbone, whose name may hold a slash and dots
 # Keys whose values are names of files and folders.
 _NAMES = (
-    "weights weights_dir phase.evaluate.checkpoint dataset.folder dataset.name data.dir store.dir cache.dir again"
+    "weights weights_dir phase.evaluate.checkpoint dataset.folder dataset.table dataset.name data.dir store.dir"
+    " cache.dir again"
 ).split()
 _QUOTE = "quote a value that holds blanks, letters beyond a-z or any of = , : ( ) [ ] { } > ~ ' \" as key='\"value\"'"
 _NODES = nodes_of(KEYS)

@@ -12,11 +12,12 @@ from omegaconf import DictConfig
 
 from transfergrid import data
 from transfergrid.config.keys import in_range
+from transfergrid.config.pictures import pictures_of
 from transfergrid.data import DatasetFacts, ValueRange
 from transfergrid.errors import ConfigError, hints
-from transfergrid.names import composed, existing
+from transfergrid.names import composed
 from transfergrid.networks.classes import imagenet_places
-from transfergrid.paths import CachePaths
+from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import DatasetSpec
 
 _BITS = "8-bit"
@@ -30,6 +31,7 @@ class DatasetChoice:
     spec: DatasetSpec
     facts: DatasetFacts
     folder: str | None
+    table: str | None
     notes: tuple[str, ...]
 
 
@@ -48,25 +50,19 @@ def resolve_dataset(
     node = config.dataset
     if node.kind not in data.kinds():
         raise ConfigError(f"unknown dataset.kind {node.kind!r}", **hints(node.kind, data.kinds()))
-    if node.kind == "image_folder" and node.folder is None:
-        raise ConfigError(
-            f"dataset={node.name or node.kind} needs dataset.folder=DIR, with DIR/train/<class>/* and DIR/test/..."
-        )
-    if node.kind != "image_folder" and node.folder is not None:
-        raise ConfigError(
-            f"dataset.folder={node.folder!r}: {node.kind} lies in data.dir; only image_folder takes a folder"
-        )
-    folder = None if node.folder is None else existing(Path(node.folder).expanduser()).resolve()
+    pictures = pictures_of(node, StorePaths(Path(config.store.dir)).splits, keep=keep)
+    folder = pictures.folder
     facts = data.facts(
         node.kind,
         folder=folder,
+        table=pictures.table,
         kept_hashes=cache.folder_hashes,
         keep=keep,
         progress=progress,
         max_megapixels=node.max_megapixels,
         skip_damaged=node.skip_damaged,
     )
-    name = composed(node.name or (folder.name if folder is not None else node.kind))
+    name = pictures.name
     if any(sign in "/\\\x7f" or sign < " " for sign in name) or name.startswith(".") or not name.strip():
         raise ConfigError(f"dataset.name={name!r} cannot name a folder; use letters, digits, . _ and -")
     if folder is not None and name in data.kinds():
@@ -96,11 +92,18 @@ def resolve_dataset(
         notes.append(
             f"{name}: EXIF data turn these pictures: {facts.turned}; dataset.orientation=stored leaves them as stored"
         )
-    if folder is not None and node.name is None:
+    if folder is not None and node.folder is not None and node.name is None:
         link = composed(os.path.basename(os.path.abspath(os.path.expanduser(node.folder))))
         if link != composed(folder.name):
             notes.append(f"{name}: named after what {link} links to; dataset.name={link} names it after the link")
-    return DatasetChoice(spec, facts, None if folder is None else str(folder), tuple(notes))
+    notes += pictures.notes
+    return DatasetChoice(
+        spec,
+        facts,
+        None if folder is None else str(folder),
+        None if pictures.table is None else str(pictures.table),
+        tuple(notes),
+    )
 
 
 # -------------------------------------------- which stored values of pictures deeper than 8 bits become 0 and 255

@@ -84,6 +84,7 @@ class Scope:
             protocol=self.protocol,
             train_fraction=self.data_settings["train_fraction"],
             shots=self.data_settings["shots"],
+            val_seed=self.data_settings["val_seed"],
         )
 
     def _resolve_backbone(self, name: str) -> BackboneSpec:

@@ -160,7 +160,11 @@ _SEED = (0, 2**31)
 class DatasetConfig:
     name: str | None = setting(None, "in tables and paths; null = the folder's or the set's own")
     kind: str = setting("", "how its files are read", not_set="choose it as dataset=NAME")
-    folder: str | None = setting(None, "your pictures, with train/<class>/* and test/<class>/*")
+    folder: str | None = setting(None, "your pictures: train/<class>/* and test/<class>/*, or <class>/*")
+    table: str | None = setting(None, "FILE.csv with path,label[,split][,group] instead of such folders")
+    test_fraction: float | None = setting(
+        None, "share that becomes test where folder or table has no split; null = 0.2", (0.01, 0.9)
+    )
     max_images: int | None = setting(None, "at most so many per split, class shares kept", (1, 1_000_000_000))
     image_size_px: int | None = setting(
         None, "resize straight to N x N; null = as the weights say", (1, 4096), unit="px"

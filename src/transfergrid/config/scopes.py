@@ -89,6 +89,12 @@ class Scopes:
         return {choice_.spec.name: choice_.folder for choice_ in choices_ if choice_.folder is not None}
 
     @property
+    def tables(self) -> dict[str, str]:
+        """Data set -> its table."""
+        choices_ = (scope.dataset for scope in self._by_dataset.values())
+        return {choice_.spec.name: choice_.table for choice_ in choices_ if choice_.table is not None}
+
+    @property
     def facts(self) -> dict[str, DatasetFacts]:
         return {scope.dataset.spec.name: scope.dataset.facts for scope in self._all}
 
@@ -120,7 +126,12 @@ class Scopes:
             set_value(config, name, value, where=f"grid.variants.{variant.name}")
         checked_protocol(config)
         same = config.dataset == base.config.dataset  # then the folder's thousands of files are not looked at again
-        return Scope(config, base.dataset if same else self._resolved(config, None), self.protocol, self.catalog_dir)
+        dataset_choice = base.dataset if same else self._resolved(config, None)
+        if dataset_choice.table != base.dataset.table:
+            raise ConfigError(
+                f"{dataset_choice.spec.name}: the rows of one grid have one split; launch another as its own grid"
+            )
+        return Scope(config, dataset_choice, self.protocol, self.catalog_dir)
 
     def _resolved(self, config: DictConfig, of_run: ValueRange | None) -> DatasetChoice:
         keep = not self.config.dry_run

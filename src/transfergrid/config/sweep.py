@@ -105,19 +105,23 @@ def _joined(requests: Sequence[Request]) -> Request:
     """One request for all combinations; what is the same run twice is one."""
     configurations = {c.run.run_id: c for request in requests for c in request.configurations}
     folders: dict[str, str] = {}
+    tables: dict[str, str] = {}
     files: dict[str, str] = {}
     runs: dict[str, RunSpec] = {}
     for request in requests:
         for name, folder in request.runtime.data_folders.items():
             if folders.setdefault(name, folder) != folder:
                 raise ConfigError(f"two folders are both named {name!r}; sweep over one dataset.folder at a time")
+        for name, table in request.runtime.data_tables.items():
+            if tables.setdefault(name, table) != table:
+                raise ConfigError(f"two tables are both named {name!r}; sweep over one split at a time")
         files |= request.runtime.weights_files
         runs |= request.runs
     return replace(
         requests[0],
         configurations=tuple(configurations.values()),
         runs=runs,
-        runtime=replace(requests[0].runtime, data_folders=folders, weights_files=files),
+        runtime=replace(requests[0].runtime, data_folders=folders, data_tables=tables, weights_files=files),
     )
 
 

@@ -46,6 +46,7 @@ def facts(
     kind: str,
     *,
     folder: Path | None = None,
+    table: Path | None = None,
     kept_hashes: Path | None = None,
     keep: bool = True,
     progress: Callable[[int, int], None] | None = None,
@@ -54,6 +55,7 @@ def facts(
 ) -> DatasetFacts:
     """What the plan needs to know; reads images only where a folder must be hashed, and imports nothing heavy.
 
+    table: which pictures of the folder, and of which split and group (tables.py).
     kept_hashes: the folder where content hashes are kept; keep=False reads what is kept and writes nothing.
     progress(done, total) is called now and then while files are hashed and decoded. max_megapixels: of a picture of a
     folder. skip_damaged: leaves out what cannot be used of a folder, which else raises DamagedImages.
@@ -63,6 +65,7 @@ def facts(
         return cast(DatasetFacts, module.FACTS)
     folder_facts = module.facts(
         folder=folder,
+        table=table,
         kept_hashes=kept_hashes,
         keep=keep,
         progress=progress,
@@ -78,6 +81,7 @@ def load(
     split: Split,
     data_dir: Path,
     folder: Path | None = None,
+    table: Path | None = None,
     download: bool = True,
     rules: PictureRules = AS_STORED,
     files: FolderFiles | None = None,
@@ -95,16 +99,18 @@ def load(
         if split not in splits:
             raise ConfigError(f"{kind} has no split {split!r}; it has: {', '.join(splits)}")
         return cast(LabeledImages, module.load(split=split, data_dir=data_dir, download=download))
-    return cast(LabeledImages, module.load(split=split, folder=folder, rules=rules, files=files))
+    return cast(LabeledImages, module.load(split=split, folder=folder, table=table, rules=rules, files=files))
 
 
-def find(kind: str, *, data_dir: Path, folder: Path | None = None, download: bool = True) -> None:
+def find(
+    kind: str, *, data_dir: Path, folder: Path | None = None, table: Path | None = None, download: bool = True
+) -> None:
     """Make sure that all files of all splits are there and verified; fetch what is missing where download is True."""
     module = _module(kind, folder)
     if folder is None:
         module.find(data_dir=data_dir, download=download)
     else:
-        module.find(folder=folder)
+        module.find(folder=folder, table=table)
 
 
 def _module(kind: str, folder: Path | None) -> ModuleType:

@@ -68,6 +68,19 @@ def scan(folder: Path) -> Scan:
     return Scan(listing, renamed, skipped, unused, respelled)
 
 
+def scan_classes(folder: Path) -> Scan | None:
+    """Of a folder of classes, DIR/<class>/*, all of it in `all`; None where the folder has splits, or no folders."""
+    if not folder.is_dir() or not (beside := _folders_in(folder)) or _sources(beside):
+        return None
+    skipped: dict[str, tuple[int, str]] = {}
+    classes = {
+        name: [path.removeprefix("./") for path in paths] for name, paths in _classes(folder, ".", skipped).items()
+    }
+    listing, _ = _compared(folder, {"all": classes}, {"all": "."})
+    without_dot = {why: (count, first.removeprefix("./")) for why, (count, first) in skipped.items()}
+    return Scan(listing, {}, without_dot, (), ())
+
+
 def _compared(
     folder: Path, paths_of: dict[str, dict[str, list[str]]], source_of: dict[str, str]
 ) -> tuple[dict[str, dict[str, list[str]]], tuple[str, ...]]:

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from transfergrid import data
 from transfergrid.data import DatasetFacts, LabeledImages, PictureRules
+from transfergrid.data.draws import val_groups
 from transfergrid.data.splits import (
     rows_per_class,
     stratified_subset,
@@ -32,16 +34,18 @@ FEW_STEPS = 50  # of the optimizer, in a whole run
 IMBALANCE = 3.0  # the largest class has more than so many times the images of the smallest
 
 GATE_ROWS = 256
+NO_GROUPS: Mapping[str, NDArray[np.int64]] = MappingProxyType({})
 GATE_SETS = ("gate", "gate_train")  # of stored predictions: the gate's held-out rows, then its training rows
 
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Sorted indices into a published split, and their labels."""
+    """Sorted indices into a published split, their labels, and their groups as numbers where the data set has any."""
 
     split: Split
     index_N: NDArray[np.int64]
     labels_N: NDArray[np.int64]
+    groups_N: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.index_N)
@@ -96,6 +100,7 @@ def count_rows(
     protocol: Protocol | None,
     train_fraction: float | None,
     shots: int | None,
+    val_seed: int | None = 0,
 ) -> RowCounts:
     """The sizes of the folds that make_folds makes; all are 0 where the data set has no train."""
     seen = {split: min(count, max_images or count) for split, count in facts.num_images.items()}
@@ -103,6 +108,8 @@ def count_rows(
     if counts_C.size and seen["train"] < counts_C.sum():
         counts_C = subset_counts(counts_C, max_images=seen["train"])
     held_C = val_counts(counts_C) if "val" not in seen and counts_C.size else np.zeros_like(counts_C)
+    if "train" in facts.groups and "val" not in seen:
+        held_C = _held_by_group(facts, max_images=max_images, val_seed=val_seed or 0)
     held = seen.get("val", int(held_C.sum()))
     gate = min(GATE_ROWS, seen.get("train", 0) + seen.get("val", 0))
     larger = "val" not in seen and bool(counts_C.size) and val_was_larger(counts_C)
@@ -113,6 +120,17 @@ def count_rows(
     elif train_fraction is not None and counts_C.size:
         counts_C = subset_counts(counts_C, max_images=_share_of(train_fraction, int(counts_C.sum())))
     return RowCounts(counts_C, held if protocol == "fair" else 0, held, gate, seen.get("test", 0), larger)
+
+
+def _held_by_group(facts: DatasetFacts, *, max_images: int | None, val_seed: int) -> NDArray[np.int64]:
+    """How many rows of each class are held out where whole groups are."""
+    labels_N = np.repeat(np.arange(facts.num_classes), facts.train_counts)
+    if max_images is not None and max_images < len(labels_N):
+        index_N = stratified_subset(labels_N, max_images=max_images)
+    else:
+        index_N = np.arange(len(labels_N))
+    held_N = val_groups(labels_N[index_N], facts.groups["train"][index_N], val_seed=val_seed)
+    return np.bincount(labels_N[index_N][held_N], minlength=facts.num_classes)
 
 
 def class_weights(settings: TrainSettings, train: Fold) -> NDArray[np.float32] | None:
@@ -132,6 +150,7 @@ def dataset_facts(spec: DatasetSpec, runtime: Runtime) -> DatasetFacts:
     facts = _facts(
         spec.kind,
         runtime.data_folders.get(spec.name),
+        runtime.data_tables.get(spec.name),
         str(cache_paths(runtime).folder_hashes),
         runtime.max_megapixels,
         spec.left_out > 0,
@@ -142,10 +161,13 @@ def dataset_facts(spec: DatasetSpec, runtime: Runtime) -> DatasetFacts:
 
 
 @lru_cache(maxsize=64)
-def _facts(kind: str, folder: str | None, kept_hashes: str, max_megapixels: float, skip_damaged: bool) -> DatasetFacts:
+def _facts(
+    kind: str, folder: str | None, table: str | None, kept_hashes: str, max_megapixels: float, skip_damaged: bool
+) -> DatasetFacts:
     return data.facts(
         kind,
         folder=None if folder is None else Path(folder),
+        table=None if table is None else Path(table),
         kept_hashes=Path(kept_hashes),
         keep=False,
         max_megapixels=max_megapixels,
@@ -202,10 +224,12 @@ def subset(spec: DatasetSpec, labels_N: NDArray[np.int64]) -> NDArray[np.int64]:
     return stratified_subset(labels_N, max_images=spec.max_images)
 
 
-def make_folds(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Folds:
-    """From the labels (N,) of every whole split. Under `published` the held-out rows stay in the training set and
-    serve the gate only."""
-    unlabelled, held = _seen(spec, labels, "train"), held_out(spec, labels)
+def make_folds(
+    spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]], groups: Mapping[str, NDArray[np.int64]] = NO_GROUPS
+) -> Folds:
+    """From the labels (N,) of every whole split, and its groups where there are any. Under `published` the held-out
+    rows stay in the training set and serve the gate only."""
+    unlabelled, held = rows_seen(spec, labels, "train", groups), held_out(spec, labels, groups)
     rest = unlabelled
     if held.split == "train":
         rest = _at(unlabelled, np.flatnonzero(~np.isin(unlabelled.index_N, held.index_N)))
@@ -215,27 +239,36 @@ def make_folds(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold
         train=_share(spec, rest if spec.protocol == "fair" else unlabelled),
         val=held if spec.protocol == "fair" and len(held) else None,
         gate=tuple(fold for fold in (first, filled) if len(fold)),
-        test=_seen(spec, labels, "test"),
+        test=rows_seen(spec, labels, "test", groups),
         unlabelled=unlabelled,
     )
 
 
-def held_out(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:
-    """The data set's own val; without one, 10 % of train by `val_seed`: none where no class can spare an image."""
+def held_out(
+    spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]], groups: Mapping[str, NDArray[np.int64]] = NO_GROUPS
+) -> Fold:
+    """The data set's own val; without one, 10 % of train by `val_seed`: none where no class can spare an image, and
+    whole groups where there are any."""
     if "val" in labels:
-        return _seen(spec, labels, "val")
+        return rows_seen(spec, labels, "val", groups)
     assert spec.val_seed is not None
-    train = _seen(spec, labels, "train")
+    train = rows_seen(spec, labels, "train", groups)
+    if train.groups_N is not None:
+        return _at(train, val_groups(train.labels_N, train.groups_N, val_seed=spec.val_seed))
     return _at(train, val_indices(train.labels_N, val_seed=spec.val_seed))
 
 
-def _seen(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]], split: Split) -> Fold:
+def rows_seen(
+    spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]], split: Split, groups: Mapping[str, NDArray[np.int64]]
+) -> Fold:
+    """The rows of a split that the run sees."""
     index_N = subset(spec.dataset, labels[split])
-    return Fold(split, index_N, labels[split][index_N])
+    return Fold(split, index_N, labels[split][index_N], groups[split][index_N] if split in groups else None)
 
 
 def _at(fold: Fold, positions_N: NDArray[np.int64]) -> Fold:
-    return Fold(fold.split, fold.index_N[positions_N], fold.labels_N[positions_N])
+    groups_N = None if fold.groups_N is None else fold.groups_N[positions_N]
+    return Fold(fold.split, fold.index_N[positions_N], fold.labels_N[positions_N], groups_N)
 
 
 def _spread(fold: Fold, most: int) -> Fold:

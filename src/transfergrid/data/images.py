@@ -20,10 +20,11 @@ T = TypeVar("T")
 @dataclass(frozen=True, slots=True)
 class FolderFiles:
     """What is read of a folder. states: split -> (N, 2) int64, each file's bytes and its time of change in ns, in the
-    listing's order."""
+    listing's order. groups: split -> (N,) int64, the number of each file's group; empty where a table names none."""
 
     listing: Listing
     states: Mapping[str, NDArray[np.int64]]
+    groups: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,11 @@ class DatasetFacts:
     newly_read: Mapping[str, int] = field(default_factory=dict)
     inventory: Inventory | None = None
     files: FolderFiles | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def groups(self) -> Mapping[str, NDArray[np.int64]]:
+        """Of FolderFiles; a published data set has none."""
+        return {} if self.files is None else self.files.groups
 
     @property
     def left_out(self) -> int:

@@ -23,6 +23,7 @@ from transfergrid.phases._setting import train
 from transfergrid.specs import UNCHOSEN_C, ProbeSettings
 from transfergrid.store.checkpoints import read_newest_checkpoint, write_checkpoint
 from transfergrid.store.metrics_log import MetricsLog
+from transfergrid.training import by_group
 from transfergrid.training.evaluation import cross_entropy, selection_score
 from transfergrid.training.optimization import split_decay
 
@@ -235,8 +236,18 @@ def references(bench: Bench, head_predicted_N: np.ndarray[Any, Any]) -> tuple[di
         theirs_N = predicted_N == bench.folds.test.labels_N
         metrics[f"{name}_test_accuracy"] = float(theirs_N.mean())
         counts = {"only_right": int((theirs_N & ~right_N).sum()), "only_head_right": int((right_N & ~theirs_N).sum())}
-        details[name] = on_val | counts
+        details[name] = on_val | counts | _by_group(theirs_N, right_N, bench.folds.test.groups_N)
     return metrics, details
+
+
+def _by_group(
+    theirs_N: np.ndarray[Any, Any], right_N: np.ndarray[Any, Any], group_N: np.ndarray[Any, Any] | None
+) -> dict[str, Any]:
+    """p that both are right equally often, where test images come in groups; None where those are too few."""
+    if group_N is None:
+        return {}
+    enough = by_group.count_groups(group_N) >= by_group.MIN_GROUPS
+    return {"p_by_group": by_group.compare(theirs_N[None], right_N[None], group_N).p_value if enough else None}
 
 
 def _neighbours(bench: Bench, labels_N: Tensor) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from transfergrid.data.batches import NetworkInputs
-from transfergrid.data.folds import Folds, make_folds, open_splits
+from transfergrid.data.folds import Folds, dataset_facts, make_folds, open_splits
 from transfergrid.networks.backbones.weight_files import Taken
 from transfergrid.phases import RunContext
 from transfergrid.specs import PreprocessSpec, Split, TrainSettings
@@ -37,7 +37,8 @@ def open_setting(context: RunContext, preprocess: tuple[PreprocessSpec, ...]) ->
     watch = Stopwatch()
     device = device_of(runtime)
     splits = open_splits(spec.dataset, runtime)
-    folds = make_folds(spec, {split: images.labels_N for split, images in splits.items()})
+    groups = dataset_facts(spec.dataset, runtime).groups
+    folds = make_folds(spec, {split: images.labels_N for split, images in splits.items()}, groups)
     rows: dict[Split, NDArray[np.int64]] = {}
     estimates_bn = spec.extract is not None and spec.extract.bn_statistics == "target"
     seen = (folds.unlabelled if estimates_bn else folds.train, folds.val, folds.test, *folds.gate)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from transfergrid.data.folds import Fold, held_out, open_splits, subset
+from transfergrid.data.folds import Fold, dataset_facts, held_out, open_splits, rows_seen
 from transfergrid.names import csv_rows
 from transfergrid.networks.backbones.weight_files import Taken, weights_taken
 from transfergrid.networks.classes import NamedLogits, classes_of_run, match_classes, name_logits
@@ -59,14 +59,22 @@ def run(context: RunContext) -> RunRecord:
     from transfergrid.networks.size import describe
     from transfergrid.training.device import device_of, on_device
     from transfergrid.training.on_images import predict
-    from transfergrid.training.results import Stopwatch, class_details, make_record, save_predictions, score_folds
+    from transfergrid.training.results import (
+        Stopwatch,
+        class_details,
+        group_details,
+        make_record,
+        save_predictions,
+        score_folds,
+    )
 
     spec, runtime, settings = context.spec, context.runtime, context.spec.settings
     assert isinstance(settings, EvaluateSettings)
     watch = Stopwatch()
     device = device_of(runtime)
     splits = open_splits(spec.dataset, runtime)
-    fold = _fold(spec, {split: images.labels_N for split, images in splits.items()})
+    groups = dataset_facts(spec.dataset, runtime).groups
+    fold = _fold(spec, {split: images.labels_N for split, images in splits.items()}, groups)
     subject = _open(spec, runtime, splits[fold.split].class_names)
     network = on_device(subject.network, device)
     # Every image is used once, so a resident copy would serve nothing: they stream, however many there are.
@@ -82,13 +90,13 @@ def run(context: RunContext) -> RunRecord:
         logger.info("%s", named.note)
     compared = {} if named.columns is None else {"classes_compared": len(named.columns)}
     logits_NC = logits_NC if named.columns is None else logits_NC[:, named.columns]
-    fold = Fold(fold.split, fold.index_N, named.place_S[fold.labels_N])
+    fold = replace(fold, labels_N=named.place_S[fold.labels_N])
     by_fold: dict[str, tuple[Fold, Logits]] = {settings.split: (fold, logits_NC)}
     save_predictions(context.attempt, by_fold)
     _write_csv(context.paths.predictions_csv, fold, logits_NC, named.class_names)
     cost = describe(network, [(3, p.crop_px, p.crop_px) for p in subject.preprocess])
     details = {"source": settings.source, "n_test": len(fold), **_errors(fold, logits_NC), **compared}
-    details |= weights_taken(subject.taken)
+    details |= weights_taken(subject.taken) | (group_details(fold) if settings.split == "test" else {})
     return make_record(
         spec,
         context.attempt,
@@ -113,15 +121,13 @@ def _errors(fold: Fold, logits_NC: Logits) -> dict[str, float]:
     return {f"top{k}_error": error for k, error in errors.items()}
 
 
-def _fold(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]]) -> Fold:
+def _fold(spec: RunSpec, labels: Mapping[Split, NDArray[np.int64]], groups: Mapping[str, NDArray[np.int64]]) -> Fold:
     """The rows evaluated. `val` of a data set without its own is the 10 % that training under `fair` held out."""
     settings = spec.settings
     assert isinstance(settings, EvaluateSettings)
     if settings.split == "val" and "val" not in labels:
-        return held_out(spec, labels)
-    labels_N = labels[settings.split]
-    index_N = subset(spec.dataset, labels_N)
-    return Fold(settings.split, index_N, labels_N[index_N])
+        return held_out(spec, labels, groups)
+    return rows_seen(spec, labels, settings.split, groups)
 
 
 def _open(spec: RunSpec, runtime: Runtime, class_names: tuple[str, ...]) -> Evaluated:

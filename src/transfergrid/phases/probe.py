@@ -147,7 +147,8 @@ def load_features(spec: RunSpec, runtime: Runtime) -> tuple[dict[Split, feature_
     if lost:
         more = f" (and {len(lost) - 1} more)" if len(lost) > 1 else ""
         raise LostFeatures(f"{lost[0]}{more}; extract again (launch the grid)")
-    return joined, make_folds(spec, {split: images.labels_N for split, images in splits.items()})
+    groups = dataset_facts(spec.dataset, runtime).groups
+    return joined, make_folds(spec, {split: images.labels_N for split, images in splits.items()}, groups)
 
 
 def _assert_of(

@@ -320,6 +320,7 @@ def rows_of(run: RunSpec, facts: DatasetFacts) -> RowCounts:
         protocol=run.protocol,
         train_fraction=run.train_fraction,
         shots=run.shots,
+        val_seed=run.val_seed,
     )
 
 

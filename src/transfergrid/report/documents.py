@@ -10,6 +10,7 @@ from transfergrid.report.analysis import (
     choices,
     claims,
     costs,
+    grouped,
     handover,
     integrity,
     joins,
@@ -20,10 +21,10 @@ from transfergrid.report.analysis import (
     worth,
 )
 from transfergrid.report.analysis.cells import percent
-from transfergrid.report.analysis.columns import HEADS, adjusted_p, of_rows, pick
+from transfergrid.report.analysis.columns import HEADS, adjusted_p, of_rows, pick, wilson
 from transfergrid.report.analysis.comparison import Comparison, failure_lines
 from transfergrid.report.analysis.families import Answer
-from transfergrid.report.analysis.rows import COLUMNS, NAMES, ComparisonRow
+from transfergrid.report.analysis.rows import NAMES, ComparisonRow, names_of
 from transfergrid.report.analysis.selection import RULE, WORDS, val_score
 from transfergrid.report.blocks import Column, Section, Table, figure
 from transfergrid.report.page import wording
@@ -58,9 +59,10 @@ HOW_TO_READ = (
 def as_csv(rows: Sequence[ComparisonRow]) -> str:
     """RFC 4180 with `\\n` line ends, numbers at full precision, empty cells for None."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    names = names_of(rows)
+    writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(row.cells() for row in rows)
+    writer.writerows(row.cells(names) for row in rows)
     return text.getvalue()
 
 
@@ -70,7 +72,7 @@ def sections(comparison: Comparison) -> list[Section]:
     answers = [contest.second.answer for contest in contests]
     sections_or_none = [
         _comparison(comparison),
-        Section("how to read", "How to read this", items=[*HOW_TO_READ, *_chosen_by(comparison.rows)]),
+        Section("how to read", "How to read this", items=_how_to_read(comparison.rows)),
         claims.section(claims.decisions_of(comparison)),
         _published(comparison.rows),
         published_metrics.section(comparison),
@@ -112,11 +114,17 @@ def _chosen_by(rows: Sequence[ComparisonRow]) -> list[str]:
     return [f"Every choice on val between rows is by {score} (`select_by`), not by accuracy." for score in scores]
 
 
+def _how_to_read(rows: Sequence[ComparisonRow]) -> list[str]:
+    by_group = [grouped.HOW_TO_READ] if any(row.test_groups for row in rows) else []
+    return [*HOW_TO_READ, *by_group, *_chosen_by(rows)]
+
+
 def _accuracy_columns(rows: Sequence[ComparisonRow]) -> list[Column[ComparisonRow]]:
     scores = " or ".join(_scores(rows))
     columns = pick(
         f"{NAMES} status n_seeds n_train test_accuracy test_accuracy_std val_accuracy", test_accuracy_std="std"
     )
+    columns[-2:-2] = wilson(rows)  # behind the accuracy
     if scores:
         columns.append(figure("val_score", percent, val_score, label=f"val {scores}", unit="%"))
     labels = {"macro_precision": "precision", "macro_recall": "recall", "macro_f1": "F1 (macro)"}
@@ -166,11 +174,12 @@ def _joins(comparison: Comparison) -> Section | None:
     columns: list[Column[tuple[ComparisonRow, Answer]]] = [
         column.of(lambda pair: pair[0]) for column in pick(names, delta_to_best_single="difference")
     ]
+    by_group = " (by group where test images come in groups)" if any(row.test_groups for row, _ in pairs) else ""
     about = (
         "The best single model is chosen on val among the join's own parts. The difference is on test, in points. p: "
-        "exact McNemar for one seed, paired bootstrap over seeds and test images for several, Holm-adjusted over as "
-        "many comparisons as stand in brackets behind it: all between models of the same dataset and phase, these and "
-        "those of `Is the difference real?`."
+        f"exact McNemar for one seed, paired bootstrap over seeds and test images for several{by_group}, Holm-adjusted "
+        "over as many comparisons as stand in brackets behind it: all between models of the same dataset and phase, "
+        "these and those of `Is the difference real?`."
     )
     table = Table(name="joins", columns=[*columns, adjusted_p(lambda pair: pair[1])], rows=pairs)
     return Section(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from transfergrid.report.analysis.cells import accuracy_with_interval, percent, weights_where_needed
-from transfergrid.report.analysis.columns import pick, test_accuracy
+from transfergrid.report.analysis.columns import pick, test_accuracy, wilson
 from transfergrid.report.analysis.remarks import UNDERSTATES, footnotes
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import WORDS, val_score
@@ -72,6 +72,7 @@ def as_latex(grid: str, rows: Sequence[ComparisonRow], *, notes: Sequence[str] =
         f"% Comparison {' '.join(grid.split())}; needs \\usepackage{{booktabs}}.",
         "% Brackets: 95 % interval, Wilson over test images for one seed, Student's t over seeds for several"
         " (Wilson where they agree). Seeds 2/5: two of five have completed.",
+        *(["% Test images in groups: intervals by group, Wilson for all images beside."] if wilson(rows) else []),
         f"\\begin{{tabular}}{{{aligned}}}",
         "\\toprule",
         " & ".join(escape(column.heading) for column in columns) + r" \\",
@@ -94,6 +95,7 @@ def _columns(rows: Sequence[ComparisonRow]) -> list[Column[_Line]]:
     measured = [
         words("n_seeds", _seeds, label="Seeds", is_number=True),
         test_accuracy("Test %", _accuracy),
+        *wilson(rows),
         figure("val_score", percent, val_score, label=f"Val {by}%"),
         *pick("published_accuracy delta_to_best_single parameters gflops_per_image gpu_s wall_s", **LABELS),
     ]

@@ -15,6 +15,7 @@ from transfergrid.errors import DataError
 from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.report.analysis.calibration import confidence, expected_calibration_error
 from transfergrid.report.analysis.cells import number, percent
+from transfergrid.report.analysis.grouped import interval_of_runs
 from transfergrid.report.analysis.rerun import commands_of
 from transfergrid.report.analysis.statistics import wilson
 from transfergrid.report.blocks import plain
@@ -103,8 +104,7 @@ def _results(record: RunRecord, test: Predictions | None) -> str:
     accuracy = metrics.get("test_accuracy")
     lines = []
     if accuracy is not None and n_test:
-        low, high = wilson(round(accuracy * n_test), n_test)
-        lines.append(["test accuracy", f"{percent(accuracy)} % [{percent(low)}, {percent(high)}]"])
+        lines.append(["test accuracy", f"{percent(accuracy)} % [{_interval(record, accuracy, n_test, test)}]"])
     for name, label in (("val_accuracy", "val accuracy"), ("train_accuracy", "train accuracy")):
         lines += [[label, f"{percent(metrics[name])} %"]] if name in metrics else []
     lines += [["test loss, nats", number(metrics["test_loss"], digits=4)]] if "test_loss" in metrics else []
@@ -114,12 +114,26 @@ def _results(record: RunRecord, test: Predictions | None) -> str:
     if test is not None:
         error = expected_calibration_error(confidence(test), test.predicted_N == test.label_N)
         lines.append(["expected calibration error, 15 bins", f"{percent(error)} %"])
+    kind, unit = ("by group", "groups") if _groups(record) else ("Wilson", "images")
     note = (
-        f"One network{_of_seed(record.spec)}, on {number(n_test)} test images. The interval (95 %, Wilson) says"
-        " what other images of the same kind would change; it says nothing about other seeds.\n"
+        f"One network{_of_seed(record.spec)}, on {number(n_test)} test images. The interval (95 %, {kind}) says"
+        f" what other {unit} of the same kind would change; it says nothing about other seeds.\n"
     )
     unread = "" if test is not None else "The stored predictions cannot be read: no calibration, no scores per class.\n"
     return _table(["", "value"], lines, left=1) + "\n" + note + unread
+
+
+def _groups(record: RunRecord) -> int | None:
+    """Of its test images."""
+    return record.details.get("test_groups")
+
+
+def _interval(record: RunRecord, accuracy: float, n_test: int, test: Predictions | None) -> str:
+    if _groups(record):
+        found = None if test is None else interval_of_runs([test])
+        return "not judged" if found is None else f"{percent(found[0])}, {percent(found[1])}"
+    low, high = wilson(round(accuracy * n_test), n_test)
+    return f"{percent(low)}, {percent(high)}"
 
 
 def _of_seed(spec: RunSpec) -> str:

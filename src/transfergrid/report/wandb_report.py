@@ -11,9 +11,9 @@ from transfergrid.errors import DataError, next_step, one_line
 from transfergrid.names import readable, readable_in
 from transfergrid.report import several
 from transfergrid.report.analysis import worth
-from transfergrid.report.analysis.columns import COMPARISON, of_rows
+from transfergrid.report.analysis.columns import columns_of, of_rows
 from transfergrid.report.analysis.comparison import Comparison
-from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow
+from transfergrid.report.analysis.rows import ComparisonRow, names_of
 from transfergrid.report.blocks import Section
 from transfergrid.report.figures import no_images
 from transfergrid.report.figures.errors import class_scores
@@ -36,14 +36,16 @@ def wandb_report_of(comparisons: Sequence[Comparison], folder: Path, *, figures:
     grids = tuple(dict.fromkeys(row.grid for row in comparison.rows)) or (comparison.grid,)
     chosen = _chosen(comparison)
     per_class, notes = _per_class(comparison)
-    rows = Table(columns=COLUMNS, rows=tuple(tuple(row.cells().values()) for row in comparison.rows))
+    names = names_of(comparison.rows)
+    cells = [row.cells(names) for row in comparison.rows]
+    rows = Table(columns=names, rows=tuple(tuple(of_row.values()) for of_row in cells))
     tables = {"comparison": rows, "per_class": per_class, "failures": _failures(comparison)}
     tables |= _tables(several.sections(comparisons))
     pictures, more_notes = _figures(folder, chosen) if figures else ({}, [])
     return WandbReport(
         grid=report_name(grids),
         grids=grids,
-        rows=readable_in(tuple(row.cells() for row in comparison.rows)),
+        rows=readable_in(tuple(cells)),
         tables={name: Table(columns=t.columns, rows=readable_in(t.rows)) for name, t in tables.items()},
         figures=pictures,
         single=tuple(name for name in pictures if _is_of_one_row(name)),
@@ -62,7 +64,7 @@ def wandb_report_of(comparisons: Sequence[Comparison], folder: Path, *, figures:
 def short_table(rows: Sequence[ComparisonRow]) -> str:
     """The columns that the page shows before all are asked for, as it spells them: texts first, then numbers."""
     short = short_names(rows)
-    columns = sorted((c for name, c in COMPARISON.items() if name in short), key=lambda column: column.is_number)
+    columns = sorted((c for name, c in columns_of(rows).items() if name in short), key=lambda column: column.is_number)
     return table_text(of_rows("short", columns, rows), units=True)
 
 

@@ -135,7 +135,8 @@ class Configuration:
 class Runtime:
     """Where and how runs are carried out: nothing in here changes their numbers beyond rounding.
 
-    data_folders: dataset name -> its folder, for image folders. weights_files: weights identity -> file.
+    data_folders: dataset name -> its folder, for image folders. data_tables: its table, for those that have one.
+    weights_files: weights identity -> file.
     report_figures: whether the report that ends a launch has figures; None = SLURM's finish job makes them, a launch
     at whose end somebody waits does not. report_within: percentage points that a cheaper row may be worse.
     max_megapixels: a larger picture of a folder is refused before it is decoded.
@@ -147,6 +148,7 @@ class Runtime:
     data_dir: str
     weights_dir: str
     data_folders: dict[str, str] = field(default_factory=dict)
+    data_tables: dict[str, str] = field(default_factory=dict)
     weights_files: dict[str, str] = field(default_factory=dict)
     cache_also_read: tuple[str, ...] = ()
     device: Literal["auto", "cpu", "cuda"] = "auto"

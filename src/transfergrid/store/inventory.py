@@ -16,7 +16,10 @@ from transfergrid.store.attempts import read_spec
 from transfergrid.store.records import GridEntry, read_grid, record_head
 
 _OF_A_RUN = {"weights.pt": "weights of runs", "checkpoints": "checkpoints"}
-_OF_THE_STORE = {"launches": "launches", "reports": "reports", "wandb": "W&B", "sweeps": "sweeps", "grids": "grids"}
+_OF_THE_STORE = {
+    **{name: name for name in ("launches", "reports", "sweeps", "grids")},
+    **{"wandb": "W&B", "splits": "tables of drawn splits"},
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,9 +177,9 @@ def record_head(paths: RunPaths) -> RecordHead | None:
 # --------------------------------------------------------------------------------------------------------- predictions
 @dataclass(frozen=True, slots=True)
 class Predictions:
-    """One index set's predictions: index and label (N,) int64, predicted (N,) int64, logits (N, C) float16.
+    """One index set's predictions: index, label, predicted and group (N,) int64, logits (N, C) float16.
 
-    predicted is the class with the largest logit, the first of several equal ones.
+    predicted is the class with the largest logit, the first of several equal ones. group: None without a table.
     Above 100 classes only the 20 largest logits of each row are kept, with their classes, and the log-sum-exp of all.
     """
 
@@ -188,6 +188,7 @@ class Predictions:
     logits_NC: Array
     classes_NC: Array | None = None
     logsumexp_N: Array | None = None
+    group_N: Array | None = None
 
     @property
     def predicted_N(self) -> Array:
@@ -251,6 +252,7 @@ def read_predictions(paths: RunPaths) -> dict[str, Predictions]:
                 arrays[f"{name}_logits"],
                 arrays.get(f"{name}_classes"),
                 arrays.get(f"{name}_logsumexp"),
+                arrays.get(f"{name}_group"),
             )
             for name in sorted({name.rsplit("_", 1)[0] for name in arrays})
         }

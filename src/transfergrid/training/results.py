@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -19,6 +20,7 @@ from transfergrid.store import durable
 from transfergrid.store.attempts import Attempt
 from transfergrid.store.provenance import provenance
 from transfergrid.store.records import MANY_CLASSES, Predictions, RunRecord, make_predictions, write_predictions
+from transfergrid.training.by_group import count_groups
 from transfergrid.training.device import has_tf32
 from transfergrid.training.evaluation import confusion_matrix, scores, top_k_accuracy
 
@@ -38,7 +40,10 @@ def save_predictions(attempt: Attempt, by_fold: Mapping[str, tuple[Fold, Logits]
     """predictions.npz of val, test and the gate's sets; the gate compares logits, the others their predictions."""
     attempt.assert_newest()
     sets: dict[str, Predictions] = {
-        name: make_predictions(fold.index_N, fold.labels_N, logits_NC, keep_predicted=not name.startswith("gate"))
+        name: replace(
+            make_predictions(fold.index_N, fold.labels_N, logits_NC, keep_predicted=not name.startswith("gate")),
+            group_N=None if name.startswith("gate") else fold.groups_N,
+        )
         for name, (fold, logits_NC) in by_fold.items()
     }
     write_predictions(attempt.paths, sets)
@@ -73,7 +78,13 @@ def fold_details(folds: Folds, *, num_classes: int) -> dict[str, Any]:
         "n_test": len(folds.test),
         "n_val": 0 if folds.val is None else len(folds.val),
         "class_counts": {"largest": int(counts_C.max()), "smallest": int(counts_C.min())},
+        **group_details(folds.test),
     }
+
+
+def group_details(test: Fold) -> dict[str, Any]:
+    """From how many groups the test images come; nothing where they come in none."""
+    return {} if test.groups_N is None else {"test_groups": count_groups(test.groups_N)}
 
 
 def make_record(

@@ -3,7 +3,7 @@
 Names of splits may be written in capitals, and valid/ or validation/ serve as val/. Without train/ it serves evaluation
 alone, and may hold some of the classes that the evaluated network knows. Images of any size and mode become 8-bit RGB
 as they are read, by the data set's rules. Hidden files, thumbnails of file servers and files that are no images by
-their name are left out, and counted (_inventory.py).
+their name are left out, and counted (_inventory.py). With a table, its rows say what is read, from that folder on.
 """
 
 from __future__ import annotations
@@ -17,15 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from transfergrid.data import _inventory as inventory
+from transfergrid.data import tables
 from transfergrid.data._decode import AS_STORED, PictureRules, decoded
 from transfergrid.data._folder_hash import State, content_of, fingerprint, state
-from transfergrid.data._folder_scan import scan
+from transfergrid.data._folder_scan import Scan, scan
 from transfergrid.data._formats import MAX_MEGAPIXELS, NEWER_SUFFIXES
 from transfergrid.data._image_size import HEAD_BYTES, size_px, unreadable
 from transfergrid.data._inventory import Inventory, Listing
 from transfergrid.data._threads import in_threads
 from transfergrid.data.damaged import DamagedImage, DamagedImages
 from transfergrid.data.images import DatasetFacts, FolderFiles
+from transfergrid.data.tables import Row
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.specs import Split
 
@@ -35,6 +37,7 @@ T = TypeVar("T")
 def facts(
     *,
     folder: Path,
+    table: Path | None = None,
     kept_hashes: Path | None,
     keep: bool,
     progress: Callable[[int, int], None] | None,
@@ -43,7 +46,7 @@ def facts(
 ) -> DatasetFacts:
     """Raises DamagedImages where pictures cannot be used; with skip_damaged they are left out, unless a later try may
     read them."""
-    tree = scan(folder)
+    rows, tree = _found(folder, table)
     listing = tree.listing
     relative_paths = [path for classes in listing.values() for paths in classes.values() for path in paths]
     content = content_of(
@@ -65,7 +68,7 @@ def facts(
     class_names = tuple(next(iter(listing.values())))
     return DatasetFacts(
         kind="image_folder",
-        fingerprint=fingerprint(pictures, sha256_of),
+        fingerprint=tables.fingerprint(rows, listing, sha256_of) if rows else fingerprint(pictures, sha256_of),
         num_classes=len(class_names),
         class_names=class_names,
         image_size_px=_side_px(sizes_px),
@@ -95,8 +98,17 @@ def facts(
                 split: np.array([content.state_of[path] for paths in classes.values() for path in paths], np.int64)
                 for split, classes in listing.items()
             },
+            tables.groups_of(rows, listing),
         ),
     )
+
+
+def _found(folder: Path, table: Path | None) -> tuple[Sequence[Row], Scan]:
+    """The rows of the table, none without one, and what they or the folder say is there."""
+    if table is None:
+        return (), scan(folder)
+    rows = tables.read_rows(table, folder)
+    return rows, tables.scan_of(rows, table)
 
 
 def _usable(
@@ -118,10 +130,15 @@ def _usable(
 
 
 def load(
-    *, split: Split, folder: Path, rules: PictureRules = AS_STORED, files: FolderFiles | None = None
+    *,
+    split: Split,
+    folder: Path,
+    table: Path | None = None,
+    rules: PictureRules = AS_STORED,
+    files: FolderFiles | None = None,
 ) -> FolderImages:
     """files: of the facts that were taken; without them the folder is read as it lies now."""
-    listing = scan(folder).listing if files is None else files.listing
+    listing = _found(folder, table)[1].listing if files is None else files.listing
     if split not in listing:
         raise ConfigError(f"{folder} has no split {split!r}; it has: {', '.join(listing)}")
     classes = listing[split]
@@ -134,8 +151,8 @@ def load(
     )
 
 
-def find(*, folder: Path) -> None:
-    scan(folder)
+def find(*, folder: Path, table: Path | None = None) -> None:
+    _found(folder, table)
 
 
 class FolderImages:

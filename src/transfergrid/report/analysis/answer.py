@@ -13,14 +13,15 @@ from typing import Any, Literal
 from transfergrid.config.spelling import command
 from transfergrid.errors import DataError
 from transfergrid.report.analysis import integrity, power
-from transfergrid.report.analysis.cells import in_points
+from transfergrid.report.analysis.cells import in_points, points
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer as PairAnswer
 from transfergrid.report.analysis.families import Pair, answers
+from transfergrid.report.analysis.grouped import NotJudged, non_inferiority
 from transfergrid.report.analysis.paired_rows import Verdict, correct_of_both
 from transfergrid.report.analysis.rerun import commands_of
 from transfergrid.report.analysis.selection import val_score
-from transfergrid.report.analysis.statistics import holm, non_inferiority, p_text
+from transfergrid.report.analysis.statistics import holm, p_text
 from transfergrid.report.analysis.worth import Winner, contests_about, row_names, told_elsewhere, winners
 from transfergrid.store.records import RunRecord
 
@@ -63,8 +64,10 @@ class AnswerRow:
 class Rival:
     """Another row beside the winner, which is not shown to be worse. difference: the winner's accuracy minus the
     row's, with its 95 % interval, all in [-1, 1]; p_value: two-sided, adjusted by Holm over `family_size` comparisons.
-    None where the two cannot be compared, which `reason` explains. seeds_needed, images_needed: what would show the
-    observed difference with 80 % power; None where no number would, or one seed cannot say."""
+    None where the two cannot be compared, which `reason` explains; where test images come from too few groups to be
+    judged, the difference alone stays. seeds_needed, images_needed: what would show the observed difference with 80 %
+    power; None where no number would, or one seed cannot say. groups_needed: in place of images, where test images come
+    in groups; else answer.json leaves it out."""
 
     row: AnswerRow
     difference: float | None = None
@@ -74,6 +77,7 @@ class Rival:
     family_size: int = 0
     seeds_needed: int | None = None
     images_needed: int | None = None
+    groups_needed: int | None = None
     reason: str = ""
 
 
@@ -138,7 +142,11 @@ class GridAnswer:
         return not self.unanswered and not self.open_rows and all(answer.decided for answer in self.datasets)
 
     def as_json(self) -> dict[str, Any]:
-        return {"format": FORMAT, "decided": self.decided, **asdict(self)}
+        return {"format": FORMAT, "decided": self.decided, **asdict(self, dict_factory=_without_groups)}
+
+
+def _without_groups(fields: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: value for name, value in fields if name != "groups_needed" or value is not None}
 
 
 def answer_of(comparison: Comparison) -> GridAnswer:
@@ -165,7 +173,9 @@ def _of_dataset(comparison: Comparison, winner: Winner, within: float) -> Datase
     beside = _beside(comparison, winner, others)
 
     def rivals(*verdicts: Verdict | None) -> tuple[Rival, ...]:
-        return tuple(_rival(of_rows[i], beside[best, i]) for i in others if beside[best, i].verdict in verdicts)
+        return tuple(
+            _rival(of_rows[best], of_rows[i], beside[best, i]) for i in others if beside[best, i].verdict in verdicts
+        )
 
     runs = [run.run_id for i in positions for run in comparison.runs[i]]
     return DatasetAnswer(
@@ -176,9 +186,9 @@ def _of_dataset(comparison: Comparison, winner: Winner, within: float) -> Datase
         select_by=rows[best].select_by,
         candidates=winner.candidates,
         tied=tuple(of_rows[i] for i in winner.first[1:]),
-        not_told_apart=rivals("no difference shown", None),
+        not_told_apart=rivals("no difference shown", "not judged", None),
         better_on_test=rivals("worse"),
-        decided=not winner.on_test and not rivals("no difference shown", None, "worse"),
+        decided=not winner.on_test and not rivals("no difference shown", "not judged", None, "worse"),
         cheapest=_cheapest(comparison, best, others, of_rows, within),
         cost=_cost(comparison, runs),
         use=_use(comparison, comparison.runs[best]),
@@ -247,10 +257,13 @@ def _beside(comparison: Comparison, winner: Winner, others: Sequence[int]) -> di
     return known | answers(rest, comparison.runs, comparison.stored)
 
 
-def _rival(row: AnswerRow, answer: PairAnswer) -> Rival:
+def _rival(best: AnswerRow, row: AnswerRow, answer: PairAnswer) -> Rival:
     result = answer.result
+    if isinstance(result, NotJudged):
+        return Rival(row=row, difference=best.test_accuracy - row.test_accuracy, reason=f"not judged: {result}")
     if isinstance(result, str):
         return Rival(row=row, reason=result)
+    needed, by_group = power.images_needed(result), result.test == "by_group"
     return Rival(
         row=row,
         difference=result.difference,
@@ -259,7 +272,8 @@ def _rival(row: AnswerRow, answer: PairAnswer) -> Rival:
         p_value=answer.p_adjusted,
         family_size=answer.family_size,
         seeds_needed=power.seeds_needed(result),
-        images_needed=power.images_needed(result),
+        images_needed=None if by_group else needed,
+        groups_needed=needed if by_group else None,
     )
 
 
@@ -334,6 +348,8 @@ def _named(rivals: Sequence[Rival]) -> str:
 
 
 def _rival_in_words(rival: Rival) -> str:
+    if rival.difference is not None and rival.low is None:
+        return f"{rival.row.name} ({points(rival.difference)} points, {rival.reason})"
     if rival.difference is None or rival.low is None or rival.high is None or rival.p_value is None:
         return f"{rival.row.name} (not compared: {rival.reason})"
     p = "p < 0.001" if rival.p_value < 0.001 else f"p = {p_text(rival.p_value, '.3f')}"
@@ -341,7 +357,11 @@ def _rival_in_words(rival: Rival) -> str:
 
 
 def _effort(rival: Rival) -> str:
-    ways = [(rival.seeds_needed, "seeds"), (rival.images_needed, "test images")]
+    ways = [
+        (rival.seeds_needed, "seeds"),
+        (rival.images_needed, "test images"),
+        (rival.groups_needed, "groups of test images"),
+    ]
     return " or ".join(f"about {number:,} {noun}" for number, noun in ways if number is not None)
 
 

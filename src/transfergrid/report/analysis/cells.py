@@ -24,7 +24,8 @@ def in_points(difference: float, low: float, high: float) -> str:
 def accuracy_with_interval(row: ComparisonRow) -> str:
     """`97.2 [95.0, 98.5]`; a second decimal only where the interval is narrower than one percentage point."""
     if row.ci95_low is None or row.ci95_high is None:
-        return percent(row.test_accuracy)
+        not_judged = " [not judged]" if row.test_groups and row.test_accuracy is not None else ""
+        return percent(row.test_accuracy) + not_judged
     digits = 2 if row.ci95_high - row.ci95_low < 0.01 else 1
     low, high = percent(row.ci95_low, digits=digits), percent(row.ci95_high, digits=digits)
     return f"{percent(row.test_accuracy, digits=digits)} [{low}, {high}]"

@@ -236,6 +236,8 @@ def _against_published(question: _Question) -> Decision:
     images = runs[0].details.get("n_test")
     if len(ours) < len(runs) or not images or published is None:
         raise _NotTested(f"{_name(*claim.first[0])} has no {claim.metric.replace('_', ' ')} in its records")
+    if any(run.details.get("test_groups") for run in runs):
+        raise _NotTested("its test images come in groups, and the published figure's interval is by image")
     mean = fmean(ours)
     interval = statistics.difference_of_published(mean, int(images), published.first, published.images)
     text = f"{row.model} {percent(mean)} against the published {percent(published.first)}: {in_points(*interval)}"

@@ -13,8 +13,9 @@ from typing import TypeVar
 
 from transfergrid.report.analysis.cells import accuracy_with_interval, number, percent, points
 from transfergrid.report.analysis.families import Answer
+from transfergrid.report.analysis.grouped import NotJudged
 from transfergrid.report.analysis.remarks import UNDERSTATES, footnotes
-from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow
+from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow, names_of
 from transfergrid.report.analysis.statistics import PairedComparison, p_text
 from transfergrid.report.blocks import Column, Table, Value, figure, words
 
@@ -63,6 +64,9 @@ _FIGURES: Mapping[str, tuple[str, str, Callable[[float | None], str]]] = {
     "val_balanced_accuracy": ("val balanced accuracy", "%", percent),
     "val_macro_f1": ("val macro F1", "%", percent),
     "optimizer_steps": ("optimizer steps", "", number),
+    "test_groups": ("groups", "", number),
+    "wilson95_low": ("Wilson 95 % low", "%", percent),
+    "wilson95_high": ("Wilson 95 % high", "%", percent),
 }
 
 
@@ -103,6 +107,29 @@ COMPARISON: Mapping[str, Column[ComparisonRow]] = {name: _column(name) for name 
 }
 
 
+def columns_of(rows: Sequence[ComparisonRow]) -> dict[str, Column[ComparisonRow]]:
+    """Those of comparison.csv for these rows, what belongs to the interval behind it."""
+    of_groups = {column.name: column for column in wilson(rows)}
+    others = {name: COMPARISON.get(name) or _column(name) for name in names_of(rows) if name not in of_groups}
+    columns: dict[str, Column[ComparisonRow]] = {}
+    for name, column in others.items():
+        columns |= {name: column, **(of_groups if name == "test_accuracy" else {})}
+    return columns
+
+
+def wilson(rows: Sequence[ComparisonRow]) -> list[Column[ComparisonRow]]:
+    """How many groups the test images come from, and Wilson's interval for all images: where there are groups."""
+    if not any(row.test_groups for row in rows):
+        return []
+    more = {"wilson95_high": attrgetter("wilson95_high")}
+    column: Column[ComparisonRow] = figure("wilson95_low", str, label="Wilson", beside="[95 %]", unit="%", more=more)
+    return [_column("test_groups"), replace(column, text=_wilson)]
+
+
+def _wilson(row: ComparisonRow) -> str:
+    return "" if row.wilson95_low is None else f"[{percent(row.wilson95_low)}, {percent(row.wilson95_high)}]"
+
+
 def pick(names: str, **labels: str) -> list[Column[ComparisonRow]]:
     """Columns of the comparison by name, with spaces between; labels: name -> what shall stand above it instead."""
     columns = [COMPARISON[name] for name in names.split()]
@@ -115,7 +142,7 @@ def of_rows(name: str, columns: Sequence[Column[ComparisonRow]], rows: Sequence[
     return Table(name, columns, rows, marks=marks, notes=notes)
 
 
-def difference(name: str, label: str, read: Callable[[Row], PairedComparison | None]) -> Column[Row]:
+def difference(name: str, label: str, read: Callable[[Row], PairedComparison | NotJudged | None]) -> Column[Row]:
     """`+0.03 [-0.05, +0.11]`, in percentage points; nothing where no comparison could be made."""
 
     def fact(field: str) -> Callable[[Row], Value]:
@@ -123,6 +150,8 @@ def difference(name: str, label: str, read: Callable[[Row], PairedComparison | N
 
     def text(row: Row) -> str:
         result = read(row)
+        if isinstance(result, NotJudged):
+            return "not judged"
         return "" if result is None else f"{points(result.difference)} [{points(result.low)}, {points(result.high)}]"
 
     more = {f"{name}_low": fact("low"), f"{name}_high": fact("high")}

@@ -14,6 +14,7 @@ from transfergrid.paths import StorePaths
 from transfergrid.report.analysis import costs, statistics
 from transfergrid.report.analysis.costs import Spent
 from transfergrid.report.analysis.families import Answer, answers_about_joins, beside_best_parts
+from transfergrid.report.analysis.grouped import with_groups
 from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.analysis.remarks import with_remarks
 from transfergrid.report.analysis.rows import NAMES, ComparisonRow
@@ -108,7 +109,8 @@ def read_comparison(
     rows = []
     for group, row_runs in zip(groups, runs, strict=True):
         row = _row(grid, group, row_runs, [failures[e.run_id] for e in group if e.run_id in failures], select_by)
-        rows.append(_beside_published(_with_numbers(row, row_runs, stored, spent), row_runs, stored))
+        row = with_groups(_with_numbers(row, row_runs, stored, spent), row_runs, stored)
+        rows.append(_beside_published(row, row_runs, stored))
     answers = answers_about_joins(rows, runs, stored)
     rows, notes = beside_best_parts(rows, answers)
     return Comparison(
@@ -270,13 +272,15 @@ def _count(record: RunRecord, name: str) -> int | None:
 def better_than_head(runs: Sequence[RunRecord]) -> tuple[str, ...]:
     """Other heads (`knn`, `lda`, `qda`) that have more test images right than the probe's own in every run of a row.
 
-    By the exact McNemar test at 5 %, Holm-adjusted within a run. It decides nothing but the mark beside the row.
+    By the exact McNemar test at 5 %, or by group where there are any, Holm-adjusted within a run. It decides nothing
+    but the mark beside the row.
     """
     names_by_run = []
     for record in runs:
-        references: Mapping[str, Mapping[str, int]] = record.details.get("references", {})
+        references: Mapping[str, Mapping[str, Any]] = record.details.get("references", {})
         counts = [(other["only_right"], other["only_head_right"]) for other in references.values()]
-        adjusted = statistics.holm([mcnemar_exact(*pair) for pair in counts])
+        others = zip(references.values(), counts, strict=True)
+        adjusted = statistics.holm([other.get("p_by_group", mcnemar_exact(*pair)) for other, pair in others])
         better = [
             name
             for name, (only_right, only_head), p in zip(references, counts, adjusted, strict=True)

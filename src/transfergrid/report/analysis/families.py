@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Literal
 
 from transfergrid.report.analysis.cells import in_points
+from transfergrid.report.analysis.grouped import NotJudged
 from transfergrid.report.analysis.paired_rows import Verdict, compare_rows, verdict
 from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.analysis.rows import ComparisonRow
@@ -40,6 +41,8 @@ class Answer:
 
     @property
     def verdict(self) -> Verdict | None:
+        if isinstance(self.result, NotJudged):
+            return "not judged"
         if isinstance(self.result, str) or self.p_adjusted is None:
             return None
         return verdict(self.result.difference, self.p_adjusted)
@@ -47,6 +50,8 @@ class Answer:
     @property
     def p_text(self) -> str:
         """`0.031 (of 5)`"""
+        if isinstance(self.result, NotJudged):
+            return "not judged"
         return "" if self.p_adjusted is None else f"{_p(self.p_adjusted)} (of {self.family_size})"
 
     @property
@@ -54,7 +59,7 @@ class Answer:
         """`no difference shown (+0.03 points [-0.05, +0.11], p = 0.400 after Holm over 3)`"""
         result = self.result
         if isinstance(result, str) or self.p_adjusted is None:
-            return f"not compared: {result}"
+            return f"{'not judged' if isinstance(result, NotJudged) else 'not compared'}: {result}"
         over = f" after Holm over {self.family_size}" if self.family_size > 1 else ""
         difference = in_points(result.difference, result.low, result.high)
         return f"{self.verdict} ({difference}, p {_p(self.p_adjusted, equals='= ')}{over})"

@@ -23,6 +23,7 @@ from transfergrid.report.analysis.cells import percent
 from transfergrid.report.analysis.columns import difference, pick
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import is_alike
+from transfergrid.report.analysis.grouped import NotJudged, compared, interval
 from transfergrid.report.analysis.predictions import StoredPredictions, averaged_correct_N, correct_SN, paired
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import best_on_val
@@ -37,12 +38,13 @@ EQUAL_FLOPS_FACTOR = 1.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accuracy:
-    """Mean over seeds, in [0, 1], with the table's 95 % interval: Wilson for one seed, Student's t for several."""
+    """Mean over seeds, in [0, 1], with the table's 95 % interval: Wilson for one seed, Student's t for several; by
+    group where there are any, and None where they are too few."""
 
     model: str
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +69,7 @@ class EqualFlops:
 
     row: ComparisonRow
     flops_ratio: float
-    difference: PairedComparison | None
+    difference: PairedComparison | NotJudged | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +87,7 @@ class JoinBaselines:
     averaged: Accuracy
     oracle: Accuracy
     overlap: ErrorOverlap
-    joined_minus_averaged: PairedComparison
+    joined_minus_averaged: PairedComparison | NotJudged
     equal_flops: EqualFlops | None
 
 
@@ -167,7 +169,7 @@ class _TestPredictions:
 def _baselines(row: ComparisonRow, rows: Sequence[ComparisonRow], predictions: _TestPredictions) -> JoinBaselines:
     parts, equal = _part_rows(row, rows), _equal_flops_row(row, rows)
     seeds, sets = predictions.paired([row, *parts])
-    joined_SN = correct_SN(sets[row.model])
+    joined_SN, group_N = correct_SN(sets[row.model]), sets[row.model][0].group_N
     parts_SN = {part.model: correct_SN(sets[part.model]) for part in parts}
     num_classes = predictions.runs[row][0].spec.dataset.num_classes
     parts_by_seed = zip(*(sets[part.model] for part in parts), strict=True)
@@ -175,12 +177,12 @@ def _baselines(row: ComparisonRow, rows: Sequence[ComparisonRow], predictions: _
     return JoinBaselines(
         row=row,
         seeds=seeds,
-        joined=_accuracy(row.model, joined_SN),
-        parts=tuple(_accuracy(name, part_SN) for name, part_SN in parts_SN.items()),
-        averaged=_accuracy("averaged probabilities", averaged_SN),
-        oracle=_accuracy("oracle", np.any(list(parts_SN.values()), axis=0)),
+        joined=_accuracy(row.model, joined_SN, group_N),
+        parts=tuple(_accuracy(name, part_SN, group_N) for name, part_SN in parts_SN.items()),
+        averaged=_accuracy("averaged probabilities", averaged_SN, group_N),
+        oracle=_accuracy("oracle", np.any(list(parts_SN.values()), axis=0), group_N),
         overlap=error_overlap(list(parts_SN.values())),
-        joined_minus_averaged=statistics.compare(joined_SN, averaged_SN),
+        joined_minus_averaged=compared(joined_SN, averaged_SN, group_N),
         equal_flops=None if equal is None else _equal_flops(row, equal, predictions),
     )
 
@@ -189,16 +191,20 @@ def _equal_flops(row: ComparisonRow, equal: ComparisonRow, predictions: _TestPre
     assert equal.gflops_per_image is not None and row.gflops_per_image is not None
     try:
         _, sets = predictions.paired([row, equal])
-        difference = statistics.compare(correct_SN(sets[row.model]), correct_SN(sets[equal.model]))
+        group_N = sets[row.model][0].group_N
+        difference = compared(correct_SN(sets[row.model]), correct_SN(sets[equal.model]), group_N)
     except DataError:
         difference = None
     return EqualFlops(row=equal, flops_ratio=equal.gflops_per_image / row.gflops_per_image, difference=difference)
 
 
-def _accuracy(model: str, correct_SN: Array) -> Accuracy:
+def _accuracy(model: str, correct_SN: Array, group_N: Array | None) -> Accuracy:
     accuracies = [float(accuracy) for accuracy in correct_SN.mean(axis=1)]
-    low, high = statistics.accuracy_interval(accuracies, images=correct_SN.shape[1])
-    return Accuracy(model=model, mean=fmean(accuracies), low=low, high=high)
+    if group_N is None:
+        low, high = statistics.accuracy_interval(accuracies, images=correct_SN.shape[1])
+        return Accuracy(model=model, mean=fmean(accuracies), low=low, high=high)
+    ends = interval(correct_SN, group_N) or (None, None)
+    return Accuracy(model=model, mean=fmean(accuracies), low=ends[0], high=ends[1])
 
 
 def error_overlap(correct: Sequence[Array]) -> ErrorOverlap:
@@ -239,6 +245,8 @@ def _accuracy_column(name: str) -> Column[JoinBaselines]:
 
     def text(b: JoinBaselines) -> str:
         accuracy: Accuracy = getattr(b, name)
+        if accuracy.low is None:
+            return f"{percent(accuracy.mean)} [not judged]"
         return f"{percent(accuracy.mean)} [{percent(accuracy.low)}, {percent(accuracy.high)}]"
 
     more = {f"{name}_{end}": attrgetter(f"{name}.{end}") for end in ("low", "high")}

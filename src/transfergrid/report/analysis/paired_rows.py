@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Literal
 
 from transfergrid.errors import DataError, one_line
+from transfergrid.report.analysis.grouped import NotJudged, compared
 from transfergrid.report.analysis.predictions import Array, StoredPredictions, correct_SN, paired
-from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison, compare
+from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison
 from transfergrid.store.records import Predictions, RunRecord
 
-Verdict = Literal["better", "worse", "no difference shown"]
+Verdict = Literal["better", "worse", "no difference shown", "not judged"]
 
 
 def compare_rows(
@@ -21,10 +22,10 @@ def compare_rows(
 
     A row of one run without a seed, which draws nothing, stands beside every seed of the other.
     Every completed run must have its predictions, and its record must agree with them: what is left out in silence
-    could decide the verdict.
+    could decide the verdict. NotJudged, in words too, where the test images come from too few groups.
     """
     try:
-        a_SN, b_SN = correct_of_both(runs_a, runs_b, stored)
+        a_SN, b_SN, group_N = correct_of_both(runs_a, runs_b, stored)
     except DataError as error:
         return one_line(error)
     ids_a, ids_b = (tuple(run.run_id for run in runs) for runs in (runs_a, runs_b))
@@ -32,7 +33,10 @@ def compare_rows(
     turned = ids_a > ids_b
     key = (ids_b, ids_a) if turned else (ids_a, ids_b)
     if key not in stored.compared:
-        stored.compared[key] = compare(b_SN, a_SN) if turned else compare(a_SN, b_SN)
+        comparison = compared(b_SN, a_SN, group_N) if turned else compared(a_SN, b_SN, group_N)
+        if isinstance(comparison, NotJudged):
+            return comparison
+        stored.compared[key] = comparison
     result = stored.compared[key]
     if not turned:
         return result
@@ -41,16 +45,16 @@ def compare_rows(
 
 def correct_of_both(
     runs_a: Sequence[RunRecord], runs_b: Sequence[RunRecord], stored: StoredPredictions
-) -> tuple[Array, Array]:
-    """Which images each is right about, (S, N) bool of both rows, paired by seed and image. Raises DataError where
-    that cannot be done."""
+) -> tuple[Array, Array, Array | None]:
+    """Which images each is right about, (S, N) bool of both rows, paired by seed and image, and the group of each
+    image, (N,) int64, where they come in groups. Raises DataError where that cannot be done."""
     for name, runs in (("the first", runs_a), ("the second", runs_b)):
         if not runs:
             raise DataError(f"{name} of the two rows has no completed run")
     if runs_a[0].spec.dataset != runs_b[0].spec.dataset:
         raise DataError(f"{runs_a[0].run_id} and {runs_b[0].run_id} are of different data sets")
     _, sets = paired({"the first": _by_seed(runs_a, stored), "the second": _by_seed(runs_b, stored)})
-    return correct_SN(sets["the first"]), correct_SN(sets["the second"])
+    return correct_SN(sets["the first"]), correct_SN(sets["the second"]), sets["the first"][0].group_N
 
 
 def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int | None, Predictions]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from statistics import NormalDist
 
 from transfergrid.report.analysis.statistics import CONFIDENCE, MeanSquares, PairedComparison, Variances, spread_of_mean
+from transfergrid.training.by_group import MIN_GROUPS
 
 LEVEL = 1 - CONFIDENCE
 POWER = 0.80  # Cohen 1988, Statistical power analysis for the behavioral sciences, 2.4
@@ -48,12 +49,15 @@ def power(difference: float, variances: Variances, *, seeds: int, images: int) -
 
 
 def images_needed(comparison: PairedComparison) -> int | None:
-    """Test images that would show the observed difference with 80 % power; None = no number would.
+    """Test images, or groups of them, that would show the observed difference with 80 % power; None = no number would.
 
     One seed: Connor 1987, "Sample size for testing differences in proportions for the paired-sample design". Several:
     with as many seeds as there are; where the seeds differ too much, more images cannot help.
     """
     difference = _difference_to_show(comparison)
+    if comparison.seeds == 1 and comparison.test == "by_group":
+        quantiles = NormalDist().inv_cdf(1 - LEVEL / 2) + NormalDist().inv_cdf(POWER)
+        return max(MIN_GROUPS, math.ceil((quantiles / difference) ** 2 * comparison.variances.image))
     if comparison.seeds == 1:
         disagreement = max(comparison.variances.image + comparison.difference**2, difference)
         z, z_power = NormalDist().inv_cdf(1 - LEVEL / 2), NormalDist().inv_cdf(POWER)
@@ -84,15 +88,16 @@ def needed(comparison: PairedComparison) -> str:
     """What it would take to tell the observed difference: `about 38,000 test images would be needed to tell`."""
     aim = "to tell" if comparison.difference else f"to tell {100 * SMALLEST_DIFFERENCE:g} points"
     images = images_needed(comparison)
+    unit = "groups of test images" if comparison.test == "by_group" else "test images"
     if comparison.seeds == 1:
         assert images is not None
-        return f"about {_rounded(images)} test images would be needed {aim}"
+        return f"about {_rounded(images)} {unit} would be needed {aim}"
     seeds = seeds_needed(comparison)
     if seeds is not None:
         return f"about {_rounded(seeds)} seeds would be needed {aim}"
     if images is not None:
-        return f"no number of seeds would do: about {_rounded(images)} test images would be needed {aim}"
-    return f"neither {MOST_SEEDS:,} seeds nor more test images alone would be enough {aim}"
+        return f"no number of seeds would do: about {_rounded(images)} {unit} would be needed {aim}"
+    return f"neither {MOST_SEEDS:,} seeds nor more {unit} alone would be enough {aim}"
 
 
 def _difference_to_show(comparison: PairedComparison) -> float:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from transfergrid.config.spelling import command, folder_value
+from transfergrid.data.tables import KIND as TABLE
 from transfergrid.paths import StorePaths
 from transfergrid.specs import EvaluateSettings, RunSpec
 
@@ -38,6 +39,9 @@ def _places(spec: RunSpec) -> Iterator[tuple[str, str]]:
     """(`key=PLACE`, what lies there) of each file and folder that the run reads."""
     if spec.dataset.kind == "image_folder":
         content = f"whose content has the hash {spec.dataset.fingerprint}"
+        if spec.dataset.fingerprint.startswith(TABLE):
+            yield "dataset.table=TABLE", f"TABLE: the table of {spec.dataset.name}, {content}"
+            content = "from which the table's paths start"
         yield "dataset.folder=FOLDER", f"FOLDER: the folder of {spec.dataset.name}, {content}"
     if isinstance(spec.settings, EvaluateSettings) and spec.settings.source.startswith("file:"):
         sha256 = spec.settings.source.removeprefix("file:")

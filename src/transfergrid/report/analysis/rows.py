@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
 from transfergrid.specs import SelectBy
 
 NAMES = "dataset model phase variant weights protocol"  # what a row is, beside its grid
 _NO_COLUMN = {"column": False}
+_OF_GROUPS = {"column": "of groups"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +20,10 @@ class ComparisonRow:
     gpu_s of all attempts of its run (gpu_s: what SLURM bills), phase_s of the phase's own work, upstream_gpu_s of all
     that the run is made from, see costs.py. Accuracies and deltas in [0, 1], losses in nats, size_mb in 1e6 bytes.
     The interval is Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]; where all
-    seeds have one accuracy, which is no width, Wilson's again. p_value_vs_best_single is Holm-adjusted within its
-    family, see families.py, and verdict (`better`, `worse`, `no difference shown`) is by it at 5 %; the test is
-    statistics.compare's. published_differs, better_than_head and remarks are several texts;
+    seeds have one accuracy, which is no width, Wilson's again; by group where the test images come in groups, see
+    grouped.py. p_value_vs_best_single is Holm-adjusted within its family, see families.py, and verdict (`better`,
+    `worse`, `no difference shown`, `not judged`) is by it at 5 %; the test is statistics.compare's or, by group,
+    grouped.compared's. published_differs, better_than_head and remarks are several texts;
     comparison.csv joins them by `; `. status: `completed`, `failed`, `missing`, or `2/3 completed`. select_by: the
     score on val that choices between rows are by. remarks: what makes the row doubtful, see remarks.py.
     """
@@ -76,6 +79,10 @@ class ComparisonRow:
     select_by: SelectBy = "accuracy"
     optimizer_steps: int | None = None
     remarks: tuple[str, ...] = ()
+    # Columns where the test images of some row come in groups: how many, and what Wilson's interval would be.
+    test_groups: int | None = field(default=None, metadata=_OF_GROUPS)
+    wilson95_low: float | None = field(default=None, metadata=_OF_GROUPS)
+    wilson95_high: float | None = field(default=None, metadata=_OF_GROUPS)
     # Of the row, and no columns: how many runs it was launched with, and its variant where the shown one tells more.
     n_launched: int | None = field(default=None, metadata=_NO_COLUMN)
     own_variant: str | None = field(default=None, metadata=_NO_COLUMN)
@@ -95,9 +102,15 @@ class ComparisonRow:
         value = getattr(self, name)
         return ("; ".join(value) or None) if isinstance(value, tuple) else value
 
-    def cells(self) -> dict[str, str | float | None]:
-        """All of COLUMNS, in order."""
-        return {name: self.cell(name) for name in COLUMNS}
+    def cells(self, names: Sequence[str] = ()) -> dict[str, str | float | None]:
+        """Those named, or all of COLUMNS, in order."""
+        return {name: self.cell(name) for name in names or COLUMNS}
 
 
-COLUMNS = tuple(f.name for f in fields(ComparisonRow) if f.metadata != _NO_COLUMN)
+COLUMNS = tuple(f.name for f in fields(ComparisonRow) if not f.metadata)
+
+
+def names_of(rows: Sequence[ComparisonRow]) -> tuple[str, ...]:
+    """The columns of comparison.csv for these rows."""
+    grouped = any(row.test_groups for row in rows)
+    return COLUMNS + (tuple(f.name for f in fields(ComparisonRow) if f.metadata == _OF_GROUPS) if grouped else ())

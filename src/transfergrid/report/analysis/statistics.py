@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from transfergrid.training.by_group import Share, p_of_seeds
 from transfergrid.training.evaluation import mcnemar_exact
 
 # S seeds, N test images, P patterns, K bootstrap draws
@@ -31,10 +32,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 def published_interval(value: float, n_test: int) -> tuple[float, float]:
     """Wilson's interval of a published accuracy in [0, 1] on n_test images, however the figure was rounded."""
     assert 0 <= value <= 1 and n_test > 0, (value, n_test)
-    z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
-    centre = (value + z * z / (2 * n_test)) / (1 + z * z / n_test)
-    half = z * math.sqrt(value * (1 - value) / n_test + z * z / (4 * n_test * n_test)) / (1 + z * z / n_test)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return Share(value, n_test).interval(NormalDist().inv_cdf(0.5 + CONFIDENCE / 2))
 
 
 def accuracy_interval(accuracies: Sequence[float], *, images: int) -> tuple[float, float]:
@@ -106,14 +104,15 @@ class PairedComparison:
     """Accuracy of a minus accuracy of b over `seeds` trainings of each and the same `images` test images.
 
     low, high: 95 %, not adjusted for other comparisons, as p_value is not. For one seed they are about other images
-    only, for several about other images and other seeds.
+    only, for several about other images and other seeds. test `by_group`: `images` counts groups of test images, and
+    the variances are of groups, see grouped.py.
     """
 
     difference: float
     low: float
     high: float
     p_value: float
-    test: Literal["mcnemar_exact", "paired_bootstrap"]
+    test: Literal["mcnemar_exact", "paired_bootstrap", "by_group"]
     seeds: int
     images: int
     variances: Variances
@@ -181,11 +180,8 @@ def non_inferiority(correct_best_SN: Array, correct_other_SN: Array, *, margin: 
     difference = float(difference_SN.mean())
     if error == 0:
         return (1 - margin) ** images if difference < margin else 1.0
-    p_value = float(stdtr(freedom, (difference - margin) / error))
-    of_seed_S = difference_SN.mean(axis=1)
-    if seeds > 1 and (of_seeds := float(of_seed_S.std(ddof=1)) / math.sqrt(seeds)) > 0:
-        p_value = max(p_value, float(stdtr(seeds - 1, (difference - margin) / of_seeds)))
-    return p_value
+    of_seeds = p_of_seeds(difference_SN.mean(axis=1), difference - margin)
+    return max(float(stdtr(freedom, (difference - margin) / error)), of_seeds)
 
 
 @dataclass(frozen=True, slots=True)

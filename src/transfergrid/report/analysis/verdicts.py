@@ -13,6 +13,7 @@ from transfergrid.report.analysis.cells import weights_where_needed
 from transfergrid.report.analysis.columns import adjusted_p, difference
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer, Question
+from transfergrid.report.analysis.grouped import NotJudged
 from transfergrid.report.analysis.power import needed
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import RULE, is_tied
@@ -37,8 +38,9 @@ class AgainstBest:
     seeds: str = ""
 
     @property
-    def result(self) -> PairedComparison | None:
-        return None if isinstance(self.answer.result, str) else self.answer.result
+    def result(self) -> PairedComparison | NotJudged | None:
+        result = self.answer.result
+        return None if isinstance(result, str) and not isinstance(result, NotJudged) else result
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,8 @@ def against(row: ComparisonRow, best: ComparisonRow, answer: Answer) -> AgainstB
     """answer: of the one minus the other, whichever way round."""
     result, would_take = answer.result, ""
     if isinstance(result, str):
-        return AgainstBest(row=row, answer=answer, needed=f"not compared: {result}")
+        reason = result if isinstance(result, NotJudged) else f"not compared: {result}"
+        return AgainstBest(row=row, answer=answer, needed=reason)
     if answer.verdict == "no difference shown":
         alone = result.p_value < 1 - CONFIDENCE
         would_take = "shown if it were the only comparison, not among so many" if alone else needed(result)
@@ -105,6 +108,9 @@ _TESTS = {
     "just leaves out zero, the verdict follows p.",
     "paired_bootstrap": "Rows of several seeds: paired bootstrap over seeds and test images (10,000 draws), about "
     "other trainings and other test images.",
+    "by_group": "Test images in groups: every interval and p is by group, about other groups and, for several seeds, "
+    "other trainings. It is Newcombe's hybrid score interval on the groups' effective number of images, with Student's "
+    "t for G - 1 degrees of freedom. What it would take to tell is in groups, too.",
 }
 _TITLES: dict[Question, str] = {"models": "Models of the same variant", "settings": "Settings of the same model"}
 

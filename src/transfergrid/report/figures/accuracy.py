@@ -42,6 +42,8 @@ def sketches(material: Material) -> Iterator[Sketch]:
 def _caption(rows: Sequence[ComparisonRow], winner: Winner | None) -> str:
     text = "Mean over seeds with its 95 % interval (one seed: Wilson's, over test images; several: Student's t, over "
     text += "seeds), the highest first."
+    if any(row.test_groups for row in rows):
+        text = "Mean over seeds with its 95 % interval by group of test images, the highest first."
     if winner is not None:
         rows_named = "row is the best" if len(winner.first) == 1 else "rows are tied for the best"
         chosen = "test, because nothing is chosen on val" if winner.on_test else "val"

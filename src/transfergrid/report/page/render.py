@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid.names import utf8
 from transfergrid.report.analysis import handover, integrity, remarks
-from transfergrid.report.analysis.columns import COMPARISON
+from transfergrid.report.analysis.columns import columns_of
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Section
@@ -117,10 +117,10 @@ def _policy(style: str, script: str) -> str:
 
 # ---------------------------------------------------------------------------------------------------------- the context
 def _context(comparison: Comparison, sections: Sequence[Section], *, summaries: Mapping[str, str]) -> dict[str, Any]:
-    short = short_names(comparison.rows)
+    short, columns = short_names(comparison.rows), columns_of(comparison.rows)
     marks, footnotes = remarks.footnotes(comparison.rows)
     details = models.row_details(comparison, _flags(comparison))
-    cells = [cells_of(row, short) for row in comparison.rows]
+    cells = [cells_of(row, columns, short) for row in comparison.rows]
     codes = len({line[2] for line in provenance.provenance_lines(comparison)})
     return {
         "title": f"Comparison: {comparison.grid}",
@@ -129,7 +129,7 @@ def _context(comparison: Comparison, sections: Sequence[Section], *, summaries: 
         "times": provenance.times(comparison),
         "first": [s for s in sections if s.name in FIRST],
         "others": [s for s in sections if s.name not in FIRST + ELSEWHERE],
-        "columns": [(column, name in short) for name, column in COMPARISON.items()],
+        "columns": [(column, name in short) for name, column in columns.items()],
         "rows": list(zip(details, cells, marks, strict=True)),
         "footnotes": footnotes,
         "filters": _filters(comparison.rows),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transfergrid.report.analysis.columns import COMPARISON
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Column, Table
 
@@ -42,6 +41,8 @@ class Cell:
 def short_names(rows: Sequence[ComparisonRow]) -> frozenset[str]:
     """Columns that show at first: the time that was measured, and what tells these rows apart, are among them."""
     short = set(_SHORT) | {"gpu_s" if any(row.gpu_s for row in rows) else "wall_s"}
+    if any(row.test_groups for row in rows):
+        short = short - {"parameters"} | {"test_groups", "wilson95_low"}
     short |= {"grid"} if len({row.grid for row in rows}) > 1 else set()
     short = short - {"val_accuracy"} | {f"val_{row.select_by}" for row in rows}  # what choices are by
     for name in ("protocol", "weights"):
@@ -52,9 +53,9 @@ def short_names(rows: Sequence[ComparisonRow]) -> frozenset[str]:
     return frozenset(name for name in short if any(row.cell(name) not in (None, "") for row in rows)) or _SHORT
 
 
-def cells_of(row: ComparisonRow, short: frozenset[str]) -> list[Cell]:
+def cells_of(row: ComparisonRow, columns: Mapping[str, Column[ComparisonRow]], short: frozenset[str]) -> list[Cell]:
     """Of all columns of comparison.csv, in its order."""
-    return [Cell(c, c.text(row), _raw(row.cell(name)), name in short) for name, c in COMPARISON.items()]
+    return [Cell(c, c.text(row), _raw(row.cell(name)), name in short) for name, c in columns.items()]
 
 
 def _raw(value: object) -> str:
