@@ -37,8 +37,7 @@ from transfergrid.store.records import RunRecord
 from transfergrid.tracking import Assignment, Followed
 from transfergrid.tracking.account import Unreachable, find_account
 from transfergrid.tracking.client import NOT_FINISHED, DeletedRun, end_wandb, wandb_session
-from transfergrid.tracking.description import AXES, as_row, describe
-from transfergrid.tracking.ending import IMAGES_SENT, Ending, references
+from transfergrid.tracking.description import AXES, IMAGES_SENT, Ending, as_row, describe, references
 from transfergrid.tracking.server import Server
 
 logger = logging.getLogger(__name__)
