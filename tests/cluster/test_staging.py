@@ -14,7 +14,7 @@ from cluster_cases import as_job, names_in, runtime_in
 from PIL import Image
 
 from transfergrid import data
-from transfergrid.cluster.task import staged
+from transfergrid.cluster.staging import staged
 from transfergrid.data.folds import dataset_facts
 from transfergrid.errors import DataError
 from transfergrid.specs import DatasetSpec

@@ -20,8 +20,8 @@ from transfergrid.cluster import adopt as adoption
 from transfergrid.cluster.groups import make_groups
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.cluster.snapshot import take_snapshot_of_code
+from transfergrid.cluster.staging import staged
 from transfergrid.cluster.submit import Launch, Sender
-from transfergrid.cluster.task import staged
 from transfergrid.errors import StoreFull, classify, one_line
 from transfergrid.paths import StorePaths, store_paths
 from transfergrid.planning import job

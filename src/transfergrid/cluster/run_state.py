@@ -15,6 +15,8 @@ from transfergrid.errors import next_step
 from transfergrid.specs import RunSpec
 
 State = Literal["done", "failed", "running", "pending", "blocked", "cancelled", "lost", "unknown", "not submitted"]
+
+
 ENDED: tuple[State, ...] = ("failed", "lost", "blocked", "cancelled")
 
 

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +19,13 @@ from transfergrid import tracking
 from transfergrid.cluster import local
 from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, ends_in_one_line
 from transfergrid.cluster.ownership import is_alive, rename_this_job, requeue_this_job, seconds_left
+from transfergrid.cluster.staging import staged
 from transfergrid.errors import Lost, MachineError
 from transfergrid.paths import store_paths
 from transfergrid.phases import phase_module
 from transfergrid.planning import job
 from transfergrid.planning.plan import Plan, PlannedRun
-from transfergrid.specs import RunSpec, Runtime, Split, safe_name
+from transfergrid.specs import RunSpec, Runtime, Split
 from transfergrid.store import durable
 from transfergrid.store.attempts import job_mark, restart_count, slurm_task
 from transfergrid.store.checkpoints import checkpoint_files
@@ -136,53 +134,6 @@ class _Outcomes(local.Watcher):
 
     def ended(self, ended: local.Ended) -> None:
         self._outcomes[ended.run.run_id] = ended.ending
-
-
-# -------------------------------------------------------------------------------------------------- the node's own disk
-@contextmanager
-def staged(runtime: Runtime, datasets: Sequence[str], scratch_dir: str | None) -> Iterator[Runtime]:
-    """Inside the block, these data sets' folders lie in a folder of this job's own below scratch_dir, on the node: a
-    shared file system reads thousands of small files slowly, epoch after epoch.
-
-    scratch_dir may hold the node's environment variables, as $TMPDIR. What is read is checked against the data set's
-    identity as ever. Where there is no room, the run reads what it would have read without. None stages nothing.
-    """
-    folders = {name: Path(f) for name, f in runtime.data_folders.items() if name in datasets}
-    if scratch_dir is None or not folders:
-        yield runtime
-        return
-    root = os.path.expandvars(scratch_dir)
-    if "$" in root:
-        logger.warning("%s: that variable is not set on this node; nothing is staged", root)
-        yield runtime
-        return
-    scratch = Path(root) / f"transfergrid-{os.getuid()}-{slurm_task() or os.getpid()}"
-    try:
-        copies = {}
-        for name, folder in folders.items():
-            copies[name] = str(_copy(folder, scratch / safe_name(name)))
-    except (OSError, MachineError) as error:
-        logger.warning("%s: not staged (%s), reading the shared folder", scratch, error)
-        shutil.rmtree(scratch, ignore_errors=True)
-        copies = {}
-    try:
-        yield replace(runtime, data_folders=runtime.data_folders | copies)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _copy(source: Path, target: Path) -> Path:
-    """Raises OSError where there is no room."""
-    began = time.monotonic()
-    needed = sum(f.stat().st_size for f in source.rglob("*") if f.is_file())
-    shutil.rmtree(target, ignore_errors=True)  # of an attempt that was killed
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    free = shutil.disk_usage(target.parent).free
-    if needed > 0.9 * free:
-        raise OSError(f"{needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free")
-    durable.copy_tree(source, target)
-    logger.info("staged %s to %s: %.0f MB in %.1f s", source, target, needed / 1e6, time.monotonic() - began)
-    return target
 
 
 # ---------------------------------------------------------------------------------------------------------- going on
