@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transfergrid.errors import ConfigError, DataError, MachineError
 from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import RunSpec
 from transfergrid.store import durable, inventory
+from transfergrid.store.damage import find_damage, set_aside
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,17 @@ def test_each_damaged_file_is_named_with_what_makes_it_again_and_a_repair_lets_a
     assert house.keep("action=check") == 0
     assert carry_out(house.asked) == "completed" and rows.is_file()
     assert record_of(house.run, house.asked.runtime).metrics == before.metrics
+
+
+def test_a_repair_leaves_what_a_launch_has_made_again_meanwhile(house: House) -> None:
+    [rows, _], began_s = house.features(), time.time()
+    flip(rows)
+    [damage] = find_damage(house.store, CachePaths(house.folder / "cache"), house.folder)
+    os.utime(rows, (began_s + 5, began_s + 5))
+    assert not set_aside(damage, since_s=began_s) and rows.is_file()
+    os.utime(rows, (began_s - 5, began_s - 5))
+    assert set_aside(damage, since_s=began_s) and not rows.exists()
+    assert not set_aside(damage, since_s=began_s)  # another repair was first
 
 
 def test_what_is_set_aside_and_checkpoints_of_completed_runs_go_and_the_rest_stays(
