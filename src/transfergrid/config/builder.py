@@ -152,7 +152,7 @@ def _extraction(scopes: Scopes, model: str) -> RunSpec:
 
 
 def _finished_run(config: DictConfig) -> RunSpec:
-    """Of the run that `run=` names; the beginning or the last 12 digits of its id are enough where no other has them."""
+    """Of the run that `run=` names, by its id or a part that `whole_run_id` takes. Raises ConfigError."""
     store = StorePaths(Path(config.store.dir))
     run_id = whole_run_id(config.run, store)
     if run_id is None:
