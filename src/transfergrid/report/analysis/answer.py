@@ -325,7 +325,8 @@ def in_words(answer: GridAnswer) -> Iterator[str]:
             yield _cheapest_in_words(of_dataset.cheapest, answer.within, of_dataset)
         yield f"All of {of_dataset.dataset} cost {seconds_in_words(of_dataset.cost)}."
         use = of_dataset.use
-        yield f"Use it: {use.predict}" if use.predict else f"No weights of it are here. Run it again: {use.again}"
+        again = f"No weights of it are here. To make them, delete its record.json, and run: {use.again}"
+        yield f"Use it: {use.predict}" if use.predict else again
 
 
 def _real(answer: DatasetAnswer) -> Iterator[str]:
@@ -340,9 +341,14 @@ def _real(answer: DatasetAnswer) -> Iterator[str]:
         return
     verb = "is" if len(rivals) == 1 else "are"
     yield f"{len(rivals)} of {others} other rows {verb} not told apart from it: {_named(rivals)}."
-    if effort := _effort(rivals[0]):
-        least = "" if rivals[0].difference else f" by {100 * power.SMALLEST_DIFFERENCE:g} points"
-        yield f"To tell it from {rivals[0].row.name}{least} takes {effort}."
+    first = rivals[0]
+    numbers = ((first.images_needed, answer.n_test), (first.seeds_needed, len(answer.winner.run_ids)))
+    if any(needed is not None and there is not None and needed <= there for needed, there in numbers):
+        if first.difference:
+            yield f"The difference from {first.row.name} would be shown if it were the only comparison."
+    elif effort := _effort(first):
+        least = "" if first.difference else f" by {100 * power.SMALLEST_DIFFERENCE:g} points"
+        yield f"To tell it from {first.row.name}{least} takes {effort}."
 
 
 def _named(rivals: Sequence[Rival]) -> str:
