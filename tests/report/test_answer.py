@@ -204,6 +204,11 @@ def test_of_an_evaluation_the_evaluated_run_is_used_and_without_weights_it_is_ru
     store.run(trained.run_id).weights.write_bytes(b"weights")
     use = only(answer_of(read_comparison("g", store))).use
     assert use.predict == f"python jobs/predict.py run={trained.run_id} images=IMAGES"
+    own_head = replace(run, settings=replace(run.settings, source="own_head"), needs=())
+    finished(store, own_head, but(0, 100))
+    cases.write_grid(store, "h", [(own_head, "")])
+    lines = list(in_words(answer_of(read_comparison("h", store))))
+    assert lines[-1] == f"Run it again: python jobs/run_phase.py again={own_head.run_id}"
 
 
 def test_the_run_to_use_is_the_best_by_the_score_that_chooses_and_a_probe_needs_its_weights_file(

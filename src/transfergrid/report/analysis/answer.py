@@ -324,9 +324,17 @@ def in_words(answer: GridAnswer) -> Iterator[str]:
         if of_dataset.cheapest is not None:
             yield _cheapest_in_words(of_dataset.cheapest, answer.within, of_dataset)
         yield f"All of {of_dataset.dataset} cost {seconds_in_words(of_dataset.cost)}."
-        use = of_dataset.use
-        again = f"No weights of it are here. To make them, delete its record.json, and run: {use.again}"
-        yield f"Use it: {use.predict}" if use.predict else again
+        yield _use_in_words(of_dataset.use, of_dataset.winner)
+
+
+def _use_in_words(use: Use, winner: AnswerRow) -> str:
+    if use.predict:
+        return f"Use it: {use.predict}"
+    if (
+        winner.phase == "evaluate" and use.run_id in winner.run_ids
+    ):  # of a file or a published head: it makes no weights
+        return f"Run it again: {use.again}"
+    return f"No weights of it are here. To make them, delete its record.json, and run: {use.again}"
 
 
 def _real(answer: DatasetAnswer) -> Iterator[str]:
