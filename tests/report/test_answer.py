@@ -181,15 +181,10 @@ def test_the_run_to_use_is_the_best_on_val_and_its_commands_can_be_typed(store: 
 def test_of_an_evaluation_the_evaluated_run_is_used_and_without_weights_it_is_run_again(store: StorePaths) -> None:
     """Nothing is chosen on val, and one row leaves nothing open."""
     trained = cases.spec("finetune", "resnet18")
-    run = replace(
-        trained,
-        phase="evaluate",
-        settings=EvaluateSettings(
-            source=f"run:{trained.run_id}", split="test", precision="fp32", preprocess=trained.backbones[0].preprocess
-        ),
-        seed=None,
-        needs=(trained.run_id,),
+    settings = EvaluateSettings(
+        source=f"run:{trained.run_id}", split="test", precision="fp32", preprocess=trained.backbones[0].preprocess
     )
+    run = replace(trained, phase="evaluate", settings=settings, seed=None, needs=(trained.run_id,))
     finished(store, run, but(0, 100))
     record = cases.completed(store, run, test_accuracy=0.95, details={"n_test": IMAGES})
     records.write_record(store.run(run.run_id), replace(record, metrics={"test_accuracy": 0.95}))
@@ -204,7 +199,7 @@ def test_of_an_evaluation_the_evaluated_run_is_used_and_without_weights_it_is_ru
     store.run(trained.run_id).weights.write_bytes(b"weights")
     use = only(answer_of(read_comparison("g", store))).use
     assert use.predict == f"python jobs/predict.py run={trained.run_id} images=IMAGES"
-    own_head = replace(run, settings=replace(run.settings, source="own_head"), needs=())
+    own_head = replace(run, settings=replace(settings, source="own_head"), needs=())
     finished(store, own_head, but(0, 100))
     cases.write_grid(store, "h", [(own_head, "")])
     lines = list(in_words(answer_of(read_comparison("h", store))))
