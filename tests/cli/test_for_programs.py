@@ -62,7 +62,8 @@ def test_status_says_by_its_exit_code_whether_the_grid_is_decided(
 ) -> None:
     index_N = np.arange(2_000)
     for name, few, val in (("resnet18", 100, 0.95), ("resnet34", wrong, 0.9)):
-        finished(store, cases.spec("probe", name), index_N >= few, val=val)
+        finished(store, run := cases.spec("probe", name), index_N >= few, val=val)
+        store.run(run.run_id).weights.write_bytes(b"weights")
     cases.write_grid(store, "g", [(cases.spec("probe", name), "") for name in ("resnet18", "resnet34")])
     assert status(["grid=g", "--json"]) == code
     content = printed(capsys)

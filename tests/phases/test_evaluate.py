@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,28 @@ def test_a_finished_run_scores_as_its_own_record_says(trained: tuple[Path, Reque
         "top1_error": pytest.approx(1 - own.metrics["test_accuracy"]),
         "top5_error": pytest.approx(1 - own.metrics["test_top5_accuracy"]),
     }
+
+
+def test_a_part_of_its_id_names_the_finished_run_and_the_whole_id_stands_everywhere(
+    trained: tuple[Path, Request],
+) -> None:
+    folder, scratch = trained
+    run_id = final_run(scratch).run_id
+    by_id = request(folder, "phase=evaluate", f"run={run_id}", "dataset.max_images=200")
+    for part in (run_id[:-3], run_id[-12:]):
+        by_part = request(folder, "phase=evaluate", f"run={part}", "dataset.max_images=200")
+        assert by_part.configurations == by_id.configurations and by_part.runs == by_id.runs
+    (row,) = by_id.configurations
+    assert row.variant.startswith(f"run-{run_id[-12:]}") and row.run.needs == (run_id,)
+    other = folder / "store" / "runs" / f"{run_id[:-12]}{'0' * 12}"
+    other.mkdir()
+    try:
+        assert request(folder, "phase=evaluate", f"run={run_id[:-12]}", "dataset.max_images=200").runs == by_id.runs
+        (other / "spec.json").write_text("{}")
+        with pytest.raises(ConfigError, match=f"is a part of several runs: {other.name}, {run_id}$"):
+            request(folder, "phase=evaluate", f"run={run_id[:-12]}")
+    finally:
+        shutil.rmtree(other)
 
 
 def test_every_prediction_stands_in_the_csv_with_its_probability(trained: tuple[Path, Request]) -> None:

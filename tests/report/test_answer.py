@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.answer import Cost, DatasetAnswer, GridAnswer, answer_of, in_words, seconds_in_words
 from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.analysis.statistics import compare, holm, non_inferiority, wilson
-from transfergrid.specs import RunSpec
+from transfergrid.specs import EvaluateSettings, RunSpec, to_dict
+from transfergrid.store import durable, records
 from transfergrid.store.attempts import AttemptTime
 from transfergrid.training.evaluation import mcnemar_exact
 
@@ -45,6 +47,8 @@ def answered(store: StorePaths, rows: list[tuple[RunSpec, Bools, float, float]],
     """Of rows (run, which test images it gets right, val accuracy, GPU seconds)."""
     for run, right_N, val, gpu_s in rows:
         finished(store, run, right_N, val=val, attempts=attempts(2 * gpu_s, gpu_s))
+        for extraction in run.extractions:
+            cases.completed(store, extraction, attempts=attempts(0.0))
     cases.write_grid(store, "g", [(run, "") for run, *_ in rows])
     return answer_of(read_comparison("g", store, **more))
 
@@ -107,9 +111,44 @@ def test_the_cheapest_row_that_is_not_worse_by_more_than_the_margin(store: Store
     assert line.startswith(
         "resnet18 (probe) costs 20 GPU seconds in place of 8.3 GPU minutes, and is not worse by more"
     )
+    assert line.endswith(f"(p = {adjusted[1]:.3f} after Holm over 3).") or adjusted[1] < 0.001
     stricter = only(answered(store, rows, within_points=0.6)).cheapest
     assert stricter is not None and stricter.row.model == "resnet34"
     assert only(answered(store, rows, within_points=0.2)).cheapest is None
+
+
+def test_a_row_of_unknown_cost_is_not_the_cheapest_and_a_tiny_p_is_told_as_such(store: StorePaths) -> None:
+    cheap = cases.spec("probe", "resnet18")
+    rows = [(cases.spec("finetune", "vgg16"), but(0, 100), 0.96, 500.0), (cheap, but(0, 100), 0.95, 20.0)]
+    lines = list(in_words(answered(store, rows)))
+    assert any("is not worse by more than 1 point" in line and line.endswith("(p < 0.001).") for line in lines)
+    store.run(cheap.extractions[0].run_id).record.unlink()
+    assert only(answer_of(read_comparison("g", store))).cheapest is None
+
+
+def test_a_difference_that_only_holm_hides_needs_no_more_images(store: StorePaths) -> None:
+    """8 of 2,000 images, all one way: p is 0.008 alone, and 0.055 among seven."""
+    best, *others = (cases.spec("finetune", f"vgg{number}") for number in range(8))
+    rows = [(best, but(0, 100), 0.96, 1.0), *((run, but(0, 108), 0.90, 1.0) for run in others)]
+    rival = only(answered(store, rows)).not_told_apart[0]
+    assert rival.family_size == 7 and rival.images_needed is not None and rival.images_needed <= IMAGES
+    name = "vgg1 (finetune)"
+    text = f"The difference from {name} would be shown if it were the only comparison."
+    assert text in list(in_words(answered(store, rows)))
+    rows = [rows[0], (others[0], but(50, 150), 0.90, 1.0)]  # as many right, of other images
+    assert any(
+        line.startswith(f"To tell it from {name} by 0.5 points takes ") for line in in_words(answered(store, rows))
+    )
+
+
+def test_what_failed_on_a_data_set_is_in_its_cost(store: StorePaths) -> None:
+    right, failed = (cases.spec("finetune", "resnet18", seed=seed) for seed in (0, 1))
+    finished(store, right, but(0, 100), attempts=attempts(10.0, 4.0))
+    record = cases.completed(store, failed, attempts=attempts(7.0, 3.0))
+    records.write_record(store.run(failed.run_id), replace(record, status="failed", failure_class="code", error="e"))
+    cases.write_grid(store, "g", [(right, ""), (failed, "")])
+    answer = answer_of(read_comparison("g", store))
+    assert only(answer).cost == answer.cost == Cost(wall_s=17.0, gpu_s=7.0)
 
 
 def test_seconds_are_of_one_seed_with_what_it_is_made_from_and_of_all_runs_once(store: StorePaths) -> None:
@@ -137,6 +176,49 @@ def test_the_run_to_use_is_the_best_on_val_and_its_commands_can_be_typed(store: 
     assert use.again == f"python jobs/run_phase.py again={runs[1].run_id}"
     (store.run(runs[1].run_id).weights).unlink()
     assert only(answer_of(read_comparison("g", store))).use.weights is None
+
+
+def test_of_an_evaluation_the_evaluated_run_is_used_and_without_weights_it_is_run_again(store: StorePaths) -> None:
+    """Nothing is chosen on val, and one row leaves nothing open."""
+    trained = cases.spec("finetune", "resnet18")
+    settings = EvaluateSettings(
+        source=f"run:{trained.run_id}", split="test", precision="fp32", preprocess=trained.backbones[0].preprocess
+    )
+    run = replace(trained, phase="evaluate", settings=settings, seed=None, needs=(trained.run_id,))
+    finished(store, run, but(0, 100))
+    record = cases.completed(store, run, test_accuracy=0.95, details={"n_test": IMAGES})
+    records.write_record(store.run(run.run_id), replace(record, metrics={"test_accuracy": 0.95}))
+    durable.write_json(store.run(trained.run_id).spec, to_dict(trained))
+    cases.write_grid(store, "g", [(run, "")])
+    answer = answer_of(read_comparison("g", store))
+    use = only(answer).use
+    assert (only(answer).chosen_on, answer.decided, use.run_id) == ("test", True, trained.run_id)
+    assert (use.weights, use.predict, use.export) == (None, None, None)
+    assert use.again == f"python jobs/run_phase.py again={trained.run_id}"
+    assert any(line.startswith("No weights of it are here.") and use.again in line for line in in_words(answer))
+    store.run(trained.run_id).weights.write_bytes(b"weights")
+    use = only(answer_of(read_comparison("g", store))).use
+    assert use.predict == f"python jobs/predict.py run={trained.run_id} images=IMAGES"
+    own_head = replace(run, settings=replace(settings, source="own_head"), needs=())
+    finished(store, own_head, but(0, 100))
+    cases.write_grid(store, "h", [(own_head, "")])
+    lines = list(in_words(answer_of(read_comparison("h", store))))
+    assert lines[-1] == f"Run it again: python jobs/run_phase.py again={own_head.run_id}"
+
+
+def test_the_run_to_use_is_the_best_by_the_score_that_chooses_and_a_probe_needs_its_weights_file(
+    store: StorePaths,
+) -> None:
+    options = {"weights": "file-1", "identity": "file:1"}
+    runs = [cases.spec("probe", "resnet18", seed=seed, backbone_options=options) for seed in (0, 1)]
+    for run, val, recall in zip(runs, (0.94, 0.90), (0.80, 0.90), strict=True):
+        finished(store, run, but(0, 100), val=val, metrics={"val_macro_recall": recall})
+        store.run(run.run_id).weights.write_bytes(b"head")
+    cases.write_grid(store, "g", [(run, "") for run in runs])
+    assert only(answer_of(read_comparison("g", store))).use.run_id == runs[0].run_id
+    use = only(answer_of(read_comparison("g", store, select_by="balanced_accuracy"))).use
+    file = "weights_files.resnet18=FILE"
+    assert use.predict == f"python jobs/predict.py run={runs[1].run_id} images=IMAGES {file}"
 
 
 def test_a_data_set_without_a_result_and_an_unfinished_row_leave_the_grid_undecided(store: StorePaths) -> None:

@@ -86,8 +86,6 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
     if config.again is not None:
         request = build_again(arguments, config, progress)
     elif config.run is not None:
-        # Which run is evaluated stands in no other column; its last 12 digits are its identity.
-        variant = safe_name(",".join(filter(None, (f"run-{config.run[-12:]}", variant))))
         request = build_evaluation(arguments, config, progress, variant=variant)
     else:
         request = build_run(arguments, config, progress, variant=variant)

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from transfergrid.config.cluster import cluster_settings, plain
 from transfergrid.config.keys import choice
 from transfergrid.config.models import check_models, check_phases, is_architecture, split_model, takes
+from transfergrid.config.predict import whole_run_id
 from transfergrid.config.request import Request
 from transfergrid.config.resolve import check_splits, looks_like_file, make_evaluation, make_run
 from transfergrid.config.scopes import (
@@ -106,6 +107,8 @@ def build_evaluation(
     """Of the finished run `run=`, on whatever data set and split are named. Raises ConfigError or DataError."""
     name = grid_name_of(config.grid_name or ADHOC)
     trained = _finished_run(config)
+    # Which run is evaluated stands in no other column; its last 12 digits are its identity.
+    variant = safe_name(",".join(filter(None, (f"run-{trained.run_id[-12:]}", variant))))
     with open_scopes(arguments, config, progress=progress) as scopes:
         scope = scopes.of_dataset(scopes.named_dataset, of_run=trained.dataset.value_range)
         classes_of_training = classes_of_run(trained, StorePaths(Path(config.store.dir)).run(trained.run_id))
@@ -149,11 +152,12 @@ def _extraction(scopes: Scopes, model: str) -> RunSpec:
 
 
 def _finished_run(config: DictConfig) -> RunSpec:
-    store, run_id = StorePaths(Path(config.store.dir)), config.run
-    spec = store.run(run_id).spec if safe_name(run_id) == run_id else None
-    if spec is None or not spec.is_file():
-        raise ConfigError(f"run={run_id!r} is not in {store.runs}; its folders are the run ids")
-    trained = from_dict(RunSpec, durable.read_json(spec))
+    """Of the run that `run=` names, by its id or a part that `whole_run_id` takes. Raises ConfigError."""
+    store = StorePaths(Path(config.store.dir))
+    run_id = whole_run_id(config.run, store)
+    if run_id is None:
+        raise ConfigError(f"run={config.run!r} is not in {store.runs}; its folders are the run ids")
+    trained = from_dict(RunSpec, durable.read_json(store.run(run_id).spec))
     if trained.phase not in ("probe", "finetune", "scratch"):
         raise ConfigError(f"run={run_id!r} is of phase {trained.phase}; only probe, finetune and scratch are evaluated")
     return trained

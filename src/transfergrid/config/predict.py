@@ -15,7 +15,7 @@ from transfergrid.config.spelling import command, where_runs_are
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._formats import suffixes
 from transfergrid.errors import ConfigError
-from transfergrid.names import closest
+from transfergrid.names import closest, some
 from transfergrid.networks.classes import classes_of_run
 from transfergrid.paths import EXPORT_MARK, CachePaths, RunPaths, StorePaths
 from transfergrid.specs import Runtime, safe_name, setting
@@ -24,6 +24,7 @@ from transfergrid.store.records import RunRecord, read_record
 Format = Literal["all", "state_dict", "torch_export", "onnx"]
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FILES = "weights_files."
+MOST_RUNS = 5  # in a message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,17 +113,24 @@ def run_paths(run: str, store_dir: Path, *, key: str = "run") -> RunPaths:
     if (folder / "spec.json").is_file():
         return RunPaths(folder.resolve())
     store = StorePaths(store_dir)
-    if safe_name(run) == run and store.run(run).spec.is_file():
-        return store.run(run)
-    names = [p.name for p in store.runs.iterdir()] if store.runs.is_dir() else []
-    beginning = sorted(name for name in names if name.startswith(run) or name.endswith(f"-{run}")) if run else []
-    if len(beginning) == 1:
-        return store.run(beginning[0])
-    if beginning:
-        raise ConfigError(f"{key}={run!r} is a part of several runs", known=beginning)
-    close = closest(run, names)
+    if run_id := whole_run_id(run, store, key=key):
+        return store.run(run_id)
+    close = closest(run, [p.name for p in store.runs.iterdir()] if store.runs.is_dir() else [])
     hint = f"did you mean {close!r}?" if close else where_runs_are(store)
     raise ConfigError(f"{key}={run!r} is neither a run's folder nor in {store.runs}; {hint}")
+
+
+def whole_run_id(run: str, store: StorePaths, *, key: str = "run") -> str | None:
+    """Of a run of the store by its id, or by a beginning or the last 12 digits that no other run has; None where no run
+    has them. Raises ConfigError where several have."""
+    if safe_name(run) == run and store.run(run).spec.is_file():
+        return run
+    names = sorted(p.name for p in store.runs.iterdir()) if run and store.runs.is_dir() else []
+    parts = [name for name in names if name.startswith(run) or name.endswith(f"-{run}")]
+    run_ids = [name for name in parts if store.run(name).spec.is_file()]
+    if len(run_ids) > 1:
+        raise ConfigError(f"{key}={run!r} is a part of several runs: {some(run_ids, MOST_RUNS)}")
+    return run_ids[0] if run_ids else None
 
 
 def _finished_record(paths: RunPaths) -> RunRecord:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -23,7 +24,9 @@ from transfergrid.report.analysis.rerun import commands_of
 from transfergrid.report.analysis.selection import val_score
 from transfergrid.report.analysis.statistics import holm, p_text
 from transfergrid.report.analysis.worth import Winner, contests_about, row_names, told_elsewhere, winners
-from transfergrid.store.records import RunRecord
+from transfergrid.specs import EvaluateSettings
+from transfergrid.store.attempts import read_spec
+from transfergrid.store.records import read_grid
 
 FORMAT = 1
 LEVEL = 0.05
@@ -65,9 +68,9 @@ class Rival:
     """Another row beside the winner, which is not shown to be worse. difference: the winner's accuracy minus the
     row's, with its 95 % interval, all in [-1, 1]; p_value: two-sided, adjusted by Holm over `family_size` comparisons.
     None where the two cannot be compared, which `reason` explains; where test images come from too few groups to be
-    judged, the difference alone stays. seeds_needed, images_needed: what would show the observed difference with 80 %
-    power; None where no number would, or one seed cannot say. groups_needed: in place of images, where test images come
-    in groups; else answer.json leaves it out."""
+    judged, the difference alone stays. seeds_needed, images_needed: what would show the observed difference, or
+    power.SMALLEST_DIFFERENCE where it is 0, with 80 % power; None where no number would, or one seed cannot say.
+    groups_needed: in place of images, where test images come in groups; else answer.json leaves it out."""
 
     row: AnswerRow
     difference: float | None = None
@@ -93,22 +96,23 @@ class Cheapest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """The run to use: of the winner's, the best on val. weights: the file; None where a run keeps none. The commands
-    hold the words IMAGES and FOLDER, which the reader fills in."""
+    """The run to use: of the winner's, the best on val; of an evaluation, the run that it evaluates. weights: the file,
+    which of a probe holds the head alone; None where none is kept, and then nothing predicts or exports. The commands
+    hold the words IMAGES, FOLDER and FILE, which the reader fills in."""
 
     run_id: str
     weights: str | None
-    predict: str
-    export: str
+    predict: str | None
+    export: str | None
     again: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetAnswer:
     """Of one data set. chosen_on: the split that chooses; on test nothing is tested. tied: rows with the winner's score
-    on val. candidates: rows it is the best of. n_test: test images. not_told_apart, better_on_test: of the other
+    on that split. candidates: rows it is the best of. n_test: test images. not_told_apart, better_on_test: of the other
     candidates, the best on val first. decided: the winner is better than every other candidate. cost: of all runs of
-    the data set's rows and all they are made from."""
+    the data set, failed ones too, and all they are made from."""
 
     dataset: str
     n_test: int | None
@@ -177,7 +181,8 @@ def _of_dataset(comparison: Comparison, winner: Winner, within: float) -> Datase
             _rival(of_rows[best], of_rows[i], beside[best, i]) for i in others if beside[best, i].verdict in verdicts
         )
 
-    runs = [run.run_id for i in positions for run in comparison.runs[i]]
+    grids = dict.fromkeys(row.grid for row in rows)
+    entries = [entry for grid in grids for entry in read_grid(comparison.store.grid(grid))]
     return DatasetAnswer(
         dataset=winner.dataset,
         n_test=_n_test(comparison, best),
@@ -188,10 +193,11 @@ def _of_dataset(comparison: Comparison, winner: Winner, within: float) -> Datase
         tied=tuple(of_rows[i] for i in winner.first[1:]),
         not_told_apart=rivals("no difference shown", "not judged", None),
         better_on_test=rivals("worse"),
-        decided=not winner.on_test and not rivals("no difference shown", "not judged", None, "worse"),
+        decided=winner.candidates == 1
+        or (not winner.on_test and not rivals("no difference shown", "not judged", None, "worse")),
         cheapest=_cheapest(comparison, best, others, of_rows, within),
-        cost=_cost(comparison, runs),
-        use=_use(comparison, comparison.runs[best]),
+        cost=_cost(comparison, [entry.run_id for entry in entries if entry.dataset == winner.dataset]),
+        use=_use(comparison, best),
     )
 
 
@@ -280,13 +286,14 @@ def _rival(best: AnswerRow, row: AnswerRow, answer: PairAnswer) -> Rival:
 def _cheapest(
     comparison: Comparison, best: int, others: Sequence[int], rows: Mapping[int, AnswerRow], within: float
 ) -> Cheapest | None:
-    """None where no cheaper row is shown to be good enough."""
+    """None where no cheaper row is shown to be good enough. A row whose whole cost is not known is none of them."""
     on_gpu = any(rows[i].cost.gpu_s for i in (best, *others))
 
     def seconds(i: int) -> float:
         return rows[i].cost.gpu_s if on_gpu else rows[i].cost.wall_s
 
-    cheaper = sorted((i for i in others if seconds(i) < seconds(best)), key=seconds)
+    known = [i for i in others if comparison.rows[i].upstream_gpu_s is not None]
+    cheaper = sorted((i for i in known if seconds(i) < seconds(best)), key=seconds)
     p_values: list[float | None] = []
     for i in cheaper:
         try:
@@ -301,17 +308,25 @@ def _cheapest(
     return None
 
 
-def _use(comparison: Comparison, runs: Sequence[RunRecord]) -> Use:
-    run = max(runs, key=lambda run: run.metrics.get("val_accuracy", -1.0))  # the first of several equal ones
-    store = comparison.store
-    weights = store.run(run.run_id).weights
-    place = [] if str(store.root) == "results" else [f"store.dir={store.root}"]
+def _use(comparison: Comparison, best: int) -> Use:
+    store, select_by = comparison.store, comparison.rows[best].select_by
+    metric = "val_macro_recall" if select_by == "balanced_accuracy" else f"val_{select_by}"
+    run = max(comparison.runs[best], key=lambda run: run.metrics.get(metric, -1.0))  # the first of several equal ones
+    source = run.spec.settings.source if isinstance(run.spec.settings, EvaluateSettings) else ""
+    network = (read_spec(store.run(run.spec.needs[0])) if source.startswith("run:") else None) or run.spec
+    weights = store.run(network.run_id).weights
+    is_kept = weights.is_file() and network.phase != "evaluate"
+    # The weights of a probe are its head: its backbones come from where they came from.
+    parts = network.backbones if network.phase == "probe" else ()
+    files = [f"weights_files.{part.name}=FILE" for part in parts if part.weights.is_file]
+    place = [] if store.root.absolute() == Path("results").absolute() else [f"store.dir={store.root}"]
+    run_argument = f"run={network.run_id}"
     return Use(
-        run_id=run.run_id,
-        weights=str(weights) if weights.is_file() else None,
-        predict=command("predict.py", f"run={run.run_id}", "images=IMAGES", *place),
-        export=command("predict.py", f"run={run.run_id}", "export=FOLDER", *place),
-        again=commands_of([run.spec], store)[0].line,
+        run_id=network.run_id,
+        weights=str(weights) if is_kept else None,
+        predict=command("predict.py", run_argument, "images=IMAGES", *files, *place) if is_kept else None,
+        export=command("predict.py", run_argument, "export=FOLDER", *files, *place) if is_kept else None,
+        again=commands_of([network], store)[0].line,
     )
 
 
@@ -323,7 +338,17 @@ def in_words(answer: GridAnswer) -> Iterator[str]:
         if of_dataset.cheapest is not None:
             yield _cheapest_in_words(of_dataset.cheapest, answer.within, of_dataset)
         yield f"All of {of_dataset.dataset} cost {seconds_in_words(of_dataset.cost)}."
-        yield f"Use it: {of_dataset.use.predict}"
+        yield _use_in_words(of_dataset.use, of_dataset.winner)
+
+
+def _use_in_words(use: Use, winner: AnswerRow) -> str:
+    if use.predict:
+        return f"Use it: {use.predict}"
+    if (
+        winner.phase == "evaluate" and use.run_id in winner.run_ids
+    ):  # of a file or a published head: it makes no weights
+        return f"Run it again: {use.again}"
+    return f"No weights of it are here. To make them, delete its record.json, and run: {use.again}"
 
 
 def _real(answer: DatasetAnswer) -> Iterator[str]:
@@ -338,8 +363,14 @@ def _real(answer: DatasetAnswer) -> Iterator[str]:
         return
     verb = "is" if len(rivals) == 1 else "are"
     yield f"{len(rivals)} of {others} other rows {verb} not told apart from it: {_named(rivals)}."
-    if effort := _effort(rivals[0]):
-        yield f"To tell it from {rivals[0].row.name} takes {effort}."
+    first = rivals[0]
+    numbers = ((first.images_needed, answer.n_test), (first.seeds_needed, len(answer.winner.run_ids)))
+    if any(needed is not None and there is not None and needed <= there for needed, there in numbers):
+        if first.difference:
+            yield f"The difference from {first.row.name} would be shown if it were the only comparison."
+    elif effort := _effort(first):
+        least = "" if first.difference else f" by {100 * power.SMALLEST_DIFFERENCE:g} points"
+        yield f"To tell it from {first.row.name}{least} takes {effort}."
 
 
 def _named(rivals: Sequence[Rival]) -> str:
@@ -352,8 +383,14 @@ def _rival_in_words(rival: Rival) -> str:
         return f"{rival.row.name} ({points(rival.difference)} points, {rival.reason})"
     if rival.difference is None or rival.low is None or rival.high is None or rival.p_value is None:
         return f"{rival.row.name} (not compared: {rival.reason})"
-    p = "p < 0.001" if rival.p_value < 0.001 else f"p = {p_text(rival.p_value, '.3f')}"
-    return f"{rival.row.name} ({in_points(rival.difference, rival.low, rival.high)}, {p})"
+    difference = in_points(rival.difference, rival.low, rival.high)
+    return f"{rival.row.name} ({difference}, {_p_in_words(rival.p_value, rival.family_size)})"
+
+
+def _p_in_words(p_value: float, family_size: int) -> str:
+    """`p = 0.012 after Holm over 3`"""
+    p = "p < 0.001" if p_value < 0.001 else f"p = {p_text(p_value, '.3f')}"
+    return f"{p} after Holm over {family_size}" if family_size > 1 else p
 
 
 def _effort(rival: Rival) -> str:
@@ -369,7 +406,7 @@ def _cheapest_in_words(cheapest: Cheapest, within: float, answer: DatasetAnswer)
     own, best = seconds_in_words(cheapest.row.cost), seconds_in_words(answer.winner.cost)
     return (
         f"{cheapest.row.name} costs {own} in place of {best}, and is not worse by more than {100 * within:g}"
-        f" {'point' if within == 0.01 else 'points'} (p = {p_text(cheapest.p_value, '.3f')})."
+        f" {'point' if within == 0.01 else 'points'} ({_p_in_words(cheapest.p_value, cheapest.family_size)})."
     )
 
 
