@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import fsum
 from statistics import fmean
 from typing import Literal
 
@@ -63,12 +64,12 @@ class Spent:
         needed = [self.upstream(run_id) for run_id in run_ids]
         if any(runs & self.without_record or not runs <= self.costs.keys() for runs in needed):
             return None
-        return fmean(sum(self.costs[run].gpu_s for run in runs) for runs in needed)
+        return fmean(fsum(self.costs[run].gpu_s for run in runs) for runs in needed)
 
     def total(self, run_ids: Iterable[str] | None = None) -> tuple[float, float]:
         """(wall seconds, GPU seconds) of these runs, of all by default: what several share is in it once."""
         costs = [self.costs[run_id] for run_id in set(self.costs if run_ids is None else run_ids) & self.costs.keys()]
-        return sum(c.wall_s for c in costs), sum(c.gpu_s for c in costs)
+        return fsum(c.wall_s for c in costs), fsum(c.gpu_s for c in costs)  # whatever their order
 
 
 def cost_of(record: RunRecord, bill: Bill | None) -> RunCost:
