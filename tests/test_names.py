@@ -28,8 +28,7 @@ from transfergrid.report.write import write
 from transfergrid.specs import Split
 from transfergrid.store import durable
 from transfergrid.store.records import write_grid
-from transfergrid.tracking.description import describe
-from transfergrid.tracking.ending import Ending
+from transfergrid.tracking.description import Ending, describe
 
 NFC, NFD = "café", "cafe\u0301"
 SPLITS: tuple[Split, ...] = ("train", "test")

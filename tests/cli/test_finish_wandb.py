@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,6 +12,7 @@ import pytest
 from cluster_cases import console, runtime_in, said
 
 from transfergrid.cli.finish import sync_and_report
+from transfergrid.cluster.child import ask
 from transfergrid.config.spelling import command_of_grid
 from transfergrid.paths import store_paths
 from transfergrid.specs import Runtime
@@ -78,3 +80,9 @@ def test_a_server_that_hangs_is_given_up(runtime: Runtime, monkeypatch: pytest.M
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         assert "timed out" in told(runtime)
+
+
+def test_what_hangs_is_ended_in_time_and_the_reason_says_so() -> None:
+    began = time.monotonic()
+    answer = ask(time.sleep, (60,), runs_follow=False, timeout_s=0.2)
+    assert answer.error == "it did not end within 0.2 s" and time.monotonic() - began < 10

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from replayed_slurm import ReplayedSlurm, completed, make_grid, queue_line, submit
+from replayed_slurm import ReplayedSlurm, completed, make_grid, queue_line, submit, write
 from small_runs import carry_out, final_run, record_of, request
 
 from transfergrid.cli.console import make_console
@@ -18,6 +20,7 @@ from transfergrid.errors import ConfigError, DataError, MachineError
 from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import RunSpec
 from transfergrid.store import durable, inventory
+from transfergrid.store.damage import find_damage, set_aside
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,17 @@ def test_each_damaged_file_is_named_with_what_makes_it_again_and_a_repair_lets_a
     assert record_of(house.run, house.asked.runtime).metrics == before.metrics
 
 
+def test_a_repair_leaves_what_a_launch_has_made_again_meanwhile(house: House) -> None:
+    [rows, _], began_s = house.features(), time.time()
+    flip(rows)
+    [damage] = find_damage(house.store, CachePaths(house.folder / "cache"), house.folder)
+    os.utime(rows, (began_s + 5, began_s + 5))
+    assert not set_aside(damage, since_s=began_s) and rows.is_file()
+    os.utime(rows, (began_s - 5, began_s - 5))
+    assert set_aside(damage, since_s=began_s) and not rows.exists()
+    assert not set_aside(damage, since_s=began_s)  # another repair was first
+
+
 def test_what_is_set_aside_and_checkpoints_of_completed_runs_go_and_the_rest_stays(
     house: House, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -182,6 +196,22 @@ def test_while_a_launch_sends_jobs_nothing_is_collected(house: House) -> None:
             house.keep("action=gc")
 
 
+def test_a_store_without_a_grid_tells_not_what_may_go(house: House) -> None:
+    house.store.grid("mine").unlink()  # as where store.dir= was forgotten, and the cache is right
+    with pytest.raises(DataError, match="has no grid that tells what is needed; name its store with store.dir="):
+        house.keep("action=gc", "features=true", "dry_run=false")
+    assert len(house.features()) == 2 and house.store.run(house.run.run_id).record.is_file()
+
+
+def test_folders_that_are_links_stay_with_all_that_they_lead_to(house: House) -> None:
+    run, elsewhere = house.store.run("stray"), house.folder / "large disk"
+    shutil.copytree(house.store.run(house.run.run_id).root, elsewhere)
+    run.root.symlink_to(elsewhere)
+    before = {path for path in elsewhere.rglob("*")}
+    assert house.keep("action=gc", "runs=true", "dry_run=false") == 0
+    assert run.root.is_symlink() and {path for path in elsewhere.rglob("*")} == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -241,3 +271,50 @@ def test_a_launch_from_which_nothing_was_sent_keeps_its_code(
     code.mkdir(parents=True)
     assert keep_house([f"store.dir={store.root}", "action=gc", "dry_run=false"]) == 0 and code.is_dir()
     assert "0a1b2c3d: nothing was sent from it yet" in capsys.readouterr().out
+
+
+def test_the_code_of_several_waves_stays_while_one_of_them_is_alive(
+    tmp_path: Path, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = StorePaths(tmp_path / "results")
+    code, collect = sent_with_code(store), [f"store.dir={store.root}", "action=gc", "dry_run=false"]
+    submit(store, ("c",), job_id="8", launch="20261120T130000-bbbbbbbb")  # its jobs run the first launch's code
+    for run_id in ("a", "b"):
+        completed(store, run_id)
+    slurm.answers("squeue", queue_line("8", "PENDING", "Priority"))
+    assert keep_house(collect) == 0 and code.is_dir()
+    assert "launch 20261120T130000-bbbbbbbb of the same grid has no code of its own" in capsys.readouterr().out
+    completed(store, "c")
+    slurm.answers("squeue", "")
+    assert keep_house(collect) == 0 and not code.exists()
+
+
+def test_a_launch_keeps_its_code_while_a_job_is_still_to_be_sent_by_its_script(
+    tmp_path: Path, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = StorePaths(tmp_path / "results")
+    code, collect = sent_with_code(store), [f"store.dir={store.root}", "action=gc", "dry_run=false"]
+    for run_id in ("a", "b"):
+        completed(store, run_id)
+    unsent = code.parent / "slurm" / "tg-g-finish" / "finish.json"
+    write(unsent, {})
+    assert keep_house(collect) == 0 and code.is_dir()
+    assert "some of its jobs were not sent yet" in capsys.readouterr().out
+    unsent.unlink()
+    assert keep_house(collect) == 0 and not code.exists()
+
+
+def test_a_launch_keeps_its_code_where_slurm_hides_the_jobs_of_who_sent_it(
+    tmp_path: Path, slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = StorePaths(tmp_path / "results")
+    code, collect = sent_with_code(store), [f"store.dir={store.root}", "action=gc", "dry_run=false"]
+    for run_id in ("a", "b"):
+        completed(store, run_id)
+    slurm.is_cluster("here", PrivateData="jobs,usage")
+    uid = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: uid + 1)
+    assert keep_house(collect) == 0 and code.is_dir()
+    assert "another user sent it, and SLURM hides others' jobs here" in capsys.readouterr().out
+    monkeypatch.setattr(os, "getuid", lambda: uid)
+    assert keep_house(collect) == 0 and not code.exists()

@@ -10,8 +10,8 @@ import pytest
 from cluster_cases import as_job, executable
 from replayed_slurm import CLUSTER, ReplayedSlurm, queue_line
 
-from transfergrid.cluster import requeue
-from transfergrid.cluster.requeue import rename_this_job, requeue_this_job, seconds_left
+from transfergrid.cluster import ownership
+from transfergrid.cluster.ownership import rename_this_job, requeue_this_job, seconds_left
 
 REQUEUE = "scontrol requeue 7_3"
 
@@ -33,11 +33,11 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
 
     def sleep(seconds: float) -> None:
         taken.append(seconds)
-        assert len(taken) <= requeue.TRIES
+        assert len(taken) <= ownership.TRIES
         if events:
             events.pop(0)()
 
-    monkeypatch.setattr(requeue, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(ownership, "time", SimpleNamespace(sleep=sleep))
     return events
 
 
@@ -85,7 +85,7 @@ def test_a_job_that_the_queue_does_not_show_as_this_one_is_not_put_back(
 ) -> None:
     slurm.answers("squeue", shown)
     assert requeue_this_job() == "left to slurm"
-    assert of(slurm, "scontrol") == [] and len(of(slurm, "squeue")) == requeue.BLIND_LOOKS
+    assert of(slurm, "scontrol") == [] and len(of(slurm, "squeue")) == ownership.BLIND_LOOKS
     assert "job 7_3 is not in the queue as this one" in capfd.readouterr().out
 
 
@@ -149,8 +149,8 @@ def test_a_job_that_slurm_ends_while_the_controller_was_away_is_left_to_it(
 def test_a_controller_that_stays_away_is_given_up_after_minutes(
     slurm: ReplayedSlurm, pauses: list[Callable[[], None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert requeue.RETRY_S * requeue.TRIES == 300
-    monkeypatch.setattr(requeue, "TRIES", 4)
+    assert ownership.RETRY_S * ownership.TRIES == 300
+    monkeypatch.setattr(ownership, "TRIES", 4)
     slurm.controller_is_down()
     assert requeue_this_job() == "cannot ask"
     assert len(slurm.calls) == 4 and of(slurm, "scontrol") == []
@@ -184,7 +184,7 @@ def test_a_site_that_forbids_it_is_asked_once(slurm: ReplayedSlurm, pauses: list
 def test_in_a_container_the_time_that_is_left_is_what_slurm_has_set(
     slurm: ReplayedSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(requeue, "time", SimpleNamespace(time=lambda: 1_000_000.0))
+    monkeypatch.setattr(ownership, "time", SimpleNamespace(time=lambda: 1_000_000.0))
     (slurm.folder / "scontrol").unlink()
     assert seconds_left() is None
     monkeypatch.setenv("SLURM_JOB_END_TIME", "1000090")

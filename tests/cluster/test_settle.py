@@ -130,3 +130,10 @@ def test_of_many_runs_exactly_those_are_recorded_that_ended_without_a_word(store
     states = ended(RUN, "lost", "lost") | ended(OTHER, "running", None) | ended(THIRD, "failed", "host_oom")
     assert settled(states, store) == [RUN.run_id, THIRD.run_id]
     assert [record_of(store, run) is not None for run in RUNS] == [True, False, True]
+
+
+def test_the_payload_of_another_release_is_read_without_the_fields_of_its_own(store: StorePaths) -> None:
+    [path] = store.launches.glob("*/specs.json")
+    durable.write_json(path, durable.read_json(path) | {"a_field_of_a_later_release": 1})
+    assert job.read_payload(path).runs == tuple(RUNS)
+    assert settled(ended(RUN, "lost", "lost", "SLURM no longer knows job 7_0"), store) == [RUN.run_id]

@@ -20,7 +20,7 @@ from state_cases import look
 
 from transfergrid.cluster import slurm_words
 from transfergrid.cluster.ledger import read_ledger
-from transfergrid.cluster.needs import needs_of
+from transfergrid.cluster.run_state import needs_of
 from transfergrid.config import load_run
 from transfergrid.errors import FAILURE_CLASSES
 from transfergrid.paths import StorePaths

@@ -18,7 +18,7 @@ from cluster_cases import as_job, extract_run, runtime_in, scratch_run
 from replayed_slurm import TOKEN, ReplayedSlurm, queue_line
 
 from transfergrid.cluster import local, ownership, task
-from transfergrid.cluster.requeue import Requeued
+from transfergrid.cluster.ownership import Requeued
 from transfergrid.cluster.task import SIGNAL_EARLY_S, TaskSettings, progress_mark, run_task, time_is_up
 from transfergrid.errors import MachineError, StoreFull
 from transfergrid.paths import store_paths

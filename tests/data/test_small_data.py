@@ -23,7 +23,7 @@ from transfergrid.data import DatasetFacts
 from transfergrid.data.batches import NetworkInputs
 from transfergrid.data.folds import Fold, Folds, class_weights, count_rows, make_folds
 from transfergrid.errors import ConfigError
-from transfergrid.phases._feature_trainee import FeatureTrainee, head_without_val
+from transfergrid.phases._heads_on_features import FeatureTrainee, head_without_val
 from transfergrid.specs import FinetuneSettings, ProbeSettings, ScratchSettings, Split, TrainSettings
 from transfergrid.store.records import RunRecord
 from transfergrid.training.loop import _forward_backward

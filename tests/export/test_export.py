@@ -26,7 +26,6 @@ from transfergrid.config.predict import Format
 from transfergrid.data import PictureRules
 from transfergrid.data.preprocess import normalise, prepare_one
 from transfergrid.errors import MachineError, ParityError
-from transfergrid.export import programs
 from transfergrid.export.inference import predict_files
 from transfergrid.networks.finished import Reading, network_of_run
 from transfergrid.networks.joined import Plain
@@ -422,7 +421,7 @@ def test_onnx_that_gives_other_logits_is_refused(
 ) -> None:
     run = final_run(scratch)
     network, preprocess = network_of_run(run, paths_of(run, scratch.runtime), scratch.runtime)
-    monkeypatch.setattr(programs, "TOLERANCE", {programs.ONNX: -1.0})
+    monkeypatch.setattr(export, "TOLERANCE", {export.ONNX: -1.0})
     with pytest.raises(ParityError, match="the exported model.onnx gives other logits than the run"):
         exported(network, preprocess, tmp_path, "onnx")
     assert list(tmp_path.iterdir()) == []

@@ -255,12 +255,11 @@ def test_a_file_or_a_backbone_without_a_head_is_no_classifier(resnet18_file: Pat
 def test_a_built_in_backbone_is_read_from_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network = architectures.build("tinynet", 10, 0).eval()
     torch.save(network.state_dict(), tmp_path / "tinynet_mnist.pt")
-    facts = {
-        "file": "tinynet_mnist.pt",
-        "sha256": durable.sha256_of(tmp_path / "tinynet_mnist.pt"),
-        "input": {"size_px": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-    }
-    (tmp_path / "builtin.json").write_text(json.dumps({"tinynet_mnist": facts}))
+    catalog = json.loads(backbones.CATALOG.read_bytes())
+    weights = catalog["builtin"]["tinynet_mnist"]["weights"]["builtin"]
+    weights["hash_prefix"] = durable.sha256_of(tmp_path / "tinynet_mnist.pt")
+    (tmp_path / "catalog.json").write_text(json.dumps(catalog))
+    monkeypatch.setattr(backbones, "CATALOG", tmp_path / "catalog.json")
     monkeypatch.setattr(backbones, "BUILTIN_FOLDER", tmp_path)
     spec = spec_of("tinynet_mnist", "builtin", size_px=32)
     trunk = build(spec, weights_dir=Path("unused"), weights_files={})

@@ -21,15 +21,11 @@ HEAVY = ("torch", "torchvision", "timm", "sklearn", "pandas")
 
 @pytest.fixture
 def builtin_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    facts = {
-        "file": "tinynet_mnist.pt",
-        "sha256": "ab" * 32,
-        "command": "python train.py",
-        "trained_on": "mnist",
-        "test_accuracy": 0.99,
-        "input": {"size_px": 32, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
-    }
-    (tmp_path / "builtin.json").write_text(json.dumps({"tinynet_mnist": facts}))
+    catalog = json.loads(backbones.CATALOG.read_bytes())
+    facts = catalog["builtin"]["tinynet_mnist"]
+    facts["weights"]["builtin"]["hash_prefix"] = "ab" * 32
+    (tmp_path / "catalog.json").write_text(json.dumps(catalog | {"builtin": {"tinynet_mnist": facts}}))
+    monkeypatch.setattr(backbones, "CATALOG", tmp_path / "catalog.json")
     monkeypatch.setattr(backbones, "BUILTIN_FOLDER", tmp_path)
     yield tmp_path
 
@@ -155,12 +151,12 @@ def test_built_in_backbones_are_those_with_a_committed_file(builtin_folder: Path
 
 
 def test_committed_built_in_files_are_what_their_list_says() -> None:
-    listed = json.loads((backbones.BUILTIN_FOLDER / "builtin.json").read_bytes())
+    listed = json.loads(backbones.CATALOG.read_bytes())["builtin"]
     files = {path.name for path in backbones.BUILTIN_FOLDER.glob("*.pt")}
-    assert files == {facts["file"] for facts in listed.values()}
+    assert files == {facts["weights"]["builtin"]["file"] for facts in listed.values()}
     for name, facts in listed.items():
         path = backbones.builtin_file(name)
-        assert durable.sha256_of(path) == facts["sha256"]
+        assert durable.sha256_of(path) == facts["weights"]["builtin"]["hash_prefix"]
         assert path.stat().st_size <= 300_000
 
 

@@ -19,7 +19,7 @@ from transfergrid.errors import LostFeatures
 from transfergrid.networks.heads import Heads, Standardiser, fit_standardiser, losses_and_correct
 from transfergrid.networks.solved_head import GRADIENT_NORM, fit_lbfgs
 from transfergrid.paths import RunPaths, cache_paths
-from transfergrid.phases._feature_trainee import FeatureTrainee
+from transfergrid.phases._heads_on_features import FeatureTrainee
 from transfergrid.phases.probe import load_features
 from transfergrid.planning import job
 from transfergrid.specs import ProbeSettings, RunSpec

@@ -19,7 +19,7 @@ from transfergrid.errors import ConfigError, DataError, GridError
 from transfergrid.networks import backbones
 from transfergrid.networks.backbones.build import build, build_classifier
 from transfergrid.networks.backbones.match_names import Match, find_state
-from transfergrid.networks.backbones.read_file import read_content
+from transfergrid.networks.backbones.state_dicts import read_content
 from transfergrid.networks.backbones.weight_files import Taken, identity_of
 
 

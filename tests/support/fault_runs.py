@@ -18,8 +18,7 @@ from slurm_runs import QUICK, Said, assert_same_numbers, jobs, records, submissi
 
 from transfergrid.cli.finish import runs_of
 from transfergrid.cluster.ledger import read_ledger
-from transfergrid.cluster.needs import needs_of
-from transfergrid.cluster.run_state import RunState
+from transfergrid.cluster.run_state import RunState, needs_of
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.paths import StorePaths
 

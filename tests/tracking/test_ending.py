@@ -18,7 +18,7 @@ from transfergrid.specs import DatasetSpec, ExtractSettings, RunSpec, Split, ext
 from transfergrid.store import durable, records
 from transfergrid.store.records import RunRecord
 from transfergrid.tracking.client import wandb_session
-from transfergrid.tracking.ending import MATRIX_CLASSES, WRONG_SHOWN, Ending, references
+from transfergrid.tracking.description import MATRIX_CLASSES, WRONG_SHOWN, Ending, references
 
 NAMES = tuple("abcdefghij")
 Images = Callable[[DatasetSpec, Split], LabeledImages | None]

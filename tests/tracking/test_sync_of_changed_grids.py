@@ -18,7 +18,7 @@ from transfergrid.tracking import Followed
 from transfergrid.tracking import sync as syncing
 from transfergrid.tracking.account import Account
 from transfergrid.tracking.client import SETTINGS
-from transfergrid.tracking.run_mirror import RunMirror
+from transfergrid.tracking.mirror import RunMirror
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ from transfergrid.cluster.batch_script import ends_in_one_line
 from transfergrid.cluster.child import Answer, ask
 from transfergrid.cluster.evidence import FINISHED
 from transfergrid.cluster.ledger import Ledger, read_ledger
-from transfergrid.cluster.needs import needs_of
-from transfergrid.cluster.run_state import RunState
+from transfergrid.cluster.run_state import RunState, needs_of
 from transfergrid.cluster.settle import settle, settle_bills
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.config.spelling import command_of_grid

@@ -9,7 +9,7 @@ from dataclasses import replace
 from transfergrid.cli.console import OK, make_console, progress_line, run_script
 from transfergrid.cli.launch import carry_out
 from transfergrid.cluster import slurm
-from transfergrid.cluster.requeue import requeue_this_job
+from transfergrid.cluster.ownership import requeue_this_job
 from transfergrid.config import Request, load_run
 from transfergrid.config.arguments import CFG, MULTIRUN, without_cfg
 from transfergrid.config.help import MOST_USED_OF_RUN, OF_RUN, Help

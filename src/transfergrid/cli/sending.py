@@ -152,7 +152,8 @@ def make_launch(submitting: Submitting, plan: Plan) -> tuple[Launch, dict[str, i
         runs, _on_node(request.runtime), names, cluster=request.cluster_config, notify=request.notify
     )
     try:
-        submitting.source = submitting.source or take_snapshot_of_code(payload.parent)
+        if submitting.source is None or not submitting.source.is_dir():  # it may be tidied up between two waves
+            submitting.source = take_snapshot_of_code(payload.parent)
     except BaseException:  # as of a full disk: nothing half-copied stays
         shutil.rmtree(payload.parent, ignore_errors=True)
         raise

@@ -15,8 +15,8 @@ from transfergrid.cli.console import FAILED, OK, count, make_console, say
 from transfergrid.cli.status_view import View
 from transfergrid.cluster import slurm
 from transfergrid.cluster.ledger import Submission, read_ledger
-from transfergrid.cluster.needs import needs_of
 from transfergrid.cluster.ownership import UNMARKED, Here, Proof, live_rows
+from transfergrid.cluster.run_state import needs_of
 from transfergrid.cluster.settle import settle
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.config.status import UNKNOWN, StatusRequest

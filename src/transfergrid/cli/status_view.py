@@ -7,8 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from transfergrid.cluster.ledger import Ledger, read_ledger
-from transfergrid.cluster.needs import needs_of_spec, specs_of
-from transfergrid.cluster.run_state import ENDED, RunState, State
+from transfergrid.cluster.run_state import ENDED, RunState, State, needs_of_spec, specs_of
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.config.spelling import command_of_grid, launch_again, never_launched, where_runs_are
 from transfergrid.config.status import StatusRequest

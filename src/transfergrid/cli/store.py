@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,6 +103,7 @@ def _check(console: Console, store: StorePaths, cache: CachePaths, keys: StoreKe
     from transfergrid.store.damage import find_damage, set_aside
 
     weights_dir = Path(keys.weights_dir) if keys.weights_dir is not None else cache.weights
+    began_s = time.time()
     damages = find_damage(store, cache, weights_dir, show=progress_line("checking", noun="files"))
     for damage in damages:
         say(console, damage.reason, style="red")
@@ -110,9 +112,8 @@ def _check(console: Console, store: StorePaths, cache: CachePaths, keys: StoreKe
         return OK
     remedies = dict.fromkeys(_remade_by(damage, store) for damage in damages)
     if keys.action == "repair" and not keys.dry_run:
-        for damage in damages:
-            set_aside(damage)
-        say(console, f"{count(len(damages), 'file')} set aside, under names that end in .damaged. Made again by")
+        num_aside = sum([set_aside(damage, since_s=began_s) for damage in damages])
+        say(console, f"{count(num_aside, 'file')} set aside, under names that end in .damaged. Made again by")
     else:
         repair = done_by if keys.action == "repair" else command("store.py", *_places(keys), "action=repair")
         say(console, f"{count(len(damages), 'damaged file')}. To set them aside: {repair}. Then they are made again by")

@@ -25,9 +25,8 @@ from transfergrid.cluster import accounting, ledger, local, slurm
 from transfergrid.cluster.adopt import adopt, adopt_intents
 from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, ends_in_one_line, prelude
 from transfergrid.cluster.limits import read_limits
-from transfergrid.cluster.ownership import here, is_alive, new_token
+from transfergrid.cluster.ownership import here, is_alive, new_token, requeue_this_job
 from transfergrid.cluster.possible import assert_possible, fitted
-from transfergrid.cluster.requeue import requeue_this_job
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.settle import settle
 from transfergrid.cluster.slurm_words import meaning

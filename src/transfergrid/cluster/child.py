@@ -18,6 +18,7 @@ from typing import Any
 from transfergrid.errors import one_line, remedy_of
 from transfergrid.specs import Runtime
 
+ENDING_S = 60.0  # for a child that has answered to end
 PRELOADED = (
     "transfergrid.planning.job",
     "transfergrid.training.loop",
@@ -50,19 +51,24 @@ def ask(
     function: Callable[..., Any], arguments: tuple[object, ...], *, runs_follow: bool, timeout_s: float | None = None
 ) -> Answer:
     """Call a function in a child process. runs_follow: as a child of the forkserver, which imports torch for the runs
-    anyway; otherwise the child imports only what the function needs. timeout_s: after which it is killed."""
+    anyway; otherwise the child imports only what the function needs. timeout_s: after which it is killed; it is, too,
+    where it answers and then does not end."""
     receiver, sender = multiprocessing.Pipe(duplex=False)
     family: ForkServerContext | SpawnContext = context() if runs_follow else multiprocessing.get_context("spawn")
     process = family.Process(target=_answer, args=(function, arguments, sender), daemon=True)
     process.start()
     sender.close()
+    if not receiver.poll(timeout_s):
+        process.kill()
+        process.join()
+        return Answer(error=f"it did not end within {timeout_s:g} s")
     try:
-        if not receiver.poll(timeout_s):
-            process.kill()
         answer: Answer = receiver.recv()
     except EOFError:
         process.join()
         answer = Answer(error=f"the process that looked ended without a word (exit code {process.exitcode})")
+    process.join(None if timeout_s is None else ENDING_S)
+    process.kill()  # nothing, to one that has ended
     process.join()
     return answer
 

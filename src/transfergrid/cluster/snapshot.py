@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from transfergrid.cluster import ownership, slurm, slurm_words
 from transfergrid.cluster.ledger import Ledger, Submission
+from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.states import take_snapshot
 from transfergrid.errors import MachineError
 from transfergrid.paths import StorePaths
@@ -42,37 +44,59 @@ def take_snapshot_of_code(launch: Path) -> Path:
 def copies_to_collect(store: StorePaths, ledger: Ledger) -> tuple[list[Path], list[str]]:
     """The code/ folders of launches of which no job can begin any more; and why others stay, a line each.
 
-    A launch stays while SLURM has one of its jobs, while one of its runs may still come, and where nothing was sent
-    from it: it may be about to be. Jobs of another cluster are collected there.
+    Of launches in several waves the first has the code of all: it stays while one of its grid that has none is needed.
     """
+    copies = [path for path in sorted(store.launches.glob("*/code")) if path.is_dir() and not path.is_symlink()]
+    grids = {s.grid for s in ledger.submissions if s.launch / "code" in copies}
     launches: dict[Path, list[Submission]] = {}
     for submission in ledger.submissions:
-        if (submission.launch / "code").is_dir():
+        if submission.grid in grids:
             launches.setdefault(submission.launch, []).append(submission)
-    unsent = [path for path in store.launches.glob("*/code") if path.parent not in launches]
-    reasons = [f"{path.parent.name}: nothing was sent from it yet" for path in sorted(unsent)]
-    if not launches:
+    reasons = [f"{path.parent.name}: nothing was sent from it yet" for path in copies if path.parent not in launches]
+    copies = [path for path in copies if path.parent in launches]
+    if not copies:
         return [], reasons
     try:
-        cluster = ownership.here().name
+        where = ownership.here()
         queue = slurm.squeue({slurm.base_id(s.job_id) for sent in launches.values() for s in sent if s.job_id})
     except MachineError as error:
-        return [], [*reasons, *(f"{path.name}: {error}" for path in launches)]
+        return [], [*reasons, *(f"{path.parent.name}: {error}" for path in copies)]
     jobs = {slurm.base_id(entry.job_id) for entry in queue if not _is_over(entry)}
     runs = {run_id for sent in launches.values() for s in sent for task in s.tasks for run_id in task}
     states = take_snapshot(runs, store, ledger).states
+    needed_for = {launch: _why_needed(launch, sent, where, jobs, states) for launch, sent in launches.items()}
     folders = []
-    for launch, sent in sorted(launches.items()):
-        of_it = {run_id for s in sent for task in s.tasks for run_id in task}
-        if elsewhere := {s.cluster for s in sent} - {cluster, None}:
-            reasons.append(f"{launch.name}: it was sent to cluster {min(map(str, elsewhere))}")
-        elif any(s.job_id is None for s in sent if s.tasks) or any(states[run_id].is_live for run_id in of_it):
-            reasons.append(f"{launch.name}: some of its runs may still come")
-        elif jobs & {slurm.base_id(s.job_id) for s in sent if s.job_id}:
-            reasons.append(f"{launch.name}: SLURM has jobs of it")
+    for path in copies:
+        grid, reason = launches[path.parent][0].grid, needed_for[path.parent]
+        of_grid = (launch for launch, sent in launches.items() if sent[0].grid == grid)
+        borrower = next((b for b in of_grid if needed_for[b] is not None and b / "code" not in copies), None)
+        if reason is None and borrower is not None:
+            reason = f"launch {borrower.name} of the same grid has no code of its own"
+        if reason is None:
+            folders.append(path)
         else:
-            folders.append(launch / "code")
+            reasons.append(f"{path.parent.name}: {reason}")
     return folders, reasons
+
+
+def _why_needed(
+    launch: Path, sent: list[Submission], where: ownership.Here, jobs: set[str], states: Mapping[str, RunState]
+) -> str | None:
+    """Why a job of a launch may still begin; None where none can. jobs: that SLURM has, of whatever launch."""
+    if elsewhere := {s.cluster for s in sent} - {where.name, None}:
+        return f"it was sent to cluster {min(map(str, elsewhere))}"
+    live = any(states[run_id].is_live for s in sent for task in s.tasks for run_id in task)
+    if live or any(s.job_id is None for s in sent if s.tasks):
+        return "some of its runs may still come"
+    if jobs & {slurm.base_id(s.job_id) for s in sent if s.job_id}:
+        return "SLURM has jobs of it"
+    if any(where.may_hide(s.proof) for s in sent if s.tasks):
+        return "another user sent it, and SLURM hides others' jobs here (PrivateData)"
+    known = {s.folder for s in sent if s.tasks}
+    orders = [path for name in ("tasks.json", "finish.json") for path in launch.glob(f"slurm/*/{name}")]
+    if any(path.parent not in known for path in orders):  # by a submit.sh that has not come to its end
+        return "some of its jobs were not sent yet"
+    return None
 
 
 def _is_over(entry: slurm.JobRow) -> bool:

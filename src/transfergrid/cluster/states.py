@@ -29,9 +29,8 @@ from transfergrid.cluster.evidence import (
     node_of,
 )
 from transfergrid.cluster.ledger import Ledger, Submission
-from transfergrid.cluster.needs import follow_needs, with_ancestors
 from transfergrid.cluster.ownership import UNMARKED
-from transfergrid.cluster.run_state import RunState, State
+from transfergrid.cluster.run_state import RunState, State, follow_needs, with_ancestors
 from transfergrid.cluster.slurm import JobRow
 from transfergrid.paths import StorePaths
 from transfergrid.store.records import phase_seconds

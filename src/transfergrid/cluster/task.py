@@ -18,8 +18,7 @@ from typing import Any
 from transfergrid import tracking
 from transfergrid.cluster import local
 from transfergrid.cluster.batch_script import ASKS_FOR_REQUEUE, ends_in_one_line
-from transfergrid.cluster.ownership import is_alive
-from transfergrid.cluster.requeue import rename_this_job, requeue_this_job, seconds_left
+from transfergrid.cluster.ownership import is_alive, rename_this_job, requeue_this_job, seconds_left
 from transfergrid.cluster.staging import staged
 from transfergrid.errors import Lost, MachineError
 from transfergrid.paths import store_paths

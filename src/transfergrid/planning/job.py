@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -95,7 +95,9 @@ def write_payload(
 
 
 def read_payload(path: Path) -> Payload:
-    return from_dict(Payload, durable.read_json(path))
+    """What another release wrote beside the fields of this one is passed over. Raises KeyError where one is missing."""
+    content = durable.read_json(path)
+    return from_dict(Payload, {f.name: content[f.name] for f in fields(Payload)})
 
 
 # ------------------------------------------------------------------------------------------------------------- one run

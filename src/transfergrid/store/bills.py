@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from transfergrid.paths import RunPaths
 from transfergrid.specs import from_dict, to_dict
@@ -52,8 +52,8 @@ def read_bill(paths: RunPaths) -> Bill | None:
     """None where there is none that can be read: it is made again from the accounting."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         content = durable.read_json(paths.bill)
-        if content.pop("format") == BILL_FORMAT:
-            return from_dict(Bill, content)
+        if content["format"] == BILL_FORMAT:
+            return from_dict(Bill, {f.name: content[f.name] for f in fields(Bill)})
     return None
 
 

@@ -54,12 +54,16 @@ def find_damage(
     return damages
 
 
-def set_aside(damage: Damage) -> None:
-    """Nothing is lost by it: the file stays beside its place, under another name, until it is collected."""
+def set_aside(damage: Damage, *, since_s: float) -> bool:
+    """Nothing is lost by it: the file stays beside its place, under another name, until it is collected. since_s: when
+    the search for damage began; what a launch has made again since then stays, and the answer is False."""
+    if not damage.path.exists() or damage.path.stat().st_mtime > since_s:
+        return False
     for path in damage.aside:
         if path.exists():
             os.replace(path, path.with_name(path.name + ASIDE))
             durable.fsync_folder(path.parent)
+    return True
 
 
 def _of_grid(path: Path) -> Iterator[Damage]:

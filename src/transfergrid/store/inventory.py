@@ -86,19 +86,22 @@ class Unreferenced:
 def unreferenced(store: StorePaths, cache: CachePaths, *, sent: Container[str] = ()) -> Unreferenced:
     """A run is needed by a grid that lists it, and by a needed run that is made from it; features by the runs that read
     them. Of a data set with a listed run that has not begun, everything counts as needed: what that run reads is only
-    known when it begins. sent: runs that SLURM may still have, which stay. Raises DataError while a grid file is
-    damaged, or set aside and not made again: what it lists is not known then.
+    known when it begins. sent: runs that SLURM may still have, which stay, as links do. Raises DataError while a grid
+    file is damaged, or set aside and not made again, and where there is none: what is needed is not known then.
     """
     for path in _lists_set_aside(store):
         raise DataError(
             f"{path} listed runs, and its grid was not launched again", remedy="launch it, or delete the file"
         )
-    entries = [entry for path in sorted(store.grid("x").parent.glob("*.json")) for entry in read_grid(path)]
+    grids = sorted(store.grids.glob("*.json"))
+    if not grids:
+        raise DataError(f"{store.root} has no grid that tells what is needed", remedy="name its store with store.dir=")
+    entries = [entry for path in grids for entry in read_grid(path)]
     runs, features, open_datasets = _needed(entries, store, cache)
     return Unreferenced(
         tuple(
             folder
-            for folder in sorted(path for path in store.runs.glob("*") if path.is_dir())
+            for folder in sorted(path for path in store.runs.glob("*") if path.is_dir() and not path.is_symlink())
             if folder.name not in runs and _is_at_rest(store, folder.name, sent, open_datasets)
         ),
         tuple(
@@ -141,7 +144,8 @@ def _is_at_rest(store: StorePaths, run_id: str, sent: Container[str], open_datas
 # ------------------------------------------------------------------------------------------------------ what has served
 def old_checkpoints(store: StorePaths) -> list[Path]:
     """checkpoints/ of completed runs that nobody holds: an attempt that was killed at its very end leaves them."""
-    folders = (store.run(path.parent.name) for path in sorted(store.runs.glob("*/checkpoints")))
+    own = (path for path in sorted(store.runs.glob("*/checkpoints")) if not path.is_symlink())
+    folders = (store.run(path.parent.name) for path in own)
     return [paths.checkpoints for paths in folders if is_completed(paths) and not durable.is_locked(paths.lock)]
 
 
@@ -159,5 +163,6 @@ def _lists_set_aside(store: StorePaths) -> list[Path]:
 def leftovers(store: StorePaths, cache: CachePaths) -> list[Path]:
     """What was set aside as damaged, and temporary files of ended processes of this machine."""
     folders = (store.root, cache.root)
-    aside = {path for folder in folders for path in folder.rglob(f"*{ASIDE}")} - set(_lists_set_aside(store))
+    aside = {path for folder in folders for path in folder.rglob(f"*{ASIDE}") if path.is_file()}
+    aside -= set(_lists_set_aside(store))
     return sorted([*aside, *(path for folder in folders for path in durable.abandoned(folder, "**/.*.tmp"))])

@@ -18,8 +18,7 @@ from transfergrid.store.metrics_log import TIMING_FIELDS
 from transfergrid.store.records import RunRecord
 from transfergrid.tracking.account import Account
 from transfergrid.tracking.client import end_wandb, files_open, open_run
-from transfergrid.tracking.description import as_line
-from transfergrid.tracking.ending import FILES, Ending
+from transfergrid.tracking.description import FILES, Ending, as_line
 from transfergrid.tracking.remote import Remote, RemoteRun, md5_of
 
 STATES = {"completed": "finished", "failed": "failed"}  # of a record -> of a W&B run

@@ -27,10 +27,9 @@ from transfergrid.store.metrics_log import read_metrics
 from transfergrid.tracking import Followed
 from transfergrid.tracking.account import Account, Unreachable, why_silent
 from transfergrid.tracking.client import wandb_processes, wandb_session
-from transfergrid.tracking.description import grid_tag
-from transfergrid.tracking.ending import FILES
+from transfergrid.tracking.description import FILES, grid_tag
+from transfergrid.tracking.mirror import RunMirror
 from transfergrid.tracking.remote import md5_of
-from transfergrid.tracking.run_mirror import RunMirror
 from transfergrid.tracking.server import Server, differences, read_run
 
 AT_ONCE = 8  # runs; a server on the other side of the world answers ten questions a run

@@ -125,8 +125,8 @@ def non_inferiority(best_SN: Array, other_SN: Array, group_N: Array, *, margin: 
     p_value = _p_beyond(pair, margin, side=1) if pair.value < margin else 1 - _p_beyond(pair, margin, side=0)
     of_seeds = p_of_seeds(best_SN.mean(axis=1) - other_SN.mean(axis=1), pair.value - margin)
     size_G = np.unique(group_N, return_counts=True)[1]
-    none_failed: float = (1 - margin) ** float(size_G.sum() ** 2 / (size_G**2).sum())
-    return max(p_value, none_failed, of_seeds)
+    effective_groups = float(size_G.sum() ** 2 / (size_G**2).sum())
+    return float(max(p_value, (1 - margin) ** effective_groups, of_seeds))
 
 
 def p_of_seeds(difference_S: Array, beyond: float) -> float:

@@ -5,11 +5,8 @@ the four stages in place of two, 1x1 shortcuts. The network that the study `smal
 ResNet-18.
 Shapes at 32 px: conv1 (N, 64, 32, 32), layer1 (N, 64, 32, 32), layer2 (N, 128, 16, 16), layer3 (N, 256, 8, 8),
 layer4 (N, 512, 4, 4), the global average (N, 512), fc (N, 10).
-Weights start as PyTorch's constructors draw them, as there.
 Images (N, 3, H, W) of at least 8 px -> logits (N, num_classes). 4,903,242 parameters for 10 classes.
 """
-
-from __future__ import annotations
 
 from functools import partial
 

@@ -1,8 +1,7 @@
 """The catalog of feature extractors, read without torch, torchvision or timm: planning needs no more than this.
 
-`catalog.json` is made from torchvision by `python -m transfergrid.networks.backbones.generate`; `weights/builtin.json`
-lists the two tiny backbones that ship with the package; `timm/<name>` is described once by a subprocess and kept in the
-cache.
+`catalog.json` is made from torchvision by `python -m transfergrid.networks.backbones.generate`, and lists the two tiny
+backbones that ship with the package; `timm/<name>` is described once by a subprocess and kept in the cache.
 """
 
 from __future__ import annotations
@@ -36,7 +35,8 @@ class WeightsEntry:
     """One published state dict and the preprocessing it was trained for.
 
     file: its name, with the publisher's hash. hash_prefix: the first hex digits of its sha256 (empty for timm, which
-    publishes none). resize_px, crop_px: shorter edge, then square. mean and std: in units of [0, 1].
+    publishes none; all of them for those that ship with the package). resize_px, crop_px: shorter edge, then square.
+    mean and std: in units of [0, 1].
     """
 
     file: str = ""
@@ -88,7 +88,7 @@ class CatalogEntry:
 
 def names() -> tuple[str, ...]:
     """Every backbone but timm's, which are written `timm/<name>` and not listed."""
-    return tuple(sorted((*_catalog()["networks"], *_builtins(BUILTIN_FOLDER))))
+    return tuple(sorted((*_catalog(CATALOG)["networks"], *_catalog(CATALOG)["builtin"])))
 
 
 def entry(name: str, *, catalog_dir: Path | None = None) -> CatalogEntry:
@@ -99,12 +99,12 @@ def entry(name: str, *, catalog_dir: Path | None = None) -> CatalogEntry:
     """
     if name.startswith("timm/"):
         return _timm_entry(name, catalog_dir)
-    return _entry(name, BUILTIN_FOLDER)
+    return _entry(name, CATALOG)
 
 
 def refusal(name: str) -> str | None:
     """Why a network of torchvision that is known cannot be a backbone; None for any other name."""
-    reason: str | None = _catalog()["refused"].get(name)
+    reason: str | None = _catalog(CATALOG)["refused"].get(name)
     return reason
 
 
@@ -118,8 +118,8 @@ def weights_spec(name: str, weights: str, *, weights_seed: int = 0, catalog_dir:
     if weights == "random":
         return WeightsSpec(label="random", identity=f"random:v{RANDOM_RULE_VERSION}:{weights_seed}")
     if weights in known.weights:
-        if is_builtin(name):
-            return WeightsSpec(label=weights, identity=f"builtin:{_builtins(BUILTIN_FOLDER)[known.name]['sha256']}")
+        if name in _catalog(CATALOG)["builtin"]:
+            return WeightsSpec(label=weights, identity=f"builtin:{known.weights[weights].hash_prefix}")
         prefix = "timm/" if name.startswith("timm/") else ""
         return WeightsSpec(label=weights, identity=f"tag:{prefix}{known.weights[weights].file}")
     if weights == "DEFAULT":
@@ -153,41 +153,24 @@ def check_image_size(name: str, size_px: int, *, catalog_dir: Path | None = None
 
 
 # ------------------------------------------------------------------------------------------------- reading the files
-def is_builtin(name: str) -> bool:
-    return name in _builtins(BUILTIN_FOLDER)
-
-
 def builtin_file(name: str) -> Path:
     """The state dict of a backbone that ships with the package."""
-    return BUILTIN_FOLDER / str(_builtins(BUILTIN_FOLDER)[name]["file"])
-
-
-@lru_cache(maxsize=1)
-def _catalog() -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(CATALOG.read_bytes())
-    return content
+    return BUILTIN_FOLDER / entry(name).weights["builtin"].file
 
 
 @lru_cache(maxsize=4)
-def _builtins(folder: Path) -> dict[str, Any]:
-    """name -> {sha256, file, command, trained_on, classes_of, test_accuracy, input: {size_px, mean, std}}"""
-    content: dict[str, Any] = json.loads((folder / "builtin.json").read_bytes())
+def _catalog(path: Path) -> dict[str, Any]:
+    """builtin_training: of those that ship with the package, how they were trained and what they reach."""
+    content: dict[str, Any] = json.loads(path.read_bytes())
     return content
 
 
 @lru_cache(maxsize=256)
-def _entry(name: str, builtin_folder: Path) -> CatalogEntry:
-    catalog = _catalog()
-    builtins = _builtins(builtin_folder)
-    if name in builtins:
-        facts = builtins[name]
-        size_px, mean, std = (facts["input"][field] for field in ("size_px", "mean", "std"))
-        sizes = {"resize_px": size_px, "crop_px": size_px, "mean": mean, "std": std}
-        weights = {"builtin": {"file": facts["file"], "hash_prefix": facts["sha256"], **sizes}}
-        own = {"default_weights": "builtin", "weights": weights, "classes_of": facts.get("classes_of", "")}
-        return _decode(name, {**catalog["templates"]["tinynet"], **own})
-    if name in catalog["networks"]:
-        return _decode(name, catalog["networks"][name])
+def _entry(name: str, path: Path) -> CatalogEntry:
+    catalog = _catalog(path)
+    for listed in (catalog["networks"], catalog["builtin"]):
+        if name in listed:
+            return _decode(name, listed[name])
     if name in catalog["refused"]:
         raise ConfigError(f"{name!r} cannot be a backbone: it {catalog['refused'][name]}; known: {_nearest(name)}")
     raise ConfigError(

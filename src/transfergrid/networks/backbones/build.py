@@ -21,8 +21,7 @@ from transfergrid.errors import ConfigError, DataError, one_line
 from transfergrid.networks import backbones
 from transfergrid.networks.backbones.construct import AUXILIARY, behead, construct, without_memory
 from transfergrid.networks.backbones.match_names import Match, State, find_state
-from transfergrid.networks.backbones.read_file import read_content
-from transfergrid.networks.backbones.state_dicts import assign_weights, hub_fails_fast, weights_file
+from transfergrid.networks.backbones.state_dicts import assign_weights, hub_fails_fast, read_content, weights_file
 from transfergrid.networks.backbones.weight_files import Taken
 from transfergrid.specs import RANDOM_RULE_VERSION, BackboneSpec
 

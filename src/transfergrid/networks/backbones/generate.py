@@ -65,11 +65,13 @@ def generate() -> dict[str, Any]:
         else:
             networks[name] = facts
     networks["vgg16_gap"] = describe("vgg16_gap", "vgg16")
+    former = json.loads(CATALOG.read_bytes())
     return {
         "torchvision": torchvision.__version__.split("+")[0],
         "networks": dict(sorted(networks.items())),
         "refused": refused,
-        "templates": {"tinynet": _tinynet()},
+        "builtin": {name: facts | _tinynet(name, facts["weights"]) for name, facts in former["builtin"].items()},
+        "builtin_training": former["builtin_training"],
     }
 
 
@@ -84,7 +86,7 @@ def describe(name: str, architecture: str, *, num_classes: int = 1000) -> dict[s
     trunk = behead(network, name, head)
     weights = {} if architecture == "tinynet" else torchvisions_weights(name, architecture)
     catalog = json.loads(CATALOG.read_bytes())
-    known = (catalog["networks"] | catalog["templates"]).get(name)
+    known = (catalog["networks"] | catalog["builtin"]).get(name)
     facts = {
         "architecture": architecture,
         "tap": tap_of(architecture) if has_head else "global_average",
@@ -269,11 +271,11 @@ def as_text(content: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
-def _tinynet() -> dict[str, Any]:
-    """What the built-in backbones share; each adds its weights. Smaller images are refused, though it takes them."""
-    facts = describe("tinynet", "tinynet", num_classes=10)
+def _tinynet(name: str, weights: dict[str, Any]) -> dict[str, Any]:
+    """Of a built-in backbone. Smaller images are refused, though it takes them."""
+    facts = describe(name, "tinynet", num_classes=10)
     assert facts is not None
-    return {**facts, "min_size_px": tinynet.MIN_SIZE_PX}
+    return facts | {"weights": weights, "min_size_px": tinynet.MIN_SIZE_PX}
 
 
 if __name__ == "__main__":
