@@ -68,15 +68,16 @@ def test_the_sections_stand_in_the_order_a_reader_needs_them(store: StorePaths) 
     small_grid(store)
     page = page_of(store)
     headings = [h.text for h in page.all("h2")]
-    first = ["Comparison", "How to read this"]
+    first = ["Comparison", "The answer", "How to read this"]
     last = ["Models", "What failed or is missing, and why", "Provenance"]
-    assert headings[:2] == first and headings[-3:] == last
+    assert headings[:3] == first and headings[-3:] == last
     assert "Joined models beside their best part" in headings
     assert page.one("h1").text == "Comparison: small"
     assert page.one("p", id="verdict").text == (
         "On mnist, resnet18+googlenet (probe) reaches 95.2 [92.1, 98.4] % on the test images (best on val of 3 rows). "
-        "resnet18+googlenet (probe) against the runner-up on val, resnet18 (probe): better "
-        "(+5.00 points [+1.99, +8.69], p < 0.001 after Holm over 2). 2 of 5 rows have not completed."
+        "Against the runner-up on val, resnet18 (probe): better "
+        "(+5.00 points [+1.99, +8.69], p < 0.001 after Holm over 2). It cost 4.0 GPU seconds per seed. "
+        "2 of 5 rows have not completed."
     )
 
 
@@ -152,9 +153,9 @@ def test_the_verdict_passes_over_a_row_with_an_edited_record_and_names_one_in_pa
     cases.failed(store, runs["resnet18 1"], failure_class="timeout", error="time limit")
     assert page_of(store).one("p", id="verdict").text == (
         "On mnist, resnet18 (probe, 1/2 completed) reaches 90.0 [85.1, 93.4] % on the test images (best on val of 2 "
-        "rows). resnet18 (probe, 1/2 completed) against the runner-up on val, googlenet (probe): better "
-        "(+5.00 points [+1.55, +8.45], p = 0.002). Passed over: 1 row whose records do not agree with their "
-        "predictions. 3 of 5 rows have not completed."
+        "rows). Against the runner-up on val, googlenet (probe): better "
+        "(+5.00 points [+1.55, +8.45], p = 0.002). It cost 4.0 GPU seconds. Passed over: 1 row whose records do not "
+        "agree with their predictions. 3 of 5 rows have not completed."
     )
 
 

@@ -12,11 +12,12 @@ from typing import Any, Literal
 
 from transfergrid.config.spelling import command
 from transfergrid.errors import DataError
+from transfergrid.paths import StorePaths
 from transfergrid.report.analysis import integrity, power
-from transfergrid.report.analysis.cells import in_points
+from transfergrid.report.analysis.cells import accuracy_with_interval, in_points
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer as PairAnswer
-from transfergrid.report.analysis.families import Pair, answers
+from transfergrid.report.analysis.families import Pair, answers, p_in_words
 from transfergrid.report.analysis.paired_rows import Verdict, correct_of_both
 from transfergrid.report.analysis.rerun import commands_of
 from transfergrid.report.analysis.selection import val_score
@@ -61,12 +62,13 @@ class AnswerRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
-    """Another row beside the winner, which is not shown to be worse. difference: the winner's accuracy minus the
-    row's, with its 95 % interval, all in [-1, 1]; p_value: two-sided, adjusted by Holm over `family_size` comparisons.
-    None where the two cannot be compared, which `reason` explains. seeds_needed, images_needed: what would show the
-    observed difference with 80 % power; None where no number would, or one seed cannot say."""
+    """Another row beside the winner. verdict: on the winner, `better` than the row. difference: the winner's accuracy
+    minus the row's, with its 95 % interval, all in [-1, 1]; p_value: two-sided, adjusted by Holm over `family_size`
+    comparisons. None where the two cannot be compared, which `reason` explains. seeds_needed, images_needed: what would
+    show the observed difference with 80 % power; None where no number would, or one seed cannot say."""
 
     row: AnswerRow
+    verdict: Verdict | None = None
     difference: float | None = None
     low: float | None = None
     high: float | None = None
@@ -102,7 +104,8 @@ class Use:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetAnswer:
     """Of one data set. chosen_on: the split that chooses; on test nothing is tested. tied: rows with the winner's score
-    on val. candidates: rows it is the best of. n_test: test images. not_told_apart, better_on_test: of the other
+    on val. candidates: rows it is the best of. n_test: test images. runner_up: the first of the tied rows, else the
+    next on val; None where there is no other, or nothing is chosen on val. not_told_apart, better_on_test: of the other
     candidates, the best on val first. decided: the winner is better than every other candidate. cost: of all runs of
     the data set's rows and all they are made from."""
 
@@ -113,6 +116,7 @@ class DatasetAnswer:
     select_by: str
     candidates: int
     tied: tuple[AnswerRow, ...]
+    runner_up: Rival | None
     not_told_apart: tuple[Rival, ...]
     better_on_test: tuple[Rival, ...]
     decided: bool
@@ -176,12 +180,13 @@ def _of_dataset(comparison: Comparison, winner: Winner, within: float) -> Datase
         select_by=rows[best].select_by,
         candidates=winner.candidates,
         tied=tuple(of_rows[i] for i in winner.first[1:]),
+        runner_up=next((_rival(of_rows[b], beside[best, b]) for _, b in winner.pairs), None),
         not_told_apart=rivals("no difference shown", None),
         better_on_test=rivals("worse"),
         decided=not winner.on_test and not rivals("no difference shown", None, "worse"),
         cheapest=_cheapest(comparison, best, others, of_rows, within),
         cost=_cost(comparison, runs),
-        use=_use(comparison, comparison.runs[best]),
+        use=use_of(comparison.runs[best], comparison.store),
     )
 
 
@@ -253,6 +258,7 @@ def _rival(row: AnswerRow, answer: PairAnswer) -> Rival:
         return Rival(row=row, reason=result)
     return Rival(
         row=row,
+        verdict=answer.verdict,
         difference=result.difference,
         low=result.low,
         high=result.high,
@@ -287,9 +293,9 @@ def _cheapest(
     return None
 
 
-def _use(comparison: Comparison, runs: Sequence[RunRecord]) -> Use:
+def use_of(runs: Sequence[RunRecord], store: StorePaths) -> Use:
+    """How to use a row of these runs, which has one at least."""
     run = max(runs, key=lambda run: run.metrics.get("val_accuracy", -1.0))  # the first of several equal ones
-    store = comparison.store
     weights = store.run(run.run_id).weights
     place = [] if str(store.root) == "results" else [f"store.dir={store.root}"]
     return Use(
@@ -305,6 +311,9 @@ def _use(comparison: Comparison, runs: Sequence[RunRecord]) -> Use:
 def in_words(answer: GridAnswer) -> Iterator[str]:
     """A few sentences per data set, a paragraph each: what is as good, what is cheaper, the cost, how to use it."""
     for of_dataset in answer.datasets:
+        if of_dataset.tied:
+            tied = (f"{row.name} ({accuracy_with_interval(row)} %)" for row in of_dataset.tied)
+            yield f"Tied with it on {of_dataset.chosen_on}: {', '.join(tied)}."
         yield from _real(of_dataset)
         if of_dataset.cheapest is not None:
             yield _cheapest_in_words(of_dataset.cheapest, answer.within, of_dataset)
@@ -336,8 +345,8 @@ def _named(rivals: Sequence[Rival]) -> str:
 def _rival_in_words(rival: Rival) -> str:
     if rival.difference is None or rival.low is None or rival.high is None or rival.p_value is None:
         return f"{rival.row.name} (not compared: {rival.reason})"
-    p = "p < 0.001" if rival.p_value < 0.001 else f"p = {p_text(rival.p_value, '.3f')}"
-    return f"{rival.row.name} ({in_points(rival.difference, rival.low, rival.high)}, {p})"
+    difference = in_points(rival.difference, rival.low, rival.high)
+    return f"{rival.row.name} ({difference}, p {p_in_words(rival.p_value)})"
 
 
 def _effort(rival: Rival) -> str:
