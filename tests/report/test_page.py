@@ -37,11 +37,21 @@ def page_of(store: StorePaths, grid: str = "small") -> Element:
 
 
 def table_rows(page: Element) -> list[dict[str, Element]]:
-    names = [th.attributes["data-column"] for th in page.one("table", id="comparison").one("thead").all("th")]
+    """In the grid's order; without what the page shows beside the columns of comparison.csv."""
+    names = [th.attributes["data-column"] for th in sortable(page)]
+    rows = sorted(lines_of(page), key=lambda row: int(row.attributes["data-index"]))
     return [
-        dict(zip(names, row.all("td"), strict=True))
-        for row in page.one("table", id="comparison").one("tbody").all("tr")
+        dict(zip(names, [td for td in row.all("td") if "data-value" in td.attributes], strict=True)) for row in rows
     ]
+
+
+def lines_of(page: Element) -> list[Element]:
+    return page.one("table", id="comparison").one("tbody").all("tr")
+
+
+def sortable(page: Element) -> list[Element]:
+    headers = page.one("table", id="comparison").one("thead").all("th")
+    return [th for th in headers if "data-column" in th.attributes]
 
 
 def test_the_table_holds_every_column_of_the_csv_with_its_raw_values(store: StorePaths) -> None:
@@ -55,10 +65,10 @@ def test_the_table_holds_every_column_of_the_csv_with_its_raw_values(store: Stor
 
 def test_few_columns_show_at_first_and_each_header_is_a_button_that_says_how_it_sorts(store: StorePaths) -> None:
     small_grid(store)
-    headers = page_of(store).one("table", id="comparison").one("thead").all("th")
+    headers = sortable(page_of(store))
     shown = [th.attributes["data-column"] for th in headers if "extra" not in th.classes]
     assert shown == (
-        ["dataset", "model", "phase", "test_accuracy", "val_accuracy", "delta_to_best_single", "verdict"]
+        ["model", "phase", "test_accuracy", "val_accuracy", "delta_to_best_single", "verdict"]
         + ["parameters", "gpu_s", "status"]
     )
     assert all(th.attributes["aria-sort"] == "none" and th.one("button").text for th in headers)
@@ -98,8 +108,8 @@ def test_what_failed_and_what_is_missing_is_told_with_the_reason(store: StorePat
         f"{runs['failed'].run_id}: cuda_oom: out of memory: <8 GB> & more second line. Next: use a smaller "
         "phase.<name>.batch_size or a larger GPU, and launch again.",
     ]
-    kinds = [row.attributes["class"] for row in page.one("table", id="comparison").one("tbody").all("tr")]
-    assert kinds == ["completed", "completed", "completed", "failed", "missing"]
+    kinds = [row.attributes["class"] for row in lines_of(page)]
+    assert kinds == ["completed best", "completed other", "completed other", "failed other", "missing other"]
 
 
 def test_a_grid_in_which_all_has_completed_has_no_section_about_failures(store: StorePaths) -> None:
@@ -271,14 +281,16 @@ def test_the_page_refers_to_nothing_outside_itself(store: StorePaths, tmp_path: 
         for e in page.all(tag)
         for name in ("href", "src")
     ]
-    assert [target for target in found if target and not target.startswith(("#", "data:"))] == []
+    outside = [target for target in found if target and not target.startswith(("#", "data:"))]
+    assert outside == ["figures/one.svg"]  # beside the page; opened only by a click
     ids = [
         e.attributes["id"]
         for tag in ("article", "section", "details", "div")
         for e in page.all(tag)
         if "id" in e.attributes
     ]
-    assert {a.attributes["href"].removeprefix("#") for a in page.all("a")} <= set(ids)
+    inside = {a.attributes["href"].removeprefix("#") for a in page.all("a")} - set(outside)
+    assert inside and inside <= set(ids)
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -311,7 +323,10 @@ def test_a_small_svg_is_embedded_as_it_is_and_figures_of_one_model_stand_in_its_
     small_grid(store)
     drawn = figure(tmp_path, "curves", section="curves", models=("googlenet",), title="Curves")
     drawn.svg.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    page = parse(render_page(read_comparison("small", store), [], figures=[drawn, figure(tmp_path, "all")]))
+    others = [figure(tmp_path, "best"), figure(tmp_path, "all", section="cost")]
+    page = parse(render_page(read_comparison("small", store), [], figures=[drawn, *others]))
+    (first,) = page.all("details", _class="first-figure")
+    assert [f.attributes["id"] for f in first.all("figure")] == ["figure-best"]
     assert [f.attributes["id"] for f in page.one("section", id="figures").all("figure")] == ["figure-all"]
     model = page.one("details", id="model-1")
     assert model.all("summary")[0].one("b").text == "googlenet"

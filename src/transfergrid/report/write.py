@@ -13,7 +13,7 @@ from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.documents import as_csv
 from transfergrid.report.latex import as_latex
 from transfergrid.report.page.render import render_page
-from transfergrid.report.page.wording import ties
+from transfergrid.report.page.wording import ties, verdict
 from transfergrid.store import durable
 
 
@@ -26,10 +26,12 @@ def write(comparisons: Sequence[Comparison], *, figures: bool, folder: Path | No
     apart = several.named_apart(whole)
     folder = folder or whole.store.report(report_name([c.grid for c in comparisons]))
     sections = several.sections(comparisons)
-    durable.write_json(folder / "answer.json", answer_of(whole).as_json())
+    answer = answer_of(whole)
+    notes_below = [*verdict(whole, answer).splitlines(), *ties(apart)]
+    durable.write_json(folder / "answer.json", answer.as_json())
     durable.write_bytes(folder / "comparison.csv", utf8(as_csv(whole.rows)))
     durable.write_bytes(folder / "comparison.md", utf8(markdown.document(f"Comparison: {whole.grid}", sections)))
-    durable.write_bytes(folder / "comparison.tex", utf8(as_latex(whole.grid, apart.rows, notes=ties(apart))))
+    durable.write_bytes(folder / "comparison.tex", utf8(as_latex(whole.grid, apart.rows, notes=notes_below)))
     # Tables and page stand before the figures are begun: those can take minutes, and a job has its limits.
     page = render_page(whole, sections, figure_notes=["figures were not asked for, or are still being made"])
     durable.write_bytes(folder / "index.html", utf8(page))
