@@ -4,7 +4,9 @@ import base64
 import csv
 import hashlib
 import json
+import re
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -408,3 +410,29 @@ def test_provenance_edited_into_lists_is_shown_as_it_is(store: StorePaths) -> No
     assert provenance_lines(read_comparison("small", store)) == [
         ("[2]", "unknown", "['c']", "", "", "", "unknown", "1")
     ]
+
+
+# ------------------------------------------------------------------------------------------------------------- colours
+def luminance(colour: str) -> float:
+    """Relative, by WCAG 2.1, of `#rrggbb`."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    darker, lighter = sorted((luminance(a), luminance(b)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])
+def test_every_text_colour_can_be_read_on_every_background_of_its_theme(theme: int) -> None:
+    """AA: 4.5 for text, 3 for the border of a field."""
+    css = resources.files("transfergrid.report.page").joinpath("templates/page.css").read_text(encoding="utf-8")
+    themes = [dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root {([^}]*)}", css)]
+    assert len(themes) == 3 and contrast("#000000", "#ffffff") == pytest.approx(21)
+    colours = themes[0] | themes[theme]
+    texts, behind = ("ink", "quiet", "link", "flag", "bad"), ("paper", "faint", "hover", "best", "equal", "target")
+    weak = {(a, b) for a in texts for b in behind if contrast(colours[a], colours[b]) < 4.5}
+    assert weak == set()
+    assert contrast(colours["arrow"], colours["faint"]) >= 4.5 and contrast(colours["field"], colours["paper"]) >= 3

@@ -23,6 +23,7 @@ from transfergrid.report.analysis.rerun import commands_of
 from transfergrid.report.analysis.selection import val_score
 from transfergrid.report.analysis.statistics import holm, non_inferiority, p_text
 from transfergrid.report.analysis.worth import Winner, contests_about, row_names, told_elsewhere, winners
+from transfergrid.specs import SelectBy
 from transfergrid.store.records import RunRecord
 
 FORMAT = 1
@@ -113,7 +114,7 @@ class DatasetAnswer:
     n_test: int | None
     winner: AnswerRow
     chosen_on: Literal["val", "test"]
-    select_by: str
+    select_by: SelectBy
     candidates: int
     tied: tuple[AnswerRow, ...]
     runner_up: Rival | None

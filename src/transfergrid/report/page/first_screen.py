@@ -92,8 +92,8 @@ def data_lines(comparison: Comparison) -> list[str]:
     """A line per data set, of what the records say: `digits: 1,293 images trained on, 144 val, 360 test; 10 classes;
     networks see 32 px`."""
     runs_by_dataset: dict[str, list[RunRecord]] = {}
-    for row, runs in zip(comparison.rows, comparison.runs, strict=True):
-        runs_by_dataset.setdefault(row.dataset, []).extend(runs)
+    for row, of_row in zip(comparison.rows, comparison.runs, strict=True):
+        runs_by_dataset.setdefault(row.dataset, []).extend(of_row)
     lines = []
     for dataset, runs in runs_by_dataset.items():
         images = [
