@@ -33,7 +33,9 @@ def write(comparisons: Sequence[Comparison], *, figures: bool, folder: Path | No
     durable.write_bytes(folder / "comparison.md", utf8(markdown.document(f"Comparison: {whole.grid}", sections)))
     durable.write_bytes(folder / "comparison.tex", utf8(as_latex(whole.grid, apart.rows, notes=notes_below)))
     # Tables and page stand before the figures are begun: those can take minutes, and a job has its limits.
-    page = render_page(whole, sections, figure_notes=["figures were not asked for, or are still being made"])
+    page = render_page(
+        whole, sections, answer=answer, figure_notes=["figures were not asked for, or are still being made"]
+    )
     durable.write_bytes(folder / "index.html", utf8(page))
     if figures:
         from transfergrid.data.images_at_hand import images_at_hand
@@ -41,7 +43,7 @@ def write(comparisons: Sequence[Comparison], *, figures: bool, folder: Path | No
 
         drawn, notes = make_figures(apart, folder / "figures", images=images_at_hand(whole.store))
         summaries = _summaries(whole, notes)
-        page = render_page(whole, sections, figures=drawn, figure_notes=notes, summaries=summaries)
+        page = render_page(whole, sections, figures=drawn, figure_notes=notes, summaries=summaries, answer=answer)
         durable.write_bytes(folder / "index.html", utf8(page))
     return folder / "comparison.md"
 

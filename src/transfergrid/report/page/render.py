@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid.names import utf8
 from transfergrid.report.analysis import handover, integrity, remarks
-from transfergrid.report.analysis.answer import answer_of
+from transfergrid.report.analysis.answer import GridAnswer, answer_of
 from transfergrid.report.analysis.columns import COMPARISON
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
@@ -53,12 +53,13 @@ def render_page(
     figures: Sequence[Figure] = (),
     figure_notes: Sequence[str] = (),
     summaries: Mapping[str, str] | None = None,
+    answer: GridAnswer | None = None,
 ) -> str:
     """The page as text, below 5 MB. sections: those of comparison.md.
 
-    summaries: model -> its layers as torchinfo prints them.
+    summaries: model -> its layers as torchinfo prints them. answer: of this comparison, where it is there already.
     """
-    context = _context(comparison, sections, summaries=summaries or {})
+    context = _context(comparison, sections, answer or answer_of(comparison), summaries or {})
     context["figure_notes"] = list(figure_notes)
     bare = _rendered(context, figures, {}, ())
     budget = PAGE_BYTES - len(utf8(bare)) - _SPARE_BYTES - sum(1_000 + 6 * len(f.caption) for f in figures)
@@ -123,11 +124,12 @@ def _policy(style: str, script: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- the context
-def _context(comparison: Comparison, sections: Sequence[Section], *, summaries: Mapping[str, str]) -> dict[str, Any]:
+def _context(
+    comparison: Comparison, sections: Sequence[Section], answer: GridAnswer, summaries: Mapping[str, str]
+) -> dict[str, Any]:
     short = short_names(comparison.rows)
     if len({row.dataset for row in comparison.rows}) == 1:
         short -= {"dataset"}  # the first sentence names it
-    answer = answer_of(comparison)
     standing_by_row = standings(comparison, answer)
     details = models.row_details(comparison, _flags(comparison))
     cells = [cells_of(row, short) for row in comparison.rows]
