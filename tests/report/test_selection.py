@@ -83,9 +83,9 @@ def test_page_terminal_markdown_latex_and_wandb_say_the_tie(
     assert f"<li>{tied}</li>" in (folder / "index.html").read_text()
     assert said in (folder / "comparison.md").read_text()
     assert said in html.unescape((folder / "index.html").read_text())
-    assert "Tied on val on mnist: baseline\\_cnn (scratch) and resnet18 (finetune)." in (
-        folder / "comparison.tex"
-    ).read_text().replace("{(}", "(")
+    tex = (folder / "comparison.tex").read_text().replace("{(}", "(")
+    assert "Tied on val on mnist: baseline\\_cnn (scratch) and resnet18 (finetune)." in tex
+    assert "On mnist, baseline\\_cnn (scratch) reaches 99.0 " in tex
     published = wandb_report_of([comparison], folder, figures=False)
     assert published.headline == said
     assert [chosen.title for chosen in published.chosen] == [
