@@ -79,6 +79,7 @@ def test_the_winner_and_what_it_is_not_told_apart_from_with_interval_p_and_what_
     d = 4 / 2000
     expected = ((1.959964 * d**0.5 + 0.841621 * (d - d**2) ** 0.5) / d) ** 2
     assert rival.images_needed == pytest.approx(expected, abs=5) and rival.seeds_needed is None
+    assert answer.runner_up == rival and rival.verdict == "no difference shown"
     text = " ".join(in_words(whole))
     assert "1 of 2 other rows is not told apart from it: googlenet (probe) (+0.20 points [" in text
     assert f"To tell it from googlenet (probe) takes about {rival.images_needed:,} test images." in text
@@ -86,7 +87,9 @@ def test_the_winner_and_what_it_is_not_told_apart_from_with_interval_p_and_what_
 
 def test_a_winner_that_beats_all_is_decided_and_one_that_val_chose_wrongly_is_not(store: StorePaths) -> None:
     best = (cases.spec("probe", "resnet18"), but(0, 100), 0.96, 10.0)
-    assert only(answered(store, [best, (cases.spec("probe", "resnet34"), but(0, 400), 0.90, 10.0)])).decided
+    decided = only(answered(store, [best, (cases.spec("probe", "resnet34"), but(0, 400), 0.90, 10.0)]))
+    assert decided.decided and decided.runner_up is not None and decided.runner_up.difference == pytest.approx(0.15)
+    assert decided.runner_up.verdict == "better" and decided.not_told_apart == ()
     answer = answered(store, [best, (cases.spec("probe", "resnet34"), but(0, 20), 0.90, 10.0)])
     (rival,) = only(answer).better_on_test
     assert rival.difference == pytest.approx(-0.04) and only(answer).not_told_apart == () and not answer.decided

@@ -74,7 +74,7 @@ def test_the_points_are_the_rows_means_and_the_bars_their_intervals(tmp_path: Pa
 def test_it_stands_among_the_figures_of_a_report(tmp_path: Path) -> None:
     assert few_images in figures._KINDS
     (sketch,) = few_images.sketches(Material(comparison=comparison(tmp_path), images=figures.no_images))
-    assert (sketch.section, len(sketch.rows)) == ("accuracy", 6) and sketch.name.startswith("images-mnist-probe-")
+    assert (sketch.section, len(sketch.rows)) == ("few images", 6) and sketch.name.startswith("images-mnist-probe-")
     with style.house_style():
         png, _ = style.save(sketch.draw(), tmp_path, sketch.name)
     assert png.stat().st_size > 5_000

@@ -4,7 +4,9 @@ import base64
 import csv
 import hashlib
 import json
+import re
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -37,11 +39,21 @@ def page_of(store: StorePaths, grid: str = "small") -> Element:
 
 
 def table_rows(page: Element) -> list[dict[str, Element]]:
-    names = [th.attributes["data-column"] for th in page.one("table", id="comparison").one("thead").all("th")]
+    """In the grid's order; without what the page shows beside the columns of comparison.csv."""
+    names = [th.attributes["data-column"] for th in sortable(page)]
+    rows = sorted(lines_of(page), key=lambda row: int(row.attributes["data-index"]))
     return [
-        dict(zip(names, row.all("td"), strict=True))
-        for row in page.one("table", id="comparison").one("tbody").all("tr")
+        dict(zip(names, [td for td in row.all("td") if "data-value" in td.attributes], strict=True)) for row in rows
     ]
+
+
+def lines_of(page: Element) -> list[Element]:
+    return page.one("table", id="comparison").one("tbody").all("tr")
+
+
+def sortable(page: Element) -> list[Element]:
+    headers = page.one("table", id="comparison").one("thead").all("th")
+    return [th for th in headers if "data-column" in th.attributes]
 
 
 def test_the_table_holds_every_column_of_the_csv_with_its_raw_values(store: StorePaths) -> None:
@@ -55,10 +67,10 @@ def test_the_table_holds_every_column_of_the_csv_with_its_raw_values(store: Stor
 
 def test_few_columns_show_at_first_and_each_header_is_a_button_that_says_how_it_sorts(store: StorePaths) -> None:
     small_grid(store)
-    headers = page_of(store).one("table", id="comparison").one("thead").all("th")
+    headers = sortable(page_of(store))
     shown = [th.attributes["data-column"] for th in headers if "extra" not in th.classes]
     assert shown == (
-        ["dataset", "model", "phase", "test_accuracy", "val_accuracy", "delta_to_best_single", "verdict"]
+        ["model", "phase", "test_accuracy", "val_accuracy", "delta_to_best_single", "verdict"]
         + ["parameters", "gpu_s", "status"]
     )
     assert all(th.attributes["aria-sort"] == "none" and th.one("button").text for th in headers)
@@ -68,15 +80,16 @@ def test_the_sections_stand_in_the_order_a_reader_needs_them(store: StorePaths) 
     small_grid(store)
     page = page_of(store)
     headings = [h.text for h in page.all("h2")]
-    first = ["Comparison", "How to read this"]
+    first = ["Comparison", "The answer", "How to read this"]
     last = ["Models", "What failed or is missing, and why", "Provenance"]
-    assert headings[:2] == first and headings[-3:] == last
+    assert headings[:3] == first and headings[-3:] == last
     assert "Joined models beside their best part" in headings
     assert page.one("h1").text == "Comparison: small"
     assert page.one("p", id="verdict").text == (
         "On mnist, resnet18+googlenet (probe) reaches 95.2 [92.1, 98.4] % on the test images (best on val of 3 rows). "
-        "resnet18+googlenet (probe) against the runner-up on val, resnet18 (probe): better "
-        "(+5.00 points [+1.99, +8.69], p < 0.001 after Holm over 2). 2 of 5 rows have not completed."
+        "Against the runner-up on val, resnet18 (probe): better "
+        "(+5.00 points [+1.99, +8.69], p < 0.001 after Holm over 2). It cost 4.0 GPU seconds per seed. "
+        "2 of 5 rows have not completed."
     )
 
 
@@ -97,8 +110,8 @@ def test_what_failed_and_what_is_missing_is_told_with_the_reason(store: StorePat
         f"{runs['failed'].run_id}: cuda_oom: out of memory: <8 GB> & more second line. Next: use a smaller "
         "phase.<name>.batch_size or a larger GPU, and launch again.",
     ]
-    kinds = [row.attributes["class"] for row in page.one("table", id="comparison").one("tbody").all("tr")]
-    assert kinds == ["completed", "completed", "completed", "failed", "missing"]
+    kinds = [row.attributes["class"] for row in lines_of(page)]
+    assert kinds == ["completed best", "completed other", "completed other", "failed other", "missing other"]
 
 
 def test_a_grid_in_which_all_has_completed_has_no_section_about_failures(store: StorePaths) -> None:
@@ -152,9 +165,9 @@ def test_the_verdict_passes_over_a_row_with_an_edited_record_and_names_one_in_pa
     cases.failed(store, runs["resnet18 1"], failure_class="timeout", error="time limit")
     assert page_of(store).one("p", id="verdict").text == (
         "On mnist, resnet18 (probe, 1/2 completed) reaches 90.0 [85.1, 93.4] % on the test images (best on val of 2 "
-        "rows). resnet18 (probe, 1/2 completed) against the runner-up on val, googlenet (probe): better "
-        "(+5.00 points [+1.55, +8.45], p = 0.002). Passed over: 1 row whose records do not agree with their "
-        "predictions. 3 of 5 rows have not completed."
+        "rows). Against the runner-up on val, googlenet (probe): better "
+        "(+5.00 points [+1.55, +8.45], p = 0.002). It cost 4.0 GPU seconds. Passed over: 1 row whose records do not "
+        "agree with their predictions. 3 of 5 rows have not completed."
     )
 
 
@@ -270,14 +283,16 @@ def test_the_page_refers_to_nothing_outside_itself(store: StorePaths, tmp_path: 
         for e in page.all(tag)
         for name in ("href", "src")
     ]
-    assert [target for target in found if target and not target.startswith(("#", "data:"))] == []
+    outside = [target for target in found if target and not target.startswith(("#", "data:"))]
+    assert outside == ["figures/one.svg"]  # beside the page; opened only by a click
     ids = [
         e.attributes["id"]
         for tag in ("article", "section", "details", "div")
         for e in page.all(tag)
         if "id" in e.attributes
     ]
-    assert {a.attributes["href"].removeprefix("#") for a in page.all("a")} <= set(ids)
+    inside = {a.attributes["href"].removeprefix("#") for a in page.all("a")} - set(outside)
+    assert inside and inside <= set(ids)
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -310,7 +325,10 @@ def test_a_small_svg_is_embedded_as_it_is_and_figures_of_one_model_stand_in_its_
     small_grid(store)
     drawn = figure(tmp_path, "curves", section="curves", models=("googlenet",), title="Curves")
     drawn.svg.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
-    page = parse(render_page(read_comparison("small", store), [], figures=[drawn, figure(tmp_path, "all")]))
+    others = [figure(tmp_path, "best"), figure(tmp_path, "all", section="cost")]
+    page = parse(render_page(read_comparison("small", store), [], figures=[drawn, *others]))
+    (first,) = page.all("details", _class="first-figure")
+    assert [f.attributes["id"] for f in first.all("figure")] == ["figure-best"]
     assert [f.attributes["id"] for f in page.one("section", id="figures").all("figure")] == ["figure-all"]
     model = page.one("details", id="model-1")
     assert model.all("summary")[0].one("b").text == "googlenet"
@@ -392,3 +410,29 @@ def test_provenance_edited_into_lists_is_shown_as_it_is(store: StorePaths) -> No
     assert provenance_lines(read_comparison("small", store)) == [
         ("[2]", "unknown", "['c']", "", "", "", "unknown", "1")
     ]
+
+
+# ------------------------------------------------------------------------------------------------------------- colours
+def luminance(colour: str) -> float:
+    """Relative, by WCAG 2.1, of `#rrggbb`."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(a: str, b: str) -> float:
+    darker, lighter = sorted((luminance(a), luminance(b)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1, 2], ids=["light", "dark", "print"])
+def test_every_text_colour_can_be_read_on_every_background_of_its_theme(theme: int) -> None:
+    """AA: 4.5 for text, 3 for the border of a field."""
+    css = resources.files("transfergrid.report.page").joinpath("templates/page.css").read_text(encoding="utf-8")
+    themes = [dict(re.findall(r"--([a-z]+): (#[0-9a-f]{6})", block)) for block in re.findall(r":root {([^}]*)}", css)]
+    assert len(themes) == 3 and contrast("#000000", "#ffffff") == pytest.approx(21)
+    colours = themes[0] | themes[theme]
+    texts, behind = ("ink", "quiet", "link", "flag", "bad"), ("paper", "faint", "hover", "best", "equal", "target")
+    weak = {(a, b) for a in texts for b in behind if contrast(colours[a], colours[b]) < 4.5}
+    assert weak == set()
+    assert contrast(colours["arrow"], colours["faint"]) >= 4.5 and contrast(colours["field"], colours["paper"]) >= 3

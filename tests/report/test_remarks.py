@@ -227,7 +227,8 @@ def test_each_text_has_one_mark_and_stands_once_below_every_table(store: StorePa
     text, page = path.read_text(), html.unescape(path.with_name("index.html").read_text())
     assert all(f"| 95.00 [94.56, 95.41]{mark} |" in text for mark in (" a,b", " b", ""))
     assert all(f"- {mark}: {told}.\n" in text for mark, told in zip("ab", texts, strict=True))
-    assert '<sup class="mark">a,b</sup>' in page and f"<li><sup>a</sup> {texts[0]}.</li>" in page
+    assert "".join(f'<span class="remark">{told}</span>' for told in texts) in page
+    assert page.count(f'<span class="remark">{texts[1]}</span>') == 2  # in both rows
     assert page.count(f"<li>{texts[1]}.</li>") == 2  # in the details of both rows
     tex = as_latex("g", rows)
     assert "{]}$^{a,b}$ &" in tex and r"\footnotesize $^{b}$ only 9 val images (below 30).} \\" in tex

@@ -63,9 +63,9 @@ def three_rows(store: StorePaths, *, reverse: bool = False) -> Comparison:
 @pytest.mark.parametrize("reverse", [False, True])
 def test_rows_tied_on_val_are_all_named_in_one_order_whatever_the_grids(store: StorePaths, reverse: bool) -> None:
     assert wording.verdict(three_rows(store, reverse=reverse)) == (
-        "On mnist, tied on val: baseline_cnn (scratch) with 99.0 [96.4, 99.7] % and resnet18 (finetune) with "
-        "95.0 [91.0, 97.3] % on the test images (best on val of 3 rows). baseline_cnn (scratch) against resnet18 "
-        "(finetune): better (+4.00 points [+1.06, +7.74], p = 0.008)."
+        "On mnist, baseline_cnn (scratch) reaches 99.0 [96.4, 99.7] % on the test images (best on val of 3 rows, tied "
+        "with 1 more). Against resnet18 (finetune): better (+4.00 points [+1.06, +7.74], p = 0.008). "
+        "It cost 4.0 GPU seconds."
     )
 
 
@@ -74,14 +74,18 @@ def test_page_terminal_markdown_latex_and_wandb_say_the_tie(
 ) -> None:
     comparison = three_rows(store)
     said = wording.verdict(comparison)
+    tied = "Tied with it on val: resnet18 (finetune) (95.0 [91.0, 97.3] %)."
     assert report(["grid=g", f"store.dir={store.root}", "figures=false"]) == 0
     folder = store.report("g")
-    assert said in " ".join(capsys.readouterr().out.split())
+    printed = " ".join(capsys.readouterr().out.split())
+    assert said in printed and tied in printed
+    assert f"## The answer\n\n- {tied}\n" in (folder / "comparison.md").read_text()
+    assert f"<li>{tied}</li>" in (folder / "index.html").read_text()
     assert said in (folder / "comparison.md").read_text()
     assert said in html.unescape((folder / "index.html").read_text())
-    assert "Tied on val on mnist: baseline\\_cnn (scratch) and resnet18 (finetune)." in (
-        folder / "comparison.tex"
-    ).read_text().replace("{(}", "(")
+    tex = (folder / "comparison.tex").read_text().replace("{(}", "(")
+    assert "Tied on val on mnist: baseline\\_cnn (scratch) and resnet18 (finetune)." in tex
+    assert "On mnist, baseline\\_cnn (scratch) reaches 99.0 " in tex
     published = wandb_report_of([comparison], folder, figures=False)
     assert published.headline == said
     assert [chosen.title for chosen in published.chosen] == [

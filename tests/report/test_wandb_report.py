@@ -81,6 +81,7 @@ def test_the_markdown_table_and_the_verdict_stand_on_the_page_in_the_same_words(
     cells = [cell.strip() for cell in pair.strip("|").split("|")]
     assert cells[:6] == ["mnist", "resnet18+googlenet", "probe", "better", "completed", "95.2 [92.1, 98.4] a"]
     assert all(cell.removesuffix(" a") in page for cell in cells)
+    assert '<span class="remark">lr 0.01 is the largest of the search</span>' in page
 
 
 def test_tables_of_the_sections_are_sent_in_full_under_the_names_of_comparison_csv(

@@ -13,6 +13,7 @@ from prediction_cases import finished
 from report_cases import as_markdown
 
 from transfergrid.paths import StorePaths
+from transfergrid.report.analysis.answer import answer_of, in_words
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.analysis.joins import join_baselines
 from transfergrid.report.analysis.statistics import PairedComparison, compare, wilson
@@ -73,7 +74,7 @@ def test_the_winner_is_tested_against_the_runner_up_of_another_phase(store: Stor
     assert contest.second.answer.p_adjusted == pytest.approx(mcnemar_exact(40, 60))
     said = wording.verdict(comparison)
     assert "resnet18 (finetune) reaches 94.0 [92.4, 95.3] % on the test images (best on val of 3 rows). " in said
-    assert "resnet18 (finetune) against the runner-up on val, baseline_cnn (scratch): no difference shown" in said
+    assert "Against the runner-up on val, baseline_cnn (scratch): no difference shown (-2.00 points [" in said
 
 
 def test_two_rows_that_meet_elsewhere_have_the_p_of_that_family(store: StorePaths) -> None:
@@ -111,9 +112,10 @@ def test_where_nothing_is_chosen_on_val_ties_are_on_test_and_nothing_is_tested(s
     comparison = write(store, [*rows, (cases.spec("probe", "resnet34", protocol="published"), but(0, 90), 0.99)])
     assert contests_about(comparison, "winner", "mnist") == []
     assert wording.verdict(comparison) == (
-        "On mnist, tied on test: googlenet (probe) with 94.0 [92.4, 95.3] % and resnet18 (probe) with "
-        "94.0 [92.4, 95.3] % on the test images (highest on test of 3 rows; nothing is chosen on val)."
+        "On mnist, googlenet (probe) reaches 94.0 [92.4, 95.3] % on the test images (highest on test of 3 rows, tied "
+        "with 1 more; nothing is chosen on val). It cost 4.0 GPU seconds."
     )
+    assert next(in_words(answer_of(comparison))) == "Tied with it on test: resnet18 (probe) (94.0 [92.4, 95.3] %)."
 
 
 def test_one_row_of_two_grids_is_no_tie_with_itself(store: StorePaths) -> None:

@@ -128,8 +128,9 @@ def _shown(console: Console, request: ReportRequest) -> tuple[list[Comparison], 
         if len(comparisons) > 1:
             say(console, f"\n{comparison.grid}")
         console.print(terminal_table(comparison.rows, width=console.width))
-        console.print(f"\n{verdict(comparison)}", highlight=False, markup=False)
-        for line in in_words(answer_of(comparison)):
+        answer = answer_of(comparison)
+        console.print(f"\n{verdict(comparison, answer)}", highlight=False, markup=False)
+        for line in in_words(answer):
             say(console, line)
         if errors := top_errors(comparison):
             console.print()

@@ -20,6 +20,7 @@ from transfergrid.report.analysis import (
     verdicts,
     worth,
 )
+from transfergrid.report.analysis.answer import GridAnswer, answer_of, in_words
 from transfergrid.report.analysis.cells import percent
 from transfergrid.report.analysis.columns import HEADS, adjusted_p, of_rows, pick, wilson
 from transfergrid.report.analysis.comparison import Comparison, failure_lines
@@ -68,10 +69,12 @@ def as_csv(rows: Sequence[ComparisonRow]) -> str:
 
 def sections(comparison: Comparison) -> list[Section]:
     """All that the report of one grid says, from top to bottom; the first is the comparison itself."""
+    answer = answer_of(comparison)
     contests = worth.contests(comparison)
     answers = [contest.second.answer for contest in contests]
     sections_or_none = [
-        _comparison(comparison),
+        _comparison(comparison, answer),
+        Section("answer", "The answer", items=list(in_words(answer))) if answer.datasets else None,
         Section("how to read", "How to read this", items=_how_to_read(comparison.rows)),
         claims.section(claims.decisions_of(comparison)),
         _published(comparison.rows),
@@ -91,9 +94,9 @@ def sections(comparison: Comparison) -> list[Section]:
 
 
 # ------------------------------------------------------------------------------------------------------- the comparison
-def _comparison(comparison: Comparison) -> Section:
+def _comparison(comparison: Comparison, answer: GridAnswer) -> Section:
     rows = comparison.rows
-    about = [_counts(rows), wording.verdict(comparison)]
+    about = [_counts(rows), wording.verdict(comparison, answer)]
     return Section("rows", about=about, tables=[of_rows("rows", _accuracy_columns(rows), rows)])
 
 

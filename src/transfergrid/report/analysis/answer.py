@@ -13,20 +13,21 @@ from typing import Any, Literal
 
 from transfergrid.config.spelling import command
 from transfergrid.errors import DataError
+from transfergrid.paths import StorePaths
 from transfergrid.report.analysis import integrity, power
-from transfergrid.report.analysis.cells import in_points, points
+from transfergrid.report.analysis.cells import accuracy_with_interval, in_points, points
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer as PairAnswer
-from transfergrid.report.analysis.families import Pair, answers
+from transfergrid.report.analysis.families import Pair, answers, p_in_words
 from transfergrid.report.analysis.grouped import NotJudged, non_inferiority
 from transfergrid.report.analysis.paired_rows import Verdict, correct_of_both
 from transfergrid.report.analysis.rerun import commands_of
 from transfergrid.report.analysis.selection import val_score
-from transfergrid.report.analysis.statistics import holm, p_text
+from transfergrid.report.analysis.statistics import holm
 from transfergrid.report.analysis.worth import Winner, contests_about, row_names, told_elsewhere, winners
-from transfergrid.specs import EvaluateSettings
+from transfergrid.specs import EvaluateSettings, SelectBy
 from transfergrid.store.attempts import read_spec
-from transfergrid.store.records import read_grid
+from transfergrid.store.records import RunRecord, read_grid
 
 FORMAT = 1
 LEVEL = 0.05
@@ -44,7 +45,8 @@ class Cost:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerRow:
     """A row of the comparison. Accuracies in [0, 1] with the table's 95 % interval; cost: of one seed, with all that it
-    is made from; val_score: what rows are chosen by. run_ids: of its completed runs, in the order of their seeds."""
+    is made from; val_score: what rows are chosen by. run_ids: of its completed runs, in the order of their seeds.
+    test_groups: of its test images, where these come in groups."""
 
     name: str
     model: str
@@ -61,18 +63,20 @@ class AnswerRow:
     parameters: int | None
     gflops_per_image: float | None
     remarks: tuple[str, ...]
+    test_groups: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
-    """Another row beside the winner, which is not shown to be worse. difference: the winner's accuracy minus the
-    row's, with its 95 % interval, all in [-1, 1]; p_value: two-sided, adjusted by Holm over `family_size` comparisons.
-    None where the two cannot be compared, which `reason` explains; where test images come from too few groups to be
-    judged, the difference alone stays. seeds_needed, images_needed: what would show the observed difference, or
-    power.SMALLEST_DIFFERENCE where it is 0, with 80 % power; None where no number would, or one seed cannot say.
-    groups_needed: in place of images, where test images come in groups; else answer.json leaves it out."""
+    """Another row beside the winner. verdict: on the winner, `better` than the row. difference: the winner's accuracy
+    minus the row's, with its 95 % interval, all in [-1, 1]; p_value: two-sided, adjusted by Holm over `family_size`
+    comparisons. None where the two cannot be compared, which `reason` explains; where test images come from too few
+    groups to be judged, the difference alone stays. seeds_needed, images_needed: what would show the observed
+    difference, or power.SMALLEST_DIFFERENCE where it is 0, with 80 % power; None where no number would, or one seed
+    cannot say. groups_needed: in place of images, where test images come in groups; else answer.json leaves it out."""
 
     row: AnswerRow
+    verdict: Verdict | None = None
     difference: float | None = None
     low: float | None = None
     high: float | None = None
@@ -110,7 +114,9 @@ class Use:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetAnswer:
     """Of one data set. chosen_on: the split that chooses; on test nothing is tested. tied: rows with the winner's score
-    on that split. candidates: rows it is the best of. n_test: test images. not_told_apart, better_on_test: of the other
+    on that split. candidates: rows it is the best of. n_test: test images. runner_up: the first of the tied rows, else
+    the next on val; None where there is no other, or nothing is chosen on val. not_told_apart, better_on_test: of the
+    other
     candidates, the best on val first. decided: the winner is better than every other candidate. cost: of all runs of
     the data set, failed ones too, and all they are made from."""
 
@@ -118,9 +124,10 @@ class DatasetAnswer:
     n_test: int | None
     winner: AnswerRow
     chosen_on: Literal["val", "test"]
-    select_by: str
+    select_by: SelectBy
     candidates: int
     tied: tuple[AnswerRow, ...]
+    runner_up: Rival | None
     not_told_apart: tuple[Rival, ...]
     better_on_test: tuple[Rival, ...]
     decided: bool
@@ -150,7 +157,7 @@ class GridAnswer:
 
 
 def _without_groups(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in fields if name != "groups_needed" or value is not None}
+    return {name: value for name, value in fields if name not in ("groups_needed", "test_groups") or value is not None}
 
 
 def answer_of(comparison: Comparison) -> GridAnswer:
@@ -191,13 +198,14 @@ def _of_dataset(comparison: Comparison, winner: Winner, within: float) -> Datase
         select_by=rows[best].select_by,
         candidates=winner.candidates,
         tied=tuple(of_rows[i] for i in winner.first[1:]),
+        runner_up=next((_rival(of_rows[best], of_rows[b], beside[best, b]) for _, b in winner.pairs), None),
         not_told_apart=rivals("no difference shown", "not judged", None),
         better_on_test=rivals("worse"),
         decided=winner.candidates == 1
         or (not winner.on_test and not rivals("no difference shown", "not judged", None, "worse")),
         cheapest=_cheapest(comparison, best, others, of_rows, within),
         cost=_cost(comparison, [entry.run_id for entry in entries if entry.dataset == winner.dataset]),
-        use=_use(comparison, best),
+        use=use_of(comparison.runs[best], comparison.store, rows[best].select_by),
     )
 
 
@@ -239,6 +247,7 @@ def _row(comparison: Comparison, i: int, name: str) -> AnswerRow:
         parameters=row.parameters,
         gflops_per_image=row.gflops_per_image,
         remarks=row.remarks,
+        test_groups=row.test_groups,
     )
 
 
@@ -272,6 +281,7 @@ def _rival(best: AnswerRow, row: AnswerRow, answer: PairAnswer) -> Rival:
     needed, by_group = power.images_needed(result), result.test == "by_group"
     return Rival(
         row=row,
+        verdict=answer.verdict,
         difference=result.difference,
         low=result.low,
         high=result.high,
@@ -308,10 +318,10 @@ def _cheapest(
     return None
 
 
-def _use(comparison: Comparison, best: int) -> Use:
-    store, select_by = comparison.store, comparison.rows[best].select_by
+def use_of(runs: Sequence[RunRecord], store: StorePaths, select_by: SelectBy) -> Use:
+    """How to use a row of these runs, which has one at least."""
     metric = "val_macro_recall" if select_by == "balanced_accuracy" else f"val_{select_by}"
-    run = max(comparison.runs[best], key=lambda run: run.metrics.get(metric, -1.0))  # the first of several equal ones
+    run = max(runs, key=lambda run: run.metrics.get(metric, -1.0))  # the first of several equal ones
     source = run.spec.settings.source if isinstance(run.spec.settings, EvaluateSettings) else ""
     network = (read_spec(store.run(run.spec.needs[0])) if source.startswith("run:") else None) or run.spec
     weights = store.run(network.run_id).weights
@@ -334,6 +344,9 @@ def _use(comparison: Comparison, best: int) -> Use:
 def in_words(answer: GridAnswer) -> Iterator[str]:
     """A few sentences per data set, a paragraph each: what is as good, what is cheaper, the cost, how to use it."""
     for of_dataset in answer.datasets:
+        if of_dataset.tied:
+            tied = (f"{row.name} ({accuracy_with_interval(row)} %)" for row in of_dataset.tied)
+            yield f"Tied with it on {of_dataset.chosen_on}: {', '.join(tied)}."
         yield from _real(of_dataset)
         if of_dataset.cheapest is not None:
             yield _cheapest_in_words(of_dataset.cheapest, answer.within, of_dataset)
@@ -389,8 +402,8 @@ def _rival_in_words(rival: Rival) -> str:
 
 def _p_in_words(p_value: float, family_size: int) -> str:
     """`p = 0.012 after Holm over 3`"""
-    p = "p < 0.001" if p_value < 0.001 else f"p = {p_text(p_value, '.3f')}"
-    return f"{p} after Holm over {family_size}" if family_size > 1 else p
+    over = f" after Holm over {family_size}" if family_size > 1 else ""
+    return f"p {p_in_words(p_value)}{over}"
 
 
 def _effort(rival: Rival) -> str:

@@ -3,8 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from transfergrid.report.analysis.rows import ComparisonRow
+
+
+class WithAccuracy(Protocol):
+    """A row: test accuracy and the ends of its 95 % interval, in [0, 1]."""
+
+    @property
+    def test_accuracy(self) -> float | None: ...
+    @property
+    def ci95_low(self) -> float | None: ...
+    @property
+    def ci95_high(self) -> float | None: ...
+    @property
+    def test_groups(self) -> int | None: ...
 
 
 def percent(value: float | None, *, digits: int = 2) -> str:
@@ -21,7 +35,7 @@ def in_points(difference: float, low: float, high: float) -> str:
     return f"{points(difference)} points [{points(low)}, {points(high)}]"
 
 
-def accuracy_with_interval(row: ComparisonRow) -> str:
+def accuracy_with_interval(row: WithAccuracy) -> str:
     """`97.2 [95.0, 98.5]`; a second decimal only where the interval is narrower than one percentage point."""
     if row.ci95_low is None or row.ci95_high is None:
         not_judged = " [not judged]" if row.test_groups and row.test_accuracy is not None else ""

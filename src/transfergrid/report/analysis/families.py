@@ -52,7 +52,7 @@ class Answer:
         """`0.031 (of 5)`"""
         if isinstance(self.result, NotJudged):
             return "not judged"
-        return "" if self.p_adjusted is None else f"{_p(self.p_adjusted)} (of {self.family_size})"
+        return "" if self.p_adjusted is None else f"{p_in_words(self.p_adjusted, equals='')} (of {self.family_size})"
 
     @property
     def in_words(self) -> str:
@@ -62,11 +62,11 @@ class Answer:
             return f"{'not judged' if isinstance(result, NotJudged) else 'not compared'}: {result}"
         over = f" after Holm over {self.family_size}" if self.family_size > 1 else ""
         difference = in_points(result.difference, result.low, result.high)
-        return f"{self.verdict} ({difference}, p {_p(self.p_adjusted, equals='= ')}{over})"
+        return f"{self.verdict} ({difference}, p {p_in_words(self.p_adjusted)}{over})"
 
 
-def _p(p: float, *, equals: str = "") -> str:
-    """A bootstrap of 10,000 draws knows no smaller p."""
+def p_in_words(p: float, *, equals: str = "= ") -> str:
+    """`= 0.031`; a bootstrap of 10,000 draws knows no smaller p than `< 0.001`."""
     return "< 0.001" if p < 0.001 else equals + p_text(p, ".3f")
 
 

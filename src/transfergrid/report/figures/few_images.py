@@ -30,7 +30,7 @@ def sketches(material: Material) -> Iterator[Sketch]:
                 name=group_name("images", dataset, phase) + suffix,
                 title=f"How many training images does {phase} on {dataset} need?",
                 caption=CAPTION,
-                section="accuracy",
+                section="few images",
                 rows=tuple(row for _, points in page for row in points),
                 panels=partial(draw, dict(page)),
             )

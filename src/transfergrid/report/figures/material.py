@@ -22,7 +22,7 @@ from transfergrid.training.evaluation import Array, confusion_matrix
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-Section = Literal["accuracy", "cost", "curves", "errors", "calibration", "architecture"]
+Section = Literal["accuracy", "few images", "cost", "curves", "errors", "calibration", "architecture"]
 Rows = Sequence[tuple[ComparisonRow, tuple[RunRecord, ...]]]
 T = TypeVar("T")
 

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid.names import utf8
 from transfergrid.report.analysis import handover, integrity, remarks
+from transfergrid.report.analysis.answer import GridAnswer, answer_of
 from transfergrid.report.analysis.columns import columns_of
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Section
 from transfergrid.report.page import models, provenance, wording
 from transfergrid.report.page.embedding import PAGE_BYTES, Embedded, embed
+from transfergrid.report.page.first_screen import SIGNS, data_lines, standings
 from transfergrid.report.page.models import RowDetails
 from transfergrid.report.page.provenance import Flag
 from transfergrid.report.page.table import cells_of, page_table, short_names
@@ -28,6 +30,7 @@ from transfergrid.report.page.table import cells_of, page_table, short_names
 if TYPE_CHECKING:
     from transfergrid.report.figures import Figure
 
+FIRST_FIGURES = "accuracy"  # the section whose figures stand above the table
 FIRST = ("claims",)  # sections that stand above the table
 ELSEWHERE = ("rows", "failures", "integrity")  # those that the page tells in its own place
 OF_A_MODEL = ("curves", "errors", "architecture", "calibration")  # figures that stand with their model where it is one
@@ -50,12 +53,13 @@ def render_page(
     figures: Sequence[Figure] = (),
     figure_notes: Sequence[str] = (),
     summaries: Mapping[str, str] | None = None,
+    answer: GridAnswer | None = None,
 ) -> str:
     """The page as text, below 5 MB. sections: those of comparison.md.
 
-    summaries: model -> its layers as torchinfo prints them.
+    summaries: model -> its layers as torchinfo prints them. answer: of this comparison, where it is there already.
     """
-    context = _context(comparison, sections, summaries=summaries or {})
+    context = _context(comparison, sections, answer or answer_of(comparison), summaries or {})
     context["figure_notes"] = list(figure_notes)
     bare = _rendered(context, figures, {}, ())
     budget = PAGE_BYTES - len(utf8(bare)) - _SPARE_BYTES - sum(1_000 + 6 * len(f.caption) for f in figures)
@@ -84,7 +88,10 @@ def _rendered(
     style, script = _asset("page.css"), _asset("page.js")
     of_models: dict[str, list[Embedded]] = {}
     sections: dict[str, list[Embedded]] = {}
+    first_figures = [e for e in embedded.values() if e.figure.section == FIRST_FIGURES]
     for e in embedded.values():
+        if e.figure.section == FIRST_FIGURES:
+            continue
         if e.figure.section in OF_A_MODEL and len(e.figure.models) == 1:
             of_models.setdefault(e.figure.models[0], []).append(e)
         else:
@@ -95,6 +102,7 @@ def _rendered(
         script=Markup(script),
         policy=_policy(style, script),
         figures=bool(figures),
+        first_figures=first_figures,
         figure_sections=sections,
         figures_of_models=of_models,
         left_out=[figure.png.name for figure in left_out],
@@ -116,22 +124,29 @@ def _policy(style: str, script: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- the context
-def _context(comparison: Comparison, sections: Sequence[Section], *, summaries: Mapping[str, str]) -> dict[str, Any]:
+def _context(
+    comparison: Comparison, sections: Sequence[Section], answer: GridAnswer, summaries: Mapping[str, str]
+) -> dict[str, Any]:
     short, columns = short_names(comparison.rows), columns_of(comparison.rows)
-    marks, footnotes = remarks.footnotes(comparison.rows)
+    if len({row.dataset for row in comparison.rows}) == 1:
+        short -= {"dataset"}  # the first sentence names it
+    standing_by_row = standings(comparison, answer)
     details = models.row_details(comparison, _flags(comparison))
     cells = [cells_of(row, columns, short) for row in comparison.rows]
     codes = len({line[2] for line in provenance.provenance_lines(comparison)})
     return {
         "title": f"Comparison: {comparison.grid}",
-        "verdict": wording.verdict(comparison),
+        "verdict": wording.verdict(comparison, answer),
+        "data_lines": data_lines(comparison),
         "counts": sections[0].about[0] if sections else "",
         "times": provenance.times(comparison),
         "first": [s for s in sections if s.name in FIRST],
         "others": [s for s in sections if s.name not in FIRST + ELSEWHERE],
         "columns": [(column, name in short) for name, column in columns.items()],
-        "rows": list(zip(details, cells, marks, strict=True)),
-        "footnotes": footnotes,
+        "rows": sorted(zip(details, cells, standing_by_row, strict=True), key=lambda row: row[2].rank),
+        "signs": [sign for kind, sign in SIGNS.items() if kind in {standing.kind for standing in standing_by_row}],
+        "understates": remarks.UNDERSTATES if any(row.better_than_head for row in comparison.rows) else "",
+        "val_column": f"val_{comparison.rows[0].select_by}" if comparison.rows else "val_accuracy",
         "filters": _filters(comparison.rows),
         "filter_names": FILTERS,
         "models": _models(comparison.rows, details, summaries),

@@ -5,29 +5,32 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from transfergrid.report.analysis import integrity
-from transfergrid.report.analysis.cells import accuracy_with_interval
+from transfergrid.report.analysis.answer import DatasetAnswer, GridAnswer, answer_of, seconds_in_words
+from transfergrid.report.analysis.cells import accuracy_with_interval, in_points
 from transfergrid.report.analysis.comparison import Comparison, failure_lines
+from transfergrid.report.analysis.families import p_in_words
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import WORDS
-from transfergrid.report.analysis.worth import Winner, contests_about, row_names, winners
-
-MOST_PAIRS = 3  # in the verdict
+from transfergrid.report.analysis.worth import row_names, winners
 
 
-def verdict(comparison: Comparison) -> str:
-    """Per data set the row that a careful reader would take: best on val, told with its test accuracy, beside the next.
+def verdict(comparison: Comparison, answer: GridAnswer | None = None) -> str:
+    """A line per data set, from the answer: the winner, how sure that is, and what it cost.
 
-    Rows with the same score on val are all named. Rows with a record that contradicts its predictions are passed over.
+    answer: of this comparison, where the caller has it already.
     """
     rows = comparison.rows
-    if not any(row.test_accuracy is not None for row in rows):
+    answer = answer or answer_of(comparison)
+    if not answer.datasets:
         return "No answer yet: no row has a test accuracy."
-    winner_of = {winner.dataset: winner for winner in winners(comparison)}
-    sentences = [
-        _best(comparison, winner_of[dataset]) if dataset in winner_of else f"On {dataset} no row has a result yet."
+    answer_by_dataset = {of_dataset.dataset: of_dataset for of_dataset in answer.datasets}
+    lines = [
+        _headline(answer_by_dataset[dataset])
+        if dataset in answer_by_dataset
+        else f"On {dataset} no row has a result yet."
         for dataset in dict.fromkeys(row.dataset for row in rows)
     ]
-    return " ".join(sentences) + _passed_over(len(rows) - len(integrity.trusted(comparison))) + _unfinished(rows)
+    return "\n".join(lines) + _passed_over(len(rows) - len(integrity.trusted(comparison))) + _unfinished(rows)
 
 
 def ties(comparison: Comparison) -> list[str]:
@@ -45,32 +48,37 @@ def _passed_over(count: int) -> str:
     return f" Passed over: {count} {'row' if count == 1 else 'rows'} whose records do not agree with their predictions."
 
 
-def _best(comparison: Comparison, winner: Winner) -> str:
-    rows, dataset = comparison.rows, winner.dataset
-    score = WORDS[rows[winner.first[0]].select_by]
+def _headline(answer: DatasetAnswer) -> str:
+    winner, score = answer.winner, WORDS[answer.select_by]
     by = "" if score == "accuracy" else f" by {score}"
-    of = f"{winner.candidates} {'row' if winner.candidates == 1 else 'rows'}"
-    how = f"highest on test of {of}; nothing is chosen on val" if winner.on_test else f"best on val{by} of {of}"
-    reached = [f"{accuracy_with_interval(rows[i])} %" for i in winner.first]
-    names = row_names(*(rows[i] for i in (*winner.first, *winner.runners_up)))
-    if len(winner.first) == 1:
-        text = f"On {dataset}, {names[0]} reaches {reached[0]} on the test images ({how})."
-    else:
-        tied = "tied on test" if winner.on_test else f"tied on val{by}"
-        each = _listed([f"{name} with {accuracy}" for name, accuracy in zip(names, reached, strict=False)])
-        text = f"On {dataset}, {tied}: {each} on the test images ({how})."
-    return " ".join([text, *_beside_the_next(comparison, winner, names)])
+    of = f"{answer.candidates} {'row' if answer.candidates == 1 else 'rows'}"
+    tied = f", tied with {len(answer.tied)} more" if answer.tied else ""
+    how = f"best on val{by} of {of}{tied}"
+    if answer.chosen_on == "test":
+        how = f"highest on test of {of}{tied}; nothing is chosen on val"
+    reached = (
+        f"On {answer.dataset}, {winner.name} reaches {accuracy_with_interval(winner)} % on the test images ({how})."
+    )
+    return " ".join([reached, *_beside_the_next(answer), *_cost(answer)])
 
 
-def _beside_the_next(comparison: Comparison, winner: Winner, names: Sequence[str]) -> Iterator[str]:
-    """The tests of the winner, or of the first of those that are tied, beside the others."""
-    named = dict(zip((*winner.first, *winner.runners_up), names, strict=True))
-    contests = contests_about(comparison, "winner", winner.dataset)
-    for (a, b), contest in list(zip(winner.pairs, contests, strict=True))[:MOST_PAIRS]:
-        role = "" if b in winner.first else "the runner-up on val, "
-        yield f"{named[a]} against {role}{named[b]}: {contest.second.answer.in_words}."
-    if len(contests) > MOST_PAIRS:
-        yield f"{len(contests) - MOST_PAIRS} more are below."
+def _beside_the_next(answer: DatasetAnswer) -> Iterator[str]:
+    rival = answer.runner_up
+    if rival is None:
+        return
+    against = f"Against {'' if answer.tied else 'the runner-up on val, '}{rival.row.name}"
+    if rival.difference is None or rival.low is None or rival.high is None or rival.p_value is None:
+        yield f"{against}: {rival.reason if rival.difference is not None else f'not compared: {rival.reason}'}."
+        return
+    over = f" after Holm over {rival.family_size}" if rival.family_size > 1 else ""
+    difference = in_points(rival.difference, rival.low, rival.high)
+    yield f"{against}: {rival.verdict} ({difference}, p {p_in_words(rival.p_value)}{over})."
+
+
+def _cost(answer: DatasetAnswer) -> Iterator[str]:
+    winner = answer.winner
+    if winner.cost.wall_s or winner.cost.gpu_s:
+        yield f"It cost {seconds_in_words(winner.cost)}{' per seed' if len(winner.run_ids) > 1 else ''}."
 
 
 def _listed(names: Sequence[str]) -> str:
