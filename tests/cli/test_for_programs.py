@@ -33,6 +33,7 @@ def printed(capsys: pytest.CaptureFixture[str]) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_a_launch_prints_its_plan_and_then_the_answer_that_the_report_holds(
     store: StorePaths, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -163,6 +163,7 @@ def test_a_picture_that_would_be_a_giant_is_cropped_before_it_is_resized_to_the_
         assert np.array_equal(prepare_one(image_HWC, spec), by_pillow)
 
 
+@pytest.mark.slow
 def test_a_line_of_65000_pixels_is_no_giant(tmp_path: Path) -> None:
     """Once 12.8 GB: the limit on address space is what one process may take."""
     code = (

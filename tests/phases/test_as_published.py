@@ -109,6 +109,7 @@ def test_only_the_border_of_the_crop_differs_from_individual_vs_parallel(row: Ro
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", IVP_ROWS, ids="-".join)
 def test_step_one_of_individual_vs_parallel(row: Row, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset, model, phase, _ = row

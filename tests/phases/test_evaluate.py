@@ -326,6 +326,7 @@ def test_a_fine_tuning_is_evaluated_without_the_files_it_started_from(tmp_path: 
     assert own == found
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_fine_tuned_backbone_are_a_checkpoint_like_any_other(tmp_path: Path) -> None:
     named = ["model=mobilenet_v3_small", "dataset.max_images=60"]
     tuned = request(tmp_path, *named, "weights=random", "phase=finetune", "phase.finetune.head=random")
@@ -418,6 +419,7 @@ def one_picture_each(folder: Path, names: Iterable[str]) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_folders_0_to_999_are_imagenets_classes_as_numbers_not_as_text(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -547,6 +549,7 @@ def test_a_run_read_with_batch_statistics_is_evaluated_with_them_too(tmp_path: P
     assert found["test_accuracy"] == own["test_accuracy"] and found["test_loss"] == own["test_loss"]
 
 
+@pytest.mark.slow
 def test_auxiliary_heads_of_a_probe_may_be_dropped_by_its_finetuning_and_count_in_no_size(tmp_path: Path) -> None:
     arguments = [
         "model=googlenet",

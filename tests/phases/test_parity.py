@@ -65,6 +65,7 @@ def test_the_same_network_passes_with_room_to_spare(probed: Request, tmp_path: P
     assert gate["judged"] and gate["largest_ratio"] < 0.5 and gate["counting_rows"] >= 90
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -116,6 +117,7 @@ def test_weak_heads_and_coarse_features_are_no_failure(tmp_path: Path, arguments
     assert gate["rows"] == 90 and gate["largest_ratio"] <= 1
 
 
+@pytest.mark.slow
 def test_what_cannot_be_judged_is_recorded_as_such_and_trained_all_the_same(
     probed: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +204,7 @@ def test_a_constant_block_of_features_is_refused(
     assert_refused(fine_tune(probed, tmp_path), "resnet18 gives the same features for every image")
 
 
+@pytest.mark.slow
 def test_of_a_pair_the_backbone_that_differs_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = request(tmp_path, "model=shufflenet_v2_x0_5+resnet18", *SMALL[1:])
     spoil_network(monkeypatch, lambda trunk: trunk.get_buffer("bn1.running_var").mul_(1.01), only="resnet18")

@@ -19,6 +19,7 @@ from selenium.webdriver import Chrome, ChromeOptions, Keys
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
+from selenium.webdriver.support.wait import WebDriverWait
 
 from transfergrid.paths import StorePaths
 from transfergrid.report import figures
@@ -60,6 +61,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a small grid, with all its figures."""
     store = StorePaths(tmp_path_factory.mktemp("small"))
     small_grid(store)
+    for run in store.runs.iterdir():
+        (run / "weights.pt").write_bytes(b"weights")
     return write_report("small", store).with_name("index.html")
 
 
@@ -360,7 +363,8 @@ def test_at_400_pixels_the_model_and_its_accuracy_stay_in_view_and_a_cue_says_th
     for scroll_px in (0, 120, 300, 10_000):
         model, accuracy = browser.execute_script(places, scroll_px)
         assert 0 <= model[0] < model[1] <= accuracy[0] + 1 and accuracy[1] <= 400
-    assert "more" not in (browser.find_element(By.ID, "comparison-box").get_attribute("class") or "").split()
+    box = browser.find_element(By.ID, "comparison-box")  # the page hears of a scroll a moment later
+    WebDriverWait(browser, 5).until(lambda _: "more" not in (box.get_attribute("class") or "").split())
 
 
 def test_at_1280_pixels_the_interval_and_p_of_every_difference_are_in_view(browser: Chrome, small: Path) -> None:

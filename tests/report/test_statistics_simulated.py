@@ -92,6 +92,7 @@ def test_a_true_difference_of_two_standard_errors_between_two_networks_is_found_
     assert 0.40 < found < 0.55
 
 
+@pytest.mark.slow
 def test_one_seed_takes_the_luck_of_a_seed_for_the_model_and_several_seeds_do_not() -> None:
     """Why the report says what one seed cannot say: seeds 0.4 points apart, models equal, 10,000 images."""
     generator = np.random.default_rng(3)

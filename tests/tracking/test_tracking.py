@@ -160,6 +160,7 @@ def test_what_looks_like_a_secret_is_redacted_and_tags_are_cut_to_what_wandb_tak
     assert told["tags"][0].startswith("grid:ggg") and len(told["tags"][0]) == 64 and len(told["group"]) == 128
 
 
+@pytest.mark.slow
 def test_a_mirror_without_anything_to_send_ends_with_its_launcher(tmp_path: Path) -> None:
     store = StorePaths(tmp_path / "results")
     launcher = (

@@ -368,9 +368,6 @@ RESUMED = {
 }
 
 
-LONG = ("finetune", "finetune_l2_sp")
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
@@ -380,7 +377,8 @@ def num_steps(asked: Request) -> int:
     return max(int(line["step"]) for line in read_metrics(paths_of(final_run(asked), asked.runtime).metrics))
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in LONG else c for c in RESUMED])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", RESUMED)
 def test_interrupted_at_a_step_a_run_ends_bit_for_bit_the_same(
     case: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -517,9 +515,8 @@ def assert_survives_kills(case: str, folder: Path, cache: Path, *, kills: int) -
     assert not list(root.rglob("*.tmp")) and not (root / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(
-    ("case", "kills"), [("probe", 1), *(pytest.param(c, 3, marks=pytest.mark.slow) for c in KILLED)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "kills"), [("probe", 1), *((case, 3) for case in KILLED)])
 def test_killed_with_sigkill_once_or_again_and_again_a_run_ends_bit_for_bit_the_same(
     case: str, kills: int, tmp_path: Path, cache: Path
 ) -> None:
