@@ -280,12 +280,11 @@ def test_an_intent_that_sbatch_took_and_slurm_does_not_show_is_neither_adopted_n
     ids=["of another cluster", "of an older release"],
 )
 def test_an_intent_that_is_not_this_clusters_is_left_as_it_is(
-    slurm: ReplayedSlurm, store: StorePaths, changed: dict[str, str | None]
+    slurm: ReplayedSlurm, store: StorePaths, changed: dict[str, Any]
 ) -> None:
     sender = sender_of(store)
     intent = sender._intend(group_of(RUNS))
-    other: Any = replace(intent, **changed)  # type: ignore[arg-type]
-    record(other)
+    record(replace(intent, **changed))
     slurm.answers("squeue", queue_line("41_0", "PENDING", name=intent.job_name))
     assert adopt_intents(read_ledger(store), alone=True) is False
     assert [s.job_id for s in read_ledger(store).unsettled] == [None] and of(slurm, "squeue") == []

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from transfergrid.data import DatasetFacts
 from transfergrid.data.draws import val_groups, with_splits
@@ -14,7 +15,7 @@ from transfergrid.data.folds import count_rows, make_folds
 from transfergrid.data.images import FolderFiles
 from transfergrid.data.tables import Row
 from transfergrid.errors import ConfigError
-from transfergrid.specs import DatasetSpec
+from transfergrid.specs import DatasetSpec, Split
 
 FOLDER = Path("/data/pets")
 GROUPS_OF_TWO = {"p": "ab", "q": "ac", "r": "bc"}  # each class is in two of them
@@ -131,8 +132,8 @@ def test_the_plan_counts_what_the_run_holds_out(max_images: int | None) -> None:
         files=FolderFiles({}, {}, {"train": groups_N, "test": np.arange(3)}),
     )
     run = spec("probe", "resnet18", max_images=max_images)
-    labels = {"train": labels_N, "test": np.arange(3)}
-    folds = make_folds(run, labels, facts.groups)  # type: ignore[arg-type]
+    labels: dict[Split, NDArray[np.int64]] = {"train": labels_N, "test": np.arange(3)}
+    folds = make_folds(run, labels, facts.groups)
     counted = count_rows(
         facts, max_images=max_images, protocol="fair", train_fraction=None, shots=None, val_seed=run.val_seed
     )

@@ -11,6 +11,7 @@ Others import from here. declared: how a field says what it means. identity: dat
 inputs: networks and data. settings: those of each phase. runs: RunSpec and Runtime.
 """
 
+# All public nouns of the five modules are the vocabulary: naming each here again would only be a second list.
 # ruff: noqa: F403
 from transfergrid.specs.declared import *
 from transfergrid.specs.identity import *

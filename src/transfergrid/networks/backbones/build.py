@@ -59,7 +59,7 @@ def build(
     if spec.weights.identity.startswith("random:"):
         network = _random(spec)
         if spec.name.startswith("timm/"):
-            network.reset_classifier(0)  # type: ignore[operator]
+            network.reset_classifier(0)  # type: ignore[operator]  # a method of timm's networks alone
             return network.eval()
         return behead(network, spec.name, backbones.entry(spec.name).head).eval()
     path = _file_of(spec, weights_dir, weights_files, download=download)
