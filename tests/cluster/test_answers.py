@@ -55,6 +55,7 @@ REPLAYED = {
         FAILED + "Connection reset by peer",
         FAILED + "Slurm backup controller in standby mode",
         "slurm_load_jobs error: Unable to contact slurm controller (connect failure)",
+        "slurm_load_jobs error: Transport endpoint is not connected",
         "sacct: error: Problem talking to the database: Connection refused",
         "sbatch: error: Invalid account, says an old note\n" + FAILED + "Socket timed out on send/recv operation",
     ),
