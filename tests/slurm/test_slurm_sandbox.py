@@ -192,7 +192,7 @@ def test_daemons_can_be_killed_paused_and_brought_back(slurm: Sandbox) -> None:
     slurm.kill_daemon("slurmctld")
     with pytest.raises(SandboxError, match="`squeue` failed, exit 1: ") as silent:
         slurm.run("squeue", timeout_s=120)  # it asks again and again for ten seconds, on a machine that has time
-    # Which words it uses depends on when the socket was closed: "Unable to contact", "Transport endpoint is not connected".
+    # Its words depend on when the socket was closed: "Unable to contact", "Transport endpoint is not connected".
     assert answer(str(silent.value)) is Answer.SILENCE
     slurm.start_daemon("slurmctld")
     assert state(slurm, job) == "RUNNING"
