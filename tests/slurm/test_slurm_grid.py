@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -269,7 +270,14 @@ def test_two_hundred_configurations_are_submitted_in_ten_seconds(slurm: Sandbox,
         slurm.run("scancel", "-u", "root")
 
 
+def processor_s() -> float:
+    """Of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_the_status_of_a_thousand_takes_two_seconds_and_three_commands(slurm: Sandbox, tmp_path: Path) -> None:
+    """Two seconds of processor time, which does not depend on who else is using the machine."""
     seeds = f"grid.seeds=[{','.join(map(str, range(1000)))}]"
     counted = tmp_path / "bin"
     counted.mkdir()
@@ -283,12 +291,12 @@ def test_the_status_of_a_thousand_takes_two_seconds_and_three_commands(slurm: Sa
         taken_s = []
         for _ in range(3):
             (tmp_path / "calls").unlink(missing_ok=True)
-            began = time.monotonic()
+            before = processor_s()
             status = jobs("status.py", "grid=quickstart", env=env, cwd=tmp_path)
-            taken_s.append(time.monotonic() - began)
+            taken_s.append(processor_s() - before)
             assert "1000 pending" in status.text
             assert len((tmp_path / "calls").read_text().split()) <= 3  # which cluster, its queue, its accounts
-        assert min(taken_s) < 2  # of three, since others may use the machine
+        assert min(taken_s) < 2
     finally:
         slurm.run("scancel", "-u", "root")
 
