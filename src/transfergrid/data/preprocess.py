@@ -80,14 +80,7 @@ def resize_by_taps(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
     """
     height_px, width_px = images_NHWC.shape[1:3]
     down, across = (
-        _taps(
-            side_px,
-            full_px,
-            spec.interpolation,
-            _crop_start_px(full_px, spec.crop_px),
-            spec.crop_px,
-            images_NHWC.device,
-        )
+        _taps(side_px, full_px, spec.crop_px, spec.interpolation, images_NHWC.device)
         for side_px, full_px in zip((height_px, width_px), _full_px(height_px, width_px, spec), strict=True)
     )
     seen_NCHW = images_NHWC[:, down.seen, across.seen].permute(0, 3, 1, 2)
@@ -247,12 +240,13 @@ def _per_channel(values: tuple[float, float, float], device: torch.device) -> Te
 
 
 @lru_cache(maxsize=64)
-def _taps(in_px: int, out_px: int, interpolation: str, start_px: int, count_px: int, device: torch.device) -> _Taps:
-    """Of the pixels start_px .. start_px + count_px of an axis that is resized from in_px to out_px."""
+def _taps(in_px: int, out_px: int, crop_px: int, interpolation: str, device: torch.device) -> _Taps:
+    """Of the centre, crop_px wide, of an axis that is resized from in_px to out_px."""
     kernel, radius_px = (_triangle, 1.0) if interpolation == "bilinear" else (_cubic, 2.0)
-    pixels = [_weights_of_pixel(out, in_px, out_px, kernel, radius_px) for out in range(start_px, start_px + count_px)]
+    start_px = _crop_start_px(out_px, crop_px)
+    pixels = [_weights_of_pixel(out, in_px, out_px, kernel, radius_px) for out in range(start_px, start_px + crop_px)]
     first_px, last_px = min(first for first, _ in pixels), max(first + len(weights) for first, weights in pixels)
-    weights_ok = torch.zeros(count_px, max(len(weights) for _, weights in pixels), dtype=torch.int32)
+    weights_ok = torch.zeros(crop_px, max(len(weights) for _, weights in pixels), dtype=torch.int32)
     for weights_k, (_, weights) in zip(weights_ok, pixels, strict=True):
         weights_k[: len(weights)] = torch.tensor(weights, dtype=torch.int32)
     first_o = torch.tensor([first - first_px for first, _ in pixels])
