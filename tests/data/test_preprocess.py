@@ -11,7 +11,7 @@ from PIL import Image
 
 from transfergrid import data
 from transfergrid.data import ArrayImages, LabeledImages, preprocess
-from transfergrid.data.preprocess import ImageSource, normalise, prepare_images, prepare_one, resize, resize_by_matrix
+from transfergrid.data.preprocess import ImageSource, normalise, prepare_images, prepare_one, resize, resize_by_taps
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.specs import PreprocessSpec
 
@@ -44,14 +44,14 @@ def mixed(folder: Path) -> LabeledImages:
 @pytest.mark.parametrize(
     ("native_px", "size_px"), [(8, 64), (28, 224), (32, 224), (33, 299), (97, 32), (256, 224), (300, 64), (64, 64)]
 )
-def test_matrices_resize_to_pillows_pixels_to_the_last_bit(
+def test_sums_of_taps_resize_to_pillows_pixels_to_the_last_bit(
     native_px: int, size_px: int, interpolation: Literal["bilinear", "bicubic"]
 ) -> None:
     # Besides noise a checkerboard: its overshoot is what bicubic clipping, and its order, shows in.
     checkerboard = (np.indices((native_px, native_px)).sum(0) % 2 * 255).astype(np.uint8)
     images_NHWC = np.stack([tiny_data.random_images(native_px, native_px, 3), np.stack([checkerboard] * 3, 2)])
     spec = spec_of("direct", size_px, size_px, interpolation)
-    resized = resize_by_matrix(torch.from_numpy(images_NHWC), spec).numpy()
+    resized = resize_by_taps(torch.from_numpy(images_NHWC), spec).numpy()
     for image_HWC, resized_HWC in zip(images_NHWC, resized, strict=True):
         pillow = np.asarray(Image.fromarray(image_HWC).resize((size_px, size_px), RESAMPLING[interpolation]))
         assert np.abs(resized_HWC.astype(int) - pillow).max() == 0
@@ -80,20 +80,20 @@ def test_the_recipe_on_the_device_is_torchvisions_transform_of_a_pillow_image(
     expected = torch.stack([theirs(Image.fromarray(image)) for image in images.array()])
     images_NHWC = prepare_images(images, [0, 1], None)
     assert torch.allclose(normalise(images_NHWC, spec), expected, rtol=0, atol=1e-6)
-    assert torch.equal(resize_by_matrix(images_NHWC, spec), resize(images_NHWC, spec))
+    assert torch.equal(resize_by_taps(images_NHWC, spec), resize(images_NHWC, spec))
 
 
 def test_a_batch_larger_than_a_chunk_gives_the_same_pixels_as_its_images_one_by_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(preprocess, "_MATRIX_BYTES", 3 * 8 * 100 * 100)
+    monkeypatch.setattr(preprocess, "_CHUNK_BYTES", 3 * 8 * 100 * 100)
     images_NHWC = torch.from_numpy(tiny_data.random_images(40, 16, 16, 1))
     spec = spec_of("direct", 100, 100, "bilinear")
-    for function in (resize, resize_by_matrix):
+    for function in (resize, resize_by_taps):
         one_by_one = torch.cat([function(images_NHWC[i : i + 1], spec) for i in range(40)])
         assert torch.equal(function(images_NHWC, spec), one_by_one)
         assert function(images_NHWC[:0], spec).shape == (0, 100, 100, 1)
-    assert torch.equal(resize(images_NHWC, spec), resize_by_matrix(images_NHWC, spec))
+    assert torch.equal(resize(images_NHWC, spec), resize_by_taps(images_NHWC, spec))
 
 
 @pytest.mark.gpu

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from transfergrid.data.geometry import preprocess_for
-from transfergrid.data.preprocess import normalise, resize, resize_by_matrix
+from transfergrid.data.preprocess import normalise, resize, resize_by_taps
 from transfergrid.errors import ConfigError
 from transfergrid.networks import backbones
 from transfergrid.networks.backbones.build import Frozen, build
@@ -113,7 +113,7 @@ def test_T07_images_are_resized_with_antialias_to_pillows_own_pixels() -> None:
     pillow = np.asarray(Image.fromarray(noise_HWC).resize((64, 64), Image.Resampling.BILINEAR))
     images_1HWC = torch.from_numpy(noise_HWC)[None]
     assert np.array_equal(resize(images_1HWC, spec)[0].numpy(), pillow)
-    assert np.array_equal(resize_by_matrix(images_1HWC, spec)[0].numpy(), pillow)
+    assert np.array_equal(resize_by_taps(images_1HWC, spec)[0].numpy(), pillow)
     aliased = nn.functional.interpolate(images_1HWC.permute(0, 3, 1, 2).float(), size=(64, 64), mode="bilinear")
     assert float((aliased[0].permute(1, 2, 0) - torch.from_numpy(pillow.copy())).abs().max()) > 100  # the trap
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -28,7 +29,7 @@ from transfergrid.specs import PreprocessSpec
 _WEIGHT_BITS = 22  # of Pillow's fixed-point weights for 8-bit channels
 _READ_AHEAD = 2
 _HOST_CHUNK = 512
-_MATRIX_BYTES = 2**28
+_CHUNK_BYTES = 2**28
 _GIANT_PX = 2**24  # of a resized picture: 67 MB in Pillow, which keeps four bytes a pixel
 # Added to a picture's standard deviation, in levels of 0..255: no division by zero where it has one colour.
 FLAT_LEVELS = 255 * 1e-4
@@ -61,7 +62,7 @@ def resize(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
         top_px, left_px = (_crop_start_px(full_px, spec.crop_px) for full_px in full_HW)
         return images_NHWC[:, top_px : top_px + spec.crop_px, left_px : left_px + spec.crop_px]
     if images_NHWC.is_cuda:
-        return resize_by_matrix(images_NHWC, spec)
+        return resize_by_taps(images_NHWC, spec)
     resized_NHWC = np.empty((num_images, spec.crop_px, spec.crop_px, num_channels), dtype=np.uint8)
     pillow_input_NHWC = images_NHWC.numpy()
 
@@ -72,25 +73,22 @@ def resize(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
     return torch.from_numpy(resized_NHWC)
 
 
-def resize_by_matrix(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
+def resize_by_taps(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
     """resize() in Pillow's fixed-point arithmetic, for a GPU; on a CPU it gives the same, slower than Pillow.
 
     Only what the crop shows is read and computed, so it also serves pictures that would be giants once resized.
     """
-    seen, weights = [], []
     height_px, width_px = images_NHWC.shape[1:3]
-    for side_px, full_px in zip((height_px, width_px), _full_px(height_px, width_px, spec), strict=True):
-        start_px = _crop_start_px(full_px, spec.crop_px)
-        first_px, weights_oi = _weights(
-            side_px, full_px, spec.interpolation, start_px, spec.crop_px, images_NHWC.device
-        )
-        seen.append(slice(first_px, first_px + weights_oi.shape[1]))
-        weights.append(weights_oi)
-    seen_NCHW = images_NHWC[:, seen[0], seen[1]].permute(0, 3, 1, 2)
-    # Doubles are large, so a few images at a time.
-    bytes_per_image = 8 * images_NHWC.shape[3] * max(*seen_NCHW.shape[2:], spec.crop_px) ** 2
-    chunks = torch.split(seen_NCHW, max(1, _MATRIX_BYTES // bytes_per_image))
-    return torch.cat([_resized(chunk_NCHW, *weights) for chunk_NCHW in chunks]).permute(0, 2, 3, 1)
+    down, across = (
+        _taps(side_px, full_px, spec.crop_px, spec.interpolation, images_NHWC.device)
+        for side_px, full_px in zip((height_px, width_px), _full_px(height_px, width_px, spec), strict=True)
+    )
+    seen_NCHW = images_NHWC[:, down.seen, across.seen].permute(0, 3, 1, 2)
+    # The sums and one product are int32 at the height that is read and the width of the crop.
+    bytes_per_image = 8 * seen_NCHW.shape[1] * max(seen_NCHW.shape[2], spec.crop_px) * spec.crop_px
+    chunks = torch.split(seen_NCHW, max(1, _CHUNK_BYTES // bytes_per_image))
+    resized = [_weighted(_weighted(chunk_NCHW, across, axis=3), down, axis=2) for chunk_NCHW in chunks]
+    return torch.cat(resized).permute(0, 2, 3, 1)
 
 
 def prepare_images(
@@ -117,7 +115,7 @@ def prepare_one(image_HWC: NDArray[np.uint8], spec: PreprocessSpec) -> NDArray[n
     full_height_px, full_width_px = _full_px(image_HWC.shape[0], image_HWC.shape[1], spec)
     # A line of a picture: 65,000 x 1 px would take 12.8 GB.
     if full_height_px * full_width_px > max(_GIANT_PX, 4 * spec.crop_px**2):
-        return resize_by_matrix(torch.from_numpy(image_HWC)[None], spec)[0].numpy()
+        return resize_by_taps(torch.from_numpy(image_HWC)[None], spec)[0].numpy()
     image = Image.fromarray(image_HWC[..., 0] if image_HWC.shape[2] == 1 else image_HWC)
     resample = Image.Resampling.BILINEAR if spec.interpolation == "bilinear" else Image.Resampling.BICUBIC
     resized = image.resize((full_width_px, full_height_px), resample)
@@ -211,11 +209,29 @@ def _crop_start_px(full_px: int, crop_px: int) -> int:
     return round((full_px - crop_px) / 2)
 
 
-def _resized(images_NCHW: Tensor, rows_oi: Tensor, columns_oi: Tensor) -> Tensor:
-    """Both axes, columns first, each rounded to whole levels, as Pillow does. Exact: products stay below 2**53."""
-    columns_NCHo = (images_NCHW.double() @ columns_oi.T).mul_(2.0**-_WEIGHT_BITS).add_(0.5).floor_().clamp_(0, 255)
-    both_NCoo = (rows_oi @ columns_NCHo).mul_(2.0**-_WEIGHT_BITS).add_(0.5).clamp_(0, 255)
-    return both_NCoo.to(torch.uint8)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Taps:
+    """What the o pixels of a resized and cropped axis are made of. seen: the pixels that any of them is made of.
+    first_o: int64, the first of each, counted in `seen`. weights_ko: int32, Pillow's weights of k pixels from there
+    on, in units of 2**-22; 0 beyond a pixel's own."""
+
+    seen: slice
+    first_o: Tensor
+    weights_ko: Tensor
+
+
+def _weighted(images_NCHW: Tensor, taps: _Taps, *, axis: int) -> Tensor:
+    """uint8 images, one axis resized and rounded to whole levels: Pillow's sums of integers.
+
+    Exact in int32: weights of both signs add up to less than 2**23, so no sum reaches 255 * 2**23 < 2**31.
+    """
+    last, shape = images_NCHW.shape[axis] - 1, [1, 1, 1, 1]
+    shape[axis] = -1
+    sums = torch.full((1, 1, 1, 1), 1 << _WEIGHT_BITS - 1, dtype=torch.int32, device=images_NCHW.device)
+    for k, weights_o in enumerate(taps.weights_ko):
+        pixels = images_NCHW.index_select(axis, (taps.first_o + k).clamp_(max=last))
+        sums = sums + pixels * weights_o.reshape(shape)
+    return sums.bitwise_right_shift_(_WEIGHT_BITS).clamp_(0, 255).to(torch.uint8)
 
 
 @lru_cache(maxsize=64)
@@ -224,25 +240,22 @@ def _per_channel(values: tuple[float, float, float], device: torch.device) -> Te
 
 
 @lru_cache(maxsize=64)
-def _weights(
-    in_px: int, out_px: int, interpolation: str, start_px: int, count_px: int, device: torch.device
-) -> tuple[int, Tensor]:
-    """Rows start_px .. start_px + count_px of Pillow's resampling matrix (out_px, in_px), in units of 2**-22.
-
-    Only the columns that are not all zero, and the first of them.
-    """
+def _taps(in_px: int, out_px: int, crop_px: int, interpolation: str, device: torch.device) -> _Taps:
+    """Of the centre, crop_px wide, of an axis that is resized from in_px to out_px."""
     kernel, radius_px = (_triangle, 1.0) if interpolation == "bilinear" else (_cubic, 2.0)
-    rows = [_weights_of_pixel(out, in_px, out_px, kernel, radius_px) for out in range(start_px, start_px + count_px)]
-    first_px, last_px = min(first for first, _ in rows), max(first + len(taps) for first, taps in rows)
-    matrix_oi = torch.zeros(count_px, last_px - first_px, dtype=torch.float64)
-    for row_i, (first, taps) in zip(matrix_oi, rows, strict=True):
-        row_i[first - first_px : first - first_px + len(taps)] = torch.tensor(taps, dtype=torch.float64)
-    return first_px, matrix_oi.to(device)
+    start_px = _crop_start_px(out_px, crop_px)
+    pixels = [_weights_of_pixel(out, in_px, out_px, kernel, radius_px) for out in range(start_px, start_px + crop_px)]
+    first_px, last_px = min(first for first, _ in pixels), max(first + len(weights) for first, weights in pixels)
+    weights_ok = torch.zeros(crop_px, max(len(weights) for _, weights in pixels), dtype=torch.int32)
+    for weights_k, (_, weights) in zip(weights_ok, pixels, strict=True):
+        weights_k[: len(weights)] = torch.tensor(weights, dtype=torch.int32)
+    first_o = torch.tensor([first - first_px for first, _ in pixels])
+    return _Taps(slice(first_px, last_px), first_o.to(device), weights_ok.T.contiguous().to(device))
 
 
 def _weights_of_pixel(
     out: int, in_px: int, out_px: int, kernel: Callable[[float], float], radius_px: float
-) -> tuple[int, list[float]]:
+) -> tuple[int, list[int]]:
     """The first pixel that this one is made of, and the weight of each from there on."""
     scale = in_px / out_px
     stretch = max(scale, 1.0)  # antialias: the kernel grows with the shrinking
@@ -253,7 +266,7 @@ def _weights_of_pixel(
     total = 0.0
     for tap in taps:  # not math.fsum or sum(): the order of rounding is Pillow's
         total += tap
-    return first, [float(int(tap / total * 2**_WEIGHT_BITS + math.copysign(0.5, tap))) for tap in taps]
+    return first, [int(tap / total * 2**_WEIGHT_BITS + math.copysign(0.5, tap)) for tap in taps]
 
 
 def _triangle(x: float) -> float:
