@@ -77,9 +77,11 @@ def test_predictions_name_classes_that_are_not_utf8(tmp_path: Path) -> None:
     names = (os.fsdecode(b"caf\xe9"), "dog")
     fold = Fold("test", np.array([0]), np.array([1]))
 
-    _write_csv(tmp_path / "predictions.csv", fold, np.array([[0.0, 0.0]], dtype=np.float32), names)
+    files = [os.fsdecode(b"test/dog/caf\xe9.png")]
+    _write_csv(tmp_path / "predictions.csv", fold, np.array([[0.0, 0.0]], dtype=np.float32), names, files)
 
-    assert (tmp_path / "predictions.csv").read_bytes().splitlines()[1] == b"0,dog,caf\xe9,0.5000"
+    wanted = b"test/dog/caf\xe9.png,0,dog,caf\xe9,0.5000"
+    assert (tmp_path / "predictions.csv").read_bytes().splitlines()[1] == wanted
 
 
 def test_predict_keeps_what_cannot_be_read_to_name_it_and_opens_no_pipe(tmp_path: Path) -> None:

@@ -161,7 +161,8 @@ def test_every_prediction_stands_in_the_csv_with_its_probability(trained: tuple[
     asked = evaluate(folder, f"run={final_run(scratch).run_id}", "dataset.max_images=200")
     rows = rows_of_csv(asked)
     stored = read_predictions(paths_of(final_run(asked), asked.runtime))["test"]
-    assert list(rows[0]) == ["index", "label", "predicted", "probability"]
+    assert list(rows[0]) == ["file", "index", "label", "predicted", "probability"]
+    assert {row["file"] for row in rows} == {""}  # digits lie in no files of their own
     assert [int(row["index"]) for row in rows] == stored.index_N.tolist()
     assert [int(row["label"]) for row in rows] == stored.label_N.tolist()
     assert [int(row["predicted"]) for row in rows] == stored.predicted_N.tolist()
@@ -273,6 +274,7 @@ def test_classes_of_a_folder_are_found_by_name_in_whatever_order_they_sort(
     assert record.details["class_names"] == list("0123456789")
     assert record.metrics["test_accuracy"] == (found.predicted_N == found.label_N).mean()
     assert {row["label"] for row in rows_of_csv(asked)} == {"3", "5", "9"}
+    assert [pictures / row["file"] for row in rows_of_csv(asked)] == files
 
 
 def test_a_folder_with_a_class_that_the_run_does_not_know_is_refused_by_its_name(
