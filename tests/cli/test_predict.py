@@ -162,10 +162,11 @@ def test_few_images_are_in_memory_however_many_there_are(
 # ---------------------------------------------------------------------------------------------------------------- csv
 def test_a_row_holds_the_best_classes_with_their_probabilities() -> None:
     logits_C = np.log(np.array([0.1, 0.6, 0.3], dtype=np.float32))
-    assert csv_header(2) == "file predicted probability class_1 probability_1 class_2 probability_2 error".split()
+    assert csv_header(1) == "file predicted probability error".split()
+    assert csv_header(2) == "file predicted probability class_2 probability_2 error".split()
     row = csv_row(Predicted("a.png", logits_C, None), ["x", "y", "z"], top_k=2)
-    assert row == ["a.png", "y", "0.600000", "y", "0.600000", "z", "0.300000", ""]
-    assert csv_row(Predicted("b.png", None, "torn"), ["x", "y", "z"], top_k=2) == ["b.png", *[""] * 6, "torn"]
+    assert row == ["a.png", "y", "0.600000", "z", "0.300000", ""]
+    assert csv_row(Predicted("b.png", None, "torn"), ["x", "y", "z"], top_k=2) == ["b.png", *[""] * 4, "torn"]
 
 
 def test_images_in_subfolders_are_predicted_and_unreadable_ones_named(
@@ -186,15 +187,16 @@ def test_images_in_subfolders_are_predicted_and_unreadable_ones_named(
     exit_code, out, err = answer(monkeypatch, capsys, place, *asked)
     assert (exit_code, out) == (1, "")
     lines = err.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("unreadable: ") and "sub/torn.png cannot be read" in lines[0]
-    assert lines[1] == "1 image of 4 could not be read"
+    assert len(lines) == 3 and lines[0] == "not read: 1 .txt (as notes.txt)"
+    assert lines[1].startswith("unreadable: ") and "sub/torn.png cannot be read" in lines[1]
+    assert lines[2] == "1 image of 4 could not be read"
     with open(output, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == ["b.png", "sub/a.jpg", "sub/deep/c.webp", "sub/torn.png"]
     assert "cannot be read as an image" in rows[3]["error"] and rows[3]["predicted"] == ""
     for row in rows[:3]:
-        assert (row["predicted"], row["probability"], row["error"]) == (row["class_1"], row["probability_1"], "")
-        shares = [float(row[f"probability_{rank}"]) for rank in (1, 2, 3)]
+        assert row["predicted"] in set("0123456789") and row["error"] == "" and "class_1" not in row
+        shares = [float(row[name]) for name in ("probability", "probability_2", "probability_3")]
         assert shares == sorted(shares, reverse=True) and 0.1 <= shares[0] < 1
     assert [p.name for p in output.parent.iterdir()] == ["out.csv"]
 
