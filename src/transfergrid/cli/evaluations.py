@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MOST_SHOWN = 3  # evaluations; the report has more
 WORST_CLASSES = 15
-MIN_NAME = 16  # columns for the name of a class; longer ones take more lines
+FOLDED_NAME = 16  # columns that a name beside the matrix is folded to, if need be
 
 
 def show_evaluations(console: Console, comparison: Comparison, run_ids: Collection[str]) -> None:
@@ -53,24 +53,19 @@ def show_evaluations(console: Console, comparison: Comparison, run_ids: Collecti
 def _confusions(found: Confusion, width: int) -> tuple[Table[Any], RichTable]:
     """A matrix of few classes, headed by their names or, where those are too wide, by their numbers; else the pairs
     that are confused most."""
+    from rich.cells import cell_len
     from rich.measure import Measurement
 
     from transfergrid.cli.tables import rich_table
     from transfergrid.report.analysis.per_class import MATRIX_CLASSES, matrix, pair_table
 
-    if len(found.names) <= MATRIX_CLASSES:
-        for numbered in (False, True):
-            table = matrix(found, numbered=numbered)
-            drawn = rich_table(table, gap=2 - numbered)
-            wide = Console(width=10_000)
-            least = Measurement.get(wide, wide.options, drawn)
-            if (least.maximum if not numbered else least.maximum - _longest(found) + MIN_NAME) <= width:
-                return table, drawn
+    wide = Console(width=10_000)
+    for numbered in (False, True) if len(found.met) <= MATRIX_CLASSES else ():
+        table = matrix(found, numbered=numbered)
+        drawn = rich_table(table, gap=2 - numbered)
+        longest = max(cell_len(str(cell)) for cell in drawn.columns[0].cells)
+        saved = max(0, longest - FOLDED_NAME) if numbered else 0
+        if Measurement.get(wide, wide.options, drawn).maximum - saved <= width:
+            return table, drawn
     pairs = pair_table(found)
     return pairs, rich_table(pairs)
-
-
-def _longest(found: Confusion) -> int:
-    from rich.cells import cell_len
-
-    return max(map(cell_len, found.names))

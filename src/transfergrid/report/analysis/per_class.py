@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from transfergrid.errors import DataError
-from transfergrid.names import some
+from transfergrid.names import printable, some
 from transfergrid.report.analysis.cells import accuracy_with_interval, number, percent
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.predictions import StoredPredictions
@@ -93,9 +93,14 @@ class Confusion:
             for c, name in enumerate(self.names)
         )
 
+    @property
+    def met(self) -> list[int]:
+        """The classes that have images, or that some image is taken for."""
+        return [int(c) for c in np.flatnonzero(self.counts_CC.any(axis=0) | self.counts_CC.any(axis=1))]
+
     def worst_first(self) -> list[ClassErrors]:
-        """By recall, then by errors; classes without images come last."""
-        return sorted(self.classes, key=lambda c: (c.recall is None, c.recall or 0.0, c.right - c.images))
+        """The classes that have images, by recall, then by errors."""
+        return sorted((c for c in self.classes if c.images), key=lambda c: (c.right / c.images, c.right - c.images))
 
     def pairs(self, most: int = MOST_PAIRS) -> list[Pair]:
         return confused_pairs(self.counts_CC, most=most)
@@ -143,25 +148,27 @@ def _predictions(run: RunRecord, split: str, stored: StoredPredictions) -> Predi
 # ------------------------------------------------------------------------------------------------------------- tables
 # Without names: W&B has one table of every row's classes.
 def matrix(found: Confusion, *, numbered: bool = False) -> Table[int]:
-    """A line for each true class, a column for each predicted one. numbered: a column is headed by its class's place,
-    which stands before the name of each true class."""
-    heads = [str(c) for c in range(len(found.names))] if numbered else found.names
-    names = [f"{c} {name}" if numbered else name for c, name in enumerate(found.names)]
-    columns: list[Column[int]] = [words("true", names.__getitem__, label="true \\ predicted")]
-    columns += [_of_predicted(found, c, head) for c, head in enumerate(heads)]
-    return Table("", columns, range(len(names)), title=f"{found.counted}, true classes in rows".capitalize())
+    """A line for each true class, a column for each predicted one, of those that were met. numbered: a column is headed
+    by its class's place, which stands before the name of each true class."""
+    labels = list(map(printable, found.names))
+    columns: list[Column[int]] = [
+        words("true", lambda c: f"{c} {labels[c]}" if numbered else labels[c], label="true \\ predicted")
+    ]
+    columns += [_of_predicted(found, c, str(c) if numbered else labels[c]) for c in found.met]
+    lines = [c for c in found.met if found.classes[c].images]
+    return Table("", columns, lines, title=f"{found.counted}, true classes in rows".capitalize())
 
 
 def _of_predicted(found: Confusion, predicted: int, head: str) -> Column[int]:
     counts_C = found.counts_CC[:, predicted]
-    return figure(f"predicted_{predicted}", lambda n: number(n) if n else ".", lambda c: int(counts_C[c]), label=head)
+    return figure(f"predicted_{predicted}", lambda n: str(n) if n else ".", lambda c: int(counts_C[c]), label=head)
 
 
 def pair_table(found: Confusion, *, most: int = MOST_PAIRS) -> Table[Pair]:
     classes = found.classes
     columns: list[Column[Pair]] = [
-        words("true", lambda pair: found.names[pair[0]]),
-        words("predicted", lambda pair: found.names[pair[1]]),
+        words("true", lambda pair: printable(found.names[pair[0]])),
+        words("predicted", lambda pair: printable(found.names[pair[1]])),
         figure("images", number, lambda pair: pair[2], label=found.counted),
         figure("share", percent, lambda pair: pair[2] / classes[pair[0]].images, label="of its class %"),
     ]
@@ -171,15 +178,17 @@ def pair_table(found: Confusion, *, most: int = MOST_PAIRS) -> Table[Pair]:
 def class_table(found: Confusion, *, most: int = MANY_CLASSES) -> Table[ClassErrors]:
     """The worst classes first, at most so many."""
     columns: list[Column[ClassErrors]] = [
-        words("class", "name"),
+        words("class", lambda c: printable(c.name)),
         figure("images", number, label=found.counted),
         figure("recall", percent, label="recall %"),
         figure("precision", percent, label="precision %"),
-        words("taken_for", taken_for, label="most often taken for"),
+        words("taken_for", lambda c: printable(taken_for(c)), label="most often taken for"),
     ]
-    lines = found.worst_first()[:most]
-    of = f", {len(lines)} of {len(found.names)}" if len(lines) < len(found.names) else ""
-    return Table("", columns, lines, title=f"Classes, the worst first{of}")
+    lines = found.worst_first()
+    of = f", {most} of {len(lines)}" if len(lines) > most else ""
+    without = len(found.names) - len(lines)
+    title = f"Classes, the worst first{of}" + (f"; {without} have no {found.split} images" if without else "")
+    return Table("", columns, lines[:most], title=title)
 
 
 def taken_for(errors: ClassErrors) -> str:
@@ -192,7 +201,7 @@ def taken_for(errors: ClassErrors) -> str:
 
 def confusions(found: Confusion) -> Table[int] | Table[Pair]:
     """The matrix, or of many classes the pairs."""
-    return matrix(found) if len(found.names) <= MATRIX_CLASSES else pair_table(found)
+    return matrix(found) if len(found.met) <= MATRIX_CLASSES else pair_table(found)
 
 
 # -------------------------------------------------------------------------------------------------------- evaluations
