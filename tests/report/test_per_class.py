@@ -41,7 +41,7 @@ def test_the_worst_class_comes_first_and_one_without_images_nowhere() -> None:
     found = of(COUNTS)
     assert [c.name for c in found.worst_first()] == ["cat", "dog", "fox"]
     table = class_table(found, most=2)
-    assert table.title == "Classes, the worst first, 2 of 3; 1 have no test images"
+    assert table.title == "Classes, the worst first, 2 of 3; 1 without test images"
     assert table.texts() == [
         ["cat", "10", "60.00", "75.00", "dog (3)"],
         ["dog", "12", "66.67", "72.73", "cat, emu (2 each)"],

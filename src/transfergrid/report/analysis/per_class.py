@@ -187,7 +187,7 @@ def class_table(found: Confusion, *, most: int = MANY_CLASSES) -> Table[ClassErr
     lines = found.worst_first()
     of = f", {most} of {len(lines)}" if len(lines) > most else ""
     without = len(found.names) - len(lines)
-    title = f"Classes, the worst first{of}" + (f"; {without} have no {found.split} images" if without else "")
+    title = f"Classes, the worst first{of}" + (f"; {without} without {found.split} images" if without else "")
     return Table("", columns, lines[:most], title=title)
 
 
