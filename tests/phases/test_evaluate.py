@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,19 @@ import numpy as np
 import pytest
 import torch
 from backbone_files import reference
+from rich.console import Console
 from small_runs import carry_out, evaluate, final_run, paths_of, record_of, request, rows_of_csv
 from tiny_data import save_image
 
 from transfergrid import data
+from transfergrid.cli.console import make_console
+from transfergrid.cli.evaluations import show_evaluations
+from transfergrid.cli.grid_file import write_grid_of
+from transfergrid.cli.screen import show_results
 from transfergrid.config import Request
 from transfergrid.data.preprocess import ImageSource
 from transfergrid.errors import ConfigError
+from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.store.records import read_predictions
 from transfergrid.training import evaluation
 
@@ -87,6 +94,35 @@ def test_every_prediction_stands_in_the_csv_with_its_probability(trained: tuple[
     np.testing.assert_allclose([float(row["probability"]) for row in rows], expected_N, atol=2e-3)
     right = np.mean([row["label"] == row["predicted"] for row in rows])
     assert right == record_of(final_run(asked), asked.runtime).metrics["test_accuracy"]
+
+
+def test_the_terminal_and_the_report_tell_which_classes_are_taken_for_which(trained: tuple[Path, Request]) -> None:
+    folder, scratch = trained
+    asked = evaluate(folder, f"run={final_run(scratch).run_id}", "dataset.max_images=200")
+    on_val = evaluate(folder, f"run={final_run(scratch).run_id}", "phase.evaluate.split=val", "dataset.max_images=200")
+    rows = rows_of_csv(asked)
+    written = io.StringIO()
+    console = Console(file=written, width=80, markup=False, emoji=False)
+    for one in (asked, on_val):
+        write_grid_of(make_console(), one)
+    show_results(console, asked)
+    show_evaluations(console, read_comparison("adhoc", asked.store), [final_run(on_val).run_id])
+    said = written.getvalue()
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    assert f"\n{right} of 200 test images right: {right / 2:.1f} [" in said
+    wrong = next(row for row in rows if row["label"] != row["predicted"])
+    count = sum((row["label"], row["predicted"]) == (wrong["label"], wrong["predicted"]) for row in rows)
+    line = next(x for x in said.splitlines() if x.startswith(wrong["label"]) and len(x.split()) == 11)
+    assert line.split()[1 + int(wrong["predicted"])] == str(count)
+    tables_of = said[said.index("Images, true classes in rows:") : said.index("every image")]
+    assert "Classes, the worst first:" in tables_of and max(map(len, tables_of.splitlines())) <= 80
+    assert f"every image with its prediction: {paths_of(final_run(asked), asked.runtime).predictions_csv}" in said
+    val = [row["label"] == row["predicted"] for row in rows_of_csv(on_val)]
+    assert f"{sum(val)} of 20 val images right: {100 * sum(val) / 20:.2f} %" in said
+
+    markdown = (asked.store.report("adhoc") / "comparison.md").read_text()
+    section = markdown[markdown.index("## Which classes an evaluation gets wrong") :]
+    assert f"{right} of 200 test images right" in section and f"| {' | '.join(line.split())} |" in section
 
 
 @pytest.mark.parametrize(("split", "rows"), [("val", 20), ("train", 200)])

@@ -13,7 +13,9 @@ from rich.console import Console
 from transfergrid.cli.evaluations import _confusions
 from transfergrid.cli.tables import rich_table
 from transfergrid.report.analysis.per_class import Confusion, class_table, confusions, matrix, pair_table, taken_for
+from transfergrid.report.blocks import Section, Table
 from transfergrid.report.markdown import table_text
+from transfergrid.report.wandb_report import _tables
 
 ANIMALS = ("cat", "dog", "emu", "fox")
 COUNTS = np.array([[6, 3, 0, 1], [2, 8, 2, 0], [0, 0, 0, 0], [0, 0, 0, 5]])  # no image is an emu, two are taken for one
@@ -59,6 +61,11 @@ def test_the_matrix_has_the_true_classes_in_rows_and_every_predicted_one_in_colu
     odd = table_text(matrix(of([[1, 0], [0, 1]], ("line\nbreak", "a|b"))))
     assert odd.splitlines()[0] == "| true \\ predicted | line\\nbreak | a\\|b |" and odd.count("\n") == 4
     assert matrix(of(COUNTS, runs=3)).title == "Predictions, true classes in rows"
+
+
+def test_wandb_gets_no_table_of_it_beside_its_own_of_all_rows() -> None:
+    named, unnamed = Table("named", matrix(of(COUNTS)).columns, [0]), matrix(of(COUNTS))
+    assert list(_tables([Section("x", "Title", tables=[unnamed, named])])) == ["named"]
 
 
 def test_the_pairs_have_their_share_of_the_true_class() -> None:

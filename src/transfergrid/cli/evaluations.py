@@ -36,7 +36,8 @@ def show_evaluations(console: Console, comparison: Comparison, run_ids: Collecti
         except DataError as error:
             say(console, f"\n{row.title}: {one_line(error)}", style="yellow")
             continue
-        say(console, "\n" + printable(f"{row.title}: {in_words(row, found)}"))
+        say(console, f"\n{printable(row.title)}")
+        say(console, in_words(row, found))
         classes = class_table(found, most=WORST_CLASSES)
         for table, drawn in (_confusions(found, console.width), (classes, rich_table(classes))):
             if table.rows:
