@@ -14,7 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from small_runs import carry_out, final_run, paths_of, record_of, request
+from small_runs import carry_out, evaluate, final_run, paths_of, record_of, request
 from tiny_data import random_images, save_image
 
 from transfergrid import data
@@ -364,12 +364,41 @@ def test_the_card_holds_accuracy_with_its_interval_classes_settings_and_commands
     )
     test = read_predictions(paths)["test"]
     recall = (test.predicted_N == 7)[test.label_N == 7].mean()
-    row = next(line for line in card.splitlines() if line.startswith("| 7 | 10 |"))
+    scores = card[card.index("## Scores per class") :]
+    row = next(line for line in scores.splitlines() if line.startswith("| 7 | 10 |"))
     assert row.split(" | ")[3] == f"{100 * recall:.2f}"
     for words in (f"python jobs/run_phase.py again={run.run_id}", "head_lr | 0.02"):
         assert words in card
     assert "builtin: shipped with transfergrid" in card and "expected calibration error" in card
     assert record.provenance["code_hash"] in card
+
+
+def test_the_card_says_in_which_classes_the_network_fails_and_on_what_else_it_was_tried(
+    place: Path, pair: Request
+) -> None:
+    run = final_run(pair)
+    record, paths = record_of(run, pair.runtime), paths_of(run, pair.runtime)
+    test = read_predictions(paths)["test"]
+    right_N = test.predicted_N == test.label_N
+    worst = min(range(10), key=lambda c: right_N[test.label_N == c].mean())
+    recall = right_N[test.label_N == worst].mean()
+    card = model_card(record, paths, FACTS)
+    fails = card[card.index("## Where it fails") : card.index("## Scores per class")]
+    assert f"It was tested on the 100 test images of digits. It gets {right_N.sum()} right, which is" in fails
+    assert f"| {worst} | {(test.label_N == worst).sum()} | {100 * recall:.2f} |" in fails.split("| --- ")[1]
+    wrong = [(t, p) for t, p in zip(test.label_N.tolist(), test.predicted_N.tolist(), strict=True) if t != p]
+    true, predicted = max(sorted(set(wrong)), key=wrong.count)
+    assert f"- It takes {wrong.count((true, predicted))} of 10 images of {true} for {predicted}." in fails
+    assert "No other data was tried in the store of this run." in fails and "also tried" not in fails
+
+    for index in range(3):
+        save_image(place / "second" / "test" / "7" / f"{index}.png", random_images(8, 8))
+    second = ["dataset=image_folder", f"dataset.folder={place / 'second'}", "dataset.max_images=null"]
+    asked = evaluate(place, f"run={run.run_id}", *second)
+    accuracy = record_of(final_run(asked), asked.runtime).metrics["test_accuracy"]
+    low, high = wilson(round(3 * accuracy), 3)
+    line = f"| second | 3 | {100 * accuracy:.2f} [{100 * low:.2f}, {100 * high:.2f}] | 7 ({100 * accuracy:.2f} %) |"
+    assert line in model_card(record, paths, FACTS)
 
 
 def test_a_card_without_predictions_says_so_and_names_are_no_markup(scratch: Request) -> None:
