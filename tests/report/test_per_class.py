@@ -7,12 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prediction_cases import predictions_of
 from rich.cells import cell_len
 from rich.console import Console
 
 from transfergrid.cli.evaluations import _confusions
 from transfergrid.cli.tables import rich_table
-from transfergrid.report.analysis.per_class import Confusion, class_table, confusions, matrix, pair_table, taken_for
+from transfergrid.errors import DataError
+from transfergrid.report.analysis.per_class import (
+    Confusion,
+    class_table,
+    confusion,
+    confusions,
+    matrix,
+    pair_table,
+    taken_for,
+)
 from transfergrid.report.blocks import Section, Table
 from transfergrid.report.markdown import table_text
 from transfergrid.report.wandb_report import _tables
@@ -61,6 +71,11 @@ def test_the_matrix_has_the_true_classes_in_rows_and_every_predicted_one_in_colu
     odd = table_text(matrix(of([[1, 0], [0, 1]], ("line\nbreak", "a|b"))))
     assert odd.splitlines()[0] == "| true \\ predicted | line\\nbreak | a\\|b |" and odd.count("\n") == 4
     assert matrix(of(COUNTS, runs=3)).title == "Predictions, true classes in rows"
+
+
+def test_predictions_of_more_classes_than_have_names_are_refused() -> None:
+    with pytest.raises(DataError, match="are of 10 classes or more, and 9 have a name"):
+        confusion([predictions_of(np.ones(20, dtype=bool))], tuple("123456789"))
 
 
 def test_wandb_gets_no_table_of_it_beside_its_own_of_all_rows() -> None:

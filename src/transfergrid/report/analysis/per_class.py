@@ -122,7 +122,10 @@ def class_names(run: RunRecord) -> tuple[str, ...]:
 
 
 def confusion(sets: Sequence[Predictions], names: Sequence[str], *, split: str = "test") -> Confusion:
-    """Of one row's runs."""
+    """Of one row's runs. Raises DataError where these are not the names of the predictions' classes."""
+    most = max(int(max(p.label_N.max(), p.predicted_N.max())) for p in sets)
+    if most >= len(names):
+        raise DataError(f"predictions are of {most + 1} classes or more, and {len(names)} have a name")
     counts = [confusion_matrix(p.label_N, p.predicted_N, num_classes=len(names)) for p in sets]
     return Confusion(names=tuple(names), counts_CC=np.sum(counts, axis=0), runs=len(sets), split=split)
 
@@ -140,7 +143,7 @@ def _predictions(run: RunRecord, split: str, stored: StoredPredictions) -> Predi
         return stored.of(run.run_id)
     paths = stored.store.run(run.run_id)
     found = read_predictions(paths).get(split)
-    if found is None:
+    if found is None or not len(found.index_N):
         raise DataError(f"{paths.predictions} holds no {split} images; launch the run again")
     return found
 
