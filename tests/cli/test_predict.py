@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -391,6 +392,11 @@ def test_the_card_says_in_which_classes_the_network_fails_and_on_what_else_it_wa
     assert f"- It takes {wrong.count((true, predicted))} of 10 images of {true} for {predicted}." in fails
     assert "No other data was tried in the store of this run." in fails and "also tried" not in fails
 
+    grouped = model_card(replace(record, details={**record.details, "test_groups": 5}), paths, FACTS)
+    assert (
+        "100 test images of digits, which come from 5 groups. It gets" in grouped and "% [not judged], and" in grouped
+    )
+
     for index in range(3):
         save_image(place / "second" / "test" / "7" / f"{index}.png", random_images(8, 8))
     second = ["dataset=image_folder", f"dataset.folder={place / 'second'}", "dataset.max_images=null"]
@@ -402,8 +408,6 @@ def test_the_card_says_in_which_classes_the_network_fails_and_on_what_else_it_wa
 
 
 def test_a_card_without_predictions_says_so_and_names_are_no_markup(scratch: Request) -> None:
-    from dataclasses import replace
-
     run = final_run(scratch)
     record, paths = record_of(run, scratch.runtime), paths_of(run, scratch.runtime)
     odd = replace(record, spec=replace(run, dataset=replace(run.dataset, name='"><img src=x> ``` # [a](b)|')))
