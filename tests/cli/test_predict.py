@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from small_runs import carry_out, final_run, paths_of, record_of, request
+from small_runs import carry_out, evaluate, final_run, paths_of, record_of, request
 from tiny_data import random_images, save_image
 
 from transfergrid import data
@@ -162,10 +163,11 @@ def test_few_images_are_in_memory_however_many_there_are(
 # ---------------------------------------------------------------------------------------------------------------- csv
 def test_a_row_holds_the_best_classes_with_their_probabilities() -> None:
     logits_C = np.log(np.array([0.1, 0.6, 0.3], dtype=np.float32))
-    assert csv_header(2) == "file predicted probability class_1 probability_1 class_2 probability_2 error".split()
+    assert csv_header(1) == "file predicted probability error".split()
+    assert csv_header(2) == "file predicted probability class_2 probability_2 error".split()
     row = csv_row(Predicted("a.png", logits_C, None), ["x", "y", "z"], top_k=2)
-    assert row == ["a.png", "y", "0.600000", "y", "0.600000", "z", "0.300000", ""]
-    assert csv_row(Predicted("b.png", None, "torn"), ["x", "y", "z"], top_k=2) == ["b.png", *[""] * 6, "torn"]
+    assert row == ["a.png", "y", "0.600000", "z", "0.300000", ""]
+    assert csv_row(Predicted("b.png", None, "torn"), ["x", "y", "z"], top_k=2) == ["b.png", *[""] * 4, "torn"]
 
 
 def test_images_in_subfolders_are_predicted_and_unreadable_ones_named(
@@ -186,15 +188,16 @@ def test_images_in_subfolders_are_predicted_and_unreadable_ones_named(
     exit_code, out, err = answer(monkeypatch, capsys, place, *asked)
     assert (exit_code, out) == (1, "")
     lines = err.splitlines()
-    assert len(lines) == 2 and lines[0].startswith("unreadable: ") and "sub/torn.png cannot be read" in lines[0]
-    assert lines[1] == "1 image of 4 could not be read"
+    assert len(lines) == 3 and lines[0] == "not read: 1 .txt (as notes.txt)"
+    assert lines[1].startswith("unreadable: ") and "sub/torn.png cannot be read" in lines[1]
+    assert lines[2] == "1 image of 4 could not be read"
     with open(output, newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == ["b.png", "sub/a.jpg", "sub/deep/c.webp", "sub/torn.png"]
     assert "cannot be read as an image" in rows[3]["error"] and rows[3]["predicted"] == ""
     for row in rows[:3]:
-        assert (row["predicted"], row["probability"], row["error"]) == (row["class_1"], row["probability_1"], "")
-        shares = [float(row[f"probability_{rank}"]) for rank in (1, 2, 3)]
+        assert row["predicted"] in set("0123456789") and row["error"] == "" and "class_1" not in row
+        shares = [float(row[name]) for name in ("probability", "probability_2", "probability_3")]
         assert shares == sorted(shares, reverse=True) and 0.1 <= shares[0] < 1
     assert [p.name for p in output.parent.iterdir()] == ["out.csv"]
 
@@ -362,7 +365,8 @@ def test_the_card_holds_accuracy_with_its_interval_classes_settings_and_commands
     )
     test = read_predictions(paths)["test"]
     recall = (test.predicted_N == 7)[test.label_N == 7].mean()
-    row = next(line for line in card.splitlines() if line.startswith("| 7 | 10 |"))
+    scores = card[card.index("## Scores per class") :]
+    row = next(line for line in scores.splitlines() if line.startswith("| 7 | 10 |"))
     assert row.split(" | ")[3] == f"{100 * recall:.2f}"
     for words in (f"python jobs/run_phase.py again={run.run_id}", "head_lr | 0.02"):
         assert words in card
@@ -370,9 +374,40 @@ def test_the_card_holds_accuracy_with_its_interval_classes_settings_and_commands
     assert record.provenance["code_hash"] in card
 
 
-def test_a_card_without_predictions_says_so_and_names_are_no_markup(scratch: Request) -> None:
-    from dataclasses import replace
+def test_the_card_says_in_which_classes_the_network_fails_and_on_what_else_it_was_tried(
+    place: Path, pair: Request
+) -> None:
+    run = final_run(pair)
+    record, paths = record_of(run, pair.runtime), paths_of(run, pair.runtime)
+    test = read_predictions(paths)["test"]
+    right_N = test.predicted_N == test.label_N
+    worst = min(range(10), key=lambda c: right_N[test.label_N == c].mean())
+    recall = right_N[test.label_N == worst].mean()
+    card = model_card(record, paths, FACTS)
+    fails = card[card.index("## Where it fails") : card.index("## Scores per class")]
+    assert f"It was tested on the 100 test images of digits. It gets {right_N.sum()} right, which is" in fails
+    assert f"| {worst} | {(test.label_N == worst).sum()} | {100 * recall:.2f} |" in fails.split("| --- ")[1]
+    wrong = [(t, p) for t, p in zip(test.label_N.tolist(), test.predicted_N.tolist(), strict=True) if t != p]
+    true, predicted = max(sorted(set(wrong)), key=wrong.count)
+    assert f"- It takes {wrong.count((true, predicted))} of 10 images of {true} for {predicted}." in fails
+    assert "No other data was tried in the store of this run." in fails and "also tried" not in fails
 
+    grouped = model_card(replace(record, details={**record.details, "test_groups": 5}), paths, FACTS)
+    assert (
+        "100 test images of digits, which come from 5 groups. It gets" in grouped and "% [not judged], and" in grouped
+    )
+
+    for index in range(3):
+        save_image(place / "second" / "test" / "7" / f"{index}.png", random_images(8, 8))
+    second = ["dataset=image_folder", f"dataset.folder={place / 'second'}", "dataset.max_images=null"]
+    asked = evaluate(place, f"run={run.run_id}", *second)
+    accuracy = record_of(final_run(asked), asked.runtime).metrics["test_accuracy"]
+    low, high = wilson(round(3 * accuracy), 3)
+    line = f"| second | 3 | {100 * accuracy:.2f} [{100 * low:.2f}, {100 * high:.2f}] | 7 ({100 * accuracy:.2f} %) |"
+    assert line in model_card(record, paths, FACTS)
+
+
+def test_a_card_without_predictions_says_so_and_names_are_no_markup(scratch: Request) -> None:
     run = final_run(scratch)
     record, paths = record_of(run, scratch.runtime), paths_of(run, scratch.runtime)
     odd = replace(record, spec=replace(run, dataset=replace(run.dataset, name='"><img src=x> ``` # [a](b)|')))

@@ -77,9 +77,34 @@ def test_predictions_name_classes_that_are_not_utf8(tmp_path: Path) -> None:
     names = (os.fsdecode(b"caf\xe9"), "dog")
     fold = Fold("test", np.array([0]), np.array([1]))
 
-    _write_csv(tmp_path / "predictions.csv", fold, np.array([[0.0, 0.0]], dtype=np.float32), names)
+    files = [os.fsdecode(b"test/dog/caf\xe9.png")]
+    _write_csv(tmp_path / "predictions.csv", fold, np.array([[0.0, 0.0]], dtype=np.float32), names, files)
 
-    assert (tmp_path / "predictions.csv").read_bytes().splitlines()[1] == b"0,dog,caf\xe9,0.5000"
+    wanted = b"test/dog/caf\xe9.png,0,dog,caf\xe9,0.5000"
+    assert (tmp_path / "predictions.csv").read_bytes().splitlines()[1] == wanted
+
+
+def test_predict_lists_a_folder_that_cannot_be_read_and_what_holds_a_picture_whatever_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "locked/in.png", "photo", "scan.dat"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name, "PNG")
+    (tmp_path / "notes.dat").write_text("no picture")
+    (tmp_path / "empty").touch()
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path) == tmp_path / "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    skipped: dict[str, tuple[int, str]] = {}
+    assert image_files(tmp_path, skipped) == ["a.png", "locked", "photo", "scan.dat"]
+    assert skipped == {".dat": (1, "./notes.dat"), "without a suffix": (1, "./empty")}
+    with pytest.raises(DamagedImage, match="locked cannot be read .Permission denied."):
+        decode(tmp_path / "locked")
 
 
 def test_predict_keeps_what_cannot_be_read_to_name_it_and_opens_no_pipe(tmp_path: Path) -> None:

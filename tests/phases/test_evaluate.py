@@ -1,11 +1,9 @@
-"""Evaluation of what is finished: a run, a checkpoint file, a backbone with its own head; scores as scikit-learn's."""
+"""Evaluation of what is finished: a run, a checkpoint file, a backbone with its own head."""
 
 from __future__ import annotations
 
-import csv
-import hashlib
+import io
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,86 +11,23 @@ import numpy as np
 import pytest
 import torch
 from backbone_files import reference
-from small_runs import carry_out, final_run, paths_of, record_of, request
+from rich.console import Console
+from small_runs import carry_out, evaluate, final_run, paths_of, record_of, request, rows_of_csv
 from tiny_data import save_image
 
 from transfergrid import data
+from transfergrid.cli.console import make_console
+from transfergrid.cli.evaluations import show_evaluations
+from transfergrid.cli.grid_file import write_grid_of
+from transfergrid.cli.screen import show_results
 from transfergrid.config import Request
 from transfergrid.data.preprocess import ImageSource
 from transfergrid.errors import ConfigError
-from transfergrid.networks.classes import imagenet_wnids, name_logits
+from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.store.records import read_predictions
 from transfergrid.training import evaluation
-from transfergrid.training.evaluation import confusion_matrix, cross_entropy, scores, top_k_accuracy
 
 SCRATCH = ["model=tinynet", "phase=scratch"]
-
-
-def some_logits(num_rows: int, num_classes: int) -> tuple[Any, Any]:
-    rng = np.random.default_rng(0)
-    label_N = rng.integers(0, num_classes, num_rows)
-    logits_NC = rng.normal(size=(num_rows, num_classes)).astype(np.float32)
-    logits_NC[np.arange(num_rows), label_N] += 1.0
-    return logits_NC, label_N
-
-
-# ------------------------------------------------------------------------------------------------------------- scores
-@pytest.mark.parametrize("num_classes", [2, 10])
-def test_scores_are_scikit_learns(num_classes: int) -> None:
-    from sklearn.metrics import accuracy_score, log_loss
-    from sklearn.metrics import confusion_matrix as their_matrix
-    from sklearn.metrics import precision_recall_fscore_support as macro
-
-    logits_NC, label_N = some_logits(300, num_classes)
-    predicted_N = logits_NC.argmax(1)
-    found = scores(logits_NC, label_N, split="test")
-    precision, recall, f1, _ = macro(label_N, predicted_N, average="macro", zero_division=0)
-    probability_NC = torch.softmax(torch.from_numpy(logits_NC).double(), 1).numpy()
-    assert found == pytest.approx(
-        {
-            "test_accuracy": accuracy_score(label_N, predicted_N),
-            "test_loss": log_loss(label_N, probability_NC, labels=range(num_classes)),
-            "test_macro_precision": precision,
-            "test_macro_recall": recall,
-            "test_macro_f1": f1,
-        },
-        rel=0,
-        abs=1e-9,
-    )
-    ours = confusion_matrix(label_N, predicted_N, num_classes=num_classes)
-    assert np.array_equal(ours, their_matrix(label_N, predicted_N, labels=range(num_classes)))
-
-
-def test_a_class_never_predicted_counts_as_zero_and_one_never_shown_does_not_count() -> None:
-    from sklearn.metrics import precision_recall_fscore_support as macro
-
-    label_N = np.array([0, 0, 1, 1, 2])
-    logits_NC = np.eye(5)[[0, 0, 0, 0, 2]].astype(np.float32)  # class 1 is never predicted, 3 and 4 never occur
-    found = scores(logits_NC, label_N, split="val")
-    theirs = macro(label_N, logits_NC.argmax(1), labels=[0, 1, 2], average="macro", zero_division=0)[:3]
-    assert [found[f"val_macro_{n}"] for n in ("precision", "recall", "f1")] == pytest.approx(list(theirs))
-    assert found["val_macro_recall"] == pytest.approx(2 / 3)
-
-
-def test_the_loss_of_huge_logits_is_finite_and_right() -> None:
-    logits_NC = np.array([[1e4, 0.0], [0.0, -1e4]], dtype=np.float32)
-    assert cross_entropy(logits_NC, np.array([0, 0])) == 0.0
-    assert cross_entropy(logits_NC, np.array([1, 0])) == pytest.approx(5e3)
-
-
-def test_top_k_is_scikit_learns() -> None:
-    from sklearn.metrics import top_k_accuracy_score
-
-    logits_NC, label_N = some_logits(200, 10)
-    for k in (1, 2, 5):
-        assert top_k_accuracy(logits_NC, label_N, k=k) == top_k_accuracy_score(label_N, logits_NC, k=k)
-    assert top_k_accuracy(logits_NC, label_N, k=10) == 1.0
-
-
-def test_equal_logits_are_no_right_answers_but_for_the_first_classes() -> None:
-    said_alike_NC, label_N = np.zeros((4, 10), dtype=np.float32), np.array([0, 1, 4, 5])
-    assert scores(said_alike_NC, label_N, split="test")["test_accuracy"] == 0.25
-    assert [top_k_accuracy(said_alike_NC, label_N, k=k) for k in (1, 2, 5)] == [0.25, 0.5, 0.75]
 
 
 # --------------------------------------------------------------------------------------------------------- evaluations
@@ -104,17 +39,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Request]:
     asked = request(folder, *SCRATCH, "dataset.max_images=200")
     assert carry_out(asked) == "completed"
     return folder, asked
-
-
-def evaluate(folder: Path, *arguments: str) -> Request:
-    asked = request(folder, "phase=evaluate", *arguments)
-    assert carry_out(asked) in ("completed", "reused"), record_of(final_run(asked), asked.runtime).error
-    return asked
-
-
-def rows_of_csv(asked: Request) -> list[dict[str, str]]:
-    with open(paths_of(final_run(asked), asked.runtime).predictions_csv, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_a_finished_run_scores_as_its_own_record_says(trained: tuple[Path, Request]) -> None:
@@ -161,7 +85,8 @@ def test_every_prediction_stands_in_the_csv_with_its_probability(trained: tuple[
     asked = evaluate(folder, f"run={final_run(scratch).run_id}", "dataset.max_images=200")
     rows = rows_of_csv(asked)
     stored = read_predictions(paths_of(final_run(asked), asked.runtime))["test"]
-    assert list(rows[0]) == ["index", "label", "predicted", "probability"]
+    assert list(rows[0]) == ["file", "index", "label", "predicted", "probability"]
+    assert {row["file"] for row in rows} == {""}  # digits lie in no files of their own
     assert [int(row["index"]) for row in rows] == stored.index_N.tolist()
     assert [int(row["label"]) for row in rows] == stored.label_N.tolist()
     assert [int(row["predicted"]) for row in rows] == stored.predicted_N.tolist()
@@ -169,6 +94,35 @@ def test_every_prediction_stands_in_the_csv_with_its_probability(trained: tuple[
     np.testing.assert_allclose([float(row["probability"]) for row in rows], expected_N, atol=2e-3)
     right = np.mean([row["label"] == row["predicted"] for row in rows])
     assert right == record_of(final_run(asked), asked.runtime).metrics["test_accuracy"]
+
+
+def test_the_terminal_and_the_report_tell_which_classes_are_taken_for_which(trained: tuple[Path, Request]) -> None:
+    folder, scratch = trained
+    asked = evaluate(folder, f"run={final_run(scratch).run_id}", "dataset.max_images=200")
+    on_val = evaluate(folder, f"run={final_run(scratch).run_id}", "phase.evaluate.split=val", "dataset.max_images=200")
+    rows = rows_of_csv(asked)
+    written = io.StringIO()
+    console = Console(file=written, width=80, markup=False, emoji=False)
+    for one in (asked, on_val):
+        write_grid_of(make_console(), one)
+    show_results(console, asked)
+    show_evaluations(console, read_comparison("adhoc", asked.store), [final_run(on_val).run_id])
+    said = written.getvalue()
+    right = sum(row["label"] == row["predicted"] for row in rows)
+    assert f"\n{right} of 200 test images right: {right / 2:.1f} [" in said
+    wrong = next(row for row in rows if row["label"] != row["predicted"])
+    count = sum((row["label"], row["predicted"]) == (wrong["label"], wrong["predicted"]) for row in rows)
+    line = next(x for x in said.splitlines() if x.startswith(wrong["label"]) and len(x.split()) == 11)
+    assert line.split()[1 + int(wrong["predicted"])] == str(count)
+    tables_of = said[said.index("Images, true classes in rows:") : said.index("every image")]
+    assert "Classes, the worst first:" in tables_of and max(map(len, tables_of.splitlines())) <= 80
+    assert f"every image with its prediction: {paths_of(final_run(asked), asked.runtime).predictions_csv}" in said
+    val = [row["label"] == row["predicted"] for row in rows_of_csv(on_val)]
+    assert f"{sum(val)} of 20 val images right: {100 * sum(val) / 20:.2f} %" in said
+
+    markdown = (asked.store.report("adhoc") / "comparison.md").read_text()
+    section = markdown[markdown.index("## Which classes an evaluation gets wrong") :]
+    assert f"{right} of 200 test images right" in section and f"| {' | '.join(line.split())} |" in section
 
 
 @pytest.mark.parametrize(("split", "rows"), [("val", 20), ("train", 200)])
@@ -273,6 +227,7 @@ def test_classes_of_a_folder_are_found_by_name_in_whatever_order_they_sort(
     assert record.details["class_names"] == list("0123456789")
     assert record.metrics["test_accuracy"] == (found.predicted_N == found.label_N).mean()
     assert {row["label"] for row in rows_of_csv(asked)} == {"3", "5", "9"}
+    assert [pictures / row["file"] for row in rows_of_csv(asked)] == files
 
 
 def test_a_folder_with_a_class_that_the_run_does_not_know_is_refused_by_its_name(
@@ -335,179 +290,6 @@ def test_the_weights_of_a_fine_tuned_backbone_are_a_checkpoint_like_any_other(tm
     asked = evaluate(tmp_path, *named, f"phase.evaluate.checkpoint={weights}")
     own, found = (record_of(final_run(a), a.runtime).metrics for a in (tuned, asked))
     assert found["test_loss"] == pytest.approx(own["test_loss"], rel=1e-5)
-
-
-# ----------------------------------------------------------------------------------------------------------- ImageNet
-@pytest.fixture(scope="module")
-def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return imagenet_like(tmp_path_factory.mktemp("imagenet") / "any name", num_classes=1000)
-
-
-def imagenet_like(folder: Path, *, num_classes: int) -> Path:
-    """val/<wnid>/*.JPEG, one picture of mixed size per class."""
-    noise = np.random.default_rng(0)
-    for label in range(num_classes):
-        width_px, height_px = (int(side) for side in noise.integers(20, 60, 2))
-        picture = noise.integers(0, 256, (height_px, width_px, 3), dtype=np.uint8)
-        save_image(folder / "val" / imagenet_wnids()[label] / "ILSVRC2012_val.JPEG", picture)
-    return folder
-
-
-@pytest.mark.slow
-def test_published_weights_on_an_imagenet_folder_stand_beside_what_is_stated_and_what_is_right(
-    imagenet: Path, tmp_path: Path
-) -> None:
-    """Random weights here, and one square crop of a 1,000-class head: the machinery, not the accuracy."""
-    from transfergrid.cli.console import make_console
-    from transfergrid.cli.grid_file import write_grid_of
-    from transfergrid.report.analysis.comparison import read_comparison
-    from transfergrid.report.analysis.top_errors import section, top_errors
-    from transfergrid.report.markdown import section_text
-
-    named = ["model=resnet50", "weights=random", "dataset=imagenet", f"dataset.folder={imagenet}"]
-    asked = request(tmp_path, "phase=evaluate", *named, "dataset.max_images=null", "dataset.image_size_px=32")
-    assert carry_out(asked) == "completed"
-    run = final_run(asked)
-    assert (run.dataset.name, run.dataset.num_classes, run.dataset.max_images) == ("imagenet", 1000, None)
-    write_grid_of(make_console(), asked)
-    top1, top5 = top_errors(read_comparison("adhoc", asked.store))
-    stored = read_predictions(paths_of(run, asked.runtime))["test"]
-    assert stored.classes_NC is not None
-    assert top1.measured == (stored.classes_NC[:, 0] != stored.label_N).mean()
-    assert top5.measured == 1 - (stored.classes_NC[:, :5] == stored.label_N[:, None]).any(1).mean()
-    assert [(e.images, e.published["as_stated"].value, e.published["corrected"].value) for e in (top1, top5)] == [
-        (1000, 0.2356, 0.2387),
-        (1000, 0.0357, 0.07138),
-    ]
-    assert top1.differs == ("weights", "image_size_px")
-    markdown = section_text(section(read_comparison("adhoc", asked.store)))
-    assert "| 3.57 | 7.14 |" in markdown and "an ensemble of residual networks" in markdown
-
-
-def test_published_weights_get_their_published_transform(imagenet: Path, tmp_path: Path) -> None:
-    named = ["model=resnet50", "weights=IMAGENET1K_V1", "dataset=imagenet", f"dataset.folder={imagenet}"]
-    asked = request(tmp_path, "phase=evaluate", *named, "dataset.image_size_px=null", "dataset.max_images=null")
-    fed = final_run(asked).backbones[0].preprocess
-    assert (fed.mode, fed.resize_px, fed.crop_px, fed.interpolation) == ("recipe", 256, 224, "bilinear")
-    assert fed.small == "recipe"  # though these pictures are smaller than 224 pixels
-
-
-def test_imagenet_needs_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="dataset=imagenet needs dataset.folder=DIR"):
-        request(tmp_path, "phase=evaluate", "model=resnet50", "dataset=imagenet")
-
-
-def answering(path: Path, place: int) -> Path:
-    """A ResNet-18 of 1,000 classes that takes every picture for the class of this place, then for those that follow."""
-    network: Any = reference("resnet18")
-    with torch.no_grad():
-        network.fc.weight.zero_()
-        network.fc.bias.copy_(-((torch.arange(1000) - place) % 1000).float())
-    torch.save(network.state_dict(), path)
-    return path
-
-
-def own_head(tmp_path: Path, folder: Path, weights: Path, *more: str) -> Request:
-    named = ["phase=evaluate", "model=resnet18", f"weights={weights}", f"dataset.folder={folder}"]
-    size = ["dataset.image_size_px=32", "dataset.max_images=null"]
-    return request(tmp_path, *named, *size, *(more or ("dataset=imagenet",)))
-
-
-def one_picture_each(folder: Path, names: Iterable[str]) -> Path:
-    for name in names:
-        save_image(folder / "val" / name / "0.png", np.full((8, 8, 3), 128, dtype=np.uint8))
-    return folder
-
-
-@pytest.mark.slow
-def test_folders_0_to_999_are_imagenets_classes_as_numbers_not_as_text(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    folder = one_picture_each(tmp_path / "v2", map(str, range(1000)))
-    asked = own_head(tmp_path, folder, answering(tmp_path / "two.pth", 2))
-    assert final_run(asked).rules == 2  # the first release sorted them as text, under the same name
-    with caplog.at_level("INFO"):
-        assert carry_out(asked) == "completed", record_of(final_run(asked), asked.runtime).error
-    rows = rows_of_csv(asked)
-    assert [(row["label"], row["predicted"]) for row in rows if row["label"] in ("2", "10")] == [
-        ("10", "2"),
-        ("2", "2"),
-    ]
-    record = record_of(final_run(asked), asked.runtime)
-    assert record.metrics["test_accuracy"] == 0.001
-    assert record.details["class_names"] == [str(i) for i in range(1000)]
-    assert "imagenet: folders 0 to 999 are taken as numbers" in caplog.text
-    stored = read_predictions(paths_of(final_run(asked), asked.runtime))["test"]
-    assert stored.label_N.tolist() == [int(row["label"]) for row in rows]
-
-
-def test_some_of_imagenets_classes_are_told_apart_among_themselves(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Ten folders: the network's answer is class 2, which is not among them, and 217 the first that is."""
-    places = [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]  # Imagenette
-    folder = one_picture_each(tmp_path / "imagenette", [imagenet_wnids()[place] for place in places])
-    weights = answering(tmp_path / "two.pth", 2)
-    own = own_head(tmp_path, folder, weights)
-    # A checkpoint of all 1,000 classes on the same folder, as a folder of the user's.
-    file = request(
-        tmp_path,
-        *("phase=evaluate", "model=resnet18", f"phase.evaluate.checkpoint={weights}"),
-        *folder_of(folder),
-    )
-    for asked, dataset in ((own, "imagenet"), (file, "imagenette")):
-        with caplog.at_level("INFO"):
-            assert carry_out(asked) == "completed", record_of(final_run(asked), asked.runtime).error
-        assert {row["predicted"] for row in rows_of_csv(asked)} == {imagenet_wnids()[217]} == {"n02102040"}
-        record = record_of(final_run(asked), asked.runtime)
-        assert record.metrics["test_accuracy"] == 0.1 and record.details["classes_compared"] == 10
-        assert record.details["class_names"] == [imagenet_wnids()[place] for place in places]
-        assert f"{dataset} has 10 of ImageNet's 1000 classes: only their logits are compared" in caplog.text
-
-
-def folder_of(folder: Path) -> list[str]:
-    where = ["dataset=image_folder", f"dataset.folder={folder}"]
-    return [*where, "dataset.image_size_px=32", "dataset.max_images=null"]
-
-
-@pytest.mark.parametrize("names", [["cat", "dog"], [str(i) for i in range(1, 1001)], ["n01440764", "n00000001"]])
-def test_folders_that_are_not_named_as_imagenets_classes_are_refused_in_one_line(
-    names: list[str], tmp_path: Path
-) -> None:
-    folder = one_picture_each(tmp_path / "odd", names)
-    weights = answering(tmp_path / "two.pth", 2)
-    wanted = rf"{len(names)} folders are not named as ImageNet's classes; wanted wnids .* or 0 to 999; got '"
-    for more, dataset in ((("dataset=imagenet",), "imagenet"), (("dataset=image_folder",), "odd")):
-        with pytest.raises(ConfigError, match=f"{dataset}: its {wanted}"):
-            own_head(tmp_path, folder, weights, *more)
-
-
-def test_a_head_of_ten_classes_is_not_taken_for_ten_others(tmp_path: Path) -> None:
-    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-    same = one_picture_each(tmp_path / "same", names)
-    other = one_picture_each(tmp_path / "other", [*names[:9], "van"])
-    named = ["phase=evaluate", "model=tinynet_cifar"]
-    with pytest.raises(ConfigError, match="own head tells the classes of cifar10 apart; other has .van."):
-        request(tmp_path, *named, *folder_of(other))
-    with pytest.raises(ConfigError, match="own head tells the classes of cifar10 apart; digits has .0."):
-        request(tmp_path, *named)
-    assert final_run(request(tmp_path, *named, *folder_of(same))).rules == 1
-    assert final_run(request(tmp_path, "phase=evaluate", "model=tinynet_mnist")).rules == 1  # digits
-
-
-def test_the_list_of_wnids_is_that_of_ilsvrc_2012_and_sorted_whatever_timm_is_installed() -> None:
-    wnids = imagenet_wnids()
-    assert list(wnids) == sorted(wnids) and len(set(wnids)) == 1000
-    assert hashlib.sha256("\n".join(wnids).encode()).hexdigest() == (
-        "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd"
-    )
-
-
-def test_a_thousand_classes_of_ones_own_keep_their_stored_order() -> None:
-    names = sorted(f"kind {i}" for i in range(1000))
-    named = name_logits(names, 1000, model="resnet18", dataset="mine", kind="image_folder")
-    assert named.class_names == tuple(names) and named.columns is None and named.note is None
-    assert named.place_S.tolist() == list(range(1000))
 
 
 def test_an_evaluation_keeps_no_image_longer_than_its_batch(

@@ -17,6 +17,7 @@ from report_cases import completed, write_grid
 
 from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
+from transfergrid.report.analysis.per_class import confused_pairs
 from transfergrid.report.figures import (
     Figure,
     accuracy,
@@ -29,12 +30,11 @@ from transfergrid.report.figures import (
     style,
 )
 from transfergrid.report.figures.cost import pareto_front
-from transfergrid.report.figures.errors import class_scores, confused_pairs
 from transfergrid.report.figures.material import Material, Sketch, pages, row_labels
 from transfergrid.report.figures.tiles import TILE_PX, tile
 from transfergrid.report.figures.tracks import Track, binned_steps, mean_over_seeds, parted, smoothed, track
 from transfergrid.specs import RunSpec
-from transfergrid.training.evaluation import confusion_matrix, scores
+from transfergrid.training.evaluation import class_scores, confusion_matrix, scores
 
 LONG = "timm/" + "very_long_network_name_" * 4 + "patch16_224"
 ODD = "net_$x^2$_{<b>&"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,19 @@ def record_of(run: RunSpec, runtime: Runtime) -> RunRecord:
     record = read_record(paths_of(run, runtime))
     assert record is not None
     return record
+
+
+def evaluate(folder: Path, *arguments: str) -> Request:
+    """An evaluation that has completed."""
+    asked = request(folder, "phase=evaluate", *arguments)
+    assert carry_out(asked) in ("completed", "reused"), record_of(final_run(asked), asked.runtime).error
+    return asked
+
+
+def rows_of_csv(asked: Request) -> list[dict[str, str]]:
+    """Of an evaluation's predictions.csv."""
+    with open(paths_of(final_run(asked), asked.runtime).predictions_csv, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def metrics_without_times(paths: RunPaths) -> list[dict[str, Any]]:

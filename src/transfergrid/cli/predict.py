@@ -13,7 +13,7 @@ from transfergrid.cli.console import FAILED, OK, count, progress_line, run_scrip
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
 from transfergrid.config.predict import PredictKeys, PredictRequest, parse_predict
-from transfergrid.names import csv_rows, utf8
+from transfergrid.names import csv_rows, printable, utf8
 from transfergrid.store import durable
 
 if TYPE_CHECKING:
@@ -54,6 +54,9 @@ def predict(arguments: Sequence[str]) -> int:
         _export(request, request.export, network, preprocess, tuple(arguments))
     if request.images is None:
         return OK
+    if request.skipped:
+        counted = ", ".join(f"{n} {why} (as {first.removeprefix('./')})" for why, (n, first) in request.skipped.items())
+        print(f"not read: {printable(counted)}", file=sys.stderr)
     unreadable = _predict(request, request.images, network, preprocess)
     if unreadable:
         print(f"{count(unreadable, 'image')} of {len(request.files)} could not be read", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -94,17 +94,28 @@ def print_answer(comparisons: Sequence[Comparison]) -> bool:
     return answer.decided
 
 
-def show_report(console: Console, grids: Sequence[str], store: StorePaths, *, figures: bool | None) -> bool:
+def show_report(
+    console: Console,
+    grids: Sequence[str],
+    store: StorePaths,
+    *,
+    figures: bool | None,
+    evaluations: Collection[str] = (),
+) -> bool:
     """Print the tables, write the files, print where; True if every row has completed.
 
-    figures: None leaves the files as another process made them, if they are newer than every record.
+    figures: None leaves the files as another process made them, if they are newer than every record. evaluations: runs
+    whose classes are told, too.
     """
-    comparisons, _ = _shown(console, ReportRequest(grids=tuple(grids), store=store, figures=figures))
+    comparisons, _ = _shown(console, ReportRequest(grids=tuple(grids), store=store, figures=figures), evaluations)
     return _all_completed(comparisons)
 
 
-def _shown(console: Console, request: ReportRequest) -> tuple[list[Comparison], Path]:
+def _shown(
+    console: Console, request: ReportRequest, evaluations: Collection[str] = ()
+) -> tuple[list[Comparison], Path]:
     """The comparisons, and the path of comparison.md."""
+    from transfergrid.cli.evaluations import show_evaluations
     from transfergrid.cli.tables import rich_table, terminal_table
     from transfergrid.report.analysis import handover
     from transfergrid.report.analysis.answer import answer_of, in_words
@@ -135,6 +146,7 @@ def _shown(console: Console, request: ReportRequest) -> tuple[list[Comparison], 
         if errors := top_errors(comparison):
             console.print()
             console.print(rich_table(table(errors), may_go=("variant", "differs", "as_stated", "corrected")))
+        show_evaluations(console, comparison, evaluations)
         for line in handover.summary(comparison):
             say(console, line, style="yellow")
     path = (request.output or store.report(report_name(grids))) / "comparison.md"

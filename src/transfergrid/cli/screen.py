@@ -63,11 +63,11 @@ def show_results(console: Console, request: Request, *, reported: bool = False) 
     from transfergrid.cli.report import show_report
 
     console.print()
+    evaluations = {c.run.run_id for c in request.configurations if c.run.phase == "evaluate"}
+    figures = None if reported else request.runtime.report_figures is True
+    show_report(console, [request.grid], request.store, figures=figures, evaluations=evaluations)
     if reported:
-        show_report(console, [request.grid], request.store, figures=None)
         return
-    figures = request.runtime.report_figures is True
-    show_report(console, [request.grid], request.store, figures=figures)
     if request.runtime.tracking == "online":  # the runs are there, the table is not
         line = command_of_grid("report.py", request.grid, request.store, "publish=true")
         what = "in W&B, with figures" if request.runtime.wandb_images else "in W&B"

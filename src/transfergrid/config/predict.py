@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -49,7 +49,8 @@ class PredictKeys:
 class PredictRequest:
     """A finished run, and what is wanted of it: predictions of a folder's images, an export, or both.
 
-    class_names: in the order of the logits. files: relative to the folder `images`, sorted.
+    class_names: in the order of the logits. files: relative to the folder `images`, sorted. skipped: why -> how many
+    files below it are no images, and the first of them.
     output: None = standard output. in_fp32: compute in float32, as an export does, whatever the run computed in.
     """
 
@@ -59,6 +60,7 @@ class PredictRequest:
     runtime: Runtime
     images: Path | None
     files: tuple[str, ...]
+    skipped: Mapping[str, tuple[int, str]]
     top_k: int
     output: Path | None
     export: Path | None
@@ -80,7 +82,8 @@ def parse_predict(arguments: Sequence[str]) -> PredictRequest:
         if key in parsed.keys and needs not in parsed.keys:
             raise ConfigError(f"{key}= goes with {needs}=DIR")
     paths, record, class_names = finished_run(keys.run, Path(keys.store_dir))
-    images, files = (None, ()) if keys.images is None else _pictures(keys.images)
+    skipped: dict[str, tuple[int, str]] = {}
+    images, files = (None, ()) if keys.images is None else _pictures(keys.images, skipped)
     return PredictRequest(
         record=record,
         paths=paths,
@@ -88,6 +91,7 @@ def parse_predict(arguments: Sequence[str]) -> PredictRequest:
         runtime=_runtime(keys, record),
         images=images,
         files=files,
+        skipped=skipped,
         top_k=_top_k(keys.top_k, len(class_names)),
         output=_new_file(keys.output),
         export=_new_folder(keys.export),
@@ -172,12 +176,12 @@ def _runtime(keys: PredictKeys, record: RunRecord) -> Runtime:
     )
 
 
-def _pictures(images: str) -> tuple[Path, tuple[str, ...]]:
+def _pictures(images: str, skipped: dict[str, tuple[int, str]]) -> tuple[Path, tuple[str, ...]]:
     """A folder and the files below it, relative to it: of a folder all its images; a file, and what a pattern matches,
     whatever it is called, so that what is no picture is named when it is read."""
     path = Path(images).expanduser()
     if path.is_dir():
-        files = image_files(path)
+        files = image_files(path, skipped)
         if not files:
             raise ConfigError(f"images={images!r} holds no images; wanted files ending in {' '.join(suffixes())}")
         return path, tuple(files)

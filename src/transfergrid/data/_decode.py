@@ -122,7 +122,7 @@ def _read(image: ImageFile, path: Path, rules: PictureRules) -> Picture:
         raise DamagedImage(
             path,
             "is deeper than 8 bits, and no range of values is known; convert it to 8 bits, as the other pictures"
-            " are, or give dataset.value_range=[low,high]",
+            " are, or train with dataset.value_range=[low,high]",
             "",
         )
     low, high = rules.value_range

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from transfergrid.data import _inventory as inventory
-from transfergrid.data._formats import lacking_for, suffixes, why_unread
+from transfergrid.data._formats import holds_image, lacking_for, suffixes, why_unread
+from transfergrid.data._threads import in_threads
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.names import composed, readable
 
@@ -158,21 +159,21 @@ def _images_below(
     relative: str,
     above: tuple[tuple[int, int], ...] = (),
     *,
-    unread: bool = False,
+    others: list[str] | None = None,
     skipped: dict[str, tuple[int, str]] | None = None,
 ) -> list[str]:
-    """above: device and inode of the folders that lead here. unread: also what cannot be read on this machine, to be
-    named when it is read. skipped: is told of what is left out. Links to nothing and pipes are named when they are
-    read.
+    """above: device and inode of the folders that lead here. others: gets what is no image by its name; with it, what
+    cannot be read is listed, folders included, to be named when it is read. skipped: is told of what is left out. Links
+    to nothing and pipes are named when they are read.
 
     Raises DataError for a folder that cannot be read, or that a link within it leads to again.
     """
     path = folder / relative
+    paths: list[str] = []
     try:
-        paths: list[str] = []
         stat = os.stat(path)
         here = (stat.st_dev, stat.st_ino)
-        if here in above and unread:
+        if here in above and others is not None:
             return []  # all of it is there already
         if here in above:
             raise DataError(f"{path} is a link to a folder that holds it", remedy="remove the link")
@@ -183,24 +184,39 @@ def _images_below(
                     inventory.skip(skipped, inventory.HIDDEN, name)
                     continue
                 kind = Path(entry.path) if entry.is_symlink() else entry  # a link may lead to itself
-                if kind.is_dir() and entry.name in _OF_FILE_SERVERS and not unread:
+                if kind.is_dir() and entry.name in _OF_FILE_SERVERS and others is None:
                     inventory.skip(skipped, inventory.THUMBNAILS, name)
                 elif kind.is_dir():
-                    paths += _images_below(folder, name, (*above, here), unread=unread, skipped=skipped)
-                elif entry.name.lower().endswith(suffixes()) or (unread and why_unread(entry.name)):
+                    paths += _images_below(folder, name, (*above, here), others=others, skipped=skipped)
+                elif entry.name.lower().endswith(suffixes()) or (others is not None and why_unread(entry.name)):
                     paths.append(name)
+                elif others is not None:
+                    others.append(name)
                 else:
-                    suffix = Path(entry.name).suffix.lower() or "without a suffix"
-                    lacking = lacking_for(entry.name)
-                    inventory.skip(skipped, f"{suffix}: {lacking}" if lacking else suffix, name)
+                    inventory.skip(skipped, _by_suffix(name), name)
     except OSError as error:
+        if others is not None and above:
+            return [*paths, relative]
         raise DataError(
             f"{error.filename or path} cannot be read ({error.strerror})", remedy="mend or remove it"
         ) from error
     return paths
 
 
-def image_files(folder: Path) -> list[str]:
-    """Every image below a folder, by name, sorted, relative to it, whatever becomes of reading it; hidden files and
-    folders do not count."""
-    return sorted(path.removeprefix("./") for path in _images_below(folder, ".", unread=True))
+def _by_suffix(name: str) -> str:
+    suffix = Path(name).suffix.lower() or "without a suffix"
+    lacking = lacking_for(name)
+    return f"{suffix}: {lacking}" if lacking else suffix
+
+
+def image_files(folder: Path, skipped: dict[str, tuple[int, str]] | None = None) -> list[str]:
+    """Every image below a folder, sorted, relative to it, whatever becomes of reading it: all that are images by their
+    name, and others that hold one. skipped: why -> how many files are no images, or hidden, and the first."""
+    others: list[str] = []
+    paths = _images_below(folder, ".", others=others, skipped=skipped)
+    for path, is_one in zip(others, in_threads(lambda path: holds_image(folder / path), others), strict=True):
+        if is_one:
+            paths.append(path)
+        else:
+            inventory.skip(skipped, _by_suffix(path), path)
+    return sorted(path.removeprefix("./") for path in paths)

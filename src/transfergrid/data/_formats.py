@@ -9,6 +9,7 @@ import contextlib
 import ctypes
 import importlib.util
 import logging
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ NEWER_SUFFIXES = (*_JFIF, *_AVIF, *_HEIC)  # which the first release left out
 _NEVER_READ = (  # pictures by their name, which people take for data
     *(".jp2", ".j2k", ".jpx", ".jxl", ".tga", ".ico", ".svg", ".psd", ".eps", ".dcm", ".exr", ".hdr", ".pfm", ".jpe"),
     *(".mpo", ".apng", ".pnm", ".pbm", ".pam", ".pcx", ".sgi", ".dds", ".qoi", ".icns", ".cur", ".xbm", ".xpm", ".dib"),
-    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".nrw", ".x3f", ".3fr", ".kdc"),
 )
 _DECODERS = ("JPEG", "PNG", "WEBP", "TIFF", "GIF", "BMP", "PPM", "AVIF", "HEIF")
 
@@ -93,9 +94,20 @@ def opened(source: Path | IO[bytes]) -> ImageFile:
     of which reading might never end."""
     from PIL import Image
 
+    if isinstance(source, Path) and source.is_dir():
+        os.scandir(source).close()  # where it cannot be read, that is the reason
     if isinstance(source, Path) and source.exists() and not source.is_file():
         raise OSError("is a pipe, a device or a folder")
     return Image.open(source, formats=decoders())
+
+
+def holds_image(path: Path) -> bool:
+    """Whether a file is a picture that is read here, by how it begins."""
+    try:
+        opened(path).close()
+    except Exception:  # Pillow's readers raise errors of every kind on what is none
+        return False
+    return True
 
 
 def too_large(width_px: int, height_px: int, max_megapixels: float) -> tuple[str, str | None] | None:

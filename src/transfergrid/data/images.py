@@ -65,6 +65,10 @@ class DatasetFacts:
         """Of FolderFiles; a published data set has none."""
         return {} if self.files is None else self.files.groups
 
+    def paths(self, split: str) -> list[str] | None:
+        """The files of a split in its order, from the folder on; None of a published data set, which has none."""
+        return None if self.files is None else [p for paths in self.files.listing[split].values() for p in paths]
+
     @property
     def left_out(self) -> int:
         """Files of a folder that cannot be used, and are left out."""

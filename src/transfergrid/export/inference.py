@@ -81,20 +81,20 @@ def predict_files(
 
 
 def csv_header(top_k: int) -> list[str]:
-    ranked = [f"{name}_{rank}" for rank in range(1, top_k + 1) for name in ("class", "probability")]
+    """The predicted class is the first of top_k; those that follow are named by their rank."""
+    ranked = [f"{name}_{rank}" for rank in range(2, top_k + 1) for name in ("class", "probability")]
     return ["file", "predicted", "probability", *ranked, "error"]
 
 
 def csv_row(predicted: Predicted, class_names: Sequence[str], *, top_k: int) -> list[str]:
     """Classes by falling probability; those of one logit in their own order."""
     if predicted.logits_C is None:
-        return [predicted.file, *[""] * (2 * top_k + 2), predicted.error or ""]
+        return [predicted.file, *[""] * (2 * top_k), predicted.error or ""]
     exact_C = predicted.logits_C.astype(np.float64)
     odds_C = np.exp(exact_C - exact_C.max())
     probability_C = odds_C / odds_C.sum()
     best = np.argsort(-exact_C, kind="stable")[:top_k]
-    ranked = [cell for c in best for cell in (class_names[c], f"{probability_C[c]:.6f}")]
-    return [predicted.file, *ranked[:2], *ranked, ""]
+    return [predicted.file, *(cell for c in best for cell in (class_names[c], f"{probability_C[c]:.6f}")), ""]
 
 
 def _read(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +51,7 @@ class Evaluated:
 
 
 def run(context: RunContext) -> RunRecord:
-    """predictions.csv: index, label, predicted, probability; scores under the name of the split (`test` for test).
+    """predictions.csv: file, index, label, predicted, probability. Scores are under the name of the split.
 
     Labels and predictions are places among the network's own classes, which `class_names` names.
     """
@@ -93,7 +93,8 @@ def run(context: RunContext) -> RunRecord:
     fold = replace(fold, labels_N=named.place_S[fold.labels_N])
     by_fold: dict[str, tuple[Fold, Logits]] = {settings.split: (fold, logits_NC)}
     save_predictions(context.attempt, by_fold)
-    _write_csv(context.paths.predictions_csv, fold, logits_NC, named.class_names)
+    files = dataset_facts(spec.dataset, runtime).paths(fold.split)
+    _write_csv(context.paths.predictions_csv, fold, logits_NC, named.class_names, files)
     cost = describe(network, [(3, p.crop_px, p.crop_px) for p in subject.preprocess])
     details = {"source": settings.source, "n_test": len(fold), **_errors(fold, logits_NC), **compared}
     details |= weights_taken(subject.taken) | (group_details(fold) if settings.split == "test" else {})
@@ -188,15 +189,22 @@ def network_from_file(
     return Plain(network), (backbone.preprocess,)
 
 
-def _write_csv(path: Path, fold: Fold, logits_NC: Logits, class_names: tuple[str, ...]) -> None:
-    """index, label, predicted, probability of the predicted class; classes by name."""
+def _write_csv(
+    path: Path, fold: Fold, logits_NC: Logits, class_names: tuple[str, ...], files: Sequence[str] | None
+) -> None:
+    """file, index in the split, label, predicted, probability of the predicted class; classes by name.
+
+    files: of the whole split, from the data set's folder on; None where the images lie in no files of their own, and
+    the first cell of every row is empty.
+    """
     shifted_NC = logits_NC.astype(np.float64) - logits_NC.max(axis=1, keepdims=True)
     probability_N = 1.0 / np.exp(shifted_NC).sum(axis=1)
     text = io.StringIO()
     writer = csv_rows(text)
-    writer.writerow(["index", "label", "predicted", "probability"])
+    writer.writerow(["file", "index", "label", "predicted", "probability"])
     for index, label, predicted, probability in zip(
         fold.index_N.tolist(), fold.labels_N.tolist(), logits_NC.argmax(1).tolist(), probability_N.tolist(), strict=True
     ):
-        writer.writerow([index, class_names[label], class_names[predicted], f"{probability:.4f}"])
+        name = "" if files is None else files[index]
+        writer.writerow([name, index, class_names[label], class_names[predicted], f"{probability:.4f}"])
     durable.write_bytes(path, text.getvalue().encode("utf-8", "surrogateescape"))

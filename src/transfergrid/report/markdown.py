@@ -30,7 +30,7 @@ def table_text(table: Table[Any], *, units: bool = False) -> str:
     """A pipe table, and below it what its marks say. units: whether the header tells them."""
     header = [column.heading_with_unit if units else column.heading for column in table.columns]
     rule = ["---:" if column.is_number else "---" for column in table.columns]
-    cells = [header, rule, *([cell.replace("|", "\\|") for cell in line] for line in table.texts())]
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in (header, rule, *table.texts())]
     lines = "".join(f"| {' | '.join(line)} |\n" for line in cells)
     notes = list_text([f"{mark}: {text}." for mark, text in table.notes])
     return f"{lines}\n{notes}" if notes else lines

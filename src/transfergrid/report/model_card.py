@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from transfergrid.config.spelling import command, hydra_value
 from transfergrid.errors import DataError
@@ -16,14 +15,16 @@ from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.report.analysis.calibration import confidence, expected_calibration_error
 from transfergrid.report.analysis.cells import number, percent
 from transfergrid.report.analysis.grouped import interval_of_runs
+from transfergrid.report.analysis.per_class import Confusion, class_names, confusion, taken_for
 from transfergrid.report.analysis.rerun import commands_of
 from transfergrid.report.analysis.statistics import wilson
 from transfergrid.report.blocks import plain
 from transfergrid.report.markdown import table_text
-from transfergrid.specs import BackboneSpec, ProbeSettings, RunSpec, TrainSettings, to_dict
-from transfergrid.store.records import MANY_CLASSES, Predictions, RunRecord, read_predictions
-from transfergrid.training.evaluation import confusion_matrix
+from transfergrid.specs import BackboneSpec, EvaluateSettings, ProbeSettings, RunSpec, TrainSettings, to_dict
+from transfergrid.store.attempts import read_spec
+from transfergrid.store.records import MANY_CLASSES, Predictions, RunRecord, read_predictions, read_record
 
+MOST_FAILURES = 5  # classes, and pairs of them
 STATE_DICT_ONLY = """from safetensors.torch import load_file
 
 state = load_file("weights.safetensors")  # name -> tensor
@@ -60,11 +61,13 @@ def model_card(record: RunRecord, paths: RunPaths, facts: CardFacts) -> str:
         test = read_predictions(paths).get("test")
     except DataError:
         test = None
+    found = None if test is None else confusion([test], facts.class_names)
     sections = [
         ("", _summary(record, facts)),
         ("Use", _use(facts)),
         ("Results", _results(record, test)),
-        ("Scores per class", _per_class(test, facts.class_names)),
+        ("Where it fails", _failures(record, paths, test, found)),
+        ("Scores per class", _per_class(found)),
         ("Data", _data(record)),
         ("Network", _network(record)),
         ("Training settings", _settings(spec)),
@@ -140,21 +143,69 @@ def _of_seed(spec: RunSpec) -> str:
     return ", which no seed changes" if spec.seed is None else f", of seed {spec.seed}"
 
 
-def _per_class(test: Predictions | None, class_names: Sequence[str]) -> str:
-    if test is None or len(class_names) > MANY_CLASSES:
+def _failures(record: RunRecord, paths: RunPaths, test: Predictions | None, found: Confusion | None) -> str:
+    """In plain English: on how many test images, in which classes, for which others; and on what else it was tried."""
+    dataset, elsewhere = _plain(record.spec.dataset.name), _elsewhere(record, paths)
+    tried = f"It was also tried on:\n\n{elsewhere}\nNo other" if elsewhere else "No other"
+    tried += " data was tried in the store of this run. On other data it may fail more often, and in other classes.\n"
+    if test is None or found is None:
+        return tried
+    interval = _interval(record, found.right / found.images, found.images, test)
+    groups = f", which come from {number(_groups(record))} groups" if _groups(record) else ""
+    text = (
+        f"It was tested on the {number(found.images)} test images of {dataset}{groups}. It gets {number(found.right)}"
+        f" right, which is {percent(found.right / found.images)} % [{interval}], and"
+        f" {number(found.images - found.right)} wrong.\n\n"
+    )
+    if worst := [c for c in found.worst_first() if c.right < c.images][:MOST_FAILURES]:
+        fewest = min(c.images for c in worst)
+        text += "It fails most often in these classes. Recall is the share of a class's images that it recognises"
+        text += f"; one image of the smallest class here is {percent(1 / fewest)} points of it.\n\n"
+        lines = [[_plain(c.name), number(c.images), percent(c.recall), _plain(taken_for(c))] for c in worst]
+        text += _table(["class", "test images", "recall %", "most often taken for"], lines, left=1) + "\n"
+        text += "The classes that it confuses most often:\n\n"
+        for true, predicted, count in found.pairs(MOST_FAILURES):
+            of, other = _plain(found.names[true]), _plain(found.names[predicted])
+            text += f"- It takes {number(count)} of {number(found.classes[true].images)} images of {of} for {other}.\n"
+        text += "\n"
+    return text + tried
+
+
+def _elsewhere(record: RunRecord, paths: RunPaths) -> str:
+    """A table of the evaluations of this run on other data that its store holds; empty without any."""
+    lines = []
+    for folder in sorted(paths.root.parent.glob("*-evaluate-*")):
+        spec = read_spec(RunPaths(folder))
+        settings = None if spec is None else spec.settings
+        if spec is None or not isinstance(settings, EvaluateSettings) or settings.split != "test":
+            continue
+        if settings.source != f"run:{record.run_id}" or spec.dataset.fingerprint == record.spec.dataset.fingerprint:
+            continue
+        with contextlib.suppress(DataError):
+            other, test = read_record(RunPaths(folder)), read_predictions(RunPaths(folder))["test"]
+            if other is not None and other.status == "completed":
+                found = confusion([test], class_names(other))
+                accuracy = found.right / found.images
+                interval = _interval(other, accuracy, found.images, test)
+                worst = found.worst_first()[0]
+                lines.append(
+                    [
+                        _plain(spec.dataset.name),
+                        number(found.images),
+                        f"{percent(accuracy)} [{interval}]",
+                        f"{_plain(worst.name)} ({percent(worst.recall)} %)",
+                    ]
+                )
+    header = ["data", "test images", "accuracy % [95 %]", "worst class, its recall"]
+    return _table(header, lines, left=1) if lines else ""
+
+
+def _per_class(found: Confusion | None) -> str:
+    if found is None or len(found.names) > MANY_CLASSES:
         return ""
-    counts_CC = confusion_matrix(test.label_N, test.predicted_N, num_classes=len(class_names))
-    correct_C, true_C, guessed_C = counts_CC.diagonal(), counts_CC.sum(axis=1), counts_CC.sum(axis=0)
-    f1_C = 2 * correct_C / np.maximum(true_C + guessed_C, 1)
     lines = [
-        [
-            _plain(name),
-            number(int(true_C[c])),
-            percent(correct_C[c] / guessed_C[c]) if guessed_C[c] else "",
-            percent(correct_C[c] / true_C[c]) if true_C[c] else "",
-            percent(float(f1_C[c])),
-        ]
-        for c, name in enumerate(class_names)
+        [_plain(c.name), number(c.images), percent(c.precision), percent(c.recall), percent(c.f1)]
+        for c in found.classes
     ]
     return _table(["class", "test images", "precision %", "recall %", "F1 %"], lines, left=1)
 

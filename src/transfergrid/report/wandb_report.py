@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,10 @@ from transfergrid.report import several
 from transfergrid.report.analysis import worth
 from transfergrid.report.analysis.columns import columns_of, of_rows
 from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.per_class import confusion_of
 from transfergrid.report.analysis.rows import ComparisonRow, names_of
 from transfergrid.report.blocks import Section
-from transfergrid.report.figures import no_images
-from transfergrid.report.figures.errors import class_scores
-from transfergrid.report.figures.material import Material, class_names, row_name, row_title
+from transfergrid.report.figures.material import row_name, row_title
 from transfergrid.report.markdown import list_text, table_text
 from transfergrid.report.page import wording
 from transfergrid.report.page.table import short_names
@@ -86,7 +85,7 @@ def _per_class(comparison: Comparison) -> tuple[Table, list[str]]:
         if not runs or row.test_accuracy is None:
             continue
         try:
-            scored = list(_scored(comparison, runs))
+            scored = confusion_of(runs, comparison.stored).classes
         except DataError as error:
             notes.append(f"no scores per class of {row_title(row)}: {one_line(error)}")
             continue
@@ -95,15 +94,9 @@ def _per_class(comparison: Comparison) -> tuple[Table, list[str]]:
                 f"no scores per class from {row_title(row)} on: W&B holds {MOST_TABLE_ROWS:,} lines of a table"
             )
             break
-        lines += [(*(getattr(row, name) for name in KEY), *line) for line in scored]
+        key = tuple(getattr(row, name) for name in KEY)
+        lines += [(*key, c.name, c.images, c.precision or 0.0, c.recall or 0.0, c.f1) for c in scored]
     return Table(columns=(*KEY, "class", "images", "precision", "recall", "f1"), rows=tuple(lines)), notes
-
-
-def _scored(comparison: Comparison, runs: Sequence[Any]) -> Iterator[tuple[Any, ...]]:
-    counts_CC = Material(comparison=comparison, images=no_images).test_confusion(runs)
-    scores = class_scores(counts_CC)
-    columns_C = (counts_CC.sum(axis=1), scores.precision_C, scores.recall_C, scores.f1_C)
-    yield from zip(class_names(runs[0]), *(values_C.tolist() for values_C in columns_C), strict=True)
 
 
 def _tables(sections: Sequence[Section]) -> dict[str, Table]:
@@ -112,6 +105,8 @@ def _tables(sections: Sequence[Section]) -> dict[str, Table]:
     for section in sections:
         grid = re.sub(r"[^a-z0-9]+", "_", section.grid.lower()).strip("_")
         for table in section.tables if section.title else ():
+            if not table.name:
+                continue  # what it says is in another table
             columns, rows = table.facts()
             tables[f"{grid}_{table.name}" if grid else table.name] = Table(columns=columns, rows=rows)
     return tables

@@ -5,6 +5,7 @@ N images, C classes. Accuracies and macro scores are in [0, 1], losses in nats.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,24 @@ import numpy as np
 from transfergrid.specs import SelectBy
 
 Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ClassScores:
+    """Per class (C,): precision, recall and F1 in [0, 1]; 0 where nothing was predicted or there is nothing true."""
+
+    precision_C: Array
+    recall_C: Array
+    f1_C: Array
+
+
+def class_scores(counts_CC: Array) -> ClassScores:
+    """counts_CC: as of confusion_matrix."""
+    correct_C = counts_CC.diagonal().astype(np.float64)
+    precision_C = correct_C / np.maximum(counts_CC.sum(axis=0), 1)
+    recall_C = correct_C / np.maximum(counts_CC.sum(axis=1), 1)
+    f1_C = 2 * precision_C * recall_C / np.maximum(precision_C + recall_C, 1e-300)
+    return ClassScores(precision_C, recall_C, f1_C)
 
 
 def confusion_matrix(label_N: Array, predicted_N: Array, *, num_classes: int) -> Array:
@@ -48,18 +67,13 @@ def scores(logits_NC: Array, label_N: Array, *, split: str) -> dict[str, float]:
     num_classes = logits_NC.shape[1]
     predicted_N = logits_NC.argmax(axis=1)
     counts_CC = confusion_matrix(label_N, predicted_N, num_classes=num_classes)
-    correct_C = counts_CC.diagonal().astype(np.float64)
-    true_C, guessed_C = counts_CC.sum(axis=1), counts_CC.sum(axis=0)
-    precision_C = correct_C / np.maximum(guessed_C, 1)
-    recall_C = correct_C / np.maximum(true_C, 1)
-    f1_C = 2 * precision_C * recall_C / np.maximum(precision_C + recall_C, 1e-300)
-    present_C = true_C > 0
+    found, present_C = class_scores(counts_CC), counts_CC.sum(axis=1) > 0
     return {
-        f"{split}_accuracy": float(correct_C.sum() / len(label_N)),
+        f"{split}_accuracy": float(counts_CC.trace() / len(label_N)),
         f"{split}_loss": cross_entropy(logits_NC, label_N),
-        f"{split}_macro_precision": float(precision_C[present_C].mean()),
-        f"{split}_macro_recall": float(recall_C[present_C].mean()),
-        f"{split}_macro_f1": float(f1_C[present_C].mean()),
+        f"{split}_macro_precision": float(found.precision_C[present_C].mean()),
+        f"{split}_macro_recall": float(found.recall_C[present_C].mean()),
+        f"{split}_macro_f1": float(found.f1_C[present_C].mean()),
     }
 
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from transfergrid.errors import ConfigError
+from transfergrid.report.analysis.per_class import Pair, class_names, confused_pairs, confusion_of
 from transfergrid.report.figures import style
-from transfergrid.report.figures.material import Material, Sketch, class_labels, class_names, row_name, row_title
+from transfergrid.report.figures.material import Material, Sketch, class_labels, row_name, row_title
 from transfergrid.report.figures.tiles import put_beside, strip
 from transfergrid.store.records import RunRecord
-from transfergrid.training.evaluation import Array
+from transfergrid.training.evaluation import Array, ClassScores, class_scores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,17 +27,7 @@ WRITTEN_NAME = 14  # characters of a class name at the matrix; with longer ones 
 LISTED_CLASSES = 25
 MATRIX_IN = 3.6
 PAIRS, EXAMPLES = 6, 4
-Pair = tuple[int, int, int]  # true class, predicted class, images
 Strip = Array | None
-
-
-@dataclass(frozen=True, slots=True)
-class ClassScores:
-    """Per class (C,): precision, recall and F1 in [0, 1]; 0 where nothing was predicted or there is nothing true."""
-
-    precision_C: Array
-    recall_C: Array
-    f1_C: Array
 
 
 def sketches(material: Material) -> Iterator[Sketch]:
@@ -68,26 +58,9 @@ def _caption(runs: Sequence[RunRecord]) -> str:
     return text
 
 
-def class_scores(counts_CC: Array) -> ClassScores:
-    correct_C = counts_CC.diagonal().astype(np.float64)
-    precision_C = correct_C / np.maximum(counts_CC.sum(axis=0), 1)
-    recall_C = correct_C / np.maximum(counts_CC.sum(axis=1), 1)
-    f1_C = 2 * precision_C * recall_C / np.maximum(precision_C + recall_C, 1e-300)
-    return ClassScores(precision_C, recall_C, f1_C)
-
-
-def confused_pairs(counts_CC: Array, *, most: int) -> list[Pair]:
-    """Most images first; ties by class."""
-    errors_CC = counts_CC.copy()
-    np.fill_diagonal(errors_CC, 0)
-    order = np.argsort(-errors_CC, axis=None, kind="stable")[:most]
-    places = zip(*np.unravel_index(order, errors_CC.shape), strict=True)
-    return [(int(i), int(j), int(errors_CC[i, j])) for i, j in places if errors_CC[i, j]]
-
-
 # -------------------------------------------------------------------------------------------------------------- drawing
 def _draw(material: Material, runs: Sequence[RunRecord]) -> Figure:
-    counts_CC = material.test_confusion(runs)
+    counts_CC = confusion_of(runs, material.comparison.stored).counts_CC
     pairs = confused_pairs(counts_CC, most=PAIRS)
     strips = _strips(material, runs[0], pairs)
     return draw(counts_CC, class_labels(runs[0]), pairs, strips)

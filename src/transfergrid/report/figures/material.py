@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-import numpy as np
-
 from transfergrid.data.images_at_hand import Images
 from transfergrid.errors import DataError
 from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.per_class import class_names
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.figures import style
 from transfergrid.specs import digest, safe_name
 from transfergrid.store import records
 from transfergrid.store.records import Predictions, RunRecord
-from transfergrid.training.evaluation import Array, confusion_matrix
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -91,20 +89,6 @@ class Material:
     def test_predictions(self, run: RunRecord) -> Predictions:
         """Raises DataError where the run's file is missing or damaged, or holds no test images."""
         return self.comparison.stored.of(run.run_id)
-
-    def test_confusion(self, runs: Sequence[RunRecord]) -> Array:
-        """Counts (C, C), rows true, summed over seeds."""
-        num_classes = len(class_names(runs[0]))
-        predictions = [self.test_predictions(run) for run in runs]
-        counts = [confusion_matrix(p.label_N, p.predicted_N, num_classes=num_classes) for p in predictions]
-        counts_CC: Array = np.sum(counts, axis=0)
-        return counts_CC
-
-
-def class_names(run: RunRecord) -> tuple[str, ...]:
-    """As the record has them; numbers in records that are older than the names."""
-    names = run.details.get("class_names") or range(run.spec.dataset.num_classes)
-    return tuple(str(name) for name in names)
 
 
 def class_labels(run: RunRecord) -> list[str]:
