@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid.names import readable
 from transfergrid.report.analysis.cells import number, percent
-from transfergrid.report.analysis.columns import COMPARISON, of_rows, pick, wilson
+from transfergrid.report.analysis.columns import COMPARISON, of_rows, pick, use, wilson
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Column, Table, words
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+WIDE = 100  # columns; narrower terminals show of what using a network costs its latency alone
 WITH_OTHER_SETTINGS = ("*", "obtained with other settings: published_differs in comparison.csv names them")
 
 
@@ -29,10 +30,10 @@ def terminal_table(rows: Sequence[ComparisonRow], *, width: int = 100) -> RichTa
     from rich.measure import Measurement
 
     console = Console(width=10_000)
-    table = _comparison(rows, joint=" ", gap=2)
+    table = _comparison(rows, joint=" ", gap=2, width=width)
     for gap, may_go in ((2, ()), (1, ()), (1, ("published_accuracy", "verdict"))):
         if Measurement.get(console, console.options, table).maximum > width:
-            table = _comparison(rows, joint="\n", gap=gap, may_go=may_go)
+            table = _comparison(rows, joint="\n", gap=gap, width=width, may_go=may_go)
     return table
 
 
@@ -67,9 +68,11 @@ def rich_table(
     return drawn
 
 
-def _comparison(rows: Sequence[ComparisonRow], *, joint: str, gap: int, may_go: Sequence[str] = ()) -> RichTable:
+def _comparison(
+    rows: Sequence[ComparisonRow], *, joint: str, gap: int, width: int, may_go: Sequence[str] = ()
+) -> RichTable:
     """joint: what stands between phase and variant, status and failure class."""
-    table = of_rows("comparison", _columns(rows, joint), rows)
+    table = of_rows("comparison", _columns(rows, joint, width), rows)
     notes = [(f"{mark}:", text) for mark, text in table.notes]
     if any(row.published_differs for row in rows):
         notes.append(WITH_OTHER_SETTINGS)
@@ -82,7 +85,7 @@ def _comparison(rows: Sequence[ComparisonRow], *, joint: str, gap: int, may_go: 
     )
 
 
-def _columns(rows: Sequence[ComparisonRow], joint: str) -> list[Column[ComparisonRow]]:
+def _columns(rows: Sequence[ComparisonRow], joint: str, width: int) -> list[Column[ComparisonRow]]:
     dataset, accuracy, verdict = pick("dataset test_accuracy verdict", test_accuracy="test accuracy")
     return [
         dataset,
@@ -90,6 +93,7 @@ def _columns(rows: Sequence[ComparisonRow], joint: str) -> list[Column[Compariso
         words("phase", lambda row: joint.join(part for part in (row.phase, row.variant) if part)),
         accuracy,
         *wilson(rows),
+        *use(rows, brief=width < WIDE),
         replace(COMPARISON["published_accuracy"], text=_published),
         verdict,
         _seconds(rows),
