@@ -46,8 +46,8 @@ class Profile:
     GPU. sizes_px: what each backbone is fed, side by side. passes: one per batch size tried, the first of one image.
     memory_mib in them, in 2^20 bytes: on a GPU the most that torch had allocated, weights included; on a CPU the
     growth of resident memory of a process that does nothing else, from before the network was made to its peak in use.
-    sought_gpu: whether a GPU, where there is one, was measured as well. load: processes that wanted a core when it
-    began, of the last minute. job: SLURM's id, None outside. measured: ISO 8601, UTC.
+    sought_gpu: whether a GPU, where there is one, was measured as well. load: processes that wanted one of the
+    machine's cores when it began, of the last minute. job: SLURM's id, None outside. measured: ISO 8601, UTC.
     """
 
     kind: Literal["cpu", "gpu"]
@@ -58,6 +58,7 @@ class Profile:
     passes: tuple[Passes, ...]
     sought_gpu: bool
     host: str
+    cores: int
     load: float
     torch: str
     job: str | None

@@ -120,6 +120,7 @@ def profile(
         passes=tuple(measured),
         sought_gpu=sought_gpu,
         host=host_name(),
+        cores=os.cpu_count() or 1,
         load=round(load, 2),
         torch=torch.__version__,
         job=os.environ.get("SLURM_JOB_ID"),

@@ -30,8 +30,8 @@ def _rounded(digits: int) -> Callable[[float | None], str]:
     return lambda value: number(value, digits=digits)
 
 
-def _significant(value: float | None) -> str:
-    """Three digits."""
+def significant(value: float | None) -> str:
+    """Three digits, of large numbers all."""
     return "" if value is None else f"{value:#.3g}".rstrip(".") if value < 1000 else number(value)
 
 
@@ -73,10 +73,10 @@ _FIGURES: Mapping[str, tuple[str, str, Callable[[float | None], str]]] = {
     "val_macro_f1": ("val macro F1", "%", percent),
     "optimizer_steps": ("optimizer steps", "", number),
     "test_groups": ("groups", "", number),
-    "cpu_latency_ms": ("CPU\u00a0ms", "", _significant),
+    "cpu_latency_ms": ("CPU\u00a0ms", "", significant),
     "cpu_images_per_s": ("CPU images/s", "", number),
     "cpu_memory_mib": ("CPU memory", "MiB", _rounded(1)),
-    "gpu_latency_ms": ("GPU\u00a0ms", "", _significant),
+    "gpu_latency_ms": ("GPU\u00a0ms", "", significant),
     "gpu_images_per_s": ("GPU images/s", "", number),
     "gpu_memory_mib": ("GPU memory", "MiB", _rounded(1)),
     "wilson95_low": ("Wilson 95 % low", "%", percent),
@@ -145,17 +145,16 @@ def _wilson(row: ComparisonRow) -> str:
     return "" if row.wilson95_low is None else f"[{percent(row.wilson95_low)}, {percent(row.wilson95_high)}]"
 
 
-def use(rows: Sequence[ComparisonRow], *, brief: bool = False) -> list[Column[ComparisonRow]]:
+def use(rows: Sequence[ComparisonRow]) -> list[Column[ComparisonRow]]:
     """What using a network costs, where some row was measured: latency of one image, images per second of the fastest
-    batch. Where a kind of device is not one and the same, a number behind the latency names it. brief: latency alone.
-    """
+    batch. Where a kind of device is not one and the same, a number behind the latency names it."""
     columns = []
     for kind in KINDS:
         places = _places(rows, kind)
         latency, throughput = _column(f"{kind}_latency_ms"), _column(f"{kind}_images_per_s")
         if len(places) > 1:
             latency = replace(latency, text=partial(_with_place, latency, places))
-        columns += ([latency] if brief else [latency, throughput]) if places else []
+        columns += [latency, throughput] if places else []
     return columns
 
 
@@ -164,10 +163,12 @@ def use_notes(rows: Sequence[ComparisonRow]) -> list[tuple[str, str]]:
     notes = []
     for kind in KINDS:
         places = _places(rows, kind)
-        notes += [
-            (f"{kind.upper()} ({i})" if len(places) > 1 else kind.upper(), f"{place}; {USE_MEANS}")
-            for i, place in enumerate(places, start=1)
-        ]
+        for i, place in enumerate(places, start=1):
+            loads = [cost.load for row in rows for cost in row.use if cost.place == place and cost.is_beside_others]
+            beside = f"; other work ran beside it (load up to {max(loads):.0f})" if loads else ""
+            notes.append(
+                (f"{kind.upper()} ({i})" if len(places) > 1 else kind.upper(), f"{place}{beside}; {USE_MEANS}")
+            )
     return notes
 
 

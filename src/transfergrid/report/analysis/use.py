@@ -33,6 +33,7 @@ class UseCost:
     batch_memory_mib: float | None
     size_mb: float | None
     host: str
+    cores: int
     load: float
     measured: str
 
@@ -41,6 +42,11 @@ class UseCost:
         """`AMD EPYC 7763, 2 threads, bf16`: numbers of different places are no comparison."""
         threads = f", {self.threads} thread{'' if self.threads == 1 else 's'}" if self.kind == "cpu" else ""
         return f"{self.device}{threads}, {self.precision}"
+
+    @property
+    def is_beside_others(self) -> bool:
+        """Whether more processes wanted a core than there are, one left out: this machine's last work may be in it."""
+        return self.load > self.cores + 1
 
 
 def use_of_runs(runs: Sequence[RunRecord], store: StorePaths) -> tuple[UseCost, ...]:
@@ -71,6 +77,7 @@ def _of(profile: Profile, size_mb: float | None) -> UseCost:
         batch_memory_mib=fastest.memory_mib,
         size_mb=size_mb,
         host=profile.host,
+        cores=profile.cores,
         load=profile.load,
         measured=profile.measured,
     )
