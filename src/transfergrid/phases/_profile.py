@@ -84,19 +84,18 @@ def _ask_child(spec: RunSpec, runtime: Runtime, stop: StopFlag | None) -> list[P
     command = [sys.executable, "-m", "transfergrid.phases._profile_child"]
     question: str | None = json.dumps({"spec": to_dict(spec), "runtime": to_dict(runtime)})
     environment = os.environ | {"PYTHONPATH": import_path()}
-    process = subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment)
-    try:
-        while True:
-            try:
-                told, log = process.communicate(question, timeout=POLL_S)
-                break
-            except subprocess.TimeoutExpired:
-                question = None  # it has been asked
-            if stop is not None and stop.signal is not None:
-                raise Interrupted("stopped while its network was measured", remedy="launch again")
-    finally:
-        process.kill()  # nothing, to one that has ended
-        process.wait()
+    with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, text=True, env=environment) as process:
+        try:
+            while True:
+                try:
+                    told, log = process.communicate(question, timeout=POLL_S)
+                    break
+                except subprocess.TimeoutExpired:
+                    question = None  # it has been asked
+                if stop is not None and stop.signal is not None:
+                    raise Interrupted("stopped while its network was measured", remedy="launch again")
+        finally:
+            process.kill()  # nothing, to one that has ended
     answers = [line for line in told.splitlines() if line.startswith(MARK)]
     if process.returncode or not answers:
         reason = (log.strip().splitlines() or [f"exit code {process.returncode}"])[-1]
