@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,8 @@ def evaluated(tmp_path: Path) -> tuple[RunSpec, RunSpec, Runtime]:
     trained = cases.spec("finetune", "resnet18")
     settings = EvaluateSettings(source=f"run:{trained.run_id}", split="test", precision="fp32", preprocess=None)
     run = replace(trained, phase="evaluate", settings=settings, seed=None, needs=(trained.run_id,))
-    folders = {name: str(tmp_path / name) for name in ("store_dir", "cache_dir", "data_dir", "weights_dir")}
+    names = ("store_dir", "cache_dir", "data_dir", "weights_dir")
+    folders: dict[str, Any] = {name: str(tmp_path / name) for name in names}
     runtime = Runtime(**folders, device="cpu", num_threads=1, profile="here")
     for each in (trained, run):
         cases.completed(store_paths(runtime), each)
@@ -151,13 +153,13 @@ def test_what_cannot_be_measured_leaves_the_record_and_is_told(tmp_path: Path, m
 
 def test_a_signal_ends_the_child_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained, run, runtime = evaluated(tmp_path)
-    monkeypatch.setattr(_profile.sys, "executable", "/bin/cat")  # ends by itself for want of such an option
+    monkeypatch.setattr(sys, "executable", "/bin/cat")  # ends by itself for want of such an option
     monkeypatch.setattr(_profile, "POLL_S", 0.01)
     assert job.carry_out(run, runtime) == "not measured"
     waiting = tmp_path / "waiting"
     waiting.write_text("#!/bin/sh\nexec sleep 60\n")
     waiting.chmod(0o755)
-    monkeypatch.setattr(_profile.sys, "executable", str(waiting))
+    monkeypatch.setattr(sys, "executable", str(waiting))
     assert job.carry_out(run, runtime, stop=small_runs.StopAfter(2)) == "interrupted"  # type: ignore[arg-type]
     assert not store_paths(runtime).run(trained.run_id).profile.exists()
 

@@ -94,7 +94,7 @@ def test_a_row_has_the_profile_in_the_arithmetic_of_its_own_accuracy(tmp_path: P
     assert evaluation.gpu_latency_ms is None and other.use == () and other.cpu_latency_ms is None
     assert trained.cpu_images_per_s == pytest.approx(16 / 0.032) and trained.cpu_memory_mib == 50.0
     (of_cpu, of_gpu) = trained.use
-    assert (of_cpu.batch_size, of_cpu.batch_memory_mib, of_cpu.latency_q1_ms) == (16, 800.0, pytest.approx(7.2))
+    assert (of_cpu.batch_size, of_cpu.batch_memory_mib) == (16, 800.0) and of_cpu.latency_q1_ms == pytest.approx(7.2)
     assert (of_gpu.kind, of_gpu.size_mb, of_gpu.measured) == ("gpu", 44.7, DATE.format(3))
     assert trained.wall_s == 10.0 and trained.gpu_s == 4.0  # what training cost stays
 

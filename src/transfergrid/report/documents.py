@@ -237,7 +237,7 @@ def _use(rows: Sequence[ComparisonRow]) -> Section | None:
         figure("load", _one_digit, label="load"),
         words("measured"),
     ]
-    columns = [*of_row, *(column.of(itemgetter(1)) for column in of_cost)]
+    columns = of_row + [column.of(itemgetter(1)) for column in of_cost]
     return Section("use", "What using it costs", about=[USE], tables=[Table("use", columns, pairs)])
 
 
