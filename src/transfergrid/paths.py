@@ -81,6 +81,7 @@ class RunPaths(_Folder):
     predictions_csv = _Inside("predictions.csv")  # written by `evaluate` only
     record = _Inside("record.json")
     bill = _Inside("bill.json")  # what SLURM's accounting said that the run cost, see bills.py; none of a local run
+    profile = _Inside("profile.json")  # what using its network cost where that was measured, see profiles.py
     log = _Inside("log.txt")
     pulled = _Inside("pulled.json")  # in a store made from W&B's only: which versions of what it holds were read
 

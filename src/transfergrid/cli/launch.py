@@ -75,7 +75,7 @@ def carry_out(request: Request, *, on_stderr: bool = False) -> int:
     if submits:
         from transfergrid.cli import on_slurm
 
-        return on_slurm.carry_out(console, request)
+        return on_slurm.carry_out(console, measured_in_jobs(request))
     if request.emit is not None:
         raise ConfigError("emit=DIR writes SLURM job scripts; it needs cluster=slurm")
     request = on_cpu_without_gpus(request)
@@ -120,6 +120,13 @@ def on_cpu_without_gpus(request: Request) -> Request:
     if request.runtime.device != "auto" or request.cluster.resources.gpus > 0:
         return request
     return replace(request, runtime=replace(request.runtime, device="cpu"))
+
+
+def measured_in_jobs(request: Request) -> Request:
+    """profile=true on SLURM: what a node measured once, whichever it was, is not measured again."""
+    if request.runtime.profile == "no":
+        return request
+    return replace(request, runtime=replace(request.runtime, profile="in a job"))
 
 
 def runs_on_slurm(console: Console, cluster: ClusterSettings) -> bool:

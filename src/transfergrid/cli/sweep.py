@@ -19,7 +19,7 @@ from rich.console import Console
 from transfergrid import tracking
 from transfergrid.cli.before import plan_here
 from transfergrid.cli.console import BAD_ARGUMENTS, count, make_console, progress_line, say
-from transfergrid.cli.launch import run_and_show
+from transfergrid.cli.launch import measured_in_jobs, run_and_show
 from transfergrid.cli.progress import watching
 from transfergrid.cluster import accounting, ledger, local, slurm
 from transfergrid.cluster.adopt import adopt, adopt_intents
@@ -50,6 +50,7 @@ def sweep(arguments: Sequence[str]) -> int:
     on_slurm = multirun.launcher == "slurm"
     if on_slurm:
         multirun = _assert_slurm_can(multirun)
+        multirun = replace(multirun, request=measured_in_jobs(multirun.request))
     multirun = _with_its_device(multirun, on_slurm=on_slurm)
     request = multirun.request
     tracking.validate(request.runtime, sends=True)

@@ -8,19 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from transfergrid.names import readable
 from transfergrid.report.analysis.cells import number, percent
-from transfergrid.report.analysis.columns import COMPARISON, of_rows, pick, wilson
+from transfergrid.report.analysis.columns import COMPARISON, of_rows, pick, significant, use, use_notes, wilson
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Column, Table, words
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
+MOST_LINES = 10  # below the table
 WITH_OTHER_SETTINGS = ("*", "obtained with other settings: published_differs in comparison.csv names them")
 
 
 def terminal_table(rows: Sequence[ComparisonRow], *, width: int = 100) -> RichTable:
     """Eight columns. Where they do not fit `width`, joins break after `+`, variants and failure classes get a line;
-    where that is not enough, `published` and `verdict` go if they hold nothing.
+    where that is not enough, `published` and `verdict` go if they hold nothing. Then what using a network costs goes
+    below the table.
 
     A published figure that was obtained with other settings is marked `*`; what makes a row doubtful has a letter, and
     stands below. Failed rows are red.
@@ -29,10 +31,15 @@ def terminal_table(rows: Sequence[ComparisonRow], *, width: int = 100) -> RichTa
     from rich.measure import Measurement
 
     console = Console(width=10_000)
-    table = _comparison(rows, joint=" ", gap=2)
-    for gap, may_go in ((2, ()), (1, ()), (1, ("published_accuracy", "verdict"))):
+    measured, may_go = use(rows), ("published_accuracy", "verdict")
+    latencies = [column for column in measured if column.name.endswith("_latency_ms")]
+    table = _comparison(rows, measured, joint=" ", gap=2)
+    for gap, empty, columns in (
+        *((2, (), measured), (1, (), measured), (1, may_go, measured)),
+        *((1, may_go, latencies), (1, may_go, ())),
+    ):
         if Measurement.get(console, console.options, table).maximum > width:
-            table = _comparison(rows, joint="\n", gap=gap, may_go=may_go)
+            table = _comparison(rows, columns, joint="\n", gap=gap, may_go=empty)
     return table
 
 
@@ -67,10 +74,19 @@ def rich_table(
     return drawn
 
 
-def _comparison(rows: Sequence[ComparisonRow], *, joint: str, gap: int, may_go: Sequence[str] = ()) -> RichTable:
-    """joint: what stands between phase and variant, status and failure class."""
-    table = of_rows("comparison", _columns(rows, joint), rows)
+def _comparison(
+    rows: Sequence[ComparisonRow],
+    measured: Sequence[Column[ComparisonRow]],
+    *,
+    joint: str,
+    gap: int,
+    may_go: Sequence[str] = (),
+) -> RichTable:
+    """measured: the columns of what using a network costs; what finds no room there stands in lines below the table.
+    joint: what stands between phase and variant, status and failure class."""
+    table = of_rows("comparison", _columns(rows, measured, joint), rows)
     notes = [(f"{mark}:", text) for mark, text in table.notes]
+    notes += [] if measured else _in_lines(rows)
     if any(row.published_differs for row in rows):
         notes.append(WITH_OTHER_SETTINGS)
     return rich_table(
@@ -82,7 +98,23 @@ def _comparison(rows: Sequence[ComparisonRow], *, joint: str, gap: int, may_go: 
     )
 
 
-def _columns(rows: Sequence[ComparisonRow], joint: str) -> list[Column[ComparisonRow]]:
+def _in_lines(rows: Sequence[ComparisonRow]) -> list[tuple[str, str]]:
+    """What using a row's network costs, a line each."""
+    lines = [
+        (
+            f"{cost.kind.upper()}:",
+            f"{row.title}: {significant(cost.latency_ms)} ms, {number(cost.images_per_s)} images/s",
+        )
+        for row in rows
+        for cost in row.use
+    ]
+    more = [("", f"and {len(lines) - MOST_LINES} more: comparison.csv has them")] if len(lines) > MOST_LINES else []
+    return [*lines[:MOST_LINES], *more, *((f"{mark}:", text) for mark, text in use_notes(rows))]
+
+
+def _columns(
+    rows: Sequence[ComparisonRow], measured: Sequence[Column[ComparisonRow]], joint: str
+) -> list[Column[ComparisonRow]]:
     dataset, accuracy, verdict = pick("dataset test_accuracy verdict", test_accuracy="test accuracy")
     return [
         dataset,
@@ -90,6 +122,7 @@ def _columns(rows: Sequence[ComparisonRow], joint: str) -> list[Column[Compariso
         words("phase", lambda row: joint.join(part for part in (row.phase, row.variant) if part)),
         accuracy,
         *wilson(rows),
+        *measured,
         replace(COMPARISON["published_accuracy"], text=_published),
         verdict,
         _seconds(rows),

@@ -35,9 +35,12 @@ from transfergrid.training.stopping import StopFlag
 
 POLL_S = 0.1
 ELSEWHERE_POLL_S = 1.0
+NOT_MEASURED = "it has completed, and using its network was not measured; the end of its log.txt says why"
 GRACE_S = 60.0  # for a child to reach its next step boundary and save, after Ctrl-C
 
-Ending = Literal["completed", "reused", "failed", "interrupted", "in flight", "superseded", "blocked", "lost"]
+Ending = Literal[
+    "completed", "reused", "failed", "interrupted", "in flight", "superseded", "blocked", "lost", "not measured"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +251,7 @@ def _judge(child: _Child, runtime: Runtime) -> Ended:
         Ended(run, "interrupted", "it was told to stop", remedy="launch again to continue"),
         Ended(run, "in flight"),
         Ended(run, "superseded", "a newer attempt has taken over"),
+        Ended(run, "not measured", NOT_MEASURED, remedy="launch again with profile=true"),
     ):
         if code == _EXIT[ended.ending]:
             return ended
@@ -305,6 +309,7 @@ _EXIT: dict[str, int] = {
     "disk full": 15,
     "lost features": 16,
     "machine": 17,
+    "not measured": 18,
 }
 
 

@@ -48,6 +48,8 @@ def load_grid(arguments: Sequence[str], *, progress: FolderProgress | None = Non
     from transfergrid.config.builder import build_grid
 
     arguments, config = compose_grid(arguments)
+    if config.profile and "evaluate" not in config.grid.phases:
+        raise ConfigError("profile=true measures the networks of evaluations, and grid.phases has none")
     return build_grid(arguments, config, progress)
 
 
@@ -89,6 +91,10 @@ def load_run(arguments: Sequence[str], *, progress: FolderProgress | None = None
         request = build_evaluation(arguments, config, progress, variant=variant)
     else:
         request = build_run(arguments, config, progress, variant=variant)
+    if config.profile and (phase := request.configurations[0].run.phase) != "evaluate":
+        raise ConfigError(
+            f"profile=true goes with phase=evaluate, not with {phase}; of a finished run: phase=evaluate run=ID"
+        )
     return request if "select_by" in overrides else replace(request, select_by=None)
 
 

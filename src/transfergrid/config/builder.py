@@ -285,4 +285,5 @@ def make_runtime(
         report_figures=config.report.figures,
         report_within=config.report.within,
         max_megapixels=config.dataset.max_megapixels,
+        profile="here" if config.profile else "no",
     )

@@ -24,7 +24,7 @@ _PLACE = "cluster cluster.partition cluster.mem_gb cluster.timeout_min device st
 _GRID = (
     "grid grid.models grid.datasets grid.phases grid.seeds grid_name dataset dataset.folder weights protocol select_by"
 )
-_RUN = "model dataset dataset.folder phase seed run again needs grid_name weights select_by"
+_RUN = "model dataset dataset.folder phase seed run profile again needs grid_name weights select_by"
 OF_A_PLACE = tuple(_PLACE.split())
 # The keys that people use.
 MOST_USED = (*_GRID.split(), *OF_A_PLACE, "wait", "dry_run")

@@ -261,6 +261,7 @@ class _Single:
     weights_files: dict[str, str] = setting({}, "a file for one network: weights_files.resnet18=FILE")
     device: Literal["auto", "cpu", "cuda"] = setting("auto", "auto = the GPU where there is one")
     keep_weights: Literal["final", "none"] = setting("final", "whether trained weights are kept")
+    profile: bool = setting(False, "with phase=evaluate: measure latency, throughput and memory, too")
     dry_run: bool = setting(False, "show the plan; start and write nothing")
     wait: bool | None = setting(None, "wait for the table; null = not on SLURM")
     emit: str | None = setting(None, "folder: write SLURM job scripts, send nothing")

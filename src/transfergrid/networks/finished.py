@@ -39,15 +39,11 @@ class Reading:
 
 
 def reading_of(spec: RunSpec) -> Reading:
-    """A study that never calls eval() is not given its running statistics; a probe's features have a precision."""
+    """A study that never calls eval() is not given its running statistics."""
     settings = spec.settings
     assert isinstance(settings, TrainSettings)
-    on_features = isinstance(settings, ProbeSettings) and settings.source == "features"
-    precision = spec.extract.precision if on_features and spec.extract is not None else settings.precision
-    by_batch = settings.test_bn == "batch"
-    return Reading(
-        precision, settings.test_bn, (settings.micro_batch or settings.batch_size) if by_batch else EVALUATION_BATCH
-    )
+    batch_size = (settings.micro_batch or settings.batch_size) if settings.test_bn == "batch" else EVALUATION_BATCH
+    return Reading(spec.precision, settings.test_bn, batch_size)
 
 
 def picture_rules_of(record: RunRecord, max_megapixels: float = MAX_MEGAPIXELS) -> PictureRules:

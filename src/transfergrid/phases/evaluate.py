@@ -21,6 +21,7 @@ from transfergrid.networks.backbones.weight_files import Taken, weights_taken
 from transfergrid.networks.classes import NamedLogits, classes_of_run, match_classes, name_logits
 from transfergrid.paths import store_paths
 from transfergrid.phases import has_completed
+from transfergrid.phases._profile import is_measured
 from transfergrid.specs import EvaluateSettings, PreprocessSpec, RunSpec, Runtime, Split, from_dict
 from transfergrid.store import durable
 from transfergrid.training.evaluation import top_k_accuracy
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from transfergrid.store.records import RunRecord
     from transfergrid.training.results import Logits
 
-is_done = has_completed
 logger = logging.getLogger(__name__)
 
 
@@ -48,6 +48,11 @@ class Evaluated:
     own: NamedLogits | None
     reading: Mapping[str, Any]
     taken: Mapping[str, Taken] = field(default_factory=dict)
+
+
+def is_done(spec: RunSpec, runtime: Runtime) -> bool:
+    """Whether its record says so, and with profile=true what using its network costs has been measured."""
+    return has_completed(spec, runtime) and (runtime.profile == "no" or is_measured(spec, runtime))
 
 
 def run(context: RunContext) -> RunRecord:

@@ -31,6 +31,7 @@ from transfergrid.errors import (
 )
 from transfergrid.paths import RunPaths, store_paths
 from transfergrid.phases import RunContext, phase_module
+from transfergrid.phases._profile import is_measured, measure
 from transfergrid.specs import Configuration, RunSpec, Runtime, digest, from_dict, to_dict
 from transfergrid.store import durable
 from transfergrid.store.attempts import Attempt, AttemptTime, IsAlive, attempt_times, begin_attempt, newest_attempt
@@ -41,7 +42,9 @@ from transfergrid.training.stopping import StopFlag
 from transfergrid.training.usage import UsageMeter, host_name
 
 logger = logging.getLogger(__name__)
-Outcome = Literal["completed", "reused", "failed", "interrupted", "in flight", "superseded", "lost features"]
+Outcome = Literal[
+    "completed", "reused", "failed", "interrupted", "in flight", "superseded", "lost features", "not measured"
+]
 # What becomes of a run whose features are damaged or gone: they are extracted again here, before it is tried once more;
 # or its outcome says so; or it fails.
 OnLost = Literal["extract", "tell", "fail"]
@@ -114,6 +117,28 @@ def carry_out(
 
     stop: a flag that is installed already. is_alive: how to ask SLURM whether an earlier attempt's job is alive.
     """
+    outcome = _carried_out(spec, replace(runtime, profile="no"), stop, is_alive, on_lost)
+    asked = spec.phase == "evaluate" and runtime.profile != "no" and outcome in ("completed", "reused")
+    return _measure(spec, runtime, stop) if asked and not is_measured(spec, runtime) else outcome
+
+
+def _measure(spec: RunSpec, runtime: Runtime, stop: StopFlag | None) -> Outcome:
+    """What using its network costs, once the run itself is done, whose record stays as it is."""
+    with _logging_to(store_paths(runtime).run(spec.run_id).log, "measuring its network"):
+        try:
+            measure(spec, runtime, stop)
+            return "completed"
+        except (Interrupted, KeyboardInterrupt) as error:
+            logger.warning("interrupted: %s", one_line(error))
+            return "interrupted"
+        except (GridError, OSError) as error:
+            logger.error("%s", one_line(error))
+            return "not measured"
+
+
+def _carried_out(
+    spec: RunSpec, runtime: Runtime, stop: StopFlag | None, is_alive: IsAlive | None, on_lost: OnLost
+) -> Outcome:
     outcome = _claim_and_run(spec, runtime, stop, is_alive, fails="fail" == on_lost)
     if outcome != "lost features" or on_lost == "tell":
         return outcome
@@ -135,7 +160,10 @@ def _claim_and_run(
     if phase_module(spec.phase).is_done(spec, runtime):
         return "reused"
     try:
-        with begin_attempt(paths, spec, is_alive=is_alive) as attempt, _logging_to(paths.log, attempt):
+        with (
+            begin_attempt(paths, spec, is_alive=is_alive) as attempt,
+            _logging_to(paths.log, f"attempt {attempt.number}"),
+        ):
             if phase_module(spec.phase).is_done(spec, runtime):  # it ended while this process was starting
                 return "reused"
             return _attempt(spec, runtime, attempt, stop, fails=fails)
@@ -245,7 +273,7 @@ def assert_ready(spec: RunSpec, runtime: Runtime) -> None:
 
 
 @contextlib.contextmanager
-def _logging_to(path: Path, attempt: Attempt) -> Iterator[None]:
+def _logging_to(path: Path, what: str) -> Iterator[None]:
     """Everything this process logs also goes to the run's log.txt, one section per attempt."""
     with durable.explained(path):
         handler = durable.LogFile(path)
@@ -255,11 +283,11 @@ def _logging_to(path: Path, attempt: Attempt) -> Iterator[None]:
     root = logging.getLogger("transfergrid")
     root.addHandler(handler)
     root.setLevel(logging.INFO)
-    root.info("attempt %d begins", attempt.number)
+    root.info("%s begins", what)
     try:
         yield
     finally:
-        root.info("attempt %d ends", attempt.number)
+        root.info("%s ends", what)
         root.removeHandler(handler)
         handler.close()
 

@@ -113,7 +113,9 @@ class _Planner:
         why = "not done yet"
         if run.phase == "extract" and (damaged := extract.damaged(run, self.runtime)) is not None:
             why = f"{damaged}: extracted again"
-        if head is not None and head.failure_class is not None:
+        if run.phase == "evaluate" and head is not None and head.status == "completed":
+            why = "completed before: using its network is measured"
+        elif head is not None and head.failure_class is not None:
             why = f"failed before ({head.failure_class}): {next_step(head.failure_class, head.remedy)}"
         elif paths.checkpoints.is_dir() and any(paths.checkpoints.iterdir()):
             why = "continues from its checkpoint"

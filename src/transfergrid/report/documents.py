@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from operator import attrgetter, itemgetter
 
 from transfergrid.report.analysis import (
     choices,
@@ -22,13 +23,14 @@ from transfergrid.report.analysis import (
     worth,
 )
 from transfergrid.report.analysis.answer import GridAnswer, answer_of, in_words
-from transfergrid.report.analysis.cells import percent
-from transfergrid.report.analysis.columns import HEADS, adjusted_p, of_rows, pick, wilson
+from transfergrid.report.analysis.cells import number, percent
+from transfergrid.report.analysis.columns import HEADS, adjusted_p, of_rows, pick, use, wilson
 from transfergrid.report.analysis.comparison import Comparison, failure_lines
 from transfergrid.report.analysis.families import Answer
 from transfergrid.report.analysis.rows import NAMES, ComparisonRow, names_of
 from transfergrid.report.analysis.selection import RULE, WORDS, val_score
-from transfergrid.report.blocks import Column, Section, Table, figure
+from transfergrid.report.analysis.use import UseCost
+from transfergrid.report.blocks import Column, Section, Table, figure, words
 from transfergrid.report.page import wording
 from transfergrid.report.studies.published import lookup
 
@@ -56,6 +58,19 @@ HOW_TO_READ = (
     "the work itself, without starting python and without lost work. Upstream GPU seconds cover everything that a "
     "row needs: its extractions, and the probe that a fine-tuning starts from.",
 )
+
+
+USE = (
+    "Measured is the whole network, every backbone of a join included: from prepared images to logits, both in the "
+    "device's memory, in eval mode and in the arithmetic of the row's accuracy. Neither training nor the reading of "
+    "images is in it. The first passes warm up and do not count. Then one image is passed at least 20 times and for "
+    "2 s. Batches of 4, 16, 64 and 256 follow, each at least 5 times and for 1 s, until one would take longer than 2 "
+    "s. Memory on a CPU is what the resident memory of a process grows by, from before the network was made to its "
+    "peak. On a GPU it is the most that torch had allocated. Load is how many processes wanted a core when it began. "
+    "Where it is above the number of threads, others took time away. Compare only rows that were measured on the "
+    "same device."
+)
+_QUARTILES = {name: attrgetter(name) for name in ("latency_q1_ms", "latency_q3_ms")}
 
 
 def as_csv(rows: Sequence[ComparisonRow]) -> str:
@@ -89,6 +104,7 @@ def sections(comparison: Comparison) -> list[Section]:
         joins.section(joins.join_baselines(comparison)),
         handover.section(comparison),
         _costs(comparison),
+        _use(comparison.rows),
         _failures(comparison),
         integrity.section(comparison),
     ]
@@ -129,7 +145,7 @@ def _accuracy_columns(rows: Sequence[ComparisonRow]) -> list[Column[ComparisonRo
     columns = pick(
         f"{NAMES} status n_seeds n_train test_accuracy test_accuracy_std val_accuracy", test_accuracy_std="std"
     )
-    columns[-2:-2] = wilson(rows)  # behind the accuracy
+    columns[-2:-2] = [*wilson(rows), *use(rows)]  # behind the accuracy
     if scores:
         columns.append(figure("val_score", percent, val_score, label=f"val {scores}", unit="%"))
     labels = {"macro_precision": "precision", "macro_recall": "recall", "macro_f1": "F1 (macro)"}
@@ -202,6 +218,37 @@ def _costs(comparison: Comparison) -> Section | None:
     columns = pick(f"{NAMES} epochs {seconds} {size}", size_mb="MB")
     table = Table("cost", columns, rows)
     return Section("cost", "Cost", tables=[table], below=costs.in_words(comparison.spent))
+
+
+def _use(rows: Sequence[ComparisonRow]) -> Section | None:
+    """A line for each row and each kind of device on which its network was measured."""
+    pairs = [(row, cost) for row in rows for cost in row.use]
+    if not pairs:
+        return None
+    of_row: list[Column[tuple[ComparisonRow, UseCost]]] = [
+        column.of(itemgetter(0)) for column in pick(f"{NAMES} test_accuracy")
+    ]
+    of_cost: list[Column[UseCost]] = [
+        words("measured_on", "place", label="measured on"),
+        figure("latency_ms", text=_latency, label="ms per image", beside="[quartiles]", more=_QUARTILES),
+        figure("use_images_per_s", number, "images_per_s", label="images/s"),
+        figure("use_batch_size", number, "batch_size", label="in batches of"),
+        figure("memory_mib", _one_digit, label="memory, MiB"),
+        figure("batch_memory_mib", _one_digit, label="memory of such a batch, MiB"),
+        figure("weights_mb", _one_digit, "size_mb", label="weights, MB"),
+        figure("load", _one_digit, label="load"),
+        words("measured"),
+    ]
+    columns = of_row + [column.of(itemgetter(1)) for column in of_cost]
+    return Section("use", "What using it costs", about=[USE], tables=[Table("use", columns, pairs)])
+
+
+def _latency(cost: UseCost) -> str:
+    return f"{cost.latency_ms:.3g} [{cost.latency_q1_ms:.3g}, {cost.latency_q3_ms:.3g}]"
+
+
+def _one_digit(value: float | None) -> str:
+    return number(value, digits=1)
 
 
 def _failures(comparison: Comparison) -> Section | None:

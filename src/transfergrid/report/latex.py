@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 
 from transfergrid.report.analysis.cells import accuracy_with_interval, percent, weights_where_needed
-from transfergrid.report.analysis.columns import pick, test_accuracy, wilson
+from transfergrid.report.analysis.columns import pick, test_accuracy, use, use_notes, wilson
 from transfergrid.report.analysis.remarks import UNDERSTATES, footnotes
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import WORDS, val_score
@@ -84,7 +84,8 @@ def as_latex(grid: str, rows: Sequence[ComparisonRow], *, notes: Sequence[str] =
         for (row, mark), label in zip(block, weights, strict=True):
             cells = [_cell(column, column.text(_Line(row, label)), mark) for column in columns]
             lines.append(" & ".join(cells) + r" \\")
-    below = [escape(note) for note in notes] + [f"{_raised(mark)} {escape(text)}." for mark, text in remarks]
+    below = [escape(note) for note in (*notes, *(f"{mark}: {text}." for mark, text in use_notes(rows)))]
+    below += [f"{_raised(mark)} {escape(text)}." for mark, text in remarks]
     lines += ["\\bottomrule", *(_over_all(columns, r"p{\linewidth}", rf"\footnotesize {text}") for text in below)]
     return "\n".join([*lines, "\\end{tabular}"]) + "\n"
 
@@ -96,6 +97,7 @@ def _columns(rows: Sequence[ComparisonRow]) -> list[Column[_Line]]:
         words("n_seeds", _seeds, label="Seeds", is_number=True),
         test_accuracy("Test %", _accuracy),
         *wilson(rows),
+        *use(rows),
         figure("val_score", percent, val_score, label=f"Val {by}%"),
         *pick("published_accuracy delta_to_best_single parameters gflops_per_image gpu_s wall_s", **LABELS),
     ]

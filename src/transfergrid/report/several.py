@@ -8,7 +8,7 @@ from dataclasses import replace
 from transfergrid.errors import ConfigError
 from transfergrid.report import documents
 from transfergrid.report.analysis import costs
-from transfergrid.report.analysis.columns import of_rows, pick, wilson
+from transfergrid.report.analysis.columns import of_rows, pick, use, wilson
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer
 from transfergrid.report.blocks import Section
@@ -74,7 +74,7 @@ def sections(comparisons: Sequence[Comparison]) -> list[Section]:
     done = sum(row.status == "completed" for row in whole.rows)
     counts = f"{len(whole.rows)} rows of {len(comparisons)} grids: {done} completed."
     names = "grid dataset model phase variant status n_seeds test_accuracy val_accuracy published_accuracy"
-    table = of_rows("rows", [*pick(names), *wilson(whole.rows)], whole.rows)
+    table = of_rows("rows", [*pick(names), *wilson(whole.rows), *use(whole.rows)], whole.rows)
     first = Section(
         "rows", about=[counts, wording.verdict(whole)], tables=[table], below=[costs.total_text(whole.spent)]
     )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from transfergrid.specs.declared import later
 from transfergrid.specs.identity import digest, safe_name
-from transfergrid.specs.inputs import BackboneSpec, DatasetSpec, FeatureKey, Split
+from transfergrid.specs.inputs import BackboneSpec, DatasetSpec, FeatureKey, Precision, Split
 from transfergrid.specs.settings import (
     SETTINGS_OF_PHASE,
     ExtractSettings,
@@ -66,6 +66,12 @@ class RunSpec:
     def is_solved(self) -> bool:
         """Whether its lines are strengths of a penalty, not epochs of a training."""
         return isinstance(self.settings, ProbeSettings) and self.settings.solver == "lbfgs"
+
+    @property
+    def precision(self) -> Precision:
+        """The arithmetic of its own figures; a probe's is that of its features."""
+        on_features = isinstance(self.settings, ProbeSettings) and self.settings.source == "features"
+        return self.extract.precision if on_features and self.extract is not None else self.settings.precision
 
     @property
     def slug(self) -> str:
@@ -141,6 +147,8 @@ class Runtime:
     at whose end somebody waits does not. report_within: percentage points that a cheaper row may be worse.
     max_megapixels: a larger picture of a folder is refused before it is decoded.
     wandb_images: whether W&B gets pictures and names of files, too.
+    profile: whether an evaluation also measures what using its network costs: on the machine that plans it, or in a job
+    on whatever node that lands, once.
     """
 
     store_dir: str
@@ -164,3 +172,4 @@ class Runtime:
     report_figures: bool | None = None
     report_within: float = 1.0
     max_megapixels: float = 180.0
+    profile: Literal["no", "here", "in a job"] = later("no")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from torch.nn import Module
 
 from transfergrid.errors import MachineError, one_line
 from transfergrid.specs import Runtime
-from transfergrid.training.usage import host_name, slurm_cpus
+from transfergrid.training.usage import cpu_threads, host_name
 
 logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=Module)
@@ -34,8 +33,7 @@ class Gpus:
 
 def prepare_process(runtime: Runtime) -> None:
     """Threads and arithmetic of this process. Raises MachineError where device=cuda was asked for and is not there."""
-    cores = len(os.sched_getaffinity(0))
-    torch.set_num_threads(runtime.num_threads or min(cores, slurm_cpus() or cores))
+    torch.set_num_threads(cpu_threads(runtime))
     # fp32 means fp32: TensorFloat-32 keeps 10 bits of mantissa.
     _allow_tf32(False)
     torch.backends.cudnn.benchmark = False

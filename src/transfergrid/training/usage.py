@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
+import platform
 import re
 import resource
 import shutil
@@ -10,7 +13,10 @@ import socket
 import subprocess
 import threading
 import time
+from pathlib import Path
 from typing import Any
+
+from transfergrid.specs import Runtime
 
 SAMPLE_S = 5.0
 ANSWER_S = 5.0  # then a silent nvidia-smi is given up, and asked again
@@ -73,6 +79,22 @@ def slurm_cpus() -> int | None:
     """CPUs that SLURM gave this task; a cluster without task affinity lets it see all of the node's."""
     cpus = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return int(cpus) if cpus.isdigit() and int(cpus) > 0 else None
+
+
+def cpu_threads(runtime: Runtime) -> int:
+    """What a run computes with on this machine: as asked for, else the cores that it may use."""
+    cores = len(os.sched_getaffinity(0))
+    return runtime.num_threads or min(cores, slurm_cpus() or cores)
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor's own name, where the kernel tells it; else its architecture."""
+    with contextlib.suppress(OSError):
+        names = re.findall(r"^model name\s*:\s*(\S.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if names:
+            return " ".join(names[0].split())
+    return platform.machine()
 
 
 def host_name() -> str:

@@ -24,6 +24,7 @@ from transfergrid.report.analysis.paired_rows import Verdict, correct_of_both
 from transfergrid.report.analysis.rerun import commands_of
 from transfergrid.report.analysis.selection import val_score
 from transfergrid.report.analysis.statistics import holm
+from transfergrid.report.analysis.use import UseCost
 from transfergrid.report.analysis.worth import Winner, contests_about, row_names, told_elsewhere, winners
 from transfergrid.specs import EvaluateSettings, SelectBy
 from transfergrid.store.attempts import read_spec
@@ -46,7 +47,8 @@ class Cost:
 class AnswerRow:
     """A row of the comparison. Accuracies in [0, 1] with the table's 95 % interval; cost: of one seed, with all that it
     is made from; val_score: what rows are chosen by. run_ids: of its completed runs, in the order of their seeds.
-    test_groups: of its test images, where these come in groups."""
+    test_groups: of its test images, where these come in groups. profile: what using its network costs, on each kind of
+    device where that was measured; else answer.json leaves both out."""
 
     name: str
     model: str
@@ -64,6 +66,7 @@ class AnswerRow:
     gflops_per_image: float | None
     remarks: tuple[str, ...]
     test_groups: int | None = None
+    profile: tuple[UseCost, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +160,8 @@ class GridAnswer:
 
 
 def _without_groups(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {name: value for name, value in fields if name not in ("groups_needed", "test_groups") or value is not None}
+    may_lack = ("groups_needed", "test_groups", "profile")
+    return {name: value for name, value in fields if name not in may_lack or value is not None}
 
 
 def answer_of(comparison: Comparison) -> GridAnswer:
@@ -248,6 +252,7 @@ def _row(comparison: Comparison, i: int, name: str) -> AnswerRow:
         gflops_per_image=row.gflops_per_image,
         remarks=row.remarks,
         test_groups=row.test_groups,
+        profile=row.use or None,
     )
 
 

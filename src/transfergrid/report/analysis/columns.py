@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from typing import TypeVar
 
@@ -17,14 +18,21 @@ from transfergrid.report.analysis.grouped import NotJudged
 from transfergrid.report.analysis.remarks import UNDERSTATES, footnotes
 from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow, names_of
 from transfergrid.report.analysis.statistics import PairedComparison, p_text
+from transfergrid.report.analysis.use import KINDS
 from transfergrid.report.blocks import Column, Table, Value, figure, words
 
 Row = TypeVar("Row")
+USE_MEANS = "ms is the median for one image, images/s are of the fastest batch"
 HEADS = {"knn": "kNN", "lda": "LDA", "qda": "QDA"}
 
 
 def _rounded(digits: int) -> Callable[[float | None], str]:
     return lambda value: number(value, digits=digits)
+
+
+def significant(value: float | None) -> str:
+    """Three digits, of large numbers all."""
+    return "" if value is None else f"{value:#.3g}".rstrip(".") if value < 1000 else number(value)
 
 
 def _p(value: float | None) -> str:
@@ -65,6 +73,12 @@ _FIGURES: Mapping[str, tuple[str, str, Callable[[float | None], str]]] = {
     "val_macro_f1": ("val macro F1", "%", percent),
     "optimizer_steps": ("optimizer steps", "", number),
     "test_groups": ("groups", "", number),
+    "cpu_latency_ms": ("CPU\u00a0ms", "", significant),
+    "cpu_images_per_s": ("CPU images/s", "", number),
+    "cpu_memory_mib": ("CPU memory", "MiB", _rounded(1)),
+    "gpu_latency_ms": ("GPU\u00a0ms", "", significant),
+    "gpu_images_per_s": ("GPU images/s", "", number),
+    "gpu_memory_mib": ("GPU memory", "MiB", _rounded(1)),
     "wilson95_low": ("Wilson 95 % low", "%", percent),
     "wilson95_high": ("Wilson 95 % high", "%", percent),
 }
@@ -111,9 +125,10 @@ def columns_of(rows: Sequence[ComparisonRow]) -> dict[str, Column[ComparisonRow]
     """Those of comparison.csv for these rows, what belongs to the interval behind it."""
     of_groups = {column.name: column for column in wilson(rows)}
     others = {name: COMPARISON.get(name) or _column(name) for name in names_of(rows) if name not in of_groups}
+    behind = of_groups | {column.name: column for column in use(rows)}  # the accuracy
     columns: dict[str, Column[ComparisonRow]] = {}
     for name, column in others.items():
-        columns |= {name: column, **(of_groups if name == "test_accuracy" else {})}
+        columns |= {name: column, **(behind if name == "test_accuracy" else {})}
     return columns
 
 
@@ -130,6 +145,42 @@ def _wilson(row: ComparisonRow) -> str:
     return "" if row.wilson95_low is None else f"[{percent(row.wilson95_low)}, {percent(row.wilson95_high)}]"
 
 
+def use(rows: Sequence[ComparisonRow]) -> list[Column[ComparisonRow]]:
+    """What using a network costs, where some row was measured: latency of one image, images per second of the fastest
+    batch. Where a kind of device is not one and the same, a number behind the latency names it."""
+    columns = []
+    for kind in KINDS:
+        places = _places(rows, kind)
+        latency, throughput = _column(f"{kind}_latency_ms"), _column(f"{kind}_images_per_s")
+        if len(places) > 1:
+            latency = replace(latency, text=partial(_with_place, latency, places))
+        columns += [latency, throughput] if places else []
+    return columns
+
+
+def use_notes(rows: Sequence[ComparisonRow]) -> list[tuple[str, str]]:
+    """On what the columns of `use` were measured: (mark, words)."""
+    notes = []
+    for kind in KINDS:
+        places = _places(rows, kind)
+        for i, place in enumerate(places, start=1):
+            loads = [cost.load for row in rows for cost in row.use if cost.place == place and cost.is_beside_others]
+            beside = f"; other work ran beside it (load up to {max(loads):.0f})" if loads else ""
+            notes.append(
+                (f"{kind.upper()} ({i})" if len(places) > 1 else kind.upper(), f"{place}{beside}; {USE_MEANS}")
+            )
+    return notes
+
+
+def _places(rows: Sequence[ComparisonRow], kind: str) -> list[str]:
+    return list(dict.fromkeys(cost.place for row in rows for cost in row.use if cost.kind == kind))
+
+
+def _with_place(column: Column[ComparisonRow], places: Sequence[str], row: ComparisonRow) -> str:
+    place = row.cell(column.name.replace("latency_ms", "measured_on"))
+    return f"{column.text(row)} ({places.index(str(place)) + 1})" if place is not None else ""
+
+
 def pick(names: str, **labels: str) -> list[Column[ComparisonRow]]:
     """Columns of the comparison by name, with spaces between; labels: name -> what shall stand above it instead."""
     columns = [COMPARISON[name] for name in names.split()]
@@ -139,7 +190,8 @@ def pick(names: str, **labels: str) -> list[Column[ComparisonRow]]:
 def of_rows(name: str, columns: Sequence[Column[ComparisonRow]], rows: Sequence[ComparisonRow]) -> Table[ComparisonRow]:
     """A table of comparison rows, with their footnotes."""
     marks, notes = footnotes(rows)
-    return Table(name, columns, rows, marks=marks, notes=notes)
+    is_measured = any(column.name in ("cpu_latency_ms", "gpu_latency_ms") for column in columns)
+    return Table(name, columns, rows, marks=marks, notes=[*notes, *(use_notes(rows) if is_measured else ())])
 
 
 def difference(name: str, label: str, read: Callable[[Row], PairedComparison | NotJudged | None]) -> Column[Row]:

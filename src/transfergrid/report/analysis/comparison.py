@@ -18,6 +18,7 @@ from transfergrid.report.analysis.grouped import with_groups
 from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.analysis.remarks import with_remarks
 from transfergrid.report.analysis.rows import NAMES, ComparisonRow
+from transfergrid.report.analysis.use import as_columns, use_of_runs
 from transfergrid.report.studies import published
 from transfergrid.specs import EvaluateSettings, RunSpec, SelectBy
 from transfergrid.store import records
@@ -109,6 +110,7 @@ def read_comparison(
     rows = []
     for group, row_runs in zip(groups, runs, strict=True):
         row = _row(grid, group, row_runs, [failures[e.run_id] for e in group if e.run_id in failures], select_by)
+        row = replace(row, **as_columns(use_of_runs(row_runs, store)))
         row = with_groups(_with_numbers(row, row_runs, stored, spent), row_runs, stored)
         rows.append(_beside_published(row, row_runs, stored))
     answers = answers_about_joins(rows, runs, stored)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 
+from transfergrid.report.analysis.use import UseCost
 from transfergrid.specs import SelectBy
 
 NAMES = "dataset model phase variant weights protocol"  # what a row is, beside its grid
 _NO_COLUMN = {"column": False}
-_OF_GROUPS = {"column": "of groups"}
+_OF_GROUPS = {"column": "test_groups"}  # a column where some row has that one
+_OF_CPU, _OF_GPU = {"column": "cpu_latency_ms"}, {"column": "gpu_latency_ms"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +85,16 @@ class ComparisonRow:
     test_groups: int | None = field(default=None, metadata=_OF_GROUPS)
     wilson95_low: float | None = field(default=None, metadata=_OF_GROUPS)
     wilson95_high: float | None = field(default=None, metadata=_OF_GROUPS)
+    # Columns where using the network of some row was measured on a CPU, or on a GPU: see use.py.
+    cpu_latency_ms: float | None = field(default=None, metadata=_OF_CPU)
+    cpu_images_per_s: float | None = field(default=None, metadata=_OF_CPU)
+    cpu_memory_mib: float | None = field(default=None, metadata=_OF_CPU)
+    cpu_measured_on: str | None = field(default=None, metadata=_OF_CPU)
+    gpu_latency_ms: float | None = field(default=None, metadata=_OF_GPU)
+    gpu_images_per_s: float | None = field(default=None, metadata=_OF_GPU)
+    gpu_memory_mib: float | None = field(default=None, metadata=_OF_GPU)
+    gpu_measured_on: str | None = field(default=None, metadata=_OF_GPU)
+    use: tuple[UseCost, ...] = field(default=(), metadata=_NO_COLUMN)
     # Of the row, and no columns: how many runs it was launched with, and its variant where the shown one tells more.
     n_launched: int | None = field(default=None, metadata=_NO_COLUMN)
     own_variant: str | None = field(default=None, metadata=_NO_COLUMN)
@@ -112,5 +124,5 @@ COLUMNS = tuple(f.name for f in fields(ComparisonRow) if not f.metadata)
 
 def names_of(rows: Sequence[ComparisonRow]) -> tuple[str, ...]:
     """The columns of comparison.csv for these rows."""
-    grouped = any(row.test_groups for row in rows)
-    return COLUMNS + (tuple(f.name for f in fields(ComparisonRow) if f.metadata == _OF_GROUPS) if grouped else ())
+    shown = [by for by in (_OF_GROUPS, _OF_CPU, _OF_GPU) if any(getattr(row, by["column"]) for row in rows)]
+    return COLUMNS + tuple(f.name for f in fields(ComparisonRow) if f.metadata in shown)

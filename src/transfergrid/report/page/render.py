@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from transfergrid.names import utf8
 from transfergrid.report.analysis import handover, integrity, remarks
 from transfergrid.report.analysis.answer import GridAnswer, answer_of
-from transfergrid.report.analysis.columns import columns_of
+from transfergrid.report.analysis.columns import columns_of, use_notes
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Section
@@ -145,6 +145,7 @@ def _context(
         "columns": [(column, name in short) for name, column in columns.items()],
         "rows": sorted(zip(details, cells, standing_by_row, strict=True), key=lambda row: row[2].rank),
         "signs": [sign for kind, sign in SIGNS.items() if kind in {standing.kind for standing in standing_by_row}],
+        "measured_on": use_notes(comparison.rows),
         "understates": remarks.UNDERSTATES if any(row.better_than_head for row in comparison.rows) else "",
         "val_column": f"val_{comparison.rows[0].select_by}" if comparison.rows else "val_accuracy",
         "filters": _filters(comparison.rows),
