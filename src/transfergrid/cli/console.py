@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from rich.cells import cell_len
 from rich.console import Console
 
 from transfergrid.config.arguments import assert_spelled
 from transfergrid.errors import ConfigError, GridError, classify, next_step, one_line, remedy_of
 from transfergrid.names import spelled_out
+from transfergrid.paths import TYPED
 
 if TYPE_CHECKING:
     from transfergrid.config.help import Help
@@ -22,6 +26,10 @@ _MOST_LINES = 100
 FIRST_LINES = 20
 OK, FAILED, BAD_ARGUMENTS, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 JSON = "--json"  # the answer on standard output for programs, all else on standard error
+# What stands on one line: a command to be copied; figures with what follows them, their unit; a word.
+_COMMAND = rf"(?:{TYPED})(?: (?:'[^']*'|[^\s'=]+=(?:'[^']*'|[^\s'])*)+)*"
+_FIGURE = r"[-+<~(\[]*\d[\d.,:/]*[\])]?[,;]?"
+_UNIT = re.compile(rf"(\s*)({_COMMAND}\S*|(?:(?:\w+ [=<>] )?{_FIGURE} )+\S+|\w+ [=<>] {_FIGURE}\S*|\S+)")
 
 
 def run_script(
@@ -41,11 +49,11 @@ def run_script(
             assert_spelled(arguments, about.keys, flags=flags, words=words)
         return main(arguments)
     except ConfigError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        _tell(f"error: {one_line(error)}")
         return BAD_ARGUMENTS
     except GridError as error:
         lines = as_many_as_fit(error.details, on_terminal=sys.stderr.isatty())
-        print(f"error: {one_line(error)}", *lines, sep="\n", file=sys.stderr)
+        _tell(f"error: {one_line(error)}", *lines)
         return FAILED
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -54,11 +62,17 @@ def run_script(
         if classify(error) == "code":
             raise
         step = next_step(classify(error), remedy_of(error))
-        print(f"error: {one_line(error, with_remedy=False)}; {step}", file=sys.stderr)
+        _tell(f"error: {one_line(error, with_remedy=False)}; {step}")
         return FAILED
     except KeyboardInterrupt:
         print("interrupted; launch again to continue", file=sys.stderr)
         return INTERRUPTED
+
+
+def _tell(*lines: str) -> None:
+    """On standard error, as say() on the console."""
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    print(*(line if width is None else wrapped(line, width) for line in lines), sep="\n", file=sys.stderr)
 
 
 def as_many_as_fit(lines: Sequence[str], *, on_terminal: bool) -> list[str]:
@@ -82,9 +96,27 @@ def make_console(*, on_stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(markup=False, emoji=False, width=100, stderr=on_stderr)
 
 
-def say(console: Console, text: str, *, style: str | None = None) -> None:
-    """A text as it is: no part of it is coloured, and no line is broken where a terminal ends."""
+def say(console: Console, text: str, *, style: str | None = None, indent: int = 2) -> None:
+    """A text as it is: no part of it is coloured. On a terminal its lines end between words, and what goes on is
+    indented by so much; elsewhere no line is broken."""
+    if console.is_terminal:
+        text = "\n".join(wrapped(line, console.width, indent=indent) for line in text.split("\n"))
     console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def wrapped(line: str, width: int, *, indent: int = 2) -> str:
+    """The line in as many as are needed for `width` columns. No word is cut, no figure parted from its unit, and a
+    command to be copied stays whole: of these alone a line may be longer."""
+    lines = [""]
+    for gap, unit in _UNIT.findall(line):
+        # A long row of figures may be parted.
+        parts = unit.split(" ") if cell_len(unit) > width and not re.match(_COMMAND, unit) else [unit]
+        for space, part in zip([gap, *" " * (len(parts) - 1)], parts, strict=True):
+            if lines[-1].strip() and cell_len(lines[-1] + space + part) > width:
+                lines.append(" " * indent + part)
+            else:
+                lines[-1] += space + part
+    return "\n".join(lines)
 
 
 def say_first(console: Console, lines: Sequence[str], *, more: str = "...") -> None:
