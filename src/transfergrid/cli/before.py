@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from transfergrid import tracking
-from transfergrid.cli.console import say
+from transfergrid.cli.console import amount, say
 from transfergrid.cluster.child import Answer, ask, gpus_for
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.states import Snapshot, take_snapshot
@@ -20,6 +20,7 @@ from transfergrid.config import Request
 from transfergrid.errors import ConfigError, DataError, MachineError, StoreFull
 from transfergrid.networks.backbones.weight_files import Taken
 from transfergrid.planning.plan import Plan, make_plan
+from transfergrid.planning.space import Volume, volumes
 from transfergrid.specs import EvaluateSettings, ProbeSettings, RunSpec, Runtime
 from transfergrid.store import durable
 
@@ -54,6 +55,7 @@ def made_ready(
 ) -> Request | None:
     """Look at all that can refuse the plan's runs. Returns the request with its tracking decided; None of a dry run,
     which ends here and writes nothing. runs_follow: they are carried out by this process's children."""
+    show_space(console, plan, request.runtime)
     if request.dry_run:
         _check_without_writing(console, plan, request.runtime, runs_follow=runs_follow)
         console.print(f"dry run: nothing was {not_done} or written")
@@ -65,6 +67,29 @@ def made_ready(
     if line is not None:
         say(console, line)
     return replace(request, runtime=runtime)
+
+
+def show_space(console: Console, plan: Plan, runtime: Runtime) -> None:
+    """A line for each file system on what is to be written there, and what is free. Raises StoreFull where it cannot
+    fit."""
+    found = volumes((p.run for p in plan.to_run), runtime)
+    for volume in found:
+        writes, free = amount(volume.writes.total()), amount(volume.free)
+        where = " and ".join(volume.places)
+        if volume.cannot_fit:
+            what = f"{volume.folder} has {free} free, and {writes} are to be written there ({where})"
+            raise StoreFull(what, remedy=_more_room(volume))
+        kinds = ", ".join(f"{kind} {amount(num_bytes)}" for kind, num_bytes in volume.writes.most_common())
+        text = f"{f'{where}: ' if len(found) > 1 else ''}writes about {writes} ({kinds}); {free} are free"
+        if volume.is_tight:
+            text += f", and checkpoints need up to {amount(volume.at_work)} for a while; {_more_room(volume)}"
+        say(console, text, style="yellow" if volume.is_tight else None)
+
+
+def _more_room(volume: Volume) -> str:
+    weights = volume.writes["weights"]
+    less = f"keep_weights=none writes {amount(weights)} less; " if weights > 0.1 * volume.writes.total() else ""
+    return f"{less}free some space, or give another {' or '.join(f'{name}=' for name in volume.places)}"
 
 
 def prepare_folders(runtime: Runtime) -> None:

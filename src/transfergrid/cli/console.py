@@ -150,3 +150,8 @@ def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) ->
 def count(number: int, noun: str) -> str:
     """`1 job`, `2 jobs`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def amount(num_bytes: int) -> str:
+    """`12.3 MB`, `4.50 GB`."""
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.2f} GB"
