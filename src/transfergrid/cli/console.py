@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 100
 FIRST_LINES = 20
+LOGGED_S = 10.0  # between two lines on how far something is, in a log
 OK, FAILED, BAD_ARGUMENTS, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 JSON = "--json"  # the answer on standard output for programs, all else on standard error
 # What stands on one line: a command to be copied; figures with what follows them, their unit; a word.
-_COMMAND = rf"(?:{TYPED})(?: (?:'[^']*'|[^\s'=]+=(?:'[^']*'|[^\s'])*)+)*"
-_FIGURE = r"[-+<~(\[]*\d[\d.,:/]*[\])]?[,;]?"
-_UNIT = re.compile(rf"(\s*)({_COMMAND}\S*|(?:(?:\w+ [=<>] )?{_FIGURE} )+\S+|\w+ [=<>] {_FIGURE}\S*|\S+)")
+_COMMAND = rf"[(`]?(?:{TYPED})(?: (?:'[^']*'|[^\s'=]+=(?:'[^']*'|[^\s'])*)+)*"
+_INTERVAL = r"\[[-+\d., ]+\]"
+_FIGURES = rf"(?:(?:\w+ [=<>] )?(?:[-+<~(]*\d(?:[\d.,:/]*\d)?|{_INTERVAL}) )+"
+_UNIT = re.compile(rf"(\s*)({_COMMAND}\S*|(?:{_FIGURES})?{_INTERVAL}\S*|{_FIGURES}\S+|\w+ [=<>] \S+|\S+)")
 
 
 def run_script(
@@ -44,7 +46,7 @@ def run_script(
     try:
         if about is not None:
             if (page := about.answer(arguments)) is not None:
-                print(page, flush=True)
+                _tell(page, file=sys.stdout)
                 return OK
             assert_spelled(arguments, about.keys, flags=flags, words=words)
         return main(arguments)
@@ -69,10 +71,12 @@ def run_script(
         return INTERRUPTED
 
 
-def _tell(*lines: str) -> None:
-    """On standard error, as say() on the console."""
-    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
-    print(*(line if width is None else wrapped(line, width) for line in lines), sep="\n", file=sys.stderr)
+def _tell(*texts: str, file: TextIO | None = None) -> None:
+    """On standard error where no file is given: as say() on the console."""
+    file = file or sys.stderr
+    width = shutil.get_terminal_size().columns if file.isatty() else None
+    lines = "\n".join(texts).split("\n")
+    print("\n".join(line if width is None else wrapped(line, width) for line in lines), file=file, flush=True)
 
 
 def as_many_as_fit(lines: Sequence[str], *, on_terminal: bool) -> list[str]:
@@ -96,24 +100,24 @@ def make_console(*, on_stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(markup=False, emoji=False, width=100, stderr=on_stderr)
 
 
-def say(console: Console, text: str, *, style: str | None = None, indent: int = 2) -> None:
+def say(console: Console, text: str, *, style: str | None = None, indent: int | None = None) -> None:
     """A text as it is: no part of it is coloured. On a terminal its lines end between words, and what goes on is
-    indented by so much; elsewhere no line is broken."""
+    indented by so much, by default two more than it begins with; elsewhere no line is broken."""
     if console.is_terminal:
         text = "\n".join(wrapped(line, console.width, indent=indent) for line in text.split("\n"))
     console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-def wrapped(line: str, width: int, *, indent: int = 2) -> str:
+def wrapped(line: str, width: int, *, indent: int | None = None) -> str:
     """The line in as many as are needed for `width` columns. No word is cut, no figure parted from its unit, and a
     command to be copied stays whole: of these alone a line may be longer."""
-    lines = [""]
+    lines, hanging = [""], " " * (len(line) - len(line.lstrip()) + 2 if indent is None else indent)
     for gap, unit in _UNIT.findall(line):
         # A long row of figures may be parted.
         parts = unit.split(" ") if cell_len(unit) > width and not re.match(_COMMAND, unit) else [unit]
         for space, part in zip([gap, *" " * (len(parts) - 1)], parts, strict=True):
             if lines[-1].strip() and cell_len(lines[-1] + space + part) > width:
-                lines.append(" " * indent + part)
+                lines.append(hanging + part)
             else:
                 lines[-1] += space + part
     return "\n".join(lines)
@@ -128,21 +132,18 @@ def say_first(console: Console, lines: Sequence[str], *, more: str = "...") -> N
 
 
 def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) -> Callable[[int, int], None]:
-    """show(done, total) of them, on stderr: on a terminal rewritten in place, at most ten times a second; with in_logs
-    a line for every tenth where there is none."""
+    """show(done, total) of them, on stderr: on a terminal rewritten in place, at most ten times a second; with in_logs,
+    where there is none, a line at most every ten seconds, and one at the end."""
     on_terminal = sys.stderr.isatty()
-    last_tenth, at_s = [-1], [0.0]
+    at_s = [0.0 if on_terminal else time.monotonic()]
 
     def show(done: int, total: int) -> None:
-        tenth, now_s = 10 * done // max(total, 1), time.monotonic()
-        if on_terminal:
-            if done == total or now_s - at_s[0] >= 0.1:
-                at_s[0] = now_s
-                end = "\n" if done == total else ""
-                print(f"\r{doing} {noun} {done}/{total}", end=end, file=sys.stderr, flush=True)
-        elif in_logs and tenth > last_tenth[0]:
-            last_tenth[0] = tenth
-            print(f"{doing} {noun} {done}/{total}", file=sys.stderr, flush=True)
+        now_s = time.monotonic()
+        if (on_terminal or in_logs) and (done == total or now_s - at_s[0] >= (0.1 if on_terminal else LOGGED_S)):
+            at_s[0] = now_s
+            text = f"{doing} {noun} {done}/{total}"
+            begin, end = ("\r", "\n" if done == total else "") if on_terminal else ("", "\n")
+            print(f"{begin}{text}", end=end, file=sys.stderr, flush=True)
 
     return show
 
