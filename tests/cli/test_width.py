@@ -175,7 +175,7 @@ def test_a_large_plan_takes_at_most_a_screen_and_counts_every_run(num_models: in
     assert len(text.splitlines()) <= lines
     assert "e extract, p probe, f finetune, v evaluate; n to run" in text
     assert text.count("e5 p=5 f5 v5") == (3 if num_models > MOST_ROWS else 3 * done) * bool(done)
-    more = [int(n) for n in re.findall(r"\band (\d+)", text)]
+    more = [int(n) for n in re.findall(r"\band\s+(\d+)", text)]
     assert sum(more) == (num_models - 6 * (1 + bool(done)) if num_models > MOST_ROWS else 0)
 
 
