@@ -43,7 +43,7 @@ def test_what_cannot_fit_is_refused_in_one_line_before_anything_is_written(
     where = places(tmp_path, "small", "large")
     on_disks(monkeypatch, small=5_000_000, large=10**12)
     with pytest.raises(
-        StoreFull, match=r"small has 5.0 MB free, and 8.1 MB are to be written there \(store.dir\)"
+        StoreFull, match=r"small: 5.0 MB are free, 8.1 MB are to be written there \(store.dir\)"
     ) as told:
         launch([*GRID, *where, *dry])
     assert told.value.remedy == "keep_weights=none writes 5.9 MB less; free some space, or give another store.dir="

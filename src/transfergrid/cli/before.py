@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from transfergrid.cluster.child import Answer, ask, gpus_for
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.config import Request
-from transfergrid.errors import ConfigError, DataError, MachineError, StoreFull
+from transfergrid.errors import ConfigError, DataError, MachineError, MissingWeights, StoreFull, UnusableWeights
 from transfergrid.networks.backbones.weight_files import Taken
 from transfergrid.planning.plan import Plan, make_plan
 from transfergrid.planning.space import Volume, volumes
@@ -55,6 +55,7 @@ def made_ready(
 ) -> Request | None:
     """Look at all that can refuse the plan's runs. Returns the request with its tracking decided; None of a dry run,
     which ends here and writes nothing. runs_follow: they are carried out by this process's children."""
+    assert_writable(request.runtime)
     show_space(console, plan, request.runtime)
     if request.dry_run:
         _check_without_writing(console, plan, request.runtime, runs_follow=runs_follow)
@@ -77,7 +78,7 @@ def show_space(console: Console, plan: Plan, runtime: Runtime) -> None:
         writes, free = amount(volume.writes.total()), amount(volume.free)
         where = " and ".join(volume.places)
         if volume.cannot_fit:
-            what = f"{volume.folder} has {free} free, and {writes} are to be written there ({where})"
+            what = f"no space left in {volume.folder}: {free} are free, {writes} are to be written there ({where})"
             raise StoreFull(what, remedy=_more_room(volume))
         kinds = ", ".join(f"{kind} {amount(num_bytes)}" for kind, num_bytes in volume.writes.most_common())
         text = f"{f'{where}: ' if len(found) > 1 else ''}writes about {writes} ({kinds}); {free} are free"
@@ -94,7 +95,7 @@ def _more_room(volume: Volume) -> str:
 
 def prepare_folders(runtime: Runtime) -> None:
     """Make store and cache, and write to each once. A folder that cannot be written is a bad argument."""
-    for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
+    for key, folder in _folders(runtime).items():
         try:
             durable.make_folder(folder)
             probe = durable.temporary_beside(folder / "writable")
@@ -103,9 +104,23 @@ def prepare_folders(runtime: Runtime) -> None:
                 probe.unlink()
         except StoreFull:
             raise
-        except (MachineError, OSError) as error:
-            reason = error.strerror or type(error).__name__ if isinstance(error, OSError) else error
-            raise _unusable(folder, reason) from error
+        except MachineError as error:  # of explained(), which names the path once more
+            number = getattr(error.__cause__, "errno", None)
+            reason = os.strerror(number) if number in (errno.EACCES, errno.EPERM, errno.EROFS) else error.fact
+            raise _unwritable(key, folder, reason) from error
+        except OSError as error:
+            raise _unwritable(key, folder, error.strerror or type(error).__name__) from error
+
+
+def assert_writable(runtime: Runtime) -> None:
+    """What can be known of prepare_folders() without writing: who may write, and whether anybody can. Raises as it
+    does."""
+    for key, folder in _folders(runtime).items():
+        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            raise _unwritable(key, folder, os.strerror(errno.EROFS))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise _unwritable(key, folder, os.strerror(errno.EACCES))
 
 
 def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
@@ -127,10 +142,6 @@ def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bo
 def _check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
     """What a dry run can say of what prepare_folders() and preflight() refuse: nothing is written or fetched, and torch
     is loaded, in a child, only where the user names weights files or asks for a GPU. Raises as they do."""
-    for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
-        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise _unusable(folder, os.strerror(errno.EACCES))
     if runs_follow and runtime.device == "cuda" and plan.to_run:
         _tell_device(console, runtime)
     runs = [p.run for p in plan.to_run if reads_file(p.run)]
@@ -141,13 +152,29 @@ def _check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, ru
 
 def _tell(console: Console, answer: Answer) -> None:
     if answer.error is not None:
-        raise DataError(answer.error, remedy=answer.remedy)
+        raise _Unusable(answer)
     for line in answer.value:
         say(console, line)
 
 
-def _unusable(folder: Path, reason: object) -> ConfigError:
-    return ConfigError(f"{folder} cannot be used ({reason})", remedy="give another store.dir= or cache.dir=")
+class _Unusable(DataError):
+    """Data or weights, as a child process told of them."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.error, remedy=answer.remedy)
+        self._details = answer.details
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        return self._details
+
+
+def _folders(runtime: Runtime) -> dict[str, Path]:
+    return {"store.dir": Path(runtime.store_dir), "cache.dir": Path(runtime.cache_dir)}
+
+
+def _unwritable(key: str, folder: Path, reason: str) -> ConfigError:
+    return ConfigError(f"{key}={folder} cannot be used ({reason})", remedy=f"give another {key}=")
 
 
 def _tell_device(console: Console, runtime: Runtime) -> None:
@@ -165,8 +192,8 @@ def _tell_device(console: Console, runtime: Runtime) -> None:
 
 
 def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
-    """A line on what is taken of each of the user's weights files. Raises DataError for the first data set or weights
-    that cannot be used. Loads torch where there are weights to check: call it in a child."""
+    """A line on what is taken of each of the user's weights files. Raises DataError for the first data set, or for all
+    weights, that cannot be used. Loads torch where there are weights to check: call it in a child."""
     from transfergrid import data
 
     for dataset in dict.fromkeys(run.dataset for run in runs):
@@ -191,19 +218,32 @@ def check_weights(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
         if is_users or not taken.is_plain:
             lines[taken.line] = None
 
+    errors: list[DataError] = []
+
+    def look(function: Callable[..., object], *arguments: object, **more: object) -> None:
+        try:
+            function(*arguments, **more)
+        except DataError as error:
+            errors.append(error)
+
     from_files = {run for run in runs if isinstance(run.settings, EvaluateSettings) and reads_file(run)}
     for run in runs:
         if run in from_files:
-            network_from_file(run, runtime, note=partial(note, is_users=True))
+            look(network_from_file, run, runtime, note=partial(note, is_users=True))
     on_features = {r for r in runs if isinstance(r.settings, ProbeSettings) and r.settings.source == "features"}
     for backbone in dict.fromkeys(b for run in runs if run not in from_files | on_features for b in run.backbones):
         if not backbone.weights.identity.startswith("random:"):
-            build(
+            look(
+                build,
                 backbone,
                 weights_dir=Path(runtime.weights_dir),
                 weights_files=runtime.weights_files,
+                # Where one could not be fetched, the others are only looked for: each would wait for the network.
+                download=not any(isinstance(error, MissingWeights) for error in errors),
                 note=partial(note, is_users=backbone.weights.is_file),
             )
+    if errors:
+        raise errors[0] if len(errors) == 1 else UnusableWeights(errors)
     return tuple(lines)
 
 
