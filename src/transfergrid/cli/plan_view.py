@@ -28,6 +28,7 @@ IN_WORDS: Mapping[State, str] = {
 }
 
 Counts = Counter[tuple[Phase, State]]
+Row = tuple[tuple[str, ...], list[Counts]]  # models, and what is planned of them on each data set
 
 
 def show_runs(console: Console, plan: Plan, variants: Mapping[str, str]) -> None:
@@ -53,14 +54,13 @@ def _matrix(plan: Plan) -> Fitting:
         counts.setdefault(place, Counter())[planned.run.phase, planned.state] += 1
     datasets = list(dict.fromkeys(dataset for _, dataset in counts))
     models = list(dict.fromkeys(model for model, _ in counts))
-    rows = [((model,), [counts.get((model, dataset), Counter()) for dataset in datasets]) for model in models]
+    rows: list[Row] = [
+        ((model,), [counts.get((model, dataset), Counter()) for dataset in datasets]) for model in models
+    ]
     table = Table("model", *datasets, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for names, cells in _few(rows):
         table.add_row(some(names, 6, "models"), *map(_cell, cells))
     return Fitting(table)
-
-
-Row = tuple[tuple[str, ...], list[Counts]]
 
 
 def _few(rows: list[Row]) -> list[Row]:
