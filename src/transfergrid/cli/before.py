@@ -83,7 +83,8 @@ def show_space(console: Console, plan: Plan, runtime: Runtime) -> None:
         kinds = ", ".join(f"{kind} {amount(num_bytes)}" for kind, num_bytes in volume.writes.most_common())
         text = f"{f'{where}: ' if len(found) > 1 else ''}writes about {writes} ({kinds}); {free} are free"
         if volume.is_tight:
-            text += f", and checkpoints need up to {amount(volume.at_work)} for a while; {_more_room(volume)}"
+            checkpoints = f", checkpoints take up to {amount(volume.at_work)} for a while" if volume.at_work else ""
+            text += f"{checkpoints}; {_more_room(volume)}"
         say(console, text, style="yellow" if volume.is_tight else None)
 
 
