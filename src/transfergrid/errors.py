@@ -4,6 +4,8 @@ GridError
 ├─ ConfigError (also a ValueError)   the request makes no sense: exit code 2, nothing submitted or written
 ├─ DataError                         images, labels or weights are missing, damaged or of another kind
 │  ├─ MissingFiles                   files of a published data set are not here, and were not fetched
+│  ├─ MissingWeights                 a file of published weights is not here, and was not fetched
+│  ├─ UnusableWeights                several files of weights in one message
 │  └─ CorruptFeatures                a cached feature file does not validate
 ├─ MissingInput                      a run that this one needs has not finished: names the run to repeat
 │  └─ LostFeatures                   its features were there and are damaged or gone: they are extracted again
@@ -25,9 +27,10 @@ from __future__ import annotations
 import errno
 import resource
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
-from transfergrid.names import closest, printable
+from transfergrid.names import closest, printable, some
 
 NEXT_STEP = {
     "host_oom": "give the run more memory (cluster.mem_gb=...) and launch again",
@@ -44,6 +47,7 @@ NEXT_STEP = {
     "lost": "launch again: it continues from its checkpoint",
 }
 FAILURE_CLASSES = tuple(NEXT_STEP)
+FILES_NAMED = 4  # of missing weights, in a message that has room for 400 characters
 
 
 def next_step(failure_class: str | None, remedy: str | None = None) -> str:
@@ -100,6 +104,39 @@ class DataError(GridError):
 
 class MissingFiles(DataError):
     """Files of a published data set are not here, and could not be fetched or were not to be."""
+
+
+class MissingWeights(DataError):
+    """A file of published weights is not here, and could not be fetched or was not to be. file: its name. folder: where
+    it is looked for. url: where it is published; empty where that is not known."""
+
+    def __init__(self, what: str, *, file: str, folder: Path, url: str = "") -> None:
+        published = f" (it is published at {url})" if url else ""
+        super().__init__(what, remedy=f"put {file} into {folder}, or give its folder as weights_dir={published}")
+        self.file = file
+        self.folder = folder
+        self.url = url
+
+
+class UnusableWeights(DataError):
+    """Several files of weights, missing or of another kind, told in one message. errors: one for each, at least two."""
+
+    def __init__(self, errors: Sequence[DataError]) -> None:
+        self.missing = [error for error in errors if isinstance(error, MissingWeights)]
+        facts, remedy = [error.fact for error in errors if error not in self.missing], ""
+        if self.missing:
+            names = some([error.file for error in self.missing], FILES_NAMED)
+            facts = [self.missing[0].fact, f"not there: {names}", *facts]
+            places = {error.url.rpartition("/")[0] for error in self.missing}
+            published = f" (published at {place})" if len(places) == 1 and (place := max(places)) else ""
+            remedy = f"put them into {self.missing[0].folder}, or give their folder as weights_dir={published}"
+        super().__init__("; ".join(facts), remedy=remedy)
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        """Each missing file, where there are more than the message names."""
+        lines = (f"  {error.file} {error.url}".rstrip() for error in self.missing)
+        return tuple(lines) if len(self.missing) > FILES_NAMED else ()
 
 
 class CorruptFeatures(DataError):

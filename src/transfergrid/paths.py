@@ -102,6 +102,7 @@ def cache_paths(runtime: Runtime) -> CachePaths:
 VERBS = {"launch": "launch", "run": "run_phase"} | {
     verb: verb for verb in ("status", "report", "sync", "predict", "doctor", "list", "store")
 }
+TYPED = r"python jobs/\w+\.py|transfergrid (?:" + "|".join(VERBS) + r")\b"  # how typed() begins a command
 _VERB_OF = {"launch_grid": "launch", "run_phase": "run"}  # where a script in jobs/ has another name
 
 

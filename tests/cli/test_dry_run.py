@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -15,7 +18,16 @@ from transfergrid.cli import before as launching
 from transfergrid.cli.launch import launch
 from transfergrid.cli.run_phase import run_phase
 from transfergrid.cluster.child import Answer
-from transfergrid.errors import ConfigError, DataError, GridError, MachineError, one_line
+from transfergrid.config import load_grid
+from transfergrid.errors import (
+    ConfigError,
+    DataError,
+    GridError,
+    MachineError,
+    MissingWeights,
+    UnusableWeights,
+    one_line,
+)
 from transfergrid.networks import architectures
 from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.write import write
@@ -124,8 +136,81 @@ def test_a_folder_that_cannot_be_written_is_told(key: str, tmp_path: Path, monke
     (tmp_path / "locked").mkdir()
     real = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path) and real(path, mode))  # as for root
-    with pytest.raises(ConfigError, match=r"locked/x cannot be used \(Permission denied\); give another store.dir="):
+    with pytest.raises(ConfigError, match=rf"locked/x cannot be used \(Permission denied\); give another {key}=$"):
         launch([*GRID, "grid.phases=[probe]", f"{key}={tmp_path}/locked/x", "dry_run=true"])
+
+
+@pytest.mark.parametrize("more", [[], ["dry_run=true"]])
+@pytest.mark.parametrize("key", ["store.dir", "cache.dir"])
+def test_a_read_only_file_system_is_told_in_one_line(
+    key: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mounted").mkdir()
+    real = os.statvfs
+
+    def statvfs(path: Path) -> object:
+        return SimpleNamespace(f_flag=os.ST_RDONLY) if "mounted" in str(path) else real(path)
+
+    monkeypatch.setattr(os, "statvfs", statvfs)
+    told = rf"^{key}=.*/mounted/x cannot be used \(Read-only file system\); give another {key}=$"
+    with pytest.raises(ConfigError, match=told):
+        launch([*GRID, "grid.phases=[probe]", f"{key}={tmp_path}/mounted/x", *more])
+    assert not Path("results").exists() and not Path("cache").exists()
+
+
+def test_what_the_system_refuses_when_it_is_written_to_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, content: bytes) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    asked = request(tmp_path, "model=tinynet_cifar", "phase=probe")
+    with pytest.raises(ConfigError) as told:
+        launching.prepare_folders(asked.runtime)
+    assert (
+        str(told.value) == f"store.dir={tmp_path}/store cannot be used (Read-only file system); give another store.dir="
+    )
+
+
+def test_missing_weights_of_every_part_and_model_are_told_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def unreachable(url: str, *_: object, **__: object) -> None:
+        asked.append(url)
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
+    models = "grid.models=[resnet18+googlenet,vgg16,alexnet]"
+    grid = ["grid=individual_vs_parallel", models, "cluster=local", *MACHINE]
+    grid += [
+        f"store.dir={tmp_path / 'store'}",
+        f"cache.dir={tmp_path / 'cache'}",
+        "grid.datasets=[digits]",
+        "weights_dir=w",
+    ]
+    runs = {run: None for run in load_grid(grid).runs.values()}
+    runtime = load_grid(grid).runtime
+    with pytest.raises(UnusableWeights) as told:
+        launching.check_weights([e for run in runs for e in run.extractions], runtime)
+    line = one_line(told.value)
+    for file in ("resnet18-f37072fd.pth", "googlenet-1378be20.pth", "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth"):
+        assert line.count(file) == 1
+    assert line.startswith("weights IMAGENET1K_V1 of resnet18 could not be downloaded (URLError: ")
+    where = "or give their folder as weights_dir= (published at https://download.pytorch.org/models)"
+    assert line.endswith(f"put them into w, {where}")
+    assert len(asked) == 1 and told.value.details == ()  # the network is asked once
+
+
+def test_more_missing_files_than_a_message_has_room_for_stand_below_it_beside_other_faults() -> None:
+    folder = Path("w")
+    faults = [MissingWeights(f"weights of m{i} are not there", file=f"m{i}.pth", folder=folder) for i in range(9)]
+    error = UnusableWeights([DataError("own.pth is of another network"), *faults])
+    said = "weights of m0 are not there; not there: m0.pth, m1.pth, m2.pth, m3.pth and 5 more;"
+    assert str(error).startswith(f"{said} own.pth is of another network; put them into w,")
+    assert error.details == tuple(f"  m{i}.pth" for i in range(9))
 
 
 def test_tracking_online_without_a_key_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

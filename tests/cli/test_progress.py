@@ -10,7 +10,8 @@ import pytest
 import report_cases
 from rich.console import Console
 
-from transfergrid.cli import progress
+from transfergrid.cli import console, progress
+from transfergrid.cli.console import progress_line
 from transfergrid.paths import StorePaths
 from transfergrid.planning.plan import PlannedRun
 from transfergrid.specs import RunSpec, TrainSettings
@@ -49,3 +50,15 @@ def test_count_time_loss_and_accuracy_are_whole_beside_a_long_name(tmp_path: Pat
 def test_a_short_name_stays_as_it_is_and_a_long_one_keeps_both_ends() -> None:
     assert progress.shortened("digits-lenet5-scratch-s0", 24) == "digits-lenet5-scratch-s0"
     assert progress.shortened("digits-tinynet_mnist+tinynet_cifar-finetune-s0", 24) == "digits-…ifar-finetune-s0"
+
+
+def test_a_hash_of_many_pictures_takes_one_line_of_a_log(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    show = progress_line("checking", in_logs=True)
+    for done in range(121):
+        show(done, 120)
+    assert capsys.readouterr().err == "checking images 120/120\n"
+    monkeypatch.setattr(console, "LOGGED_S", 0.0)
+    show(60, 120)  # more than ten seconds later
+    assert capsys.readouterr().err == "checking images 60/120\n"

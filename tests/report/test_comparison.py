@@ -440,11 +440,13 @@ def shown(rows: list[ComparisonRow], *, width: int = 100, color: bool = False) -
     return output.getvalue()
 
 
-def test_the_terminal_shows_eight_columns() -> None:
-    header = shown([row()]).splitlines()[0]
+def test_the_terminal_shows_eight_columns_and_published_only_where_a_figure_is() -> None:
+    header = shown([row(published_accuracy=0.9955)]).splitlines()[0]
     assert header.split("  ")[0] == "dataset"
     names = ["dataset", "model", "phase", "test accuracy", "published", "verdict", "wall s", "status"]
     assert " ".join(header.split()) == " ".join(names)
+    names.remove("published")
+    assert " ".join(shown([row()], width=120).splitlines()[0].split()) == " ".join(names)
 
 
 def test_on_eighty_columns_empty_columns_go_before_a_name_is_broken() -> None:

@@ -103,6 +103,7 @@ class Collector:
 
 def take_renderable(collector: Collector, shown: object) -> None:
     """A text, or a table's cells, or what a group holds."""
+    shown = getattr(shown, "table", shown)
     for column in getattr(shown, "columns", ()):
         for cell in column.cells:
             take_renderable(collector, cell)

@@ -198,12 +198,13 @@ def test_a_launch_says_in_one_line_what_it_computes_on(
     assert capsys.readouterr().out == expected
 
 
+@pytest.mark.parametrize("more", [[], ["dry_run=true"]], ids=["launch", "dry_run"])
 def test_device_cuda_without_a_usable_gpu_is_one_line_before_anything_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(before, "gpus_for", lambda _: child.GpusHere((), TOO_OLD))
     places = [f"store.dir={tmp_path / 'store'}", f"cache.dir={tmp_path / 'cache'}", "tracking=disabled"]
-    monkeypatch.setattr("sys.argv", ["launch_grid.py", "cluster=local", "device=cuda", *places])
+    monkeypatch.setattr("sys.argv", ["launch_grid.py", "cluster=local", "device=cuda", *places, *more])
     assert launch.main() == 1
     said = capsys.readouterr()
     line = f"error: device=cuda is set, but torch cannot use a GPU here: {TOO_OLD}; use device=cpu\n"

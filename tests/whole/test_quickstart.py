@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from launched import records, run_script, table
 
-from transfergrid.paths import StorePaths
+from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.report.analysis.predictions import StoredPredictions, correct_SN
 from transfergrid.report.analysis.statistics import compare
+from transfergrid.store.inventory import space_by_part
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,23 @@ def test_every_finetune_of_quickstart_passed_its_gate_and_no_finished_run_holds_
     assert all(r["details"]["gate"]["largest_ratio"] <= 1 for r in finetunes)
     for run in (folder / "store" / "runs").iterdir():
         assert sum(p.is_file() for p in run.rglob("*")) <= 10
+
+
+@pytest.mark.slow
+def test_the_plan_foretells_within_a_half_what_quickstart_writes(quickstart: tuple[Path, str]) -> None:
+    folder, printed = quickstart
+    [told] = re.findall(r"^writes about .* \((weights .*)\); .* are free$", printed, re.MULTILINE)
+    expected = {kind: float(mb) for kind, mb in re.findall(r"([a-z ]+?) ([\d.]+) MB", told)}
+    parts = space_by_part(StorePaths(folder / "store"), CachePaths(folder / "cache"))
+    written = {name: space.bytes / 1e6 for name, space in parts.items()}
+    pairs = [
+        (expected["weights"], written["weights of runs"]),
+        (expected[" features"], written["cache: features"]),
+        (expected[" predictions"] + expected[" records and logs"], written["records, predictions and logs of runs"]),
+    ]
+    assert all(
+        there / 1.5 < said < 1.5 * there for said, there in [*pairs, (sum(expected.values()), sum(written.values()))]
+    )
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +12,15 @@ from pathlib import Path
 from rich.console import Console
 
 from transfergrid import tracking
-from transfergrid.cli.console import say
+from transfergrid.cli.console import amount, say
 from transfergrid.cluster.child import Answer, ask, gpus_for
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.config import Request
-from transfergrid.errors import ConfigError, DataError, MachineError, StoreFull
+from transfergrid.errors import ConfigError, DataError, MachineError, MissingWeights, StoreFull, UnusableWeights
 from transfergrid.networks.backbones.weight_files import Taken
 from transfergrid.planning.plan import Plan, make_plan
+from transfergrid.planning.space import Volume, volumes
 from transfergrid.specs import EvaluateSettings, ProbeSettings, RunSpec, Runtime
 from transfergrid.store import durable
 
@@ -54,6 +55,8 @@ def made_ready(
 ) -> Request | None:
     """Look at all that can refuse the plan's runs. Returns the request with its tracking decided; None of a dry run,
     which ends here and writes nothing. runs_follow: they are carried out by this process's children."""
+    assert_writable(request.runtime)
+    show_space(console, plan, request.runtime)
     if request.dry_run:
         _check_without_writing(console, plan, request.runtime, runs_follow=runs_follow)
         console.print(f"dry run: nothing was {not_done} or written")
@@ -67,9 +70,33 @@ def made_ready(
     return replace(request, runtime=runtime)
 
 
+def show_space(console: Console, plan: Plan, runtime: Runtime) -> None:
+    """A line for each file system on what is to be written there, and what is free. Raises StoreFull where it cannot
+    fit."""
+    found = volumes((p.run for p in plan.to_run), runtime)
+    for volume in found:
+        writes, free = amount(volume.writes.total()), amount(volume.free)
+        where = " and ".join(volume.places)
+        if volume.cannot_fit:
+            what = f"no space left in {volume.folder}: {free} are free, {writes} are to be written there ({where})"
+            raise StoreFull(what, remedy=_more_room(volume))
+        kinds = ", ".join(f"{kind} {amount(num_bytes)}" for kind, num_bytes in volume.writes.most_common())
+        text = f"{f'{where}: ' if len(found) > 1 else ''}writes about {writes} ({kinds}); {free} are free"
+        if volume.is_tight:
+            checkpoints = f", checkpoints take up to {amount(volume.at_work)} for a while" if volume.at_work else ""
+            text += f"{checkpoints}; {_more_room(volume)}"
+        say(console, text, style="yellow" if volume.is_tight else None)
+
+
+def _more_room(volume: Volume) -> str:
+    weights = volume.writes["weights"]
+    less = f"keep_weights=none writes {amount(weights)} less; " if weights > 0.1 * volume.writes.total() else ""
+    return f"{less}free some space, or give another {' or '.join(f'{name}=' for name in volume.places)}"
+
+
 def prepare_folders(runtime: Runtime) -> None:
     """Make store and cache, and write to each once. A folder that cannot be written is a bad argument."""
-    for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
+    for key, folder in _folders(runtime).items():
         try:
             durable.make_folder(folder)
             probe = durable.temporary_beside(folder / "writable")
@@ -78,9 +105,23 @@ def prepare_folders(runtime: Runtime) -> None:
                 probe.unlink()
         except StoreFull:
             raise
-        except (MachineError, OSError) as error:
-            reason = error.strerror or type(error).__name__ if isinstance(error, OSError) else error
-            raise _unusable(folder, reason) from error
+        except MachineError as error:  # of explained(), which names the path once more
+            number = getattr(error.__cause__, "errno", None)
+            reason = os.strerror(number) if number in (errno.EACCES, errno.EPERM, errno.EROFS) else error.fact
+            raise _unwritable(key, folder, reason) from error
+        except OSError as error:
+            raise _unwritable(key, folder, error.strerror or type(error).__name__) from error
+
+
+def assert_writable(runtime: Runtime) -> None:
+    """What can be known of prepare_folders() without writing: who may write, and whether anybody can. Raises as it
+    does."""
+    for key, folder in _folders(runtime).items():
+        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            raise _unwritable(key, folder, os.strerror(errno.EROFS))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise _unwritable(key, folder, os.strerror(errno.EACCES))
 
 
 def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
@@ -102,10 +143,6 @@ def preflight(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bo
 def _check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, runs_follow: bool) -> None:
     """What a dry run can say of what prepare_folders() and preflight() refuse: nothing is written or fetched, and torch
     is loaded, in a child, only where the user names weights files or asks for a GPU. Raises as they do."""
-    for folder in (Path(runtime.store_dir), Path(runtime.cache_dir)):
-        there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise _unusable(folder, os.strerror(errno.EACCES))
     if runs_follow and runtime.device == "cuda" and plan.to_run:
         _tell_device(console, runtime)
     runs = [p.run for p in plan.to_run if reads_file(p.run)]
@@ -116,13 +153,29 @@ def _check_without_writing(console: Console, plan: Plan, runtime: Runtime, *, ru
 
 def _tell(console: Console, answer: Answer) -> None:
     if answer.error is not None:
-        raise DataError(answer.error, remedy=answer.remedy)
+        raise _Unusable(answer)
     for line in answer.value:
         say(console, line)
 
 
-def _unusable(folder: Path, reason: object) -> ConfigError:
-    return ConfigError(f"{folder} cannot be used ({reason})", remedy="give another store.dir= or cache.dir=")
+class _Unusable(DataError):
+    """Data or weights, as a child process told of them."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.error, remedy=answer.remedy)
+        self._details = answer.details
+
+    @property
+    def details(self) -> tuple[str, ...]:
+        return self._details
+
+
+def _folders(runtime: Runtime) -> dict[str, Path]:
+    return {"store.dir": Path(runtime.store_dir), "cache.dir": Path(runtime.cache_dir)}
+
+
+def _unwritable(key: str, folder: Path, reason: str) -> ConfigError:
+    return ConfigError(f"{key}={folder} cannot be used ({reason})", remedy=f"give another {key}=")
 
 
 def _tell_device(console: Console, runtime: Runtime) -> None:
@@ -140,8 +193,8 @@ def _tell_device(console: Console, runtime: Runtime) -> None:
 
 
 def check_inputs(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
-    """A line on what is taken of each of the user's weights files. Raises DataError for the first data set or weights
-    that cannot be used. Loads torch where there are weights to check: call it in a child."""
+    """A line on what is taken of each of the user's weights files. Raises DataError for the first data set, or for all
+    weights, that cannot be used. Loads torch where there are weights to check: call it in a child."""
     from transfergrid import data
 
     for dataset in dict.fromkeys(run.dataset for run in runs):
@@ -166,19 +219,32 @@ def check_weights(runs: Sequence[RunSpec], runtime: Runtime) -> tuple[str, ...]:
         if is_users or not taken.is_plain:
             lines[taken.line] = None
 
+    errors: list[DataError] = []
+
+    def look(function: Callable[..., object], *arguments: object, **more: object) -> None:
+        try:
+            function(*arguments, **more)
+        except DataError as error:
+            errors.append(error)
+
     from_files = {run for run in runs if isinstance(run.settings, EvaluateSettings) and reads_file(run)}
     for run in runs:
         if run in from_files:
-            network_from_file(run, runtime, note=partial(note, is_users=True))
+            look(network_from_file, run, runtime, note=partial(note, is_users=True))
     on_features = {r for r in runs if isinstance(r.settings, ProbeSettings) and r.settings.source == "features"}
     for backbone in dict.fromkeys(b for run in runs if run not in from_files | on_features for b in run.backbones):
         if not backbone.weights.identity.startswith("random:"):
-            build(
+            look(
+                build,
                 backbone,
                 weights_dir=Path(runtime.weights_dir),
                 weights_files=runtime.weights_files,
+                # Where one could not be fetched, the others are only looked for: each would wait for the network.
+                download=not any(isinstance(error, MissingWeights) for error in errors),
                 note=partial(note, is_users=backbone.weights.is_file),
             )
+    if errors:
+        raise errors[0] if len(errors) == 1 else UnusableWeights(errors)
     return tuple(lines)
 
 

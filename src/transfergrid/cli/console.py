@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import io
+import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 
 from transfergrid.config.arguments import assert_spelled
 from transfergrid.errors import ConfigError, GridError, classify, next_step, one_line, remedy_of
 from transfergrid.names import spelled_out
+from transfergrid.paths import TYPED
 
 if TYPE_CHECKING:
     from transfergrid.config.help import Help
@@ -20,8 +24,14 @@ if TYPE_CHECKING:
 
 _MOST_LINES = 100
 FIRST_LINES = 20
+LOGGED_S = 10.0  # between two lines on how far something is, in a log
 OK, FAILED, BAD_ARGUMENTS, UNDECIDED, INTERRUPTED = 0, 1, 2, 3, 130
 JSON = "--json"  # the answer on standard output for programs, all else on standard error
+# What stands on one line: a command to be copied; figures with what follows them, their unit; a word.
+_COMMAND = rf"[(`]?(?:{TYPED})(?: (?:'[^']*'|[^\s'=]+=(?:'[^']*'|[^\s'])*)+)*"
+_INTERVAL = r"\[[-+\d., ]+\]"
+_FIGURES = rf"(?:(?:\w+ [=<>] )?(?:[-+<~(]*\d(?:[\d.,:/]*\d)?|{_INTERVAL}) )+"
+_UNIT = re.compile(rf"(\s*)({_COMMAND}\S*|(?:{_FIGURES})?{_INTERVAL}\S*|{_FIGURES}\S+|\w+ [=<>] \S+|\S+)")
 
 
 def run_script(
@@ -36,16 +46,16 @@ def run_script(
     try:
         if about is not None:
             if (page := about.answer(arguments)) is not None:
-                print(page, flush=True)
+                _tell(page, file=sys.stdout)
                 return OK
             assert_spelled(arguments, about.keys, flags=flags, words=words)
         return main(arguments)
     except ConfigError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        _tell(f"error: {one_line(error)}")
         return BAD_ARGUMENTS
     except GridError as error:
         lines = as_many_as_fit(error.details, on_terminal=sys.stderr.isatty())
-        print(f"error: {one_line(error)}", *lines, sep="\n", file=sys.stderr)
+        _tell(f"error: {one_line(error)}", *lines)
         return FAILED
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -54,11 +64,19 @@ def run_script(
         if classify(error) == "code":
             raise
         step = next_step(classify(error), remedy_of(error))
-        print(f"error: {one_line(error, with_remedy=False)}; {step}", file=sys.stderr)
+        _tell(f"error: {one_line(error, with_remedy=False)}; {step}")
         return FAILED
     except KeyboardInterrupt:
         print("interrupted; launch again to continue", file=sys.stderr)
         return INTERRUPTED
+
+
+def _tell(*texts: str, file: TextIO | None = None) -> None:
+    """On standard error where no file is given: as say() on the console."""
+    file = file or sys.stderr
+    width = shutil.get_terminal_size().columns if file.isatty() else None
+    lines = "\n".join(texts).split("\n")
+    print("\n".join(line if width is None else wrapped(line, width) for line in lines), file=file, flush=True)
 
 
 def as_many_as_fit(lines: Sequence[str], *, on_terminal: bool) -> list[str]:
@@ -82,9 +100,27 @@ def make_console(*, on_stderr: bool = False) -> Console:
     return console if console.is_terminal else Console(markup=False, emoji=False, width=100, stderr=on_stderr)
 
 
-def say(console: Console, text: str, *, style: str | None = None) -> None:
-    """A text as it is: no part of it is coloured, and no line is broken where a terminal ends."""
+def say(console: Console, text: str, *, style: str | None = None, indent: int | None = None) -> None:
+    """A text as it is: no part of it is coloured. On a terminal its lines end between words, and what goes on is
+    indented by so much, by default two more than it begins with; elsewhere no line is broken."""
+    if console.is_terminal:
+        text = "\n".join(wrapped(line, console.width, indent=indent) for line in text.split("\n"))
     console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def wrapped(line: str, width: int, *, indent: int | None = None) -> str:
+    """The line in as many as are needed for `width` columns. No word is cut, no figure parted from its unit, and a
+    command to be copied stays whole: of these alone a line may be longer."""
+    lines, hanging = [""], " " * (len(line) - len(line.lstrip()) + 2 if indent is None else indent)
+    for gap, unit in _UNIT.findall(line):
+        # A long row of figures may be parted.
+        parts = unit.split(" ") if cell_len(unit) > width and not re.match(_COMMAND, unit) else [unit]
+        for space, part in zip([gap, *" " * (len(parts) - 1)], parts, strict=True):
+            if lines[-1].strip() and cell_len(lines[-1] + space + part) > width:
+                lines.append(hanging + part)
+            else:
+                lines[-1] += space + part
+    return "\n".join(lines)
 
 
 def say_first(console: Console, lines: Sequence[str], *, more: str = "...") -> None:
@@ -96,21 +132,18 @@ def say_first(console: Console, lines: Sequence[str], *, more: str = "...") -> N
 
 
 def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) -> Callable[[int, int], None]:
-    """show(done, total) of them, on stderr: on a terminal rewritten in place, at most ten times a second; with in_logs
-    a line for every tenth where there is none."""
+    """show(done, total) of them, on stderr: on a terminal rewritten in place, at most ten times a second; with in_logs,
+    where there is none, a line at most every ten seconds, and one at the end."""
     on_terminal = sys.stderr.isatty()
-    last_tenth, at_s = [-1], [0.0]
+    at_s = [0.0 if on_terminal else time.monotonic()]
 
     def show(done: int, total: int) -> None:
-        tenth, now_s = 10 * done // max(total, 1), time.monotonic()
-        if on_terminal:
-            if done == total or now_s - at_s[0] >= 0.1:
-                at_s[0] = now_s
-                end = "\n" if done == total else ""
-                print(f"\r{doing} {noun} {done}/{total}", end=end, file=sys.stderr, flush=True)
-        elif in_logs and tenth > last_tenth[0]:
-            last_tenth[0] = tenth
-            print(f"{doing} {noun} {done}/{total}", file=sys.stderr, flush=True)
+        now_s = time.monotonic()
+        if (on_terminal or in_logs) and (done == total or now_s - at_s[0] >= (0.1 if on_terminal else LOGGED_S)):
+            at_s[0] = now_s
+            text = f"{doing} {noun} {done}/{total}"
+            begin, end = ("\r", "\n" if done == total else "") if on_terminal else ("", "\n")
+            print(f"{begin}{text}", end=end, file=sys.stderr, flush=True)
 
     return show
 
@@ -118,3 +151,8 @@ def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) ->
 def count(number: int, noun: str) -> str:
     """`1 job`, `2 jobs`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def amount(num_bytes: int) -> str:
+    """`12.3 MB`, `4.50 GB`."""
+    return f"{num_bytes / 1e6:,.1f} MB" if num_bytes < 1e9 else f"{num_bytes / 1e9:,.2f} GB"

@@ -81,7 +81,7 @@ def _show(console: Console, check: Check) -> bool:
     """Print the line as soon as it is known; whether it did not fail."""
     mark, style = _MARKS[check.ok]
     line = f"{mark:<7} {check.name:<16} {check.message}"
-    say(console, line, style=style if check.ok is not True else None)
+    say(console, line, style=style if check.ok is not True else None, indent=25)
     if check.ok is False:
-        say(console, f"{'':<7} {'':<16} -> {check.remedy}")
+        say(console, f"{'':<7} {'':<16} -> {check.remedy}", indent=28)
     return check.ok is not False

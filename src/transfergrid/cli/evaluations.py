@@ -12,15 +12,13 @@ from transfergrid.errors import DataError, one_line
 from transfergrid.names import printable
 
 if TYPE_CHECKING:
-    from rich.table import Table as RichTable
-
+    from transfergrid.cli.fitting import Fitting
     from transfergrid.report.analysis.comparison import Comparison
     from transfergrid.report.analysis.per_class import Confusion
     from transfergrid.report.blocks import Table
 
 MOST_SHOWN = 3  # evaluations; the report has more
 WORST_CLASSES = 15
-FOLDED_NAME = 16  # columns that a name beside the matrix is folded to, if need be
 
 
 def show_evaluations(console: Console, comparison: Comparison, run_ids: Collection[str]) -> None:
@@ -51,22 +49,16 @@ def show_evaluations(console: Console, comparison: Comparison, run_ids: Collecti
         say(console, f"and {len(shown) - MOST_SHOWN} more evaluations: the report has their classes")
 
 
-def _confusions(found: Confusion, width: int) -> tuple[Table[Any], RichTable]:
+def _confusions(found: Confusion, width: int) -> tuple[Table[Any], Fitting]:
     """A matrix of few classes, headed by their names or, where those are too wide, by their numbers; else the pairs
     that are confused most."""
-    from rich.cells import cell_len
-    from rich.measure import Measurement
-
     from transfergrid.cli.tables import rich_table
     from transfergrid.report.analysis.per_class import MATRIX_CLASSES, matrix, pair_table
 
-    wide = Console(width=10_000)
     for numbered in (False, True) if len(found.met) <= MATRIX_CLASSES else ():
         table = matrix(found, numbered=numbered)
-        drawn = rich_table(table, gap=2 - numbered)
-        longest = max(cell_len(str(cell)) for cell in drawn.columns[0].cells)
-        saved = max(0, longest - FOLDED_NAME) if numbered else 0
-        if Measurement.get(wide, wide.options, drawn).maximum - saved <= width:
+        drawn = rich_table(table)
+        if drawn.least_width <= width:
             return table, drawn
     pairs = pair_table(found)
     return pairs, rich_table(pairs)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from transfergrid.cli.console import OK, make_console, run_script
+from transfergrid.cli.console import OK, make_console, run_script, say
 from transfergrid.config.arguments import parse, takes
 from transfergrid.config.help import Help
 from transfergrid.errors import ConfigError, hints
@@ -62,14 +61,9 @@ def show(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """In columns, numbers to the right; on a terminal the last one is wrapped, in a pipe it is one line."""
     console = make_console()
     widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns) - 1)]
-    indent = sum(widths) + 2 * len(widths)
-    room = max(20, console.width - indent) if console.is_terminal else 10_000
     for row in (columns, *rows):
         aligned = (
             f"{cell:<{width}}" if i == 0 or not rows[0][i][:1].isdigit() else f"{cell:>{width}}"
             for i, (cell, width) in enumerate(zip(row, widths, strict=False))
         )
-        text = textwrap.wrap(row[-1], room) or [""]
-        print(f"{'  '.join((*aligned, text[0]))}".rstrip())
-        for line in text[1:]:
-            print(" " * indent + line)
+        say(console, "  ".join((*aligned, row[-1])).rstrip(), indent=sum(widths) + 2 * len(widths))

@@ -140,7 +140,7 @@ def _shown(
             say(console, f"\n{comparison.grid}")
         console.print(terminal_table(comparison.rows, width=console.width))
         answer = answer_of(comparison)
-        console.print(f"\n{verdict(comparison, answer)}", highlight=False, markup=False)
+        say(console, f"\n{verdict(comparison, answer)}")
         for line in in_words(answer):
             say(console, line)
         if errors := top_errors(comparison):
@@ -153,11 +153,7 @@ def _shown(
     if figures is not None or not _is_current(path.with_name("index.html"), comparisons):
         show = progress_line("drawing", noun="figures")
         path = write(comparisons, figures=bool(figures), folder=path.parent, show=show)
-    console.print(
-        f"\nreport: {path} and index.html, comparison.csv, comparison.tex, answer.json beside it",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(console, f"\nreport: {path} and index.html, comparison.csv, comparison.tex, answer.json beside it")
     return comparisons, path
 
 

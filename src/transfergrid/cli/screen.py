@@ -10,17 +10,16 @@ from rich.console import Console
 
 from transfergrid.cli.cautions import cautions, inventories, lonely_joins
 from transfergrid.cli.console import FAILED, OK, say
+from transfergrid.cli.plan_view import show_runs
 from transfergrid.cluster import local
 from transfergrid.cluster.run_state import Failure
 from transfergrid.config import Request
 from transfergrid.config.spelling import command_of_grid
-from transfergrid.names import printable, some
+from transfergrid.names import printable
 from transfergrid.paths import StorePaths
-from transfergrid.planning.plan import STATES, Plan, PlannedRun
+from transfergrid.planning.plan import STATES, Plan
 from transfergrid.store.bills import read_bill
 from transfergrid.store.records import RunRecord, read_record
-
-FOLD_ABOVE = 40  # rows of the plan
 
 
 def show_plan(console: Console, plan: Plan, request: Request) -> None:
@@ -30,32 +29,12 @@ def show_plan(console: Console, plan: Plan, request: Request) -> None:
     counted = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     rows = f"{len(request.configurations)} configuration{'s' if len(request.configurations) != 1 else ''}"
     say(console, f"grid {request.grid}: {rows}; with what they need: {counted or 'nothing to do'}")
-    _show_runs(console, plan, request)
+    show_runs(console, plan, {c.run.run_id: c.variant for c in request.configurations})
     for text, is_odd in inventories(request.facts):
         say(console, text, style="yellow" if is_odd else None)
     runs = [c.run for c in request.configurations]
     for line in (*cautions(runs, request.facts), *(lonely_joins(runs) if request.replaces_grid else ())):
         say(console, line, style="yellow")
-
-
-def _show_runs(console: Console, plan: Plan, request: Request) -> None:
-    if len(plan.runs) <= FOLD_ABOVE:
-        variants = {c.run.run_id: c.variant for c in request.configurations}
-        for planned in plan.runs:
-            run = planned.run
-            # What the readable part of its name does not say.
-            more = run.weights_label if run.phase == "extract" else variants.get(run.run_id, "")
-            name = f"{run.run_id} ({more})" if more else run.run_id
-            say(console, f"  {planned.state:<9} {name}  {planned.why}")
-        return
-    groups: dict[tuple[str, str, str], list[PlannedRun]] = {}
-    for planned in plan.runs:
-        groups.setdefault((planned.state, planned.run.phase, planned.run.dataset.name), []).append(planned)
-    for (state, phase, dataset), members in groups.items():
-        models = list(dict.fromkeys(p.run.model for p in members))
-        say(console, f"  {state:<9} {len(members):>5} x {phase} on {dataset}: {some(models, 6)}")
-        for planned in members[:3] if state in ("blocked", "in flight") else ():
-            say(console, f"            {planned.run.run_id}  {planned.why}")
 
 
 def show_results(console: Console, request: Request, *, reported: bool = False) -> None:

@@ -21,7 +21,7 @@ from transfergrid.store import durable
 from transfergrid.store.records import GridEntry
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from transfergrid.cli.fitting import Fitting
 
 FOLD_ABOVE = 40
 WIDE = 120  # columns from which the reasons stand in the table
@@ -39,31 +39,26 @@ STYLES = {"failed": "red", "lost": "red", "blocked": "red", "cancelled": "yellow
 
 
 # --------------------------------------------------------------------------------------------------------------- table
-def status_table(view: View, *, width: int, fold_above: int = FOLD_ABOVE) -> Table:
+def status_table(view: View, *, width: int, fold_above: int = FOLD_ABOVE) -> Fitting:
     """One line per run; of more than `fold_above` those that live or failed, the rest counted."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
+    from transfergrid.cli.fitting import Fitting
+
     rows, folded = _with_own_lines(view, fold_above)
     lines = [_cells(view, row, width) for row in rows]
     names = ("run", "state", "epoch", "val", "elapsed", "to go", "node", "tries", "id")
     used = [i for i, name in enumerate(names) if i < 2 or any(line[i] for line in lines)]
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    if width >= WIDE:
-        table.width = min(width, 160)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for i in used:
-        if names[i] == "run":
-            table.add_column(names[i], overflow="fold", max_width=width // 2)
-        elif names[i] == "state":
-            table.add_column(names[i], overflow="fold", ratio=1 if width >= WIDE else None)
-        else:
-            table.add_column(names[i], justify="left" if names[i] in ("node", "id") else "right", no_wrap=True)
+        table.add_column(names[i], justify="left" if names[i] in ("run", "state", "node", "id") else "right")
     for row, line in zip(rows, lines, strict=True):
         table.add_row(*(Text(printable(line[i])) for i in used), style=STYLES.get(view.state(row).state))
     for text, state in folded:
         table.add_row(Text(text), Text(state))
-    return table
+    return Fitting(table, whole=frozenset(at for at, i in enumerate(used) if i >= 2))
 
 
 def _with_own_lines(view: View, fold_above: int) -> tuple[Sequence[GridEntry], list[tuple[str, str]]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transfergrid.cli.console import FAILED, OK, count, make_console, progress_line, run_script, say
+from transfergrid.cli.console import FAILED, OK, amount, count, make_console, progress_line, run_script, say
 from transfergrid.config.arguments import own_keys, takes
 from transfergrid.config.help import Help
 from transfergrid.config.spelling import command, launch_again
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from transfergrid.cluster.ledger import Ledger
     from transfergrid.store.damage import Damage
-    from transfergrid.store.inventory import Space
 
 MOST_NAMED = 20  # files or folders of one kind that are listed; the others are counted
 
@@ -77,7 +76,7 @@ def _show_size(console: Console, store: StorePaths, cache: CachePaths) -> int:
     rows = [*parts.items(), ("all", sum(parts.values(), Space()))]
     width = max(len(name) for name, _ in rows)
     for name, space in rows:
-        say(console, f"{name:<{width}}  {_amount(space):>10}  {space.files:>7,} files")
+        say(console, f"{name:<{width}}  {amount(space.bytes):>10}  {space.files:>7,} files")
     try:
         unused = unreferenced(store, cache, sent=_sent(read_ledger(store)))
     except DataError as error:
@@ -86,16 +85,12 @@ def _show_size(console: Console, store: StorePaths, cache: CachePaths) -> int:
     for noun, paths in (("run", unused.runs), ("feature file", unused.features)):
         if paths:
             space = sum(map(space_of, paths), Space())
-            say(console, f"no grid of {store.root} refers to {count(len(paths), noun)}: {_amount(space)}")
+            say(console, f"no grid of {store.root} refers to {count(len(paths), noun)}: {amount(space.bytes)}")
     return OK
 
 
 def _sent(ledger: Ledger) -> set[str]:
     return {run_id for submission in ledger.submissions for task in submission.tasks for run_id in task}
-
-
-def _amount(space: Space) -> str:
-    return f"{space.bytes / 1e6:,.1f} MB" if space.bytes < 1e9 else f"{space.bytes / 1e9:,.2f} GB"
 
 
 # -------------------------------------------------------------------------------------------------------------- damage
@@ -173,17 +168,17 @@ def _collect_alone(console: Console, store: StorePaths, cache: CachePaths, keys:
     for what, paths in list(_collectable(console, store, cache, keys)):
         spaces = [space_of(path) for path in paths]
         for path, space in list(zip(paths, spaces, strict=True))[:MOST_NAMED]:
-            say(console, f"{_amount(space):>10}  {path}")
-        say(console, f"{_amount(sum(spaces, Space())):>10}  all {len(paths)} {what}")
+            say(console, f"{amount(space.bytes):>10}  {path}")
+        say(console, f"{amount(sum(spaces, Space()).bytes):>10}  all {len(paths)} {what}")
         total += sum(spaces, Space())
         if not keys.dry_run:
             failures += filter(None, (_remove(path) for path in paths))
     for failure in failures:
         say(console, failure, style="red")
     if keys.dry_run:
-        say(console, f"{_amount(total)} would be freed; to do it: {done_by}" if total.files else "nothing can go")
+        say(console, f"{amount(total.bytes)} would be freed; to do it: {done_by}" if total.files else "nothing can go")
     else:
-        say(console, f"{_amount(total)} freed" if not failures else f"{count(len(failures), 'file')} could not go")
+        say(console, f"{amount(total.bytes)} freed" if not failures else f"{count(len(failures), 'file')} could not go")
     return FAILED if failures else OK
 
 

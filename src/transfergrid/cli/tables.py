@@ -4,54 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from transfergrid.cli.fitting import Fitting
 from transfergrid.names import readable
-from transfergrid.report.analysis.cells import number, percent
+from transfergrid.report.analysis.cells import accuracy_with_interval, number, percent
 from transfergrid.report.analysis.columns import COMPARISON, of_rows, pick, significant, use, use_notes, wilson
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Column, Table, words
-
-if TYPE_CHECKING:
-    from rich.table import Table as RichTable
 
 MOST_LINES = 10  # below the table
 WITH_OTHER_SETTINGS = ("*", "obtained with other settings: published_differs in comparison.csv names them")
 
 
-def terminal_table(rows: Sequence[ComparisonRow], *, width: int = 100) -> RichTable:
-    """Eight columns. Where they do not fit `width`, joins break after `+`, variants and failure classes get a line;
-    where that is not enough, `published` and `verdict` go if they hold nothing. Then what using a network costs goes
-    below the table.
+def terminal_table(rows: Sequence[ComparisonRow], *, width: int = 100) -> Fitting:
+    """Eight columns; `published` only where a figure is; what using a network costs where it was measured. Where they
+    do not fit `width`, joins break after `+`, variants and failure classes get a line; where that is not enough, what
+    using costs goes below the table, then `verdict` if it holds nothing, and intervals get a line.
 
     A published figure that was obtained with other settings is marked `*`; what makes a row doubtful has a letter, and
     stands below. Failed rows are red.
     """
-    from rich.console import Console
-    from rich.measure import Measurement
-
-    console = Console(width=10_000)
-    measured, may_go = use(rows), ("published_accuracy", "verdict")
-    latencies = [column for column in measured if column.name.endswith("_latency_ms")]
-    table = _comparison(rows, measured, joint=" ", gap=2)
-    for gap, empty, columns in (
-        *((2, (), measured), (1, (), measured), (1, may_go, measured)),
-        *((1, may_go, latencies), (1, may_go, ())),
-    ):
-        if Measurement.get(console, console.options, table).maximum > width:
-            table = _comparison(rows, columns, joint="\n", gap=gap, may_go=empty)
-    return table
+    measured = use(rows)
+    table = _comparison(rows, measured, joint=" ")
+    if table.whole_width <= width:
+        return table
+    for columns in (measured, [column for column in measured if column.name.endswith("_latency_ms")], ()):
+        table = _comparison(rows, columns, joint="\n")
+        if table.least_width <= width:
+            return table
+    return _comparison(rows, (), joint="\n", narrower=True)
 
 
 def rich_table(
     table: Table[Any],
     *,
-    gap: int = 2,
     may_go: Sequence[str] = (),
     whole: Sequence[str] = (),
     style: Callable[[Any], str | None] = lambda _: None,
-) -> RichTable:
-    """gap: spaces between columns. may_go: columns that are left out where no line has anything in them. whole: columns
+) -> Fitting:
+    """may_go: columns that are left out where no line has anything in them. whole: columns
     of text that are not broken. style: of a line."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
@@ -59,19 +51,17 @@ def rich_table(
 
     empty = [c.name for c in table.columns if c.name in may_go and not any(c.text(row) for row in table.rows)]
     table = table.without(empty)
-    drawn = RichTable(box=SIMPLE_HEAD, padding=(0, gap - 1, 0, 0), pad_edge=False, show_edge=False)
+    drawn = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in table.columns:
-        no_wrap = column.is_number or column.name in whole
-        drawn.add_column(
-            column.heading, justify="right" if column.is_number else "left", no_wrap=no_wrap, overflow="fold"
-        )
+        drawn.add_column(column.heading, justify="right" if column.is_number else "left")
     for row, texts in zip(table.rows, table.texts(), strict=True):
         # In a Text square brackets are brackets, not rich's markup.
         drawn.add_row(*(Text(readable(text)) for text in texts), style=style(row))
     if table.notes:
         drawn.caption = Text("\n".join(f"{mark} {text}" for mark, text in table.notes))
         drawn.caption_justify = "left"
-    return drawn
+    stays = (i for i, column in enumerate(table.columns) if column.is_number or column.name in whole)
+    return Fitting(drawn, whole=frozenset(stays))
 
 
 def _comparison(
@@ -79,21 +69,20 @@ def _comparison(
     measured: Sequence[Column[ComparisonRow]],
     *,
     joint: str,
-    gap: int,
-    may_go: Sequence[str] = (),
-) -> RichTable:
-    """measured: the columns of what using a network costs; what finds no room there stands in lines below the table.
-    joint: what stands between phase and variant, status and failure class."""
-    table = of_rows("comparison", _columns(rows, measured, joint), rows)
+    narrower: bool = False,
+) -> Fitting:
+    """measured: the columns of what using a network costs; without any, it stands in lines below the table.
+    joint: what stands between phase and variant, status and failure class. narrower: an empty verdict goes, the
+    interval stands below its accuracy, and a status breaks between words."""
+    table = of_rows("comparison", _columns(rows, measured, joint, narrower), rows)
     notes = [(f"{mark}:", text) for mark, text in table.notes]
     notes += [] if measured else _in_lines(rows)
     if any(row.published_differs for row in rows):
         notes.append(WITH_OTHER_SETTINGS)
     return rich_table(
         replace(table, notes=notes),
-        gap=gap,
-        may_go=may_go,
-        whole=["status"],
+        may_go=("published_accuracy", "verdict") if narrower else ("published_accuracy",),
+        whole=() if narrower else ("status",),
         style=lambda row: "red" if row.failure_class else None,
     )
 
@@ -113,9 +102,11 @@ def _in_lines(rows: Sequence[ComparisonRow]) -> list[tuple[str, str]]:
 
 
 def _columns(
-    rows: Sequence[ComparisonRow], measured: Sequence[Column[ComparisonRow]], joint: str
+    rows: Sequence[ComparisonRow], measured: Sequence[Column[ComparisonRow]], joint: str, narrower: bool
 ) -> list[Column[ComparisonRow]]:
     dataset, accuracy, verdict = pick("dataset test_accuracy verdict", test_accuracy="test accuracy")
+    if narrower:
+        accuracy = replace(accuracy, text=lambda row: accuracy_with_interval(row).replace(" [", "\n[", 1))
     return [
         dataset,
         words("model", lambda row: ("+" if joint == " " else "+\n").join(row.parts)),

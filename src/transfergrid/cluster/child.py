@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext, SpawnContext
 from typing import Any
 
-from transfergrid.errors import one_line, remedy_of
+from transfergrid.errors import GridError, one_line, remedy_of
 from transfergrid.specs import Runtime
 
 ENDING_S = 60.0  # for a child that has answered to end
@@ -31,11 +31,12 @@ PRELOADED = (
 @dataclass(frozen=True, slots=True)
 class Answer:
     """value: what the function returned. error: its message on one line, where it raised or its process died. remedy:
-    what helps then, where it said."""
+    what helps then, where it said. details: its further lines."""
 
     value: Any = None
     error: str | None = None
     remedy: str = ""
+    details: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ def _answer(function: Callable[..., Any], arguments: tuple[object, ...], sender:
     try:
         answer = Answer(function(*arguments))
     except Exception as error:  # whatever it is, the launcher must hear of it
-        answer = Answer(error=one_line(error, with_remedy=False), remedy=remedy_of(error) or "")
+        details = error.details if isinstance(error, GridError) else ()
+        answer = Answer(error=one_line(error, with_remedy=False), remedy=remedy_of(error) or "", details=details)
     with contextlib.suppress(BrokenPipeError):  # the launcher was interrupted meanwhile
         sender.send(answer)

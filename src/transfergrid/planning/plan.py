@@ -17,6 +17,7 @@ from transfergrid.store.provenance import code_hash
 from transfergrid.store.records import record_head
 
 State = Literal["run", "reuse", "in flight", "blocked"]
+NOT_YET = "not done yet"  # why most runs are to be run
 STATES: tuple[State, ...] = ("run", "reuse", "in flight", "blocked")
 
 
@@ -110,7 +111,7 @@ class _Planner:
             other = self.decide(need)
             if other.state in ("blocked", "in flight") and not self._can_wait_for(other):
                 return PlannedRun(run, "blocked", f"waits for {need}, which is {other.state}")
-        why = "not done yet"
+        why = NOT_YET
         if run.phase == "extract" and (damaged := extract.damaged(run, self.runtime)) is not None:
             why = f"{damaged}: extracted again"
         if run.phase == "evaluate" and head is not None and head.status == "completed":

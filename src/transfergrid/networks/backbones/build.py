@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.googlenet import GoogLeNet, InceptionAux
 
-from transfergrid.errors import ConfigError, DataError, one_line
+from transfergrid.errors import ConfigError, DataError, MissingWeights, one_line
 from transfergrid.networks import backbones
 from transfergrid.networks.backbones.construct import AUXILIARY, behead, construct, without_memory
 from transfergrid.networks.backbones.match_names import Match, State, find_state
@@ -253,15 +253,16 @@ def _downloaded_by_timm(spec: BackboneSpec, weights_dir: Path, *, download: bool
     import timm
 
     name = spec.weights.identity.removeprefix("tag:timm/")
-    remedy = f"put {name}.safetensors into {weights_dir}, or give its folder as weights_dir="
+    file = f"{name}.safetensors"
     if not download:
-        raise DataError(f"weights {spec.weights.label} of {spec.name} are not there", remedy=remedy)
+        what = f"weights {spec.weights.label} of {spec.name} are not there"
+        raise MissingWeights(what, file=file, folder=weights_dir)
     try:
         with hub_fails_fast():
             network: nn.Module = timm.create_model(name, pretrained=True, cache_dir=weights_dir, **options)
     except (OSError, RuntimeError) as error:
         what = f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]})"
-        raise DataError(what, remedy=remedy) from error
+        raise MissingWeights(what, file=file, folder=weights_dir) from error
     return network
 
 

@@ -20,7 +20,7 @@ from numpy._core import multiarray
 from torch import nn
 
 from transfergrid.data.published import stalls_end
-from transfergrid.errors import ConfigError, DataError, GridError, one_line
+from transfergrid.errors import ConfigError, DataError, GridError, MissingWeights, one_line
 from transfergrid.names import some
 from transfergrid.networks import backbones
 from transfergrid.networks.backbones.match_names import State
@@ -96,9 +96,9 @@ def _fetch(spec: BackboneSpec, path: Path, hash_prefix: str, *, download: bool) 
 
     architecture = backbones.entry(spec.name).architecture
     url = models.get_model_weights(architecture)[spec.weights.label].url
-    remedy = f"put {path.name} into {path.parent}, or give its folder as weights_dir= (it is published at {url})"
     if not download:
-        raise DataError(f"weights {spec.weights.label} of {spec.name} are not there", remedy=remedy)
+        what = f"weights {spec.weights.label} of {spec.name} are not there"
+        raise MissingWeights(what, file=path.name, folder=path.parent, url=url)
     durable.make_folder(path.parent)
     # One download on a machine; the others wait and find the file.
     with durable.lock(path.with_name(f".{path.name}.lock"), wait=True), stalls_end():
@@ -115,7 +115,7 @@ def _fetch(spec: BackboneSpec, path: Path, hash_prefix: str, *, download: bool) 
             raise
         except (OSError, RuntimeError) as error:
             what = f"weights {spec.weights.label} of {spec.name} could not be downloaded ({one_line(error)[:80]})"
-            raise DataError(what, remedy=remedy) from error
+            raise MissingWeights(what, file=path.name, folder=path.parent, url=url) from error
 
 
 @contextlib.contextmanager
