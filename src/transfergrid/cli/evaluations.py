@@ -57,7 +57,7 @@ def _confusions(found: Confusion, width: int) -> tuple[Table[Any], Fitting]:
 
     for numbered in (False, True) if len(found.met) <= MATRIX_CLASSES else ():
         table = matrix(found, numbered=numbered)
-        drawn = rich_table(table)
+        drawn = rich_table(table, folded=("true",) if numbered else ())
         if drawn.least_width <= width:
             return table, drawn
     pairs = pair_table(found)

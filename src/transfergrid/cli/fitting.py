@@ -12,6 +12,8 @@ from rich.text import Text
 
 from transfergrid.cli.console import wrapped
 
+FOLDED_WIDTH = 16
+
 
 @dataclass(frozen=True, slots=True)
 class Fitting:
@@ -19,11 +21,13 @@ class Fitting:
     closer, and texts break between words. Where the longest words have no room side by side, each row is a line of its
     first texts, and one of its figures with their names.
 
-    table: with a box of one column between cells. whole: positions of columns whose cells do not break.
+    table: with a box of one column between cells. whole: positions of columns whose cells do not break. folded: of
+    columns whose words may break at FOLDED_WIDTH.
     """
 
     table: Table
     whole: frozenset[int] = frozenset()
+    folded: frozenset[int] = frozenset()
 
     @property
     def row_count(self) -> int:
@@ -46,6 +50,7 @@ class Fitting:
     def _least(self) -> list[int]:
         cells = [max(map(_longest_line, map(str, c.cells)), default=1) for c in self.table.columns]
         words = self._widths(_longest_word)
+        words = [min(word, FOLDED_WIDTH) if i in self.folded else word for i, word in enumerate(words)]
         return [max(words[i], cell) if i in self.whole else words[i] for i, cell in enumerate(cells)]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
@@ -71,9 +76,9 @@ class Fitting:
             figures = [f"{name} {text}" for name, text in zip(names[first:], texts[first:], strict=True) if text]
             lines = [wrapped(" ".join(filter(None, texts[:first])), width)]
             lines += [wrapped("  " + "; ".join(figures), width)] if figures else []
-            yield Text("\n".join(lines), style=row.style or "", no_wrap=True, overflow="ignore")
+            yield Text("\n".join(lines), style=row.style or "", overflow="fold")
         for line in str(self.table.caption or "").splitlines():
-            yield Text(wrapped(line, width), no_wrap=True, overflow="ignore")
+            yield Text(wrapped(line, width), overflow="fold")
 
 
 def _longest_line(text: str) -> int:

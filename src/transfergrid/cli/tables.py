@@ -41,10 +41,11 @@ def rich_table(
     *,
     may_go: Sequence[str] = (),
     whole: Sequence[str] = (),
+    folded: Sequence[str] = (),
     style: Callable[[Any], str | None] = lambda _: None,
 ) -> Fitting:
-    """may_go: columns that are left out where no line has anything in them. whole: columns
-    of text that are not broken. style: of a line."""
+    """may_go: columns that are left out where no line has anything in them. whole, folded: columns of text that are not
+    broken, or also within a word. style: of a line."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table as RichTable
     from rich.text import Text
@@ -53,7 +54,7 @@ def rich_table(
     table = table.without(empty)
     drawn = RichTable(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in table.columns:
-        drawn.add_column(column.heading, justify="right" if column.is_number else "left")
+        drawn.add_column(column.heading, justify="right" if column.is_number else "left", overflow="fold")
     for row, texts in zip(table.rows, table.texts(), strict=True):
         # In a Text square brackets are brackets, not rich's markup.
         drawn.add_row(*(Text(readable(text)) for text in texts), style=style(row))
@@ -61,7 +62,8 @@ def rich_table(
         drawn.caption = Text("\n".join(f"{mark} {text}" for mark, text in table.notes))
         drawn.caption_justify = "left"
     stays = (i for i, column in enumerate(table.columns) if column.is_number or column.name in whole)
-    return Fitting(drawn, whole=frozenset(stays))
+    folds = (i for i, column in enumerate(table.columns) if column.name in folded)
+    return Fitting(drawn, whole=frozenset(stays), folded=frozenset(folds))
 
 
 def _comparison(
