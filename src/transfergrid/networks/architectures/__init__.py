@@ -1,8 +1,9 @@
 """Networks trained from scratch, one file each, found by its name.
 
-Such a file has MIN_SIZE_PX (the smallest square image it takes) and GFLOPS_AT_32_PX (1e9 x 2 x multiply-accumulate of
-its forward pass of one image of 32 px, for 10 classes), plain numbers on lines of their own, and build(num_classes),
-which draws its weights from torch's global generator. Nothing here imports torch before build().
+Such a file has MIN_SIZE_PX (the smallest square image it takes), GFLOPS_AT_32_PX (1e9 x 2 x multiply-accumulate of its
+forward pass of one image of 32 px) and PARAMETERS, both for 10 classes; these are plain numbers on lines of their own.
+It also has build(num_classes), which draws its weights from torch's global generator. Nothing here imports torch before
+build().
 """
 
 from __future__ import annotations
@@ -25,8 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArchitectureEntry:
-    """What is known of an architecture without building it. parameters: for 10 classes, as the first words of its file
-    say; 0 where they do not."""
+    """What is known of an architecture without building it; gflops and parameters are for 10 classes."""
 
     name: str
     min_size_px: int
@@ -52,12 +52,11 @@ def entry(name: str) -> ArchitectureEntry:
         raise ConfigError(f"unknown architecture {name!r}; nearest: {', '.join(near)}")
     # From the text, not from the module: importing it would load torch.
     text = text_of(name)
-    parameters = re.search(r"([\d,]+)\s+parameters\s+for\s+10\s+classes", text)
     return ArchitectureEntry(
         name=name,
         min_size_px=int(_stated("MIN_SIZE_PX", text, name=name)),
         gflops_at_32_px=_stated("GFLOPS_AT_32_PX", text, name=name),
-        parameters=int(parameters[1].replace(",", "")) if parameters else 0,
+        parameters=int(_stated("PARAMETERS", text, name=name)),
     )
 
 
@@ -88,6 +87,6 @@ def text_of(name: str) -> str:
 
 
 def _stated(constant: str, text: str, *, name: str) -> float:
-    match = re.search(rf"^{constant} = ([\d.]+)$", text, re.MULTILINE)
+    match = re.search(rf"^{constant} = ([\d._]+)$", text, re.MULTILINE)
     assert match is not None, f"{name}.py has no line {constant} = <number>"
     return float(match.group(1))

@@ -5,7 +5,7 @@ global average: VGG's 3x3 layers (Simonyan and Zisserman, https://arxiv.org/abs/
 (https://arxiv.org/abs/1502.03167) and without fully connected layers but the last.
 Shapes at 32 px: features.2 (N, 32, 32, 32), features.6 (N, 64, 16, 16), features.10 (N, 128, 8, 8),
 features (N, 128, 4, 4), the global average (N, 128), fc (N, 10).
-Images (N, 3, H, W) of at least 8 px -> logits (N, num_classes). 242,474 parameters for 10 classes.
+Images (N, 3, H, W) of at least 8 px -> logits (N, num_classes).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 MIN_SIZE_PX = 8
 GFLOPS_AT_32_PX = 0.02536
+PARAMETERS = 242_474
 
 
 def build(num_classes: int) -> nn.Module:

@@ -7,7 +7,7 @@ paper's four times). The stem is a 1x1 convolution; the paper's is 3x3.
 Shapes at 32 px: conv1 (N, 64, 32, 32), layer1 (N, 256, 32, 32), layer2 (N, 512, 16, 16), layer3 (N, 1024, 8, 8), the
 global average (N, 1024), fc (N, 10).
 Weights start as PyTorch's constructors draw them, as there.
-Images (N, 3, H, W) of at least 4 px -> logits (N, num_classes). 4,774,218 parameters for 10 classes.
+Images (N, 3, H, W) of at least 4 px -> logits (N, num_classes).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 MIN_SIZE_PX = 4
 GFLOPS_AT_32_PX = 1.545
+PARAMETERS = 4_774_218
 GROUPS = 32
 GROUP_WIDTHS = (4, 8, 16)
 EXPANSION = 2

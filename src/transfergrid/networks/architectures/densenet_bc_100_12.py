@@ -9,7 +9,7 @@ features.dense3 (N, 342, 8, 8), the global average (N, 342), fc (N, 10).
 By hand, a layer on c channels has 50 c + 5,280 parameters: stem 648, blocks 175,680 + 242,880 + 276,480, transitions
 23,760 + 45,600, last BatchNorm 684, linear layer 3,430.
 Weights start as in the authors' code: convolutions normal with variance 2 / fan-out, the linear layer's bias 0.
-Images (N, 3, H, W) of at least 4 px -> logits (N, num_classes). 769,162 parameters for 10 classes.
+Images (N, 3, H, W) of at least 4 px -> logits (N, num_classes).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from transfergrid.networks.architectures._dense import DenseNet
 
 MIN_SIZE_PX = 4
 GFLOPS_AT_32_PX = 0.5759
+PARAMETERS = 769_162
 BLOCKS = (16, 16, 16)
 GROWTH = 12
 

@@ -6,7 +6,7 @@ of 2, 4, 8 and 16 px and found 4,903,242 parameters each time; only 4, the globa
 inputs and its maps of 4 px. This is what a pool of 2 px needs to run; 8 and 16 px are wider than the maps.
 Shapes at 32 px: conv1 (N, 64, 32, 32), layer1 (N, 64, 32, 32), layer2 (N, 128, 16, 16), layer3 (N, 256, 8, 8),
 layer4 (N, 512, 4, 4), the quarters' averages (N, 2048), fc (N, 10). Larger images are averaged to 2x2 places as well.
-Images (N, 3, H, W) of at least 16 px -> logits (N, num_classes). 4,918,602 parameters for 10 classes.
+Images (N, 3, H, W) of at least 16 px -> logits (N, num_classes).
 """
 
 from functools import partial
@@ -15,5 +15,6 @@ from transfergrid.networks.architectures._residual import ResidualNetwork
 
 MIN_SIZE_PX = 16
 GFLOPS_AT_32_PX = 0.5069
+PARAMETERS = 4_918_602
 
 build = partial(ResidualNetwork, blocks=(1, 1, 1, 1), pooled_side=2)

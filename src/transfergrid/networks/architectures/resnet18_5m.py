@@ -6,7 +6,7 @@ in place of 64, 128, 256 and 512 (`cifar_resnet18`, 11,173,962 parameters).
 Shapes at 32 px: conv1 (N, 64, 32, 32), layer1 (N, 64, 32, 32), layer2 (N, 128, 16, 16), layer3 (N, 232, 8, 8),
 layer4 (N, 268, 4, 4), the global average (N, 268), fc (N, 10).
 Convolutions start normal with variance 2 / fan-out (https://arxiv.org/abs/1502.01852).
-Images (N, 3, H, W) of at least 8 px -> logits (N, num_classes). 4,994,298 parameters for 10 classes.
+Images (N, 3, H, W) of at least 8 px -> logits (N, num_classes).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transfergrid.networks.architectures._residual import ResidualNetwork
 
 MIN_SIZE_PX = 8
 GFLOPS_AT_32_PX = 0.8799
+PARAMETERS = 4_994_298
 WIDTHS = (64, 128, 232, 268)
 BLOCKS = (2, 2, 2, 2)
 

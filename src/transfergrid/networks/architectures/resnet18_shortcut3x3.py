@@ -5,7 +5,7 @@ stages are 3x3 in place of 1x1, the first shape that the study `small_resnet18` 
 shortcuts had no padding, gave maps of 15 px beside 16 px, and could not be added. Here they are padded by one pixel.
 Shapes at 32 px: conv1 (N, 64, 32, 32), layer1 (N, 64, 32, 32), layer2 (N, 128, 16, 16), layer3 (N, 256, 8, 8),
 layer4 (N, 512, 4, 4), the global average (N, 512), fc (N, 10).
-Images (N, 3, H, W) of at least 8 px -> logits (N, num_classes). 12,550,218 parameters for 10 classes.
+Images (N, 3, H, W) of at least 8 px -> logits (N, num_classes).
 """
 
 from functools import partial
@@ -14,5 +14,6 @@ from transfergrid.networks.architectures._residual import ResidualNetwork
 
 MIN_SIZE_PX = 8
 GFLOPS_AT_32_PX = 1.212
+PARAMETERS = 12_550_218
 
 build = partial(ResidualNetwork, blocks=(2, 2, 2, 2), shortcut_kernel=3)

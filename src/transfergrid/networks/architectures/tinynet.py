@@ -4,7 +4,7 @@ Four convolution-BatchNorm-ReLU blocks of 16, 32, 64 and 64 channels, the last t
 average; after Springenberg et al., "Striving for Simplicity" (https://arxiv.org/abs/1412.6806): strides, no pooling.
 Shapes at 32 px: block1 (N, 16, 32, 32), block2 (N, 32, 16, 16), block3 (N, 64, 8, 8), block4 (N, 64, 4, 4), the global
 average (N, 64), fc (N, 10).
-Images (N, 3, H, W) of at least 16 px -> features (N, 64) -> logits (N, num_classes). 61,338 parameters for 10 classes.
+Images (N, 3, H, W) of at least 16 px -> features (N, 64) -> logits (N, num_classes).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 MIN_SIZE_PX = 16
 GFLOPS_AT_32_PX = 0.006784
+PARAMETERS = 61_338
 FEATURE_DIM = 64
 
 
