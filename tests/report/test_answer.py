@@ -15,9 +15,10 @@ from prediction_cases import finished
 from transfergrid.cli.console import FAILED, OK, UNDECIDED
 from transfergrid.cli.report import report
 from transfergrid.paths import StorePaths
-from transfergrid.report.analysis.answer import Cost, DatasetAnswer, GridAnswer, answer_of, in_words, seconds_in_words
+from transfergrid.report.analysis.answer import Cost, DatasetAnswer, GridAnswer, answer_of
 from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.analysis.statistics import compare, holm, non_inferiority, wilson
+from transfergrid.report.wording import in_words, seconds_in_words
 from transfergrid.specs import EvaluateSettings, RunSpec, to_dict
 from transfergrid.store import durable, records
 from transfergrid.store.attempts import AttemptTime
@@ -142,6 +143,15 @@ def test_a_difference_that_only_holm_hides_needs_no_more_images(store: StorePath
     assert any(
         line.startswith(f"To tell it from {name} by 0.5 points takes ") for line in in_words(answered(store, rows))
     )
+
+
+def test_an_answer_is_found_once_and_anew_for_another_margin(store: StorePaths) -> None:
+    rows = [(cases.spec("finetune", "vgg16"), but(0, 100), 0.96, 500.0)]
+    answered(store, [*rows, (cases.spec("probe", "resnet18"), but(0, 102), 0.95, 20.0)])
+    comparison = read_comparison("g", store)
+    assert answer_of(comparison) is answer_of(comparison) and only(answer_of(comparison)).cheapest is not None
+    stricter = replace(comparison, within_points=0.1)
+    assert answer_of(stricter).within == 0.001 and only(answer_of(stricter)).cheapest is None
 
 
 def test_what_failed_on_a_data_set_is_in_its_cost(store: StorePaths) -> None:

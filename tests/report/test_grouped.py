@@ -18,7 +18,7 @@ from report_cases import as_markdown, attempts, completed, spec, write_grid
 from transfergrid.paths import StorePaths
 from transfergrid.report import model_card, several
 from transfergrid.report.analysis import statistics
-from transfergrid.report.analysis.answer import answer_of, in_words
+from transfergrid.report.analysis.answer import answer_of
 from transfergrid.report.analysis.cells import accuracy_with_interval
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.analysis.joins import join_baselines
@@ -28,6 +28,7 @@ from transfergrid.report.analysis.statistics import PairedComparison, wilson
 from transfergrid.report.analysis.verdicts import against_best
 from transfergrid.report.documents import as_csv
 from transfergrid.report.latex import as_latex
+from transfergrid.report.wording import in_words
 from transfergrid.store import records
 from transfergrid.training import by_group
 

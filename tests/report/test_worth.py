@@ -13,13 +13,14 @@ from prediction_cases import finished
 from report_cases import as_markdown
 
 from transfergrid.paths import StorePaths
-from transfergrid.report.analysis.answer import answer_of, in_words
+from transfergrid.report import wording
+from transfergrid.report.analysis.answer import answer_of
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.analysis.joins import join_baselines
 from transfergrid.report.analysis.statistics import PairedComparison, compare, wilson
 from transfergrid.report.analysis.worth import Contest, Question, contests, contests_about, winners
-from transfergrid.report.page import wording
 from transfergrid.report.several import joined
+from transfergrid.report.wording import in_words
 from transfergrid.specs import RunSpec
 from transfergrid.store import records
 from transfergrid.training.evaluation import mcnemar_exact

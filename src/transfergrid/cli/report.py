@@ -107,11 +107,11 @@ def _shown(console: Console, request: ReportRequest) -> tuple[list[Comparison], 
     """The comparisons, and the path of comparison.md."""
     from transfergrid.cli.tables import rich_table, terminal_table
     from transfergrid.report.analysis import handover
-    from transfergrid.report.analysis.answer import answer_of, in_words
+    from transfergrid.report.analysis.answer import answer_of
     from transfergrid.report.analysis.comparison import read_comparison
     from transfergrid.report.analysis.top_errors import table, top_errors
-    from transfergrid.report.page.wording import verdict
     from transfergrid.report.several import joined
+    from transfergrid.report.wording import in_words, verdict
     from transfergrid.report.write import report_name, write
 
     grids, store, figures = request.grids, request.store, request.figures
@@ -128,9 +128,8 @@ def _shown(console: Console, request: ReportRequest) -> tuple[list[Comparison], 
         if len(comparisons) > 1:
             say(console, f"\n{comparison.grid}")
         console.print(terminal_table(comparison.rows, width=console.width))
-        answer = answer_of(comparison)
-        console.print(f"\n{verdict(comparison, answer)}", highlight=False, markup=False)
-        for line in in_words(answer):
+        console.print(f"\n{verdict(comparison)}", highlight=False, markup=False)
+        for line in in_words(answer_of(comparison)):
             say(console, line)
         if errors := top_errors(comparison):
             console.print()

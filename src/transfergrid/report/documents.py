@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 
+from transfergrid.report import wording
 from transfergrid.report.analysis import (
     choices,
     claims,
@@ -20,7 +21,7 @@ from transfergrid.report.analysis import (
     verdicts,
     worth,
 )
-from transfergrid.report.analysis.answer import GridAnswer, answer_of, in_words
+from transfergrid.report.analysis.answer import answer_of
 from transfergrid.report.analysis.cells import percent
 from transfergrid.report.analysis.columns import HEADS, adjusted_p, of_rows, pick, wilson
 from transfergrid.report.analysis.comparison import Comparison, failure_lines
@@ -28,7 +29,6 @@ from transfergrid.report.analysis.families import Answer
 from transfergrid.report.analysis.rows import NAMES, ComparisonRow, names_of
 from transfergrid.report.analysis.selection import RULE, WORDS, val_score
 from transfergrid.report.blocks import Column, Section, Table, figure
-from transfergrid.report.page import wording
 from transfergrid.report.studies.published import lookup
 
 HOW_TO_READ = (
@@ -73,8 +73,8 @@ def sections(comparison: Comparison) -> list[Section]:
     contests = worth.contests(comparison)
     answers = [contest.second.answer for contest in contests]
     sections_or_none = [
-        _comparison(comparison, answer),
-        Section("answer", "The answer", items=list(in_words(answer))) if answer.datasets else None,
+        _comparison(comparison),
+        Section("answer", "The answer", items=list(wording.in_words(answer))) if answer.datasets else None,
         Section("how to read", "How to read this", items=_how_to_read(comparison.rows)),
         claims.section(claims.decisions_of(comparison)),
         _published(comparison.rows),
@@ -94,9 +94,9 @@ def sections(comparison: Comparison) -> list[Section]:
 
 
 # ------------------------------------------------------------------------------------------------------- the comparison
-def _comparison(comparison: Comparison, answer: GridAnswer) -> Section:
+def _comparison(comparison: Comparison) -> Section:
     rows = comparison.rows
-    about = [_counts(rows), wording.verdict(comparison, answer)]
+    about = [_counts(rows), wording.verdict(comparison)]
     return Section("rows", about=about, tables=[of_rows("rows", _accuracy_columns(rows), rows)])
 
 

@@ -13,10 +13,9 @@ from typing import TypeVar
 
 from transfergrid.report.analysis.cells import accuracy_with_interval, number, percent, points
 from transfergrid.report.analysis.families import Answer
-from transfergrid.report.analysis.grouped import NotJudged
 from transfergrid.report.analysis.remarks import UNDERSTATES, footnotes
 from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow, names_of
-from transfergrid.report.analysis.statistics import PairedComparison, p_text
+from transfergrid.report.analysis.statistics import NotJudged, PairedComparison, p_text
 from transfergrid.report.blocks import Column, Table, Value, figure, words
 
 Row = TypeVar("Row")

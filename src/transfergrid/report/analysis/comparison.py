@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from operator import attrgetter
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 from transfergrid.config.spelling import launch_again, never_launched
 from transfergrid.errors import ConfigError, DataError, next_step, one_line, remedy_of
@@ -37,6 +38,7 @@ _MEANS = {
 # Columns that are one for all seeds.
 _ALIKE = ("n_train", "epochs", "parameters", "trainable_parameters", "size_mb", "gflops_per_image")
 
+Found = TypeVar("Found")
 WITHIN_POINTS = 1.0  # of grids that an older release launched
 
 
@@ -71,11 +73,25 @@ class Comparison:
     notes: tuple[str, ...] = ()
     joins: Mapping[int, Answer] = field(default_factory=dict)
     within_points: float = WITHIN_POINTS
+    found: dict[object, Any] = field(init=False, compare=False, repr=False, default_factory=dict)  # see `once`
 
     @property
     def records(self) -> list[RunRecord]:
         """Of all completed runs, each once."""
         return list({record.run_id: record for runs in self.runs for record in runs}.values())
+
+
+def once(find: Callable[[Comparison], Found]) -> Callable[[Comparison], Found]:
+    """What is found about a comparison is kept on it, and found once. One that was `replace`d has nothing yet."""
+
+    @wraps(find)
+    def kept(comparison: Comparison) -> Found:
+        if find not in comparison.found:
+            comparison.found[find] = find(comparison)
+        found: Found = comparison.found[find]
+        return found
+
+    return kept
 
 
 def comparison_rows(grid: str, store: StorePaths) -> list[ComparisonRow]:

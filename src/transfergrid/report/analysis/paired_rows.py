@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Literal
 
 from transfergrid.errors import DataError, one_line
-from transfergrid.report.analysis.grouped import NotJudged, compared
+from transfergrid.report.analysis.grouped import compared
 from transfergrid.report.analysis.predictions import Array, StoredPredictions, correct_SN, paired
-from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison
+from transfergrid.report.analysis.statistics import CONFIDENCE, NotJudged, PairedComparison
 from transfergrid.store.records import Predictions, RunRecord
 
 Verdict = Literal["better", "worse", "no difference shown", "not judged"]
@@ -24,21 +24,18 @@ def compare_rows(
     Every completed run must have its predictions, and its record must agree with them: what is left out in silence
     could decide the verdict. NotJudged, in words too, where the test images come from too few groups.
     """
-    try:
-        a_SN, b_SN, group_N = correct_of_both(runs_a, runs_b, stored)
-    except DataError as error:
-        return one_line(error)
     ids_a, ids_b = (tuple(run.run_id for run in runs) for runs in (runs_a, runs_b))
     # Always drawn the same way round, and once, so that a minus b never says other than b minus a.
     turned = ids_a > ids_b
     key = (ids_b, ids_a) if turned else (ids_a, ids_b)
     if key not in stored.compared:
-        comparison = compared(b_SN, a_SN, group_N) if turned else compared(a_SN, b_SN, group_N)
-        if isinstance(comparison, NotJudged):
-            return comparison
-        stored.compared[key] = comparison
+        try:
+            a_SN, b_SN, group_N = correct_of_both(runs_a, runs_b, stored)
+        except DataError as error:
+            return one_line(error)
+        stored.compared[key] = compared(b_SN, a_SN, group_N) if turned else compared(a_SN, b_SN, group_N)
     result = stored.compared[key]
-    if not turned:
+    if isinstance(result, NotJudged) or not turned:
         return result
     return replace(result, difference=0.0 - result.difference, low=0.0 - result.high, high=0.0 - result.low)  # no -0.0
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 from transfergrid.report.analysis import families, integrity
 from transfergrid.report.analysis.cells import weights_where_needed
-from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.comparison import Comparison, once
 from transfergrid.report.analysis.families import Answer, Pair
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import best_first, best_on_val
@@ -62,6 +62,7 @@ class Contest:
     second: AgainstBest  # of which `row` is the second, and the answer is of the first minus it
 
 
+@once
 def winners(comparison: Comparison) -> list[Winner]:
     """Per data set with a result. Rows with a record that contradicts its predictions are passed over."""
     rows = comparison.rows
@@ -102,27 +103,30 @@ def contests_about(comparison: Comparison, question: Question, dataset: str) -> 
     pairs = _pairs(comparison, question, dataset)
     answers = families.answers(pairs, comparison.runs, comparison.stored)
     if question == "winner":
-        answers = {pair: told_elsewhere(pair, comparison) or answer for pair, answer in answers.items()}
+        answers |= told_elsewhere(pairs, comparison)
     return [
         Contest(question=question, dataset=dataset, first=rows[a], second=against(rows[b], rows[a], answer))
         for (a, b), answer in answers.items()
     ]
 
 
-def told_elsewhere(pair: Pair, comparison: Comparison) -> Answer | None:
-    """What another family of these rows' own grid says about them."""
-    grid, dataset = comparison.rows[pair[0]].grid, comparison.rows[pair[0]].dataset
-    places = [i for i, row in enumerate(comparison.rows) if row.grid == grid]
-    if pair[1] not in places:
-        return None
-    rows, runs = tuple(comparison.rows[i] for i in places), tuple(comparison.runs[i] for i in places)
-    of_grid = replace(comparison, rows=rows, runs=runs)
-    own_pair = (places.index(pair[0]), places.index(pair[1]))
-    pairs_across_phases = [_pairs(of_grid, question, dataset) for question in ("finetuning", "pretraining")]
-    for pairs in (*families.families(of_grid.rows).values(), *pairs_across_phases):
-        if any(set(own_pair) == set(other) for other in pairs):
-            return families.answers([*pairs, own_pair], of_grid.runs, of_grid.stored)[own_pair]
-    return None
+def told_elsewhere(pairs: Sequence[Pair], comparison: Comparison) -> dict[Pair, Answer]:
+    """Of those pairs of one data set that another family of their own grid holds, what it says about them."""
+    told: dict[Pair, Answer] = {}
+    for grid in dict.fromkeys(comparison.rows[a].grid for a, _ in pairs):
+        places = {i: place for place, i in enumerate(i for i, row in enumerate(comparison.rows) if row.grid == grid)}
+        rows, runs = tuple(comparison.rows[i] for i in places), tuple(comparison.runs[i] for i in places)
+        of_grid = replace(comparison, rows=rows, runs=runs)
+        own = {(a, b): (places[a], places[b]) for a, b in pairs if a in places and b in places}
+        dataset = comparison.rows[pairs[0][0]].dataset
+        across_phases = [_pairs(of_grid, question, dataset) for question in ("finetuning", "pretraining")]
+        for family in (*families.families(rows).values(), *across_phases):
+            held = {frozenset(pair) for pair in family}
+            here = [pair for pair in own if pair not in told and frozenset(own[pair]) in held]
+            if here:
+                answers = families.answers([*family, *(own[pair] for pair in here)], runs, comparison.stored)
+                told |= {pair: answers[own[pair]] for pair in here}
+    return told
 
 
 # ---------------------------------------------------------------------------------------------------------- which rows
