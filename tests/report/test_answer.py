@@ -130,6 +130,25 @@ def test_a_row_of_unknown_cost_is_not_the_cheapest_and_a_tiny_p_is_told_as_such(
     assert only(answer_of(read_comparison("g", store))).cheapest is None
 
 
+def test_seconds_of_a_cpu_and_of_a_gpu_are_not_compared(store: StorePaths) -> None:
+    """100 minutes on a CPU are no GPU seconds, and no less than two minutes on a GPU."""
+    cheap, best = cases.spec("probe", "resnet18"), cases.spec("finetune", "vgg16")
+    answered(store, [(best, but(0, 100), 0.96, 120.0), (cheap, but(0, 100), 0.95, 20.0)])
+    finished(store, cheap, but(0, 100), val=0.95, attempts=attempts(6_000.0))
+    assert only(answer_of(read_comparison("g", store))).cheapest is None
+
+
+def test_a_cost_of_which_a_part_is_not_known_is_told_as_the_least(store: StorePaths) -> None:
+    run = cases.spec("probe", "resnet18")
+    winner = only(answered(store, [(run, but(0, 100), 0.95, 20.0)])).winner
+    (row,) = read_comparison("g", store).rows
+    assert (row.full_wall_s, row.full_gpu_s) == (winner.cost.wall_s, winner.cost.gpu_s) == (40.0, 20.0)
+    store.run(run.extractions[0].run_id).record.unlink()
+    answer = answer_of(read_comparison("g", store))
+    assert only(answer).winner.cost == only(answer).cost == answer.cost == Cost(wall_s=40, gpu_s=20, is_whole=False)
+    assert seconds_in_words(answer.cost) == "at least 20 GPU seconds"
+
+
 def test_a_difference_that_only_holm_hides_needs_no_more_images(store: StorePaths) -> None:
     """8 of 2,000 images, all one way: p is 0.008 alone, and 0.055 among seven."""
     best, *others = (cases.spec("finetune", f"vgg{number}") for number in range(8))

@@ -114,7 +114,7 @@ def test_where_nothing_is_chosen_on_val_ties_are_on_test_and_nothing_is_tested(s
     assert contests_about(comparison, "winner", "mnist") == []
     assert wording.verdict(comparison) == (
         "On mnist, googlenet (probe) reaches 94.0 [92.4, 95.3] % on the test images (highest on test of 3 rows, tied "
-        "with 1 more; nothing is chosen on val). It cost 4.0 GPU seconds."
+        "with 1 more; nothing is chosen on val). It cost at least 4.0 GPU seconds."
     )
     assert next(in_words(answer_of(comparison))) == "Tied with it on test: resnet18 (probe) (94.0 [92.4, 95.3] %)."
 

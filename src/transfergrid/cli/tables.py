@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.names import readable
-from transfergrid.report.analysis.cells import number, percent
+from transfergrid.report.analysis.cells import percent
 from transfergrid.report.analysis.columns import COMPARISON, of_rows, pick, wilson
-from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.analysis.rows import ComparisonRow, seconds_of
 from transfergrid.report.blocks import Column, Table, words
 
 if TYPE_CHECKING:
@@ -103,11 +103,12 @@ def _published(row: ComparisonRow) -> str:
 
 def _seconds(rows: Sequence[ComparisonRow]) -> Column[ComparisonRow]:
     """GPU seconds; in a grid that used no GPU at all, and for a row that did not, wall seconds."""
-    wall = COMPARISON["wall_s"]
-    if not any(row.gpu_s for row in rows):
-        return wall
+    column = COMPARISON[seconds_of(rows)]
+    wall, own = COMPARISON[column.name.replace("gpu", "wall")], COMPARISON[column.name.removeprefix("full_")]
 
     def text(row: ComparisonRow) -> str:
-        return number(row.gpu_s, digits=1) if row.gpu_s else f"{wall.text(row)} wall" if row.wall_s is not None else ""
+        if row.cell(column.name) is None:
+            return f"{own.text(row)} own" if own.text(row) else ""
+        return column.text(row) if row.cell(column.name) else f"{wall.text(row)} wall"
 
-    return replace(COMPARISON["gpu_s"], text=text)
+    return replace(column, label=column.label.replace(" ", "\n"), text=text)  # narrow, as its numbers are

@@ -50,10 +50,11 @@ HOW_TO_READ = (
     "features. They never win and are not passed on. A mark ▲ says that one of them has more test images right "
     "than the probe's head in every run (exact McNemar, 5 %, Holm over the three). A linear head understates such "
     "features. better_than_head in comparison.csv names the heads.",
-    "Seconds are means per completed seed. Wall and GPU seconds cover all attempts of the row's own runs, "
-    "including failed and repeated ones. GPU seconds are what SLURM bills, and 0 without a GPU. Phase seconds are "
-    "the work itself, without starting python and without lost work. Upstream GPU seconds cover everything that a "
-    "row needs: its extractions, and the probe that a fine-tuning starts from.",
+    "Seconds are means per completed seed. Full seconds are what a row costs, with all that it is made from: its "
+    "extractions, and the probe that a fine-tuning starts from. The answer and the figures count these. Own seconds "
+    "cover all attempts of the row's own runs, including failed and repeated ones. GPU seconds are what SLURM bills, "
+    "and 0 without a GPU. Wall seconds of several runs are added up. Phase seconds are the work itself, without "
+    "starting python and without lost work.",
 )
 
 
@@ -195,7 +196,7 @@ def _costs(comparison: Comparison) -> Section | None:
     rows = [row for row in comparison.rows if row.n_seeds]
     if not rows:
         return None
-    seconds = "wall_s phase_s gpu_s upstream_gpu_s images_per_s"
+    seconds = "full_wall_s full_gpu_s wall_s gpu_s phase_s images_per_s"
     size = "gflops_per_image parameters trainable_parameters size_mb"
     columns = pick(f"{NAMES} epochs {seconds} {size}", size_mb="MB")
     table = Table("cost", columns, rows)

@@ -20,7 +20,8 @@ LABELS = {
     "delta_to_best_single": "vs. best part",
     "parameters": "Parameters",
     "gflops_per_image": "GFLOPs",
-    "wall_s": "Wall s",
+    "full_gpu_s": "Full GPU s",
+    "full_wall_s": "Full wall s",
 }
 TRIANGLE = r"\triangle"  # of every LaTeX, as ▲ is not
 _SPECIAL = {
@@ -97,7 +98,7 @@ def _columns(rows: Sequence[ComparisonRow]) -> list[Column[_Line]]:
         test_accuracy("Test %", _accuracy),
         *wilson(rows),
         figure("val_score", percent, val_score, label=f"Val {by}%"),
-        *pick("published_accuracy delta_to_best_single parameters gflops_per_image gpu_s wall_s", **LABELS),
+        *pick("published_accuracy delta_to_best_single parameters gflops_per_image full_gpu_s full_wall_s", **LABELS),
     ]
     (model,) = pick("model", **LABELS)
     return [model.of(of_row), words("phase", _phase, label="Phase"), *(column.of(of_row) for column in measured)]

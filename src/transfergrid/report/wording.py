@@ -187,11 +187,12 @@ def _cheapest_in_words(cheapest: Cheapest, within: float, answer: DatasetAnswer)
 
 def seconds_in_words(cost: Cost) -> str:
     """`1.2 GPU hours`, `34 GPU seconds`; where nothing ran on a GPU, of the clock: `3.1 minutes`."""
+    least = "" if cost.is_whole else "at least "
     seconds, kind = (cost.gpu_s, "GPU ") if cost.gpu_s else (cost.wall_s, "")
     for size, unit in ((3600.0, "hours"), (60.0, "minutes")):
         if seconds >= 2 * size:
-            return f"{seconds / size:,.1f} {kind}{unit}"
-    return f"{seconds:.0f} {kind}seconds" if seconds >= 10 else f"{seconds:.1f} {kind}seconds"
+            return f"{least}{seconds / size:,.1f} {kind}{unit}"
+    return f"{least}{seconds:.{0 if seconds >= 10 else 1}f} {kind}seconds"
 
 
 # ---------------------------------------------------------------------------------------------- failed or missing

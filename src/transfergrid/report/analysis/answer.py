@@ -35,10 +35,12 @@ LEVEL = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Seconds of all attempts, on all their GPUs for gpu_s; what several runs share is counted once."""
+    """Seconds of all attempts, on all their GPUs for gpu_s; what several runs share is counted once. is_whole: false
+    where something that they are made from has no record, and it cost more than this."""
 
     wall_s: float
     gpu_s: float
+    is_whole: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,11 +232,12 @@ def _candidates(comparison: Comparison, winner: Winner) -> list[int]:
 def _row(comparison: Comparison, i: int, name: str) -> AnswerRow:
     row = comparison.rows[i]
     costs = [_cost(comparison, [run.run_id]) for run in comparison.runs[i]]
+    wall_s, gpu_s = fmean(cost.wall_s for cost in costs), fmean(cost.gpu_s for cost in costs)
     return AnswerRow(
         name=name,
         run_ids=tuple(run.run_id for run in comparison.runs[i]),
         val_score=val_score(row),
-        cost=Cost(wall_s=fmean(c.wall_s for c in costs), gpu_s=fmean(c.gpu_s for c in costs)),
+        cost=Cost(wall_s=wall_s, gpu_s=gpu_s, is_whole=all(cost.is_whole for cost in costs)),
         **{column: getattr(row, column) for column in _OF_THE_ROW},
     )
 
@@ -242,9 +245,8 @@ def _row(comparison: Comparison, i: int, name: str) -> AnswerRow:
 def _cost(comparison: Comparison, run_ids: Sequence[str] | None) -> Cost:
     """Of these runs and all they are made from, each once; of all runs of the grid."""
     spent = comparison.spent
-    whole = None if run_ids is None else {*run_ids, *(need for run_id in run_ids for need in spent.upstream(run_id))}
-    wall_s, gpu_s = spent.total(whole)
-    return Cost(wall_s=wall_s, gpu_s=gpu_s)
+    wall_s, gpu_s = spent.total(None if run_ids is None else spent.whole(run_ids))
+    return Cost(wall_s=wall_s, gpu_s=gpu_s, is_whole=spent.is_known(run_ids))
 
 
 # ---------------------------------------------------------------------------------------------------------- is it real
@@ -283,14 +285,15 @@ def _rival(best: AnswerRow, row: AnswerRow, answer: PairAnswer) -> Rival:
 def _cheapest(
     comparison: Comparison, best: int, others: Sequence[int], rows: Mapping[int, AnswerRow], within: float
 ) -> Cheapest | None:
-    """None where no cheaper row is shown to be good enough. A row whose whole cost is not known is none of them."""
-    on_gpu = any(rows[i].cost.gpu_s for i in (best, *others))
+    """None where no cheaper row is shown to be good enough. A row whose whole cost is not known is none of them, and
+    none that ran without a GPU beside a winner that used one: seconds of two kinds are not compared."""
+    on_gpu = rows[best].cost.gpu_s > 0
 
     def seconds(i: int) -> float:
         return rows[i].cost.gpu_s if on_gpu else rows[i].cost.wall_s
 
-    known = [i for i in others if comparison.rows[i].upstream_gpu_s is not None]
-    cheaper = sorted((i for i in known if seconds(i) < seconds(best)), key=seconds)
+    alike = [i for i in others if rows[i].cost.is_whole and (rows[i].cost.gpu_s > 0) == on_gpu]
+    cheaper = sorted((i for i in alike if seconds(i) < seconds(best)), key=seconds)
     p_values: list[float | None] = []
     for i in cheaper:
         try:

@@ -238,7 +238,7 @@ def _with_numbers(
 ) -> ComparisonRow:
     if not runs:
         return row
-    first, run_ids, has_val = runs[0], [record.run_id for record in runs], row.protocol != "published"
+    first, has_val = runs[0], row.protocol != "published"
     means: dict[str, Any] = {
         column: _mean([record.metrics.get(metric) for record in runs])
         for column, metric in _MEANS.items()
@@ -258,10 +258,8 @@ def _with_numbers(
         ci95_high=high,
         better_than_head=better_than_head(runs),
         images_per_s=_mean([record.images_per_s for record in runs]),
-        wall_s=fmean(spent.costs[run_id].wall_s for run_id in run_ids),
+        **spent.means(record.run_id for record in runs),
         phase_s=_mean([record.phase_s for record in runs]),
-        gpu_s=fmean(spent.costs[run_id].gpu_s for run_id in run_ids),
-        upstream_gpu_s=spent.upstream_gpu_s(run_ids),
         n_val=_images(first, "val", stored) if has_val else None,
         optimizer_steps=_count(first, "optimizer_steps"),
     )
