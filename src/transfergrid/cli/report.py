@@ -112,7 +112,7 @@ def _shown(console: Console, request: ReportRequest) -> tuple[list[Comparison], 
     from transfergrid.report.analysis.top_errors import table, top_errors
     from transfergrid.report.several import joined
     from transfergrid.report.wording import in_words, verdict
-    from transfergrid.report.write import report_name, write
+    from transfergrid.report.write import report_name, write, write_answer
 
     grids, store, figures = request.grids, request.store, request.figures
     read = partial(read_comparison, store=store, select_by=request.select_by, within_points=request.within_points)
@@ -140,6 +140,8 @@ def _shown(console: Console, request: ReportRequest) -> tuple[list[Comparison], 
     if figures is not None or not _is_current(path.with_name("index.html"), comparisons):
         show = progress_line("drawing", noun="figures")
         path = write(comparisons, figures=bool(figures), folder=path.parent, show=show)
+    elif not path.with_name("answer.json").exists():  # an older release made the rest
+        write_answer(joined(comparisons), path.parent)
     console.print(
         f"\nreport: {path} and index.html, comparison.csv, comparison.tex, answer.json beside it",
         highlight=False,

@@ -34,7 +34,7 @@ def write(
     folder = folder or whole.store.report(report_name([c.grid for c in comparisons]))
     sections = several.sections(comparisons)
     notes_below = [*verdict(whole).splitlines(), *ties(apart)]
-    durable.write_json(folder / "answer.json", answer_of(whole).as_json())
+    write_answer(whole, folder)
     durable.write_bytes(folder / "comparison.csv", utf8(as_csv(whole.rows)))
     durable.write_bytes(folder / "comparison.md", utf8(markdown.document(f"Comparison: {whole.grid}", sections)))
     durable.write_bytes(folder / "comparison.tex", utf8(as_latex(whole.grid, apart.rows, notes=notes_below)))
@@ -50,6 +50,10 @@ def write(
         page = render_page(whole, sections, figures=drawn, figure_notes=notes, summaries=summaries)
         durable.write_bytes(folder / "index.html", utf8(page))
     return folder / "comparison.md"
+
+
+def write_answer(comparison: Comparison, folder: Path) -> None:
+    durable.write_json(folder / "answer.json", answer_of(comparison).as_json())
 
 
 def report_name(grids: Sequence[str]) -> str:
