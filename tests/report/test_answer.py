@@ -18,7 +18,7 @@ from transfergrid.paths import StorePaths
 from transfergrid.report.analysis.answer import Cost, DatasetAnswer, GridAnswer, answer_of
 from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.analysis.statistics import compare, holm, non_inferiority, wilson
-from transfergrid.report.wording import in_words, seconds_in_words
+from transfergrid.report.wording import in_words, seconds_in_words, verdict
 from transfergrid.specs import EvaluateSettings, RunSpec, to_dict
 from transfergrid.store import durable, records
 from transfergrid.store.attempts import AttemptTime
@@ -52,6 +52,13 @@ def answered(store: StorePaths, rows: list[tuple[RunSpec, Bools, float, float]],
             cases.completed(store, extraction, attempts=attempts(0.0))
     cases.write_grid(store, "g", [(run, "") for run, *_ in rows])
     return answer_of(read_comparison("g", store, **more))
+
+
+def evaluation_of(trained: RunSpec) -> RunSpec:
+    settings = EvaluateSettings(
+        source=f"run:{trained.run_id}", split="test", precision="fp32", preprocess=trained.backbones[0].preprocess
+    )
+    return replace(trained, phase="evaluate", settings=settings, seed=None, needs=(trained.run_id,))
 
 
 def only(answer: GridAnswer) -> DatasetAnswer:
@@ -173,6 +180,26 @@ def test_an_answer_is_found_once_and_anew_for_another_margin(store: StorePaths) 
     assert answer_of(stricter).within == 0.001 and only(answer_of(stricter)).cheapest is None
 
 
+def test_a_difference_from_fewer_seeds_than_a_row_has_says_so(store: StorePaths) -> None:
+    rows = [(cases.spec("probe", "resnet18", seed=seed), but(seed, 200), 0.90, 1.0) for seed in range(3)]
+    answer = answered(store, [*rows, (cases.spec("probe", "vgg16", seed=1), but(0, 100), 0.95, 1.0)])
+    rival = only(answer).runner_up
+    assert rival is not None and (rival.seeds, rival.of_seeds, rival.difference) == (1, 3, pytest.approx(0.0495))
+    (line,) = verdict(read_comparison("g", store)).splitlines()
+    assert "resnet18 (probe): better (+4.95 points [" in line and "p < 0.001, from 1 of 3 seeds)" in line
+
+
+def test_an_evaluation_of_a_row_is_not_its_rival(store: StorePaths) -> None:
+    """Nothing is chosen on val, and both have the same test accuracy: they are one network."""
+    trained = cases.spec("finetune", "resnet18", protocol="published")
+    run = evaluation_of(trained)
+    for one in (trained, run):
+        finished(store, one, but(0, 100))
+    cases.write_grid(store, "g", [(run, ""), (trained, "")])
+    answer = only(answer_of(read_comparison("g", store)))
+    assert (answer.winner.phase, answer.candidates, answer.tied, answer.decided) == ("finetune", 1, (), True)
+
+
 def test_what_failed_on_a_data_set_is_in_its_cost(store: StorePaths) -> None:
     right, failed = (cases.spec("finetune", "resnet18", seed=seed) for seed in (0, 1))
     finished(store, right, but(0, 100), attempts=attempts(10.0, 4.0))
@@ -213,10 +240,7 @@ def test_the_run_to_use_is_the_best_on_val_and_its_commands_can_be_typed(store: 
 def test_of_an_evaluation_the_evaluated_run_is_used_and_without_weights_it_is_run_again(store: StorePaths) -> None:
     """Nothing is chosen on val, and one row leaves nothing open."""
     trained = cases.spec("finetune", "resnet18")
-    settings = EvaluateSettings(
-        source=f"run:{trained.run_id}", split="test", precision="fp32", preprocess=trained.backbones[0].preprocess
-    )
-    run = replace(trained, phase="evaluate", settings=settings, seed=None, needs=(trained.run_id,))
+    run = evaluation_of(trained)
     finished(store, run, but(0, 100))
     record = cases.completed(store, run, test_accuracy=0.95, details={"n_test": IMAGES})
     records.write_record(store.run(run.run_id), replace(record, metrics={"test_accuracy": 0.95}))
@@ -231,7 +255,8 @@ def test_of_an_evaluation_the_evaluated_run_is_used_and_without_weights_it_is_ru
     store.run(trained.run_id).weights.write_bytes(b"weights")
     use = only(answer_of(read_comparison("g", store))).use
     assert use.predict == f"python jobs/predict.py run={trained.run_id} images=IMAGES"
-    own_head = replace(run, settings=replace(settings, source="own_head"), needs=())
+    assert isinstance(run.settings, EvaluateSettings)
+    own_head = replace(run, settings=replace(run.settings, source="own_head"), needs=())
     finished(store, own_head, but(0, 100))
     cases.write_grid(store, "h", [(own_head, "")])
     lines = list(in_words(answer_of(read_comparison("h", store))))

@@ -159,7 +159,8 @@ def _difference_in_words(rival: Rival) -> str:
     if rival.difference is None or rival.low is None or rival.high is None or rival.p_value is None:
         return ""
     difference = in_points(rival.difference, rival.low, rival.high)
-    return f"{difference}, {_p_in_words(rival.p_value, rival.family_size)}"
+    fewer = f", from {rival.seeds} of {rival.of_seeds} seeds" if rival.seeds < rival.of_seeds else ""
+    return f"{difference}, {_p_in_words(rival.p_value, rival.family_size)}{fewer}"
 
 
 def _p_in_words(p_value: float, family_size: int) -> str:

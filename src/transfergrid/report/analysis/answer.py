@@ -14,7 +14,7 @@ from typing import Any, Literal
 from transfergrid.config.spelling import command
 from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
-from transfergrid.report.analysis import integrity, power
+from transfergrid.report.analysis import power
 from transfergrid.report.analysis.comparison import Comparison, once
 from transfergrid.report.analysis.families import Answer as PairAnswer
 from transfergrid.report.analysis.families import Pair, answers
@@ -24,7 +24,7 @@ from transfergrid.report.analysis.rerun import commands_of
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import val_score
 from transfergrid.report.analysis.statistics import NotJudged, holm
-from transfergrid.report.analysis.worth import Winner, contests_about, row_names, told_elsewhere, winners
+from transfergrid.report.analysis.worth import Winner, candidates, contests_about, row_names, told_elsewhere, winners
 from transfergrid.specs import EvaluateSettings, SelectBy
 from transfergrid.store.attempts import read_spec
 from transfergrid.store.records import RunRecord, read_grid
@@ -73,11 +73,12 @@ _OF_THE_ROW = [f.name for f in fields(AnswerRow) if f.name in {f.name for f in f
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rival:
     """Another row beside the winner. verdict: on the winner, `better` than the row. difference: the winner's accuracy
-    minus the row's, with its 95 % interval, all in [-1, 1]; p_value: two-sided, adjusted by Holm over `family_size`
-    comparisons. None where the two cannot be compared, which `reason` explains; where test images come from too few
-    groups to be judged, the difference alone stays. seeds_needed, images_needed: what would show the observed
-    difference, or power.SMALLEST_DIFFERENCE where it is 0, with 80 % power; None where no number would, or one seed
-    cannot say. groups_needed: in place of images, where test images come in groups; else answer.json leaves it out."""
+    minus the row's over `seeds` of `of_seeds`, those that both have, with its 95 % interval, all in [-1, 1]; p_value:
+    two-sided, adjusted by Holm over `family_size` comparisons. None where the two cannot be compared, which `reason`
+    explains; where test images come from too few groups to be judged, the difference alone stays. seeds_needed,
+    images_needed: what would show the observed difference, or power.SMALLEST_DIFFERENCE where it is 0, with 80 % power;
+    None where no number would, or one seed cannot say. groups_needed: in place of images, where test images come in
+    groups; else answer.json leaves it out."""
 
     row: AnswerRow
     verdict: Verdict | None = None
@@ -86,6 +87,8 @@ class Rival:
     high: float | None = None
     p_value: float | None = None
     family_size: int = 0
+    seeds: int = 0
+    of_seeds: int = 0
     seeds_needed: int | None = None
     images_needed: int | None = None
     groups_needed: int | None = None
@@ -221,12 +224,8 @@ def _n_test(comparison: Comparison, i: int) -> int | None:
 def _candidates(comparison: Comparison, winner: Winner) -> list[int]:
     """Every row that could have won, the best on val first."""
     rows = comparison.rows
-    trusted = [i for i in integrity.trusted(comparison) if rows[i].dataset == winner.dataset]
-    scored = [i for i in trusted if rows[i].test_accuracy is not None and val_score(rows[i]) is not None]
-    seen: dict[tuple[str, ...], int] = {}
-    for i in scored:  # one row of several grids is one candidate
-        seen.setdefault(tuple(run.run_id for run in comparison.runs[i]), i)
-    return sorted(seen.values(), key=lambda i: -(val_score(rows[i]) or 0.0))
+    scored = [i for i in candidates(comparison, winner.dataset) if val_score(rows[i]) is not None]
+    return sorted(scored, key=lambda i: -(val_score(rows[i]) or 0.0))
 
 
 def _row(comparison: Comparison, i: int, name: str) -> AnswerRow:
@@ -276,6 +275,8 @@ def _rival(best: AnswerRow, row: AnswerRow, answer: PairAnswer) -> Rival:
         high=result.high,
         p_value=answer.p_adjusted,
         family_size=answer.family_size,
+        seeds=result.seeds,
+        of_seeds=max(len(best.run_ids), len(row.run_ids)),
         seeds_needed=power.seeds_needed(result),
         images_needed=None if by_group else needed,
         groups_needed=needed if by_group else None,

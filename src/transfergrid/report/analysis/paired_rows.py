@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from transfergrid.errors import DataError, one_line
 from transfergrid.report.analysis.grouped import compared
 from transfergrid.report.analysis.predictions import Array, StoredPredictions, correct_SN, paired
@@ -51,7 +53,10 @@ def correct_of_both(
     if runs_a[0].spec.dataset != runs_b[0].spec.dataset:
         raise DataError(f"{runs_a[0].run_id} and {runs_b[0].run_id} are of different data sets")
     _, sets = paired({"the first": _by_seed(runs_a, stored), "the second": _by_seed(runs_b, stored)})
-    return correct_SN(sets["the first"]), correct_SN(sets["the second"]), sets["the first"][0].group_N
+    groups = [one[0].group_N for one in sets.values() if one[0].group_N is not None]
+    if any(not np.array_equal(group_N, groups[0]) for group_N in groups):
+        raise DataError(f"{runs_a[0].run_id} and {runs_b[0].run_id} have their test images in different groups")
+    return correct_SN(sets["the first"]), correct_SN(sets["the second"]), next(iter(groups), None)
 
 
 def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int | None, Predictions]:

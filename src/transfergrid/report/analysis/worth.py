@@ -62,17 +62,30 @@ class Contest:
     second: AgainstBest  # of which `row` is the second, and the answer is of the first minus it
 
 
+def candidates(comparison: Comparison, dataset: str) -> list[int]:
+    """Rows that could win. Those with a record that contradicts its predictions are passed over, one row of several
+    grids is one candidate, and an evaluation of what is a row of its own is none: it is the same network."""
+    tested = [i for i in integrity.trusted(comparison) if comparison.rows[i].test_accuracy is not None]
+    position_by_runs: dict[tuple[str, ...], int] = {}
+    for i in tested:
+        if comparison.rows[i].dataset == dataset:
+            position_by_runs.setdefault(tuple(run.run_id for run in comparison.runs[i]), i)
+    trained = {run_id for run_ids in position_by_runs for run_id in run_ids}
+    return [
+        i
+        for i in position_by_runs.values()
+        if comparison.rows[i].phase != "evaluate"
+        or not {n for run in comparison.runs[i] for n in run.spec.needs} & trained
+    ]
+
+
 @once
 def winners(comparison: Comparison) -> list[Winner]:
-    """Per data set with a result. Rows with a record that contradicts its predictions are passed over."""
+    """Per data set with a result."""
     rows = comparison.rows
-    position_by_runs: dict[object, int] = {}  # one row of several grids is one candidate
-    for i in integrity.trusted(comparison):
-        if rows[i].test_accuracy is not None:
-            position_by_runs.setdefault(tuple(run.run_id for run in comparison.runs[i]), i)
     winner_by_dataset = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
-        among = [i for i in position_by_runs.values() if rows[i].dataset == dataset]
+        among = candidates(comparison, dataset)
         ordered = best_first(rows, among)
         first, *others = ordered or best_first(rows, among, score=attrgetter("test_accuracy"))[:1] or [[]]
         if first:
@@ -204,7 +217,7 @@ def row_names(*rows: ComparisonRow) -> list[str]:
     differ = [name for name in ("protocol", "grid") if len({getattr(row, name) for row in rows}) > 1]
     names = []
     for row, label in zip(rows, weights, strict=True):
-        also = [f"{name} {getattr(row, name)}" for name in differ]
+        also = [f"{name} {value}" for name in differ if (value := getattr(row, name))]
         status = row.status if row.status != "completed" else ""
         conditions = ", ".join(part for part in (row.phase, row.variant, label, *also, status) if part)
         names.append(f"{row.model} ({conditions})")
