@@ -70,13 +70,13 @@ def candidates(comparison: Comparison, dataset: str) -> list[int]:
     for i in tested:
         if comparison.rows[i].dataset == dataset:
             position_by_runs.setdefault(tuple(run.run_id for run in comparison.runs[i]), i)
-    trained = {run_id for run_ids in position_by_runs for run_id in run_ids}
-    return [
-        i
-        for i in position_by_runs.values()
-        if comparison.rows[i].phase != "evaluate"
-        or not {n for run in comparison.runs[i] for n in run.spec.needs} & trained
-    ]
+    run_ids = {run_id for row_run_ids in position_by_runs for run_id in row_run_ids}
+
+    def evaluates_another(i: int) -> bool:
+        needs = {need for run in comparison.runs[i] for need in run.spec.needs}
+        return comparison.rows[i].phase == "evaluate" and not needs.isdisjoint(run_ids)
+
+    return [i for i in position_by_runs.values() if not evaluates_another(i)]
 
 
 @once
