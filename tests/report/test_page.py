@@ -166,8 +166,8 @@ def test_the_verdict_passes_over_a_row_with_an_edited_record_and_names_one_in_pa
     assert page_of(store).one("p", id="verdict").text == (
         "On mnist, resnet18 (probe, 1/2 completed) reaches 90.0 [85.1, 93.4] % on the test images (best on val of 2 "
         "rows). Against the runner-up on val, googlenet (probe): better "
-        "(+5.00 points [+1.55, +8.45], p = 0.002, from 1 of 2 seeds). It cost at least 4.0 GPU seconds. Passed over: 1 row "
-        "whose records do not agree with their predictions. 3 of 5 rows have not completed."
+        "(+5.00 points [+1.55, +8.45], p = 0.002, from 1 of 2 seeds). It cost at least 4.0 GPU seconds. Passed over: 1 "
+        "row whose records do not agree with their predictions. 3 of 5 rows have not completed."
     )
 
 
