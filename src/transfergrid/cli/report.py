@@ -109,13 +109,15 @@ def _shown(console: Console, request: ReportRequest) -> tuple[list[Comparison], 
     from transfergrid.report.analysis import handover
     from transfergrid.report.analysis.answer import answer_of
     from transfergrid.report.analysis.comparison import read_comparison
+    from transfergrid.report.analysis.predictions import StoredPredictions
     from transfergrid.report.analysis.top_errors import table, top_errors
     from transfergrid.report.several import joined
     from transfergrid.report.wording import in_words, verdict
     from transfergrid.report.write import report_name, write, write_answer
 
     grids, store, figures = request.grids, request.store, request.figures
-    read = partial(read_comparison, store=store, select_by=request.select_by, within_points=request.within_points)
+    chosen = partial(read_comparison, select_by=request.select_by, within_points=request.within_points)
+    read = partial(chosen, store=store, stored=StoredPredictions(store))
     comparisons = list(map(read, grids))
     joined(comparisons)  # grids that cannot stand in one report are refused before anything is shown
     runs = {entry.run_id for grid in grids for entry in read_grid(store.grid(grid))}

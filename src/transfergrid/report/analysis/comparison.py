@@ -100,9 +100,15 @@ def comparison_rows(grid: str, store: StorePaths) -> list[ComparisonRow]:
 
 
 def read_comparison(
-    grid: str, store: StorePaths, *, select_by: SelectBy | None = None, within_points: float | None = None
+    grid: str,
+    store: StorePaths,
+    *,
+    select_by: SelectBy | None = None,
+    within_points: float | None = None,
+    stored: StoredPredictions | None = None,
 ) -> Comparison:
-    """select_by: the score on val that choices between rows are by. None for one = as the grid was launched.
+    """select_by: the score on val that choices between rows are by. None for one = as the grid was launched. stored:
+    of this store, which several grids of one report share.
 
     Raises ConfigError if the grid was never launched, DataError if one row would mix runs of different settings.
     """
@@ -118,7 +124,7 @@ def read_comparison(
     failures = {run_id: failure for run_id, outcome in outcomes.items() if (failure := _failure(outcome))}
     groups = _groups(grid, store, entries, completed)
     runs = [tuple(completed[e.run_id] for e in group if e.run_id in completed) for group in groups]
-    stored = StoredPredictions(store)
+    stored = stored or StoredPredictions(store)
     # What failed has cost something, too.
     run_records = {run_id: outcome for run_id, outcome in outcomes.items() if isinstance(outcome, RunRecord)}
     spent = costs.spent_on([entry.run_id for entry in entries], run_records, store)
