@@ -113,7 +113,7 @@ def show_usage(console: Console, run_ids: Sequence[str], store: StorePaths) -> N
             kinds.setdefault(kind, []).append(record)
     if not kinds:
         return
-    header = ("phase", "model", "dataset", "runs", "mean own wall s", "CPU", "memory", "GPU busy", "GPU memory")
+    header = ("phase", "model", "dataset", "runs", "own wall s", "CPU", "memory", "GPU busy", "GPU memory")
     lines = [(*kind, str(len(rows)), *_figures([row.usage for row in rows])) for kind, rows in kinds.items()]
     console.print()
     console.print(rich_table(plain(header, lines, left=3)))
