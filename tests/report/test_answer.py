@@ -184,7 +184,8 @@ def test_a_difference_from_fewer_seeds_than_a_row_has_says_so(store: StorePaths)
     rows = [(cases.spec("probe", "resnet18", seed=seed), but(seed, 200), 0.90, 1.0) for seed in range(3)]
     answer = answered(store, [*rows, (cases.spec("probe", "vgg16", seed=1), but(0, 100), 0.95, 1.0)])
     rival = only(answer).runner_up
-    assert rival is not None and (rival.seeds, rival.of_seeds, rival.difference) == (1, 3, pytest.approx(0.0495))
+    assert rival is not None and (rival.seeds, rival.of_seeds) == (1, 3)
+    assert rival.difference == pytest.approx(0.0495)
     (line,) = verdict(read_comparison("g", store)).splitlines()
     assert "resnet18 (probe): better (+4.95 points [" in line and "p < 0.001, from 1 of 3 seeds)" in line
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,6 @@ def test_the_best_row_shows_images_of_the_train_split_too(tmp_path: Path, monkey
     write_grid(store, "g", [(other, ""), (best, "")])
     material = Material(comparison=read_comparison("g", store), images=images_of(60, num_classes=2))
     monkeypatch.setattr(errors, "draw", lambda *drawn: drawn[-1])
-    shown = {sketch.rows[0].model: sketch.panels() for sketch in errors.sketches(material)}
-    names = {model: [name for name, _ in samples.lines] for model, samples in shown.items()}  # type: ignore[attr-defined]
+    shown: dict[str, Any] = {sketch.rows[0].model: sketch.panels() for sketch in errors.sketches(material)}
+    names = {model: [name for name, _ in samples.lines] for model, samples in shown.items()}
     assert names == {"baseline_cnn": ["train split", "right", "wrong"], "resnet18_5m": ["right", "wrong"]}

@@ -233,7 +233,8 @@ def test_where_one_of_two_rows_names_the_groups_they_are_compared_by_group_whoev
     for a, b in ((0, 1), (1, 0)):
         result = compare_rows(comparison.runs[a], comparison.runs[b], StoredPredictions(stored.store))
         assert isinstance(result, PairedComparison) and (result.test, result.images) == ("by_group", 40)
+    assert test.group_N is not None
     other = replace(test, group_N=test.group_N[::-1].copy())
     records.write_predictions(comparison.store.run(run.run_id), {"test": other})
-    reason = compare_rows(*comparison.runs, StoredPredictions(stored.store))
+    reason = compare_rows(comparison.runs[0], comparison.runs[1], StoredPredictions(stored.store))
     assert isinstance(reason, str) and reason.endswith("have their test images in different groups")

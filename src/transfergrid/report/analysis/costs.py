@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import fsum
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
@@ -67,14 +67,14 @@ class Spent:
         """Whether nothing that these runs, all by default, are made from lacks a record."""
         return not self.without_record if run_ids is None else self.without_record.isdisjoint(self.whole(run_ids))
 
-    def means(self, run_ids: Iterable[str]) -> dict[str, float | None]:
-        """Columns of the row whose runs these are, see ComparisonRow; of all it is made from None where not known."""
+    def means(self, run_ids: Iterable[str]) -> dict[str, Any]:
+        """Columns of the row whose runs these are, see ComparisonRow; those with all it is made from only where that is known."""
         runs = list(run_ids)
         own, upstream, full = (
             [self.total(part) for part in parts]
             for parts in ([[run] for run in runs], map(self.upstream, runs), [self.whole([run]) for run in runs])
         )
-        means: dict[str, float | None] = {"wall_s": fmean(s for s, _ in own), "gpu_s": fmean(s for _, s in own)}
+        means: dict[str, Any] = {"wall_s": fmean(s for s, _ in own), "gpu_s": fmean(s for _, s in own)}
         if self.is_known(runs):
             means |= {"upstream_gpu_s": fmean(s for _, s in upstream)}
             means |= {"full_wall_s": fmean(s for s, _ in full), "full_gpu_s": fmean(s for _, s in full)}
