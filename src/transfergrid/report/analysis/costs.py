@@ -68,7 +68,8 @@ class Spent:
         return not self.without_record if run_ids is None else self.without_record.isdisjoint(self.whole(run_ids))
 
     def means(self, run_ids: Iterable[str]) -> dict[str, Any]:
-        """Columns of the row whose runs these are, see ComparisonRow; those with all it is made from only where that is known."""
+        """Columns of the row whose runs these are, see ComparisonRow: without what it is made from where that is not
+        known."""
         runs = list(run_ids)
         own, upstream, full = (
             [self.total(part) for part in parts]
