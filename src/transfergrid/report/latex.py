@@ -72,7 +72,7 @@ def as_latex(grid: str, rows: Sequence[ComparisonRow], *, notes: Sequence[str] =
     lines = [
         f"% Comparison {' '.join(grid.split())}; needs \\usepackage{{booktabs}}.",
         "% Brackets: 95 % interval, Wilson over test images for one seed, Student's t over seeds for several"
-        " (Wilson where they agree). Seeds 2/5: two of five have completed.",
+        " (Wilson where they agree). Seeds 2/5: two of five have completed. Full: one seed, with all it is made from.",
         *(["% Test images in groups: intervals by group, Wilson for all images beside."] if wilson(rows) else []),
         f"\\begin{{tabular}}{{{aligned}}}",
         "\\toprule",
