@@ -15,9 +15,10 @@ from prediction_cases import finished
 from transfergrid.cli.console import FAILED, OK, UNDECIDED
 from transfergrid.cli.report import report
 from transfergrid.paths import StorePaths
-from transfergrid.report.analysis.answer import Cost, DatasetAnswer, GridAnswer, answer_of, in_words, seconds_in_words
+from transfergrid.report.analysis.answer import Cost, DatasetAnswer, GridAnswer, answer_of
 from transfergrid.report.analysis.comparison import read_comparison
 from transfergrid.report.analysis.statistics import compare, holm, non_inferiority, wilson
+from transfergrid.report.wording import in_words, seconds_in_words, verdict
 from transfergrid.specs import EvaluateSettings, RunSpec, to_dict
 from transfergrid.store import durable, records
 from transfergrid.store.attempts import AttemptTime
@@ -51,6 +52,13 @@ def answered(store: StorePaths, rows: list[tuple[RunSpec, Bools, float, float]],
             cases.completed(store, extraction, attempts=attempts(0.0))
     cases.write_grid(store, "g", [(run, "") for run, *_ in rows])
     return answer_of(read_comparison("g", store, **more))
+
+
+def evaluation_of(trained: RunSpec) -> RunSpec:
+    settings = EvaluateSettings(
+        source=f"run:{trained.run_id}", split="test", precision="fp32", preprocess=trained.backbones[0].preprocess
+    )
+    return replace(trained, phase="evaluate", settings=settings, seed=None, needs=(trained.run_id,))
 
 
 def only(answer: GridAnswer) -> DatasetAnswer:
@@ -129,6 +137,25 @@ def test_a_row_of_unknown_cost_is_not_the_cheapest_and_a_tiny_p_is_told_as_such(
     assert only(answer_of(read_comparison("g", store))).cheapest is None
 
 
+def test_seconds_of_a_cpu_and_of_a_gpu_are_not_compared(store: StorePaths) -> None:
+    """100 minutes on a CPU are no GPU seconds, and no less than two minutes on a GPU."""
+    cheap, best = cases.spec("probe", "resnet18"), cases.spec("finetune", "vgg16")
+    answered(store, [(best, but(0, 100), 0.96, 120.0), (cheap, but(0, 100), 0.95, 20.0)])
+    finished(store, cheap, but(0, 100), val=0.95, attempts=attempts(6_000.0))
+    assert only(answer_of(read_comparison("g", store))).cheapest is None
+
+
+def test_a_cost_of_which_a_part_is_not_known_is_told_as_the_least(store: StorePaths) -> None:
+    run = cases.spec("probe", "resnet18")
+    winner = only(answered(store, [(run, but(0, 100), 0.95, 20.0)])).winner
+    (row,) = read_comparison("g", store).rows
+    assert (row.full_wall_s, row.full_gpu_s) == (winner.cost.wall_s, winner.cost.gpu_s) == (40.0, 20.0)
+    store.run(run.extractions[0].run_id).record.unlink()
+    answer = answer_of(read_comparison("g", store))
+    assert only(answer).winner.cost == only(answer).cost == answer.cost == Cost(wall_s=40, gpu_s=20, is_whole=False)
+    assert seconds_in_words(answer.cost) == "at least 20 GPU seconds"
+
+
 def test_a_difference_that_only_holm_hides_needs_no_more_images(store: StorePaths) -> None:
     """8 of 2,000 images, all one way: p is 0.008 alone, and 0.055 among seven."""
     best, *others = (cases.spec("finetune", f"vgg{number}") for number in range(8))
@@ -142,6 +169,36 @@ def test_a_difference_that_only_holm_hides_needs_no_more_images(store: StorePath
     assert any(
         line.startswith(f"To tell it from {name} by 0.5 points takes ") for line in in_words(answered(store, rows))
     )
+
+
+def test_an_answer_is_found_once_and_anew_for_another_margin(store: StorePaths) -> None:
+    rows = [(cases.spec("finetune", "vgg16"), but(0, 100), 0.96, 500.0)]
+    answered(store, [*rows, (cases.spec("probe", "resnet18"), but(0, 102), 0.95, 20.0)])
+    comparison = read_comparison("g", store)
+    assert answer_of(comparison) is answer_of(comparison) and only(answer_of(comparison)).cheapest is not None
+    stricter = replace(comparison, within_points=0.1)
+    assert answer_of(stricter).within == 0.001 and only(answer_of(stricter)).cheapest is None
+
+
+def test_a_difference_from_fewer_seeds_than_a_row_has_says_so(store: StorePaths) -> None:
+    rows = [(cases.spec("probe", "resnet18", seed=seed), but(seed, 200), 0.90, 1.0) for seed in range(3)]
+    answer = answered(store, [*rows, (cases.spec("probe", "vgg16", seed=1), but(0, 100), 0.95, 1.0)])
+    rival = only(answer).runner_up
+    assert rival is not None and (rival.seeds, rival.of_seeds) == (1, 3)
+    assert rival.difference == pytest.approx(0.0495)
+    (line,) = verdict(read_comparison("g", store)).splitlines()
+    assert "resnet18 (probe): better (+4.95 points [" in line and "p < 0.001, from 1 of 3 seeds)" in line
+
+
+def test_an_evaluation_of_a_row_is_not_its_rival(store: StorePaths) -> None:
+    """Nothing is chosen on val, and both have the same test accuracy: they are one network."""
+    trained = cases.spec("finetune", "resnet18", protocol="published")
+    run = evaluation_of(trained)
+    for one in (trained, run):
+        finished(store, one, but(0, 100))
+    cases.write_grid(store, "g", [(run, ""), (trained, "")])
+    answer = only(answer_of(read_comparison("g", store)))
+    assert (answer.winner.phase, answer.candidates, answer.tied, answer.decided) == ("finetune", 1, (), True)
 
 
 def test_what_failed_on_a_data_set_is_in_its_cost(store: StorePaths) -> None:
@@ -184,10 +241,7 @@ def test_the_run_to_use_is_the_best_on_val_and_its_commands_can_be_typed(store: 
 def test_of_an_evaluation_the_evaluated_run_is_used_and_without_weights_it_is_run_again(store: StorePaths) -> None:
     """Nothing is chosen on val, and one row leaves nothing open."""
     trained = cases.spec("finetune", "resnet18")
-    settings = EvaluateSettings(
-        source=f"run:{trained.run_id}", split="test", precision="fp32", preprocess=trained.backbones[0].preprocess
-    )
-    run = replace(trained, phase="evaluate", settings=settings, seed=None, needs=(trained.run_id,))
+    run = evaluation_of(trained)
     finished(store, run, but(0, 100))
     record = cases.completed(store, run, test_accuracy=0.95, details={"n_test": IMAGES})
     records.write_record(store.run(run.run_id), replace(record, metrics={"test_accuracy": 0.95}))
@@ -202,7 +256,8 @@ def test_of_an_evaluation_the_evaluated_run_is_used_and_without_weights_it_is_ru
     store.run(trained.run_id).weights.write_bytes(b"weights")
     use = only(answer_of(read_comparison("g", store))).use
     assert use.predict == f"python jobs/predict.py run={trained.run_id} images=IMAGES"
-    own_head = replace(run, settings=replace(settings, source="own_head"), needs=())
+    assert isinstance(run.settings, EvaluateSettings)
+    own_head = replace(run, settings=replace(run.settings, source="own_head"), needs=())
     finished(store, own_head, but(0, 100))
     cases.write_grid(store, "h", [(own_head, "")])
     lines = list(in_words(answer_of(read_comparison("h", store))))

@@ -77,7 +77,11 @@ def test_columns_of_names_that_never_change_leave_their_table_on_the_page_and_ar
 
 def test_columns_of_the_comparison_are_picked_by_name_and_may_stand_under_other_words() -> None:
     accuracy, seconds = pick("test_accuracy wall_s", test_accuracy="ours [95 %]")
-    assert [accuracy.heading, seconds.heading, seconds.heading_with_unit] == ["ours [95 %]", "wall s", "wall\u00a0s"]
+    assert [accuracy.heading, seconds.heading, seconds.heading_with_unit] == [
+        "ours [95 %]",
+        "own wall s",
+        "own wall\u00a0s",
+    ]
     assert COMPARISON["test_accuracy"].heading == "test [95 %]"
     assert list(COMPARISON) == list(COLUMNS_OF_CSV)  # the page and W&B show all of comparison.csv, in its order
     line = row(

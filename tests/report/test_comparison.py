@@ -28,7 +28,7 @@ DESIGNED = (
     "published_accuracy, published_rule, published_differs, delta_to_published, "
     "best_single_model, delta_to_best_single, p_value_vs_best_single, verdict, epochs, parameters, "
     "trainable_parameters, size_mb, gflops_per_image, images_per_s, wall_s, phase_s, gpu_s, "
-    "upstream_gpu_s, status, failure_class, "
+    "upstream_gpu_s, full_wall_s, full_gpu_s, status, failure_class, "
     "n_val, val_loss, val_balanced_accuracy, val_macro_f1, select_by, optimizer_steps, remarks"
 )
 
@@ -100,6 +100,8 @@ def test_one_seed_fills_every_column_with_a_wilson_interval(store: StorePaths) -
         "phase_s": 10.0,
         "gpu_s": 4.0,
         "upstream_gpu_s": None,
+        "full_wall_s": None,
+        "full_gpu_s": None,
         "status": "completed",
         "failure_class": None,
         "n_val": 6_000,
@@ -399,7 +401,7 @@ def test_the_markdown_reads_as_percent_with_intervals_costs_and_next_steps(store
     ) in text
     assert "| fair | failed (cuda_oom) | 0 |" in text
     assert "| fair | resnet18 |  | 98.00 [97.71, 98.26] | +3.00 |  |\n" in text
-    assert "shared by all rows and in their upstream seconds alone: 1 run, 1,234.5 s wall, 3.0 s GPU.\n" in text
+    assert "shared by all rows and in their full seconds alone: 1 run, 1,234.5 s wall, 3.0 s GPU.\n" in text
     assert f"- `{broken.run_id}`: cuda_oom: CUDA out of memory at step 3. Next: {NEXT_STEP['cuda_oom']}.\n" in text
     assert "Beside the published figures" not in text
 
@@ -441,12 +443,12 @@ def shown(rows: list[ComparisonRow], *, width: int = 100, color: bool = False) -
 
 
 def test_the_terminal_shows_eight_columns_and_published_only_where_a_figure_is() -> None:
-    header = shown([row(published_accuracy=0.9955)]).splitlines()[0]
+    above, header, *_ = shown([row(published_accuracy=0.9955)]).splitlines()
     assert header.split("  ")[0] == "dataset"
     names = ["dataset", "model", "phase", "test accuracy", "published", "verdict", "wall s", "status"]
-    assert " ".join(header.split()) == " ".join(names)
+    assert (above.split(), " ".join(header.split())) == (["own"], " ".join(names))
     names.remove("published")
-    assert " ".join(shown([row()], width=120).splitlines()[0].split()) == " ".join(names)
+    assert " ".join(shown([row()], width=120).splitlines()[1].split()) == " ".join(names)
 
 
 def test_on_eighty_columns_empty_columns_go_before_a_name_is_broken() -> None:

@@ -113,8 +113,8 @@ def test_upstream_is_all_that_a_row_needs_and_the_total_counts_it_once(store: St
     assert (row.wall_s, row.phase_s, row.gpu_s, row.upstream_gpu_s) == (30.0, 30.0, 15.0, 12.0)
     assert comparison.spent.total() == (60.0 + 6.0 + 16.0, 30.0 + 5.0 + 7.0)
     text = write_report("mine", store, figures=False).read_text()
-    assert "| 30.0 | 30.0 | 15.0 | 12.0 |" in text
-    assert "in their upstream seconds alone: 2 runs, 16.0 s wall, 7.0 s GPU." in text
+    assert "| 52.0 | 27.0 | 30.0 | 15.0 | 30.0 |" in text
+    assert "in their full seconds alone: 2 runs, 16.0 s wall, 7.0 s GPU." in text
     assert "In all, what several rows share counted once: 5 runs, 82.0 s wall, 42.0 s GPU." in text
     assert "Seconds are those of 5 runs from the start and end of their attempts" in text
     assert text.count("In all, ") == 1

@@ -218,6 +218,7 @@ def many_models(store: StorePaths, number: int) -> Comparison:
         run = run_of("probe", name)
         costs: dict[str, Any] = {"parameters": 10**6 * (1 + i), "size_mb": 4.0 * (1 + i), "gpu_s": 10.0 * (number - i)}
         trained(store, run, accuracy=0.5 + i / 2 / number, epochs=2, **costs)
+        completed(store, run.extractions[0])
         runs.append((run, ""))
     write_grid(store, "many", runs)
     return read_comparison("many", store)
@@ -241,20 +242,20 @@ def test_the_panel_of_gpu_seconds_says_how_many_rows_ran_without_a_gpu(
     without: int, counted: str, tmp_path: Path, styled: None, drawn: list[DrawnText]
 ) -> None:
     rows = [
-        replace(row, gpu_s=0.0 if i < without else 9.0, upstream_gpu_s=1.0)
+        replace(row, gpu_s=0.0 if i < without else 9.0, full_wall_s=3.0, full_gpu_s=0.0 if i < without else 10.0)
         for i, row in enumerate(many_models(StorePaths(tmp_path / "results"), 4).rows)
     ]
     sketch = Sketch(name="pareto", title="", caption="", section="cost", rows=(), panels=lambda: cost.draw(rows))
     texts = assert_legible(sketch, drawn)
     assert {
-        "GPU seconds of one seed, with what it needs",
+        "full GPU seconds: one seed, with all that it is made from",
         f"(not shown: {counted} ran without a GPU)",
     } <= set(texts)
     assert sum("not shown" in text for text in texts) == 1
-    rows = [replace(row, gpu_s=0.0) for row in rows]
+    rows = [replace(row, gpu_s=0.0, full_gpu_s=0.0) for row in rows]
     drawn.clear()
     cost.draw(rows).canvas.draw()
-    assert "wall seconds of one seed (no GPU)" in [t.text for t in drawn]
+    assert "full wall seconds: one seed, with all that it is made from (no GPU)" in [t.text for t in drawn]
 
 
 @pytest.mark.slow

@@ -18,16 +18,19 @@ from report_cases import as_markdown, attempts, completed, spec, write_grid
 from transfergrid.paths import StorePaths
 from transfergrid.report import model_card, several
 from transfergrid.report.analysis import statistics
-from transfergrid.report.analysis.answer import answer_of, in_words
+from transfergrid.report.analysis.answer import answer_of
 from transfergrid.report.analysis.cells import accuracy_with_interval
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.analysis.joins import join_baselines
+from transfergrid.report.analysis.paired_rows import compare_rows
 from transfergrid.report.analysis.power import images_needed, needed
+from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.analysis.rows import COLUMNS
 from transfergrid.report.analysis.statistics import PairedComparison, wilson
 from transfergrid.report.analysis.verdicts import against_best
 from transfergrid.report.documents import as_csv
 from transfergrid.report.latex import as_latex
+from transfergrid.report.wording import in_words
 from transfergrid.store import records
 from transfergrid.training import by_group
 
@@ -219,3 +222,19 @@ def test_the_cheapest_row_is_by_group(tmp_path: Path) -> None:
             assert cheapest.row.model == "resnet18" and cheapest.p_value == pytest.approx(p_value)
     by_image = statistics.non_inferiority(best_N[None], other_N[None], margin=0.05)
     assert by_image < 0.05
+
+
+def test_where_one_of_two_rows_names_the_groups_they_are_compared_by_group_whoever_asks(tmp_path: Path) -> None:
+    """Else the images would count as independent, in one of the two directions."""
+    comparison = grid_of(tmp_path, 40, {"resnet18": all_but(2, 40), "vgg16": all_but(6, 40)})
+    (run,), stored = comparison.runs[1], comparison.stored
+    test = records.read_predictions(comparison.store.run(run.run_id))["test"]
+    records.write_predictions(comparison.store.run(run.run_id), {"test": replace(test, group_N=None)})
+    for a, b in ((0, 1), (1, 0)):
+        result = compare_rows(comparison.runs[a], comparison.runs[b], StoredPredictions(stored.store))
+        assert isinstance(result, PairedComparison) and (result.test, result.images) == ("by_group", 40)
+    assert test.group_N is not None
+    other = replace(test, group_N=test.group_N[::-1].copy())
+    records.write_predictions(comparison.store.run(run.run_id), {"test": other})
+    reason = compare_rows(comparison.runs[0], comparison.runs[1], StoredPredictions(stored.store))
+    assert isinstance(reason, str) and reason.endswith("have their test images in different groups")

@@ -21,13 +21,13 @@ from transfergrid.config import load_grid, load_run
 from transfergrid.config.report import parse_report
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.paths import StorePaths
+from transfergrid.report import wording
 from transfergrid.report.analysis import choices, lengths
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.analysis.families import best_parts, groups
 from transfergrid.report.analysis.selection import best_first
 from transfergrid.report.analysis.verdicts import against_best, section
 from transfergrid.report.markdown import section_text
-from transfergrid.report.page import wording
 from transfergrid.report.several import joined
 from transfergrid.report.wandb_report import wandb_report_of
 from transfergrid.report.write import write

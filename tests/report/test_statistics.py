@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from transfergrid.report.analysis.statistics import (
+    _patterns,
     compare,
     difference_of_published,
     holm,
@@ -211,3 +212,12 @@ def test_a_comparison_repeats_under_its_seed_and_changes_with_it() -> None:
 def test_a_comparison_refuses_matrices_of_different_shape_and_names_both() -> None:
     with pytest.raises(ValueError, match=r"got \(3, 10\) and \(2, 10\)"):
         compare(np.ones((3, 10), dtype=bool), np.ones((2, 10), dtype=bool))
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 5, 45])
+def test_patterns_are_the_columns_that_differ_in_their_order(seeds: int) -> None:
+    """The draws of the bootstrap depend on the order, so a faster way to find them must keep it."""
+    difference_SN = np.random.default_rng(seeds).integers(-1, 2, (seeds, 300)).astype(np.int8)
+    expected_SP, expected_P = np.unique(difference_SN, axis=1, return_counts=True)
+    pattern_SP, images_P = _patterns(difference_SN)
+    assert np.array_equal(pattern_SP, expected_SP) and np.array_equal(images_P, expected_P)

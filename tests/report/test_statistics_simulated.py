@@ -8,16 +8,19 @@ a true difference are known exactly, and networks fail on the same images to abo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import NormalDist, fmean
 from typing import Any
 
 import numpy as np
 import pytest
+from group_simulation import centre_of, two_models
 from mcnemar_power import mcnemar_power
 
 from transfergrid.report.analysis.paired_rows import verdict
-from transfergrid.report.analysis.power import power
-from transfergrid.report.analysis.statistics import Variances, compare, holm, non_inferiority
+from transfergrid.report.analysis.power import images_needed, power, seeds_needed
+from transfergrid.report.analysis.statistics import PairedComparison, Variances, compare, holm, non_inferiority
+from transfergrid.training import by_group
 from transfergrid.training.evaluation import mcnemar_exact
 
 # M models, S seeds, N test images
@@ -250,3 +253,60 @@ def test_a_cheaper_row_that_is_as_good_is_found() -> None:
         a_SN, b_SN = networks(generator, [ACCURACY] * 2, seeds=3, images=10_000, seed_sd=0.001)
         found += non_inferiority(a_SN, b_SN, margin=0.01) < 0.05
     assert found >= 47
+
+
+# ------------------------------------------------------------------------------------------------- what would decide it
+def observed(difference: float, variances: Variances, *, seeds: int, images: int = 2_000) -> PairedComparison:
+    return PairedComparison(
+        difference=difference,
+        low=0.0,
+        high=0.0,
+        p_value=0.5,
+        test="mcnemar_exact" if seeds == 1 else "paired_bootstrap",
+        seeds=seeds,
+        images=images,
+        variances=variances,
+    )
+
+
+def assert_about_eighty_percent(found: int, grids: int) -> None:
+    assert 0.70 <= found / grids <= 0.90, found
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("seeds", "images", "seed_sd", "difference"),
+    [(1, None, 0.0, 0.02), (3, None, 0.001, 0.006), (5, None, 0.001, 0.006), (None, 8_000, 0.006, 0.010)],
+)
+def test_the_number_of_images_or_seeds_that_is_said_to_be_needed_shows_the_difference_in_four_of_five_grids(
+    seeds: int | None, images: int | None, seed_sd: float, difference: float
+) -> None:
+    """200 grids of as many seeds and images as are said, where the true difference is the observed one."""
+    generator, grids, variances = np.random.default_rng(22), 200, true_variances(seed_sd=seed_sd)
+    if seeds == 1:
+        variances = Variances(seed=0.0, image=variances.image + variances.rest, rest=0.0)
+    seeds = seeds or seeds_needed(observed(difference, variances, seeds=3, images=images or 0))
+    assert seeds is not None and seeds < 20
+    images = images or images_needed(observed(difference, variances, seeds=seeds))
+    assert images is not None and images < 20_000
+    accuracies, found = [ACCURACY + difference / 2, ACCURACY - difference / 2], 0
+    for _ in range(grids):
+        a_SN, b_SN = networks(generator, accuracies, seeds=seeds, images=images, seed_sd=seed_sd)
+        p = one_seed_p(a_SN[0], b_SN[0]) if seeds == 1 else compare(a_SN, b_SN, draws=DRAWS).p_value
+        found += p < 0.05
+    assert_about_eighty_percent(found, grids)
+
+
+@pytest.mark.full
+def test_the_number_of_groups_that_is_said_to_be_needed_shows_the_difference_in_four_of_five_grids() -> None:
+    generator, grids, found = np.random.default_rng(12), 200, 0
+    centres = centre_of(0.97), centre_of(0.93)
+    a_N, b_N, group_N = two_models(generator, centres, groups=4_000, sizes="equal")
+    true = by_group.compare(a_N[None], b_N[None], group_N)
+    variances = Variances(seed=0.0, image=true.group_variance, rest=0.0)
+    groups = images_needed(replace(observed(true.value, variances, seeds=1), test="by_group"))
+    assert groups is not None and 100 < groups < 300
+    for _ in range(grids):
+        a_N, b_N, group_N = two_models(generator, centres, groups=groups, sizes="equal")
+        found += by_group.compare(a_N[None], b_N[None], group_N).p_value < 0.05
+    assert_about_eighty_percent(found, grids)

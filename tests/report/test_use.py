@@ -163,7 +163,7 @@ def test_the_terminal_shows_what_fits_and_the_rest_in_lines_below(tmp_path: Path
     before = shown(rows_of(store), width=64)
     add_profiles(store.run(first.run_id), [profile(8.0)])
     rows = rows_of(store)
-    assert "CPU ms  CPU images/s" in shown(rows, width=120).splitlines()[0]
+    assert "CPU ms  CPU images/s" in shown(rows, width=120).splitlines()[1]
     latency_alone = shown(rows, width=76)
     head = "".join(latency_alone.splitlines()[:2])
     assert "CPU" in head and "ms" in head and "images/s" not in head and "8.00" in latency_alone

@@ -13,13 +13,14 @@ from prediction_cases import finished
 from report_cases import as_markdown
 
 from transfergrid.paths import StorePaths
-from transfergrid.report.analysis.answer import answer_of, in_words
+from transfergrid.report import wording
+from transfergrid.report.analysis.answer import answer_of
 from transfergrid.report.analysis.comparison import Comparison, read_comparison
 from transfergrid.report.analysis.joins import join_baselines
 from transfergrid.report.analysis.statistics import PairedComparison, compare, wilson
 from transfergrid.report.analysis.worth import Contest, Question, contests, contests_about, winners
-from transfergrid.report.page import wording
 from transfergrid.report.several import joined
+from transfergrid.report.wording import in_words
 from transfergrid.specs import RunSpec
 from transfergrid.store import records
 from transfergrid.training.evaluation import mcnemar_exact
@@ -113,7 +114,7 @@ def test_where_nothing_is_chosen_on_val_ties_are_on_test_and_nothing_is_tested(s
     assert contests_about(comparison, "winner", "mnist") == []
     assert wording.verdict(comparison) == (
         "On mnist, googlenet (probe) reaches 94.0 [92.4, 95.3] % on the test images (highest on test of 3 rows, tied "
-        "with 1 more; nothing is chosen on val). It cost 4.0 GPU seconds."
+        "with 1 more; nothing is chosen on val). It cost at least 4.0 GPU seconds."
     )
     assert next(in_words(answer_of(comparison))) == "Tied with it on test: resnet18 (probe) (94.0 [92.4, 95.3] %)."
 

@@ -59,6 +59,11 @@ def test_what_the_finish_job_has_made_is_shown_and_not_made_again_without_figure
     page.write_text("with figures")
     assert show_report(console, ["g"], store, figures=None)
     assert page.read_text() == "with figures"
+    answer = page.with_name("answer.json")
+    content = answer.read_text()
+    answer.unlink()  # as an older release left it
+    assert show_report(console, ["g"], store, figures=None)
+    assert (page.read_text(), answer.read_text()) == ("with figures", content)
     run = cases.spec("probe", "resnet18")
     cases.completed(store, run, test_accuracy=0.5)  # a record that is newer than the page
     os.utime(page, (1, 1))

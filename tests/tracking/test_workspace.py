@@ -200,8 +200,8 @@ def test_bars_set_the_published_beside_the_measured(blocks: list[Json]) -> None:
 def test_costs_are_drawn_against_accuracy_from_the_summaries(blocks: list[Json]) -> None:
     drawn = [(config["xAxis"], config["yAxis"]) for config in panels(blocks, "Scatter Plot")]
     assert drawn == [
-        ("summary:gpu_s", "summary:test_accuracy"),
-        ("summary:wall_s", "summary:test_accuracy"),
+        ("summary:full_gpu_s", "summary:test_accuracy"),
+        ("summary:full_wall_s", "summary:test_accuracy"),
         ("summary:parameters", "summary:test_accuracy"),
         ("summary:gflops_per_image", "summary:test_accuracy"),
     ]

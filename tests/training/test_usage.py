@@ -168,10 +168,10 @@ def test_runs_of_one_kind_share_a_row_with_means_peaks_and_what_was_given(tmp_pa
     show_usage(shown, run_ids, store)
     head, rule, row, total = said(shown)
     assert head.split("  ")[0] == "phase" and set(rule) == {"─"}
-    titles = [head.index(t) for t in ("phase", "model", "dataset", "runs", "mean wall s", "CPU", "memory", "GPU busy")]
+    titles = [head.index(t) for t in ("phase", "model", "dataset", "runs", "own wall s", "CPU", "memory", "GPU busy")]
     assert titles == sorted(titles)
     assert " ".join(row.split()) == "scratch tinynet digits 3 200.0 0.9 of 4 2.5 of 16.0 GiB 70% 3.0 GiB"
-    assert total == "GPU time used: 1.50 h"
+    assert total == "GPU time used by these runs alone: 1.50 h"
 
 
 def test_without_a_gpu_its_figures_are_a_dash_and_there_is_no_gpu_time(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def answer_of_grid(grid: str, store: StorePaths) -> GridAnswer | None:
 
 def answer_lines(grid: str, store: StorePaths) -> list[str]:
     """The answer for people; nothing where there is none."""
-    from transfergrid.report.analysis.answer import in_words
+    from transfergrid.report.wording import in_words
 
     answer = answer_of_grid(grid, store)
     return [] if answer is None else list(in_words(answer))

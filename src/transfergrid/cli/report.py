@@ -118,15 +118,17 @@ def _shown(
     from transfergrid.cli.evaluations import show_evaluations
     from transfergrid.cli.tables import rich_table, terminal_table
     from transfergrid.report.analysis import handover
-    from transfergrid.report.analysis.answer import answer_of, in_words
+    from transfergrid.report.analysis.answer import answer_of
     from transfergrid.report.analysis.comparison import read_comparison
+    from transfergrid.report.analysis.predictions import StoredPredictions
     from transfergrid.report.analysis.top_errors import table, top_errors
-    from transfergrid.report.page.wording import verdict
     from transfergrid.report.several import joined
-    from transfergrid.report.write import report_name, write
+    from transfergrid.report.wording import in_words, verdict
+    from transfergrid.report.write import report_name, write, write_answer
 
     grids, store, figures = request.grids, request.store, request.figures
-    read = partial(read_comparison, store=store, select_by=request.select_by, within_points=request.within_points)
+    chosen = partial(read_comparison, select_by=request.select_by, within_points=request.within_points)
+    read = partial(chosen, store=store, stored=StoredPredictions(store))
     comparisons = list(map(read, grids))
     joined(comparisons)  # grids that cannot stand in one report are refused before anything is shown
     runs = {entry.run_id for grid in grids for entry in read_grid(store.grid(grid))}
@@ -139,9 +141,8 @@ def _shown(
         if len(comparisons) > 1:
             say(console, f"\n{comparison.grid}")
         console.print(terminal_table(comparison.rows, width=console.width))
-        answer = answer_of(comparison)
-        say(console, f"\n{verdict(comparison, answer)}")
-        for line in in_words(answer):
+        say(console, f"\n{verdict(comparison)}")
+        for line in in_words(answer_of(comparison)):
             say(console, line)
         if errors := top_errors(comparison):
             console.print()
@@ -153,6 +154,8 @@ def _shown(
     if figures is not None or not _is_current(path.with_name("index.html"), comparisons):
         show = progress_line("drawing", noun="figures")
         path = write(comparisons, figures=bool(figures), folder=path.parent, show=show)
+    elif not path.with_name("answer.json").exists():  # an older release made the rest
+        write_answer(joined(comparisons), path.parent)
     say(console, f"\nreport: {path} and index.html, comparison.csv, comparison.tex, answer.json beside it")
     return comparisons, path
 

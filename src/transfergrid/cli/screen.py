@@ -92,13 +92,13 @@ def show_usage(console: Console, run_ids: Sequence[str], store: StorePaths) -> N
             kinds.setdefault(kind, []).append(record)
     if not kinds:
         return
-    header = ("phase", "model", "dataset", "runs", "mean wall s", "CPU", "memory", "GPU busy", "GPU memory")
+    header = ("phase", "model", "dataset", "runs", "own wall s", "CPU", "memory", "GPU busy", "GPU memory")
     lines = [(*kind, str(len(rows)), *_figures([row.usage for row in rows])) for kind, rows in kinds.items()]
     console.print()
     console.print(rich_table(plain(header, lines, left=3)))
     total_s = sum(cost_of(row, read_bill(store.run(row.run_id))).gpu_s for rows in kinds.values() for row in rows)
     if total_s:
-        console.print(f"GPU time used: {total_s / 3600:.2f} h")
+        console.print(f"GPU time used by these runs alone: {total_s / 3600:.2f} h")
 
 
 def _figures(used: Sequence[Mapping[str, Any]]) -> list[str]:

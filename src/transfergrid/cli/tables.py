@@ -10,7 +10,7 @@ from transfergrid.cli.fitting import Fitting
 from transfergrid.names import readable
 from transfergrid.report.analysis.cells import accuracy_with_interval, number, percent
 from transfergrid.report.analysis.columns import COMPARISON, of_rows, pick, significant, use, use_notes, wilson
-from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.analysis.rows import ComparisonRow, seconds_of
 from transfergrid.report.blocks import Column, Table, words
 
 MOST_LINES = 10  # below the table
@@ -129,11 +129,12 @@ def _published(row: ComparisonRow) -> str:
 
 def _seconds(rows: Sequence[ComparisonRow]) -> Column[ComparisonRow]:
     """GPU seconds; in a grid that used no GPU at all, and for a row that did not, wall seconds."""
-    wall = COMPARISON["wall_s"]
-    if not any(row.gpu_s for row in rows):
-        return wall
+    column = COMPARISON[seconds_of(rows)]
+    wall, own = COMPARISON[column.name.replace("gpu", "wall")], COMPARISON[column.name.removeprefix("full_")]
 
     def text(row: ComparisonRow) -> str:
-        return number(row.gpu_s, digits=1) if row.gpu_s else f"{wall.text(row)} wall" if row.wall_s is not None else ""
+        if row.cell(column.name) is None:
+            return f"{own.text(row)} own" if own.text(row) else ""
+        return column.text(row) if row.cell(column.name) else f"{wall.text(row)} wall"
 
-    return replace(COMPARISON["gpu_s"], text=text)
+    return replace(column, label=column.label.replace(" ", "\n"), text=text)  # narrow, as its numbers are

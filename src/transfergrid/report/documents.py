@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from operator import attrgetter, itemgetter
 
+from transfergrid.report import wording
 from transfergrid.report.analysis import (
     choices,
     claims,
@@ -22,7 +23,7 @@ from transfergrid.report.analysis import (
     verdicts,
     worth,
 )
-from transfergrid.report.analysis.answer import GridAnswer, answer_of, in_words
+from transfergrid.report.analysis.answer import answer_of
 from transfergrid.report.analysis.cells import number, percent
 from transfergrid.report.analysis.columns import HEADS, adjusted_p, of_rows, pick, use, wilson
 from transfergrid.report.analysis.comparison import Comparison, failure_lines
@@ -31,7 +32,6 @@ from transfergrid.report.analysis.rows import NAMES, ComparisonRow, names_of
 from transfergrid.report.analysis.selection import RULE, WORDS, val_score
 from transfergrid.report.analysis.use import UseCost
 from transfergrid.report.blocks import Column, Section, Table, figure, words
-from transfergrid.report.page import wording
 from transfergrid.report.studies.published import lookup
 
 HOW_TO_READ = (
@@ -53,10 +53,11 @@ HOW_TO_READ = (
     "features. They never win and are not passed on. A mark ▲ says that one of them has more test images right "
     "than the probe's head in every run (exact McNemar, 5 %, Holm over the three). A linear head understates such "
     "features. better_than_head in comparison.csv names the heads.",
-    "Seconds are means per completed seed. Wall and GPU seconds cover all attempts of the row's own runs, "
-    "including failed and repeated ones. GPU seconds are what SLURM bills, and 0 without a GPU. Phase seconds are "
-    "the work itself, without starting python and without lost work. Upstream GPU seconds cover everything that a "
-    "row needs: its extractions, and the probe that a fine-tuning starts from.",
+    "Seconds are means per completed seed. Full seconds are what a row costs, with all that it is made from: its "
+    "extractions, and the probe that a fine-tuning starts from. The answer and the figures count these. Own seconds "
+    "cover all attempts of the row's own runs, including failed and repeated ones. GPU seconds are what SLURM bills, "
+    "and 0 without a GPU. Wall seconds of several runs are added up. Phase seconds are the work itself, without "
+    "starting python and without lost work.",
 )
 
 
@@ -89,8 +90,8 @@ def sections(comparison: Comparison) -> list[Section]:
     contests = worth.contests(comparison)
     answers = [contest.second.answer for contest in contests]
     sections_or_none = [
-        _comparison(comparison, answer),
-        Section("answer", "The answer", items=list(in_words(answer))) if answer.datasets else None,
+        _comparison(comparison),
+        Section("answer", "The answer", items=list(wording.in_words(answer))) if answer.datasets else None,
         Section("how to read", "How to read this", items=_how_to_read(comparison.rows)),
         claims.section(claims.decisions_of(comparison)),
         _published(comparison.rows),
@@ -112,9 +113,9 @@ def sections(comparison: Comparison) -> list[Section]:
 
 
 # ------------------------------------------------------------------------------------------------------- the comparison
-def _comparison(comparison: Comparison, answer: GridAnswer) -> Section:
+def _comparison(comparison: Comparison) -> Section:
     rows = comparison.rows
-    about = [_counts(rows), wording.verdict(comparison, answer)]
+    about = [_counts(rows), wording.verdict(comparison)]
     return Section("rows", about=about, tables=[of_rows("rows", _accuracy_columns(rows), rows)])
 
 
@@ -213,7 +214,7 @@ def _costs(comparison: Comparison) -> Section | None:
     rows = [row for row in comparison.rows if row.n_seeds]
     if not rows:
         return None
-    seconds = "wall_s phase_s gpu_s upstream_gpu_s images_per_s"
+    seconds = "full_wall_s full_gpu_s wall_s gpu_s phase_s images_per_s"
     size = "gflops_per_image parameters trainable_parameters size_mb"
     columns = pick(f"{NAMES} epochs {seconds} {size}", size_mb="MB")
     table = Table("cost", columns, rows)

@@ -20,7 +20,8 @@ LABELS = {
     "delta_to_best_single": "vs. best part",
     "parameters": "Parameters",
     "gflops_per_image": "GFLOPs",
-    "wall_s": "Wall s",
+    "full_gpu_s": "Full GPU s",
+    "full_wall_s": "Full wall s",
 }
 TRIANGLE = r"\triangle"  # of every LaTeX, as ▲ is not
 _SPECIAL = {
@@ -71,7 +72,7 @@ def as_latex(grid: str, rows: Sequence[ComparisonRow], *, notes: Sequence[str] =
     lines = [
         f"% Comparison {' '.join(grid.split())}; needs \\usepackage{{booktabs}}.",
         "% Brackets: 95 % interval, Wilson over test images for one seed, Student's t over seeds for several"
-        " (Wilson where they agree). Seeds 2/5: two of five have completed.",
+        " (Wilson where they agree). Seeds 2/5: two of five have completed. Full: one seed, with all it is made from.",
         *(["% Test images in groups: intervals by group, Wilson for all images beside."] if wilson(rows) else []),
         f"\\begin{{tabular}}{{{aligned}}}",
         "\\toprule",
@@ -99,7 +100,7 @@ def _columns(rows: Sequence[ComparisonRow]) -> list[Column[_Line]]:
         *wilson(rows),
         *use(rows),
         figure("val_score", percent, val_score, label=f"Val {by}%"),
-        *pick("published_accuracy delta_to_best_single parameters gflops_per_image gpu_s wall_s", **LABELS),
+        *pick("published_accuracy delta_to_best_single parameters gflops_per_image full_gpu_s full_wall_s", **LABELS),
     ]
     (model,) = pick("model", **LABELS)
     return [model.of(of_row), words("phase", _phase, label="Phase"), *(column.of(of_row) for column in measured)]

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from transfergrid.errors import ConfigError
-from transfergrid.report import documents
+from transfergrid.report import documents, wording
 from transfergrid.report.analysis import costs
 from transfergrid.report.analysis.columns import of_rows, pick, use, wilson
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer
 from transfergrid.report.blocks import Section
-from transfergrid.report.page import wording
 
 SEVERAL = " and "
 

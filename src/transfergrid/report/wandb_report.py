@@ -9,7 +9,7 @@ from typing import Any
 
 from transfergrid.errors import DataError, next_step, one_line
 from transfergrid.names import readable, readable_in
-from transfergrid.report import several
+from transfergrid.report import several, wording
 from transfergrid.report.analysis import worth
 from transfergrid.report.analysis.columns import columns_of, of_rows
 from transfergrid.report.analysis.comparison import Comparison
@@ -18,7 +18,6 @@ from transfergrid.report.analysis.rows import ComparisonRow, names_of
 from transfergrid.report.blocks import Section
 from transfergrid.report.figures.material import row_name, row_title
 from transfergrid.report.markdown import list_text, table_text
-from transfergrid.report.page import wording
 from transfergrid.report.page.table import short_names
 from transfergrid.report.write import report_name
 from transfergrid.store.records import read_grid

@@ -13,7 +13,7 @@ from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.documents import as_csv
 from transfergrid.report.latex import as_latex
 from transfergrid.report.page.render import render_page
-from transfergrid.report.page.wording import ties, verdict
+from transfergrid.report.wording import ties, verdict
 from transfergrid.store import durable
 
 
@@ -33,16 +33,13 @@ def write(
     apart = several.named_apart(whole)
     folder = folder or whole.store.report(report_name([c.grid for c in comparisons]))
     sections = several.sections(comparisons)
-    answer = answer_of(whole)
-    notes_below = [*verdict(whole, answer).splitlines(), *ties(apart)]
-    durable.write_json(folder / "answer.json", answer.as_json())
+    notes_below = [*verdict(whole).splitlines(), *ties(apart)]
+    write_answer(whole, folder)
     durable.write_bytes(folder / "comparison.csv", utf8(as_csv(whole.rows)))
     durable.write_bytes(folder / "comparison.md", utf8(markdown.document(f"Comparison: {whole.grid}", sections)))
     durable.write_bytes(folder / "comparison.tex", utf8(as_latex(whole.grid, apart.rows, notes=notes_below)))
     # Tables and page stand before the figures are begun: those can take minutes, and a job has its limits.
-    page = render_page(
-        whole, sections, answer=answer, figure_notes=["figures were not asked for, or are still being made"]
-    )
+    page = render_page(whole, sections, figure_notes=["figures were not asked for, or are still being made"])
     durable.write_bytes(folder / "index.html", utf8(page))
     if figures:
         from transfergrid.data.images_at_hand import images_at_hand
@@ -50,9 +47,13 @@ def write(
 
         drawn, notes = make_figures(apart, folder / "figures", images=images_at_hand(whole.store), show=show)
         summaries = _summaries(whole, notes)
-        page = render_page(whole, sections, figures=drawn, figure_notes=notes, summaries=summaries, answer=answer)
+        page = render_page(whole, sections, figures=drawn, figure_notes=notes, summaries=summaries)
         durable.write_bytes(folder / "index.html", utf8(page))
     return folder / "comparison.md"
+
+
+def write_answer(comparison: Comparison, folder: Path) -> None:
+    durable.write_json(folder / "answer.json", answer_of(comparison).as_json())
 
 
 def report_name(grids: Sequence[str]) -> str:

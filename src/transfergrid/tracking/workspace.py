@@ -44,7 +44,7 @@ PHASES = (*TRAINED, "evaluate")
 # Of the run tables: what names a row, then what was measured.
 MEASURED = (
     "n_seeds test_accuracy test_accuracy_std ci95_low ci95_high val_accuracy published_accuracy delta_to_best_single"
-    " verdict parameters wall_s gpu_s status"
+    " verdict parameters full_wall_s full_gpu_s status"
 ).split()
 ROW_COLUMNS = [*(f"config:{name}.value" for name in KEY), *(f"summary:{name}" for name in MEASURED)]
 FAILED_COLUMNS = [
@@ -136,8 +136,8 @@ def bars(wandb_report: WandbReport) -> list[Any]:
 def scatters() -> list[Any]:
     """What a row costs and what it reaches. SummaryMetric throughout: W&B takes a bare name for something else."""
     costs = {
-        "gpu_s": "GPU seconds of a seed",
-        "wall_s": "Wall seconds of a seed",
+        "full_gpu_s": "GPU seconds of a seed with all it is made from",
+        "full_wall_s": "Wall seconds of a seed with all it is made from",
         "parameters": "Parameters",
         "gflops_per_image": "GFLOPs of an image",
     }

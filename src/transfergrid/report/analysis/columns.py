@@ -14,10 +14,9 @@ from typing import TypeVar
 
 from transfergrid.report.analysis.cells import accuracy_with_interval, number, percent, points
 from transfergrid.report.analysis.families import Answer
-from transfergrid.report.analysis.grouped import NotJudged
 from transfergrid.report.analysis.remarks import UNDERSTATES, footnotes
 from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow, names_of
-from transfergrid.report.analysis.statistics import PairedComparison, p_text
+from transfergrid.report.analysis.statistics import NotJudged, PairedComparison, p_text
 from transfergrid.report.analysis.use import KINDS
 from transfergrid.report.blocks import Column, Table, Value, figure, words
 
@@ -63,10 +62,12 @@ _FIGURES: Mapping[str, tuple[str, str, Callable[[float | None], str]]] = {
     "size_mb": ("size", "MB", _rounded(2)),
     "gflops_per_image": ("GFLOPs/image", "", _rounded(3)),
     "images_per_s": ("images/s", "", number),
-    "wall_s": ("wall\u00a0s", "", _rounded(1)),
+    "wall_s": ("own wall\u00a0s", "", _rounded(1)),
     "phase_s": ("phase\u00a0s", "", _rounded(1)),
-    "gpu_s": ("GPU\u00a0s", "", _rounded(1)),
+    "gpu_s": ("own GPU\u00a0s", "", _rounded(1)),
     "upstream_gpu_s": ("upstream GPU\u00a0s", "", _rounded(1)),
+    "full_wall_s": ("full wall\u00a0s", "", _rounded(1)),
+    "full_gpu_s": ("full GPU\u00a0s", "", _rounded(1)),
     "n_val": ("val images", "", number),
     "val_loss": ("val loss", "nats", _rounded(4)),
     "val_balanced_accuracy": ("val balanced accuracy", "%", percent),

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from operator import attrgetter
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, TypeVar
 
 from transfergrid.config.spelling import launch_again, never_launched
 from transfergrid.errors import ConfigError, DataError, next_step, one_line, remedy_of
@@ -38,6 +39,7 @@ _MEANS = {
 # Columns that are one for all seeds.
 _ALIKE = ("n_train", "epochs", "parameters", "trainable_parameters", "size_mb", "gflops_per_image")
 
+Found = TypeVar("Found")
 WITHIN_POINTS = 1.0  # of grids that an older release launched
 
 
@@ -72,11 +74,25 @@ class Comparison:
     notes: tuple[str, ...] = ()
     joins: Mapping[int, Answer] = field(default_factory=dict)
     within_points: float = WITHIN_POINTS
+    found: dict[object, Any] = field(init=False, compare=False, repr=False, default_factory=dict)  # see `once`
 
     @property
     def records(self) -> list[RunRecord]:
         """Of all completed runs, each once."""
         return list({record.run_id: record for runs in self.runs for record in runs}.values())
+
+
+def once(find: Callable[[Comparison], Found]) -> Callable[[Comparison], Found]:
+    """What is found about a comparison is kept on it, and found once. One that was `replace`d has nothing yet."""
+
+    @wraps(find)
+    def kept(comparison: Comparison) -> Found:
+        if find not in comparison.found:
+            comparison.found[find] = find(comparison)
+        found: Found = comparison.found[find]
+        return found
+
+    return kept
 
 
 def comparison_rows(grid: str, store: StorePaths) -> list[ComparisonRow]:
@@ -85,9 +101,15 @@ def comparison_rows(grid: str, store: StorePaths) -> list[ComparisonRow]:
 
 
 def read_comparison(
-    grid: str, store: StorePaths, *, select_by: SelectBy | None = None, within_points: float | None = None
+    grid: str,
+    store: StorePaths,
+    *,
+    select_by: SelectBy | None = None,
+    within_points: float | None = None,
+    stored: StoredPredictions | None = None,
 ) -> Comparison:
-    """select_by: the score on val that choices between rows are by. None for one = as the grid was launched.
+    """select_by: the score on val that choices between rows are by. None for one = as the grid was launched. stored:
+    of this store, which several grids of one report share.
 
     Raises ConfigError if the grid was never launched, DataError if one row would mix runs of different settings.
     """
@@ -103,7 +125,7 @@ def read_comparison(
     failures = {run_id: failure for run_id, outcome in outcomes.items() if (failure := _failure(outcome))}
     groups = _groups(grid, store, entries, completed)
     runs = [tuple(completed[e.run_id] for e in group if e.run_id in completed) for group in groups]
-    stored = StoredPredictions(store)
+    stored = stored or StoredPredictions(store)
     # What failed has cost something, too.
     run_records = {run_id: outcome for run_id, outcome in outcomes.items() if isinstance(outcome, RunRecord)}
     spent = costs.spent_on([entry.run_id for entry in entries], run_records, store)
@@ -224,7 +246,7 @@ def _with_numbers(
 ) -> ComparisonRow:
     if not runs:
         return row
-    first, run_ids, has_val = runs[0], [record.run_id for record in runs], row.protocol != "published"
+    first, has_val = runs[0], row.protocol != "published"
     means: dict[str, Any] = {
         column: _mean([record.metrics.get(metric) for record in runs])
         for column, metric in _MEANS.items()
@@ -244,10 +266,8 @@ def _with_numbers(
         ci95_high=high,
         better_than_head=better_than_head(runs),
         images_per_s=_mean([record.images_per_s for record in runs]),
-        wall_s=fmean(spent.costs[run_id].wall_s for run_id in run_ids),
+        **spent.means(record.run_id for record in runs),
         phase_s=_mean([record.phase_s for record in runs]),
-        gpu_s=fmean(spent.costs[run_id].gpu_s for run_id in run_ids),
-        upstream_gpu_s=spent.upstream_gpu_s(run_ids),
         n_val=_images(first, "val", stored) if has_val else None,
         optimizer_steps=_count(first, "optimizer_steps"),
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import fsum
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 from transfergrid.errors import DataError
 from transfergrid.paths import StorePaths
@@ -59,12 +59,27 @@ class Spent:
             frontier = {need for run in frontier for need in self.needs.get(run, ())} - upstream
         return upstream
 
-    def upstream_gpu_s(self, run_ids: Iterable[str]) -> float | None:
-        """Mean over these runs; None where one of them is made from something of which the cost is not known."""
-        needed = [self.upstream(run_id) for run_id in run_ids]
-        if any(runs & self.without_record or not runs <= self.costs.keys() for runs in needed):
-            return None
-        return fmean(fsum(self.costs[run].gpu_s for run in runs) for runs in needed)
+    def whole(self, run_ids: Iterable[str]) -> set[str]:
+        """These runs and all they are made from, each once."""
+        return {run for run_id in run_ids for run in (run_id, *self.upstream(run_id))}
+
+    def is_known(self, run_ids: Iterable[str] | None = None) -> bool:
+        """Whether nothing that these runs, all by default, are made from lacks a record."""
+        return not self.without_record if run_ids is None else self.without_record.isdisjoint(self.whole(run_ids))
+
+    def means(self, run_ids: Iterable[str]) -> dict[str, Any]:
+        """Columns of the row whose runs these are, see ComparisonRow: without what it is made from where that is not
+        known."""
+        runs = list(run_ids)
+        own, upstream, full = (
+            [self.total(part) for part in parts]
+            for parts in ([[run] for run in runs], map(self.upstream, runs), [self.whole([run]) for run in runs])
+        )
+        means: dict[str, Any] = {"wall_s": fmean(s for s, _ in own), "gpu_s": fmean(s for _, s in own)}
+        if self.is_known(runs):
+            means |= {"upstream_gpu_s": fmean(s for _, s in upstream)}
+            means |= {"full_wall_s": fmean(s for s, _ in full), "full_gpu_s": fmean(s for _, s in full)}
+        return means
 
     def total(self, run_ids: Iterable[str] | None = None) -> tuple[float, float]:
         """(wall seconds, GPU seconds) of these runs, of all by default: what several share is in it once."""
@@ -141,7 +156,7 @@ def in_words(spent: Spent) -> list[str]:
     texts = []
     if spent.extractions:
         texts.append(
-            f"Feature extraction, shared by all rows and in their upstream seconds alone:"
+            f"Feature extraction, shared by all rows and in their full seconds alone:"
             f" {_runs(len(spent.extractions))}, {_seconds(*spent.total(spent.extractions))}."
         )
     if spent.costs:

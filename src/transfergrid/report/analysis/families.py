@@ -13,12 +13,11 @@ from operator import attrgetter
 from typing import Literal
 
 from transfergrid.report.analysis.cells import in_points
-from transfergrid.report.analysis.grouped import NotJudged
 from transfergrid.report.analysis.paired_rows import Verdict, compare_rows, verdict
 from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import RULE, best_first, best_on_val, val_score
-from transfergrid.report.analysis.statistics import PairedComparison, holm, p_text
+from transfergrid.report.analysis.statistics import NotJudged, PairedComparison, holm, p_text
 from transfergrid.store.records import RunRecord
 
 Question = Literal["models", "settings"]

@@ -9,7 +9,7 @@ from transfergrid.errors import DataError
 from transfergrid.report.analysis import statistics
 from transfergrid.report.analysis.predictions import Array, StoredPredictions, correct_SN
 from transfergrid.report.analysis.rows import ComparisonRow
-from transfergrid.report.analysis.statistics import PairedComparison, Variances, published_interval
+from transfergrid.report.analysis.statistics import NotJudged, PairedComparison, Variances, published_interval
 from transfergrid.store.records import Predictions, RunRecord
 from transfergrid.training import by_group
 from transfergrid.training.by_group import MIN_GROUPS
@@ -20,10 +20,6 @@ HOW_TO_READ = (
     "is Wilson's for the number of independent images that would tell as much. Wilson's for all images stands beside "
     f"it, and is too narrow. Below {MIN_GROUPS} groups nothing is judged."
 )
-
-
-class NotJudged(str):
-    """Why two rows are not told apart: there are too few groups."""
 
 
 def compared(a_SN: Array, b_SN: Array, group_N: Array | None) -> PairedComparison | NotJudged:

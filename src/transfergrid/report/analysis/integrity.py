@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from transfergrid.errors import DataError, one_line
 from transfergrid.paths import RunPaths
-from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.comparison import Comparison, once
 from transfergrid.report.analysis.predictions import EDITED
 from transfergrid.report.blocks import Finding, Section
 from transfergrid.store.records import RunRecord, assert_as_recorded
@@ -12,6 +12,7 @@ from transfergrid.store.records import RunRecord, assert_as_recorded
 NO_PREDICTIONS = "no predictions.npz"
 
 
+@once
 def findings(comparison: Comparison) -> tuple[tuple[Finding, ...], ...]:
     """Beside each row, one per completed run that does not stand on its predictions; mostly empty."""
     return tuple(tuple(f for record in runs if (f := finding(record, comparison))) for runs in comparison.runs)

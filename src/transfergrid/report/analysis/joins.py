@@ -23,11 +23,11 @@ from transfergrid.report.analysis.cells import percent
 from transfergrid.report.analysis.columns import difference, pick
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import is_alike
-from transfergrid.report.analysis.grouped import NotJudged, compared, interval
+from transfergrid.report.analysis.grouped import compared, interval
 from transfergrid.report.analysis.predictions import StoredPredictions, averaged_correct_N, correct_SN, paired
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import best_on_val
-from transfergrid.report.analysis.statistics import PairedComparison
+from transfergrid.report.analysis.statistics import NotJudged, PairedComparison
 from transfergrid.report.blocks import Column, Section, Table, figure, words
 from transfergrid.store.records import Predictions, RunRecord
 

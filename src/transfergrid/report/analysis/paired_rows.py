@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
+
 from transfergrid.errors import DataError, one_line
-from transfergrid.report.analysis.grouped import NotJudged, compared
+from transfergrid.report.analysis.grouped import compared
 from transfergrid.report.analysis.predictions import Array, StoredPredictions, correct_SN, paired
-from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison
+from transfergrid.report.analysis.statistics import CONFIDENCE, NotJudged, PairedComparison
 from transfergrid.store.records import Predictions, RunRecord
 
 Verdict = Literal["better", "worse", "no difference shown", "not judged"]
@@ -24,21 +26,18 @@ def compare_rows(
     Every completed run must have its predictions, and its record must agree with them: what is left out in silence
     could decide the verdict. NotJudged, in words too, where the test images come from too few groups.
     """
-    try:
-        a_SN, b_SN, group_N = correct_of_both(runs_a, runs_b, stored)
-    except DataError as error:
-        return one_line(error)
     ids_a, ids_b = (tuple(run.run_id for run in runs) for runs in (runs_a, runs_b))
     # Always drawn the same way round, and once, so that a minus b never says other than b minus a.
     turned = ids_a > ids_b
     key = (ids_b, ids_a) if turned else (ids_a, ids_b)
     if key not in stored.compared:
-        comparison = compared(b_SN, a_SN, group_N) if turned else compared(a_SN, b_SN, group_N)
-        if isinstance(comparison, NotJudged):
-            return comparison
-        stored.compared[key] = comparison
+        try:
+            a_SN, b_SN, group_N = correct_of_both(runs_a, runs_b, stored)
+        except DataError as error:
+            return one_line(error)
+        stored.compared[key] = compared(b_SN, a_SN, group_N) if turned else compared(a_SN, b_SN, group_N)
     result = stored.compared[key]
-    if not turned:
+    if isinstance(result, NotJudged) or not turned:
         return result
     return replace(result, difference=0.0 - result.difference, low=0.0 - result.high, high=0.0 - result.low)  # no -0.0
 
@@ -54,7 +53,10 @@ def correct_of_both(
     if runs_a[0].spec.dataset != runs_b[0].spec.dataset:
         raise DataError(f"{runs_a[0].run_id} and {runs_b[0].run_id} are of different data sets")
     _, sets = paired({"the first": _by_seed(runs_a, stored), "the second": _by_seed(runs_b, stored)})
-    return correct_SN(sets["the first"]), correct_SN(sets["the second"]), sets["the first"][0].group_N
+    groups = [one[0].group_N for one in sets.values() if one[0].group_N is not None]
+    if any(not np.array_equal(group_N, groups[0]) for group_N in groups):
+        raise DataError(f"{runs_a[0].run_id} and {runs_b[0].run_id} have their test images in different groups")
+    return correct_SN(sets["the first"]), correct_SN(sets["the second"]), next(iter(groups), None)
 
 
 def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int | None, Predictions]:

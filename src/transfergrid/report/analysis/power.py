@@ -8,9 +8,19 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable
+from functools import cache
 from statistics import NormalDist
 
-from transfergrid.report.analysis.statistics import CONFIDENCE, MeanSquares, PairedComparison, Variances, spread_of_mean
+import numpy as np
+
+from transfergrid.report.analysis.statistics import (
+    CONFIDENCE,
+    Array,
+    MeanSquares,
+    PairedComparison,
+    Variances,
+    spread_of_mean,
+)
 from transfergrid.training.by_group import MIN_GROUPS
 
 LEVEL = 1 - CONFIDENCE
@@ -28,24 +38,29 @@ def power(difference: float, variances: Variances, *, seeds: int, images: int) -
     which has only S - 1 degrees of freedom, so the result is the mean over its chi-squared distribution (the others,
     with thousands, are taken at their expectation).
     """
-    from scipy.special import chdtri, ndtr, stdtrit
+    from scipy.special import ndtr, stdtrit
 
     assert seeds >= 2, seeds
     true = math.sqrt(variances.seed / seeds + variances.image / images + variances.rest / (seeds * images))
     if true == 0:
         return float(difference != 0)
-    total = 0.0
-    for step in range(STEPS):
-        chi = float(chdtri(seeds - 1, (step + 0.5) / STEPS)) / (seeds - 1)
-        squares = MeanSquares(
-            seed=(variances.rest + images * variances.seed) * chi,
-            image=variances.rest + seeds * variances.image,
-            rest=variances.rest,
-        )
-        error, freedom = spread_of_mean(squares, seeds=seeds, images=images, differing=images)
-        bound = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
-        total += float(ndtr((difference - bound) / true) + ndtr((-difference - bound) / true))
-    return total / STEPS
+    squares = MeanSquares(
+        seed=(variances.rest + images * variances.seed) * _mean_chi_squares(seeds - 1),
+        image=variances.rest + seeds * variances.image,
+        rest=variances.rest,
+    )
+    error_K, freedom_K = spread_of_mean(squares, seeds=seeds, images=images, differing=images)
+    bound_K = stdtrit(freedom_K, 1 - LEVEL / 2) * error_K
+    return float(np.mean(ndtr((difference - bound_K) / true) + ndtr((-difference - bound_K) / true)))
+
+
+@cache
+def _mean_chi_squares(freedom: int) -> Array:
+    """(STEPS,) quantiles of the seeds' mean square over its expectation."""
+    from scipy.special import chdtri
+
+    quantiles_K: Array = chdtri(freedom, (np.arange(STEPS) + 0.5) / STEPS) / freedom
+    return quantiles_K
 
 
 def images_needed(comparison: PairedComparison) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from transfergrid.errors import DataError, one_line
 from transfergrid.paths import StorePaths
-from transfergrid.report.analysis.statistics import PairedComparison
+from transfergrid.report.analysis.statistics import NotJudged, PairedComparison
 from transfergrid.report.blocks import Finding
 from transfergrid.store import records
 from transfergrid.store.records import Predictions, RunRecord
@@ -89,7 +89,7 @@ class StoredPredictions:
 
     def __init__(self, store: StorePaths, *, limit_bytes: int = LIMIT_BYTES) -> None:
         self.store = store
-        self.compared: dict[tuple[tuple[str, ...], tuple[str, ...]], PairedComparison] = {}
+        self.compared: dict[tuple[tuple[str, ...], tuple[str, ...]], PairedComparison | NotJudged] = {}
         self._limit_bytes = limit_bytes
         self._cached: OrderedDict[str, Predictions] = OrderedDict()
         self._cached_bytes = 0

@@ -19,8 +19,9 @@ class ComparisonRow:
     """One line of comparison.csv; the fields are its columns, in order. None is an empty cell.
 
     Numbers are means over the completed seeds, `n_seeds` of them, so the seconds say what one seed costs: wall_s and
-    gpu_s of all attempts of its run (gpu_s: what SLURM bills), phase_s of the phase's own work, upstream_gpu_s of all
-    that the run is made from, see costs.py. Accuracies and deltas in [0, 1], losses in nats, size_mb in 1e6 bytes.
+    gpu_s of all attempts of its own run (gpu_s: what SLURM bills), phase_s of the phase's own work, upstream_gpu_s of
+    all that the run is made from, full_wall_s and full_gpu_s of both, see costs.py; None where something that it is
+    made from has no record. Accuracies and deltas in [0, 1], losses in nats, size_mb in 1e6 bytes.
     The interval is Wilson's over test images for one seed, Student's t over seeds for several, cut to [0, 1]; where all
     seeds have one accuracy, which is no width, Wilson's again; by group where the test images come in groups, see
     grouped.py. p_value_vs_best_single is Holm-adjusted within its family, see families.py, and verdict (`better`,
@@ -72,6 +73,8 @@ class ComparisonRow:
     phase_s: float | None = None
     gpu_s: float | None = None
     upstream_gpu_s: float | None = None
+    full_wall_s: float | None = None
+    full_gpu_s: float | None = None
     status: str
     failure_class: str | None = None
     n_val: int | None = None
@@ -120,6 +123,13 @@ class ComparisonRow:
 
 
 COLUMNS = tuple(f.name for f in fields(ComparisonRow) if not f.metadata)
+
+
+def seconds_of(rows: Sequence[ComparisonRow]) -> str:
+    """The column that tells what these rows cost: GPU seconds where some used one, with all that a row is made from
+    where that is known of some."""
+    names = ("full_gpu_s", "gpu_s", "full_wall_s", "wall_s")
+    return next((name for name in names if any(row.cell(name) for row in rows)), "wall_s")
 
 
 def names_of(rows: Sequence[ComparisonRow]) -> tuple[str, ...]:

@@ -118,6 +118,10 @@ class PairedComparison:
     variances: Variances
 
 
+class NotJudged(str):
+    """Why two rows are not told apart: there are too few groups."""
+
+
 def compare(correct_a_SN: Array, correct_b_SN: Array, *, draws: int = DRAWS, seed: int = 0) -> PairedComparison:
     """Is a better than b? Rows are seeds, columns test images, in the same order for both.
 
@@ -141,8 +145,9 @@ def compare(correct_a_SN: Array, correct_b_SN: Array, *, draws: int = DRAWS, see
     error, freedom = spread_of_mean(squares, seeds=seeds, images=images, differing=int(difference_SN.any(axis=0).sum()))
     drawn_K = _bootstrap(difference_SN, draws=draws, seed=seed)
     if error > 0 and drawn_K.std() > 0:
-        share_K = ndtr(np.clip((drawn_K - difference) / drawn_K.std(), -8, 8))
-        drawn_K = difference + error * stdtrit(freedom, share_K)
+        drawn_U, place_K = np.unique(drawn_K, return_inverse=True)  # few: the quantile is slow
+        share_U = ndtr(np.clip((drawn_U - difference) / drawn_K.std(), -8, 8))
+        drawn_K = (difference + error * stdtrit(freedom, share_U))[place_K]
     low, high = np.clip(np.quantile(drawn_K, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]), -1, 1)
     if error == 0:  # every image alike: at most so many others (Clopper and Pearson 1934)
         half = 1 - ((1 - CONFIDENCE) / 2) ** (1 / images)
@@ -186,9 +191,10 @@ def non_inferiority(correct_best_SN: Array, correct_other_SN: Array, *, margin: 
 
 @dataclass(frozen=True, slots=True)
 class MeanSquares:
-    """Of the two-way layout seeds x images without repetition; with one seed only `image` is not zero."""
+    """Of the two-way layout seeds x images without repetition; with one seed only `image` is not zero. seed: a float,
+    or (K,) of them, for which `spread_of_mean` then gives as many."""
 
-    seed: float
+    seed: Any
     image: float
     rest: float
 
@@ -211,7 +217,7 @@ def _mean_squares(difference_SN: Array) -> MeanSquares:
     return MeanSquares(images * float(of_seed_S.var(ddof=1)), image, rest)
 
 
-def spread_of_mean(squares: MeanSquares, *, seeds: int, images: int, differing: int) -> tuple[float, float]:
+def spread_of_mean(squares: MeanSquares, *, seeds: int, images: int, differing: int) -> tuple[Any, Any]:
     """Standard error of the mean difference and its degrees of freedom, seeds and images both taken as random.
 
     d_si = mean + seed_s + image_i + rest_si has a mean of variance (MS_seed + MS_image - MS_rest) / (S N); a seed
@@ -219,15 +225,14 @@ def spread_of_mean(squares: MeanSquares, *, seeds: int, images: int, differing: 
     Degrees of freedom by Satterthwaite (1946). Images on which the models never differ say nothing about a variance, so
     only the `differing` ones are counted: with few of them the plain count would call chance a difference.
     """
-    seed_part = max(0.0, squares.seed - squares.rest)
-    total = squares.image + seed_part
-    if total <= 0:
+    total = squares.image + np.maximum(0.0, squares.seed - squares.rest)
+    if np.all(total <= 0):
         return 0.0, 1.0
     image_freedom = max(1, differing - 1)
     spread = squares.image**2 / image_freedom
     if seeds > 1:
         spread += squares.seed**2 / (seeds - 1) + squares.rest**2 / (image_freedom * (seeds - 1))
-    return math.sqrt(total / (seeds * images)), total**2 / spread
+    return np.sqrt(total / (seeds * images)), total**2 / spread
 
 
 def _bootstrap(difference_SN: Array, *, draws: int, seed: int) -> Array:
@@ -236,7 +241,7 @@ def _bootstrap(difference_SN: Array, *, draws: int, seed: int) -> Array:
     Images on which the seeds agree in the same way are interchangeable, so a draw is a count per pattern: exact, fast.
     """
     seeds, images = difference_SN.shape
-    pattern_SP, images_P = np.unique(difference_SN, axis=1, return_counts=True)
+    pattern_SP, images_P = _patterns(difference_SN)
     generator = np.random.default_rng(seed)
     batches = []
     for start in range(0, draws, DRAWS_AT_ONCE):
@@ -245,3 +250,12 @@ def _bootstrap(difference_SN: Array, *, draws: int, seed: int) -> Array:
         seeds_KS = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=count)
         batches.append(((seeds_KS @ pattern_SP) * images_KP).sum(axis=1) / (seeds * images))
     return np.concatenate(batches)
+
+
+def _patterns(difference_SN: Array) -> tuple[Array, Array]:
+    """The columns that differ, (S, P), in order, and of how many images each is, (P,): np.unique of columns, sooner."""
+    code_N = np.zeros(difference_SN.shape[1], dtype=np.int64)
+    for difference_N in difference_SN:
+        _, code_N = np.unique(3 * code_N + difference_N + 1, return_inverse=True)
+    _, first_P, images_P = np.unique(code_N, return_index=True, return_counts=True)
+    return difference_SN[:, first_P], images_P

@@ -13,11 +13,10 @@ from transfergrid.report.analysis.cells import weights_where_needed
 from transfergrid.report.analysis.columns import adjusted_p, difference
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.families import Answer, Question
-from transfergrid.report.analysis.grouped import NotJudged
 from transfergrid.report.analysis.power import needed
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import RULE, is_tied
-from transfergrid.report.analysis.statistics import CONFIDENCE, PairedComparison
+from transfergrid.report.analysis.statistics import CONFIDENCE, NotJudged, PairedComparison
 from transfergrid.report.blocks import Column, Section, Table, figure, words
 
 Row = TypeVar("Row")

@@ -15,7 +15,7 @@ from typing import Literal
 
 from transfergrid.report.analysis import families, integrity
 from transfergrid.report.analysis.cells import weights_where_needed
-from transfergrid.report.analysis.comparison import Comparison
+from transfergrid.report.analysis.comparison import Comparison, once
 from transfergrid.report.analysis.families import Answer, Pair
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.analysis.selection import best_first, best_on_val
@@ -62,16 +62,30 @@ class Contest:
     second: AgainstBest  # of which `row` is the second, and the answer is of the first minus it
 
 
-def winners(comparison: Comparison) -> list[Winner]:
-    """Per data set with a result. Rows with a record that contradicts its predictions are passed over."""
-    rows = comparison.rows
-    position_by_runs: dict[object, int] = {}  # one row of several grids is one candidate
-    for i in integrity.trusted(comparison):
-        if rows[i].test_accuracy is not None:
+def candidates(comparison: Comparison, dataset: str) -> list[int]:
+    """Rows that could win. Those with a record that contradicts its predictions are passed over, one row of several
+    grids is one candidate, and an evaluation of what is a row of its own is none: it is the same network."""
+    tested = [i for i in integrity.trusted(comparison) if comparison.rows[i].test_accuracy is not None]
+    position_by_runs: dict[tuple[str, ...], int] = {}
+    for i in tested:
+        if comparison.rows[i].dataset == dataset:
             position_by_runs.setdefault(tuple(run.run_id for run in comparison.runs[i]), i)
+    run_ids = {run_id for row_run_ids in position_by_runs for run_id in row_run_ids}
+
+    def evaluates_another(i: int) -> bool:
+        needs = {need for run in comparison.runs[i] for need in run.spec.needs}
+        return comparison.rows[i].phase == "evaluate" and not needs.isdisjoint(run_ids)
+
+    return [i for i in position_by_runs.values() if not evaluates_another(i)]
+
+
+@once
+def winners(comparison: Comparison) -> list[Winner]:
+    """Per data set with a result."""
+    rows = comparison.rows
     winner_by_dataset = []
     for dataset in dict.fromkeys(row.dataset for row in rows):
-        among = [i for i in position_by_runs.values() if rows[i].dataset == dataset]
+        among = candidates(comparison, dataset)
         ordered = best_first(rows, among)
         first, *others = ordered or best_first(rows, among, score=attrgetter("test_accuracy"))[:1] or [[]]
         if first:
@@ -102,27 +116,30 @@ def contests_about(comparison: Comparison, question: Question, dataset: str) -> 
     pairs = _pairs(comparison, question, dataset)
     answers = families.answers(pairs, comparison.runs, comparison.stored)
     if question == "winner":
-        answers = {pair: told_elsewhere(pair, comparison) or answer for pair, answer in answers.items()}
+        answers |= told_elsewhere(pairs, comparison)
     return [
         Contest(question=question, dataset=dataset, first=rows[a], second=against(rows[b], rows[a], answer))
         for (a, b), answer in answers.items()
     ]
 
 
-def told_elsewhere(pair: Pair, comparison: Comparison) -> Answer | None:
-    """What another family of these rows' own grid says about them."""
-    grid, dataset = comparison.rows[pair[0]].grid, comparison.rows[pair[0]].dataset
-    places = [i for i, row in enumerate(comparison.rows) if row.grid == grid]
-    if pair[1] not in places:
-        return None
-    rows, runs = tuple(comparison.rows[i] for i in places), tuple(comparison.runs[i] for i in places)
-    of_grid = replace(comparison, rows=rows, runs=runs)
-    own_pair = (places.index(pair[0]), places.index(pair[1]))
-    pairs_across_phases = [_pairs(of_grid, question, dataset) for question in ("finetuning", "pretraining")]
-    for pairs in (*families.families(of_grid.rows).values(), *pairs_across_phases):
-        if any(set(own_pair) == set(other) for other in pairs):
-            return families.answers([*pairs, own_pair], of_grid.runs, of_grid.stored)[own_pair]
-    return None
+def told_elsewhere(pairs: Sequence[Pair], comparison: Comparison) -> dict[Pair, Answer]:
+    """Of those pairs of one data set that another family of their own grid holds, what it says about them."""
+    told: dict[Pair, Answer] = {}
+    for grid in dict.fromkeys(comparison.rows[a].grid for a, _ in pairs):
+        places = {i: place for place, i in enumerate(i for i, row in enumerate(comparison.rows) if row.grid == grid)}
+        rows, runs = tuple(comparison.rows[i] for i in places), tuple(comparison.runs[i] for i in places)
+        of_grid = replace(comparison, rows=rows, runs=runs)
+        own = {(a, b): (places[a], places[b]) for a, b in pairs if a in places and b in places}
+        dataset = comparison.rows[pairs[0][0]].dataset
+        across_phases = [_pairs(of_grid, question, dataset) for question in ("finetuning", "pretraining")]
+        for family in (*families.families(rows).values(), *across_phases):
+            held = {frozenset(pair) for pair in family}
+            here = [pair for pair in own if pair not in told and frozenset(own[pair]) in held]
+            if here:
+                answers = families.answers([*family, *(own[pair] for pair in here)], runs, comparison.stored)
+                told |= {pair: answers[own[pair]] for pair in here}
+    return told
 
 
 # ---------------------------------------------------------------------------------------------------------- which rows
@@ -200,7 +217,7 @@ def row_names(*rows: ComparisonRow) -> list[str]:
     differ = [name for name in ("protocol", "grid") if len({getattr(row, name) for row in rows}) > 1]
     names = []
     for row, label in zip(rows, weights, strict=True):
-        also = [f"{name} {getattr(row, name)}" for name in differ]
+        also = [f"{name} {value}" for name in differ if (value := getattr(row, name))]
         status = row.status if row.status != "completed" else ""
         conditions = ", ".join(part for part in (row.phase, row.variant, label, *also, status) if part)
         names.append(f"{row.model} ({conditions})")

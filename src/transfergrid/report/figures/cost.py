@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 MOST_NAMED = 12  # marks; of more, those of the Pareto front are named
 PHASE_MARKS = {"probe": ("o", style.SKY), "finetune": ("s", style.BLUE), "scratch": ("^", style.ORANGE)}
 OTHER_MARK = ("D", style.GREY)
-GPU_SECONDS = "GPU seconds of one seed, with what it needs"
+MADE_FROM = "with all that it is made from"
+GPU_SECONDS = f"full GPU seconds: one seed, {MADE_FROM}"
+WALL_SECONDS = f"full wall seconds: one seed, {MADE_FROM} (no GPU)"
 Reading = Callable[[ComparisonRow], float | None]
 Point = tuple[int, float, float]  # the row's number, its cost, its accuracy in percent
 
@@ -31,8 +33,8 @@ def sketches(material: Material) -> Iterator[Sketch]:
                 name=group_name("pareto", dataset),
                 title=f"What does accuracy on {dataset} cost?",
                 caption="Each mark is a row of the table. The line is the Pareto front: no row that costs as little is "
-                f"as accurate. {named} GPU seconds cover one seed and all that it needs: its extractions, the probe "
-                "that a fine-tuning starts from. Wall seconds are the row's own.",
+                f"as accurate. {named} Seconds are the full ones of the table: of one seed, {MADE_FROM}, as its "
+                "extractions and the probe that a fine-tuning starts from.",
                 section="cost",
                 rows=rows,
                 panels=partial(draw, rows),
@@ -85,7 +87,7 @@ def _axis(name: str, rows: Sequence[ComparisonRow], points: Sequence[Point]) -> 
     if not left_out:
         return name
     counted = "1 row" if len(left_out) == 1 else f"{len(left_out)} rows"
-    no_gpu = name == GPU_SECONDS and not any(row.gpu_s for row in left_out)
+    no_gpu = name == GPU_SECONDS and not any(row.full_gpu_s or row.gpu_s for row in left_out)
     why = "ran without a GPU" if no_gpu else "without this number"
     return f"{name}\n(not shown: {counted} {why})"
 
@@ -95,15 +97,9 @@ def _measures(rows: Sequence[ComparisonRow]) -> list[tuple[str, Reading]]:
         ("parameters (4 bytes each in float32)", lambda row: row.parameters),
         ("GFLOPs per image", lambda row: row.gflops_per_image),
     ]
-    if any(_gpu_seconds(row) for row in rows):
-        return [*measures, (GPU_SECONDS, _gpu_seconds)]
-    return [*measures, ("wall seconds of one seed (no GPU)", lambda row: row.wall_s)]
-
-
-def _gpu_seconds(row: ComparisonRow) -> float | None:
-    if not row.gpu_s or row.upstream_gpu_s is None:
-        return None
-    return row.gpu_s + row.upstream_gpu_s
+    if any(row.gpu_s or row.full_gpu_s for row in rows):
+        return [*measures, (GPU_SECONDS, lambda row: row.full_gpu_s)]
+    return [*measures, (WALL_SECONDS, lambda row: row.full_wall_s)]
 
 
 def _points(rows: Sequence[ComparisonRow], read: Reading) -> list[Point]:

@@ -1,4 +1,4 @@
-"""Where a row errs: its confusion matrix, scores per class, and the most confused pairs with their images."""
+"""Where a row errs: its confusion matrix, scores per class, the most confused pairs, and images right and wrong."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transfergrid.data import LabeledImages
 from transfergrid.errors import ConfigError
 from transfergrid.report.analysis.per_class import Pair, class_names, confused_pairs, confusion_of
-from transfergrid.report.figures import style
+from transfergrid.report.analysis.worth import winners
+from transfergrid.report.figures import samples, style
 from transfergrid.report.figures.material import Material, Sketch, class_labels, row_name, row_title
+from transfergrid.report.figures.samples import Samples, samples_of
 from transfergrid.report.figures.tiles import put_beside, strip
-from transfergrid.store.records import RunRecord
+from transfergrid.store.records import Predictions, RunRecord
 from transfergrid.training.evaluation import Array, ClassScores, class_scores
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ Strip = Array | None
 
 
 def sketches(material: Material) -> Iterator[Sketch]:
+    best = {material.comparison.runs[winner.first[0]][0].run_id for winner in winners(material.comparison)}
     for row, runs in material.rows:
         if row.test_accuracy is not None:
             yield Sketch(
@@ -39,7 +43,7 @@ def sketches(material: Material) -> Iterator[Sketch]:
                 caption=_caption(runs),
                 section="errors",
                 rows=(row,),
-                panels=partial(_draw, material, runs),
+                panels=partial(_draw, material, runs, is_best=runs[0].run_id in best),
             )
 
 
@@ -52,22 +56,35 @@ def _caption(runs: Sequence[RunRecord]) -> str:
         text += "the share of the true class, so that few errors show."
     listed = f" (the {LISTED_CLASSES} with the lowest F1 of {len(labels)})" if len(labels) > LISTED_CLASSES else ""
     text += f" Precision, recall and F1 of each class{listed}. Below: the pairs confused most often, with images of the"
-    text += " first seed where they are at hand."
+    text += " first seed where they are at hand." + samples.CAPTION
     if any(not style.is_drawable(name) for name in names):
         text += " A number stands for a class whose name no font here can show: its place in the order of the classes."
     return text
 
 
 # -------------------------------------------------------------------------------------------------------------- drawing
-def _draw(material: Material, runs: Sequence[RunRecord]) -> Figure:
-    counts_CC = confusion_of(runs, material.comparison.stored).counts_CC
+def _draw(material: Material, runs: Sequence[RunRecord], *, is_best: bool) -> Figure:
+    run, counts_CC = runs[0], confusion_of(runs, material.comparison.stored).counts_CC
     pairs = confused_pairs(counts_CC, most=PAIRS)
-    strips = _strips(material, runs[0], pairs)
-    return draw(counts_CC, class_labels(runs[0]), pairs, strips)
+    test = _test_images(material, run)
+    if test is None:
+        return draw(counts_CC, class_labels(run), pairs)
+    predictions = material.test_predictions(run)
+    # An evaluated network may name the classes in another order than the data set does.
+    train = material.images(run.spec.dataset, "train") if is_best and run.spec.phase != "evaluate" else None
+    shown = samples_of(samples.most_confused(counts_CC), predictions, test, train)
+    return draw(counts_CC, class_labels(run), pairs, _strips(test, predictions, pairs), shown)
 
 
-def draw(counts_CC: Array, labels: Sequence[str], pairs: Sequence[Pair], strips: Sequence[Strip]) -> Figure:
-    """counts_CC: rows true. strips: images beside each of the pairs; empty where none are at hand."""
+def draw(
+    counts_CC: Array,
+    labels: Sequence[str],
+    pairs: Sequence[Pair],
+    strips: Sequence[Strip] = (),
+    shown: Samples | None = None,
+) -> Figure:
+    """counts_CC: rows true. strips: images beside each of the pairs, shown: below them; without where none are at
+    hand."""
     scores = class_scores(counts_CC)
     num_classes, has_matrix = len(labels), len(labels) <= MOST_CLASSES
     is_numbered = has_matrix and max(map(len, labels)) > WRITTEN_NAME
@@ -78,9 +95,11 @@ def draw(counts_CC: Array, labels: Sequence[str], pairs: Sequence[Pair], strips:
 
     above_in = max(MATRIX_IN if has_matrix else 2.0, 0.9 * style.LINE_IN * sum(style.line_heights(names)))
     below_in = style.LINE_IN * sum(style.line_heights(pair_names, least=2.0))
-    heights_in = [0.9 + above_in, 0.8 + below_in][: 2 if pairs else 1]
+    heights_in = [0.9 + above_in, *([0.8 + below_in] if pairs else []), *([samples.height_in(shown)] if shown else [])]
     figure = style.new_figure(style.WIDE_IN, 0.4 + sum(heights_in))
     upper, *lower = figure.subfigures(len(heights_in), 1, squeeze=False, height_ratios=heights_in)[:, 0]
+    if shown is not None:
+        samples.draw(lower.pop().subplots(), shown, [str(i) for i in range(num_classes)] if is_numbered else labels)
     *left, right = upper.subplots(1, 1 + has_matrix, squeeze=False, width_ratios=(1.1, 1)[-1 - has_matrix :])[0]
     for axes in left:
         _matrix(axes, counts_CC, [str(i) for i in range(num_classes)] if is_numbered else labels)
@@ -158,15 +177,16 @@ def _pair_bars(axes: Axes, pairs: Sequence[Pair], names: Sequence[str]) -> list[
     return places
 
 
-def _strips(material: Material, run: RunRecord, pairs: Sequence[Pair]) -> list[Strip]:
-    """Beside each pair the first images of this run's errors, by their index."""
+def _test_images(material: Material, run: RunRecord) -> LabeledImages | None:
     images = material.images(run.spec.dataset, "test")
-    if images is None or not pairs:
-        return []
-    predictions = material.test_predictions(run)
-    if len(images) <= predictions.index_N.max():
+    if images is not None and len(images) <= material.test_predictions(run).index_N.max():
         raise ConfigError(f"{run.run_id} was evaluated on more images than {run.spec.dataset.name} has now")
-    strips = []
+    return images
+
+
+def _strips(images: LabeledImages, predictions: Predictions, pairs: Sequence[Pair]) -> list[Strip]:
+    """Beside each pair the first images of this run's errors, by their index."""
+    strips: list[Strip] = []
     for true, predicted, _ in pairs:
         is_pair_N = (predictions.label_N == true) & (predictions.predicted_N == predicted)
         indices = np.sort(predictions.index_N[is_pair_N])[:EXAMPLES]

@@ -29,10 +29,13 @@ def put_beside(axes: Axes, y: float, strip_HWC: Array, *, height_in: float) -> N
     axes.add_artist(place)
 
 
-def strip(images: LabeledImages, line: Sequence[int]) -> Array:
-    """(STEP_PX, STEP_PX x images, 3) uint8: tiles side by side."""
+def strip(images: LabeledImages, line: Sequence[int | None]) -> Array:
+    """(STEP_PX, STEP_PX x images, 3) uint8: tiles side by side, a white one where there is no image."""
     edge = ((GAP_PX // 2, GAP_PX // 2), (GAP_PX // 2, GAP_PX // 2), (0, 0))
-    return np.concatenate([np.pad(tile(image), edge, constant_values=255) for image in images.read(line)], axis=1)
+    read = iter(images.read([i for i in line if i is not None]))
+    white_HWC = np.full((TILE_PX, TILE_PX, 3), 255, dtype=np.uint8)
+    tiles = [white_HWC if i is None else tile(next(read)) for i in line]
+    return np.concatenate([np.pad(one, edge, constant_values=255) for one in tiles], axis=1)
 
 
 def tile(image_HWC: Array) -> Array:

@@ -14,13 +14,14 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from transfergrid.names import utf8
+from transfergrid.report import wording
 from transfergrid.report.analysis import handover, integrity, remarks
-from transfergrid.report.analysis.answer import GridAnswer, answer_of
+from transfergrid.report.analysis.answer import answer_of
 from transfergrid.report.analysis.columns import columns_of, use_notes
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Section
-from transfergrid.report.page import models, provenance, wording
+from transfergrid.report.page import models, provenance
 from transfergrid.report.page.embedding import PAGE_BYTES, Embedded, embed
 from transfergrid.report.page.first_screen import SIGNS, data_lines, standings
 from transfergrid.report.page.models import RowDetails
@@ -53,13 +54,12 @@ def render_page(
     figures: Sequence[Figure] = (),
     figure_notes: Sequence[str] = (),
     summaries: Mapping[str, str] | None = None,
-    answer: GridAnswer | None = None,
 ) -> str:
     """The page as text, below 5 MB. sections: those of comparison.md.
 
-    summaries: model -> its layers as torchinfo prints them. answer: of this comparison, where it is there already.
+    summaries: model -> its layers as torchinfo prints them.
     """
-    context = _context(comparison, sections, answer or answer_of(comparison), summaries or {})
+    context = _context(comparison, sections, summaries or {})
     context["figure_notes"] = list(figure_notes)
     bare = _rendered(context, figures, {}, ())
     budget = PAGE_BYTES - len(utf8(bare)) - _SPARE_BYTES - sum(1_000 + 6 * len(f.caption) for f in figures)
@@ -124,19 +124,17 @@ def _policy(style: str, script: str) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- the context
-def _context(
-    comparison: Comparison, sections: Sequence[Section], answer: GridAnswer, summaries: Mapping[str, str]
-) -> dict[str, Any]:
+def _context(comparison: Comparison, sections: Sequence[Section], summaries: Mapping[str, str]) -> dict[str, Any]:
     short, columns = short_names(comparison.rows), columns_of(comparison.rows)
     if len({row.dataset for row in comparison.rows}) == 1:
         short -= {"dataset"}  # the first sentence names it
-    standing_by_row = standings(comparison, answer)
+    standing_by_row = standings(comparison, answer_of(comparison))
     details = models.row_details(comparison, _flags(comparison))
     cells = [cells_of(row, columns, short) for row in comparison.rows]
     codes = len({line[2] for line in provenance.provenance_lines(comparison)})
     return {
         "title": f"Comparison: {comparison.grid}",
-        "verdict": wording.verdict(comparison, answer),
+        "verdict": wording.verdict(comparison),
         "data_lines": data_lines(comparison),
         "counts": sections[0].about[0] if sections else "",
         "times": provenance.times(comparison),

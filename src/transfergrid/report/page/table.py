@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transfergrid.report.analysis.rows import ComparisonRow
+from transfergrid.report.analysis.rows import ComparisonRow, seconds_of
 from transfergrid.report.blocks import Column, Table
 
 LONG_WORD = 24  # characters: what is longer may break anywhere
@@ -40,7 +40,7 @@ class Cell:
 
 def short_names(rows: Sequence[ComparisonRow]) -> frozenset[str]:
     """Columns that show at first: the time that was measured, and what tells these rows apart, are among them."""
-    short = set(_SHORT) | {"gpu_s" if any(row.gpu_s for row in rows) else "wall_s"}
+    short = set(_SHORT) | {seconds_of(rows)}
     if any(row.test_groups for row in rows):
         short = short - {"parameters"} | {"test_groups", "wilson95_low"}
     if any(row.use for row in rows):
