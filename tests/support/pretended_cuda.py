@@ -1,0 +1,314 @@
+"""A CUDA device that is not there: tensors that say `cuda:0` and hold their numbers on the CPU.
+
+It applies the rule that real kernels apply to mixed devices, counts kernel launches, and notes every wait of the host
+for the device with the lines of this project that caused it. It knows neither time nor memory.
+
+For C++ the tensors lie on the CPU: so autograd needs no driver, and composite operations (dropout, BatchNorm) are those
+of the CPU. A launch is one aten operation that computes; an operation on a list of tensors is one for each PER_LAUNCH
+of them, as torch's multi-tensor kernels take about so many.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils import _foreach_utils
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+import transfergrid
+
+SOURCE = str(Path(transfergrid.__file__).parent)
+PER_LAUNCH = 36
+CUDA = torch.device("cuda", 0)
+aten = torch.ops.aten
+# What makes the host wait on a real device although it copies nothing: sizes that depend on values, error checks.
+WAITS = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "_linalg_check_errors", "equal"}
+WAITS |= {"is_nonzero", "_local_scalar_dense", "repeat_interleave", "bincount", "_linalg_eigh", "_linalg_svd"}
+NO_KERNEL = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh"}
+ONE_DEVICE_EVEN_FOR_SCALARS = {"cat", "stack"}
+
+
+@dataclass(frozen=True)
+class Wait:
+    """The host waited for the device. frames: (file below src/transfergrid, line, function), innermost first."""
+
+    what: str
+    frames: tuple[tuple[str, int, str], ...]
+
+    @property
+    def functions(self) -> set[str]:
+        return {function for _, _, function in self.frames}
+
+    def __str__(self) -> str:
+        file, line, function = self.frames[0] if self.frames else ("outside", 0, "")
+        return f"{self.what} at {file}:{line} in {function}"
+
+
+@dataclass
+class Device:
+    """What has happened on the device so far. sent: copies to it that nobody waited for."""
+
+    waits: list[Wait] = field(default_factory=list)
+    launches: int = 0
+    sent: int = 0
+
+    def wait(self, what: str) -> None:
+        frames, frame = [], sys._getframe(1)
+        while frame is not None:  # type: ignore[redundant-expr]  # it ends with None
+            if frame.f_code.co_filename.startswith(SOURCE):
+                file = str(Path(frame.f_code.co_filename).relative_to(SOURCE))
+                frames.append((file, frame.f_lineno, frame.f_code.co_name))
+            frame = frame.f_back  # type: ignore[assignment]
+        self.waits.append(Wait(what, tuple(frames)))
+
+    def copy_in(self, host: Tensor, held: Tensor, *, non_blocking: bool) -> Tensor:
+        if non_blocking and is_pinned(host):
+            self.sent += 1
+        else:
+            self.wait("copy from host")
+        return CudaTensor(held)
+
+
+device = Device()
+
+
+class CudaTensor(Tensor):
+    """`held` has the numbers."""
+
+    held: Tensor
+    device = CUDA  # type: ignore[assignment]
+    is_cuda, is_cpu = True, False  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, held: Tensor) -> CudaTensor:
+        made: CudaTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype, device="cpu"
+        )
+        made.held = held
+        return made
+
+    def __init__(self, held: Tensor) -> None:
+        pass
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"CudaTensor({self.held})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = self.detach().clone().requires_grad_(self.requires_grad)
+        copied._is_param = getattr(self, "_is_param", False)  # type: ignore[attr-defined]
+        memo[id(self)] = copied
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        device.wait("copy to host")
+        return self.held.__reduce_ex__(protocol)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name == "to" and isinstance(args[0], CudaTensor):
+            target, dtype, _, _ = torch._C._nn._parse_to(*args[1:], **_without(kwargs, "copy"))  # type: ignore[attr-defined]
+            if target is not None and target.type == "cpu":
+                return to_host(args[0]).to(dtype or args[0].dtype)
+            if target is not None:  # it is there already
+                more = {key: kwargs[key] for key in ("copy", "memory_format") if key in kwargs}
+                with torch._C.DisableTorchFunctionSubclass():
+                    return args[0].to(dtype or args[0].dtype, **more)
+        if name == "cpu":
+            return to_host(args[0])
+        if name == "cuda":
+            return args[0]
+        if name == "tolist":
+            return to_host(args[0]).tolist()
+        if name in ("numpy", "__array__"):
+            raise TypeError(
+                "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory"
+            )
+        with torch._C.DisableTorchFunctionSubclass():  # the usual way would make a CudaTensor of every result
+            return func(*args, **kwargs)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(func, args, kwargs or {})
+
+
+def to_host(tensor: CudaTensor) -> Tensor:
+    assert not (tensor.requires_grad and torch.is_grad_enabled()), "a graph does not go over to the host here"
+    device.wait("copy to host")
+    return tensor.held.detach().clone()
+
+
+def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key != name}
+
+
+def is_pinned(tensor: Tensor) -> bool:
+    return getattr(tensor, "_pretended_pinned", False)
+
+
+def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One aten operation, on the numbers that the tensors hold."""
+    name = func._schema.name.removeprefix("aten::")
+    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    ours = [t for t in tensors if isinstance(t, CudaTensor)]
+    asked = kwargs.get("device")
+    if not ours and (asked is None or torch.device(asked).type != "cuda"):
+        return func(*args, **kwargs)
+    kwargs = {**kwargs, **({"device": torch.device("cpu")} if asked is not None else {})}
+    if name == "_to_copy" and not ours:
+        return device.copy_in(args[0], func(*args, **kwargs), non_blocking=kwargs.get("non_blocking", False))
+    if name == "copy_" and len(ours) == 1:
+        return _copy_across(func, args)
+    _assert_one_device(name, args, kwargs, ours, tensors)
+    _count(func, name, args, tensors)
+    outer = {id(t.held): t for t in ours}
+    out = func(*_held(args), **_held(kwargs))
+    if name in ("_local_scalar_dense", "equal", "is_nonzero"):
+        return out
+    return tree_map_only(Tensor, lambda t: outer.get(id(t)) if id(t) in outer else CudaTensor(t), out)
+
+
+def _held(tree: Any) -> Any:
+    return tree_map_only(CudaTensor, lambda t: t.held, tree)
+
+
+def _copy_across(func: Any, args: tuple[Any, ...]) -> Any:
+    target, source = args[:2]
+    func(*_held(args))
+    if isinstance(target, CudaTensor):
+        if source.ndim:  # a number is an argument of the kernel
+            device.copy_in(source, target.held, non_blocking=len(args) > 2 and args[2])
+        else:
+            device.launches += 1
+    else:
+        device.wait("copy to host")
+    return target
+
+
+def _assert_one_device(name: str, args: Any, kwargs: Any, ours: list[CudaTensor], tensors: list[Tensor]) -> None:
+    others = [t for t in tensors if not isinstance(t, CudaTensor)]
+    if name in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index"):
+        if not isinstance(args[0], CudaTensor):
+            raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+        on_host = [i for i in args[1] if isinstance(i, Tensor) and not isinstance(i, CudaTensor)]
+        for _ in on_host:
+            device.wait("copy of an index from host")
+        others = [t for t in others if not any(t is i for i in on_host)]
+        if any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
+            device.wait("index by a mask")
+    if any(t.ndim or name in ONE_DEVICE_EVEN_FOR_SCALARS for t in others):
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({name})"
+        )
+
+
+def _count(func: Any, name: str, args: Any, tensors: list[Tensor]) -> None:
+    if name in WAITS:
+        device.wait(name)
+    returns = func._schema.returns
+    is_view = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+    if is_view or name in NO_KERNEL or name == "_local_scalar_dense":
+        return
+    many = len(args[0]) if name.startswith("_foreach") else 1
+    device.launches += -(-many // PER_LAUNCH)
+
+
+class _Dispatch(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return run(func, args, kwargs or {})
+
+
+class _Functions(TorchFunctionMode):
+    """What takes other ways than aten's operations."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
+            place = kwargs.pop("device")
+            return func(*args, **kwargs).to(place)
+        if func in (Tensor.to, Tensor.cuda) and not isinstance(args[0], CudaTensor):
+            # C++ would ask the driver which of its devices `cuda` is.
+            target, dtype, non_blocking, layout = torch._C._nn._parse_to(*args[1:], **_without(kwargs, "copy"))  # type: ignore[attr-defined]
+            if target is not None and target.type == "cuda":
+                options = {"dtype": dtype, "device": CUDA, "non_blocking": non_blocking, "memory_format": layout}
+                return aten._to_copy(args[0], **{key: value for key, value in options.items() if value is not None})
+        if func is Tensor.pin_memory:
+            pinned = args[0].clone()
+            pinned._pretended_pinned = True
+            return pinned
+        return func(*args, **kwargs)
+
+
+def _grouped(lists: list[list[Any]], with_indices: bool = False) -> dict[Any, Any]:
+    """torch._C's, by the device that the tensors say."""
+    groups: dict[Any, Any] = {}
+    for i, first in enumerate(lists[0]):
+        held, indices = groups.setdefault((first.device, first.dtype), ([[] for _ in lists], []))
+        for into, tensors in zip(held, lists, strict=True):
+            if tensors:
+                into.append(tensors[i])
+        indices.append(i)
+    return groups
+
+
+class _Autocast(torch.autocast):
+    """For C++ the tensors lie on the CPU."""
+
+    def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
+        super().__init__("cpu", *args, **kwargs)
+
+
+@contextlib.contextmanager
+def pretended_cuda(patch: pytest.MonkeyPatch) -> Iterator[Device]:
+    """Inside the block `device=cuda` is there, with one GPU; in this thread and in those that read images."""
+    from transfergrid.data import preprocess
+    from transfergrid.training.device import gpus
+
+    device.__init__()  # type: ignore[misc]
+    answers: dict[str, Callable[..., Any]] = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_device_capability": lambda index=0: (9, 0),
+        "get_device_name": lambda index=0: "pretended",
+        "get_arch_list": lambda: ["sm_90"],
+        "is_bf16_supported": lambda including_emulation=True: True,
+        "max_memory_allocated": lambda index=0: 0,
+        "init": lambda: None,
+        "_lazy_init": lambda: None,
+        "get_rng_state": lambda index=0: torch.get_rng_state(),
+        "set_rng_state": lambda state, index=0: None,
+        "manual_seed_all": lambda seed: None,
+        "synchronize": lambda index=None: device.wait("synchronize"),
+    }
+    for name, answer in answers.items():
+        patch.setattr(torch.cuda, name, answer)
+    patch.setattr(torch, "autocast", _Autocast)
+    patch.setattr(torch._C, "_group_tensors_by_device_and_dtype", _grouped)
+    for module in (_foreach_utils, importlib.import_module("torch.optim.optimizer")):
+        patch.setattr(module, "_foreach_supported_types", [*module._foreach_supported_types, CudaTensor])
+
+    def reader(workers: int) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(workers, initializer=lambda: (_Functions().__enter__(), _Dispatch().__enter__()))  # type: ignore[arg-type, return-value]
+
+    patch.setattr(preprocess, "ThreadPoolExecutor", reader)
+    patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
+    gpus.cache_clear()
+    try:
+        with _Functions(), _Dispatch():
+            yield device
+    finally:
+        for cached in (gpus, preprocess._per_channel, preprocess._weights):
+            cached.cache_clear()
