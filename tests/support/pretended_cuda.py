@@ -167,6 +167,9 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not ours and (asked is None or torch.device(asked).type != "cuda"):
         return func(*args, **kwargs)
     kwargs = {**kwargs, **({"device": torch.device("cpu")} if asked is not None else {})}
+    if ours and func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+        with _Dispatch():  # in inference mode they come whole
+            return func.decompose(*args, **kwargs)
     if name == "_to_copy" and not ours:
         return device.copy_in(args[0], func(*args, **kwargs), non_blocking=kwargs.get("non_blocking", False))
     if name == "copy_" and len(ours) == 1:
@@ -175,9 +178,22 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     _count(func, name, args, tensors)
     outer = {id(t.held): t for t in ours}
     out = func(*_held(args), **_held(kwargs))
+    made: Callable[[Tensor], Tensor] = CudaTensor
+    if _is_view(func) and not ours[0].is_inference():  # nor is a view of it, also in inference mode
+        made = _outside_inference_mode
     if name in ("_local_scalar_dense", "equal", "is_nonzero"):
         return out
-    return tree_map_only(Tensor, lambda t: outer.get(id(t)) if id(t) in outer else CudaTensor(t), out)
+    return tree_map_only(Tensor, lambda t: outer.get(id(t)) if id(t) in outer else made(t), out)
+
+
+@torch.inference_mode(False)
+def _outside_inference_mode(held: Tensor) -> Tensor:
+    return CudaTensor(held)
+
+
+def _sent(tensor: Tensor, dtype: Any = None, non_blocking: bool = False, layout: Any = None) -> Any:
+    options = {"dtype": dtype, "device": CUDA, "non_blocking": non_blocking, "memory_format": layout}
+    return run(aten._to_copy.default, (tensor,), {key: value for key, value in options.items() if value is not None})
 
 
 def _held(tree: Any) -> Any:
@@ -214,12 +230,15 @@ def _assert_one_device(name: str, args: Any, kwargs: Any, ours: list[CudaTensor]
         )
 
 
+def _is_view(func: Any) -> bool:
+    returns = func._schema.returns
+    return bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
+
+
 def _count(func: Any, name: str, args: Any, tensors: list[Tensor]) -> None:
     if name in WAITS:
         device.wait(name)
-    returns = func._schema.returns
-    is_view = bool(returns) and all(r.alias_info is not None and not r.alias_info.is_write for r in returns)
-    if is_view or name in NO_KERNEL or name == "_local_scalar_dense":
+    if _is_view(func) or name in NO_KERNEL or name == "_local_scalar_dense":
         return
     many = len(args[0]) if name.startswith("_foreach") else 1
     device.launches += -(-many // PER_LAUNCH)
@@ -236,14 +255,13 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") is not None:
-            place = kwargs.pop("device")
-            return func(*args, **kwargs).to(place)
+            made = func(*args, **_without(kwargs, "device"))
+            return _sent(made) if torch.device(kwargs["device"]).type == "cuda" else made
         if func in (Tensor.to, Tensor.cuda) and not isinstance(args[0], CudaTensor):
             # C++ would ask the driver which of its devices `cuda` is.
-            target, dtype, non_blocking, layout = torch._C._nn._parse_to(*args[1:], **_without(kwargs, "copy"))  # type: ignore[attr-defined]
+            target, *how = torch._C._nn._parse_to(*args[1:], **_without(kwargs, "copy"))  # type: ignore[attr-defined]
             if target is not None and target.type == "cuda":
-                options = {"dtype": dtype, "device": CUDA, "non_blocking": non_blocking, "memory_format": layout}
-                return aten._to_copy(args[0], **{key: value for key, value in options.items() if value is not None})
+                return _sent(args[0], *how)
         if func is Tensor.pin_memory:
             pinned = args[0].clone()
             pinned._pretended_pinned = True
@@ -304,6 +322,7 @@ def pretended_cuda(patch: pytest.MonkeyPatch) -> Iterator[Device]:
         return ThreadPoolExecutor(workers, initializer=lambda: (_Functions().__enter__(), _Dispatch().__enter__()))  # type: ignore[arg-type, return-value]
 
     patch.setattr(preprocess, "ThreadPoolExecutor", reader)
+    patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda _: None, raising=False)
     patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
     gpus.cache_clear()
     try:
