@@ -63,6 +63,7 @@ class Device:
     waits: list[Wait] = field(default_factory=list)
     launches: int = 0
     sent: int = 0
+    pinned: dict[int, Tensor] = field(default_factory=dict)  # by address, which is not used again while it is here
 
     def wait(self, what: str) -> None:
         frames, frame = [], sys._getframe(1)
@@ -155,7 +156,7 @@ def _without(options: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def is_pinned(tensor: Tensor) -> bool:
-    return getattr(tensor, "_pretended_pinned", False)
+    return tensor.untyped_storage().data_ptr() in device.pinned
 
 
 def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -264,7 +265,7 @@ class _Functions(TorchFunctionMode):
                 return _sent(args[0], *how)
         if func is Tensor.pin_memory:
             pinned = args[0].clone()
-            pinned._pretended_pinned = True
+            device.pinned[pinned.untyped_storage().data_ptr()] = pinned
             return pinned
         return func(*args, **kwargs)
 
@@ -291,11 +292,11 @@ class _Autocast(torch.autocast):
 @contextlib.contextmanager
 def pretended_cuda(patch: pytest.MonkeyPatch) -> Iterator[Device]:
     """Inside the block `device=cuda` is there, with one GPU; in this thread and in those that read images."""
-    from transfergrid.data import preprocess
+    from transfergrid.data import augment, preprocess
     from transfergrid.training.device import gpus
 
     device.__init__()  # type: ignore[misc]
-    answers: dict[str, Callable[..., Any]] = {
+    answers: dict[str, Any] = {
         "is_available": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: 0,
@@ -310,6 +311,7 @@ def pretended_cuda(patch: pytest.MonkeyPatch) -> Iterator[Device]:
         "set_rng_state": lambda state, index=0: None,
         "manual_seed_all": lambda seed: None,
         "synchronize": lambda index=None: device.wait("synchronize"),
+        "default_generators": (torch.Generator(),),
     }
     for name, answer in answers.items():
         patch.setattr(torch.cuda, name, answer)
@@ -329,5 +331,5 @@ def pretended_cuda(patch: pytest.MonkeyPatch) -> Iterator[Device]:
         with _Functions(), _Dispatch():
             yield device
     finally:
-        for cached in (gpus, preprocess._per_channel, preprocess._weights):
+        for cached in (gpus, preprocess._per_channel, preprocess._weights, augment._corners):
             cached.cache_clear()

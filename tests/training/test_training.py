@@ -63,6 +63,7 @@ class Points:
     """A trainee of a few points in four dimensions; `spoil` may change the loss of a step."""
 
     num_heads = 1
+    rows_on = torch.device("cpu")
 
     def __init__(self, num_rows: int, *, spoil: Callable[[int, Tensor], Tensor] | None = None) -> None:
         generator = torch.Generator().manual_seed(0)

@@ -10,13 +10,17 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from transfergrid.data.preprocess import to_device
+
 # N images of the data set, B images of a batch, H W pixels, C channels
 
+CPU = torch.device("cpu")
 CUTOUT_FILL = 128  # mid grey: near the mean of photographs, and seen by the network as about zero
 
 
@@ -59,9 +63,7 @@ class AugmentDraws:
     centre_N2: Tensor
 
 
-def draw(
-    plan: AugmentPlan, *, num_images: int, seed: int, epoch: int, device: torch.device | None = None
-) -> AugmentDraws:
+def draw(plan: AugmentPlan, *, num_images: int, seed: int, epoch: int, device: torch.device = CPU) -> AugmentDraws:
     """Draw for every image of the data set, always on the CPU; `device` is where the numbers are kept."""
     shift_px = plan.shift_px
     # Alternating, the first draw holds for the whole run and each epoch turns it round.
@@ -77,18 +79,18 @@ def draw(
     centre_N2 = torch.rand(num_images, 2, dtype=torch.float64, generator=_stream(seed, epoch, "cutout"))
     return AugmentDraws(
         plan=plan,
-        flip_N=flip_N.to(device),
-        shift_N2=shift_N2.to(device),
-        corners_N42=(corners_N42 * tilted_N[:, None, None]).to(device),
-        angle_N=(turn_N * plan.rotation_deg).to(device),
-        centre_N2=centre_N2.to(device),
+        flip_N=to_device(flip_N, device),
+        shift_N2=to_device(shift_N2, device),
+        corners_N42=to_device(corners_N42 * tilted_N[:, None, None], device),
+        angle_N=to_device(turn_N * plan.rotation_deg, device),
+        centre_N2=to_device(centre_N2, device),
     )
 
 
 def apply(images_BHWC: Tensor, draws: AugmentDraws, indices_B: Tensor) -> Tensor:
     """The batch, changed as drawn for the images with these indices; images and draws lie on one device."""
     plan = draws.plan
-    indices_B = indices_B.to(draws.flip_N.device)
+    indices_B = to_device(indices_B, draws.flip_N.device)
     if plan.flip or plan.shift_px:
         flip_B = draws.flip_N[indices_B] if plan.flip else torch.zeros_like(indices_B, dtype=torch.bool)
         images_BHWC = _flipped_and_shifted(images_BHWC, flip_B, draws.shift_N2[indices_B])
@@ -133,8 +135,7 @@ def _tilted(images_BHWC: Tensor, corners_B42: Tensor) -> Tensor:
     """
     num_images, height_px, width_px, _ = images_BHWC.shape
     device = images_BHWC.device
-    # Coordinates as grid_sample's: -1 and 1 are the outer edges, so a side is 2 long.
-    source_42 = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], device=device)
+    source_42 = _corners(device)
     target_B42 = source_42 - source_42.sign() * corners_B42 * 2
     x_B4, y_B4 = target_B42.unbind(-1)
     u_B4, v_B4 = source_42.expand(num_images, 4, 2).unbind(-1)
@@ -142,7 +143,8 @@ def _tilted(images_BHWC: Tensor, corners_B42: Tensor) -> Tensor:
     rows_u = torch.stack([x_B4, y_B4, one_B4, zero_B4, zero_B4, zero_B4, -u_B4 * x_B4, -u_B4 * y_B4], -1)
     rows_v = torch.stack([zero_B4, zero_B4, zero_B4, x_B4, y_B4, one_B4, -v_B4 * x_B4, -v_B4 * y_B4], -1)
     equations_B88 = torch.cat([rows_u, rows_v], 1).double()
-    solved_B8 = torch.linalg.solve(equations_B88, torch.cat([u_B4, v_B4], 1).double()).float()
+    # Not solve(), which has the host look whether it could: four corners of a convex plane always can.
+    solved_B8 = torch.linalg.solve_ex(equations_B88, torch.cat([u_B4, v_B4], 1).double()).result.float()
     matrix_B33 = torch.cat([solved_B8, torch.ones(num_images, 1, device=device)], 1).reshape(-1, 3, 3)
     x_W = (torch.arange(width_px, device=device) + 0.5) * (2 / width_px) - 1
     y_H = (torch.arange(height_px, device=device) + 0.5) * (2 / height_px) - 1
@@ -153,6 +155,12 @@ def _tilted(images_BHWC: Tensor, corners_B42: Tensor) -> Tensor:
     tilted_BHWC = _sampled(images_BHWC, moved_BHW3[..., :2] / moved_BHW3[..., 2:], fill=0)
     moves_B = (corners_B42 != 0).flatten(1).any(1)
     return torch.where(moves_B[:, None, None, None], tilted_BHWC, images_BHWC)
+
+
+@lru_cache(maxsize=8)
+def _corners(device: torch.device) -> Tensor:
+    """Clockwise from the upper left. Coordinates as grid_sample's: -1 and 1 are the outer edges, a side is 2 long."""
+    return to_device(torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]), device)
 
 
 def _rotated(images_BHWC: Tensor, angle_B: Tensor, *, expand: bool, fill: int) -> Tensor:

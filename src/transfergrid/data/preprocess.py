@@ -34,6 +34,13 @@ _GIANT_PX = 2**24  # of a resized picture: 67 MB in Pillow, which keeps four byt
 FLAT_LEVELS = 255 * 1e-4
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """There. From pinned memory, so that the host does not wait until a GPU has done what it was told before."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def normalise(images_NHWC: Tensor, spec: PreprocessSpec, *, prepared: bool = False) -> Tensor:
     """uint8 (N, H, W, 1 or 3) -> float32 (N, 3, crop_px, crop_px) channels_last, on the images' device.
 
@@ -182,11 +189,8 @@ class ImageSource:
     def batch(self, indices: Tensor) -> Tensor:
         """uint8 (N, H, W, C) on the device, in the order of `indices` (on any device)."""
         if self._resident_NHWC is not None:
-            return self._resident_NHWC[self._position_N[indices.to(self._device)]]
-        images_NHWC = self._host(indices.cpu().numpy())
-        if self._device.type != "cuda":
-            return images_NHWC.to(self._device)
-        return images_NHWC.pin_memory().to(self._device, non_blocking=True)
+            return self._resident_NHWC[self._position_N[to_device(indices, self._device)]]
+        return to_device(self._host(indices.cpu().numpy()), self._device)
 
     def batches(self, index_batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """batch() of each, in order; what is not resident is read two batches ahead of its use."""
@@ -220,7 +224,7 @@ def _resized(images_NCHW: Tensor, rows_oi: Tensor, columns_oi: Tensor) -> Tensor
 
 @lru_cache(maxsize=64)
 def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device).reshape(3, 1, 1)
+    return to_device(torch.tensor(values).reshape(3, 1, 1), device)
 
 
 @lru_cache(maxsize=64)
@@ -237,7 +241,7 @@ def _weights(
     matrix_oi = torch.zeros(count_px, last_px - first_px, dtype=torch.float64)
     for row_i, (first, taps) in zip(matrix_oi, rows, strict=True):
         row_i[first - first_px : first - first_px + len(taps)] = torch.tensor(taps, dtype=torch.float64)
-    return first_px, matrix_oi.to(device)
+    return first_px, to_device(matrix_oi, device)
 
 
 def _weights_of_pixel(

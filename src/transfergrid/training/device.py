@@ -65,6 +65,15 @@ def device_of(runtime: Runtime) -> torch.device:
     return torch.device("cuda", *first) if first != (0,) else torch.device("cuda")
 
 
+def seed_draws(seed: int, device: torch.device) -> None:
+    """What a network draws next, as dropout does. torch.manual_seed() does the same for every kind of device there is,
+    and takes 0.3 ms of each step for it."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+
+
 def on_device(module: M, device: torch.device) -> M:
     """There, its weights laid out as convolutions read them fastest."""
     # torch's stubs do not know that a module takes a layout.
