@@ -331,5 +331,5 @@ def pretended_cuda(patch: pytest.MonkeyPatch) -> Iterator[Device]:
         with _Functions(), _Dispatch():
             yield device
     finally:
-        for cached in (gpus, preprocess._per_channel, preprocess._weights, augment._corners):
+        for cached in (gpus, preprocess._per_channel, preprocess._weights, augment._corners, augment._counted):
             cached.cache_clear()

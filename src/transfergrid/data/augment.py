@@ -113,10 +113,14 @@ def _flipped_and_shifted(images_BHWC: Tensor, flip_B: Tensor, shift_B2: Tensor) 
     num_images, height_px, width_px, _ = images_BHWC.shape
     device = images_BHWC.device
     # Where each pixel of the result comes from: a shift down by 3 reads 3 rows further up.
-    rows_BH = _reflected(torch.arange(height_px, device=device) - shift_B2[:, :1], height_px)
-    columns_BW = _reflected(torch.arange(width_px, device=device) - shift_B2[:, 1:], width_px)
+    if height_px == width_px:
+        both_B2W = _reflected(_counted(width_px, device) - shift_B2[:, :, None], width_px)
+        rows_BH, columns_BW = both_B2W.unbind(1)
+    else:
+        rows_BH = _reflected(_counted(height_px, device) - shift_B2[:, :1], height_px)
+        columns_BW = _reflected(_counted(width_px, device) - shift_B2[:, 1:], width_px)
     columns_BW = torch.where(flip_B[:, None], width_px - 1 - columns_BW, columns_BW)
-    batch_B = torch.arange(num_images, device=device)
+    batch_B = _counted(num_images, device)
     return images_BHWC[batch_B[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]]
 
 
@@ -190,9 +194,23 @@ def _sampled(images_BHWC: Tensor, grid_BHW2: Tensor, *, fill: int) -> Tensor:
 def _cut_out(images_BHWC: Tensor, centre_B2: Tensor, cutout_px: int) -> Tensor:
     height_px, width_px = images_BHWC.shape[1:3]
     device = images_BHWC.device
-    top_B = (centre_B2[:, :1] * height_px).long() - cutout_px // 2
-    left_B = (centre_B2[:, 1:] * width_px).long() - cutout_px // 2
-    rows_H, columns_W = torch.arange(height_px, device=device), torch.arange(width_px, device=device)
-    inside_BH = (rows_H >= top_B) & (rows_H < top_B + cutout_px)
-    inside_BW = (columns_W >= left_B) & (columns_W < left_B + cutout_px)
+    if height_px == width_px:
+        inside_BH, inside_BW = _within(centre_B2[:, :, None], width_px, cutout_px, device).unbind(1)
+    else:
+        inside_BH = _within(centre_B2[:, :1], height_px, cutout_px, device)
+        inside_BW = _within(centre_B2[:, 1:], width_px, cutout_px, device)
     return images_BHWC.masked_fill((inside_BH[:, :, None] & inside_BW[:, None, :])[..., None], CUTOUT_FILL)
+
+
+def _within(centre: Tensor, size_px: int, cutout_px: int, device: torch.device) -> Tensor:
+    """Whether each pixel of a side, as the last axis, is one of the cutout_px around a centre in [0, 1)."""
+    pixels = _counted(size_px, device)
+    first = (centre * size_px).long() - cutout_px // 2
+    return (pixels >= first) & (pixels < first + cutout_px)
+
+
+@lru_cache(maxsize=64)
+def _counted(count: int, device: torch.device) -> Tensor:
+    """0, 1, 2, ...; a GPU would count anew in every step."""
+    with torch.inference_mode(False):
+        return torch.arange(count, device=device)

@@ -97,7 +97,8 @@ def resize_by_matrix(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
     # Doubles are large, so a few images at a time.
     bytes_per_image = 8 * images_NHWC.shape[3] * max(*seen_NCHW.shape[2:], spec.crop_px) ** 2
     chunks = torch.split(seen_NCHW, max(1, _MATRIX_BYTES // bytes_per_image))
-    return torch.cat([_resized(chunk_NCHW, *weights) for chunk_NCHW in chunks]).permute(0, 2, 3, 1)
+    resized = [_resized(chunk_NCHW, *weights) for chunk_NCHW in chunks]
+    return (resized[0] if len(resized) == 1 else torch.cat(resized)).permute(0, 2, 3, 1)
 
 
 def prepare_images(
@@ -216,9 +217,10 @@ def _crop_start_px(full_px: int, crop_px: int) -> int:
 
 
 def _resized(images_NCHW: Tensor, rows_oi: Tensor, columns_oi: Tensor) -> Tensor:
-    """Both axes, columns first, each rounded to whole levels, as Pillow does. Exact: products stay below 2**53."""
-    columns_NCHo = (images_NCHW.double() @ columns_oi.T).mul_(2.0**-_WEIGHT_BITS).add_(0.5).floor_().clamp_(0, 255)
-    both_NCoo = (rows_oi @ columns_NCHo).mul_(2.0**-_WEIGHT_BITS).add_(0.5).clamp_(0, 255)
+    """Both axes, columns first, each rounded to whole levels, as Pillow does. Exact: sums of multiples of 2**-22 that
+    stay below 2**31."""
+    columns_NCHo = (images_NCHW.double() @ columns_oi.T).add_(0.5).floor_().clamp_(0, 255)
+    both_NCoo = (rows_oi @ columns_NCHo).add_(0.5).clamp_(0, 255)
     return both_NCoo.to(torch.uint8)
 
 
@@ -231,7 +233,7 @@ def _per_channel(values: tuple[float, float, float], device: torch.device) -> Te
 def _weights(
     in_px: int, out_px: int, interpolation: str, start_px: int, count_px: int, device: torch.device
 ) -> tuple[int, Tensor]:
-    """Rows start_px .. start_px + count_px of Pillow's resampling matrix (out_px, in_px), in units of 2**-22.
+    """Rows start_px .. start_px + count_px of Pillow's resampling matrix (out_px, in_px), whole multiples of 2**-22.
 
     Only the columns that are not all zero, and the first of them.
     """
@@ -241,7 +243,7 @@ def _weights(
     matrix_oi = torch.zeros(count_px, last_px - first_px, dtype=torch.float64)
     for row_i, (first, taps) in zip(matrix_oi, rows, strict=True):
         row_i[first - first_px : first - first_px + len(taps)] = torch.tensor(taps, dtype=torch.float64)
-    return first_px, to_device(matrix_oi, device)
+    return first_px, to_device(matrix_oi * 2.0**-_WEIGHT_BITS, device)
 
 
 def _weights_of_pixel(
