@@ -92,7 +92,7 @@ def apply(images_BHWC: Tensor, draws: AugmentDraws, indices_B: Tensor) -> Tensor
     plan = draws.plan
     indices_B = to_device(indices_B, draws.flip_N.device)
     if plan.flip or plan.shift_px:
-        flip_B = draws.flip_N[indices_B] if plan.flip else torch.zeros_like(indices_B, dtype=torch.bool)
+        flip_B = draws.flip_N[indices_B] if plan.flip else None
         images_BHWC = _flipped_and_shifted(images_BHWC, flip_B, draws.shift_N2[indices_B])
     if plan.perspective:
         images_BHWC = _tilted(images_BHWC, draws.corners_N42[indices_B])
@@ -109,7 +109,7 @@ def _stream(seed: int, epoch: int, kind: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(content[:8], "big") >> 1)
 
 
-def _flipped_and_shifted(images_BHWC: Tensor, flip_B: Tensor, shift_B2: Tensor) -> Tensor:
+def _flipped_and_shifted(images_BHWC: Tensor, flip_B: Tensor | None, shift_B2: Tensor) -> Tensor:
     num_images, height_px, width_px, _ = images_BHWC.shape
     device = images_BHWC.device
     # Where each pixel of the result comes from: a shift down by 3 reads 3 rows further up.
@@ -119,7 +119,8 @@ def _flipped_and_shifted(images_BHWC: Tensor, flip_B: Tensor, shift_B2: Tensor) 
     else:
         rows_BH = _reflected(_counted(height_px, device) - shift_B2[:, :1], height_px)
         columns_BW = _reflected(_counted(width_px, device) - shift_B2[:, 1:], width_px)
-    columns_BW = torch.where(flip_B[:, None], width_px - 1 - columns_BW, columns_BW)
+    if flip_B is not None:
+        columns_BW = torch.where(flip_B[:, None], width_px - 1 - columns_BW, columns_BW)
     batch_B = _counted(num_images, device)
     return images_BHWC[batch_B[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]]
 

@@ -97,7 +97,8 @@ def resize_by_matrix(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
     # Doubles are large, so a few images at a time.
     bytes_per_image = 8 * images_NHWC.shape[3] * max(*seen_NCHW.shape[2:], spec.crop_px) ** 2
     chunks = torch.split(seen_NCHW, max(1, _MATRIX_BYTES // bytes_per_image))
-    resized = [_resized(chunk_NCHW, *weights) for chunk_NCHW in chunks]
+    overshoots = spec.interpolation == "bicubic"
+    resized = [_resized(chunk_NCHW, *weights, overshoots=overshoots) for chunk_NCHW in chunks]
     return (resized[0] if len(resized) == 1 else torch.cat(resized)).permute(0, 2, 3, 1)
 
 
@@ -216,12 +217,13 @@ def _crop_start_px(full_px: int, crop_px: int) -> int:
     return round((full_px - crop_px) / 2)
 
 
-def _resized(images_NCHW: Tensor, rows_oi: Tensor, columns_oi: Tensor) -> Tensor:
+def _resized(images_NCHW: Tensor, rows_oi: Tensor, columns_oi: Tensor, *, overshoots: bool) -> Tensor:
     """Both axes, columns first, each rounded to whole levels, as Pillow does. Exact: sums of multiples of 2**-22 that
-    stay below 2**31."""
-    columns_NCHo = (images_NCHW.double() @ columns_oi.T).add_(0.5).floor_().clamp_(0, 255)
-    both_NCoo = (rows_oi @ columns_NCHo).add_(0.5).clamp_(0, 255)
-    return both_NCoo.to(torch.uint8)
+    stay below 2**31. overshoots: whether weights are negative, so that levels outside 0..255 come out."""
+    columns_NCHo = (images_NCHW.double() @ columns_oi.T).add_(0.5).floor_()
+    columns_NCHo = columns_NCHo.clamp_(0, 255) if overshoots else columns_NCHo
+    both_NCoo = (rows_oi @ columns_NCHo).add_(0.5)
+    return (both_NCoo.clamp_(0, 255) if overshoots else both_NCoo).to(torch.uint8)
 
 
 @lru_cache(maxsize=64)
