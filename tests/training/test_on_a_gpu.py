@@ -150,6 +150,23 @@ def test_a_resumed_training_waits_no_more_than_one_that_was_not_stopped(
     assert [wait for wait in cuda.waits if "restore_newest" in wait.functions]  # the state went over
 
 
+@pytest.mark.slow
+def test_a_run_that_goes_on_on_another_kind_of_device_says_so_and_its_record_names_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = small_runs.request(tmp_path, *SCRATCH)
+    with monkeypatch.context() as patch:
+        small_runs.stop_after(patch, 2)
+        assert small_runs.carry_out(asked) == "interrupted"
+    with pretended_cuda.pretended_cuda(monkeypatch):
+        elsewhere = small_runs.request(tmp_path, "device=cuda", *SCRATCH)
+        assert small_runs.carry_out(elsewhere) == "completed"
+    run = small_runs.final_run(asked)
+    assert [a.device for a in small_runs.record_of(run, asked.runtime).attempts] == ["cpu", "pretended"]
+    log = small_runs.paths_of(run, asked.runtime).log.read_text()
+    assert "computed on cpu until now, on pretended from here on; last bits may differ" in log
+
+
 # ------------------------------------------------------------------------------------------------------------ launches
 def launches(given: tuple[str, ...], folder: Path, device: Device, patch: pytest.MonkeyPatch) -> tuple[int, int]:
     """Of a step of the run's last training, and of its network alone: forward, loss, backward, clipping, optimizer."""

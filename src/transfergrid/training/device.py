@@ -65,6 +65,11 @@ def device_of(runtime: Runtime) -> torch.device:
     return torch.device("cuda", *first) if first != (0,) else torch.device("cuda")
 
 
+def device_name(device: torch.device) -> str:
+    """The kind of GPU as its driver names it, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
 def seed_draws(seed: int, device: torch.device) -> None:
     """What a network draws next, as dropout does. torch.manual_seed() does the same for every kind of device there is,
     and takes 0.3 ms of each step for it."""

@@ -1,4 +1,5 @@
-"""The training loop, to be read downward, and its resume: bit for bit from any step boundary.
+"""The training loop, to be read downward, and its resume from any step boundary: bit for bit on one kind of device,
+but for kernels that are not repeatable there, as attention's backward pass on a GPU.
 
 Data order, augmentation and dropout are functions of (seed, epoch, step or index), so the resume state is only what the
 steps have changed (weights, optimizer, averages) and where the run stands: (epoch, step in the epoch).
