@@ -105,7 +105,7 @@ def fit_linear(trainee: LinearTrainee, folder: Path, **changes: Any) -> Any:
             device=torch.device("cpu"),
             checkpoint_min_interval_s=60,
             stop=StopFlag(),
-            usage=UsageMeter(gpu=False),
+            usage=UsageMeter(),
         )
 
 

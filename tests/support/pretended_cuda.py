@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -305,6 +306,7 @@ def pretended_cuda(patch: pytest.MonkeyPatch) -> Iterator[Device]:
         "get_arch_list": lambda: ["sm_90"],
         "is_bf16_supported": lambda including_emulation=True: True,
         "max_memory_allocated": lambda index=0: 0,
+        "get_device_properties": lambda index=0: SimpleNamespace(uuid="00000000-0000-0000-0000-000000000000"),
         "init": lambda: None,
         "_lazy_init": lambda: None,
         "get_rng_state": lambda index=0: torch.get_rng_state(),

@@ -119,7 +119,7 @@ def fit_points(
             device=CPU,
             checkpoint_min_interval_s=interval_s,
             stop=stop or StopFlag(),
-            usage=usage or UsageMeter(gpu=False),
+            usage=usage or UsageMeter(),
         )
 
 
