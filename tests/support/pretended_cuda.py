@@ -307,6 +307,7 @@ def pretended_cuda(patch: pytest.MonkeyPatch) -> Iterator[Device]:
         "is_bf16_supported": lambda including_emulation=True: True,
         "max_memory_allocated": lambda index=0: 0,
         "get_device_properties": lambda index=0: SimpleNamespace(uuid="00000000-0000-0000-0000-000000000000"),
+        "mem_get_info": lambda index=0: (70 * 2**30, 80 * 2**30),
         "init": lambda: None,
         "_lazy_init": lambda: None,
         "get_rng_state": lambda index=0: torch.get_rng_state(),

@@ -84,6 +84,17 @@ def _asked(ask: Callable[[Any], float], handle: Any) -> float | None:
         return None
 
 
+def driver_version() -> str | None:
+    """Of the NVIDIA driver, as `580.65.06`; None where there is none that answers."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
+
+
 def slurm_cpus() -> int | None:
     """CPUs that SLURM gave this task; a cluster without task affinity lets it see all of the node's."""
     cpus = os.environ.get("SLURM_CPUS_PER_TASK", "")
