@@ -158,9 +158,18 @@ def test_a_run_that_goes_on_on_another_kind_of_device_says_so_and_its_record_nam
     with monkeypatch.context() as patch:
         small_runs.stop_after(patch, 2)
         assert small_runs.carry_out(asked) == "interrupted"
+    at_once = []
+    real = loop._optimizer_step
+
+    def seen(trainee: Any, rows_B: Any, settings: Any, state: Any, *rest: Any) -> Any:
+        at_once.append({group["foreach"] for group in state.optimizer.param_groups})
+        return real(trainee, rows_B, settings, state, *rest)
+
+    monkeypatch.setattr(loop, "_optimizer_step", seen)
     with pretended_cuda.pretended_cuda(monkeypatch):
         elsewhere = small_runs.request(tmp_path, "device=cuda", *SCRATCH)
         assert small_runs.carry_out(elsewhere) == "completed"
+    assert at_once == [{True}] * 2  # the CPU updates one parameter after the other
     run = small_runs.final_run(asked)
     assert [a.device for a in small_runs.record_of(run, asked.runtime).attempts] == ["cpu", "pretended"]
     log = small_runs.paths_of(run, asked.runtime).log.read_text()

@@ -89,7 +89,10 @@ class TrainState:
         file, content = restored
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
+        foreach = [group["foreach"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, foreach, strict=True):
+            group["foreach"] = own  # of this device; the attempt before may have had another
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.progress, self.best_state = Progress(**state["progress"]), state["best_state"]
