@@ -68,7 +68,7 @@ class Device:
 
     def wait(self, what: str) -> None:
         frames, frame = [], sys._getframe(1)
-        while frame is not None:  # type: ignore[redundant-expr]  # it ends with None
+        while frame is not None:
             if frame.f_code.co_filename.startswith(SOURCE):
                 file = str(Path(frame.f_code.co_filename).relative_to(SOURCE))
                 frames.append((file, frame.f_lineno, frame.f_code.co_name))
@@ -90,13 +90,13 @@ class CudaTensor(Tensor):
     """`held` has the numbers."""
 
     held: Tensor
-    device = CUDA  # type: ignore[assignment]
-    is_cuda, is_cpu = True, False  # type: ignore[assignment]
+    device = CUDA
+    is_cuda, is_cpu = True, False
 
     @staticmethod
     def __new__(cls, held: Tensor) -> CudaTensor:
-        made: CudaTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype, device="cpu"
+        made: CudaTensor = torch.Tensor._make_wrapper_subclass(
+            cls, held.shape, held.stride(), held.storage_offset(), dtype=held.dtype, device=torch.device("cpu")
         )
         made.held = held
         return made
@@ -104,24 +104,24 @@ class CudaTensor(Tensor):
     def __init__(self, held: Tensor) -> None:
         pass
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"CudaTensor({self.held})"
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         copied = self.detach().clone().requires_grad_(self.requires_grad)
-        copied._is_param = getattr(self, "_is_param", False)  # type: ignore[attr-defined]
+        copied._is_param = getattr(self, "_is_param", False)
         memo[id(self)] = copied
         return copied
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         device.wait("copy to host")
-        return self.held.__reduce_ex__(protocol)
+        return self.held.__reduce_ex__(protocol)  # type: ignore[no-untyped-call]
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name == "to" and isinstance(args[0], CudaTensor):
-            target, dtype, _, _ = torch._C._nn._parse_to(*args[1:], **_without(kwargs, "copy"))  # type: ignore[attr-defined]
+            target, dtype, _, _ = torch._C._nn._parse_to(*args[1:], **_without(kwargs, "copy"))
             if target is not None and target.type == "cpu":
                 return to_host(args[0]).to(dtype or args[0].dtype)
             if target is not None:  # it is there already
@@ -142,7 +142,9 @@ class CudaTensor(Tensor):
             return func(*args, **kwargs)
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return run(func, args, kwargs or {})
 
 
@@ -170,7 +172,7 @@ def run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return func(*args, **kwargs)
     kwargs = {**kwargs, **({"device": torch.device("cpu")} if asked is not None else {})}
     if ours and func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
-        with _Dispatch():  # in inference mode they come whole
+        with _Dispatch():  # type: ignore[no-untyped-call]  # in inference mode they come whole
             return func.decompose(*args, **kwargs)
     if name == "_to_copy" and not ours:
         return device.copy_in(args[0], func(*args, **kwargs), non_blocking=kwargs.get("non_blocking", False))
@@ -261,7 +263,8 @@ class _Functions(TorchFunctionMode):
             return _sent(made) if torch.device(kwargs["device"]).type == "cuda" else made
         if func in (Tensor.to, Tensor.cuda) and not isinstance(args[0], CudaTensor):
             # C++ would ask the driver which of its devices `cuda` is.
-            target, *how = torch._C._nn._parse_to(*args[1:], **_without(kwargs, "copy"))  # type: ignore[attr-defined]
+            how: Any
+            target, *how = torch._C._nn._parse_to(*args[1:], **_without(kwargs, "copy"))
             if target is not None and target.type == "cuda":
                 return _sent(args[0], *how)
         if func is Tensor.pin_memory:
@@ -323,15 +326,19 @@ def pretended_cuda(patch: pytest.MonkeyPatch) -> Iterator[Device]:
     for module in (_foreach_utils, importlib.import_module("torch.optim.optimizer")):
         patch.setattr(module, "_foreach_supported_types", [*module._foreach_supported_types, CudaTensor])
 
+    def enter() -> None:
+        for mode in (_Functions(), _Dispatch()):  # type: ignore[no-untyped-call]
+            mode.__enter__()  # type: ignore[no-untyped-call]
+
     def reader(workers: int) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(workers, initializer=lambda: (_Functions().__enter__(), _Dispatch().__enter__()))  # type: ignore[arg-type, return-value]
+        return ThreadPoolExecutor(workers, initializer=enter)
 
     patch.setattr(preprocess, "ThreadPoolExecutor", reader)
     patch.setattr(torch.optim.Optimizer, "_accelerator_graph_capture_health_check", lambda _: None, raising=False)
     patch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
     gpus.cache_clear()
     try:
-        with _Functions(), _Dispatch():
+        with _Functions(), _Dispatch():  # type: ignore[no-untyped-call]
             yield device
     finally:
         for cached in (gpus, preprocess._per_channel, preprocess._weights, augment._corners, augment._counted):

@@ -104,7 +104,12 @@ def test_a_solved_probe_gives_the_cpus_numbers_and_waits_five_times_an_iteration
 ) -> None:
     iterations = []
     real = solved_head._Memory.apply
-    monkeypatch.setattr(solved_head._Memory, "apply", lambda *a: (iterations.append(1), real(*a))[1])
+
+    def counted(memory: Any, gradient: Any) -> Any:
+        iterations.append(1)
+        return real(memory, gradient)
+
+    monkeypatch.setattr(solved_head._Memory, "apply", counted)
     device = both(tmp_path, *PROBE, "phase.probe.solver=lbfgs")
     waits = [wait for wait in device.waits if "minimise" in wait.functions]
     on_cuda = len(iterations) / 2  # the CPU takes as many

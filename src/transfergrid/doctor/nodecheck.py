@@ -159,7 +159,8 @@ def _gpu() -> dict[str, Any]:
         free_gib.append(sizes_gib[0])
         total_gib.append(sizes_gib[1])
     found = {"names": names, "problem": here.problem, "driver": driver, "without_bf16": without_bf16}
-    return found | {"free_gib": free_gib, "total_gib": total_gib, "cudnn": torch.backends.cudnn.version()}
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return found | {"free_gib": free_gib, "total_gib": total_gib, "cudnn": cudnn}
 
 
 def _convolve(device: Any, dtype: Any, bound: float) -> None:

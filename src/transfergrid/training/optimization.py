@@ -47,13 +47,13 @@ def make_anchors(groups: Iterable[ParameterGroup]) -> list[Anchor]:
 
 def pull_to_start(anchors: Iterable[Anchor]) -> None:
     """Add the gradient of strength / 2 * |w - start|^2 to what backward() has left."""
-    by_strength: dict[float, list[Anchor]] = {}
+    by_strength: dict[float, list[tuple[Anchor, torch.Tensor]]] = {}
     for anchor in anchors:
         if anchor.parameter.grad is not None:
-            by_strength.setdefault(anchor.strength, []).append(anchor)
+            by_strength.setdefault(anchor.strength, []).append((anchor, anchor.parameter.grad))
     for strength, pulled in by_strength.items():
-        away = torch._foreach_sub([a.parameter.detach() for a in pulled], [a.start for a in pulled])
-        torch._foreach_add_([a.parameter.grad for a in pulled], away, alpha=strength)
+        away = torch._foreach_sub([a.parameter.detach() for a, _ in pulled], [a.start for a, _ in pulled])
+        torch._foreach_add_([grad for _, grad in pulled], away, alpha=strength)
 
 
 def split_decay(
