@@ -248,7 +248,7 @@ def _count(func: Any, name: str, args: Any, tensors: list[Tensor]) -> None:
     device.launches += -(-many // PER_LAUNCH)
 
 
-class _Dispatch(TorchDispatchMode):
+class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return run(func, args, kwargs or {})
 
