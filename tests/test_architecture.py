@@ -40,7 +40,7 @@ THIRD_PARTIES: Mapping[str, frozenset[str]] = {
     "store": frozenset({"numpy", "h5py"}),
     "data": frozenset({"numpy", "torch", "torchvision", "PIL", "pillow_heif", "scipy", "sklearn"}),
     "networks": frozenset({"numpy", "torch", "torchvision", "timm", "sklearn", "safetensors", "huggingface_hub"}),
-    "training": frozenset({"numpy", "torch", "scipy", "timm"}),
+    "training": frozenset({"numpy", "torch", "scipy", "timm", "pynvml"}),
     "phases": frozenset({"numpy", "torch"}),
     "config": frozenset({"hydra", "omegaconf", "yaml"}),
     "tracking": frozenset({"numpy", "PIL", "wandb", "wandb_workspaces"}),
@@ -61,6 +61,7 @@ ONLY_HERE = {
     "matplotlib": "report.figures",
     "jinja2": "report.page",
     "rich": "cli",
+    "pynvml": "training.usage",
 }
 HEAVY = ("torch", "torchvision", "timm", "sklearn", "pandas")
 

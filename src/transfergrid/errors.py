@@ -34,7 +34,8 @@ from transfergrid.names import closest, printable, some
 
 NEXT_STEP = {
     "host_oom": "give the run more memory (cluster.mem_gb=...) and launch again",
-    "cuda_oom": "use a smaller phase.<name>.batch_size or a larger GPU, and launch again",
+    "cuda_oom": "use a smaller data.resident_gb (no number changes), phase.<name>.micro_batch or batch_size, or a"
+    " larger GPU, and launch again; evaluation takes 256 images at once",
     "timeout": "launch again: it continues from its checkpoint",
     "node_failure": "launch again: it continues from its checkpoint",
     "preempted": "launch again: it continues from its checkpoint",

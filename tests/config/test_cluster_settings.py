@@ -92,16 +92,26 @@ def test_a_phase_gets_what_by_phase_gives_it_and_all_else_from_the_cluster() -> 
     asked = settings(
         "cluster.partition=gpu",
         "cluster.mem_gb=8",
-        "cluster.by_phase={extract: {mem_gb: 64, gpus: 2}, finetune: {partition: null, timeout_min: 600}}",
+        "cluster.by_phase={extract: {mem_gb: 64, gpus: 0}, finetune: {partition: null, timeout_min: 600}}",
     )
     common = Resources(partition="gpu", mem_gb=8)
     assert asked.resources == common == asked.of_phase("probe") == asked.of_phase("scratch")
-    assert asked.of_phase("extract") == replace(common, mem_gb=64, gpus=2)
+    assert asked.of_phase("extract") == replace(common, mem_gb=64, gpus=0)
     assert asked.of_phase("finetune") == replace(common, partition=None, timeout_min=600)
 
 
 # ----------------------------------------------------------------------------------------------------------- refused
 REFUSED = [
+    (
+        "cluster.gpus=2",
+        "cluster.gpus=2: a run computes on one GPU, the other one would be idle; give cluster.gpus=1; for a whole node:"
+        " cluster.sbatch={exclusive: true}",
+    ),
+    (
+        "cluster.by_phase={probe: {gpus: 4}}",
+        "cluster.by_phase.probe.gpus=4: a run computes on one GPU, the other 3 would be idle; give"
+        " cluster.by_phase.probe.gpus=1; for a whole node: cluster.sbatch={exclusive: true}",
+    ),
     ("cluster.gpus=-1", "cluster.gpus=-1 is out of range; it must be at least 0 and at most 64"),
     ("cluster.gpus=65", "cluster.gpus=65 is out of range"),
     ("cluster.gpus=1.5", "cluster.gpus=1.5 is not a whole number"),
@@ -285,7 +295,7 @@ def test_a_launchs_settings_come_back_from_its_payload_with_those_changed_that_a
         [
             "cluster.mem_gb=8",
             "cluster.sbatch={mail-type: END, hold: true}",
-            "cluster.by_phase={probe: {cpus: 1}, extract: {gpus: 2}}",
+            "cluster.by_phase={probe: {cpus: 1}, extract: {gpus: 0}}",
             "cluster.setup=['module load a','b']",
         ],
     )

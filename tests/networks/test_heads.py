@@ -91,7 +91,7 @@ def train_heads(
             device=CPU,
             checkpoint_min_interval_s=60,
             stop=StopFlag(),
-            usage=UsageMeter(gpu=False),
+            usage=UsageMeter(),
         )
     assert isinstance(trainee.module, Heads)
     return trainee.module

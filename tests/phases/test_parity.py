@@ -304,7 +304,7 @@ def test_the_gate_leaves_the_network_as_it_was(probed: Request) -> None:
     run = final_run(probed)
     attempt: Attempt = None  # type: ignore[assignment]
     setting = _setting.open_setting(
-        RunContext(run, probed.runtime, attempt, StopFlag(), UsageMeter(gpu=False)), (run.backbones[0].preprocess,)
+        RunContext(run, probed.runtime, attempt, StopFlag(), UsageMeter()), (run.backbones[0].preprocess,)
     )
     network: JoinedNetwork = _on_images.build_joined(run, probed.runtime, setting, auxiliary=False).train()
     before = {name: value.clone() for name, value in network.state_dict().items()}

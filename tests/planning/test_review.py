@@ -61,7 +61,7 @@ class LinearTrainee:
         self.module = nn.ModuleList([nn.Linear(3, 2) for _ in range(heads)])
         for head in self.module[1:]:
             head.load_state_dict(self.module[0].state_dict())
-        self.num_rows, self.num_heads = 10, heads
+        self.num_rows, self.num_heads, self.rows_on = 10, heads, torch.device("cpu")
         self._losses, self._epoch = losses, 0
 
     def train_mode(self) -> None:
@@ -105,7 +105,7 @@ def fit_linear(trainee: LinearTrainee, folder: Path, **changes: Any) -> Any:
             device=torch.device("cpu"),
             checkpoint_min_interval_s=60,
             stop=StopFlag(),
-            usage=UsageMeter(gpu=False),
+            usage=UsageMeter(),
         )
 
 

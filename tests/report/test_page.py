@@ -108,7 +108,8 @@ def test_what_failed_and_what_is_missing_is_told_with_the_reason(store: StorePat
         "small · mnist · googlenet · finetune · IMAGENET1K_V1: missing; no run has a record yet: not started, "
         "or still running.",
         f"{runs['failed'].run_id}: cuda_oom: out of memory: <8 GB> & more second line. Next: use a smaller "
-        "phase.<name>.batch_size or a larger GPU, and launch again.",
+        "data.resident_gb (no number changes), phase.<name>.micro_batch or batch_size, or a larger GPU, and launch "
+        "again; evaluation takes 256 images at once.",
     ]
     kinds = [row.attributes["class"] for row in lines_of(page)]
     assert kinds == ["completed best", "completed other", "completed other", "failed other", "missing other"]

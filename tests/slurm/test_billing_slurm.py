@@ -18,7 +18,7 @@ from transfergrid.store.bills import read_bill
 pytestmark = pytest.mark.slurm
 
 SCRATCH = ("grid=quickstart", "grid.variants={}", "grid.models=[baseline_cnn]", "grid.phases=[scratch]", *QUICK)
-TWO_GPUS = "cluster.gpus=2"
+WHOLE_NODE = "cluster.sbatch={exclusive: true}"  # which has two GPUs
 
 
 def billed_s(slurm: Sandbox, job_id: str) -> tuple[float, int]:
@@ -34,7 +34,7 @@ def rows(store: Path) -> list[dict[str, str]]:
 
 
 def test_a_requeued_run_costs_what_slurm_bills_for_all_its_attempts(slurm: Sandbox, tmp_path: Path) -> None:
-    asked = (*SCRATCH, TWO_GPUS, "grid.seeds=[0]", "phase.scratch.epochs=6", "checkpoint.min_interval_s=0")
+    asked = (*SCRATCH, WHOLE_NODE, "grid.seeds=[0]", "phase.scratch.epochs=6", "checkpoint.min_interval_s=0")
     said = jobs("launch_grid.py", *asked, "cluster=slurm", env=slurm.env, cwd=tmp_path)
     assert said.code == 0, said.text
     store = tmp_path / "results"

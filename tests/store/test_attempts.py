@@ -57,6 +57,18 @@ def paths(tmp_path: Path) -> RunPaths:
     return RunPaths(tmp_path / "runs" / "one")
 
 
+def test_each_attempt_says_what_it_computed_on_and_hears_where_the_one_before_was_on_another_kind(
+    paths: RunPaths,
+) -> None:
+    heard = []
+    for name in (None, "cpu", "cpu", None, "H200", "A100", "A100"):
+        with begin_attempt(paths, SPEC) as attempt:
+            heard.append(None if name is None else attempt.note_device(name))
+            assert read_owner(paths) == attempt.owner  # also where it is killed after this
+    assert heard == [None, None, None, None, "cpu", "H200", None]
+    assert [t.device for t in attempt_times(paths)] == [None, "cpu", "cpu", None, "H200", "A100", "A100"]
+
+
 def owned(paths: RunPaths, task: str | None, *, number: int = 1, **owner: Any) -> None:
     """The newest attempt, begun by a task of SLURM's on another node; `owner` wins."""
     content = {"host": "node-7", "pid": 1, "node": "node-7", "started": "2026-11-20T12:00:00+00:00", "attempt": number}

@@ -146,7 +146,7 @@ def first_step(run: RunSpec, runtime: Runtime, monkeypatch: pytest.MonkeyPatch, 
         patch.setattr(_parity, "load_probe", lambda *_: None)
         patch.setattr(_parity, "assert_parity", lambda *_, **__: None)
         with begin_attempt(store_paths(runtime).run(run.run_id), run) as attempt, pytest.raises(Enough):
-            phase_module(run.phase).run(RunContext(run, runtime, attempt, StopFlag(), UsageMeter(gpu=False)))
+            phase_module(run.phase).run(RunContext(run, runtime, attempt, StopFlag(), UsageMeter()))
     return found[0]
 
 

@@ -63,6 +63,7 @@ class Points:
     """A trainee of a few points in four dimensions; `spoil` may change the loss of a step."""
 
     num_heads = 1
+    rows_on = torch.device("cpu")
 
     def __init__(self, num_rows: int, *, spoil: Callable[[int, Tensor], Tensor] | None = None) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -118,7 +119,7 @@ def fit_points(
             device=CPU,
             checkpoint_min_interval_s=interval_s,
             stop=stop or StopFlag(),
-            usage=usage or UsageMeter(gpu=False),
+            usage=usage or UsageMeter(),
         )
 
 
@@ -199,7 +200,7 @@ def test_the_line_of_an_epoch_says_how_busy_the_gpu_of_its_own_run_is(spec: RunS
         def gpu_now(self) -> dict[str, float]:
             return {"gpu/utilisation": 0.4, "gpu/memory_mib": 1000.0}
 
-    fit_points(Points(20), spec, tmp_path / "busy", epochs=1, usage=Busy(gpu=False))
+    fit_points(Points(20), spec, tmp_path / "busy", epochs=1, usage=Busy())
     fit_points(Points(20), spec, tmp_path / "beside", epochs=1)
     busy, beside = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("busy", "beside"))
     assert [line.get("gpu/utilisation") for line in busy] == [None, None, None, 0.4]

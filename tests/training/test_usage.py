@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from cluster_cases import DIGITS, console, executable, extract_run, said, scratch_run
+import torch
+from cluster_cases import DIGITS, console, extract_run, said, scratch_run
 
 from transfergrid.cli.screen import show_usage
 from transfergrid.paths import StorePaths
 from transfergrid.specs import DatasetSpec, RunSpec
 from transfergrid.store.records import RunRecord, write_record
 from transfergrid.training import usage
+from transfergrid.training.device import gpus_given
 from transfergrid.training.usage import UsageMeter
 
 
@@ -24,102 +29,159 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
+class Driver:
+    """NVML of GPUs by their UUIDs: in each round of asking, the next of `says` of each, (percent busy, MiB in use);
+    None is what it cannot tell. After the last round it fails."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, says: dict[str, list[tuple[float | None, float | None]]], *, is_there: bool = True) -> None:
+        self.says, self.is_there, self.asked = says, is_there, dict.fromkeys(says, 0)
+
+    def nvmlInit(self) -> None:
+        if not self.is_there:
+            raise self.NVMLError("Driver Not Loaded")
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid not in self.says:
+            raise self.NVMLError("Not Found")
+        return uuid
+
+    def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:
+        return SimpleNamespace(gpu=self._told(handle, 0))
+
+    def nvmlDeviceGetMemoryInfo(self, handle: str) -> Any:
+        self.asked[handle] += 1
+        return SimpleNamespace(used=self._told(handle, 1, before=1) * 2**20)
+
+    def _told(self, handle: str, which: int, *, before: int = 0) -> float:
+        rounds = self.says[handle]
+        at = self.asked[handle] - before
+        value = rounds[at][which] if at < len(rounds) else None
+        if value is None:
+            raise self.NVMLError("Not Supported")
+        return value
+
+
 @pytest.fixture
-def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A fake one: it prints the lines of `says`, one per call, then fails. `calls` holds its arguments."""
-    folder = tmp_path / "gpu"
-    executable(
-        folder / "nvidia-smi",
-        f'echo "$*" >> {folder}/calls',
-        f"line=$(head -n 1 {folder}/says)",
-        f"sed -i 1d {folder}/says",
-        '[ -n "$line" ] || exit 9',
-        'echo "$line"',
-    )
-    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Driver]:
+    """Makes the driver that a meter asks, every 20 ms."""
     monkeypatch.setattr(usage, "SAMPLE_S", 0.02)
-    return folder
+
+    def made(says: dict[str, list[tuple[float | None, float | None]]], **options: Any) -> Driver:
+        driver = Driver(says, **options)
+        monkeypatch.setitem(sys.modules, "pynvml", driver)
+        return driver
+
+    return made
 
 
-def measured(folder: Path, says: str) -> tuple[dict[str, Any], list[str]]:
-    """The summary of a run on a GPU of which nvidia-smi says this, and the arguments of its calls."""
-    (folder / "says").write_text(says)
-    calls = folder / "calls"
-    with UsageMeter(gpu=True) as meter:
-        deadline = time.monotonic() + 30
-        while not calls.exists() or len(calls.read_text().splitlines()) <= len(says.splitlines()):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-    return meter.summary(), calls.read_text().splitlines()
+def measured(driver: Driver, *gpus: str) -> dict[str, Any]:
+    """The summary of a run that was given these GPUs, once the driver has told all it has to say."""
+    with UsageMeter(gpus=gpus) as meter:
+        until(lambda: all(driver.asked[gpu] > len(driver.says[gpu]) for gpu in gpus))
+    return meter.summary()
+
+
+def until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # ------------------------------------------------------------------------------------------------------------ measured
-def test_a_gpus_load_is_the_mean_and_its_memory_the_peak_of_the_samples(nvidia_smi: Path) -> None:
-    summary, calls = measured(nvidia_smi, "40, 1000\n80, 3000\n15, 2000\n")
-    assert summary["gpu_utilisation"] == 0.45
-    assert summary["gpu_memory_mib"] == 3000.0
-    assert calls[0] == "--query-gpu=utilization.gpu,memory.used --format=csv,noheader,nounits"
+def test_a_gpus_load_is_the_mean_and_its_memory_the_peak_of_the_samples(pretend: Callable[..., Driver]) -> None:
+    summary = measured(pretend({"GPU-1": [(40, 1000), (80, 3000), (15, 2000)]}), "GPU-1")
+    assert (summary["gpu_utilisation"], summary["gpu_memory_mib"]) == (0.45, 3000.0)
 
 
-def test_lines_of_a_run_on_a_gpu_can_say_how_busy_it_is_now(nvidia_smi: Path) -> None:
-    (nvidia_smi / "says").write_text("40, 1000\n")
-    with UsageMeter(gpu=True) as meter:
-        deadline = time.monotonic() + 30
-        while not (now := meter.gpu_now()):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+def test_all_gpus_of_a_run_count_and_no_other(pretend: Callable[..., Driver]) -> None:
+    """One that nobody uses shows as half of the load."""
+    driver = pretend({"GPU-1": [(80, 3000), (60, 3000)], "GPU-2": [(0, 500), (0, 4000)], "GPU-3": [(100, 9000)]})
+    summary = measured(driver, "GPU-1", "GPU-2")
+    assert (summary["gpu_utilisation"], summary["gpu_memory_mib"]) == (0.35, 4000.0)
+    assert driver.asked["GPU-3"] == 0
+
+
+def test_of_a_slice_of_a_gpu_the_memory_is_known_and_the_load_is_not(pretend: Callable[..., Driver]) -> None:
+    driver = pretend({"MIG-7": [(None, 12.5)] * 50})
+    with UsageMeter(gpus=["MIG-7"]) as meter:
+        until(lambda: meter.gpu_now())
+        assert meter.gpu_now() == {"gpu/memory_mib": 12.5}
+    assert (meter.summary()["gpu_utilisation"], meter.summary()["gpu_memory_mib"]) == (None, 12.5)
+    assert driver.asked["MIG-7"] > 0
+
+
+def test_lines_of_a_run_on_a_gpu_can_say_how_busy_it_is_now(pretend: Callable[..., Driver]) -> None:
+    pretend({"GPU-1": [(40, 1000)]})
+    with UsageMeter(gpus=["GPU-1"]) as meter:
+        until(lambda: len(meter.gpu_now()) == 2)
+        now = meter.gpu_now()
     assert now == {"gpu/utilisation": 0.4, "gpu/memory_mib": 1000.0}
     assert meter.gpu_now() == {}
-    assert UsageMeter(gpu=False).gpu_now() == {}  # another run's meter knows nothing of it
+    assert UsageMeter().gpu_now() == {}  # another run's meter knows nothing of it
 
 
-def test_it_is_the_first_gpu_that_the_run_may_use(nvidia_smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5ab,3")
-    summary, calls = measured(nvidia_smi, "100, 12.5\n")
-    assert calls[0].endswith(" -i GPU-5ab")
-    assert (summary["gpu_utilisation"], summary["gpu_memory_mib"]) == (1.0, 12.5)
-
-
-def test_what_nvidia_smi_cannot_tell_is_no_sample(nvidia_smi: Path) -> None:
-    summary, _ = measured(nvidia_smi, "[N/A], [N/A]\nNo devices were found\n50, 7\n")
+def test_what_the_driver_cannot_tell_is_no_sample(pretend: Callable[..., Driver]) -> None:
+    summary = measured(pretend({"GPU-1": [(None, None), (50, None), (None, 7)]}), "GPU-1")
     assert (summary["gpu_utilisation"], summary["gpu_memory_mib"]) == (0.5, 7.0)
 
 
-def test_without_a_sample_nothing_is_known_of_the_gpu(nvidia_smi: Path) -> None:
-    summary, calls = measured(nvidia_smi, "")
-    assert len(calls) >= 1
-    assert (summary["gpu_utilisation"], summary["gpu_memory_mib"]) == (None, None)
-
-
-def test_a_run_on_the_cpu_never_asks_for_a_gpu(nvidia_smi: Path) -> None:
-    with UsageMeter(gpu=False) as meter:
-        time.sleep(0.1)
-    assert not (nvidia_smi / "calls").exists()
-    assert meter.summary()["gpu_utilisation"] is None
-
-
-def test_on_a_machine_without_nvidia_smi_a_run_on_a_gpu_is_measured_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("is_there", "gpu"), [(False, "GPU-1"), (True, "GPU-2")])
+def test_without_a_driver_or_with_a_gpu_that_it_does_not_know_a_run_is_measured_all_the_same(
+    is_there: bool, gpu: str, pretend: Callable[..., Driver]
 ) -> None:
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with UsageMeter(gpu=True) as meter:
-        pass
+    pretend({"GPU-1": [(50, 7)] * 50}, is_there=is_there)
+    with UsageMeter(gpus=[gpu]) as meter:
+        meter._thread.join(30)  # it gives up at once
+    assert not meter._thread.is_alive() and meter.gpu_now() == {}
     assert meter.summary()["gpu_memory_mib"] is None and meter.summary()["max_rss_mib"] > 10
 
 
-def test_sampling_ends_with_the_run(nvidia_smi: Path) -> None:
-    measured(nvidia_smi, "1, 1\n")
-    time.sleep(0.1)  # a call that was under way
-    before = (nvidia_smi / "calls").read_text()
-    time.sleep(0.2)
-    assert (nvidia_smi / "calls").read_text() == before
+def test_a_machine_without_the_drivers_library_gives_no_samples() -> None:
+    """With the real pynvml: here there is no GPU, or none of this name."""
+    with UsageMeter(gpus=["GPU-00000000-0000-0000-0000-000000000000"]) as meter:
+        meter._thread.join(30)
+    assert meter.summary()["gpu_utilisation"] is None
+
+
+def test_a_run_on_the_cpu_never_asks_for_a_gpu(pretend: Callable[..., Driver]) -> None:
+    driver = pretend({"GPU-1": [(50, 7)] * 50})
+    with UsageMeter() as meter:
+        time.sleep(0.1)
+    assert driver.asked == {"GPU-1": 0} and not meter._thread.is_alive()
+
+
+def test_sampling_ends_with_the_run(pretend: Callable[..., Driver]) -> None:
+    driver = pretend({"GPU-1": [(1, 1)] * 1000})
+    with UsageMeter(gpus=["GPU-1"]) as meter:
+        until(lambda: driver.asked["GPU-1"])
+    meter._thread.join(30)
+    assert not meter._thread.is_alive()
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [(None, ("GPU-a",)), ("0,1", ("GPU-a", "GPU-b")), ("MIG-7", ("MIG-7",)), ("GPU-a,GPU-b", ("GPU-a", "GPU-b"))],
+)
+def test_the_gpus_of_a_run_are_those_shared_out_to_it_or_the_one_that_it_uses(
+    visible: str | None, expected: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1 if visible == "MIG-7" else 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid="ab"[index]))
+    assert gpus_given(torch.device("cuda")) == expected
+    assert gpus_given(torch.device("cpu")) == ()
 
 
 def test_wall_time_and_cpu_time_of_this_process_are_told_apart() -> None:
-    with UsageMeter(gpu=False) as asleep:
+    with UsageMeter() as asleep:
         time.sleep(0.2)
     assert asleep.summary()["wall_s"] >= 0.2 and asleep.summary()["cpu_s"] <= 0.1
-    with UsageMeter(gpu=False) as busy:
+    with UsageMeter() as busy:
         began = time.process_time()
         while time.process_time() - began < 0.1:
             pass
@@ -140,7 +202,7 @@ def test_what_slurm_gave_is_told_beside_it(
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    with UsageMeter(gpu=False) as meter:
+    with UsageMeter() as meter:
         pass
     assert meter.summary()["cpus"] == (cpus or len(os.sched_getaffinity(0)))
     assert meter.summary()["memory_mib"] == memory_mib

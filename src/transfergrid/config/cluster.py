@@ -62,6 +62,10 @@ def cluster_settings(node: DictConfig) -> ClusterSettings:
         )
     for where, request in {"cluster": resources, **{f"cluster.by_phase.{p}": r for p, r in by_phase.items()}}.items():
         _check_time(f"{where}.timeout_min", request.timeout_min, values["signal_delay_s"])
+        if values["kind"] != "local" and request.gpus > 1:
+            idle = "the other one would be idle" if request.gpus == 2 else f"the other {request.gpus - 1} would be idle"
+            remedy = f"give {where}.gpus=1; for a whole node: cluster.sbatch={{exclusive: true}}"
+            raise ConfigError(f"{where}.gpus={request.gpus}: a run computes on one GPU, {idle}", remedy=remedy)
     values |= {"resources": resources, "by_phase": by_phase, "setup": tuple(values["setup"]), "sbatch": options}
     return ClusterSettings(**{f.name: values[f.name] for f in fields(ClusterSettings)})
 

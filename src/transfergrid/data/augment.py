@@ -10,13 +10,17 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from transfergrid.data.preprocess import to_device
+
 # N images of the data set, B images of a batch, H W pixels, C channels
 
+CPU = torch.device("cpu")
 CUTOUT_FILL = 128  # mid grey: near the mean of photographs, and seen by the network as about zero
 
 
@@ -59,9 +63,7 @@ class AugmentDraws:
     centre_N2: Tensor
 
 
-def draw(
-    plan: AugmentPlan, *, num_images: int, seed: int, epoch: int, device: torch.device | None = None
-) -> AugmentDraws:
+def draw(plan: AugmentPlan, *, num_images: int, seed: int, epoch: int, device: torch.device = CPU) -> AugmentDraws:
     """Draw for every image of the data set, always on the CPU; `device` is where the numbers are kept."""
     shift_px = plan.shift_px
     # Alternating, the first draw holds for the whole run and each epoch turns it round.
@@ -77,20 +79,20 @@ def draw(
     centre_N2 = torch.rand(num_images, 2, dtype=torch.float64, generator=_stream(seed, epoch, "cutout"))
     return AugmentDraws(
         plan=plan,
-        flip_N=flip_N.to(device),
-        shift_N2=shift_N2.to(device),
-        corners_N42=(corners_N42 * tilted_N[:, None, None]).to(device),
-        angle_N=(turn_N * plan.rotation_deg).to(device),
-        centre_N2=centre_N2.to(device),
+        flip_N=to_device(flip_N, device),
+        shift_N2=to_device(shift_N2, device),
+        corners_N42=to_device(corners_N42 * tilted_N[:, None, None], device),
+        angle_N=to_device(turn_N * plan.rotation_deg, device),
+        centre_N2=to_device(centre_N2, device),
     )
 
 
 def apply(images_BHWC: Tensor, draws: AugmentDraws, indices_B: Tensor) -> Tensor:
     """The batch, changed as drawn for the images with these indices; images and draws lie on one device."""
     plan = draws.plan
-    indices_B = indices_B.to(draws.flip_N.device)
+    indices_B = to_device(indices_B, draws.flip_N.device)
     if plan.flip or plan.shift_px:
-        flip_B = draws.flip_N[indices_B] if plan.flip else torch.zeros_like(indices_B, dtype=torch.bool)
+        flip_B = draws.flip_N[indices_B] if plan.flip else None
         images_BHWC = _flipped_and_shifted(images_BHWC, flip_B, draws.shift_N2[indices_B])
     if plan.perspective:
         images_BHWC = _tilted(images_BHWC, draws.corners_N42[indices_B])
@@ -107,14 +109,19 @@ def _stream(seed: int, epoch: int, kind: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(content[:8], "big") >> 1)
 
 
-def _flipped_and_shifted(images_BHWC: Tensor, flip_B: Tensor, shift_B2: Tensor) -> Tensor:
+def _flipped_and_shifted(images_BHWC: Tensor, flip_B: Tensor | None, shift_B2: Tensor) -> Tensor:
     num_images, height_px, width_px, _ = images_BHWC.shape
     device = images_BHWC.device
     # Where each pixel of the result comes from: a shift down by 3 reads 3 rows further up.
-    rows_BH = _reflected(torch.arange(height_px, device=device) - shift_B2[:, :1], height_px)
-    columns_BW = _reflected(torch.arange(width_px, device=device) - shift_B2[:, 1:], width_px)
-    columns_BW = torch.where(flip_B[:, None], width_px - 1 - columns_BW, columns_BW)
-    batch_B = torch.arange(num_images, device=device)
+    if height_px == width_px:
+        both_B2W = _reflected(_counted(width_px, device) - shift_B2[:, :, None], width_px)
+        rows_BH, columns_BW = both_B2W.unbind(1)
+    else:
+        rows_BH = _reflected(_counted(height_px, device) - shift_B2[:, :1], height_px)
+        columns_BW = _reflected(_counted(width_px, device) - shift_B2[:, 1:], width_px)
+    if flip_B is not None:
+        columns_BW = torch.where(flip_B[:, None], width_px - 1 - columns_BW, columns_BW)
+    batch_B = _counted(num_images, device)
     return images_BHWC[batch_B[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]]
 
 
@@ -133,8 +140,7 @@ def _tilted(images_BHWC: Tensor, corners_B42: Tensor) -> Tensor:
     """
     num_images, height_px, width_px, _ = images_BHWC.shape
     device = images_BHWC.device
-    # Coordinates as grid_sample's: -1 and 1 are the outer edges, so a side is 2 long.
-    source_42 = torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], device=device)
+    source_42 = _corners(device)
     target_B42 = source_42 - source_42.sign() * corners_B42 * 2
     x_B4, y_B4 = target_B42.unbind(-1)
     u_B4, v_B4 = source_42.expand(num_images, 4, 2).unbind(-1)
@@ -142,7 +148,8 @@ def _tilted(images_BHWC: Tensor, corners_B42: Tensor) -> Tensor:
     rows_u = torch.stack([x_B4, y_B4, one_B4, zero_B4, zero_B4, zero_B4, -u_B4 * x_B4, -u_B4 * y_B4], -1)
     rows_v = torch.stack([zero_B4, zero_B4, zero_B4, x_B4, y_B4, one_B4, -v_B4 * x_B4, -v_B4 * y_B4], -1)
     equations_B88 = torch.cat([rows_u, rows_v], 1).double()
-    solved_B8 = torch.linalg.solve(equations_B88, torch.cat([u_B4, v_B4], 1).double()).float()
+    # Not solve(), which has the host look whether it could: four corners of a convex plane always can.
+    solved_B8 = torch.linalg.solve_ex(equations_B88, torch.cat([u_B4, v_B4], 1).double()).result.float()
     matrix_B33 = torch.cat([solved_B8, torch.ones(num_images, 1, device=device)], 1).reshape(-1, 3, 3)
     x_W = (torch.arange(width_px, device=device) + 0.5) * (2 / width_px) - 1
     y_H = (torch.arange(height_px, device=device) + 0.5) * (2 / height_px) - 1
@@ -153,6 +160,12 @@ def _tilted(images_BHWC: Tensor, corners_B42: Tensor) -> Tensor:
     tilted_BHWC = _sampled(images_BHWC, moved_BHW3[..., :2] / moved_BHW3[..., 2:], fill=0)
     moves_B = (corners_B42 != 0).flatten(1).any(1)
     return torch.where(moves_B[:, None, None, None], tilted_BHWC, images_BHWC)
+
+
+@lru_cache(maxsize=8)
+def _corners(device: torch.device) -> Tensor:
+    """Clockwise from the upper left. Coordinates as grid_sample's: -1 and 1 are the outer edges, a side is 2 long."""
+    return to_device(torch.tensor([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]), device)
 
 
 def _rotated(images_BHWC: Tensor, angle_B: Tensor, *, expand: bool, fill: int) -> Tensor:
@@ -182,9 +195,23 @@ def _sampled(images_BHWC: Tensor, grid_BHW2: Tensor, *, fill: int) -> Tensor:
 def _cut_out(images_BHWC: Tensor, centre_B2: Tensor, cutout_px: int) -> Tensor:
     height_px, width_px = images_BHWC.shape[1:3]
     device = images_BHWC.device
-    top_B = (centre_B2[:, :1] * height_px).long() - cutout_px // 2
-    left_B = (centre_B2[:, 1:] * width_px).long() - cutout_px // 2
-    rows_H, columns_W = torch.arange(height_px, device=device), torch.arange(width_px, device=device)
-    inside_BH = (rows_H >= top_B) & (rows_H < top_B + cutout_px)
-    inside_BW = (columns_W >= left_B) & (columns_W < left_B + cutout_px)
+    if height_px == width_px:
+        inside_BH, inside_BW = _within(centre_B2[:, :, None], width_px, cutout_px, device).unbind(1)
+    else:
+        inside_BH = _within(centre_B2[:, :1], height_px, cutout_px, device)
+        inside_BW = _within(centre_B2[:, 1:], width_px, cutout_px, device)
     return images_BHWC.masked_fill((inside_BH[:, :, None] & inside_BW[:, None, :])[..., None], CUTOUT_FILL)
+
+
+def _within(centre: Tensor, size_px: int, cutout_px: int, device: torch.device) -> Tensor:
+    """Whether each pixel of a side, as the last axis, is one of the cutout_px around a centre in [0, 1)."""
+    pixels = _counted(size_px, device)
+    first = (centre * size_px).long() - cutout_px // 2
+    return (pixels >= first) & (pixels < first + cutout_px)
+
+
+@lru_cache(maxsize=64)
+def _counted(count: int, device: torch.device) -> Tensor:
+    """0, 1, 2, ...; a GPU would count anew in every step."""
+    with torch.inference_mode(False):
+        return torch.arange(count, device=device)

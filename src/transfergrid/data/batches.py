@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from transfergrid.data import LabeledImages, augment
-from transfergrid.data.preprocess import ImageSource, normalise, resize
+from transfergrid.data.preprocess import ImageSource, normalise, resize, to_device
 from transfergrid.specs import PreprocessSpec, Split, TrainSettings
 
 
@@ -47,6 +47,12 @@ class NetworkInputs:
             for spec in specs:
                 budget = int(budget_per_row * len(index_N) / len(specs))
                 self._sources[split, spec] = ImageSource(images, spec, device=device, budget_bytes=budget, rows=index_N)
+
+    def indices_on(self, split: Split) -> torch.device:
+        """Where batch() wants its indices: on the CPU where images are read by them."""
+        sources = [source for (name, _), source in self._sources.items() if name == split]
+        is_read = split in self._small or not all(source.resident for source in sources)
+        return torch.device("cpu") if is_read else self.device
 
     def draw(self, plan: augment.AugmentPlan, split: Split, *, seed: int, epoch: int) -> augment.AugmentDraws:
         """One epoch's random numbers, for every image of the split."""
@@ -108,20 +114,21 @@ class SmallImages:
     def augmented(
         self, images_BHWC: Tensor, index_B: Tensor, draws: augment.AugmentDraws, spec: PreprocessSpec
     ) -> Tensor:
-        """images_BHWC, the batch at the input's size, with every smaller image in the place it had at its own size."""
-        shorter_B = self._images.shorter_edges_px[index_B.cpu().numpy()]
+        """images_BHWC, the batch at the input's size, with every smaller image in the place it had at its own size.
+        index_B: on the CPU."""
+        shorter_B = self._images.shorter_edges_px[index_B.numpy()]
         rows = np.flatnonzero(shorter_B < spec.crop_px).tolist()
         if not rows:
             return images_BHWC
         images_BHWC = images_BHWC.clone()
         by_shape: dict[tuple[int, ...], list[tuple[int, NDArray[np.uint8]]]] = {}
-        for row, image_HWC in zip(rows, self._read([int(index_B[row]) for row in rows]), strict=True):
+        for row, image_HWC in zip(rows, self._read(index_B[rows].tolist()), strict=True):
             by_shape.setdefault(image_HWC.shape, []).append((row, image_HWC))
         for members in by_shape.values():
             of_shape = torch.tensor([row for row, _ in members])
-            own_NHWC = torch.from_numpy(np.stack([image for _, image in members])).to(images_BHWC.device)
-            own_NHWC = augment.apply(own_NHWC, draws, index_B[of_shape.to(index_B.device)])
-            images_BHWC[of_shape.to(images_BHWC.device)] = resize(own_NHWC, spec)
+            own_NHWC = to_device(torch.from_numpy(np.stack([image for _, image in members])), images_BHWC.device)
+            own_NHWC = augment.apply(own_NHWC, draws, index_B[of_shape])
+            images_BHWC[to_device(of_shape, images_BHWC.device)] = resize(own_NHWC, spec)
         return images_BHWC
 
     def _read(self, indices: list[int]) -> list[NDArray[np.uint8]]:

@@ -35,6 +35,13 @@ _GIANT_PX = 2**24  # of a resized picture: 67 MB in Pillow, which keeps four byt
 FLAT_LEVELS = 255 * 1e-4
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """There. From pinned memory, so that the host does not wait until a GPU has done what it was told before."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def normalise(images_NHWC: Tensor, spec: PreprocessSpec, *, prepared: bool = False) -> Tensor:
     """uint8 (N, H, W, 1 or 3) -> float32 (N, 3, crop_px, crop_px) channels_last, on the images' device.
 
@@ -43,14 +50,16 @@ def normalise(images_NHWC: Tensor, spec: PreprocessSpec, *, prepared: bool = Fal
     if not prepared:
         images_NHWC = resize(images_NHWC, spec)
     assert images_NHWC.shape[1:3] == (spec.crop_px, spec.crop_px), (tuple(images_NHWC.shape), spec.crop_px)
-    images_N3HW = images_NHWC.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)  # grey is repeated to three channels
-    inputs_N3HW = images_N3HW.to(torch.float32, memory_format=torch.channels_last)
     if spec.normalise == "image":
-        # Of whole levels, in float64: the same figures on every device, in every layout, and in an export.
+        # Grey is repeated to three channels. Of whole levels, in float64: the same figures on every device, in every
+        # layout, and in an export.
+        images_N3HW = images_NHWC.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+        inputs_N3HW = images_N3HW.to(torch.float32, memory_format=torch.channels_last)
         std_N311, mean_N311 = torch.std_mean(inputs_N3HW.double(), dim=(2, 3), keepdim=True, correction=0)
         return inputs_N3HW.sub_(mean_N311.float()).div_((std_N311 + FLAT_LEVELS).float())
-    mean_311, std_311 = (_per_channel(values, images_NHWC.device) for values in (spec.mean, spec.std))
-    return inputs_N3HW.div_(255).sub_(mean_311).div_(std_311)
+    mean_3, std_3 = (_per_channel(values, images_NHWC.device) for values in (spec.mean, spec.std))
+    inputs_NHW3 = (images_NHWC / 255).sub(mean_3).div_(std_3)  # grey becomes three channels
+    return inputs_NHW3.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 def resize(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
@@ -84,11 +93,16 @@ def resize_by_taps(images_NHWC: Tensor, spec: PreprocessSpec) -> Tensor:
         for side_px, full_px in zip((height_px, width_px), _full_px(height_px, width_px, spec), strict=True)
     )
     seen_NCHW = images_NHWC[:, down.seen, across.seen].permute(0, 3, 1, 2)
-    # The sums and one product are int32 at the height that is read and the width of the crop.
-    bytes_per_image = 8 * seen_NCHW.shape[1] * max(seen_NCHW.shape[2], spec.crop_px) * spec.crop_px
-    chunks = torch.split(seen_NCHW, max(1, _CHUNK_BYTES // bytes_per_image))
-    resized = [_weighted(_weighted(chunk_NCHW, across, axis=3), down, axis=2) for chunk_NCHW in chunks]
-    return torch.cat(resized).permute(0, 2, 3, 1)
+    # Two sums in int32 and every tap's pixel, at the height that is read and the width of the crop.
+    bytes_per_pixel = 8 + max(len(down.places_ko), len(across.places_ko))
+    pixels = seen_NCHW.shape[1] * max(seen_NCHW.shape[2], spec.crop_px) * spec.crop_px
+    chunks = torch.split(seen_NCHW, max(1, _CHUNK_BYTES // (pixels * bytes_per_pixel)))
+    overshoots = spec.interpolation == "bicubic"
+    resized = [
+        _weighted(_weighted(chunk_NCHW, across, axis=3, overshoots=overshoots), down, axis=2, overshoots=overshoots)
+        for chunk_NCHW in chunks
+    ]
+    return (resized[0] if len(resized) == 1 else torch.cat(resized)).permute(0, 2, 3, 1)
 
 
 def prepare_images(
@@ -180,11 +194,8 @@ class ImageSource:
     def batch(self, indices: Tensor) -> Tensor:
         """uint8 (N, H, W, C) on the device, in the order of `indices` (on any device)."""
         if self._resident_NHWC is not None:
-            return self._resident_NHWC[self._position_N[indices.to(self._device)]]
-        images_NHWC = self._host(indices.cpu().numpy())
-        if self._device.type != "cuda":
-            return images_NHWC.to(self._device)
-        return images_NHWC.pin_memory().to(self._device, non_blocking=True)
+            return self._resident_NHWC[self._position_N[to_device(indices, self._device)]]
+        return to_device(self._host(indices.cpu().numpy()), self._device)
 
     def batches(self, index_batches: Iterable[Tensor]) -> Iterator[Tensor]:
         """batch() of each, in order; what is not resident is read two batches ahead of its use."""
@@ -212,31 +223,37 @@ def _crop_start_px(full_px: int, crop_px: int) -> int:
 @dataclass(frozen=True, slots=True, eq=False)
 class _Taps:
     """What the o pixels of a resized and cropped axis are made of. seen: the pixels that any of them is made of.
-    first_o: int64, the first of each, counted in `seen`. weights_ko: int32, Pillow's weights of k pixels from there
-    on, in units of 2**-22; 0 beyond a pixel's own."""
+    places_ko: int64, k pixels of each, counted in `seen`. weights_ko: int32, Pillow's weight of each, in units of
+    2**-22; 0 where a pixel is made of fewer. half: int32, of such a unit's whole."""
 
     seen: slice
-    first_o: Tensor
+    places_ko: Tensor
     weights_ko: Tensor
+    half: Tensor
 
 
-def _weighted(images_NCHW: Tensor, taps: _Taps, *, axis: int) -> Tensor:
+def _weighted(images_NCHW: Tensor, taps: _Taps, *, axis: int, overshoots: bool) -> Tensor:
     """uint8 images, one axis resized and rounded to whole levels: Pillow's sums of integers.
 
     Exact in int32: weights of both signs add up to less than 2**23, so no sum reaches 255 * 2**23 < 2**31.
+    overshoots: whether weights are negative, so that levels outside 0..255 come out.
     """
-    last, shape = images_NCHW.shape[axis] - 1, [1, 1, 1, 1]
+    shape = [1, 1, 1, 1]
     shape[axis] = -1
-    sums = torch.full((1, 1, 1, 1), 1 << _WEIGHT_BITS - 1, dtype=torch.int32, device=images_NCHW.device)
-    for k, weights_o in enumerate(taps.weights_ko):
-        pixels = images_NCHW.index_select(axis, (taps.first_o + k).clamp_(max=last))
-        sums = sums + pixels * weights_o.reshape(shape)
-    return sums.bitwise_right_shift_(_WEIGHT_BITS).clamp_(0, 255).to(torch.uint8)
+    pixels = images_NCHW.index_select(axis, taps.places_ko.flatten()).unflatten(axis, taps.places_ko.shape)
+    sums = taps.half
+    for pixels_NCHo, weights_o in zip(pixels.unbind(axis), taps.weights_ko, strict=True):
+        sums = torch.addcmul(sums, pixels_NCHo, weights_o.reshape(shape))
+    if overshoots:
+        sums = sums.bitwise_right_shift_(_WEIGHT_BITS).clamp_(0, 255)
+        return sums.to(torch.uint8, memory_format=torch.channels_last)
+    levels = torch.empty(sums.shape, dtype=torch.uint8, device=sums.device, memory_format=torch.channels_last)
+    return torch.bitwise_right_shift(sums, _WEIGHT_BITS, out=levels)
 
 
 @lru_cache(maxsize=64)
 def _per_channel(values: tuple[float, float, float], device: torch.device) -> Tensor:
-    return torch.tensor(values, device=device).reshape(3, 1, 1)
+    return to_device(torch.tensor(values), device)
 
 
 @lru_cache(maxsize=64)
@@ -250,7 +267,10 @@ def _taps(in_px: int, out_px: int, crop_px: int, interpolation: str, device: tor
     for weights_k, (_, weights) in zip(weights_ok, pixels, strict=True):
         weights_k[: len(weights)] = torch.tensor(weights, dtype=torch.int32)
     first_o = torch.tensor([first - first_px for first, _ in pixels])
-    return _Taps(slice(first_px, last_px), first_o.to(device), weights_ok.T.contiguous().to(device))
+    places_ko = (first_o + torch.arange(weights_ok.shape[1])[:, None]).clamp(max=last_px - first_px - 1)
+    half = torch.full((1, 1, 1, 1), 1 << _WEIGHT_BITS - 1, dtype=torch.int32)
+    tensors = (places_ko, weights_ok.T.contiguous(), half)
+    return _Taps(slice(first_px, last_px), *(to_device(tensor, device) for tensor in tensors))
 
 
 def _weights_of_pixel(

@@ -13,6 +13,7 @@ from transfergrid.store.provenance import code_hash
 
 MAX_SKEW_S = 5.0
 LEAST_ULIMITS = {"t": 86_400, "f": 2_000_000, "v": 32_000_000, "n": 256}  # CPU seconds, KiB, KiB, open files
+MIN_GPU_GIB = 2.0  # CUDA itself takes about half of one
 MIN_MEMORY_GIB = 2.0  # torch with a small network and a data set in memory
 NOT_SHARED = "it must be a folder that every node sees under the same name; give another {name}.dir="
 NO_LOCKS = "mount it so that locks reach other nodes (NFS without nolock and local_lock, Lustre with flock)"
@@ -101,13 +102,29 @@ def check_gpu(answer: ProbeAnswer, *, device: str, gpus: int, on_slurm: bool) ->
     if finding is None:
         return _unknown("gpu")
     if finding.get("names"):
-        unused = f"; not used: {finding['problem']}" if finding.get("problem") else ""
-        return Check("gpu", True, ", ".join(finding["names"]) + unused)
+        return _usable_gpus(finding)
     if not on_slurm and device == "auto":
         return Check("gpu", True, f"none that torch can use, runs compute on the CPU: {finding.get('error')}")
     remedy = "check the node's driver and that torch is built for it, or compute without: device=cpu"
     of_what = "the GPU of the job" if on_slurm else "a GPU here"
     return Check("gpu", False, f"torch cannot use {of_what}: {finding.get('error')}", remedy)
+
+
+def _usable_gpus(finding: Mapping[str, Any]) -> Check:
+    """finding: of nodecheck._gpu; one of an earlier release has names alone."""
+    names, free, total = finding["names"], finding.get("free_gib", []), finding.get("total_gib", [])
+    sizes = [f" ({f:.0f} of {t:.0f} GiB free)" for f, t in zip(free, total, strict=True)] or [""] * len(names)
+    parts = [", ".join(name + size for name, size in zip(names, sizes, strict=True))]
+    parts += [f"driver {finding['driver']}"] if finding.get("driver") else []
+    parts += [f"cuDNN {finding['cudnn']}"] if finding.get("cudnn") else []
+    parts += [f"not used: {finding['problem']}"] if finding.get("problem") else []
+    if finding.get("without_bf16"):
+        slow = ", ".join(dict.fromkeys(finding["without_bf16"]))
+        parts.append(f"{slow} only emulates bfloat16, so phase.<name>.precision=fp32 is faster there")
+    if free and min(free) < MIN_GPU_GIB:
+        remedy = f"end other programs on it: {MIN_GPU_GIB:g} GiB are needed"
+        return Check("gpu", False, "; ".join(parts), remedy)
+    return Check("gpu", True, "; ".join(parts))
 
 
 def check_clock(answer: ProbeAnswer) -> Check:

@@ -138,20 +138,44 @@ def _torch() -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, Any]:
-    """Names of the GPUs torch can use; each has multiplied a matrix. problem: why it cannot use all there are."""
+    """Names of the GPUs torch can use; each has convolved some pictures, in bfloat16 too where it computes in that.
+    problem: why torch cannot use all there are, for one that it is not built for an architecture."""
     import torch
 
     from transfergrid.training.device import gpus
+    from transfergrid.training.usage import driver_version
 
-    here = gpus()
+    here, driver = gpus(), driver_version()
     if not here.usable:
-        raise MachineError(here.problem or "torch sees no GPU")
-    names = []
+        raise MachineError(f"{here.problem or 'torch sees no GPU'}{f' (driver {driver})' if driver else ''}")
+    names, without_bf16, free_gib, total_gib = [], [], [], []
     for index in here.usable:
-        ones = torch.ones(64, 64, device=f"cuda:{index}")
-        assert float((ones @ ones).sum()) == 64.0**3
         names.append(torch.cuda.get_device_name(index))
-    return {"names": names, "problem": here.problem}
+        has_bf16 = torch.cuda.get_device_capability(index) >= (8, 0)
+        without_bf16 += [] if has_bf16 else [names[-1]]
+        for dtype, bound in ((torch.float32, 1e-2), (torch.bfloat16, 1e-1))[: 1 + has_bf16]:
+            _convolve(torch.device("cuda", index), dtype, bound)
+        sizes_gib = [size / 2**30 for size in torch.cuda.mem_get_info(index)]
+        free_gib.append(sizes_gib[0])
+        total_gib.append(sizes_gib[1])
+    found = {"names": names, "problem": here.problem, "driver": driver, "without_bf16": without_bf16}
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    return found | {"free_gib": free_gib, "total_gib": total_gib, "cudnn": cudnn}
+
+
+def _convolve(device: Any, dtype: Any, bound: float) -> None:
+    """As a network's layer does it, through cuDNN. Raises MachineError where the CPU's numbers are others by more than
+    this share of the largest."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    images_BCHW, kernels = (torch.randn(8, 8, size, size, generator=generator) for size in (16, 3))
+    expected_BCHW = torch.conv2d(images_BCHW, kernels, padding=1)
+    found_BCHW = torch.conv2d(images_BCHW.to(device, dtype), kernels.to(device, dtype), padding=1).cpu().float()
+    error = float((found_BCHW - expected_BCHW).abs().max() / expected_BCHW.abs().max())
+    if not error <= bound:  # NaN too
+        name = torch.cuda.get_device_name(device)
+        raise MachineError(f"{name}: a convolution in {dtype} is off by {error:.1g} of its largest number")
 
 
 def _ulimits() -> dict[str, int]:

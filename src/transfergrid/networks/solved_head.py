@@ -187,31 +187,33 @@ def minimise(
 
 
 class _Memory:
-    """The last steps s and changes of the gradient y of L-BFGS; `apply` is its two-loop recursion."""
+    """The last steps s and changes of the gradient y of L-BFGS; `apply` is its two-loop recursion, whose numbers stay
+    on the device: the host would wait for each."""
 
     def __init__(self, inverse: Callable[[Tensor], Tensor], *, length: int) -> None:
         self._inverse, self._length, self._scale = inverse, length, 1.0
-        self._pairs: list[tuple[Tensor, Tensor, float]] = []
+        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def clear(self) -> None:
         self._pairs.clear()
         self._scale = 1.0
 
     def add(self, s: Tensor, y: Tensor) -> None:
-        along = float((s * y).sum())
-        if along <= 1e-12 * float(s.norm() * y.norm()):
+        along = (s * y).sum()
+        figures = torch.stack([along, s.norm() * y.norm(), (y * self._inverse(y)).sum()]).tolist()
+        if figures[0] <= 1e-12 * figures[1]:
             return
         self._pairs = [*self._pairs[1 - self._length :], (s, y, along)]
-        self._scale = along / float((y * self._inverse(y)).sum())
+        self._scale = figures[0] / figures[2]
 
     def apply(self, gradient: Tensor) -> Tensor:
         direction, shares = gradient.clone(), []
         for s, y, along in reversed(self._pairs):
-            shares.append(float((s * direction).sum()) / along)
+            shares.append((s * direction).sum() / along)
             direction -= shares[-1] * y
         direction = self._inverse(direction) * self._scale
         for (s, y, along), share in zip(self._pairs, reversed(shares), strict=True):
-            direction += s * (share - float((y * direction).sum()) / along)
+            direction += s * (share - (y * direction).sum() / along)
         return direction
 
 

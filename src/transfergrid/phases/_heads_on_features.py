@@ -238,6 +238,7 @@ class FeatureTrainee:
         self.module = Heads(feature_dim, num_classes, num_heads=num_heads, generator=generator).to(device)
         self.num_rows = len(features["train"])
         self.num_heads = num_heads
+        self.rows_on = device
         self._num_classes = num_classes
         self._features = features
         self._settings = settings
@@ -250,7 +251,6 @@ class FeatureTrainee:
         self.module.train()
 
     def losses(self, rows_B: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
-        rows_B = rows_B.to(self._labels["train"].device)
         logits_HBC = self.module(self._features["train"][rows_B])
         labels_B, smoothing = self._labels["train"][rows_B], self._settings.label_smoothing
         return losses_and_correct(logits_HBC, labels_B, label_smoothing=smoothing, weight_C=self._weight_C)

@@ -178,14 +178,17 @@ def _claim_and_run(
 def _attempt(spec: RunSpec, runtime: Runtime, attempt: Attempt, installed: StopFlag | None, *, fails: bool) -> Outcome:
     began = time.monotonic()
     try:
-        from transfergrid.training.device import device_of, prepare_process  # torch
+        from transfergrid.training.device import device_name, device_of, gpus_given, prepare_process  # torch
 
         assert_ready(spec, runtime)  # SLURM counts a dependency on a job it has forgotten as satisfied
         prepare_process(runtime)
+        name = device_name(device_of(runtime))
+        if (before := attempt.note_device(name)) is not None:
+            logger.warning("computed on %s until now, on %s from here on; last bits may differ", before, name)
         if installed is not None and installed.signal is not None:
             raise Interrupted(f"stopped by signal {installed.signal} before it began", remedy="launch again")
         stop = installed or StopFlag()
-        with stop.installed(), UsageMeter(gpu=device_of(runtime).type == "cuda") as usage:
+        with stop.installed(), UsageMeter(gpus=gpus_given(device_of(runtime))) as usage:
             record = phase_module(spec.phase).run(RunContext(spec, runtime, attempt, stop, usage))
         attempt.assert_newest()  # the last look before the record, which makes these numbers the run's
         bound = replace(record, usage=usage.summary(), sha256=checksums_of(attempt.paths))

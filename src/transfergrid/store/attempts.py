@@ -44,6 +44,15 @@ class Attempt:
         if newest != self.number:
             raise Superseded(f"{self.paths.root.name}: attempt {self.number} is superseded by attempt {newest}")
 
+    def note_device(self, name: str) -> str | None:
+        """Write down what this attempt computes on. Returns what the one before it did, where that is another kind."""
+        self.owner["device"] = name
+        with contextlib.suppress(Exception):  # a run is worth more than this line about it
+            if self.paths.attempt(self.number).exists():
+                durable.write_json(self.paths.attempt(self.number), self.owner)
+        known = [t.device for t in attempt_times(self.paths) if t.number < self.number and t.device is not None]
+        return known[-1] if known and known[-1] != name else None
+
 
 @contextlib.contextmanager
 def begin_attempt(paths: RunPaths, spec: RunSpec, *, is_alive: IsAlive | None = None) -> Iterator[Attempt]:
@@ -166,7 +175,8 @@ def _attempt_numbers(paths: RunPaths) -> list[int]:
 @dataclass(frozen=True, slots=True)
 class AttemptTime:
     """How long an attempt lasted and on what. wall_s: None where its end was not written. task: of SLURM, as in
-    `slurm_task`. gpus: those SLURM gave it; None outside SLURM, where the run's record tells."""
+    `slurm_task`. gpus: those SLURM gave it; None outside SLURM, where the run's record tells. device: the kind of GPU
+    that it computed on, or `cpu`; None where it ended before it knew, or was of an earlier release."""
 
     number: int
     started: str
@@ -174,6 +184,7 @@ class AttemptTime:
     task: str | None = None
     cluster: str | None = None
     gpus: int | None = None
+    device: str | None = None
 
 
 def attempt_times(paths: RunPaths) -> tuple[AttemptTime, ...]:
@@ -191,6 +202,7 @@ def attempt_times(paths: RunPaths) -> tuple[AttemptTime, ...]:
                 task=owner.get("slurm_task"),
                 cluster=owner.get("slurm_cluster"),
                 gpus=owner.get("slurm_gpus"),
+                device=owner.get("device"),
             )
         except (OSError, ValueError, KeyError, TypeError):
             continue

@@ -1,4 +1,5 @@
-"""The training loop, to be read downward, and its resume: bit for bit from any step boundary.
+"""The training loop, to be read downward, and its resume from any step boundary: bit for bit on one kind of device,
+but for kernels that are not repeatable there, as attention's backward pass on a GPU.
 
 Data order, augmentation and dropout are functions of (seed, epoch, step or index), so the resume state is only what the
 steps have changed (weights, optimizer, averages) and where the run stands: (epoch, step in the epoch).
@@ -15,10 +16,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from transfergrid.data.preprocess import to_device
 from transfergrid.errors import Interrupted, TrainingDiverged
 from transfergrid.specs import TrainSettings, seed_for
 from transfergrid.store.attempts import Attempt
 from transfergrid.store.metrics_log import MetricsLog
+from transfergrid.training.device import seed_draws
 from transfergrid.training.optimization import (
     Anchor,
     ParameterGroup,
@@ -44,6 +47,9 @@ class Trainee(Protocol):
     def num_rows(self) -> int: ...
     @property
     def num_heads(self) -> int: ...
+    @property
+    def rows_on(self) -> torch.device:
+        """Where losses() wants its rows."""
 
     def train_mode(self) -> None:
         """Put the module into the mode its settings ask for (BatchNorm, dropout)."""
@@ -107,7 +113,7 @@ def fit(
     ema = make_ema(trainee.module, settings.ema_decay) if settings.ema_decay else None
     state = TrainState(trainee.module, optimizer, ema, Progress())
     state.progress.begin_epoch(1, num_heads=trainee.num_heads)
-    lines_kept = state.restore_newest(attempt.paths, device)
+    lines_kept = state.restore_newest(attempt.paths)
     progress, first_step, elapsed_before_s = state.progress, state.progress.step + 1, state.progress.elapsed_s
     steps_per_epoch = settings.count_steps(trainee.num_rows)
     batch_size = min(settings.batch_size, trainee.num_rows)
@@ -121,6 +127,7 @@ def fit(
         checkpoints = Checkpointer(state, steps, clock, attempt, interval_s=checkpoint_min_interval_s)
         while progress.epoch <= settings.epochs:
             order_N = epoch_order(trainee.num_rows, settings, seed=seed, epoch=progress.epoch)
+            order_N = to_device(order_N, trainee.rows_on)
             trainee.train_mode()
             clock.start_steps()
             while progress.step_in_epoch < steps_per_epoch:
@@ -128,7 +135,7 @@ def fit(
                 rows_B = order_N[first : first + batch_size]
                 set_learning_rates(optimizer, lr_factor(settings, step=progress.step, steps_per_epoch=steps_per_epoch))
                 # By the step's number and not by what came before, so a resumed run draws the same dropout.
-                torch.manual_seed(seed_for("dropout", seed, progress.step))
+                seed_draws(seed_for("dropout", seed, progress.step), device)
                 loss_H, correct_H = _optimizer_step(trainee, rows_B, settings, state, anchors, clipped)
                 progress.step += 1
                 progress.step_in_epoch += 1
@@ -203,9 +210,12 @@ def _optimizer_step(
 
 def _forward_backward(trainee: Trainee, rows_B: Tensor, micro_batch: int | None, epoch: int) -> tuple[Tensor, Tensor]:
     """Accumulate the gradient of the batch's mean loss; returns mean losses (H,) and correct counts (H,), detached."""
-    parts = torch.split(rows_B, micro_batch) if micro_batch else (rows_B,)
+    if micro_batch is None or micro_batch >= len(rows_B):
+        loss_H, correct_H = trainee.losses(rows_B, epoch)
+        loss_H.backward(torch.ones_like(loss_H))  # type: ignore[no-untyped-call]
+        return loss_H.detach(), correct_H
     losses, correct = [], []
-    for part in parts:
+    for part in torch.split(rows_B, micro_batch):
         loss_H, correct_H = trainee.losses(part, epoch)
         share = len(part) / len(rows_B)
         (loss_H.sum() * share).backward()  # type: ignore[no-untyped-call]

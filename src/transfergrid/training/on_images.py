@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from transfergrid.data.batches import NetworkInputs, augment_plan
 from transfergrid.data.folds import Fold, Folds, class_weights
+from transfergrid.data.preprocess import to_device
 from transfergrid.networks.heads import mean_loss
 from transfergrid.networks.joined import EVALUATION_BATCH, batch_norm_layers
 from transfergrid.specs import TrainSettings
@@ -106,7 +107,8 @@ class ImageTrainee:
         self._watch_test = watch_test
         self._plan = augment_plan(settings)
         self._latest: tuple[int, Any] = (-1, None)
-        self._index_N = torch.from_numpy(folds.train.index_N)
+        self.rows_on = inputs.indices_on(folds.train.split)
+        self._index_N = torch.from_numpy(folds.train.index_N).to(self.rows_on)
         self._labels_N = torch.from_numpy(folds.train.labels_N).to(inputs.device)
         weights_C = class_weights(settings, folds.train)
         self._weight_C = None if weights_C is None else torch.from_numpy(weights_C).to(inputs.device)
@@ -122,7 +124,7 @@ class ImageTrainee:
         draws = self._draws(epoch)
         index_B = self._index_N[rows_B]
         inputs = self._inputs.batch(self._folds.train.split, index_B, draws=draws, augment_at=settings.augment_at)
-        labels_B = self._labels_N[rows_B.to(self._labels_N.device)]
+        labels_B = self._labels_N[to_device(rows_B, self._inputs.device)]
         with autocast(self._inputs.device, settings.precision):
             logits_BC, auxiliary = self.module(*inputs)
         smoothing, weight_C = settings.label_smoothing, self._weight_C

@@ -47,9 +47,13 @@ def make_anchors(groups: Iterable[ParameterGroup]) -> list[Anchor]:
 
 def pull_to_start(anchors: Iterable[Anchor]) -> None:
     """Add the gradient of strength / 2 * |w - start|^2 to what backward() has left."""
+    by_strength: dict[float, list[tuple[Anchor, torch.Tensor]]] = {}
     for anchor in anchors:
         if anchor.parameter.grad is not None:
-            anchor.parameter.grad.add_(anchor.parameter.detach() - anchor.start, alpha=anchor.strength)
+            by_strength.setdefault(anchor.strength, []).append((anchor, anchor.parameter.grad))
+    for strength, pulled in by_strength.items():
+        away = torch._foreach_sub([a.parameter.detach() for a, _ in pulled], [a.start for a, _ in pulled])
+        torch._foreach_add_([grad for _, grad in pulled], away, alpha=strength)
 
 
 def split_decay(
@@ -66,20 +70,22 @@ def split_decay(
 def make_optimizer(settings: TrainSettings, groups: list[ParameterGroup]) -> torch.optim.Optimizer:
     """SGD, Adam (weight decay as L2 penalty) or AdamW (decoupled), inside Lookahead (arXiv 1907.08610) on request.
 
-    Each of torch's groups keeps `peak_lr` and `name`.
+    Each of torch's groups keeps `peak_lr` and `name`. On a GPU all parameters of a group are updated at once, on a CPU
+    one by one.
     """
     torch_groups: list[dict[str, Any]] = [
         {"params": g.parameters, "lr": g.lr, "peak_lr": g.lr, "weight_decay": g.weight_decay, "name": g.name}
         for g in groups
     ]
+    foreach = all(p.is_cuda for g in groups for p in g.parameters)
     optimizer: torch.optim.Optimizer
     if settings.optimizer == "sgd":
         nesterov = settings.nesterov and settings.momentum > 0
-        optimizer = torch.optim.SGD(torch_groups, momentum=settings.momentum, nesterov=nesterov)
+        optimizer = torch.optim.SGD(torch_groups, momentum=settings.momentum, nesterov=nesterov, foreach=foreach)
     elif settings.optimizer == "adam":
-        optimizer = torch.optim.Adam(torch_groups)
+        optimizer = torch.optim.Adam(torch_groups, foreach=foreach)
     else:
-        optimizer = torch.optim.AdamW(torch_groups)
+        optimizer = torch.optim.AdamW(torch_groups, foreach=foreach)
     if settings.lookahead:
         from timm.optim.lookahead import Lookahead  # 4 s of imports, only for those who ask for it
 
@@ -122,7 +128,29 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 def make_ema(module: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of weights and buffers, updated by `update_parameters(module)` after each step."""
-    return AveragedModel(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    return _Ema(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+
+
+class _Ema(AveragedModel):
+    """torch's own sends the number of updates, which this average does not depend on, to a GPU after every step, and
+    waits for it. It stays on the CPU."""
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        by_type: dict[torch.dtype, tuple[list[torch.Tensor], list[torch.Tensor]]] = {}
+        own, others = ([*m.parameters(), *m.buffers()] for m in (self.module, model))
+        for averaged, now in zip(own, others, strict=True):
+            averages, news = by_type.setdefault(averaged.dtype, ([], []))
+            averages.append(averaged.detach())
+            news.append(now.detach())
+        is_first = int(self.n_averaged) == 0
+        for averages, news in by_type.values():
+            if is_first:
+                torch._foreach_copy_(averages, news)
+            else:
+                assert self.multi_avg_fn is not None
+                self.multi_avg_fn(averages, news, 0)
+        self.n_averaged += 1
 
 
 @contextlib.contextmanager

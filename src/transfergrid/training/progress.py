@@ -79,15 +79,20 @@ class TrainState:
             if keep_weights:
                 self.best_state = copied(averaged)
 
-    def restore_newest(self, paths: RunPaths, device: torch.device) -> int:
-        """Go back to the newest checkpoint, if there is one; returns how many lines of the metrics it covers."""
+    def restore_newest(self, paths: RunPaths) -> int:
+        """Go back to the newest checkpoint, if there is one; returns how many lines of the metrics it covers.
+
+        Each part takes what is its own to its device; Adam's numbers of steps stay on the CPU, where it reads them."""
         restored = read_newest_checkpoint(paths)
         if restored is None:
             return 0
         file, content = restored
-        state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
+        foreach = [group["foreach"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, own in zip(self.optimizer.param_groups, foreach, strict=True):
+            group["foreach"] = own  # of this device; the attempt before may have had another
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.progress, self.best_state = Progress(**state["progress"]), state["best_state"]
@@ -129,9 +134,10 @@ class StepLog:
         if self._pending:
             # Lines of a superseded attempt would mix with the newer one's.
             self._attempt.assert_newest()
-            losses_SH = torch.stack([loss_H for _, _, loss_H, _ in self._pending]).double().tolist()
-            correct_SH = torch.stack([correct_H for _, _, _, correct_H in self._pending]).double().tolist()
-            for (line, num_images, _, _), loss_H, correct_H in zip(self._pending, losses_SH, correct_SH, strict=True):
+            losses_SH = torch.stack([loss_H for _, _, loss_H, _ in self._pending]).double()
+            correct_SH = torch.stack([correct_H for _, _, _, correct_H in self._pending]).double()
+            both_2SH = torch.stack([losses_SH, correct_SH]).tolist()
+            for (line, num_images, _, _), loss_H, correct_H in zip(self._pending, *both_2SH, strict=True):
                 self._write_step(line, num_images, loss_H, correct_H)
             self._pending.clear()
         self._log.flush()

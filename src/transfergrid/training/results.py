@@ -21,7 +21,7 @@ from transfergrid.store.attempts import Attempt
 from transfergrid.store.provenance import provenance
 from transfergrid.store.records import MANY_CLASSES, Predictions, RunRecord, make_predictions, write_predictions
 from transfergrid.training.by_group import count_groups
-from transfergrid.training.device import has_tf32
+from transfergrid.training.device import device_name, has_tf32
 from transfergrid.training.evaluation import confusion_matrix, scores, top_k_accuracy
 
 Logits = NDArray[np.float32]
@@ -102,7 +102,7 @@ def make_record(
     facts = {
         "torch": torch.__version__,
         "cuda": torch.version.cuda if device.type == "cuda" else None,
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "started": attempt.started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),

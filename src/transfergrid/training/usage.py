@@ -1,4 +1,4 @@
-"""What a run used of what it was given: CPU time, memory, and how busy its GPU was, sampled while it runs."""
+"""What a run used of what it was given: CPU time, memory, and how busy its GPUs were, sampled while it runs."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ import os
 import platform
 import re
 import resource
-import shutil
 import socket
-import subprocess
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from transfergrid.specs import Runtime
 
 SAMPLE_S = 5.0
-ANSWER_S = 5.0  # then a silent nvidia-smi is given up, and asked again
 
 
 class UsageMeter:
-    """Measures from entry to exit; the GPU by nvidia-smi, in a thread that costs nothing to the training."""
+    """Measures from entry to exit; GPUs by their driver's library (NVML), in a thread that costs nothing to the
+    training. A machine without that library, or a driver that does not answer, gives no samples."""
 
-    def __init__(self, *, gpu: bool) -> None:
-        self._gpu = gpu and shutil.which("nvidia-smi") is not None
-        self._samples: list[tuple[float, float]] = []  # (percent of the time busy, MiB in use)
+    def __init__(self, *, gpus: Sequence[str] = ()) -> None:
+        """gpus: UUIDs of all GPUs that the run was given, each with `GPU-` or `MIG-`."""
+        self._gpus = tuple(gpus)
+        self._busy: list[float] = []  # of the time, in [0, 1]; the mean of the GPUs
+        self._memory_mib: list[float] = []  # in use on the fullest GPU
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
 
     def __enter__(self) -> UsageMeter:
         self._began, self._cpu_began = time.monotonic(), _cpu_s()
-        if self._gpu:
+        if self._gpus:
             self._thread.start()
         return self
 
@@ -41,15 +43,16 @@ class UsageMeter:
         self._ended.set()
 
     def gpu_now(self) -> dict[str, float]:
-        """`gpu/utilisation` in [0, 1] and `gpu/memory_mib`, a few seconds old; {} where no GPU is being measured."""
-        if self._ended.is_set() or not self._samples:
+        """`gpu/utilisation` in [0, 1] and `gpu/memory_mib`, a few seconds old; without what is not measured."""
+        if self._ended.is_set():
             return {}
-        busy, memory_mib = self._samples[-1]
-        return {"gpu/utilisation": busy / 100, "gpu/memory_mib": memory_mib}
+        latest = {"gpu/utilisation": self._busy[-1:], "gpu/memory_mib": self._memory_mib[-1:]}
+        return {name: value[0] for name, value in latest.items() if value}
 
     def summary(self) -> dict[str, Any]:
         """wall_s, cpu_s; cpus: those SLURM gave, else those it may use; memory_mib that SLURM gave, else
-        None; max_rss_mib; gpu_utilisation in [0, 1] and gpu_memory_mib in use there, both None without a sample."""
+        None; max_rss_mib; gpu_utilisation in [0, 1], the mean of the run's GPUs; gpu_memory_mib in use on the fullest;
+        None without a sample, as the utilisation of a slice of a GPU (MIG), which no driver tells."""
         memory = os.environ.get("SLURM_MEM_PER_NODE")
         return {
             "wall_s": round(time.monotonic() - self._began, 3),
@@ -57,22 +60,46 @@ class UsageMeter:
             "cpus": slurm_cpus() or len(os.sched_getaffinity(0)),
             "max_rss_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             "memory_mib": int(memory) if memory and memory.isdigit() else None,
-            "gpu_utilisation": _mean([busy / 100 for busy, _ in self._samples]),
-            "gpu_memory_mib": max((memory_mib for _, memory_mib in self._samples), default=None),
+            "gpu_utilisation": round(fmean(self._busy), 3) if self._busy else None,
+            "gpu_memory_mib": max(self._memory_mib, default=None),
         }
 
     def _sample(self) -> None:
-        command = ["nvidia-smi", "--query-gpu=utilization.gpu,memory.used", "--format=csv,noheader,nounits"]
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-        command += ["-i", visible.split(",")[0]] if visible else []
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+            handles = [pynvml.nvmlDeviceGetHandleByUUID(uuid) for uuid in self._gpus]
+        except pynvml.NVMLError:
+            return
         while not self._ended.wait(SAMPLE_S):
-            try:
-                output = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=True).stdout
-            except (OSError, subprocess.SubprocessError):
-                continue
-            figures = re.match(r"\s*(\d+(?:\.\d+)?)\s*,\s*(\d+(?:\.\d+)?)", output)
-            if figures:
-                self._samples.append((float(figures[1]), float(figures[2])))
+            busy = [_asked(lambda h: pynvml.nvmlDeviceGetUtilizationRates(h).gpu / 100, handle) for handle in handles]
+            used = [_asked(lambda h: pynvml.nvmlDeviceGetMemoryInfo(h).used / 2**20, handle) for handle in handles]
+            if known := [share for share in busy if share is not None]:
+                self._busy.append(fmean(known))
+            if sizes := [size_mib for size_mib in used if size_mib is not None]:
+                self._memory_mib.append(round(max(sizes), 1))
+
+
+def _asked(ask: Callable[[Any], float], handle: Any) -> float | None:
+    """None where the driver does not tell, or lost the GPU."""
+    import pynvml
+
+    try:
+        return ask(handle)
+    except pynvml.NVMLError:
+        return None
+
+
+def driver_version() -> str | None:
+    """Of the NVIDIA driver, as `580.65.06`; None where there is none that answers."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    except pynvml.NVMLError:
+        return None
 
 
 def slurm_cpus() -> int | None:
@@ -105,7 +132,3 @@ def host_name() -> str:
 def _cpu_s() -> float:
     times = os.times()
     return times.user + times.system
-
-
-def _mean(values: list[float]) -> float | None:
-    return round(sum(values) / len(values), 3) if values else None
