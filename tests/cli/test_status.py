@@ -290,11 +290,11 @@ def test_logs_are_followed_until_the_run_ends(
         time.sleep(0.3)
         with open(store.run("a").log, "a") as file:
             file.write("second\nhalf a li")
-        submission.logs(0)[0].parent.mkdir(parents=True)
-        submission.logs(0)[0].write_text("of slurm\n")
         time.sleep(0.3)
         with open(store.run("a").log, "a") as file:
             file.write("ne\n")
+        submission.logs(0)[0].parent.mkdir(parents=True)
+        submission.logs(0)[0].write_text("second\nof slurm\n")
         completed(store, "a")
 
     thread = threading.Thread(target=go_on)
@@ -303,7 +303,7 @@ def test_logs_are_followed_until_the_run_ends(
     thread.join()
     lines = capsys.readouterr().out.splitlines()
     log = f"==> {store.run('a').log.relative_to(store.root.parent)} <=="
-    assert lines[:3] == [log, "first", "second"]
+    assert lines[:3] == [log, "first", "second"] and lines.count("second") == 1
     assert "of slurm" in lines and "half a line" in lines and lines[-1] == "a: done"
 
 
