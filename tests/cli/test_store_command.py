@@ -12,8 +12,10 @@ import pytest
 from replayed_slurm import ReplayedSlurm, completed, make_grid, queue_line, submit, write
 from small_runs import carry_out, final_run, record_of, request
 
+from transfergrid.cli.before import plan_here
 from transfergrid.cli.console import make_console
 from transfergrid.cli.grid_file import write_grid_of
+from transfergrid.cli.launch import run_and_show
 from transfergrid.cli.store import keep_house
 from transfergrid.config import Request
 from transfergrid.errors import ConfigError, DataError, MachineError
@@ -194,6 +196,22 @@ def test_while_a_launch_sends_jobs_nothing_is_collected(house: House) -> None:
     with durable.lock(house.store.submitting, wait=False):
         with pytest.raises(MachineError, match="a launch is sending jobs .*; try again when it has ended"):
             house.keep("action=gc")
+
+
+def test_what_a_launch_on_this_machine_counts_on_stays_and_what_went_before_is_missed(house: House) -> None:
+    house.store.grid("mine").rename(house.store.grid("others"))
+    house.store.grid("others").write_text(house.store.grid("others").read_text().replace(house.run.run_id, "another"))
+    plan = plan_here(house.asked)
+    assert {planned.state for planned in plan.runs} == {"reuse"}
+    with durable.lock(house.store.launching("mine"), wait=False):
+        with pytest.raises(MachineError, match="a launch is at work in .*, and may count on what no grid lists yet"):
+            house.keep("action=gc", "runs=true", "dry_run=false")
+        assert house.keep("action=gc", "dry_run=false") == 0
+    assert house.store.run(house.run.run_id).record.is_file()
+    shutil.rmtree(house.store.run(house.run.run_id).root)
+    with pytest.raises(MachineError, match=f"{house.run.run_id} was removed while this was planned; launch again"):
+        run_and_show(make_console(), plan, house.asked, lambda ready: [])
+    assert not house.store.grid("mine").exists()
 
 
 def test_a_store_without_a_grid_tells_not_what_may_go(house: House) -> None:

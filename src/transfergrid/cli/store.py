@@ -159,9 +159,13 @@ def _runs_by_grid(store: StorePaths) -> dict[str, set[str]]:
 
 # ------------------------------------------------------------------------------------------------------------- collect
 def _collect(console: Console, store: StorePaths, cache: CachePaths, keys: StoreKeys, done_by: str) -> int:
-    with durable.lock(store.submitting, wait=False) as is_ours:
-        if not is_ours:
+    with contextlib.ExitStack() as locks:
+        needed = [store.submitting] + [store.collecting] * (keys.runs or keys.features)
+        if not all([locks.enter_context(durable.lock(path, wait=False)) for path in needed]):
             raise MachineError(f"a launch is sending jobs from {store.root}", remedy="try again when it has ended")
+        if (keys.runs or keys.features) and any(map(durable.is_locked, store.all_launching)):
+            what = f"a launch is at work in {store.root}, and may count on what no grid lists yet"
+            raise MachineError(what, remedy="leave runs= and features= out, or try again when it has ended")
         return _collect_alone(console, store, cache, keys, done_by)
 
 
