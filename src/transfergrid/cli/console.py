@@ -87,10 +87,10 @@ def say(console: Console, text: str, *, style: str | None = None) -> None:
     console.print(text, style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
-def say_first(console: Console, lines: Sequence[str], *, more: str = "...") -> None:
+def say_first(console: Console, lines: Sequence[object], *, more: str = "...") -> None:
     """The first of many lines, and how many more there are."""
     for line in lines[:FIRST_LINES]:
-        say(console, line)
+        say(console, str(line))
     if len(lines) > FIRST_LINES:
         say(console, f"{more} and {len(lines) - FIRST_LINES} more")
 
