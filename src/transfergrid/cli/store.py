@@ -200,8 +200,8 @@ def _collectable(
     from transfergrid.store.inventory import leftovers, old_checkpoints, unreferenced
 
     ledger = read_ledger(store)
-    copies, kept = copies_to_collect(store, ledger)
-    for reason in kept:
+    copies, reasons = copies_to_collect(store, ledger)
+    for reason in reasons:
         say(console, f"stays: the code of {reason}")
     kinds: list[tuple[str, Callable[[], Sequence[Path]]]] = [
         ("code copies of ended launches", lambda: copies),
@@ -212,9 +212,9 @@ def _collectable(
         unused = unreferenced(store, cache, sent=_sent(ledger))
         kinds += [("runs that no grid refers to", lambda: unused.runs)] * keys.runs
         kinds += [("feature files that no grid of this store needs", lambda: unused.features)] * keys.features
-    for what, paths in kinds:
-        if found := paths():
-            yield what, found
+    for what, look in kinds:
+        if paths := look():
+            yield what, paths
 
 
 def _remove(path: Path) -> str | None:
