@@ -269,6 +269,18 @@ def test_one_run_is_shown_with_its_attempts_jobs_and_logs(
         status(["grid=g", "run=vgg"])
 
 
+def test_a_run_that_has_not_begun_is_found_by_the_beginning_of_the_id_that_its_grid_shows(
+    store: StorePaths, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_grid(store, "digits-a-probe-s0-111111111111", "digits-b-probe-s0-222222222222")
+    for part in ("2222", "digits-b"):
+        assert status([f"run={part}"]) == 0
+        assert "run digits-b-probe-s0-222222222222 what digits model_digits-b-" in (text := printed(capsys))
+        assert "state not started" in text
+    with durable.lock(store.launching("g"), wait=False):
+        assert status(["run=2222"]) == 0 and "state waiting" in printed(capsys)
+
+
 def test_logs_are_followed_until_the_run_ends(
     store: StorePaths, slurm: ReplayedSlurm, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
