@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from replayed_slurm import ReplayedSlurm, completed, make_grid, queue_line, submit, write
 from small_runs import carry_out, final_run, record_of, request
+from state_cases import a_slurm
 
 from transfergrid.cli.before import plan_here
 from transfergrid.cli.console import make_console
@@ -23,6 +24,8 @@ from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import RunSpec
 from transfergrid.store import durable, inventory
 from transfergrid.store.damage import find_damage, set_aside
+
+slurm = a_slurm
 
 
 @dataclass(frozen=True)
@@ -245,11 +248,6 @@ def test_a_request_that_makes_no_sense(arguments: list[str], message: str) -> No
 
 
 # ------------------------------------------------------------------------------------------------------ copies of code
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
-    return ReplayedSlurm(tmp_path / "bin", monkeypatch)
-
-
 def sent_with_code(store: StorePaths) -> Path:
     """The code of a launch of runs a and b, jobs 7_0 and 7_1."""
     make_grid(store, "a", "b")
