@@ -200,6 +200,8 @@ def assert_survives_kills(case: str, folder: Path, cache: Path, *, kills: int) -
         record.attempt == kills + 1 and record.details["first_step"] > reached - 1 and record.details["first_step"] > 1
     )
     assert_same_result(run, whole.runtime, asked.runtime)
+    log = paths_of(run, asked.runtime).log.read_text()  # what a killed attempt did is there, and where each went on
+    assert log.count(" INFO continues after step ") == kills and f" INFO epoch {record.epochs}/{record.epochs}: " in log
     root = paths_of(run, asked.runtime).root
     assert not list(root.rglob("*.tmp")) and not (root / "checkpoints").exists()
 
