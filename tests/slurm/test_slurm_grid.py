@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -259,29 +258,30 @@ OF_CNN = ("grid=quickstart", "grid.models=[baseline_cnn]", "grid.phases=[scratch
 MANY = (*OF_CNN, "grid.variants={}")
 
 
-def cpu_of_children_s() -> float:
-    """What all commands so far have computed, and their own children."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def test_two_hundred_configurations_are_submitted_in_ten_seconds(slurm: Sandbox, tmp_path: Path) -> None:
-    cpu_s = cpu_of_children_s()
+    before = processor_s()
     said = jobs("launch_grid.py", *MANY, SEEDS_200, "cluster=slurm", HELD, env=slurm.env, cwd=tmp_path)
-    cpu_s = cpu_of_children_s() - cpu_s
+    taken_s = processor_s() - before
     try:
         assert said.code == 0, said.text
         assert sent_jobs(said.text) == 200
         taken = re.search(r"a finish job, ([\d.]+) s", said.text)
         assert taken is not None
-        assert float(taken[1]) < 10 or cpu_s < 10  # others may use the machine
+        assert float(taken[1]) < 10 or taken_s < 10  # of processor time, where others use the machine
         waiting = slurm.run("squeue", "-h", "-r", "-t", "PENDING", "-o", "%i").split()
         assert len(waiting) == 201
     finally:
         slurm.run("scancel", "-u", "root")
 
 
+def processor_s() -> float:
+    """Of all child processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_the_status_of_a_thousand_takes_two_seconds_and_three_commands(slurm: Sandbox, tmp_path: Path) -> None:
+    """Two seconds of processor time, which does not depend on who else is using the machine."""
     seeds = f"grid.seeds=[{','.join(map(str, range(1000)))}]"
     counted = tmp_path / "bin"
     counted.mkdir()
@@ -295,12 +295,12 @@ def test_the_status_of_a_thousand_takes_two_seconds_and_three_commands(slurm: Sa
         taken_s = []
         for _ in range(3):
             (tmp_path / "calls").unlink(missing_ok=True)
-            began, cpu_s = time.monotonic(), cpu_of_children_s()
+            before = processor_s()
             status = jobs("status.py", "grid=quickstart", env=env, cwd=tmp_path)
-            taken_s += [time.monotonic() - began, cpu_of_children_s() - cpu_s]
+            taken_s.append(processor_s() - before)
             assert "1000 pending" in status.text
             assert len((tmp_path / "calls").read_text().split()) <= 3  # which cluster, its queue, its accounts
-        assert min(taken_s) < 2  # of three, by the clock or by what it computed, since others may use the machine
+        assert min(taken_s) < 2
     finally:
         slurm.run("scancel", "-u", "root")
 
