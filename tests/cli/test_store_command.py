@@ -213,7 +213,7 @@ def test_what_a_launch_on_this_machine_counts_on_stays_and_what_went_before_is_m
     assert house.store.run(house.run.run_id).record.is_file()
     shutil.rmtree(house.store.run(house.run.run_id).root)
     with pytest.raises(MachineError, match=f"{house.run.run_id} was removed while this was planned; launch again"):
-        run_and_show(make_console(), plan, house.asked, lambda ready: [])
+        run_and_show(make_console(), plan, house.asked, lambda *_: [])
     assert not house.store.grid("mine").exists()
 
 
