@@ -350,8 +350,12 @@ def test_of_two_runs_in_one_job_the_one_that_took_too_much_memory_is_named(
     grid = begin(memory_limited, *PAIR, "cluster.runs_per_job=2")
     grid.launch("cluster.mem_gb=1")
     grid.wait(lambda: not grid.is_live())
-    states = grid.look().states.values()
-    assert sorted((s.state, s.failure_class) for s in states) == [("done", None), ("failed", "host_oom")]
+    expected = [("done", None), ("failed", "host_oom")]
+
+    def is_named() -> bool:  # SLURM tells of the kill when the job ends, which is after the run's own record
+        return sorted((s.state, s.failure_class) for s in grid.look().states.values()) == expected
+
+    grid.wait(is_named, TOLD_WITHIN_S)
     assert "submitted 1 job" in grid.status("retry=oom", "cluster.mem_gb=2.5")
     grid.completes(undisturbed(tmp_path_factory.mktemp("pair"), *PAIR))
 
