@@ -32,7 +32,8 @@ from transfergrid.networks.heads import fit_standardiser
 from transfergrid.networks.solved_head import LogisticRegression, SoftmaxProblem, fit_lbfgs
 from transfergrid.paths import store_paths
 from transfergrid.phases import RunContext
-from transfergrid.phases._heads_on_features import Bench, MadeHead, references, solve_beside, train_by_sgd
+from transfergrid.phases._heads_beside import references
+from transfergrid.phases._heads_on_features import Bench, MadeHead, solve_beside, train_by_sgd
 from transfergrid.phases.probe import load_features
 from transfergrid.report.analysis.statistics import t_interval
 from transfergrid.specs import ProbeSettings, seed_for

@@ -85,6 +85,15 @@ def closest(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | No
     return next((by_lower[close] for close in difflib.get_close_matches(name.lower(), by_lower, 1, cutoff)), None)
 
 
+def fitting(part: str, names: Iterable[str]) -> list[str]:
+    """Which names a part may mean: that whole name; else those that begin with it, else end with it, else hold it."""
+    names = list(names)
+    if part in names:
+        return [part]
+    kinds = ([name for name in names if fits(name, part)] for fits in (str.startswith, str.endswith, str.__contains__))
+    return next(filter(None, kinds), [])
+
+
 def some(names: Sequence[object], most: int, noun: str = "") -> str:
     """`a, b and 3 more`, with a noun `and 3 more models`."""
     more = f" and {len(names) - most} more{' ' if noun else ''}{noun}" if len(names) > most else ""

@@ -52,6 +52,7 @@ class StorePaths(_Folder):
     splits = _Inside("splits")  # tables of pictures whose split was drawn, one CSV file each
     launches = _Inside("launches")
     submitting = _Inside("launches/.submitting")  # the lock of whoever sends jobs, or collects what was sent
+    collecting = _Inside("grids/.collecting")  # the lock of whoever removes what no grid lists, or lists a plan's runs
     wandb = _Inside("wandb")
 
     def run(self, run_id: str) -> RunPaths:
@@ -63,6 +64,11 @@ class StorePaths(_Folder):
     def launching(self, grid: str) -> Path:
         """The lock of a launch that carries out a grid on this machine, until its last run has ended."""
         return self.grids / f".{safe_name(grid)}.launching"
+
+    @property
+    def all_launching(self) -> list[Path]:
+        """Those locks, of all grids; who holds none of them is not at work."""
+        return sorted(self.grids.glob(".*.launching"))
 
     def report(self, name: str) -> Path:
         return self.root / "reports" / safe_name(name)

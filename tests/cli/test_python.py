@@ -42,7 +42,8 @@ def test_rows_records_and_features_are_those_of_the_files(launched: Path) -> Non
     assert row.test_accuracy == float(written["test_accuracy"]) and row.model == "tinynet_mnist"
 
     (run,) = [path.name for path in (launched / "results/runs").iterdir() if "-probe-" in path.name]
-    record = transfergrid.read_record(run, launched / "results")
+    record = transfergrid.read_record(run[-8:], launched / "results")
+    assert record.run_id == run
     assert record.metrics["test_accuracy"] == row.test_accuracy and record.spec.phase == "probe"
 
     found = transfergrid.read_features(run, "train", store=launched / "results", cache=launched / "cache")

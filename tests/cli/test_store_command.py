@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from replayed_slurm import ReplayedSlurm, completed, make_grid, queue_line, submit, write
 from small_runs import carry_out, final_run, record_of, request
+from state_cases import a_slurm
 
+from transfergrid.cli.before import plan_here
 from transfergrid.cli.console import make_console
 from transfergrid.cli.grid_file import write_grid_of
+from transfergrid.cli.launch import run_and_show
 from transfergrid.cli.store import keep_house
 from transfergrid.config import Request
 from transfergrid.errors import ConfigError, DataError, MachineError
@@ -21,6 +24,8 @@ from transfergrid.paths import CachePaths, StorePaths
 from transfergrid.specs import RunSpec
 from transfergrid.store import durable, inventory
 from transfergrid.store.damage import find_damage, set_aside
+
+slurm = a_slurm
 
 
 @dataclass(frozen=True)
@@ -196,6 +201,22 @@ def test_while_a_launch_sends_jobs_nothing_is_collected(house: House) -> None:
             house.keep("action=gc")
 
 
+def test_what_a_launch_on_this_machine_counts_on_stays_and_what_went_before_is_missed(house: House) -> None:
+    house.store.grid("mine").rename(house.store.grid("others"))
+    house.store.grid("others").write_text(house.store.grid("others").read_text().replace(house.run.run_id, "another"))
+    plan = plan_here(house.asked)
+    assert {planned.state for planned in plan.runs} == {"reuse"}
+    with durable.lock(house.store.launching("mine"), wait=False):
+        with pytest.raises(MachineError, match="a launch is at work in .*, and may count on what no grid lists yet"):
+            house.keep("action=gc", "runs=true", "dry_run=false")
+        assert house.keep("action=gc", "dry_run=false") == 0
+    assert house.store.run(house.run.run_id).record.is_file()
+    shutil.rmtree(house.store.run(house.run.run_id).root)
+    with pytest.raises(MachineError, match=f"{house.run.run_id} was removed while this was planned; launch again"):
+        run_and_show(make_console(), plan, house.asked, lambda *_: [])
+    assert not house.store.grid("mine").exists()
+
+
 def test_a_store_without_a_grid_tells_not_what_may_go(house: House) -> None:
     house.store.grid("mine").unlink()  # as where store.dir= was forgotten, and the cache is right
     with pytest.raises(DataError, match="has no grid that tells what is needed; name its store with store.dir="):
@@ -227,11 +248,6 @@ def test_a_request_that_makes_no_sense(arguments: list[str], message: str) -> No
 
 
 # ------------------------------------------------------------------------------------------------------ copies of code
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
-    return ReplayedSlurm(tmp_path / "bin", monkeypatch)
-
-
 def sent_with_code(store: StorePaths) -> Path:
     """The code of a launch of runs a and b, jobs 7_0 and 7_1."""
     make_grid(store, "a", "b")

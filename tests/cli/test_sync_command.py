@@ -14,7 +14,7 @@ from transfergrid.config.report import parse_sync
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.store.records import write_grid
-from transfergrid.tracking.sync import Synced
+from transfergrid.tracking.sync import Problem, Synced
 
 
 @pytest.mark.parametrize("argument", ["project=a/b", "entity=my team?", "tracking.project=" + "a" * 129])
@@ -25,12 +25,15 @@ def test_a_name_that_wandb_does_not_take_is_refused_before_anything_is_sent(argu
 
 def test_a_grid_file_that_is_not_there_is_told_but_is_no_run() -> None:
     console = Console(file=io.StringIO(), width=200)
-    show(console, Synced(runs=2, problems=["a: no tag 'x'", "a: state is 'failed'", "grid.json: refused"]))
+    of_run = [Problem("a", "no tag 'x'"), Problem("a", "state is 'failed'")]
+    of_grid = [Problem("grid.json", "refused", is_of_run=False), Problem("tags", "refused", is_of_run=False)]
+    show(console, Synced(runs=2, problems=of_run + of_grid))
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue().splitlines() == [
         "a: no tag 'x'",
         "a: state is 'failed'",
         "grid.json: refused",
+        "tags: refused",
         "W&B: 2 runs in the store, 0 brought up to date, 1 read back and equal, 1 not",
     ]
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from io import StringIO
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
 from cluster_cases import planned, scratch_run
 from replayed_slurm import ReplayedSlurm, ago, completed, make_grid, queue_line, submit
 from rich.console import Console
+from state_cases import a_slurm, a_store
 
 from transfergrid.cli.sending import send_what_fits
 from transfergrid.cluster import slurm as slurm_commands
@@ -26,6 +26,8 @@ from transfergrid.cluster.states import take_snapshot
 from transfergrid.cluster.submit import Sender
 from transfergrid.paths import StorePaths
 from transfergrid.resources import ClusterSettings, Resources
+
+store, slurm = a_store, a_slurm
 
 GPU_NODE = NodeShape(count=2, usable=2, cpus=32, mem_mib=256_000, gpus_by_type={"a100": 4})
 CPU_NODE = replace(GPU_NODE, gpus_by_type={})
@@ -107,16 +109,6 @@ def test_it_is_not_held_by_what_holds_the_runs() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- state
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
-    return ReplayedSlurm(tmp_path / "bin", monkeypatch)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> StorePaths:
-    return StorePaths(tmp_path / "results")
-
-
 def send_finish(store: StorePaths, seconds_ago: float = 3000) -> Submission:
     sent = replace(submit(store, (), job_id="9", seconds_ago=seconds_ago, name="tg-g-finish"), kind="finish")
     record(sent)

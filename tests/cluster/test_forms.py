@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from fake_slurm import FakeSlurm, noisy
+from fake_slurm import FakeSlurm, a_fake, noisy
 from replayed_slurm import CLUSTER, ReplayedSlurm, account_line, ago, queue_line
 
 from transfergrid.cluster import accounting, forms, slurm
@@ -29,11 +29,7 @@ def nothing_was_said() -> Iterator[None]:
     forms._commands_noted.clear()
 
 
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    (tmp_path / "bin").mkdir()
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    return FakeSlurm(tmp_path / "bin")
+fake = a_fake
 
 
 @pytest.fixture

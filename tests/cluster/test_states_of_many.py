@@ -16,7 +16,7 @@ from replayed_slurm import (
     queue_line,
     submit,
 )
-from state_cases import look
+from state_cases import a_slurm, a_store, look
 
 from transfergrid.cluster import slurm_words
 from transfergrid.cluster.ledger import read_ledger
@@ -26,15 +26,7 @@ from transfergrid.errors import FAILURE_CLASSES
 from transfergrid.paths import StorePaths
 from transfergrid.planning import job
 
-
-@pytest.fixture
-def store(tmp_path: Path) -> StorePaths:
-    return StorePaths(tmp_path / "results")
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
-    return ReplayedSlurm(tmp_path / "bin", monkeypatch)
+store, slurm = a_store, a_slurm
 
 
 # --------------------------------------------------------------------------------------------------------------- needs

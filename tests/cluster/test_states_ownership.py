@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import pytest
 from replayed_slurm import (
@@ -14,21 +13,13 @@ from replayed_slurm import (
     queue_line,
     submit,
 )
-from state_cases import look, state_of
+from state_cases import a_slurm, a_store, look, state_of
 
 from transfergrid.cluster.ownership import Proof, is_alive, live_rows
 from transfergrid.cluster.slurm import SlurmDown
 from transfergrid.paths import StorePaths
 
-
-@pytest.fixture
-def store(tmp_path: Path) -> StorePaths:
-    return StorePaths(tmp_path / "results")
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
-    return ReplayedSlurm(tmp_path / "bin", monkeypatch)
+store, slurm = a_store, a_slurm
 
 
 # ------------------------------------------------------------------------------------------------- whose job, and blind

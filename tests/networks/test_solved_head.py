@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,11 @@ def test_a_signal_stops_a_path_between_strengths_and_the_next_launch_ends_as_one
     assert 0 < stopped < 11
     monkeypatch.undo()
     assert job.carry_out(run, asked.runtime) == "completed"
+    log = paths_of(run, asked.runtime).log.read_text()
+    strengths = re.findall(r" INFO C (\S+): train loss \d\.\d{4}, val accuracy \d+\.\d\d%, \d+ iterations, ", log)
+    lines = read_metrics(paths_of(run, asked.runtime).metrics)
+    assert list(map(float, strengths)) == [line["C"] for line in lines]
+    assert f" INFO continues after {stopped} strengths of the penalty\n" in log
     ours, whole = record_of(run, asked.runtime), record_of(final_run(probe), probe.runtime)
     assert ours.details["search"] == whole.details["search"] and ours.metrics == whole.metrics
 

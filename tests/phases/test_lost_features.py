@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -160,6 +161,9 @@ def test_what_the_plan_can_see_is_extracted_again_and_said(kind: str, copied: tu
     assert feature_store.damage(cache, key_of(run)) is None
     log = paths_of(extraction, runtime).log.read_text()
     assert f"kept as {path}.damaged, extracted again" in log
+    assert re.search(
+        r" INFO train: \d+ images, \d+ images/s, \d+\.\d s\n.* INFO test: features are there already\n", log
+    )
 
 
 @pytest.mark.parametrize("kind", ON_THE_NODE)

@@ -9,7 +9,6 @@ import pytest
 import report_cases as cases
 from report_cases import row, write_report
 from rich.console import Console
-from test_published import as_published
 
 from transfergrid.cli.tables import terminal_table
 from transfergrid.errors import NEXT_STEP, ConfigError, DataError
@@ -18,8 +17,8 @@ from transfergrid.report.analysis.cells import accuracy_with_interval
 from transfergrid.report.analysis.comparison import comparison_rows, read_comparison
 from transfergrid.report.analysis.rows import COLUMNS, ComparisonRow
 from transfergrid.report.documents import as_csv
-from transfergrid.specs import ProbeSettings, RunSpec, to_dict
-from transfergrid.store import durable, records
+from transfergrid.specs import RunSpec
+from transfergrid.store import records
 
 DESIGNED = (
     "grid, dataset, model, phase, variant, weights, protocol, n_seeds, n_train, test_accuracy, test_accuracy_std, "
@@ -256,118 +255,6 @@ def test_a_grid_that_was_never_launched_is_named_with_those_that_were(store: Sto
         comparison_rows("yours", store)
 
 
-# -------------------------------------------------------------------------------------------------- best single, shared
-def write_join(store: StorePaths, *, protocol: str = "fair") -> None:
-    # On test googlenet is the better part, on val resnet18: the choice must follow val.
-    accuracies = {"resnet18": (0.95, 0.96), "googlenet": (0.97, 0.95), "vgg16": (0.99, 0.99)}
-    runs = {m: cases.spec("probe", m, protocol=protocol) for m in (*accuracies, "resnet18+googlenet")}
-    cases.write_grid(store, "mine", [(run, "") for run in runs.values()])
-    for model, (test, val) in accuracies.items():
-        cases.completed(store, runs[model], test_accuracy=test, metrics={"val_accuracy": val})
-    cases.completed(store, runs["resnet18+googlenet"], test_accuracy=0.98)
-
-
-def test_a_join_is_compared_with_its_own_part_that_is_best_on_val(store: StorePaths) -> None:
-    write_join(store)
-    rows = {row.model: row for row in comparison_rows("mine", store)}
-    join = rows["resnet18+googlenet"]
-    assert join.best_single_model == "resnet18"
-    assert join.delta_to_best_single == pytest.approx(0.03)
-    assert (join.p_value_vs_best_single, join.verdict) == (None, None)
-    assert [rows[m].best_single_model for m in ("resnet18", "googlenet", "vgg16")] == [None, None, None]
-
-
-def test_under_published_val_and_the_best_single_stay_empty(store: StorePaths) -> None:
-    write_join(store, protocol="published")
-    for found in comparison_rows("mine", store):
-        assert (found.val_accuracy, found.best_single_model, found.delta_to_best_single) == (None, None, None)
-
-
-def test_a_join_without_all_its_parts_has_no_best_single(store: StorePaths) -> None:
-    runs = [cases.spec("probe", "resnet18"), cases.spec("probe", "resnet18+googlenet")]
-    cases.write_grid(store, "mine", [(run, "") for run in runs])
-    for run in runs:
-        cases.completed(store, run)
-    assert comparison_rows("mine", store)[1].best_single_model is None
-
-
-def test_a_part_from_another_variant_is_not_the_best_single(store: StorePaths) -> None:
-    models = ("resnet18", "googlenet", "resnet18+googlenet")
-    runs = [(cases.spec("probe", m), "" if "+" in m else "other") for m in models]
-    cases.write_grid(store, "mine", runs)
-    for run, _ in runs:
-        cases.completed(store, run)
-    assert comparison_rows("mine", store)[2].best_single_model is None
-
-
-def test_extraction_has_no_row_and_its_cost_is_counted_once(store: StorePaths) -> None:
-    runs = [*seeds("probe", "resnet18", 2), *seeds("probe", "resnet18+googlenet", 2)]
-    cases.write_grid(store, "mine", [(run, "") for run in runs])
-    for run in runs:
-        cases.completed(store, run)
-    for extraction in {e for run in runs for e in run.extractions}:
-        cases.completed(store, extraction, wall_s=7.0, gpu_s=3.0)
-    comparison = read_comparison("mine", store)
-    assert [row.phase for row in comparison.rows] == ["probe", "probe"]
-    assert len(comparison.spent.extractions) == 2
-    assert comparison.spent.total(comparison.spent.extractions) == (14.0, 6.0)
-    assert [row.upstream_gpu_s for row in comparison.rows] == [3.0, 6.0]
-    assert comparison.spent.total() == (4 * 10.0 + 14.0, 4 * 4.0 + 6.0)
-
-
-# ------------------------------------------------------------------------------------------------------------ published
-AS_PUBLISHED = "individual_vs_parallel_as_published"
-
-
-def test_a_replayed_row_shows_its_delta_because_nothing_differs(store: StorePaths) -> None:
-    run = as_published("resnet18+googlenet", "finetune", "mnist")
-    cases.write_grid(store, AS_PUBLISHED, [(run, "")])
-    cases.completed(store, run, test_accuracy=0.9950)
-    (row,) = comparison_rows(AS_PUBLISHED, store)
-    assert (row.published_accuracy, row.published_rule, row.published_differs) == (0.9955, "last", ())
-    assert row.delta_to_published == pytest.approx(-0.0005)
-
-
-def test_a_replayed_fine_tuning_from_a_shorter_probe_has_no_delta(store: StorePaths) -> None:
-    probe = as_published("resnet18", "probe", "mnist")
-    assert isinstance(probe.settings, ProbeSettings)
-    shorter = replace(probe, settings=replace(probe.settings, epochs=1))
-    found = []
-    for began in (probe, shorter):
-        run = replace(as_published("resnet18", "finetune", "mnist"), needs=(began.run_id,))
-        durable.write_json(store.run(began.run_id).spec, to_dict(began))
-        cases.write_grid(store, AS_PUBLISHED, [(run, "")])
-        cases.completed(store, run, test_accuracy=0.9951)
-        (row,) = comparison_rows(AS_PUBLISHED, store)
-        found.append((row.published_differs, row.delta_to_published))
-    assert found == [((), pytest.approx(0.0002)), (("its probe",), None)]
-
-
-def test_a_fair_row_shows_the_figure_and_what_differs_but_no_delta(store: StorePaths) -> None:
-    run = cases.spec("probe", "resnet18")
-    cases.write_grid(store, "individual_vs_parallel", [(run, "")])
-    cases.completed(store, run)
-    (row,) = comparison_rows("individual_vs_parallel", store)
-    assert (row.published_accuracy, row.delta_to_published) == (0.9675, None)
-    assert row.published_differs[0] == "protocol"
-    assert {"source", "bn", "optimizer"} <= set(row.published_differs)
-
-
-def test_a_weights_file_alone_does_not_forbid_the_delta(store: StorePaths) -> None:
-    published = as_published("resnet18", "probe", "mnist")
-    run = replace(published, backbones=(cases.backbone("resnet18", weights="mine.pth", identity="file:ab"),))
-    cases.write_grid(store, AS_PUBLISHED, [(run, "")])
-    cases.completed(store, run, test_accuracy=0.9675)
-    (row,) = comparison_rows(AS_PUBLISHED, store)
-    assert (row.published_differs, row.delta_to_published) == (("weights file",), 0.0)
-
-
-def test_a_missing_row_keeps_its_published_figure(store: StorePaths) -> None:
-    cases.write_grid(store, AS_PUBLISHED, [(as_published("resnet18", "probe", "mnist"), "")])
-    (row,) = comparison_rows(AS_PUBLISHED, store)
-    assert (row.status, row.published_accuracy, row.delta_to_published) == ("missing", 0.9675, None)
-
-
 # ------------------------------------------------------------------------------------------------------------ documents
 def test_the_csv_holds_the_columns_full_precision_and_empty_cells(store: StorePaths) -> None:
     run = cases.spec("probe", "resnet18")
@@ -384,7 +271,7 @@ def test_the_csv_holds_the_columns_full_precision_and_empty_cells(store: StorePa
 
 
 def test_the_markdown_reads_as_percent_with_intervals_costs_and_next_steps(store: StorePaths) -> None:
-    write_join(store)
+    cases.write_join(store)
     runs = records.read_grid(store.grid("mine"))
     broken = cases.spec("finetune", "resnet18")
     records.write_grid(store.grid("mine"), grid="mine", entries=[*runs, cases.entry(broken)])
@@ -421,7 +308,7 @@ def test_every_markdown_table_has_as_many_cells_in_each_line_as_in_its_header(st
 
 
 def test_a_report_written_twice_is_the_same(store: StorePaths) -> None:
-    write_join(store)
+    cases.write_join(store)
     first = write_report("mine", store, figures=False).read_bytes()
     assert write_report("mine", store, figures=False).read_bytes() == first
 

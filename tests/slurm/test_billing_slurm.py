@@ -43,24 +43,23 @@ def test_a_requeued_run_costs_what_slurm_bills_for_all_its_attempts(slurm: Sandb
     def has_checkpoint() -> bool:
         return any(store.glob("runs/*/checkpoints/*.pt"))
 
-    slurm.wait_for(has_checkpoint, timeout_s=120)
+    slurm.wait_for(has_checkpoint, timeout_s=240)
     slurm.run("scontrol", "requeue", job_id)
 
     def is_reported() -> bool:
         slurm.hurry()  # else it waits for two minutes
         return (store / "reports/quickstart/comparison.csv").exists()
 
-    slurm.wait_for(is_reported, timeout_s=300)
+    slurm.wait_for(is_reported, timeout_s=480)
     ((run_id, record),) = records(store).items()
     assert (record["status"], record["on_gpu"]) == ("completed", False)  # the sandbox's GPUs are no torch's
 
     def ended() -> tuple[float, int] | None:
-        billed = billed_s(slurm, job_id)
+        jobs("report.py", "figures=false", env=slurm.env, cwd=tmp_path)  # brings the bill up to date
         bill = read_bill(StorePaths(store).run(run_id))
-        return billed if bill is not None and bill.is_closed else None
+        return billed_s(slurm, job_id) if bill is not None and bill.is_closed else None
 
-    said = jobs("report.py", "figures=false", env=slurm.env, cwd=tmp_path)
-    gpu_s, restarts = slurm.wait_for(ended, timeout_s=60) or (0.0, 0)
+    gpu_s, restarts = slurm.wait_for(ended, timeout_s=120) or (0.0, 0)
     assert restarts == 2 and gpu_s > 2 * record["phase_s"]
     (row,) = rows(store)
     assert float(row["gpu_s"]) == gpu_s and float(row["wall_s"]) == gpu_s / 2

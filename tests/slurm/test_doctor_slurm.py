@@ -24,7 +24,7 @@ def doctor(slurm: Sandbox, folder: Path, *arguments: str) -> tuple[int, dict[str
     """(exit code, the text of each line by its name, mark first)."""
     places = [f"store.dir={folder}/results", f"cache.dir={folder}/cache"]
     command = [sys.executable, "jobs/doctor.py", "cluster=slurm", "cluster.mem_gb=2", *places, *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=environment(slurm), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, env=environment(slurm), capture_output=True, text=True, timeout=480)
     assert done.stderr == ""
     return done.returncode, lines_of(done.stdout)
 
@@ -69,8 +69,10 @@ def test_an_unknown_partition_and_a_time_no_partition_gives_are_named(slurm: San
 
 
 def test_a_full_queue_leaves_what_nodes_answer_unknown(slurm: Sandbox, tmp_path: Path) -> None:
-    job = slurm.run("sbatch", "--parsable", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 60").strip()
-    slurm.wait_for(lambda: slurm.run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", 30)
+    job = slurm.run(
+        "sbatch", "--parsable", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 600"
+    ).strip()
+    slurm.wait_for(lambda: slurm.run("squeue", "-h", "-j", job, "-o", "%T").strip() == "RUNNING", 90)
     try:
         code, lines = doctor(slurm, tmp_path, "device=cpu", "wait_s=2")
     finally:
@@ -93,7 +95,7 @@ def test_a_store_that_nodes_do_not_see_is_not_fit(slurm: Sandbox, tmp_path: Path
     )
     mounted = f'mount -t tmpfs none {tmp_path}/private && exec "$0" -c "$1"'
     command = ["unshare", "--mount", "sh", "-c", mounted, sys.executable, script]
-    done = subprocess.run(command, cwd=ROOT, env=environment(slurm), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment(slurm), capture_output=True, text=True, timeout=240)
     lines = lines_of(done.stdout)
     assert done.returncode == 1, done.stderr
     assert "its output does not show in" in lines["probe job"]

@@ -45,7 +45,7 @@ def enforcing(slurm_variant: Callable[..., Sandbox]) -> Sandbox:
         except Exception:
             return False
 
-    assert slurm.wait_for(try_made, timeout_s=30)
+    assert slurm.wait_for(try_made, timeout_s=90)
     return slurm
 
 
@@ -65,12 +65,12 @@ def test_a_finish_job_that_was_cancelled_is_told_and_sent_again(enforcing: Sandb
     assert said.code == 0, said.text
     runs, finish = submissions(tmp_path / "results")
     assert finish["kind"] == "finish"
-    reasons = enforcing.run("squeue", "-h", "-o", "%i %r").splitlines()
-    assert f"{runs['job_id']} JobHeldUser" in reasons and f"{finish['job_id']} Dependency" in reasons
+    told = {f"{runs['job_id']} JobHeldUser", f"{finish['job_id']} Dependency"}
+    assert enforcing.wait_for(lambda: told <= set(enforcing.run("squeue", "-h", "-o", "%i %r").splitlines()), 60)
     enforcing.run("scancel", finish["job_id"])
     enforcing.run("scontrol", "release", runs["job_id"])
     store = tmp_path / "results"
-    assert enforcing.wait_for(lambda: len(records(store)) == 1, timeout_s=90)
+    assert enforcing.wait_for(lambda: len(records(store)) == 1, timeout_s=240)
     status = jobs("status.py", "grid=quickstart", env=enforcing.env, cwd=tmp_path)
     assert f"finish job {finish['job_id']}: cancelled" in status.text and "launch again sends it" in status.text
     again = jobs("launch_grid.py", *asked, "wait=true", env=enforcing.env, cwd=tmp_path)
@@ -102,7 +102,7 @@ def test_what_a_qos_never_lets_start_is_refused_and_a_default_of_ours_yields_to_
     def waits_for_the_qos() -> bool:
         return enforcing.run("squeue", "-h", "-j", endless, "-o", "%T %r").strip() == "PENDING QOSMaxGRESPerUser"
 
-    assert enforcing.wait_for(waits_for_the_qos, timeout_s=15)
+    assert enforcing.wait_for(waits_for_the_qos, timeout_s=60)
     enforcing.run("scancel", endless)
     small = [a for a in SMALL if not a.startswith("cluster.cpus=")]
     asked = (*small, "grid.seeds=[0]", "cluster.qos=few", "cluster.sbatch={hold: true}")

@@ -73,7 +73,7 @@ def as_ordinary(script: str, *arguments: str, slurm: Sandbox, cwd: Path, env: Ma
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=200,
+        timeout=400,
     )
     assert "Traceback" not in done.stdout, done.stdout
     return Said(done.returncode, done.stdout)
@@ -146,7 +146,7 @@ def test_a_job_that_slurm_refuses_and_shows_as_failed_all_the_same_was_not_sent(
     assert submissions(tmp_path / "results") == []
     assert jobs("launch_grid.py", *asked, "emit=scripts", env=site.env, cwd=tmp_path).code == 0
     command = ["bash", "scripts/submit.sh"]
-    sent = subprocess.run(command, env=site.env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    sent = subprocess.run(command, env=site.env, cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert sent.returncode == 1 and "SLURM shows no such job" in sent.stderr, sent.stderr
     assert [s["job_id"] for s in submissions(tmp_path / "results")] == [None]
     shown = site.run("squeue", "-a", "-h", "-t", "all", "-o", "%T|%r|%j").splitlines()
@@ -165,8 +165,8 @@ def test_an_ordinary_user_meets_hidden_partitions_and_those_of_other_groups(site
     held = ("cluster.partition=hid", "cluster.sbatch={hold: true}")
     said = as_ordinary("launch_grid.py", *asked, *held, slurm=site, cwd=theirs)
     assert said.code == 0 and "cluster.timeout_min=60 (default 240), all that partition hid has" in said.text, said.text
-    rows = site.run("squeue", "-a", "-h", "-u", ORDINARY, "-o", "%P|%u|%r").split()
-    assert sorted(rows) == [f"hid|{ORDINARY}|Dependency", f"hid|{ORDINARY}|JobHeldUser"]
+    rows, squeue = [f"hid|{ORDINARY}|Dependency", f"hid|{ORDINARY}|JobHeldUser"], ("squeue", "-a", "-h", "-u", ORDINARY)
+    assert site.wait_for(lambda: sorted(site.run(*squeue, "-o", "%P|%u|%r").split()) == rows, 60)
     status = as_ordinary("status.py", "grid=quickstart", slurm=site, cwd=theirs)
     assert "1 pending" in status.text and "held" in status.text, status.text
     again = as_ordinary("launch_grid.py", *asked, *held, slurm=site, cwd=theirs)

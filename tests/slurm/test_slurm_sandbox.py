@@ -19,6 +19,7 @@ from slurm_conf import Ports
 from transfergrid.cluster.slurm_words import Answer, answer
 
 SCRIPT = Path(__file__).parents[2] / "slurm" / "sandbox" / "sandbox.py"
+PATIENCE_S = 60.0  # for what takes a second or two where nobody else uses the machine
 PORTS = Ports(slurmctld=20001, slurmdbd=20002, slurmd=(20003, 20004))
 
 in_slurm = pytest.mark.slurm
@@ -28,7 +29,7 @@ Variant = Callable[..., Sandbox]
 def script(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *arguments]
     return subprocess.run(
-        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=90, check=False
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=240, check=False
     )
 
 
@@ -145,7 +146,7 @@ def test_a_job_sees_its_gpu_and_the_accounts_say_so(slurm: Sandbox) -> None:
     def accounts() -> bool:
         return slurm.run("sacct", "-n", "-X", "-P", "-o", "State", "-j", f"{by_count},{by_type}") == "COMPLETED\n" * 2
 
-    slurm.wait_for(accounts, 30)
+    slurm.wait_for(accounts, PATIENCE_S)
     assert output(slurm, by_count) in ("gpu 0\n", "gpu 1\n")
     assert output(slurm, by_type) == "gpu 0,1\n"
     allocated = slurm.run("sacct", "-n", "-X", "-P", "-o", "Account,AllocTRES", "-j", by_count)
@@ -156,10 +157,13 @@ def test_a_job_sees_its_gpu_and_the_accounts_say_so(slurm: Sandbox) -> None:
 
 @in_slurm
 def test_an_array_runs_on_both_nodes(slurm: Sandbox) -> None:
-    job = submit(
-        slurm, "--array=0-7", "--cpus-per-task=1", "--wrap=echo $SLURM_ARRAY_TASK_ID $SLURMD_NODENAME; sleep 1"
-    )
-    slurm.wait_for(lambda: set(state(slurm, job).split()) == {"COMPLETED"}, 30)
+    begun = slurm.dir / "begun"
+    begun.mkdir()
+    # None ends before all have begun: a node has room for four, and one that was free again would take the rest.
+    all_begin = f"touch {begun}/$SLURM_ARRAY_TASK_ID; until [ $(ls {begun} | wc -l) = 8 ]; do sleep 0.2; done"
+    command = f"--wrap={all_begin}; echo $SLURM_ARRAY_TASK_ID $SLURMD_NODENAME"
+    job = submit(slurm, "--array=0-7", "--cpus-per-task=1", command)
+    slurm.wait_for(lambda: set(state(slurm, job).split()) == {"COMPLETED"}, PATIENCE_S)
     tasks, nodes = zip(*(line.split() for line in output(slurm, job).splitlines()), strict=True)
     assert sorted(tasks) == list("01234567")
     assert set(nodes) == {"n1", "n2"}
@@ -167,27 +171,27 @@ def test_an_array_runs_on_both_nodes(slurm: Sandbox) -> None:
 
 @in_slurm
 def test_a_requeued_job_waits_until_it_is_hurried(slurm: Sandbox) -> None:
-    job = submit(slurm, "--wrap=echo start; sleep 60")
-    slurm.wait_for(lambda: output(slurm, job) == "start\n", 20)
+    job = submit(slurm, "--wrap=echo start; sleep 600")
+    slurm.wait_for(lambda: output(slurm, job) == "start\n", PATIENCE_S)
     slurm.run("scontrol", "requeue", job)
 
     def reason() -> str:
         return slurm.run("squeue", "-h", "-j", job, "-o", "%T %r").strip()
 
-    slurm.wait_for(lambda: reason() == "PENDING BeginTime", 20)
+    slurm.wait_for(lambda: reason() == "PENDING BeginTime", PATIENCE_S)
 
     def hurried() -> bool:
         slurm.hurry()
         return state(slurm, job) == "RUNNING"
 
-    slurm.wait_for(hurried, 20)
+    slurm.wait_for(hurried, PATIENCE_S)
     slurm.run("scancel", job)
 
 
 @in_slurm
 def test_daemons_can_be_killed_paused_and_brought_back(slurm: Sandbox) -> None:
-    job = submit(slurm, "--nodelist=n1", "--wrap=sleep 60")
-    slurm.wait_for(lambda: state(slurm, job) == "RUNNING", 20)
+    job = submit(slurm, "--nodelist=n1", "--wrap=sleep 600")
+    slurm.wait_for(lambda: state(slurm, job) == "RUNNING", PATIENCE_S)
     slurm.wait_until_saved()
     slurm.kill_daemon("slurmctld")
     with pytest.raises(SandboxError, match="`squeue` failed, exit 1: ") as silent:
@@ -205,7 +209,7 @@ def test_daemons_can_be_killed_paused_and_brought_back(slurm: Sandbox) -> None:
     assert left == []
     slurm.restore()
     slurm.run("scancel", job)
-    slurm.wait_for(lambda: slurm.node_states() == {"n1": "idle", "n2": "idle"}, 30)
+    slurm.wait_for(lambda: slurm.node_states() == {"n1": "idle", "n2": "idle"}, 90)
     assert slurm.is_running()
 
 
@@ -218,7 +222,7 @@ def test_from_start_to_stop_on_the_command_line(tmp_path: Path) -> None:
     begun = time.monotonic()
     started = script("start", f"--dir={folder}", "--max-array-size=11", "--max-submit-jobs=2", "--nodes=1", "--gpus=1")
     assert started.returncode == 0, started.stderr
-    assert time.monotonic() - begun < 60
+    assert time.monotonic() - begun < 120  # ten seconds on a machine that has time
     assert script("env", f"--dir={folder}").stdout == f"export SLURM_CONF={folder}/slurm.conf\n"
     assert "already running" in script("start", f"--dir={folder}").stdout
     assert re.search(
@@ -231,10 +235,10 @@ def test_from_start_to_stop_on_the_command_line(tmp_path: Path) -> None:
     # A job that does not want to end, and a child of it that has left its session and forgot its environment.
     stubborn = "trap '' TERM; env -i setsid sleep 1234.5 & echo started; while true; do sleep 0.1; done"
     job = submit(sandbox, f"--wrap={stubborn}")
-    submit(sandbox, "--qos=long", "--wrap=true")
+    submit(sandbox, "--qos=long", "--hold", "--wrap=true")  # one that ended at once would leave its place
     with pytest.raises(SandboxError, match="AssocMaxSubmitJobLimit"):
         submit(sandbox, "--wrap=true")
-    sandbox.wait_for(lambda: output(sandbox, job) == "started\n", 20)
+    sandbox.wait_for(lambda: output(sandbox, job) == "started\n", PATIENCE_S)
 
     assert script("stop", f"--dir={folder}").returncode == 0
     assert naming(str(folder)) == []
@@ -247,10 +251,12 @@ def test_without_accounting_and_preempted_without_a_signal(slurm_variant: Varian
     sandbox = slurm_variant(accounting=False, preempt="no-signal", nodes=1)
     with pytest.raises(SandboxError, match="Slurm accounting storage is disabled"):
         sandbox.run("sacct")
-    low = submit(sandbox, "--partition=low", "--exclusive", "--signal=B:USR2", "--wrap=trap 'echo USR2' USR2; sleep 60")
-    sandbox.wait_for(lambda: state(sandbox, low) == "RUNNING", 20)
+    low = submit(
+        sandbox, "--partition=low", "--exclusive", "--signal=B:USR2", "--wrap=trap 'echo USR2' USR2; sleep 600"
+    )
+    sandbox.wait_for(lambda: state(sandbox, low) == "RUNNING", PATIENCE_S)
     high = submit(sandbox, "--partition=high", "--exclusive", "--wrap=sleep 1")
-    sandbox.wait_for(lambda: state(sandbox, high) == "COMPLETED", 30)
+    sandbox.wait_for(lambda: state(sandbox, high) == "COMPLETED", PATIENCE_S)
     assert state(sandbox, low) == "PENDING"
     assert output(sandbox, low) == ""
 
@@ -267,16 +273,16 @@ def test_memory_is_enforced_and_preempted_jobs_get_their_signal(slurm_variant: V
     small, large = (submit(sandbox, f"--mem={megabytes}M", f"--wrap={allocate}") for megabytes in (100, 400))
     until_told = "trap 'echo USR2; exit 0' USR2; while true; do sleep 0.1; done"
     low = submit(sandbox, "--partition=low", "--cpus-per-task=4", "--signal=B:USR2", f"--wrap=echo on; {until_told}")
-    sandbox.wait_for(lambda: output(sandbox, low) == "on\n", 30)
+    sandbox.wait_for(lambda: output(sandbox, low) == "on\n", PATIENCE_S)
     submit(sandbox, "--partition=high", "--cpus-per-task=4", "--wrap=true")
-    sandbox.wait_for(lambda: output(sandbox, low) == "on\nUSR2\n", 30)
+    sandbox.wait_for(lambda: output(sandbox, low) == "on\nUSR2\n", PATIENCE_S)
 
     def states(job: str) -> dict[str, str]:
         lines = sandbox.run("sacct", "-n", "-P", "-o", "JobID,State", "-j", job).splitlines()
         return {step.removeprefix(job): said for step, said in (line.split("|") for line in lines)}
 
-    sandbox.wait_for(lambda: states(small).get(".0") == "OUT_OF_MEMORY", 20)
-    sandbox.wait_for(lambda: states(large).get(".0") == "COMPLETED", 20)
+    sandbox.wait_for(lambda: states(small).get(".0") == "OUT_OF_MEMORY", PATIENCE_S)
+    sandbox.wait_for(lambda: states(large).get(".0") == "COMPLETED", PATIENCE_S)
 
 
 @in_slurm

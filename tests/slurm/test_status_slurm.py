@@ -45,7 +45,7 @@ def look(store: StorePaths, *run_ids: str) -> Snapshot:
     return take_snapshot(run_ids, store, read_ledger(store), timeout_s=5)
 
 
-def wait_for(store: StorePaths, run_id: str, state: str, timeout_s: float = 20.0) -> RunState:
+def wait_for(store: StorePaths, run_id: str, state: str, timeout_s: float = 60.0) -> RunState:
     deadline = time.monotonic() + timeout_s
     while True:
         found = look(store, run_id).states[run_id]
@@ -56,7 +56,7 @@ def wait_for(store: StorePaths, run_id: str, state: str, timeout_s: float = 20.0
 
 
 def test_pending_running_failed_and_cancelled_are_told_apart(slurm: Sandbox, store: StorePaths) -> None:
-    sbatch(slurm, store, "--array=0-3%1", tasks=("r0", "r1", "r2", "r3"), command="sleep 60")
+    sbatch(slurm, store, "--array=0-3%1", tasks=("r0", "r1", "r2", "r3"), command="sleep 600")
     sbatch(slurm, store, "-p", "short", "-t", "10:00:00", tasks=("too-long",), command="true")
     sbatch(slurm, store, tasks=("exit-7",), command="exit 7")
     sbatch(slurm, store, tasks=("killed",), command="kill -9 $$")
@@ -64,10 +64,13 @@ def test_pending_running_failed_and_cancelled_are_told_apart(slurm: Sandbox, sto
     sbatch(slurm, store, tasks=("not-found",), command="there-is-no-such-program")
     running = wait_for(store, "r0", "running")
     assert running.node in ("n1", "n2") and running.job_id is not None and running.job_id.endswith("_0")
+    # Reasons come with the scheduler's next look at the queue.
+    slurm.wait_for(lambda: "JobArrayTaskLimit" in look(store, "r1").states["r1"].reason, 60)
     waiting = look(store, "r1").states["r1"]
-    assert (waiting.state, waiting.never_starts) == ("pending", False) and "JobArrayTaskLimit" in waiting.reason
+    assert (waiting.state, waiting.never_starts) == ("pending", False)
+    slurm.wait_for(lambda: "PartitionTimeLimit" in look(store, "too-long").states["too-long"].reason, 60)
     never = look(store, "too-long").states["too-long"]
-    assert (never.state, never.never_starts) == ("pending", True) and "PartitionTimeLimit" in never.reason
+    assert (never.state, never.never_starts) == ("pending", True)
 
     assert "exit code 7" in wait_for(store, "exit-7", "lost").reason
     assert "SIGKILL" in wait_for(store, "killed", "lost").reason
@@ -90,7 +93,7 @@ def test_a_child_of_a_failed_job_is_blocked_by_it(slurm: Sandbox, store: StorePa
     wanted = (f"--dependency=afterok:{parent.job_id}", "--kill-on-invalid-dep=yes")
     sbatch(slurm, store, *wanted, tasks=("child",), command="true")
     wait_for(store, "parent", "lost")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         snapshot = take_snapshot(["child"], store, read_ledger(store), needs={"child": ("parent",)})
         if not snapshot.states["child"].is_live or time.monotonic() > deadline:
@@ -108,7 +111,7 @@ def test_a_completed_job_without_a_record_is_not_done(slurm: Sandbox, store: Sto
 
 
 def test_a_requeued_job_is_alive_all_the_time(slurm: Sandbox, store: StorePaths) -> None:
-    job = sbatch(slurm, store, tasks=("a",), command="sleep 60")
+    job = sbatch(slurm, store, tasks=("a",), command="sleep 600")
     wait_for(store, "a", "running")
     attempt(store, "a", slurm_job_id=job.job_id, slurm_task=job.job_id, slurm_cluster="sandbox")
     assert job.job_id is not None
@@ -122,7 +125,7 @@ def test_a_requeued_job_is_alive_all_the_time(slurm: Sandbox, store: StorePaths)
         slurm.hurry()
         return look(store, "a").states["a"].state == "running"
 
-    slurm.wait_for(is_back, 30)
+    slurm.wait_for(is_back, 60)
     assert {j: row.restarts for j, row in live_rows({job.job_id: job.proof}).items()} == {job.job_id: 1}
 
 
@@ -130,8 +133,8 @@ def test_cancel_ends_running_and_pending_jobs(
     slurm: Sandbox, store: StorePaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_grid(store, "r0", "r1", "r2", "plain")
-    sbatch(slurm, store, "--array=0-2%1", tasks=("r0", "r1", "r2"), command="sleep 60")
-    sbatch(slurm, store, tasks=("plain",), command="sleep 60")
+    sbatch(slurm, store, "--array=0-2%1", tasks=("r0", "r1", "r2"), command="sleep 600")
+    sbatch(slurm, store, tasks=("plain",), command="sleep 600")
     wait_for(store, "r0", "running")
     assert status(["grid=g", "run=r1", "cancel=true"]) == 0
     assert "cancelled 1 job of 1 run" in capsys.readouterr().out
@@ -147,11 +150,11 @@ def test_while_the_controller_is_away_the_store_and_the_accounting_speak(
     slurm: Sandbox, store: StorePaths, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_grid(store, "a", "b")
-    sbatch(slurm, store, tasks=("a",), command="sleep 60")
+    sbatch(slurm, store, tasks=("a",), command="sleep 600")
     completed(store, "b")
     wait_for(store, "a", "running")
     job_id = str(look(store, "a").states["a"].job_id)
-    slurm.wait_for(lambda: "RUNNING" in slurm.run("sacct", "-n", "-X", "-o", "State", "-j", job_id), 20)
+    slurm.wait_for(lambda: "RUNNING" in slurm.run("sacct", "-n", "-X", "-o", "State", "-j", job_id), 60)
     slurm.wait_until_saved()
     slurm.kill_daemon("slurmctld")
     try:
@@ -162,7 +165,7 @@ def test_while_the_controller_is_away_the_store_and_the_accounting_speak(
         found = look(store, "a").states["a"]
     finally:
         slurm.start_daemon("slurmctld")
-    assert "SLURM does not answer" in shown and "1 done, 1 running" in shown and took_s < 12
+    assert "SLURM does not answer" in shown and "1 done, 1 running" in shown and took_s < 25
     assert found.state == "running" and "as the accounting says" in found.reason
     wait_for(store, "a", "running")
 
@@ -172,9 +175,9 @@ def test_without_accounting_the_queue_is_enough(
 ) -> None:
     sandbox = slurm_variant(accounting=False, nodes=1, gpus=0)
     monkeypatch.setenv("SLURM_CONF", str(sandbox.conf))
-    sbatch(sandbox, store, tasks=("running",), command="sleep 60")
+    sbatch(sandbox, store, tasks=("running",), command="sleep 600")
     sbatch(sandbox, store, tasks=("exit-7",), command="exit 7")
-    sbatch(sandbox, store, tasks=("cancelled",), command="sleep 60")
+    sbatch(sandbox, store, tasks=("cancelled",), command="sleep 600")
     wait_for(store, "cancelled", "running")
     job_id = look(store, "cancelled").states["cancelled"].job_id
     assert job_id is not None
@@ -184,6 +187,7 @@ def test_without_accounting_the_queue_is_enough(
     snapshot = look(store, "running", "exit-7", "cancelled")
     assert snapshot.states["running"].state == "running"
     assert (snapshot.accounting, snapshot.slurm_error) == (False, None)
+    sandbox.run("scancel", "-u", "root")
 
 
 def test_out_of_memory_is_named_with_and_without_accounting(
@@ -194,7 +198,7 @@ def test_out_of_memory_is_named_with_and_without_accounting(
     eat = "python3 -c 'x = bytearray(300_000_000); print(sum(x))'"
     # Under srun the job says only FAILED; its step knows.
     sbatch(sandbox, store, "--mem=100M", tasks=("a",), command=f"srun {eat}")
-    found = wait_for(store, "a", "failed", timeout_s=30)
+    found = wait_for(store, "a", "failed")
     assert found.failure_class == "host_oom"
     sandbox.kill_daemon("slurmdbd")
     snapshot = look(store, "a")

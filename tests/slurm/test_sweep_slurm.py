@@ -38,7 +38,7 @@ class Place:
             capture_output=True,
             text=True,
             cwd=self.folder,
-            timeout=300,
+            timeout=600,
             env=self.slurm.env | {"OMP_NUM_THREADS": "1"},
         )
 
@@ -46,9 +46,14 @@ class Place:
         """What the accounting says of the newest sweep's jobs."""
         (name,) = sorted(p.name for p in (self.folder / "results/sweeps").iterdir())[-1:]
         columns = ("JobID", "State", "ExitCode", "AllocTRES", "ReqMem", "Timelimit", "JobName")
-        text = self.slurm.run("sacct", "-nXP", f"--format={','.join(columns)}")
-        jobs = [dict(zip(columns, line.split("|"), strict=True)) for line in text.splitlines()]
-        return [job for job in jobs if job["JobName"].startswith(f"sweep-{name}-")]
+
+        def ended() -> list[dict[str, str]] | None:  # a job's result is read before the accounting hears of its end
+            text = self.slurm.run("sacct", "-nXP", f"--format={','.join(columns)}")
+            jobs = [dict(zip(columns, line.split("|"), strict=True)) for line in text.splitlines()]
+            own = [job for job in jobs if job["JobName"].startswith(f"sweep-{name}-")]
+            return own if all(job["State"] not in ("PENDING", "RUNNING") for job in own) else None
+
+        return self.slurm.wait_for(ended, 60) or []
 
     def record(self, model: str, phase: str) -> dict[str, Any]:
         (path,) = (self.folder / "results/runs").glob(f"digits-{model}-{phase}-*/record.json")
@@ -104,14 +109,14 @@ def test_a_job_told_to_save_goes_back_into_the_queue_and_the_sweep_waits_for_it(
     sweep = subprocess.Popen(command, cwd=tmp_path, env=slurm.env | {"OMP_NUM_THREADS": "1"})
     try:
         runs = tmp_path / "results" / "runs"
-        slurm.wait_for(lambda: any(p.stat().st_size for p in runs.glob("*/metrics.jsonl")), timeout_s=90)
+        slurm.wait_for(lambda: any(p.stat().st_size for p in runs.glob("*/metrics.jsonl")), timeout_s=240)
         slurm.run("scancel", "--signal=USR2", "-u", "root")
 
         def has_ended() -> bool:
             slurm.hurry()
             return sweep.poll() is not None
 
-        slurm.wait_for(has_ended, timeout_s=150)
+        slurm.wait_for(has_ended, timeout_s=400)
         assert sweep.returncode == 0
     finally:
         sweep.kill()

@@ -4,9 +4,12 @@ cluster does not have on demand. Nothing of it decides anything."""
 from __future__ import annotations
 
 import json
+import os
 import stat
 import sys
 from pathlib import Path
+
+import pytest
 
 CONFIG = {
     "AccountingStorageType": "accounting_storage/slurmdbd",
@@ -152,3 +155,12 @@ print('the next maintenance is job 9 of the series')
 print('Submitted batch job', number)
 """,
 }
+
+
+@pytest.fixture
+def a_fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """On the PATH."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return FakeSlurm(folder)

@@ -23,8 +23,8 @@ from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.paths import StorePaths
 
 T = TypeVar("T")
-TOLD_WITHIN_S = 60.0  # the right state and failure class, after the fault
-DONE_WITHIN_S = 240.0  # on a machine that others use as well
+TOLD_WITHIN_S = 120.0  # the right state and failure class, after the fault
+DONE_WITHIN_S = 480.0  # on a machine that others use as well
 BAD = ("failed", "lost", "blocked", "cancelled")
 POLL_S = 0.5
 

@@ -30,7 +30,7 @@ class Said:
     text: str
 
 
-def jobs(script: str, *arguments: str, env: Mapping[str, str], cwd: Path, timeout_s: float = 300) -> Said:
+def jobs(script: str, *arguments: str, env: Mapping[str, str], cwd: Path, timeout_s: float = 600) -> Said:
     """`python jobs/<script> <arguments>` in a folder of its own; output and errors together."""
     done = subprocess.run(
         [sys.executable, str(ROOT / "jobs" / script), *arguments],

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+from replayed_slurm import ReplayedSlurm
+
 from transfergrid.cluster.ledger import read_ledger
 from transfergrid.cluster.run_state import RunState
 from transfergrid.cluster.states import Snapshot, take_snapshot
 from transfergrid.paths import StorePaths
+
+
+# Fixtures; a file of tests takes them as `store, slurm = a_store, a_slurm`, as no argument may hide an import.
+@pytest.fixture
+def a_store(tmp_path: Path) -> StorePaths:
+    return StorePaths(tmp_path / "results")
+
+
+@pytest.fixture
+def a_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
+    return ReplayedSlurm(tmp_path / "bin", monkeypatch)
 
 
 def look(store: StorePaths, *run_ids: str, **needs: tuple[str, ...]) -> Snapshot:

@@ -80,6 +80,6 @@ def test_a_server_that_has_deleted_a_run_and_refuses_its_id_is_understood(
     assert syncing.sync_grid("g", store, account).problems == []
     server.state.delete_run(server.run(run.run_id))
     [problem] = syncing.sync_grid("g", store, account).problems
-    assert problem == (
+    assert str(problem) == (
         f"{run.run_id}: it was deleted in W&B, which takes no id twice; sync into another project: project=NAME"
     )

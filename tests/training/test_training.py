@@ -1,9 +1,9 @@
-"""The training loop: what a step is, what is logged, and that an interrupted run ends bit for bit as any other."""
+"""The training loop: what a step is, and what is logged and saved."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,27 +16,21 @@ import pytest
 import torch
 from small_runs import (
     StopAfter,
-    assert_same_result,
     carry_out,
     final_run,
-    metrics_without_times,
     paths_of,
     record_of,
     request,
-    stop_after,
 )
 from torch import Tensor, nn
 
-from transfergrid.config import Request
 from transfergrid.data.batches import NetworkInputs
 from transfergrid.data.folds import Fold
 from transfergrid.errors import Interrupted, Superseded, TrainingDiverged
 from transfergrid.networks import joined
 from transfergrid.paths import RunPaths
-from transfergrid.phases import phase_module
-from transfergrid.planning import job
 from transfergrid.specs import RunSpec, ScratchSettings
-from transfergrid.store import checkpoints, records
+from transfergrid.store import checkpoints
 from transfergrid.store.attempts import begin_attempt
 from transfergrid.store.checkpoints import checkpoint_files
 from transfergrid.store.metrics_log import read_metrics
@@ -218,9 +212,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_its_step(spec: RunSpec, tm
 
 
 def test_images_per_second_and_seconds_go_on_counting_over_an_interruption(
-    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """20 rows make 3 steps of a second each; an evaluation takes ten; the first attempt ends after step 4 of 6."""
+    caplog.set_level(logging.INFO, logger="transfergrid")
     clock_s = [0.0]
     for module in (loop, progress):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock_s[0]))
@@ -242,6 +237,17 @@ def test_images_per_second_and_seconds_go_on_counting_over_an_interruption(
     assert (whole.first_step, parted.first_step) == (1, 5)
     assert whole.images_per_s == parted.images_per_s == pytest.approx(40 / 6)
     assert (whole.elapsed_before_s, parted.elapsed_before_s) == (0.0, 3 + 10 + 1)
+    told = [re.sub(r"loss \d\.\d{4}", "loss X", message) for message in caplog.messages]
+    one, two = (f"epoch {epoch}/2: train loss X, val accuracy 50.00%, 7 images/s, " for epoch in (1, 2))
+    of_whole = [f"{one}13.0 s, 0:00:13 remaining", f"{two}26.0 s, 0:00:00 remaining"]
+    assert told == [*of_whole, of_whole[0], "continues after step 4; whole epochs done: 1", of_whole[1]]
+
+
+def test_the_log_of_a_long_training_is_thinned_by_a_fixed_rule() -> None:
+    logged = {epochs: [e for e in range(1, epochs + 1) if progress.is_logged(e, epochs)] for epochs in (1, 100, 250)}
+    assert logged[1] == [1] and logged[100] == list(range(1, 101))
+    assert logged[250] == [1, *range(3, 250, 3), 250]
+    assert all(len(list(filter(lambda e: progress.is_logged(e, n), range(1, n + 1)))) <= 102 for n in range(1, 1000))
 
 
 def test_a_diverged_run_has_a_record_of_class_code_with_its_step(tmp_path: Path) -> None:
@@ -345,180 +351,3 @@ def test_an_attempt_that_was_superseded_stops_and_adds_no_line(spec: RunSpec, tm
     with pytest.raises(Superseded, match="attempt 1 is superseded by attempt 2"):
         fit_points(Points(20, spoil=take_over), spec, tmp_path, epochs=3)
     assert read_metrics(paths.metrics) == []
-
-
-# --------------------------------------------------------------------------------------------------------- exact resume
-RANDOM = "weights=random"
-MOBILE = "model=mobilenet_v3_small"  # its trunk has dropout and BatchNorm
-EVERY_STEP = ("probe", "finetune", "scratch_ema")
-RESUMED = {
-    "probe": [MOBILE, RANDOM, "phase=probe"],
-    "probe_sgd_momentum": [MOBILE, RANDOM, "phase=probe", "phase.probe.optimizer=sgd"],
-    "finetune": [MOBILE, RANDOM, "phase=finetune"],
-    "finetune_l2_sp": [MOBILE, RANDOM, "phase=finetune", "phase.finetune.l2_sp=0.5", "phase.finetune.clip_norm=1.0"],
-    "scratch": ["model=tinynet", "phase=scratch"],
-    "scratch_drawn_lookahead": ["model=tinynet", "phase=scratch", "phase.scratch.lookahead=true"]
-    + ["phase.scratch.lookahead_k=2", "phase.scratch.sampling=replacement", "phase.scratch.steps_per_epoch=3"]
-    + ["phase.scratch.lr_update=epoch", "phase.scratch.normalise=image", "phase.scratch.flip=true"]
-    + ["phase.scratch.alternate_flip=true", "phase.scratch.perspective=0.3"],
-    "scratch_ema": ["model=tinynet", "phase=scratch", "phase.scratch.ema_decay=0.9"],
-    "scratch_adam_flip": ["model=tinynet", "phase=scratch", "phase.scratch.optimizer=adam", "phase.scratch.flip=true"],
-    "scratch_micro_batch": ["model=tinynet", "phase=scratch", "phase.scratch.micro_batch=16"],
-    "probe_on_images": [MOBILE, RANDOM, "phase=probe", "phase.probe.source=images", "phase.probe.bn=train"]
-    + ["phase.probe.lrs=[1e-3]", "phase.probe.weight_decays=[0]"],
-}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-def num_steps(asked: Request) -> int:
-    return max(int(line["step"]) for line in read_metrics(paths_of(final_run(asked), asked.runtime).metrics))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("case", RESUMED)
-def test_interrupted_at_a_step_a_run_ends_bit_for_bit_the_same(
-    case: str, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = request(tmp_path / "whole", *RESUMED[case], cache=cache)
-    assert carry_out(whole) == "completed"
-    run, total = final_run(whole), num_steps(whole)
-    assert total in (4, 6) and record_of(run, whole.runtime).details["first_step"] == 1
-    steps = range(1, total + 1) if case in EVERY_STEP else (1, total - 1)
-    for step in steps:
-        asked = request(tmp_path / f"step_{step}", *RESUMED[case], cache=cache)
-        for needed in asked.runs.values():
-            if needed.run_id != run.run_id:
-                assert job.carry_out(needed, asked.runtime) == "completed"
-        with monkeypatch.context() as patch:
-            stop_after(patch, step)
-            assert job.carry_out(run, asked.runtime) == "interrupted"
-        (checkpoint,) = checkpoint_files(paths_of(run, asked.runtime))
-        assert checkpoint.step == step
-        assert job.carry_out(run, asked.runtime) == "completed"
-        assert record_of(run, asked.runtime).details["first_step"] == step + 1 > 1
-        assert_same_result(run, whole.runtime, asked.runtime)
-
-
-def test_a_run_interrupted_at_every_step_in_turn_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole, asked = (request(tmp_path / name, *RESUMED["scratch_ema"]) for name in ("whole", "pieces"))
-    assert carry_out(whole) == "completed"
-    run, total = final_run(whole), num_steps(whole)
-    stop_after(monkeypatch, 1)
-    for _ in range(total):
-        assert job.carry_out(run, asked.runtime) == "interrupted"
-    assert job.carry_out(run, asked.runtime) == "completed"
-    record = record_of(run, asked.runtime)
-    assert (record.attempt, record.details["first_step"]) == (total + 1, total + 1)
-    assert_same_result(run, whole.runtime, asked.runtime)
-
-
-def test_a_run_resumes_from_the_older_checkpoint_where_the_newest_is_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    often = [*RESUMED["scratch"], "checkpoint.min_interval_s=0"]
-    whole, asked = (request(tmp_path / name, *often) for name in ("whole", "damaged"))
-    assert carry_out(whole) == "completed"
-    run = final_run(whole)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        assert carry_out(asked) == "interrupted"
-    newest = checkpoint_files(paths_of(run, asked.runtime))[0]
-    assert newest.step == 3
-    newest.path.write_bytes(newest.path.read_bytes()[:-1])
-    assert carry_out(asked) == "completed"
-    assert record_of(run, asked.runtime).details["first_step"] == 3
-    assert_same_result(run, whole.runtime, asked.runtime)
-
-
-def test_what_a_killed_attempt_wrote_after_its_checkpoint_is_taken_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, asked = (request(tmp_path / name, *RESUMED["scratch"]) for name in ("whole", "killed"))
-    assert carry_out(whole) == "completed"
-    run = final_run(whole)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 3)
-        assert carry_out(asked) == "interrupted"
-    with open(paths_of(run, asked.runtime).metrics, "a") as file:
-        file.write('{"line": 4, "kind": "step", "step": 4, "train/loss": 99.0}\n{"line": 5, "ki')
-    assert carry_out(asked) == "completed"
-    assert_same_result(run, whole.runtime, asked.runtime)
-
-
-def test_a_run_that_had_ended_training_when_it_was_killed_does_not_train_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = request(tmp_path, *RESUMED["scratch"], "checkpoint.min_interval_s=0")
-    run = final_run(asked)
-
-    def killed(*arguments: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(job, "write_record", killed)
-    assert carry_out(asked) == "interrupted"
-    before = metrics_without_times(paths_of(run, asked.runtime))
-    monkeypatch.setattr(job, "write_record", records.write_record)
-    assert carry_out(asked) == "completed"
-    assert record_of(run, asked.runtime).details["first_step"] == num_steps(asked) + 1
-    assert metrics_without_times(paths_of(run, asked.runtime)) == before
-
-
-def test_the_same_spec_gives_the_same_numbers_twice_and_another_seed_others(tmp_path: Path) -> None:
-    first, second = (request(tmp_path / name, *RESUMED["scratch"]) for name in ("first", "second"))
-    other = request(tmp_path / "other", *RESUMED["scratch"], "seed=1")
-    assert [carry_out(asked) for asked in (first, second, other)] == ["completed"] * 3
-    assert_same_result(final_run(first), first.runtime, second.runtime)
-    losses = [
-        metrics_without_times(paths_of(final_run(asked), asked.runtime))[0]["train/loss"] for asked in (first, other)
-    ]
-    assert losses[0] != losses[1]
-
-
-# ------------------------------------------------------------------------------------------------------ killed runs
-KILLED = {
-    "probe": [*RESUMED["probe"], "phase.probe.epochs=10"],
-    "finetune": [*RESUMED["finetune"], "phase.finetune.epochs=4"],
-    "scratch": [*RESUMED["scratch"], "phase.scratch.epochs=8"],
-}
-
-
-def assert_survives_kills(case: str, folder: Path, cache: Path, *, kills: int) -> None:
-    """Kill a real process each time it has got further than the one before, then let one end; compare."""
-    whole, asked = (request(folder / name, *KILLED[case], cache=cache) for name in ("whole", "killed"))
-    assert carry_out(whole) == "completed"
-    run = final_run(whole)
-    for needed in asked.runs.values():
-        if needed.run_id != run.run_id:
-            assert job.carry_out(needed, asked.runtime) == "completed"
-    payload = job.write_payload([run], replace(asked.runtime, checkpoint_min_interval_s=0.0))
-    rng, reached = np.random.default_rng(), 0
-    for _ in range(kills):
-        process = subprocess.Popen([sys.executable, "-m", "transfergrid.planning.job", str(payload), "0"])
-        while max((c.step for c in checkpoint_files(paths_of(run, asked.runtime))), default=0) <= reached:
-            assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.03))
-        process.kill()
-        assert process.wait() != 0
-        reached = checkpoint_files(paths_of(run, asked.runtime))[0].step
-    assert not phase_module(run.phase).is_done(run, asked.runtime)
-    assert job.carry_out(run, asked.runtime) == "completed"
-    record = record_of(run, asked.runtime)
-    assert (
-        record.attempt == kills + 1 and record.details["first_step"] > reached - 1 and record.details["first_step"] > 1
-    )
-    assert_same_result(run, whole.runtime, asked.runtime)
-    root = paths_of(run, asked.runtime).root
-    assert not list(root.rglob("*.tmp")) and not (root / "checkpoints").exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("case", "kills"), [("probe", 1), *((case, 3) for case in KILLED)])
-def test_killed_with_sigkill_once_or_again_and_again_a_run_ends_bit_for_bit_the_same(
-    case: str, kills: int, tmp_path: Path, cache: Path
-) -> None:
-    assert_survives_kills(case, tmp_path, cache, kills=kills)

@@ -123,10 +123,10 @@ def wrapped(line: str, width: int, *, indent: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def say_first(console: Console, lines: Sequence[str], *, more: str = "...") -> None:
+def say_first(console: Console, lines: Sequence[object], *, more: str = "...") -> None:
     """The first of many lines, and how many more there are."""
     for line in lines[:FIRST_LINES]:
-        say(console, line)
+        say(console, str(line))
     if len(lines) > FIRST_LINES:
         say(console, f"{more} and {len(lines) - FIRST_LINES} more")
 

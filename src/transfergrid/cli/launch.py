@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -9,7 +10,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from transfergrid import tracking
-from transfergrid.cli.before import made_ready, plan_here
+from transfergrid.cli.before import made_ready, plan_here, prepare_folders
 from transfergrid.cli.console import JSON, OK, make_console, progress_line, run_script
 from transfergrid.cli.for_programs import answer_of_grid, exit_code_of, plan_as_json, print_json
 from transfergrid.cli.grid_file import assert_keeps_rows, write_grid_of
@@ -19,7 +20,8 @@ from transfergrid.cluster import local, slurm
 from transfergrid.config import Request, load_grid
 from transfergrid.config.arguments import CFG, without_cfg
 from transfergrid.config.help import MOST_USED, OF_LAUNCH, Help
-from transfergrid.errors import ConfigError
+from transfergrid.errors import ConfigError, MachineError
+from transfergrid.phases import phase_module
 from transfergrid.planning.plan import Plan
 from transfergrid.resources import ClusterSettings
 from transfergrid.store import durable
@@ -101,18 +103,31 @@ def run_and_show(
     runs_follow: as made_ready's. Exit code 0 when everything has completed, 1 when some failed.
     """
     show_plan(console, plan, request)
-    ready = made_ready(console, plan, request, runs_follow=runs_follow)
-    if ready is None:
-        return OK
-    write_grid_of(console, ready)
-    mirror = tracking.start_mirror(ready.runtime, ready.configurations)
-    try:
-        with durable.lock(ready.store.launching(ready.grid), wait=False):
+    with contextlib.ExitStack() as at_work:
+        if not request.dry_run:
+            prepare_folders(request.runtime)  # a folder that cannot be written is a bad argument, the lock's included
+            at_work.enter_context(durable.lock(request.store.launching(request.grid), wait=False))
+        ready = made_ready(console, plan, request, runs_follow=runs_follow)
+        if ready is None:
+            return OK
+        with durable.lock(ready.store.collecting, wait=True):
+            _assert_still_done(plan, ready)
+            write_grid_of(console, ready)
+        mirror = tracking.start_mirror(ready.runtime, ready.configurations)
+        try:
             endings = run(ready)
-    finally:
-        tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(ready.runtime))
+        finally:
+            at_work.close()
+            tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(ready.runtime))
     show_results(console, ready)
     return show_endings(console, plan, endings)
+
+
+def _assert_still_done(plan: Plan, request: Request) -> None:
+    """Before the grid lists them, nothing keeps runs that are to be reused. Raises MachineError where one is gone."""
+    for planned in plan.runs:
+        if planned.state == "reuse" and not phase_module(planned.run.phase).is_done(planned.run, request.runtime):
+            raise MachineError(f"{planned.run.run_id} was removed while this was planned", remedy="launch again")
 
 
 def on_cpu_without_gpus(request: Request) -> Request:

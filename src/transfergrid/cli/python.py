@@ -36,8 +36,11 @@ def read_comparison(grid: str, store: str | Path = "results") -> list[Comparison
 
 
 def read_record(run: str, store: str | Path = "results") -> RunRecord:
-    """What a run left behind. Raises MissingInput where it has not ended, DataError where its record is damaged."""
-    paths = StorePaths(Path(store)).run(run)
+    """What a run left behind. run: its id, or a part that no other run has. Raises MissingInput where it has not ended,
+    DataError where its record is damaged, ConfigError where several runs have that part."""
+    from transfergrid.config.predict import whole_run_id
+
+    paths = StorePaths(Path(store)).run(whole_run_id(run, StorePaths(Path(store))) or run)
     record = _record_at(paths)
     if record is None:
         raise MissingInput(f"{paths.record} does not exist: the run has not ended, or the id is wrong")

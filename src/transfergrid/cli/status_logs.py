@@ -95,12 +95,13 @@ def follow(console: Console, request: StatusRequest) -> int:
     [row] = view.rows
     offsets: dict[Path, int] = {}
     headings: list[Path] = []
+    shown: dict[str, Path] = {}
     looked = time.monotonic()
     try:
         while True:
             was_live = view.may_change
             for path in log_files(view, row.run_id):
-                _print_added(path, offsets, headings)
+                _print_added(path, offsets, headings, shown)
             if not was_live:
                 break
             time.sleep(FOLLOW_POLL_S)
@@ -113,8 +114,9 @@ def follow(console: Console, request: StatusRequest) -> int:
     return FAILED if state.state in ENDED else OK
 
 
-def _print_added(path: Path, offsets: dict[Path, int], headings: list[Path]) -> None:
-    """As `tail -f` of several files; whole lines only."""
+def _print_added(path: Path, offsets: dict[Path, int], headings: list[Path], shown: dict[str, Path]) -> None:
+    """As `tail -f` of several files; whole lines only, and none that another file has shown: a job's log repeats what
+    its run's log says."""
     try:
         size = path.stat().st_size
     except OSError:
@@ -134,9 +136,10 @@ def _print_added(path: Path, offsets: dict[Path, int], headings: list[Path]) -> 
     else:
         offsets[path] = size  # it may have been cut short by a new attempt
         return
-    if not text:
+    lines = [line for line in text.splitlines() if shown.setdefault(line, path) == path]
+    if not lines:
         return
     if headings[-1:] != [path]:
         headings.append(path)
         print(f"==> {path} <==")
-    print(*(printable(line) for line in text.splitlines()), sep="\n", flush=True)
+    print(*map(printable, lines), sep="\n", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -9,10 +10,10 @@ from dataclasses import dataclass, replace
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.run_state import ENDED, RunState, State, needs_of_spec, specs_of
 from transfergrid.cluster.states import Snapshot, take_snapshot
-from transfergrid.config.spelling import command_of_grid, launch_again, never_launched, where_runs_are
+from transfergrid.config.spelling import command_of_grid, launch_again, launched_grids, never_launched, where_runs_are
 from transfergrid.config.status import StatusRequest
-from transfergrid.errors import ConfigError
-from transfergrid.names import some
+from transfergrid.errors import ConfigError, DataError
+from transfergrid.names import fitting, some
 from transfergrid.paths import StorePaths
 from transfergrid.specs import RunSpec
 from transfergrid.store import durable
@@ -97,13 +98,15 @@ class View:
 def read_view(request: StatusRequest) -> View:
     """Look at a grid, or at the one run that is asked for. Raises ConfigError for one that does not exist."""
     store, ledger = request.store, read_ledger(request.store)
-    entries = [] if request.grid is None else _entries(store, request.grid, ledger)
+    named, listed = request.grid, {} if request.grid is not None else _listed(store)
+    entries = list(listed) if request.grid is None else _entries(store, request.grid, ledger)
     held = _held(ledger, request.grid)
     known = dict.fromkeys([e.run_id for e in entries] + held)
     if request.run is not None:
-        every = known if request.grid is not None else dict.fromkeys([*_stored(store), *held])
+        every = known if request.grid is not None else dict.fromkeys([*_stored(store), *known])
         run_id = _resolve(request.run, every, store)
-        entries, held, known = [e for e in entries if e.run_id == run_id], [run_id], {run_id: None}
+        entries, held, known = [e for e in entries if e.run_id == run_id][-1:], [run_id], {run_id: None}
+        named = named or next((listed[entry] for entry in entries), None)
     specs = specs_of(ledger, known)
     needs = {run_id: needs_of_spec(spec) for run_id, spec in specs.items()}
     grid = request.grid if request.run is None else None
@@ -114,8 +117,8 @@ def read_view(request: StatusRequest) -> View:
     # A run that an earlier launch of this grid sent, and that the grid no longer names, matters while it lives.
     beside = [r for r in held if r not in in_grid and (r in needed or snapshot.states[r].is_live or request.run)]
     others = [_row_of(run_id, specs.get(run_id) or read_spec(store.run(run_id))) for run_id in beside]
-    if request.grid is not None and not ledger.of_grid(request.grid, "runs"):
-        snapshot = replace(snapshot, states=_in_local_words(snapshot.states, request.grid, store))
+    if named is not None and not ledger.of_grid(named, "runs"):
+        snapshot = replace(snapshot, states=_in_local_words(snapshot.states, named, store))
     return View(request.grid, store, tuple(others + entries), ledger, specs, snapshot)
 
 
@@ -149,6 +152,15 @@ def _entries(store: StorePaths, grid: str, ledger: Ledger) -> list[GridEntry]:
     raise never_launched(grid, store)
 
 
+def _listed(store: StorePaths) -> dict[GridEntry, str]:
+    """The rows of all grids and whose they are, those launched last at the end; none of a file that is damaged."""
+    listed: dict[GridEntry, str] = {}
+    for grid in launched_grids(store):
+        with contextlib.suppress(DataError, FileNotFoundError):
+            listed |= dict.fromkeys(read_grid(store.grid(grid)), grid)
+    return listed
+
+
 def _held(ledger: Ledger, grid: str | None) -> list[str]:
     """The runs that a grid's submissions hold, or all that are in the ledger."""
     of_grid = [s for s in ledger.submissions if s.kind == "runs" and grid in (None, s.grid)]
@@ -160,19 +172,14 @@ def _stored(store: StorePaths) -> list[str]:
 
 
 def _resolve(name: str, known: Iterable[str], store: StorePaths) -> str:
-    """A whole run_id, else the one run that begins with, ends with or holds this text."""
+    """A whole run_id, else the one run that has this part."""
     known = list(known)
-    if name in known:
-        return name
-    for fits in (str.startswith, str.endswith, str.__contains__):
-        matches = [run_id for run_id in known if fits(run_id, name)]
-        if len(matches) == 1:
-            return matches[0]
-        if matches:
-            raise ConfigError(
-                f"run={name} fits {len(matches)} runs: {some(matches, 4)}", remedy="give more of the name"
-            )
-    raise ConfigError(f"run={name} fits none of {len(known)} runs", remedy=where_runs_are(store))
+    matches = fitting(name, known)
+    if len(matches) > 1:
+        raise ConfigError(f"run={name} fits {len(matches)} runs: {some(matches, 4)}", remedy="give more of the name")
+    if not matches:
+        raise ConfigError(f"run={name} fits none of {len(known)} runs", remedy=where_runs_are(store))
+    return matches[0]
 
 
 def _row_of(run_id: str, spec: RunSpec | None) -> GridEntry:

@@ -154,9 +154,13 @@ def _runs_by_grid(store: StorePaths) -> dict[str, set[str]]:
 
 # ------------------------------------------------------------------------------------------------------------- collect
 def _collect(console: Console, store: StorePaths, cache: CachePaths, keys: StoreKeys, done_by: str) -> int:
-    with durable.lock(store.submitting, wait=False) as is_ours:
-        if not is_ours:
+    with contextlib.ExitStack() as locks:
+        needed = [store.submitting] + [store.collecting] * (keys.runs or keys.features)
+        if not all([locks.enter_context(durable.lock(path, wait=False)) for path in needed]):
             raise MachineError(f"a launch is sending jobs from {store.root}", remedy="try again when it has ended")
+        if (keys.runs or keys.features) and any(map(durable.is_locked, store.all_launching)):
+            what = f"a launch is at work in {store.root}, and may count on what no grid lists yet"
+            raise MachineError(what, remedy="leave runs= and features= out, or try again when it has ended")
         return _collect_alone(console, store, cache, keys, done_by)
 
 
@@ -191,8 +195,8 @@ def _collectable(
     from transfergrid.store.inventory import leftovers, old_checkpoints, unreferenced
 
     ledger = read_ledger(store)
-    copies, kept = copies_to_collect(store, ledger)
-    for reason in kept:
+    copies, reasons = copies_to_collect(store, ledger)
+    for reason in reasons:
         say(console, f"stays: the code of {reason}")
     kinds: list[tuple[str, Callable[[], Sequence[Path]]]] = [
         ("code copies of ended launches", lambda: copies),
@@ -203,9 +207,9 @@ def _collectable(
         unused = unreferenced(store, cache, sent=_sent(ledger))
         kinds += [("runs that no grid refers to", lambda: unused.runs)] * keys.runs
         kinds += [("feature files that no grid of this store needs", lambda: unused.features)] * keys.features
-    for what, paths in kinds:
-        if found := paths():
-            yield what, found
+    for what, look in kinds:
+        if paths := look():
+            yield what, paths
 
 
 def _remove(path: Path) -> str | None:

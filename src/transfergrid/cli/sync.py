@@ -91,10 +91,9 @@ def show(console: Console, synced: Synced) -> None:
 
 
 def summary(synced: Synced) -> str:
-    wrong = len({problem.partition(":")[0] for problem in synced.problems} - {"grid.json"})  # which is no run
     parts = [f"{count(synced.runs, 'run')} in the store", f"{synced.sent} brought up to date"]
-    parts += [f"{synced.runs - synced.elsewhere - wrong} read back and equal"]
-    parts += [f"{wrong} not"] if wrong else []
+    parts += [f"{synced.runs - synced.elsewhere - synced.different} read back and equal"]
+    parts += [f"{synced.different} not"] if synced.different else []
     parts += [f"{synced.unfinished} unfinished yet"] if synced.unfinished else []
     parts += [f"{synced.elsewhere} being sent by another process"] if synced.elsewhere else []
     return f"W&B: {', '.join(parts)}"

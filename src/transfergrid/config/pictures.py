@@ -88,11 +88,11 @@ def _without_split(folder: Path, table: Path | None) -> tuple[tuple[Row, ...] | 
     if table is not None:
         rows = tables.read_rows(table, folder)
         return (None if rows[0].split else rows), ()
-    found = scan_classes(folder)
-    if found is None:
+    scan = scan_classes(folder)
+    if scan is None:
         return None, ()
-    of_folder = tuple(Row(path, label) for label, paths in found.listing["all"].items() for path in paths)
-    counted = ", ".join(f"{count} {why} (as {first})" for why, (count, first) in found.skipped.items())
+    of_folder = tuple(Row(path, label) for label, paths in scan.listing["all"].items() for path in paths)
+    counted = ", ".join(f"{count} {why} (as {first})" for why, (count, first) in scan.skipped.items())
     return of_folder, ((f"{folder.name}: not read: {counted}",) if counted else ())
 
 

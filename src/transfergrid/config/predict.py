@@ -15,10 +15,10 @@ from transfergrid.config.spelling import command, where_runs_are
 from transfergrid.data._folder_scan import image_files
 from transfergrid.data._formats import suffixes
 from transfergrid.errors import ConfigError
-from transfergrid.names import closest, some
+from transfergrid.names import closest, fitting, some
 from transfergrid.networks.classes import classes_of_run
 from transfergrid.paths import EXPORT_MARK, CachePaths, RunPaths, StorePaths
-from transfergrid.specs import Runtime, safe_name, setting
+from transfergrid.specs import Runtime, setting
 from transfergrid.store.records import RunRecord, read_record
 
 Format = Literal["all", "state_dict", "torch_export", "onnx"]
@@ -111,8 +111,8 @@ def finished_run(run: str, store_dir: Path) -> tuple[RunPaths, RunRecord, tuple[
 
 
 def run_paths(run: str, store_dir: Path, *, key: str = "run") -> RunPaths:
-    """A run by its folder, or by its id in the store; the beginning or the last 12 digits are enough where no other
-    run has them. Raises ConfigError, which names the key that gave it."""
+    """A run by its folder, or by its id in the store, of which a part is enough that no other run has. Raises
+    ConfigError, which names the key that gave it."""
     folder = Path(run).expanduser()
     if (folder / "spec.json").is_file():
         return RunPaths(folder.resolve())
@@ -125,13 +125,10 @@ def run_paths(run: str, store_dir: Path, *, key: str = "run") -> RunPaths:
 
 
 def whole_run_id(run: str, store: StorePaths, *, key: str = "run") -> str | None:
-    """Of a run of the store by its id, or by a beginning or the last 12 digits that no other run has; None where no run
-    has them. Raises ConfigError where several have."""
-    if safe_name(run) == run and store.run(run).spec.is_file():
-        return run
+    """Of a run of the store that has begun, by its id or by a part that no other run has; None where no run has it.
+    Raises ConfigError where several have."""
     names = sorted(p.name for p in store.runs.iterdir()) if run and store.runs.is_dir() else []
-    parts = [name for name in names if name.startswith(run) or name.endswith(f"-{run}")]
-    run_ids = [name for name in parts if store.run(name).spec.is_file()]
+    run_ids = [name for name in fitting(run, names) if store.run(name).spec.is_file()]
     if len(run_ids) > 1:
         raise ConfigError(f"{key}={run!r} is a part of several runs: {some(run_ids, MOST_RUNS)}")
     return run_ids[0] if run_ids else None

@@ -93,7 +93,7 @@ def _cells(table: Path) -> list[tuple[int, dict[str, str]]]:
         line = content[: error.start].count(b"\n") + 1
         raise ConfigError(f"{table} line {line} is not UTF-8; save the table as CSV in UTF-8") from error
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    found: list[tuple[int, dict[str, str]]] = []
+    lines: list[tuple[int, dict[str, str]]] = []
     try:
         columns = _columns(table, next(reader, []))
         for cells in reader:
@@ -101,10 +101,10 @@ def _cells(table: Path) -> list[tuple[int, dict[str, str]]]:
                 continue
             if len(cells) != len(columns):
                 raise ConfigError(f"{table} line {reader.line_num} has {len(cells)} cells; wanted {len(columns)}")
-            found.append((reader.line_num, dict(zip(columns, cells, strict=True))))
+            lines.append((reader.line_num, dict(zip(columns, cells, strict=True))))
     except csv.Error as error:
         raise ConfigError(f"{table} line {reader.line_num} is not CSV ({error})") from error
-    return found
+    return lines
 
 
 def _columns(table: Path, header: Sequence[str]) -> list[str]:

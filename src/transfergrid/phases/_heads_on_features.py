@@ -1,7 +1,8 @@
-"""The ways to make a probe's head on standardised features that lie on the device, and the heads shown beside it."""
+"""The ways to make a probe's head on standardised features that lie on the device."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from transfergrid.data.folds import Fold, Folds, class_weights
 from transfergrid.errors import Interrupted
-from transfergrid.networks import reference_heads
 from transfergrid.networks.head_path import NOTHING_HELD_OUT, HeadPath, OnVal, Trial, best_of, search_of
 from transfergrid.networks.heads import Heads, losses_and_correct
 from transfergrid.networks.solved_head import LogisticRegression, SoftmaxProblem
@@ -23,9 +23,11 @@ from transfergrid.phases._setting import train
 from transfergrid.specs import UNCHOSEN_C, ProbeSettings, seed_for
 from transfergrid.store.checkpoints import read_newest_checkpoint, write_checkpoint
 from transfergrid.store.metrics_log import MetricsLog
-from transfergrid.training import by_group
 from transfergrid.training.evaluation import cross_entropy, selection_score
 from transfergrid.training.optimization import split_decay
+from transfergrid.training.progress import logged_figures
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ def solve(bench: Bench) -> MadeHead:
     if restored is not None:
         file, content = restored
         before_s, lines_kept = path.thaw(content, bench.device), file.lines
+        logger.info("continues after %d strengths of the penalty", len(path.trials))
     context.attempt.assert_newest()  # opening the metrics truncates them
     saved = time.monotonic()
     with MetricsLog(context.paths.metrics, lines_kept=lines_kept) as log:
@@ -152,18 +155,20 @@ def _on_val(bench: Bench, head: LogisticRegression) -> OnVal:
 
 def _log(bench: Bench, log: MetricsLog, path: HeadPath, tried: Trial, *, elapsed_s: float) -> None:
     """A strength stands where a training has an epoch, and the iterations so far where it has steps."""
-    on_val = {} if bench.chooses_on is None else {"val/accuracy": tried.on_val.accuracy, "val/loss": tried.on_val.loss}
+    figures = {"train/loss": tried.train_loss}
+    if bench.chooses_on is not None:
+        figures |= {"val/accuracy": tried.on_val.accuracy, "val/loss": tried.on_val.loss}
     log.write(
         "epoch",
         epoch=len(path.trials),
         step=sum(t.iterations for t in path.trials),
         C=tried.c,
         gradient_norm=tried.gradient_norm,
-        **{"train/loss": tried.train_loss},
-        **on_val,
+        **figures,
         elapsed_s=round(elapsed_s, 3),
     )
     log.flush()
+    logger.info("C %g: %s, %d iterations, %.1f s", tried.c, logged_figures(figures), tried.iterations, elapsed_s)
 
 
 def _solved_details(path: HeadPath, head: LogisticRegression, *, solve_s: float) -> dict[str, Any]:
@@ -298,64 +303,3 @@ class FeatureTrainee:
             loss_H = sum((part[0].cpu().double() * n for part, n in zip(parts, counts, strict=True)), start=nothing_H)
             correct_H = sum((part[1].cpu().double() for part in parts), start=nothing_H)
         return correct_H / len(labels_N), loss_H / len(labels_N)
-
-
-# ------------------------------------------------------------------------------------------------------ beside the head
-def references(bench: Bench, head_predicted_N: np.ndarray[Any, Any]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Test accuracies of heads that are not linear, or not trained, and what the record says of each.
-
-    only_right, only_head_right: test images that it alone, and that the probe's own head alone, has right.
-    """
-    train_ND, labels_N = bench.features["train"], bench.labels(bench.folds.train)
-    options: dict[str, Any] = {"num_classes": bench.num_classes, "balanced": bench.balanced}
-    heads = {"lda": reference_heads.linear_discriminant(train_ND, labels_N, **options)}
-    quadratic = reference_heads.quadratic_discriminant(train_ND, labels_N, **options)
-    if quadratic is not None:
-        heads["qda"] = quadratic
-    predicted: dict[str, tuple[np.ndarray[Any, Any], dict[str, Any]]] = {"knn": _neighbours(bench, labels_N)}
-    for name, predict in heads.items():
-        bench.stop()
-        on_val = {} if bench.chooses_on is None else {"val": bench.score(_numpy(predict(bench.features["val"])))}
-        predicted[name] = (_numpy(predict(bench.features["test"])), on_val)
-    right_N = head_predicted_N == bench.folds.test.labels_N
-    metrics, details = {}, {}
-    for name, (predicted_N, on_val) in predicted.items():
-        theirs_N = predicted_N == bench.folds.test.labels_N
-        metrics[f"{name}_test_accuracy"] = float(theirs_N.mean())
-        counts = {"only_right": int((theirs_N & ~right_N).sum()), "only_head_right": int((right_N & ~theirs_N).sum())}
-        details[name] = on_val | counts | _by_group(theirs_N, right_N, bench.folds.test.groups_N)
-    return metrics, details
-
-
-def _by_group(
-    theirs_N: np.ndarray[Any, Any], right_N: np.ndarray[Any, Any], group_N: np.ndarray[Any, Any] | None
-) -> dict[str, Any]:
-    """p that both are right equally often, where test images come in groups; None where those are too few."""
-    if group_N is None:
-        return {}
-    enough = by_group.count_groups(group_N) >= by_group.MIN_GROUPS
-    return {"p_by_group": by_group.compare(theirs_N[None], right_N[None], group_N).p_value if enough else None}
-
-
-def _neighbours(bench: Bench, labels_N: Tensor) -> tuple[np.ndarray[Any, Any], dict[str, Any]]:
-    """k by its score on val, then the larger; where nothing is held out, FIXED_K."""
-
-    def by_k(name: str) -> dict[int, Tensor]:
-        bench.stop()
-        rows_BD = bench.features[name]
-        return reference_heads.nearest_neighbours(
-            bench.features["train"], labels_N, rows_BD, num_classes=bench.num_classes
-        )
-
-    on_test = by_k("test")
-    if bench.chooses_on is None:
-        k = max(k for k in on_test if k <= reference_heads.FIXED_K)
-        return _numpy(on_test[k]), {"k": k, "ks": [k]}
-    scores = {k: bench.score(_numpy(predicted_N)) for k, predicted_N in by_k("val").items()}
-    k = max(scores, key=lambda k: (scores[k], k))
-    return _numpy(on_test[k]), {"k": k, "ks": list(scores), "val": scores[k]}
-
-
-def _numpy(values_N: Tensor) -> np.ndarray[Any, Any]:
-    array_N: np.ndarray[Any, Any] = values_N.cpu().numpy()
-    return array_N

@@ -89,7 +89,8 @@ def run(context: RunContext) -> RunRecord:
         key = spec.feature_key(backbone, split)
         keys[split] = key.digest
         if feature_store.find(cache, key, also_read=runtime.cache_also_read) is not None:
-            continue  # made by an earlier attempt, or in a shared cache
+            logger.info("%s: features are there already", split)  # of an earlier attempt, or in a shared cache
+            continue
         _set_aside(cache, key)
         index_N = torch.from_numpy(rows[split])
         forward = Stopwatch()
@@ -113,8 +114,10 @@ def run(context: RunContext) -> RunRecord:
                     raise Interrupted(f"stopped by signal {context.stop.signal}; launch again to start this split anew")
                 features_BD = network(images_BCHW)[: len(index_N) - number * BATCH]
                 writer.write(number * BATCH, features_BD.float().cpu().numpy())
+        split_s = forward.seconds
+        logger.info("%s: %d images, %.0f images/s, %.1f s", split, len(index_N), len(index_N) / split_s, split_s)
         num_images += len(index_N)
-        forward_s += forward.seconds
+        forward_s += split_s
     return make_record(
         spec,
         context.attempt,

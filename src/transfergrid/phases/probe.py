@@ -51,7 +51,8 @@ def _run_on_features(context: RunContext, settings: ProbeSettings) -> RunRecord:
     import torch
 
     from transfergrid.networks.heads import fit_standardiser
-    from transfergrid.phases._heads_on_features import Bench, references, solve, solve_beside, train_by_sgd
+    from transfergrid.phases._heads_beside import references
+    from transfergrid.phases._heads_on_features import Bench, solve, solve_beside, train_by_sgd
     from transfergrid.phases._parity import gate_logits
     from transfergrid.training import results
     from transfergrid.training.device import device_of

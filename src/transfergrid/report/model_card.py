@@ -133,8 +133,8 @@ def _groups(record: RunRecord) -> int | None:
 
 def _interval(record: RunRecord, accuracy: float, n_test: int, test: Predictions | None) -> str:
     if _groups(record):
-        found = None if test is None else interval_of_runs([test])
-        return "not judged" if found is None else f"{percent(found[0])}, {percent(found[1])}"
+        interval = None if test is None else interval_of_runs([test])
+        return "not judged" if interval is None else f"{percent(interval[0])}, {percent(interval[1])}"
     low, high = wilson(round(accuracy * n_test), n_test)
     return f"{percent(low)}, {percent(high)}"
 

@@ -41,16 +41,33 @@ CORE_DEATHS = 3  # of W&B's own process, before it is given up
 Tick = Callable[[int, int], None]  # (runs done, runs in all)
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Of a run, by its id; or of another thing that a server has of a grid. As text, one line."""
+
+    of: str
+    what: str
+    is_of_run: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.of}: {self.what}"
+
+
 @dataclass(slots=True)
 class Synced:
     """runs: of the grid that have left anything. sent: those of which something was missing. elsewhere: in the hands of
-    another process, which sees to them. unfinished: without a record yet. problems: one line each."""
+    another process, which sees to them. unfinished: without a record yet."""
 
     runs: int = 0
     sent: int = 0
     elsewhere: int = 0
     unfinished: int = 0
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def different(self) -> int:
+        """Runs with a problem."""
+        return len({problem.of for problem in self.problems if problem.is_of_run})
 
 
 def sync_grid(
@@ -127,7 +144,7 @@ class _Sync:
                 return
             self.server.restart()
             waiting = again
-        self.synced.problems += [f"{f.run_id}: W&B's own process died {CORE_DEATHS} times" for f in waiting]
+        self.synced.problems += [Problem(f.run_id, f"W&B's own process died {CORE_DEATHS} times") for f in waiting]
 
     def _one(self, followed: Followed) -> Followed | None:
         """What is to be tried again, because W&B's own process died."""
@@ -157,7 +174,7 @@ class _Sync:
             self._done += 1
             self.synced.sent += mirror.has_sent and not problems
             self.synced.elsewhere += mirror.is_elsewhere
-            self.synced.problems += [f"{followed.run_id}: {problem}" for problem in problems]
+            self.synced.problems += [Problem(followed.run_id, problem) for problem in problems]
             self._tick(self._done, len(self.followed))
         return None
 
@@ -201,7 +218,7 @@ class _Sync:
             try:
                 return self._send_grid_file()
             except Exception as error:
-                problem = f"grid.json: {one_line(error)}"
+                problem = Problem("grid.json", one_line(error), is_of_run=False)
             if wandb_processes():
                 break
             self.server.restart()
@@ -232,4 +249,4 @@ class _Sync:
                 if run.id not in known and safe_name(run.id) == run.id and self.store.run(run.id).spec.exists():
                     self.server.remote.update(run, tags=[each for each in run.tags if each != tag])
         except GridError as error:
-            self.synced.problems.append(f"tags: {one_line(error)}")
+            self.synced.problems.append(Problem("tags", one_line(error), is_of_run=False))

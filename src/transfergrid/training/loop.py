@@ -123,7 +123,8 @@ def fit(
     gpus = [device] if device.type == "cuda" else []
     attempt.assert_newest()  # opening the metrics truncates them
     with MetricsLog(attempt.paths.metrics, lines_kept=lines_kept) as log, torch.random.fork_rng(gpus):
-        steps, clock = StepLog(log, attempt, progress), Clock(progress, began=began)
+        steps = StepLog(log, attempt, progress, epochs=settings.epochs)
+        clock = Clock(progress, began=began)
         checkpoints = Checkpointer(state, steps, clock, attempt, interval_s=checkpoint_min_interval_s)
         while progress.epoch <= settings.epochs:
             order_N = epoch_order(trainee.num_rows, settings, seed=seed, epoch=progress.epoch)

@@ -1,4 +1,4 @@
-"""Where a training stands, and how that reaches the disk: lines of metrics.jsonl, and checkpoints.
+"""Where a training stands, and how that reaches the disk: lines of metrics.jsonl and of the log, and checkpoints.
 
 Shapes: H heads trained side by side (1 but for a probe), S steps of a logging interval.
 """
@@ -6,10 +6,13 @@ Shapes: H heads trained side by side (1 but for a probe), S steps of a logging i
 from __future__ import annotations
 
 import io
+import logging
 import math
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -23,7 +26,9 @@ from transfergrid.store.checkpoints import read_newest_checkpoint, write_checkpo
 from transfergrid.store.metrics_log import MetricsLog
 from transfergrid.training.optimization import averaged_weights
 
+logger = logging.getLogger(__name__)
 LOG_EVERY_STEPS = 50  # the device is asked for its numbers once per so many steps
+EPOCHS_LOGGED = 100  # lines of a training in its log.txt, and the first and the last epoch's
 SAVE_COST_SHARE = 50  # a checkpoint is due when this many times the last one's cost has passed
 
 
@@ -96,6 +101,7 @@ class TrainState:
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         self.progress, self.best_state = Progress(**state["progress"]), state["best_state"]
+        logger.info("continues after step %d; whole epochs done: %d", self.progress.step, self.progress.epoch - 1)
         return file.lines
 
     def freeze(self) -> bytes:
@@ -115,11 +121,27 @@ def copied(module: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
+def logged_figures(figures: Mapping[str, Any]) -> str:
+    """`train loss 0.4127, val accuracy 91.25%`: what a log says of an epoch, or of a strength of the penalty."""
+    accuracies = [
+        f"{fold} accuracy {figures[f'{fold}/accuracy']:.2%}"
+        for fold in ("val", "test")
+        if f"{fold}/accuracy" in figures
+    ]
+    return ", ".join([f"train loss {figures['train/loss']:.4f}", *accuracies])
+
+
+def is_logged(epoch: int, epochs: int) -> bool:
+    """Whether an epoch has a line in the log: each of up to EPOCHS_LOGGED; of more the first, the last, every k-th."""
+    return epoch in (1, epochs) or epoch % math.ceil(epochs / EPOCHS_LOGGED) == 0
+
+
 class StepLog:
     """The lines of metrics.jsonl. A step's numbers stay on the device until flush(), the one synchronisation."""
 
-    def __init__(self, log: MetricsLog, attempt: Attempt, progress: Progress) -> None:
-        self._log, self._attempt, self._progress = log, attempt, progress
+    def __init__(self, log: MetricsLog, attempt: Attempt, progress: Progress, *, epochs: int) -> None:
+        """epochs: of the whole run."""
+        self._log, self._attempt, self._progress, self._epochs = log, attempt, progress, epochs
         self._pending: list[tuple[dict[str, Any], int, Tensor, Tensor]] = []
 
     def add(self, rates: dict[str, float], num_images: int, loss_H: Tensor, correct_H: Tensor) -> None:
@@ -143,9 +165,16 @@ class StepLog:
         self._log.flush()
 
     def write_epoch(self, **figures: Any) -> None:
+        """The epoch that ends, for the log as well. figures: images_per_s and elapsed_s of all attempts among them."""
         self._attempt.assert_newest()
-        self._log.write("epoch", epoch=self._progress.epoch, step=self._progress.step, **figures)
+        epoch = self._progress.epoch
+        self._log.write("epoch", epoch=epoch, step=self._progress.step, **figures)
         self._log.flush()  # at once: left in the buffer it could reach the file after a newer attempt's lines
+        if is_logged(epoch, self._epochs):
+            elapsed_s = figures["elapsed_s"]
+            to_go = timedelta(seconds=round(elapsed_s / epoch * (self._epochs - epoch)))
+            times = f"{figures['images_per_s']:.0f} images/s, {elapsed_s:.1f} s, {to_go} remaining"
+            logger.info("epoch %d/%d: %s, %s", epoch, self._epochs, logged_figures(figures), times)
 
     def fsync(self) -> int:
         """Everything up to here is on the disk; returns how many lines that is."""

@@ -29,16 +29,16 @@ def compared(a_SN: Array, b_SN: Array, group_N: Array | None) -> PairedCompariso
     groups = by_group.count_groups(group_N)
     if groups < MIN_GROUPS:
         return NotJudged(f"the test images come from {groups} groups, fewer than {MIN_GROUPS}")
-    found = by_group.compare(a_SN, b_SN, group_N)
+    comparison = by_group.compare(a_SN, b_SN, group_N)
     return PairedComparison(
-        difference=found.value,
-        low=found.low,
-        high=found.high,
-        p_value=found.p_value,
+        difference=comparison.value,
+        low=comparison.low,
+        high=comparison.high,
+        p_value=comparison.p_value,
         test="by_group",
         seeds=len(a_SN),
         images=groups,
-        variances=Variances(seed=found.seed_variance, image=found.group_variance, rest=0.0),
+        variances=Variances(seed=comparison.seed_variance, image=comparison.group_variance, rest=0.0),
     )
 
 

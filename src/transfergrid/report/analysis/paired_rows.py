@@ -61,13 +61,13 @@ def correct_of_both(
 
 def _by_seed(runs: Sequence[RunRecord], stored: StoredPredictions) -> dict[int | None, Predictions]:
     """Raises DataError where a run's predictions cannot be used."""
-    found: dict[int | None, Predictions] = {}
+    by_seed: dict[int | None, Predictions] = {}
     for run in runs:
         test = stored.trusted(run)
         if run.spec.seed is None and len(runs) > 1:
             raise DataError(f"{run.run_id} has no seed of its own, so it cannot be paired with one run")
-        found[run.spec.seed] = test
-    return found
+        by_seed[run.spec.seed] = test
+    return by_seed
 
 
 def verdict(difference: float, p_adjusted: float) -> Verdict:
