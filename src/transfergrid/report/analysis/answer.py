@@ -343,15 +343,23 @@ def use_of(runs: Sequence[RunRecord], store: StorePaths, select_by: SelectBy) ->
 # ------------------------------------------------------------------------------------------------------------ in words
 def in_words(answer: GridAnswer) -> Iterator[str]:
     """A few sentences per data set, a paragraph each: what is as good, what is cheaper, the cost, how to use it."""
+    are_several = len(answer.datasets) > 1
     for of_dataset in answer.datasets:
-        if of_dataset.tied:
-            tied = (f"{row.name} ({accuracy_with_interval(row)} %)" for row in of_dataset.tied)
-            yield f"Tied with it on {of_dataset.chosen_on}: {', '.join(tied)}."
-        yield from _real(of_dataset)
-        if of_dataset.cheapest is not None:
-            yield _cheapest_in_words(of_dataset.cheapest, answer.within, of_dataset)
-        yield f"All of {of_dataset.dataset} cost {seconds_in_words(of_dataset.cost)}."
-        yield _use_in_words(of_dataset.use, of_dataset.winner)
+        of = f"{of_dataset.dataset}: " if are_several else ""
+        yield from (of + sentence for sentence in _of_dataset_in_words(of_dataset, answer.within))
+    if are_several:
+        yield f"The whole grid cost {seconds_in_words(answer.cost)}."
+
+
+def _of_dataset_in_words(answer: DatasetAnswer, within: float) -> Iterator[str]:
+    if answer.tied:
+        tied = (f"{row.name} ({accuracy_with_interval(row)} %)" for row in answer.tied)
+        yield f"Tied with it on {answer.chosen_on}: {', '.join(tied)}."
+    yield from _real(answer)
+    if answer.cheapest is not None:
+        yield _cheapest_in_words(answer.cheapest, within, answer)
+    yield f"All of {answer.dataset} cost {seconds_in_words(answer.cost)}."
+    yield _use_in_words(answer.use, answer.winner)
 
 
 def _use_in_words(use: Use, winner: AnswerRow) -> str:

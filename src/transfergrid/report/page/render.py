@@ -22,7 +22,7 @@ from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Section
 from transfergrid.report.page import models, provenance, wording
 from transfergrid.report.page.embedding import PAGE_BYTES, Embedded, embed
-from transfergrid.report.page.first_screen import SIGNS, data_lines, standings
+from transfergrid.report.page.first_screen import SIGNS, beside_lines, data_lines, standings
 from transfergrid.report.page.models import RowDetails
 from transfergrid.report.page.provenance import Flag
 from transfergrid.report.page.table import cells_of, page_table, short_names
@@ -137,6 +137,7 @@ def _context(
     return {
         "title": f"Comparison: {comparison.grid}",
         "verdict": wording.verdict(comparison, answer),
+        "beside_lines": beside_lines(answer),
         "data_lines": data_lines(comparison),
         "counts": sections[0].about[0] if sections else "",
         "times": provenance.times(comparison),

@@ -65,6 +65,8 @@
       button.focus();
     }
     document.getElementById("copied").textContent = "copied: predict, export, run again";
+    button.textContent = "copied";
+    setTimeout(() => { button.textContent = "copy"; }, 2000);
   }
 
   // Says above a table that it goes on to the right, as long as it does.
