@@ -90,8 +90,8 @@ def _kinds_of(answer: DatasetAnswer) -> Iterator[tuple[Kind, tuple[str, ...]]]:
 
 # -------------------------------------------------------------------------------------------------- beside the winner
 def beside_lines(answer: GridAnswer) -> list[str]:
-    """A line per data set where rows are chosen on val: is the winner better than all, and if not, than which it is not:
-    `≈ not told apart from it: 2 of 9 other rows: a (probe), b (probe).`"""
+    """A line per data set where rows are chosen on val: is the winner better than all; if not, than which it is not:
+    `≈ not told apart from ★: 2 of 9 other rows: a (probe), b (probe).`"""
     most = MOST_NAMED if len(answer.datasets) == 1 else MOST_NAMED_OF_SEVERAL
     lines = []
     for of_dataset in answer.datasets:

@@ -43,7 +43,8 @@ def short_names(rows: Sequence[ComparisonRow]) -> frozenset[str]:
     short = set(_SHORT) | {"gpu_s" if any(row.gpu_s for row in rows) else "wall_s"}
     if any(row.test_groups for row in rows):
         short = short - {"parameters"} | {"test_groups", "wilson95_low"}
-    short |= {"grid"} if len({row.grid for row in rows}) > 1 else set()
+    if len({row.grid for row in rows}) > 1:
+        short = short - {"parameters"} | {"grid"}
     short = short - {"val_accuracy"} | {f"val_{row.select_by}" for row in rows}  # what choices are by
     for name in ("protocol", "weights"):
         names = ["grid", "dataset", "model", "phase", "variant", *(n for n in ("protocol", "weights") if n in short)]

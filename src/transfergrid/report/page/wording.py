@@ -56,6 +56,8 @@ def _headline(answer: DatasetAnswer) -> str:
     how = f"best on val{by} of {of}{tied}"
     if answer.chosen_on == "test":
         how = f"highest on test of {of}{tied}; nothing is chosen on val"
+    if answer.candidates == 1:
+        how = "the only row with a result"
     reached = (
         f"On {answer.dataset}, {winner.name} reaches {accuracy_with_interval(winner)} % on the test images ({how})."
     )
