@@ -396,6 +396,9 @@ def test_fifty_models_on_three_data_sets_with_five_seeds_open_and_sort_in_a_seco
     assert_first_screen(browser, words=None)
     assert browser.find_element(By.ID, "verdict").text.count("network_00 (probe) reaches") == 3
     assert len(browser.find_elements(By.CSS_SELECTOR, ".first-figure")) == 3
+    beside = [line.text for line in browser.find_elements(By.CSS_SELECTOR, ".beside")]
+    assert [text.partition(":")[0] for text in beside] == ["mnist", "cifar10", "digits"]
+    assert all("not told apart from ★: " in text and text.endswith(" more.") for text in beside)
     opening = "const [page] = performance.getEntriesByType('navigation'); return page.loadEventEnd - page.startTime"
     assert 0 < browser.execute_script(opening) < 1_000
     sorting_ms = browser.execute_script(

@@ -90,21 +90,21 @@ def _kinds_of(answer: DatasetAnswer) -> Iterator[tuple[Kind, tuple[str, ...]]]:
 
 # -------------------------------------------------------------------------------------------------- beside the winner
 def beside_lines(answer: GridAnswer) -> list[str]:
-    """A line per data set where rows are chosen on val: is the winner better than all; if not, than which it is not:
-    `≈ not told apart from ★: 2 of 9 other rows: a (probe), b (probe).`"""
-    most = MOST_NAMED if len(answer.datasets) == 1 else MOST_NAMED_OF_SEVERAL
+    """Where rows are chosen on val: is the winner better than all; if not, than which it is not, a line for each sign:
+    `≈ not told apart from ★: 2 of 9 other rows: a (probe), b (probe).` Of several data sets a line for each."""
+    are_several = len(answer.datasets) > 1
+    most = MOST_NAMED_OF_SEVERAL if are_several else MOST_NAMED
     lines = []
     for of_dataset in answer.datasets:
         if of_dataset.chosen_on == "test" or of_dataset.candidates < 2:
             continue
-        of = f"{of_dataset.dataset}: " if len(answer.datasets) > 1 else ""
         others = of_dataset.candidates - 1
         facts = [f"★ is better than each of the {others} other rows."] if of_dataset.decided and others > 1 else []
         if rivals := of_dataset.not_told_apart:
             facts.append(f"≈ not told apart from ★: {len(rivals)} of {others} other rows: {_named(rivals, most)}.")
         if rivals := of_dataset.better_on_test:
             facts.append(f"! better than ★ on the test images, but not on val: {_named(rivals, most)}.")
-        lines += [of + " ".join(facts)] if facts else []
+        lines += [f"{of_dataset.dataset}: {' '.join(facts)}"] if are_several and facts else facts
     return lines
 
 
