@@ -43,9 +43,9 @@ def short_names(rows: Sequence[ComparisonRow]) -> frozenset[str]:
     short = set(_SHORT) | {"gpu_s" if any(row.gpu_s for row in rows) else "wall_s"}
     if any(row.test_groups for row in rows):
         short = short - {"parameters"} | {"test_groups", "wilson95_low"}
-    if len({row.grid for row in rows}) > 1:
-        short = short - {"parameters"} | {"grid"}
+    short |= {"grid"} if len({row.grid for row in rows}) > 1 else set()
     short = short - {"val_accuracy"} | {f"val_{row.select_by}" for row in rows}  # what choices are by
+    short -= {"parameters"} if "grid" in short else set()  # at 1280 pixels nothing is cut off
     for name in ("protocol", "weights"):
         names = ["grid", "dataset", "model", "phase", "variant", *(n for n in ("protocol", "weights") if n in short)]
         if len({tuple(getattr(row, n) for n in names) for row in rows}) < len(rows):
