@@ -208,7 +208,8 @@ def assert_predicts(command: str, finished: Finished, pictures: Path) -> None:
     assert "broken.png" in shown and "1 image of 121 could not be read" in shown
     with open(finished.folder / "new.csv", newline="") as file:
         header, *lines = csv.reader(file)
-    assert header[:3] == ["file", "predicted", "probability"] and header[-1] == "error" and len(header) == 3 + 2 * 5 + 1
+    assert header[:3] == ["file", "predicted", "probability"] and header[-3:] == ["class_5", "probability_5", "error"]
+    assert len(header) == 3 + 2 * sum(column.startswith("class_") for column in header) + 1
     assert len(lines) == 121 and all(len(line) == len(header) for line in lines)
     assert [line[0] for line in lines if line[-1]] == ["broken.png"]
     read = [line for line in lines if not line[-1]]

@@ -61,8 +61,8 @@ def _caption(runs: Sequence[RunRecord]) -> str:
         text += " Left: images of each true class (row) by predicted class (column); the shade is the square root of "
         text += "the share of the true class, so that few errors show."
     listed = f" (the {LISTED_CLASSES} with the lowest F1 of {len(labels)})" if len(labels) > LISTED_CLASSES else ""
-    text += f" Precision, recall and F1 of each class{listed}. Below, where there are errors: the pairs confused most"
-    text += " often, with images of the first seed where they are at hand."
+    text += f" Precision, recall and F1 of each class{listed}. Below: the pairs confused most often, with images of the"
+    text += " first seed where they are at hand."
     if any(not style.is_drawable(name) for name in names):
         text += " A number stands for a class whose name no font here can show: its place in the order of the classes."
     return text
