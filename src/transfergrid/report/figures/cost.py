@@ -132,7 +132,7 @@ def _scatter(axes: Axes, rows: Sequence[ComparisonRow], points: Sequence[Point])
         steps = [(cost, accuracy) for _, cost, accuracy in front] + [(axes.get_xlim()[1], front[-1][2])]
         axes.step(*zip(*steps, strict=True), where="post", color=style.BLACK, linewidth=1.0, zorder=2)
     low, high = axes.get_ylim()
-    axes.set_ylim(low, min(high, 101.0))
+    axes.set_ylim(low, min(high, 100.5))  # no tick stands above 100 %
 
 
 def _mark(phase: str) -> dict[str, Any]:
