@@ -104,6 +104,23 @@ def test_a_winner_that_beats_all_is_decided_and_one_that_val_chose_wrongly_is_no
     assert any(line.startswith("Val missed resnet34 (probe) (-4.00 points [") for line in in_words(answer))
 
 
+def test_of_several_datasets_each_sentence_says_its_own_and_the_last_what_the_whole_grid_cost(
+    store: StorePaths,
+) -> None:
+    rows = [
+        (cases.spec("probe", model, dataset=dataset), but(0, wrong), 0.96 - wrong / IMAGES, 10.0)
+        for dataset in ("mnist", "cifar10")
+        for model, wrong in (("resnet18", 100), ("googlenet", 104))
+    ]
+    *lines, last = in_words(answered(store, rows))
+    assert {line.partition(": ")[0] for line in lines} == {"mnist", "cifar10"}
+    assert [line for line in lines if "All of" in line] == [
+        "mnist: All of mnist cost 20 GPU seconds.",
+        "cifar10: All of cifar10 cost 20 GPU seconds.",
+    ]
+    assert last == "The whole grid cost 40 GPU seconds."
+
+
 def test_the_cheapest_row_that_is_not_worse_by_more_than_the_margin(store: StorePaths) -> None:
     """Three cheaper rows, 2, 6 and 30 images behind: one-sided p by Holm over three."""
     rows = [

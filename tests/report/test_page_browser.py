@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,12 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import report_cases as cases
+from browsing import clipboard, opened, started_chrome
 from page_cases import IMAGE, QUOTES, SCRIPT, hostile_grid, right_N, small_grid
 from prediction_cases import finished
 from report_cases import write_report
 from selenium.common.exceptions import NoAlertPresentException
-from selenium.webdriver import Chrome, ChromeOptions, Keys
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import Chrome, Keys
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.select import Select
 from selenium.webdriver.support.wait import WebDriverWait
@@ -40,18 +39,7 @@ return Array.from(document.querySelectorAll('body *')).filter((e) =>
 
 @pytest.fixture(scope="module")
 def browser(request: pytest.FixtureRequest) -> Iterator[Chrome]:
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if chromium is None or driver is None:
-        missing = "chromium or chromedriver is not on the PATH; next: apt-get install chromium chromium-driver"
-        if request.config.getoption("--forbid-skips"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    options = ChromeOptions()
-    options.binary_location = chromium
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    started = Chrome(options=options, service=Service(driver))
+    started = started_chrome(request)
     yield started
     started.quit()
 
@@ -72,15 +60,6 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = StorePaths(tmp_path_factory.mktemp("hostile") / 'it\'s a "store" <b>')
     hostile_grid(store)
     return write_report("hostile", store).with_name("index.html")
-
-
-def opened(browser: Chrome, page: Path, *, width_px: int = 1300, height_px: int = 900, theme: str = "light") -> Chrome:
-    size = {"width": width_px, "height": height_px, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    theme_feature = {"name": "prefers-color-scheme", "value": theme}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [theme_feature]})
-    browser.get(page.as_uri())
-    return browser
 
 
 def unfolded(browser: Chrome) -> None:
@@ -333,12 +312,9 @@ def test_the_best_row_stands_first_and_the_reader_orders_by_val_or_test(browser:
 
 def test_a_rows_commands_are_copied_by_a_click_and_by_the_keyboard(browser: Chrome, small: Path) -> None:
     opened(browser, small)
-    grant = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
-    browser.execute_cdp_cmd("Browser.grantPermissions", grant)
-    read = "const done = arguments[0]; navigator.clipboard.readText().then(done, (e) => done(String(e)));"
     button, other = browser.find_elements(By.CSS_SELECTOR, "button.copy")[:2]
     button.click()
-    copied = browser.execute_async_script(read)
+    copied = clipboard(browser)
     run_id = (button.get_attribute("aria-label") or "").rpartition(" ")[2]
     predict, export, again = copied.splitlines()
     assert run_id.startswith("mnist-resnet18+googlenet-probe-")
@@ -346,7 +322,7 @@ def test_a_rows_commands_are_copied_by_a_click_and_by_the_keyboard(browser: Chro
     assert export.startswith(f"python jobs/predict.py run={run_id} export=FOLDER") and f"again={run_id}" in again
     assert "copied" in browser.find_element(By.ID, "copied").text
     other.send_keys(Keys.ENTER)
-    assert browser.execute_async_script(read) not in ("", copied) and logged(browser) == []
+    assert clipboard(browser) not in ("", copied) and logged(browser) == []
 
 
 def test_at_400_pixels_the_model_and_its_accuracy_stay_in_view_and_a_cue_says_that_there_is_more(
@@ -420,6 +396,9 @@ def test_fifty_models_on_three_data_sets_with_five_seeds_open_and_sort_in_a_seco
     assert_first_screen(browser, words=None)
     assert browser.find_element(By.ID, "verdict").text.count("network_00 (probe) reaches") == 3
     assert len(browser.find_elements(By.CSS_SELECTOR, ".first-figure")) == 3
+    beside = [line.text for line in browser.find_elements(By.CSS_SELECTOR, ".beside")]
+    assert [text.partition(":")[0] for text in beside] == ["mnist", "cifar10", "digits"]
+    assert all("not told apart from ★: " in text and text.endswith(" more.") for text in beside)
     opening = "const [page] = performance.getEntriesByType('navigation'); return page.loadEventEnd - page.startTime"
     assert 0 < browser.execute_script(opening) < 1_000
     sorting_ms = browser.execute_script(

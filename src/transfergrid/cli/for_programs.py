@@ -15,25 +15,34 @@ from transfergrid.planning.plan import Plan
 
 if TYPE_CHECKING:
     from transfergrid.report.analysis.answer import GridAnswer
+    from transfergrid.report.analysis.comparison import Comparison
 
 
 def answer_of_grid(grid: str, store: StorePaths) -> GridAnswer | None:
     """None of a grid that was not launched here, or whose files cannot be read."""
     from transfergrid.report.analysis.answer import answer_of
-    from transfergrid.report.analysis.comparison import read_comparison
 
-    try:
-        return answer_of(read_comparison(grid, store))
-    except (GridError, OSError):
-        return None
+    comparison = _comparison(grid, store)
+    return None if comparison is None else answer_of(comparison)
 
 
 def answer_lines(grid: str, store: StorePaths) -> list[str]:
-    """The answer for people; nothing where there is none."""
-    from transfergrid.report.wording import in_words
+    """The answer for people, the winners first; nothing where there is none."""
+    from transfergrid.report.analysis.answer import answer_of
+    from transfergrid.report.wording import in_words, verdict
 
-    answer = answer_of_grid(grid, store)
-    return [] if answer is None else list(in_words(answer))
+    comparison = _comparison(grid, store)
+    rest = [] if comparison is None else list(in_words(answer_of(comparison)))
+    return [*verdict(comparison).splitlines(), *rest] if comparison is not None and rest else []
+
+
+def _comparison(grid: str, store: StorePaths) -> Comparison | None:
+    from transfergrid.report.analysis.comparison import read_comparison
+
+    try:
+        return read_comparison(grid, store)
+    except (GridError, OSError):
+        return None
 
 
 def print_json(content: Mapping[str, Any], answer: GridAnswer | None) -> None:

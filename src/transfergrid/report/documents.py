@@ -123,7 +123,11 @@ def _counts(rows: Sequence[ComparisonRow]) -> str:
     kinds = ("completed", "failed", "missing")
     counted = [(sum(r.status == kind for r in rows), kind) for kind in kinds]
     counted.append((sum(r.status not in kinds for r in rows), "completed in part"))
-    return f"{len(rows)} rows: " + ", ".join(f"{n} {kind}" for n, kind in counted if n) + "."
+    return (
+        f"{len(rows)} {'row' if len(rows) == 1 else 'rows'}: "
+        + ", ".join(f"{n} {kind}" for n, kind in counted if n)
+        + "."
+    )
 
 
 def _scores(rows: Sequence[ComparisonRow]) -> list[str]:

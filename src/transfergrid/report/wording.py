@@ -63,6 +63,8 @@ def _headline(answer: DatasetAnswer) -> str:
     how = f"best on val{by} of {of}{tied}"
     if answer.chosen_on == "test":
         how = f"highest on test of {of}{tied}; nothing is chosen on val"
+    if answer.candidates == 1:
+        how = "the only row with a result"
     reached = (
         f"On {answer.dataset}, {winner.name} reaches {accuracy_with_interval(winner)} % on the test images ({how})."
     )
@@ -83,7 +85,8 @@ def _beside_the_next(answer: DatasetAnswer) -> Iterator[str]:
 def _cost(answer: DatasetAnswer) -> Iterator[str]:
     winner = answer.winner
     if winner.cost.wall_s or winner.cost.gpu_s:
-        yield f"It cost {seconds_in_words(winner.cost)}{' per seed' if len(winner.run_ids) > 1 else ''}."
+        it = "It" if answer.runner_up is None else "The winner"
+        yield f"{it} cost {seconds_in_words(winner.cost)}{' per seed' if len(winner.run_ids) > 1 else ''}."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -99,15 +102,23 @@ def _unfinished(rows: Sequence[ComparisonRow]) -> str:
 # --------------------------------------------------------------------------------------- a paragraph per data set
 def in_words(answer: GridAnswer) -> Iterator[str]:
     """A few sentences per data set, a paragraph each: what is as good, what is cheaper, the cost, how to use it."""
+    are_several = len(answer.datasets) > 1
     for of_dataset in answer.datasets:
-        if of_dataset.tied:
-            tied = (f"{row.name} ({accuracy_with_interval(row)} %)" for row in of_dataset.tied)
-            yield f"Tied with it on {of_dataset.chosen_on}: {', '.join(tied)}."
-        yield from _real(of_dataset)
-        if of_dataset.cheapest is not None:
-            yield _cheapest_in_words(of_dataset.cheapest, answer.within, of_dataset)
-        yield f"All of {of_dataset.dataset} cost {seconds_in_words(of_dataset.cost)}."
-        yield _use_in_words(of_dataset.use, of_dataset.winner)
+        of = f"{of_dataset.dataset}: " if are_several else ""
+        yield from (of + sentence for sentence in _of_dataset_in_words(of_dataset, answer.within))
+    if are_several:
+        yield f"The whole grid cost {seconds_in_words(answer.cost)}."
+
+
+def _of_dataset_in_words(answer: DatasetAnswer, within: float) -> Iterator[str]:
+    if answer.tied:
+        tied = (f"{row.name} ({accuracy_with_interval(row)} %)" for row in answer.tied)
+        yield f"Tied with it on {answer.chosen_on}: {', '.join(tied)}."
+    yield from _real(answer)
+    if answer.cheapest is not None:
+        yield _cheapest_in_words(answer.cheapest, within, answer)
+    yield f"All of {answer.dataset} cost {seconds_in_words(answer.cost)}."
+    yield _use_in_words(answer.use, answer.winner)
 
 
 def _use_in_words(use: Use, winner: AnswerRow) -> str:

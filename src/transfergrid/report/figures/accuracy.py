@@ -99,6 +99,8 @@ def _gaps(axes: Axes, places: Sequence[float], rows: Sequence[ComparisonRow]) ->
             gap = 100 * (row.train_accuracy - row.test_accuracy)
             axes.plot([0, gap], [y, y], color=style.GREY, linewidth=1.0)
             axes.plot(gap, y, "s", color=style.GREY)
+    low, high = axes.get_xlim()
+    axes.set_xlim(min(low, -0.5), max(high, 0.5))
     axes.axvline(0, color=style.BLACK, linewidth=0.8)
     axes.tick_params(axis="y", length=0, labelleft=False)
     axes.grid(visible=False, axis="y")

@@ -27,7 +27,7 @@ Point = tuple[int, float, float]  # the row's number, its cost, its accuracy in 
 def sketches(material: Material) -> Iterator[Sketch]:
     for dataset in material.datasets:
         rows = tuple(row for row, _ in material.tested(dataset))
-        if rows:
+        if len(rows) > 1:  # one row alone has nothing to be cheaper than
             named = "All are named." if len(rows) <= MOST_NAMED else "Its rows are named."
             yield Sketch(
                 name=group_name("pareto", dataset),
@@ -75,8 +75,11 @@ def draw(rows: Sequence[ComparisonRow]) -> Figure:
         axes.set_ylabel("test accuracy [%]")
     phases = dict.fromkeys(row.phase for row in rows)
     handles = [Line2D([], [], linestyle="", **_mark(phase)) for phase in phases]
-    handles.append(Line2D([], [], color=style.BLACK, linewidth=1.0))
-    style.legend_below(figure, handles, [*phases, "Pareto front"])
+    texts = [*phases]
+    if any(len(_front(points)) > 1 for _, points in panels):
+        handles.append(Line2D([], [], color=style.BLACK, linewidth=1.0))
+        texts.append("Pareto front")
+    style.legend_below(figure, handles, texts)
     return figure
 
 
@@ -124,7 +127,8 @@ def _scatter(axes: Axes, rows: Sequence[ComparisonRow], points: Sequence[Point])
         # Steps, because between two rows there is nothing to choose.
         steps = [(cost, accuracy) for _, cost, accuracy in front] + [(axes.get_xlim()[1], front[-1][2])]
         axes.step(*zip(*steps, strict=True), where="post", color=style.BLACK, linewidth=1.0, zorder=2)
-    axes.set_ylim(axes.get_ylim())
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, min(high, 100.5))  # no tick stands above 100 %
 
 
 def _mark(phase: str) -> dict[str, Any]:

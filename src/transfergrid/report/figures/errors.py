@@ -158,8 +158,8 @@ def _class_dots(axes: Axes, scores: ClassScores, classes: Array, names: Sequence
         look: dict[str, Any] = {"linestyle": "", "marker": marker, "color": colour, "markersize": size, **edge}
         axes.plot(100 * values_C[classes], places, label=label, **look)
     lowest = 100 * min(float(values_C[classes].min()) for _, values_C, *_ in looks)
-    margin = 0.5 + 0.05 * (100 - lowest)
-    axes.set_xlim(lowest - margin, 100 + margin)
+    low = lowest - 0.5 - 0.05 * (100 - lowest) if lowest < 100 else 98.0
+    axes.set_xlim(low, 100 + 0.05 * (100 - low))  # no tick stands above 100 %
     axes.set_xlabel("precision, recall and F1 of each class [%]")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=3, handletextpad=0.2, columnspacing=1.0)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from transfergrid.report.analysis.answer import DatasetAnswer, GridAnswer, Use, use_of
+from transfergrid.report.analysis.answer import DatasetAnswer, GridAnswer, Rival, Use, use_of
 from transfergrid.report.analysis.comparison import Comparison
 from transfergrid.report.analysis.selection import val_score
 from transfergrid.store.records import RunRecord
 
+MOST_NAMED, MOST_NAMED_OF_SEVERAL = 5, 2  # rows, on a page of one data set and of several
 Kind = Literal["best", "equal", "missed", "tied", "other"]
 # kind -> (sign, what it says); in the order of the groups.
 SIGNS: dict[Kind, tuple[str, str]] = {
@@ -85,6 +86,31 @@ def _kinds_of(answer: DatasetAnswer) -> Iterator[tuple[Kind, tuple[str, ...]]]:
     yield from (("missed", rival.row.run_ids) for rival in answer.better_on_test)
     yield from (("equal", rival.row.run_ids) for rival in answer.not_told_apart)
     yield from (("tied", row.run_ids) for row in answer.tied)
+
+
+# -------------------------------------------------------------------------------------------------- beside the winner
+def beside_lines(answer: GridAnswer) -> list[str]:
+    """Where rows are chosen on val: is the winner better than all; if not, than which it is not, a line for each sign:
+    `≈ not told apart from ★: 2 of 9 other rows: a (probe), b (probe).` Of several data sets a line for each."""
+    are_several = len(answer.datasets) > 1
+    most = MOST_NAMED_OF_SEVERAL if are_several else MOST_NAMED
+    lines = []
+    for of_dataset in answer.datasets:
+        if of_dataset.chosen_on == "test" or of_dataset.candidates < 2:
+            continue
+        others = of_dataset.candidates - 1
+        facts = [f"★ is better than each of the {others} other rows."] if of_dataset.decided and others > 1 else []
+        if rivals := of_dataset.not_told_apart:
+            facts.append(f"≈ not told apart from ★: {len(rivals)} of {others} other rows: {_named(rivals, most)}.")
+        if rivals := of_dataset.better_on_test:
+            facts.append(f"! better than ★ on the test images, but not on val: {_named(rivals, most)}.")
+        lines += [f"{of_dataset.dataset}: {' '.join(facts)}"] if are_several and facts else facts
+    return lines
+
+
+def _named(rivals: Sequence[Rival], most: int) -> str:
+    more = f" and {len(rivals) - most} more" if len(rivals) > most else ""
+    return ", ".join(rival.row.name for rival in rivals[:most]) + more
 
 
 # ------------------------------------------------------------------------------------------------------------ the data

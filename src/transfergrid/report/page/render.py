@@ -23,7 +23,7 @@ from transfergrid.report.analysis.rows import ComparisonRow
 from transfergrid.report.blocks import Section
 from transfergrid.report.page import models, provenance
 from transfergrid.report.page.embedding import PAGE_BYTES, Embedded, embed
-from transfergrid.report.page.first_screen import SIGNS, data_lines, standings
+from transfergrid.report.page.first_screen import SIGNS, beside_lines, data_lines, standings
 from transfergrid.report.page.models import RowDetails
 from transfergrid.report.page.provenance import Flag
 from transfergrid.report.page.table import cells_of, page_table, short_names
@@ -135,6 +135,7 @@ def _context(comparison: Comparison, sections: Sequence[Section], summaries: Map
     return {
         "title": f"Comparison: {comparison.grid}",
         "verdict": wording.verdict(comparison),
+        "beside_lines": beside_lines(answer_of(comparison)),
         "data_lines": data_lines(comparison),
         "counts": sections[0].about[0] if sections else "",
         "times": provenance.times(comparison),

@@ -47,6 +47,7 @@ def short_names(rows: Sequence[ComparisonRow]) -> frozenset[str]:
         short = short - {"parameters"} | {"cpu_latency_ms", "gpu_latency_ms"}
     short |= {"grid"} if len({row.grid for row in rows}) > 1 else set()
     short = short - {"val_accuracy"} | {f"val_{row.select_by}" for row in rows}  # what choices are by
+    short -= {"parameters"} if "grid" in short else set()  # at 1280 pixels nothing is cut off
     for name in ("protocol", "weights"):
         names = ["grid", "dataset", "model", "phase", "variant", *(n for n in ("protocol", "weights") if n in short)]
         if len({tuple(getattr(row, n) for n in names) for row in rows}) < len(rows):

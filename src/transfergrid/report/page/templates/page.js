@@ -64,7 +64,9 @@
       area.remove();
       button.focus();
     }
-    document.getElementById("copied").textContent = "copied: predict, export, run again";
+    document.getElementById("copied").textContent = "copied: predict (write a file or folder of pictures for IMAGES), export (a new folder for FOLDER), run again";
+    button.textContent = "copied";
+    setTimeout(() => { button.textContent = "copy"; }, 2000);
   }
 
   // Says above a table that it goes on to the right, as long as it does.
