@@ -87,7 +87,7 @@ def _draws(dataset: list[str], model: str, cache: str) -> Iterator[list[object]]
                 store = store_paths(replace(runtime, store_dir=f"{folder}/{shots}-{draw}"))
                 with begin_attempt(store.run("x"), spec) as attempt:
                     bench = Bench(
-                        RunContext(replace(spec, seed=draw), runtime, attempt, StopFlag(), UsageMeter(gpu=False)),
+                        RunContext(replace(spec, seed=draw), runtime, attempt, StopFlag(), UsageMeter()),
                         spec.settings,
                         {name: standardiser.apply(rows_ND) for name, rows_ND in raw.items()},
                         Folds(folds["train"], folds["val"], (folds["val"],), whole.test, whole.unlabelled),

@@ -88,7 +88,8 @@ def test_the_sections_stand_in_the_order_a_reader_needs_them(store: StorePaths) 
     assert page.one("p", id="verdict").text == (
         "On mnist, resnet18+googlenet (probe) reaches 95.2 [92.1, 98.4] % on the test images (best on val of 3 rows). "
         "Against the runner-up on val, resnet18 (probe): better "
-        "(+5.00 points [+1.99, +8.69], p < 0.001 after Holm over 2). The winner cost at least 4.0 GPU seconds per seed. "
+        "(+5.00 points [+1.99, +8.69], p < 0.001 after Holm over 2). "
+        "The winner cost at least 4.0 GPU seconds per seed. "
         "2 of 5 rows have not completed."
     )
 
@@ -167,8 +168,9 @@ def test_the_verdict_passes_over_a_row_with_an_edited_record_and_names_one_in_pa
     assert page_of(store).one("p", id="verdict").text == (
         "On mnist, resnet18 (probe, 1/2 completed) reaches 90.0 [85.1, 93.4] % on the test images (best on val of 2 "
         "rows). Against the runner-up on val, googlenet (probe): better "
-        "(+5.00 points [+1.55, +8.45], p = 0.002, from 1 of 2 seeds). The winner cost at least 4.0 GPU seconds. Passed over: 1 "
-        "row whose records do not agree with their predictions. 3 of 5 rows have not completed."
+        "(+5.00 points [+1.55, +8.45], p = 0.002, from 1 of 2 seeds). "
+        "The winner cost at least 4.0 GPU seconds. Passed over: 1 row whose records do not agree "
+        "with their predictions. 3 of 5 rows have not completed."
     )
 
 

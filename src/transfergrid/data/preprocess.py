@@ -240,9 +240,9 @@ def _weighted(images_NCHW: Tensor, taps: _Taps, *, axis: int, overshoots: bool) 
     """
     shape = [1, 1, 1, 1]
     shape[axis] = -1
-    pixels = images_NCHW.index_select(axis, taps.places_ko.flatten()).unflatten(axis, taps.places_ko.shape)
+    pixels = images_NCHW.index_select(axis, taps.places_ko.flatten())
     sums = taps.half
-    for pixels_NCHo, weights_o in zip(pixels.unbind(axis), taps.weights_ko, strict=True):
+    for pixels_NCHo, weights_o in zip(pixels.chunk(len(taps.weights_ko), axis), taps.weights_ko, strict=True):
         sums = torch.addcmul(sums, pixels_NCHo, weights_o.reshape(shape))
     if overshoots:
         sums = sums.bitwise_right_shift_(_WEIGHT_BITS).clamp_(0, 255)
