@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,7 +12,8 @@ from rich.console import Console
 from transfergrid import tracking
 from transfergrid.cli.before import made_ready, plan_here
 from transfergrid.cli.console import JSON, OK, make_console, progress_line, run_script
-from transfergrid.cli.for_programs import answer_of_grid, exit_code_of, plan_as_json, print_json
+from transfergrid.cli.expected import expected_dry, expected_now, note_launch, say_expected
+from transfergrid.cli.for_programs import answer_of_grid, exit_code_of, expected_as_json, plan_as_json, print_json
 from transfergrid.cli.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.cli.progress import watching
 from transfergrid.cli.screen import show_endings, show_plan, show_results
@@ -21,6 +23,7 @@ from transfergrid.config.arguments import CFG, without_cfg
 from transfergrid.config.help import MOST_USED, OF_LAUNCH, Help
 from transfergrid.errors import ConfigError
 from transfergrid.planning.plan import Plan
+from transfergrid.planning.wall import Expected, expected_of
 from transfergrid.resources import ClusterSettings
 from transfergrid.store import durable
 
@@ -59,8 +62,13 @@ def launch(arguments: Sequence[str]) -> int:
     request = load_grid(arguments, progress=progress_line("checking", in_logs=True))
     if not as_json:
         return carry_out(request)
-    content = plan_as_json(request.grid, plan_here(request))
+    plan = plan_here(request)
+    content = plan_as_json(request.grid, plan)
     code = carry_out(request, on_stderr=True)
+    if not request.dry_run:  # on SLURM there is none
+        content["expected"] = expected_as_json(expected_of(request.store.grid(request.grid)))
+    elif request.cluster.kind == "local" or (request.cluster.kind == "auto" and not slurm.answers()):
+        content["expected"] = expected_as_json(expected_dry(plan, on_cpu_without_gpus(request)))
     answer = None if request.dry_run else answer_of_grid(request.grid, request.store)
     print_json(content, answer)
     return exit_code_of(code, answer)
@@ -81,8 +89,8 @@ def carry_out(request: Request, *, on_stderr: bool = False) -> int:
     request = on_cpu_without_gpus(request)
     plan = plan_here(request)
 
-    def run(ready: Request) -> list[local.Ended]:
-        with watching(console, ready.store, len(plan.to_run)) as watcher:
+    def run(ready: Request, expected: Expected | None) -> list[local.Ended]:
+        with watching(console, ready.store, len(plan.to_run), expected) as watcher:
             return local.run_plan(plan, ready.runtime, watcher)
 
     return run_and_show(console, plan, request, run)
@@ -92,7 +100,7 @@ def run_and_show(
     console: Console,
     plan: Plan,
     request: Request,
-    run: Callable[[Request], list[local.Ended]],
+    run: Callable[[Request, Expected | None], list[local.Ended]],
     *,
     runs_follow: bool = True,
 ) -> int:
@@ -101,17 +109,27 @@ def run_and_show(
     runs_follow: as made_ready's. Exit code 0 when everything has completed, 1 when some failed.
     """
     show_plan(console, plan, request)
+    if request.dry_run and runs_follow:
+        say_expected(console, expected_dry(plan, request))
     ready = made_ready(console, plan, request, runs_follow=runs_follow)
     if ready is None:
         return OK
-    write_grid_of(console, ready)
+    expected = expected_now(console, plan, ready) if runs_follow and plan.to_run else None
+    if expected is not None:
+        say_expected(console, expected)
+    write_grid_of(console, ready, expected)
     mirror = tracking.start_mirror(ready.runtime, ready.configurations)
     try:
         with durable.lock(ready.store.launching(ready.grid), wait=False):
-            endings = run(ready)
+            began = time.monotonic()
+            endings = run(ready, expected)
+            ran_s = time.monotonic() - began
     finally:
         tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(ready.runtime))
+    began = time.monotonic()
     show_results(console, ready)
+    if expected is not None:
+        note_launch(ready, expected, endings, ran_s=ran_s, report_s=time.monotonic() - began)
     return show_endings(console, plan, endings)
 
 

@@ -124,7 +124,7 @@ def _show_cost(console: Console, plan: Plan, request: Request, limits: Limits) -
         of_phase = estimate([p.run for p in members], request.runtime, gpus=gpus)
         hours += gpu_hours(members, of_phase, gpus)
         estimates |= of_phase
-    known = sum(e.basis != "flops" for e in estimates.values())
+    known = sum(e.basis == "records" for e in estimates.values())
     some = f"{known} of {len(estimates)} from records, the rest from FLOPs" if known else "from FLOPs, no records yet"
     basis = "from records" if known == len(estimates) else some
     wall_h = sum(e.seconds for e in estimates.values()) / 3600

@@ -64,6 +64,18 @@ def provenance() -> dict[str, Any]:
         "git_dirty": dirty,
         "code_hash": code_hash(),
         "host": socket.gethostname(),
+        "machine": machine_name(),
         "python": platform.python_version(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+@functools.cache
+def machine_name() -> str:
+    """`AMD EPYC 7763 64-Core Processor, 128 CPUs`: what outlives a restart under another host name."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return f"{' '.join(value.split())}, {os.cpu_count()} CPUs"
+    return f"{platform.machine()}, {os.cpu_count()} CPUs"
