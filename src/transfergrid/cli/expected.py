@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from transfergrid.planning.plan import Plan
 from transfergrid.planning.wall import Expected, expect
 from transfergrid.training.speed import measure_speed
 
+BUSY = 0.75  # processes at work per core, in the last minute: a speed measured beside them is not kept
 MEASURING_TIMEOUT_S = 60.0  # it takes ten seconds, on a machine that has nothing else to do
 
 
@@ -42,7 +44,8 @@ def expected_now(console: Console, plan: Plan, request: Request) -> Expected:
     if answer.error is not None:  # an estimate is no reason to stop: the assumed speed does
         return expected
     here = replace(here, speeds={**here.speeds, key: answer.value})
-    _keep(here, request)
+    if os.getloadavg()[0] < BUSY * len(os.sched_getaffinity(0)):  # else it holds for this launch alone
+        _keep(here, request)
     return _expect(plan, request, here, at_once=places, on_gpu=on_gpu, is_loaded=True)
 
 

@@ -64,7 +64,7 @@ def this_machine(runtime: Runtime) -> Machine:
         content = durable.read_json(_file(runtime, bare))
         speeds = {key: Speed(**speed) for key, speed in content["speeds"].items()}
         return replace(bare, speeds=speeds, launches=tuple(from_dict(PastLaunch, past) for past in content["launches"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return bare
 
 
