@@ -15,14 +15,16 @@ from transfergrid.cli import expected as told
 from transfergrid.cli.for_programs import expected_as_json
 from transfergrid.cli.progress import BarWatcher, watching
 from transfergrid.cli.status_view import read_view
+from transfergrid.cluster.child import Answer
 from transfergrid.cluster.local import Ended
 from transfergrid.config.status import parse_status
 from transfergrid.planning import machine
-from transfergrid.planning.plan import PlannedRun
+from transfergrid.planning.plan import Plan, PlannedRun
 from transfergrid.planning.wall import Expected, Step
 from transfergrid.specs import to_dict
 from transfergrid.store import durable
 from transfergrid.store.records import write_grid
+from transfergrid.training.speed import assumed_speed
 
 
 def expected(*seconds: float, judged: int = 0, on_gpu: bool = False, names: tuple[str, ...] = ()) -> Expected:
@@ -102,3 +104,39 @@ def test_a_bar_and_status_say_how_long_it_still_takes(tmp_path: Path) -> None:
     write_grid(store.grid("g"), grid="g", entries=asked.entries(), expected={"of": "another release"})
     with durable.lock(store.launching("g"), wait=False):
         assert read_view(status).remaining_s is None
+
+
+@pytest.mark.parametrize(
+    ("work_s", "load", "answer", "measures", "keeps"),
+    [
+        (100.0, 0.1, Answer(assumed_speed(cores=4, on_gpu=False)), True, True),
+        (100.0, 99.0, Answer(assumed_speed(cores=4, on_gpu=False)), True, False),
+        (100.0, 0.1, Answer(error="it did not end within 60 s"), True, False),
+        (5.0, 0.1, Answer(error="nobody asked"), False, False),
+    ],
+)
+def test_a_machine_is_measured_once_before_a_long_plan_and_a_speed_beside_others_is_not_kept(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    work_s: float,
+    load: float,
+    answer: Answer,
+    measures: bool,
+    keeps: bool,
+) -> None:
+    asked = request(tmp_path, "phase=scratch", "model=tinynet")
+    plan, asks = Plan((PlannedRun(final_run(asked), "run", ""),)), list[str]()
+
+    def ask(*_: object, **__: object) -> Answer:
+        asks.append("measured")
+        return answer
+
+    monkeypatch.setattr(told, "ask", ask)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr("transfergrid.planning.cost.seconds_by_flops", lambda *_: work_s)
+    shown = Console(file=io.StringIO())
+    first = told.expected_now(shown, plan, asked)
+    assert set(first.bases) == ({"measured"} if measures and answer.error is None else {"flops"})
+    assert bool(machine.this_machine(asked.runtime).speeds) == keeps
+    told.expected_now(shown, plan, asked)
+    assert len(asks) == (0 if not measures else 1 if keeps else 2)

@@ -21,23 +21,27 @@ from transfergrid.planning.wall import Expected, expect
 from transfergrid.training.speed import measure_speed
 
 BUSY = 0.75  # processes at work per core, in the last minute: a speed measured beside them is not kept
+WORTH_MEASURING_S = 30.0  # a plan that takes less, at the assumed speed, is not held up for five seconds
 MEASURING_TIMEOUT_S = 60.0  # it takes ten seconds, on a machine that has nothing else to do
 
 
-def expected_dry(plan: Plan, request: Request) -> Expected:
-    """From what is known already: nothing is measured, and torch is not loaded."""
+def expected_dry(plan: Plan, request: Request, *, one_by_one: bool = False) -> Expected:
+    """From what is known already: nothing is measured, and torch is not loaded. one_by_one: also on several GPUs."""
     here = machine.this_machine(request.runtime)
     on_gpu = bool(here.gpus) and request.runtime.device != "cpu"
-    return _expect(plan, request, here, at_once=len(here.gpus) if on_gpu else 1, on_gpu=on_gpu, is_loaded=False)
+    return _expect(
+        plan, request, here, at_once=1 if one_by_one or not on_gpu else len(here.gpus), on_gpu=on_gpu, is_loaded=False
+    )
 
 
-def expected_now(console: Console, plan: Plan, request: Request) -> Expected:
-    """Before the first run begins. Where a run has no record to go by, this machine's speed is measured, once."""
+def expected_now(console: Console, plan: Plan, request: Request, *, one_by_one: bool = False) -> Expected:
+    """Before the first run begins. Where a run of a longer plan has no record to go by, this machine's speed is
+    measured, once."""
     here, runtime = machine.this_machine(request.runtime), request.runtime
-    places, on_gpu = len(local.slots_for(runtime)), bool(gpus_for(runtime).visible)
+    places, on_gpu = 1 if one_by_one else len(local.slots_for(runtime)), bool(gpus_for(runtime).visible)
     expected = _expect(plan, request, here, at_once=places, on_gpu=on_gpu, is_loaded=True)
     key = here.speed_key(runtime, on_gpu=on_gpu)
-    if "flops" not in expected.bases or key in here.speeds:
+    if "flops" not in expected.bases or key in here.speeds or expected.seconds < WORTH_MEASURING_S:
         return expected
     with console.status("measuring how fast this machine computes, once, for about 5 s"):
         answer = ask(measure_speed, (runtime,), runs_follow=True, timeout_s=MEASURING_TIMEOUT_S)

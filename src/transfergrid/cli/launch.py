@@ -65,10 +65,12 @@ def launch(arguments: Sequence[str]) -> int:
     plan = plan_here(request)
     content = plan_as_json(request.grid, plan)
     code = carry_out(request, on_stderr=True)
-    if not request.dry_run:  # on SLURM there is none
-        content["expected"] = expected_as_json(expected_of(request.store.grid(request.grid)))
-    elif request.cluster.kind == "local" or (request.cluster.kind == "auto" and not slurm.answers()):
-        content["expected"] = expected_as_json(expected_dry(plan, on_cpu_without_gpus(request)))
+    if not request.dry_run:
+        expected = expected_of(request.store.grid(request.grid))
+    else:
+        is_here = request.cluster.kind == "local" or (request.cluster.kind == "auto" and not slurm.answers())
+        expected = expected_dry(plan, on_cpu_without_gpus(request)) if is_here else None
+    content["expected"] = expected_as_json(expected)
     answer = None if request.dry_run else answer_of_grid(request.grid, request.store)
     print_json(content, answer)
     return exit_code_of(code, answer)
@@ -103,19 +105,21 @@ def run_and_show(
     run: Callable[[Request, Expected | None], list[local.Ended]],
     *,
     runs_follow: bool = True,
+    one_by_one: bool = False,
 ) -> int:
     """Show the plan, run it in one way or another, show the results: what a launch on this machine and a sweep share.
 
-    runs_follow: as made_ready's. Exit code 0 when everything has completed, 1 when some failed.
+    runs_follow: as made_ready's. one_by_one: runs share no time, though there are several GPUs. Exit code 0 when everything has completed, 1 when some failed.
     """
     show_plan(console, plan, request)
     if request.dry_run and runs_follow:
-        say_expected(console, expected_dry(plan, request))
+        say_expected(console, expected_dry(plan, request, one_by_one=one_by_one))
     ready = made_ready(console, plan, request, runs_follow=runs_follow)
     if ready is None:
         return OK
-    expected = expected_now(console, plan, ready) if runs_follow and plan.to_run else None
-    if expected is not None:
+    expected = None
+    if runs_follow and plan.to_run:
+        expected = expected_now(console, plan, ready, one_by_one=one_by_one)
         say_expected(console, expected)
     write_grid_of(console, ready, expected)
     mirror = tracking.start_mirror(ready.runtime, ready.configurations)

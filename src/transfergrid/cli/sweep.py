@@ -68,7 +68,7 @@ def sweep(arguments: Sequence[str]) -> int:
     def run(ready: Request, expected: Expected | None) -> list[local.Ended]:
         return carry(console, replace(multirun, request=ready), plan.to_run, expected) if plan.to_run else []
 
-    return run_and_show(console, plan, request, run, runs_follow=not on_slurm)
+    return run_and_show(console, plan, request, run, runs_follow=not on_slurm, one_by_one=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- checking

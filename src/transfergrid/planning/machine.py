@@ -37,7 +37,8 @@ class PastLaunch:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """name: processor and cores, as records have it. gpus: names as torch has them; empty where nvidia-smi tells none.
+    """name: processor and cores, as records have it. gpus: names as torch has them, as many as
+    CUDA_VISIBLE_DEVICES lets be seen; empty where nvidia-smi tells none.
     speeds: measured, by speed_key(). launches: oldest first."""
 
     name: str
@@ -86,4 +87,6 @@ def _gpus() -> tuple[str, ...]:
         done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()
-    return tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+    names = tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return names if visible is None else names[: sum(bool(entry.strip()) for entry in visible.split(","))]
