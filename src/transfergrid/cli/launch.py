@@ -109,7 +109,8 @@ def run_and_show(
 ) -> int:
     """Show the plan, run it in one way or another, show the results: what a launch on this machine and a sweep share.
 
-    runs_follow: as made_ready's. one_by_one: runs share no time, though there are several GPUs. Exit code 0 when everything has completed, 1 when some failed.
+    runs_follow: as made_ready's. one_by_one: runs share no time, though there are several GPUs. Exit code 0 when
+    everything has completed, 1 when some failed.
     """
     show_plan(console, plan, request)
     if request.dry_run and runs_follow:
