@@ -22,9 +22,10 @@ def test_the_first_step_sets_up_and_a_slow_machine_is_measured_by_it_alone() -> 
 
         return speed._median_s(step, clock=lambda: now[0]), steps[0]
 
-    assert measured(iter([0.9, 0.1, 0.3, 0.2, 0.2])) == (pytest.approx(0.2), 4)
-    assert measured(iter([4.0])) == (4.0, 1)
-    assert measured(iter([0.001] * 99)) == (pytest.approx(0.001), 1 + speed.MOST_STEPS)
+    cases = (([0.9, 0.1, 0.3, 0.2, 0.2], 0.2, 4), ([4.0], 4.0, 1), ([0.001] * 99, 0.001, 1 + speed.MOST_STEPS))
+    for step_s, expected_s, expected_steps in cases:
+        median_s, steps = measured(iter(step_s))
+        assert median_s == pytest.approx(expected_s) and steps == expected_steps
 
 
 @pytest.mark.slow
