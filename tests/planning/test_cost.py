@@ -24,7 +24,7 @@ from transfergrid.specs import EvaluateSettings, RunSpec, ScratchSettings
 from transfergrid.store.records import RunRecord, read_record
 from transfergrid.training.speed import assumed_speed
 
-FLOPS_ALONE = replace(assumed_speed(cores=1, on_gpu=False), image_s=0.0, step_s=0.0)
+FLOPS_ALONE = replace(assumed_speed(cores=1, on_gpu=False), image_s=0.0, step_s=0.0, parameter_s=0.0)
 SCRATCH = ("phase=scratch", "model=tinynet")
 PROBE = ("phase=probe", "model=tinynet_mnist")
 
@@ -243,7 +243,7 @@ def test_a_gpu_and_more_threads_are_faster(tmp_path: Path) -> None:
     on_cpu_s, on_gpu_s = work_s(run, asked), work_s(run, asked, gpus=1)
     assert on_cpu_s > 20 * on_gpu_s
     four = replace(asked, runtime=replace(asked.runtime, num_threads=4))
-    assert work_s(run, four) == pytest.approx(on_cpu_s / 4, rel=0.01)  # what a step costs by itself stays
+    assert work_s(run, four) == pytest.approx(on_cpu_s / 4, rel=0.02)  # what a step costs beside its FLOPs stays
     asked_for_cpu = estimate([run], asked.runtime, gpus=1)[run.run_id]
     assert asked_for_cpu.seconds == pytest.approx(on_cpu_s + start_overhead_s())
 

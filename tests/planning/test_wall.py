@@ -168,10 +168,11 @@ def test_a_measured_speed_takes_the_place_of_the_assumed_one(tmp_path: Path) -> 
     assumed = assumed_speed(cores=1, on_gpu=False)
     slower = Speed(
         {name: rate / 3 for name, rate in assumed.flop_per_s.items()},
-        3 * assumed.step_s,
-        3 * assumed.image_s,
-        assumed.head_flop_per_s / 3,
-        3 * assumed.head_step_s,
+        step_s=3 * assumed.step_s,
+        parameter_s=3 * assumed.parameter_s,
+        image_s=3 * assumed.image_s,
+        head_flop_per_s=assumed.head_flop_per_s / 3,
+        head_step_s=3 * assumed.head_step_s,
     )
     here = replace(HERE, speeds={HERE.speed_key(asked.runtime, on_gpu=False): slower})
     bare, measured = (estimate([run], asked.runtime, gpus=0, here=h)[run.run_id] for h in (HERE, here))

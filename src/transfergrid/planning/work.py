@@ -11,8 +11,10 @@ from transfergrid.networks import architectures, backbones
 from transfergrid.paths import cache_paths, store_paths
 from transfergrid.phases import extract, feature_dims
 from transfergrid.specs import (
+    BackboneSpec,
     EvaluateSettings,
     ExtractSettings,
+    FinetuneSettings,
     ProbeSettings,
     RunSpec,
     Runtime,
@@ -34,7 +36,8 @@ def seconds_by_flops(run: RunSpec, runtime: Runtime, speed: Speed) -> float:
     read, forward, steps = _passes(run, runtime)
     networks = max(1, len(run.backbones))
     seconds = forward * gflops_per_image(run, runtime) * 1e9 / speed.flop_per_s[settings.precision]
-    return seconds + read * speed.image_s + steps * networks * speed.step_s
+    trained = sum(_known(b, runtime).parameters for b in run.backbones) if isinstance(settings, FinetuneSettings) else 0
+    return seconds + read * speed.image_s + steps * (networks * speed.step_s + trained * speed.parameter_s)
 
 
 def images_and_epochs(run: RunSpec, runtime: Runtime) -> tuple[int, int]:
@@ -51,11 +54,15 @@ def gflops_per_image(run: RunSpec, runtime: Runtime) -> float:
     """Of a forward pass through all of a run's networks at the size they are fed, heads left out."""
     total = 0.0
     for backbone in run.backbones:
-        known = backbones.entry(backbone.name, catalog_dir=cache_paths(runtime).catalog)
+        known = _known(backbone, runtime)
         total += 2 * known.gmacs * (backbone.preprocess.crop_px / known.recipe(known.default_weights).crop_px) ** 2
     if run.backbones:
         return total
     return architectures.entry(run.model).gflops_at_32_px * (_input_px(run, runtime) / 32) ** 2
+
+
+def _known(backbone: BackboneSpec, runtime: Runtime) -> backbones.CatalogEntry:
+    return backbones.entry(backbone.name, catalog_dir=cache_paths(runtime).catalog)
 
 
 def _passes(run: RunSpec, runtime: Runtime) -> tuple[int, int, int]:

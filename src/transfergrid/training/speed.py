@@ -17,7 +17,8 @@ TRAINING = 3  # forward passes that a forward and a backward pass cost
 # Measured, CPU: one thread of an AMD EPYC in float32 reached 60e9 (baseline_cnn, tinynet) to 95e9 FLOP/s
 # (resnet18_5m) at 32 px, 41e9 to 73e9 in googlenet, resnet50 and resnet18 at 128 and 224 px. In bfloat16 it was up to
 # twice as fast, having that in hardware; others have not, so nothing is assumed of it. A step costs 3 to 6 ms a network
-# beyond its FLOPs, reading, resizing and augmenting an image 0.27 to 0.41 ms. A head on cached features costs 0.2 to
+# beyond its FLOPs, and 3 to 4 ns a parameter in AdamW and about as much in reading the weights (resnet18, googlenet,
+# vgg16_bn at 32 px); reading, resizing and augmenting an image 0.27 to 0.41 ms. A head on cached features costs 0.2 to
 # 0.5 ms a step beyond its products, and those run at 10e9 FLOP/s with 10 classes, as L-BFGS's do.
 # Assumed, GPU: 15 % of an A100's dense peak in bfloat16 (312e12) and in TF32 (156e12), 40 % of its float32 peak without
 # TF32 (19.5e12); published ResNets train at 19 to 25 % of the first. Some hundred kernels are launched in a step.
@@ -29,11 +30,13 @@ SIZE_PX = 32
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """flop_per_s: by precision, of all the threads or the GPU that a run gets. step_s: of a step, per network, beyond
-    its FLOPs. image_s: of preparing one image. head_flop_per_s, head_step_s: of heads on cached features."""
+    """flop_per_s: by precision, of all the threads or the GPU that a run gets. Of a step, beyond its FLOPs: step_s per
+    network, parameter_s per parameter that is trained. image_s: of preparing one image. head_flop_per_s, head_step_s:
+    of heads on cached features."""
 
     flop_per_s: Mapping[str, float]
     step_s: float
+    parameter_s: float
     image_s: float
     head_flop_per_s: float
     head_step_s: float
@@ -42,8 +45,10 @@ class Speed:
 def assumed_speed(*, cores: int, on_gpu: bool) -> Speed:
     """Of a machine that nobody has measured. cores: threads of a run without a GPU."""
     if on_gpu:
-        return Speed({"fp32": 8e12, "tf32": 23e12, "bf16": 47e12}, 10e-3, 0.01e-3, 0.5e12, 0.5e-3)
-    return Speed(dict.fromkeys(("fp32", "tf32", "bf16"), 60e9 * cores), 5e-3, 0.3e-3 / cores, 8e9 * cores, 0.5e-3)
+        rates = {"fp32": 8e12, "tf32": 23e12, "bf16": 47e12}
+        return Speed(rates, 10e-3, 0.02e-9, 0.01e-3, 0.5e12, 0.5e-3)
+    rates = dict.fromkeys(("fp32", "tf32", "bf16"), 60e9 * cores)
+    return Speed(rates, 5e-3, 5e-9, 0.3e-3 / cores, 8e9 * cores, 0.5e-3)
 
 
 def measure_speed(runtime: Runtime) -> Speed:
@@ -67,6 +72,7 @@ def measure_speed(runtime: Runtime) -> Speed:
     return Speed(
         flop_per_s={"tf32": rates["fp32"]} | rates,
         step_s=max(0.0, small_s - flop[SMALL] / rates["fp32"]),
+        parameter_s=assumed.parameter_s / faster,
         image_s=assumed.image_s / faster,
         head_flop_per_s=assumed.head_flop_per_s * faster,
         head_step_s=assumed.head_step_s,
