@@ -32,6 +32,7 @@ class CachePaths(_Folder):
     data = _Inside("data")
     weights = _Inside("weights")
     catalog = _Inside("catalog")
+    machines = _Inside("machines")  # what is known of the machines that launched, one JSON file each
     folder_hashes = _Inside("catalog/folders")  # kept content hashes of image folders, one JSON file each
 
     def features(self, key: FeatureKey) -> Path:

@@ -48,11 +48,13 @@ def test_a_launch_prints_its_plan_and_then_the_answer_that_the_report_holds(
     assert launch([*asked, "dry_run=true"]) == OK
     plan = printed(capsys)
     assert plan["counts"] == {"run": 2} and plan["answer"] is None and not store.root.exists()
+    assert plan["expected"]["runs_by_basis"] == {"flops": 2} and plan["expected"]["seconds"] > 0
     extraction, probe = plan["plan"]
     assert (extraction["phase"], probe["phase"], probe["needs"]) == ("extract", "probe", [extraction["run_id"]])
     assert launch(asked) == OK  # of one row, which wins
     whole = printed(capsys)
     assert whole["answer"] == json.loads((store.report("quickstart") / "answer.json").read_text())
+    assert sum(whole["expected"]["runs_by_basis"].values()) == 2 and whole["expected"]["low_s"] > 0
     assert whole["answer"]["datasets"][0]["winner"]["run_ids"] == [probe["run_id"]]
     assert status(["--json"]) == OK and printed(capsys)["answer"] == whole["answer"]
 

@@ -65,7 +65,7 @@ def test_rows_tied_on_val_are_all_named_in_one_order_whatever_the_grids(store: S
     assert wording.verdict(three_rows(store, reverse=reverse)) == (
         "On mnist, baseline_cnn (scratch) reaches 99.0 [96.4, 99.7] % on the test images (best on val of 3 rows, tied "
         "with 1 more). Against resnet18 (finetune): better (+4.00 points [+1.06, +7.74], p = 0.008). "
-        "It cost 4.0 GPU seconds."
+        "The winner cost 4.0 GPU seconds."
     )
 
 

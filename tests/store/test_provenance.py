@@ -101,7 +101,7 @@ def test_outside_a_checkout_and_without_git_nothing_is_known(
 def test_a_record_names_its_job(monkeypatch: pytest.MonkeyPatch) -> None:
     as_job(monkeypatch, "123")
     told = provenance.provenance()
-    assert sorted(told) == ["code_hash", "git_commit", "git_dirty", "host", "python", "slurm_job_id"]
+    assert sorted(told) == ["code_hash", "git_commit", "git_dirty", "host", "machine", "python", "slurm_job_id"]
     assert told["slurm_job_id"] == "123" and told["code_hash"] == provenance.code_hash()
     as_job(monkeypatch, None)
     assert provenance.provenance()["slurm_job_id"] is None

@@ -50,18 +50,24 @@ def plan_here(request: Request) -> Plan:
     return make_plan(rows, request.runs, request.runtime, queued=queued(sent_states(request)))
 
 
+def look_at_folders(console: Console, plan: Plan, request: Request) -> None:
+    """Whether there is room for what is to be written, and anybody may write; then the folders are made, unless it is
+    a dry run."""
+    assert_writable(request.runtime)
+    show_space(console, plan, request.runtime)
+    if not request.dry_run:
+        prepare_folders(request.runtime)
+
+
 def made_ready(
     console: Console, plan: Plan, request: Request, *, runs_follow: bool, not_done: str = "started"
 ) -> Request | None:
-    """Look at all that can refuse the plan's runs. Returns the request with its tracking decided; None of a dry run,
-    which ends here and writes nothing. runs_follow: they are carried out by this process's children."""
-    assert_writable(request.runtime)
-    show_space(console, plan, request.runtime)
+    """Look at all else that can refuse the plan's runs. Returns the request with its tracking decided; None of a dry
+    run, which ends here and writes nothing. runs_follow: they are carried out by this process's children."""
     if request.dry_run:
         _check_without_writing(console, plan, request.runtime, runs_follow=runs_follow)
         console.print(f"dry run: nothing was {not_done} or written")
         return None
-    prepare_folders(request.runtime)
     preflight(console, plan, request.runtime, runs_follow=runs_follow)
     # tracking=auto is decided here, for all jobs of the launch, once nothing else is refused.
     runtime, line = tracking.decided(request.runtime)

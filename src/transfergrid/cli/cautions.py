@@ -11,7 +11,7 @@ from transfergrid.data import DatasetFacts
 from transfergrid.data.damaged import lines_of
 from transfergrid.data.folds import FEW_STEPS, FEW_VAL_IMAGES, RowCounts
 from transfergrid.names import printable
-from transfergrid.planning.cost import rows_of
+from transfergrid.planning.work import rows_of
 from transfergrid.specs import RunSpec, TrainSettings
 
 

@@ -148,6 +148,14 @@ def progress_line(doing: str, *, noun: str = "images", in_logs: bool = False) ->
     return show
 
 
+def duration(seconds: float) -> str:
+    """`45 s`, `3.1 min`, `2.4 h`."""
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def count(number: int, noun: str) -> str:
     """`1 job`, `2 jobs`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -12,6 +12,7 @@ from transfergrid.cli.status_view import View
 from transfergrid.errors import GridError
 from transfergrid.paths import StorePaths
 from transfergrid.planning.plan import Plan
+from transfergrid.planning.wall import Expected
 
 if TYPE_CHECKING:
     from transfergrid.report.analysis.answer import GridAnswer
@@ -73,6 +74,23 @@ def plan_as_json(grid: str, plan: Plan) -> dict[str, Any]:
     return {"grid": grid, "plan": runs, "counts": dict(plan.counts())}
 
 
+def expected_as_json(expected: Expected | None) -> dict[str, Any] | None:
+    """seconds: by the clock, from the first run to the table; low_s and high_s around it, which the last
+    `judged_by_launches` launches here have kept to. runs_by_basis: on what the times of so many runs rest."""
+    if expected is None:
+        return None
+    return {
+        "seconds": round(expected.seconds, 1),
+        "low_s": round(expected.low * expected.seconds, 1),
+        "high_s": round(expected.high * expected.seconds, 1),
+        "judged_by_launches": expected.judged,
+        "by_phase_s": {phase: round(s, 1) for phase, s in expected.by_phase().items()},
+        "report_s": round(expected.report_s, 1),
+        "gpu_hours": round(expected.gpu_hours, 3),
+        "runs_by_basis": dict(expected.bases),
+    }
+
+
 def print_status(view: View) -> int:
     """The exit code of `status --json`."""
     runs = []
@@ -82,5 +100,6 @@ def print_status(view: View) -> int:
         runs.append({**asdict(row), **asdict(state), "starts": starts})
     answer = None if view.grid is None else answer_of_grid(view.grid, view.store)
     finish = view.snapshot.finish
-    print_json({"grid": view.grid, "runs": runs, "finish_job": finish and finish.state}, answer)
+    content = {"grid": view.grid, "runs": runs, "finish_job": finish and finish.state}
+    print_json(content | {"remaining_s": view.remaining_s}, answer)
     return exit_code_of(FAILED if view.has_failures else OK, answer)

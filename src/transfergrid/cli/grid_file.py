@@ -15,7 +15,8 @@ from transfergrid.config import Request
 from transfergrid.config.spelling import ADHOC, LONGEST_GRID_NAME
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
-from transfergrid.specs import Runtime
+from transfergrid.planning.wall import Expected
+from transfergrid.specs import Runtime, to_dict
 from transfergrid.store import durable
 from transfergrid.store.attempts import newest_attempt, read_spec
 from transfergrid.store.records import GridEntry, launched_with, read_grid, record_head, selected_by, write_grid
@@ -40,10 +41,11 @@ def assert_keeps_rows(console: Console, request: Request) -> None:
     say(console, f"it would not be launched: {text}", style="yellow")
 
 
-def write_grid_of(console: Console, request: Request) -> None:
+def write_grid_of(console: Console, request: Request, expected: Expected | None = None) -> None:
     """A launch defines its grid anew; a run by hand joins it, in place of what its row held under other settings.
 
-    What is taken out stays, with the report, as a grid of its own, and that is said."""
+    What is taken out stays, with the report, as a grid of its own, and that is said. expected: how long the launch is
+    to take here, which status reads."""
     path, entries = request.store.grid(request.grid), request.entries()
     with durable.lock(path.with_name(f".{path.stem}.lock"), wait=True):  # runs by hand are started side by side
         before = _before(request)
@@ -55,7 +57,14 @@ def write_grid_of(console: Console, request: Request) -> None:
         chosen_by = request.select_by or (
             selected_by(path) if path.exists() and not request.replaces_grid else "accuracy"
         )
-        write_grid(path, grid=request.grid, entries=entries, runtime=_runtime(request), select_by=chosen_by)
+        write_grid(
+            path,
+            grid=request.grid,
+            entries=entries,
+            runtime=_runtime(request),
+            select_by=chosen_by,
+            expected=None if expected is None else to_dict(expected),
+        )
 
 
 def _runtime(request: Request) -> Runtime:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rich.console import Console
 
 from transfergrid import tracking
-from transfergrid.cli.before import made_ready, plan_here, prepare_folders
+from transfergrid.cli.before import look_at_folders, made_ready, plan_here
 from transfergrid.cli.console import JSON, OK, make_console, progress_line, run_script
-from transfergrid.cli.for_programs import answer_of_grid, exit_code_of, plan_as_json, print_json
+from transfergrid.cli.expected import expected_dry, expected_now, note_launch, say_expected
+from transfergrid.cli.for_programs import answer_of_grid, exit_code_of, expected_as_json, plan_as_json, print_json
 from transfergrid.cli.grid_file import assert_keeps_rows, write_grid_of
 from transfergrid.cli.progress import watching
 from transfergrid.cli.screen import show_endings, show_plan, show_results
@@ -23,6 +25,7 @@ from transfergrid.config.help import MOST_USED, OF_LAUNCH, Help
 from transfergrid.errors import ConfigError, MachineError
 from transfergrid.phases import phase_module
 from transfergrid.planning.plan import Plan
+from transfergrid.planning.wall import Expected, expected_of
 from transfergrid.resources import ClusterSettings
 from transfergrid.store import durable
 
@@ -61,8 +64,15 @@ def launch(arguments: Sequence[str]) -> int:
     request = load_grid(arguments, progress=progress_line("checking", in_logs=True))
     if not as_json:
         return carry_out(request)
-    content = plan_as_json(request.grid, plan_here(request))
+    plan = plan_here(request)
+    content = plan_as_json(request.grid, plan)
     code = carry_out(request, on_stderr=True)
+    if not request.dry_run:
+        expected = expected_of(request.store.grid(request.grid))
+    else:
+        is_here = request.cluster.kind == "local" or (request.cluster.kind == "auto" and not slurm.answers())
+        expected = expected_dry(plan, on_cpu_without_gpus(request)) if is_here else None
+    content["expected"] = expected_as_json(expected)
     answer = None if request.dry_run else answer_of_grid(request.grid, request.store)
     print_json(content, answer)
     return exit_code_of(code, answer)
@@ -83,8 +93,8 @@ def carry_out(request: Request, *, on_stderr: bool = False) -> int:
     request = on_cpu_without_gpus(request)
     plan = plan_here(request)
 
-    def run(ready: Request) -> list[local.Ended]:
-        with watching(console, ready.store, len(plan.to_run)) as watcher:
+    def run(ready: Request, expected: Expected | None) -> list[local.Ended]:
+        with watching(console, ready.store, len(plan.to_run), expected) as watcher:
             return local.run_plan(plan, ready.runtime, watcher)
 
     return run_and_show(console, plan, request, run)
@@ -94,32 +104,45 @@ def run_and_show(
     console: Console,
     plan: Plan,
     request: Request,
-    run: Callable[[Request], list[local.Ended]],
+    run: Callable[[Request, Expected | None], list[local.Ended]],
     *,
     runs_follow: bool = True,
+    one_by_one: bool = False,
 ) -> int:
     """Show the plan, run it in one way or another, show the results: what a launch on this machine and a sweep share.
 
-    runs_follow: as made_ready's. Exit code 0 when everything has completed, 1 when some failed.
+    runs_follow: as made_ready's. one_by_one: runs share no time, though there are several GPUs. Exit code 0 when
+    everything has completed, 1 when some failed.
     """
     show_plan(console, plan, request)
+    if request.dry_run and runs_follow:
+        say_expected(console, expected_dry(plan, request, one_by_one=one_by_one))
+    look_at_folders(console, plan, request)
     with contextlib.ExitStack() as at_work:
         if not request.dry_run:
-            prepare_folders(request.runtime)  # a folder that cannot be written is a bad argument, the lock's included
             at_work.enter_context(durable.lock(request.store.launching(request.grid), wait=False))
         ready = made_ready(console, plan, request, runs_follow=runs_follow)
         if ready is None:
             return OK
+        expected = None
+        if runs_follow and plan.to_run:
+            expected = expected_now(console, plan, ready, one_by_one=one_by_one)
+            say_expected(console, expected)
         with durable.lock(ready.store.collecting, wait=True):
             _assert_still_done(plan, ready)
-            write_grid_of(console, ready)
+            write_grid_of(console, ready, expected)
         mirror = tracking.start_mirror(ready.runtime, ready.configurations)
+        began = time.monotonic()
         try:
-            endings = run(ready)
+            endings = run(ready, expected)
+            ran_s = time.monotonic() - began
         finally:
             at_work.close()
             tracking.wait_for_mirror(mirror, MIRROR_WAIT_S, by_hand=tracking.by_hand(ready.runtime))
+    began = time.monotonic()
     show_results(console, ready)
+    if expected is not None:
+        note_launch(ready, expected, endings, ran_s=ran_s, report_s=time.monotonic() - began)
     return show_endings(console, plan, endings)
 
 

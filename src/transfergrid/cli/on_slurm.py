@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from transfergrid.cli import sending
-from transfergrid.cli.before import made_ready
+from transfergrid.cli.before import look_at_folders, made_ready
 from transfergrid.cli.console import FAILED, OK, count, say
 from transfergrid.cli.grid_file import write_grid_of
 from transfergrid.cli.screen import show_plan
@@ -50,6 +50,7 @@ def carry_out(console: Console, request: Request) -> int:
     if finishing.refusal:
         raise ConfigError(finishing.refusal)
     sending.assert_room(plan, request, limits)
+    look_at_folders(console, plan, request)
     ready = made_ready(console, plan, request, runs_follow=False, not_done="submitted")
     if ready is None:
         return OK
@@ -124,7 +125,7 @@ def _show_cost(console: Console, plan: Plan, request: Request, limits: Limits) -
         of_phase = estimate([p.run for p in members], request.runtime, gpus=gpus)
         hours += gpu_hours(members, of_phase, gpus)
         estimates |= of_phase
-    known = sum(e.basis != "flops" for e in estimates.values())
+    known = sum(e.basis == "records" for e in estimates.values())
     some = f"{known} of {len(estimates)} from records, the rest from FLOPs" if known else "from FLOPs, no records yet"
     basis = "from records" if known == len(estimates) else some
     wall_h = sum(e.seconds for e in estimates.values()) / 3600

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from transfergrid.cli.console import say
+from transfergrid.cli.console import duration, say
 from transfergrid.cluster.local import Ended, Watcher
 from transfergrid.paths import StorePaths
 from transfergrid.planning.plan import PlannedRun
+from transfergrid.planning.wall import Expected, remaining_s
 from transfergrid.store.records import read_record
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ BESIDE_NAME = 52  # columns for a bar, its count, the time, loss and accuracy
 
 
 @contextmanager
-def watching(console: Console, store: StorePaths, total: int) -> Iterator[Watcher]:
-    """The watcher for this output."""
+def watching(console: Console, store: StorePaths, total: int, expected: Expected | None = None) -> Iterator[Watcher]:
+    """The watcher for this output. expected: from which a terminal is told how long it still takes."""
     if not console.is_terminal:
         yield LineWatcher(console, store, total)
         return
@@ -35,7 +36,7 @@ def watching(console: Console, store: StorePaths, total: int) -> Iterator[Watche
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[figures]}"), console=console, transient=True) as progress:
-        yield BarWatcher(progress, store, total)
+        yield BarWatcher(progress, store, total, expected)
 
 
 def ended_line(ended: Ended, store: StorePaths) -> str:
@@ -82,16 +83,20 @@ class LineWatcher(Watcher):
 class BarWatcher(Watcher):
     """A bar over all runs, and one per run at work, counted in epochs."""
 
-    def __init__(self, progress: Progress, store: StorePaths, total: int) -> None:
+    def __init__(self, progress: Progress, store: StorePaths, total: int, expected: Expected | None = None) -> None:
         self._progress = progress
         self._store = store
         self._total = total
         self._all = progress.add_task("runs", total=total, figures="")
         self._tasks: dict[str, TaskID] = {}
         self._looked = 0.0
+        self._expected = expected
+        self._began: dict[str, float] = {}
+        self._took: dict[str, float | None] = {}
 
     def started(self, planned: PlannedRun) -> None:
         run = planned.run
+        self._began[run.run_id] = time.monotonic()
         if run.run_id in self._tasks:  # it was found held by another process, and is looked at again
             return
         name = shortened(run.slug, max(self._progress.console.width - BESIDE_NAME, 20))
@@ -102,6 +107,10 @@ class BarWatcher(Watcher):
         if now - self._looked < REFRESH_S:
             return
         self._looked = now
+        if self._expected is not None:
+            running = {run_id: now - began for run_id, began in self._began.items()}
+            to_go_s = remaining_s(self._expected, self._took, running)
+            self._progress.update(self._all, figures=f"about {duration(to_go_s)} to go")
         for p in planned:
             line = last_line(self._store, p.run.run_id)
             if line is not None:
@@ -109,15 +118,21 @@ class BarWatcher(Watcher):
                 self._progress.update(self._tasks[p.run.run_id], completed=done, figures=_figures(line))
 
     def waiting(self, planned: PlannedRun) -> None:
+        self._began.pop(planned.run.run_id, None)
         self._progress.update(self._tasks[planned.run.run_id], figures="another process is running it")
 
     def again(self, planned: PlannedRun) -> None:
         self._total += 1
+        self._took.pop(planned.run.run_id, None)
         self._progress.update(self._all, total=self._total)
         say(self._progress.console, f"again       {planned.run.run_id}  {planned.why}")
 
     def ended(self, ended: Ended) -> None:
-        task = self._tasks.pop(ended.run.run_id, None)
+        run_id = ended.run.run_id
+        began = self._began.pop(run_id, None)
+        took_s = None if began is None else time.monotonic() - began
+        self._took[run_id] = took_s if ended.ending == "completed" else None
+        task = self._tasks.pop(run_id, None)
         if task is not None:
             self._progress.remove_task(task)
         self._progress.advance(self._all)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from transfergrid.cli.console import duration
 from transfergrid.cluster.ledger import Ledger, read_ledger
 from transfergrid.cluster.run_state import ENDED, RunState, State, needs_of_spec, specs_of
 from transfergrid.cluster.states import Snapshot, take_snapshot
@@ -15,6 +16,7 @@ from transfergrid.config.status import StatusRequest
 from transfergrid.errors import ConfigError, DataError
 from transfergrid.names import fitting, some
 from transfergrid.paths import StorePaths
+from transfergrid.planning.wall import expected_of, progress_of, remaining_s
 from transfergrid.specs import RunSpec
 from transfergrid.store import durable
 from transfergrid.store.attempts import read_spec
@@ -34,7 +36,8 @@ def label(row: GridEntry) -> str:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """grid: None where a run was asked for by its name alone. specs: of runs that were sent to SLURM."""
+    """grid: None where a run was asked for by its name alone. specs: of runs that were sent to SLURM.
+    remaining_s: how long a launch that is at work on this machine still takes, as far as it was expected."""
 
     grid: str | None
     store: StorePaths
@@ -42,6 +45,7 @@ class View:
     ledger: Ledger
     specs: Mapping[str, RunSpec]
     snapshot: Snapshot
+    remaining_s: float | None = None
 
     def state(self, row: GridEntry) -> RunState:
         return self.snapshot.states[row.run_id]
@@ -63,6 +67,7 @@ class View:
         counts = Counter(self.state(row).state for row in self.rows)
         counted = ", ".join(f"{counts[name]} {name}" for name in reversed(ORDER) if counts[name])
         what = f"grid {self.grid}" if self.grid is not None else self.rows[0].run_id
+        counted += "" if self.remaining_s is None else f"; about {duration(self.remaining_s)} to go"
         lines = (f"{what}: {counted or 'nothing was sent'}", *self.snapshot.elsewhere, self.silence, self.unfinished)
         return "\n".join(filter(None, lines))
 
@@ -117,14 +122,17 @@ def read_view(request: StatusRequest) -> View:
     # A run that an earlier launch of this grid sent, and that the grid no longer names, matters while it lives.
     beside = [r for r in held if r not in in_grid and (r in needed or snapshot.states[r].is_live or request.run)]
     others = [_row_of(run_id, specs.get(run_id) or read_spec(store.run(run_id))) for run_id in beside]
+    remaining = None
     if named is not None and not ledger.of_grid(named, "runs"):
-        snapshot = replace(snapshot, states=_in_local_words(snapshot.states, named, store))
-    return View(request.grid, store, tuple(others + entries), ledger, specs, snapshot)
+        is_at_work = durable.is_locked(store.launching(named))
+        snapshot = replace(snapshot, states=_in_local_words(snapshot.states, is_at_work=is_at_work))
+        expected = expected_of(store.grid(named)) if is_at_work else None
+        remaining = None if expected is None else remaining_s(expected, *progress_of(expected, store))
+    return View(request.grid, store, tuple(others + entries), ledger, specs, snapshot, remaining)
 
 
-def _in_local_words(states: Mapping[str, RunState], grid: str, store: StorePaths) -> dict[str, RunState]:
+def _in_local_words(states: Mapping[str, RunState], *, is_at_work: bool) -> dict[str, RunState]:
     """Of a grid of which nothing was sent to SLURM: a run waits for its turn while the launch is at work."""
-    is_at_work = durable.is_locked(store.launching(grid))
 
     def local(state: RunState) -> RunState:
         if state.state != "not submitted":

@@ -39,6 +39,7 @@ from transfergrid.names import some
 from transfergrid.paths import typed
 from transfergrid.planning import job
 from transfergrid.planning.plan import Plan, PlannedRun
+from transfergrid.planning.wall import Expected
 from transfergrid.specs import RunSpec
 from transfergrid.store import durable
 from transfergrid.training.stopping import StopFlag
@@ -65,10 +66,10 @@ def sweep(arguments: Sequence[str]) -> int:
         return BAD_ARGUMENTS
     console, carry = make_console(), _on_slurm if on_slurm else _here
 
-    def run(ready: Request) -> list[local.Ended]:
-        return carry(console, replace(multirun, request=ready), plan.to_run) if plan.to_run else []
+    def run(ready: Request, expected: Expected | None) -> list[local.Ended]:
+        return carry(console, replace(multirun, request=ready), plan.to_run, expected) if plan.to_run else []
 
-    return run_and_show(console, plan, request, run, runs_follow=not on_slurm)
+    return run_and_show(console, plan, request, run, runs_follow=not on_slurm, one_by_one=True)
 
 
 # ------------------------------------------------------------------------------------------------------------- checking
@@ -114,12 +115,14 @@ def _missing(plan: Plan) -> list[RunSpec]:
 
 
 # -------------------------------------------------------------------------------------------------- on this machine
-def _here(console: Console, multirun: Sweep, todo: Sequence[PlannedRun]) -> list[local.Ended]:
+def _here(
+    console: Console, multirun: Sweep, todo: Sequence[PlannedRun], expected: Expected | None
+) -> list[local.Ended]:
     """By Hydra's basic launcher: one run after the other, each in a child of the local pool."""
     request = multirun.request
     planned = {p.run.run_id: p for p in todo}
     endings: list[local.Ended] = []
-    with watching(console, request.store, len(todo)) as watcher:
+    with watching(console, request.store, len(todo), expected) as watcher:
 
         def task(payload: str, run_id: str) -> None:
             endings.extend(local.run_plan(Plan((planned[run_id],)), request.runtime, watcher))
@@ -133,7 +136,7 @@ def _here(console: Console, multirun: Sweep, todo: Sequence[PlannedRun]) -> list
 
 
 # --------------------------------------------------------------------------------------------------------- on SLURM
-def _on_slurm(console: Console, multirun: Sweep, todo: Sequence[PlannedRun]) -> list[local.Ended]:
+def _on_slurm(console: Console, multirun: Sweep, todo: Sequence[PlannedRun], _: Expected | None) -> list[local.Ended]:
     """By hydra-submitit-launcher: one job array, waited for."""
     from transfergrid.cluster.submit import slurm_environment  # submitit
 

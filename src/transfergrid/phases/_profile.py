@@ -19,8 +19,8 @@ from transfergrid.specs import Precision, RunSpec, Runtime, from_dict, to_dict
 from transfergrid.store import durable
 from transfergrid.store.attempts import read_spec
 from transfergrid.store.profiles import Profile, add_profiles, measured_run, read_profiles
-from transfergrid.store.provenance import import_path
-from transfergrid.training.usage import cpu_name, cpu_threads
+from transfergrid.store.provenance import cpu_name, import_path
+from transfergrid.training.usage import cpu_threads
 
 if TYPE_CHECKING:
     from transfergrid.training.stopping import StopFlag

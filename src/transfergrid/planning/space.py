@@ -17,7 +17,7 @@ from transfergrid.data.folds import dataset_facts, splits_of
 from transfergrid.networks import architectures, backbones
 from transfergrid.paths import cache_paths
 from transfergrid.phases import extract, feature_dims
-from transfergrid.planning.cost import rows_of
+from transfergrid.planning.work import rows_of
 from transfergrid.specs import (
     BackboneSpec,
     EvaluateSettings,

@@ -64,6 +64,23 @@ def provenance() -> dict[str, Any]:
         "git_dirty": dirty,
         "code_hash": code_hash(),
         "host": socket.gethostname(),
+        "machine": machine_name(),
         "python": platform.python_version(),
         "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
     }
+
+
+def machine_name() -> str:
+    """`AMD EPYC 7763 64-Core Processor, 128 CPUs`: what outlives a restart under another host name."""
+    return f"{cpu_name()}, {os.cpu_count()} CPUs"
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The processor's own name, where the kernel tells it; else its architecture."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return " ".join(value.split())
+    return platform.machine()

@@ -293,11 +293,19 @@ def entry_of(run: RunSpec, variant: str) -> GridEntry:
 
 
 def write_grid(
-    path: Path, *, grid: str, entries: list[GridEntry], runtime: Runtime | None = None, select_by: SelectBy = "accuracy"
+    path: Path,
+    *,
+    grid: str,
+    entries: list[GridEntry],
+    runtime: Runtime | None = None,
+    select_by: SelectBy = "accuracy",
+    expected: Mapping[str, Any] | None = None,
 ) -> None:
     """The grid as it was last launched, in place of an earlier launch of that name. runtime: where its images lay, for
-    the figures that show some. select_by: the score on val that its report chooses by."""
+    the figures that show some. select_by: the score on val that its report chooses by. expected: how long a launch on
+    this machine is to take, for status."""
     launched = {} if runtime is None else {"runtime": to_dict(runtime)}
+    launched |= {} if expected is None else {"expected": dict(expected)}
     durable.write_json(path, {"grid": grid, "select_by": select_by, "configurations": to_dict(entries), **launched})
 
 

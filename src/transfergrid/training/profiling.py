@@ -23,8 +23,9 @@ from torch import nn
 
 from transfergrid.specs import Precision
 from transfergrid.store.profiles import Passes, Profile
+from transfergrid.store.provenance import cpu_name
 from transfergrid.training.on_images import evaluating
-from transfergrid.training.usage import cpu_name, host_name
+from transfergrid.training.usage import host_name
 
 BATCH_SIZES = (1, 4, 16, 64, 256)  # the last is that of evaluations
 LONGEST_PASS_S = 2.0  # a batch that is expected to take longer is not tried

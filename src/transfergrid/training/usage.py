@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import os
-import platform
-import re
 import resource
 import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -112,16 +107,6 @@ def cpu_threads(runtime: Runtime) -> int:
     """What a run computes with on this machine: as asked for, else the cores that it may use."""
     cores = len(os.sched_getaffinity(0))
     return runtime.num_threads or min(cores, slurm_cpus() or cores)
-
-
-@functools.cache
-def cpu_name() -> str:
-    """The processor's own name, where the kernel tells it; else its architecture."""
-    with contextlib.suppress(OSError):
-        names = re.findall(r"^model name\s*:\s*(\S.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        if names:
-            return " ".join(names[0].split())
-    return platform.machine()
 
 
 def host_name() -> str:
