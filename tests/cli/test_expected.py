@@ -37,7 +37,7 @@ def expected(*seconds: float, judged: int = 0, on_gpu: bool = False, names: tupl
 
 def said(of: Expected, width: int) -> list[str]:
     file = io.StringIO()
-    told.say_expected(Console(file=file, width=width), of)
+    told.say_expected(Console(file=file, width=width, force_terminal=True, color_system=None), of)
     return file.getvalue().splitlines()
 
 
