@@ -25,8 +25,8 @@ from transfergrid.planning.plan import Plan, PlannedRun, make_plan
 from transfergrid.specs import EvaluateSettings, RunSpec, Runtime, to_dict
 from transfergrid.store import durable
 from transfergrid.store.profiles import Passes, Profile, add_profiles, read_profiles
-from transfergrid.training import profiling
 from transfergrid.store.provenance import cpu_name
+from transfergrid.training import profiling
 
 PASSES = Passes(batch_size=1, median_s=0.002, q1_s=0.001, q3_s=0.003, passes=20, first_s=0.1, warm_up=3, memory_mib=5.0)
 PROFILE = Profile(
