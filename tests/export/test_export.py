@@ -76,7 +76,9 @@ def probabilities_of_script(folder: Path, files: list[Path]) -> NDArray[np.float
 def probabilities_of_predict(output: Path, classes: list[str]) -> NDArray[np.float64]:
     with open(output, newline="") as file:
         rows = list(csv.DictReader(file))
-    ranked = [{row[f"class_{k}"]: float(row[f"probability_{k}"]) for k in range(1, len(classes) + 1)} for row in rows]
+    more = range(2, len(classes) + 1)
+    names = [("predicted", "probability"), *((f"class_{k}", f"probability_{k}") for k in more)]
+    ranked = [{row[name]: float(row[share]) for name, share in names} for row in rows]
     return np.array([[shares[name] for name in classes] for shares in ranked])
 
 

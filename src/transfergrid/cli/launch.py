@@ -118,16 +118,15 @@ def run_and_show(
     if request.dry_run and runs_follow:
         say_expected(console, expected_dry(plan, request, one_by_one=one_by_one))
     look_at_folders(console, plan, request)
+    ready = made_ready(console, plan, request, runs_follow=runs_follow)
+    if ready is None:
+        return OK
+    expected = None
+    if runs_follow and plan.to_run:
+        expected = expected_now(console, plan, ready, one_by_one=one_by_one)
+        say_expected(console, expected)
     with contextlib.ExitStack() as at_work:
-        if not request.dry_run:
-            at_work.enter_context(durable.lock(request.store.launching(request.grid), wait=False))
-        ready = made_ready(console, plan, request, runs_follow=runs_follow)
-        if ready is None:
-            return OK
-        expected = None
-        if runs_follow and plan.to_run:
-            expected = expected_now(console, plan, ready, one_by_one=one_by_one)
-            say_expected(console, expected)
+        at_work.enter_context(durable.lock(ready.store.launching(ready.grid), wait=False))
         with durable.lock(ready.store.collecting, wait=True):
             _assert_still_done(plan, ready)
             write_grid_of(console, ready, expected)
