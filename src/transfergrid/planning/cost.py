@@ -11,7 +11,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Literal
 
 from transfergrid.planning.history import History, seconds_by_record
-from transfergrid.planning.machine import Machine, threads_of
+from transfergrid.planning.machine import Machine
 from transfergrid.planning.work import images_and_epochs, seconds_by_flops
 from transfergrid.specs import RunSpec, Runtime
 from transfergrid.training.speed import assumed_speed
@@ -52,7 +52,7 @@ def estimate(
     on_gpu = gpus > 0 and runtime.device != "cpu"
     history = History(runtime, on_gpu=on_gpu, here=here)
     measured = None if here is None else here.speeds.get(here.speed_key(runtime, on_gpu=on_gpu))
-    speed = measured or assumed_speed(cores=threads_of(runtime), on_gpu=on_gpu)
+    speed = measured or assumed_speed(cores=cpu_threads(runtime), on_gpu=on_gpu)
     start_s = start_overhead_s(on_gpu=on_gpu, in_pool=here is not None)
 
     def one(run: RunSpec) -> Estimate:

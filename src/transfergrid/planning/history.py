@@ -9,9 +9,10 @@ from itertools import permutations
 
 from transfergrid.errors import DataError
 from transfergrid.paths import store_paths
-from transfergrid.planning.machine import Machine, threads_of
+from transfergrid.planning.machine import Machine
 from transfergrid.specs import ProbeSettings, RunSpec, Runtime, safe_name
 from transfergrid.store.records import RunRecord, read_record
+from transfergrid.training.usage import cpu_threads
 
 RECORDS_READ = 12  # of one kind of run, the newest
 # On SLURM a probe on features imports torch's companions after its clock has started: the shortest took 5.1 s by their
@@ -55,7 +56,7 @@ class History:
     def __init__(self, runtime: Runtime, *, on_gpu: bool, here: Machine | None) -> None:
         self.on_gpu = on_gpu
         self._here = here
-        self._threads = threads_of(runtime)
+        self._threads = cpu_threads(runtime)
         self._store = store_paths(runtime)
         self._of_kind: dict[Kind, list[RunRecord]] = {}
         self._names: dict[tuple[str, str], list[str]] = {}  # (what stands before the phase, phase) -> run_ids

@@ -16,7 +16,7 @@ from transfergrid.specs import Runtime, digest, from_dict, to_dict
 from transfergrid.store import durable
 from transfergrid.store.provenance import machine_name
 from transfergrid.training.speed import Speed
-from transfergrid.training.usage import slurm_cpus
+from transfergrid.training.usage import cpu_threads
 
 LAUNCHES_KEPT = 20
 NVIDIA_SMI_S = 5.0
@@ -48,14 +48,8 @@ class Machine:
 
     def speed_key(self, runtime: Runtime, *, on_gpu: bool) -> str:
         """What a measurement holds for: the device, its threads, and the release of torch."""
-        device = "+".join(sorted(set(self.gpus))) or "gpu" if on_gpu else f"{threads_of(runtime)} threads"
+        device = "+".join(sorted(set(self.gpus))) or "gpu" if on_gpu else f"{cpu_threads(runtime)} threads"
         return f"{device}, torch {version('torch')}"
-
-
-def threads_of(runtime: Runtime) -> int:
-    """Of a run here that computes on the CPU, as training.device sets them."""
-    cores = len(os.sched_getaffinity(0))
-    return runtime.num_threads or min(cores, slurm_cpus() or cores)
 
 
 def this_machine(runtime: Runtime) -> Machine:
