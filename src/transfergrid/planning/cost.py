@@ -15,6 +15,7 @@ from transfergrid.planning.machine import Machine
 from transfergrid.planning.work import images_and_epochs, seconds_by_flops
 from transfergrid.specs import RunSpec, Runtime
 from transfergrid.training.speed import assumed_speed
+from transfergrid.training.usage import cpu_threads
 
 if TYPE_CHECKING:
     from transfergrid.planning.plan import PlannedRun
