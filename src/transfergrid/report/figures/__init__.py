@@ -18,6 +18,7 @@ from transfergrid.report.analysis.predictions import StoredPredictions
 from transfergrid.report.figures import accuracy, architecture, cost, curves, errors, few_images, reliability, style
 from transfergrid.report.figures.material import Material, Section, Sketch
 from transfergrid.specs import DatasetSpec, Split
+from transfergrid.store import durable
 
 Files = tuple[Path, Path] | str  # a figure's PNG and SVG, or why it could not be made
 Show = Callable[[int, int], None]
@@ -118,6 +119,7 @@ def _draw_in_processes(
                 yield from future.result()
             except BrokenProcessPool:
                 yield running[future], "the process that draws it was killed, perhaps because memory ran out"
+    durable.sweep(folder)  # of processes that were killed, or ended with them, in the middle of a file
 
 
 _of_this_process: list[tuple[list[Sketch], str]] = []  # of one that draws for another: its sketches, and all letters
