@@ -16,7 +16,7 @@ from transfergrid.cli.for_programs import expected_as_json
 from transfergrid.cli.progress import BarWatcher, watching
 from transfergrid.cli.status_view import read_view
 from transfergrid.cluster.child import Answer
-from transfergrid.cluster.local import Ended
+from transfergrid.cluster.local import Ended, Ending
 from transfergrid.config.status import parse_status
 from transfergrid.planning import machine
 from transfergrid.planning.plan import Plan, PlannedRun
@@ -68,9 +68,9 @@ def test_programs_get_the_same_as_numbers() -> None:
 
 
 @pytest.mark.parametrize("ending", ["completed", "failed"])
-def test_a_launch_is_kept_for_the_next_range_where_all_of_it_was_done(tmp_path: Path, ending: str) -> None:
+def test_a_launch_is_kept_for_the_next_range_where_all_of_it_was_done(tmp_path: Path, ending: Ending) -> None:
     asked = request(tmp_path, "phase=scratch", "model=tinynet")
-    endings = [Ended(final_run(asked), ending)]  # type: ignore[arg-type]
+    endings = [Ended(final_run(asked), ending)]
     told.note_launch(asked, expected(30.0), endings, ran_s=33.0, report_s=5.0)
     launches = machine.this_machine(asked.runtime).launches
     assert [(past.expected_s, past.took_s, past.by) for past in launches] == (

@@ -26,7 +26,7 @@ from replayed_slurm import (
     write,
 )
 from rich.console import Console
-from state_cases import a_slurm
+from state_cases import a_slurm, a_store_here, printed
 
 from transfergrid.cli import status as command
 from transfergrid.cli import status_logs
@@ -40,17 +40,7 @@ from transfergrid.specs import to_dict
 from transfergrid.store import durable
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-slurm = a_slurm
-
-
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StorePaths:
-    monkeypatch.chdir(tmp_path)
-    return StorePaths(tmp_path / "results")
-
-
-def printed(capsys: pytest.CaptureFixture[str]) -> str:
-    return " ".join(capsys.readouterr().out.split())
+store, slurm = a_store_here, a_slurm
 
 
 # --------------------------------------------------------------------------------------------------------------- table

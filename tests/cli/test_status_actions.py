@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from replayed_slurm import (
@@ -16,6 +17,7 @@ from replayed_slurm import (
     queue_line,
     submit,
 )
+from state_cases import a_store_here, printed
 
 from transfergrid.cli import status_actions
 from transfergrid.cli.status import status
@@ -26,10 +28,7 @@ from transfergrid.store import durable
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StorePaths:
-    monkeypatch.chdir(tmp_path)
-    return StorePaths(tmp_path / "results")
+store = a_store_here
 
 
 @pytest.fixture
@@ -37,10 +36,6 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
     monkeypatch.setattr(status_actions, "VERIFY_S", 0.3)
     monkeypatch.setattr(status_actions, "VERIFY_POLL_S", 0.05)
     return ReplayedSlurm(tmp_path / "bin", monkeypatch)
-
-
-def printed(capsys: pytest.CaptureFixture[str]) -> str:
-    return " ".join(capsys.readouterr().out.split())
 
 
 # --------------------------------------------------------------------------------------------------------------- cancel
@@ -98,11 +93,11 @@ def test_cancel_leaves_alone_what_is_not_proven_ours_here_and_says_where_to_canc
     store: StorePaths,
     slurm: ReplayedSlurm,
     capsys: pytest.CaptureFixture[str],
-    sent: dict[str, str | None],
+    sent: dict[str, Any],
     told: str,
 ) -> None:
     make_grid(store, "a")
-    submit(store, ("a",), **sent)  # type: ignore[arg-type]
+    submit(store, ("a",), **sent)
     slurm.answers("squeue", queue_line("7", "RUNNING"))
     status(["grid=g", "cancel=true"])
     text = printed(capsys)

@@ -31,7 +31,7 @@ from transfergrid.doctor.checks import Check
 from transfergrid.errors import ConfigError
 from transfergrid.paths import StorePaths
 from transfergrid.planning.plan import Plan, PlannedRun, make_plan
-from transfergrid.specs import RunSpec
+from transfergrid.specs import Phase, RunSpec
 
 View = Callable[[Console, Path], None]
 JOIN = "mobilenet_v3_large+efficientnet_v2_s"
@@ -152,14 +152,15 @@ def of_grid(num_models: int, *, done: int = 0) -> Plan:
     `done` models all probes are done."""
     run = cases.spec("probe", "resnet18")
     places = [(f"model_with_a_name_{i}", f"data_set_{d}") for i in range(num_models) for d in range(3)]
+    phases: tuple[Phase, ...] = ("extract", "probe", "finetune", "evaluate")
     runs = [
         PlannedRun(
-            replace(run, model=model, phase=phase, seed=seed, dataset=replace(run.dataset, name=dataset)),  # type: ignore[arg-type]
+            replace(run, model=model, phase=phase, seed=seed, dataset=replace(run.dataset, name=dataset)),
             "reuse" if phase == "probe" and int(model.rsplit("_", 1)[1]) < done else "run",
             "not done yet",
         )
         for model, dataset in places
-        for phase in ("extract", "probe", "finetune", "evaluate")
+        for phase in phases
         for seed in range(5)
     ]
     return Plan(tuple(runs))

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import report_cases as cases
@@ -27,6 +27,7 @@ from transfergrid.store import durable
 from transfergrid.store.profiles import Passes, Profile, add_profiles, read_profiles
 from transfergrid.store.provenance import cpu_name
 from transfergrid.training import profiling
+from transfergrid.training.stopping import StopFlag
 
 PASSES = Passes(batch_size=1, median_s=0.002, q1_s=0.001, q3_s=0.003, passes=20, first_s=0.1, warm_up=3, memory_mib=5.0)
 PROFILE = Profile(
@@ -160,7 +161,7 @@ def test_a_signal_ends_the_child_and_nothing_is_written(tmp_path: Path, monkeypa
     waiting.write_text("#!/bin/sh\nexec sleep 60\n")
     waiting.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(waiting))
-    assert job.carry_out(run, runtime, stop=small_runs.StopAfter(2)) == "interrupted"  # type: ignore[arg-type]
+    assert job.carry_out(run, runtime, stop=cast(StopFlag, small_runs.StopAfter(2))) == "interrupted"
     assert not store_paths(runtime).run(trained.run_id).profile.exists()
 
 

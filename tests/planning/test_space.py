@@ -25,8 +25,10 @@ def on_disks(monkeypatch: pytest.MonkeyPatch, **free: int) -> None:
     def stat(path: Path, **more: object) -> object:
         return SimpleNamespace(st_dev=name) if (name := Path(path).name) in free else real(path)
 
+    def usage(path: Path) -> object:
+        return SimpleNamespace(total=1, free=free[Path(path).name])
+
     monkeypatch.setattr(space, "os", SimpleNamespace(stat=stat))
-    usage = lambda path: SimpleNamespace(total=1, free=free[Path(path).name])  # noqa: E731
     monkeypatch.setattr(space, "shutil", SimpleNamespace(disk_usage=usage))
 
 

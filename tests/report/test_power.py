@@ -2,6 +2,7 @@ from math import comb
 
 import pytest
 from mcnemar_power import mcnemar_power
+from paired_cases import observed
 
 from transfergrid.report.analysis.power import images_needed, needed, power, seeds_needed
 from transfergrid.report.analysis.statistics import PairedComparison, Variances
@@ -11,16 +12,7 @@ from transfergrid.training.evaluation import mcnemar_exact
 def comparison(
     difference: float, *, seed: float = 0.0, image: float = 0.0, rest: float = 0.0, seeds: int = 5, images: int = 10_000
 ) -> PairedComparison:
-    return PairedComparison(
-        difference=difference,
-        low=0.0,
-        high=0.0,
-        p_value=0.5,
-        test="mcnemar_exact" if seeds == 1 else "paired_bootstrap",
-        seeds=seeds,
-        images=images,
-        variances=Variances(seed=seed, image=image, rest=rest),
-    )
+    return observed(difference, Variances(seed=seed, image=image, rest=rest), seeds=seeds, images=images)
 
 
 def test_the_exact_mcnemar_power_is_that_of_every_possible_table_of_a_few_images() -> None:

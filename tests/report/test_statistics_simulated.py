@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from group_simulation import centre_of, two_models
 from mcnemar_power import mcnemar_power
+from paired_cases import observed
 
 from transfergrid.report.analysis.paired_rows import verdict
 from transfergrid.report.analysis.power import images_needed, power, seeds_needed
-from transfergrid.report.analysis.statistics import PairedComparison, Variances, compare, holm, non_inferiority
+from transfergrid.report.analysis.statistics import Variances, compare, holm, non_inferiority
 from transfergrid.training import by_group
 from transfergrid.training.evaluation import mcnemar_exact
 
@@ -256,19 +257,6 @@ def test_a_cheaper_row_that_is_as_good_is_found() -> None:
 
 
 # ------------------------------------------------------------------------------------------------- what would decide it
-def observed(difference: float, variances: Variances, *, seeds: int, images: int = 2_000) -> PairedComparison:
-    return PairedComparison(
-        difference=difference,
-        low=0.0,
-        high=0.0,
-        p_value=0.5,
-        test="mcnemar_exact" if seeds == 1 else "paired_bootstrap",
-        seeds=seeds,
-        images=images,
-        variances=variances,
-    )
-
-
 def assert_about_eighty_percent(found: int, grids: int) -> None:
     assert 0.70 <= found / grids <= 0.90, found
 

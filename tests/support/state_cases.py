@@ -20,8 +20,20 @@ def a_store(tmp_path: Path) -> StorePaths:
 
 
 @pytest.fixture
+def a_store_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StorePaths:
+    """The store of commands that name none."""
+    monkeypatch.chdir(tmp_path)
+    return StorePaths(tmp_path / "results")
+
+
+@pytest.fixture
 def a_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReplayedSlurm:
     return ReplayedSlurm(tmp_path / "bin", monkeypatch)
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
+    """What a command printed, however its lines were broken."""
+    return " ".join(capsys.readouterr().out.split())
 
 
 def look(store: StorePaths, *run_ids: str, **needs: tuple[str, ...]) -> Snapshot:

@@ -16,6 +16,7 @@ from cluster_cases import DIGITS, console, extract_run, said, scratch_run
 
 from transfergrid.cli.screen import show_usage
 from transfergrid.paths import StorePaths
+from transfergrid.planning import machine
 from transfergrid.specs import DatasetSpec, RunSpec
 from transfergrid.store.records import RunRecord, write_record
 from transfergrid.training import usage
@@ -47,6 +48,15 @@ class Driver:
         if uuid not in self.says:
             raise self.NVMLError("Not Found")
         return uuid
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.says)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> str:
+        return list(self.says)[index]
+
+    def nvmlDeviceGetName(self, handle: str) -> str:
+        return f"the card {handle}"
 
     def nvmlDeviceGetUtilizationRates(self, handle: str) -> Any:
         return SimpleNamespace(gpu=self._told(handle, 0))
@@ -145,6 +155,21 @@ def test_a_machine_without_the_drivers_library_gives_no_samples() -> None:
     with UsageMeter(gpus=["GPU-00000000-0000-0000-0000-000000000000"]) as meter:
         meter._thread.join(30)
     assert meter.summary()["gpu_utilisation"] is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"),
+    [(None, ("the card GPU-1", "the card GPU-2")), ("0", ("the card GPU-1",)), ("", ()), ("GPU-1,GPU-2", None)],
+)
+def test_the_plan_knows_the_gpus_that_runs_may_see(
+    visible: str | None, names: tuple[str, ...] | None, pretend: Callable[..., Driver], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = pretend({"GPU-1": [], "GPU-2": []})
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert machine._gpus() == (usage.gpu_names() if names is None else names)
+    driver.is_there = False
+    assert machine._gpus() == ()
 
 
 def test_a_run_on_the_cpu_never_asks_for_a_gpu(pretend: Callable[..., Driver]) -> None:

@@ -44,7 +44,8 @@ def expected_now(console: Console, plan: Plan, request: Request, *, one_by_one: 
     if "flops" not in expected.bases or key in here.speeds or expected.seconds < WORTH_MEASURING_S:
         return expected
     with console.status("measuring how fast this machine computes, once, for about 5 s"):
-        answer = ask(measure_speed, (runtime,), runs_follow=True, timeout_s=MEASURING_TIMEOUT_S)
+        of_runs = runtime if on_gpu else replace(runtime, device="cpu")  # its absence was told already
+        answer = ask(measure_speed, (of_runs,), runs_follow=True, timeout_s=MEASURING_TIMEOUT_S)
     if answer.error is not None:  # an estimate is no reason to stop: the assumed speed does
         return expected
     here = replace(here, speeds={**here.speeds, key: answer.value})

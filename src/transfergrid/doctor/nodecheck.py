@@ -159,7 +159,7 @@ def _gpu() -> dict[str, Any]:
         free_gib.append(sizes_gib[0])
         total_gib.append(sizes_gib[1])
     found = {"names": names, "problem": here.problem, "driver": driver, "without_bf16": without_bf16}
-    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
+    cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]  # torch gives it no types
     return found | {"free_gib": free_gib, "total_gib": total_gib, "cudnn": cudnn}
 
 

@@ -4,8 +4,6 @@ expected of them. Kept in the cache, one file per machine, because several may s
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -16,10 +14,9 @@ from transfergrid.specs import Runtime, digest, from_dict, to_dict
 from transfergrid.store import durable
 from transfergrid.store.provenance import machine_name
 from transfergrid.training.speed import Speed
-from transfergrid.training.usage import cpu_threads
+from transfergrid.training.usage import cpu_threads, gpu_names
 
 LAUNCHES_KEPT = 20
-NVIDIA_SMI_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +35,7 @@ class PastLaunch:
 @dataclass(frozen=True, slots=True)
 class Machine:
     """name: processor and cores, as records have it. gpus: names as torch has them, as many as
-    CUDA_VISIBLE_DEVICES lets be seen; empty where nvidia-smi tells none.
+    CUDA_VISIBLE_DEVICES lets be seen; empty where no driver tells any.
     speeds: measured, by speed_key(). launches: oldest first."""
 
     name: str
@@ -74,13 +71,5 @@ def _file(runtime: Runtime, machine: Machine) -> Path:
 
 
 def _gpus() -> tuple[str, ...]:
-    if shutil.which("nvidia-smi") is None:
-        return ()
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=NVIDIA_SMI_S, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    names = tuple(line.strip() for line in done.stdout.splitlines() if line.strip())
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names, visible = gpu_names(), os.environ.get("CUDA_VISIBLE_DEVICES")
     return names if visible is None else names[: sum(bool(entry.strip()) for entry in visible.split(","))]

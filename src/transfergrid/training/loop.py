@@ -213,13 +213,13 @@ def _forward_backward(trainee: Trainee, rows_B: Tensor, micro_batch: int | None,
     """Accumulate the gradient of the batch's mean loss; returns mean losses (H,) and correct counts (H,), detached."""
     if micro_batch is None or micro_batch >= len(rows_B):
         loss_H, correct_H = trainee.losses(rows_B, epoch)
-        loss_H.backward(torch.ones_like(loss_H))  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss_H, torch.ones_like(loss_H))
         return loss_H.detach(), correct_H
     losses, correct = [], []
     for part in torch.split(rows_B, micro_batch):
         loss_H, correct_H = trainee.losses(part, epoch)
         share = len(part) / len(rows_B)
-        (loss_H.sum() * share).backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss_H.sum() * share)
         losses.append(loss_H.detach() * share)
         correct.append(correct_H)
     return torch.stack(losses).sum(0), torch.stack(correct).sum(0)

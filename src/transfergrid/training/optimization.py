@@ -128,7 +128,8 @@ def learning_rates(optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 def make_ema(module: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of weights and buffers, updated by `update_parameters(module)` after each step."""
-    return _Ema(module, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]  # torch gives it no types
+    return _Ema(module, multi_avg_fn=average, use_buffers=True)
 
 
 class _Ema(AveragedModel):

@@ -96,7 +96,7 @@ def _step(name: str, batch: int, precision: str, device: Any) -> Callable[[], No
     def step() -> None:
         with autocast(device, precision):
             loss = functional.cross_entropy(network(images).float(), labels_B)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
         if device.type == "cuda":

@@ -97,6 +97,18 @@ def driver_version() -> str | None:
         return None
 
 
+def gpu_names() -> tuple[str, ...]:
+    """Of all GPUs of this machine, as torch names them; empty where there is no driver that answers."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return tuple(str(pynvml.nvmlDeviceGetName(handle)) for handle in handles)
+    except pynvml.NVMLError:
+        return ()
+
+
 def slurm_cpus() -> int | None:
     """CPUs that SLURM gave this task; a cluster without task affinity lets it see all of the node's."""
     cpus = os.environ.get("SLURM_CPUS_PER_TASK", "")
