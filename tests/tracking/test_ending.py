@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from transfergrid.paths import RunPaths, StorePaths
 from transfergrid.specs import DatasetSpec, ExtractSettings, RunSpec, Split, extraction
 from transfergrid.store import durable, records
 from transfergrid.store.records import RunRecord
-from transfergrid.tracking.client import wandb_session
+from transfergrid.tracking.client import quiet_threads, wandb_session
 from transfergrid.tracking.description import MATRIX_CLASSES, WRONG_SHOWN, Ending, references
 
 NAMES = tuple("abcdefghij")
@@ -189,3 +190,26 @@ def test_a_message_that_may_name_a_file_stays_here(
     assert ending.summary["error"] == durable.read_json(sent)["error"] == (message if is_sent else withheld)
     assert ("secret.png" in sent.read_text()) == is_sent
     assert replace(ending, images=True).summary["error"] == message
+
+
+def ended_thread(module: str) -> None:
+    """A thread of this module ends with an error."""
+    scope: dict[str, Any] = {"__name__": module}
+    exec("def lost():\n    raise ConnectionResetError('Connection lost')", scope)
+    thread = threading.Thread(target=scope["lost"])
+    thread.start()
+    thread.join(10)
+
+
+def test_within_a_session_wandbs_own_threads_end_without_a_traceback_and_others_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(threading, "excepthook", lambda ended: told.append(str(ended.exc_value)))
+    with quiet_threads():
+        ended_thread("wandb.sdk.wandb_run")
+        assert told == []
+        ended_thread("transfergrid.tracking.sync")
+        assert told == ["Connection lost"]
+    ended_thread("wandb.sdk.wandb_run")
+    assert len(told) == 2

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,31 @@ def wandb_session(store: StorePaths, url: str) -> Iterator[Path]:
         folder = Path(name)
         variables |= {"WANDB_SILENT": "true", "WANDB_DIR": name}
         variables |= {f"WANDB_{kind}_DIR": f"{name}/{kind.lower()}" for kind in ("DATA", "CACHE", "CONFIG")}
-        with durable.lock(folder / ".lock", wait=False), temporary_environment(variables):
+        with durable.lock(folder / ".lock", wait=False), temporary_environment(variables), quiet_threads():
             end_wandb()  # one that was set up before would keep to what was set then
             try:
                 yield folder
             finally:
                 end_wandb()  # it writes there until it ends
+
+
+@contextlib.contextmanager
+def quiet_threads() -> Iterator[None]:
+    """W&B's own threads, which ask its process for news, end with a traceback where that dies. It tells nothing: what
+    could not be sent is an error of the call that sends it."""
+    usual = threading.excepthook
+
+    def tell(ended: threading.ExceptHookArgs) -> None:
+        frames = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(ended.exc_traceback))
+        outermost = next((module for module in frames if module != "threading"), "")
+        if not outermost.startswith("wandb."):
+            usual(ended)
+
+    threading.excepthook = tell
+    try:
+        yield
+    finally:
+        threading.excepthook = usual
 
 
 def _sweep(store: StorePaths) -> None:
